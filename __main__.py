@@ -1,0 +1,5 @@
+"""`python -m turnwise`."""
+
+from .engine.cli import main
+
+main()

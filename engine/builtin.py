@@ -1,0 +1,17 @@
+"""The engine's own entries in the registries, by the same hooks as everybody else's."""
+
+from __future__ import annotations
+
+from .hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_backends(register: Register) -> None:
+    register("in-process", "turnwise.engine.policy.backends:InProcess")
+
+
+@hookimpl
+def register_stages(register: Register) -> None:
+    register("sft", "turnwise.engine.stages.sft:SFT")
+    register("rl", "turnwise.engine.stages.rl:RL")
+    register("evaluate", "turnwise.engine.stages.evaluate:Evaluate")

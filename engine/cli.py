@@ -1,0 +1,184 @@
+"""The command line: `turnwise run | evaluate | plugins | envs`, and whatever commands plugins add (`turnwise demo`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .plugins import PluginError, Plugins, did_you_mean
+
+app = typer.Typer(
+    help="Aligns multi-turn agents on whole conversations.", no_args_is_help=True, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+def main() -> None:
+    """Entry point: what goes wrong for a reason the user can mend is one message, not a traceback."""
+    try:
+        plugins = Plugins()
+        plugins.call_commands(app)
+        app.info.context_settings = {**(app.info.context_settings or {}), "obj": plugins}
+        app()
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        from .secrets import redact
+
+        print(f"turnwise: {redact(str(error))}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Errors of ours say what to do; anything else is a bug and keeps its traceback."""
+    return type(error).__module__.startswith("turnwise.") or isinstance(error, LookupError) and not isinstance(
+        error, (KeyError, IndexError)
+    )
+
+
+def quiet() -> None:
+    """Other libraries' progress bars and advice would tear ours."""
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+
+
+@app.command("run")
+def run_(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
+    folder: Annotated[Path | None, typer.Option(help="Where the run goes; default runs/<name>.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the config's seed.")] = None,
+) -> None:
+    """Does what a pipeline says: sft, rl, evaluate, and stages of plugins."""
+    from .config import RunConfig
+    from .progress import Display
+    from .run import Run
+
+    read = RunConfig.load(config)
+    if seed is not None:
+        read.seed = seed
+    quiet()
+    with Display(sys.stderr.isatty()) as display:
+        run = Run(read, folder=folder, plugins=context.obj, on_status=display.show)
+        for update in run:
+            if not sys.stderr.isatty():
+                shown = {k: update.metrics[k] for k in ("outcome", "success", "kl", "loss") if k in update.metrics}
+                print(f"{update.stage} {update.number}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()), flush=True)
+    print(f"{'Stopped' if run.stopping else 'Finished'} after update {run.updates}. Everything is in {run.folder}.")
+    table = run.folder / "evaluation.json"
+    if table.exists():
+        print_scores(json.loads(table.read_text()))
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[str, typer.Argument(help="A model's folder or hub name.")],
+    env: Annotated[str, typer.Option(help="An environment's id.")],
+    episodes: Annotated[int, typer.Option(min=1)] = 300,
+    player: Annotated[list[str] | None, typer.Option(help="Also these players of the environment, e.g. expert.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
+    seed: Annotated[int, typer.Option(help="Of the starts.")] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Plays a policy on held-out starts, next to scripted players."""
+    from dataclasses import asdict
+
+    from .config import ConfigError
+    from .policy import Policy, Sampling
+    from .rollout import PolicyPlayer, ScriptPlayer
+    from .stages.evaluate import play_held_out, score
+    from .stages.rl import EnvConfig, check_envs
+
+    try:
+        chosen = EnvConfig(id=env, options=json.loads(options))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--options is not JSON: {error}") from error
+    check_envs([chosen])
+    quiet()
+    own = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, max_new_tokens))
+    players: dict[str, Any] = {"policy": own} | {name: ScriptPlayer(name) for name in player or []}
+    table = {name: asdict(score(play_held_out(each, chosen, episodes, seed))) for name, each in players.items()}
+    if as_json:
+        print(json.dumps(table, indent=2))
+    else:
+        print_scores(table)
+
+
+@app.command("plugins")
+def plugins_(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Lists plugins: version, hooks, what each registered, and why one failed."""
+    from dataclasses import asdict
+
+    infos = list(context.obj.infos.values())
+    if as_json:
+        print(json.dumps([asdict(info) for info in infos], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("plugin", "version", "registered", "hooks")
+    for info in infos:
+        entries = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in info.registered.items())
+        table.add_row(info.name, info.version, f"[red]FAILED[/red] {info.failed}" if info.failed else entries, "\n".join(info.hooks))
+    Console().print(table)
+
+
+@app.command()
+def envs(
+    check: Annotated[str | None, typer.Option(help="Plays whole episodes of this environment and lists what is wrong.")] = None,
+    module: Annotated[str | None, typer.Option(help="Import this module first, which registers environments.")] = None,
+) -> None:
+    """Lists environments that speak, or checks one."""
+    import gymnasium
+
+    from .environment import check_environment, dialogue_ids
+
+    if module:
+        import importlib
+
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise PluginError(f"--module {module}: {error}") from error
+    known = dialogue_ids()
+    if check is None:
+        for name in known:
+            print(f"{name}  {gymnasium.registry[name].entry_point}")
+        return
+    if check not in gymnasium.registry:
+        raise PluginError(f"no environment {check!r}.{did_you_mean(check, known)} Is its module imported? See --module.")
+    problems = check_environment(check)
+    for problem in problems:
+        print(f"- {problem}")
+    print(f"{check}: {len(problems)} problems" if problems else f"{check}: nothing wrong")
+    if problems:
+        raise typer.Exit(1)
+
+
+def print_scores(table: dict[str, dict[str, Any]]) -> None:
+    """Players and what they achieved, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("player", "outcome", "success", "95 % interval", "turns", "questions")
+    for name, row in table.items():
+        interval = f"{row['low']:.3f} to {row['high']:.3f}"
+        shown.add_row(
+            name, f"{row['outcome']:.3f}", f"{row['success']:.3f}", interval, f"{row['turns']:.2f}", f"{row['questions']:.2f}"
+        )
+    Console().print(shown)

@@ -1,0 +1,140 @@
+"""The run's config: what a YAML file or the arguments of `turnwise.train` say. Unknown keys are refused, with near ones named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .plugins import did_you_mean
+
+if TYPE_CHECKING:
+    from .run import Run, Update
+
+
+class ConfigError(ValueError):
+    """The config is wrong. The message says where, and what would be right."""
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors; Python objects (judges, environments) may stand among plain data."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ConfigError(explain(error, type(self))) from None
+
+
+class Stage(Section):
+    """One step of a pipeline: its fields are its options, `play` does the work.
+
+    A stage registered by a plugin need not derive from this class; it needs `play`, and `check` if it can tell before the run
+    starts that something will not work.
+    """
+
+    def check(self, run: Run) -> None:
+        """Raises ConfigError or PluginError for what cannot work, before anything is played or loaded."""
+
+    def play(self, run: Run) -> Iterator[Update]:
+        """Does the stage's work, update by update. The run is consistent whenever it yields."""
+        raise TypeError(f"{type(self).__name__} does not say how it is played")
+
+
+class PolicyConfig(Section):
+    """Which model to align, see `Policy.from_pretrained`."""
+
+    model: str
+    lora: dict[str, Any] | None = None
+    dtype: str = "float32"
+    precision: str = "no"
+    device: str | None = None
+    attention: str = "sdpa"
+    chat_template: str | None = None
+
+
+class RunConfig(Section):
+    """A whole run.
+
+    Attributes:
+        policy: a model's folder or hub name, its options, or a `Policy`.
+        stages: each a mapping with the stage's name as its one key.
+        seed: everything random derives from it.
+        name: of the run; default: the folder's.
+        folder: where config, ledger, metrics and checkpoints go; default: `runs/<name>`.
+        ledger: URL, if not the SQLite file in the folder.
+        threads: torch's threads; default: what torch finds.
+        checkpoint_every: updates between checkpoints; the end of every stage is one too.
+        keep_checkpoints: how many of the latest to keep.
+    """
+
+    policy: Any
+    stages: list[dict[str, Any]] = Field(min_length=1)
+    seed: int = 0
+    name: str = ""
+    folder: Path | None = None
+    ledger: str | None = None
+    threads: int | None = Field(default=None, ge=1)
+    checkpoint_every: int = Field(default=10, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _one_key(cls, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for i, stage in enumerate(stages):
+            if len(stage) != 1:
+                raise ValueError(f"stage {i + 1} must have one key, its name, as in `- rl: {{updates: 50}}`; got {list(stage)}")
+        return stages
+
+    @field_validator("policy")
+    @classmethod
+    def _policy(cls, policy: Any) -> Any:
+        if isinstance(policy, (str, Path)):
+            return PolicyConfig(model=str(policy))
+        return PolicyConfig(**policy) if isinstance(policy, Mapping) else policy
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunConfig:
+        """Reads a YAML file. Relative model folders are looked for beside the file first.
+
+        Raises:
+            ConfigError: no such file, not YAML, or a config that is wrong.
+        """
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} must hold a mapping with `policy` and `stages`, not {type(data).__name__}")
+        data.setdefault("name", path.stem)
+        config = cls(**data)
+        beside = path.parent / config.policy.model
+        if beside.is_dir():
+            config.policy.model = str(beside)
+        return config
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong, one line per mistake, with near names for unknown keys."""
+    lines = []
+    for mistake in error.errors():
+        where = ".".join(str(part) for part in mistake["loc"]) or model.__name__
+        if mistake["type"] == "extra_forbidden":
+            key = str(mistake["loc"][-1])
+            lines.append(f"{model.__name__.lower()} has no key {key!r}.{did_you_mean(key, model.model_fields)}")
+        elif mistake["type"] == "missing":
+            lines.append(f"{model.__name__.lower()} needs the key {where!r}")
+        else:
+            message = mistake["msg"].removeprefix("Value error, ")
+            got = mistake.get("input")
+            shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool)) else ""
+            lines.append(f"{model.__name__.lower()}.{where}: {message}{shown}")
+    return "; ".join(lines)

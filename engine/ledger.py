@@ -1,0 +1,430 @@
+"""The ledger: episodes, requests, feedback and who trained in which update. Durable, and shared by trainer, raters and judges.
+
+Rules it holds, whatever is written to it:
+
+- a request has one key (target, source, rater slot, what is asked); asking again is a no-op;
+- the giver makes a feedback's id: the same id and content again is a no-op, other content an error;
+- a correction is a new row that supersedes an old one, until the episode has trained;
+- a group is ready when every required request of every member is answered or expired, and it trains once;
+- the members of an update are written before the update; what arrives later is kept and never trains.
+
+SQLite in WAL mode by default: writers take the lock at once (`BEGIN IMMEDIATE`), since the stock driver loses updates silently.
+PostgreSQL by URL, for a team.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from .episode import Episode, canonical_json
+from .feedback import Comparison, Feedback, Request, Stamp
+
+SCHEMA = 1
+Answer = Feedback | Comparison
+
+_meta = sa.MetaData()
+_info = sa.Table("info", _meta, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.String, nullable=False))
+_episodes = sa.Table(
+    "episodes",
+    _meta,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("run", sa.String, nullable=False, index=True),
+    sa.Column("stage", sa.String, nullable=False),
+    sa.Column("update", sa.Integer, nullable=False),
+    sa.Column("group", sa.String, nullable=False, index=True),
+    sa.Column("slot", sa.Integer, nullable=False),
+    sa.Column("env", sa.String, nullable=False),
+    sa.Column("ending", sa.String, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+)
+_requests = sa.Table(
+    "requests",
+    _meta,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("target", sa.String, nullable=False),
+    sa.Column("group", sa.String, nullable=False, index=True),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("rater_slot", sa.Integer, nullable=False),
+    sa.Column("required", sa.Boolean, nullable=False),
+    sa.Column("deadline", sa.Float),
+    sa.Column("ask", sa.String, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+)
+_feedback = sa.Table(
+    "feedback",
+    _meta,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("target", sa.String, nullable=False, index=True),
+    sa.Column("request", sa.String, index=True),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("version", sa.String, nullable=False),
+    sa.Column("rater", sa.String, nullable=False),
+    sa.Column("stratum", sa.String, nullable=False),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("score", sa.Float),
+    sa.Column("content", sa.String, nullable=False),
+    sa.Column("supersedes", sa.String, unique=True),
+    sa.Column("cost", sa.Float, nullable=False),
+    sa.Column("late", sa.Boolean, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+)
+_members = sa.Table(
+    "members",
+    _meta,
+    sa.Column("episode", sa.String, primary_key=True),
+    sa.Column("run", sa.String, nullable=False, index=True),
+    sa.Column("update", sa.Integer, nullable=False),
+    sa.Column("group", sa.String, nullable=False, index=True),
+    sa.Column("used", sa.Boolean, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("outcome", sa.Float),
+    sa.Column("feedback", sa.String, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+)
+
+
+class LedgerError(Exception):
+    """The ledger refuses: it is locked, newer than this version, or what was written contradicts what it holds."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """An episode of an update: what it trained on, or why it was left out.
+
+    Attributes:
+        used: whether it was in the gradient.
+        reason: why not.
+        outcome: the combined reward.
+        feedback: ids of the feedback the reward was made from.
+    """
+
+    episode: str
+    group: str
+    used: bool
+    reason: str = ""
+    outcome: float | None = None
+    feedback: tuple[str, ...] = ()
+
+
+class Ledger:
+    """Opens a ledger, or creates it.
+
+    Args:
+        url: an SQLAlchemy URL (`sqlite:///path`, `postgresql+psycopg://...`), or the path of an SQLite file.
+        clock: seconds; the one clock of everything that is stamped or expires.
+        lock_timeout: seconds to wait for another writer.
+
+    Raises:
+        LedgerError: another process holds the lock, the file is no ledger, or a newer version wrote it.
+    """
+
+    def __init__(self, url: str | Path, *, clock: Callable[[], float] = time.time, lock_timeout: float = 30.0) -> None:
+        self.url = str(url) if "://" in str(url) else f"sqlite:///{url}"
+        self.clock = clock
+        self._engine = sa.create_engine(self.url)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        if self._sqlite:
+            self._tame_sqlite(lock_timeout)
+        with self._writing() as db:
+            if sa.inspect(db).has_table("info"):
+                found = int(db.scalar(sa.select(_info.c.value).where(_info.c.key == "schema")) or 0)
+                if found > SCHEMA:
+                    raise LedgerError(
+                        f"the ledger {self.url} was written by a newer Turnwise (schema {found}, this one knows {SCHEMA}): "
+                        "upgrade turnwise, or start a new run folder"
+                    )
+            else:
+                _meta.create_all(db)
+                db.execute(_info.insert().values(key="schema", value=str(SCHEMA)))
+
+    def _tame_sqlite(self, lock_timeout: float) -> None:
+        @sa.event.listens_for(self._engine, "connect")
+        def connected(dbapi: Any, record: Any) -> None:
+            dbapi.isolation_level = None  # we say BEGIN ourselves
+            cursor = dbapi.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={int(lock_timeout * 1000)}")
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.close()
+
+        @sa.event.listens_for(self._engine, "begin")
+        def begun(db: Connection) -> None:
+            writing = db.get_execution_options().get("writing", False)
+            db.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect().execution_options(writing=True) as db, db.begin():
+                yield db
+        except sa.exc.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                raise LedgerError(
+                    f"the ledger {self.url} is locked by another process that has not let go of it. Is another run or a rating "
+                    "service using this folder? Stop it, or wait and try again."
+                ) from error
+            raise LedgerError(f"the ledger {self.url} cannot be used: {error.orig}") from error
+        except sa.exc.DatabaseError as error:
+            if isinstance(error, sa.exc.IntegrityError):
+                raise
+            raise LedgerError(f"the ledger {self.url} cannot be read: {error.orig}") from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._engine.connect() as db, db.begin():
+            yield db
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # Episodes.
+
+    def add_episodes(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Records episodes and returns them as recorded.
+
+        An id that is there already wins over the one given: a replay after a crash changes nothing.
+        """
+        with self._writing() as db:
+            known = self._load(db, [e.id for e in episodes])
+            rows = [
+                {
+                    "id": e.id, "run": e.run, "stage": e.stage, "update": e.update, "group": e.group, "slot": e.slot,
+                    "env": e.start.env, "ending": e.ending, "reason": e.reason, "time": self.clock(),
+                    "content": zlib.compress(canonical_json(e.to_dict()).encode(), 1),
+                }
+                for e in episodes
+                if e.id not in known
+            ]  # fmt: skip
+            if rows:
+                db.execute(_episodes.insert(), rows)
+        return [known.get(e.id, e) for e in episodes]
+
+    def episodes(self, ids: Sequence[str]) -> dict[str, Episode]:
+        """Episodes by id; unknown ids are left out."""
+        with self._reading() as db:
+            return self._load(db, ids)
+
+    def run_episodes(self, run: str, *, stage: str | None = None, update: int | None = None) -> list[Episode]:
+        """A run's episodes in the order they were played."""
+        query = sa.select(_episodes.c.content).where(_episodes.c.run == run)
+        if stage is not None:
+            query = query.where(_episodes.c.stage == stage)
+        if update is not None:
+            query = query.where(_episodes.c.update == update)
+        query = query.order_by(_episodes.c.update, _episodes.c.time, _episodes.c.group, _episodes.c.slot)
+        with self._reading() as db:
+            return [_thaw(content) for content in db.scalars(query)]
+
+    def _load(self, db: Connection, ids: Sequence[str]) -> dict[str, Episode]:
+        found: dict[str, Episode] = {}
+        for some in _chunks(ids):
+            query = sa.select(_episodes.c.id, _episodes.c.content).where(_episodes.c.id.in_(some))
+            found |= {id_: _thaw(content) for id_, content in db.execute(query)}
+        return found
+
+    # Requests.
+
+    def add_requests(self, requests: Sequence[Request]) -> None:
+        """Records what is asked; a request that is there already stays as it was, its deadline too."""
+        with self._writing() as db:
+            known = set()
+            for some in _chunks([r.id for r in requests]):
+                known |= set(db.scalars(sa.select(_requests.c.id).where(_requests.c.id.in_(some))))
+            rows = [
+                {
+                    "id": r.id, "kind": r.kind, "target": r.target, "source": r.source, "rater_slot": r.rater_slot,
+                    "group": r.episodes[0].group if r.episodes else r.target, "required": r.required,
+                    "deadline": r.deadline, "ask": canonical_json(dict(r.ask)), "time": self.clock(),
+                }
+                for r in {r.id: r for r in requests}.values()
+                if r.id not in known
+            ]  # fmt: skip
+            if rows:
+                db.execute(_requests.insert(), rows)
+
+    def open_requests(self, groups: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Requests without an answer that have not expired: id, kind, target, group, source, rater_slot, required, deadline."""
+        with self._reading() as db:
+            return [dict(row) for row in self._open(db, groups)]
+
+    def _open(self, db: Connection, groups: Iterable[str] | None) -> list[Any]:
+        answered = sa.select(_feedback.c.request).where(_feedback.c.request == _requests.c.id).exists()
+        query = sa.select(_requests).where(
+            ~answered, sa.or_(_requests.c.deadline.is_(None), _requests.c.deadline > self.clock())
+        )
+        if groups is not None:
+            query = query.where(_requests.c.group.in_(list(groups)))
+        return list(db.execute(query.order_by(_requests.c.time, _requests.c.id)).mappings())
+
+    def ready_groups(self, groups: Sequence[str]) -> list[str]:
+        """Of these groups, those that have not trained and wait for no required answer any more."""
+        with self._reading() as db:
+            waiting = {row["group"] for row in self._open(db, groups) if row["required"]}
+            trained = set(db.scalars(sa.select(_members.c.group).where(_members.c.group.in_(list(groups)))))
+        return [g for g in groups if g not in waiting and g not in trained]
+
+    # Feedback.
+
+    def add_feedback(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Records answers; returns those that are new, with their stamp. All or none.
+
+        Raises:
+            LedgerError: an answer without id, an id that is known with other content, a correction of something unknown or
+                already corrected, or an answer to an episode or group nobody played.
+        """
+        new: list[Answer] = []
+        with self._writing() as db:
+            now = self.clock()
+            for answer in answers:
+                if not answer.id:
+                    raise LedgerError(f"feedback on {answer.target!r} has no id; the giver makes it, so that it can be repeated")
+                content = _content(answer)
+                known = db.scalar(sa.select(_feedback.c.content).where(_feedback.c.id == answer.id))
+                if known is not None:
+                    if known != content:
+                        raise LedgerError(
+                            f"feedback {answer.id!r} is recorded with other content. A correction needs an id of its own and "
+                            f"supersedes={answer.id!r}."
+                        )
+                    continue
+                kind = "comparison" if isinstance(answer, Comparison) else "feedback"
+                trained = self._known_target(db, kind, answer)
+                if answer.supersedes is not None:
+                    self._check_correction(db, kind, answer, trained)
+                stamp = dataclasses.replace(answer.stamp, time=answer.stamp.time or now)
+                db.execute(
+                    _feedback.insert().values(
+                        id=answer.id, kind=kind, target=answer.target, request=stamp.request, source=stamp.source,
+                        version=stamp.version, rater=stamp.rater, stratum=stamp.stratum, status=answer.status,
+                        score=answer.score if isinstance(answer, Feedback) else None, content=content,
+                        supersedes=answer.supersedes, cost=stamp.cost, late=trained, time=stamp.time,
+                    )
+                )  # fmt: skip
+                new.append(dataclasses.replace(answer, stamp=stamp))
+        return new
+
+    def _known_target(self, db: Connection, kind: str, answer: Answer) -> bool:
+        """Whether the target has trained already."""
+        column = _episodes.c.group if kind == "comparison" else _episodes.c.id
+        if db.scalar(sa.select(sa.func.count()).select_from(_episodes).where(column == answer.target)) == 0:
+            raise LedgerError(f"feedback {answer.id!r} speaks of {answer.target!r}, which this ledger does not know")
+        trained = _members.c.group if kind == "comparison" else _members.c.episode
+        return bool(db.scalar(sa.select(sa.func.count()).select_from(_members).where(trained == answer.target)))
+
+    def _check_correction(self, db: Connection, kind: str, answer: Answer, trained: bool) -> None:
+        old = db.execute(sa.select(_feedback).where(_feedback.c.id == answer.supersedes)).mappings().first()
+        if old is None or old["target"] != answer.target or old["kind"] != kind:
+            raise LedgerError(f"feedback {answer.id!r} supersedes {answer.supersedes!r}, which is no feedback on the same target")
+        later = db.scalar(sa.select(_feedback.c.id).where(_feedback.c.supersedes == answer.supersedes))
+        if later is not None:
+            raise LedgerError(f"feedback {answer.supersedes!r} is superseded by {later!r} already; supersede that one")
+        if trained:
+            raise LedgerError(
+                f"feedback {answer.supersedes!r} has trained and cannot be corrected any more; send the correction without "
+                "`supersedes` and it is kept beside it"
+            )
+
+    def feedback(self, groups: Sequence[str]) -> list[Answer]:
+        """Everything in force on these groups and their episodes, in the order it came; nothing superseded, nothing late."""
+        newer = _feedback.alias()
+        replaced = sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
+        rows: list[Any] = []
+        with self._reading() as db:
+            for some in _chunks(groups):
+                members = sa.select(_episodes.c.id).where(_episodes.c.group.in_(some))
+                target = sa.or_(_feedback.c.target.in_(members), _feedback.c.target.in_(some))
+                query = sa.select(_feedback).where(target, ~replaced, ~_feedback.c.late)
+                rows += db.execute(query).mappings()
+        return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
+
+    # Updates.
+
+    def add_members(self, run: str, update: int, members: Sequence[Member]) -> None:
+        """Writes who trains in an update, before it happens. Writing the same again is a no-op.
+
+        Raises:
+            LedgerError: an episode has trained in another update.
+        """
+        with self._writing() as db:
+            known: dict[str, int] = {}
+            for some in _chunks([m.episode for m in members]):
+                query = sa.select(_members.c.episode, _members.c.update).where(_members.c.episode.in_(some))
+                known |= {episode: update_ for episode, update_ in db.execute(query)}
+            twice = {e: u for e, u in known.items() if u != update}
+            if twice:
+                episode, other = next(iter(twice.items()))
+                raise LedgerError(f"episode {episode!r} trained in update {other} and cannot train in update {update} again")
+            rows = [
+                {
+                    "episode": m.episode, "run": run, "update": update, "group": m.group, "used": m.used, "reason": m.reason,
+                    "outcome": m.outcome, "feedback": canonical_json(list(m.feedback)), "time": self.clock(),
+                }
+                for m in members
+                if m.episode not in known
+            ]  # fmt: skip
+            if rows:
+                db.execute(_members.insert(), rows)
+
+    def members(self, run: str, update: int | None = None) -> list[Member]:
+        query = sa.select(_members).where(_members.c.run == run)
+        if update is not None:
+            query = query.where(_members.c.update == update)
+        with self._reading() as db:
+            rows = db.execute(query.order_by(_members.c.update, _members.c.group, _members.c.episode)).mappings()
+            return [
+                Member(r["episode"], r["group"], r["used"], r["reason"], r["outcome"], tuple(json.loads(r["feedback"])))
+                for r in rows
+            ]
+
+    def counts(self) -> dict[str, int]:
+        """Rows per table."""
+        with self._reading() as db:
+            tables = {"episodes": _episodes, "requests": _requests, "feedback": _feedback, "members": _members}
+            return {name: int(db.scalar(sa.select(sa.func.count()).select_from(t)) or 0) for name, t in tables.items()}
+
+    def spend(self) -> dict[str, float]:
+        """Cost so far by source."""
+        query = sa.select(_feedback.c.source, sa.func.sum(_feedback.c.cost)).group_by(_feedback.c.source)
+        with self._reading() as db:
+            return {source: float(cost) for source, cost in db.execute(query)}
+
+
+def _chunks(ids: Sequence[str], size: int = 500) -> Iterator[list[str]]:
+    """Databases limit how many parameters a query takes."""
+    ids = list(ids)
+    for i in range(0, len(ids), size):
+        yield ids[i : i + size]
+
+
+def _thaw(content: bytes) -> Episode:
+    return Episode.from_dict(json.loads(zlib.decompress(content)))
+
+
+def _content(answer: Answer) -> str:
+    """What an answer says, without its stamp: the part that must not change under one id."""
+    data = dataclasses.asdict(answer)
+    del data["stamp"]
+    return canonical_json(data)
+
+
+def _answer(row: Any) -> Answer:
+    data = json.loads(row["content"])
+    stamp = Stamp(row["request"], row["source"], row["version"], row["time"], row["cost"], row["rater"], row["stratum"])
+    kind: type[Answer] = Comparison if row["kind"] == "comparison" else Feedback
+    return kind(**data, stamp=stamp)
+

@@ -1,0 +1,29 @@
+"""Out of memory, said in a way that helps."""
+
+from __future__ import annotations
+
+
+class OutOfMemory(RuntimeError):
+    """Memory ran out. The message says what to lower."""
+
+
+class explained_memory:  # noqa: N801 - reads as a statement
+    """Turns an out-of-memory error into one that says what to lower."""
+
+    def __init__(self, what: str, lower: str) -> None:
+        self.what, self.lower = what, lower
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        import torch
+
+        text = str(error).lower()
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
+        ):
+            raise OutOfMemory(
+                f"memory ran out in {self.what}: lower {self.lower}, or load the policy in bfloat16 or with LoRA. The last "
+                f"checkpoint is whole. ({str(error).splitlines()[0]})"
+            ) from error

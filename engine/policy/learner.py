@@ -1,0 +1,132 @@
+"""What every gradient optimizer does alike: AdamW with warm-up, micro-batches, clipping, and refusing numbers that are not finite.
+
+An optimizer's own file holds its loss and reads top to bottom; this file holds nothing of any algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..episode import derive_id
+from ..learning import Batch, NonFiniteError
+from .model import Micro, Policy
+
+
+class Learner:
+    """One AdamW over the policy and further modules (a critic).
+
+    Args:
+        policy: what is trained.
+        modules: trained along with it, already on its device.
+        lr: learning rate after warm-up.
+        warmup: optimizer steps over which the rate rises linearly; Adam's first steps are its largest otherwise.
+        decay: final learning rate as a share of `lr`, reached linearly at the end of the stage.
+        weight_decay, betas: AdamW's.
+        max_grad_norm: gradients are scaled down to this norm.
+        micro_tokens: tokens per forward pass, padding included; lower it when memory runs out. Never changes the result
+            beyond rounding.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        modules: Sequence[nn.Module] = (),
+        *,
+        lr: float,
+        warmup: int = 10,
+        decay: float = 1.0,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        max_grad_norm: float = 1.0,
+        micro_tokens: int = 8192,
+    ) -> None:
+        self.policy, self.lr, self.warmup, self.decay = policy, lr, warmup, decay
+        self.max_grad_norm, self.micro_tokens = max_grad_norm, micro_tokens
+        self.network = policy.wrapped()
+        self.modules = [policy.accelerator.prepare_model(m) for m in modules]
+        self._parameters = [*policy.parameters(), *(p for m in modules for p in m.parameters())]
+        self.adam = torch.optim.AdamW(self._parameters, lr=lr, weight_decay=weight_decay, betas=betas)
+        self.steps = 0
+
+    def minibatches(self, batch: Batch, count: int, epoch: int = 0) -> Iterator[list[int]]:
+        """Divides the episodes into `count` parts at random, keyed by the batch's seed and the epoch."""
+        generator = torch.Generator().manual_seed(int(derive_id("minibatch", batch.seed, epoch), 16) % 2**63)
+        order = torch.randperm(len(batch.episodes), generator=generator).tolist()
+        count = min(count, len(order))
+        for i in range(count):
+            yield order[i * len(order) // count : (i + 1) * len(order) // count]
+
+    def micro_batches(self, batch: Batch, episodes: Sequence[int]) -> list[Micro]:
+        """This process's micro-batches of some of the batch's episodes."""
+        chosen = set(episodes)
+        rows = [row for row in batch.rows if row.episode in chosen and row.positions]
+        return self.policy.my_share(self.policy.micro_batches(rows, self.micro_tokens))
+
+    def backward(self, loss: Tensor, micro: Micro) -> None:
+        """Adds the gradient of a share of a loss. The shares of all micro-batches of all processes add up to it."""
+        accelerator = self.policy.accelerator
+        accelerator.backward(loss * micro.weight * accelerator.num_processes)  # DDP averages over processes
+
+    def step(self, batch: Batch, episodes: Sequence[int]) -> float:
+        """Clips, checks and applies the gradient; returns its norm before clipping.
+
+        Raises:
+            NonFiniteError: the gradient is NaN or infinite; the step is not taken.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            self.adam.zero_grad(set_to_none=True)
+            ids = [batch.episodes[i].id for i in list(episodes)[:5]]
+            raise NonFiniteError(
+                f"the gradient is not finite (norm {float(norm)}) at optimizer step {self.steps + 1}, in a minibatch of "
+                f"{len(episodes)} episodes: {', '.join(ids)}{', ...' if len(episodes) > 5 else ''}. Go back to the last "
+                "checkpoint; lower lr or max_grad_norm, and look at these episodes' rewards."
+            )
+        for group in self.adam.param_groups:
+            group["lr"] = self.rate(batch.progress)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        self.steps += 1
+        return float(norm)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate of the next step."""
+        warm = min(1.0, (self.steps + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * warm * (1 - (1 - self.decay) * progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adam's moments and the step count, as flat tensors and numbers."""
+        state: dict[str, Any] = {"steps": self.steps}
+        for i, parameter in enumerate(self._parameters):
+            for name, value in self.adam.state.get(parameter, {}).items():
+                state[f"adam.{i}.{name}"] = torch.as_tensor(value)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps = int(state["steps"])
+        for i, parameter in enumerate(self._parameters):
+            own = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"adam.{i}.")}
+            if own:
+                self.adam.state[parameter] = {
+                    name: value.clone() if name == "step" else value.clone().to(parameter) for name, value in own.items()
+                }
+
+
+class Sums:
+    """Metrics summed over tokens, divided once at the end, over all processes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+
+    def add(self, micro: Micro, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum()) * micro.weight
+
+    def means(self, policy: Policy, count: float) -> dict[str, float]:
+        names = sorted(self._sums)
+        total = policy.sum_over_processes(torch.tensor([self._sums[name] for name in names], dtype=torch.float64))
+        return {name: float(value) / max(count, 1.0) for name, value in zip(names, total, strict=True)}

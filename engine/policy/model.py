@@ -1,0 +1,375 @@
+"""The policy: any transformers causal language model with a chat template.
+
+Log-probs are computed for action tokens only: hidden states are gathered at the positions that predict them, and the head is
+applied to those in chunks, so a tensor [batch, length, vocabulary] never exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..episode import Message
+from ..learning import Batch, Row
+from ..tensors import log_softmax_at
+from .backends import Conversation, InProcess, Sampling
+from .chat import ChatFormat
+
+HEAD_ELEMENTS = 2**24  # logits of one chunk: 64 MiB in float32
+
+
+class PolicyError(Exception):
+    """The model cannot be loaded or used as a policy. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """Some rows of a batch, padded, and where their action tokens are. B rows, L tokens, n action tokens.
+
+    Attributes:
+        ids: [B, L] long.
+        row, position, target: [n] each: which row, which position in it, which token.
+        episode, action: [n] each: where the token stands in the batch's [E, A].
+        ends: [B] last position of each row.
+        weight: 0 for a row repeated only so that every process runs the same number of forward passes, else 1.
+    """
+
+    ids: Tensor
+    row: Tensor
+    position: Tensor
+    target: Tensor
+    episode: Tensor
+    action: Tensor
+    ends: Tensor
+    rows: tuple[Row, ...]
+    weight: float = 1.0
+
+    def take(self, per_token: Tensor) -> Tensor:
+        """The entries of an [E, A] tensor at this micro-batch's action tokens, [n], on the model's device."""
+        return per_token[self.episode, self.action].to(self.ids.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the network says of the action tokens: log-probs and entropies [n], the hidden states they were predicted from
+    [n, H], and the hidden state at the end of each row [B, H]."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    hidden: Tensor
+    end_hidden: Tensor
+
+
+class Network(nn.Module):
+    """One forward call for everything an update needs, so that wrappers like DDP see every parameter used."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def lm(self) -> Any:
+        """The transformers model itself, with any LoRA layers in place."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @cached_property
+    def head_is_plain(self) -> bool:
+        """Whether logits are just the output embedding of the last hidden state (no soft cap, no scaling)."""
+        lm = self.lm
+        ids = torch.arange(min(4, lm.get_input_embeddings().weight.shape[0]), device=lm.device).unsqueeze(0)
+        with torch.no_grad():
+            logits = lm(input_ids=ids, use_cache=False).logits
+            ours = lm.get_output_embeddings()(lm.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        return bool(torch.allclose(logits, ours, atol=1e-4 if logits.dtype == torch.float32 else 1e-1, rtol=1e-3))
+
+    def forward(self, ids: Tensor, row: Tensor, position: Tensor, target: Tensor, ends: Tensor, temperature: float) -> Output:
+        """Right padding needs no mask: causal attention never looks ahead."""
+        lm = self.lm
+        if self.head_is_plain:
+            states = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = states[row, position - 1]
+            logprobs, entropy = self._head(hidden, target, temperature)
+        else:
+            states, logits = self._row_by_row(ids, row, position)
+            hidden = states[row, position - 1]
+            logprobs, entropy = log_softmax_at(logits / temperature, target)
+        return Output(logprobs, entropy, hidden, states[torch.arange(len(ids), device=ids.device), ends])
+
+    def _head(self, hidden: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        head = self.lm.get_output_embeddings()
+
+        def score(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+            logits = head(part)
+            return log_softmax_at(logits / temperature if temperature != 1.0 else logits, wanted)
+
+        size = max(1, HEAD_ELEMENTS // head.weight.shape[0])
+        if len(target) <= size:
+            return score(hidden, target)
+        parts = []
+        for part, wanted in zip(hidden.split(size), target.split(size), strict=True):
+            if torch.is_grad_enabled():
+                parts.append(checkpoint(score, part, wanted, use_reentrant=False))
+            else:
+                parts.append(score(part, wanted))
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _row_by_row(self, ids: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """For models that do something to their logits: their own forward, keeping action positions only."""
+        states, logits = [], []
+        for b in range(len(ids)):
+            out = self.lm(
+                input_ids=ids[b : b + 1],
+                use_cache=False,
+                output_hidden_states=True,
+                logits_to_keep=position[row == b] - 1,
+            )
+            states.append(out.hidden_states[-1])
+            logits.append(out.logits[0])
+        return torch.cat(states), torch.cat(logits)
+
+
+class Policy:
+    """A language model that replies to conversations and says how likely a reply was.
+
+    Make one with `Policy.from_pretrained`.
+
+    Attributes:
+        model: the transformers model (its LoRA adapters inside, if any).
+        tokenizer, chat: the tokenizer, and how it renders conversations.
+        version: updates made so far.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, precision: str = "no") -> None:
+        self.network = Network(model)
+        self.tokenizer = tokenizer
+        self.chat = ChatFormat(tokenizer)
+        self.version = 0
+        self.precision = precision
+        self._reference: Network | None = None
+        self._wrapped: Any = None
+        model.eval()  # dropout would make the log-probs of an update differ from the sampler's; LoRA's too
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > vocabulary:
+            raise PolicyError(
+                f"the tokenizer has {len(tokenizer)} tokens but the model embeds {vocabulary}: they do not belong together, "
+                "or the model's embeddings must be resized first (model.resize_token_embeddings)"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        lora: Mapping[str, Any] | None = None,
+        dtype: str = "float32",
+        precision: str = "no",
+        device: str | None = None,
+        attention: str = "sdpa",
+        chat_template: str | None = None,
+    ) -> Policy:
+        """Loads a model and its tokenizer from a local folder or by hub name; a folder with LoRA adapters is loaded with them.
+
+        Args:
+            name: folder or hub name.
+            lora: options of `peft.LoraConfig` (`{"r": 16, "lora_alpha": 32}`) to train adapters instead of all weights.
+            dtype: of the weights: "float32", "bfloat16" or "auto" (as saved).
+            precision: "no", or "bf16" to compute in bfloat16 over float32 weights.
+            device: "cpu", "cuda"; default: what accelerate finds.
+            attention: transformers' attention implementation: "sdpa" or "eager".
+            chat_template: overrides the tokenizer's (`turnwise.CHATML` for base models).
+
+        Raises:
+            PolicyError: no such model, weights that are not safetensors, peft missing, tokenizer and model that do not fit.
+            TemplateError: no chat template, or one that cannot carry a conversation.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = Path(name)
+        adapter = folder / "adapter_config.json"
+        base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(name))
+            model = AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                attn_implementation=attention,
+                use_safetensors=True,  # nothing is unpickled
+            )
+        except (OSError, ValueError, AttributeError) as error:
+            known = "" if folder.is_dir() else " It is no local folder, and no model of that name could be fetched."
+            raise PolicyError(f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}") from error
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
+        if adapter.is_file():
+            model = _peft().PeftModel.from_pretrained(model, str(name), is_trainable=True)
+        elif lora is not None:
+            peft = _peft()
+            try:
+                config = peft.LoraConfig(task_type="CAUSAL_LM", **{"lora_dropout": 0.0, "target_modules": "all-linear", **lora})
+            except TypeError as error:
+                raise PolicyError(f"lora: {error}") from error
+            model = peft.get_peft_model(model, config)
+        if device is not None:
+            model = model.to(device)
+        elif torch.cuda.is_available():
+            model = model.to("cuda")
+        return cls(model, tokenizer, precision=precision)
+
+    @property
+    def model(self) -> Any:
+        return self.network.lm
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_length(self) -> int:
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained: the adapters with LoRA, else everything."""
+        return [p for p in self.network.parameters() if p.requires_grad]
+
+    # Several processes.
+
+    @cached_property
+    def accelerator(self) -> Any:
+        from accelerate import Accelerator
+
+        return Accelerator(cpu=self.device.type == "cpu", mixed_precision=self.precision)
+
+    def wrapped(self) -> Any:
+        """The network as accelerate prepared it (DDP with several processes)."""
+        if self._wrapped is None:
+            self._wrapped = self.accelerator.prepare_model(self.network)
+        return self._wrapped
+
+    # Log-probs.
+
+    def micro_batches(self, rows: Sequence[Row], tokens: int) -> list[Micro]:
+        """Divides rows into padded micro-batches of at most `tokens` tokens (a single row may have more), similar lengths
+        together. How they are divided never changes a sum over action tokens beyond rounding."""
+        parts: list[list[Row]] = []
+        for row in sorted(rows, key=lambda r: len(r.ids), reverse=True):
+            if parts and len(parts[-1][0].ids) * (len(parts[-1]) + 1) <= tokens:
+                parts[-1].append(row)
+            else:
+                parts.append([row])
+        return [self._micro(part) for part in parts]
+
+    def _micro(self, rows: list[Row]) -> Micro:
+        length = max(len(r.ids) for r in rows)
+        ids = torch.tensor([[*r.ids, *([0] * (length - len(r.ids)))] for r in rows])
+        row = torch.tensor([b for b, r in enumerate(rows) for _ in r.positions], dtype=torch.long)
+        position = torch.tensor([p for r in rows for p in r.positions], dtype=torch.long)
+        episode = torch.tensor([r.episode for r in rows for _ in r.positions], dtype=torch.long)
+        action = torch.tensor([r.first + i for r in rows for i in range(len(r.positions))], dtype=torch.long)
+        ends = torch.tensor([len(r.ids) - 1 for r in rows])
+        target = ids[row, position]
+        on = [t.to(self.device) for t in (ids, row, position, target)]
+        return Micro(*on, episode, action, ends.to(self.device), tuple(rows))
+
+    def score(self, micro: Micro, temperature: float = 1.0, network: Any = None) -> Output:
+        """Log-probs of a micro-batch's action tokens, with gradient where enabled.
+
+        They are those of logits / temperature.
+        """
+        run = network if network is not None else self.wrapped()
+        with self.accelerator.autocast():
+            return run(micro.ids, micro.row, micro.position, micro.target, micro.ends, temperature)
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, *, micro_tokens: int = 8192, reference: bool = False) -> Tensor:
+        """Log-probs of every action token, [E, A] float32 on the CPU, 0 at padding; of the reference policy if asked."""
+        result = torch.zeros(batch.mask.shape)
+        with self.reference() if reference else contextlib.nullcontext(self.network) as network:
+            for micro in self.my_share(self.micro_batches(batch.rows, micro_tokens)):
+                if micro.weight:
+                    out = self.score(micro, batch.temperature, network)
+                    result[micro.episode, micro.action] = out.logprobs.float().cpu()
+        return self.sum_over_processes(result)
+
+    def my_share(self, micros: Sequence[Micro]) -> list[Micro]:
+        """This process's micro-batches: as many for each, the last ones repeated with weight 0 where they do not divide."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        rounds = -(-len(micros) // world)
+        share = []
+        for i in range(rounds):
+            at = i * world + rank
+            share.append(micros[at] if at < len(micros) else dataclasses.replace(micros[-1], weight=0.0))
+        return share
+
+    def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return tensor
+        return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum").to(tensor.device)
+
+    # The reference: the policy as it was when RL began.
+
+    def freeze_reference(self) -> None:
+        """Remembers the present weights as the reference; with LoRA, the reference is the model without its adapters, until
+        they were trained by an earlier stage."""
+        if self._reference is None and self.version == 0 and self.is_lora:
+            return
+        self._reference = copy.deepcopy(self.network).requires_grad_(False)
+
+    @property
+    def is_lora(self) -> bool:
+        return hasattr(self.network.model, "disable_adapter")
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[Network]:
+        """The reference network. Before `freeze_reference` it is the policy itself."""
+        if self._reference is not None:
+            yield self._reference
+        elif self.is_lora:
+            with self.network.model.disable_adapter():  # type: ignore[operator]
+                yield self.network
+        else:
+            yield self.network
+
+    # Talking and saving.
+
+    def reply(self, messages: Sequence[Message] | Sequence[Mapping[str, str]], *, temperature: float = 1.0,
+              max_new_tokens: int = 256, seed: int = 0) -> str:
+        """One reply to a conversation given as messages (or dicts with role and content)."""
+        said = [m if isinstance(m, Message) else Message(**m) for m in messages]  # type: ignore[arg-type]
+        talk = Conversation(0, self.chat.prompt(said), said, seed)
+        [sample] = InProcess(self, rows=1).reply([talk], Sampling(temperature, max_new_tokens))
+        return self.chat.text(sample.ids)
+
+    def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> None:
+        """Writes model and tokenizer so that `from_pretrained` (ours and transformers') reads them back.
+
+        Args:
+            merge: fold LoRA adapters into the weights and save a plain model; else only the adapters are saved.
+        """
+        model = self.network.model
+        if merge and self.is_lora:
+            model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+        model.save_pretrained(str(folder))  # type: ignore[operator]
+        self.tokenizer.save_pretrained(str(folder))
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise PolicyError("LoRA needs peft: pip install 'turnwise[lora]'") from error
+    return peft

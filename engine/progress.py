@@ -1,0 +1,58 @@
+"""Live progress on a terminal: stage, phase, speed, outcome, KL, time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .run import Status
+
+
+class Display:
+    """Shows a run's `Status` as two bars: updates of the stage, and the phase within the update.
+
+    Args:
+        enabled: False shows nothing (a pipe, a notebook, another process).
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description:<22}"), BarColumn(24), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True), transient=False, disable=not enabled,
+        )  # fmt: skip
+        self._stage = self._phase = None
+        self._stage_name = ""
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def show(self, status: Status) -> None:
+        progress = self._progress
+        if progress.disable:
+            return
+        if status.updates and (self._stage is None or self._stage_name != f"{status.stage}{status.updates}"):
+            self._stage_name = f"{status.stage}{status.updates}"
+            self._stage = progress.add_task(status.stage, total=status.updates, note="")
+        if self._stage is not None and status.updates:
+            finished = status.updates if status.update == status.updates and status.done == status.total else status.update - 1
+            progress.update(self._stage, completed=finished, note=_summary(status))
+        if self._phase is None:
+            self._phase = progress.add_task("", total=1, note="")
+        note = status.note or (f"{status.metrics['tokens'] / max(1e-9, status.metrics['seconds/play']):,.0f} tokens/s"
+                               if "seconds/play" in status.metrics else "")
+        progress.update(self._phase, description=f"  {status.phase}", completed=status.done, total=status.total or 1, note=note)
+
+
+def _summary(status: Status) -> str:
+    shown = {"outcome": "outcome", "success": "success", "kl": "KL", "loss": "loss"}
+    parts = [f"{label} {status.metrics[key]:.3f}" for key, label in shown.items() if key in status.metrics]
+    return "  ".join(parts)

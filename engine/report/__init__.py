@@ -1,0 +1,1 @@
+"""Pictures and transcripts of runs."""

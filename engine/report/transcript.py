@@ -1,0 +1,28 @@
+"""Conversations as people read them."""
+
+from __future__ import annotations
+
+from ..episode import Episode
+
+SPEAKERS = {"system": "System", "user": "Customer", "assistant": "Agent", "tool": "Tool"}
+
+
+def transcript(episode: Episode, *, user: str = "Customer") -> str:
+    """An episode as Markdown: who said what, each turn's reward where there is one, and how it ended.
+
+    Text is indented as code, so that nothing in it becomes markup.
+    """
+    names = {**SPEAKERS, "user": user}
+
+    def said(role: str, content: str) -> list[str]:
+        return [f"**{names[role]}**", "", *(f"    {line}" for line in content.splitlines() or [""]), ""]
+
+    lines = said("system", episode.system) if episode.system else []
+    for turn in episode.turns:
+        lines += said(turn.observation.role, turn.observation.content) + said("assistant", turn.action)
+        if turn.reward:
+            lines += [f"*reward {turn.reward:g}*", ""]
+    if episode.final:
+        lines += said(episode.final.role, episode.final.content)
+    ended = episode.ending + (f": {episode.reason}" if episode.reason else "")
+    return "\n".join([*lines, f"*{ended}; return {episode.env_return:g}*", ""])

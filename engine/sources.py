@@ -1,0 +1,292 @@
+"""Feedback sources of a run: makes one of any judge, asks them, and writes what they say into the ledger.
+
+A judge that raises, answers for the wrong episodes, gives the wrong count or a number that is not finite has *failed*, for those
+episodes; none of it is ever a score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .environment import settle
+from .episode import Episode, canonical_json, derive_id
+from .feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Request, version_of
+from .ledger import Answer, Ledger
+from .plugins import PluginError, Plugins
+from .rollout import TooManyFailures
+from .secrets import redact
+
+ENVIRONMENT = "environment"
+
+
+class FunctionJudge:
+    """A judge from a plain function of an episode: returns a number, a `Feedback`, or None to abstain."""
+
+    def __init__(self, function: Callable[[Episode], Any]) -> None:
+        self.function = function
+        self.version = version_of(function)
+
+    def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        answers = []
+        for episode in episodes:
+            said = settle(self.function(episode))
+            if said is None:
+                answers.append(Feedback.abstained(episode.id))
+            else:
+                answers.append(said if isinstance(said, Feedback) else Feedback(episode.id, score=said))
+        return answers
+
+
+class JudgeSource:
+    """A judge as a source: what is requested is answered at the next `receive`."""
+
+    def __init__(self, judge: Judge | GroupJudge) -> None:
+        self.judge = judge
+        self._waiting: list[Request] = []
+
+    def request(self, requests: Sequence[Request]) -> None:
+        self._waiting += requests
+
+    def receive(self) -> list[Answer]:
+        waiting, self._waiting = self._waiting, []
+        if isinstance(self.judge, GroupJudge):
+            return [self._rank(request) for request in waiting]
+        return self._score(waiting)
+
+    def _score(self, requests: Sequence[Request]) -> list[Answer]:
+        if not requests:
+            return []
+        episodes = [r.episodes[0] for r in requests]
+        try:
+            answers = list(settle(self.judge.score(episodes)))  # type: ignore[union-attr]
+        except Exception as error:
+            # One bad episode must not spoil the others: ask again one by one.
+            if len(requests) > 1:
+                return [answer for request in requests for answer in self._score([request])]
+            return [self._failed(requests[0], f"{type(error).__name__}: {error}")]
+        if len(answers) != len(requests):
+            return [self._failed(r, f"it gave {len(answers)} answers for {len(requests)} episodes") for r in requests]
+        return [self._checked(r, answer) for r, answer in zip(requests, answers, strict=True)]
+
+    def _checked(self, request: Request, answer: Any) -> Answer:
+        if not isinstance(answer, Feedback):
+            return self._failed(request, f"it gave {type(answer).__name__}, not Feedback")
+        if answer.episode != request.target:
+            return self._failed(request, f"it answered for episode {answer.episode!r} instead; answers must keep the order")
+        if answer.turn_scores is not None and len(answer.turn_scores) != len(request.episodes[0].turns):
+            return self._failed(
+                request, f"it scored {len(answer.turn_scores)} turns of an episode of {len(request.episodes[0].turns)}"
+            )
+        return self._stamped(request, answer)
+
+    def _rank(self, request: Request) -> Answer:
+        try:
+            answer = settle(self.judge.rank(request.episodes))  # type: ignore[union-attr]
+        except Exception as error:
+            return self._failed(request, f"{type(error).__name__}: {error}")
+        if not isinstance(answer, Comparison) or answer.group != request.target:
+            return self._failed(request, f"it must give a Comparison of group {request.target}, got {type(answer).__name__}")
+        strangers = {e for tier in answer.ranking for e in tier} - {e.id for e in request.episodes}
+        if strangers:
+            return self._failed(request, f"it ranked episodes that were not shown: {sorted(strangers)[:3]}")
+        return self._stamped(request, answer)
+
+    def _failed(self, request: Request, reason: str) -> Answer:
+        kind: type[Answer] = Feedback if request.kind == "episode" else Comparison
+        return self._stamped(request, kind.failed(request.target, reason))
+
+    def _stamped(self, request: Request, answer: Answer) -> Answer:
+        return dataclasses.replace(
+            answer, id=answer.id or derive_id(request.id, "answer"), stamp=dataclasses.replace(answer.stamp, request=request.id)
+        )
+
+
+@dataclass(slots=True)
+class Source:
+    """A source of this run, and how it is asked.
+
+    Attributes:
+        name: unique in the run.
+        given: the source.
+        weight: for the combiner.
+        kind: "episode" or "group": what its requests are about.
+        deadline: seconds after which an unanswered request counts as expired; None: never.
+        raters: how many answers are asked for each item.
+        required: whether groups wait for it before they train.
+    """
+
+    name: str
+    given: FeedbackSource
+    version: str
+    kind: str = "episode"
+    weight: float = 1.0
+    deadline: float | None = None
+    raters: int = 1
+    required: bool = True
+
+
+_SETTINGS = ("name", "weight", "deadline", "raters", "required", "kind")
+
+
+def make_source(spec: Any, plugins: Plugins) -> Source:
+    """A source from what the config says: a registered name, a mapping with `judge` or `source` and its options, a judge or source
+    object, or a plain function of an episode.
+
+    Raises:
+        PluginError: an unknown name or option, or something that is none of these.
+    """
+    settings: dict[str, Any] = {}
+    if isinstance(spec, Mapping):
+        options = dict(spec)
+        settings = {key: options.pop(key) for key in _SETTINGS if key in options}
+        given = [options.pop(key) for key in ("judge", "source") if key in options]
+        if len(given) != 1:
+            raise PluginError(f"a feedback entry needs either `judge` or `source`, got {dict(spec)}")
+        spec = given[0]
+        if options and not isinstance(spec, str):
+            raise PluginError(f"options {sorted(options)} are for registered judges; this one is an object already")
+    else:
+        options = {}
+    if isinstance(spec, str):
+        name, known = spec, {kind: plugins.names(kind) for kind in ("judge", "feedback source")}
+        kinds = [kind for kind, names in known.items() if spec in names]
+        if not kinds:
+            everything = [ENVIRONMENT, *known["judge"], *known["feedback source"]]
+            raise plugins.unknown("judge or feedback source", spec, everything)
+        spec = plugins.create(kinds[0], spec, **options)
+    else:
+        name = getattr(spec, "__name__", type(spec).__name__)
+    kind = "episode"
+    version = derive_id(version_of(spec), canonical_json(_plain(options))) if options else version_of(spec)
+    if isinstance(spec, FeedbackSource):
+        given_source: FeedbackSource = spec
+        kind = getattr(spec, "kind", "episode")
+    elif isinstance(spec, GroupJudge):
+        given_source, kind = JudgeSource(spec), "group"
+    elif isinstance(spec, Judge):
+        given_source = JudgeSource(spec)
+    elif callable(spec) and not inspect.isclass(spec):
+        given_source = JudgeSource(FunctionJudge(spec))
+    else:
+        raise PluginError(
+            f"{spec!r} is no feedback source: it needs score(episodes), rank(group), request and receive, or to be a function "
+            "of an episode" + (" (this is a class: give an instance)" if inspect.isclass(spec) else "")
+        )
+    return Source(**{"name": name, "given": given_source, "version": version, "kind": kind, **settings})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+
+
+@dataclass(slots=True)
+class Sources:
+    """All sources of a stage, asked and heard together.
+
+    Args:
+        plugins: where names are looked up.
+        specs: the config's `feedback` list; "environment" stands for the environment's own reward and is not asked.
+        max_failure_rate: share of failed answers above which the run stops.
+    """
+
+    sources: list[Source]
+    environment_weight: float | None
+    max_failure_rate: float = 0.5
+    names: list[str] = field(default_factory=list)
+    _asked: dict[str, int] = field(default_factory=dict)
+    _failed: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, specs: Sequence[Any], plugins: Plugins, max_failure_rate: float) -> Sources:
+        environment_weight: float | None = None
+        sources = []
+        for spec in specs:
+            name = spec.get("judge", spec.get("source")) if isinstance(spec, Mapping) else spec
+            if isinstance(name, str) and name == ENVIRONMENT:
+                environment_weight = float(spec.get("weight", 1.0)) if isinstance(spec, Mapping) else 1.0
+            else:
+                sources.append(make_source(spec, plugins))
+        names = [s.name for s in sources]
+        twice = {n for n in names if names.count(n) > 1}
+        if twice:
+            raise PluginError(f"two feedback sources are called {sorted(twice)[0]!r}: give one a `name` of its own")
+        return cls(sources, environment_weight, max_failure_rate, names)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        own = {} if self.environment_weight is None else {ENVIRONMENT: self.environment_weight}
+        return own | {s.name: s.weight for s in self.sources}
+
+    def open(self, folder: Path, ledger: Ledger, seed: int) -> None:
+        for source in self.sources:
+            if hasattr(source.given, "open"):
+                source.given.open(Context(source.name, folder, ledger.clock, seed))
+
+    def close(self) -> None:
+        for source in self.sources:
+            if hasattr(source.given, "close"):
+                source.given.close()
+
+    def ask(self, groups: Mapping[str, Sequence[Episode]], ledger: Ledger) -> None:
+        """Asks every source about every group that was played; what failed in its environment is not shown to anybody."""
+        now = ledger.clock()
+        for source in self.sources:
+            deadline = None if source.deadline is None else now + source.deadline
+            requests = []
+            for group, members in groups.items():
+                shown = tuple(e for e in members if e.ending != "failed")
+                targets = [(group, shown)] if source.kind == "group" else [(e.id, (e,)) for e in shown]
+                requests += [
+                    Request(source.kind, target, source.name, slot, deadline, source.required, {}, episodes)  # type: ignore[arg-type]
+                    for target, episodes in targets
+                    for slot in range(source.raters)
+                    if episodes and not (source.kind == "group" and len(episodes) < 2)
+                ]
+            ledger.add_requests(requests)
+            waiting = {r["id"] for r in ledger.open_requests(groups)}
+            asked = [r for r in requests if r.id in waiting]
+            self._asked[source.name] = self._asked.get(source.name, 0) + len(asked)
+            if asked:
+                source.given.request(asked)
+
+    def receive(self, ledger: Ledger) -> list[Answer]:
+        """Hears every source once and records what is new.
+
+        Raises:
+            TooManyFailures: a source failed on more of what it was asked than the run allows.
+            LedgerError: a source contradicts itself.
+        """
+        new: list[Answer] = []
+        for source in self.sources:
+            answers = [self._stamp(source, answer) for answer in source.given.receive()]
+            recorded = ledger.add_feedback(answers)
+            if hasattr(source.given, "acknowledge") and answers:
+                source.given.acknowledge([a.id for a in answers])
+            self._failed.setdefault(source.name, []).extend(a.reason for a in recorded if a.status == "failed")
+            failed, asked = len(self._failed[source.name]), self._asked.get(source.name, 0)
+            if failed > self.max_failure_rate * max(asked, 1):
+                reasons = sorted(set(self._failed[source.name]))[:3]
+                raise TooManyFailures(
+                    f"feedback source {source.name!r} failed on {failed} of {asked} requests, more than max_failure_rate="
+                    f"{self.max_failure_rate:g} allows. Reasons: {'; '.join(reasons)}. Nothing it failed on was scored."
+                )
+            new += recorded
+        return new
+
+    @property
+    def failure_rate(self) -> float:
+        return sum(map(len, self._failed.values())) / max(1, sum(self._asked.values()))
+
+    def _stamp(self, source: Source, answer: Answer) -> Answer:
+        stamp = dataclasses.replace(answer.stamp, source=source.name, version=answer.stamp.version or source.version)
+        return dataclasses.replace(answer, stamp=stamp, reason=redact(answer.reason))
+

@@ -1,0 +1,446 @@
+"""`rl`: play, feedback, rewards, credit, optimizer; one update after the other."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from ..config import ConfigError, Section, Stage
+from ..environment import make_instance, starts
+from ..episode import Episode, Start, derive_id
+from ..ledger import Answer, Member
+from ..memory import explained_memory
+from ..plugins import PluginError, Plugins
+from ..reward import NoReward, Rewards
+from ..run import Run, Update
+from ..sources import ENVIRONMENT, Sources
+
+
+class EnvConfig(Section):
+    """One environment of a mixture.
+
+    Attributes:
+        id: as registered with Gymnasium.
+        weight: its share of the groups.
+        options: for `reset`.
+        kwargs: for `gymnasium.make`.
+        feedback: its own sources, instead of the stage's.
+    """
+
+    id: str
+    weight: float = Field(default=1.0, gt=0)
+    options: dict[str, Any] = {}
+    kwargs: dict[str, Any] = {}
+    feedback: list[Any] | None = None
+
+
+def read_envs(value: Any) -> list[EnvConfig]:
+    """An id, (id, weight) pairs, mappings, or a list of these."""
+    entries = value if isinstance(value, list) else [value]
+    result = []
+    for entry in entries:
+        if isinstance(entry, str):
+            entry = {"id": entry}
+        elif isinstance(entry, (tuple, list)) and len(entry) == 2:
+            entry = {"id": entry[0], "weight": entry[1]}
+        result.append(entry if isinstance(entry, EnvConfig) else EnvConfig(**entry))
+    return result
+
+
+def check_envs(envs: Sequence[EnvConfig]) -> None:
+    """Makes each environment once, so that a wrong id or option shows before the run."""
+    for env in envs:
+        try:
+            made = make_instance(env.id, **env.kwargs)
+            starts(env.id, 0, 1, env.options, env.kwargs)
+            made.close()
+        except (LookupError, TypeError) as error:
+            raise ConfigError(str(error)) from error
+
+
+def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
+    """A part from what the config says: a registered name, a mapping with `name` and options, or the object itself."""
+    if isinstance(spec, str):
+        return plugins.create(kind, spec, **more)
+    if isinstance(spec, Mapping):
+        options = dict(spec)
+        if "name" not in options:
+            raise PluginError(f"a {kind} given as a mapping needs `name` beside its options, got {dict(spec)}")
+        return plugins.create(kind, options.pop("name"), **more, **options)
+    return spec
+
+
+@dataclass(slots=True)
+class Parts:
+    """The swappable parts of one RL stage."""
+
+    optimizer: Any
+    credit: Any
+    sources: list[Sources]  # one per environment of the mixture
+    combiners: list[Any]
+
+
+class RL(Stage):
+    """Reinforcement learning on conversations.
+
+    Attributes:
+        env: an id, a list of (id, weight), or of mappings like `EnvConfig`.
+        updates: how many.
+        groups, group_size: starts per update, and episodes per start.
+        optimizer, credit, combiner: a registered name, or a mapping with `name` and options.
+        feedback: sources; "environment" is the environment's own reward.
+        temperature, max_new_tokens, max_turns, history: how it is played.
+        backend: what samples, and its options.
+        min_group: groups with fewer rewarded episodes are dropped, where credit compares within groups.
+        max_failure_rate: of environments, and of each source's answers; above it the run stops.
+        step_limit: seconds an environment may take for a step.
+        poll: seconds between looks for answers that come later.
+    """
+
+    env: Any
+    updates: int = Field(default=100, ge=1)
+    groups: int = Field(default=16, ge=1)
+    group_size: int = Field(default=8, ge=1)
+    optimizer: Any = "grpo"
+    credit: Any = None
+    combiner: Any = "weighted"
+    feedback: list[Any] = [ENVIRONMENT]
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    max_turns: int | None = Field(default=None, ge=1)
+    history: Literal["append", "rerender"] = "append"
+    backend: Any = "in-process"
+    min_group: int = Field(default=2, ge=1)
+    max_failure_rate: float = Field(default=0.5, ge=0, le=1)
+    step_limit: float = Field(default=60.0, gt=0)
+    poll: float = Field(default=1.0, ge=0)
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: Any) -> list[EnvConfig]:
+        return read_envs(value)
+
+    @field_validator("feedback", mode="before")
+    @classmethod
+    def _feedback(cls, value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value]
+
+    def check(self, run: Run) -> None:
+        check_envs(self.env)
+        self.parts(run.plugins)
+
+    def parts(self, plugins: Plugins) -> Parts:
+        """Makes the parts and refuses pairings that cannot work.
+
+        Raises:
+            PluginError, ConfigError: with what to choose instead.
+        """
+        optimizer = component(plugins, "optimizer", self.optimizer)
+        if "advantages" not in optimizer.consumes:
+            raise ConfigError(
+                f"optimizer {_name(self.optimizer)!r} trains on {', '.join(sorted(optimizer.consumes))}, which the rl stage does "
+                f"not make: use {' or '.join(_with(plugins, 'advantages'))} here, or a preference stage for it"
+            )
+        credit_name = self.credit or ("gae" if "values" in optimizer.provides else "outcome")
+        credit = component(plugins, "credit method", credit_name)
+        if "values" in credit.needs - optimizer.provides:
+            raise ConfigError(
+                f"credit {_name(credit_name)!r} needs a critic's values, which optimizer {_name(self.optimizer)!r} does not have: "
+                "use optimizer 'ppo', or credit 'outcome'"
+            )
+        if "group" in credit.needs and self.group_size < 2:
+            raise ConfigError(
+                f"credit {_name(credit_name)!r} compares episodes of one start and needs group_size of at least 2, got "
+                f"{self.group_size}: raise it, or use optimizer 'ppo' with credit 'gae'"
+            )
+        unknown = credit.needs - {"group", "values", "turn_scores"}
+        if unknown:
+            raise ConfigError(f"credit {_name(credit_name)!r} needs {sorted(unknown)}, which this version does not supply")
+        sources, combiners = [], []
+        for env in self.env:
+            specs = env.feedback if env.feedback is not None else self.feedback
+            sources.append(Sources.make(specs, plugins, self.max_failure_rate))
+            combiners.append(component(plugins, "combiner", self.combiner, weights=sources[-1].weights))
+            if "turn_scores" in credit.needs and not sources[-1].sources:
+                raise ConfigError(f"credit {_name(credit_name)!r} needs turn scores, but no feedback source of {env.id!r} gives any")
+        return Parts(optimizer, credit, sources, combiners)
+
+    def play(self, run: Run) -> Iterator[Update]:
+        from ..batch import select
+        from ..policy import Sampling
+        from ..rollout import PolicyPlayer, Where, rollout
+
+        parts = self.parts(run.plugins)
+        policy = run.policy
+        if self.max_new_tokens >= policy.context_length:
+            raise ConfigError(f"max_new_tokens={self.max_new_tokens} leaves no room in a context of {policy.context_length} tokens")
+        backend = component(run.plugins, "backend", self.backend, policy=policy)
+        player = PolicyPlayer(policy, Sampling(self.temperature, self.max_new_tokens), backend, self.history)
+        policy.freeze_reference()
+        parts.optimizer.setup(policy)
+        if run.is_main:
+            for sources in parts.sources:
+                sources.open(run.folder, run.ledger, run.config.seed)
+        states = lambda: _states(parts)  # noqa: E731
+
+        for i in range(self.updates):
+            began = time.perf_counter()
+            number = run.updates + 1
+            show = {"update": i + 1, "updates": self.updates}
+            where = Where(run.id, run.stage, number, run.config.seed)
+            chosen, env_of = self.starts(run, i)
+            backend.refresh()
+            mine = chosen[policy.accelerator.process_index :: policy.accelerator.num_processes]
+            with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
+                episodes = rollout(
+                    player, mine, where, max_turns=self.max_turns, step_limit=self.step_limit,
+                    max_failure_rate=self.max_failure_rate,
+                    progress=lambda done, total: run.status("play", done, total, **show),  # noqa: B023
+                )  # fmt: skip
+            episodes = _gathered(policy, episodes, chosen)
+            played = time.perf_counter()
+            if run.is_main:
+                episodes = run.ledger.add_episodes(episodes)
+                run.plugins.call_event("episodes_played", run=run, episodes=episodes)
+                said = self.ask(run, parts, episodes, env_of, show)
+                rewards = {} if said is None else self.combine(parts, episodes, env_of, said)
+            else:
+                said, rewards = {}, {}
+            episodes, rewards, said = _broadcast(policy, (episodes, rewards, said))
+            if said is None:  # interrupted while waiting: what was played and asked is kept, nothing trains
+                break
+            heard = time.perf_counter()
+
+            used, left_out = self.members(episodes, rewards, "group" in parts.credit.needs)
+            metrics = _play_metrics(episodes, rewards)
+            metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()}
+            if used:
+                run.status("update", **show)
+                with explained_memory("the update", "`micro_tokens` of the optimizer, or `groups`"):
+                    batch = _make_batch(used, rewards, policy.version, self.temperature, i / self.updates, derive_id(
+                        run.config.seed, number))
+                    parts.optimizer.prepare(policy, batch)
+                    batch.credit = parts.credit.assign(batch)
+                    silent = _groups_without_signal(batch) if "group" in parts.credit.needs else set()
+                    metrics["groups_without_signal"] = float(len(silent))
+                    keep = [e for e, g in enumerate(batch.group.tolist()) if g not in silent]
+                    left_out |= {used[e].id: "group without signal" for e in range(len(used)) if e not in set(keep)}
+                    if run.is_main:
+                        self.record_members(run, number, episodes, rewards, left_out, said)
+                    if keep:
+                        batch = select(batch, keep) if silent else batch
+                        metrics |= parts.optimizer.update(policy, batch)
+                        policy.version += 1
+                        if hasattr(parts.credit, "fit"):
+                            parts.credit.fit(batch)
+            elif run.is_main:
+                self.record_members(run, number, episodes, rewards, left_out, said)
+            metrics |= {
+                "drift": _drift(policy, episodes),
+                "judge_failure_rate": max(s.failure_rate for s in parts.sources),
+                "seconds/play": played - began,
+                "seconds/feedback": heard - played,
+                "seconds/update": time.perf_counter() - heard,
+            }
+            yield run.finish_update(metrics, episodes=episodes, state=states)
+        for sources in parts.sources:
+            sources.close()
+
+    def starts(self, run: Run, i: int) -> tuple[list[tuple[Start, int]], dict[str, int]]:
+        """The (start, slot) pairs of update i, group by group, and which environment of the mixture each start is of."""
+        rng = random.Random(derive_id("mixture", run.config.seed, run.stage, i))
+        seed = int(derive_id("starts", run.config.seed, run.stage)[:8], 16)
+        chosen, env_of = [], {}
+        for g in range(self.groups):
+            [index] = rng.choices(range(len(self.env)), [env.weight for env in self.env])
+            env = self.env[index]
+            [start] = starts(env.id, seed, 1, env.options, env.kwargs, first=i * self.groups + g)
+            env_of[start.key] = index
+            chosen += [(start, slot) for slot in range(self.group_size)]
+        return chosen, env_of
+
+    def ask(
+        self, run: Run, parts: Parts, episodes: Sequence[Episode], env_of: Mapping[str, int], show: Mapping[str, int]
+    ) -> dict[str, list[Answer]] | None:
+        """Asks for feedback and waits until no required answer is missing; what was said, by group. None: interrupted."""
+        groups: dict[str, list[Episode]] = {}
+        for episode in episodes:
+            groups.setdefault(episode.group, []).append(episode)
+        for index, sources in enumerate(parts.sources):
+            sources.ask({k: m for k, m in groups.items() if env_of[m[0].start.key] == index}, run.ledger)
+        while True:
+            for sources in parts.sources:
+                if new := sources.receive(run.ledger):
+                    run.plugins.call_event("feedback_received", run=run, feedback=new)
+            waiting = [r for r in run.ledger.open_requests(list(groups)) if r["required"]]
+            if not waiting:
+                break
+            if run.stopping:
+                return None
+            names = Counter(r["source"] for r in waiting)
+            note = "waiting for " + ", ".join(f"{n} answers of {source!r}" for source, n in names.items())
+            run.status("feedback", len(groups) - len({r["group"] for r in waiting}), len(groups), note=note, **show)
+            run.sleep(self.poll)
+        said: dict[str, list[Answer]] = {key: [] for key in groups}
+        group_of = {e.id: e.group for e in episodes}
+        for answer in run.ledger.feedback(list(groups)):
+            said[group_of.get(answer.target, answer.target)].append(answer)
+        return said
+
+    def combine(
+        self, parts: Parts, episodes: Sequence[Episode], env_of: Mapping[str, int], said: Mapping[str, list[Answer]]
+    ) -> dict[str, Rewards | NoReward]:
+        """Rewards by episode id, from what was said. Episodes that failed have none."""
+        by_env: dict[int, dict[str, list[Episode]]] = {}
+        for episode in episodes:
+            by_env.setdefault(env_of[episode.start.key], {}).setdefault(episode.group, []).append(episode)
+        rewards: dict[str, Rewards | NoReward] = {}
+        for index, mine in by_env.items():
+            combiner = parts.combiners[index]
+            if hasattr(combiner, "fit"):
+                combiner.fit([a for key in mine for a in said[key]])
+            for key, members in mine.items():
+                sound = [e for e in members if e.ending != "failed"]
+                combined = combiner.combine(sound, said[key]) if sound else []
+                if len(combined) != len(sound):
+                    raise PluginError(
+                        f"combiner {_name(self.combiner)!r} gave {len(combined)} rewards for a group of {len(sound)} episodes"
+                    )
+                rewards |= {e.id: r for e, r in zip(sound, combined, strict=True)}
+        return rewards
+
+    def members(
+        self, episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward], grouped: bool
+    ) -> tuple[list[Episode], dict[str, str]]:
+        """Episodes that train, and why the others are left out."""
+        left_out: dict[str, str] = {}
+        for episode in episodes:
+            if episode.ending == "failed":
+                left_out[episode.id] = "environment failed"
+            elif not episode.turns:
+                left_out[episode.id] = "no turns"
+            elif isinstance(rewards[episode.id], NoReward):
+                left_out[episode.id] = "no reward"
+        if grouped:
+            size = Counter(e.group for e in episodes if e.id not in left_out)
+            for episode in episodes:
+                if episode.id not in left_out and size[episode.group] < self.min_group:
+                    left_out[episode.id] = "group too small"
+        return [e for e in episodes if e.id not in left_out], left_out
+
+    def record_members(
+        self, run: Run, number: int, episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward],
+        left_out: Mapping[str, str], said: Mapping[str, list[Answer]],
+    ) -> None:
+        """Writes who trains, on which feedback, before the update happens."""
+        members = []
+        for e in episodes:
+            reward = rewards.get(e.id)
+            why = left_out.get(e.id, "")
+            if isinstance(reward, NoReward):
+                why = f"{why}: {reward.reason}"
+            elif e.ending == "failed":
+                why = f"{why}: {e.reason}"
+            outcome = reward.outcome if isinstance(reward, Rewards) else None
+            used = tuple(a.id for a in said.get(e.group, ()) if a.target in (e.id, e.group))
+            members.append(Member(e.id, e.group, e.id not in left_out, why, outcome, used))
+        run.ledger.add_members(run.id, number, members)
+
+
+def _name(spec: Any) -> str:
+    if isinstance(spec, Mapping):
+        return str(spec.get("name"))
+    return spec if isinstance(spec, str) else type(spec).__name__
+
+
+def _with(plugins: Plugins, consumes: str) -> list[str]:
+    names = plugins.names("optimizer")
+    return [repr(n) for n in names if consumes in getattr(plugins.factory("optimizer", n), "consumes", ())]
+
+
+def _states(parts: Parts) -> dict[str, Mapping[str, Any]]:
+    """The states of all parts that have one."""
+    named = {"optimizer": parts.optimizer, "credit": parts.credit}
+    named |= {f"combiner-{i}": c for i, c in enumerate(parts.combiners)}
+    named |= {f"source-{i}-{s.name}": s.given for i, each in enumerate(parts.sources) for s in each.sources}
+    return {name: part.state_dict() for name, part in named.items() if hasattr(part, "state_dict")}
+
+
+def _make_batch(used: Sequence[Episode], rewards: Mapping[str, Any], version: int, temperature: float, progress: float, seed: str) -> Any:
+    from ..batch import make_batch
+
+    return make_batch(
+        used, [rewards[e.id] for e in used], version=version, temperature=temperature, progress=progress, seed=int(seed[:12], 16)
+    )
+
+
+def _groups_without_signal(batch: Any) -> set[int]:
+    """Groups in which no action token has an advantage."""
+    loud = (batch.credit.advantages.abs() > 1e-9).any(1)
+    return set(batch.group.tolist()) - set(batch.group[loud].tolist())
+
+
+def _play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]) -> dict[str, float]:
+    sound = [e for e in episodes if e.ending != "failed"]
+    outcomes = [r.outcome for r in rewards.values() if isinstance(r, Rewards)]
+    successes = [e.success for e in sound if e.success is not None]
+    metrics = {
+        "episodes": float(len(episodes)),
+        "outcome": _mean(outcomes),
+        "return": _mean([e.env_return for e in sound]),
+        "turns": _mean([len(e.turns) for e in sound]),
+        "tokens": float(sum(len(t.action_ids or ()) for e in episodes for t in e.turns)),
+        "reply_tokens": _mean([len(t.action_ids or ()) for e in sound for t in e.turns]),
+        "cut_replies": _mean([float(t.cut) for e in sound for t in e.turns]),
+        "truncated": _mean([float(e.ending == "truncated") for e in sound]),
+        "failed_episodes": float(len(episodes) - len(sound)),
+    }
+    if successes:
+        metrics["success"] = _mean([float(s) for s in successes])
+    by_env: dict[str, list[float]] = {}
+    for e in sound:
+        reward = rewards.get(e.id)
+        if isinstance(reward, Rewards):
+            by_env.setdefault(e.start.env, []).append(reward.outcome)
+    if len(by_env) > 1:
+        metrics |= {f"outcome/{env}": _mean(values) for env, values in by_env.items()}
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
+    """Share of episodes whose trained context differs from what the template would render; measured on a few."""
+    checked = [e for e in episodes if e.history == "append" and len(e.turns) > 1][:sample]
+    drifted = 0
+    for e in checked:
+        context = [i for t in e.turns for i in (*t.prompt_ids, *(t.action_ids or ()))][: -len(e.turns[-1].action_ids or ()) or None]
+        said = [m for m in e.messages if m is not e.final][:-1]
+        drifted += policy.chat.drift(said, context, e.tools)
+    return drifted / len(checked) if checked else 0.0
+
+
+def _gathered(policy: Any, episodes: list[Episode], chosen: Sequence[tuple[Start, int]]) -> list[Episode]:
+    """The episodes of all processes, in the order of the starts."""
+    if policy.accelerator.num_processes == 1:
+        return episodes
+    from accelerate.utils import gather_object
+
+    found = {(e.start.key, e.slot): e for e in gather_object(episodes)}
+    return [found[start.key, slot] for start, slot in chosen]
+
+
+def _broadcast(policy: Any, value: Any) -> Any:
+    if policy.accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]

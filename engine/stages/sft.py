@@ -1,0 +1,200 @@
+"""`sft`: supervised fine-tuning on whole conversations, from an environment's demonstrators or from files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from ..config import ConfigError, Stage
+from ..environment import starts
+from ..episode import Message, derive_id
+from ..memory import explained_memory
+from ..run import Run, Update
+from .rl import check_envs, read_envs
+
+Conversation = tuple[list[Message], Sequence[Mapping[str, Any]]]  # messages, tool schemas
+
+
+class SFT(Stage):
+    """Maximum likelihood of the assistant's tokens, and of no other ones.
+
+    Attributes:
+        data: a JSONL file, or a folder saved by `datasets`, with conversations under `messages` (or `prompt` and `completion`).
+        env, player, episodes: instead of `data`: play this many episodes with an environment's own player.
+        epochs, batch_size: passes, and conversations per optimizer step.
+        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+        steps_per_update: optimizer steps per update of the run.
+    """
+
+    data: Path | None = None
+    env: Any = None
+    player: str = "demonstrator"
+    episodes: int = Field(default=1000, ge=1)
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    lr: float = Field(default=1e-5, gt=0)
+    warmup: int = 20
+    decay: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    micro_tokens: int = 8192
+    steps_per_update: int = Field(default=25, ge=1)
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: Any) -> Any:
+        return None if value is None else read_envs(value)
+
+    @model_validator(mode="after")
+    def _one(self) -> SFT:
+        if (self.data is None) == (self.env is None):
+            raise ValueError("give either `data` (a file or folder of conversations) or `env` (whose demonstrators play)")
+        return self
+
+    def check(self, run: Run) -> None:
+        if self.env is not None:
+            check_envs(self.env)
+        elif not self.data or not self.data.exists():
+            raise ConfigError(f"sft.data: there is no file or folder {self.data}")
+
+    def play(self, run: Run) -> Iterator[Update]:
+        import torch
+
+        from ..learning import Batch
+        from ..policy.learner import Learner, Sums
+
+        rows, metrics = self._rows(run)
+        policy = run.policy
+        learner = Learner(
+            policy, lr=self.lr, warmup=self.warmup, decay=self.decay, weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm, micro_tokens=self.micro_tokens,
+        )  # fmt: skip
+        size = len(rows)
+        nothing = torch.zeros(size, 1)
+        batch = Batch(
+            episodes=(None,) * size, rows=tuple(rows), mask=nothing.bool(), turn=nothing.long(), group=torch.arange(size),
+            behaviour_logprobs=None, staleness=torch.zeros(size).long(), outcome=torch.zeros(size), turn_rewards=nothing,
+            turn_mask=nothing.bool(), truncated=torch.zeros(size).bool(), weight=torch.ones(size), token_rewards=nothing,
+        )  # type: ignore[arg-type]  # fmt: skip
+        per_epoch = math.ceil(size / self.batch_size)
+        steps = self.epochs * per_epoch
+        updates = math.ceil(steps / self.steps_per_update)
+        sums, tokens, norm, done = Sums(), 0, 0.0, 0
+        for epoch in range(self.epochs):
+            batch.seed = int(derive_id("sft", run.config.seed, run.stage)[:12], 16)
+            for episodes in learner.minibatches(batch, per_epoch, epoch):
+                batch.progress = done / steps
+                count = sum(len(rows[e].positions) for e in episodes)
+                with explained_memory("fine-tuning", "`micro_tokens` or `batch_size`"):
+                    for micro in learner.micro_batches(batch, episodes):
+                        out = policy.score(micro, network=learner.network)
+                        learner.backward(-out.logprobs.sum() / count, micro)
+                        sums.add(micro, loss=-out.logprobs)
+                norm = learner.step(batch, episodes)
+                tokens, done = tokens + count, done + 1
+                number = math.ceil(done / self.steps_per_update)
+                run.status("fine-tune", done, steps, update=number, updates=updates)
+                if done % self.steps_per_update == 0 or done == steps:
+                    policy.version += 1
+                    metrics |= sums.means(policy, tokens)
+                    metrics |= {"grad_norm": norm, "lr": learner.rate(batch.progress), "tokens": float(tokens), "epoch": epoch + 1.0}
+                    yield run.finish_update(metrics, state=lambda: {"learner": learner.state_dict()})
+                    sums, tokens, metrics = Sums(), 0, {}
+
+    def _rows(self, run: Run) -> tuple[list[Any], dict[str, float]]:
+        """One row of ids per conversation, only the assistant's tokens marked; and what there is to say of the data."""
+        from ..learning import Row
+
+        chat, limit = run.policy.chat, run.policy.context_length
+        conversations, metrics = self._played(run) if self.env is not None else (list(read_conversations(self.data)), {})
+        rows, cut = [], 0
+        for i, (messages, tools) in enumerate(conversations):
+            ids: list[int] = []
+            positions: list[int] = []
+            try:
+                turns = chat.conversation(messages, tools)
+            except ValueError as error:
+                raise ConfigError(f"conversation {i + 1} of the fine-tuning data: {error}") from error
+            for prompt, reply in turns:
+                if len(ids) + len(prompt) + len(reply) > limit:
+                    cut += 1
+                    break
+                ids += prompt
+                positions += range(len(ids), len(ids) + len(reply))
+                ids += reply
+            if positions:
+                rows.append(Row(tuple(ids), len(rows), tuple(positions), 0))
+        if not rows:
+            raise ConfigError(f"no conversation of the fine-tuning data fits the policy's context of {limit} tokens")
+        return rows, {**metrics, "conversations": float(len(rows)), "cut_conversations": float(cut)}
+
+    def _played(self, run: Run) -> tuple[list[Conversation], dict[str, float]]:
+        from ..rollout import ScriptPlayer, Where, rollout
+
+        episodes = []
+        total = sum(env.weight for env in self.env)
+        for env in self.env:
+            count = max(1, round(self.episodes * env.weight / total))
+            seed = int(derive_id("demonstrations", run.config.seed, run.stage)[:8], 16)
+            chosen = [(start, 0) for start in starts(env.id, seed, count, env.options, env.kwargs)]
+            episodes += rollout(
+                ScriptPlayer(self.player), chosen, Where(run.id, run.stage, run.updates + 1, run.config.seed),
+                progress=lambda done, total: run.status("demonstrations", done, total),
+            )  # fmt: skip
+        if run.is_main:
+            run.ledger.add_episodes(episodes)
+            run.plugins.call_event("episodes_played", run=run, episodes=episodes)
+        sound = [e for e in episodes if e.ending != "failed" and e.turns]
+        if not sound:
+            raise ConfigError(f"no episode of player {self.player!r} could be played to its end")
+        metrics = {"demonstrations/return": sum(e.env_return for e in sound) / len(sound)}
+        successes = [e.success for e in sound if e.success is not None]
+        if successes:
+            metrics["demonstrations/success"] = sum(successes) / len(successes)
+        return [(list(e.messages), e.tools) for e in sound], metrics
+
+
+def read_conversations(path: Path | None) -> Iterator[Conversation]:
+    """Conversations of a JSONL file or a `datasets` folder, in the conversational format.
+
+    Raises:
+        ConfigError: a line that is not such a conversation; the message names it.
+    """
+    assert path is not None
+    if path.is_dir():
+        try:
+            from datasets import Dataset, load_from_disk
+        except ImportError as error:
+            raise ConfigError("reading a datasets folder needs datasets: pip install 'turnwise[data]'") from error
+        found = load_from_disk(str(path))
+        records: Any = found if isinstance(found, Dataset) else found[next(iter(found))]
+        named = ((f"{path} row {i + 1}", record) for i, record in enumerate(records))
+    else:
+        named = _json_lines(path)
+    for where, record in named:
+        messages = record.get("messages") if isinstance(record, Mapping) else None
+        if messages is None and isinstance(record, Mapping) and "prompt" in record and "completion" in record:
+            messages = [*record["prompt"], *record["completion"]]
+        try:
+            said = [Message(str(m["role"]), str(m["content"])) for m in messages or ()]  # type: ignore[arg-type]
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{where}: messages must be a list of {{role, content}}") from error
+        roles = {m.role for m in said}
+        if not said or roles - {"system", "user", "assistant", "tool"}:
+            raise ConfigError(f"{where}: no conversation under `messages` (or `prompt` and `completion`), or odd roles {sorted(roles)}")
+        yield said, record.get("tools") or ()
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open() as lines:
+        for i, line in enumerate(lines):
+            if line.strip():
+                try:
+                    yield f"{path}:{i + 1}", json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ConfigError(f"{path}:{i + 1} is not JSON: {error}") from error

@@ -1,0 +1,217 @@
+"""The pure maths: tensors in, tensors out, shapes in the docstrings. E episodes, A action tokens, K turns, n any flat count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def log_softmax_at(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and the entropy of its distribution, in float32 at least.
+
+    Args:
+        logits: [n, V].
+        targets: [n] long.
+
+    Returns:
+        log-probabilities [n], with gradient; entropies [n], without.
+    """
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    logprobs = torch.log_softmax(logits, -1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).nan_to_num(0.0, neginf=0.0).sum(-1)
+    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+
+
+def place_turn_rewards(turn_rewards: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
+    """Puts each turn's reward on the last action token of that turn.
+
+    Args:
+        turn_rewards: [E, K].
+        turn: [E, A] long, turn of each action token, ascending.
+        mask: [E, A] bool.
+
+    Returns:
+        [E, A]. A turn without action tokens (an empty reply) hands its reward to the last token before it, or to the first
+        token of the episode, so that nothing is lost.
+    """
+    episodes, actions = turn.shape
+    rewards = turn_rewards.new_zeros(episodes, actions)
+    length = mask.sum(1)
+    for k in range(turn_rewards.shape[1]):
+        last = ((turn <= k) & mask).sum(1) - 1
+        place = last.clamp(min=0).minimum((length - 1).clamp(min=0))
+        rewards.scatter_add_(1, place.unsqueeze(1), turn_rewards[:, k : k + 1])
+    return rewards * mask
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, gamma: float = 1.0, lam: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation over action tokens (Schulman et al. 2015, arXiv:1506.02438, eq. 16).
+
+        delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}
+
+    The state after the last action token is worth `bootstrap`: 0 where the episode terminated, the critic's value where it was
+    truncated.
+
+    Args:
+        rewards, values: [E, A].
+        mask: [E, A] bool; the True entries of a row come first.
+        bootstrap: [E].
+
+    Returns:
+        advantages [E, A] and value targets A + V [E, A], both 0 at padding.
+    """
+    advantages = torch.zeros_like(values)
+    following = torch.zeros_like(bootstrap)
+    next_value = bootstrap
+    for t in reversed(range(values.shape[1])):
+        here = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = torch.where(here, delta + gamma * lam * following, following)
+        next_value = torch.where(here, values[:, t], next_value)
+        advantages[:, t] = torch.where(here, following, 0.0)
+    return advantages, (advantages + values) * mask
+
+
+def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Mean of each group, [G], of values [E] with group indices [E]."""
+    total = values.new_zeros(groups).index_add_(0, group, values)
+    return total / group_counts(group, groups).clamp(min=1)
+
+
+def group_counts(group: Tensor, groups: int) -> Tensor:
+    return torch.zeros(groups, dtype=torch.long, device=group.device).index_add_(0, group, torch.ones_like(group))
+
+
+def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
+    """Outcomes against a baseline from the group.
+
+    - "mean": R - mean(R), GRPO's numerator and Dr. GRPO (Liu et al. 2025, arXiv:2503.20783)
+    - "loo":  R - mean of the others = (R - mean(R)) * G / (G - 1), RLOO (Ahmadian et al. 2024, arXiv:2402.14740)
+    - "std":  (R - mean(R)) / (std(R) + 1e-4) with the unbiased std, GRPO (Shao et al. 2024, arXiv:2402.03300)
+
+    A member of a group of one has nothing to be compared with and gets 0 under every baseline.
+
+    Args:
+        outcome: [E].
+        group: [E] long.
+
+    Returns:
+        [E].
+
+    Raises:
+        ValueError: an unknown baseline.
+    """
+    groups = int(group.max()) + 1 if len(group) else 0
+    centred = outcome - group_mean(outcome, group, groups)[group]
+    size = group_counts(group, groups)[group].to(outcome.dtype)
+    if baseline == "mean":
+        return centred
+    if baseline == "loo":
+        return centred * size / (size - 1).clamp(min=1)
+    if baseline == "std":
+        variance = group_mean(centred**2, group, groups)[group] * size / (size - 1).clamp(min=1)
+        return centred / (variance.sqrt() + 1e-4)
+    raise ValueError(f"unknown baseline {baseline!r}; there are 'mean', 'loo' and 'std'")
+
+
+def turn_sums(per_token: Tensor, turn: Tensor, mask: Tensor, turns: int) -> tuple[Tensor, Tensor]:
+    """Sums and counts of a per-token quantity [E, A] over each turn: two tensors [E, K]."""
+    index = turn.clamp(min=0)
+    sums = per_token.new_zeros(per_token.shape[0], turns).scatter_add_(1, index, per_token * mask)
+    counts = per_token.new_zeros(per_token.shape[0], turns).scatter_add_(1, index, mask.to(per_token.dtype))
+    return sums, counts
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean 0, standard deviation 1 over the entries of the mask (biased std, eps 1e-8); 0 elsewhere. Shapes alike."""
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean) ** 2, mask)
+    return (values - mean) / (variance + 1e-8).sqrt() * mask
+
+
+def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
+    """Per-token estimate of KL(policy || reference) from samples of the policy (Schulman, "Approximating KL divergence").
+
+    With d = log pi_ref - log pi: k1 = -d (unbiased, may be negative), k2 = d^2 / 2 (biased, low variance, and its gradient is
+    that of the KL), k3 = exp(d) - 1 - d (unbiased, never negative). Shapes alike.
+
+    Raises:
+        ValueError: an unknown estimator.
+    """
+    d = reference - logprobs
+    if estimator == "k1":
+        return -d
+    if estimator == "k2":
+        return d**2 / 2
+    if estimator == "k3":
+        return d.exp() - 1 - d
+    raise ValueError(f"unknown KL estimator {estimator!r}; there are 'k1', 'k2' and 'k3'")
+
+
+def clipped_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate per token (Schulman et al. 2017, arXiv:1707.06347, eq. 7), negated to be minimised.
+
+        -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A),   ratio = exp(logprobs - old_logprobs)
+
+    Args:
+        all [n].
+
+    Returns:
+        losses [n] and whether the clip holds the token back [n] bool.
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    held = (ratio * advantages > clipped * advantages).detach()
+    return loss, held
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip: float | None) -> Tensor:
+    """Squared error of the critic per token, halved; with `clip`, the larger of it and the error of the value moved at most
+    `clip` from `old_values` (PPO's reference implementation). All [n]."""
+    loss = (values - targets) ** 2
+    if clip is not None:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        loss = torch.maximum(loss, (near - targets) ** 2)
+    return loss / 2
+
+
+def importance_weight(prox: Tensor, behaviour: Tensor, cap: float) -> Tensor:
+    """min(cap, pi_prox / pi_behaviour) per token, without gradient: the correction for episodes older than the policy
+    (decoupled PPO, Hilton et al. 2021, arXiv:2110.00641, with truncation as in IMPALA). 1 on-policy. Shapes alike."""
+    return (prox - behaviour).exp().clamp(max=cap).detach()
+
+
+def explained_variance(predictions: Tensor, targets: Tensor, mask: Tensor) -> float:
+    """1 - Var(target - prediction) / Var(target) over the mask; 0 where the targets do not vary."""
+    selected = mask.bool()
+    target, error = targets[selected], (targets - predictions)[selected]
+    if target.numel() < 2 or float(target.var()) < 1e-12:
+        return 0.0
+    return float(1 - error.var() / target.var())
+
+
+def sample_inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """One exact sample per row by inversion: the first token whose cumulative probability exceeds the uniform.
+
+    One uniform per token makes the sample a function of (logits, uniform) alone, whatever else is in the batch.
+
+    Args:
+        logits: [n, V].
+        uniforms: [n] in [0, 1).
+
+    Returns:
+        [n] long.
+    """
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    target = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,65 @@
+"""`turnwise.train`: reinforcement learning on one or more environments, in one call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .config import RunConfig
+from .plugins import Plugins
+from .progress import Display
+from .run import Run, Status
+
+
+def train(
+    policy: Any,
+    env: Any,
+    *,
+    feedback: Any = "environment",
+    optimizer: Any = "grpo",
+    credit: Any = None,
+    updates: int = 100,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    threads: int | None = None,
+    plugins: Plugins | None = None,
+    on_status: Callable[[Status], None] | None = None,
+    **options: Any,
+) -> Run:
+    """Trains a policy on conversations and returns the finished run.
+
+        run = turnwise.train("Qwen/Qwen2.5-0.5B-Instruct", env="acme/Riddle-v0", feedback=[Polite()], updates=200)
+        run.policy.save_pretrained("riddler")
+
+    Args:
+        policy: a model's folder or hub name, a mapping of `PolicyConfig`, or a `Policy`.
+        env: an environment's id, or a mixture `[("a", 0.7), ("b", 0.3)]`.
+        feedback: judges, sources or functions; "environment" is the environment's own reward.
+        optimizer, credit: a registered name, or a mapping with `name` and options. Default credit: what fits the optimizer.
+        updates: how many.
+        seed: everything random derives from it.
+        folder: of the run; default: a new one under `runs/`.
+        threads: torch's threads.
+        plugins: default: those installed.
+        on_status: instead of the progress display, which is shown on a terminal.
+        options: any field of the `rl` stage (`groups`, `group_size`, `max_new_tokens`, ...).
+
+    Raises:
+        ConfigError, PluginError: what cannot work, before anything is loaded.
+    """
+    stage = {"env": env, "feedback": feedback, "optimizer": optimizer, "credit": credit, "updates": updates, **options}
+    config = RunConfig(policy=policy, stages=[{"rl": stage}], seed=seed, threads=threads, folder=folder or _new_folder(env))
+    with Display(enabled=on_status is None and sys.stderr.isatty()) as display:
+        return Run(config, plugins=plugins, on_status=on_status or display.show).finish()
+
+
+def _new_folder(env: Any) -> Path:
+    first = env[0] if isinstance(env, list) else env
+    name = first if isinstance(first, str) else first[0] if isinstance(first, tuple) else "rl"
+    stem = name.rsplit("/", 1)[-1].lower()
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder

@@ -1,0 +1,13 @@
+"""Built-in dialogues. Importing this registers nothing; the `register_envs` hook does."""
+
+from __future__ import annotations
+
+import gymnasium
+
+from ..engine.hookspecs import hookimpl
+
+
+@hookimpl
+def register_envs() -> None:
+    gymnasium.register("turnwise/SupportDesk-v0", "turnwise.envs.support_desk:SupportDesk", max_episode_steps=12)
+    gymnasium.register("turnwise/Maze-v0", "turnwise.envs.maze:Maze", max_episode_steps=40)

@@ -1,0 +1,1 @@
+"""Built-in plugins: optimizers, credit methods, combiners, the demo."""

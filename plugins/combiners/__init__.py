@@ -1,0 +1,10 @@
+"""Combiners: feedback to rewards."""
+
+from __future__ import annotations
+
+from ...engine.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_combiners(register: Register) -> None:
+    register("weighted", "turnwise.plugins.combiners.weighted:Weighted")

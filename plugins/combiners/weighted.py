@@ -1,0 +1,72 @@
+"""`weighted`: the outcome is the weighted sum of what the sources said.
+
+    outcome = sum_s weight_s * mean(scores of source s)
+
+A comparison scores each episode by the share of the others it beats (`engine.reward.ranking_scores`). The source "environment" is
+the environment's own reward and keeps its turns; other sources speak of the whole episode, so theirs arrives at the last turn.
+An episode that a source failed on, abstained from or never answered has no reward: leaving a term out would compare it with others
+on different terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ...engine.episode import Episode
+from ...engine.feedback import Comparison, Feedback
+from ...engine.reward import NoReward, Rewards, ranking_scores
+
+
+class Weighted:
+    """Args:
+    weights: source name to weight, one for every source of the run.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights = dict(weights)
+
+    def combine(self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]) -> list[Rewards | NoReward]:
+        return [self._episode(episode, feedback) for episode in group]
+
+    def _episode(self, episode: Episode, feedback: Sequence[Feedback | Comparison]) -> Rewards | NoReward:
+        turns = [0.0] * len(episode.turns)
+        opinions: list[tuple[float | None, ...]] = []
+        for source, weight in self.weights.items():
+            if source == "environment":
+                turns = [total + weight * turn.reward for total, turn in zip(turns, episode.turns, strict=True)]
+                continue
+            scores: list[float] = []
+            missing = "did not answer"
+            for answer in (a for a in feedback if a.stamp.source == source):
+                if isinstance(answer, Feedback) and answer.episode == episode.id:
+                    if answer.status != "scored":
+                        missing = f"{answer.status}: {answer.reason}"
+                        continue
+                    if answer.score is not None:
+                        scores.append(answer.score)
+                    elif answer.aspects:
+                        scores.append(sum(answer.aspects.values()) / len(answer.aspects))
+                    if answer.turn_scores is not None:
+                        opinions.append(answer.turn_scores)
+                        if answer.score is None and not answer.aspects:
+                            missing = "scored turns only, which the combiner 'weighted' does not add up"
+                elif isinstance(answer, Comparison) and answer.group == episode.group:
+                    ranked = ranking_scores(answer) if answer.status == "scored" else {}
+                    if episode.id in ranked:
+                        scores.append(ranked[episode.id])
+                    else:
+                        missing = f"{answer.status}: {answer.reason}" if answer.status != "scored" else "left it out"
+            if not scores:
+                return NoReward(f"source {source!r} {missing}")
+            turns[-1] += weight * sum(scores) / len(scores)
+        return Rewards(sum(turns), tuple(turns), _mean_opinion(opinions, len(turns)))
+
+
+def _mean_opinion(opinions: Sequence[tuple[float | None, ...]], turns: int) -> tuple[float | None, ...] | None:
+    if not opinions:
+        return None
+    means = []
+    for k in range(turns):
+        said = [o[k] for o in opinions if k < len(o) and o[k] is not None]
+        means.append(sum(said) / len(said) if said else None)  # type: ignore[arg-type]
+    return tuple(means)

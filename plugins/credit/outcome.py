@@ -1,0 +1,49 @@
+"""`outcome`: every token of an episode gets the same advantage, its outcome against those that started alike.
+
+    A_i = R_i - baseline(group)        R_i = outcome + token rewards (a KL penalty, if any)
+
+with the baseline of GRPO ("std": also divided by the group's standard deviation), Dr. GRPO ("mean") or RLOO ("loo"); see
+`engine.tensors.group_advantage` for formulas and sources.
+
+Truncated episodes: there is no critic to say what would have come, so an episode that was cut counts with the reward it had.
+`truncated="drop"` takes such episodes out of training instead (advantage 0), while they still count in the baseline: a policy
+that never finishes must not look good by leaving.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from ...engine.learning import Batch, Credit
+from ...engine.tensors import group_advantage
+
+
+class OutcomeCredit:
+    """Args:
+    baseline: "std" (GRPO), "mean" (Dr. GRPO) or "loo" (RLOO).
+    truncated: "count" truncated episodes with the reward they had, or "drop" them from the gradient.
+    """
+
+    needs = frozenset({"group"})
+
+    def __init__(
+        self, baseline: Literal["std", "mean", "loo"] = "std", truncated: Literal["count", "drop"] = "count"
+    ) -> None:
+        if baseline not in ("std", "mean", "loo"):
+            raise ValueError(f"baseline must be 'std', 'mean' or 'loo', got {baseline!r}")
+        if truncated not in ("count", "drop"):
+            raise ValueError(f"truncated must be 'count' or 'drop', got {truncated!r}")
+        self.baseline, self.truncated = baseline, truncated
+
+    def assign(self, batch: Batch) -> Credit:
+        outcome = batch.outcome + batch.token_rewards.sum(1)
+        advantage = group_advantage(outcome, batch.group, self.baseline)
+        if self.truncated == "drop":
+            advantage = torch.where(batch.truncated, 0.0, advantage)
+        return Credit(
+            advantages=advantage.unsqueeze(1) * batch.mask,
+            value_targets=None,
+            turn_credit=advantage.unsqueeze(1) * batch.turn_mask,
+        )

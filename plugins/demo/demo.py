@@ -1,0 +1,168 @@
+"""What `turnwise demo` does, from random weights to a policy that beats its teachers.
+
+1. A small Llama-architecture model and its tokenizer are built; the words come from the demonstrators' conversations.
+2. `sft` on conversations of imperfect demonstrators: hasty ones, forgetful ones, a few careful ones.
+3. `rl` from there, once by PPO and once by GRPO, on the customer's satisfaction at the end and nothing else.
+4. All players on held-out stories, by sampling at temperature 1, as trained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ...engine.cli import print_scores, quiet
+from ...engine.environment import starts
+from ...engine.episode import Episode
+from ...engine.policy import Policy, Sampling
+from ...engine.policy.backends import InProcess
+from ...engine.progress import Display
+from ...engine.report.curves import draw_curves
+from ...engine.report.transcript import transcript
+from ...engine.rollout import PolicyPlayer, ScriptPlayer, Where, rollout
+from ...engine.run import Run
+from ...engine.stages.evaluate import Score, play_held_out, score
+from ...engine.stages.rl import EnvConfig
+from .tiny import build_policy
+
+ENV = "turnwise/SupportDesk-v0"
+HELD_OUT = EnvConfig(id=ENV, options={"split": "held_out"})
+MAX_NEW_TOKENS = 24
+EVALUATION_SEED = 20_000
+
+SFT: dict[str, Any] = {
+    "env": ENV, "player": "demonstrator", "episodes": 8000, "epochs": 3, "batch_size": 32, "lr": 5e-3, "decay": 0.1,
+    "weight_decay": 0.01, "micro_tokens": 16384, "steps_per_update": 50,
+}  # fmt: skip
+RL: dict[str, Any] = {"env": ENV, "updates": 60, "max_new_tokens": MAX_NEW_TOKENS, "backend": {"name": "in-process", "rows": 256}}
+PPO: dict[str, Any] = {
+    **RL, "groups": 256, "group_size": 1, "credit": {"name": "gae", "lam": 0.95},
+    "optimizer": {
+        "name": "ppo", "lr": 2e-3, "epochs": 1, "minibatches": 4, "warmup": 10, "decay": 0.1, "micro_tokens": 16384,
+    },
+}  # fmt: skip
+GRPO: dict[str, Any] = {
+    **RL, "groups": 32, "group_size": 8, "credit": "outcome",
+    "optimizer": {"name": "grpo", "lr": 2e-3, "minibatches": 2, "warmup": 10, "decay": 0.1, "micro_tokens": 16384},
+}  # fmt: skip
+
+
+def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
+    """Runs the demo and returns the summary that it writes to `summary.json`.
+
+    Args:
+        folder: replaced if it holds an earlier demo.
+        quick: a few updates and held-out stories only.
+
+    Raises:
+        FileExistsError: the folder holds something that is no demo.
+    """
+    quiet()
+    console = Console()
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / "demo.json").exists():
+            raise FileExistsError(f"{folder} holds something else than a demo: choose another --folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "demo.json").write_text(json.dumps({"seed": seed, "quick": quick}) + "\n")
+    short = {"episodes": 300, "epochs": 1} if quick else {}
+    few = {"updates": 2, "groups": 16} if quick else {}
+    stories = 60 if quick else 400
+    threads = min(2, os.cpu_count() or 1)
+    began, cpu = time.perf_counter(), time.process_time()
+    seconds: dict[str, float] = {}
+
+    def clock(name: str, since: float) -> None:
+        seconds[name] = round(time.perf_counter() - since, 1)
+
+    console.print("[bold]1[/bold]  a small chat model, built on the spot")
+    since = time.perf_counter()
+    heard = rollout(ScriptPlayer("demonstrator"), [(s, 0) for s in starts(ENV, seed, 1500)], Where("demo", "words", 0, seed))
+    model = build_policy(folder / "model", (m.content for e in heard for m in e.messages), seed=seed, hidden=64, layers=2, heads=4)
+    clock("build", since)
+
+    def run(name: str, policy: Path, stage: dict[str, Any]) -> Run:
+        [(kind, options)] = stage.items()
+        config = {"policy": str(policy), "stages": [stage], "seed": seed, "name": name, "threads": threads, "checkpoint_every": 1000}
+        with Display(sys.stderr.isatty()) as display:
+            done = Run(config, folder=folder / name, on_status=display.show).finish()
+        if done.stopping:
+            raise SystemExit(f"Stopped in {name}. Everything so far is in {folder}.")
+        return done
+
+    console.print("[bold]2[/bold]  sft: from imperfect demonstrations")
+    since = time.perf_counter()
+    sft = run("sft", model, {"sft": {**SFT, **short}})
+    clock("sft", since)
+
+    console.print("[bold]3[/bold]  rl: from the outcome alone, by PPO and by GRPO")
+    runs: dict[str, Run] = {}
+    for name, options in (("ppo", PPO), ("grpo", GRPO)):
+        since = time.perf_counter()
+        runs[name] = run(name, folder / "sft" / "policy", {"rl": {**options, **few}})
+        clock(name, since)
+
+    console.print(f"[bold]4[/bold]  everybody on {stories} held-out stories")
+    since = time.perf_counter()
+    played: dict[str, list[Episode]] = {}
+    for name in ("expert", "random", "demonstrator"):
+        played[name] = play_held_out(ScriptPlayer(name), HELD_OUT, stories, EVALUATION_SEED)
+    before = Policy.from_pretrained(folder / "sft" / "policy")
+    policies = {"sft": before, "ppo": runs["ppo"].policy, "grpo": runs["grpo"].policy}
+    for name, policy in policies.items():
+        played[name] = play_held_out(policy_player(policy), HELD_OUT, stories, EVALUATION_SEED)
+    scores = {name: score(episodes) for name, episodes in played.items()}
+    clock("evaluate", since)
+    seconds["total"] = round(time.perf_counter() - began, 1)
+    seconds["cpu"] = round(time.process_time() - cpu, 1)
+
+    summary = {
+        "seed": seed,
+        "players": {name: asdict(scores[name]) for name in ("expert", "random", "sft", "ppo", "grpo")},
+        "demonstrator": asdict(scores["demonstrator"]),
+        "seconds": seconds,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    curves = {name.upper(): [float(line["success"]) for line in done.metrics] for name, done in runs.items()}
+    names = {"expert": "expert", "demonstrator": "teachers", "sft": "SFT", "random": "random"}
+    picture = draw_curves(
+        folder / "curves.png", curves, {label: scores[name].success for name, label in names.items()},
+        ylabel="success in training", title=f"SupportDesk, reward at the end only (seed {seed})",
+    )  # fmt: skip
+    _tell(console, scores, played, folder)
+    console.print(f"Learning curves: {picture}   numbers: {folder / 'summary.json'}")
+    console.print(
+        f"{seconds['total']:.0f} s in all ({seconds['cpu']:.0f} CPU seconds); sft {seconds['sft']:.0f} s, ppo {seconds['ppo']:.0f} s, "
+        f"grpo {seconds['grpo']:.0f} s. SFT's teachers succeed in {sft.metrics[0]['demonstrations/success']:.0%} of their stories."
+    )
+    return summary
+
+
+def policy_player(policy: Policy, temperature: float = 1.0) -> PolicyPlayer:
+    """A policy as it is evaluated here."""
+    return PolicyPlayer(policy, Sampling(temperature, MAX_NEW_TOKENS), InProcess(policy, rows=256))
+
+
+def _tell(console: Console, scores: dict[str, Score], played: dict[str, list[Episode]], folder: Path) -> None:
+    """The table, and one conversation before and after: the first held-out story that SFT got wrong and the better policy right."""
+    print_scores({name: asdict(each) for name, each in scores.items()})
+    best = max(("ppo", "grpo"), key=lambda name: scores[name].outcome)
+    pairs = list(zip(played["sft"], played[best], strict=True))
+    before, after = next(((a, b) for a, b in pairs if not a.success and b.success and len(b.turns) > 2), pairs[0])
+    page = f"# The same story before and after\n\n## After SFT\n\n{transcript(before)}\n## After {best.upper()}\n\n{transcript(after)}"
+    (folder / "before-after.md").write_text(page)
+    for title, episode in (("before (SFT)", before), (f"after ({best.upper()})", after)):
+        console.rule(title, align="left")
+        for message in episode.messages[1:]:
+            who = "customer" if message.role == "user" else "agent   "
+            console.print(f"{who}  {message.content}", markup=False, highlight=False)
+        console.print(f"satisfaction {episode.env_return:g}", style="bold")
+    console.rule()

@@ -1,0 +1,11 @@
+"""Optimizers: one file each."""
+
+from __future__ import annotations
+
+from ...engine.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_optimizers(register: Register) -> None:
+    register("ppo", "turnwise.plugins.optimizers.ppo:PPO")
+    register("grpo", "turnwise.plugins.optimizers.grpo:GRPO")

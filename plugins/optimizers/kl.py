@@ -1,0 +1,46 @@
+"""KL to the reference policy, where PPO and GRPO share it: as a penalty in the reward, or as a term of the loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ...engine.learning import Batch
+from ...engine.policy import Policy
+from ...engine.tensors import kl_estimate
+
+
+class KL:
+    """How far the policy may move from the reference.
+
+    - place "reward": each action token costs coef * k1 (InstructGPT, Ouyang et al. 2022); credit distributes it.
+    - place "loss": coef * estimator is added to the loss per token (GRPO, Shao et al. 2024, eq. 4, with k3).
+
+    Args:
+        coef: 0 turns it off, and the reference is never run.
+        place: "reward" or "loss".
+        estimator: "k1", "k2" or "k3" in the loss; the penalty in the reward is always k1, whose expectation is the KL.
+    """
+
+    def __init__(self, coef: float, place: Literal["reward", "loss"], estimator: Literal["k1", "k2", "k3"]) -> None:
+        if coef < 0:
+            raise ValueError(f"kl must not be negative, got {coef}")
+        if place not in ("reward", "loss"):
+            raise ValueError(f"kl_place must be 'reward' or 'loss', got {place!r}")
+        if estimator not in ("k1", "k2", "k3"):
+            raise ValueError(f"kl_estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
+        if place == "loss" and estimator == "k1" and coef:
+            raise ValueError("k1 in the loss has a gradient whose mean is zero: use kl_estimator='k3' or 'k2', or kl_place='reward'")
+        self.coef, self.place, self.estimator = coef, place, estimator
+
+    @property
+    def in_loss(self) -> bool:
+        return self.coef > 0 and self.place == "loss"
+
+    def prepare(self, policy: Policy, batch: Batch, micro_tokens: int) -> None:
+        """Sets `batch.reference_logprobs`, and adds the penalty to `batch.token_rewards`."""
+        if not self.coef:
+            return
+        batch.reference_logprobs = policy.logprobs(batch, micro_tokens=micro_tokens, reference=True)
+        if self.place == "reward":
+            assert batch.behaviour_logprobs is not None
+            batch.token_rewards -= self.coef * kl_estimate(batch.behaviour_logprobs, batch.reference_logprobs, "k1") * batch.mask
