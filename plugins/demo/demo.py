@@ -42,7 +42,7 @@ SFT: dict[str, Any] = {
     "env": ENV, "player": "demonstrator", "episodes": 8000, "epochs": 3, "batch_size": 32, "lr": 5e-3, "decay": 0.1,
     "weight_decay": 0.01, "micro_tokens": 16384, "steps_per_update": 50,
 }  # fmt: skip
-RL: dict[str, Any] = {"env": ENV, "updates": 60, "max_new_tokens": MAX_NEW_TOKENS, "backend": {"name": "in-process", "rows": 256}}
+RL: dict[str, Any] = {"env": ENV, "updates": 80, "max_new_tokens": MAX_NEW_TOKENS, "backend": {"name": "in-process", "rows": 256}}
 PPO: dict[str, Any] = {
     **RL, "groups": 256, "group_size": 1, "credit": {"name": "gae", "lam": 0.95},
     "optimizer": {

@@ -1,0 +1,91 @@
+"""Promise 2: padding, packing, batch order, micro-batch size and the number of processes never change a gradient."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import turnwise
+
+from .conftest import play
+from .gradient_worker import change
+
+OUTCOMES = [0.3, -1.0, 2.0, 0.1, 0.9, -0.4, 1.5, 0.0]
+
+
+@pytest.fixture
+def episodes(policy: turnwise.Policy) -> list[turnwise.Episode]:
+    found = play(policy, 2, group=2, tokens=5) + play(policy, 1, group=2, cut=True, turns=2, update=2)
+    found += play(policy, 1, group=2, cut=True, turns=1, update=3)
+    assert len({sum(len(t.action_ids) for t in e.turns) for e in found}) >= 3
+    return found
+
+
+def fresh(model_folder: Callable[..., Path]) -> turnwise.Policy:
+    return turnwise.Policy.from_pretrained(model_folder())
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    norm = torch.cat([v.flatten() for v in a.values()]).norm()
+    assert norm > 1e-3, "there should be a gradient to compare"
+    for name in a:
+        assert torch.allclose(a[name], b[name], atol=2e-6 * float(norm), rtol=1e-4), f"{name}: {(a[name] - b[name]).abs().max()}"
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_micro_batches_padding_and_order(
+    algorithm: str, model_folder: Callable[..., Path], episodes: list[turnwise.Episode]
+) -> None:
+    whole = change(fresh(model_folder), algorithm, episodes, OUTCOMES)
+    one_by_one = change(fresh(model_folder), algorithm, episodes, OUTCOMES, micro_tokens=1)
+    few = change(fresh(model_folder), algorithm, episodes, OUTCOMES, micro_tokens=150, shuffle_rows=True)
+    order = [5, 2, 7, 0, 1, 4, 6, 3]
+    permuted = change(fresh(model_folder), algorithm, [episodes[i] for i in order], [OUTCOMES[i] for i in order])
+    for other in (one_by_one, few, permuted):
+        assert_same(whole, other)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_number_of_processes(
+    algorithm: str, model_folder: Callable[..., Path], episodes: list[turnwise.Episode], tmp_path: Path
+) -> None:
+    """Two processes with unequal shares of tokens, against one."""
+    data = {"episodes": [e.to_dict() for e in episodes[:7]], "outcomes": OUTCOMES[:7]}
+    torch.save(data, tmp_path / "data.pt")
+    worker = str(Path(__file__).parent / "gradient_worker.py")
+    arguments = [str(model_folder()), algorithm, str(tmp_path / "data.pt")]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    found = []
+    for name, how in (("one", []), ("two", launch)):
+        command = [sys.executable, *how, worker, *arguments, str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert (tmp_path / name).exists(), done.stderr[-3000:]
+        found.append(torch.load(tmp_path / name, weights_only=True))
+    assert [f["processes"] for f in found] == [1, 2]
+    assert_same(found[0]["gradient"], found[1]["gradient"])
+
+
+def test_chunking_the_head_changes_nothing(
+    model_folder: Callable[..., Path], episodes: list[turnwise.Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = change(fresh(model_folder), "grpo", episodes, OUTCOMES)
+    monkeypatch.setattr("turnwise.engine.policy.model.HEAD_ELEMENTS", 5 * 320)  # five tokens at a time
+    assert_same(whole, change(fresh(model_folder), "grpo", episodes, OUTCOMES))
+
+
+def test_full_logits_never_exist(policy: turnwise.Policy, episodes: list[turnwise.Episode]) -> None:
+    """No tensor of the update has a vocabulary axis over all positions, prompts and padding included."""
+    shapes: list[torch.Size] = []
+    hook = policy.model.get_output_embeddings().register_forward_hook(lambda module, args, out: shapes.append(out.shape))
+    change(policy, "grpo", episodes, OUTCOMES)
+    hook.remove()
+    actions = sum(len(t.action_ids) for e in episodes for t in e.turns)
+    tokens = sum(len(t.prompt_ids) + len(t.action_ids) for e in episodes for t in e.turns)
+    scored = [s for s in shapes if len(s) == 2]
+    assert scored
+    assert all(s[0] <= actions < tokens for s in scored)
