@@ -1,0 +1,157 @@
+"""The house keeps its rules: floors, import names, the package list, light imports, documented hooks."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from turnwise.engine import hookspecs
+
+ROOT = Path(__file__).parents[1]
+HOUSE = ("engine", "envs", "judges", "plugins")
+FLOORS = {
+    0: ["engine.episode", "engine.feedback", "engine.tensors"],
+    1: ["engine.hookspecs", "engine.plugins", "engine.environment", "engine.learning", "engine.reward", "engine.ledger",
+        "engine.policy", "engine.secrets", "engine.memory", "engine.batch", "engine.builtin"],
+    2: ["engine.rollout", "engine.sources", "engine.config", "engine.run", "engine.stages"],
+    3: ["engine.progress", "engine.train", "engine.report", "engine.cli"],
+}  # fmt: skip
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for part in HOUSE:
+        for path in sorted((ROOT / part).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports(name: str, path: Path, *, at_import_time: bool = False) -> set[str]:
+    """Turnwise modules that a module imports, as dotted names below the root."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    if at_import_time:
+        nodes = []
+        waiting: list[ast.AST] = list(tree.body)
+        while waiting:
+            node = waiting.pop()
+            nodes.append(node)
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            waiting += ast.iter_child_nodes(node)
+    found = set()
+    known = modules()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            target = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            for alias in node.names:
+                whole = f"{target}.{alias.name}".strip(".")
+                found.add(whole if whole in known else target)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert not any(n.split(".")[0] == "turnwise" for n in names), f"{name} imports turnwise absolutely"
+    return found & set(known)
+
+
+def floor(name: str) -> int:
+    return next(level for level, names in FLOORS.items() if any(name == n or name.startswith(n + ".") for n in names))
+
+
+def test_floors() -> None:
+    for name, path in modules().items():
+        if name == "engine" or not name.startswith("engine"):
+            continue
+        for target in imports(name, path, at_import_time=True):
+            if target.startswith("engine."):
+                assert floor(target) <= floor(name), f"{name} (floor {floor(name)}) imports {target} (floor {floor(target)})"
+
+
+def test_the_engine_knows_no_plugin_and_plugins_not_each_other() -> None:
+    for name, path in modules().items():
+        part = name.split(".")[0]
+        for target in imports(name, path):
+            other = target.split(".")[0]
+            assert other == "engine" or (part == other and part != "engine"), f"{name} imports {target}"
+
+
+def test_no_import_circles() -> None:
+    graph = {name: imports(name, path, at_import_time=True) - {name} for name, path in modules().items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"import circle: {' -> '.join([*trail[trail.index(name):], name])}"
+        if name in done:
+            return
+        for target in graph[name]:
+            if not (name.startswith(target + ".") or target.startswith(name + ".")):  # a package and its own parts
+                visit(target, (*trail, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_package_list_equals_the_folders() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {"turnwise"} | {"turnwise." + n for n, p in modules().items() if p.name == "__init__.py"}
+    assert set(listed) == folders
+
+
+def test_no_module_is_loaded_under_another_name() -> None:
+    code = (
+        "import sys, turnwise; turnwise.Plugins(); turnwise.Policy; turnwise.train\n"
+        f"ours = {{k: m.__file__ for k, m in list(sys.modules.items()) if str(getattr(m, '__file__', None)).startswith({str(ROOT)!r} + '/')"
+        " and '/.venv/' not in m.__file__}\n"
+        "assert all(k.split('.')[0] == 'turnwise' for k in ours), [k for k in ours if not k.startswith('turnwise')]\n"
+        "assert len(set(ours.values())) == len(ours)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import turnwise",
+        "import turnwise; turnwise.Plugins(); turnwise.Text; turnwise.Feedback; turnwise.judges; turnwise.Ledger; turnwise.Run",
+        "import turnwise.engine.cli",
+    ],
+    ids=["import", "contracts", "cli"],
+)
+def test_imports_load_no_torch(code: str) -> None:
+    check = code + "\nimport sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_public_names_resolve() -> None:
+    import turnwise
+
+    for name in turnwise.__all__:
+        assert getattr(turnwise, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Polcy'"):
+        turnwise.Polcy  # noqa: B018
+
+
+def test_every_hook_is_documented_with_its_arguments() -> None:
+    page = (ROOT / "docs" / "plugins.md").read_text()
+    for name, function in vars(hookspecs).items():
+        if hasattr(function, "turnwise_spec"):
+            signature = f"{name}({', '.join(inspect.signature(function).parameters)})"
+            assert f"`{signature}`" in page, f"docs/plugins.md lacks `{signature}`"
+
+
+def test_nothing_speaks_of_unfinished_work() -> None:
+    for path in modules().values():
+        text = path.read_text()
+        for word in ("TODO", "FIXME", "NotImplementedError"):
+            assert word not in text, f"{path} says {word}"
