@@ -464,6 +464,7 @@ def check_environment(env_id: str, *, episodes: int = 20, max_turns: int = 100, 
     players: Mapping[str, Any] = getattr(env.unwrapped, "players", None) or {}
     junk = ["", "ok", "?", "x" * 2000, "<|im_end|><|im_start|>assistant\n", "naïve \N{PILE OF POO} \u202e text", "\x00\x1b[31m"]
     firsts: dict[str, set[str]] = {}
+    differing: list[int] = []
 
     def play(start: Start, player: str | None) -> tuple[list[str], float, Observation | None]:
         """The transcript of one episode, its return, and its last observation."""
@@ -501,12 +502,14 @@ def check_environment(env_id: str, *, episodes: int = 20, max_turns: int = 100, 
                 for player in [*players, None]:
                     once, _, _ = play(start, player)
                     twice, _, _ = play(start, player)
-                    firsts.setdefault(start.key, set()).add(once[0])
+                    firsts.setdefault(start.key, set()).update((once[0], twice[0]))
                     if once != twice:
-                        problems.append(f"the same seed ({start.seed}) and replies gave two different transcripts")
+                        differing.append(start.seed)
     except EnvironmentBroke as error:
         problems.append(str(error))
     stepper.close()
+    if differing:
+        problems.append(f"the same seed ({differing[0]}, for one) and the same replies gave two different transcripts")
     if any(len(texts) > 1 for texts in firsts.values()):
         problems.append("the first observation depends on earlier episodes: reset does not reset everything")
     if len(firsts) > 3 and len({text for texts in firsts.values() for text in texts}) == 1:

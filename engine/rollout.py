@@ -203,7 +203,7 @@ def rollout(
     starts: Iterable[tuple[Start, int]],
     where: Where = Where(),
     *,
-    max_turns: int | None = None,
+    max_turns: int = 1000,
     step_limit: float = 60.0,
     max_failure_rate: float = 1.0,
     progress: Progress | None = None,
@@ -315,7 +315,7 @@ def rollout(
                     finish(talk, "terminated", "", observation.message)
                 elif observation.truncated:
                     finish(talk, "truncated", str(observation.info.get("reason", "environment")), observation.message)
-                elif max_turns is not None and len(talk.turns) >= max_turns:
+                elif len(talk.turns) >= max_turns:
                     finish(talk, "truncated", "max_turns", observation.message)
             if progress:
                 progress(len(done), total)

@@ -117,6 +117,10 @@ def test_no_module_is_loaded_under_another_name() -> None:
         "assert len(set(ours.values())) == len(ours)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+    here = {k: str(getattr(m, "__file__", "")) for k, m in list(sys.modules.items())}
+    inside = [k for k, f in here.items() if any(f.startswith(f"{ROOT / part}/") for part in HOUSE)]
+    assert all(k.split(".")[0] == "turnwise" for k in inside), "pytest too must not import the root under another name"
+    assert ROOT.name not in sys.modules or not here[ROOT.name].startswith(f"{ROOT}/__init__")
 
 
 @pytest.mark.parametrize(

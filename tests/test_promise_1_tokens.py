@@ -13,7 +13,7 @@ import turnwise
 from turnwise.engine.batch import UntrainableEpisode, make_batch
 from turnwise.engine.policy.cache import CachedModel
 
-from .conftest import configs, play
+from support import configs, play
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2", "gemma", "gemma3-window", "gemma3-softcap", "mistral-window"]
 

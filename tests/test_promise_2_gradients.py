@@ -12,8 +12,8 @@ import torch
 
 import turnwise
 
-from .conftest import play
-from .gradient_worker import change
+from support import play
+from gradient_worker import change
 
 OUTCOMES = [0.3, -1.0, 2.0, 0.1, 0.9, -0.4, 1.5, 0.0]
 

@@ -113,7 +113,7 @@ class RL(Stage):
     feedback: list[Any] = [ENVIRONMENT]
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=256, ge=1)
-    max_turns: int | None = Field(default=None, ge=1)
+    max_turns: int = Field(default=1000, ge=1)
     history: Literal["append", "rerender"] = "append"
     backend: Any = "in-process"
     min_group: int = Field(default=2, ge=1)
