@@ -247,8 +247,9 @@ def check_options(what: str, factory: Callable[..., Any], positional: int, optio
 def _entry_points() -> list[metadata.EntryPoint]:
     """Ours first, then the others in order of name, as far as TURNWISE_PLUGINS lets them."""
     found = {(e.name, e.value, e.dist.name if e.dist else ""): e for e in metadata.entry_points(group=GROUP)}
-    ours = [e for e in found.values() if e.dist is not None and e.dist.name == "turnwise"]
-    others = [e for e in found.values() if e not in ours]
+    is_ours = lambda e: e.dist is not None and e.dist.name == "turnwise"  # noqa: E731
+    ours = [e for e in found.values() if is_ours(e)]
+    others = [e for e in found.values() if not is_ours(e)]
     allowed = os.environ.get("TURNWISE_PLUGINS")
     if allowed is not None:
         names = {name.strip() for name in allowed.split(",") if name.strip()}

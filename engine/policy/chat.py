@@ -39,9 +39,7 @@ class ChatFormat:
                 "instruct model, or set one: Policy.from_pretrained(..., chat_template=turnwise.CHATML) for a model that "
                 "you will fine-tune first."
             )
-        self._added = {
-            str(token): token_id for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items()
-        } or dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        self._added: dict[str, int] = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
         self.control_ids = frozenset(self._added.values())
         self._system = self._system_style()
         probe = self._render([Message("user", MARK.format(0)), Message("assistant", MARK.format(1))], generate=False)
@@ -112,8 +110,6 @@ class ChatFormat:
             cut: list[str] = []
             for piece in pieces:
                 parts = piece.split(token)
-                if len(token) == 1 and len(parts) > 1:
-                    raise TemplateError(f"the text holds {token!r}, a control token of one character, which cannot be escaped")
                 for i, part in enumerate(parts):
                     if i:
                         cut[-1] += token[:1]
@@ -121,7 +117,7 @@ class ChatFormat:
                     cut.append(part)
             pieces = cut
         ids = [i for piece in pieces for i in self._encode(piece)]
-        if not self.control_ids.isdisjoint(ids):  # a tokenizer that normalises before it looks for control tokens
+        if not self.control_ids.isdisjoint(ids):  # one character that is a control token, or a tokenizer that normalises first
             ids = [i for character in text for i in self._encode(character) if i not in self.control_ids]
         return ids
 
@@ -135,18 +131,17 @@ class ChatFormat:
         def part(contents: Sequence[str]) -> str:
             shown = [Message(m.role, c) for m, c in zip(messages, contents, strict=True)]
             text = self._render(shown, generate=True, tools=tools)
-            return self._after(text, cut_at).removeprefix(self._end_text) if cut_at else text
+            # The first occurrence is ours: what comes after it may spell the mark too.
+            return text.split(cut_at, 1)[1].removeprefix(self._end_text) if cut_at else text
 
         plain = [m.content for m in messages]
-        marks = [c if c == cut_at else MARK.format(i + 10) for i, c in enumerate(plain)]
-        joint = self._encode(part(plain))
-        if not any(token in content for content in plain if content != cut_at for token in self._added if token):
-            return joint
+        first = plain.index(cut_at) + 1 if cut_at else 0
+        if not any(token in content for content in plain[first:] for token in self._added if token):
+            return self._encode(part(plain))
         ids: list[int] = []
-        rest = part(marks)
-        for mark, content in zip(marks, plain, strict=True):
-            if mark == cut_at:
-                continue
+        marks = [MARK.format(i + 10) for i in range(first, len(plain))]
+        rest = part([*plain[:first], *marks])
+        for mark, content in zip(marks, plain[first:], strict=True):
             before, found, rest = rest.partition(mark)
             if not found:
                 raise TemplateError("the chat template rewrites or drops a message, so a control token in it cannot be escaped")

@@ -1,0 +1,125 @@
+"""Loading plugins: isolation, clashes, misspelt hooks, options, events."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable
+
+import gymnasium
+import pytest
+
+import turnwise
+from turnwise.engine.plugins import PluginError, Plugins
+
+
+def plugin(**functions: Callable[..., object]) -> types.ModuleType:
+    module = types.ModuleType("theirs")
+    for name, function in functions.items():
+        setattr(module, name, turnwise.hookimpl(function))
+    return module
+
+
+def broken_entry(monkeypatch: pytest.MonkeyPatch, name: str, load: Callable[[], object]) -> None:
+    """An entry point of somebody else's distribution."""
+    from importlib import metadata
+
+    real = metadata.entry_points
+
+    class Entry:
+        value = "somewhere:else"
+        dist = types.SimpleNamespace(name="other", version="9")
+
+    Entry.name, Entry.load = name, staticmethod(load)  # type: ignore[attr-defined]
+    ours = [e for e in real(group="turnwise") if e.dist.name == "turnwise"]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [*ours, Entry()])
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        (lambda: (_ for _ in ()).throw(ImportError("no module named acme_sdk")), "ImportError: no module named acme_sdk"),
+        (lambda: (_ for _ in ()).throw(SystemExit(1)), "SystemExit"),
+        (lambda: plugin(register_credits=lambda register: None), "register_credits"),
+        (lambda: plugin(register_credit=lambda regster: None), "regster"),
+        (lambda: plugin(register_judges=lambda register: 1 / 0), "ZeroDivisionError"),
+        (
+            lambda: plugin(register_optimizers=lambda register: register("ppo", dict)),
+            "optimizer 'ppo' is registered by both 'optimizers' and 'theirs'",
+        ),
+        (lambda: plugin(register_envs=lambda: gymnasium.register("turnwise/Maze-v0", dict)), "both 'envs' and 'theirs'"),
+    ],
+    ids=["import", "exit", "misspelt hook", "misspelt argument", "raises", "name clash", "environment clash"],
+)
+def test_a_plugin_that_fails_is_listed_and_stops_nobody(
+    load: Callable[[], object], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maze = gymnasium.registry["turnwise/Maze-v0"]
+    broken_entry(monkeypatch, "theirs", load)
+    plugins = Plugins()
+    assert reason in plugins.infos["theirs"].failed
+    assert plugins.infos["envs"].failed == ""
+    assert gymnasium.registry["turnwise/Maze-v0"] is maze
+    with pytest.raises(PluginError, match=r"no judge 'theirs-judge'.*failed to load: theirs"):
+        plugins.factory("judge", "theirs-judge")
+    if "ppo" in reason:  # nobody wins silently
+        with pytest.raises(PluginError, match="registered by both"):
+            plugins.factory("optimizer", "ppo")
+    plugins.create("credit method", "gae")
+
+
+def test_a_second_plugin_of_one_name_is_listed_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_entry(monkeypatch, "envs", plugin)
+    plugins = Plugins()
+    assert plugins.infos["envs"].failed == ""
+    assert "another plugin is called 'envs'" in plugins.infos["envs'"].failed
+
+
+def test_a_plugin_given_directly_must_work() -> None:
+    with pytest.raises(PluginError, match="register_credits"):
+        Plugins({"mine": plugin(register_credits=lambda register: None)})
+    with pytest.raises(PluginError, match=r"'grpo' is registered by both 'optimizers' and 'mine'"):
+        Plugins({"mine": plugin(register_optimizers=lambda register: register("grpo", dict))})
+
+
+def test_unknown_names_and_options_name_near_ones() -> None:
+    plugins = Plugins()
+    for kind, name, near in (("optimizer", "grop", "grpo"), ("credit method", "outcom", "outcome"), ("judge", "lenght", "length"),
+                             ("combiner", "weigthed", "weighted"), ("stage", "sfft", "sft"), ("backend", "inprocess", "in-process")):  # fmt: skip
+        with pytest.raises(PluginError, match=f"Did you mean '{near}'"):
+            plugins.create(kind, name)
+    with pytest.raises(PluginError, match=r"optimizer 'grpo' has no option 'learning_rte'"):
+        plugins.create("optimizer", "grpo", learning_rte=1.0)
+    with pytest.raises(PluginError, match=r"no option 'epoch'. Did you mean 'epochs'"):
+        plugins.create("optimizer", "ppo", epoch=1)
+    with pytest.raises(PluginError, match="needs the option 'pattern'"):
+        plugins.create("judge", "regex")
+
+
+def test_factories_given_as_strings_fail_when_needed() -> None:
+    plugins = Plugins({"mine": plugin(register_judges=lambda register: register("gone", "nowhere.at.all:Judge"))})
+    with pytest.raises(PluginError, match=r"judge 'gone' of plugin 'mine' cannot be imported from 'nowhere.at.all:Judge'"):
+        plugins.create("judge", "gone")
+
+
+def test_events_are_isolated_and_warn_once() -> None:
+    heard: list[int] = []
+
+    def bad(update: int) -> None:
+        raise RuntimeError("no disk")
+
+    plugins = Plugins({"bad": plugin(update_finished=bad), "good": plugin(update_finished=lambda update, metrics: heard.append(update))})
+    with pytest.warns(UserWarning, match=r"plugin 'bad' failed in update_finished: RuntimeError: no disk"):
+        plugins.call_event("update_finished", run=None, update=1, metrics={})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plugins.call_event("update_finished", run=None, update=2, metrics={})
+    assert heard == [1, 2]
+
+
+def test_envs_are_registered_once_per_process() -> None:
+    calls: list[int] = []
+    mine = plugin(register_envs=lambda: calls.append(1))
+    Plugins({"mine": mine})
+    Plugins({"mine": mine})
+    assert calls == [1]
