@@ -25,7 +25,8 @@ test-all: install
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	mkdir -p .mypy_path && ln -sfn .. .mypy_path/turnwise  # the root is the package, whatever its folder is called
+	MYPYPATH=.mypy_path $(BIN)/mypy -p turnwise
 	$(BIN)/python -m pytest -m "not slow"
 
 clean:

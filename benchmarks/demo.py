@@ -39,9 +39,7 @@ STORIES = 400
 def fixed_scripts() -> list[tuple[str, ...]]:
     """Every order of every subset of the questions, and then each resolution: 390 scripts."""
     topics = [order for n in range(len(QUESTIONS) + 1) for order in itertools.permutations(QUESTIONS, n)]
-    return [
-        (*(QUESTIONS[topic][0] for topic in order), sentences[0]) for order in topics for sentences in RESOLUTIONS.values()
-    ]
+    return [(*(QUESTIONS[topic][0] for topic in order), sentences[0]) for order in topics for sentences in RESOLUTIONS.values()]
 
 
 def play_script(script: tuple[str, ...], env: EnvConfig, stories: int) -> dict[str, float]:
@@ -131,7 +129,9 @@ def main() -> None:
         "it gains 25 points on all seeds but one at most": sum(g >= 25 for g in gains) >= len(gains) - 1,
         "it is below SFT on none": min(gains) >= 0,
         "the other one gains 25 points (median)": statistics.median(others) >= 25,
-        "SFT reaches 80 % of its teachers' success (every seed)": all(r["sft"]["success"] >= 0.8 * r["teachers"] for r in results),
+        "SFT reaches 80 % of its teachers' success (every seed)": all(
+            r["sft"]["success"] >= 0.8 * r["teachers"] for r in results
+        ),
         "the better one beats the best fixed script by 20 points (every seed)": all(
             r[r["best"]]["success"] >= fixed["success"] + 0.2 for r in results
         ),
@@ -152,7 +152,10 @@ def main() -> None:
             f"| {r['seed']} | {r['teachers']:.3f} | {' | '.join(cells)} | {closed:.3f} | {r['misheard']:.3f} | "
             f"{r['seconds']['total']:.0f} | {r['seconds']['cpu']:.0f} |"
         )
-    cells = [f"{median(lambda r, n=name: r[n]['success']):.3f} ({median(lambda r, n=name: r[n]['greedy']):.3f})" for name in ("sft", "ppo", "grpo")]
+    cells = [
+        f"{median(lambda r, n=name: r[n]['success']):.3f} ({median(lambda r, n=name: r[n]['greedy']):.3f})"
+        for name in ("sft", "ppo", "grpo")
+    ]
     lines.append(
         f"| median | {median(lambda r: r['teachers']):.3f} | {' | '.join(cells)} | {statistics.median(bests):.3f} | "
         f"{median(lambda r: r['misheard']):.3f} | {median(lambda r: r['seconds']['total']):.0f} | {median(lambda r: r['seconds']['cpu']):.0f} |"

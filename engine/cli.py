@@ -36,8 +36,8 @@ def main() -> None:
 
 def _is_for_the_user(error: Exception) -> bool:
     """Errors of ours say what to do; anything else is a bug and keeps its traceback."""
-    return type(error).__module__.startswith("turnwise.") or isinstance(error, LookupError) and not isinstance(
-        error, (KeyError, IndexError)
+    return type(error).__module__.startswith("turnwise.") or (
+        isinstance(error, LookupError) and not isinstance(error, (KeyError, IndexError))
     )
 
 
@@ -118,9 +118,7 @@ def evaluate(
 
 
 @app.command("plugins")
-def plugins_(
-    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def plugins_(context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Lists plugins: version, hooks, what each registered, and why one failed."""
     from dataclasses import asdict
 
@@ -134,7 +132,9 @@ def plugins_(
     table = Table("plugin", "version", "registered", "hooks")
     for info in infos:
         entries = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in info.registered.items())
-        table.add_row(info.name, info.version, f"[red]FAILED[/red] {info.failed}" if info.failed else entries, "\n".join(info.hooks))
+        table.add_row(
+            info.name, info.version, f"[red]FAILED[/red] {info.failed}" if info.failed else entries, "\n".join(info.hooks)
+        )
     Console().print(table)
 
 

@@ -25,8 +25,9 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -65,7 +66,7 @@ class Text(Space[str]):
     def contains(self, x: Any) -> bool:
         return isinstance(x, str) and len(x) <= self.max_length
 
-    def to_jsonable(self, sample_n: Sequence[str]) -> list[str]:
+    def to_jsonable(self, sample_n: Iterable[str]) -> list[str]:
         return list(sample_n)
 
     def from_jsonable(self, sample_n: list[Any]) -> list[str]:
@@ -107,7 +108,7 @@ def dialogue_ids() -> list[str]:
     for name, spec in gymnasium.registry.items():
         entry = spec.entry_point
         module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
-        if module and not module.startswith("gymnasium.") and spec.namespace is not None or module.startswith("turnwise."):
+        if (module and not module.startswith("gymnasium.") and spec.namespace is not None) or module.startswith("turnwise."):
             ids.append(name)
     return sorted(ids)
 
@@ -120,7 +121,7 @@ class Observation:
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
-    info: Mapping[str, Any] = ()  # type: ignore[assignment]
+    info: Mapping[str, Any] = field(default_factory=dict)
     system: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
 
@@ -145,8 +146,10 @@ def _text(env: gymnasium.Env[str, str], value: Any) -> str:
         raise EnvironmentBroke(f"the observation is {type(value).__name__}, not str")
     if not env.observation_space.contains(value):
         limit = getattr(env.observation_space, "max_length", None)
-        raise EnvironmentBroke(f"an observation of {len(value):,} characters is outside {env.observation_space}"
-                               + (f" (limit {limit:,})" if limit else ""))
+        raise EnvironmentBroke(
+            f"an observation of {len(value):,} characters is outside {env.observation_space}"
+            + (f" (limit {limit:,})" if limit else "")
+        )
     return value
 
 
@@ -335,7 +338,8 @@ class Stepper:
     def run(self, jobs: Sequence[tuple[gymnasium.Env[str, str], Callable[[], Any]]]) -> list[tuple[Any, str]]:
         """(result, "") or (None, reason) per job."""
         results: list[tuple[Any, str]] = [(None, "")] * len(jobs)
-        serial, side_by_side = [], []
+        serial: list[int] = []
+        side_by_side: list[int] = []
         for i, (env, _) in enumerate(jobs):
             (side_by_side if env.metadata.get("concurrency") in ("thread", "process") else serial).append(i)
         for first in range(0, len(side_by_side), len(self._pool)):
@@ -367,10 +371,10 @@ class Stepper:
             worker.stop()
 
     def reset(self, envs: Sequence[tuple[gymnasium.Env[str, str], Start]]) -> list[tuple[Observation | None, str]]:
-        return self.run([(env, lambda env=env, start=start: _reset(env, start)) for env, start in envs])
+        return self.run([(env, partial(_reset, env, start)) for env, start in envs])
 
     def step(self, envs: Sequence[tuple[gymnasium.Env[str, str], str]]) -> list[tuple[Observation | None, str]]:
-        return self.run([(env, lambda env=env, action=action: _step(env, action)) for env, action in envs])
+        return self.run([(env, partial(_step, env, action)) for env, action in envs])
 
 
 def make_instance(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
@@ -406,9 +410,7 @@ def starts(
     return [Start(env_id, s, options or {}, kwargs or {}) for s in seeds]
 
 
-def replay(
-    env: gymnasium.Env[str, str], start: Start, actions: Sequence[str], limit: float = 60.0
-) -> list[Observation]:
+def replay(env: gymnasium.Env[str, str], start: Start, actions: Sequence[str], limit: float = 60.0) -> list[Observation]:
     """Plays recorded replies again from a start: how a turn's state is reached once more, for branching and for audits.
 
     Returns the observations, the one of reset first; they stop where the environment ends.
@@ -434,17 +436,18 @@ def replay(
 
 @contextlib.contextmanager
 def _global_random_untouched(problems: list[str]) -> Iterator[None]:
-    before = (random.getstate(), np.random.get_state()[1].tobytes())  # type: ignore[index,union-attr]
+    before = (random.getstate(), np.random.get_state()[1].tobytes())  # type: ignore[index]
     yield
-    if (random.getstate(), np.random.get_state()[1].tobytes()) != before:  # type: ignore[index,union-attr]
+    if (random.getstate(), np.random.get_state()[1].tobytes()) != before:  # type: ignore[index]
         problems.append(
             "it uses or seeds the global random state (random or numpy.random): episodes influence each other. "
             'Use self.np_random, or declare metadata["concurrency"] = "process".'
         )
 
 
-def check_environment(env_id: str, *, episodes: int = 20, max_turns: int = 100, seed: int = 0, limit: float = 10.0,
-                      **kwargs: Any) -> list[str]:
+def check_environment(
+    env_id: str, *, episodes: int = 20, max_turns: int = 100, seed: int = 0, limit: float = 10.0, **kwargs: Any
+) -> list[str]:
     """Plays whole episodes and lists what is wrong, beyond what Gymnasium's checker sees; empty when all is well.
 
     It plays each start twice with the same replies (are transcripts equal?), with the environment's own players where it has
@@ -517,4 +520,3 @@ def check_environment(env_id: str, *, episodes: int = 20, max_turns: int = 100, 
     if not any("abandoned" in problem for problem in problems):
         env.close()
     return list(dict.fromkeys(problems))
-

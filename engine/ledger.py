@@ -292,7 +292,9 @@ class Ledger:
             now = self.clock()
             for answer in answers:
                 if not answer.id:
-                    raise LedgerError(f"feedback on {answer.target!r} has no id; the giver makes it, so that it can be repeated")
+                    raise LedgerError(
+                        f"feedback on {answer.target!r} has no id; the giver makes it, so that it can be repeated"
+                    )
                 content = _content(answer)
                 known = db.scalar(sa.select(_feedback.c.content).where(_feedback.c.id == answer.id))
                 if known is not None:
@@ -329,7 +331,9 @@ class Ledger:
     def _check_correction(self, db: Connection, kind: str, answer: Answer, trained: bool) -> None:
         old = db.execute(sa.select(_feedback).where(_feedback.c.id == answer.supersedes)).mappings().first()
         if old is None or old["target"] != answer.target or old["kind"] != kind:
-            raise LedgerError(f"feedback {answer.id!r} supersedes {answer.supersedes!r}, which is no feedback on the same target")
+            raise LedgerError(
+                f"feedback {answer.id!r} supersedes {answer.supersedes!r}, which is no feedback on the same target"
+            )
         later = db.scalar(sa.select(_feedback.c.id).where(_feedback.c.supersedes == answer.supersedes))
         if later is not None:
             raise LedgerError(f"feedback {answer.supersedes!r} is superseded by {later!r} already; supersede that one")
@@ -364,7 +368,7 @@ class Ledger:
             known: dict[str, int] = {}
             for some in _chunks([m.episode for m in members]):
                 query = sa.select(_members.c.episode, _members.c.update).where(_members.c.episode.in_(some))
-                known |= {episode: update_ for episode, update_ in db.execute(query)}
+                known |= dict(db.execute(query))
             twice = {e: u for e, u in known.items() if u != update}
             if twice:
                 episode, other = next(iter(twice.items()))
@@ -427,4 +431,3 @@ def _answer(row: Any) -> Answer:
     stamp = Stamp(row["request"], row["source"], row["version"], row["time"], row["cost"], row["rater"], row["stratum"])
     kind: type[Answer] = Comparison if row["kind"] == "comparison" else Feedback
     return kind(**data, stamp=stamp)
-

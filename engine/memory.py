@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class OutOfMemory(RuntimeError):
     """Memory ran out. The message says what to lower."""
 
 
-class explained_memory:  # noqa: N801 - reads as a statement
+class explained_memory:
     """Turns an out-of-memory error into one that says what to lower."""
 
     def __init__(self, what: str, lower: str) -> None:

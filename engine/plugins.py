@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -91,7 +92,7 @@ class Plugins:
                 fatal=entry.dist is not None and entry.dist.name == "turnwise",
             )
         for name, plugin in (extra or {}).items():
-            self._add(name, str(getattr(plugin, "__version__", "")), lambda plugin=plugin: plugin, fatal=True)
+            self._add(name, str(getattr(plugin, "__version__", "")), partial(_given, plugin), fatal=True)
 
     def _add(self, name: str, version: str, load: Callable[[], object], *, fatal: bool) -> None:
         if name in self.infos:
@@ -242,6 +243,10 @@ def check_options(what: str, factory: Callable[..., Any], positional: int, optio
     ]
     if missing:
         raise PluginError(f"{what} needs the option {', '.join(map(repr, missing))}")
+
+
+def _given(plugin: object) -> object:
+    return plugin
 
 
 def _entry_points() -> list[metadata.EntryPoint]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .run import Status
 
@@ -24,9 +23,9 @@ class Display:
             TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}"),
             console=Console(stderr=True), transient=False, disable=not enabled,
         )  # fmt: skip
-        self._stage = self._phase = None
+        self._stage: TaskID | None = None
+        self._phase: TaskID | None = None
         self._stage_name = ""
-        self._last = time.monotonic()
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -47,8 +46,11 @@ class Display:
             progress.update(self._stage, completed=finished, note=_summary(status))
         if self._phase is None:
             self._phase = progress.add_task("", total=1, note="")
-        note = status.note or (f"{status.metrics['tokens'] / max(1e-9, status.metrics['seconds/play']):,.0f} tokens/s"
-                               if "seconds/play" in status.metrics else "")
+        note = status.note or (
+            f"{status.metrics['tokens'] / max(1e-9, status.metrics['seconds/play']):,.0f} tokens/s"
+            if "seconds/play" in status.metrics
+            else ""
+        )
         progress.update(self._phase, description=f"  {status.phase}", completed=status.done, total=status.total or 1, note=note)
 
 

@@ -56,9 +56,7 @@ class Combiner(Protocol):
     before `combine`, `state_dict()` and `load_state_dict(state)`.
     """
 
-    def combine(
-        self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]
-    ) -> Sequence[Rewards | NoReward]:
+    def combine(self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]) -> Sequence[Rewards | NoReward]:
         """One entry per episode of the group, in order.
 
         Args:
@@ -86,6 +84,4 @@ def ranking_scores(comparison: Comparison) -> Mapping[str, float]:
 def ranked_pairs(comparison: Comparison) -> list[tuple[str, str]]:
     """Every (better, worse) pair a ranking implies; tied episodes form none."""
     tiers = comparison.ranking
-    return [
-        (better, worse) for i, tier in enumerate(tiers) for lower in tiers[i + 1 :] for better in tier for worse in lower
-    ]
+    return [(better, worse) for i, tier in enumerate(tiers) for lower in tiers[i + 1 :] for better in tier for worse in lower]

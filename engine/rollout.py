@@ -99,7 +99,10 @@ class PolicyPlayer:
     """
 
     def __init__(
-        self, policy: Policy, sampling: Sampling, backend: Backend | None = None,
+        self,
+        policy: Policy,
+        sampling: Sampling,
+        backend: Backend | None = None,
         history: Literal["append", "rerender"] = "append",
     ) -> None:
         from .policy.backends import InProcess
@@ -137,7 +140,11 @@ class PolicyPlayer:
             special = bool(talk.env.metadata.get("special_tokens", False))
             replies[i] = Reply(
                 self.policy.chat.text(sample.ids, special=special),
-                prompt, sample.ids, sample.logprobs, self.policy.version, sample.cut,
+                prompt,
+                sample.ids,
+                sample.logprobs,
+                self.policy.version,
+                sample.cut,
             )
             talk.fresh = []
         return [reply for reply in replies if reply is not None]
@@ -303,8 +310,15 @@ def rollout(
                 assert talk.heard is not None
                 talk.turns.append(
                     Turn(
-                        talk.heard, reply.text or "", observation.reward if observation else 0.0, reply.prompt_ids,
-                        reply.action_ids, reply.logprobs, reply.version, reply.cut, dict(observation.info) if observation else {},
+                        talk.heard,
+                        reply.text or "",
+                        observation.reward if observation else 0.0,
+                        reply.prompt_ids,
+                        reply.action_ids,
+                        reply.logprobs,
+                        reply.version,
+                        reply.cut,
+                        dict(observation.info) if observation else {},
                     )
                 )
                 if observation is None:

@@ -1,11 +1,11 @@
 """A run: a config, a folder, a ledger. Iterating it does the work, one update at a time.
 
-    runs/riddle/
-      config.yaml          what was asked, secrets hidden
-      ledger.sqlite        episodes, requests, feedback, who trained when
-      metrics.jsonl        one line per update
-      checkpoints/         the last few, each written beside and moved into place whole
-      policy/              the result
+runs/riddle/
+  config.yaml          what was asked, secrets hidden
+  ledger.sqlite        episodes, requests, feedback, who trained when
+  metrics.jsonl        one line per update
+  checkpoints/         the last few, each written beside and moved into place whole
+  policy/              the result
 """
 
 from __future__ import annotations
@@ -138,7 +138,11 @@ class Run:
             import torch
 
             torch.set_num_threads(self.config.threads)
-        return Policy.from_pretrained(given.model, **given.model_dump(exclude={"model"})) if isinstance(given, PolicyConfig) else given
+        return (
+            Policy.from_pretrained(given.model, **given.model_dump(exclude={"model"}))
+            if isinstance(given, PolicyConfig)
+            else given
+        )
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -32,5 +32,5 @@ def redacted(value: Any, name: str = "") -> Any:
         return HIDDEN if value and _NAMES.search(name) else redact(value)
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    kind = value if isinstance(value, type) or callable(value) and hasattr(value, "__qualname__") else type(value)
+    kind = value if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else type(value)
     return f"<{kind.__module__}.{kind.__qualname__}>"

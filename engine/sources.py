@@ -163,6 +163,8 @@ def make_source(spec: Any, plugins: Plugins) -> Source:
         name = getattr(spec, "__name__", type(spec).__name__)
     kind = "episode"
     version = derive_id(version_of(spec), canonical_json(_plain(options))) if options else version_of(spec)
+    if inspect.isclass(spec):
+        raise PluginError(f"{spec!r} is no feedback source but a class of them: give an instance")
     if isinstance(spec, FeedbackSource):
         given_source: FeedbackSource = spec
         kind = getattr(spec, "kind", "episode")
@@ -170,12 +172,12 @@ def make_source(spec: Any, plugins: Plugins) -> Source:
         given_source, kind = JudgeSource(spec), "group"
     elif isinstance(spec, Judge):
         given_source = JudgeSource(spec)
-    elif callable(spec) and not inspect.isclass(spec):
+    elif callable(spec):
         given_source = JudgeSource(FunctionJudge(spec))
     else:
         raise PluginError(
             f"{spec!r} is no feedback source: it needs score(episodes), rank(group), request and receive, or to be a function "
-            "of an episode" + (" (this is a class: give an instance)" if inspect.isclass(spec) else "")
+            "of an episode"
         )
     return Source(**{"name": name, "given": given_source, "version": version, "kind": kind, **settings})
 
@@ -289,4 +291,3 @@ class Sources:
     def _stamp(self, source: Source, answer: Answer) -> Answer:
         stamp = dataclasses.replace(answer.stamp, source=source.name, version=answer.stamp.version or source.version)
         return dataclasses.replace(answer, stamp=stamp, reason=redact(answer.reason))
-

@@ -50,7 +50,9 @@ def train(
         ConfigError, PluginError: what cannot work, before anything is loaded.
     """
     stage = {"env": env, "feedback": feedback, "optimizer": optimizer, "credit": credit, "updates": updates, **options}
-    config = RunConfig(policy=policy, stages=[{"rl": stage}], seed=seed, threads=threads, folder=folder or _new_folder(env))
+    config = RunConfig(
+        policy=policy, stages=[{"rl": stage}], seed=seed, threads=threads, folder=Path(folder) if folder else _new_folder(env)
+    )
     with Display(enabled=on_status is None and sys.stderr.isatty()) as display:
         return Run(config, plugins=plugins, on_status=on_status or display.show).finish()
 

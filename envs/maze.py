@@ -76,7 +76,7 @@ class Maze(gymnasium.Env[str, str]):
         layout: which maze.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}
     players: ClassVar[Mapping[str, Any]]  # below
     observation_space = action_space = Text(1024)
 

@@ -33,10 +33,11 @@ from ..engine.episode import Message
 SYSTEM = "You help the customers of a shop. Ask only for what is missing, then say what you will do."
 
 ITEMS = (
-    "kettle lamp blender toaster radio clock fan heater camera printer tablet phone keyboard mouse speaker chair desk "
-    "mirror carpet bicycle tent backpack jacket coat watch drill saw mixer grill vacuum projector scanner router monitor "
-    "headset guitar piano drum puzzle telescope"
-).split()
+    "kettle", "lamp", "blender", "toaster", "radio", "clock", "fan", "heater", "camera", "printer", "tablet", "phone",
+    "keyboard", "mouse", "speaker", "chair", "desk", "mirror", "carpet", "bicycle", "tent", "backpack", "jacket",
+    "coat", "watch", "drill", "saw", "mixer", "grill", "vacuum", "projector", "scanner", "router", "monitor",
+    "headset", "guitar", "piano", "drum", "puzzle", "telescope",
+)  # fmt: skip
 
 # What the customer says of each fact: topic -> value -> phrasings.
 SAYS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -193,7 +194,7 @@ class SupportDesk(gymnasium.Env[str, str]):
     (questions that did not matter) and `repeated` (already answered); reset's has `optimum`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}
     players: ClassVar[Mapping[str, Any]]  # below
     observation_space = action_space = Text(2048)
 

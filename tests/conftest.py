@@ -13,14 +13,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import transformers
-
-from support import WORDS, configs
-
 import turnwise
+from support import WORDS, configs
 from turnwise.plugins.demo.tiny import build_tokenizer
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 transformers.utils.logging.disable_progress_bar()
+
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:

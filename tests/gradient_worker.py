@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 import turnwise
 from turnwise.engine.batch import make_batch
 from turnwise.plugins.credit.gae import GAE

@@ -6,7 +6,6 @@ from typing import Any
 
 import gymnasium
 import transformers
-
 import turnwise
 from turnwise.engine.policy.backends import InProcess
 
@@ -68,8 +67,18 @@ class Echo(gymnasium.Env):
 gymnasium.register(ECHO, Echo)
 
 
-def play(policy: turnwise.Policy, count: int = 6, *, update: int = 1, group: int = 1, tokens: int = 12, history: Any = "append",
-         rows: int = 4, temperature: float = 1.0, **env: Any) -> list[turnwise.Episode]:
+def play(
+    policy: turnwise.Policy,
+    count: int = 6,
+    *,
+    update: int = 1,
+    group: int = 1,
+    tokens: int = 12,
+    history: Any = "append",
+    rows: int = 4,
+    temperature: float = 1.0,
+    **env: Any,
+) -> list[turnwise.Episode]:
     """Episodes of the echo environment, with conversations of uneven length."""
     player = turnwise.PolicyPlayer(policy, turnwise.Sampling(temperature, tokens), InProcess(policy, rows=rows), history)
     chosen = [(s, slot) for s in turnwise.starts(ECHO, 7, count, kwargs=env) for slot in range(group)]

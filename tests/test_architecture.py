@@ -10,7 +10,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
 from turnwise.engine import hookspecs
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +89,7 @@ def test_no_import_circles() -> None:
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, f"import circle: {' -> '.join([*trail[trail.index(name):], name])}"
+        assert name not in trail, f"import circle: {' -> '.join([*trail[trail.index(name) :], name])}"
         if name in done:
             return
         for target in graph[name]:

@@ -10,16 +10,14 @@ import time
 import warnings
 from pathlib import Path
 
+import bad_envs  # noqa: F401 - registers them
 import gymnasium
 import pytest
+import turnwise
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
-
-import turnwise
 from turnwise.engine.environment import EnvironmentBroke, make_env, make_instance
-
-import bad_envs  # noqa: F401 - registers them
 
 
 def played(env: str, count: int = 2, reply: str = "yes", **options: object) -> list[turnwise.Episode]:
@@ -93,7 +91,12 @@ def test_a_hung_environment_does_not_hold_the_exit() -> None:
     print([e.ending for e in episodes])
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parent,
+        check=False,
     )
     assert done.stdout.strip() == "['failed', 'failed']", done.stderr
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-
 import turnwise
 from turnwise.engine.environment import make_env
 from turnwise.envs import maze, support_desk
@@ -42,9 +41,7 @@ def test_desk_demonstrators_show_every_reply() -> None:
 def test_desk_splits_are_disjoint_in_content_and_large() -> None:
     rng = random.Random(0)
     stories = {held: [draw_story(rng, held) for _ in range(12_000)] for held in (False, True)}
-    content = {
-        held: {(s.item, s.words["what"], s.words["when"]) for s in some} for held, some in stories.items()
-    }
+    content = {held: {(s.item, s.words["what"], s.words["when"]) for s in some} for held, some in stories.items()}
     assert not content[True] & content[False]
     distinct = {(s.item, *sorted(s.words.items()), *sorted(s.told)) for s in stories[False]}
     assert len(distinct) >= 10_000
@@ -92,7 +89,7 @@ def test_desk_needless_and_repeated_questions_cost() -> None:
 
 def test_desk_cannot_be_gamed_by_saying_everything() -> None:
     everything = " ".join(s[0] for s in RESOLUTIONS.values())
-    reward, said, info = talk("lost", *[everything] * 5)
+    reward, _said, info = talk("lost", *[everything] * 5)
     assert reward == 0.0
     assert not info["success"]
     reward, _, _ = talk("lost", "What happened, when, what would you like, was the box open?", everything)

@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import turnwise
 from turnwise.engine.ledger import Member
 
 
@@ -28,7 +27,9 @@ class Clock:
 
 def episode(name: str, update: int = 1, slot: int = 0, seed: int = 1) -> turnwise.Episode:
     turn = turnwise.Turn(turnwise.Message("user", "hi \x00 \ud800"), "yo", 1.0, (1,), (2,), (-0.1,))
-    return turnwise.Episode(name, turnwise.Start("t/E-v0", seed), (turn,), "terminated", run="run", stage="rl", update=update, slot=slot)
+    return turnwise.Episode(
+        name, turnwise.Start("t/E-v0", seed), (turn,), "terminated", run="run", stage="rl", update=update, slot=slot
+    )
 
 
 @pytest.fixture
@@ -183,7 +184,9 @@ for i in range(int(sys.argv[3])):
 def test_many_writers_lose_nothing(ledger: turnwise.Ledger, tmp_path: Path) -> None:
     ledger.add_episodes([episode("a")])
     url = str(tmp_path / "ledger.sqlite")
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, url, f"w{i}", "40"], stdout=subprocess.DEVNULL) for i in range(4)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, url, f"w{i}", "40"], stdout=subprocess.DEVNULL) for i in range(4)
+    ]
     assert [w.wait(timeout=120) for w in writers] == [0] * 4
     ids = [f.id for f in ledger.feedback([episode("a").group])]
     assert len(ids) == len(set(ids)) == 4 * 40 + 40

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import gymnasium
 import pytest
-
 import turnwise
 from turnwise.engine.plugins import PluginError, Plugins
 
@@ -108,7 +107,9 @@ def test_events_are_isolated_and_warn_once() -> None:
     def bad(update: int) -> None:
         raise RuntimeError("no disk")
 
-    plugins = Plugins({"bad": plugin(update_finished=bad), "good": plugin(update_finished=lambda update, metrics: heard.append(update))})
+    plugins = Plugins(
+        {"bad": plugin(update_finished=bad), "good": plugin(update_finished=lambda update, metrics: heard.append(update))}
+    )
     with pytest.warns(UserWarning, match=r"plugin 'bad' failed in update_finished: RuntimeError: no disk"):
         plugins.call_event("update_finished", run=None, update=1, metrics={})
     with warnings.catch_warnings():

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-
 import turnwise
+from support import configs, play
 from turnwise.engine.batch import UntrainableEpisode, make_batch
 from turnwise.engine.policy.cache import CachedModel
-
-from support import configs, play
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2", "gemma", "gemma3-window", "gemma3-softcap", "mistral-window"]
 
@@ -50,7 +48,8 @@ def disturb_lora(policy: turnwise.Policy) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sampler_update_and_plain_forward_agree(architecture: str, lora: bool, model_folder: Callable[..., Path]) -> None:
     policy = turnwise.Policy.from_pretrained(
-        model_folder(architecture), lora={"r": 4, "lora_dropout": 0.1, "fan_in_fan_out": architecture == "gpt2"} if lora else None
+        model_folder(architecture),
+        lora={"r": 4, "lora_dropout": 0.1, "fan_in_fan_out": architecture == "gpt2"} if lora else None,
     )
     if lora:
         disturb_lora(policy)

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
 import turnwise
-
-from support import play
 from gradient_worker import change
+from support import play
 
 OUTCOMES = [0.3, -1.0, 2.0, 0.1, 0.9, -0.4, 1.5, 0.0]
 
@@ -34,7 +32,9 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     norm = torch.cat([v.flatten() for v in a.values()]).norm()
     assert norm > 1e-3, "there should be a gradient to compare"
     for name in a:
-        assert torch.allclose(a[name], b[name], atol=2e-6 * float(norm), rtol=1e-4), f"{name}: {(a[name] - b[name]).abs().max()}"
+        assert torch.allclose(a[name], b[name], atol=2e-6 * float(norm), rtol=1e-4), (
+            f"{name}: {(a[name] - b[name]).abs().max()}"
+        )
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
@@ -59,7 +59,14 @@ def test_number_of_processes(
     torch.save(data, tmp_path / "data.pt")
     worker = str(Path(__file__).parent / "gradient_worker.py")
     arguments = [str(model_folder()), algorithm, str(tmp_path / "data.pt")]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+    ]
     found = []
     for name, how in (("one", []), ("two", launch)):
         command = [sys.executable, *how, worker, *arguments, str(tmp_path / name)]

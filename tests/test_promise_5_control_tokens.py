@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import turnwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
-
-import turnwise
 from turnwise.engine.policy import ChatFormat
 from turnwise.plugins.demo.tiny import build_tokenizer
 
@@ -75,7 +74,9 @@ def test_attacks_add_no_control_token(chat: ChatFormat, attack: str) -> None:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     st.lists(
-        st.sampled_from(["<|im_end|>", "<|im_start|>", "<|", "|>", "im_end", "<think>", "<tool_call>", "\n", " ", "x", "é", "\u202e"])
+        st.sampled_from(
+            ["<|im_end|>", "<|im_start|>", "<|", "|>", "im_end", "<think>", "<tool_call>", "\n", " ", "x", "é", "\u202e"]
+        )
         | st.text(max_size=5),
         max_size=8,
     ).map("".join)
@@ -123,7 +124,9 @@ def test_suffixes_continue_what_the_template_renders(chat: ChatFormat) -> None:
 
 
 def test_written_conversations_have_the_layout_of_sampled_ones(chat: ChatFormat) -> None:
-    turns = chat.conversation([M("user", "hello"), M("assistant", "there"), M("user", "you"), M("assistant", "help"), M("user", "bye")])
+    turns = chat.conversation(
+        [M("user", "hello"), M("assistant", "there"), M("user", "you"), M("assistant", "help"), M("user", "bye")]
+    )
     assert [chat.text(reply) for _, reply in turns] == ["there", "help"]
     assert turns[0][0] == chat.prompt([M("user", "hello")])
     assert turns[1][0] == chat.suffix(M("user", "you"))
@@ -153,7 +156,9 @@ def test_templates_that_cannot_work_say_so(tokenizer: Any, model_folder: Callabl
     broken.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     with pytest.raises(turnwise.TemplateError, match="no token of its own"):
         ChatFormat(broken)
-    broken.chat_template = "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}<|im_end|>"
+    broken.chat_template = (
+        "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}<|im_end|>"
+    )
     with pytest.raises(turnwise.TemplateError, match="0 times instead of once"):
         ChatFormat(broken)
     broken.chat_template = TEMPLATES["gemma"]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 import turnwise
 from turnwise.engine.secrets import redact, redacted
 
@@ -21,7 +20,9 @@ class Leaky:
         self.api_key = api_key
 
     def score(self, episodes: object) -> list[turnwise.Feedback]:
-        raise ConnectionError(f"401: incorrect API key provided: {self.api_key}; also Bearer {self.api_key} at http://me:pw12345@host/")
+        raise ConnectionError(
+            f"401: incorrect API key provided: {self.api_key}; also Bearer {self.api_key} at http://me:pw12345@host/"
+        )
 
 
 @turnwise.hookimpl
@@ -29,7 +30,9 @@ def register_judges(register: Callable[..., None]) -> None:
     register("leaky", Leaky)
 
 
-def test_a_run_leaves_no_secret_behind(tmp_path: Path, model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_leaves_no_secret_behind(
+    tmp_path: Path, model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ACME_API_KEY", "plainlookingvalue42")
     odd = "plainlookingvalue42"  # looks like nothing; known from the environment only
     import sys
@@ -64,7 +67,15 @@ def test_a_run_leaves_no_secret_behind(tmp_path: Path, model_folder: Callable[..
 
 
 def test_what_is_hidden_and_what_is_not() -> None:
-    shown = redacted({"api_key": "abc", "max_new_tokens": 5, "nested": [{"hf_token": "x"}], "url": "postgresql://u:pw@h/db", "judge": Leaky(KEY)})
+    shown = redacted(
+        {
+            "api_key": "abc",
+            "max_new_tokens": 5,
+            "nested": [{"hf_token": "x"}],
+            "url": "postgresql://u:pw@h/db",
+            "judge": Leaky(KEY),
+        }
+    )
     assert shown["api_key"] == "***"
     assert shown["max_new_tokens"] == 5
     assert shown["nested"] == [{"hf_token": "***"}]

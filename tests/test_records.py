@@ -8,10 +8,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
-
-import turnwise
 from turnwise.engine.episode import canonical_json, derive_id
 from turnwise.engine.feedback import version_of
 

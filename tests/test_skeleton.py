@@ -45,7 +45,8 @@ def test_everything_a_package_can_bring(site: Path, model_folder: Callable[..., 
         model_folder(),
         rl + "feedback: [acme-polite, {source: acme-people, raters: 2}], combiner: acme-best-of, credit: acme-learned,"
         " optimizer: acme-actor-critic, backend: {name: acme-backend, rows: 5}}",
-        rl + "feedback: [{judge: acme-polite, letter: e, weight: 0.5}, environment], credit: gae, optimizer: acme-actor-critic}",
+        rl
+        + "feedback: [{judge: acme-polite, letter: e, weight: 0.5}, environment], credit: gae, optimizer: acme-actor-critic}",
         rl + "feedback: [acme-ranker], credit: acme-learned, optimizer: grpo}",
         "acme-offline: {env: acme/Manners-v0, feedback: [acme-ranker]}",
     )

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from turnwise.engine import tensors as t
 
 
@@ -80,12 +79,16 @@ def test_group_advantages_by_hand() -> None:
         t.group_advantage(outcome, group, "median")
 
 
-@given(st.lists(st.tuples(numbers, st.integers(0, 3)), min_size=1, max_size=20), numbers, st.sampled_from(["mean", "loo", "std"]))
+@given(
+    st.lists(st.tuples(numbers, st.integers(0, 3)), min_size=1, max_size=20), numbers, st.sampled_from(["mean", "loo", "std"])
+)
 def test_group_advantage_properties(members: list[tuple[float, int]], shift: float, baseline: str) -> None:
     outcome = torch.tensor([m[0] for m in members], dtype=torch.float64)
     group = torch.tensor([m[1] for m in members])
     advantage = t.group_advantage(outcome, group, baseline)
-    assert torch.allclose(advantage, t.group_advantage(outcome + shift, group, baseline), atol=1e-6), "a constant changes nothing"
+    assert torch.allclose(advantage, t.group_advantage(outcome + shift, group, baseline), atol=1e-6), (
+        "a constant changes nothing"
+    )
     sums = torch.zeros(4, dtype=torch.float64).index_add_(0, group, advantage)
     assert torch.allclose(sums, torch.zeros(4, dtype=torch.float64), atol=1e-6), "each group sums to zero"
     order = torch.randperm(len(members), generator=torch.Generator().manual_seed(0))

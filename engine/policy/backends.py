@@ -118,9 +118,7 @@ class InProcess:
             if not bool(torch.isfinite(scaled.logsumexp(-1)).all()):
                 bad = int((~torch.isfinite(scaled.logsumexp(-1))).nonzero()[0])
                 self._complain(talks[active[bad]])
-            tokens = (
-                sample_inverse_cdf(scaled, uniforms[active, step]) if sampling.temperature else scaled.argmax(-1)
-            )
+            tokens = sample_inverse_cdf(scaled, uniforms[active, step]) if sampling.temperature else scaled.argmax(-1)
             chosen = torch.log_softmax(scaled, -1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
             drawn = tokens.tolist()
             going = []

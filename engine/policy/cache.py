@@ -101,7 +101,7 @@ class CachedModel:
     def reset(self) -> None:
         """Forgets everything."""
         self._step = _Step()
-        layers = [SlotLayer(self.rows, self._step) for _ in range(self.config.num_hidden_layers)]
+        layers: list[Any] = [SlotLayer(self.rows, self._step) for _ in range(self.config.num_hidden_layers)]
         self._cache = Cache(layers=layers)
 
     def _mask(self, positions: Tensor, extent: int, window: int | None) -> Tensor:
@@ -113,9 +113,11 @@ class CachedModel:
             allowed &= slots > at - window
         if self.model.config._attn_implementation == "eager":
             dtype = self.model.dtype
-            return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-                ~allowed, torch.finfo(dtype).min
-            ).unsqueeze(1)
+            return (
+                torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+                .masked_fill_(~allowed, torch.finfo(dtype).min)
+                .unsqueeze(1)
+            )
         return allowed.unsqueeze(1)
 
     @torch.no_grad()
@@ -185,7 +187,9 @@ class CachedModel:
             self.reset()
             try:
                 self.extend([0, 1], [0, 0], [tokens[0, :half].tolist(), tokens[1, : half - 2].tolist()])
-                two = self.extend([0, 1], [half, half - 2], [tokens[0, half:-1].tolist(), tokens[1, half - 2 : half + 1].tolist()])
+                two = self.extend(
+                    [0, 1], [half, half - 2], [tokens[0, half:-1].tolist(), tokens[1, half - 2 : half + 1].tolist()]
+                )
                 one = self.extend([0], [length - 1], [tokens[0, -1:].tolist()])
             except (TypeError, ValueError, RuntimeError, KeyError, AttributeError):
                 continue

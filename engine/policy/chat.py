@@ -190,7 +190,9 @@ class ChatFormat:
         for message in messages:
             if message.role != "assistant":
                 if turns and (heard is not None or message.role == "system"):
-                    raise ValueError(f"a {message.role} message follows another one; roles must alternate after the first reply")
+                    raise ValueError(
+                        f"a {message.role} message follows another one; roles must alternate after the first reply"
+                    )
                 if turns:
                     heard = message
                 else:
@@ -209,7 +211,9 @@ class ChatFormat:
             raise ValueError("no assistant message in the conversation")
         return turns
 
-    def drift(self, messages: Sequence[Message], context: Sequence[int], tools: Sequence[Mapping[str, Any]] | None = None) -> bool:
+    def drift(
+        self, messages: Sequence[Message], context: Sequence[int], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> bool:
         """Whether the template, given the whole conversation anew, would render other ids than those trained on.
 
         It happens with templates that trim or rewrite history, and where a sampled reply would be tokenized otherwise.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..episode import derive_id
-from ..learning import Batch, NonFiniteError
+from ..learning import NonFiniteError, Row
 from .model import Micro, Policy
 
 
@@ -52,27 +52,31 @@ class Learner:
         self.adam = torch.optim.AdamW(self._parameters, lr=lr, weight_decay=weight_decay, betas=betas)
         self.steps = 0
 
-    def minibatches(self, batch: Batch, count: int, epoch: int = 0) -> Iterator[list[int]]:
-        """Divides the episodes into `count` parts at random, keyed by the batch's seed and the epoch."""
-        generator = torch.Generator().manual_seed(int(derive_id("minibatch", batch.seed, epoch), 16) % 2**63)
-        order = torch.randperm(len(batch.episodes), generator=generator).tolist()
-        count = min(count, len(order))
-        for i in range(count):
-            yield order[i * len(order) // count : (i + 1) * len(order) // count]
+    def minibatches(self, size: int, parts: int, seed: int, epoch: int = 0) -> Iterator[list[int]]:
+        """Divides `size` items into `parts` at random, keyed by the seed and the epoch."""
+        generator = torch.Generator().manual_seed(int(derive_id("minibatch", seed, epoch), 16) % 2**63)
+        order = torch.randperm(size, generator=generator).tolist()
+        parts = min(parts, size)
+        for i in range(parts):
+            yield order[i * size // parts : (i + 1) * size // parts]
 
-    def micro_batches(self, batch: Batch, episodes: Sequence[int]) -> list[Micro]:
-        """This process's micro-batches of some of the batch's episodes."""
+    def micro_batches(self, rows: Sequence[Row], episodes: Sequence[int]) -> list[Micro]:
+        """This process's micro-batches of the rows of some episodes."""
         chosen = set(episodes)
-        rows = [row for row in batch.rows if row.episode in chosen and row.positions]
-        return self.policy.my_share(self.policy.micro_batches(rows, self.micro_tokens))
+        wanted = [row for row in rows if row.episode in chosen and row.positions]
+        return self.policy.my_share(self.policy.micro_batches(wanted, self.micro_tokens))
 
     def backward(self, loss: Tensor, micro: Micro) -> None:
         """Adds the gradient of a share of a loss. The shares of all micro-batches of all processes add up to it."""
         accelerator = self.policy.accelerator
         accelerator.backward(loss * micro.weight * accelerator.num_processes)  # DDP averages over processes
 
-    def step(self, batch: Batch, episodes: Sequence[int]) -> float:
+    def step(self, progress: float, what: Sequence[str]) -> float:
         """Clips, checks and applies the gradient; returns its norm before clipping.
+
+        Args:
+            progress: share of the stage done, for the schedule.
+            what: the names of what the gradient is of, for the message.
 
         Raises:
             NonFiniteError: the gradient is NaN or infinite; the step is not taken.
@@ -80,14 +84,13 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             self.adam.zero_grad(set_to_none=True)
-            ids = [batch.episodes[i].id for i in list(episodes)[:5]]
             raise NonFiniteError(
                 f"the gradient is not finite (norm {float(norm)}) at optimizer step {self.steps + 1}, in a minibatch of "
-                f"{len(episodes)} episodes: {', '.join(ids)}{', ...' if len(episodes) > 5 else ''}. Go back to the last "
+                f"{len(what)} episodes: {', '.join(what[:5])}{', ...' if len(what) > 5 else ''}. Go back to the last "
                 "checkpoint; lower lr or max_grad_norm, and look at these episodes' rewards."
             )
         for group in self.adam.param_groups:
-            group["lr"] = self.rate(batch.progress)
+            group["lr"] = self.rate(progress)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         self.steps += 1

@@ -81,7 +81,8 @@ class Network(nn.Module):
     @property
     def lm(self) -> Any:
         """The transformers model itself, with any LoRA layers in place."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @cached_property
     def head_is_plain(self) -> bool:
@@ -193,14 +194,15 @@ class Policy:
             PolicyError: no such model, weights that are not safetensors, peft missing, tokenizer and model that do not fit.
             TemplateError: no chat template, or one that cannot carry a conversation.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers
 
+        auto: Any = transformers  # its lazy module types mislead checkers
         folder = Path(name)
         adapter = folder / "adapter_config.json"
         base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(name)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(name))
-            model = AutoModelForCausalLM.from_pretrained(
+            tokenizer = auto.AutoTokenizer.from_pretrained(str(name))
+            model = auto.AutoModelForCausalLM.from_pretrained(
                 base,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 attn_implementation=attention,
@@ -282,8 +284,8 @@ class Policy:
         action = torch.tensor([r.first + i for r in rows for i in range(len(r.positions))], dtype=torch.long)
         ends = torch.tensor([len(r.ids) - 1 for r in rows])
         target = ids[row, position]
-        on = [t.to(self.device) for t in (ids, row, position, target)]
-        return Micro(*on, episode, action, ends.to(self.device), tuple(rows))
+        ids, row, position, target, ends = (t.to(self.device) for t in (ids, row, position, target, ends))
+        return Micro(ids, row, position, target, episode, action, ends, tuple(rows))
 
     def score(self, micro: Micro, temperature: float = 1.0, network: Any = None) -> Output:
         """Log-probs of a micro-batch's action tokens, with gradient where enabled.
@@ -346,8 +348,14 @@ class Policy:
 
     # Talking and saving.
 
-    def reply(self, messages: Sequence[Message] | Sequence[Mapping[str, str]], *, temperature: float = 1.0,
-              max_new_tokens: int = 256, seed: int = 0) -> str:
+    def reply(
+        self,
+        messages: Sequence[Message] | Sequence[Mapping[str, str]],
+        *,
+        temperature: float = 1.0,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+    ) -> str:
         """One reply to a conversation given as messages (or dicts with role and content)."""
         said = [m if isinstance(m, Message) else Message(**m) for m in messages]  # type: ignore[arg-type]
         talk = Conversation(0, self.chat.prompt(said), said, seed)

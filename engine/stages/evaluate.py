@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,11 @@ def score(episodes: Sequence[Episode]) -> Score:
 
 
 def play_held_out(
-    player: Any, env: EnvConfig, episodes: int, seed: int, progress: Callable[[int, int], None] | None = None,
+    player: Any,
+    env: EnvConfig,
+    episodes: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
     where: Where = Where(stage="evaluate"),
 ) -> list[Episode]:
     """Plays the starts number 0 to `episodes - 1` that `seed` defines; the same for every player."""
@@ -126,7 +131,7 @@ class Evaluate(Stage):
                 key = name if len(self.env) == 1 else f"{env.id}/{name}"
                 where = Where(run.id, f"{run.stage}/{key}", run.updates + 1, self.seed)
                 played = play_held_out(
-                    player, env, self.episodes, self.seed, lambda done, total, key=key: run.status(f"evaluate {key}", done, total),
+                    player, env, self.episodes, self.seed, partial(run.status, f"evaluate {key}"),
                     where,
                 )  # fmt: skip
                 if run.is_main:

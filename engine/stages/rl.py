@@ -168,7 +168,9 @@ class RL(Stage):
             sources.append(Sources.make(specs, plugins, self.max_failure_rate))
             combiners.append(component(plugins, "combiner", self.combiner, weights=sources[-1].weights))
             if "turn_scores" in credit.needs and not sources[-1].sources:
-                raise ConfigError(f"credit {_name(credit_name)!r} needs turn scores, but no feedback source of {env.id!r} gives any")
+                raise ConfigError(
+                    f"credit {_name(credit_name)!r} needs turn scores, but no feedback source of {env.id!r} gives any"
+                )
         return Parts(optimizer, credit, sources, combiners)
 
     def play(self, run: Run) -> Iterator[Update]:
@@ -179,7 +181,9 @@ class RL(Stage):
         parts = self.parts(run.plugins)
         policy = run.policy
         if self.max_new_tokens >= policy.context_length:
-            raise ConfigError(f"max_new_tokens={self.max_new_tokens} leaves no room in a context of {policy.context_length} tokens")
+            raise ConfigError(
+                f"max_new_tokens={self.max_new_tokens} leaves no room in a context of {policy.context_length} tokens"
+            )
         backend = component(run.plugins, "backend", self.backend, policy=policy)
         player = PolicyPlayer(policy, Sampling(self.temperature, self.max_new_tokens), backend, self.history)
         policy.freeze_reference()
@@ -223,8 +227,9 @@ class RL(Stage):
             if used:
                 run.status("update", **show)
                 with explained_memory("the update", "`micro_tokens` of the optimizer, or `groups`"):
-                    batch = _make_batch(used, rewards, policy.version, self.temperature, i / self.updates, derive_id(
-                        run.config.seed, number))
+                    batch = _make_batch(
+                        used, rewards, policy.version, self.temperature, i / self.updates, derive_id(run.config.seed, number)
+                    )
                     parts.optimizer.prepare(policy, batch)
                     batch.credit = parts.credit.assign(batch)
                     silent = _groups_without_signal(batch) if "group" in parts.credit.needs else set()
@@ -335,8 +340,13 @@ class RL(Stage):
         return [e for e in episodes if e.id not in left_out], left_out
 
     def record_members(
-        self, run: Run, number: int, episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward],
-        left_out: Mapping[str, str], said: Mapping[str, list[Answer]],
+        self,
+        run: Run,
+        number: int,
+        episodes: Sequence[Episode],
+        rewards: Mapping[str, Rewards | NoReward],
+        left_out: Mapping[str, str],
+        said: Mapping[str, list[Answer]],
     ) -> None:
         """Writes who trains, on which feedback, before the update happens."""
         members = []
@@ -372,11 +382,18 @@ def _states(parts: Parts) -> dict[str, Mapping[str, Any]]:
     return {name: part.state_dict() for name, part in named.items() if hasattr(part, "state_dict")}
 
 
-def _make_batch(used: Sequence[Episode], rewards: Mapping[str, Any], version: int, temperature: float, progress: float, seed: str) -> Any:
+def _make_batch(
+    used: Sequence[Episode], rewards: Mapping[str, Any], version: int, temperature: float, progress: float, seed: str
+) -> Any:
     from ..batch import make_batch
 
     return make_batch(
-        used, [rewards[e.id] for e in used], version=version, temperature=temperature, progress=progress, seed=int(seed[:12], 16)
+        used,
+        [rewards[e.id] for e in used],
+        version=version,
+        temperature=temperature,
+        progress=progress,
+        seed=int(seed[:12], 16),
     )
 
 
@@ -422,7 +439,9 @@ def _drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
     checked = [e for e in episodes if e.history == "append" and len(e.turns) > 1][:sample]
     drifted = 0
     for e in checked:
-        context = [i for t in e.turns for i in (*t.prompt_ids, *(t.action_ids or ()))][: -len(e.turns[-1].action_ids or ()) or None]
+        context = [i for t in e.turns for i in (*t.prompt_ids, *(t.action_ids or ()))][
+            : -len(e.turns[-1].action_ids or ()) or None
+        ]
         said = [m for m in e.messages if m is not e.final][:-1]
         drifted += policy.chat.drift(said, context, e.tools)
     return drifted / len(checked) if checked else 0.0

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from ..config import ConfigError, Stage
 from ..environment import starts
 from ..episode import Message, derive_id
+from ..learning import Row
 from ..memory import explained_memory
 from ..run import Run, Update
 from .rl import check_envs, read_envs
@@ -63,56 +64,50 @@ class SFT(Stage):
             raise ConfigError(f"sft.data: there is no file or folder {self.data}")
 
     def play(self, run: Run) -> Iterator[Update]:
-        import torch
-
-        from ..learning import Batch
         from ..policy.learner import Learner, Sums
 
         rows, metrics = self._rows(run)
-        policy = run.policy
+        policy, size = run.policy, len(rows)
         learner = Learner(
             policy, lr=self.lr, warmup=self.warmup, decay=self.decay, weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm, micro_tokens=self.micro_tokens,
         )  # fmt: skip
-        size = len(rows)
-        nothing = torch.zeros(size, 1)
-        batch = Batch(
-            episodes=(None,) * size, rows=tuple(rows), mask=nothing.bool(), turn=nothing.long(), group=torch.arange(size),
-            behaviour_logprobs=None, staleness=torch.zeros(size).long(), outcome=torch.zeros(size), turn_rewards=nothing,
-            turn_mask=nothing.bool(), truncated=torch.zeros(size).bool(), weight=torch.ones(size), token_rewards=nothing,
-        )  # type: ignore[arg-type]  # fmt: skip
+        seed = int(derive_id("sft", run.config.seed, run.stage)[:12], 16)
         per_epoch = math.ceil(size / self.batch_size)
         steps = self.epochs * per_epoch
         updates = math.ceil(steps / self.steps_per_update)
         sums, tokens, norm, done = Sums(), 0, 0.0, 0
         for epoch in range(self.epochs):
-            batch.seed = int(derive_id("sft", run.config.seed, run.stage)[:12], 16)
-            for episodes in learner.minibatches(batch, per_epoch, epoch):
-                batch.progress = done / steps
+            for episodes in learner.minibatches(size, per_epoch, seed, epoch):
+                progress = done / steps
                 count = sum(len(rows[e].positions) for e in episodes)
                 with explained_memory("fine-tuning", "`micro_tokens` or `batch_size`"):
-                    for micro in learner.micro_batches(batch, episodes):
+                    for micro in learner.micro_batches(rows, episodes):
                         out = policy.score(micro, network=learner.network)
                         learner.backward(-out.logprobs.sum() / count, micro)
                         sums.add(micro, loss=-out.logprobs)
-                norm = learner.step(batch, episodes)
+                norm = learner.step(progress, [f"conversation {e + 1}" for e in episodes])
                 tokens, done = tokens + count, done + 1
                 number = math.ceil(done / self.steps_per_update)
                 run.status("fine-tune", done, steps, update=number, updates=updates)
                 if done % self.steps_per_update == 0 or done == steps:
                     policy.version += 1
                     metrics |= sums.means(policy, tokens)
-                    metrics |= {"grad_norm": norm, "lr": learner.rate(batch.progress), "tokens": float(tokens), "epoch": epoch + 1.0}
+                    metrics |= {
+                        "grad_norm": norm,
+                        "lr": learner.rate(progress),
+                        "tokens": float(tokens),
+                        "epoch": epoch + 1.0,
+                    }
                     yield run.finish_update(metrics, state=lambda: {"learner": learner.state_dict()})
                     sums, tokens, metrics = Sums(), 0, {}
 
-    def _rows(self, run: Run) -> tuple[list[Any], dict[str, float]]:
+    def _rows(self, run: Run) -> tuple[list[Row], dict[str, float]]:
         """One row of ids per conversation, only the assistant's tokens marked; and what there is to say of the data."""
-        from ..learning import Row
-
         chat, limit = run.policy.chat, run.policy.context_length
         conversations, metrics = self._played(run) if self.env is not None else (list(read_conversations(self.data)), {})
-        rows, cut = [], 0
+        rows: list[Row] = []
+        cut = 0
         for i, (messages, tools) in enumerate(conversations):
             ids: list[int] = []
             positions: list[int] = []
@@ -173,7 +168,7 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
             raise ConfigError("reading a datasets folder needs datasets: pip install 'turnwise[data]'") from error
         found = load_from_disk(str(path))
         records: Any = found if isinstance(found, Dataset) else found[next(iter(found))]
-        named = ((f"{path} row {i + 1}", record) for i, record in enumerate(records))
+        named: Iterator[tuple[str, Any]] = ((f"{path} row {i + 1}", record) for i, record in enumerate(records))
     else:
         named = _json_lines(path)
     for where, record in named:
@@ -186,7 +181,9 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
             raise ConfigError(f"{where}: messages must be a list of {{role, content}}") from error
         roles = {m.role for m in said}
         if not said or roles - {"system", "user", "assistant", "tool"}:
-            raise ConfigError(f"{where}: no conversation under `messages` (or `prompt` and `completion`), or odd roles {sorted(roles)}")
+            raise ConfigError(
+                f"{where}: no conversation under `messages` (or `prompt` and `completion`), or odd roles {sorted(roles)}"
+            )
         yield said, record.get("tools") or ()
 
 

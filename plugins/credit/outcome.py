@@ -28,9 +28,7 @@ class OutcomeCredit:
 
     needs = frozenset({"group"})
 
-    def __init__(
-        self, baseline: Literal["std", "mean", "loo"] = "std", truncated: Literal["count", "drop"] = "count"
-    ) -> None:
+    def __init__(self, baseline: Literal["std", "mean", "loo"] = "std", truncated: Literal["count", "drop"] = "count") -> None:
         if baseline not in ("std", "mean", "loo"):
             raise ValueError(f"baseline must be 'std', 'mean' or 'loo', got {baseline!r}")
         if truncated not in ("count", "drop"):

@@ -2,7 +2,8 @@
 
 1. A small Llama-architecture model and its tokenizer are built; the words come from the demonstrators' conversations.
 2. `sft` on conversations of imperfect demonstrators: hasty ones, forgetful ones, a few careful ones.
-3. `rl` from there, once by PPO and once by GRPO, on the customer's satisfaction at the end and nothing else.
+3. `rl` from there, once by PPO and once by GRPO, on the customer's satisfaction at the end and nothing else. A small KL to the
+   SFT policy keeps the language: the customer understands keywords, and without it the replies decay into strings of them.
 4. All players on held-out stories, by sampling at temperature 1, as trained.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from ...engine.cli import print_scores, quiet
+from ...engine.config import ConfigError
 from ...engine.environment import starts
 from ...engine.episode import Episode
 from ...engine.policy import Policy, Sampling
@@ -42,16 +44,21 @@ SFT: dict[str, Any] = {
     "env": ENV, "player": "demonstrator", "episodes": 8000, "epochs": 3, "batch_size": 32, "lr": 5e-3, "decay": 0.1,
     "weight_decay": 0.01, "micro_tokens": 16384, "steps_per_update": 50,
 }  # fmt: skip
-RL: dict[str, Any] = {"env": ENV, "updates": 80, "max_new_tokens": MAX_NEW_TOKENS, "backend": {"name": "in-process", "rows": 256}}
+RL: dict[str, Any] = {
+    "env": ENV,
+    "updates": 80,
+    "max_new_tokens": MAX_NEW_TOKENS,
+    "backend": {"name": "in-process", "rows": 256},
+}
 PPO: dict[str, Any] = {
     **RL, "groups": 256, "group_size": 1, "credit": {"name": "gae", "lam": 0.95},
     "optimizer": {
-        "name": "ppo", "lr": 2e-3, "epochs": 1, "minibatches": 4, "warmup": 10, "decay": 0.1, "micro_tokens": 16384,
+        "name": "ppo", "lr": 2e-3, "kl": 0.02, "epochs": 1, "minibatches": 4, "warmup": 10, "decay": 0.1, "micro_tokens": 16384,
     },
 }  # fmt: skip
 GRPO: dict[str, Any] = {
     **RL, "groups": 32, "group_size": 8, "credit": "outcome",
-    "optimizer": {"name": "grpo", "lr": 2e-3, "minibatches": 2, "warmup": 10, "decay": 0.1, "micro_tokens": 16384},
+    "optimizer": {"name": "grpo", "lr": 2e-3, "kl": 0.04, "minibatches": 2, "warmup": 10, "decay": 0.1, "micro_tokens": 16384},
 }  # fmt: skip
 
 
@@ -63,13 +70,13 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
         quick: a few updates and held-out stories only.
 
     Raises:
-        FileExistsError: the folder holds something that is no demo.
+        ConfigError: the folder holds something that is no demo.
     """
     quiet()
     console = Console()
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "demo.json").exists():
-            raise FileExistsError(f"{folder} holds something else than a demo: choose another --folder")
+            raise ConfigError(f"{folder} holds something else than a demo: choose another --folder")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "demo.json").write_text(json.dumps({"seed": seed, "quick": quick}) + "\n")
@@ -86,12 +93,21 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
     console.print("[bold]1[/bold]  a small chat model, built on the spot")
     since = time.perf_counter()
     heard = rollout(ScriptPlayer("demonstrator"), [(s, 0) for s in starts(ENV, seed, 1500)], Where("demo", "words", 0, seed))
-    model = build_policy(folder / "model", (m.content for e in heard for m in e.messages), seed=seed, hidden=64, layers=2, heads=4)
+    model = build_policy(
+        folder / "model", (m.content for e in heard for m in e.messages), seed=seed, hidden=64, layers=2, heads=4
+    )
     clock("build", since)
 
     def run(name: str, policy: Path, stage: dict[str, Any]) -> Run:
-        [(kind, options)] = stage.items()
-        config = {"policy": str(policy), "stages": [stage], "seed": seed, "name": name, "threads": threads, "checkpoint_every": 1000}
+        [(_kind, _options)] = stage.items()
+        config = {
+            "policy": str(policy),
+            "stages": [stage],
+            "seed": seed,
+            "name": name,
+            "threads": threads,
+            "checkpoint_every": 1000,
+        }
         with Display(sys.stderr.isatty()) as display:
             done = Run(config, folder=folder / name, on_status=display.show).finish()
         if done.stopping:

@@ -85,9 +85,9 @@ class GRPO:
         share = share * batch.weight.unsqueeze(1) * batch.mask
         sums, tokens, norms = Sums(), 0.0, []
         for epoch in range(self.epochs):
-            for episodes in self.learner.minibatches(batch, self.minibatches, epoch):
+            for episodes in self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, epoch):
                 total = float(share[episodes].sum())
-                for micro in self.learner.micro_batches(batch, episodes):
+                for micro in self.learner.micro_batches(batch.rows, episodes):
                     out = policy.score(micro, batch.temperature, self.learner.network)
                     old = micro.take(prox)
                     loss, held = clipped_policy_loss(out.logprobs, old, micro.take(advantages), self.clip, self.clip_high)
@@ -101,7 +101,7 @@ class GRPO:
                         micro, loss=loss, clip_fraction=held.float(), entropy=out.entropy,
                         approx_kl=kl_estimate(old, out.logprobs.detach(), "k3"),
                     )  # fmt: skip
-                norms.append(self.learner.step(batch, episodes))
+                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
                 tokens += float(batch.mask[episodes].sum())
         on_policy = (weight - 1).abs() * batch.mask
         metrics = sums.means(policy, tokens)

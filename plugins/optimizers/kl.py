@@ -29,7 +29,9 @@ class KL:
         if estimator not in ("k1", "k2", "k3"):
             raise ValueError(f"kl_estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
         if place == "loss" and estimator == "k1" and coef:
-            raise ValueError("k1 in the loss has a gradient whose mean is zero: use kl_estimator='k3' or 'k2', or kl_place='reward'")
+            raise ValueError(
+                "k1 in the loss has a gradient whose mean is zero: use kl_estimator='k3' or 'k2', or kl_place='reward'"
+            )
         self.coef, self.place, self.estimator = coef, place, estimator
 
     @property
@@ -43,4 +45,6 @@ class KL:
         batch.reference_logprobs = policy.logprobs(batch, micro_tokens=micro_tokens, reference=True)
         if self.place == "reward":
             assert batch.behaviour_logprobs is not None
-            batch.token_rewards -= self.coef * kl_estimate(batch.behaviour_logprobs, batch.reference_logprobs, "k1") * batch.mask
+            batch.token_rewards -= (
+                self.coef * kl_estimate(batch.behaviour_logprobs, batch.reference_logprobs, "k1") * batch.mask
+            )

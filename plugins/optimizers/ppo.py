@@ -39,8 +39,8 @@ class Critic(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
-        nn.init.zeros_(self.layers[2].weight)
-        nn.init.zeros_(self.layers[2].bias)
+        for parameter in self.layers[2].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.layers(hidden.float()).squeeze(-1)
@@ -133,9 +133,9 @@ class PPO:
         sums, tokens, norms, passes = Sums(), 0.0, [], 0
         for epoch in range(self.epochs):
             moved = Sums()
-            for episodes in self.learner.minibatches(batch, self.minibatches, epoch):
+            for episodes in self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, epoch):
                 total = float(share[episodes].sum())
-                for micro in self.learner.micro_batches(batch, episodes):
+                for micro in self.learner.micro_batches(batch.rows, episodes):
                     out = policy.score(micro, batch.temperature, self.learner.network)
                     old, mine = micro.take(prox), micro.take(share)
                     loss, held = clipped_policy_loss(out.logprobs, old, micro.take(advantages), self.clip, self.clip)
@@ -156,7 +156,7 @@ class PPO:
                         micro, loss=loss, value_loss=value_loss, clip_fraction=held.float(), entropy=out.entropy,
                         approx_kl=change,
                     )  # fmt: skip
-                norms.append(self.learner.step(batch, episodes))
+                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
                 tokens += float(batch.mask[episodes].sum())
             passes += 1
             if self.target_kl is not None and moved.means(policy, float(batch.mask.sum()))["kl"] > self.target_kl:

@@ -71,7 +71,7 @@ class ActorCritic:
         return {"loss": total}
 
     def state_dict(self):
-        return {k: v for k, v in self.critic.state_dict().items()}
+        return dict(self.critic.state_dict().items())
 
     def load_state_dict(self, state):
         self.critic.load_state_dict(dict(state))

@@ -67,7 +67,9 @@ class People:
             if int(r.id, 16) % 7 == 0:
                 answers.append(turnwise.Feedback.abstained(r.target, "no idea", id=f"h-{r.id}", stamp=stamp))
             else:
-                answers.append(turnwise.Feedback(r.target, score=len(r.episodes[0].turns[-1].action) / 10, id=f"h-{r.id}", stamp=stamp))
+                answers.append(
+                    turnwise.Feedback(r.target, score=len(r.episodes[0].turns[-1].action) / 10, id=f"h-{r.id}", stamp=stamp)
+                )
         return answers
 
     def acknowledge(self, ids):
@@ -89,7 +91,9 @@ class BestOf:
     def combine(self, group, feedback):
         rewards = []
         for e in group:
-            scores = [f.score for f in feedback if isinstance(f, turnwise.Feedback) and f.episode == e.id and f.score is not None]
+            scores = [
+                f.score for f in feedback if isinstance(f, turnwise.Feedback) and f.episode == e.id and f.score is not None
+            ]
             if scores:
                 best = max(scores)
                 rewards.append(turnwise.Rewards(best, (*[0.0] * (len(e.turns) - 1), best)))

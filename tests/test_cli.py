@@ -1,0 +1,107 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def call(*arguments: str, cwd: Path | None = None, timeout: int = 250) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False
+    )
+
+
+def test_help_lists_every_command() -> None:
+    done = call("--help")
+    assert done.returncode == 0
+    for command in ("run", "demo", "evaluate", "plugins", "envs"):
+        assert command in done.stdout
+
+
+def test_a_pipeline_from_a_file(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "pipeline.yaml").write_text(
+        f"""
+policy: {model_folder()}
+threads: 1
+stages:
+  - sft: {{env: turnwise/SupportDesk-v0, episodes: 30, lr: 1.0e-3}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 2, max_new_tokens: 6, feedback: [environment, length]}}
+  - evaluate: {{env: {{id: turnwise/SupportDesk-v0, options: {{split: held_out}}}}, episodes: 8, players: [policy, expert], max_new_tokens: 6}}
+"""
+    )
+    done = call("run", "pipeline.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Finished after update 3" in done.stdout
+    assert "expert" in done.stdout
+    table = json.loads((tmp_path / "runs" / "pipeline" / "evaluation.json").read_text())
+    assert table["expert"]["success"] == 1.0
+    again = call("run", "pipeline.yaml", cwd=tmp_path)
+    assert (again.returncode, "results already" in again.stderr) == (1, True)
+    shown = call(
+        "evaluate", str(tmp_path / "runs/pipeline/policy"), "--env", "turnwise/SupportDesk-v0", "--episodes", "5",
+        "--player", "random", "--max-new-tokens", "6", "--json",
+    )  # fmt: skip
+    assert set(json.loads(shown.stdout)) == {"policy", "random"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0, update: 3}}]", "Did you mean 'updates'"),
+        ("policy: nowhere\nstage: []", "has no key 'stage'. Did you mean 'stages'"),
+        ("policy: nowhere\nstages: []", "at least 1 item"),
+        ("policy: nowhere\nstages: [{lr: {}}]", "no stage 'lr'. Did you mean 'rl'"),
+        ("policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0}}]", "cannot load the policy 'nowhere'. It is no local folder"),
+        ("policy: {mdel: x}\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policyconfig has no key 'mdel'. Did you mean 'model'"),
+        ("stages: [{rl: {env: turnwise/Maze-v0}}]", "needs the key 'policy'"),
+        ("[1, 2", "not valid YAML"),
+        ("- 1", "must hold a mapping"),
+    ],
+)
+def test_bad_configs_are_one_message(config: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(config)
+    done = call("run", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_envs_lists_and_checks() -> None:
+    listed = call("envs").stdout
+    assert "turnwise/SupportDesk-v0" in listed
+    assert "CartPole" not in listed
+    assert "nothing wrong" in call("envs", "--check", "turnwise/Maze-v0").stdout
+    tests = Path(__file__).parent
+    bad = call("envs", "--check", "test/NeverEnds-v0", "--module", "bad_envs", cwd=tests)
+    assert bad.returncode == 1
+    assert "did not end" in bad.stdout
+    missing = call("envs", "--check", "turnwise/Mase-v0")
+    assert (missing.returncode, "Did you mean 'turnwise/Maze-v0'" in missing.stderr) == (1, True)
+
+
+def test_the_demo_in_small(tmp_path: Path) -> None:
+    """The whole demo with a few updates: everything it promises to write is there."""
+    done = call("demo", "--quick", "--folder", str(tmp_path / "demo"), "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert summary["seed"] == 3
+    assert set(summary["players"]) == {"expert", "random", "sft", "ppo", "grpo"}
+    for player in summary["players"].values():
+        assert {"outcome", "success", "low", "high", "turns", "questions"} <= set(player)
+        assert player["low"] <= player["success"] <= player["high"]
+    assert summary["players"]["expert"]["outcome"] == 1.0
+    assert (tmp_path / "demo" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "## After SFT" in (tmp_path / "demo" / "before-after.md").read_text()
+    assert "before (SFT)" in done.stdout
+    other = tmp_path / "precious"
+    other.mkdir()
+    (other / "thesis.txt").write_text("all my work")
+    refused = call("demo", "--quick", "--folder", str(other))
+    assert refused.returncode == 1
+    assert (other / "thesis.txt").exists()

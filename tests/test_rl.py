@@ -1,0 +1,423 @@
+"""The rl stage: it learns, it counts, it refuses, and what fails is never scored."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import bad_envs  # noqa: F401 - registers them
+import pytest
+import torch
+import turnwise
+from turnwise.engine.memory import OutOfMemory
+
+
+def run(
+    folder: Path, model: Any, plugins: turnwise.Plugins | None = None, *, clock: Any = None, seed: int = 0, **rl: Any
+) -> turnwise.Run:
+    stage = {"env": "test/Echo-v0", "updates": 2, "groups": 3, "group_size": 4, "max_new_tokens": 6, "poll": 0.0, **rl}
+    config = {
+        "policy": model if isinstance(model, turnwise.Policy) else str(model),
+        "threads": 1,
+        "seed": seed,
+        "stages": [{"rl": stage}],
+    }
+    more = {"clock": clock, "sleep": clock.sleep} if clock else {}
+    return turnwise.Run(config, folder=folder, plugins=plugins, **more)
+
+
+def letters(episode: turnwise.Episode) -> float:
+    text = "".join(t.action for t in episode.turns)
+    return text.count("e") / (1 + len(text))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [("grpo", {}), ("ppo", {}), ("ppo", {"credit": "outcome"}), ("grpo", {"credit": {"name": "outcome", "baseline": "loo"}})],
+)
+def test_it_learns_from_a_plain_function(
+    optimizer: str, options: dict[str, Any], model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = {"name": optimizer, "lr": 1e-2, "warmup": 2}
+    done = run(
+        tmp_path / "r", model_folder(), updates=15, groups=8, group_size=4, optimizer=settings, feedback=[letters], **options,
+        env={"id": "test/Echo-v0", "kwargs": {"turns": 2}},
+    ).finish()  # fmt: skip
+    outcomes = [m["outcome"] for m in done.metrics]
+    assert sum(outcomes[-3:]) / 3 > 2 * sum(outcomes[:3]) / 3, outcomes
+    assert done.metrics[0]["weight_off_one"] < 1e-5, "on-policy, the importance weight is one"
+    assert done.policy.version == 15
+
+
+def test_the_same_seed_gives_the_same_weights(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        done = run(tmp_path / name, model_folder(), seed=seed, optimizer={"name": "ppo", "lr": 1e-3}).finish()
+        weights.append(torch.cat([p.flatten() for p in done.policy.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_groups_without_signal_are_skipped_and_counted(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    flat = run(tmp_path / "flat", model_folder(), feedback=[lambda episode: 1.0]).finish()
+    assert [m["groups_without_signal"] for m in flat.metrics] == [3.0, 3.0]
+    assert "loss" not in flat.metrics[0]
+    assert flat.policy.version == 0, "nothing was learned from nothing"
+    members = flat.ledger.members(flat.id, 1)
+    assert {m.reason for m in members} == {"group without signal"}
+
+    def one_group(episode: turnwise.Episode) -> float:
+        return float(episode.slot) if int(episode.group, 16) % 2 else 0.5
+
+    some = run(tmp_path / "some", model_folder(), feedback=[one_group], groups=6).finish()
+    for m in some.metrics:
+        played = list(some.ledger.run_episodes(some.id, update=m["update"]))
+        assert m["groups_without_signal"] == sum(1 for g in {e.group for e in played} if int(g, 16) % 2 == 0)
+
+
+class Grumpy:
+    """Fails, abstains, or scores, by the episode."""
+
+    def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
+        answers = []
+        for e in episodes:
+            mood = int(e.id, 16) % 4
+            if mood == 0:
+                raise TimeoutError("the model did not answer")
+            answers.append(
+                turnwise.Feedback.abstained(e.id, "tired") if mood == 1 else turnwise.Feedback(e.id, score=float(mood))
+            )
+        return answers
+
+
+def test_what_failed_is_never_scored(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Promise 4. Failed and abstained episodes leave the baseline; small groups are dropped and counted."""
+    done = run(tmp_path / "r", model_folder(), feedback=[Grumpy()], groups=6, group_size=4, min_group=3).finish()
+    for number in (1, 2):
+        episodes = {e.id: e for e in done.ledger.run_episodes(done.id, update=number)}
+        said = {f.episode: f for f in done.ledger.feedback(list({e.group for e in episodes.values()}))}
+        members = {m.episode: m for m in done.ledger.members(done.id, number)}
+        assert set(said) == set(members) == set(episodes)
+        sound: dict[str, int] = {}
+        for name, e in episodes.items():
+            mood = int(name, 16) % 4
+            assert said[name].status == ("failed", "abstained", "scored", "scored")[mood]
+            sound[e.group] = sound.get(e.group, 0) + (mood > 1)
+        for name, member in members.items():
+            mood = int(name, 16) % 4
+            if mood < 2:
+                assert not member.used
+                assert member.outcome is None, "no number stands for a failure"
+                assert ("the model did not answer", "tired")[mood] in member.reason
+            else:
+                assert member.outcome == float(mood)
+                assert member.used or member.reason in ("group too small", "group without signal")
+                assert member.used is False or sound[member.group] >= 3
+        metrics = done.metrics[number - 1]
+        assert metrics["left_out/no reward"] == sum(int(n, 16) % 4 < 2 for n in episodes)
+        scored = [int(n, 16) % 4 for n in episodes if int(n, 16) % 4 > 1]
+        assert metrics["outcome"] == pytest.approx(sum(scored) / len(scored))
+
+
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [
+        (lambda e: 1 / 0, "ZeroDivisionError"),
+        (lambda e: float("nan"), "finite number"),
+        (lambda e: "good", "finite number"),
+    ],
+)
+def test_a_judge_that_fails_too_often_stops_the_run(
+    judge: Any, reason: str, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    going = run(tmp_path / "r", model_folder(), feedback=[judge])
+    with pytest.raises(turnwise.TooManyFailures, match=reason):
+        going.finish()
+    statuses = {f.status for f in going.ledger.feedback([e.group for e in going.ledger.run_episodes(going.id)])}
+    assert statuses == {"failed"}, "what failed is recorded, before the run stops"
+    assert going.ledger.members(going.id) == []
+
+
+class Miscounts:
+    def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
+        return [turnwise.Feedback(e.id, score=1.0) for e in episodes][:-1]
+
+
+class Swaps:
+    def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
+        return [turnwise.Feedback(e.id, score=1.0) for e in reversed(episodes)]
+
+
+@pytest.mark.parametrize(("judge", "reason"), [(Miscounts(), "11 answers for 12 episodes"), (Swaps(), "must keep the order")])
+def test_answers_that_do_not_fit_are_failures(
+    judge: Any, reason: str, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(turnwise.TooManyFailures, match=reason):
+        run(tmp_path / "r", model_folder(), feedback=[judge]).finish()
+
+
+class Clock:
+    """Time passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 1.0)
+
+
+class Slow:
+    """People: each answers after a while of its own; some never do."""
+
+    version = "1"
+
+    def open(self, context: turnwise.Context) -> None:
+        self.clock, self.due = context.clock, {}
+
+    def request(self, requests: Sequence[turnwise.Request]) -> None:
+        for r in requests:
+            patience = int(r.id, 16) % 50
+            self.due[r.id] = (self.clock() + 7200 * patience / 50, r) if patience > 5 else (float("inf"), r)
+
+    def receive(self) -> list[turnwise.Feedback]:
+        ready = [r for when, r in self.due.values() if when <= self.clock()]
+        self.due = {k: v for k, v in self.due.items() if v[1] not in ready}
+        stamp = lambda r: turnwise.Stamp(request=r.id)  # noqa: E731
+        return [turnwise.Feedback(r.target, score=letters(r.episodes[0]), id=f"p-{r.id}", stamp=stamp(r)) for r in ready]
+
+
+def test_answers_that_come_hours_later_train_and_those_that_never_come_expire(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    clock = Clock()
+    source = {"source": Slow(), "deadline": 3 * 3600}
+    done = run(tmp_path / "r", model_folder(), clock=clock, feedback=[source], poll=600.0, updates=2, groups=6).finish()
+    assert clock.now > 2 * 3600
+    members = done.ledger.members(done.id)
+    requests = 2 * 6 * 4
+    assert len(members) == requests
+    unanswered = [m for m in members if "did not answer" in m.reason]
+    assert 0 < len(unanswered) < requests / 3
+    assert all(not m.used and m.outcome is None for m in unanswered)
+    assert done.ledger.counts()["feedback"] == requests - len(unanswered)
+
+
+def test_environments_that_fail_never_train(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    done = run(tmp_path / "r", model_folder(), env="test/Sometimes-v0", updates=2, groups=8, max_failure_rate=0.9).finish()
+    episodes = {e.id: e for e in done.ledger.run_episodes(done.id)}
+    failed = {e.id for e in episodes.values() if e.ending == "failed"}
+    assert failed
+    assert sum(m["failed_episodes"] for m in done.metrics) == len(failed)
+    for member in done.ledger.members(done.id):
+        if member.episode in failed:
+            assert (member.used, member.outcome) == (False, None)
+            assert "bad luck" in member.reason
+    with pytest.raises(turnwise.TooManyFailures, match="bad luck"):
+        run(tmp_path / "strict", model_folder(), env="test/Sometimes-v0", groups=8, max_failure_rate=0.0).finish()
+
+
+def test_a_mixture_has_its_own_feedback_for_each(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    envs = [
+        {"id": "test/Echo-v0", "weight": 0.5, "feedback": [letters]},
+        {"id": "test/Good-v0", "weight": 0.5, "feedback": [lambda e: 7.0]},
+    ]
+    done = run(tmp_path / "r", model_folder(), env=envs, groups=8, updates=1).finish()
+    episodes = {e.id: e for e in done.ledger.run_episodes(done.id)}
+    assert {e.start.env for e in episodes.values()} == {"test/Echo-v0", "test/Good-v0"}
+    for member in done.ledger.members(done.id):
+        if episodes[member.episode].start.env == "test/Good-v0":
+            assert member.outcome == 7.0
+    assert done.metrics[0]["outcome/test/Good-v0"] == 7.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"optimizer": "grpo", "credit": "gae"},
+            "gae' needs a critic's values, which optimizer 'grpo' does not have: use optimizer 'ppo'",
+        ),
+        ({"optimizer": "grpo", "group_size": 1}, "needs group_size of at least 2"),
+        ({"optimizer": "grop"}, "Did you mean 'grpo'"),
+        ({"credit": "gea"}, "Did you mean 'gae'"),
+        ({"feedback": ["lenght"]}, "Did you mean 'length'"),
+        ({"feedback": [{"judge": "length", "max_word": 3}]}, "Did you mean 'max_words'"),
+        ({"feedback": [letters, letters]}, "two feedback sources are called 'letters'"),
+        ({"feedback": [turnwise.judges.Length]}, "a class of them: give an instance"),
+        ({"feedback": [3]}, "no feedback source"),
+        ({"env": "test/Eco-v0"}, "Did you mean 'test/Echo-v0'"),
+        ({"env": [("test/Echo-v0", -1)]}, "weight"),
+        ({"group": 3}, "'rl' has no option 'group'. Did you mean 'groups'"),
+        ({"temperature": 0}, "temperature"),
+        ({"top_p": 0.9}, "'rl' has no option 'top_p'"),
+        ({"optimizer": {"lr": 1.0}}, "needs `name`"),
+        ({"optimizer": {"name": "ppo", "learning_rate": 1.0}}, "no option 'learning_rate'"),
+        ({"optimizer": {"name": "grpo", "kl": 0.1, "kl_estimator": "k1"}}, "mean is zero"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_happens(
+    options: dict[str, Any], message: str, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises((ValueError, turnwise.PluginError), match="(?s)" + message):
+        run(tmp_path / "r", model_folder(), **options)
+    assert not (tmp_path / "r").exists()
+
+
+def test_damaged_weights_stop_the_run_with_the_last_checkpoint_whole(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    going = run(tmp_path / "r", policy, updates=5)
+    going.config.checkpoint_every = 1
+    with pytest.raises(
+        turnwise.NonFiniteError, match=r"logits are not finite in a conversation of \d+ tokens.*last checkpoint"
+    ):
+        for update in going:
+            if update.number == 2:
+                next(iter(policy.parameters())).data[:] = float("nan")
+    [*_, last] = sorted((tmp_path / "r" / "checkpoints").iterdir())
+    assert last.name == "update-000002"
+    kept = turnwise.Policy.from_pretrained(last / "policy")
+    assert all(bool(torch.isfinite(p).all()) for p in kept.parameters())
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_episodes(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    def infinite(episode: turnwise.Episode) -> float:
+        return 1e38 * episode.slot
+
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    before = [p.clone() for p in policy.parameters()]
+    going = run(tmp_path / "r", policy, feedback=[infinite], credit={"name": "outcome", "baseline": "loo"})
+    with pytest.raises(turnwise.NonFiniteError, match="minibatch of 12 episodes: "):
+        going.finish()
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+
+
+def test_out_of_memory_says_what_to_lower(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A real allocation that cannot succeed, where the optimizer works."""
+
+    class Greedy:
+        consumes, provides = frozenset({"advantages"}), frozenset()
+        setup = prepare = lambda self, *a: None
+
+        def update(self, policy: Any, batch: Any) -> dict[str, float]:
+            torch.empty(2**50)
+            return {}
+
+    with pytest.raises(OutOfMemory, match="memory ran out in the update: lower `micro_tokens`"):
+        run(tmp_path / "r", model_folder(), optimizer=Greedy()).finish()
+
+
+def test_a_run_leaves_a_folder_that_tells_what_happened(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    going = run(tmp_path / "r", model_folder(), updates=3, optimizer={"name": "ppo", "lr": 1e-3})
+    going.config.checkpoint_every = 1
+    numbers = [update.number for update in going]
+    assert numbers == [1, 2, 3]
+    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [1, 2, 3]
+    assert {p.name for p in (tmp_path / "r" / "checkpoints").iterdir()} == {"update-000002", "update-000003"}
+    saved = turnwise.Policy.from_pretrained(tmp_path / "r" / "policy")
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), going.policy.parameters(), strict=True))
+    # What a checkpoint holds is enough to go on from: the optimizer's state reads back equal.
+    from safetensors.torch import load_file
+
+    last = tmp_path / "r" / "checkpoints" / "update-000003"
+    state = {
+        **load_file(last / "optimizer.safetensors"),
+        **json.loads((last / "state.json").read_text())["states"]["optimizer"],
+    }
+    fresh = going.plugins.create("optimizer", "ppo", lr=1e-3)
+    fresh.setup(saved)
+    fresh.load_state_dict(state)
+    again = fresh.state_dict()
+    assert set(again) == set(state)
+    assert all(torch.equal(torch.as_tensor(again[k]), torch.as_tensor(state[k])) for k in state)
+    with pytest.raises(turnwise.ConfigError, match="holds a run with another config|results already"):
+        run(tmp_path / "r", model_folder(), updates=3).finish()
+
+
+def test_ctrl_c_ends_after_the_update_with_everything_saved(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    import os
+    import signal
+
+    going = run(tmp_path / "r", model_folder(), updates=50)
+    seen = []
+    for update in going:
+        seen.append(update.number)
+        if update.number == 2:
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert seen[-1] < 50
+    assert going.stopping
+    lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == seen[-1]
+    assert (tmp_path / "r" / "checkpoints" / f"update-{seen[-1]:06d}" / "policy").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "the terminal's own behaviour is back"
+
+
+def test_stale_episodes_are_weighted(policy: turnwise.Policy) -> None:
+    """With an older behaviour policy the weight is min(cap, prox / behaviour), and the first ratio is one."""
+    from support import play
+    from turnwise.engine.batch import make_batch
+    from turnwise.engine.tensors import importance_weight
+
+    episodes = play(policy, 4)
+    for parameter in policy.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    policy.version = 3
+    batch = make_batch(
+        episodes, [turnwise.Rewards(e.env_return, tuple(t.reward for t in e.turns)) for e in episodes], version=3
+    )
+    assert batch.staleness.tolist() == [3] * 4
+    prox = policy.logprobs(batch)
+    weight = importance_weight(prox, batch.behaviour_logprobs, 2.0)[batch.mask]
+    assert float(weight.max()) <= 2.0
+    assert float((weight - 1).abs().max()) > 1e-3
+
+
+def test_lora_trains_adapters_only_and_the_reference_is_the_base(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    config = {"model": str(model_folder()), "lora": {"r": 4}}
+    stage = {"env": "test/Echo-v0", "updates": 2, "groups": 3, "group_size": 4, "max_new_tokens": 6,
+             "optimizer": {"name": "ppo", "lr": 1e-2, "kl": 0.1, "warmup": 0}}  # fmt: skip
+    done = turnwise.Run({"policy": config, "threads": 1, "stages": [{"rl": stage}]}, folder=tmp_path / "r").finish()
+    assert done.metrics[0]["kl"] == pytest.approx(0.0, abs=1e-5), "before the first update policy and reference are one"
+    assert abs(done.metrics[1]["kl"]) > 1e-5
+    base = turnwise.Policy.from_pretrained(model_folder())
+    trained = dict(done.policy.network.named_parameters())
+    assert all("lora" in n for n, p in trained.items() if p.requires_grad)
+    back = turnwise.Policy.from_pretrained(tmp_path / "r" / "policy")
+    assert back.is_lora
+    adapters = {n: p for n, p in back.network.named_parameters() if "lora" in n}
+    assert all(torch.equal(p, trained[n]) for n, p in adapters.items())
+    done.policy.save_pretrained(tmp_path / "merged", merge=True)
+    merged = turnwise.Policy.from_pretrained(tmp_path / "merged")
+    assert not merged.is_lora
+    ids = torch.arange(5, 15).unsqueeze(0)
+    with torch.no_grad():
+        logits = [p.model(input_ids=ids).logits for p in (done.policy, merged, base)]
+    assert torch.allclose(logits[0], logits[1], atol=1e-4)
+    assert not torch.allclose(logits[0], logits[2], atol=1e-4)
+
+
+def test_train_in_one_call(model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[turnwise.Status] = []
+    arguments = {
+        "env": "test/Echo-v0",
+        "feedback": letters,
+        "updates": 1,
+        "groups": 2,
+        "group_size": 2,
+        "max_new_tokens": 4,
+        "threads": 1,
+    }
+    done = turnwise.train(str(model_folder()), **arguments, on_status=seen.append)
+    again = turnwise.train(done.policy, **arguments)
+    assert (done.folder, again.folder) == (Path("runs/echo-v0-1"), Path("runs/echo-v0-2"))
+    assert {"play", "update", "finished"} <= {s.phase for s in seen}
+    assert isinstance(done.policy.reply([{"role": "user", "content": "hello"}], max_new_tokens=5), str)
