@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -43,8 +44,6 @@ def _is_for_the_user(error: Exception) -> bool:
 
 def quiet() -> None:
     """Other libraries' progress bars and advice would tear ours."""
-    import os
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
@@ -69,12 +68,14 @@ def run_(
     if seed is not None:
         read.seed = seed
     quiet()
-    with Display(sys.stderr.isatty()) as display:
+    with Display(sys.stderr.isatty() and os.environ.get("RANK", "0") == "0") as display:
         run = Run(read, folder=folder, plugins=context.obj, on_status=display.show)
         for update in run:
-            if not sys.stderr.isatty():
+            if run.is_main and not sys.stderr.isatty():
                 shown = {k: update.metrics[k] for k in ("outcome", "success", "kl", "loss") if k in update.metrics}
                 print(f"{update.stage} {update.number}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()), flush=True)
+    if not run.is_main:
+        return
     print(f"{'Stopped' if run.stopping else 'Finished'} after update {run.updates}. Everything is in {run.folder}.")
     table = run.folder / "evaluation.json"
     if table.exists():

@@ -368,7 +368,7 @@ class Ledger:
             known: dict[str, int] = {}
             for some in _chunks([m.episode for m in members]):
                 query = sa.select(_members.c.episode, _members.c.update).where(_members.c.episode.in_(some))
-                known |= dict(db.execute(query))
+                known |= dict(db.execute(query).tuples().all())
             twice = {e: u for e, u in known.items() if u != update}
             if twice:
                 episode, other = next(iter(twice.items()))

@@ -158,3 +158,27 @@ def test_nothing_speaks_of_unfinished_work() -> None:
         text = path.read_text()
         for word in ("TODO", "FIXME", "NotImplementedError"):
             assert word not in text, f"{path} says {word}"
+
+
+def test_every_key_of_the_config_is_documented() -> None:
+    from turnwise.engine.config import PolicyConfig, RunConfig
+    from turnwise.engine.stages.evaluate import Evaluate
+    from turnwise.engine.stages.rl import RL
+    from turnwise.engine.stages.sft import SFT
+
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    sections = dict(
+        zip(["Run", "Policy", "`sft`", "`rl`", "`evaluate`"], [RunConfig, PolicyConfig, SFT, RL, Evaluate], strict=True)
+    )
+    for title, model in sections.items():
+        section = page.split(f"## {title}\n")[1].split("\n## ")[0]
+        for key in model.model_fields:
+            assert f"`{key}`" in section, f"docs/configuration.md lacks `{key}` under {title}"
+
+
+def test_the_code_in_the_docs_runs() -> None:
+    """Each Python block of the plugin page, as it stands there."""
+    import types
+
+    for block in (ROOT / "docs" / "plugins.md").read_text().split("```python\n")[1:]:
+        exec(compile(block.split("```")[0], "docs/plugins.md", "exec"), vars(types.ModuleType("docs")))

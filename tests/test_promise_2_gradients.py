@@ -96,3 +96,29 @@ def test_full_logits_never_exist(policy: turnwise.Policy, episodes: list[turnwis
     scored = [s for s in shapes if len(s) == 2]
     assert scored
     assert all(s[0] <= actions < tokens for s in scored)
+
+
+def test_a_whole_run_in_two_processes_is_the_run_of_one(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Each process plays half of the starts; one writes; the weights end the same."""
+    (tmp_path / "c.yaml").write_text(
+        f"""
+policy: {model_folder()}
+threads: 1
+stages:
+  - sft: {{env: turnwise/SupportDesk-v0, episodes: 30, lr: 1.0e-4}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 3, group_size: 3, max_new_tokens: 8, feedback: [{{judge: regex, pattern: "(th|he|in|e)"}}],
+          optimizer: {{name: ppo, lr: 1.0e-4, kl: 0.02}}}}
+  - rl: {{env: turnwise/Maze-v0, updates: 1, groups: 3, group_size: 3, max_new_tokens: 8, max_turns: 4, feedback: [{{judge: regex, pattern: "e", where: all}}], optimizer: {{name: grpo, lr: 1.0e-4}}}}
+"""
+    )
+    launch = ["torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m"]
+    weights = []
+    for name, how in (("one", []), ("two", launch)):
+        command = [sys.executable, "-m", *how, "turnwise", "run", str(tmp_path / "c.yaml"), "--folder", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert "Finished after update 4" in done.stdout, done.stderr[-3000:]
+        weights.append(turnwise.Policy.from_pretrained(tmp_path / name / "policy"))
+        ledger = turnwise.Ledger(tmp_path / name / "ledger.sqlite")
+        assert ledger.counts() == {"episodes": 57, "requests": 27, "feedback": 27, "members": 27}
+    for a, b in zip(*(w.parameters() for w in weights), strict=True):
+        assert torch.allclose(a, b, atol=2e-5)
