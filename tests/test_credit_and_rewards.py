@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
 import turnwise
 from turnwise.engine.batch import make_batch, select
 from turnwise.plugins.combiners.weighted import Weighted
