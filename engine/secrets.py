@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 HIDDEN = "***"
@@ -28,7 +29,8 @@ def redacted(value: Any, name: str = "") -> Any:
         return {str(k): redacted(v, str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [redacted(v, name) for v in value]
-    if isinstance(value, str):
+    if isinstance(value, (str, PurePath)):
+        value = str(value)
         return HIDDEN if value and _NAMES.search(name) else redact(value)
     if value is None or isinstance(value, (bool, int, float)):
         return value

@@ -111,7 +111,8 @@ class InProcess:
         logprobs: list[list[float]] = [[] for _ in talks]
 
         active = list(range(len(talks)))
-        logits = self._prefill(talks)
+        with self.policy.autocast():
+            logits = self._prefill(talks)
         step = 0
         while True:
             scaled = logits.float() / (sampling.temperature or 1.0)
@@ -131,9 +132,10 @@ class InProcess:
             if not going:
                 break
             active = going
-            logits = self._model.extend(
-                [talks[i].row for i in active], [talks[i].cached for i in active], [ids[i][-1:] for i in active]
-            )
+            with self.policy.autocast():
+                logits = self._model.extend(
+                    [talks[i].row for i in active], [talks[i].cached for i in active], [ids[i][-1:] for i in active]
+                )
             for i in active:
                 talks[i].cached += 1
         samples: list[Any] = [None] * len(talks)

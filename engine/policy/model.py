@@ -156,6 +156,8 @@ class Policy:
         self.tokenizer = tokenizer
         self.chat = ChatFormat(tokenizer)
         self.version = 0
+        if precision not in ("no", "bf16"):
+            raise PolicyError(f"precision must be 'no' or 'bf16', got {precision!r}")
         self.precision = precision
         self._reference: Network | None = None
         self._wrapped: Any = None
@@ -254,7 +256,13 @@ class Policy:
     def accelerator(self) -> Any:
         from accelerate import Accelerator
 
-        return Accelerator(cpu=self.device.type == "cpu", mixed_precision=self.precision)
+        return Accelerator(cpu=self.device.type == "cpu")
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of forward passes, in sampling and training alike. (Accelerate's own setting is one per process.)"""
+        if self.precision == "no":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def wrapped(self) -> Any:
         """The network as accelerate prepared it (DDP with several processes)."""
@@ -293,7 +301,7 @@ class Policy:
         They are those of logits / temperature.
         """
         run = network if network is not None else self.wrapped()
-        with self.accelerator.autocast():
+        with self.autocast():
             return run(micro.ids, micro.row, micro.position, micro.target, micro.ends, temperature)
 
     @torch.no_grad()
@@ -359,8 +367,12 @@ class Policy:
         """One reply to a conversation given as messages (or dicts with role and content)."""
         said = [m if isinstance(m, Message) else Message(**m) for m in messages]  # type: ignore[arg-type]
         talk = Conversation(0, self.chat.prompt(said), said, seed)
-        [sample] = InProcess(self, rows=1).reply([talk], Sampling(temperature, max_new_tokens))
+        [sample] = self._talker.reply([talk], Sampling(temperature, max_new_tokens))
         return self.chat.text(sample.ids)
+
+    @cached_property
+    def _talker(self) -> InProcess:
+        return InProcess(self, rows=1)
 
     def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> None:
         """Writes model and tokenizer so that `from_pretrained` (ours and transformers') reads them back.
