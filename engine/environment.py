@@ -276,6 +276,7 @@ class ProcessEnv(gymnasium.Env[str, str]):
             self._pipe.send(message)
             kind, value = self._pipe.recv()
         except (EOFError, OSError) as error:
+            self._process.join(1.0)
             raise EnvironmentBroke(f"its process died with exit code {self._process.exitcode}") from error
         if kind == "error":
             raise EnvironmentBroke(value)
@@ -405,8 +406,12 @@ def starts(
     kwargs: Mapping[str, Any] | None = None,
     first: int = 0,
 ) -> list[Start]:
-    """Starts number `first` to `first + count - 1` of the sequence that one seed defines."""
-    seeds = [int(derive_id("start", env_id, seed, first + i)[:8], 16) for i in range(count)]
+    """Starts number `first` to `first + count - 1` of the sequence that one seed defines; no two of them are alike.
+
+    Seeds have 32 bits, which is what environments in the wild accept; they count up from a place that the seed determines.
+    """
+    place = int(derive_id("starts", env_id, seed)[:8], 16)
+    seeds = [(place + first + i) % 2**32 for i in range(count)]
     return [Start(env_id, s, options or {}, kwargs or {}) for s in seeds]
 
 

@@ -207,7 +207,7 @@ class Ledger:
                     "env": e.start.env, "ending": e.ending, "reason": e.reason, "time": self.clock(),
                     "content": zlib.compress(canonical_json(e.to_dict()).encode(), 1),
                 }
-                for e in episodes
+                for e in {e.id: e for e in episodes}.values()
                 if e.id not in known
             ]  # fmt: skip
             if rows:

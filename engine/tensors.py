@@ -92,7 +92,8 @@ def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
     - "loo":  R - mean of the others = (R - mean(R)) * G / (G - 1), RLOO (Ahmadian et al. 2024, arXiv:2402.14740)
     - "std":  (R - mean(R)) / (std(R) + 1e-4) with the unbiased std, GRPO (Shao et al. 2024, arXiv:2402.03300)
 
-    A member of a group of one has nothing to be compared with and gets 0 under every baseline.
+    A member of a group of one has nothing to be compared with and gets 0 under every baseline. So does one whose outcome is the
+    group's mean up to rounding (1e-6 relative): "std" would blow the rounding of equal outcomes up to an advantage.
 
     Args:
         outcome: [E].
@@ -105,15 +106,17 @@ def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
         ValueError: an unknown baseline.
     """
     groups = int(group.max()) + 1 if len(group) else 0
-    centred = outcome - group_mean(outcome, group, groups)[group]
-    size = group_counts(group, groups)[group].to(outcome.dtype)
+    exact = outcome.double()
+    mean = group_mean(exact, group, groups)[group]
+    centred = torch.where((exact - mean).abs() <= 1e-6 * (1 + mean.abs()), 0.0, exact - mean)
+    size = group_counts(group, groups)[group].double()
     if baseline == "mean":
-        return centred
+        return centred.to(outcome.dtype)
     if baseline == "loo":
-        return centred * size / (size - 1).clamp(min=1)
+        return (centred * size / (size - 1).clamp(min=1)).to(outcome.dtype)
     if baseline == "std":
         variance = group_mean(centred**2, group, groups)[group] * size / (size - 1).clamp(min=1)
-        return centred / (variance.sqrt() + 1e-4)
+        return (centred / (variance.sqrt() + 1e-4)).to(outcome.dtype)
     raise ValueError(f"unknown baseline {baseline!r}; there are 'mean', 'loo' and 'std'")
 
 

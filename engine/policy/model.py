@@ -160,6 +160,7 @@ class Policy:
             raise PolicyError(f"precision must be 'no' or 'bf16', got {precision!r}")
         self.precision = precision
         self._reference: Network | None = None
+        self._reference_adapters: list[Tensor] | None = None
         self._wrapped: Any = None
         model.eval()  # dropout would make the log-probs of an update differ from the sampler's; LoRA's too
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
@@ -215,6 +216,8 @@ class Policy:
             raise PolicyError(f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}") from error
         if chat_template is not None:
             tokenizer.chat_template = chat_template
+        if adapter.is_file() and lora is not None:
+            raise PolicyError(f"{name} holds LoRA adapters already; leave `lora` out to train them on, or merge them first")
         if adapter.is_file():
             model = _peft().PeftModel.from_pretrained(model, str(name), is_trainable=True)
         elif lora is not None:
@@ -224,10 +227,12 @@ class Policy:
             except TypeError as error:
                 raise PolicyError(f"lora: {error}") from error
             model = peft.get_peft_model(model, config)
+        if device is None and torch.cuda.is_available():
+            from accelerate import PartialState
+
+            device = str(PartialState().device)  # this process's own
         if device is not None:
             model = model.to(device)
-        elif torch.cuda.is_available():
-            model = model.to("cuda")
         return cls(model, tokenizer, precision=precision)
 
     @property
@@ -330,14 +335,14 @@ class Policy:
             return tensor
         return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum").to(tensor.device)
 
-    # The reference: the policy as it was when RL began.
+    # The reference: the policy as it was when an optimizer that needs one was set up.
 
     def freeze_reference(self) -> None:
-        """Remembers the present weights as the reference; with LoRA, the reference is the model without its adapters, until
-        they were trained by an earlier stage."""
-        if self._reference is None and self.version == 0 and self.is_lora:
-            return
-        self._reference = copy.deepcopy(self.network).requires_grad_(False)
+        """Remembers the present weights as the reference: a copy of the model, or with LoRA of the adapters alone."""
+        if self.is_lora:
+            self._reference_adapters = [p.detach().clone() for p in self.parameters()]
+        else:
+            self._reference = copy.deepcopy(self.network).requires_grad_(False)
 
     @property
     def is_lora(self) -> bool:
@@ -345,14 +350,27 @@ class Policy:
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Network]:
-        """The reference network. Before `freeze_reference` it is the policy itself."""
+        """The reference network, for use within the context.
+
+        Raises:
+            PolicyError: `freeze_reference` was never called.
+        """
         if self._reference is not None:
             yield self._reference
-        elif self.is_lora:
-            with self.network.model.disable_adapter():  # type: ignore[operator]
+        elif self._reference_adapters is not None:
+            present = [p.detach().clone() for p in self.parameters()]
+            self._put(self._reference_adapters)
+            try:
                 yield self.network
+            finally:
+                self._put(present)
         else:
-            yield self.network
+            raise PolicyError("the policy has no reference: call policy.freeze_reference() before it is trained")
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters(), values, strict=True):
+            parameter.copy_(value)
 
     # Talking and saving.
 

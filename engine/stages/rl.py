@@ -186,7 +186,6 @@ class RL(Stage):
             )
         backend = component(run.plugins, "backend", self.backend, policy=policy)
         player = PolicyPlayer(policy, Sampling(self.temperature, self.max_new_tokens), backend, self.history)
-        policy.freeze_reference()
         parts.optimizer.setup(policy)
         if run.is_main:
             for sources in parts.sources:
@@ -232,6 +231,7 @@ class RL(Stage):
                     )
                     parts.optimizer.prepare(policy, batch)
                     batch.credit = parts.credit.assign(batch)
+                    _check_finite(batch)
                     silent = _groups_without_signal(batch) if "group" in parts.credit.needs else set()
                     metrics["groups_without_signal"] = float(len(silent))
                     keep = [e for e, g in enumerate(batch.group.tolist()) if g not in silent]
@@ -249,6 +249,7 @@ class RL(Stage):
             metrics |= {
                 "drift": _drift(policy, episodes),
                 "judge_failure_rate": max(s.failure_rate for s in parts.sources),
+                "spend": sum(run.ledger.spend().values()) if run.is_main else 0.0,
                 "seconds/play": played - began,
                 "seconds/feedback": heard - played,
                 "seconds/update": time.perf_counter() - heard,
@@ -283,14 +284,14 @@ class RL(Stage):
             for sources in parts.sources:
                 if new := sources.receive(run.ledger):
                     run.plugins.call_event("feedback_received", run=run, feedback=new)
-            waiting = [r for r in run.ledger.open_requests(list(groups)) if r["required"]]
-            if not waiting:
+            ready = run.ledger.ready_groups(list(groups))
+            if len(ready) == len(groups):
                 break
             if run.stopping:
                 return None
-            names = Counter(r["source"] for r in waiting)
-            note = "waiting for " + ", ".join(f"{n} answers of {source!r}" for source, n in names.items())
-            run.status("feedback", len(groups) - len({r["group"] for r in waiting}), len(groups), note=note, **show)
+            waiting = Counter(r["source"] for r in run.ledger.open_requests(list(groups)) if r["required"])
+            note = "waiting for " + ", ".join(f"{n} answers of {source!r}" for source, n in waiting.items())
+            run.status("feedback", len(ready), len(groups), note=note, **show)
             run.sleep(self.poll)
         said: dict[str, list[Answer]] = {key: [] for key in groups}
         group_of = {e.id: e.group for e in episodes}
@@ -397,9 +398,26 @@ def _make_batch(
     )
 
 
+def _check_finite(batch: Any) -> None:
+    """Raises NonFiniteError when an outcome, an advantage or a value target is not a finite number."""
+    from ..learning import NonFiniteError
+
+    for name, tensor in (
+        ("outcome", batch.outcome),
+        ("advantage", batch.credit.advantages),
+        ("value target", batch.credit.value_targets),
+    ):
+        if tensor is not None and not bool(tensor.isfinite().all()):
+            bad = [batch.episodes[e].id for e in range(len(tensor)) if not bool(tensor[e].isfinite().all())]
+            raise NonFiniteError(
+                f"the {name} of {len(bad)} episodes is not a finite number: {', '.join(bad[:5])}. Look at what their feedback sources "
+                "said and at the weights of the combiner; nothing was trained on them."
+            )
+
+
 def _groups_without_signal(batch: Any) -> set[int]:
     """Groups in which no action token has an advantage."""
-    loud = (batch.credit.advantages.abs() > 1e-9).any(1)
+    loud = (batch.credit.advantages != 0).any(1)
     return set(batch.group.tolist()) - set(batch.group[loud].tolist())
 
 

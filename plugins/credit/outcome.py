@@ -1,9 +1,11 @@
 """`outcome`: every token of an episode gets the same advantage, its outcome against those that started alike.
 
-    A_i = R_i - baseline(group)        R_i = outcome + token rewards (a KL penalty, if any)
+    A_i = R_i - baseline(group)
 
 with the baseline of GRPO ("std": also divided by the group's standard deviation), Dr. GRPO ("mean") or RLOO ("loo"); see
-`engine.tensors.group_advantage` for formulas and sources.
+`engine.tensors.group_advantage` for formulas and sources. Rewards that arise per token (a KL penalty) are summed over the episode and
+compared within the group too, but never divided by a standard deviation: where outcomes are equal, that would turn the smallest
+penalty into a full-strength advantage, whatever its coefficient.
 
 Truncated episodes: there is no critic to say what would have come, so an episode that was cut counts with the reward it had.
 `truncated="drop"` takes such episodes out of training instead (advantage 0), while they still count in the baseline: a policy
@@ -36,8 +38,9 @@ class OutcomeCredit:
         self.baseline, self.truncated = baseline, truncated
 
     def assign(self, batch: Batch) -> Credit:
-        outcome = batch.outcome + batch.token_rewards.sum(1)
-        advantage = group_advantage(outcome, batch.group, self.baseline)
+        penalty = batch.token_rewards.sum(1)
+        advantage = group_advantage(batch.outcome, batch.group, self.baseline)
+        advantage = advantage + group_advantage(penalty, batch.group, "loo" if self.baseline == "loo" else "mean")
         if self.truncated == "drop":
             advantage = torch.where(batch.truncated, 0.0, advantage)
         return Credit(

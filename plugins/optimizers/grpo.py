@@ -69,6 +69,7 @@ class GRPO:
         }  # fmt: skip
 
     def setup(self, policy: Policy) -> None:
+        self.kl.setup(policy)
         self.learner = Learner(policy, **self._learner)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:

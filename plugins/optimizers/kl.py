@@ -38,6 +38,11 @@ class KL:
     def in_loss(self) -> bool:
         return self.coef > 0 and self.place == "loss"
 
+    def setup(self, policy: Policy) -> None:
+        """The reference is the policy as it is now; only remembered where it will be used."""
+        if self.coef:
+            policy.freeze_reference()
+
     def prepare(self, policy: Policy, batch: Batch, micro_tokens: int) -> None:
         """Sets `batch.reference_logprobs`, and adds the penalty to `batch.token_rewards`."""
         if not self.coef:

@@ -98,6 +98,7 @@ class PPO:
         }  # fmt: skip
 
     def setup(self, policy: Policy) -> None:
+        self.kl.setup(policy)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.critic = Critic(policy.hidden_size).to(policy.device)
