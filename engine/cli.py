@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: what goes wrong for a reason the user can mend is one message, not a traceback."""
+    sys.path.insert(0, os.getcwd())  # the user's own environments and judges, as with `python -m`
     try:
         plugins = Plugins()
         plugins.call_commands(app)
@@ -42,6 +44,18 @@ def _is_for_the_user(error: Exception) -> bool:
     )
 
 
+MODULE = typer.Option(help="Import this module first, which registers environments.")
+
+
+def import_module(module: str | None) -> None:
+    """Imports the module that `--module` names, from the current folder or installed."""
+    try:
+        if module:
+            importlib.import_module(module)
+    except ImportError as error:
+        raise PluginError(f"--module {module}: {error}") from error
+
+
 def quiet() -> None:
     """Other libraries' progress bars and advice would tear ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,12 +72,14 @@ def run_(
     config: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
     folder: Annotated[Path | None, typer.Option(help="Where the run goes; default runs/<name>.")] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the config's seed.")] = None,
+    module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Does what a pipeline says: sft, rl, evaluate, and stages of plugins."""
     from .config import RunConfig
     from .progress import Display
     from .run import Run
 
+    import_module(module)
     read = RunConfig.load(config)
     if seed is not None:
         read.seed = seed
@@ -93,6 +109,7 @@ def evaluate(
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     seed: Annotated[int, typer.Option(help="Of the starts.")] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Plays a policy on held-out starts, next to scripted players."""
     from dataclasses import asdict
@@ -103,11 +120,12 @@ def evaluate(
     from .stages.evaluate import play_held_out, score
     from .stages.rl import EnvConfig, check_envs
 
+    import_module(module)
     try:
         chosen = EnvConfig(id=env, options=json.loads(options))
     except json.JSONDecodeError as error:
         raise ConfigError(f"--options is not JSON: {error}") from error
-    check_envs([chosen])
+    check_envs([chosen], player or [])
     quiet()
     own = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, max_new_tokens))
     players: dict[str, Any] = {"policy": own} | {name: ScriptPlayer(name) for name in player or []}
@@ -142,20 +160,14 @@ def plugins_(context: typer.Context, as_json: Annotated[bool, typer.Option("--js
 @app.command()
 def envs(
     check: Annotated[str | None, typer.Option(help="Plays whole episodes of this environment and lists what is wrong.")] = None,
-    module: Annotated[str | None, typer.Option(help="Import this module first, which registers environments.")] = None,
+    module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Lists environments that speak, or checks one."""
     import gymnasium
 
     from .environment import check_environment, dialogue_ids
 
-    if module:
-        import importlib
-
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise PluginError(f"--module {module}: {error}") from error
+    import_module(module)
     known = dialogue_ids()
     if check is None:
         for name in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,15 @@ from .plugins import did_you_mean
 
 if TYPE_CHECKING:
     from .run import Run, Update
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it today: `1e-3` is a number, not a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class ConfigError(ValueError):
@@ -107,7 +117,7 @@ class RunConfig(Section):
         """
         path = Path(path)
         try:
-            data = yaml.safe_load(path.read_text())
+            data = yaml.load(path.read_text(), _Loader)
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
         except yaml.YAMLError as error:

@@ -36,6 +36,7 @@ from gymnasium.spaces import Space
 
 from .episode import Message, Start, derive_id
 from .plugins import did_you_mean
+from .secrets import redact
 
 PlayerFunction = Callable[[Sequence[Message]], str]
 
@@ -226,7 +227,7 @@ def _guarded(work: Callable[[], Any]) -> tuple[Any, str]:
         return None, str(error)
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return None, f"{type(error).__name__}: {error} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
+        return None, redact(f"{type(error).__name__}: {error}") + f" ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
 
 
 class Worker:

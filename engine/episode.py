@@ -115,7 +115,8 @@ class Episode:
         run, stage, update: where it was played; `update` counts through the whole run.
         slot: its place in its group.
         origin: (episode id, turn) it was branched off from; its earlier turns are copies. None: played from reset.
-        reason: why it was truncated or failed ("max_turns", "context", "TimeLimit", an exception's text).
+        reason: why it was truncated or failed ("max_turns", "context", "environment" when it said so itself, or
+            an exception's text).
         system: the system prompt, if the environment gave one.
         tools: tool schemas the environment offered, JSON data.
         final: the observation after the last reply, if the environment gave one.

@@ -22,8 +22,9 @@ Consumes = Literal["advantages", "comparisons", "labels", "demonstrations"]
 
 
 class NonFiniteError(RuntimeError):
-    """NaN or infinity in logits, a loss or a gradient. The message names the batch. The step is not taken; the run stops, and
-    its last checkpoint is the policy as it was before the update."""
+    """NaN or infinity in logits, a reward, an advantage or a gradient. The message names the batch.
+
+    The step is not taken, though earlier steps of the same update stand; the run stops, and its last checkpoint is whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,11 +188,16 @@ class Plugins:
         """Calls a registered factory.
 
         Raises:
-            PluginError: no such name, or options the factory does not take (with the near ones it does).
+            PluginError: no such name, or options that the factory does not take (with the near ones it does) or refuses.
         """
         factory = self.factory(kind, name)
         check_options(f"{kind} {name!r}", factory, len(args), options)
-        return factory(*args, **options)
+        try:
+            return factory(*args, **options)
+        except (TypeError, ValueError) as error:
+            if type(error).__module__.startswith("turnwise."):  # says itself what is wrong
+                raise
+            raise PluginError(f"{kind} {name!r}: {error}") from error
 
     def call_event(self, event: str, **arguments: Any) -> None:
         """Calls an event hook, each plugin on its own: a failing listener warns once and stops nobody."""

@@ -170,7 +170,9 @@ class PolicyPlayer:
             return ()
         self._hear(talk)
         room = max(0, self.policy.context_length - (len(talk.ids) - len(talk.fresh)))
-        return tuple(talk.ids) if self.history == "rerender" else tuple(talk.fresh[:room])
+        if self.history == "rerender":  # the whole context anew, or nothing: then the last reply's own row serves
+            return tuple(talk.ids) if len(talk.ids) <= self.policy.context_length else ()
+        return tuple(talk.fresh[:room])
 
 
 class ScriptPlayer:

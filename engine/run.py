@@ -28,7 +28,9 @@ import yaml
 
 from .config import ConfigError, PolicyConfig, RunConfig, Stage
 from .episode import Episode, derive_id
+from .learning import NonFiniteError
 from .ledger import Ledger
+from .memory import OutOfMemory
 from .plugins import Plugins
 from .secrets import redacted
 
@@ -159,6 +161,11 @@ class Run:
             last = {k: v for k, v in (self.metrics[-1] if self.metrics else {}).items() if isinstance(v, float)}
             self.on_status(Status(self.stage, phase, done, total, **{"metrics": last, **more}))
 
+    def begin(self) -> None:
+        """Keeps the policy as it was before the first update, so that there is a checkpoint to go back to from the start."""
+        if self.is_main and self.updates == 0:
+            self.save_checkpoint()
+
     def finish_update(
         self,
         metrics: Mapping[str, float],
@@ -191,10 +198,14 @@ class Run:
         with self._interruptible():
             for name, stage in self.stages:
                 self.stage = name
-                for update in stage.play(self):
-                    yield update
-                    if self.stopping:
-                        break
+                try:
+                    for update in stage.play(self):
+                        yield update
+                        if self.stopping:
+                            break
+                except (NonFiniteError, OutOfMemory) as error:
+                    kept = sorted((self.folder / "checkpoints").glob("update-*"))
+                    raise type(error)(f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}.") from error
                 if self.is_main and self.updates and "policy" in self.__dict__:
                     self.save_checkpoint()
                 if self.stopping:
@@ -219,7 +230,7 @@ class Run:
         shown = redacted(self.config.model_dump(mode="python", exclude_defaults=True))
         text = yaml.safe_dump(json.loads(json.dumps(shown, default=str)), sort_keys=False)
         target = self.folder / "config.yaml"
-        used = (self.folder / "metrics.jsonl").exists()
+        used = (self.folder / "metrics.jsonl").exists() or (self.folder / "ledger.sqlite").exists()
         if used and (not target.exists() or target.read_text() != text):
             raise ConfigError(f"the folder {self.folder} holds a run with another config; choose another folder or name")
         if used:

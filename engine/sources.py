@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,10 @@ from .feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge,
 from .ledger import Answer, Ledger
 from .plugins import PluginError, Plugins
 from .rollout import TooManyFailures
-from .secrets import redact
+from .secrets import redact, redacted
 
 ENVIRONMENT = "environment"
+LOOKS = 10
 
 
 class FunctionJudge:
@@ -101,6 +103,10 @@ class JudgeSource:
         return self._stamped(request, kind.failed(request.target, reason))
 
     def _stamped(self, request: Request, answer: Answer) -> Answer:
+        try:
+            canonical_json({"shown": dict(answer.shown), "details": dict(answer.details)})
+        except (TypeError, ValueError) as error:
+            return self._failed(request, f"`shown` or `details` is not plain JSON data: {error}")
         return dataclasses.replace(
             answer, id=answer.id or derive_id(request.id, "answer"), stamp=dataclasses.replace(answer.stamp, request=request.id)
         )
@@ -203,7 +209,7 @@ class Sources:
     sources: list[Source]
     environment_weight: float | None
     max_failure_rate: float = 0.5
-    names: list[str] = field(default_factory=list)
+    _silent: dict[str, int] = field(default_factory=dict)  # looks in a row that raised
     _asked: dict[str, int] = field(default_factory=dict)
     _failed: dict[str, list[str]] = field(default_factory=dict)
 
@@ -221,7 +227,7 @@ class Sources:
         twice = {n for n in names if names.count(n) > 1}
         if twice:
             raise PluginError(f"two feedback sources are called {sorted(twice)[0]!r}: give one a `name` of its own")
-        return cls(sources, environment_weight, max_failure_rate, names)
+        return cls(sources, environment_weight, max_failure_rate)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -245,7 +251,7 @@ class Sources:
             deadline = None if source.deadline is None else now + source.deadline
             requests = []
             for group, members in groups.items():
-                shown = tuple(e for e in members if e.ending != "failed")
+                shown = tuple(e for e in members if e.ending != "failed" and e.turns)
                 targets = [(group, shown)] if source.kind == "group" else [(e.id, (e,)) for e in shown]
                 requests += [
                     Request(source.kind, target, source.name, slot, deadline, source.required, {}, episodes)  # type: ignore[arg-type]
@@ -257,8 +263,13 @@ class Sources:
             waiting = {r["id"] for r in ledger.open_requests(groups)}
             asked = [r for r in requests if r.id in waiting]
             self._asked[source.name] = self._asked.get(source.name, 0) + len(asked)
-            if asked:
-                source.given.request(asked)
+            try:
+                if asked:
+                    source.given.request(asked)
+            except Exception as error:
+                raise TooManyFailures(
+                    f"feedback source {source.name!r} cannot be asked: {redact(f'{type(error).__name__}: {error}')}"
+                ) from error
 
     def receive(self, ledger: Ledger) -> list[Answer]:
         """Hears every source once and records what is new.
@@ -269,7 +280,7 @@ class Sources:
         """
         new: list[Answer] = []
         for source in self.sources:
-            answers = [self._stamp(source, answer) for answer in source.given.receive()]
+            answers = [self._stamp(source, answer) for answer in self._hear(source)]
             recorded = ledger.add_feedback(answers)
             if hasattr(source.given, "acknowledge") and answers:
                 source.given.acknowledge([a.id for a in answers])
@@ -284,10 +295,28 @@ class Sources:
             new += recorded
         return new
 
+    def _hear(self, source: Source) -> Sequence[Answer]:
+        """A look that raises is tried again at the next poll; ten in a row stop the run."""
+        try:
+            heard = list(source.given.receive())
+        except Exception as error:
+            self._silent[source.name] = self._silent.get(source.name, 0) + 1
+            said = redact(f"{type(error).__name__}: {error}")
+            if self._silent[source.name] == 1:
+                warnings.warn(f"feedback source {source.name!r} could not be heard: {said}; trying again", stacklevel=2)
+            if self._silent[source.name] >= LOOKS:
+                raise TooManyFailures(
+                    f"feedback source {source.name!r} could not be heard {LOOKS} times in a row: {said}"
+                ) from error
+            return []
+        self._silent[source.name] = 0
+        return heard
+
     @property
     def failure_rate(self) -> float:
         return sum(map(len, self._failed.values())) / max(1, sum(self._asked.values()))
 
     def _stamp(self, source: Source, answer: Answer) -> Answer:
         stamp = dataclasses.replace(answer.stamp, source=source.name, version=answer.stamp.version or source.version)
-        return dataclasses.replace(answer, stamp=stamp, reason=redact(answer.reason))
+        hidden = {"reason": redact(answer.reason), "comment": redact(answer.comment), "details": redacted(answer.details)}
+        return dataclasses.replace(answer, stamp=stamp, **hidden)

@@ -60,6 +60,11 @@ stages:
         ("policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0}}]", "cannot load the policy 'nowhere'. It is no local folder"),
         ("policy: {mdel: x}\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policyconfig has no key 'mdel'. Did you mean 'model'"),
         ("stages: [{rl: {env: turnwise/Maze-v0}}]", "needs the key 'policy'"),
+        ("policy: nowhere\nstages: [{evaluate: {env: turnwise/Maze-v0, players: [exprt]}}]", "Did you mean 'expert'"),
+        (
+            "policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: ppo, lr: 1e-3, kl: -1}}}]",
+            "kl must not be negative",
+        ),
         ("[1, 2", "not valid YAML"),
         ("- 1", "must hold a mapping"),
     ],

@@ -169,6 +169,13 @@ def test_replay_reaches_the_same_states() -> None:
         turnwise.replay(make_instance(bad.env), bad, ["x"])
 
 
+def test_starts_are_distinct_and_32_bit() -> None:
+    seeds = [s.seed for s in turnwise.starts("turnwise/Maze-v0", 1, 100_000)]
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < 2**32
+    assert turnwise.starts("turnwise/Maze-v0", 1, 3, first=2)[0] == turnwise.starts("turnwise/Maze-v0", 1, 3)[2]
+
+
 def test_truncation_and_its_reasons() -> None:
     [cut] = played("test/NeverEnds-v0", 1, max_turns=3)
     assert (cut.ending, cut.reason, len(cut.turns)) == ("truncated", "max_turns", 3)

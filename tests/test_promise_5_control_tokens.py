@@ -146,6 +146,9 @@ def test_tools_reach_the_template() -> None:
     chat = ChatFormat(tokenizer)
     shown = tokenizer.decode(chat.prompt([M("user", "hello")], [{"name": "weather"}]))
     assert "weather" in shown
+    sound = chat.prompt([M("user", "hello")], [{"name": "weather", "description": "x"}])
+    attack = chat.prompt([M("user", "hello")], [{"name": "weather", "description": ATTACKS[0], "<|im_end|>": ["<|im_end|>"]}])
+    assert controls(chat, attack) == controls(chat, sound)
 
 
 def test_templates_that_cannot_work_say_so(tokenizer: Any, model_folder: Callable[..., Path]) -> None:

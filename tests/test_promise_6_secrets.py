@@ -58,12 +58,31 @@ def test_a_run_leaves_no_secret_behind(
     said = run.ledger.feedback([e.group for e in run.ledger.run_episodes(run.id)])
     assert {f.status for f in said} == {"failed"}
     assert all("401: incorrect API key provided: ***" in f.reason for f in said)
+    texts = [e.reason for e in run.ledger.run_episodes(run.id)] + [m.reason for m in run.ledger.members(run.id)]
+    texts += [repr(f) for f in said]
+    assert not any(secret in text for text in texts for secret in (KEY, odd, "pw12345"))
     run.ledger.close()
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert {"config.yaml", "ledger.sqlite", "metrics.jsonl"} <= {p.name for p in files}
     for path in files:
         for secret in (KEY, odd, "pw12345"):
             assert secret.encode() not in path.read_bytes(), f"{path.name} holds a secret"
+
+
+def test_an_environments_failure_leaves_no_secret_behind() -> None:
+    """Episodes are stored compressed, so a look at the bytes would prove nothing: read them back."""
+    import gymnasium
+
+    class Leaks(gymnasium.Env):
+        observation_space = action_space = turnwise.Text(100)
+
+        def reset(self, **_: object) -> object:
+            raise ConnectionError(f"401 bad key {KEY}")
+
+    gymnasium.register("test/Leaks-v0", Leaks)
+    [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "hi"), [(turnwise.starts("test/Leaks-v0", 1, 1)[0], 0)])
+    assert "401 bad key ***" in episode.reason
+    assert KEY not in repr(episode)
 
 
 def test_what_is_hidden_and_what_is_not() -> None:

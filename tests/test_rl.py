@@ -78,6 +78,96 @@ def test_groups_without_signal_are_skipped_and_counted(model_folder: Callable[..
         assert m["groups_without_signal"] == sum(1 for g in {e.group for e in played} if int(g, 16) % 2 == 0)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1e6 / 3])
+def test_equal_outcomes_carry_no_signal_whatever_their_rounding(
+    value: float, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    done = run(tmp_path / "r", model_folder(), feedback=[lambda episode: value], group_size=8, updates=1).finish()
+    assert done.metrics[0]["groups_without_signal"] == 3.0
+    assert done.policy.version == 0
+
+
+def test_numbers_beyond_float32_stop_the_run(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(turnwise.NonFiniteError, match=r"outcome of \d+ episodes is not a finite number.*update-000000"):
+        run(tmp_path / "r", model_folder(), feedback=[lambda episode: 1e39]).finish()
+
+
+class Flaky:
+    """People behind a network that fails now and then."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.asked = failures, []
+
+    def request(self, requests: Sequence[turnwise.Request]) -> None:
+        self.asked += requests
+
+    def receive(self) -> list[turnwise.Feedback]:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise ConnectionError("503 from the office")
+        ready, self.asked = self.asked, []
+        return [
+            turnwise.Feedback(r.target, score=letters(r.episodes[0]), id=r.id, stamp=turnwise.Stamp(request=r.id))
+            for r in ready
+        ]
+
+
+def test_a_source_that_cannot_be_heard_is_tried_again(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="'Flaky' could not be heard: ConnectionError: 503"):
+        done = run(tmp_path / "r", model_folder(), feedback=[Flaky(3)]).finish()
+    assert done.ledger.counts()["feedback"] == 24
+    with (
+        pytest.warns(UserWarning, match="trying again"),
+        pytest.raises(turnwise.TooManyFailures, match="10 times in a row: ConnectionError"),
+    ):
+        run(tmp_path / "down", model_folder(), feedback=[Flaky(100)]).finish()
+
+
+def test_details_that_are_no_json_are_a_failure(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    def odd(episode: turnwise.Episode) -> turnwise.Feedback:
+        return turnwise.Feedback(episode.id, score=1.0, details={"p": float("nan")})
+
+    with pytest.raises(turnwise.TooManyFailures, match="not plain JSON data"):
+        run(tmp_path / "r", model_folder(), feedback=[odd]).finish()
+
+
+def test_a_context_too_small_for_the_first_prompt_says_so(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    policy.model.config.max_position_embeddings = 8
+    with pytest.raises(turnwise.ConfigError, match="does not fit the policy's context of 8 tokens"):
+        run(tmp_path / "r", policy).finish()
+
+
+def test_rerender_at_the_edge_of_the_context(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """GPT-2 has learned positions: a row beyond them would be an error."""
+    env = {"id": "test/Echo-v0", "kwargs": {"turns": 60}}
+    done = run(
+        tmp_path / "r",
+        model_folder("gpt2"),
+        env=env,
+        history="rerender",
+        max_new_tokens=20,
+        optimizer="ppo",
+        groups=2,
+        updates=1,
+    ).finish()
+    assert {e.reason for e in done.ledger.run_episodes(done.id)} == {"context"}
+
+
+def test_the_reference_of_loaded_adapters_is_what_was_loaded(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    first = turnwise.Policy.from_pretrained(model_folder(), lora={"r": 4})
+    for name, parameter in first.network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    first.save_pretrained(tmp_path / "adapters")
+    options = {"name": "ppo", "kl": 0.1, "lr": 1e-2, "warmup": 0}
+    done = run(tmp_path / "r", tmp_path / "adapters", optimizer=options).finish()
+    assert done.metrics[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert abs(done.metrics[1]["kl"]) > 1e-5
+    with pytest.raises(turnwise.PolicyError, match="adapters already"):
+        turnwise.Policy.from_pretrained(tmp_path / "adapters", lora={"r": 4})
+
+
 class Grumpy:
     """Fails, abstains, or scores, by the episode."""
 
@@ -259,6 +349,10 @@ def test_a_mixture_has_its_own_feedback_for_each(model_folder: Callable[..., Pat
         ({"optimizer": {"lr": 1.0}}, "needs `name`"),
         ({"optimizer": {"name": "ppo", "learning_rate": 1.0}}, "no option 'learning_rate'"),
         ({"optimizer": {"name": "grpo", "kl": 0.1, "kl_estimator": "k1"}}, "mean is zero"),
+        ({"backend": "in-proces"}, "Did you mean 'in-process'"),
+        ({"backend": {"name": "in-process", "row": 3}}, "no option 'row'. Did you mean 'rows'"),
+        ({"credit": {"name": "gae", "lam": 2}, "optimizer": "ppo"}, "'gae': lam must be between 0 and 1"),
+        ({"env": {"id": "turnwise/Maze-v0", "kwargs": {"size": 99}}}, "size must be 2 to 8"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_happens(

@@ -90,6 +90,8 @@ def test_demonstrators_play_and_are_recorded(model_folder: Callable[..., Path], 
         ('{"text": "hello"}', "no conversation under `messages`"),
         ('{"messages": [{"role": "user"}]}', "list of {role, content}"),
         ('{"messages": [{"role": "assistant", "content": "hi"}]}', "before anybody else"),
+        ('{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": null}]}', "must be text"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "must be text"),
         ('{"messages": [{"role": "bot", "content": "hi"}]}', "odd roles"),
     ],
 )
@@ -104,6 +106,7 @@ def test_data_or_env(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     for options, message in (
         ({}, "either `data`"),
         ({"data": tmp_path / "none.jsonl"}, "no file or folder"),
+        ({"env": "turnwise/SupportDesk-v0", "player": "exprt"}, "no player 'exprt'. Did you mean 'expert'"),
         ({"env": "turnwise/SupportDsk-v0"}, "Did you mean 'turnwise/SupportDesk-v0'"),
     ):
         with pytest.raises(turnwise.ConfigError, match=message):

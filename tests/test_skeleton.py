@@ -81,9 +81,9 @@ def test_everything_a_package_can_bring(site: Path, model_folder: Callable[..., 
     assert len(members) == 6 * 12
     assert all(set(m.feedback) for m in members if m.used)
 
-    # The learned state is in the checkpoint of its stage.
-    state = json.loads((tmp_path / "run" / "checkpoints" / "update-000008" / "state.json").read_text())
-    assert state["update"] == 8
+    # The learned state of the last rl stage's credit method is in that stage's checkpoint.
+    state = json.loads((tmp_path / "run" / "checkpoints" / "update-000006" / "state.json").read_text())
+    assert state["states"]["credit"]["fitted"] == 2
 
 
 def ledger_run(folder: Path) -> str:

@@ -65,8 +65,22 @@ class ChatFormat:
 
     def _template(self, messages: list[dict[str, str]], generate: bool, tools: Sequence[Mapping[str, Any]] | None) -> str:
         return self.tokenizer.apply_chat_template(
-            messages, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=generate
+            messages,
+            tools=[self._defused(tool) for tool in tools] if tools else None,
+            tokenize=False,
+            add_generation_prompt=generate,
         )
+
+    def _defused(self, value: Any) -> Any:
+        """A tool schema in which no string spells a control token: a space is put after the first character of any."""
+        if isinstance(value, Mapping):
+            return {self._defused(k): self._defused(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._defused(v) for v in value]
+        if isinstance(value, str):
+            for token in filter(None, self._added):
+                value = value.replace(token, f"{token[0]} {token[1:]}")
+        return value
 
     def _render(self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         plain = [{"role": m.role, "content": m.content} for m in messages]

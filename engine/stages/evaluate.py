@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from ..config import Stage
 from ..environment import starts
-from ..episode import Episode, derive_id
+from ..episode import Episode, canonical_json, derive_id
 from ..rollout import PolicyPlayer, ScriptPlayer, Where, rollout
 from ..run import Run, Update
 from .rl import EnvConfig, check_envs, read_envs
@@ -115,20 +115,21 @@ class Evaluate(Stage):
         return read_envs(value)
 
     def check(self, run: Run) -> None:
-        check_envs(self.env)
+        check_envs(self.env, [name for name in self.players if name != "policy"])
 
     def play(self, run: Run) -> Iterator[Update]:
         from ..policy import Sampling
 
         metrics: dict[str, float] = {}
         table: dict[str, dict[str, Any]] = {}
-        for env in self.env:
+        labels = [env.id if not env.options else f"{env.id} {canonical_json(env.options)}" for env in self.env]
+        for label, env in zip(labels, self.env, strict=True):
             for name in self.players:
                 if name == "policy":
                     player: Any = PolicyPlayer(run.policy, Sampling(self.temperature, self.max_new_tokens))
                 else:
                     player = ScriptPlayer(name)
-                key = name if len(self.env) == 1 else f"{env.id}/{name}"
+                key = name if len(self.env) == 1 else f"{label}/{name}"
                 where = Where(run.id, f"{run.stage}/{key}", run.updates + 1, self.seed)
                 played = play_held_out(
                     player, env, self.episodes, self.seed, partial(run.status, f"evaluate {key}"),

@@ -16,7 +16,7 @@ from ..environment import make_instance, starts
 from ..episode import Episode, Start, derive_id
 from ..ledger import Answer, Member
 from ..memory import explained_memory
-from ..plugins import PluginError, Plugins
+from ..plugins import PluginError, Plugins, check_options, did_you_mean
 from ..reward import NoReward, Rewards
 from ..run import Run, Update
 from ..sources import ENVIRONMENT, Sources
@@ -53,15 +53,19 @@ def read_envs(value: Any) -> list[EnvConfig]:
     return result
 
 
-def check_envs(envs: Sequence[EnvConfig]) -> None:
-    """Makes each environment once, so that a wrong id or option shows before the run."""
+def check_envs(envs: Sequence[EnvConfig], players: Sequence[str] = ()) -> None:
+    """Makes each environment once, so that a wrong id, option or player shows before the run."""
     for env in envs:
         try:
             made = make_instance(env.id, **env.kwargs)
             starts(env.id, 0, 1, env.options, env.kwargs)
-            made.close()
-        except (LookupError, TypeError) as error:
-            raise ConfigError(str(error)) from error
+        except (LookupError, TypeError, ValueError) as error:
+            raise ConfigError(f"environment {env.id!r}: {error}") from error
+        own = getattr(made.unwrapped, "players", None) or {}
+        made.close()
+        for name in players:
+            if name not in own:
+                raise ConfigError(f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}")
 
 
 def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
@@ -134,6 +138,11 @@ class RL(Stage):
     def check(self, run: Run) -> None:
         check_envs(self.env)
         self.parts(run.plugins)
+        if not isinstance(self.backend, (str, Mapping)):
+            return
+        options = dict(self.backend) if isinstance(self.backend, Mapping) else {"name": self.backend}
+        name = options.pop("name", "")
+        check_options(f"backend {name!r}", run.plugins.factory("backend", name), 0, {"policy": None, **options})
 
     def parts(self, plugins: Plugins) -> Parts:
         """Makes the parts and refuses pairings that cannot work.
@@ -174,9 +183,8 @@ class RL(Stage):
         return Parts(optimizer, credit, sources, combiners)
 
     def play(self, run: Run) -> Iterator[Update]:
-        from ..batch import select
         from ..policy import Sampling
-        from ..rollout import PolicyPlayer, Where, rollout
+        from ..rollout import PolicyPlayer
 
         parts = self.parts(run.plugins)
         policy = run.policy
@@ -187,11 +195,22 @@ class RL(Stage):
         backend = component(run.plugins, "backend", self.backend, policy=policy)
         player = PolicyPlayer(policy, Sampling(self.temperature, self.max_new_tokens), backend, self.history)
         parts.optimizer.setup(policy)
+        run.begin()
         if run.is_main:
             for sources in parts.sources:
                 sources.open(run.folder, run.ledger, run.config.seed)
-        states = lambda: _states(parts)  # noqa: E731
+        try:
+            yield from self._updates(run, parts, player, backend)
+        finally:
+            for sources in parts.sources:
+                sources.close()
 
+    def _updates(self, run: Run, parts: Parts, player: Any, backend: Any) -> Iterator[Update]:
+        from ..batch import select
+        from ..rollout import Where, rollout
+
+        policy = run.policy
+        states = lambda: _states(parts)  # noqa: E731
         for i in range(self.updates):
             began = time.perf_counter()
             number = run.updates + 1
@@ -220,6 +239,10 @@ class RL(Stage):
                 break
             heard = time.perf_counter()
 
+            if not any(e.turns for e in episodes) and not any(e.ending == "failed" for e in episodes):
+                raise ConfigError(
+                    f"no episode had a single turn: the first prompt does not fit the policy's context of {policy.context_length} tokens"
+                )
             used, left_out = self.members(episodes, rewards, "group" in parts.credit.needs)
             metrics = _play_metrics(episodes, rewards)
             metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()}
@@ -234,6 +257,8 @@ class RL(Stage):
                     _check_finite(batch)
                     silent = _groups_without_signal(batch) if "group" in parts.credit.needs else set()
                     metrics["groups_without_signal"] = float(len(silent))
+                    if hasattr(parts.credit, "fit"):
+                        parts.credit.fit(batch)
                     keep = [e for e, g in enumerate(batch.group.tolist()) if g not in silent]
                     left_out |= {used[e].id: "group without signal" for e in range(len(used)) if e not in set(keep)}
                     if run.is_main:
@@ -242,8 +267,6 @@ class RL(Stage):
                         batch = select(batch, keep) if silent else batch
                         metrics |= parts.optimizer.update(policy, batch)
                         policy.version += 1
-                        if hasattr(parts.credit, "fit"):
-                            parts.credit.fit(batch)
             elif run.is_main:
                 self.record_members(run, number, episodes, rewards, left_out, said)
             metrics |= {
@@ -255,8 +278,6 @@ class RL(Stage):
                 "seconds/update": time.perf_counter() - heard,
             }
             yield run.finish_update(metrics, episodes=episodes, state=states)
-        for sources in parts.sources:
-            sources.close()
 
     def starts(self, run: Run, i: int) -> tuple[list[tuple[Start, int]], dict[str, int]]:
         """The (start, slot) pairs of update i, group by group, and which environment of the mixture each start is of."""
@@ -312,7 +333,7 @@ class RL(Stage):
             if hasattr(combiner, "fit"):
                 combiner.fit([a for key in mine for a in said[key]])
             for key, members in mine.items():
-                sound = [e for e in members if e.ending != "failed"]
+                sound = [e for e in members if e.ending != "failed" and e.turns]
                 combined = combiner.combine(sound, said[key]) if sound else []
                 if len(combined) != len(sound):
                     raise PluginError(

@@ -59,7 +59,7 @@ class SFT(Stage):
 
     def check(self, run: Run) -> None:
         if self.env is not None:
-            check_envs(self.env)
+            check_envs(self.env, [self.player])
         elif not self.data or not self.data.exists():
             raise ConfigError(f"sft.data: there is no file or folder {self.data}")
 
@@ -67,6 +67,7 @@ class SFT(Stage):
         from ..policy.learner import Learner, Sums
 
         rows, metrics = self._rows(run)
+        run.begin()
         policy, size = run.policy, len(rows)
         learner = Learner(
             policy, lr=self.lr, warmup=self.warmup, decay=self.decay, weight_decay=self.weight_decay,
@@ -176,9 +177,14 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
         if messages is None and isinstance(record, Mapping) and "prompt" in record and "completion" in record:
             messages = [*record["prompt"], *record["completion"]]
         try:
-            said = [Message(str(m["role"]), str(m["content"])) for m in messages or ()]  # type: ignore[arg-type]
+            said = [Message(m["role"], m["content"]) for m in messages or ()]
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{where}: messages must be a list of {{role, content}}") from error
+        odd = next((m.content for m in said if not isinstance(m.content, str)), None)
+        if odd is not None or any(m.content is None for m in said):
+            raise ConfigError(
+                f"{where}: a message's content must be text, got {odd!r}; tool calls and parts must be rendered first"
+            )
         roles = {m.role for m in said}
         if not said or roles - {"system", "user", "assistant", "tool"}:
             raise ConfigError(

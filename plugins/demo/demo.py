@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -73,6 +74,8 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
         ConfigError: the folder holds something that is no demo.
     """
     quiet()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("the demo draws its learning curves with matplotlib: pip install 'turnwise[plots]'")
     console = Console()
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "demo.json").exists():
