@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import turnwise
-from turnwise.engine.cli import quiet
+from turnwise.engine.progress import quiet
 from turnwise.engine.stages.evaluate import play_held_out, score
 from turnwise.engine.stages.rl import EnvConfig
 from turnwise.envs.support_desk import QUESTIONS, RESOLUTIONS

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import turnwise
-from turnwise.engine.cli import quiet
 from turnwise.engine.policy.backends import InProcess
+from turnwise.engine.progress import quiet
 from turnwise.engine.stages.evaluate import play_held_out, score
 from turnwise.engine.stages.rl import EnvConfig
 from turnwise.plugins.demo.tiny import build_policy

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,16 +55,6 @@ def import_module(module: str | None) -> None:
         raise PluginError(f"--module {module}: {error}") from error
 
 
-def quiet() -> None:
-    """Other libraries' progress bars and advice would tear ours."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
-
-
 @app.command("run")
 def run_(
     context: typer.Context,
@@ -76,7 +65,7 @@ def run_(
 ) -> None:
     """Does what a pipeline says: sft, rl, evaluate, and stages of plugins."""
     from .config import RunConfig
-    from .progress import Display
+    from .progress import Display, quiet
     from .run import Run
 
     import_module(module)
@@ -89,10 +78,18 @@ def run_(
         for update in run:
             if run.is_main and not sys.stderr.isatty():
                 shown = {k: update.metrics[k] for k in ("outcome", "success", "kl", "loss") if k in update.metrics}
+                shown = shown or {k: v for k, v in update.metrics.items() if k.endswith("/success")}
                 print(f"{update.stage} {update.number}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()), flush=True)
     if not run.is_main:
         return
     print(f"{'Stopped' if run.stopping else 'Finished'} after update {run.updates}. Everything is in {run.folder}.")
+    if run.stopping:
+        kept = sorted((run.folder / "checkpoints").glob("update-*"))
+        print(
+            f"To go on from there, start another run with  policy: {kept[-1] / 'policy'}"
+            if kept
+            else "Nothing was trained yet."
+        )
     table = run.folder / "evaluation.json"
     if table.exists():
         print_scores(json.loads(table.read_text()))
@@ -111,11 +108,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
-    """Plays a policy on held-out starts, next to scripted players."""
+    """Plays a policy on starts of its own, next to scripted players; see --options for held-out content."""
     from dataclasses import asdict
 
     from .config import ConfigError
     from .policy import Policy, Sampling
+    from .progress import quiet
     from .rollout import PolicyPlayer, ScriptPlayer
     from .stages.evaluate import play_held_out, score
     from .stages.rl import EnvConfig, check_envs

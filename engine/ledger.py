@@ -28,6 +28,7 @@ from sqlalchemy.engine import Connection
 
 from .episode import Episode, canonical_json
 from .feedback import Comparison, Feedback, Request, Stamp
+from .secrets import redact
 
 SCHEMA = 1
 Answer = Feedback | Comparison
@@ -135,7 +136,10 @@ class Ledger:
     def __init__(self, url: str | Path, *, clock: Callable[[], float] = time.time, lock_timeout: float = 30.0) -> None:
         self.url = str(url) if "://" in str(url) else f"sqlite:///{url}"
         self.clock = clock
-        self._engine = sa.create_engine(self.url)
+        try:
+            self._engine = sa.create_engine(self.url)
+        except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+            raise LedgerError(f"the ledger's URL {redact(self.url)} cannot be used: {error}") from error
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._sqlite:
             self._tame_sqlite(lock_timeout)

@@ -109,6 +109,8 @@ class Plugins:
             self._manager.register(plugin, name=name)
             self._manager.check_pending()
             info.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or [])
+            if not info.hooks:
+                raise PluginError("nothing in it is marked with @turnwise.hookimpl")
             collected = self._collect(name, plugin, info)
         except (Exception, SystemExit) as error:
             if isinstance(error, NameClash):  # nobody may win silently: a run that asks for the name stops
@@ -180,9 +182,12 @@ class Plugins:
 
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> PluginError:
         """The error for a name nobody registered; it recalls plugins that failed to load, since they may have meant to."""
+        return PluginError(f"no {kind} {name!r}.{did_you_mean(name, known)}{self.failures()}")
+
+    def failures(self) -> str:
+        """ " Plugins that failed to load: ..." for error messages; empty when all is well."""
         failed = [f"{info.name} ({info.failed})" for info in self.infos.values() if info.failed]
-        note = f" Plugins that failed to load: {'; '.join(failed)}." if failed else ""
-        return PluginError(f"no {kind} {name!r}.{did_you_mean(name, known)}{note}")
+        return f" Plugins that failed to load: {'; '.join(failed)}." if failed else ""
 
     def create(self, kind: str, name: str, *args: Any, **options: Any) -> Any:
         """Calls a registered factory.

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .run import Status
+
+
+def quiet() -> None:
+    """Other libraries' progress bars and advice would tear ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
 
 
 class Display:

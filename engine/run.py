@@ -52,7 +52,7 @@ class Update:
     number: int
     stage: str
     metrics: Mapping[str, float]
-    episodes: Sequence[Episode] = ()
+    episodes: Sequence[Episode] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,9 @@ class Run:
         self.stopping = False
         self._savers: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
 
+    def __repr__(self) -> str:
+        return f"<Run {self.name!r} in {self.folder}, {self.updates} updates{', stopped' if self.stopping else ''}>"
+
     # What stages use.
 
     @cached_property
@@ -194,6 +197,8 @@ class Run:
 
     def __iter__(self) -> Iterator[Update]:
         """Plays the stages, yielding after every update. Ctrl-C ends it after the current update, with everything saved."""
+        if self.updates:
+            raise ConfigError("this run has been played; make a new Run, in another folder, to play again")
         self._prepare_folder()
         with self._interruptible():
             for name, stage in self.stages:
@@ -206,6 +211,10 @@ class Run:
                 except (NonFiniteError, OutOfMemory) as error:
                     kept = sorted((self.folder / "checkpoints").glob("update-*"))
                     raise type(error)(f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}.") from error
+                except Exception:  # the policy is as it was after its last update: keep it
+                    if self.is_main and self.updates and "policy" in self.__dict__:
+                        self.save_checkpoint()
+                    raise
                 if self.is_main and self.updates and "policy" in self.__dict__:
                     self.save_checkpoint()
                 if self.stopping:
@@ -226,7 +235,10 @@ class Run:
     def _prepare_folder(self) -> None:
         if not self.is_main or "ledger" in self.__dict__:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the run's folder {self.folder} cannot be made: {error.strerror}") from error
         shown = redacted(self.config.model_dump(mode="python", exclude_defaults=True))
         text = yaml.safe_dump(json.loads(json.dumps(shown, default=str)), sort_keys=False)
         target = self.folder / "config.yaml"

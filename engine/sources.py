@@ -247,6 +247,10 @@ class Sources:
     def ask(self, groups: Mapping[str, Sequence[Episode]], ledger: Ledger) -> None:
         """Asks every source about every group that was played; what failed in its environment is not shown to anybody."""
         now = ledger.clock()
+        self._asked, self._failed = (
+            {},
+            {},
+        )  # the failure rate is that of one round: a judge that dies late must not live on its past
         for source in self.sources:
             deadline = None if source.deadline is None else now + source.deadline
             requests = []
@@ -275,7 +279,7 @@ class Sources:
         """Hears every source once and records what is new.
 
         Raises:
-            TooManyFailures: a source failed on more of what it was asked than the run allows.
+            TooManyFailures: a source failed on more of what it was asked this round than the run allows.
             LedgerError: a source contradicts itself.
         """
         new: list[Answer] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from .config import RunConfig
 from .plugins import Plugins
-from .progress import Display
+from .progress import Display, quiet
 from .run import Run, Status
 
 
@@ -53,8 +53,12 @@ def train(
     config = RunConfig(
         policy=policy, stages=[{"rl": stage}], seed=seed, threads=threads, folder=Path(folder) if folder else _new_folder(env)
     )
+    quiet()
     with Display(enabled=on_status is None and sys.stderr.isatty()) as display:
-        return Run(config, plugins=plugins, on_status=on_status or display.show).finish()
+        run = Run(config, plugins=plugins, on_status=on_status or display.show).finish()
+    if run.stopping:
+        print(f"turnwise: interrupted after update {run.updates}; everything is in {run.folder}", file=sys.stderr)
+    return run
 
 
 def _new_folder(env: Any) -> Path:

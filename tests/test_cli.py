@@ -90,6 +90,51 @@ def test_envs_lists_and_checks() -> None:
     assert (missing.returncode, "Did you mean 'turnwise/Maze-v0'" in missing.stderr) == (1, True)
 
 
+def test_a_users_own_module_by_the_installed_command(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """`turnwise`, not `python -m turnwise`: the current folder must be found all the same."""
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium, turnwise\n"
+        "class Mine(gymnasium.Env):\n"
+        "    observation_space = action_space = turnwise.Text(1000)\n"
+        "    def reset(self, **more): return 'hello', {}\n"
+        "    def step(self, action): return 'bye', 1.0, True, False, {}\n"
+        "gymnasium.register('mine/Mine-v0', Mine)\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        f"policy: {model_folder()}\nthreads: 1\nstages: [{{evaluate: {{env: mine/Mine-v0, episodes: 3, max_new_tokens: 3}}}}]"
+    )
+    script = str(Path(sys.executable).parent / "turnwise")
+    for arguments in (["run", "c.yaml"], ["envs", "--check", "mine/Mine-v0"]):
+        done = subprocess.run(
+            [script, *arguments, "--module", "mine"], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run([script, "run", "c.yaml"], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert (done.returncode, "no environment 'mine/Mine-v0'" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["evaluate", "{model}", "--env", "turnwise/SupportDesk-v0", "--episodes", "2", "--options", '{"splt": "x"}'],
+            "SupportDesk takes",
+        ),
+        (["evaluate", "{model}", "--env", "turnwise/SupportDesk-v0", "--options", "{"], "--options is not JSON"),
+        (["evaluate", "{parent}", "--env", "turnwise/Maze-v0"], "holds no model"),
+        (["envs", "--check", "CartPole-v1"], "cannot be made: TypeError: environment 'CartPole-v1' has observation space"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    arguments: list[str], message: str, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    filled = [a.replace("{model}", str(model_folder())).replace("{parent}", str(tmp_path)) for a in arguments]
+    done = call(*filled, cwd=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_the_demo_in_small(tmp_path: Path) -> None:
     """The whole demo with a few updates: everything it promises to write is there."""
     done = call("demo", "--quick", "--folder", str(tmp_path / "demo"), "--seed", "3")

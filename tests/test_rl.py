@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import bad_envs  # noqa: F401 - registers them
+import bad_envs
 import pytest
 import torch
 import turnwise
@@ -231,6 +231,26 @@ def test_a_judge_that_fails_too_often_stops_the_run(
     assert going.ledger.members(going.id) == []
 
 
+def test_a_judge_that_dies_late_stops_the_run_at_once_with_the_work_kept(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    calls: list[int] = []
+
+    def dies(episode: turnwise.Episode) -> float:
+        calls.append(1)
+        if len(calls) > 3 * 12:
+            raise ConnectionError("the judge is gone")
+        return letters(episode)
+
+    going = run(tmp_path / "r", model_folder(), feedback=[dies], updates=30)
+    with pytest.raises(turnwise.TooManyFailures, match="12 of 12 requests.*the judge is gone"):
+        going.finish()
+    assert going.updates == 3, "three good updates do not pay for a dead judge"
+    assert (tmp_path / "r" / "checkpoints" / "update-000003" / "policy").is_dir()
+    with pytest.raises(turnwise.ConfigError, match="has been played"):
+        going.finish()
+
+
 class Miscounts:
     def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
         return [turnwise.Feedback(e.id, score=1.0) for e in episodes][:-1]
@@ -341,6 +361,8 @@ def test_a_mixture_has_its_own_feedback_for_each(model_folder: Callable[..., Pat
         ({"feedback": [letters, letters]}, "two feedback sources are called 'letters'"),
         ({"feedback": [turnwise.judges.Length]}, "a class of them: give an instance"),
         ({"feedback": [3]}, "no feedback source"),
+        ({"feedback": []}, "at least one source"),
+        ({"env": bad_envs.Good}, "register it with gymnasium.register"),
         ({"env": "test/Eco-v0"}, "Did you mean 'test/Echo-v0'"),
         ({"env": [("test/Echo-v0", -1)]}, "weight"),
         ({"group": 3}, "'rl' has no option 'group'. Did you mean 'groups'"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..episode import Message
 from ..learning import Batch, Row
+from ..plugins import did_you_mean
 from ..tensors import log_softmax_at
 from .backends import Conversation, InProcess, Sampling
 from .chat import ChatFormat
@@ -201,6 +203,12 @@ class Policy:
 
         auto: Any = transformers  # its lazy module types mislead checkers
         folder = Path(name)
+        if folder.is_dir() and not any((folder / f).is_file() for f in ("config.json", "adapter_config.json")):
+            inside = [f"{p.parent}" for p in (*folder.glob("policy/*config.json"), *folder.glob("*/policy/*config.json"))]
+            hint = f" Did you mean {inside[0]!r}?" if inside else ""
+            raise PolicyError(f"cannot load the policy {str(name)!r}: the folder holds no model (no config.json).{hint}")
+        if dtype not in ("float32", "bfloat16", "float16", "auto"):
+            raise PolicyError(f"dtype must be 'float32', 'bfloat16', 'float16' or 'auto', got {dtype!r}")
         adapter = folder / "adapter_config.json"
         base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(name)
         try:
@@ -225,14 +233,21 @@ class Policy:
             try:
                 config = peft.LoraConfig(task_type="CAUSAL_LM", **{"lora_dropout": 0.0, "target_modules": "all-linear", **lora})
             except TypeError as error:
-                raise PolicyError(f"lora: {error}") from error
+                wrong = [key for key in lora if key not in inspect.signature(peft.LoraConfig).parameters]
+                hint = (
+                    did_you_mean(wrong[0], ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"]) if wrong else ""
+                )
+                raise PolicyError(f"lora: {error}.{hint}") from error
             model = peft.get_peft_model(model, config)
         if device is None and torch.cuda.is_available():
             from accelerate import PartialState
 
             device = str(PartialState().device)  # this process's own
         if device is not None:
-            model = model.to(device)
+            try:
+                model = model.to(device)
+            except (RuntimeError, AssertionError) as error:
+                raise PolicyError(f"the policy cannot be put on device {device!r}: {error}") from error
         return cls(model, tokenizer, precision=precision)
 
     @property

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from ..config import Stage
 from ..environment import starts
 from ..episode import Episode, canonical_json, derive_id
-from ..rollout import PolicyPlayer, ScriptPlayer, Where, rollout
+from ..rollout import PolicyPlayer, ScriptPlayer, TooManyFailures, Where, rollout
 from ..run import Run, Update
 from .rl import EnvConfig, check_envs, read_envs
 
@@ -61,11 +61,11 @@ def score(episodes: Sequence[Episode]) -> Score:
     """Sums up one player's episodes. Failed ones are counted and left out.
 
     Raises:
-        ValueError: every episode failed.
+        TooManyFailures: every episode failed.
     """
     sound = [e for e in episodes if e.ending != "failed"]
     if not sound:
-        raise ValueError(f"all {len(episodes)} episodes failed: {episodes[0].reason if episodes else 'none was played'}")
+        raise TooManyFailures(f"all {len(episodes)} episodes failed: {episodes[0].reason if episodes else 'none was played'}")
     returns = [e.env_return for e in sound]
     successes = [float(e.ending == "terminated" if e.success is None else e.success) for e in sound]
     optima = [e.info["optimum"] for e in sound if "optimum" in e.info]
@@ -115,7 +115,7 @@ class Evaluate(Stage):
         return read_envs(value)
 
     def check(self, run: Run) -> None:
-        check_envs(self.env, [name for name in self.players if name != "policy"])
+        check_envs(self.env, [name for name in self.players if name != "policy"], run.plugins)
 
     def play(self, run: Run) -> Iterator[Update]:
         from ..policy import Sampling

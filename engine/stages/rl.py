@@ -49,18 +49,23 @@ def read_envs(value: Any) -> list[EnvConfig]:
             entry = {"id": entry}
         elif isinstance(entry, (tuple, list)) and len(entry) == 2:
             entry = {"id": entry[0], "weight": entry[1]}
+        if not isinstance(entry, (EnvConfig, Mapping)):
+            raise ConfigError(
+                f"an environment is given by its id, got {entry!r}: register it with gymnasium.register(id, Class) and give the id"
+            )
         result.append(entry if isinstance(entry, EnvConfig) else EnvConfig(**entry))
     return result
 
 
-def check_envs(envs: Sequence[EnvConfig], players: Sequence[str] = ()) -> None:
+def check_envs(envs: Sequence[EnvConfig], players: Sequence[str] = (), plugins: Plugins | None = None) -> None:
     """Makes each environment once, so that a wrong id, option or player shows before the run."""
     for env in envs:
         try:
             made = make_instance(env.id, **env.kwargs)
             starts(env.id, 0, 1, env.options, env.kwargs)
         except (LookupError, TypeError, ValueError) as error:
-            raise ConfigError(f"environment {env.id!r}: {error}") from error
+            note = plugins.failures() if plugins is not None and isinstance(error, LookupError) else ""
+            raise ConfigError(f"{error}{note}") from error
         own = getattr(made.unwrapped, "players", None) or {}
         made.close()
         for name in players:
@@ -133,10 +138,13 @@ class RL(Stage):
     @field_validator("feedback", mode="before")
     @classmethod
     def _feedback(cls, value: Any) -> list[Any]:
-        return value if isinstance(value, list) else [value]
+        sources = value if isinstance(value, list) else [value]
+        if not sources:
+            raise ValueError("at least one source is needed, or there is nothing to learn from; the default is ['environment']")
+        return sources
 
     def check(self, run: Run) -> None:
-        check_envs(self.env)
+        check_envs(self.env, (), run.plugins)
         self.parts(run.plugins)
         if not isinstance(self.backend, (str, Mapping)):
             return
@@ -448,7 +456,6 @@ def _play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | N
     successes = [e.success for e in sound if e.success is not None]
     metrics = {
         "episodes": float(len(episodes)),
-        "outcome": _mean(outcomes),
         "return": _mean([e.env_return for e in sound]),
         "turns": _mean([len(e.turns) for e in sound]),
         "tokens": float(sum(len(t.action_ids or ()) for e in episodes for t in e.turns)),
@@ -457,6 +464,8 @@ def _play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | N
         "truncated": _mean([float(e.ending == "truncated") for e in sound]),
         "failed_episodes": float(len(episodes) - len(sound)),
     }
+    if outcomes:  # none is not zero
+        metrics["outcome"] = _mean(outcomes)
     if successes:
         metrics["success"] = _mean([float(s) for s in successes])
     by_env: dict[str, list[float]] = {}

@@ -59,7 +59,7 @@ class SFT(Stage):
 
     def check(self, run: Run) -> None:
         if self.env is not None:
-            check_envs(self.env, [self.player])
+            check_envs(self.env, [self.player], run.plugins)
         elif not self.data or not self.data.exists():
             raise ConfigError(f"sft.data: there is no file or folder {self.data}")
 

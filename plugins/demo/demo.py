@@ -21,13 +21,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ...engine.cli import print_scores, quiet
+from ...engine.cli import print_scores
 from ...engine.config import ConfigError
 from ...engine.environment import starts
 from ...engine.episode import Episode
 from ...engine.policy import Policy, Sampling
 from ...engine.policy.backends import InProcess
-from ...engine.progress import Display
+from ...engine.progress import Display, quiet
 from ...engine.report.curves import draw_curves
 from ...engine.report.transcript import transcript
 from ...engine.rollout import PolicyPlayer, ScriptPlayer, Where, rollout
@@ -157,6 +157,8 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
         ylabel="success in training", title=f"SupportDesk, reward at the end only (seed {seed})",
     )  # fmt: skip
     _tell(console, scores, played, folder)
+    if quick:
+        console.print("[bold]--quick: too few updates to learn anything; these numbers only show that everything runs.[/bold]")
     console.print(f"Learning curves: {picture}   numbers: {folder / 'summary.json'}")
     console.print(
         f"{seconds['total']:.0f} s in all ({seconds['cpu']:.0f} CPU seconds); sft {seconds['sft']:.0f} s, ppo {seconds['ppo']:.0f} s, "
@@ -182,6 +184,7 @@ def _tell(console: Console, scores: dict[str, Score], played: dict[str, list[Epi
         console.rule(title, align="left")
         for message in episode.messages[1:]:
             who = "customer" if message.role == "user" else "agent   "
-            console.print(f"{who}  {message.content}", markup=False, highlight=False)
+            shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message.content)
+            console.print(f"{who}  {shown}", markup=False, highlight=False)
         console.print(f"satisfaction {episode.env_return:g}", style="bold")
     console.rule()
