@@ -9,7 +9,9 @@ Checks, on held-out stories:
 - the best *fixed script*: every sequence of questions followed by a resolution, whatever the customer says, the best one chosen
   on training stories;
 - the trained policy with the *observations of other conversations*: it must fall below SFT, or it is not reading;
-- everything greedily, since RL may only have sharpened what SFT knew.
+- everything greedily, since RL may only have sharpened what SFT knew;
+- the share of replies that are still sentences a demonstrator might say: the customer listens for keywords, and a policy could
+  earn its reward with strings of them.
 
 Writes `results.json` and `results.md` into --out; docs/demo.md quotes them.
 """
@@ -94,10 +96,14 @@ def one_seed(seed: int, folder: Path) -> dict[str, Any]:
             "gain": 100 * (player["success"] - players["sft"]["success"]),
         }
     best = max(("ppo", "grpo"), key=lambda name: players[name]["outcome"])
+    sentences = {s for some in (*QUESTIONS.values(), *RESOLUTIONS.values()) for s in some}
     policies = {name: turnwise.Policy.from_pretrained(folder / name / "policy") for name in ("sft", "ppo", "grpo")}
     for name, policy in policies.items():
         greedy = score(play_held_out(policy_player(policy, 0.0), HELD_OUT, STORIES, EVALUATION_SEED))
         result[name]["greedy"] = greedy.success
+        sampled = play_held_out(policy_player(policy), HELD_OUT, STORIES, EVALUATION_SEED)
+        replies = [turn.action for episode in sampled for turn in episode.turns]
+        result[name]["sentences"] = sum(reply in sentences for reply in replies) / len(replies)
     others = play_held_out(policy_player(policies[best]), HELD_OUT, STORIES, EVALUATION_SEED + 1)
     misheard = score(play_held_out(Misheard(policy_player(policies[best]), others), HELD_OUT, STORIES, EVALUATION_SEED))
     result |= {"best": best, "misheard": misheard.success}
@@ -143,23 +149,23 @@ def main() -> None:
         f"Command: `python benchmarks/demo.py --seeds {' '.join(map(str, arguments.seeds))}`. Success on {STORIES} held-out stories, "
         "by sampling at temperature 1; *greedy* in brackets.",
         "",
-        "| seed | teachers | SFT | PPO | GRPO | distance closed (better) | misheard (better) | seconds | CPU seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| seed | teachers | SFT | PPO | GRPO | distance closed (better) | misheard (better) | whole sentences: SFT, PPO, GRPO | seconds | CPU seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for r, closed in zip(results, bests, strict=True):
-        cells = [f"{r[name]['success']:.3f} ({r[name]['greedy']:.3f})" for name in ("sft", "ppo", "grpo")]
-        lines.append(
-            f"| {r['seed']} | {r['teachers']:.3f} | {' | '.join(cells)} | {closed:.3f} | {r['misheard']:.3f} | "
-            f"{r['seconds']['total']:.0f} | {r['seconds']['cpu']:.0f} |"
+    names = ("sft", "ppo", "grpo")
+
+    def row(label: str, closed: float, get: Any) -> str:
+        """One line of the table; `get` takes a function of a seed's result to its number."""
+        cells = [f"{get(lambda r, n=n: r[n]['success']):.3f} ({get(lambda r, n=n: r[n]['greedy']):.3f})" for n in names]
+        whole = ", ".join(f"{get(lambda r, n=n: r[n]['sentences']):.2f}" for n in names)
+        return (
+            f"| {label} | {get(lambda r: r['teachers']):.3f} | {' | '.join(cells)} | {closed:.3f} | "
+            f"{get(lambda r: r['misheard']):.3f} | {whole} | {get(lambda r: r['seconds']['total']):.0f} | "
+            f"{get(lambda r: r['seconds']['cpu']):.0f} |"
         )
-    cells = [
-        f"{median(lambda r, n=name: r[n]['success']):.3f} ({median(lambda r, n=name: r[n]['greedy']):.3f})"
-        for name in ("sft", "ppo", "grpo")
-    ]
-    lines.append(
-        f"| median | {median(lambda r: r['teachers']):.3f} | {' | '.join(cells)} | {statistics.median(bests):.3f} | "
-        f"{median(lambda r: r['misheard']):.3f} | {median(lambda r: r['seconds']['total']):.0f} | {median(lambda r: r['seconds']['cpu']):.0f} |"
-    )
+
+    lines += [row(str(r["seed"]), closed, lambda f, r=r: f(r)) for r, closed in zip(results, bests, strict=True)]
+    lines.append(row("median", statistics.median(bests), median))
     lines += [
         "",
         f"The best of {len(scripts)} fixed scripts, chosen on training stories, succeeds in {fixed['success']:.3f} of the held-out ones: "
