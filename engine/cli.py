@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .plugins import PluginError, Plugins, did_you_mean
+from .plugins import PluginError, Plugins
+from .suggest import did_you_mean
 
 app = typer.Typer(
     help="Aligns multi-turn agents on whole conversations.", no_args_is_help=True, pretty_exceptions_enable=False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .plugins import did_you_mean
+from .suggest import did_you_mean
 
 if TYPE_CHECKING:
     from .run import Run, Update

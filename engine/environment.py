@@ -36,8 +36,8 @@ import numpy as np
 from gymnasium.spaces import Space
 
 from .episode import Message, Start, derive_id
-from .plugins import did_you_mean
 from .secrets import redact
+from .suggest import did_you_mean
 
 PlayerFunction = Callable[[Sequence[Message]], str]
 

@@ -7,7 +7,6 @@ and stops only the run that needs it. Turnwise's own parts are plugins of its ow
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -23,6 +22,7 @@ import pluggy
 
 from . import hookspecs
 from .hookspecs import Factory
+from .suggest import did_you_mean
 
 GROUP = "turnwise"
 
@@ -45,14 +45,6 @@ _envs_lock = threading.Lock()
 
 class PluginError(Exception):
     """A plugin breaks the contract, a name is not registered, or its factory refuses its options."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'? Known: ..." for error messages."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"{hint} Known: {', '.join(names) or '(none)'}."
 
 
 @dataclass(slots=True)

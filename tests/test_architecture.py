@@ -15,7 +15,7 @@ from turnwise.engine import hookspecs
 ROOT = Path(__file__).parents[1]
 HOUSE = ("engine", "envs", "judges", "plugins")
 FLOORS = {
-    0: ["engine.episode", "engine.feedback", "engine.tensors"],
+    0: ["engine.episode", "engine.feedback", "engine.tensors", "engine.suggest"],
     1: ["engine.hookspecs", "engine.plugins", "engine.environment", "engine.learning", "engine.reward", "engine.ledger",
         "engine.policy", "engine.secrets", "engine.memory", "engine.batch", "engine.builtin"],
     2: ["engine.rollout", "engine.sources", "engine.config", "engine.run", "engine.stages"],

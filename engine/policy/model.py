@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..episode import Message
 from ..learning import Batch, Row
-from ..plugins import did_you_mean
+from ..suggest import did_you_mean
 from ..tensors import log_softmax_at
 from .backends import Conversation, InProcess, Sampling
 from .chat import ChatFormat

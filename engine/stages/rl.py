@@ -16,10 +16,11 @@ from ..environment import make_instance, starts
 from ..episode import Episode, Start, derive_id
 from ..ledger import Answer, Member
 from ..memory import explained_memory
-from ..plugins import PluginError, Plugins, check_options, did_you_mean
+from ..plugins import PluginError, Plugins, check_options
 from ..reward import NoReward, Rewards
 from ..run import Run, Update
 from ..sources import ENVIRONMENT, Sources
+from ..suggest import did_you_mean
 
 
 class EnvConfig(Section):
