@@ -31,7 +31,7 @@ from typing import Any
 import turnwise
 from turnwise.engine.progress import quiet
 from turnwise.engine.stages.evaluate import play_held_out, score
-from turnwise.engine.stages.rl import EnvConfig
+from turnwise.engine.stages.play import EnvConfig
 from turnwise.envs.support_desk import QUESTIONS, RESOLUTIONS
 from turnwise.plugins.demo.demo import ENV, EVALUATION_SEED, HELD_OUT, policy_player
 

@@ -21,7 +21,7 @@ import turnwise
 from turnwise.engine.policy.backends import InProcess
 from turnwise.engine.progress import quiet
 from turnwise.engine.stages.evaluate import play_held_out, score
-from turnwise.engine.stages.rl import EnvConfig
+from turnwise.engine.stages.play import EnvConfig
 from turnwise.plugins.demo.tiny import build_policy
 
 ENV = EnvConfig(id="turnwise/Maze-v0")
@@ -30,11 +30,11 @@ SFT: dict[str, Any] = {
     "env": ENV.id, "episodes": 600, "epochs": 1, "batch_size": 8, "lr": 5e-3, "weight_decay": 0.01, "micro_tokens": 16384,
 }  # fmt: skip
 PPO: dict[str, Any] = {
-    "env": ENV.id, "updates": 70, "groups": 128, "group_size": 1, "max_new_tokens": TOKENS,
+    "env": ENV.id, "updates": 100, "groups": 128, "group_size": 1, "max_new_tokens": TOKENS,
     "feedback": [{"judge": "environment", "weight": 0.05}],  # returns of about -20 to -1: the critic's own scale
     "backend": {"name": "in-process", "rows": 128}, "credit": {"name": "gae", "lam": 0.95},
     "optimizer": {
-        "name": "ppo", "lr": 2e-3, "kl": 0.002, "epochs": 1, "minibatches": 4, "value_clip": None, "decay": 0.1,
+        "name": "ppo", "lr": 2e-3, "kl": 0.01, "epochs": 1, "minibatches": 4, "value_clip": None, "decay": 0.1,
         "micro_tokens": 16384,
     },
 }  # fmt: skip

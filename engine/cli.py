@@ -62,9 +62,10 @@ def run_(
     config: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
     folder: Annotated[Path | None, typer.Option(help="Where the run goes; default runs/<name>.")] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the config's seed.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with what the folder holds, exactly; from the start if nothing.")] = False,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
-    """Does what a pipeline says: sft, rl, evaluate, and stages of plugins."""
+    """Does what a pipeline says: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
     from .config import RunConfig
     from .progress import Display, quiet
     from .run import Run
@@ -75,7 +76,7 @@ def run_(
         read.seed = seed
     quiet()
     with Display(sys.stderr.isatty() and os.environ.get("RANK", "0") == "0") as display:
-        run = Run(read, folder=folder, plugins=context.obj, on_status=display.show)
+        run = Run(read, folder=folder, resume=resume, plugins=context.obj, on_status=display.show)
         for update in run:
             if run.is_main and not sys.stderr.isatty():
                 shown = {k: update.metrics[k] for k in ("outcome", "success", "kl", "loss") if k in update.metrics}
@@ -85,12 +86,10 @@ def run_(
         return
     print(f"{'Stopped' if run.stopping else 'Finished'} after update {run.updates}. Everything is in {run.folder}.")
     if run.stopping:
-        kept = sorted((run.folder / "checkpoints").glob("update-*"))
-        print(
-            f"To go on from there, start another run with  policy: {kept[-1] / 'policy'}"
-            if kept
-            else "Nothing was trained yet."
-        )
+        again = [f"--folder {folder}"] if folder else []
+        again += [f"--seed {seed}"] if seed is not None else []
+        again += [f"--module {module}"] if module else []
+        print(" ".join(["To go on from there:  turnwise run --resume", str(config), *again]))
     table = run.folder / "evaluation.json"
     if table.exists():
         print_scores(json.loads(table.read_text()))
@@ -117,7 +116,7 @@ def evaluate(
     from .progress import quiet
     from .rollout import PolicyPlayer, ScriptPlayer
     from .stages.evaluate import play_held_out, score
-    from .stages.rl import EnvConfig, check_envs
+    from .stages.play import EnvConfig, check_envs
 
     import_module(module)
     try:
@@ -187,10 +186,20 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    number = lambda row, key, digits=3: f"{row[key]:.{digits}f}" if row.get(key) is not None else ""  # noqa: E731
+    interval = lambda row, low, high: f"{row[low]:.3f} to {row[high]:.3f}"  # noqa: E731
     shown = Table("player", "outcome", "success", "95 % interval", "turns", "questions")
+    pairs = Table("pair", "success", "95 % interval", "outcome", "95 % interval", "wins by the judge")
     for name, row in table.items():
-        interval = f"{row['low']:.3f} to {row['high']:.3f}"
-        shown.add_row(
-            name, f"{row['outcome']:.3f}", f"{row['success']:.3f}", interval, f"{row['turns']:.2f}", f"{row['questions']:.2f}"
-        )
-    Console().print(shown)
+        if "pairs" in row:
+            pairs.add_row(
+                name, f"{row['success']:+.3f}", interval(row, "success_low", "success_high"), f"{row['outcome']:+.3f}",
+                interval(row, "outcome_low", "outcome_high"), number(row, "win_rate"),
+            )  # fmt: skip
+        else:
+            columns = number(row, "outcome"), number(row, "success"), interval(row, "low", "high")
+            shown.add_row(name, *columns, number(row, "turns", 2), number(row, "questions", 2))
+    console = Console()
+    console.print(shown)
+    if pairs.row_count:
+        console.print(pairs)

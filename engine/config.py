@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ class RunConfig(Section):
         threads: torch's threads; default: what torch finds.
         checkpoint_every: updates between checkpoints; the end of every stage is one too.
         keep_checkpoints: how many of the latest to keep.
+        trackers: "tensorboard", "wandb", or any other that accelerate knows.
     """
 
     policy: Any
@@ -92,14 +93,21 @@ class RunConfig(Section):
     threads: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+    trackers: list[str] = []
 
     @field_validator("stages")
     @classmethod
     def _one_key(cls, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for i, stage in enumerate(stages):
-            if len(stage) != 1:
-                raise ValueError(f"stage {i + 1} must have one key, its name, as in `- rl: {{updates: 50}}`; got {list(stage)}")
+        for i, stage in enumerate(flat(stages)):
+            if not isinstance(stage, Mapping) or len(stage) != 1:
+                shown = list(stage) if isinstance(stage, Mapping) else stage
+                raise ValueError(f"stage {i + 1} must have one key, its name, as in `- rl: {{updates: 50}}`; got {shown}")
         return stages
+
+    @property
+    def flat_stages(self) -> list[dict[str, Any]]:
+        """The stages in the order they are played, repetitions written out."""
+        return flat(self.stages)
 
     @field_validator("policy")
     @classmethod
@@ -130,6 +138,26 @@ class RunConfig(Section):
         if beside.is_dir():
             config.policy.model = str(beside)
         return config
+
+
+def flat(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Stages with every `repeat: {times: 3, stages: [...]}` written out.
+
+    Raises:
+        ValueError: a repetition without a number of times or without stages.
+    """
+    result: list[dict[str, Any]] = []
+    for stage in stages:
+        if isinstance(stage, Mapping) and list(stage) == ["repeat"]:
+            loop = stage["repeat"]
+            if not isinstance(loop, Mapping) or set(loop) != {"times", "stages"} or not isinstance(loop["times"], int):
+                raise ValueError(
+                    f"repeat needs `times` and `stages`, as in `- repeat: {{times: 3, stages: [...]}}`; got {loop!r}"
+                )
+            result += flat(loop["stages"]) * loop["times"]
+        else:
+            result.append(stage)  # type: ignore[arg-type]
+    return result
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -224,13 +224,13 @@ class Ledger:
             return self._load(db, ids)
 
     def run_episodes(self, run: str, *, stage: str | None = None, update: int | None = None) -> list[Episode]:
-        """A run's episodes in the order they were played."""
+        """A run's episodes, by update, stage, group and slot."""
         query = sa.select(_episodes.c.content).where(_episodes.c.run == run)
         if stage is not None:
             query = query.where(_episodes.c.stage == stage)
         if update is not None:
             query = query.where(_episodes.c.update == update)
-        query = query.order_by(_episodes.c.update, _episodes.c.time, _episodes.c.group, _episodes.c.slot)
+        query = query.order_by(_episodes.c.update, _episodes.c.stage, _episodes.c.group, _episodes.c.slot)
         with self._reading() as db:
             return [_thaw(content) for content in db.scalars(query)]
 
@@ -266,6 +266,19 @@ class Ledger:
         with self._reading() as db:
             return [dict(row) for row in self._open(db, groups)]
 
+    def failed_requests(self, requests: Sequence[str]) -> dict[str, str]:
+        """Of these requests, those whose only answer in force says that it failed, and that answer's id."""
+        newer = _feedback.alias()
+        replaced = sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
+        found: dict[str, str] = {}
+        with self._reading() as db:
+            for some in _chunks(requests):
+                query = sa.select(_feedback.c.request, _feedback.c.id, _feedback.c.status)
+                rows = list(db.execute(query.where(_feedback.c.request.in_(some), ~replaced)))
+                sound = {request for request, _, status in rows if status != "failed"}
+                found |= {request: id_ for request, id_, _ in rows if request not in sound}
+        return found
+
     def _open(self, db: Connection, groups: Iterable[str] | None) -> list[Any]:
         answered = sa.select(_feedback.c.request).where(_feedback.c.request == _requests.c.id).exists()
         query = sa.select(_requests).where(
@@ -275,12 +288,16 @@ class Ledger:
             query = query.where(_requests.c.group.in_(list(groups)))
         return list(db.execute(query.order_by(_requests.c.time, _requests.c.id)).mappings())
 
-    def ready_groups(self, groups: Sequence[str]) -> list[str]:
-        """Of these groups, those that have not trained and wait for no required answer any more."""
+    def ready_groups(self, groups: Sequence[str], update: int | None = None) -> list[str]:
+        """Of these groups, those that wait for no required answer any more and have not trained.
+
+        Those that are members of `update` already are ready for it again: an interrupted update is made anew.
+        """
         with self._reading() as db:
             waiting = {row["group"] for row in self._open(db, groups) if row["required"]}
-            trained = set(db.scalars(sa.select(_members.c.group).where(_members.c.group.in_(list(groups)))))
-        return [g for g in groups if g not in waiting and g not in trained]
+            query = sa.select(_members.c.group, _members.c.update).where(_members.c.group.in_(list(groups)))
+            trained = dict(db.execute(query).tuples().all())
+        return [g for g in groups if (trained[g] == update if g in trained else g not in waiting)]
 
     # Feedback.
 
@@ -365,6 +382,8 @@ class Ledger:
     def add_members(self, run: str, update: int, members: Sequence[Member]) -> None:
         """Writes who trains in an update, before it happens. Writing the same again is a no-op.
 
+        Answers on these episodes and groups that are not among the members' feedback came too late, and are marked so.
+
         Raises:
             LedgerError: an episode has trained in another update.
         """
@@ -387,6 +406,17 @@ class Ledger:
             ]  # fmt: skip
             if rows:
                 db.execute(_members.insert(), rows)
+            fresh = [m for m in members if m.episode not in known]
+            used = {id_ for m in fresh for id_ in m.feedback}
+            targets = {t for m in fresh for t in (m.episode, m.group)}
+            for some in _chunks(sorted(targets)):
+                said = db.scalars(sa.select(_feedback.c.id).where(_feedback.c.target.in_(some), ~_feedback.c.late))
+                late = [id_ for id_ in said if id_ not in used and not self._replaced(db, id_)]
+                if late:
+                    db.execute(_feedback.update().where(_feedback.c.id.in_(late)).values(late=True))
+
+    def _replaced(self, db: Connection, answer: str) -> bool:
+        return db.scalar(sa.select(_feedback.c.id).where(_feedback.c.supersedes == answer)) is not None
 
     def members(self, run: str, update: int | None = None) -> list[Member]:
         query = sa.select(_members).where(_members.c.run == run)

@@ -36,6 +36,11 @@ class Where:
     seed: int = 0
 
 
+def episode_id(where: Where, start: Start, slot: int) -> str:
+    """The id of the episode played there from this start, in this slot of its group."""
+    return derive_id(where.run, where.stage, where.update, start.key, slot)
+
+
 @dataclass(slots=True)
 class _Talk:
     """One episode in the making."""
@@ -251,7 +256,7 @@ def rollout(
         final_ids = player.final_ids(talk) if ending == "truncated" and final is not None else ()
         reset = talk.reset
         done[talk.index] = Episode(
-            id=derive_id(where.run, where.stage, where.update, talk.start.key, talk.slot),
+            id=episode_id(where, talk.start, talk.slot),
             start=talk.start,
             turns=tuple(talk.turns),
             ending=ending,

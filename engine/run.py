@@ -4,8 +4,13 @@ runs/riddle/
   config.yaml          what was asked, secrets hidden
   ledger.sqlite        episodes, requests, feedback, who trained when
   metrics.jsonl        one line per update
-  checkpoints/         the last few, each written beside and moved into place whole
+  checkpoints/         the last few, and the one the present stage began from
   policy/              the result
+  run.pid              the process that is at it
+
+A run that was stopped, killed or extended goes on exactly (`resume=True`): its weights, its ledger and its metrics become those of a
+run that was never interrupted. That works because checkpoints exist only between updates, noise and ids are derived and not drawn,
+and what the ledger holds already (episodes, answers, members) wins over its replay.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +32,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .config import ConfigError, PolicyConfig, RunConfig, Stage
+from . import checkpoint
+from .checkpoint import Checkpoint, Position
+from .config import ConfigError, PolicyConfig, RunConfig, Stage, flat
 from .episode import Episode, derive_id
 from .learning import NonFiniteError
 from .ledger import Ledger
@@ -83,6 +91,8 @@ class Run:
     Args:
         config: a `RunConfig`, a mapping like one, or the path of a YAML file.
         folder: overrides the config's.
+        resume: go on with what the folder holds, exactly; from the start if it holds nothing. Stages may have been added, and the
+            `updates` of the last one raised.
         plugins: default: those installed.
         clock, sleep: the run's one clock.
         on_status: called with a `Status` whenever something moves.
@@ -97,6 +107,7 @@ class Run:
         config: RunConfig | Mapping[str, Any] | str | Path,
         *,
         folder: str | Path | None = None,
+        resume: bool = False,
         plugins: Plugins | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
@@ -109,24 +120,37 @@ class Run:
         self.config = config
         self.plugins = plugins if plugins is not None else Plugins()
         self.clock, self.sleep, self.on_status = clock, sleep, on_status
-        self.stages: list[tuple[str, Stage]] = []
-        for entry in config.stages:
-            [(name, options)] = entry.items()
-            if options is not None and not isinstance(options, Mapping):
-                raise ConfigError(f"stage {name!r} must be a mapping of its options, got {type(options).__name__}")
-            self.stages.append((name, self.plugins.create("stage", name, **(options or {}))))
-        for _, stage in self.stages:
-            if hasattr(stage, "check"):
-                stage.check(self)
-        name = config.name or (Path(folder or config.folder or "run").name)
-        self.folder = Path(folder or config.folder or Path("runs") / name)
-        self.name = name
-        self.id = derive_id(name, redacted(config.model_dump(exclude={"folder", "ledger"})))
+        self.name = config.name or (Path(folder or config.folder or "run").name)
+        self.folder = Path(folder or config.folder or Path("runs") / self.name)
+        self.id = derive_id(self.name, redacted(config.model_dump(exclude={"folder", "ledger"})))
         self.updates = 0  # made so far, through the whole run
+        self.start = 0  # the update after which the present stage began
         self.stage = ""
         self.metrics: list[dict[str, Any]] = []
         self.stopping = False
-        self._savers: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
+        self.stages: list[tuple[str, Stage]] = []
+        names: list[str] = []
+        for entry in config.flat_stages:
+            [(name, options)] = entry.items()
+            if options is not None and not isinstance(options, Mapping):
+                raise ConfigError(f"stage {name!r} must be a mapping of its options, got {type(options).__name__}")
+            names.append(name)
+            label = name if names.count(name) == 1 else f"{name}-{names.count(name)}"
+            self.stages.append((label, self.plugins.create("stage", name, **(options or {}))))
+        for label, stage in self.stages:
+            self.stage = label
+            if hasattr(stage, "check"):
+                stage.check(self)
+        self.stage = ""
+        self._parts: Mapping[str, Any] = {}
+        self._index = self._done = 0  # the stage's place, and the updates it has made
+        self._begun = self._played = self._opened = False
+        self._resume = resume
+        self._lock: Any = None
+        if config.trackers:
+            from .tracking import check
+
+            check(config.trackers)
 
     def __repr__(self) -> str:
         return f"<Run {self.name!r} in {self.folder}, {self.updates} updates{', stopped' if self.stopping else ''}>"
@@ -135,23 +159,30 @@ class Run:
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy being aligned, loaded when first needed."""
+        """The policy being aligned, loaded when first needed; in a resumed run as it was when the present stage began."""
+        import torch
+
         from .policy import Policy
 
         given = self.config.policy
         if self.config.threads:
-            import torch
-
             torch.set_num_threads(self.config.threads)
-        return (
-            Policy.from_pretrained(given.model, **given.model_dump(exclude={"model"}))
-            if isinstance(given, PolicyConfig)
-            else given
-        )
+        if isinstance(given, PolicyConfig):
+            with torch.random.fork_rng():
+                torch.manual_seed(self.config.seed)  # new LoRA adapters are drawn
+                policy = Policy.from_pretrained(given.model, **given.model_dump(exclude={"model"}))
+        else:
+            policy = given
+        if self._from is not None:
+            began = checkpoint.read(self.folder / "checkpoints" / f"update-{self._from.position.start:06d}")
+            if (began.folder / "policy").is_dir():
+                policy.load_weights(began.folder / "policy")
+            policy.version = began.position.version
+        return policy
 
     @cached_property
     def ledger(self) -> Ledger:
-        self._prepare_folder()
+        self._open()
         return Ledger(self.config.ledger or self.folder / "ledger.sqlite", clock=self.clock)
 
     @property
@@ -164,67 +195,102 @@ class Run:
             last = {k: v for k, v in (self.metrics[-1] if self.metrics else {}).items() if isinstance(v, float)}
             self.on_status(Status(self.stage, phase, done, total, **{"metrics": last, **more}))
 
-    def begin(self) -> None:
-        """Keeps the policy as it was before the first update, so that there is a checkpoint to go back to from the start."""
-        if self.is_main and self.updates == 0:
-            self.save_checkpoint()
+    def begin(self, parts: Mapping[str, Any] | None = None) -> int:
+        """Tells the run what learns beside the policy; a stage calls this once, when all of it is set up.
 
-    def finish_update(
-        self,
-        metrics: Mapping[str, float],
-        *,
-        episodes: Sequence[Episode] = (),
-        state: Callable[[], Mapping[str, Mapping[str, Any]]] | None = None,
-    ) -> Update:
-        """Closes an update: counts it, writes its metrics, a checkpoint when one is due, and tells the listeners.
+        In a resumed run the weights and states of the last checkpoint are put in place.
 
         Args:
-            state: gives the state of whatever learns beside the policy, by name, for checkpoints.
+            parts: name to whatever has `state_dict()` and `load_state_dict(state)`.
+
+        Returns:
+            how many updates of this stage are made already; the stage goes on after them.
         """
+        self._parts, self._begun = dict(parts or {}), True
+        if self._from is None:
+            if self.is_main and not (self.folder / "checkpoints" / f"update-{self.updates:06d}").exists():
+                self.save_checkpoint()
+            return 0
+        found, self._from = self._from, None
+        if found.position.done:
+            states = found.states()
+            missing = set(self._parts) ^ set(states)
+            if missing:
+                raise ConfigError(
+                    f"the checkpoint {found.folder} holds the states of {sorted(states)}, but this stage has {sorted(self._parts)}: "
+                    "it is of another config or another version of a plugin"
+                )
+            if (found.folder / "policy").is_dir():
+                self.policy.load_weights(found.folder / "policy")
+                self.policy.version = found.position.version
+            for name, part in self._parts.items():
+                part.load_state_dict(states[name])
+        self._done = found.position.done
+        return self._done
+
+    def finish_update(self, metrics: Mapping[str, float], *, episodes: Sequence[Episode] = ()) -> Update:
+        """Closes an update: counts it, writes its metrics, a checkpoint when one is due, and tells the listeners."""
         self.updates += 1
-        self._savers = state or dict
+        self._done += 1
         line: dict[str, Any] = {"update": self.updates, "stage": self.stage, "time": self.clock(), **metrics}
         self.metrics.append(line)
         if self.is_main:
             with (self.folder / "metrics.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
-            if self.updates % self.config.checkpoint_every == 0:
+            if self._begun and self.updates % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
+            if self._tracker is not None:
+                self._tracker.log(self.stage, self.updates, metrics)
             self.plugins.call_event("update_finished", run=self, update=self.updates, metrics=metrics)
         return Update(self.updates, self.stage, dict(metrics), episodes)
 
     # The work.
 
     def __iter__(self) -> Iterator[Update]:
-        """Plays the stages, yielding after every update. Ctrl-C ends it after the current update, with everything saved."""
-        if self.updates:
-            raise ConfigError("this run has been played; make a new Run, in another folder, to play again")
-        self._prepare_folder()
-        with self._interruptible():
-            for name, stage in self.stages:
-                self.stage = name
-                try:
-                    for update in stage.play(self):
-                        yield update
-                        if self.stopping:
-                            break
-                except (NonFiniteError, OutOfMemory) as error:
-                    kept = sorted((self.folder / "checkpoints").glob("update-*"))
-                    raise type(error)(f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}.") from error
-                except Exception:  # the policy is as it was after its last update: keep it
-                    if self.is_main and self.updates and "policy" in self.__dict__:
-                        self.save_checkpoint()
-                    raise
-                if self.is_main and self.updates and "policy" in self.__dict__:
-                    self.save_checkpoint()
-                if self.stopping:
-                    self.status("stopped")
-                    return
-            if self.is_main:
-                if "policy" in self.__dict__:
-                    self.policy.save_pretrained(self.folder / "policy")
-                self.plugins.call_event("run_finished", run=self)
-            self.status("finished")
+        """Plays the stages, yielding after every update.
+
+        Ctrl-C (or SIGTERM) ends it after the current update, with everything saved; `resume` goes on from there.
+        """
+        if self._played:
+            raise ConfigError("this run has been played; make a new Run with resume=True, or in another folder, to play again")
+        self._played = True
+        self._open()
+        try:
+            with self._interruptible():
+                yield from self._stages()
+        finally:
+            self._close()
+
+    def _stages(self) -> Iterator[Update]:
+        first = self._from.position.stage if self._from is not None else 0
+        for index, (label, stage) in enumerate(self.stages):
+            if index < first:
+                continue
+            self.stage, self._index, self._begun, self._parts, self._done = label, index, False, {}, 0
+            self.start = self._from.position.start if self._from is not None else self.updates
+            try:
+                for update in stage.play(self):
+                    yield update
+                    if self.stopping:
+                        break
+            except (NonFiniteError, OutOfMemory) as error:
+                kept = sorted((self.folder / "checkpoints").glob("update-*"))
+                raise type(error)(f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}.") from error
+            if self.is_main and self._done and not (self.stopping and not self._begun):
+                self.save_checkpoint()
+            if self.stopping:
+                self.status("stopped")
+                return
+            self._from = None  # a stage that never begins has nothing to go on with
+        if self.is_main:
+            if "policy" in self.__dict__:
+                draft, target = self.folder / ".policy", self.folder / "policy"
+                shutil.rmtree(draft, ignore_errors=True)
+                self.policy.save_pretrained(draft)
+                shutil.rmtree(target, ignore_errors=True)
+                draft.rename(target)
+            self.plugins.call_event("run_finished", run=self)
+        self.status("finished")
 
     def finish(self) -> Run:
         """Does all the work there is, and returns the run itself."""
@@ -232,28 +298,147 @@ class Run:
             pass
         return self
 
-    def _prepare_folder(self) -> None:
-        if not self.is_main or "ledger" in self.__dict__:
+    def save_checkpoint(self) -> Path:
+        """Writes where the run stands now, and removes the oldest checkpoints beyond those kept."""
+        stage, done, start = (
+            (self._index, self._done, self.start) if self._begun else (self._index + 1, 0, self.updates)
+        )  # a stage that does not say what learns in it can only be gone on from its end
+        policy = self.__dict__.get("policy")
+        position = Position(self.id, self.updates, stage, done, start, policy.version if policy else 0, self._machine())
+        root = self.folder / "checkpoints"
+        target = checkpoint.save(root, position, policy, self._parts)
+        checkpoint.prune(root, self.config.keep_checkpoints, start)
+        return target
+
+    def _machine(self) -> dict[str, Any]:
+        """What the last bits of the weights depend on."""
+        import torch
+
+        policy = self.__dict__.get("policy")
+        return {
+            "threads": torch.get_num_threads(),
+            "attention": getattr(policy.model.config, "_attn_implementation", "") if policy else "",
+            "device": policy.device.type if policy else "",
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "torch": torch.__version__,
+        }
+
+    # Opening the folder.
+
+    @cached_property
+    def _from(self) -> Checkpoint | None:
+        """The checkpoint to go on from; None once the stage it lies in has begun."""
+        return checkpoint.newest(self.folder / "checkpoints") if self._resume else None
+
+    @cached_property
+    def _tracker(self) -> Any:
+        if not self.config.trackers:
+            return None
+        from .tracking import Tracker
+
+        return Tracker(self.config.trackers, self.name, self.folder, redacted(self.config.model_dump(mode="python")))
+
+    def _open(self) -> None:
+        """Claims the folder, checks that what it holds and what is asked belong together, and takes up where it stood."""
+        if self._opened:
             return
+        if self.is_main:
+            self._claim()
+        self._opened = True
+        target = self.folder / "config.yaml"
+        shown = json.loads(json.dumps(redacted(self.config.model_dump(mode="python", exclude_defaults=True)), default=str))
+        used = any((self.folder / name).exists() for name in ("metrics.jsonl", "ledger.sqlite", "checkpoints"))
+        before = yaml.safe_load(target.read_text()) if used and target.exists() else None
+        if used and not self._resume:
+            self._close()
+            if before != shown:
+                raise ConfigError(f"the folder {self.folder} holds a run with another config; choose another folder or name")
+            raise ConfigError(
+                f"the folder {self.folder} holds this run's results already: go on with `turnwise run --resume` (or resume=True), "
+                "choose another folder or name, or remove it"
+            )
+        try:
+            self._take_up(before, shown)
+        except Exception:
+            self._close()
+            raise
+        if self.is_main:
+            text = yaml.safe_dump(shown, sort_keys=False)
+            if not target.exists() or target.read_text() != text:
+                target.write_text(text)
+
+    def _claim(self) -> None:
+        """One process at a time works in a folder. The lock is the operating system's: it ends with the process, however that ends."""
+        from filelock import FileLock, Timeout
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"the run's folder {self.folder} cannot be made: {error.strerror}") from error
-        shown = redacted(self.config.model_dump(mode="python", exclude_defaults=True))
-        text = yaml.safe_dump(json.loads(json.dumps(shown, default=str)), sort_keys=False)
-        target = self.folder / "config.yaml"
-        used = (self.folder / "metrics.jsonl").exists() or (self.folder / "ledger.sqlite").exists()
-        if used and (not target.exists() or target.read_text() != text):
-            raise ConfigError(f"the folder {self.folder} holds a run with another config; choose another folder or name")
-        if used:
+            self._lock = FileLock(self.folder / "run.lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            self._lock = None
+            pid = self.folder / "run.pid"
+            who = f"process {pid.read_text().strip()}" if pid.exists() else "another process"
             raise ConfigError(
-                f"the folder {self.folder} holds this run's results already; choose another folder or name, or remove it"
+                f"the run in {self.folder} is at work in {who}: wait for it, stop it (Ctrl-C, or kill -TERM), or choose another folder"
+            ) from None
+        except OSError as error:
+            self._lock = None
+            raise ConfigError(f"the run's folder {self.folder} cannot be made: {error.strerror}") from error
+        (self.folder / "run.pid").write_text(f"{os.getpid()}\n")
+
+    def _close(self) -> None:
+        if "_tracker" in self.__dict__ and self._tracker is not None:
+            self._tracker.finish()
+        if self._lock is not None:
+            (self.folder / "run.pid").unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
+    def _take_up(self, before: Mapping[str, Any] | None, shown: Mapping[str, Any]) -> None:
+        """Puts counters, id and metrics to where the checkpoint stands."""
+        found = self._from
+        log = self.folder / "metrics.jsonl"
+        if found is None:
+            if before is not None:
+                _same_run(before, shown, 0, 0)
+            if self.is_main:
+                log.unlink(missing_ok=True)
+            return
+        position = found.position
+        if before is None:
+            raise ConfigError(f"{self.folder} has checkpoints but no config.yaml: without it nobody knows what they are of")
+        _same_run(before, shown, position.stage, position.done)
+        if self.config.ledger is None and not (self.folder / "ledger.sqlite").exists():
+            raise ConfigError(
+                f"the ledger of the run in {self.folder} is gone (ledger.sqlite). It holds the episodes and answers that the run trained "
+                f"on; put it back, or start another run whose policy is {found.folder / 'policy'}"
             )
-        target.write_text(text)
+        if self.config.threads:
+            import torch
+
+            torch.set_num_threads(self.config.threads)
+        now, then = self._machine(), position.machine
+        if now["threads"] != then["threads"]:
+            raise ConfigError(
+                f"the run was made with {then['threads']} threads and would go on with {now['threads']}, which changes the last bits of "
+                f"every number: set `threads: {then['threads']}` in the config"
+            )
+        differ = [f"{key} {then[key]} -> {now[key]}" for key in ("processes", "torch") if now[key] != then[key]]
+        if differ:
+            warnings.warn(f"the run goes on, but not bit for bit: {', '.join(differ)}", stacklevel=2)
+        lines = [json.loads(line) for line in log.read_text().splitlines()[: position.update]] if log.exists() else []
+        if [line["update"] for line in lines] != list(range(1, position.update + 1)):
+            raise ConfigError(f"{log} should hold the updates 1 to {position.update} and does not: put the file back as it was")
+        if self.is_main:
+            draft = log.with_suffix(".draft")
+            draft.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            draft.replace(log)
+        self.metrics, self.updates, self.id = lines, position.update, position.run
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C asks the run to end after its update; the second one ends it at once."""
+        """The first Ctrl-C or SIGTERM asks the run to end after its update; the second one ends it at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -264,31 +449,43 @@ class Run:
             self.stopping = True
             self.status("stopping", note="ending after this update; press Ctrl-C again to end at once")
 
-        before = signal.signal(signal.SIGINT, asked)
+        before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def save_checkpoint(self) -> Path:
-        """Writes policy, learners' states and counters, whole or not at all, and removes the oldest beyond those kept."""
-        from safetensors.torch import save_file
 
-        root = self.folder / "checkpoints"
-        target, draft = root / f"update-{self.updates:06d}", root / ".draft"
-        if target.exists():
-            return target
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        self.policy.save_pretrained(draft / "policy")
-        plain: dict[str, Any] = {}
-        for name, state in self._savers().items():
-            tensors = {k: v.contiguous() for k, v in state.items() if hasattr(v, "contiguous")}
-            plain[name] = {k: v for k, v in state.items() if k not in tensors}
-            save_file(tensors, draft / f"{name}.safetensors")
-        note = {"run": self.id, "update": self.updates, "stage": self.stage, "version": self.policy.version, "states": plain}
-        (draft / "state.json").write_text(json.dumps(note))
-        draft.rename(target)
-        for old in sorted(root.glob("update-*"))[: -self.config.keep_checkpoints]:
-            shutil.rmtree(old)
-        return target
+FREE = ("threads", "folder", "checkpoint_every", "keep_checkpoints", "trackers", "stages")
+
+
+def _same_run(before: Mapping[str, Any], now: Mapping[str, Any], stage: int, done: int) -> None:
+    """Refuses to go on with a run of another config.
+
+    What may change: how often it saves and where it reports, stages that have not begun, and the `updates` of the present one.
+    """
+    for key in sorted({*before, *now} - set(FREE)):
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"the run was started with {key}={before.get(key)!r}, and the config now says {now.get(key)!r}: put it back to go on, "
+                "or choose another folder for another run"
+            )
+    old, new = flat(before["stages"]), flat(now["stages"])
+    for i, then in enumerate(old[: stage + 1]):
+        [(name, options)] = then.items()
+        if i >= len(new):
+            raise ConfigError(
+                f"stage {i + 1} ({name!r}) has been played and is missing from the config now: put it back to go on"
+            )
+        [(other, changed)] = new[i].items()
+        a, b = dict(options or {}), dict(changed or {})
+        if i == stage and "updates" in b and int(b["updates"]) >= done:
+            a.pop("updates", None), b.pop("updates")
+        if name != other or a != b:
+            keys = sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
+            what = f"{name!r} is now {other!r}" if name != other else f"{', '.join(keys)} of {name!r} changed"
+            raise ConfigError(
+                f"stage {i + 1} has been played and the config says something else now: {what}. Put it back to go on; later stages may be "
+                "added, and the `updates` of the last one raised"
+            )

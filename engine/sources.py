@@ -212,6 +212,7 @@ class Sources:
     _silent: dict[str, int] = field(default_factory=dict)  # looks in a row that raised
     _asked: dict[str, int] = field(default_factory=dict)
     _failed: dict[str, list[str]] = field(default_factory=dict)
+    _again: dict[str, str] = field(default_factory=dict)  # requests asked again: their failed answers' ids
 
     @classmethod
     def make(cls, specs: Sequence[Any], plugins: Plugins, max_failure_rate: float) -> Sources:
@@ -244,29 +245,27 @@ class Sources:
             if hasattr(source.given, "close"):
                 source.given.close()
 
-    def ask(self, groups: Mapping[str, Sequence[Episode]], ledger: Ledger) -> None:
-        """Asks every source about every group that was played; what failed in its environment is not shown to anybody."""
+    def ask(self, groups: Mapping[str, Sequence[Episode]], ledger: Ledger, requests: Sequence[Request] | None = None) -> None:
+        """Asks every source about every group that was played; what failed in its environment is not shown to anybody.
+
+        A source that failed on more of them than the run allows is asked again: that is where the run stopped.
+
+        Args:
+            requests: what to ask instead.
+        """
         now = ledger.clock()
-        self._asked, self._failed = (
-            {},
-            {},
-        )  # the failure rate is that of one round: a judge that dies late must not live on its past
+        # The failure rate is that of one round: a judge that dies late must not live on its past.
+        self._asked, self._failed = {}, {}
         for source in self.sources:
-            deadline = None if source.deadline is None else now + source.deadline
-            requests = []
-            for group, members in groups.items():
-                shown = tuple(e for e in members if e.ending != "failed" and e.turns)
-                targets = [(group, shown)] if source.kind == "group" else [(e.id, (e,)) for e in shown]
-                requests += [
-                    Request(source.kind, target, source.name, slot, deadline, source.required, {}, episodes)  # type: ignore[arg-type]
-                    for target, episodes in targets
-                    for slot in range(source.raters)
-                    if episodes and not (source.kind == "group" and len(episodes) < 2)
-                ]
-            ledger.add_requests(requests)
+            mine = self._requests(source, groups, now) if requests is None else [r for r in requests if r.source == source.name]
+            ledger.add_requests(mine)
             waiting = {r["id"] for r in ledger.open_requests(groups)}
-            asked = [r for r in requests if r.id in waiting]
-            self._asked[source.name] = self._asked.get(source.name, 0) + len(asked)
+            asked = [r for r in mine if r.id in waiting]
+            failed = ledger.failed_requests([r.id for r in mine])
+            if len(failed) > self.max_failure_rate * max(1, len(mine)):  # an outage stopped the run; it is over, perhaps
+                self._again |= failed
+                asked += [r for r in mine if r.id in failed]
+            self._asked[source.name] = len(asked)
             try:
                 if asked:
                     source.given.request(asked)
@@ -274,6 +273,20 @@ class Sources:
                 raise TooManyFailures(
                     f"feedback source {source.name!r} cannot be asked: {redact(f'{type(error).__name__}: {error}')}"
                 ) from error
+
+    def _requests(self, source: Source, groups: Mapping[str, Sequence[Episode]], now: float) -> list[Request]:
+        deadline = None if source.deadline is None else now + source.deadline
+        requests = []
+        for group, members in groups.items():
+            shown = tuple(e for e in members if e.ending != "failed" and e.turns)
+            targets = [(group, shown)] if source.kind == "group" else [(e.id, (e,)) for e in shown]
+            requests += [
+                Request(source.kind, target, source.name, slot, deadline, source.required, {}, episodes)  # type: ignore[arg-type]
+                for target, episodes in targets
+                for slot in range(source.raters)
+                if episodes and not (source.kind == "group" and len(episodes) < 2)
+            ]
+        return requests
 
     def receive(self, ledger: Ledger) -> list[Answer]:
         """Hears every source once and records what is new.
@@ -316,11 +329,10 @@ class Sources:
         self._silent[source.name] = 0
         return heard
 
-    @property
-    def failure_rate(self) -> float:
-        return sum(map(len, self._failed.values())) / max(1, sum(self._asked.values()))
-
     def _stamp(self, source: Source, answer: Answer) -> Answer:
         stamp = dataclasses.replace(answer.stamp, source=source.name, version=answer.stamp.version or source.version)
+        before = self._again.pop(answer.stamp.request or "", None)
+        if before is not None:
+            answer = dataclasses.replace(answer, id=derive_id(answer.id, "again", before), supersedes=before)
         hidden = {"reason": redact(answer.reason), "comment": redact(answer.comment), "details": redacted(answer.details)}
         return dataclasses.replace(answer, stamp=stamp, **hidden)

@@ -16,7 +16,14 @@ from turnwise.engine.memory import OutOfMemory
 
 
 def run(
-    folder: Path, model: Any, plugins: turnwise.Plugins | None = None, *, clock: Any = None, seed: int = 0, **rl: Any
+    folder: Path,
+    model: Any,
+    plugins: turnwise.Plugins | None = None,
+    *,
+    clock: Any = None,
+    seed: int = 0,
+    resume: bool = False,
+    **rl: Any,
 ) -> turnwise.Run:
     stage = {"env": "test/Echo-v0", "updates": 2, "groups": 3, "group_size": 4, "max_new_tokens": 6, "poll": 0.0, **rl}
     config = {
@@ -26,7 +33,7 @@ def run(
         "stages": [{"rl": stage}],
     }
     more = {"clock": clock, "sleep": clock.sleep} if clock else {}
-    return turnwise.Run(config, folder=folder, plugins=plugins, **more)
+    return turnwise.Run(config, folder=folder, plugins=plugins, resume=resume, **more)
 
 
 def letters(episode: turnwise.Episode) -> float:
@@ -246,9 +253,24 @@ def test_a_judge_that_dies_late_stops_the_run_at_once_with_the_work_kept(
     with pytest.raises(turnwise.TooManyFailures, match="12 of 12 requests.*the judge is gone"):
         going.finish()
     assert going.updates == 3, "three good updates do not pay for a dead judge"
-    assert (tmp_path / "r" / "checkpoints" / "update-000003" / "policy").is_dir()
     with pytest.raises(turnwise.ConfigError, match="has been played"):
         going.finish()
+
+    # When the judge is back, the run goes on with what it failed on, and with nothing else anew.
+    heard: list[str] = []
+
+    def back(episode: turnwise.Episode) -> float:
+        heard.append(episode.id)
+        return letters(episode)
+
+    back.__name__ = back.__qualname__ = dies.__name__
+    again = run(tmp_path / "r", model_folder(), feedback=[{"judge": back, "name": "dies"}], updates=5, resume=True)
+    again.config.stages[0]["rl"]["feedback"] = going.config.stages[0]["rl"]["feedback"]
+    again.finish()
+    assert again.updates == 5
+    assert len(heard) == len(set(heard)) == 2 * 12, "only what failed, and what came after"
+    assert all(m.outcome is not None for m in again.ledger.members(again.id))
+    assert again.ledger.counts()["feedback"] == 5 * 12 + 12, "the failures are kept, superseded"
 
 
 class Miscounts:
@@ -437,7 +459,8 @@ def test_a_run_leaves_a_folder_that_tells_what_happened(model_folder: Callable[.
     assert numbers == [1, 2, 3]
     lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == [1, 2, 3]
-    assert {p.name for p in (tmp_path / "r" / "checkpoints").iterdir()} == {"update-000002", "update-000003"}
+    kept = {p.name for p in (tmp_path / "r" / "checkpoints").iterdir()}
+    assert kept == {"update-000000", "update-000002", "update-000003"}, "the last two, and where the stage began"
     saved = turnwise.Policy.from_pretrained(tmp_path / "r" / "policy")
     assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), going.policy.parameters(), strict=True))
     # What a checkpoint holds is enough to go on from: the optimizer's state reads back equal.

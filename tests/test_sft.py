@@ -36,7 +36,7 @@ def run(folder: Path, model: Path, **sft: Any) -> turnwise.Run:
 
 def test_loss_is_on_the_assistants_tokens_only(model_folder: Callable[..., Path], tmp_path: Path, jsonl: Path) -> None:
     going = run(tmp_path / "r", model_folder(), data=jsonl)
-    going._prepare_folder()
+    going._open()
     rows, metrics = SFT(data=jsonl)._rows(going)
     chat = going.policy.chat
     assert metrics["conversations"] == 12

@@ -419,6 +419,34 @@ class Policy:
         model.save_pretrained(str(folder))  # type: ignore[operator]
         self.tokenizer.save_pretrained(str(folder))
 
+    @torch.no_grad()
+    def load_weights(self, folder: str | Path) -> None:
+        """Puts the weights that `save_pretrained` wrote (adapters with LoRA) into this policy, in place.
+
+        Raises:
+            PolicyError: they are of another model; nothing was changed.
+        """
+        network = self.network.model
+        if self.is_lora:
+            peft = _peft()
+            found = peft.load_peft_weights(str(folder), device="cpu")
+            own = peft.get_peft_model_state_dict(network)
+        else:
+            fresh = type(self.model).from_pretrained(str(folder), dtype=self.model.dtype, use_safetensors=True)
+            found, own = dict(fresh.named_parameters()), dict(self.model.named_parameters())
+        shapes = [{name: tuple(value.shape) for name, value in each.items()} for each in (found, own)]
+        if shapes[0] != shapes[1]:
+            odd = sorted({name for name in {*shapes[0], *shapes[1]} if shapes[0].get(name) != shapes[1].get(name)})
+            raise PolicyError(
+                f"the weights in {folder} are of another model than this policy: {len(odd)} parameters differ in name or shape, such as "
+                f"{odd[0]!r} ({shapes[0].get(odd[0], 'missing')} there, {shapes[1].get(odd[0], 'missing')} here)"
+            )
+        if self.is_lora:
+            peft.set_peft_model_state_dict(network, found)
+        else:
+            for name, parameter in own.items():
+                parameter.copy_(found[name])
+
 
 def _peft() -> Any:
     try:

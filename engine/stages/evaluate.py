@@ -1,22 +1,26 @@
-"""`evaluate`: players on the same starts, with intervals."""
+"""`evaluate`: players on the same starts, with intervals: alone, in pairs, by a judge, and the policy as the best of n."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from ..config import Stage
+from ..config import ConfigError, Section, Stage
 from ..environment import starts
 from ..episode import Episode, canonical_json, derive_id
+from ..feedback import Comparison, Request
+from ..overoptimisation import best_of_n, kl_best_of_n
 from ..rollout import PolicyPlayer, ScriptPlayer, TooManyFailures, Where, rollout
 from ..run import Run, Update
-from .rl import EnvConfig, check_envs, read_envs
+from ..sources import Sources
+from .play import EnvConfig, ask, check_envs, grouped, play, read_envs
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,11 @@ def bootstrap(values: Sequence[float], seed: int = 0, draws: int = 2000, level: 
     return float(low), float(high)
 
 
+def succeeded(episode: Episode) -> float:
+    """1 or 0; where the environment does not say, whether the episode terminated."""
+    return float(episode.ending == "terminated" if episode.success is None else episode.success)
+
+
 def score(episodes: Sequence[Episode]) -> Score:
     """Sums up one player's episodes. Failed ones are counted and left out.
 
@@ -67,13 +76,63 @@ def score(episodes: Sequence[Episode]) -> Score:
     if not sound:
         raise TooManyFailures(f"all {len(episodes)} episodes failed: {episodes[0].reason if episodes else 'none was played'}")
     returns = [e.env_return for e in sound]
-    successes = [float(e.ending == "terminated" if e.success is None else e.success) for e in sound]
+    successes = [succeeded(e) for e in sound]
     optima = [e.info["optimum"] for e in sound if "optimum" in e.info]
     return Score(
         float(np.mean(returns)), float(np.mean(successes)), *bootstrap(successes), *bootstrap(returns),
         turns=float(np.mean([len(e.turns) for e in sound])),
         questions=float(np.mean([sum("?" in t.action for t in e.turns) for e in sound])),
         episodes=len(episodes), failed=len(episodes) - len(sound), optimum=float(np.mean(optima)) if optima else None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One player against another on the same starts, first minus second.
+
+    Attributes:
+        outcome, success: mean differences.
+        outcome_low, outcome_high, success_low, success_high: 95 % bootstrap intervals over the starts.
+        pairs: starts that both played to an end.
+        win_rate: share of starts on which a judge prefers the first player, ties half, each pair shown in both orders; None without
+            a judge.
+        win_low, win_high: its interval.
+        flips: share of the pairs whose verdict turned when their order did.
+        unjudged: pairs on which the judge failed or abstained; never counted as a loss or a tie.
+    """
+
+    outcome: float
+    outcome_low: float
+    outcome_high: float
+    success: float
+    success_low: float
+    success_high: float
+    pairs: int
+    win_rate: float | None = None
+    win_low: float | None = None
+    win_high: float | None = None
+    flips: float | None = None
+    unjudged: int = 0
+
+
+def paired(first: Sequence[Episode], second: Sequence[Episode], **judged: Any) -> Difference:
+    """Compares two players start by start; starts that either of them could not play are left out.
+
+    Args:
+        first, second: their episodes, in the order of the same starts.
+        judged: the fields of a judge's verdict.
+
+    Raises:
+        ValueError: other starts.
+    """
+    if [e.start.key for e in first] != [e.start.key for e in second]:
+        raise ValueError("a paired comparison needs both players' episodes from the same starts, in the same order")
+    sound = [(a, b) for a, b in zip(first, second, strict=True) if "failed" not in (a.ending, b.ending)]
+    outcomes = [a.env_return - b.env_return for a, b in sound]
+    successes = [succeeded(a) - succeeded(b) for a, b in sound]
+    mean = lambda values: float(np.mean(values)) if values else float("nan")  # noqa: E731
+    return Difference(
+        mean(outcomes), *bootstrap(outcomes), mean(successes), *bootstrap(successes), pairs=len(sound), **judged
     )  # fmt: skip
 
 
@@ -84,11 +143,44 @@ def play_held_out(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     where: Where = Where(stage="evaluate"),
+    slots: Sequence[int] = (0,),
+    run: Run | None = None,
 ) -> list[Episode]:
-    """Plays the starts number 0 to `episodes - 1` that `seed` defines; the same for every player."""
+    """Plays the starts number 0 to `episodes - 1` that `seed` defines; the same for every player.
+
+    Args:
+        slots: in the groups of these starts; several play each start several times.
+        run: records them in its ledger.
+    """
     first = int(derive_id("evaluate", seed)[:8], 16)
-    chosen = [(start, 0) for start in starts(env.id, first, episodes, env.options, env.kwargs)]
+    chosen = [(start, slot) for start in starts(env.id, first, episodes, env.options, env.kwargs) for slot in slots]
+    if run is not None:
+        return play(run, player, chosen, where, progress=progress)
     return rollout(player, chosen, where, progress=progress)
+
+
+class Other(Section):
+    """Another policy to play against.
+
+    Attributes:
+        name: in the results.
+        policy: its folder or hub name.
+    """
+
+    name: str
+    policy: str
+
+
+class BestOf(Section):
+    """The policy as the best of n: the baseline that RL against a judge must beat.
+
+    Attributes:
+        judge: scores single conversations, such as "reward-model"; anything the `feedback` of `rl` takes.
+        n: how many conversations to choose from; the largest is how often each start is played.
+    """
+
+    judge: Any
+    n: list[int] = Field(default=[1, 4, 16], min_length=1)
 
 
 class Evaluate(Stage):
@@ -97,48 +189,163 @@ class Evaluate(Stage):
     Attributes:
         env: as in `rl`.
         episodes: starts per environment.
-        players: "policy" and names of the environment's own players.
-        temperature, max_new_tokens: of the policy's replies; temperature 0 is greedy.
+        players: "policy", names of the environment's own players, and `{name: ..., policy: folder}` for other policies. The first is
+            compared with each of the others, start by start.
+        judge: one that compares; gives the first player's win rate, every pair shown in both orders.
+        best_of: the policy as the best of n by a judge's score.
+        temperature, max_new_tokens: of the policies' replies; temperature 0 is greedy.
         seed: of the starts; the same for every run, so that runs can be compared.
+        poll: seconds between looks for a judge's answers that come later.
     """
 
     env: Any
     episodes: int = Field(default=300, ge=1)
-    players: list[str] = ["policy"]
+    players: list[Any] = Field(default=["policy"], min_length=1)
+    judge: Any = None
+    best_of: BestOf | None = None
     temperature: float = Field(default=1.0, ge=0)
     max_new_tokens: int = Field(default=256, ge=1)
     seed: int = 20_000
+    poll: float = Field(default=1.0, ge=0)
 
     @field_validator("env")
     @classmethod
     def _env(cls, value: Any) -> list[EnvConfig]:
         return read_envs(value)
 
+    @field_validator("players")
+    @classmethod
+    def _players(cls, value: list[Any]) -> list[Any]:
+        players = [Other(**p) if isinstance(p, Mapping) else p for p in value]
+        names = [p if isinstance(p, str) else p.name for p in players]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two players have the same name: {names}")
+        return players
+
     def check(self, run: Run) -> None:
-        check_envs(self.env, [name for name in self.players if name != "policy"], run.plugins)
+        check_envs(self.env, [name for name in self.players if isinstance(name, str) and name != "policy"], run.plugins)
+        for other in self.players:
+            if isinstance(other, Other) and other.policy.count("/") != 1 and not Path(other.policy).is_dir():
+                raise ConfigError(f"evaluate: the policy of player {other.name!r} is no folder: {other.policy}")
+        if self.judge is not None and self._sources(run, self.judge).sources[0].kind != "group":
+            raise ConfigError("evaluate.judge must compare conversations (have `rank`); one that scores them goes to `best_of`")
+        if self.best_of and self._sources(run, self.best_of.judge).sources[0].kind != "episode":
+            raise ConfigError("evaluate.best_of.judge must score single conversations (have `score`)")
+
+    def _sources(self, run: Run, spec: Any) -> Sources:
+        sources = Sources.make([spec], run.plugins, 1.0)
+        if not sources.sources:
+            raise ConfigError("evaluate: the environment's own reward is measured anyway; name a judge")
+        return sources
 
     def play(self, run: Run) -> Iterator[Update]:
-        from ..policy import Sampling
+        from ..policy import Policy, Sampling
 
-        metrics: dict[str, float] = {}
+        if run.begin():
+            return
+        sampling = Sampling(self.temperature, self.max_new_tokens)
+        players: dict[str, Any] = {}
+        for name in self.players:
+            if isinstance(name, Other):
+                players[name.name] = PolicyPlayer(Policy.from_pretrained(name.policy), sampling)
+            else:
+                players[name] = PolicyPlayer(run.policy, sampling) if name == "policy" else ScriptPlayer(name)
         table: dict[str, dict[str, Any]] = {}
-        labels = [env.id if not env.options else f"{env.id} {canonical_json(env.options)}" for env in self.env]
-        for label, env in zip(labels, self.env, strict=True):
-            for name in self.players:
-                if name == "policy":
-                    player: Any = PolicyPlayer(run.policy, Sampling(self.temperature, self.max_new_tokens))
-                else:
-                    player = ScriptPlayer(name)
-                key = name if len(self.env) == 1 else f"{label}/{name}"
-                where = Where(run.id, f"{run.stage}/{key}", run.updates + 1, self.seed)
-                played = play_held_out(
-                    player, env, self.episodes, self.seed, partial(run.status, f"evaluate {key}"),
-                    where,
-                )  # fmt: skip
-                if run.is_main:
-                    run.ledger.add_episodes(played)
-                table[key] = asdict(score(played))
-                metrics |= {f"{key}/{k}": float(v) for k, v in table[key].items() if v is not None}
+        for env in self.env:
+            label = "" if len(self.env) == 1 else f"{env.id} {canonical_json(env.options)}/" if env.options else f"{env.id}/"
+            where = Where(run.id, run.stage, run.updates + 1, self.seed)
+            played: dict[str, list[Episode]] = {}
+            for slot, (name, player) in enumerate(players.items()):
+                show = partial(run.status, f"evaluate {name}")
+                played[name] = play_held_out(player, env, self.episodes, self.seed, show, where, [slot], run)
+                table[label + name] = asdict(score(played[name]))
+            [first, *others] = players
+            for name in others:
+                judged = self._judged(run, played[first], played[name]) if self.judge is not None and run.is_main else {}
+                table[f"{label}{first} - {name}"] = asdict(paired(played[first], played[name], **judged))
+            if self.best_of:
+                table |= {label + name: row for name, row in self._best_of(run, env, sampling, where, len(players)).items()}
         if run.is_main:
             (run.folder / "evaluation.json").write_text(json.dumps(table, indent=2) + "\n")
-        yield run.finish_update(metrics)
+        yield run.finish_update({f"{key}/{k}": float(v) for key, row in table.items() for k, v in row.items() if v is not None})
+
+    def _judged(self, run: Run, first: Sequence[Episode], second: Sequence[Episode]) -> dict[str, Any]:
+        """A judge's verdicts on every pair, shown in both orders."""
+        sources = self._sources(run, self.judge)
+        [source] = sources.sources
+        pairs = {
+            a.group: (a, b)
+            for a, b in zip(first, second, strict=True)
+            if "failed" not in (a.ending, b.ending) and a.turns and b.turns
+        }
+        requests = [
+            Request("group", key, source.name, order, ask={"against": b.slot}, episodes=(a, b) if order == 0 else (b, a))
+            for key, (a, b) in pairs.items()
+            for order in (0, 1)
+        ]
+        sources.open(run.folder, run.ledger, run.config.seed)
+        try:
+            said = ask(run, [(sources, pairs)], poll=self.poll, requests=[requests])
+        finally:
+            sources.close()
+        wanted = {r.id: r for r in requests}
+        wins: list[float] = []
+        flips = 0
+        for key, (a, b) in pairs.items():
+            verdicts = [
+                0.5 if len(c.ranking) == 1 else float(a.id in c.ranking[0])
+                for c in (said or {}).get(key, ())
+                if isinstance(c, Comparison) and c.status == "scored" and c.stamp.request in wanted
+                and {e for tier in c.ranking for e in tier} == {a.id, b.id}
+            ]  # fmt: skip
+            if len(verdicts) == 2:
+                wins.append(sum(verdicts) / 2)
+                flips += abs(verdicts[0] - verdicts[1]) == 1
+        if not wins:
+            return {"unjudged": len(pairs)}
+        low, high = bootstrap(wins)
+        return {
+            "win_rate": float(np.mean(wins)), "win_low": low, "win_high": high, "flips": flips / len(wins),
+            "unjudged": len(pairs) - len(wins),
+        }  # fmt: skip
+
+    def _best_of(self, run: Run, env: EnvConfig, sampling: Any, where: Where, first: int) -> dict[str, dict[str, Any]]:
+        """The policy's conversations chosen by the judge's score, for every n, from the same N conversations per start."""
+        assert self.best_of is not None
+        size = max(self.best_of.n)
+        show = partial(run.status, f"best of {size}")
+        slots = range(first, first + size)
+        episodes = play_held_out(PolicyPlayer(run.policy, sampling), env, self.episodes, self.seed, show, where, slots, run)
+        if not run.is_main:
+            return {}
+        sources = self._sources(run, self.best_of.judge)
+        groups = grouped(episodes)
+        sources.open(run.folder, run.ledger, run.config.seed)
+        try:
+            said = ask(run, [(sources, groups)], poll=self.poll)
+        finally:
+            sources.close()
+        [source] = sources.sources
+        found = {
+            a.target: a.score  # type: ignore[union-attr]
+            for each in (said or {}).values()
+            for a in each
+            if a.stamp.source == source.name and getattr(a, "score", None) is not None
+        }
+        proxy, outcome, success = [], [], []
+        for members in groups.values():
+            scored = [e for e in members if e.id in found]
+            if len(scored) == size:
+                proxy.append([found[e.id] for e in scored])
+                outcome.append([e.env_return for e in scored])
+                success.append([succeeded(e) for e in scored])
+        table = {}
+        for n in self.best_of.n if proxy else ():
+            best = [best_of_n(np.array(proxy), np.array(gold), n) for gold in (outcome, success, proxy)]
+            table[f"best-of-{n}"] = {
+                "outcome": float(best[0].mean()), "success": float(best[1].mean()), "proxy": float(best[2].mean()),
+                "kl": kl_best_of_n(n), **dict(zip(("low", "high"), bootstrap(best[1].tolist()), strict=True)),
+                **dict(zip(("outcome_low", "outcome_high"), bootstrap(best[0].tolist()), strict=True)),
+                "episodes": len(proxy), "failed": len(groups) - len(proxy),
+            }  # fmt: skip
+        return table

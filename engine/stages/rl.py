@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ..config import ConfigError, Section, Stage
-from ..environment import make_instance, starts
+from ..config import ConfigError, Stage
+from ..environment import starts
 from ..episode import Episode, Start, derive_id
 from ..ledger import Answer, Member
 from ..memory import explained_memory
@@ -20,58 +20,7 @@ from ..plugins import PluginError, Plugins, check_options
 from ..reward import NoReward, Rewards
 from ..run import Run, Update
 from ..sources import ENVIRONMENT, Sources
-from ..suggest import did_you_mean
-
-
-class EnvConfig(Section):
-    """One environment of a mixture.
-
-    Attributes:
-        id: as registered with Gymnasium.
-        weight: its share of the groups.
-        options: for `reset`.
-        kwargs: for `gymnasium.make`.
-        feedback: its own sources, instead of the stage's.
-    """
-
-    id: str
-    weight: float = Field(default=1.0, gt=0)
-    options: dict[str, Any] = {}
-    kwargs: dict[str, Any] = {}
-    feedback: list[Any] | None = None
-
-
-def read_envs(value: Any) -> list[EnvConfig]:
-    """An id, (id, weight) pairs, mappings, or a list of these."""
-    entries = value if isinstance(value, list) else [value]
-    result = []
-    for entry in entries:
-        if isinstance(entry, str):
-            entry = {"id": entry}
-        elif isinstance(entry, (tuple, list)) and len(entry) == 2:
-            entry = {"id": entry[0], "weight": entry[1]}
-        if not isinstance(entry, (EnvConfig, Mapping)):
-            raise ConfigError(
-                f"an environment is given by its id, got {entry!r}: register it with gymnasium.register(id, Class) and give the id"
-            )
-        result.append(entry if isinstance(entry, EnvConfig) else EnvConfig(**entry))
-    return result
-
-
-def check_envs(envs: Sequence[EnvConfig], players: Sequence[str] = (), plugins: Plugins | None = None) -> None:
-    """Makes each environment once, so that a wrong id, option or player shows before the run."""
-    for env in envs:
-        try:
-            made = make_instance(env.id, **env.kwargs)
-            starts(env.id, 0, 1, env.options, env.kwargs)
-        except (LookupError, TypeError, ValueError) as error:
-            note = plugins.failures() if plugins is not None and isinstance(error, LookupError) else ""
-            raise ConfigError(f"{error}{note}") from error
-        own = getattr(made.unwrapped, "players", None) or {}
-        made.close()
-        for name in players:
-            if name not in own:
-                raise ConfigError(f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}")
+from .play import EnvConfig, ask, check_envs, grouped, play, read_envs
 
 
 def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
@@ -204,42 +153,41 @@ class RL(Stage):
         backend = component(run.plugins, "backend", self.backend, policy=policy)
         player = PolicyPlayer(policy, Sampling(self.temperature, self.max_new_tokens), backend, self.history)
         parts.optimizer.setup(policy)
-        run.begin()
         if run.is_main:
             for sources in parts.sources:
                 sources.open(run.folder, run.ledger, run.config.seed)
         try:
-            yield from self._updates(run, parts, player, backend)
+            yield from self._updates(run, parts, player, backend, run.begin(_learners(parts)))
         finally:
             for sources in parts.sources:
                 sources.close()
 
-    def _updates(self, run: Run, parts: Parts, player: Any, backend: Any) -> Iterator[Update]:
+    def _updates(self, run: Run, parts: Parts, player: Any, backend: Any, done: int) -> Iterator[Update]:
         from ..batch import select
-        from ..rollout import Where, rollout
+        from ..rollout import Where
 
         policy = run.policy
-        states = lambda: _states(parts)  # noqa: E731
-        for i in range(self.updates):
+        for i in range(done, self.updates):
             began = time.perf_counter()
             number = run.updates + 1
             show = {"update": i + 1, "updates": self.updates}
             where = Where(run.id, run.stage, number, run.config.seed)
             chosen, env_of = self.starts(run, i)
             backend.refresh()
-            mine = chosen[policy.accelerator.process_index :: policy.accelerator.num_processes]
             with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
-                episodes = rollout(
-                    player, mine, where, max_turns=self.max_turns, step_limit=self.step_limit,
+                episodes = play(
+                    run, player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
                     max_failure_rate=self.max_failure_rate,
                     progress=lambda done, total: run.status("play", done, total, **show),  # noqa: B023
                 )  # fmt: skip
-            episodes = _gathered(policy, episodes, chosen)
             played = time.perf_counter()
             if run.is_main:
-                episodes = run.ledger.add_episodes(episodes)
-                run.plugins.call_event("episodes_played", run=run, episodes=episodes)
-                said = self.ask(run, parts, episodes, env_of, show)
+                groups = grouped(episodes)
+                asked = [
+                    (sources, {k: m for k, m in groups.items() if env_of[m[0].start.key] == index})
+                    for index, sources in enumerate(parts.sources)
+                ]
+                said = ask(run, asked, poll=self.poll, show=show)
                 rewards = {} if said is None else self.combine(parts, episodes, env_of, said)
             else:
                 said, rewards = {}, {}
@@ -280,13 +228,13 @@ class RL(Stage):
                 self.record_members(run, number, episodes, rewards, left_out, said)
             metrics |= {
                 "drift": _drift(policy, episodes),
-                "judge_failure_rate": max(s.failure_rate for s in parts.sources),
-                "spend": sum(run.ledger.spend().values()) if run.is_main else 0.0,
+                "judge_failure_rate": _mean([float(a.status == "failed") for each in said.values() for a in each]),
+                "spend": sum(a.stamp.cost for each in said.values() for a in each),
                 "seconds/play": played - began,
                 "seconds/feedback": heard - played,
                 "seconds/update": time.perf_counter() - heard,
             }
-            yield run.finish_update(metrics, episodes=episodes, state=states)
+            yield run.finish_update(metrics, episodes=episodes)
 
     def starts(self, run: Run, i: int) -> tuple[list[tuple[Start, int]], dict[str, int]]:
         """The (start, slot) pairs of update i, group by group, and which environment of the mixture each start is of."""
@@ -300,34 +248,6 @@ class RL(Stage):
             env_of[start.key] = index
             chosen += [(start, slot) for slot in range(self.group_size)]
         return chosen, env_of
-
-    def ask(
-        self, run: Run, parts: Parts, episodes: Sequence[Episode], env_of: Mapping[str, int], show: Mapping[str, int]
-    ) -> dict[str, list[Answer]] | None:
-        """Asks for feedback and waits until no required answer is missing; what was said, by group. None: interrupted."""
-        groups: dict[str, list[Episode]] = {}
-        for episode in episodes:
-            groups.setdefault(episode.group, []).append(episode)
-        for index, sources in enumerate(parts.sources):
-            sources.ask({k: m for k, m in groups.items() if env_of[m[0].start.key] == index}, run.ledger)
-        while True:
-            for sources in parts.sources:
-                if new := sources.receive(run.ledger):
-                    run.plugins.call_event("feedback_received", run=run, feedback=new)
-            ready = run.ledger.ready_groups(list(groups))
-            if len(ready) == len(groups):
-                break
-            if run.stopping:
-                return None
-            waiting = Counter(r["source"] for r in run.ledger.open_requests(list(groups)) if r["required"])
-            note = "waiting for " + ", ".join(f"{n} answers of {source!r}" for source, n in waiting.items())
-            run.status("feedback", len(ready), len(groups), note=note, **show)
-            run.sleep(self.poll)
-        said: dict[str, list[Answer]] = {key: [] for key in groups}
-        group_of = {e.id: e.group for e in episodes}
-        for answer in run.ledger.feedback(list(groups)):
-            said[group_of.get(answer.target, answer.target)].append(answer)
-        return said
 
     def combine(
         self, parts: Parts, episodes: Sequence[Episode], env_of: Mapping[str, int], said: Mapping[str, list[Answer]]
@@ -405,12 +325,12 @@ def _with(plugins: Plugins, consumes: str) -> list[str]:
     return [repr(n) for n in names if consumes in getattr(plugins.factory("optimizer", n), "consumes", ())]
 
 
-def _states(parts: Parts) -> dict[str, Mapping[str, Any]]:
-    """The states of all parts that have one."""
+def _learners(parts: Parts) -> dict[str, Any]:
+    """All parts that have a state, by name."""
     named = {"optimizer": parts.optimizer, "credit": parts.credit}
     named |= {f"combiner-{i}": c for i, c in enumerate(parts.combiners)}
     named |= {f"source-{i}-{s.name}": s.given for i, each in enumerate(parts.sources) for s in each.sources}
-    return {name: part.state_dict() for name, part in named.items() if hasattr(part, "state_dict")}
+    return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
 
 
 def _make_batch(
@@ -494,16 +414,6 @@ def _drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
         said = [m for m in e.messages if m is not e.final][:-1]
         drifted += policy.chat.drift(said, context, e.tools)
     return drifted / len(checked) if checked else 0.0
-
-
-def _gathered(policy: Any, episodes: list[Episode], chosen: Sequence[tuple[Start, int]]) -> list[Episode]:
-    """The episodes of all processes, in the order of the starts."""
-    if policy.accelerator.num_processes == 1:
-        return episodes
-    from accelerate.utils import gather_object
-
-    found = {(e.start.key, e.slot): e for e in gather_object(episodes)}
-    return [found[start.key, slot] for start, slot in chosen]
 
 
 def _broadcast(policy: Any, value: Any) -> Any:

@@ -12,11 +12,11 @@ from pydantic import Field, field_validator, model_validator
 
 from ..config import ConfigError, Stage
 from ..environment import starts
-from ..episode import Message, derive_id
+from ..episode import Episode, Message, derive_id
 from ..learning import Row
 from ..memory import explained_memory
 from ..run import Run, Update
-from .rl import check_envs, read_envs
+from .play import check_envs, play, read_envs
 
 Conversation = tuple[list[Message], Sequence[Mapping[str, Any]]]  # messages, tool schemas
 
@@ -66,13 +66,14 @@ class SFT(Stage):
     def play(self, run: Run) -> Iterator[Update]:
         from ..policy.learner import Learner, Sums
 
-        rows, metrics = self._rows(run)
-        run.begin()
-        policy, size = run.policy, len(rows)
+        policy = run.policy
         learner = Learner(
             policy, lr=self.lr, warmup=self.warmup, decay=self.decay, weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm, micro_tokens=self.micro_tokens,
         )  # fmt: skip
+        made = run.begin({"learner": learner}) * self.steps_per_update
+        rows, metrics = self._rows(run)
+        size = len(rows)
         seed = int(derive_id("sft", run.config.seed, run.stage)[:12], 16)
         per_epoch = math.ceil(size / self.batch_size)
         steps = self.epochs * per_epoch
@@ -80,6 +81,9 @@ class SFT(Stage):
         sums, tokens, norm, done = Sums(), 0, 0.0, 0
         for epoch in range(self.epochs):
             for episodes in learner.minibatches(size, per_epoch, seed, epoch):
+                if done < made:  # before the run was interrupted
+                    done, metrics = done + 1, {}
+                    continue
                 progress = done / steps
                 count = sum(len(rows[e].positions) for e in episodes)
                 with explained_memory("fine-tuning", "`micro_tokens` or `batch_size`"):
@@ -100,7 +104,7 @@ class SFT(Stage):
                         "tokens": float(tokens),
                         "epoch": epoch + 1.0,
                     }
-                    yield run.finish_update(metrics, state=lambda: {"learner": learner.state_dict()})
+                    yield run.finish_update(metrics)
                     sums, tokens, metrics = Sums(), 0, {}
 
     def _rows(self, run: Run) -> tuple[list[Row], dict[str, float]]:
@@ -130,21 +134,18 @@ class SFT(Stage):
         return rows, {**metrics, "conversations": float(len(rows)), "cut_conversations": float(cut)}
 
     def _played(self, run: Run) -> tuple[list[Conversation], dict[str, float]]:
-        from ..rollout import ScriptPlayer, Where, rollout
+        from ..rollout import ScriptPlayer, Where
 
-        episodes = []
+        episodes: list[Episode] = []
         total = sum(env.weight for env in self.env)
         for env in self.env:
             count = max(1, round(self.episodes * env.weight / total))
             seed = int(derive_id("demonstrations", run.config.seed, run.stage)[:8], 16)
             chosen = [(start, 0) for start in starts(env.id, seed, count, env.options, env.kwargs)]
-            episodes += rollout(
-                ScriptPlayer(self.player), chosen, Where(run.id, run.stage, run.updates + 1, run.config.seed),
+            episodes += play(
+                run, ScriptPlayer(self.player), chosen, Where(run.id, run.stage, run.start + 1, run.config.seed),
                 progress=lambda done, total: run.status("demonstrations", done, total),
             )  # fmt: skip
-        if run.is_main:
-            run.ledger.add_episodes(episodes)
-            run.plugins.call_event("episodes_played", run=run, episodes=episodes)
         sound = [e for e in episodes if e.ending != "failed" and e.turns]
         if not sound:
             raise ConfigError(f"no episode of player {self.player!r} could be played to its end")

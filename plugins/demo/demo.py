@@ -33,7 +33,7 @@ from ...engine.report.transcript import transcript
 from ...engine.rollout import PolicyPlayer, ScriptPlayer, Where, rollout
 from ...engine.run import Run
 from ...engine.stages.evaluate import Score, play_held_out, score
-from ...engine.stages.rl import EnvConfig
+from ...engine.stages.play import EnvConfig
 from .tiny import build_policy
 
 ENV = "turnwise/SupportDesk-v0"

@@ -1,0 +1,157 @@
+"""What stages that play have in common: which environments, episodes that are recorded as they are played, and asking about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from ..config import ConfigError, Section
+from ..environment import make_instance, starts
+from ..episode import Episode, Start
+from ..feedback import Request
+from ..ledger import Answer
+from ..plugins import Plugins
+from ..rollout import Player, Where, episode_id, rollout
+from ..run import Run
+from ..sources import Sources
+from ..suggest import did_you_mean
+
+
+class EnvConfig(Section):
+    """One environment of a mixture.
+
+    Attributes:
+        id: as registered with Gymnasium.
+        weight: its share of the groups.
+        options: for `reset`.
+        kwargs: for `gymnasium.make`.
+        feedback: its own sources, instead of the stage's.
+    """
+
+    id: str
+    weight: float = Field(default=1.0, gt=0)
+    options: dict[str, Any] = {}
+    kwargs: dict[str, Any] = {}
+    feedback: list[Any] | None = None
+
+
+def read_envs(value: Any) -> list[EnvConfig]:
+    """An id, (id, weight) pairs, mappings, or a list of these."""
+    entries = value if isinstance(value, list) else [value]
+    result = []
+    for entry in entries:
+        if isinstance(entry, str):
+            entry = {"id": entry}
+        elif isinstance(entry, (tuple, list)) and len(entry) == 2:
+            entry = {"id": entry[0], "weight": entry[1]}
+        if not isinstance(entry, (EnvConfig, Mapping)):
+            raise ConfigError(
+                f"an environment is given by its id, got {entry!r}: register it with gymnasium.register(id, Class) and give the id"
+            )
+        result.append(entry if isinstance(entry, EnvConfig) else EnvConfig(**entry))
+    return result
+
+
+def check_envs(envs: Sequence[EnvConfig], players: Sequence[str] = (), plugins: Plugins | None = None) -> None:
+    """Makes each environment once, so that a wrong id, option or player shows before the run."""
+    for env in envs:
+        try:
+            made = make_instance(env.id, **env.kwargs)
+            starts(env.id, 0, 1, env.options, env.kwargs)
+        except (LookupError, TypeError, ValueError) as error:
+            note = plugins.failures() if plugins is not None and isinstance(error, LookupError) else ""
+            raise ConfigError(f"{error}{note}") from error
+        own = getattr(made.unwrapped, "players", None) or {}
+        made.close()
+        for name in players:
+            if name not in own:
+                raise ConfigError(f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}")
+
+
+def play(run: Run, player: Player, chosen: Sequence[tuple[Start, int]], where: Where, **options: Any) -> list[Episode]:
+    """One episode per start and slot: those the ledger holds from before an interruption, else played now and recorded.
+
+    With several processes each plays a share, and all get all of them.
+
+    Args:
+        options: of `rollout`.
+    """
+    ids = [episode_id(where, start, slot) for start, slot in chosen]
+    recorded = run.ledger.episodes(ids) if run.is_main else {}
+    world, rank = _processes(run)
+    if world > 1:
+        from accelerate.utils import broadcast_object_list
+
+        [recorded] = broadcast_object_list([recorded])
+    missing = [c for c, id_ in zip(chosen, ids, strict=True) if id_ not in recorded]
+    played = rollout(player, missing[rank::world], where, **options) if missing else []
+    if world > 1:
+        from accelerate.utils import gather_object
+
+        played = gather_object(played)
+    if run.is_main and played:
+        played = run.ledger.add_episodes(sorted(played, key=lambda e: ids.index(e.id)))
+        run.plugins.call_event("episodes_played", run=run, episodes=played)
+    found = recorded | {e.id: e for e in played}
+    return [found[id_] for id_ in ids]
+
+
+def grouped(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    """Episodes by group, in order."""
+    groups: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        groups.setdefault(episode.group, []).append(episode)
+    return groups
+
+
+def ask(
+    run: Run,
+    asked: Sequence[tuple[Sources, Mapping[str, Sequence[Episode]]]],
+    *,
+    poll: float,
+    requests: Sequence[Sequence[Request]] | None = None,
+    show: Mapping[str, int] = {},
+) -> dict[str, list[Answer]] | None:
+    """Asks for feedback and waits until no required answer is missing.
+
+    Args:
+        asked: sources, and the groups they are asked about.
+        poll: seconds between looks for answers that come later.
+        requests: what to ask, one list per entry of `asked`; default: every source about every episode or group.
+        show: for the progress display.
+
+    Returns:
+        what was said, by group. None: the run was interrupted while waiting; what was played and asked is kept.
+    """
+    keys = [key for _, groups in asked for key in groups]
+    for i, (sources, groups) in enumerate(asked):
+        sources.ask(groups, run.ledger, None if requests is None else requests[i])
+    while True:
+        for sources, _ in asked:
+            if new := sources.receive(run.ledger):
+                run.plugins.call_event("feedback_received", run=run, feedback=new)
+        ready = run.ledger.ready_groups(keys, run.updates + 1)
+        if len(ready) == len(keys):
+            break
+        if run.stopping:
+            return None
+        waiting = Counter(r["source"] for r in run.ledger.open_requests(keys) if r["required"])
+        note = "waiting for " + ", ".join(f"{n} answers of {source!r}" for source, n in waiting.items())
+        run.status("feedback", len(ready), len(keys), note=note, **show)
+        run.sleep(poll)
+    said: dict[str, list[Answer]] = {key: [] for key in keys}
+    group_of = {e.id: key for _, groups in asked for key, members in groups.items() for e in members}
+    for answer in run.ledger.feedback(keys):
+        said[group_of.get(answer.target, answer.target)].append(answer)
+    return said
+
+
+def _processes(run: Run) -> tuple[int, int]:
+    """How many processes train together, and which of them this is."""
+    if "policy" not in run.__dict__:
+        return 1, 0
+    accelerator = run.policy.accelerator
+    return accelerator.num_processes, accelerator.process_index

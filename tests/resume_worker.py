@@ -1,0 +1,104 @@
+"""Plays a pipeline in children of its own and kills them with SIGKILL at chosen moments; used by test_promise_3_resume.py.
+
+    python resume_worker.py jobs.json        each job: {"config", "folder", "resume", "kill": moment or null, "count": path or null}
+
+A moment is the how-manieth of the events that matter to durability, counted in the child: a ledger transaction about to commit or
+just committed, a file synced, renamed or replaced, weights written, an optimizer step, a reply sampled. The children are forked from
+one parent that has loaded torch but computed nothing, since loading takes longer than the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import sqlalchemy
+import torch
+import turnwise
+import turnwise.engine.batch
+import turnwise.engine.policy
+import turnwise.plugins.demo.tiny
+from turnwise.engine.policy import backends, learner, model
+from turnwise.engine.progress import quiet
+
+
+def watch(kill: int | None) -> list[str]:
+    """Lets every event pass by a counter that kills at the wanted one; returns the list of events, which grows."""
+    seen: list[str] = []
+
+    def event(name: str) -> None:
+        seen.append(name)
+        if len(seen) - 1 == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(owner: Any, name: str, *, after: bool = True) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            event(f"before {name}")
+            result = original(*args, **kwargs)
+            if after:
+                event(f"after {name}")
+            return result
+
+        setattr(owner, name, wrapped)
+
+    around(os, "rename")
+    around(os, "replace")
+    around(os, "fsync", after=False)
+    around(model.Policy, "save_pretrained")
+    around(learner.Learner, "step")
+    around(backends.InProcess, "reply", after=False)
+    around(turnwise.Run, "finish_update", after=False)
+
+    @sqlalchemy.event.listens_for(sqlalchemy.Engine, "commit")
+    def committing(connection: Any) -> None:
+        if connection.get_execution_options().get("writing"):
+            event("commit")
+
+    @sqlalchemy.event.listens_for(sqlalchemy.Engine, "begin")
+    def beginning(connection: Any) -> None:
+        if connection.get_execution_options().get("writing"):
+            event("begin")
+
+    return seen
+
+
+def child(job: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    quiet()
+    seen = watch(job["kill"])
+    turnwise.Run(Path(job["config"]), folder=job["folder"], resume=job["resume"]).finish()
+    if job.get("count"):
+        Path(job["count"]).write_text(json.dumps(seen))
+
+
+def main() -> None:
+    results = []
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                child(job)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        results.append(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

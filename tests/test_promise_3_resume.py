@@ -1,0 +1,136 @@
+"""Promise 3: killed anywhere (SIGKILL), a run resumes to the same weights, ledger and metrics as one that was never killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import turnwise
+from safetensors.torch import load_file
+from turnwise.plugins.demo.tiny import build_policy
+
+WORKER = Path(__file__).parent / "resume_worker.py"
+PIPELINE = """
+policy: {model}
+threads: 1
+seed: 3
+checkpoint_every: 2
+stages:
+  - sft: {{env: turnwise/SupportDesk-v0, episodes: 24, batch_size: 8, steps_per_update: 1, lr: 1.0e-3}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 5, groups: 2, group_size: 2, max_new_tokens: 6, poll: 0, feedback: [length],
+         optimizer: {{name: ppo, lr: 1.0e-3, kl: 0.1}}}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 3, groups: 3, group_size: 3, max_new_tokens: 6, poll: 0,
+         feedback: [environment, {{judge: questions, weight: 0.1}}, {{judge: length, max_words: 3}}],
+         optimizer: {{name: grpo, lr: 1.0e-3, kl: 0.1}}}}
+  - evaluate: {{env: turnwise/SupportDesk-v0, episodes: 6, players: [policy, expert], max_new_tokens: 6}}
+"""
+
+
+def work(folder: Path, jobs: list[dict[str, Any]]) -> list[int]:
+    """What became of each job: 0, or minus the signal that ended it."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(folder / "jobs.json")], capture_output=True, text=True, timeout=1500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr, done.stderr[-4000:]
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def rows(folder: Path) -> dict[str, list[Any]]:
+    """The ledger's tables without timestamps."""
+    found: dict[str, list[Any]] = {}
+    with sqlite3.connect(folder / "ledger.sqlite") as db:
+        db.row_factory = sqlite3.Row
+        for table in ("episodes", "requests", "feedback", "members"):
+            plain = [{k: row[k] for k in row.keys() if k != "time"} for row in db.execute(f"select * from {table}")]
+            for row in plain:
+                if isinstance(row.get("content"), bytes):
+                    row["content"] = json.loads(zlib.decompress(row["content"]))
+            found[table] = sorted(plain, key=lambda row: str(row.get("id") or row.get("episode")))
+    return found
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("seconds/")} for line in lines]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("policy/*.safetensors")) + sorted(folder.glob("reward-model*/**/*.safetensors"))
+    return {f"{f.relative_to(folder)}:{name}": value for f in files for name, value in load_file(f).items()}
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    mine, theirs = weights(folder), weights(whole)
+    assert set(mine) == set(theirs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs), "bit for bit"
+    assert metrics(folder) == metrics(whole), "no gap, no repetition"
+    mine_rows, their_rows = rows(folder), rows(whole)
+    for table, expected in their_rows.items():
+        assert mine_rows[table] == expected, table
+    assert (folder / "evaluation.json").read_text() == (whole / "evaluation.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """A run that was never disturbed: its config, its folder and the moments it could have been killed at."""
+    folder = tmp_path_factory.mktemp("whole")
+    demonstrations = turnwise.rollout(
+        turnwise.ScriptPlayer("demonstrator"), [(s, 0) for s in turnwise.starts("turnwise/SupportDesk-v0", 0, 60)]
+    )
+    texts = [m.content for e in demonstrations for m in e.messages]
+    model = build_policy(folder / "model", texts, hidden=32, layers=1, heads=2)
+    config = folder / "pipeline.yaml"
+    config.write_text(PIPELINE.format(model=model))
+    job = {"config": str(config), "folder": str(folder / "run"), "resume": False, "kill": None}
+    assert work(folder, [{**job, "count": str(folder / "events.json")}]) == [0]
+    return config, folder / "run", json.loads((folder / "events.json").read_text())
+
+
+def killed_at(moments: list[int], whole: tuple[Path, Path, list[str]], folder: Path) -> None:
+    config, run, _ = whole
+    for some in (moments[i : i + 10] for i in range(0, len(moments), 10)):
+        jobs = []
+        for moment in some:
+            job = {"config": str(config), "folder": str(folder / f"{moment}"), "resume": True}
+            jobs += [{**job, "kill": moment}, {**job, "kill": None}]
+        assert work(folder, jobs) == [-signal.SIGKILL, 0] * len(some)
+        for moment in some:
+            assert_same(folder / f"{moment}", run)
+            shutil.rmtree(folder / f"{moment}")
+
+
+def spread(events: list[str], count: int) -> list[int]:
+    """Moments over the whole run, every kind of event among them."""
+    even = [i * (len(events) - 1) // (count - 1) for i in range(count)]
+    kinds = list(dict.fromkeys(events))
+    for i, kind in enumerate(kinds[: count - 2]):
+        places = [p for p, e in enumerate(events) if e == kind]
+        even[1 + i * (count - 2) // len(kinds)] = places[len(places) * (i + 1) // (len(kinds) + 1)]
+    return sorted(set(even))
+
+
+def test_killed_at_five_moments(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    events = whole[2]
+    commits, renames = ([i for i, e in enumerate(events) if e == name] for name in ("commit", "before rename"))
+    steps = [i for i, e in enumerate(events) if e == "before step"]
+    moments = [3, steps[len(steps) // 3], commits[len(commits) // 2], renames[2 * len(renames) // 3], steps[-1]]
+    killed_at(sorted(moments), whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_killed_at_fifty_moments(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    moments = spread(whole[2], 54)
+    assert len(moments) >= 50
+    killed_at(moments, whole, tmp_path)
