@@ -52,7 +52,7 @@ def rows(folder: Path) -> dict[str, list[Any]]:
     with sqlite3.connect(folder / "ledger.sqlite") as db:
         db.row_factory = sqlite3.Row
         for table in ("episodes", "requests", "feedback", "members"):
-            plain = [{k: row[k] for k in row.keys() if k != "time"} for row in db.execute(f"select * from {table}")]
+            plain = [{k: row[k] for k in tuple(row.keys()) if k != "time"} for row in db.execute(f"select * from {table}")]
             for row in plain:
                 if isinstance(row.get("content"), bytes):
                     row["content"] = json.loads(zlib.decompress(row["content"]))

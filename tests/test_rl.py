@@ -12,6 +12,7 @@ import bad_envs
 import pytest
 import torch
 import turnwise
+from turnwise.engine.episode import derive_id
 from turnwise.engine.memory import OutOfMemory
 
 
@@ -175,13 +176,17 @@ def test_the_reference_of_loaded_adapters_is_what_was_loaded(model_folder: Calla
         turnwise.Policy.from_pretrained(tmp_path / "adapters", lora={"r": 4})
 
 
+def mood_of(episode: turnwise.Episode) -> int:
+    return int(derive_id(episode.start.key, episode.slot), 16) % 4
+
+
 class Grumpy:
     """Fails, abstains, or scores, by the episode."""
 
     def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
         answers = []
         for e in episodes:
-            mood = int(e.id, 16) % 4
+            mood = mood_of(e)
             if mood == 0:
                 raise TimeoutError("the model did not answer")
             answers.append(
@@ -200,11 +205,11 @@ def test_what_failed_is_never_scored(model_folder: Callable[..., Path], tmp_path
         assert set(said) == set(members) == set(episodes)
         sound: dict[str, int] = {}
         for name, e in episodes.items():
-            mood = int(name, 16) % 4
+            mood = mood_of(e)
             assert said[name].status == ("failed", "abstained", "scored", "scored")[mood]
             sound[e.group] = sound.get(e.group, 0) + (mood > 1)
         for name, member in members.items():
-            mood = int(name, 16) % 4
+            mood = mood_of(episodes[name])
             if mood < 2:
                 assert not member.used
                 assert member.outcome is None, "no number stands for a failure"
@@ -214,8 +219,8 @@ def test_what_failed_is_never_scored(model_folder: Callable[..., Path], tmp_path
                 assert member.used or member.reason in ("group too small", "group without signal")
                 assert member.used is False or sound[member.group] >= 3
         metrics = done.metrics[number - 1]
-        assert metrics["left_out/no reward"] == sum(int(n, 16) % 4 < 2 for n in episodes)
-        scored = [int(n, 16) % 4 for n in episodes if int(n, 16) % 4 > 1]
+        assert metrics["left_out/no reward"] == sum(mood_of(e) < 2 for e in episodes.values())
+        scored = [mood_of(e) for e in episodes.values() if mood_of(e) > 1]
         assert metrics["outcome"] == pytest.approx(sum(scored) / len(scored))
 
 

@@ -54,7 +54,7 @@ def test_everything_a_package_can_bring(site: Path, model_folder: Callable[..., 
     done = call(site, "run", str(config), "--folder", str(tmp_path / "run"), ACME_LOG=str(log))
     assert done.returncode == 0, done.stderr[-4000:]
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [m["stage"] for m in metrics] == ["rl"] * 6 + ["acme-offline"] * 2
+    assert [m["stage"] for m in metrics] == ["rl", "rl", "rl-2", "rl-2", "rl-3", "rl-3", "acme-offline", "acme-offline"]
     assert [m["update"] for m in metrics] == list(range(1, 9))
     assert metrics[-1]["margin"] > metrics[-2]["margin"], "the offline DPO learns its comparisons"
     events = [json.loads(line) for line in log.read_text().splitlines()]
@@ -87,7 +87,7 @@ def test_everything_a_package_can_bring(site: Path, model_folder: Callable[..., 
 
 
 def ledger_run(folder: Path) -> str:
-    return str(json.loads(next((folder / "checkpoints").glob("*/state.json")).read_text())["run"])
+    return str(json.loads(next((folder / "checkpoints").glob("*/state.json")).read_text())["position"]["run"])
 
 
 def test_plugins_lists_what_it_registered(site: Path) -> None:
