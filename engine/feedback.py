@@ -204,7 +204,10 @@ class Request:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Looks at episodes one by one and answers at once."""
+    """Looks at episodes one by one and answers at once.
+
+    Optional, for every kind of judge: `open(context)` before the first question, with a `Context`.
+    """
 
     def score(self, episodes: Sequence[Episode]) -> Sequence[Feedback] | Awaitable[Sequence[Feedback]]:
         """One `Feedback` per episode, in order. An exception makes all of them `failed`, never a score."""
@@ -244,12 +247,14 @@ class Context:
         folder: the run's folder.
         clock: the run's clock, seconds.
         seed: for whatever is random in it.
+        update: updates the run has made.
     """
 
     name: str
     folder: Path
     clock: Callable[[], float]
     seed: int
+    update: int = 0
 
 
 def version_of(source: Any) -> str:

@@ -377,6 +377,24 @@ class Ledger:
                 rows += db.execute(query).mappings()
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
+    def comparisons(self, run: str, *, everything: bool = False) -> list[Comparison]:
+        """A run's scored comparisons in force, by group and id.
+
+        Args:
+            everything: also those that were corrected since; for training that began before.
+        """
+        newer = _feedback.alias()
+        replaced = sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
+        groups = sa.select(_episodes.c.group).where(_episodes.c.run == run)
+        query = sa.select(_feedback).where(
+            _feedback.c.kind == "comparison", _feedback.c.status == "scored", _feedback.c.target.in_(groups)
+        )
+        if not everything:
+            query = query.where(~replaced)
+        with self._reading() as db:
+            found = [_answer(row) for row in db.execute(query.order_by(_feedback.c.target, _feedback.c.id)).mappings()]
+        return [a for a in found if isinstance(a, Comparison)]
+
     # Updates.
 
     def add_members(self, run: str, update: int, members: Sequence[Member]) -> None:

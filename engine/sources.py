@@ -51,6 +51,10 @@ class JudgeSource:
         self.judge = judge
         self._waiting: list[Request] = []
 
+    def open(self, context: Context) -> None:
+        if hasattr(self.judge, "open"):
+            self.judge.open(context)
+
     def request(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
 
@@ -235,10 +239,10 @@ class Sources:
         own = {} if self.environment_weight is None else {ENVIRONMENT: self.environment_weight}
         return own | {s.name: s.weight for s in self.sources}
 
-    def open(self, folder: Path, ledger: Ledger, seed: int) -> None:
+    def open(self, folder: Path, ledger: Ledger, seed: int, update: int = 0) -> None:
         for source in self.sources:
             if hasattr(source.given, "open"):
-                source.given.open(Context(source.name, folder, ledger.clock, seed))
+                source.given.open(Context(source.name, folder, ledger.clock, seed, update))
 
     def close(self) -> None:
         for source in self.sources:

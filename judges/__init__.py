@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ..engine.hookspecs import Register, hookimpl
+from .panel import SimulatedPanel
 from .rules import Length, Questions, Regex, Repetition
 
-__all__ = ["Length", "Questions", "Regex", "Repetition"]
+__all__ = ["Length", "Questions", "Regex", "Repetition", "SimulatedPanel"]
 
 
 @hookimpl
@@ -14,3 +15,8 @@ def register_judges(register: Register) -> None:
     register("questions", Questions)
     register("regex", Regex)
     register("repetition", Repetition)
+
+
+@hookimpl
+def register_feedback_sources(register: Register) -> None:
+    register("simulated-panel", SimulatedPanel)

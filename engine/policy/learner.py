@@ -20,7 +20,7 @@ class Learner:
     """One AdamW over the policy and further modules (a critic).
 
     Args:
-        policy: what is trained.
+        policy: what is trained; None trains the modules alone, in this process alone.
         modules: trained along with it, already on its device.
         lr: learning rate after warm-up.
         warmup: optimizer steps over which the rate rises linearly; Adam's first steps are its largest otherwise.
@@ -33,7 +33,7 @@ class Learner:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Policy | None,
         modules: Sequence[nn.Module] = (),
         *,
         lr: float,
@@ -46,9 +46,10 @@ class Learner:
     ) -> None:
         self.policy, self.lr, self.warmup, self.decay = policy, lr, warmup, decay
         self.max_grad_norm, self.micro_tokens = max_grad_norm, micro_tokens
-        self.network = policy.wrapped()
-        self.modules = [policy.accelerator.prepare_model(m) for m in modules]
-        self._parameters = [*policy.parameters(), *(p for m in modules for p in m.parameters())]
+        self.network: Any = policy.wrapped() if policy is not None else None
+        self.modules = [policy.accelerator.prepare_model(m) for m in modules] if policy is not None else list(modules)
+        own = policy.parameters() if policy is not None else []
+        self._parameters = [*own, *(p for m in modules for p in m.parameters())]
         self.adam = torch.optim.AdamW(self._parameters, lr=lr, weight_decay=weight_decay, betas=betas)
         self.steps = 0
 
@@ -64,10 +65,12 @@ class Learner:
         """This process's micro-batches of the rows of some episodes."""
         chosen = set(episodes)
         wanted = [row for row in rows if row.episode in chosen and row.positions]
+        assert self.policy is not None
         return self.policy.my_share(self.policy.micro_batches(wanted, self.micro_tokens))
 
     def backward(self, loss: Tensor, micro: Micro) -> None:
         """Adds the gradient of a share of a loss. The shares of all micro-batches of all processes add up to it."""
+        assert self.policy is not None
         accelerator = self.policy.accelerator
         accelerator.backward(loss * micro.weight * accelerator.num_processes)  # DDP averages over processes
 

@@ -62,6 +62,30 @@ class Micro:
         return per_token[self.episode, self.action].to(self.ids.device)
 
 
+def divide(rows: Sequence[Row], tokens: int, device: torch.device) -> list[Micro]:
+    """Divides rows into padded micro-batches of at most `tokens` tokens (a single row may have more), similar lengths together."""
+    parts: list[list[Row]] = []
+    for row in sorted(rows, key=lambda r: len(r.ids), reverse=True):
+        if parts and len(parts[-1][0].ids) * (len(parts[-1]) + 1) <= tokens:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return [_micro(part, device) for part in parts]
+
+
+def _micro(rows: list[Row], device: torch.device) -> Micro:
+    length = max(len(r.ids) for r in rows)
+    ids = torch.tensor([[*r.ids, *([0] * (length - len(r.ids)))] for r in rows])
+    row = torch.tensor([b for b, r in enumerate(rows) for _ in r.positions], dtype=torch.long)
+    position = torch.tensor([p for r in rows for p in r.positions], dtype=torch.long)
+    episode = torch.tensor([r.episode for r in rows for _ in r.positions], dtype=torch.long)
+    action = torch.tensor([r.first + i for r in rows for i in range(len(r.positions))], dtype=torch.long)
+    ends = torch.tensor([len(r.ids) - 1 for r in rows])
+    target = ids[row, position]
+    ids, row, position, target, ends = (t.to(device) for t in (ids, row, position, target, ends))
+    return Micro(ids, row, position, target, episode, action, ends, tuple(rows))
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """What the network says of the action tokens: log-probs and entropies [n], the hidden states they were predicted from
@@ -293,27 +317,8 @@ class Policy:
     # Log-probs.
 
     def micro_batches(self, rows: Sequence[Row], tokens: int) -> list[Micro]:
-        """Divides rows into padded micro-batches of at most `tokens` tokens (a single row may have more), similar lengths
-        together. How they are divided never changes a sum over action tokens beyond rounding."""
-        parts: list[list[Row]] = []
-        for row in sorted(rows, key=lambda r: len(r.ids), reverse=True):
-            if parts and len(parts[-1][0].ids) * (len(parts[-1]) + 1) <= tokens:
-                parts[-1].append(row)
-            else:
-                parts.append([row])
-        return [self._micro(part) for part in parts]
-
-    def _micro(self, rows: list[Row]) -> Micro:
-        length = max(len(r.ids) for r in rows)
-        ids = torch.tensor([[*r.ids, *([0] * (length - len(r.ids)))] for r in rows])
-        row = torch.tensor([b for b, r in enumerate(rows) for _ in r.positions], dtype=torch.long)
-        position = torch.tensor([p for r in rows for p in r.positions], dtype=torch.long)
-        episode = torch.tensor([r.episode for r in rows for _ in r.positions], dtype=torch.long)
-        action = torch.tensor([r.first + i for r in rows for i in range(len(r.positions))], dtype=torch.long)
-        ends = torch.tensor([len(r.ids) - 1 for r in rows])
-        target = ids[row, position]
-        ids, row, position, target, ends = (t.to(self.device) for t in (ids, row, position, target, ends))
-        return Micro(ids, row, position, target, episode, action, ends, tuple(rows))
+        """See `divide`. How rows are divided never changes a sum over action tokens beyond rounding."""
+        return divide(rows, tokens, self.device)
 
     def score(self, micro: Micro, temperature: float = 1.0, network: Any = None) -> Output:
         """Log-probs of a micro-batch's action tokens, with gradient where enabled.

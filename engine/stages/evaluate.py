@@ -283,7 +283,7 @@ class Evaluate(Stage):
             for key, (a, b) in pairs.items()
             for order in (0, 1)
         ]
-        sources.open(run.folder, run.ledger, run.config.seed)
+        sources.open(run.folder, run.ledger, run.config.seed, run.updates)
         try:
             said = ask(run, [(sources, pairs)], poll=self.poll, requests=[requests])
         finally:
@@ -320,7 +320,7 @@ class Evaluate(Stage):
             return {}
         sources = self._sources(run, self.best_of.judge)
         groups = grouped(episodes)
-        sources.open(run.folder, run.ledger, run.config.seed)
+        sources.open(run.folder, run.ledger, run.config.seed, run.updates)
         try:
             said = ask(run, [(sources, groups)], poll=self.poll)
         finally:

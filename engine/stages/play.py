@@ -13,7 +13,7 @@ from ..environment import make_instance, starts
 from ..episode import Episode, Start
 from ..feedback import Request
 from ..ledger import Answer
-from ..plugins import Plugins
+from ..plugins import PluginError, Plugins
 from ..rollout import Player, Where, episode_id, rollout
 from ..run import Run
 from ..sources import Sources
@@ -69,6 +69,18 @@ def check_envs(envs: Sequence[EnvConfig], players: Sequence[str] = (), plugins: 
         for name in players:
             if name not in own:
                 raise ConfigError(f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}")
+
+
+def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
+    """A part from what the config says: a registered name, a mapping with `name` and options, or the object itself."""
+    if isinstance(spec, str):
+        return plugins.create(kind, spec, **more)
+    if isinstance(spec, Mapping):
+        options = dict(spec)
+        if "name" not in options:
+            raise PluginError(f"a {kind} given as a mapping needs `name` beside its options, got {dict(spec)}")
+        return plugins.create(kind, options.pop("name"), **more, **options)
+    return spec
 
 
 def play(run: Run, player: Player, chosen: Sequence[tuple[Start, int]], where: Where, **options: Any) -> list[Episode]:

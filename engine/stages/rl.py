@@ -20,19 +20,7 @@ from ..plugins import PluginError, Plugins, check_options
 from ..reward import NoReward, Rewards
 from ..run import Run, Update
 from ..sources import ENVIRONMENT, Sources
-from .play import EnvConfig, ask, check_envs, grouped, play, read_envs
-
-
-def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
-    """A part from what the config says: a registered name, a mapping with `name` and options, or the object itself."""
-    if isinstance(spec, str):
-        return plugins.create(kind, spec, **more)
-    if isinstance(spec, Mapping):
-        options = dict(spec)
-        if "name" not in options:
-            raise PluginError(f"a {kind} given as a mapping needs `name` beside its options, got {dict(spec)}")
-        return plugins.create(kind, options.pop("name"), **more, **options)
-    return spec
+from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs
 
 
 @dataclass(slots=True)
@@ -155,7 +143,7 @@ class RL(Stage):
         parts.optimizer.setup(policy)
         if run.is_main:
             for sources in parts.sources:
-                sources.open(run.folder, run.ledger, run.config.seed)
+                sources.open(run.folder, run.ledger, run.config.seed, run.updates)
         try:
             yield from self._updates(run, parts, player, backend, run.begin(_learners(parts)))
         finally:

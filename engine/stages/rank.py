@@ -1,0 +1,183 @@
+"""`rank`: plays several conversations from each start and has them compared. The comparisons stay in the ledger.
+
+Reward models and preference optimizers train from them later. Comparisons that were made elsewhere come in by `data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..config import ConfigError, Stage
+from ..environment import starts
+from ..episode import Episode, derive_id
+from ..feedback import Comparison
+from ..preferences import import_pairs, rater_agreement, truth_agreement
+from ..run import Run, Update
+from ..sources import Sources
+from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs
+
+
+class Rank(Stage):
+    """Attributes:
+    env: as in `rl`.
+    data: instead of `env`: a file of pairs in the conversational preference format, see `engine.preferences`.
+    updates: rounds of play and ranking; the policy does not change.
+    groups, group_size: starts per round, and conversations to be compared per start.
+    feedback: sources that compare; `raters` of a source says how many rank each group.
+    players: who plays, in turn over the slots of a group: "policy", and names of the environment's players.
+    temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit, poll: as in `rl`.
+    """
+
+    env: Any = None
+    data: Path | None = None
+    updates: int = Field(default=10, ge=1)
+    groups: int = Field(default=32, ge=1)
+    group_size: int = Field(default=4, ge=2)
+    feedback: list[Any] = []
+    players: list[str] = Field(default=["policy"], min_length=1)
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    max_turns: int = Field(default=1000, ge=1)
+    history: Literal["append", "rerender"] = "append"
+    backend: Any = "in-process"
+    max_failure_rate: float = Field(default=0.5, ge=0, le=1)
+    step_limit: float = Field(default=60.0, gt=0)
+    poll: float = Field(default=1.0, ge=0)
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: Any) -> list[EnvConfig] | None:
+        return None if value is None else read_envs(value)
+
+    @field_validator("feedback", mode="before")
+    @classmethod
+    def _feedback(cls, value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value]
+
+    @model_validator(mode="after")
+    def _one(self) -> Rank:
+        if (self.data is None) == (self.env is None):
+            raise ValueError("give either `env` (to play and compare) or `data` (a file of pairs)")
+        if self.env is not None and not self.feedback:
+            raise ValueError("give `feedback`: sources that compare conversations")
+        return self
+
+    def check(self, run: Run) -> None:
+        if self.env is None:
+            if self.data is None or not self.data.is_file():
+                raise ConfigError(f"rank.data: there is no file {self.data}")
+            return
+        check_envs(self.env, [name for name in self.players if name != "policy"], run.plugins)
+        for env in self.env:
+            self._sources(run, env)
+
+    def _sources(self, run: Run, env: EnvConfig) -> Sources:
+        sources = Sources.make(env.feedback if env.feedback is not None else self.feedback, run.plugins, self.max_failure_rate)
+        odd = [s.name for s in sources.sources if s.kind != "group"]
+        if odd or not sources.sources or sources.environment_weight is not None:
+            raise ConfigError(
+                f"rank.feedback: {', '.join(map(repr, odd or ['environment']))} scores single conversations; sources that compare are "
+                "needed (a judge with `rank`, such as simulated-panel)"
+            )
+        return sources
+
+    def play(self, run: Run) -> Iterator[Update]:
+        if self.data is not None:
+            if run.begin() == 0:
+                yield self._import(run, self.data)
+            return
+        sources = [self._sources(run, env) for env in self.env]
+        players = self._players(run)
+        done = run.begin({f"source-{i}-{s.name}": s.given for i, each in enumerate(sources) for s in each.sources
+                          if hasattr(s.given, "state_dict")})  # fmt: skip
+        if run.is_main:
+            for each in sources:
+                each.open(run.folder, run.ledger, run.config.seed, run.updates)
+        try:
+            yield from self._rounds(run, sources, players, done)
+        finally:
+            for each in sources:
+                each.close()
+
+    def _players(self, run: Run) -> list[Any]:
+        from ..policy import Sampling
+        from ..rollout import PolicyPlayer, ScriptPlayer
+
+        players: list[Any] = []
+        for name in self.players:
+            if name == "policy":
+                backend = component(run.plugins, "backend", self.backend, policy=run.policy)
+                sampling = Sampling(self.temperature, self.max_new_tokens)
+                players.append(PolicyPlayer(run.policy, sampling, backend, self.history))
+            else:
+                players.append(ScriptPlayer(name))
+        return players
+
+    def _rounds(self, run: Run, sources: Sequence[Sources], players: Sequence[Any], done: int) -> Iterator[Update]:
+        from ..rollout import Where
+
+        total = sum(env.weight for env in self.env)
+        seed = int(derive_id("starts", run.config.seed, run.stage)[:8], 16)
+        for i in range(done, self.updates):
+            show = {"update": i + 1, "updates": self.updates}
+            where = Where(run.id, run.stage, run.updates + 1, run.config.seed)
+            for player in players:
+                if hasattr(player, "backend"):
+                    player.backend.refresh()
+            episodes: list[Episode] = []
+            asked = []
+            for env, each in zip(self.env, sources, strict=True):
+                count = max(1, round(self.groups * env.weight / total))
+                own = starts(env.id, seed, count, env.options, env.kwargs, first=i * count)
+                played: dict[tuple[str, int], Episode] = {}
+                for p, player in enumerate(players):
+                    chosen = [(s, slot) for s in own for slot in range(self.group_size) if slot % len(players) == p]
+                    found = play(
+                        run, player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
+                        max_failure_rate=self.max_failure_rate,
+                        progress=lambda done, total: run.status("play", done, total, **show),  # noqa: B023
+                    )  # fmt: skip
+                    played |= {(e.start.key, e.slot): e for e in found}
+                mine = [played[s.key, slot] for s in own for slot in range(self.group_size)]
+                episodes += mine
+                asked.append((each, grouped(mine)))
+            if run.is_main:
+                said = ask(run, asked, poll=self.poll, show=show)
+                if said is None:
+                    break
+                answers = [a for each in said.values() for a in each if isinstance(a, Comparison)]
+            else:
+                answers = []
+            yield run.finish_update(comparison_metrics(episodes, answers), episodes=episodes)
+
+    def _import(self, run: Run, path: Path) -> Update:
+        episodes, comparisons = import_pairs(path, run=run.id, stage=run.stage, update=run.updates + 1)
+        if run.is_main:
+            run.ledger.add_episodes(episodes)
+            run.ledger.add_feedback(comparisons)
+        return run.finish_update(comparison_metrics(episodes, comparisons), episodes=episodes)
+
+
+def comparison_metrics(episodes: Sequence[Episode], answers: Sequence[Comparison]) -> dict[str, float]:
+    """What there is to say of a round of comparisons; `truth_agreement` is with the environment's return."""
+    scored = [a for a in answers if a.status == "scored"]
+    sound = [e for e in episodes if e.ending != "failed"]
+    metrics = {
+        "episodes": float(len(episodes)),
+        "failed_episodes": float(len(episodes) - len(sound)),
+        "return": sum(e.env_return for e in sound) / max(1, len(sound)),
+        "turns": sum(len(e.turns) for e in sound) / max(1, len(sound)),
+        "comparisons": float(len(scored)),
+        "failed_comparisons": float(sum(a.status == "failed" for a in answers)),
+        "abstained_comparisons": float(sum(a.status == "abstained" for a in answers)),
+        "spend": sum(a.stamp.cost for a in answers),
+    }
+    truth: Mapping[str, float] = {e.id: e.env_return for e in sound}
+    for name, value in (("rater_agreement", rater_agreement(scored)), ("truth_agreement", truth_agreement(scored, truth))):
+        if value is not None:
+            metrics[name] = value
+    return metrics

@@ -1,0 +1,15 @@
+"""Reward models: trained on comparisons, used as judges."""
+
+from __future__ import annotations
+
+from ...engine.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_stages(register: Register) -> None:
+    register("reward-model", "turnwise.plugins.reward_model.stage:TrainRewardModel")
+
+
+@hookimpl
+def register_judges(register: Register) -> None:
+    register("reward-model", "turnwise.plugins.reward_model.judge:RewardModelJudge")
