@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .episode import Episode
-from .learning import Batch, Credit, Row
+from .learning import Batch, Credit, Pairs, Row
 from .reward import Rewards
 
 
@@ -84,6 +84,54 @@ def make_batch(
         temperature=temperature,
         progress=progress,
         seed=seed,
+    )
+
+
+def written_batch(
+    episodes: Sequence[Episode],
+    turns: Sequence[Sequence[tuple[list[int], list[int]]]],
+    pairs: Sequence[tuple[int, int, float, float, float]],
+) -> Batch:
+    """Conversations and comparisons of them as a batch, whoever said them: without behaviour log-probs and without rewards.
+
+    Args:
+        episodes: [E].
+        turns: per episode (ids read, ids said) per turn.
+        pairs: (better, worse, probability, margin, weight) each, the first two being places in `episodes`.
+    """
+    counts = [[len(said) for _, said in each] for each in turns]
+    size, actions, most = len(episodes), max(map(sum, counts)), max(map(len, counts))
+    mask, turn = torch.zeros(size, actions, dtype=torch.bool), torch.full((size, actions), -1)
+    turn_mask = torch.zeros(size, most, dtype=torch.bool)
+    rows = []
+    for e, (each, count) in enumerate(zip(turns, counts, strict=True)):
+        mask[e, : sum(count)] = True
+        turn[e, : sum(count)] = torch.repeat_interleave(torch.arange(len(count)), torch.tensor(count))
+        turn_mask[e, : len(count)] = True
+        ids: list[int] = []
+        positions: list[int] = []
+        for read, said in each:
+            ids += read
+            positions += range(len(ids), len(ids) + len(said))
+            ids += said
+        rows.append(Row(tuple(ids), e, tuple(positions), 0))
+    keys = list(dict.fromkeys(episode.group for episode in episodes))
+    better, worse, *numbers = zip(*pairs, strict=True)
+    return Batch(
+        episodes=tuple(episodes),
+        rows=tuple(rows),
+        mask=mask,
+        turn=turn,
+        group=torch.tensor([keys.index(episode.group) for episode in episodes]),
+        behaviour_logprobs=None,
+        staleness=torch.zeros(size, dtype=torch.long),
+        outcome=torch.zeros(size),
+        turn_rewards=torch.zeros(size, most),
+        turn_mask=turn_mask,
+        truncated=torch.tensor([episode.ending == "truncated" for episode in episodes]),
+        weight=torch.ones(size),
+        token_rewards=torch.zeros(size, actions),
+        pairs=Pairs(torch.tensor(better), torch.tensor(worse), *(torch.tensor(n, dtype=torch.float32) for n in numbers)),
     )
 
 

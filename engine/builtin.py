@@ -14,5 +14,6 @@ def register_backends(register: Register) -> None:
 def register_stages(register: Register) -> None:
     register("sft", "turnwise.engine.stages.sft:SFT")
     register("rank", "turnwise.engine.stages.rank:Rank")
+    register("preference", "turnwise.engine.stages.preference:Preference")
     register("rl", "turnwise.engine.stages.rl:RL")
     register("evaluate", "turnwise.engine.stages.evaluate:Evaluate")

@@ -447,6 +447,34 @@ class Ledger:
                 for r in rows
             ]
 
+    # For reports.
+
+    def latest_run(self) -> str:
+        """The id of the run that played last; empty where none has."""
+        with self._reading() as db:
+            return db.scalar(sa.select(_episodes.c.run).order_by(_episodes.c.time.desc()).limit(1)) or ""
+
+    def rounds(self, run: str) -> list[tuple[str, int]]:
+        """Every (stage, update) that played, in order."""
+        query = sa.select(_episodes.c.stage, _episodes.c.update, sa.func.min(_episodes.c.time)).where(_episodes.c.run == run)
+        query = query.group_by(_episodes.c.stage, _episodes.c.update)
+        with self._reading() as db:
+            found = sorted(db.execute(query).tuples(), key=lambda row: (row[1], row[2]))
+        return [(stage, update) for stage, update, _ in found]
+
+    def feedback_summary(self, groups: Sequence[str]) -> list[dict[str, Any]]:
+        """Answers on these groups and their episodes, by source: how many scored, abstained and failed."""
+        found: dict[str, dict[str, Any]] = {}
+        with self._reading() as db:
+            for some in _chunks(groups):
+                members = sa.select(_episodes.c.id).where(_episodes.c.group.in_(some))
+                target = sa.or_(_feedback.c.target.in_(members), _feedback.c.target.in_(some))
+                query = sa.select(_feedback.c.source, _feedback.c.status, sa.func.count()).where(target)
+                for source, status, count in db.execute(query.group_by(_feedback.c.source, _feedback.c.status)).tuples():
+                    row = found.setdefault(source, {"source": source, "scored": 0, "abstained": 0, "failed": 0})
+                    row[status] += count
+        return [found[name] for name in sorted(found)]
+
     def counts(self) -> dict[str, int]:
         """Rows per table."""
         with self._reading() as db:

@@ -48,6 +48,13 @@ class NoReward:
     reason: str
 
 
+def clipped(rewards: Rewards, limit: float) -> Rewards:
+    """The same with its outcome kept within plus and minus the limit; what is cut off is taken from the last turn."""
+    outcome = min(max(rewards.outcome, -limit), limit)
+    turns = (*rewards.turns[:-1], rewards.turns[-1] + outcome - rewards.outcome)
+    return Rewards(outcome, turns, rewards.turn_scores, rewards.weight)
+
+
 @runtime_checkable
 class Combiner(Protocol):
     """Makes rewards of a group's feedback; named in the config.

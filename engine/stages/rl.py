@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from ..config import ConfigError, Stage
+from ..config import ConfigError, Section, Stage
 from ..environment import starts
 from ..episode import Episode, Start, derive_id
 from ..ledger import Answer, Member
 from ..memory import explained_memory
 from ..plugins import PluginError, Plugins, check_options
-from ..reward import NoReward, Rewards
+from ..reward import NoReward, Rewards, clipped
 from ..run import Run, Update
 from ..sources import ENVIRONMENT, Sources
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs
@@ -33,6 +33,57 @@ class Parts:
     combiners: list[Any]
 
 
+class Gold(Section):
+    """Early stopping: the environment's own return on held-out starts, played every few updates.
+
+    The policy that did best is kept; when it has not been beaten `patience` times in a row the stage ends, and the policy goes back to
+    it, as it does at the stage's end. What is trained on may be a proxy (a reward model); this is the measure it stands for.
+
+    Attributes:
+        episodes: how many starts; the same every time.
+        every: updates between measurements; the start is measured too.
+        patience: measurements without a new best after which the stage ends.
+        options: for `reset`, to choose held-out content; default: those of the training environment.
+        seed: of the starts.
+    """
+
+    episodes: int = Field(default=200, ge=1)
+    every: int = Field(default=5, ge=1)
+    patience: int = Field(default=3, ge=1)
+    options: dict[str, Any] | None = None
+    seed: int = 30_000
+
+
+class BestSoFar:
+    """The policy that did best on the gold measure, and how often it has not been beaten since."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.value, self.update, self.waited = policy, float("-inf"), 0, 0
+        self.weights: list[Any] = []
+
+    def hear(self, value: float, update: int) -> None:
+        self.waited += 1
+        if value > self.value:
+            self.value, self.update, self.waited = value, update, 0
+            self.weights = [p.detach().cpu().clone() for p in self.policy.parameters()]
+
+    def put_back(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            for parameter, kept in zip(self.policy.parameters(), self.weights, strict=True):
+                parameter.copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = {f"weights.{i}": w for i, w in enumerate(self.weights)}
+        return {**kept, "value": self.value if self.weights else None, "update": self.update, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weights = [state[f"weights.{i}"] for i in range(len(state) - 3)]
+        self.value = float("-inf") if state["value"] is None else float(state["value"])
+        self.update, self.waited = int(state["update"]), int(state["waited"])
+
+
 class RL(Stage):
     """Reinforcement learning on conversations.
 
@@ -44,6 +95,9 @@ class RL(Stage):
         feedback: sources; "environment" is the environment's own reward.
         temperature, max_new_tokens, max_turns, history: how it is played.
         backend: what samples, and its options.
+        reward_clip: outcomes are kept within plus and minus this.
+        reward_whiten: rewards are divided by the standard deviation of the update's outcomes (their mean stays).
+        gold: watches a measure that is not trained on, and ends the stage when it falls, see `Gold`.
         min_group: groups with fewer rewarded episodes are dropped, where credit compares within groups.
         max_failure_rate: of environments, and of each source's answers; above it the run stops.
         step_limit: seconds an environment may take for a step.
@@ -63,6 +117,9 @@ class RL(Stage):
     max_turns: int = Field(default=1000, ge=1)
     history: Literal["append", "rerender"] = "append"
     backend: Any = "in-process"
+    reward_clip: float | None = Field(default=None, gt=0)
+    reward_whiten: bool = False
+    gold: Gold | None = None
     min_group: int = Field(default=2, ge=1)
     max_failure_rate: float = Field(default=0.5, ge=0, le=1)
     step_limit: float = Field(default=60.0, gt=0)
@@ -145,23 +202,32 @@ class RL(Stage):
             for sources in parts.sources:
                 sources.open(run.folder, run.ledger, run.config.seed, run.updates)
         try:
-            yield from self._updates(run, parts, player, backend, run.begin(_learners(parts)))
+            best = BestSoFar(policy) if self.gold else None
+            learners = _learners(parts) | ({"gold": best} if best else {})
+            yield from self._updates(run, parts, player, backend, run.begin(learners), best)
         finally:
             for sources in parts.sources:
                 sources.close()
 
-    def _updates(self, run: Run, parts: Parts, player: Any, backend: Any, done: int) -> Iterator[Update]:
+    def _updates(
+        self, run: Run, parts: Parts, player: Any, backend: Any, done: int, best: BestSoFar | None
+    ) -> Iterator[Update]:
         from ..batch import select
         from ..rollout import Where
 
         policy = run.policy
         for i in range(done, self.updates):
+            if best is not None and self.gold and best.waited >= self.gold.patience:
+                break
             began = time.perf_counter()
             number = run.updates + 1
             show = {"update": i + 1, "updates": self.updates}
             where = Where(run.id, run.stage, number, run.config.seed)
             chosen, env_of = self.starts(run, i)
             backend.refresh()
+            golden: dict[str, float] = {}
+            if best is not None and self.gold and i == 0:
+                golden = self._gold(run, player, best, i)
             with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
                 episodes = play(
                     run, player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
@@ -197,6 +263,9 @@ class RL(Stage):
                     batch = _make_batch(
                         used, rewards, policy.version, self.temperature, i / self.updates, derive_id(run.config.seed, number)
                     )
+                    if self.reward_whiten:
+                        scale = float(batch.outcome.std(correction=0)) or 1.0
+                        batch.outcome, batch.turn_rewards = batch.outcome / scale, batch.turn_rewards / scale
                     parts.optimizer.prepare(policy, batch)
                     batch.credit = parts.credit.assign(batch)
                     _check_finite(batch)
@@ -218,11 +287,36 @@ class RL(Stage):
                 "drift": _drift(policy, episodes),
                 "judge_failure_rate": _mean([float(a.status == "failed") for each in said.values() for a in each]),
                 "spend": sum(a.stamp.cost for each in said.values() for a in each),
+                **golden,
                 "seconds/play": played - began,
                 "seconds/feedback": heard - played,
                 "seconds/update": time.perf_counter() - heard,
             }
+            last = i + 1 == self.updates
+            if best is not None and self.gold and ((i + 1) % self.gold.every == 0 or last):
+                backend.refresh()
+                metrics |= self._gold(run, player, best, i + 1)
+                if last or best.waited >= self.gold.patience:
+                    best.put_back()
+                    metrics["gold/kept_update"] = float(best.update)
             yield run.finish_update(metrics, episodes=episodes)
+
+    def _gold(self, run: Run, player: Any, best: BestSoFar, made: int) -> dict[str, float]:
+        """Plays the gold measure's starts with the policy as it is, after `made` updates of this stage."""
+        from ..rollout import Where
+
+        assert self.gold is not None
+        values, successes = [], []
+        for env in self.env:
+            options = env.options if self.gold.options is None else self.gold.options
+            own = starts(env.id, self.gold.seed, self.gold.episodes, options, env.kwargs)
+            where = Where(run.id, f"{run.stage}/gold-{made}", run.updates + 1, self.gold.seed)
+            played = play(run, player, [(s, 0) for s in own], where, max_turns=self.max_turns, step_limit=self.step_limit)
+            sound = [e for e in played if e.ending != "failed"]
+            values += [e.env_return for e in sound]
+            successes += [float(e.success) for e in sound if e.success is not None]
+        best.hear(_mean(values), run.updates + (made > 0))
+        return {"gold/return": _mean(values)} | ({"gold/success": _mean(successes)} if successes else {})
 
     def starts(self, run: Run, i: int) -> tuple[list[tuple[Start, int]], dict[str, int]]:
         """The (start, slot) pairs of update i, group by group, and which environment of the mixture each start is of."""
@@ -256,6 +350,8 @@ class RL(Stage):
                     raise PluginError(
                         f"combiner {_name(self.combiner)!r} gave {len(combined)} rewards for a group of {len(sound)} episodes"
                     )
+                if self.reward_clip is not None:
+                    combined = [clipped(r, self.reward_clip) if isinstance(r, Rewards) else r for r in combined]
                 rewards |= {e.id: r for e, r in zip(sound, combined, strict=True)}
         return rewards
 

@@ -15,15 +15,21 @@ from collections.abc import Mapping, Sequence
 from ...engine.episode import Episode
 from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import NoReward, Rewards, ranking_scores
+from ...engine.suggest import did_you_mean
 
 
 class Weighted:
     """Args:
     weights: source name to weight, one for every source of the run.
+    turns: names of sources whose turn scores are rewards and arrive at their turns (`reward-model` with `per: turn`); those of
+        other sources are opinions.
     """
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        self.weights = dict(weights)
+    def __init__(self, weights: Mapping[str, float], turns: Sequence[str] = ()) -> None:
+        self.weights, self.turns = dict(weights), tuple(turns)
+        for name in self.turns:
+            if name not in self.weights:
+                raise ValueError(f"turns names the source {name!r}, which is not asked.{did_you_mean(name, self.weights)}")
 
     def combine(self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]) -> list[Rewards | NoReward]:
         return [self._episode(episode, feedback) for episode in group]
@@ -34,6 +40,14 @@ class Weighted:
         for source, weight in self.weights.items():
             if source == "environment":
                 turns = [total + weight * turn.reward for total, turn in zip(turns, episode.turns, strict=True)]
+                continue
+            if source in self.turns:
+                said = [a.turn_scores for a in feedback if isinstance(a, Feedback) and a.stamp.source == source
+                        and a.episode == episode.id and a.turn_scores is not None and None not in a.turn_scores]  # fmt: skip
+                if not said:
+                    return NoReward(f"source {source!r} did not score every turn")
+                for k in range(len(turns)):
+                    turns[k] += weight * sum(each[k] or 0.0 for each in said) / len(said)
                 continue
             scores: list[float] = []
             missing = "did not answer"

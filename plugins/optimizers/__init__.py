@@ -9,3 +9,4 @@ from ...engine.hookspecs import Register, hookimpl
 def register_optimizers(register: Register) -> None:
     register("ppo", "turnwise.plugins.optimizers.ppo:PPO")
     register("grpo", "turnwise.plugins.optimizers.grpo:GRPO")
+    register("dpo", "turnwise.plugins.optimizers.dpo:DPO")

@@ -31,7 +31,7 @@ class GRPO:
     epochs: passes over the batch.
     minibatches: optimizer steps per pass.
     clip, clip_high: the clip range below and above 1; `clip_high` defaults to `clip`.
-    kl, kl_place, kl_estimator: see `KL`.
+    kl, kl_place, kl_estimator, kl_target: see `KL`.
     loss_mean: "token" or "sequence".
     weight_cap: cap of the importance weight of stale episodes.
     """
@@ -50,6 +50,7 @@ class GRPO:
         kl: float = 0.0,
         kl_place: Literal["reward", "loss"] = "loss",
         kl_estimator: Literal["k1", "k2", "k3"] = "k3",
+        kl_target: float | None = None,
         loss_mean: Literal["token", "sequence"] = "token",
         weight_cap: float = 2.0,
         warmup: int = 10,
@@ -62,7 +63,7 @@ class GRPO:
             raise ValueError(f"loss_mean must be 'token' or 'sequence', got {loss_mean!r}")
         self.epochs, self.minibatches, self.loss_mean, self.weight_cap = epochs, minibatches, loss_mean, weight_cap
         self.clip, self.clip_high = clip, clip if clip_high is None else clip_high
-        self.kl = KL(kl, kl_place, kl_estimator)
+        self.kl = KL(kl, kl_place, kl_estimator, kl_target)
         self._learner: dict[str, Any] = {
             "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
             "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
@@ -111,12 +112,11 @@ class GRPO:
             "lr": self.learner.rate(batch.progress),
             "weight_off_one": float(on_policy.max()),
         }
-        if batch.reference_logprobs is not None:
-            metrics["kl"] = float(((batch.behaviour_logprobs - batch.reference_logprobs) * batch.mask).sum() / batch.mask.sum())
-        return metrics
+        return metrics | self.kl.measure(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict()
+        return {**self.learner.state_dict(), "kl_coef": self.kl.coef}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(state)
+        self.kl.coef = float(state["kl_coef"])

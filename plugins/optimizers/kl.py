@@ -1,4 +1,4 @@
-"""KL to the reference policy, where PPO and GRPO share it: as a penalty in the reward, or as a term of the loss."""
+"""KL to the reference policy, where PPO and GRPO share it: as a penalty in the reward, or as a term of the loss; fixed or adaptive."""
 
 from __future__ import annotations
 
@@ -15,13 +15,26 @@ class KL:
     - place "reward": each action token costs coef * k1 (InstructGPT, Ouyang et al. 2022); credit distributes it.
     - place "loss": coef * estimator is added to the loss per token (GRPO, Shao et al. 2024, eq. 4, with k3).
 
+    With a target, the coefficient follows the KL that was measured (Ziegler et al. 2019, arXiv:1909.08593, section 2.2):
+
+        e = clip(KL / target - 1, -0.2, 0.2)        coef <- coef * (1 + gain * e)
+
     Args:
         coef: 0 turns it off, and the reference is never run.
         place: "reward" or "loss".
         estimator: "k1", "k2" or "k3" in the loss; the penalty in the reward is always k1, whose expectation is the KL.
+        target: nats per conversation; None keeps the coefficient as it is.
+        gain: how fast the coefficient follows.
     """
 
-    def __init__(self, coef: float, place: Literal["reward", "loss"], estimator: Literal["k1", "k2", "k3"]) -> None:
+    def __init__(
+        self,
+        coef: float,
+        place: Literal["reward", "loss"],
+        estimator: Literal["k1", "k2", "k3"],
+        target: float | None = None,
+        gain: float = 0.1,
+    ) -> None:
         if coef < 0:
             raise ValueError(f"kl must not be negative, got {coef}")
         if place not in ("reward", "loss"):
@@ -32,7 +45,9 @@ class KL:
             raise ValueError(
                 "k1 in the loss has a gradient whose mean is zero: use kl_estimator='k3' or 'k2', or kl_place='reward'"
             )
-        self.coef, self.place, self.estimator = coef, place, estimator
+        if target is not None and (target <= 0 or not coef):
+            raise ValueError(f"kl_target needs to be positive and kl too, which is where it starts: got {target} and kl={coef}")
+        self.coef, self.place, self.estimator, self.target, self.gain = coef, place, estimator, target, gain
 
     @property
     def in_loss(self) -> bool:
@@ -53,3 +68,18 @@ class KL:
             batch.token_rewards -= (
                 self.coef * kl_estimate(batch.behaviour_logprobs, batch.reference_logprobs, "k1") * batch.mask
             )
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        """The KL of the batch, per token (`kl`) and per conversation (`kl_episode`), k1 both; moves the coefficient if it follows."""
+        if batch.reference_logprobs is None or batch.behaviour_logprobs is None:
+            return {}
+        apart = (batch.behaviour_logprobs - batch.reference_logprobs) * batch.mask
+        found = {
+            "kl": float(apart.sum() / batch.mask.sum()),
+            "kl_episode": float(apart.sum(1).mean()),
+            "kl_coef": self.coef,
+        }
+        if self.target is not None:
+            error = min(max(found["kl_episode"] / self.target - 1, -0.2), 0.2)
+            self.coef *= 1 + self.gain * error
+        return found

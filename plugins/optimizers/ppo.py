@@ -56,7 +56,7 @@ class PPO:
     value_coef: weight of the critic's loss.
     trunk_gradient: whether the critic's loss trains the policy's trunk too, or its own layers only.
     normalise: "whiten" advantages over the batch, or "none".
-    kl, kl_place, kl_estimator: see `KL`.
+    kl, kl_place, kl_estimator, kl_target: see `KL`.
     target_kl: k3 estimate of KL(old || new) per token after which the remaining epochs are left out; None: never.
     weight_cap: cap of the importance weight of stale episodes.
     """
@@ -78,6 +78,7 @@ class PPO:
         kl: float = 0.0,
         kl_place: Literal["reward", "loss"] = "reward",
         kl_estimator: Literal["k1", "k2", "k3"] = "k3",
+        kl_target: float | None = None,
         target_kl: float | None = None,
         weight_cap: float = 2.0,
         warmup: int = 10,
@@ -91,7 +92,7 @@ class PPO:
         self.epochs, self.minibatches, self.clip, self.target_kl = epochs, minibatches, clip, target_kl
         self.value_clip, self.value_coef, self.trunk_gradient = value_clip, value_coef, trunk_gradient
         self.normalise, self.weight_cap = normalise, weight_cap
-        self.kl = KL(kl, kl_place, kl_estimator)
+        self.kl = KL(kl, kl_place, kl_estimator, kl_target)
         self._learner: dict[str, Any] = {
             "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
             "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
@@ -171,13 +172,13 @@ class PPO:
         }
         if targets is not None:
             metrics["explained_variance"] = explained_variance(batch.values, targets, batch.mask)
-        if batch.reference_logprobs is not None:
-            metrics["kl"] = float(((batch.behaviour_logprobs - batch.reference_logprobs) * batch.mask).sum() / batch.mask.sum())
-        return metrics
+        return metrics | self.kl.measure(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict() | {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
+        own = {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
+        return {**self.learner.state_dict(), **own, "kl_coef": self.kl.coef}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(state)
+        self.kl.coef = float(state["kl_coef"])
         self.critic.load_state_dict({k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")})

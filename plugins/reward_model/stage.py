@@ -26,8 +26,9 @@ from ...engine.feedback import Comparison
 from ...engine.memory import explained_memory
 from ...engine.policy.learner import Learner
 from ...engine.policy.model import divide
-from ...engine.preferences import Pair, import_pairs, opinion, pairs, rater_agreement, truth_agreement
+from ...engine.preferences import Pair, opinion, pairs, rater_agreement, truth_agreement
 from ...engine.run import Run, Update
+from ...engine.stages.preference import Chosen
 from .losses import bradley_terry, calibration_error, centering, k_wise, plackett_luce
 from .model import RewardModel, load_member
 
@@ -77,12 +78,9 @@ class TrainRewardModel(Stage):
             raise ConfigError("reward-model has nothing to learn from: put a `rank` stage before it, or give `data`")
 
     def play(self, run: Run) -> Iterator[Update]:
-        data = Data()
-        learners = Members(self, run)
-        done = run.begin({"data": data, "members": learners})
-        if not data.ids:
-            data.ids = self._collect(run)
-        data.load(run)
+        chosen, learners = Chosen(), Members(self, run)
+        done = run.begin({"chosen": chosen, "members": learners})
+        data = Data(run, chosen.comparisons(run, self.data))
         train, held = data.split(self.held_out, run.config.seed)
         steps = self.epochs * math.ceil(max(1, round(len(train) * self.bootstrap)) / self.batch_size)
         updates = math.ceil(steps / self.steps_per_update)
@@ -108,17 +106,6 @@ class TrainRewardModel(Stage):
                     metrics |= self._finish(run, learners.model, data, held)
                 yield run.finish_update(metrics)
 
-    def _collect(self, run: Run) -> list[str]:
-        """The ids of the comparisons to learn from: all that the run has had made, and those of the file."""
-        if self.data is not None and run.is_main:
-            episodes, comparisons = import_pairs(self.data, run=run.id, stage=run.stage, update=run.start + 1)
-            run.ledger.add_episodes(episodes)
-            run.ledger.add_feedback(comparisons)
-        found = run.ledger.comparisons(run.id)
-        if not found:
-            raise ConfigError("reward-model: no rater has compared anything in this run yet, so there is nothing to learn from")
-        return [c.id for c in found]
-
     def _groups(self, train: Sequence[int], step: int, seed: str) -> list[int]:
         """The starts of one step: each member's own share of them, in an order of its own, epoch by epoch."""
         generator = torch.Generator().manual_seed(int(seed, 16) % 2**63)
@@ -139,31 +126,32 @@ class TrainRewardModel(Stage):
             (e, k): i
             for i, (e, k) in enumerate((e, k) for micro in micros for e, k in zip(micro.episode.tolist(), micro.action.tolist(), strict=True))
         }  # fmt: skip
-        last = {e: scores[place[e, len(rows[e].positions) - 1]] for e in wanted}
+        last = {e: place[e, len(rows[e].positions) - 1] for e in wanted}
+        found = [(i, data.index[p.first], data.index[p.second], p) for i, g in enumerate(groups) for p in data.pairs[g]]
+        index = lambda values: torch.tensor(values, dtype=torch.long, device=scores.device)  # noqa: E731
+        number = lambda values: torch.tensor(values, dtype=scores.dtype, device=scores.device)  # noqa: E731
+        first, second = scores[index([last[a] for _, a, _, _ in found])], scores[index([last[b] for _, _, b, _ in found])]
+        probability = number([p.probability for *_, p in found])
+        weight = number([float(p.raters) for *_, p in found])
+        margin = self.margin * number([p.margin for *_, p in found])
         if self.loss == "plackett-luce":
-            rankings = [(g, c) for g in groups for c in data.by_group[g]]
-            total = torch.stack([
-                plackett_luce(torch.stack([last[data.index[e]] for tier in c.ranking for e in tier]), _places(c)) for _, c in rankings
-            ]).mean()  # fmt: skip
-        found = [(i, p) for i, g in enumerate(groups) for p in data.pairs[g]]
-        first, second = (torch.stack([last[data.index[getattr(p, side)]] for _, p in found]) for side in ("first", "second"))
-        kind: dict[str, Any] = {"dtype": scores.dtype, "device": scores.device}
-        probability = torch.tensor([p.probability for _, p in found], **kind)
-        weight = torch.tensor([float(p.raters) for _, p in found], **kind)
-        margin = self.margin * torch.tensor([p.margin for _, p in found], **kind)
-        group = torch.tensor([i for i, _ in found], device=scores.device)
-        if self.loss != "plackett-luce":
+            rankings = [c for g in groups for c in data.by_group[g]]
+            flat = [index([last[data.index[e]] for tier in c.ranking for e in tier]) for c in rankings]
+            total = torch.stack(
+                [plackett_luce(scores[own], _places(c)) for own, c in zip(flat, rankings, strict=True)]
+            ).mean()  # fmt: skip
+        else:
             each = bradley_terry(first, second, probability, margin, self.label_smoothing)
+            group = index([i for i, *_ in found])
             total = k_wise(each, group, weight) if self.loss == "k-wise" else (each * weight).sum() / weight.sum()
         if self.prefixes:
             earlier = [
                 (n, place[a, k], place[b, k])
-                for n, (_, p) in enumerate(found)
-                for a, b in [(data.index[p.first], data.index[p.second])]
+                for n, (_, a, b, _) in enumerate(found)
                 for k in range(min(len(rows[a].positions), len(rows[b].positions)) - 1)
             ]
             if earlier:
-                at, left, right = (torch.tensor(column, device=scores.device) for column in zip(*earlier, strict=True))
+                at, left, right = (index(column) for column in zip(*earlier, strict=True))
                 each = bradley_terry(scores[left], scores[right], probability[at], margin[at], self.label_smoothing)
                 total = total + self.prefixes * (each * weight[at]).sum() / weight[at].sum()
         return total + self.centering * (centering(first, second) * weight).sum() / weight.sum()
@@ -194,20 +182,10 @@ def _places(comparison: Comparison) -> list[list[int]]:
 
 
 class Data:
-    """The comparisons a reward model learns from. Which they are is decided once and kept with the checkpoints."""
+    """Comparisons by start, with their episodes and pairs."""
 
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"ids": self.ids}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.ids = list(state["ids"])
-
-    def load(self, run: Run) -> None:
-        wanted = set(self.ids)
-        self.comparisons = [c for c in run.ledger.comparisons(run.id, everything=True) if c.id in wanted]
+    def __init__(self, run: Run, comparisons: Sequence[Comparison]) -> None:
+        self.comparisons = comparisons
         ids = list(dict.fromkeys(e for c in self.comparisons for tier in c.ranking for e in tier))
         found = run.ledger.episodes(ids)
         self.episodes: list[Episode] = [found[id_] for id_ in ids]

@@ -1,0 +1,301 @@
+"""`turnwise report RUN`: one self-contained HTML page of a run, made from its folder alone.
+
+Every number on it comes from `metrics.jsonl`, `evaluation.json` or rows of the ledger; the page says which. No script, no font, no
+picture is loaded from anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..config import ConfigError, flat
+from ..episode import Episode
+from ..feedback import Feedback
+from ..ledger import Ledger, LedgerError, Member
+from ..secrets import redact
+from ..stages.evaluate import bootstrap
+
+COLOURS = {"truth": "#1f77b4", "proxy": "#d1620b", "other": "#5a6b7b"}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One number per update, with its interval where episodes tell it."""
+
+    name: str
+    updates: Sequence[int]
+    values: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    colour: str = COLOURS["truth"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewarded:
+    """A turn as the page shows it."""
+
+    who: str
+    text: str
+    mine: bool
+    note: str
+
+
+def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
+    """Writes the page of the run in a folder, by default to `report.html` in it, and returns its path.
+
+    Raises:
+        ConfigError: the folder holds no run, or the page's libraries are missing (the extra `plots`).
+    """
+    try:
+        import jinja2
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError(f"reports need {error.name}: pip install 'turnwise[plots]'") from error
+    matplotlib.use("Agg")
+    folder = Path(folder)
+    log = folder / "metrics.jsonl"
+    if not (folder / "config.yaml").is_file() or not log.is_file():
+        near = sorted(p.parent for p in folder.glob("*/metrics.jsonl"))
+        hint = f" Did you mean {str(near[0])!r}?" if near else ""
+        raise ConfigError(f"{folder} holds no run with metrics to report (config.yaml, metrics.jsonl).{hint}")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    metrics = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+    url = config.get("ledger") or folder / "ledger.sqlite"
+    if not config.get("ledger") and not Path(url).is_file():
+        raise ConfigError(f"the ledger of the run in {folder} is gone (ledger.sqlite): put it back to report on it")
+    try:
+        ledger = Ledger(url)
+        run = ledger.latest_run()
+    except LedgerError as error:
+        raise ConfigError(f"the run in {folder} cannot be reported on: {error}") from error
+    names = list(dict.fromkeys(line["stage"] for line in metrics))
+    stages = [_stage(name, [m for m in metrics if m["stage"] == name], ledger, run) for name in names]
+    evaluation = folder / "evaluation.json"
+    table = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("page.html").render(
+        name=config.get("name") or folder.name,
+        updates=len(metrics),
+        counts=ledger.counts(),
+        spend=ledger.spend(),
+        stages=stages,
+        players={k: v for k, v in table.items() if "pairs" not in v},
+        pairs={k: v for k, v in table.items() if "pairs" in v},
+        options=_options(config),
+        examples=_examples(ledger, run),
+        number=_number,
+    )
+    ledger.close()
+    path = Path(target) if target is not None else folder / "report.html"
+    path.write_text(page)
+    return path
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.{digits}f}"
+
+
+def _options(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What each stage was asked, as YAML."""
+    labels: list[str] = []
+    shown = []
+    for stage in flat(config["stages"]):
+        [(name, options)] = stage.items()
+        labels.append(name)
+        label = name if labels.count(name) == 1 else f"{name}-{labels.count(name)}"
+        shown.append((label, redact(yaml.safe_dump(options or {}, sort_keys=False, allow_unicode=True))))
+    return shown
+
+
+def _stage(name: str, metrics: Sequence[Mapping[str, Any]], ledger: Ledger, run: str) -> dict[str, Any]:
+    """What a stage did: numbers of the ledger, of its last update, and its pictures."""
+    members = [m for line in metrics for m in ledger.members(run, line["update"])]
+    episodes = {u: ledger.run_episodes(run, stage=name, update=u) for u in (line["update"] for line in metrics)}
+    played = [e for each in episodes.values() for e in each]
+    used = sum(m.used for m in members)
+    why: dict[str, int] = {}
+    for m in members:
+        if not m.used:
+            reason = m.reason.split(":")[0]
+            why[reason] = why.get(reason, 0) + 1
+    said = ledger.feedback_summary(sorted({e.group for e in played}))
+    return {
+        "name": name,
+        "updates": len(metrics),
+        "episodes": len(played),
+        "failed": sum(e.ending == "failed" for e in played),
+        "used": used,
+        "left_out": sorted(why.items()),
+        "said": said,
+        "last": {k: v for k, v in metrics[-1].items() if k not in ("update", "stage", "time") and isinstance(v, (int, float))},
+        "pictures": _pictures(metrics, episodes, members),
+    }
+
+
+def _pictures(
+    metrics: Sequence[Mapping[str, Any]], episodes: Mapping[int, Sequence[Episode]], members: Sequence[Member]
+) -> list[tuple[str, str]]:
+    """(caption, SVG) pairs; only what there is something to draw of."""
+    if len(metrics) < 2:
+        return []
+    pictures = []
+    outcome_of = {m.episode: m.outcome for m in members if m.outcome is not None}
+    curve = lambda key, name, colour=COLOURS["other"]: _logged(metrics, key, name, colour)  # noqa: E731
+    played = {u: [e for e in each if e.ending != "failed"] for u, each in episodes.items()}
+    if outcome_of:
+        trained = _measured("what it trains on", played, lambda e: outcome_of.get(e.id), COLOURS["proxy"])
+        truth = _measured("the environment's return", played, lambda e: e.env_return, COLOURS["truth"])
+        same = all(abs(a - b) < 1e-9 for a, b in zip(trained.values, truth.values, strict=False))
+        if same:
+            pictures.append(("Outcome per update, mean of its episodes with 95 % bootstrap intervals.", _draw([[truth]])))
+        else:
+            pictures.append(
+                (
+                    "Proxy and truth: what the policy trains on (orange), and the environment's own return, which it does not see "
+                    "(blue). 95 % bootstrap intervals. Where the first rises while the second falls, the reward is being gamed.",
+                    _draw([[trained], [truth]]),
+                )
+            )
+    if any("success" in m for m in metrics):
+        wins = _measured("success", played, lambda e: None if e.success is None else float(e.success), COLOURS["truth"])
+        gold = curve("gold/success", "on held-out starts", COLOURS["proxy"])
+        pictures.append(("Success per update.", _draw([[s for s in (wins, gold) if s.values]])))
+    if any(played.values()) and outcome_of:
+        habits = [
+            _measured("questions per conversation", played, lambda e: float(sum("?" in t.action for t in e.turns))),
+            _measured("repeated replies per conversation", played, _repeats),
+            _measured("words per reply", played, lambda e: float(np.mean([len(t.action.split()) for t in e.turns] or [0]))),
+            _measured("turns", played, lambda e: float(len(e.turns))),
+        ]
+        caption = "Habits that a gamed reward breeds: needless questions, repetition, padding. 95 % bootstrap intervals."
+        pictures.append((caption, _draw([[s] for s in habits])))
+    learning = [
+        [s]
+        for s in (
+            curve("kl_episode", "KL to the reference, nats per conversation"),
+            curve("entropy", "entropy per token"),
+            curve("clip_fraction", "share of tokens clipped"),
+            curve("explained_variance", "explained variance of the critic"),
+            curve("loss", "loss"),
+            curve("rater_agreement", "agreement of two raters"),
+            curve("truth_agreement", "raters' agreement with the environment's return"),
+        )
+        if len(s.values) > 1
+    ]
+    if learning:
+        pictures.append(("How it learned.", _draw(learning)))
+    return pictures
+
+
+def _repeats(episode: Episode) -> float:
+    said = [" ".join(t.action.lower().split()) for t in episode.turns]
+    return float(len(said) - len(set(said)))
+
+
+def _logged(metrics: Sequence[Mapping[str, Any]], key: str, name: str, colour: str) -> Series:
+    found = [(m["update"], m[key]) for m in metrics if key in m]
+    return Series(name, [u for u, _ in found], [v for _, v in found], colour=colour)
+
+
+def _measured(name: str, played: Mapping[int, Sequence[Episode]], value: Any, colour: str = COLOURS["other"]) -> Series:
+    updates, means, lows, highs = [], [], [], []
+    for update, episodes in played.items():
+        found = [v for v in map(value, episodes) if v is not None]
+        if found:
+            low, high = bootstrap(found, draws=300)
+            updates.append(update)
+            means.append(float(np.mean(found)))
+            lows.append(low)
+            highs.append(high)
+    return Series(name, updates, means, lows, highs, colour)
+
+
+def _draw(panels: Sequence[Sequence[Series]]) -> str:
+    """Panels side by side, two in a row, as an SVG element that scales with the page."""
+    from matplotlib import pyplot as plt
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "turnwise", "font.size": 9, "font.family": "sans-serif"}):
+        figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 2.6 * rows), squeeze=False)
+        for place, axis in enumerate(axes.flat):
+            if place >= len(panels):
+                axis.axis("off")
+                continue
+            for series in panels[place]:
+                axis.plot(series.updates, series.values, color=series.colour, linewidth=1.4, label=series.name)
+                if series.low is not None and series.high is not None:
+                    axis.fill_between(series.updates, series.low, series.high, color=series.colour, alpha=0.2, linewidth=0)
+            axis.set_title(" / ".join(s.name for s in panels[place]), fontsize=9, loc="left")
+            axis.set_xlabel("update", fontsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            figure.tight_layout()
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg, count=1)
+
+
+def _examples(ledger: Ledger, run: str, count: int = 3) -> list[dict[str, Any]]:
+    """Conversations of the first and of the last update that played, from the same starts where there are such."""
+    rounds = [(stage, update) for stage, update in ledger.rounds(run) if stage.split("/")[0].split("-")[0] == "rl"]
+    gold = [r for r in rounds if "/gold-" in r[0]]
+    rounds = gold or [r for r in rounds if "/" not in r[0]]
+    if not rounds:
+        return []
+    before, after = (ledger.run_episodes(run, stage=stage, update=update) for stage, update in (rounds[0], rounds[-1]))
+    later = {e.start.key: e for e in after}
+    common = [(e, later[e.start.key]) for e in before if e.start.key in later]
+    changed = [(a, b) for a, b in common if [t.action for t in a.turns] != [t.action for t in b.turns]]
+    pairs = sorted(changed or common or list(zip(before, after, strict=False)), key=lambda p: p[0].env_return - p[1].env_return)
+    return [
+        {
+            "same": a.start.key == b.start.key,
+            "before": _shown(a, ledger, rounds[0]),
+            "after": _shown(b, ledger, rounds[-1]),
+        }
+        for a, b in pairs[:count]
+    ]
+
+
+def _shown(episode: Episode, ledger: Ledger, place: tuple[str, int]) -> dict[str, Any]:
+    """A conversation with what each turn earned."""
+    said = [f for f in ledger.feedback([episode.group]) if isinstance(f, Feedback) and f.episode == episode.id]
+    clean = lambda text: "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)  # noqa: E731
+    lines = [Rewarded("system", clean(episode.system), False, "")] if episode.system else []
+    for k, turn in enumerate(episode.turns):
+        notes = [f"reward {turn.reward:g}"] if turn.reward or k == len(episode.turns) - 1 else []
+        for f in said:
+            if f.turn_scores is not None and f.turn_scores[k] is not None:
+                notes.append(f"{f.stamp.source} {f.turn_scores[k]:+.2f}")
+        if turn.cut:
+            notes.append("cut at the token limit")
+        lines.append(Rewarded(turn.observation.role, clean(turn.observation.content), False, ""))
+        lines.append(Rewarded("assistant", clean(turn.action), True, ", ".join(notes)))
+    if episode.final:
+        lines.append(Rewarded(episode.final.role, clean(episode.final.content), False, ""))
+    scores = [f"{f.stamp.source} {f.score:.3f}" for f in said if f.score is not None]
+    ended = episode.ending + (f" ({episode.reason})" if episode.reason else "")
+    return {
+        "lines": lines,
+        "end": f"{ended}; return {episode.env_return:g}" + (f"; {', '.join(scores)}" if scores else ""),
+        "where": f"{place[0]}, update {place[1]}, episode {episode.id}",
+    }

@@ -1,0 +1,144 @@
+"""`preference`: trains the policy on comparisons, with an optimizer that consumes them. Nothing is played.
+
+The comparisons are those the run has had made so far (`rank`), or come from a file. Conversations that a policy of ours sampled train on
+their own tokens; written ones are tokenized by the policy's chat template.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ..config import ConfigError, Stage
+from ..episode import Episode, derive_id
+from ..feedback import Comparison
+from ..memory import explained_memory
+from ..preferences import Pair, import_pairs, pairs
+from ..run import Run, Update
+from .play import component
+
+
+class Preference(Stage):
+    """Attributes:
+    data: a file of pairs in the conversational preference format, besides what the run has had compared so far.
+    optimizer: one that consumes comparisons.
+    epochs, batch_size: passes over the pairs, and pairs per update.
+    """
+
+    data: Path | None = None
+    optimizer: Any = "dpo"
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+
+    def check(self, run: Run) -> None:
+        if self.data is not None and not self.data.is_file():
+            raise ConfigError(f"preference.data: there is no file {self.data}")
+        before = run.stages[: [label for label, _ in run.stages].index(run.stage)]
+        if self.data is None and not any(label.split("-")[0] == "rank" for label, _ in before):
+            raise ConfigError("preference has nothing to learn from: put a `rank` stage before it, or give `data`")
+        optimizer = component(run.plugins, "optimizer", self.optimizer)
+        if "comparisons" not in optimizer.consumes:
+            raise ConfigError(
+                f"the preference stage has comparisons, but the optimizer trains on {', '.join(sorted(optimizer.consumes))}: use 'dpo' "
+                "here, or the rl stage for it"
+            )
+
+    def play(self, run: Run) -> Iterator[Update]:
+        optimizer = component(run.plugins, "optimizer", self.optimizer)
+        policy = run.policy
+        optimizer.setup(policy)
+        chosen = Chosen()
+        done = run.begin({"optimizer": optimizer, "chosen": chosen} if hasattr(optimizer, "state_dict") else {"chosen": chosen})
+        said = pairs(chosen.comparisons(run, self.data))
+        found = [p for p in said if p.probability != 0.5]
+        episodes = run.ledger.episodes(sorted({e for p in found for e in (p.first, p.second)}))
+        rows = {id_: _rows(policy, episode) for id_, episode in episodes.items()}
+        fitting = [p for p in found if rows[p.first] and rows[p.second]]
+        if not fitting:
+            raise ConfigError(
+                f"preference: none of {len(said)} pairs is decided and fits the context of {policy.context_length} tokens"
+            )
+        per_epoch = math.ceil(len(fitting) / self.batch_size)
+        updates = self.epochs * per_epoch
+        for i in range(done, updates):
+            epoch, place = divmod(i, per_epoch)
+            mine = _shuffled(fitting, derive_id("pairs", run.config.seed, run.stage, epoch))
+            mine = mine[place * self.batch_size : (place + 1) * self.batch_size]
+            run.status("update", i + 1, updates, update=i + 1, updates=updates)
+            with explained_memory("the update", "`micro_tokens` of the optimizer, or `batch_size`"):
+                batch = preference_batch(mine, episodes, rows)
+                batch.progress, batch.seed = i / updates, int(derive_id(run.config.seed, run.updates + 1)[:12], 16)
+                optimizer.prepare(policy, batch)
+                metrics = optimizer.update(policy, batch)
+            policy.version += 1
+            more = {"pairs": float(len(fitting)), "undecided_or_too_long": float(len(said) - len(fitting))}
+            yield run.finish_update({**metrics, **more})
+
+
+class Chosen:
+    """Which comparisons a stage trains on: all that the run has had made, and those of a file. Decided once, and kept with its
+    checkpoints: what arrives or is corrected later must not change a run that goes on."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def comparisons(self, run: Run, data: Path | None) -> list[Comparison]:
+        """The comparisons, by group and id; the first call decides which.
+
+        Raises:
+            ConfigError: there are none.
+            PreferenceError: the file holds something else.
+        """
+        if not self.ids:
+            if data is not None and run.is_main:
+                episodes, imported = import_pairs(data, run=run.id, stage=run.stage, update=run.start + 1)
+                run.ledger.add_episodes(episodes)
+                run.ledger.add_feedback(imported)
+            self.ids = [c.id for c in run.ledger.comparisons(run.id)]
+        if not self.ids:
+            raise ConfigError(f"{run.stage}: no rater has compared anything in this run yet, so there is nothing to learn from")
+        wanted = set(self.ids)
+        return [c for c in run.ledger.comparisons(run.id, everything=True) if c.id in wanted]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ids": self.ids}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.ids = list(state["ids"])
+
+
+def _shuffled(found: list[Pair], seed: str) -> list[Pair]:
+    return sorted(found, key=lambda p: derive_id(seed, p.first, p.second))
+
+
+def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | None:
+    """(ids read, ids said) per turn: as sampled, or as the chat template lays the conversation out; None if it does not fit."""
+    if all(t.action_ids is not None for t in episode.turns) and episode.history == "append":
+        turns = [(list(t.prompt_ids), list(t.action_ids or ())) for t in episode.turns]
+    else:
+        said = [m for m in episode.messages if m is not episode.final]
+        try:
+            turns = policy.chat.conversation(said, episode.tools)
+        except ValueError as error:
+            raise ConfigError(f"preference: conversation {episode.id} cannot be rendered: {error}") from error
+    return turns if sum(len(a) + len(b) for a, b in turns) <= policy.context_length else None
+
+
+def preference_batch(
+    found: list[Pair], episodes: Mapping[str, Episode], rows: Mapping[str, list[tuple[list[int], list[int]]] | None]
+) -> Any:
+    """Pairs and their conversations as one batch: what an optimizer that consumes comparisons trains on."""
+    from ..batch import written_batch
+
+    ids = list(dict.fromkeys(e for p in found for e in (p.first, p.second)))
+    index = {id_: e for e, id_ in enumerate(ids)}
+    ordered = []
+    for p in found:
+        better, worse = (p.first, p.second) if p.probability > 0.5 else (p.second, p.first)
+        sure = max(p.probability, 1 - p.probability)
+        ordered.append((index[better], index[worse], sure, p.margin, float(p.raters)))
+    return written_batch([episodes[id_] for id_ in ids], [rows[id_] or [] for id_ in ids], ordered)
