@@ -1,4 +1,4 @@
-"""The command line: `turnwise run | evaluate | plugins | envs`, and whatever commands plugins add (`turnwise demo`)."""
+"""The command line: `turnwise run | evaluate | report | chat | export | plugins | envs`, and whatever commands plugins add (`turnwise demo`)."""
 
 from __future__ import annotations
 
@@ -132,6 +132,73 @@ def evaluate(
         print(json.dumps(table, indent=2))
     else:
         print_scores(table)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="Where the page goes; default report.html in the folder.")] = None,
+) -> None:
+    """Writes a run's report: one HTML page with curves, proxy against truth, habits, and conversations before and after."""
+    from .report.page import write_report
+
+    print(write_report(folder, out))
+
+
+@app.command()
+def chat(
+    policy: Annotated[
+        str | None, typer.Argument(help="A model's folder or hub name; none: you play the agent yourself.")
+    ] = None,
+    env: Annotated[str | None, typer.Option(help="Play this environment: the policy as the agent, or you.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt, when you talk to the policy.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
+    seed: Annotated[int, typer.Option(help="Of replies and of the environment's start.")] = 0,
+    module: Annotated[str | None, MODULE] = None,
+) -> None:
+    """Talks to a policy, shows it at work in an environment, or lets you play an environment yourself."""
+    from . import talk
+    from .config import ConfigError
+    from .progress import quiet
+
+    import_module(module)
+    if policy is None and env is None:
+        raise ConfigError("name a policy to talk to, an --env to play yourself, or both to watch the policy play")
+    try:
+        chosen = json.loads(options)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--options is not JSON: {error}") from error
+    quiet()
+    if env is None:
+        assert policy is not None
+        talk.with_policy(policy, system, temperature, max_new_tokens, seed)
+    else:
+        talk.in_environment(env, chosen, seed, policy, temperature, max_new_tokens)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Argument(help="A JSONL file to write.")],
+) -> None:
+    """Writes a run's comparisons in the conversational preference format (prompt, chosen, rejected), one line per pair and rater."""
+    from .config import ConfigError
+    from .ledger import Ledger
+    from .preferences import export_pairs
+
+    if not (folder / "ledger.sqlite").is_file():
+        raise ConfigError(f"{folder} holds no run (no ledger.sqlite)")
+    ledger = Ledger(folder / "ledger.sqlite")
+    run = ledger.latest_run()
+    comparisons = ledger.comparisons(run)
+    episodes = ledger.episodes(sorted({e for c in comparisons for tier in c.ranking for e in tier}))
+    count = 0
+    with out.open("w") as lines:
+        for count, record in enumerate(export_pairs(episodes, comparisons), 1):  # noqa: B007
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    print(f"{count} pairs of {len(comparisons)} comparisons in {out}")
 
 
 @app.command("plugins")

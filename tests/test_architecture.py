@@ -19,7 +19,7 @@ FLOORS = {
     1: ["engine.hookspecs", "engine.plugins", "engine.environment", "engine.learning", "engine.reward", "engine.ledger",
         "engine.policy", "engine.secrets", "engine.memory", "engine.batch", "engine.builtin"],
     2: ["engine.rollout", "engine.sources", "engine.config", "engine.checkpoint", "engine.tracking", "engine.run", "engine.stages"],
-    3: ["engine.progress", "engine.train", "engine.report", "engine.cli"],
+    3: ["engine.progress", "engine.talk", "engine.train", "engine.report", "engine.cli"],
 }  # fmt: skip
 
 
