@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all check install clean
+.PHONY: demo demo-road test test-all check install clean
 
 install: $(VENV)/.installed
 
@@ -15,6 +15,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/turnwise demo
+
+demo-road: install
+	$(BIN)/turnwise demo --road
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

@@ -311,43 +311,62 @@ class Ledger:
         new: list[Answer] = []
         with self._writing() as db:
             now = self.clock()
+            nameless = next((a for a in answers if not a.id), None)
+            if nameless is not None:
+                raise LedgerError(f"feedback on {nameless.target!r} has no id; the giver makes it, so that it can be repeated")
+            contents: dict[str, str] = {}
+            for some in _chunks([a.id for a in answers]):
+                query = sa.select(_feedback.c.id, _feedback.c.content).where(_feedback.c.id.in_(some))
+                contents |= dict(db.execute(query).tuples().all())
+            known, trained = self._targets(db, answers)
+            rows: list[dict[str, Any]] = []
             for answer in answers:
-                if not answer.id:
-                    raise LedgerError(
-                        f"feedback on {answer.target!r} has no id; the giver makes it, so that it can be repeated"
-                    )
                 content = _content(answer)
-                known = db.scalar(sa.select(_feedback.c.content).where(_feedback.c.id == answer.id))
-                if known is not None:
-                    if known != content:
+                if answer.id in contents:
+                    if contents[answer.id] != content:
                         raise LedgerError(
                             f"feedback {answer.id!r} is recorded with other content. A correction needs an id of its own and "
                             f"supersedes={answer.id!r}."
                         )
                     continue
+                contents[answer.id] = content
+                if answer.target not in known:
+                    raise LedgerError(f"feedback {answer.id!r} speaks of {answer.target!r}, which this ledger does not know")
                 kind = "comparison" if isinstance(answer, Comparison) else "feedback"
-                trained = self._known_target(db, kind, answer)
                 if answer.supersedes is not None:
-                    self._check_correction(db, kind, answer, trained)
+                    self._insert(db, rows)  # it may correct one of these
+                    rows = []
+                    self._check_correction(db, kind, answer, answer.target in trained)
                 stamp = dataclasses.replace(answer.stamp, time=answer.stamp.time or now)
-                db.execute(
-                    _feedback.insert().values(
-                        id=answer.id, kind=kind, target=answer.target, request=stamp.request, source=stamp.source,
-                        version=stamp.version, rater=stamp.rater, stratum=stamp.stratum, status=answer.status,
-                        score=answer.score if isinstance(answer, Feedback) else None, content=content,
-                        supersedes=answer.supersedes, cost=stamp.cost, late=trained, time=stamp.time,
-                    )
+                rows.append(
+                    {
+                        "id": answer.id, "kind": kind, "target": answer.target, "request": stamp.request, "source": stamp.source,
+                        "version": stamp.version, "rater": stamp.rater, "stratum": stamp.stratum, "status": answer.status,
+                        "score": answer.score if isinstance(answer, Feedback) else None, "content": content,
+                        "supersedes": answer.supersedes, "cost": stamp.cost, "late": answer.target in trained,
+                        "time": stamp.time,
+                    }
                 )  # fmt: skip
                 new.append(dataclasses.replace(answer, stamp=stamp))
+            self._insert(db, rows)
         return new
 
-    def _known_target(self, db: Connection, kind: str, answer: Answer) -> bool:
-        """Whether the target has trained already."""
-        column = _episodes.c.group if kind == "comparison" else _episodes.c.id
-        if db.scalar(sa.select(sa.func.count()).select_from(_episodes).where(column == answer.target)) == 0:
-            raise LedgerError(f"feedback {answer.id!r} speaks of {answer.target!r}, which this ledger does not know")
-        trained = _members.c.group if kind == "comparison" else _members.c.episode
-        return bool(db.scalar(sa.select(sa.func.count()).select_from(_members).where(trained == answer.target)))
+    def _insert(self, db: Connection, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            db.execute(_feedback.insert(), rows)
+
+    def _targets(self, db: Connection, answers: Sequence[Answer]) -> tuple[set[str], set[str]]:
+        """Of the episodes and groups that are spoken of: those that were played, and those that have trained."""
+        known: set[str] = set()
+        trained: set[str] = set()
+        for kind, column, member in (
+            (Feedback, _episodes.c.id, _members.c.episode),
+            (Comparison, _episodes.c.group, _members.c.group),
+        ):
+            for some in _chunks(list({a.target for a in answers if isinstance(a, kind)})):
+                known |= set(db.scalars(sa.select(column).where(column.in_(some))))
+                trained |= set(db.scalars(sa.select(member).where(member.in_(some))))
+        return known, trained
 
     def _check_correction(self, db: Connection, kind: str, answer: Answer, trained: bool) -> None:
         old = db.execute(sa.select(_feedback).where(_feedback.c.id == answer.supersedes)).mappings().first()

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import turnwise
 from turnwise.engine import hookspecs
 
 ROOT = Path(__file__).parents[1]
@@ -162,14 +163,11 @@ def test_nothing_speaks_of_unfinished_work() -> None:
 
 def test_every_key_of_the_config_is_documented() -> None:
     from turnwise.engine.config import PolicyConfig, RunConfig
-    from turnwise.engine.stages.evaluate import Evaluate
-    from turnwise.engine.stages.rl import RL
-    from turnwise.engine.stages.sft import SFT
 
     page = (ROOT / "docs" / "configuration.md").read_text()
-    sections = dict(
-        zip(["Run", "Policy", "`sft`", "`rl`", "`evaluate`"], [RunConfig, PolicyConfig, SFT, RL, Evaluate], strict=True)
-    )
+    plugins = turnwise.Plugins()
+    ours = ("sft", "rank", "reward-model", "preference", "rl", "evaluate")
+    sections = {"Run": RunConfig, "Policy": PolicyConfig} | {f"`{n}`": plugins.factory("stage", n) for n in ours}
     for title, model in sections.items():
         section = page.split(f"## {title}\n")[1].split("\n## ")[0]
         for key in model.model_fields:

@@ -104,8 +104,8 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
 
 
 def _number(value: Any, digits: int = 3) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
+    if not isinstance(value, (int, float)):
+        return ""
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.{digits}f}"
 
 
@@ -254,26 +254,23 @@ def _draw(panels: Sequence[Sequence[Series]]) -> str:
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', svg, count=1)
 
 
-def _examples(ledger: Ledger, run: str, count: int = 3) -> list[dict[str, Any]]:
-    """Conversations of the first and of the last update that played, from the same starts where there are such."""
+def _examples(ledger: Ledger, run: str, count: int = 2) -> list[dict[str, Any]]:
+    """Conversations of the first and of the last update that played: those of training, and those of the gold measure, which plays the
+    same starts every time."""
     rounds = [(stage, update) for stage, update in ledger.rounds(run) if stage.split("/")[0].split("-")[0] == "rl"]
-    gold = [r for r in rounds if "/gold-" in r[0]]
-    rounds = gold or [r for r in rounds if "/" not in r[0]]
-    if not rounds:
-        return []
-    before, after = (ledger.run_episodes(run, stage=stage, update=update) for stage, update in (rounds[0], rounds[-1]))
-    later = {e.start.key: e for e in after}
-    common = [(e, later[e.start.key]) for e in before if e.start.key in later]
-    changed = [(a, b) for a, b in common if [t.action for t in a.turns] != [t.action for t in b.turns]]
-    pairs = sorted(changed or common or list(zip(before, after, strict=False)), key=lambda p: p[0].env_return - p[1].env_return)
-    return [
-        {
-            "same": a.start.key == b.start.key,
-            "before": _shown(a, ledger, rounds[0]),
-            "after": _shown(b, ledger, rounds[-1]),
-        }
-        for a, b in pairs[:count]
-    ]
+    examples = []
+    for kind in ([r for r in rounds if "/" not in r[0]], [r for r in rounds if "/gold-" in r[0]]):
+        if not kind:
+            continue
+        before, after = (ledger.run_episodes(run, stage=stage, update=update) for stage, update in (kind[0], kind[-1]))
+        later = {e.start.key: e for e in after}
+        common = [(e, later[e.start.key]) for e in before if e.start.key in later]
+        changed = [(a, b) for a, b in common if [t.action for t in a.turns] != [t.action for t in b.turns]]
+        pairs = changed or common or list(zip(before, after, strict=False))
+        for a, b in sorted(pairs, key=lambda p: p[0].env_return - p[1].env_return)[:count]:
+            shown = {"before": _shown(a, ledger, kind[0]), "after": _shown(b, ledger, kind[-1])}
+            examples.append({"same": a.start.key == b.start.key, **shown})
+    return examples
 
 
 def _shown(episode: Episode, ledger: Ledger, place: tuple[str, int]) -> dict[str, Any]:

@@ -172,13 +172,15 @@ class Other(Section):
 
 
 class BestOf(Section):
-    """The policy as the best of n: the baseline that RL against a judge must beat.
+    """A policy as the best of n: the baseline that RL against a judge must beat.
 
     Attributes:
+        policy: another policy's folder or hub name, such as the one that RL began from; default: the run's.
         judge: scores single conversations, such as "reward-model"; anything the `feedback` of `rl` takes.
         n: how many conversations to choose from; the largest is how often each start is played.
     """
 
+    policy: str | None = None
     judge: Any
     n: list[int] = Field(default=[1, 4, 16], min_length=1)
 
@@ -224,9 +226,10 @@ class Evaluate(Stage):
 
     def check(self, run: Run) -> None:
         check_envs(self.env, [name for name in self.players if isinstance(name, str) and name != "policy"], run.plugins)
-        for other in self.players:
-            if isinstance(other, Other) and other.policy.count("/") != 1 and not Path(other.policy).is_dir():
-                raise ConfigError(f"evaluate: the policy of player {other.name!r} is no folder: {other.policy}")
+        others = [p.policy for p in self.players if isinstance(p, Other)] + ([self.best_of.policy] if self.best_of else [])
+        for folder in others:
+            if folder is not None and folder.count("/") != 1 and not Path(folder).is_dir():
+                raise ConfigError(f"evaluate: there is no policy in {folder}")
         if self.judge is not None and self._sources(run, self.judge).sources[0].kind != "group":
             raise ConfigError("evaluate.judge must compare conversations (have `rank`); one that scores them goes to `best_of`")
         if self.best_of and self._sources(run, self.best_of.judge).sources[0].kind != "episode":
@@ -310,12 +313,15 @@ class Evaluate(Stage):
         }  # fmt: skip
 
     def _best_of(self, run: Run, env: EnvConfig, sampling: Any, where: Where, first: int) -> dict[str, dict[str, Any]]:
-        """The policy's conversations chosen by the judge's score, for every n, from the same N conversations per start."""
+        """A policy's conversations chosen by the judge's score, for every n, from the same N conversations per start."""
+        from ..policy import Policy
+
         assert self.best_of is not None
+        policy = run.policy if self.best_of.policy is None else Policy.from_pretrained(self.best_of.policy)
         size = max(self.best_of.n)
         show = partial(run.status, f"best of {size}")
         slots = range(first, first + size)
-        episodes = play_held_out(PolicyPlayer(run.policy, sampling), env, self.episodes, self.seed, show, where, slots, run)
+        episodes = play_held_out(PolicyPlayer(policy, sampling), env, self.episodes, self.seed, show, where, slots, run)
         if not run.is_main:
             return {}
         sources = self._sources(run, self.best_of.judge)

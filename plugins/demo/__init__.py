@@ -18,11 +18,19 @@ def register_commands(app: Typer) -> None:
     @app.command()
     def demo(
         seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
-        folder: Annotated[Path, typer.Option(help="Where results go; an earlier demo there is replaced.")] = Path("runs/demo"),
+        folder: Annotated[
+            Path | None, typer.Option(help="Where results go, runs/demo or runs/demo-road; an earlier demo there is replaced.")
+        ] = None,
         quick: Annotated[bool, typer.Option(help="A few updates only, to see that everything works.")] = False,
+        road: Annotated[bool, typer.Option(help="The whole road: rankings, a reward model, PPO against it.")] = False,
     ) -> None:
         """Builds a small chat model on the spot, fine-tunes it on imperfect demonstrations of SupportDesk, and trains it by PPO and
         by GRPO on the outcome alone."""
-        from .demo import run_demo
+        if road:
+            from .road import run_road
 
-        run_demo(folder, seed=seed, quick=quick)
+            run_road(folder or Path("runs/demo-road"), seed=seed, quick=quick)
+        else:
+            from .demo import run_demo
+
+            run_demo(folder or Path("runs/demo"), seed=seed, quick=quick)

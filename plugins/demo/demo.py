@@ -77,16 +77,10 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("the demo draws its learning curves with matplotlib: pip install 'turnwise[plots]'")
     console = Console()
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / "demo.json").exists():
-            raise ConfigError(f"{folder} holds something else than a demo: choose another --folder")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "demo.json").write_text(json.dumps({"seed": seed, "quick": quick}) + "\n")
+    prepare(folder, seed, quick)
     short = {"episodes": 300, "epochs": 1} if quick else {}
     few = {"updates": 2, "groups": 16} if quick else {}
     stories = 60 if quick else 400
-    threads = min(2, os.cpu_count() or 1)
     began, cpu = time.perf_counter(), time.process_time()
     seconds: dict[str, float] = {}
 
@@ -95,27 +89,11 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
 
     console.print("[bold]1[/bold]  a small chat model, built on the spot")
     since = time.perf_counter()
-    heard = rollout(ScriptPlayer("demonstrator"), [(s, 0) for s in starts(ENV, seed, 1500)], Where("demo", "words", 0, seed))
-    model = build_policy(
-        folder / "model", (m.content for e in heard for m in e.messages), seed=seed, hidden=64, layers=2, heads=4
-    )
+    model = small_model(folder, seed)
     clock("build", since)
 
     def run(name: str, policy: Path, stage: dict[str, Any]) -> Run:
-        [(_kind, _options)] = stage.items()
-        config = {
-            "policy": str(policy),
-            "stages": [stage],
-            "seed": seed,
-            "name": name,
-            "threads": threads,
-            "checkpoint_every": 1000,
-        }
-        with Display(sys.stderr.isatty()) as display:
-            done = Run(config, folder=folder / name, on_status=display.show).finish()
-        if done.stopping:
-            raise SystemExit(f"Stopped in {name}. Everything so far is in {folder}.")
-        return done
+        return play_run(folder, name, policy, [stage], seed)
 
     console.print("[bold]2[/bold]  sft: from imperfect demonstrations")
     since = time.perf_counter()
@@ -165,6 +143,40 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
         f"grpo {seconds['grpo']:.0f} s. SFT's teachers succeed in {sft.metrics[0]['demonstrations/success']:.0%} of their stories."
     )
     return summary
+
+
+def prepare(folder: Path, seed: int, quick: bool) -> None:
+    """An empty folder for a demo; an earlier demo in it is replaced.
+
+    Raises:
+        ConfigError: it holds something that is no demo.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / "demo.json").exists():
+            raise ConfigError(f"{folder} holds something else than a demo: choose another --folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "demo.json").write_text(json.dumps({"seed": seed, "quick": quick}) + "\n")
+
+
+def small_model(folder: Path, seed: int) -> Path:
+    """The small chat model, built from the demonstrators' words."""
+    heard = rollout(ScriptPlayer("demonstrator"), [(s, 0) for s in starts(ENV, seed, 1500)], Where("demo", "words", 0, seed))
+    texts = (m.content for e in heard for m in e.messages)
+    return build_policy(folder / "model", texts, seed=seed, hidden=64, layers=2, heads=4)
+
+
+def play_run(folder: Path, name: str, policy: Path, stages: list[dict[str, Any]], seed: int) -> Run:
+    """A run of the demo, in a folder of its name; ends the demo when it is interrupted."""
+    config = {
+        "policy": str(policy), "stages": stages, "seed": seed, "name": name, "threads": min(2, os.cpu_count() or 1),
+        "checkpoint_every": 1000,
+    }  # fmt: skip
+    with Display(sys.stderr.isatty()) as display:
+        done = Run(config, folder=folder / name, on_status=display.show).finish()
+    if done.stopping:
+        raise SystemExit(f"Stopped in {name}. Everything so far is in {folder}.")
+    return done
 
 
 def policy_player(policy: Policy, temperature: float = 1.0) -> PolicyPlayer:

@@ -48,7 +48,7 @@ class GRPO:
         clip: float = 0.2,
         clip_high: float | None = None,
         kl: float = 0.0,
-        kl_place: Literal["reward", "loss"] = "loss",
+        kl_place: Literal["reward", "loss", "measure"] = "loss",
         kl_estimator: Literal["k1", "k2", "k3"] = "k3",
         kl_target: float | None = None,
         loss_mean: Literal["token", "sequence"] = "token",

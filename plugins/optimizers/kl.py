@@ -14,14 +14,15 @@ class KL:
 
     - place "reward": each action token costs coef * k1 (InstructGPT, Ouyang et al. 2022); credit distributes it.
     - place "loss": coef * estimator is added to the loss per token (GRPO, Shao et al. 2024, eq. 4, with k3).
+    - place "measure": nothing holds it back; how far it moved is only measured.
 
     With a target, the coefficient follows the KL that was measured (Ziegler et al. 2019, arXiv:1909.08593, section 2.2):
 
         e = clip(KL / target - 1, -0.2, 0.2)        coef <- coef * (1 + gain * e)
 
     Args:
-        coef: 0 turns it off, and the reference is never run.
-        place: "reward" or "loss".
+        coef: 0 turns it off, and the reference is never run, except to measure.
+        place: "reward", "loss" or "measure".
         estimator: "k1", "k2" or "k3" in the loss; the penalty in the reward is always k1, whose expectation is the KL.
         target: nats per conversation; None keeps the coefficient as it is.
         gain: how fast the coefficient follows.
@@ -30,15 +31,17 @@ class KL:
     def __init__(
         self,
         coef: float,
-        place: Literal["reward", "loss"],
+        place: Literal["reward", "loss", "measure"],
         estimator: Literal["k1", "k2", "k3"],
         target: float | None = None,
         gain: float = 0.1,
     ) -> None:
         if coef < 0:
             raise ValueError(f"kl must not be negative, got {coef}")
-        if place not in ("reward", "loss"):
-            raise ValueError(f"kl_place must be 'reward' or 'loss', got {place!r}")
+        if place not in ("reward", "loss", "measure"):
+            raise ValueError(f"kl_place must be 'reward', 'loss' or 'measure', got {place!r}")
+        if place == "measure" and coef:
+            raise ValueError(f"kl_place 'measure' holds nothing back: leave kl at 0, got {coef}")
         if estimator not in ("k1", "k2", "k3"):
             raise ValueError(f"kl_estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
         if place == "loss" and estimator == "k1" and coef:
@@ -50,17 +53,21 @@ class KL:
         self.coef, self.place, self.estimator, self.target, self.gain = coef, place, estimator, target, gain
 
     @property
+    def used(self) -> bool:
+        return self.coef > 0 or self.place == "measure"
+
+    @property
     def in_loss(self) -> bool:
         return self.coef > 0 and self.place == "loss"
 
     def setup(self, policy: Policy) -> None:
         """The reference is the policy as it is now; only remembered where it will be used."""
-        if self.coef:
+        if self.used:
             policy.freeze_reference()
 
     def prepare(self, policy: Policy, batch: Batch, micro_tokens: int) -> None:
         """Sets `batch.reference_logprobs`, and adds the penalty to `batch.token_rewards`."""
-        if not self.coef:
+        if not self.used:
             return
         batch.reference_logprobs = policy.logprobs(batch, micro_tokens=micro_tokens, reference=True)
         if self.place == "reward":

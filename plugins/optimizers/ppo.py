@@ -76,7 +76,7 @@ class PPO:
         trunk_gradient: bool = True,
         normalise: Literal["whiten", "none"] = "whiten",
         kl: float = 0.0,
-        kl_place: Literal["reward", "loss"] = "reward",
+        kl_place: Literal["reward", "loss", "measure"] = "reward",
         kl_estimator: Literal["k1", "k2", "k3"] = "k3",
         kl_target: float | None = None,
         target_kl: float | None = None,
