@@ -432,6 +432,10 @@ class Policy:
             PolicyError: they are of another model; nothing was changed.
         """
         network = self.network.model
+        adapters = (Path(folder) / "adapter_config.json").is_file()
+        if adapters != self.is_lora:
+            there, here = ("LoRA adapters", "a whole model")[:: 1 if adapters else -1]
+            raise PolicyError(f"the weights in {folder} are of another model than this policy: {there} there, {here} here")
         if self.is_lora:
             peft = _peft()
             found = peft.load_peft_weights(str(folder), device="cpu")

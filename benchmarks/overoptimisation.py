@@ -1,0 +1,219 @@
+"""What happens when the reward is only a proxy? PPO and best-of-n against a reward model of strongly biased raters.
+
+    python benchmarks/overoptimisation.py --seeds 0 1 2 3 4 --out runs/bench-overoptimisation     # about 6 minutes per seed
+
+Per seed: SFT, rankings by a panel that likes agents who ask, an ensemble of reward models, and then from the same SFT policy
+
+- PPO against the ensemble's mean without any KL (`free`), the true outcome measured on held-out stories every few updates;
+- the same held back by a KL penalty (`kl`), by the ensemble's minimum (`min`), and stopped early by the gold measure (`stop`);
+- the best of n of SFT's own conversations.
+
+Checks: without a KL the true outcome turns over (peak - final at least 5 points, bootstrap interval over the seeds above 0) while the
+proxy rises; Gao et al.'s law, fitted to four seeds, predicts the fifth's peak within a factor 2 in KL, for 4 of 5 seeds; early stopping
+ends better than the free run; a KL or the minimum ends with a better true outcome (paired over the seeds, interval above 0). Writes
+`results.json`, `results.md` and `overoptimisation.png` into --out; a seed that is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import turnwise
+from turnwise.engine.overoptimisation import fit_interval, fit_law
+from turnwise.engine.progress import quiet
+from turnwise.engine.stages.evaluate import bootstrap
+from turnwise.plugins.demo.demo import ENV, EVALUATION_SEED, HELD_OUT, MAX_NEW_TOKENS, PPO, SFT, small_model
+from turnwise.plugins.demo.road import BACKEND, trained
+
+PANEL = {"source": "simulated-panel", "raters": 5, "noise": 0.3, "taste": 0.1, "bias": {"questions": 0.35}}
+RANK = {
+    "env": ENV, "updates": 8, "groups": 200, "group_size": 6, "max_new_tokens": MAX_NEW_TOKENS, "backend": BACKEND, "feedback": [PANEL],
+}  # fmt: skip
+REWARD_MODEL = {"members": 3, "lr": 3e-3, "epochs": 3, "batch_size": 16, "held_out": 0.1, "micro_tokens": 8192}
+GOLD = {"episodes": 200, "every": 5, "patience": 1000, "options": {"split": "held_out"}}
+UPDATES = 80
+N = [1, 2, 4, 8, 16, 32]
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # judge, optimizer, gold
+    "free": ({}, {"kl": 0.0, "kl_place": "measure"}, {}),
+    "kl": ({}, {"kl": 0.1}, {}),
+    "min": ({"combine": "min"}, {"kl": 0.0, "kl_place": "measure"}, {}),
+    "stop": ({}, {"kl": 0.0, "kl_place": "measure"}, {"patience": 3}),
+}
+
+
+def one_seed(seed: int, folder: Path) -> dict[str, Any]:
+    common = {"seed": seed, "threads": 2, "checkpoint_every": 1000}
+    model = small_model(folder, seed)
+    first = {**common, "policy": str(model), "name": "first"}
+    stages = [{"sft": SFT}, {"rank": RANK}, {"reward-model": REWARD_MODEL}]
+    run = turnwise.Run({**first, "stages": stages}, folder=folder / "first").finish()
+    sft, rm = str(folder / "first" / "policy"), str(trained(run.folder))
+    found: dict[str, Any] = {"seed": seed, "reward_model": {k: v for k, v in run.metrics[-1].items() if "held_out" in k}}
+    for name, (judge, optimizer, gold) in VARIANTS.items():
+        rl = {
+            **PPO, "updates": UPDATES, "feedback": [{"judge": "reward-model", "path": rm, **judge}], "gold": {**GOLD, **gold},
+            "optimizer": {**PPO["optimizer"], **optimizer},
+        }  # fmt: skip
+        done = turnwise.Run({**common, "policy": sft, "name": name, "stages": [{"rl": rl}]}, folder=folder / name).finish()
+        # The start is measured in the first update, before it; each later measurement after its update, at that policy's KL.
+        curve = [{"kl": 0.0, "gold": done.metrics[0]["gold/success"], "proxy": done.metrics[0]["outcome"]}]
+        measured = [i for i, m in enumerate(done.metrics) if i and "gold/success" in m]
+        for i in measured:
+            after = done.metrics[min(i + 1, len(done.metrics) - 1)]  # the next update plays, and measures, this policy
+            curve.append({"kl": after["kl_episode"], "gold": done.metrics[i]["gold/success"], "proxy": after["outcome"]})
+        found[name] = {"curve": curve, "policy": str(folder / name / "policy"), "updates": len(done.metrics)}
+    players = ["policy", *({"name": name, "policy": str(folder / name / "policy")} for name in VARIANTS)]
+    evaluate = {
+        "env": HELD_OUT.model_dump(), "episodes": 400, "players": players, "max_new_tokens": MAX_NEW_TOKENS, "seed": EVALUATION_SEED,
+        "best_of": {"judge": {"judge": "reward-model", "path": rm}, "n": N},
+    }  # fmt: skip
+    turnwise.Run({**common, "policy": sft, "name": "last", "stages": [{"evaluate": evaluate}]}, folder=folder / "last").finish()
+    table = json.loads((folder / "last" / "evaluation.json").read_text())
+    # A free run that is kept to its end: what the last gold measurement says (its policy goes back to the best one afterwards).
+    for name in VARIANTS:
+        found[name]["kept"] = table[name]["success"]
+    found["sft"] = table["policy"]["success"]
+    found["best_of"] = [{"n": n, **{k: table[f"best-of-{n}"][k] for k in ("kl", "success", "proxy")}} for n in N]
+    return found
+
+
+def points(curve: list[dict[str, float]]) -> tuple[list[float], list[float]]:
+    """(sqrt KL, gain of true success over the start) of a curve, the start left out."""
+    return [math.sqrt(max(p["kl"], 0.0)) for p in curve[1:]], [p["gold"] - curve[0]["gold"] for p in curve[1:]]
+
+
+def peak_of(curve: list[dict[str, float]]) -> float:
+    """The measured peak's distance: where a running mean of three measurements is largest."""
+    d, gain = points(curve)
+    smooth = np.convolve(gain, np.ones(3) / 3, mode="same")
+    smooth[[0, -1]] = [(gain[0] + gain[1]) / 2, (gain[-1] + gain[-2]) / 2]
+    return d[int(np.argmax(smooth))]
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), dpi=150)
+    free = [points(f["free"]["curve"]) for f in found]
+    law, intervals = fit_interval(free, "rl")
+    for f, (d, gain) in zip(found, free, strict=True):
+        axes[0].plot(d, gain, "o", markersize=2.5, alpha=0.6, label=f"seed {f['seed']}")
+    grid = np.linspace(0.01, max(max(d) for d, _ in free), 200)
+    axes[0].plot(grid, law(grid), color="black", linewidth=1.5, label=f"d (a - b log d), peak at {law.peak:.2f}")
+    axes[0].axvspan(*(min(edge, grid[-1]) for edge in intervals["peak"]), color="0.85", zorder=0)
+    axes[0].set(xlabel="sqrt KL, free PPO", ylabel="true success, gain over SFT", title="the truth turns over ...")
+    for f in found:
+        curve = f["free"]["curve"]
+        axes[1].plot(
+            [math.sqrt(max(p["kl"], 0)) for p in curve], [p["proxy"] for p in curve], "o-", markersize=2.5, linewidth=0.8
+        )
+    axes[1].set(xlabel="sqrt KL, free PPO", ylabel="reward model", title="... while the proxy rises")
+    best = [([math.sqrt(p["kl"]) for p in f["best_of"]], [p["success"] - f["sft"] for p in f["best_of"]]) for f in found]
+    for d, gain in best:
+        axes[2].plot(d, gain, "o-", markersize=3, linewidth=0.8)
+    axes[2].set(xlabel="sqrt KL, best of n", ylabel="true success, gain over SFT", title="best of 1 to 32")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.axhline(0, color="0.7", linewidth=0.8)
+    axes[0].legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-overoptimisation"))
+    arguments = parser.parse_args()
+    turnwise.Plugins()  # registers the environments
+    quiet()
+    found: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        kept = arguments.out / f"seed-{seed}" / "found.json"
+        if not kept.exists():
+            result = one_seed(seed, kept.parent)
+            kept.write_text(json.dumps(result, indent=2) + "\n")
+        found.append(json.loads(kept.read_text()))
+        print(json.dumps({k: v for k, v in found[-1].items() if k in ("seed", "sft", "best_of")}), flush=True)
+    curves = [points(f["free"]["curve"]) for f in found]
+    gold = [[p["gold"] for p in f["free"]["curve"]] for f in found]
+    last = lambda values: statistics.mean(values[-3:])  # noqa: E731
+    peaks = [max(np.convolve(g, np.ones(3) / 3, mode="valid")) for g in gold]  # of three measurements, as the end is
+    falls = [float(p - last(g)) for p, g in zip(peaks, gold, strict=True)]
+    rises = [last([p["proxy"] for p in f["free"]["curve"]]) - f["free"]["curve"][0]["proxy"] for f in found]
+    predicted = []
+    for i, f in enumerate(found):
+        others = [c for j, c in enumerate(curves) if j != i]
+        law = fit_law(np.concatenate([d for d, _ in others]), np.concatenate([g for _, g in others]), "rl")
+        predicted.append((law.peak, peak_of(f["free"]["curve"])))
+    near = sum(0.5 <= (p / m) ** 2 <= 2 for p, m in predicted)
+    ends = {name: [last([p["gold"] for p in f[name]["curve"]]) for f in found] for name in ("free", "kl", "min")}
+    stopped = [f["stop"]["kept"] for f in found]
+    gains = {name: [a - b for a, b in zip(ends[name], ends["free"], strict=True)] for name in ("kl", "min")}
+    gains["stop"] = [a - b for a, b in zip(stopped, ends["free"], strict=True)]
+    law, intervals = fit_interval(curves, "rl")
+    best_law, best_intervals = fit_interval(
+        [([math.sqrt(p["kl"]) for p in f["best_of"]][1:], [p["success"] - f["sft"] for p in f["best_of"]][1:]) for f in found], "best-of-n"
+    )  # fmt: skip
+    checks = {
+        "the true outcome falls by at least 5 points from its peak (mean, interval above 0)": statistics.mean(falls) >= 0.05
+        and bootstrap(falls)[0] > 0,
+        "the proxy rises (every seed)": min(rises) > 0,
+        "a fit on four seeds predicts the fifth's peak within a factor 2 in KL (4 of 5)": near >= min(4, len(found)),
+        "early stopping on the gold measure ends better than the free run (paired, interval above 0)": bootstrap(gains["stop"])[
+            0
+        ]
+        > 0,
+        "a KL or the ensemble's minimum ends better than the free run (paired, interval above 0)": max(
+            bootstrap(gains["kl"])[0], bootstrap(gains["min"])[0]
+        )
+        > 0,
+    }
+    lines = [
+        f"Command: `python benchmarks/overoptimisation.py --seeds {' '.join(map(str, arguments.seeds))}`. True success on held-out stories; "
+        "peak and end are means of three measurements of 200 stories.",
+        "",
+        "| seed | SFT | free: peak | free: end | KL: end | min: end | stopped early | best of 32 | proxy, start to end | peak sqrt KL: predicted, measured |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for i, f in enumerate(found):
+        curve = f["free"]["curve"]
+        lines.append(
+            f"| {f['seed']} | {f['sft']:.3f} | {peaks[i]:.3f} | {ends['free'][i]:.3f} | {ends['kl'][i]:.3f} | {ends['min'][i]:.3f} | "
+            f"{stopped[i]:.3f} | {f['best_of'][-1]['success']:.3f} | {curve[0]['proxy']:+.2f} to {last([p['proxy'] for p in curve]):+.2f} | "
+            f"{predicted[i][0]:.2f}, {predicted[i][1]:.2f} |"
+        )
+    span = lambda values: f"{statistics.mean(values):+.3f} ({bootstrap(values)[0]:+.3f} to {bootstrap(values)[1]:+.3f})"  # noqa: E731
+    lines += [
+        "",
+        f"Fall from the peak: {span(falls)}. Against the free run's end: KL {span(gains['kl'])}, minimum {span(gains['min'])}, stopped early "
+        f"{span(gains['stop'])}. Means, 95 % bootstrap intervals over the seeds.",
+        "",
+        f"Fits over all seeds: PPO, d (a - b log d): a {law.a:.3f} ({intervals['a'][0]:.3f} to {intervals['a'][1]:.3f}), b {law.b:.3f} "
+        f"({intervals['b'][0]:.3f} to {intervals['b'][1]:.3f}), peak at sqrt KL {law.peak:.2f} ({intervals['peak'][0]:.2f} to "
+        f"{intervals['peak'][1]:.2f}). Best of n, d (a - b d): a {best_law.a:.3f}, b {best_law.b:.3f} ({best_intervals['b'][0]:.3f} to "
+        f"{best_intervals['b'][1]:.3f}).",
+        "",
+        *(f"- {'yes' if ok else '**NO**'}: {what}" for what, ok in checks.items()),
+        "",
+    ]
+    (arguments.out / "results.md").write_text("\n".join(lines))
+    (arguments.out / "results.json").write_text(json.dumps({"checks": checks, "found": found}, indent=2) + "\n")
+    draw(found, arguments.out / "overoptimisation.png")
+    print("\n".join(lines))
+    sys.exit(0 if all(checks.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`preference` with `dpo`: from rankings and from files, with the gradient of the whole minibatch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import turnwise
+from support import play
+from turnwise.engine.preferences import Pair, pairs
+from turnwise.engine.stages.preference import _rows, preference_batch
+from turnwise.plugins.optimizers.dpo import DPO, dpo_loss
+
+
+def batch_of(policy: turnwise.Policy, episodes: list[turnwise.Episode], found: list[Pair]) -> Any:
+    known = {e.id: e for e in episodes}
+    return preference_batch(found, known, {id_: _rows(policy, e) for id_, e in known.items()})
+
+
+def test_the_gradient_is_that_of_the_whole_minibatch(model_folder: Callable[..., Path]) -> None:
+    """Micro-batches of one conversation against the loss written out over full log-probs and differentiated by autograd."""
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    episodes = play(policy, 3, group=2, tokens=5)
+    found = [
+        Pair(a.id, b.id, p, 0.0, 1)
+        for (a, b), p in zip(zip(episodes[::2], episodes[1::2], strict=True), (1.0, 0.7, 0.2), strict=True)
+    ]
+    batch = batch_of(policy, episodes, found)
+    optimizer = DPO(lr=1e-3, beta=0.5, label_smoothing=0.1, micro_tokens=1)
+    optimizer.setup(policy)
+    for parameter in policy.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    optimizer.prepare(policy, batch)
+    grads: list[torch.Tensor] = []
+    optimizer.learner.step = lambda *a: grads.extend(p.grad.clone() for p in policy.parameters()) or 1.0  # type: ignore[method-assign]
+    metrics = optimizer.update(policy, batch)
+    policy.network.zero_grad()
+
+    ratio = []
+    for e, row in enumerate(batch.rows):
+        ids = torch.tensor([row.ids])
+        logits = policy.model(input_ids=ids).logits[0].log_softmax(-1)
+        own = sum(logits[p - 1, row.ids[p]] for p in row.positions)
+        ratio.append(own - batch.reference_logprobs[e].sum())
+    r = torch.stack(ratio)
+    p = batch.pairs
+    loss = dpo_loss(r[p.better], r[p.worse], p.probability, 0.5, 0.1).mean()
+    loss.backward()
+    assert metrics["loss"] == pytest.approx(float(loss), abs=1e-4)
+    for ours, parameter in zip(grads, policy.parameters(), strict=True):
+        assert torch.allclose(ours, parameter.grad, atol=1e-4), (ours - parameter.grad).abs().max()
+    assert p.probability.tolist() == pytest.approx([1.0, 0.7, 0.8]), "the better one stands first"
+
+
+def test_it_learns_from_rankings_and_from_a_file_alike(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    class Letters:
+        def rank(self, group: Any) -> turnwise.Comparison:
+            ordered = sorted(group, key=lambda e: -sum(t.action.count("e") for t in e.turns))
+            return turnwise.Comparison(group[0].group, tuple((e.id,) for e in ordered))
+
+    rank = {
+        "env": "test/Echo-v0",
+        "updates": 2,
+        "groups": 12,
+        "group_size": 4,
+        "max_new_tokens": 8,
+        "poll": 0.0,
+        "feedback": [Letters()],
+    }
+    prefer = {"optimizer": {"name": "dpo", "lr": 5e-3, "beta": 0.2}, "epochs": 3, "batch_size": 24}
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rank": rank}, {"preference": prefer}]}
+    done = turnwise.Run(config, folder=tmp_path / "ranked").finish()
+    learned = [m for m in done.metrics if m["stage"] == "preference"]
+    assert learned[-1]["accuracy"] > 0.8 > learned[0]["accuracy"]
+    assert learned[-1]["margin"] > 0.1
+
+    from turnwise.engine.preferences import export_pairs
+
+    comparisons = done.ledger.comparisons(done.id)
+    known = {e.id: e for e in done.ledger.run_episodes(done.id)}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps(r) for r in export_pairs(known, comparisons)))
+    written = {**config, "stages": [{"preference": {**prefer, "data": file}}]}
+    other = turnwise.Run(written, folder=tmp_path / "written").finish()
+    assert other.metrics[-1]["accuracy"] > 0.8
+    assert other.metrics[-1]["pairs"] == sum(p.probability != 0.5 for p in pairs(comparisons))
+    imported = {"policy": str(model_folder()), "threads": 1, "stages": [{"rank": {"data": file}}, {"preference": prefer}]}
+    third = turnwise.Run(imported, folder=tmp_path / "imported").finish()
+    weights = [torch.cat([p.flatten() for p in run.policy.parameters()]) for run in (other, third)]
+    assert third.metrics[-1]["accuracy"] > 0.8
+    assert weights[0].shape == weights[1].shape
+
+
+def test_conversations_that_do_not_fit_are_left_out_and_counted(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    talk = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+    prompt = [{"role": "user", "content": "hello"}]
+    lines = [
+        {"prompt": prompt, "chosen": talk("yes"), "rejected": talk("no")},
+        {"prompt": prompt, "chosen": talk("yes " * 400), "rejected": talk("no")},
+        {"prompt": prompt, "chosen": talk("maybe"), "rejected": talk("no"), "probability": 0.5},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"preference": {"data": file}}]}
+    done = turnwise.Run(config, folder=tmp_path / "r").finish()
+    assert (done.metrics[-1]["pairs"], done.metrics[-1]["undecided_or_too_long"]) == (1.0, 2.0)
+    with pytest.raises(turnwise.ConfigError, match="there is no file"):
+        turnwise.Run({**config, "stages": [{"preference": {"data": tmp_path / "none"}}]}, folder=tmp_path / "s")

@@ -1,0 +1,153 @@
+"""Comparisons as pairs, agreement by hand, files that others read and write, and the panel of simulated raters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import turnwise
+from turnwise.engine.preferences import (
+    PreferenceError,
+    export_pairs,
+    import_pairs,
+    pairs,
+    rater_agreement,
+    truth_agreement,
+)
+from turnwise.judges import SimulatedPanel
+
+M = turnwise.Message
+
+
+def ranked(*tiers: str, group: str = "g", **more: Any) -> turnwise.Comparison:
+    return turnwise.Comparison(group, tuple(tuple(t) for t in tiers), **more)
+
+
+def test_pairs_average_over_raters() -> None:
+    said = [ranked("a", "b", "c"), ranked("b", "ac"), ranked("a", "b", strength=2.0)]
+    found = {(p.first, p.second): (p.probability, p.margin, p.raters) for p in pairs(said)}
+    assert found == {
+        ("a", "b"): (pytest.approx(2 / 3), pytest.approx(2 / 3), 3),
+        ("a", "c"): (0.75, 0.0, 2),
+        ("b", "c"): (1.0, 0.0, 2),
+    }
+    [soft] = pairs([ranked("b", "a", probability=0.8)])
+    assert soft.probability == pytest.approx(0.2), "how sure it is that the first, a, is better"
+
+
+def test_agreement_by_hand() -> None:
+    same, turned, tied = ranked("a", "b", "c"), ranked("b", "a", "c"), ranked("a", "bc")
+    # one against the other: (a,b) differ, (a,c) and (b,c) agree; with the tie, (b,c) does not count
+    assert rater_agreement([same, turned]) == pytest.approx(2 / 3)
+    assert rater_agreement([same, tied]) == 1.0
+    assert rater_agreement([same]) is None
+    truth = {"a": 1.0, "b": 0.0, "c": 0.0}
+    assert truth_agreement([same], truth) == 1.0, "pairs that are equal in truth do not count"
+    assert truth_agreement([turned], truth) == 0.5
+    assert truth_agreement([tied], {"a": 0.0, "b": 0.0, "c": 0.0}) is None
+
+
+def played(slot: int, *replies: str, seed: int = 1) -> turnwise.Episode:
+    turns = tuple(turnwise.Turn(M("user", f"so {k}"), text, 0.0) for k, text in enumerate(replies))
+    start = turnwise.Start("e", seed)
+    return turnwise.Episode(f"e{seed}{slot}", start, turns, "terminated", slot=slot, system="be brief", final=M("user", "bye"))
+
+
+def test_export_and_import_are_inverse(tmp_path: Path) -> None:
+    a, b, c = played(0, "one", "two"), played(1, "one", "three"), played(2, "other")
+    said = turnwise.Comparison(a.group, ((a.id,), (b.id, c.id)), strength=2.0, stamp=turnwise.Stamp(rater="ann"))
+    records = list(export_pairs({e.id: e for e in (a, b, c)}, [said]))
+    assert len(records) == 2
+    assert records[0]["prompt"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "so 0"}]
+    assert [m["content"] for m in records[0]["chosen"]] == ["one", "so 1", "two", "bye"]
+    assert records[0]["margin"] == 2.0
+    assert records[0]["rater"] == "ann"
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in records))
+    episodes, comparisons = import_pairs(path, run="r", stage="rank", update=1)
+    assert [c.ranking for c in comparisons] == [((episodes[0].id,), (episodes[1].id,)), ((episodes[2].id,), (episodes[3].id,))]
+    assert episodes[0].messages == a.messages
+    assert episodes[1].messages == b.messages
+    assert all(t.action_ids is None for e in episodes for t in e.turns), "nobody here sampled them"
+    assert list(export_pairs({e.id: e for e in episodes}, comparisons)) == records
+    ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
+    ledger.add_episodes(episodes)
+    assert len(ledger.add_feedback(comparisons)) == 2
+    assert ledger.add_feedback(import_pairs(path, run="r", stage="rank", update=1)[1]) == [], "twice is once"
+    assert [c.stamp.rater for c in ledger.comparisons("r")] == ["ann", "ann"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"p.jsonl:1 is not JSON"),
+        ('{"chosen": []}', "needs `chosen` and `rejected`|each conversation needs"),
+        ('{"chosen": "hi", "rejected": "ho"}', "`chosen` is a text; conversations are needed"),
+        ('{"prompt": [{"role": "user", "content": "x"}], "chosen": [{"role": "user", "content": "y"}], "rejected": []}', "must alternate"),
+        ('{"prompt": [{"role": "boss", "content": "x"}], "chosen": [], "rejected": []}', "has the role 'boss'"),
+        ('{"prompt": [{"role": "user", "content": 3}], "chosen": [], "rejected": []}', "with a text, got"),
+        ("", "holds no pair"),
+    ],
+)  # fmt: skip
+def test_bad_files_say_where(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(line)
+    with pytest.raises(PreferenceError, match=message):
+        import_pairs(path, run="r", stage="rank", update=1)
+
+
+def asked(panel: SimulatedPanel, *episodes: turnwise.Episode, slots: int = 1) -> list[turnwise.Comparison]:
+    panel.request([turnwise.Request("group", episodes[0].group, "panel", slot, episodes=episodes) for slot in range(slots)])
+    return panel.receive()
+
+
+def worth(slot: int, value: float, *replies: str, seed: int = 1) -> turnwise.Episode:
+    turns = tuple(turnwise.Turn(M("user", "so"), t, value if k == len(replies) - 1 else 0.0) for k, t in enumerate(replies))
+    return turnwise.Episode(f"e{seed}-{slot}", turnwise.Start("e", seed), turns, "terminated", slot=slot)
+
+
+def test_the_panels_errors_are_the_ones_it_was_given() -> None:
+    """Every pair obeys Bradley-Terry at u / noise: 1 against 0.4 at noise 0.5 is right in sigma(1.2) of the cases."""
+    panel = SimulatedPanel(pool=50, noise=0.5, taste=0.0, seed=1)
+    wins = 0
+    for seed in range(2000):
+        good, bad = worth(0, 1.0, "a", seed=seed), worth(1, 0.4, "b", seed=seed)
+        [said] = asked(panel, bad, good)
+        wins += said.ranking[0] == (good.id,)
+    expected = 1 / (1 + math.exp(-1.2))
+    assert wins / 2000 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2000))
+
+
+def test_without_noise_it_ranks_by_truth_and_bias() -> None:
+    short, long = worth(0, 0.5, "done"), worth(1, 0.4, "why?", "when?", "done")
+    assert asked(SimulatedPanel(noise=0, taste=0, seed=0), long, short)[0].ranking == ((short.id,), (long.id,))
+    biased = SimulatedPanel(noise=0, taste=0, bias={"questions": 0.1}, seed=0)
+    assert asked(biased, short, long)[0].ranking == ((long.id,), (short.id,)), "two questions outweigh a tenth"
+    tied = SimulatedPanel(noise=0, taste=0, tie=0.2, seed=0)
+    assert asked(tied, long, short)[0].ranking == ((short.id, long.id),)
+
+
+def test_tastes_differ_by_rater_and_cancel() -> None:
+    panel = SimulatedPanel(pool=200, noise=0, taste=0.3, seed=0)
+    first: Counter[str] = Counter()
+    for seed in range(60):
+        plain, asks = worth(0, 0.5, "done", seed=seed), worth(1, 0.5, "why?", seed=seed)
+        said = asked(panel, plain, asks, slots=10)
+        assert len({c.stamp.rater for c in said}) == 10, "no rater ranks a group twice"
+        first.update(c.ranking[0][0].split("-")[1] for c in said)
+    assert 0.35 < first["0"] / 600 < 0.65
+
+
+def test_the_panel_is_named_as_simulated_and_repeats_itself() -> None:
+    panel = SimulatedPanel(seed=3)
+    episodes = [worth(i, i / 4, "x") for i in range(4)]
+    said = asked(panel, *episodes, slots=3)
+    assert all(c.stamp.rater.startswith("simulated-") and c.stamp.stratum == "simulated" for c in said)
+    assert asked(SimulatedPanel(seed=3), *episodes, slots=3) == said
+    assert [c.id for c in asked(SimulatedPanel(seed=4), *episodes, slots=3)] == [c.id for c in said]
+    with pytest.raises(ValueError, match="Did you mean 'questions'"):
+        SimulatedPanel(bias={"question": 1.0})
