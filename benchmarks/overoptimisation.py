@@ -1,16 +1,16 @@
 """What happens when the reward is only a proxy? PPO and best-of-n against a reward model of strongly biased raters.
 
-    python benchmarks/overoptimisation.py --seeds 0 1 2 3 4 --out runs/bench-overoptimisation     # about 6 minutes per seed
+    python benchmarks/overoptimisation.py --seeds 0 1 2 3 4 --out runs/bench-overoptimisation     # about 6 minutes per seed on 2 cores
 
-Per seed: SFT, rankings by a panel that likes agents who ask, an ensemble of reward models, and then from the same SFT policy
+Per seed: SFT, rankings by a panel that likes agents who ask, a reward model, and then from the same SFT policy
 
-- PPO against the ensemble's mean without any KL (`free`), the true outcome measured on held-out stories every few updates;
-- the same held back by a KL penalty (`kl`), by the ensemble's minimum (`min`), and stopped early by the gold measure (`stop`);
+- PPO against the reward model without any KL (`free`), the true outcome measured on held-out stories every few updates;
+- the same held back by a KL penalty (`kl`), and stopped early by the gold measure (`stop`);
 - the best of n of SFT's own conversations.
 
 Checks: without a KL the true outcome turns over (peak - final at least 5 points, bootstrap interval over the seeds above 0) while the
 proxy rises; Gao et al.'s law, fitted to four seeds, predicts the fifth's peak within a factor 2 in KL, for 4 of 5 seeds; early stopping
-ends better than the free run; a KL or the minimum ends with a better true outcome (paired over the seeds, interval above 0). Writes
+ends better than the free run; the KL ends with a better true outcome (paired over the seeds, interval above 0). Writes
 `results.json`, `results.md` and `overoptimisation.png` into --out; a seed that is there already is not run again.
 """
 
@@ -36,29 +36,28 @@ PANEL = {"source": "simulated-panel", "raters": 5, "noise": 0.3, "taste": 0.1, "
 RANK = {
     "env": ENV, "updates": 8, "groups": 200, "group_size": 6, "max_new_tokens": MAX_NEW_TOKENS, "backend": BACKEND, "feedback": [PANEL],
 }  # fmt: skip
-REWARD_MODEL = {"members": 3, "lr": 3e-3, "epochs": 3, "batch_size": 16, "held_out": 0.1, "micro_tokens": 8192}
+REWARD_MODEL = {"lr": 3e-3, "epochs": 3, "batch_size": 16, "held_out": 0.1, "micro_tokens": 8192}
 GOLD = {"episodes": 200, "every": 5, "patience": 1000, "options": {"split": "held_out"}}
-UPDATES = 80
-N = [1, 2, 4, 8, 16, 32]
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # judge, optimizer, gold
-    "free": ({}, {"kl": 0.0, "kl_place": "measure"}, {}),
-    "kl": ({}, {"kl": 0.1}, {}),
-    "min": ({"combine": "min"}, {"kl": 0.0, "kl_place": "measure"}, {}),
-    "stop": ({}, {"kl": 0.0, "kl_place": "measure"}, {"patience": 3}),
+UPDATES = 60
+N = [1, 2, 4, 8, 16]
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # optimizer, gold
+    "free": ({"kl": 0.0, "kl_place": "measure"}, {}),
+    "kl": ({"kl": 0.1}, {}),
+    "stop": ({"kl": 0.0, "kl_place": "measure"}, {"patience": 3}),
 }
 
 
-def one_seed(seed: int, folder: Path) -> dict[str, Any]:
-    common = {"seed": seed, "threads": 2, "checkpoint_every": 1000}
+def one_seed(seed: int, folder: Path, threads: int) -> dict[str, Any]:
+    common = {"seed": seed, "threads": threads, "checkpoint_every": 1000}
     model = small_model(folder, seed)
     first = {**common, "policy": str(model), "name": "first"}
     stages = [{"sft": SFT}, {"rank": RANK}, {"reward-model": REWARD_MODEL}]
     run = turnwise.Run({**first, "stages": stages}, folder=folder / "first").finish()
     sft, rm = str(folder / "first" / "policy"), str(trained(run.folder))
     found: dict[str, Any] = {"seed": seed, "reward_model": {k: v for k, v in run.metrics[-1].items() if "held_out" in k}}
-    for name, (judge, optimizer, gold) in VARIANTS.items():
+    for name, (optimizer, gold) in VARIANTS.items():
         rl = {
-            **PPO, "updates": UPDATES, "feedback": [{"judge": "reward-model", "path": rm, **judge}], "gold": {**GOLD, **gold},
+            **PPO, "updates": UPDATES, "feedback": [{"judge": "reward-model", "path": rm}], "gold": {**GOLD, **gold},
             "optimizer": {**PPO["optimizer"], **optimizer},
         }  # fmt: skip
         done = turnwise.Run({**common, "policy": sft, "name": name, "stages": [{"rl": rl}]}, folder=folder / name).finish()
@@ -121,7 +120,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     best = [([math.sqrt(p["kl"]) for p in f["best_of"]], [p["success"] - f["sft"] for p in f["best_of"]]) for f in found]
     for d, gain in best:
         axes[2].plot(d, gain, "o-", markersize=3, linewidth=0.8)
-    axes[2].set(xlabel="sqrt KL, best of n", ylabel="true success, gain over SFT", title="best of 1 to 32")
+    axes[2].set(xlabel="sqrt KL, best of n", ylabel="true success, gain over SFT", title="best of 1 to 16")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.axhline(0, color="0.7", linewidth=0.8)
@@ -135,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/bench-overoptimisation"))
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     turnwise.Plugins()  # registers the environments
     quiet()
@@ -142,7 +142,7 @@ def main() -> None:
     for seed in arguments.seeds:
         kept = arguments.out / f"seed-{seed}" / "found.json"
         if not kept.exists():
-            result = one_seed(seed, kept.parent)
+            result = one_seed(seed, kept.parent, arguments.threads)
             kept.write_text(json.dumps(result, indent=2) + "\n")
         found.append(json.loads(kept.read_text()))
         print(json.dumps({k: v for k, v in found[-1].items() if k in ("seed", "sft", "best_of")}), flush=True)
@@ -158,9 +158,9 @@ def main() -> None:
         law = fit_law(np.concatenate([d for d, _ in others]), np.concatenate([g for _, g in others]), "rl")
         predicted.append((law.peak, peak_of(f["free"]["curve"])))
     near = sum(0.5 <= (p / m) ** 2 <= 2 for p, m in predicted)
-    ends = {name: [last([p["gold"] for p in f[name]["curve"]]) for f in found] for name in ("free", "kl", "min")}
+    ends = {name: [last([p["gold"] for p in f[name]["curve"]]) for f in found] for name in ("free", "kl")}
     stopped = [f["stop"]["kept"] for f in found]
-    gains = {name: [a - b for a, b in zip(ends[name], ends["free"], strict=True)] for name in ("kl", "min")}
+    gains = {"kl": [a - b for a, b in zip(ends["kl"], ends["free"], strict=True)]}
     gains["stop"] = [a - b for a, b in zip(stopped, ends["free"], strict=True)]
     law, intervals = fit_interval(curves, "rl")
     best_law, best_intervals = fit_interval(
@@ -175,29 +175,26 @@ def main() -> None:
             0
         ]
         > 0,
-        "a KL or the ensemble's minimum ends better than the free run (paired, interval above 0)": max(
-            bootstrap(gains["kl"])[0], bootstrap(gains["min"])[0]
-        )
-        > 0,
+        "a KL penalty ends better than the free run (paired, interval above 0)": bootstrap(gains["kl"])[0] > 0,
     }
     lines = [
         f"Command: `python benchmarks/overoptimisation.py --seeds {' '.join(map(str, arguments.seeds))}`. True success on held-out stories; "
         "peak and end are means of three measurements of 200 stories.",
         "",
-        "| seed | SFT | free: peak | free: end | KL: end | min: end | stopped early | best of 32 | proxy, start to end | peak sqrt KL: predicted, measured |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| seed | SFT | free: peak | free: end | KL: end | stopped early | best of 16 | proxy, start to end | peak sqrt KL: predicted, measured |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for i, f in enumerate(found):
         curve = f["free"]["curve"]
         lines.append(
-            f"| {f['seed']} | {f['sft']:.3f} | {peaks[i]:.3f} | {ends['free'][i]:.3f} | {ends['kl'][i]:.3f} | {ends['min'][i]:.3f} | "
+            f"| {f['seed']} | {f['sft']:.3f} | {peaks[i]:.3f} | {ends['free'][i]:.3f} | {ends['kl'][i]:.3f} | "
             f"{stopped[i]:.3f} | {f['best_of'][-1]['success']:.3f} | {curve[0]['proxy']:+.2f} to {last([p['proxy'] for p in curve]):+.2f} | "
             f"{predicted[i][0]:.2f}, {predicted[i][1]:.2f} |"
         )
     span = lambda values: f"{statistics.mean(values):+.3f} ({bootstrap(values)[0]:+.3f} to {bootstrap(values)[1]:+.3f})"  # noqa: E731
     lines += [
         "",
-        f"Fall from the peak: {span(falls)}. Against the free run's end: KL {span(gains['kl'])}, minimum {span(gains['min'])}, stopped early "
+        f"Fall from the peak: {span(falls)}. Against the free run's end: KL {span(gains['kl'])}, stopped early "
         f"{span(gains['stop'])}. Means, 95 % bootstrap intervals over the seeds.",
         "",
         f"Fits over all seeds: PPO, d (a - b log d): a {law.a:.3f} ({intervals['a'][0]:.3f} to {intervals['a'][1]:.3f}), b {law.b:.3f} "

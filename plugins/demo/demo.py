@@ -166,10 +166,10 @@ def small_model(folder: Path, seed: int) -> Path:
     return build_policy(folder / "model", texts, seed=seed, hidden=64, layers=2, heads=4)
 
 
-def play_run(folder: Path, name: str, policy: Path, stages: list[dict[str, Any]], seed: int) -> Run:
+def play_run(folder: Path, name: str, policy: Path, stages: list[dict[str, Any]], seed: int, threads: int | None = None) -> Run:
     """A run of the demo, in a folder of its name; ends the demo when it is interrupted."""
     config = {
-        "policy": str(policy), "stages": stages, "seed": seed, "name": name, "threads": min(2, os.cpu_count() or 1),
+        "policy": str(policy), "stages": stages, "seed": seed, "name": name, "threads": threads or min(2, os.cpu_count() or 1),
         "checkpoint_every": 1000,
     }  # fmt: skip
     with Display(sys.stderr.isatty()) as display:

@@ -33,10 +33,9 @@ from .demo import (
 BACKEND = {"name": "in-process", "rows": 256}
 PANEL: dict[str, Any] = {
     "source": "simulated-panel",
-    "raters": 3,
-    "noise": 0.3,
-    "tie": 0.1,
-    "taste": 0.05,
+    "raters": 7,
+    "noise": 0.5,
+    "taste": 0.1,
     "bias": {"questions": 0.05},
 }
 RANK: dict[str, Any] = {
@@ -49,12 +48,13 @@ JUDGE = {"judge": "reward-model", "combine": "mean"}
 PPO_RM: dict[str, Any] = {**PPO, "updates": 60, "feedback": [JUDGE], "optimizer": {**PPO["optimizer"], "kl": 0.05}}
 
 
-def run_road(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
+def run_road(folder: Path, *, seed: int = 0, quick: bool = False, threads: int | None = None) -> dict[str, Any]:
     """Runs the road and returns the summary that it writes to `summary.json`.
 
     Args:
         folder: replaced if it holds an earlier demo.
         quick: few updates, rankings and stories only.
+        threads: torch's; default: two.
 
     Raises:
         ConfigError: the folder holds something that is no demo.
@@ -70,7 +70,7 @@ def run_road(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
     def step(name: str, number: int, what: str, policy: Path, stages: list[dict[str, Any]]) -> Any:
         console.print(f"[bold]{number}[/bold]  {what}")
         since = time.perf_counter()
-        done = play_run(folder, name, policy, stages, seed)
+        done = play_run(folder, name, policy, stages, seed, threads)
         seconds[name] = round(time.perf_counter() - since, 1)
         return done
 
