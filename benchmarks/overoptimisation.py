@@ -30,7 +30,8 @@ from turnwise.engine.overoptimisation import fit_interval, fit_law
 from turnwise.engine.progress import quiet
 from turnwise.engine.stages.evaluate import bootstrap
 from turnwise.plugins.demo.demo import ENV, EVALUATION_SEED, HELD_OUT, MAX_NEW_TOKENS, PPO, SFT, small_model
-from turnwise.plugins.demo.road import BACKEND, trained
+from turnwise.plugins.demo.road import BACKEND
+from turnwise.plugins.reward_model.judge import latest
 
 PANEL = {"source": "simulated-panel", "raters": 5, "noise": 0.3, "taste": 0.1, "bias": {"questions": 0.35}}
 RANK = {
@@ -53,7 +54,7 @@ def one_seed(seed: int, folder: Path, threads: int) -> dict[str, Any]:
     first = {**common, "policy": str(model), "name": "first"}
     stages = [{"sft": SFT}, {"rank": RANK}, {"reward-model": REWARD_MODEL}]
     run = turnwise.Run({**first, "stages": stages}, folder=folder / "first").finish()
-    sft, rm = str(folder / "first" / "policy"), str(trained(run.folder))
+    sft, rm = str(folder / "first" / "policy"), str(latest(run.folder, run.updates))
     found: dict[str, Any] = {"seed": seed, "reward_model": {k: v for k, v in run.metrics[-1].items() if "held_out" in k}}
     for name, (optimizer, gold) in VARIANTS.items():
         rl = {

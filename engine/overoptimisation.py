@@ -12,6 +12,7 @@ R is the gain over the start, R(0) = 0. Both are linear in (a, b). Pure maths ov
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,7 +112,7 @@ def fit_law(d: ArrayLike, gain: ArrayLike, form: Form) -> Law:
 
 
 def fit_interval(
-    curves: list[tuple[ArrayLike, ArrayLike]], form: Form, *, draws: int = 1000, seed: int = 0, level: float = 0.95
+    curves: Sequence[tuple[ArrayLike, ArrayLike]], form: Form, *, draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[Law, dict[str, tuple[float, float]]]:
     """A fit to several runs' curves, and percentile intervals of a, b and the peak from resampling whole runs.
 

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 
-def call(*arguments: str, cwd: Path | None = None, timeout: int = 250) -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, cwd: Path | None = None, timeout: int = 250, said: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False
-    )
+        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False,
+        input=said,
+    )  # fmt: skip
 
 
 def test_help_lists_every_command() -> None:
     done = call("--help")
     assert done.returncode == 0
-    for command in ("run", "demo", "evaluate", "plugins", "envs"):
+    for command in ("run", "demo", "evaluate", "report", "chat", "export", "plugins", "envs"):
         assert command in done.stdout
 
 
@@ -155,3 +156,40 @@ def test_the_demo_in_small(tmp_path: Path) -> None:
     refused = call("demo", "--quick", "--folder", str(other))
     assert refused.returncode == 1
     assert (other / "thesis.txt").exists()
+
+
+def test_rank_export_report_and_chat(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "pipeline.yaml").write_text(
+        f"""
+policy: {model_folder()}
+threads: 1
+stages:
+  - rank: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 3, group_size: 3, max_new_tokens: 6, feedback: [simulated-panel]}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 2, group_size: 2, max_new_tokens: 6}}
+"""
+    )
+    done = call("run", "pipeline.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    exported = call("export", "runs/pipeline", "pairs.jsonl", cwd=tmp_path)
+    assert "9 pairs of 3 comparisons" in exported.stdout
+    records = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert all(set(r) >= {"prompt", "chosen", "rejected", "rater"} for r in records)
+    shown = call("report", "runs/pipeline", cwd=tmp_path)
+    assert (shown.returncode, shown.stdout.strip()) == (0, "runs/pipeline/report.html")
+    assert "simulated-panel: 3" in (tmp_path / "runs/pipeline/report.html").read_text()
+    assert "holds no run" in call("report", ".", cwd=tmp_path).stderr
+
+    policy = str(tmp_path / "runs/pipeline/policy")
+    talked = call("chat", policy, "--max-new-tokens", "5", said="hello\nhow are you?\n\n")
+    assert talked.returncode == 0, talked.stderr
+    assert talked.stdout.count("policy  ") == 2
+    watched = call("chat", policy, "--env", "turnwise/SupportDesk-v0", "--max-new-tokens", "5", "--seed", "3")
+    assert "return" in watched.stdout
+    assert (
+        watched.stdout
+        == call("chat", policy, "--env", "turnwise/SupportDesk-v0", "--max-new-tokens", "5", "--seed", "3").stdout
+    )
+    played = call("chat", "--env", "turnwise/Maze-v0", said="north\n\n")
+    assert "You are the agent in turnwise/Maze-v0" in played.stdout
+    assert "Left the conversation" in played.stderr
+    assert "name a policy to talk to" in call("chat").stderr

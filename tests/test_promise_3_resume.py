@@ -26,12 +26,18 @@ seed: 3
 checkpoint_every: 2
 stages:
   - sft: {{env: turnwise/SupportDesk-v0, episodes: 24, batch_size: 8, steps_per_update: 1, lr: 1.0e-3}}
-  - rl: {{env: turnwise/SupportDesk-v0, updates: 5, groups: 2, group_size: 2, max_new_tokens: 6, poll: 0, feedback: [length],
-         optimizer: {{name: ppo, lr: 1.0e-3, kl: 0.1}}}}
-  - rl: {{env: turnwise/SupportDesk-v0, updates: 3, groups: 3, group_size: 3, max_new_tokens: 6, poll: 0,
+  - rank: {{env: turnwise/SupportDesk-v0, updates: 3, groups: 4, group_size: 3, max_new_tokens: 6, poll: 0,
+           feedback: [{{source: simulated-panel, raters: 2, noise: 0.5}}]}}
+  - reward-model: {{members: 2, lr: 1.0e-3, batch_size: 4, epochs: 2, held_out: 0.2, steps_per_update: 1}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 4, groups: 2, group_size: 2, max_new_tokens: 6, poll: 0,
+         feedback: [{{judge: reward-model, combine: min}}, {{judge: length, max_words: 3}}], gold: {{episodes: 3, every: 2, patience: 9}},
+         optimizer: {{name: ppo, lr: 1.0e-3, kl: 0.1, kl_target: 0.1}}}}
+  - preference: {{optimizer: {{name: dpo, lr: 1.0e-3}}, batch_size: 16}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 3, group_size: 3, max_new_tokens: 6, poll: 0,
          feedback: [environment, {{judge: questions, weight: 0.1}}, {{judge: length, max_words: 3}}],
          optimizer: {{name: grpo, lr: 1.0e-3, kl: 0.1}}}}
-  - evaluate: {{env: turnwise/SupportDesk-v0, episodes: 6, players: [policy, expert], max_new_tokens: 6}}
+  - evaluate: {{env: turnwise/SupportDesk-v0, episodes: 6, players: [policy, expert], max_new_tokens: 6,
+               best_of: {{judge: reward-model, n: [1, 2]}}}}
 """
 
 
