@@ -345,6 +345,8 @@ class Run:
         if self.is_main:
             self._claim()
         self._opened = True
+        if not self.is_main and not self._resume:
+            return  # the main process looks after the folder
         target = self.folder / "config.yaml"
         shown = json.loads(json.dumps(redacted(self.config.model_dump(mode="python", exclude_defaults=True)), default=str))
         used = any((self.folder / name).exists() for name in ("metrics.jsonl", "ledger.sqlite", "checkpoints"))

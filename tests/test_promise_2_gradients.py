@@ -108,6 +108,9 @@ stages:
   - sft: {{env: turnwise/SupportDesk-v0, episodes: 30, lr: 1.0e-4}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 3, group_size: 3, max_new_tokens: 8, feedback: [{{judge: regex, pattern: "(th|he|in|e)"}}],
           optimizer: {{name: ppo, lr: 1.0e-4, kl: 0.02}}}}
+  - rank: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 3, max_new_tokens: 8, feedback: [simulated-panel]}}
+  - reward-model: {{held_out: 0, lr: 1.0e-4}}
+  - preference: {{optimizer: {{name: dpo, lr: 1.0e-4}}}}
   - rl: {{env: turnwise/Maze-v0, updates: 1, groups: 3, group_size: 3, max_new_tokens: 8, max_turns: 4, feedback: [{{judge: regex, pattern: "e", where: all}}], optimizer: {{name: grpo, lr: 1.0e-4}}}}
 """
     )
@@ -116,9 +119,9 @@ stages:
     for name, how in (("one", []), ("two", launch)):
         command = [sys.executable, "-m", *how, "turnwise", "run", str(tmp_path / "c.yaml"), "--folder", str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-        assert "Finished after update 4" in done.stdout, done.stderr[-3000:]
+        assert "Finished after update 7" in done.stdout, done.stderr[-3000:]
         weights.append(turnwise.Policy.from_pretrained(tmp_path / name / "policy"))
         ledger = turnwise.Ledger(tmp_path / name / "ledger.sqlite")
-        assert ledger.counts() == {"episodes": 57, "requests": 27, "feedback": 27, "members": 27}
+        assert ledger.counts() == {"episodes": 63, "requests": 29, "feedback": 29, "members": 27}
     for a, b in zip(*(w.parameters() for w in weights), strict=True):
         assert torch.allclose(a, b, atol=2e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,10 +95,7 @@ def play(run: Run, player: Player, chosen: Sequence[tuple[Start, int]], where: W
     ids = [episode_id(where, start, slot) for start, slot in chosen]
     recorded = run.ledger.episodes(ids) if run.is_main else {}
     world, rank = _processes(run)
-    if world > 1:
-        from accelerate.utils import broadcast_object_list
-
-        [recorded] = broadcast_object_list([recorded])
+    recorded = shared(run, recorded)
     missing = [c for c, id_ in zip(chosen, ids, strict=True) if id_ not in recorded]
     played = rollout(player, missing[rank::world], where, **options) if missing else []
     if world > 1:
@@ -161,9 +159,18 @@ def ask(
     return said
 
 
+def shared(run: Run, value: Any) -> Any:
+    """What the main process has, on every process of those that train together."""
+    if _processes(run)[0] == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
 def _processes(run: Run) -> tuple[int, int]:
     """How many processes train together, and which of them this is."""
-    if "policy" not in run.__dict__:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 1, 0
     accelerator = run.policy.accelerator
     return accelerator.num_processes, accelerator.process_index

@@ -19,7 +19,7 @@ from ..feedback import Comparison
 from ..memory import explained_memory
 from ..preferences import Pair, import_pairs, pairs
 from ..run import Run, Update
-from .play import component
+from .play import component, shared
 
 
 class Preference(Stage):
@@ -98,7 +98,7 @@ class Chosen:
                 episodes, imported = import_pairs(data, run=run.id, stage=run.stage, update=run.start + 1)
                 run.ledger.add_episodes(episodes)
                 run.ledger.add_feedback(imported)
-            self.ids = [c.id for c in run.ledger.comparisons(run.id)]
+            self.ids = shared(run, [c.id for c in run.ledger.comparisons(run.id)] if run.is_main else [])
         if not self.ids:
             raise ConfigError(f"{run.stage}: no rater has compared anything in this run yet, so there is nothing to learn from")
         wanted = set(self.ids)

@@ -18,7 +18,7 @@ from ..feedback import Comparison
 from ..preferences import import_pairs, rater_agreement, truth_agreement
 from ..run import Run, Update
 from ..sources import Sources
-from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs
+from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
 
 class Rank(Stage):
@@ -145,13 +145,10 @@ class Rank(Stage):
                 mine = [played[s.key, slot] for s in own for slot in range(self.group_size)]
                 episodes += mine
                 asked.append((each, grouped(mine)))
-            if run.is_main:
-                said = ask(run, asked, poll=self.poll, show=show)
-                if said is None:
-                    break
-                answers = [a for each in said.values() for a in each if isinstance(a, Comparison)]
-            else:
-                answers = []
+            said = shared(run, ask(run, asked, poll=self.poll, show=show) if run.is_main else None)
+            if said is None:  # interrupted while waiting: what was played and asked is kept
+                break
+            answers = [a for each in said.values() for a in each if isinstance(a, Comparison)]
             yield run.finish_update(comparison_metrics(episodes, answers), episodes=episodes)
 
     def _import(self, run: Run, path: Path) -> Update:

@@ -20,7 +20,7 @@ from ..plugins import PluginError, Plugins, check_options
 from ..reward import NoReward, Rewards, clipped
 from ..run import Run, Update
 from ..sources import ENVIRONMENT, Sources
-from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs
+from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
 
 @dataclass(slots=True)
@@ -245,7 +245,7 @@ class RL(Stage):
                 rewards = {} if said is None else self.combine(parts, episodes, env_of, said)
             else:
                 said, rewards = {}, {}
-            episodes, rewards, said = _broadcast(policy, (episodes, rewards, said))
+            episodes, rewards, said = shared(run, (episodes, rewards, said))
             if said is None:  # interrupted while waiting: what was played and asked is kept, nothing trains
                 break
             heard = time.perf_counter()
@@ -498,11 +498,3 @@ def _drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
         said = [m for m in e.messages if m is not e.final][:-1]
         drifted += policy.chat.drift(said, context, e.tools)
     return drifted / len(checked) if checked else 0.0
-
-
-def _broadcast(policy: Any, value: Any) -> Any:
-    if policy.accelerator.num_processes == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]

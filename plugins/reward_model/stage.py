@@ -28,6 +28,7 @@ from ...engine.policy.learner import Learner
 from ...engine.policy.model import divide
 from ...engine.preferences import Pair, opinion, pairs, rater_agreement, truth_agreement
 from ...engine.run import Run, Update
+from ...engine.stages.play import shared
 from ...engine.stages.preference import Chosen
 from .losses import bradley_terry, calibration_error, centering, k_wise, plackett_luce
 from .model import RewardModel, load_member
@@ -241,15 +242,19 @@ class Members:
     """The models of the ensemble, each with its own optimizer, as one state."""
 
     def __init__(self, stage: TrainRewardModel, run: Run) -> None:
-        if stage.model is not None:
-            name = stage.model
-        else:
-            name = str(run.folder / f".reward-model-start-{run.updates}")
-            run.policy.save_pretrained(name, merge=True)
         seed = int(derive_id("head", run.config.seed, run.stage)[:8], 16)
+        name = stage.model
+        if name is None:
+            name = str(run.folder / ".reward-model-start")
+            if run.is_main:
+                shutil.rmtree(name, ignore_errors=True)
+                run.policy.save_pretrained(name, merge=True)
+            shared(run, None)  # written before anybody reads it
         loaded = [load_member(name, seed + m) for m in range(stage.members)]
         if stage.model is None:
-            shutil.rmtree(name)
+            shared(run, None)  # read by all before it goes
+            if run.is_main:
+                shutil.rmtree(name)
         self.model = RewardModel([m.to(run.policy.device) if stage.model is None else m for _, m in loaded], loaded[0][0])
         self.learners = [
             Learner(
