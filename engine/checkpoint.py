@@ -135,6 +135,18 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, position)
 
 
+def run_of(folder: Path) -> str:
+    """The id of the run in a folder, under which the ledger knows it.
+
+    Raises:
+        CheckpointError: the folder has no checkpoint.
+    """
+    found = sorted((folder / "checkpoints").glob("update-*/state.json"))
+    if not found:
+        raise CheckpointError(f"{folder} holds no run: it has no checkpoint.")
+    return str(json.loads(found[-1].read_text())["position"]["run"])
+
+
 def prune(root: Path, keep: int, start: int) -> None:
     """Removes the oldest checkpoints beyond the `keep` latest, never the one the present stage began from."""
     for old in sorted(root.glob("update-*"))[:-keep]:

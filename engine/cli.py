@@ -184,14 +184,15 @@ def export(
     out: Annotated[Path, typer.Argument(help="A JSONL file to write.")],
 ) -> None:
     """Writes a run's comparisons in the conversational preference format (prompt, chosen, rejected), one line per pair and rater."""
+    from .checkpoint import run_of
     from .config import ConfigError
     from .ledger import Ledger
     from .preferences import export_pairs
 
     if not (folder / "ledger.sqlite").is_file():
         raise ConfigError(f"{folder} holds no run (no ledger.sqlite)")
+    run = run_of(folder)
     ledger = Ledger(folder / "ledger.sqlite")
-    run = ledger.latest_run()
     comparisons = ledger.comparisons(run)
     episodes = ledger.episodes(sorted({e for c in comparisons for tier in c.ranking for e in tier}))
     count = 0

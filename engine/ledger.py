@@ -468,11 +468,6 @@ class Ledger:
 
     # For reports.
 
-    def latest_run(self) -> str:
-        """The id of the run that played last; empty where none has."""
-        with self._reading() as db:
-            return db.scalar(sa.select(_episodes.c.run).order_by(_episodes.c.time.desc()).limit(1)) or ""
-
     def rounds(self, run: str) -> list[tuple[str, int]]:
         """Every (stage, update) that played, in order."""
         query = sa.select(_episodes.c.stage, _episodes.c.update, sa.func.min(_episodes.c.time)).where(_episodes.c.run == run)

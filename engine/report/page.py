@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..checkpoint import CheckpointError, run_of
 from ..config import ConfigError, flat
 from ..episode import Episode
 from ..feedback import Feedback
@@ -74,9 +75,9 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     if not config.get("ledger") and not Path(url).is_file():
         raise ConfigError(f"the ledger of the run in {folder} is gone (ledger.sqlite): put it back to report on it")
     try:
+        run = run_of(folder)
         ledger = Ledger(url)
-        run = ledger.latest_run()
-    except LedgerError as error:
+    except (CheckpointError, LedgerError) as error:
         raise ConfigError(f"the run in {folder} cannot be reported on: {error}") from error
     names = list(dict.fromkeys(line["stage"] for line in metrics))
     stages = [_stage(name, [m for m in metrics if m["stage"] == name], ledger, run) for name in names]
