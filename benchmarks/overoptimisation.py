@@ -38,8 +38,8 @@ RANK = {
     "env": ENV, "updates": 8, "groups": 200, "group_size": 6, "max_new_tokens": MAX_NEW_TOKENS, "backend": BACKEND, "feedback": [PANEL],
 }  # fmt: skip
 REWARD_MODEL = {"lr": 3e-3, "epochs": 3, "batch_size": 16, "held_out": 0.1, "micro_tokens": 8192}
-GOLD = {"episodes": 200, "every": 5, "patience": 1000, "options": {"split": "held_out"}}
-UPDATES = 60
+GOLD = {"episodes": 150, "every": 3, "patience": 1000, "options": {"split": "held_out"}}
+UPDATES = 45
 N = [1, 2, 4, 8, 16]
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # optimizer, gold
     "free": ({"kl": 0.0, "kl_place": "measure"}, {}),
@@ -48,13 +48,17 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # optimizer, gol
 }
 
 
-def one_seed(seed: int, folder: Path, threads: int) -> dict[str, Any]:
+def one_seed(seed: int, folder: Path, threads: int, road: Path | None) -> dict[str, Any]:
     common = {"seed": seed, "threads": threads, "checkpoint_every": 1000}
-    model = small_model(folder, seed)
-    first = {**common, "policy": str(model), "name": "first"}
-    stages = [{"sft": SFT}, {"rank": RANK}, {"reward-model": REWARD_MODEL}]
-    run = turnwise.Run({**first, "stages": stages}, folder=folder / "first").finish()
-    sft, rm = str(folder / "first" / "policy"), str(latest(run.folder, run.updates))
+    if road is not None:
+        sft = str(road / f"seed-{seed}" / "sft" / "policy")
+    else:
+        first = {**common, "policy": str(small_model(folder, seed)), "name": "sft", "stages": [{"sft": SFT}]}
+        turnwise.Run(first, folder=folder / "sft").finish()
+        sft = str(folder / "sft" / "policy")
+    learn = {**common, "policy": sft, "name": "reward-model", "stages": [{"rank": RANK}, {"reward-model": REWARD_MODEL}]}
+    run = turnwise.Run(learn, folder=folder / "reward-model").finish()
+    rm = str(latest(run.folder, run.updates))
     found: dict[str, Any] = {"seed": seed, "reward_model": {k: v for k, v in run.metrics[-1].items() if "held_out" in k}}
     for name, (optimizer, gold) in VARIANTS.items():
         rl = {
@@ -136,6 +140,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/bench-overoptimisation"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--road", type=Path, help="the --out of benchmarks/road.py, whose SFT policies are the same: saves making them"
+    )
     arguments = parser.parse_args()
     turnwise.Plugins()  # registers the environments
     quiet()
@@ -143,7 +150,7 @@ def main() -> None:
     for seed in arguments.seeds:
         kept = arguments.out / f"seed-{seed}" / "found.json"
         if not kept.exists():
-            result = one_seed(seed, kept.parent, arguments.threads)
+            result = one_seed(seed, kept.parent, arguments.threads, arguments.road)
             kept.write_text(json.dumps(result, indent=2) + "\n")
         found.append(json.loads(kept.read_text()))
         print(json.dumps({k: v for k, v in found[-1].items() if k in ("seed", "sft", "best_of")}), flush=True)
@@ -180,7 +187,7 @@ def main() -> None:
     }
     lines = [
         f"Command: `python benchmarks/overoptimisation.py --seeds {' '.join(map(str, arguments.seeds))}`. True success on held-out stories; "
-        "peak and end are means of three measurements of 200 stories.",
+        "peak and end are means of three measurements of 150 stories.",
         "",
         "| seed | SFT | free: peak | free: end | KL: end | stopped early | best of 16 | proxy, start to end | peak sqrt KL: predicted, measured |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -193,3 +193,15 @@ stages:
     assert "You are the agent in turnwise/Maze-v0" in played.stdout
     assert "Left the conversation" in played.stderr
     assert "name a policy to talk to" in call("chat").stderr
+
+
+def test_the_road_quickly(tmp_path: Path) -> None:
+    done = call("demo", "--road", "--quick", "--folder", str(tmp_path / "road"), "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    assert "To go on: turnwise chat" in done.stdout
+    summary = json.loads((tmp_path / "road" / "summary.json").read_text())
+    assert set(summary["reward_model"]) >= {"pair_accuracy", "rater_agreement", "calibration_error"}
+    assert set(summary["players"]) >= {"expert", "random", "sft", "ppo-rm", "grpo", "best-of-4"}
+    assert (tmp_path / "road" / "report.html").stat().st_size < 5_000_000
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "road" / "road" / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(stages)) == ["rank", "reward-model", "rl", "evaluate"]

@@ -107,6 +107,8 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
 def _number(value: Any, digits: int = 3) -> str:
     if not isinstance(value, (int, float)):
         return ""
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.{digits}f}"
 
 
@@ -149,8 +151,8 @@ def _stage(name: str, metrics: Sequence[Mapping[str, Any]], ledger: Ledger, run:
 
 def _pictures(
     metrics: Sequence[Mapping[str, Any]], episodes: Mapping[int, Sequence[Episode]], members: Sequence[Member]
-) -> list[tuple[str, str]]:
-    """(caption, SVG) pairs; only what there is something to draw of."""
+) -> list[tuple[str, list[str]]]:
+    """(caption, SVGs) pairs; only what there is something to draw of."""
     if len(metrics) < 2:
         return []
     pictures = []
@@ -225,25 +227,23 @@ def _measured(name: str, played: Mapping[int, Sequence[Episode]], value: Any, co
     return Series(name, updates, means, lows, highs, colour)
 
 
-def _draw(panels: Sequence[Sequence[Series]]) -> str:
-    """Panels side by side, two in a row, as an SVG element that scales with the page."""
+def _draw(panels: Sequence[Sequence[Series]]) -> list[str]:
+    """Each panel as an SVG element that scales with its place on the page."""
+    return [_panel(series) for series in panels]
+
+
+def _panel(drawn: Sequence[Series]) -> str:
     from matplotlib import pyplot as plt
 
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "turnwise", "font.size": 9, "font.family": "sans-serif"}):
-        figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 2.6 * rows), squeeze=False)
-        for place, axis in enumerate(axes.flat):
-            if place >= len(panels):
-                axis.axis("off")
-                continue
-            for series in panels[place]:
-                axis.plot(series.updates, series.values, color=series.colour, linewidth=1.4, label=series.name)
-                if series.low is not None and series.high is not None:
-                    axis.fill_between(series.updates, series.low, series.high, color=series.colour, alpha=0.2, linewidth=0)
-            axis.set_title(" / ".join(s.name for s in panels[place]), fontsize=9, loc="left")
-            axis.set_xlabel("update", fontsize=8)
-            axis.spines[["top", "right"]].set_visible(False)
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "turnwise", "font.size": 10, "font.family": "sans-serif"}):
+        figure, axis = plt.subplots(figsize=(4.8, 2.7))
+        for series in drawn:
+            axis.plot(series.updates, series.values, color=series.colour, linewidth=1.4, label=series.name)
+            if series.low is not None and series.high is not None:
+                axis.fill_between(series.updates, series.low, series.high, color=series.colour, alpha=0.2, linewidth=0)
+        axis.set_title(" / ".join(s.name for s in drawn), fontsize=10, loc="left")
+        axis.set_xlabel("update")
+        axis.spines[["top", "right"]].set_visible(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             figure.tight_layout()
