@@ -11,7 +11,7 @@ Per seed: SFT, rankings by a panel that likes agents who ask, a reward model, an
 Checks: without a KL the true outcome turns over (peak - final at least 5 points, bootstrap interval over the seeds above 0) while the
 proxy rises; Gao et al.'s law, fitted to four seeds, predicts the fifth's peak within a factor 2 in KL, for 4 of 5 seeds; early stopping
 ends better than the free run; the KL ends with a better true outcome (paired over the seeds, interval above 0). Writes
-`results.json`, `results.md` and `overoptimisation.png` into --out; a seed that is there already is not run again.
+`results.json`, `results.md` and `overoptimisation.png` into --out; what is there already is not made again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ RANK = {
 }  # fmt: skip
 REWARD_MODEL = {"lr": 3e-3, "epochs": 3, "batch_size": 16, "held_out": 0.1, "micro_tokens": 8192}
 GOLD = {"episodes": 150, "every": 3, "patience": 1000, "options": {"split": "held_out"}}
-UPDATES = 45
+UPDATES = 60
+SLOW = {"lr": 7e-4, "decay": 1.0}  # slower than the demo, so that the peak is not stepped over
 N = [1, 2, 4, 8, 16]
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # optimizer, gold
     "free": ({"kl": 0.0, "kl_place": "measure"}, {}),
@@ -54,18 +55,20 @@ def one_seed(seed: int, folder: Path, threads: int, road: Path | None) -> dict[s
         sft = str(road / f"seed-{seed}" / "sft" / "policy")
     else:
         first = {**common, "policy": str(small_model(folder, seed)), "name": "sft", "stages": [{"sft": SFT}]}
-        turnwise.Run(first, folder=folder / "sft").finish()
+        turnwise.Run(first, folder=folder / "sft", resume=True).finish()
         sft = str(folder / "sft" / "policy")
     learn = {**common, "policy": sft, "name": "reward-model", "stages": [{"rank": RANK}, {"reward-model": REWARD_MODEL}]}
-    run = turnwise.Run(learn, folder=folder / "reward-model").finish()
+    run = turnwise.Run(learn, folder=folder / "reward-model", resume=True).finish()
     rm = str(latest(run.folder, run.updates))
     found: dict[str, Any] = {"seed": seed, "reward_model": {k: v for k, v in run.metrics[-1].items() if "held_out" in k}}
     for name, (optimizer, gold) in VARIANTS.items():
         rl = {
             **PPO, "updates": UPDATES, "feedback": [{"judge": "reward-model", "path": rm}], "gold": {**GOLD, **gold},
-            "optimizer": {**PPO["optimizer"], **optimizer},
+            "optimizer": {**PPO["optimizer"], **SLOW, **optimizer},
         }  # fmt: skip
-        done = turnwise.Run({**common, "policy": sft, "name": name, "stages": [{"rl": rl}]}, folder=folder / name).finish()
+        done = turnwise.Run(
+            {**common, "policy": sft, "name": name, "stages": [{"rl": rl}]}, folder=folder / name, resume=True
+        ).finish()
         # The start is measured in the first update, before it; each later measurement after its update, at that policy's KL.
         curve = [{"kl": 0.0, "gold": done.metrics[0]["gold/success"], "proxy": done.metrics[0]["outcome"]}]
         measured = [i for i, m in enumerate(done.metrics) if i and "gold/success" in m]
@@ -78,7 +81,9 @@ def one_seed(seed: int, folder: Path, threads: int, road: Path | None) -> dict[s
         "env": HELD_OUT.model_dump(), "episodes": 400, "players": players, "max_new_tokens": MAX_NEW_TOKENS, "seed": EVALUATION_SEED,
         "best_of": {"judge": {"judge": "reward-model", "path": rm}, "n": N},
     }  # fmt: skip
-    turnwise.Run({**common, "policy": sft, "name": "last", "stages": [{"evaluate": evaluate}]}, folder=folder / "last").finish()
+    turnwise.Run(
+        {**common, "policy": sft, "name": "last", "stages": [{"evaluate": evaluate}]}, folder=folder / "last", resume=True
+    ).finish()
     table = json.loads((folder / "last" / "evaluation.json").read_text())
     # A free run that is kept to its end: what the last gold measurement says (its policy goes back to the best one afterwards).
     for name in VARIANTS:
