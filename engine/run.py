@@ -256,6 +256,8 @@ class Run:
         self._played = True
         self._open()
         try:
+            if self.is_main:
+                self.ledger  # noqa: B018 - every run has one, used or not: one that is missing later was lost
             with self._interruptible():
                 yield from self._stages()
         finally:

@@ -221,3 +221,56 @@ def test_a_full_disk_is_one_message_and_resume_goes_on(model_folder: Callable[..
     out, said = again.communicate(timeout=100)
     assert again.returncode == 0, said
     assert "Finished after update 3" in out
+
+
+class Counts(turnwise.Stage):
+    """A plugin's stage that learns nothing the run knows of, and never says `begin`."""
+
+    times: int = 3
+
+    def play(self, run: turnwise.Run) -> Any:
+        for i in range(self.times):
+            run.policy.version += 1
+            yield run.finish_update({"count": i + 1.0})
+
+
+class Sums(turnwise.Stage):
+    """One that says what learns in it."""
+
+    class Part:
+        total = 0
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"total": self.total}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.total = state["total"]
+
+    def play(self, run: turnwise.Run) -> Any:
+        part = self.Part()
+        for i in range(run.begin({"part": part}), 4):
+            part.total += i
+            yield run.finish_update({"total": float(part.total)})
+
+
+class Plugin:
+    @turnwise.hookimpl
+    def register_stages(self, register: Any) -> None:
+        register("counts", Counts)
+        register("sums", Sums)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 6])
+def test_other_peoples_stages_resume_from_their_beginning_or_from_within(
+    stop: int, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    plugins = turnwise.Plugins({"mine": Plugin()})
+    config = {"policy": str(model_folder()), "threads": 1, "checkpoint_every": 1, "stages": [{"counts": {}}, {"sums": {}}]}
+    for update in turnwise.Run(config, folder=tmp_path / "r", plugins=plugins):
+        if update.number == stop:
+            break
+    again = turnwise.Run(config, folder=tmp_path / "r", plugins=plugins, resume=True).finish()
+    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [m["update"] for m in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert [m.get("count", m.get("total")) for m in lines] == [1, 2, 3, 0, 1, 3, 6]
+    assert again.policy.version == 3
