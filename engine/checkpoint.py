@@ -8,6 +8,7 @@ checkpoints/update-000120/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -79,6 +80,11 @@ def save(root: Path, position: Position, policy: Policy | None, parts: Mapping[s
     from safetensors.torch import save_file
 
     target, draft = root / f"update-{position.update:06d}", root / ".draft"
+    if target.exists():
+        try:
+            return read(target).folder
+        except CheckpointError:
+            pass  # of an earlier attempt, torn: written anew
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -95,8 +101,7 @@ def save(root: Path, position: Position, policy: Policy | None, parts: Mapping[s
         (draft / "state.json").write_text(json.dumps(note))
         for path in [*draft.rglob("*"), draft]:
             _sync(path)
-        if target.exists():  # of an earlier attempt that was found torn
-            shutil.rmtree(target)
+        shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
         _sync(root)
     except (OSError, SafetensorError) as error:
@@ -147,10 +152,15 @@ def run_of(folder: Path) -> str:
     return str(json.loads(found[-1].read_text())["position"]["run"])
 
 
-def prune(root: Path, keep: int, start: int) -> None:
-    """Removes the oldest checkpoints beyond the `keep` latest, never the one the present stage began from."""
-    for old in sorted(root.glob("update-*"))[:-keep]:
-        if old.name != f"update-{start:06d}":
+def prune(root: Path, keep: int) -> None:
+    """Removes the oldest checkpoints beyond the `keep` latest, never one that a stage of those kept began from."""
+    folders = sorted(root.glob("update-*"))
+    starts = set()
+    for folder in folders[-keep:]:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a torn one needs nothing
+            starts.add(f"update-{json.loads((folder / 'state.json').read_text())['position']['start']:06d}")
+    for old in folders[:-keep]:
+        if old.name not in starts:
             shutil.rmtree(old)
 
 

@@ -162,7 +162,7 @@ class Ledger:
             cursor = dbapi.cursor()
             cursor.execute(f"PRAGMA busy_timeout={int(lock_timeout * 1000)}")
             cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA synchronous=FULL")  # what was acknowledged survives a power loss too
             cursor.execute("PRAGMA foreign_keys=ON")
             cursor.close()
 
@@ -267,13 +267,18 @@ class Ledger:
             return [dict(row) for row in self._open(db, groups)]
 
     def failed_requests(self, requests: Sequence[str]) -> dict[str, str]:
-        """Of these requests, those whose only answer in force says that it failed, and that answer's id."""
+        """Of these requests, those whose only answer in force says that it failed, and that answer's id.
+
+        Requests on groups whose members are written are left out: nothing said of them can matter any more.
+        """
+        decided = sa.select(_members.c.group).where(_members.c.group == _requests.c.group).exists()
         newer = _feedback.alias()
         replaced = sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
         found: dict[str, str] = {}
         with self._reading() as db:
             for some in _chunks(requests):
                 query = sa.select(_feedback.c.request, _feedback.c.id, _feedback.c.status)
+                query = query.join(_requests, _requests.c.id == _feedback.c.request).where(~decided)
                 rows = list(db.execute(query.where(_feedback.c.request.in_(some), ~replaced)))
                 sound = {request for request, _, status in rows if status != "failed"}
                 found |= {request: id_ for request, id_, _ in rows if request not in sound}
@@ -396,15 +401,18 @@ class Ledger:
                 rows += db.execute(query).mappings()
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
-    def comparisons(self, run: str, *, everything: bool = False) -> list[Comparison]:
+    def comparisons(self, run: str, *, stages: Sequence[str] | None = None, everything: bool = False) -> list[Comparison]:
         """A run's scored comparisons in force, by group and id.
 
         Args:
+            stages: only those of conversations played or imported there.
             everything: also those that were corrected since; for training that began before.
         """
         newer = _feedback.alias()
         replaced = sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
         groups = sa.select(_episodes.c.group).where(_episodes.c.run == run)
+        if stages is not None:
+            groups = groups.where(_episodes.c.stage.in_(list(stages)))
         query = sa.select(_feedback).where(
             _feedback.c.kind == "comparison", _feedback.c.status == "scored", _feedback.c.target.in_(groups)
         )
@@ -489,15 +497,25 @@ class Ledger:
                     row[status] += count
         return [found[name] for name in sorted(found)]
 
-    def counts(self) -> dict[str, int]:
-        """Rows per table."""
+    def counts(self, run: str | None = None) -> dict[str, int]:
+        """Rows per table; of one run, or of all that share this ledger."""
+        tables = {"episodes": _episodes, "requests": _requests, "feedback": _feedback, "members": _members}
+        queries = {name: sa.select(sa.func.count()).select_from(table) for name, table in tables.items()}
+        if run is not None:
+            ids, groups = (sa.select(c).where(_episodes.c.run == run) for c in (_episodes.c.id, _episodes.c.group))
+            queries["episodes"] = queries["episodes"].where(_episodes.c.run == run)
+            queries["requests"] = queries["requests"].where(_requests.c.group.in_(groups))
+            queries["feedback"] = queries["feedback"].where(sa.or_(_feedback.c.target.in_(ids), _feedback.c.target.in_(groups)))
+            queries["members"] = queries["members"].where(_members.c.run == run)
         with self._reading() as db:
-            tables = {"episodes": _episodes, "requests": _requests, "feedback": _feedback, "members": _members}
-            return {name: int(db.scalar(sa.select(sa.func.count()).select_from(t)) or 0) for name, t in tables.items()}
+            return {name: int(db.scalar(query) or 0) for name, query in queries.items()}
 
-    def spend(self) -> dict[str, float]:
-        """Cost so far by source."""
+    def spend(self, run: str | None = None) -> dict[str, float]:
+        """Cost so far by source; of one run, or of all that share this ledger."""
         query = sa.select(_feedback.c.source, sa.func.sum(_feedback.c.cost)).group_by(_feedback.c.source)
+        if run is not None:
+            ids, groups = (sa.select(c).where(_episodes.c.run == run) for c in (_episodes.c.id, _episodes.c.group))
+            query = query.where(sa.or_(_feedback.c.target.in_(ids), _feedback.c.target.in_(groups)))
         with self._reading() as db:
             return {source: float(cost) for source, cost in db.execute(query)}
 

@@ -123,9 +123,7 @@ def export_pairs(episodes: Mapping[str, Episode], comparisons: Iterable[Comparis
 
 def _record(better: Episode, worse: Episode, comparison: Comparison) -> dict[str, Any]:
     chosen, rejected = ([{"role": m.role, "content": m.content} for m in e.messages] for e in (better, worse))
-    same = 0
-    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same] and chosen[same]["role"] != "assistant":
-        same += 1
+    same = _common(chosen, rejected)
     record: dict[str, Any] = {"prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
     if comparison.strength is not None:
         record["margin"] = comparison.strength
@@ -135,7 +133,10 @@ def _record(better: Episode, worse: Episode, comparison: Comparison) -> dict[str
 
 
 def import_pairs(path: Path, *, run: str, stage: str, update: int) -> tuple[list[Episode], list[Comparison]]:
-    """A file in the conversational preference format as episodes and comparisons, one group per line.
+    """A file in the conversational preference format as episodes and comparisons.
+
+    Conversations that begin alike, up to the first reply, form a group, whatever lines they stand on; one that stands on several lines
+    is one episode.
 
     Args:
         run, stage, update: where they are recorded.
@@ -143,8 +144,9 @@ def import_pairs(path: Path, *, run: str, stage: str, update: int) -> tuple[list
     Raises:
         PreferenceError: a line that is no such pair; the message names it.
     """
-    episodes: list[Episode] = []
+    episodes: dict[str, Episode] = {}
     comparisons: list[Comparison] = []
+    members: dict[str, dict[str, str]] = {}  # per start: a conversation's content to its episode's id
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     with path.open() as lines:
         for number, line in enumerate(lines, 1):
@@ -159,29 +161,43 @@ def import_pairs(path: Path, *, run: str, stage: str, update: int) -> tuple[list
                 raise PreferenceError(f"{where} is not JSON: {error}") from error
             except (KeyError, AttributeError) as error:
                 raise PreferenceError(f"{where} needs `chosen` and `rejected`, lists of {{role, content}}") from error
-            start = Start(IMPORTED, number, {"file": content})
-            pair = [
-                _episode(
-                    talk, Episode(derive_id(run, stage, update, start.key, slot), start, (), "terminated", run=run, stage=stage,
-                    update=update, slot=slot), where,
-                )
-                for slot, talk in enumerate(talks)
-            ]  # fmt: skip
+            opening = derive_id([[m.role, m.content] for m in talks[0][: _common(*talks)]])
+            start = Start(IMPORTED, int(opening[:8], 16), {"file": content, "prompt": opening})
+            own = members.setdefault(opening, {})
+            pair = []
+            for talk in talks:
+                said = derive_id([[m.role, m.content] for m in talk])
+                if said not in own:
+                    id_, slot = derive_id(run, stage, update, start.key, len(own)), len(own)
+                    shell = Episode(id_, start, (), "terminated", run=run, stage=stage, update=update, slot=slot)
+                    episodes[id_] = _episode(talk, shell, where)
+                    own[said] = id_
+                pair.append(episodes[own[said]])
             try:
                 comparison = Comparison(
                     pair[0].group, tuple((e.id,) for e in pair), strength=record.get("margin"),
-                    probability=record.get("probability"), id=derive_id("imported", pair[0].group, update),
+                    probability=record.get("probability"), id=derive_id("imported", pair[0].group, number, update),
                     stamp=Stamp(source=IMPORTED, rater=str(record.get("rater", IMPORTED))),
                 )  # fmt: skip
             except ValueError as error:
                 raise PreferenceError(f"{where}: {error}") from error
             if comparison.probability is not None and not 0.5 <= comparison.probability <= 1:
                 raise PreferenceError(f"{where}: probability must lie in 0.5 to 1, got {comparison.probability}")
-            episodes += pair
             comparisons.append(comparison)
     if not comparisons:
         raise PreferenceError(f"{path} holds no pair")
-    return episodes, comparisons
+    return list(episodes.values()), comparisons
+
+
+def _common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many messages two conversations begin with alike, up to the first reply: what they started from."""
+    same = 0
+    while same < min(len(first), len(second)) and first[same] == second[same]:
+        message = first[same]
+        if (message["role"] if isinstance(message, Mapping) else message.role) == "assistant":
+            break
+        same += 1
+    return same
 
 
 def _messages(value: Any, where: str, key: str) -> list[Message]:

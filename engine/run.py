@@ -16,6 +16,7 @@ and what the ledger holds already (episodes, answers, members) wins over its rep
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -146,6 +147,7 @@ class Run:
         self._index = self._done = 0  # the stage's place, and the updates it has made
         self._begun = self._played = self._opened = False
         self._resume = resume
+        self._stage_start: Path | None = None  # the checkpoint that the stage gone on with began from
         self._lock: Any = None
         if config.trackers:
             from .tracking import check
@@ -173,8 +175,10 @@ class Run:
                 policy = Policy.from_pretrained(given.model, **given.model_dump(exclude={"model"}))
         else:
             policy = given
-        if self._from is not None:
-            began = checkpoint.read(self.folder / "checkpoints" / f"update-{self._from.position.start:06d}")
+        if self._resume:
+            self._open()
+        if self._stage_start is not None:
+            began = checkpoint.read(self._stage_start)
             if (began.folder / "policy").is_dir():
                 policy.load_weights(began.folder / "policy")
             policy.version = began.position.version
@@ -212,6 +216,10 @@ class Run:
                 self.save_checkpoint()
             return 0
         found, self._from = self._from, None
+        if (found.folder / "policy").is_dir():
+            self.policy.load_weights(found.folder / "policy")
+            self.policy.version = found.position.version
+            self._check_machine(found.position.machine, ("attention", "device"))
         if found.position.done:
             states = found.states()
             missing = set(self._parts) ^ set(states)
@@ -220,9 +228,6 @@ class Run:
                     f"the checkpoint {found.folder} holds the states of {sorted(states)}, but this stage has {sorted(self._parts)}: "
                     "it is of another config or another version of a plugin"
                 )
-            if (found.folder / "policy").is_dir():
-                self.policy.load_weights(found.folder / "policy")
-                self.policy.version = found.position.version
             for name, part in self._parts.items():
                 part.load_state_dict(states[name])
         self._done = found.position.done
@@ -237,6 +242,8 @@ class Run:
         if self.is_main:
             with (self.folder / "metrics.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
+                log.flush()
+                os.fsync(log.fileno())
             if self._begun and self.updates % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
             if self._tracker is not None:
@@ -273,8 +280,15 @@ class Run:
             try:
                 for update in stage.play(self):
                     yield update
-                    if self.stopping:
+                    if self._all_stop():
                         break
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                    raise
+                raise checkpoint.CheckpointError(
+                    f"the disk of {self.folder} is full: {error}. Everything up to the last checkpoint stands; make room and go on with "
+                    "`turnwise run --resume`."
+                ) from error
             except (NonFiniteError, OutOfMemory) as error:
                 kept = sorted((self.folder / "checkpoints").glob("update-*"))
                 raise type(error)(f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}.") from error
@@ -294,6 +308,15 @@ class Run:
             self.plugins.call_event("run_finished", run=self)
         self.status("finished")
 
+    def _all_stop(self) -> bool:
+        """Whether the run is to end here; of several processes the main one decides, or the others would wait for it for ever."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "policy" in self.__dict__:
+            from accelerate.utils import broadcast_object_list
+
+            if self.policy.accelerator.num_processes > 1:
+                [self.stopping] = broadcast_object_list([self.stopping])
+        return self.stopping
+
     def finish(self) -> Run:
         """Does all the work there is, and returns the run itself."""
         for _ in self:
@@ -309,7 +332,7 @@ class Run:
         position = Position(self.id, self.updates, stage, done, start, policy.version if policy else 0, self._machine())
         root = self.folder / "checkpoints"
         target = checkpoint.save(root, position, policy, self._parts)
-        checkpoint.prune(root, self.config.keep_checkpoints, start)
+        checkpoint.prune(root, self.config.keep_checkpoints)
         return target
 
     def _machine(self) -> dict[str, Any]:
@@ -423,11 +446,7 @@ class Run:
 
             torch.set_num_threads(self.config.threads)
         now, then = self._machine(), position.machine
-        if now["threads"] != then["threads"]:
-            raise ConfigError(
-                f"the run was made with {then['threads']} threads and would go on with {now['threads']}, which changes the last bits of "
-                f"every number: set `threads: {then['threads']}` in the config"
-            )
+        self._check_machine(then, ("threads",))
         differ = [f"{key} {then[key]} -> {now[key]}" for key in ("processes", "torch") if now[key] != then[key]]
         if differ:
             warnings.warn(f"the run goes on, but not bit for bit: {', '.join(differ)}", stacklevel=2)
@@ -439,6 +458,17 @@ class Run:
             draft.write_text("".join(json.dumps(line) + "\n" for line in lines))
             draft.replace(log)
         self.metrics, self.updates, self.id = lines, position.update, position.run
+        self._stage_start = self.folder / "checkpoints" / f"update-{position.start:06d}"
+
+    def _check_machine(self, then: Mapping[str, Any], keys: Sequence[str]) -> None:
+        """Refuses to go on where the last bits of every number would change."""
+        now = self._machine()
+        for key in keys:
+            if then[key] and now[key] != then[key]:
+                raise ConfigError(
+                    f"the run was made with {key} {then[key]} and would go on with {now[key]}, which changes the last bits of every "
+                    f"number: set `{key}: {then[key]}` in the config" + (" (under `policy`)" if key != "threads" else "")
+                )
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

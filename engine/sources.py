@@ -55,6 +55,10 @@ class JudgeSource:
         if hasattr(self.judge, "open"):
             self.judge.open(context)
 
+    def close(self) -> None:
+        if hasattr(self.judge, "close"):
+            self.judge.close()
+
     def request(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
 
@@ -200,6 +204,16 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
+def learners(sources: Sequence[Sources]) -> dict[str, Any]:
+    """Sources and judges that have a state, by name, for checkpoints."""
+    named = {
+        f"source-{i}-{s.name}": s.given.judge if isinstance(s.given, JudgeSource) else s.given
+        for i, each in enumerate(sources)
+        for s in each.sources
+    }
+    return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
+
+
 @dataclass(slots=True)
 class Sources:
     """All sources of a stage, asked and heard together.
@@ -214,9 +228,8 @@ class Sources:
     environment_weight: float | None
     max_failure_rate: float = 0.5
     _silent: dict[str, int] = field(default_factory=dict)  # looks in a row that raised
-    _asked: dict[str, int] = field(default_factory=dict)
-    _failed: dict[str, list[str]] = field(default_factory=dict)
-    _again: dict[str, str] = field(default_factory=dict)  # requests asked again: their failed answers' ids
+    _round: dict[str, list[str]] = field(default_factory=dict)  # what each source was asked this time
+    _again: dict[str, tuple[str, float | None]] = field(default_factory=dict)  # asked again: the failed answer, the deadline
 
     @classmethod
     def make(cls, specs: Sequence[Any], plugins: Plugins, max_failure_rate: float) -> Sources:
@@ -258,18 +271,18 @@ class Sources:
             requests: what to ask instead.
         """
         now = ledger.clock()
-        # The failure rate is that of one round: a judge that dies late must not live on its past.
-        self._asked, self._failed = {}, {}
+        self._again = {}
         for source in self.sources:
             mine = self._requests(source, groups, now) if requests is None else [r for r in requests if r.source == source.name]
             ledger.add_requests(mine)
             waiting = {r["id"] for r in ledger.open_requests(groups)}
             asked = [r for r in mine if r.id in waiting]
-            failed = ledger.failed_requests([r.id for r in mine])
-            if len(failed) > self.max_failure_rate * max(1, len(mine)):  # an outage stopped the run; it is over, perhaps
-                self._again |= failed
-                asked += [r for r in mine if r.id in failed]
-            self._asked[source.name] = len(asked)
+            self._round[source.name] = [r.id for r in mine]
+            failed = ledger.failed_requests(self._round[source.name])
+            if len(failed) > self.max_failure_rate * len(mine):  # an outage stopped the run; it is over, perhaps
+                again = [r for r in mine if r.id in failed and (r.deadline is None or r.deadline > now)]
+                self._again |= {r.id: (failed[r.id], r.deadline) for r in again}
+                asked += again
             try:
                 if asked:
                     source.given.request(asked)
@@ -305,16 +318,21 @@ class Sources:
             recorded = ledger.add_feedback(answers)
             if hasattr(source.given, "acknowledge") and answers:
                 source.given.acknowledge([a.id for a in answers])
-            self._failed.setdefault(source.name, []).extend(a.reason for a in recorded if a.status == "failed")
-            failed, asked = len(self._failed[source.name]), self._asked.get(source.name, 0)
-            if failed > self.max_failure_rate * max(asked, 1):
-                reasons = sorted(set(self._failed[source.name]))[:3]
+            reasons = sorted({a.reason for a in recorded if a.status == "failed"})[:3]
+            asked = self._round.get(source.name, [])
+            # The rate is that of this round, as the ledger has it: a judge that dies late must not live on its past.
+            failed = len(ledger.failed_requests(asked)) if reasons else 0
+            if failed > self.max_failure_rate * len(asked):
                 raise TooManyFailures(
-                    f"feedback source {source.name!r} failed on {failed} of {asked} requests, more than max_failure_rate="
+                    f"feedback source {source.name!r} failed on {failed} of {len(asked)} requests, more than max_failure_rate="
                     f"{self.max_failure_rate:g} allows. Reasons: {'; '.join(reasons)}. Nothing it failed on was scored."
                 )
             new += recorded
         return new
+
+    def waits_again(self, now: float) -> int:
+        """How many requests that were asked again are still without an answer."""
+        return sum(deadline is None or deadline > now for _, deadline in self._again.values())
 
     def _hear(self, source: Source) -> Sequence[Answer]:
         """A look that raises is tried again at the next poll; ten in a row stop the run."""
@@ -335,7 +353,7 @@ class Sources:
 
     def _stamp(self, source: Source, answer: Answer) -> Answer:
         stamp = dataclasses.replace(answer.stamp, source=source.name, version=answer.stamp.version or source.version)
-        before = self._again.pop(answer.stamp.request or "", None)
+        before, _ = self._again.pop(answer.stamp.request or "", (None, None))
         if before is not None:
             answer = dataclasses.replace(answer, id=derive_id(answer.id, "again", before), supersedes=before)
         hidden = {"reason": redact(answer.reason), "comment": redact(answer.comment), "details": redacted(answer.details)}

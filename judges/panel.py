@@ -74,11 +74,11 @@ class SimulatedPanel:
         rater = order[request.rater_slot % self.pool]
         taste = random.Random(derive_id("taste", self.seed, rater))
         liking = {name: self.bias.get(name, 0.0) + taste.gauss(0, self.taste) for name in FEATURES}
-        noise = random.Random(derive_id("noise", self.seed, rater, request.id))
         felt: dict[str, float] = {}
         for episode in request.episodes:
             utility = episode.env_return + sum(weight * FEATURES[name](episode) for name, weight in liking.items())
-            felt[episode.id] = utility + self.noise * _gumbel(noise)
+            accident = random.Random(derive_id("noise", self.seed, rater, episode.id))  # whatever else it is shown with
+            felt[episode.id] = utility + self.noise * _gumbel(accident)
         ranked = sorted(felt, key=lambda e: -felt[e])
         tiers = [[ranked[0]]]
         for next_best in ranked[1:]:

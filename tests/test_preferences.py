@@ -69,9 +69,9 @@ def test_export_and_import_are_inverse(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(r) for r in records))
     episodes, comparisons = import_pairs(path, run="r", stage="rank", update=1)
-    assert [c.ranking for c in comparisons] == [((episodes[0].id,), (episodes[1].id,)), ((episodes[2].id,), (episodes[3].id,))]
-    assert episodes[0].messages == a.messages
-    assert episodes[1].messages == b.messages
+    assert [e.messages for e in episodes] == [e.messages for e in (a, b, c)], "one group of three, not two of two"
+    assert len({e.group for e in episodes}) == 1
+    assert [c.ranking for c in comparisons] == [((episodes[0].id,), (episodes[1].id,)), ((episodes[0].id,), (episodes[2].id,))]
     assert all(t.action_ids is None for e in episodes for t in e.turns), "nobody here sampled them"
     assert list(export_pairs({e.id: e for e in episodes}, comparisons)) == records
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")

@@ -27,17 +27,20 @@ def test_the_adaptive_controller_by_hand(policy: turnwise.Policy) -> None:
     """Ziegler et al.: the coefficient moves by gain * clip(KL / target - 1, -0.2, 0.2)."""
     episodes = play(policy, 3)
     batch = make_batch(episodes, [turnwise.Rewards(0.0, (0.0,) * 3) for _ in episodes])
-    batch.reference_logprobs = batch.behaviour_logprobs - 0.01 * batch.mask
     apart = 0.01 * float(batch.mask.sum(1).float().mean())
     for target, factor in ((apart / 10, 1.02), (apart * 10, 0.98), (apart / 1.1, 1.01)):
         kl = KL(0.5, "reward", "k3", target)
-        found = kl.measure(batch)
+        policy.freeze_reference()
+        kl.prepare(policy, batch, 8192)
+        kl._measured = {"kl": 0.01, "kl_episode": apart}
+        found = kl.measure()
         assert found["kl_episode"] == pytest.approx(apart, rel=1e-3)
         assert found["kl"] == pytest.approx(0.01, rel=1e-3)
         assert found["kl_coef"] == 0.5, "what this update was made with"
         assert kl.coef == pytest.approx(0.5 * factor, rel=1e-3)
     fixed = KL(0.5, "reward", "k3")
-    fixed.measure(batch)
+    fixed.prepare(policy, batch, 8192)
+    assert fixed.measure()["kl_episode"] == pytest.approx(0.0, abs=1e-4), "reference and policy are one"
     assert fixed.coef == 0.5
     with pytest.raises(ValueError, match="kl_target needs to be positive and kl too"):
         KL(0.0, "reward", "k3", 1.0)

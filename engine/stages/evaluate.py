@@ -20,7 +20,7 @@ from ..overoptimisation import best_of_n, kl_best_of_n
 from ..rollout import PolicyPlayer, ScriptPlayer, TooManyFailures, Where, rollout
 from ..run import Run, Update
 from ..sources import Sources
-from .play import EnvConfig, ask, check_envs, grouped, play, read_envs
+from .play import EnvConfig, ask, check_envs, grouped, play, read_envs, shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,15 +265,21 @@ class Evaluate(Stage):
             [first, *others] = players
             for name in others:
                 judged = self._judged(run, played[first], played[name]) if self.judge is not None and run.is_main else {}
+                judged = shared(run, judged)
+                if judged is None:
+                    return
                 table[f"{label}{first} - {name}"] = asdict(paired(played[first], played[name], **judged))
             if self.best_of:
-                table |= {label + name: row for name, row in self._best_of(run, env, sampling, where, len(players)).items()}
+                best = shared(run, self._best_of(run, env, sampling, where, len(players)))
+                if best is None:
+                    return
+                table |= {label + name: row for name, row in best.items()}
         if run.is_main:
             (run.folder / "evaluation.json").write_text(json.dumps(table, indent=2) + "\n")
         yield run.finish_update({f"{key}/{k}": float(v) for key, row in table.items() for k, v in row.items() if v is not None})
 
-    def _judged(self, run: Run, first: Sequence[Episode], second: Sequence[Episode]) -> dict[str, Any]:
-        """A judge's verdicts on every pair, shown in both orders."""
+    def _judged(self, run: Run, first: Sequence[Episode], second: Sequence[Episode]) -> dict[str, Any] | None:
+        """A judge's verdicts on every pair, shown in both orders; None: interrupted while waiting for them."""
         sources = self._sources(run, self.judge)
         [source] = sources.sources
         pairs = {
@@ -281,8 +287,18 @@ class Evaluate(Stage):
             for a, b in zip(first, second, strict=True)
             if "failed" not in (a.ending, b.ending) and a.turns and b.turns
         }
+        deadline = None if source.deadline is None else run.clock() + source.deadline
         requests = [
-            Request("group", key, source.name, order, ask={"against": b.slot}, episodes=(a, b) if order == 0 else (b, a))
+            Request(
+                "group",
+                key,
+                source.name,
+                0,
+                deadline,
+                source.required,
+                {"against": b.slot, "order": order},
+                (a, b) if order == 0 else (b, a),
+            )
             for key, (a, b) in pairs.items()
             for order in (0, 1)
         ]
@@ -291,13 +307,15 @@ class Evaluate(Stage):
             said = ask(run, [(sources, pairs)], poll=self.poll, requests=[requests])
         finally:
             sources.close()
+        if said is None:
+            return None
         wanted = {r.id: r for r in requests}
         wins: list[float] = []
         flips = 0
         for key, (a, b) in pairs.items():
             verdicts = [
                 0.5 if len(c.ranking) == 1 else float(a.id in c.ranking[0])
-                for c in (said or {}).get(key, ())
+                for c in said[key]
                 if isinstance(c, Comparison) and c.status == "scored" and c.stamp.request in wanted
                 and {e for tier in c.ranking for e in tier} == {a.id, b.id}
             ]  # fmt: skip
@@ -312,8 +330,14 @@ class Evaluate(Stage):
             "unjudged": len(pairs) - len(wins),
         }  # fmt: skip
 
-    def _best_of(self, run: Run, env: EnvConfig, sampling: Any, where: Where, first: int) -> dict[str, dict[str, Any]]:
-        """A policy's conversations chosen by the judge's score, for every n, from the same N conversations per start."""
+    def _best_of(self, run: Run, env: EnvConfig, sampling: Any, where: Where, first: int) -> dict[str, dict[str, Any]] | None:
+        """A policy's conversations chosen by the judge's score, for every n, from the same N conversations per start.
+
+        None: interrupted while waiting for the scores.
+
+        Raises:
+            TooManyFailures: the judge scored all conversations of no start.
+        """
         from ..policy import Policy
 
         assert self.best_of is not None
@@ -331,10 +355,12 @@ class Evaluate(Stage):
             said = ask(run, [(sources, groups)], poll=self.poll)
         finally:
             sources.close()
+        if said is None:
+            return None
         [source] = sources.sources
         found = {
             a.target: a.score  # type: ignore[union-attr]
-            for each in (said or {}).values()
+            for each in said.values()
             for a in each
             if a.stamp.source == source.name and getattr(a, "score", None) is not None
         }
@@ -345,8 +371,12 @@ class Evaluate(Stage):
                 proxy.append([found[e.id] for e in scored])
                 outcome.append([e.env_return for e in scored])
                 success.append([succeeded(e) for e in scored])
+        if not proxy:
+            raise TooManyFailures(
+                f"best_of: the judge {source.name!r} scored all {size} conversations of none of {len(groups)} starts"
+            )
         table = {}
-        for n in self.best_of.n if proxy else ():
+        for n in self.best_of.n:
             best = [best_of_n(np.array(proxy), np.array(gold), n) for gold in (outcome, success, proxy)]
             table[f"best-of-{n}"] = {
                 "outcome": float(best[0].mean()), "success": float(best[1].mean()), "proxy": float(best[2].mean()),

@@ -144,12 +144,14 @@ def ask(
             if new := sources.receive(run.ledger):
                 run.plugins.call_event("feedback_received", run=run, feedback=new)
         ready = run.ledger.ready_groups(keys, run.updates + 1)
-        if len(ready) == len(keys):
+        again = sum(sources.waits_again(run.clock()) for sources, _ in asked)
+        if len(ready) == len(keys) and not again:
             break
         if run.stopping:
             return None
         waiting = Counter(r["source"] for r in run.ledger.open_requests(keys) if r["required"])
-        note = "waiting for " + ", ".join(f"{n} answers of {source!r}" for source, n in waiting.items())
+        waiting["sources that failed"] = again
+        note = "waiting for " + ", ".join(f"{n} answers of {source!r}" for source, n in waiting.items() if n)
         run.status("feedback", len(ready), len(keys), note=note, **show)
         run.sleep(poll)
     said: dict[str, list[Answer]] = {key: [] for key in keys}

@@ -37,8 +37,7 @@ class Preference(Stage):
     def check(self, run: Run) -> None:
         if self.data is not None and not self.data.is_file():
             raise ConfigError(f"preference.data: there is no file {self.data}")
-        before = run.stages[: [label for label, _ in run.stages].index(run.stage)]
-        if self.data is None and not any(label.split("-")[0] == "rank" for label, _ in before):
+        if self.data is None and len(comparing(run)) == 1:
             raise ConfigError("preference has nothing to learn from: put a `rank` stage before it, or give `data`")
         optimizer = component(run.plugins, "optimizer", self.optimizer)
         if "comparisons" not in optimizer.consumes:
@@ -79,6 +78,16 @@ class Preference(Stage):
             yield run.finish_update({**metrics, **more})
 
 
+def comparing(run: Run) -> list[str]:
+    """The stages up to the present one that are there to have conversations compared: what they say is for training.
+
+    Comparisons made elsewhere, in `evaluate` on held-out starts above all, are not.
+    """
+    labels = [label for label, _ in run.stages]
+    before = run.stages[: labels.index(run.stage)]
+    return [label for label, stage in before if getattr(stage, "makes_comparisons", False)] + [run.stage]
+
+
 class Chosen:
     """Which comparisons a stage trains on: all that the run has had made, and those of a file. Decided once, and kept with its
     checkpoints: what arrives or is corrected later must not change a run that goes on."""
@@ -98,7 +107,7 @@ class Chosen:
                 episodes, imported = import_pairs(data, run=run.id, stage=run.stage, update=run.start + 1)
                 run.ledger.add_episodes(episodes)
                 run.ledger.add_feedback(imported)
-            self.ids = shared(run, [c.id for c in run.ledger.comparisons(run.id)] if run.is_main else [])
+            self.ids = shared(run, [c.id for c in run.ledger.comparisons(run.id, stages=comparing(run))] if run.is_main else [])
         if not self.ids:
             raise ConfigError(f"{run.stage}: no rater has compared anything in this run yet, so there is nothing to learn from")
         wanted = set(self.ids)

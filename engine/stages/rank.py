@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,7 +17,7 @@ from ..episode import Episode, derive_id
 from ..feedback import Comparison
 from ..preferences import import_pairs, rater_agreement, truth_agreement
 from ..run import Run, Update
-from ..sources import Sources
+from ..sources import Sources, learners
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
 
@@ -31,6 +31,8 @@ class Rank(Stage):
     players: who plays, in turn over the slots of a group: "policy", and names of the environment's players.
     temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit, poll: as in `rl`.
     """
+
+    makes_comparisons: ClassVar[bool] = True
 
     env: Any = None
     data: Path | None = None
@@ -92,8 +94,7 @@ class Rank(Stage):
             return
         sources = [self._sources(run, env) for env in self.env]
         players = self._players(run)
-        done = run.begin({f"source-{i}-{s.name}": s.given for i, each in enumerate(sources) for s in each.sources
-                          if hasattr(s.given, "state_dict")})  # fmt: skip
+        done = run.begin(learners(sources))
         if run.is_main:
             for each in sources:
                 each.open(run.folder, run.ledger, run.config.seed, run.updates)
@@ -166,13 +167,14 @@ def comparison_metrics(episodes: Sequence[Episode], answers: Sequence[Comparison
     metrics = {
         "episodes": float(len(episodes)),
         "failed_episodes": float(len(episodes) - len(sound)),
-        "return": sum(e.env_return for e in sound) / max(1, len(sound)),
-        "turns": sum(len(e.turns) for e in sound) / max(1, len(sound)),
         "comparisons": float(len(scored)),
         "failed_comparisons": float(sum(a.status == "failed" for a in answers)),
         "abstained_comparisons": float(sum(a.status == "abstained" for a in answers)),
         "spend": sum(a.stamp.cost for a in answers),
     }
+    if sound:  # none is not zero
+        metrics["return"] = sum(e.env_return for e in sound) / len(sound)
+        metrics["turns"] = sum(len(e.turns) for e in sound) / len(sound)
     truth: Mapping[str, float] = {e.id: e.env_return for e in sound}
     for name, value in (("rater_agreement", rater_agreement(scored)), ("truth_agreement", truth_agreement(scored, truth))):
         if value is not None:

@@ -19,7 +19,7 @@ from ..memory import explained_memory
 from ..plugins import PluginError, Plugins, check_options
 from ..reward import NoReward, Rewards, clipped
 from ..run import Run, Update
-from ..sources import ENVIRONMENT, Sources
+from ..sources import ENVIRONMENT, Sources, learners
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
 
@@ -42,14 +42,14 @@ class Gold(Section):
     Attributes:
         episodes: how many starts; the same every time.
         every: updates between measurements; the start is measured too.
-        patience: measurements without a new best after which the stage ends.
+        patience: measurements without a new best after which the stage ends; None: only measures, and keeps the last policy.
         options: for `reset`, to choose held-out content; default: those of the training environment.
         seed: of the starts.
     """
 
     episodes: int = Field(default=200, ge=1)
     every: int = Field(default=5, ge=1)
-    patience: int = Field(default=3, ge=1)
+    patience: int | None = Field(default=3, ge=1)
     options: dict[str, Any] | None = None
     seed: int = 30_000
 
@@ -203,8 +203,8 @@ class RL(Stage):
                 sources.open(run.folder, run.ledger, run.config.seed, run.updates)
         try:
             best = BestSoFar(policy) if self.gold else None
-            learners = _learners(parts) | ({"gold": best} if best else {})
-            yield from self._updates(run, parts, player, backend, run.begin(learners), best)
+            learning = _learners(parts) | ({"gold": best} if best else {})
+            yield from self._updates(run, parts, player, backend, run.begin(learning), best)
         finally:
             for sources in parts.sources:
                 sources.close()
@@ -217,7 +217,7 @@ class RL(Stage):
 
         policy = run.policy
         for i in range(done, self.updates):
-            if best is not None and self.gold and best.waited >= self.gold.patience:
+            if best is not None and self._has_turned(best):
                 break
             began = time.perf_counter()
             number = run.updates + 1
@@ -264,8 +264,9 @@ class RL(Stage):
                         used, rewards, policy.version, self.temperature, i / self.updates, derive_id(run.config.seed, number)
                     )
                     if self.reward_whiten:
-                        scale = float(batch.outcome.std(correction=0)) or 1.0
-                        batch.outcome, batch.turn_rewards = batch.outcome / scale, batch.turn_rewards / scale
+                        scale = float(batch.outcome.double().std(correction=0))
+                        if scale > 1e-6 * max(1.0, float(batch.outcome.abs().mean())):  # equal outcomes differ by rounding only
+                            batch.outcome, batch.turn_rewards = batch.outcome / scale, batch.turn_rewards / scale
                     parts.optimizer.prepare(policy, batch)
                     batch.credit = parts.credit.assign(batch)
                     _check_finite(batch)
@@ -296,14 +297,21 @@ class RL(Stage):
             if best is not None and self.gold and ((i + 1) % self.gold.every == 0 or last):
                 backend.refresh()
                 metrics |= self._gold(run, player, best, i + 1)
-                if last or best.waited >= self.gold.patience:
+                if self.gold.patience is not None and (last or self._has_turned(best)):
                     best.put_back()
                     metrics["gold/kept_update"] = float(best.update)
             yield run.finish_update(metrics, episodes=episodes)
 
+    def _has_turned(self, best: BestSoFar) -> bool:
+        return self.gold is not None and self.gold.patience is not None and best.waited >= self.gold.patience
+
     def _gold(self, run: Run, player: Any, best: BestSoFar, made: int) -> dict[str, float]:
-        """Plays the gold measure's starts with the policy as it is, after `made` updates of this stage."""
-        from ..rollout import Where
+        """Plays the gold measure's starts with the policy as it is, after `made` updates of this stage.
+
+        Raises:
+            TooManyFailures: more environments failed than allowed, or all of them; that is no measurement.
+        """
+        from ..rollout import TooManyFailures, Where
 
         assert self.gold is not None
         values, successes = [], []
@@ -311,10 +319,17 @@ class RL(Stage):
             options = env.options if self.gold.options is None else self.gold.options
             own = starts(env.id, self.gold.seed, self.gold.episodes, options, env.kwargs)
             where = Where(run.id, f"{run.stage}/gold-{made}", run.updates + 1, self.gold.seed)
-            played = play(run, player, [(s, 0) for s in own], where, max_turns=self.max_turns, step_limit=self.step_limit)
+            played = play(
+                run, player, [(s, 0) for s in own], where, max_turns=self.max_turns, step_limit=self.step_limit,
+                max_failure_rate=self.max_failure_rate,
+            )  # fmt: skip
             sound = [e for e in played if e.ending != "failed"]
             values += [e.env_return for e in sound]
             successes += [float(e.success) for e in sound if e.success is not None]
+        if not values:
+            raise TooManyFailures(
+                f"gold: no conversation of {self.gold.episodes} could be played to its end; nothing was measured"
+            )
         best.hear(_mean(values), run.updates + (made > 0))
         return {"gold/return": _mean(values)} | ({"gold/success": _mean(successes)} if successes else {})
 
@@ -413,8 +428,7 @@ def _learners(parts: Parts) -> dict[str, Any]:
     """All parts that have a state, by name."""
     named = {"optimizer": parts.optimizer, "credit": parts.credit}
     named |= {f"combiner-{i}": c for i, c in enumerate(parts.combiners)}
-    named |= {f"source-{i}-{s.name}": s.given for i, each in enumerate(parts.sources) for s in each.sources}
-    return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
+    return {name: part for name, part in named.items() if hasattr(part, "state_dict")} | learners(parts.sources)
 
 
 def _make_batch(

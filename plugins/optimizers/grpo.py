@@ -112,7 +112,7 @@ class GRPO:
             "lr": self.learner.rate(batch.progress),
             "weight_off_one": float(on_policy.max()),
         }
-        return metrics | self.kl.measure(batch)
+        return metrics | self.kl.measure()
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.learner.state_dict(), "kl_coef": self.kl.coef}

@@ -51,6 +51,7 @@ class KL:
         if target is not None and (target <= 0 or not coef):
             raise ValueError(f"kl_target needs to be positive and kl too, which is where it starts: got {target} and kl={coef}")
         self.coef, self.place, self.estimator, self.target, self.gain = coef, place, estimator, target, gain
+        self._measured: dict[str, float] = {}
 
     @property
     def used(self) -> bool:
@@ -70,22 +71,20 @@ class KL:
         if not self.used:
             return
         batch.reference_logprobs = policy.logprobs(batch, micro_tokens=micro_tokens, reference=True)
+        assert batch.behaviour_logprobs is not None
+        apart = (batch.behaviour_logprobs - batch.reference_logprobs) * batch.mask
+        self._measured = {"kl": float(apart.sum() / batch.mask.sum()), "kl_episode": float(apart.sum(1).mean())}
         if self.place == "reward":
-            assert batch.behaviour_logprobs is not None
             batch.token_rewards -= (
                 self.coef * kl_estimate(batch.behaviour_logprobs, batch.reference_logprobs, "k1") * batch.mask
             )
 
-    def measure(self, batch: Batch) -> dict[str, float]:
-        """The KL of the batch, per token (`kl`) and per conversation (`kl_episode`), k1 both; moves the coefficient if it follows."""
-        if batch.reference_logprobs is None or batch.behaviour_logprobs is None:
+    def measure(self) -> dict[str, float]:
+        """The KL of the whole batch as `prepare` saw it, k1, per token (`kl`) and per conversation (`kl_episode`); moves the
+        coefficient if it follows."""
+        if not self.used:
             return {}
-        apart = (batch.behaviour_logprobs - batch.reference_logprobs) * batch.mask
-        found = {
-            "kl": float(apart.sum() / batch.mask.sum()),
-            "kl_episode": float(apart.sum(1).mean()),
-            "kl_coef": self.coef,
-        }
+        found = {**self._measured, "kl_coef": self.coef}
         if self.target is not None:
             error = min(max(found["kl_episode"] / self.target - 1, -0.2), 0.2)
             self.coef *= 1 + self.gain * error

@@ -172,7 +172,7 @@ class PPO:
         }
         if targets is not None:
             metrics["explained_variance"] = explained_variance(batch.values, targets, batch.mask)
-        return metrics | self.kl.measure(batch)
+        return metrics | self.kl.measure()
 
     def state_dict(self) -> dict[str, Any]:
         own = {f"critic.{k}": v for k, v in self.critic.state_dict().items()}

@@ -119,23 +119,33 @@ class RewardModel:
     def device(self) -> torch.device:
         return self.members[0].device
 
+    @property
+    def context_length(self) -> int:
+        return int(getattr(self.members[0].config, "max_position_embeddings", None) or 2**31)
+
+    def fits(self, episode: Episode) -> bool:
+        """Whether a conversation is short enough to be read."""
+        return sum(len(a) + len(b) for a, b in self._turns(episode)) <= self.context_length
+
+    def _turns(self, episode: Episode) -> list[tuple[list[int], list[int]]]:
+        said = [m for m in episode.messages if m is not episode.final]
+        try:
+            return self.chat.conversation([Message(m.role, m.content) for m in said], episode.tools)
+        except ValueError as error:
+            raise RewardModelError(f"episode {episode.id} cannot be read by the reward model: {error}") from error
+
     def rows(self, episodes: Sequence[Episode]) -> list[Row]:
         """Each episode as token ids; `positions` are the last tokens of its replies.
 
         Raises:
             RewardModelError: a conversation longer than the model's context, or one the chat template refuses.
         """
-        limit = int(getattr(self.members[0].config, "max_position_embeddings", None) or 2**31)
+        limit = self.context_length
         rows = []
         for e, episode in enumerate(episodes):
-            said = [m for m in episode.messages if m is not episode.final]
-            try:
-                turns = self.chat.conversation([Message(m.role, m.content) for m in said], episode.tools)
-            except ValueError as error:
-                raise RewardModelError(f"episode {episode.id} cannot be read by the reward model: {error}") from error
             ids: list[int] = []
             ends: list[int] = []
-            for prompt, reply in turns:
+            for prompt, reply in self._turns(episode):
                 ids += [*prompt, *reply]
                 ends.append(len(ids) - 1)
             if len(ids) > limit:

@@ -5,11 +5,12 @@
 r is read at the end of a conversation's last reply; with `prefixes`, at the end of every reply, so that it is a value per turn. All
 conversations of one start stand in one batch element with all their pairs, each read once (InstructGPT's K-wise batches). Several
 members are an ensemble: same beginning, other heads, other order of the data, other groups left out (bootstrap). Afterwards every
-member is shifted so that the conversations the policy played score 0 on average.
+member is shifted so that the conversations of the latest round, which the policy as it is played, score 0 on average.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from ...engine.policy.model import divide
 from ...engine.preferences import Pair, opinion, pairs, rater_agreement, truth_agreement
 from ...engine.run import Run, Update
 from ...engine.stages.play import shared
-from ...engine.stages.preference import Chosen
+from ...engine.stages.preference import Chosen, comparing
 from .losses import bradley_terry, calibration_error, centering, k_wise, plackett_luce
 from .model import RewardModel, load_member
 
@@ -74,14 +75,16 @@ class TrainRewardModel(Stage):
     def check(self, run: Run) -> None:
         if self.data is not None and not self.data.is_file():
             raise ConfigError(f"reward-model.data: there is no file {self.data}")
-        before = run.stages[: [label for label, _ in run.stages].index(run.stage)]
-        if self.data is None and not any(label.split("-")[0] == "rank" for label, _ in before):
+        if self.data is None and len(comparing(run)) == 1:
             raise ConfigError("reward-model has nothing to learn from: put a `rank` stage before it, or give `data`")
 
     def play(self, run: Run) -> Iterator[Update]:
         chosen, learners = Chosen(), Members(self, run)
         done = run.begin({"chosen": chosen, "members": learners})
         data = Data(run, chosen.comparisons(run, self.data))
+        long = {e.id for e in data.episodes if not learners.model.fits(e)}
+        if long:
+            data = Data(run, [c for c in (_without(c, long) for c in data.comparisons) if c is not None])
         train, held = data.split(self.held_out, run.config.seed)
         steps = self.epochs * math.ceil(max(1, round(len(train) * self.bootstrap)) / self.batch_size)
         updates = math.ceil(steps / self.steps_per_update)
@@ -100,7 +103,7 @@ class TrainRewardModel(Stage):
             if (step + 1) % self.steps_per_update == 0 or step + 1 == steps:
                 metrics = {
                     "loss": sum(losses) / len(losses), "grad_norm": norm, "lr": learners.learners[0].rate(step / steps),
-                    "starts": float(len(train)), "comparisons": float(len(data.comparisons)),
+                    "starts": float(len(train)), "too_long": float(len(long)), "comparisons": float(len(data.comparisons)),
                 }  # fmt: skip
                 losses = []
                 if step + 1 == steps:
@@ -161,7 +164,10 @@ class TrainRewardModel(Stage):
         """Shifts the scores, measures what was held out, and saves."""
         values = model.values(data.episodes, micro_tokens=self.micro_tokens)
         finals = torch.stack([v[:, -1] for v in values])  # [E, M]
-        played = [e for e, episode in enumerate(data.episodes) if episode.turns[0].action_ids is not None]
+        sampled = [e for e, episode in enumerate(data.episodes) if episode.turns[0].action_ids is not None]
+        stages = {data.episodes[e].update: data.episodes[e].stage for e in sampled}
+        latest = stages[max(stages)] if stages else ""  # the policy as it is, not what it was in earlier rounds
+        played = [e for e in sampled if data.episodes[e].stage == latest]
         means = finals[played or slice(None)].mean(0)
         model.offsets = [before + float(mean) for before, mean in zip(model.offsets, means, strict=True)]
         scores = (finals - means).mean(1)
@@ -171,6 +177,13 @@ class TrainRewardModel(Stage):
         if run.is_main:
             model.save_pretrained(run.folder / "reward-model" / f"update-{run.start:06d}")
         return metrics
+
+
+def _without(comparison: Comparison, episodes: set[str]) -> Comparison | None:
+    """The same ranking of the other episodes; None where fewer than two are left."""
+    tiers = [tuple(e for e in tier if e not in episodes) for tier in comparison.ranking]
+    left = tuple(tier for tier in tiers if tier)
+    return dataclasses.replace(comparison, ranking=left) if sum(map(len, left)) > 1 else None
 
 
 def _places(comparison: Comparison) -> list[list[int]]:
@@ -251,11 +264,12 @@ class Members:
                 run.policy.save_pretrained(name, merge=True)
             shared(run, None)  # written before anybody reads it
         loaded = [load_member(name, seed + m) for m in range(stage.members)]
+        device = run.policy.device if stage.model is None else "cuda" if torch.cuda.is_available() else "cpu"
         if stage.model is None:
             shared(run, None)  # read by all before it goes
             if run.is_main:
                 shutil.rmtree(name)
-        self.model = RewardModel([m.to(run.policy.device) if stage.model is None else m for _, m in loaded], loaded[0][0])
+        self.model = RewardModel([m.to(device) for _, m in loaded], loaded[0][0])
         self.learners = [
             Learner(
                 None, [member], lr=stage.lr, warmup=stage.warmup, decay=stage.decay, weight_decay=stage.weight_decay,
