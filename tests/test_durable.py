@@ -74,7 +74,7 @@ def test_resume_of_nothing_begins(model_folder: Callable[..., Path], tmp_path: P
         ({"rl": {"groups": 3}}, "stage 1 has been played and the config says something else now: groups of 'rl' changed"),
         ({"rl": {"updates": 1}}, "updates of 'rl' changed"),
         ({"stages": [{"evaluate": {"env": "test/Echo-v0"}}]}, "'rl' is now 'evaluate'"),
-        ({"threads": 2}, "made with 1 threads and would go on with 2.*set `threads: 1`"),
+        ({"threads": 2}, "made with threads 1 and would go on with 2.*set `threads: 1`"),
     ],
 )
 def test_a_changed_config_is_refused(
@@ -200,27 +200,194 @@ def test_a_second_process_is_refused_with_the_firsts_pid_and_sigterm_saves(
     assert found.position.update == made
 
 
-def test_a_full_disk_is_one_message_and_resume_goes_on(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """The operating system refuses to let any file grow beyond a limit that the ledger or a checkpoint reaches."""
-    path = pipeline(tmp_path, model_folder(), updates=3)
+def test_a_full_disk_is_one_message_and_nothing_acknowledged_is_lost(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """After some updates the operating system refuses to let any file grow; then there is room again."""
+    path = pipeline(tmp_path, model_folder(), updates=8)
     path.write_text(path.read_text().replace("checkpoint_every: 1000", "checkpoint_every: 1"))
-
-    def small() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        limit = 60_000  # the model alone is larger
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    full = start(path, preexec_fn=small)
+    full = start(path)
+    wait_for_updates(tmp_path / "run", 2)
+    resource.prlimit(full.pid, resource.RLIMIT_FSIZE, (1, 1))
     _, said = full.communicate(timeout=100)
     assert full.returncode == 1
     assert "Traceback" not in said, said
-    assert "cannot be written" in said or "cannot be used" in said, said
-    assert "--resume" in said or "disk" in said
-    assert not list((tmp_path / "run" / "checkpoints").glob("update-*")), "nothing torn was moved into place"
+    assert "cannot be written" in said or "cannot be used" in said or "is full" in said, said
+    before = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(before) >= 2
     again = start(path, "--resume")
     out, said = again.communicate(timeout=100)
     assert again.returncode == 0, said
-    assert "Finished after update 3" in out
+    assert "Finished after update 8" in out
+    after = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in before if line.endswith("}")][:1]
+    assert after[: len(kept)] == kept, "what was finished stands"
+    assert [json.loads(line)["update"] for line in after] == list(range(1, 9))
+
+
+def two_stages(model: Path) -> dict[str, Any]:
+    rl = {**RL, "optimizer": {"name": "grpo", "kl": 0.1, "lr": 1e-3}}
+    return {**config(model), "stages": [{"rl": {**rl, "updates": 2}}, {"rl": {**rl, "updates": 2}}]}
+
+
+def test_a_torn_first_checkpoint_of_a_later_stage(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """The one before it lies in the stage before, whose own beginning must still be there for its reference."""
+    whole = turnwise.Run(two_stages(model_folder()), folder=tmp_path / "whole").finish()
+    for update in turnwise.Run(two_stages(model_folder()), folder=tmp_path / "r"):
+        if update.number == 3:
+            break
+    last = sorted((tmp_path / "r" / "checkpoints").glob("update-*"))[-1]
+    (last / "state.json").write_text("{")
+    again = turnwise.Run(two_stages(model_folder()), folder=tmp_path / "r", resume=True)
+    with pytest.warns(UserWarning, match="is torn"):
+        again.finish()
+    assert torch.equal(flat(again), flat(whole))
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again(stopped: Path) -> None:
+    found = newest(stopped / "checkpoints")
+    before = {f: f.stat().st_mtime_ns for f in found.folder.rglob("*")}
+    from turnwise.engine import checkpoint
+
+    assert checkpoint.save(stopped / "checkpoints", found.position, None, {}) == found.folder
+    assert {f: f.stat().st_mtime_ns for f in found.folder.rglob("*")} == before
+
+
+def test_another_attention_is_refused(stopped: Path, model_folder: Callable[..., Path]) -> None:
+    for folder in (stopped / "checkpoints").glob("update-*"):
+        note = json.loads((folder / "state.json").read_text())
+        note["position"]["machine"]["attention"] = "eager"
+        (folder / "state.json").write_text(json.dumps(note))
+    with pytest.raises(turnwise.ConfigError, match="made with attention eager and would go on with sdpa"):
+        resume(stopped, model_folder()).finish()
+
+
+class Moves(turnwise.Stage):
+    """Trains without saying so."""
+
+    def play(self, run: turnwise.Run) -> Any:
+        with torch.no_grad():
+            for parameter in run.policy.parameters():
+                parameter += 1.0
+        yield run.finish_update({})
+
+
+class Waits(turnwise.Stage):
+    """Touches no policy."""
+
+    def play(self, run: turnwise.Run) -> Any:
+        for i in range(run.begin(), 2):
+            yield run.finish_update({"i": float(i)})
+
+
+class MovingPlugin:
+    @turnwise.hookimpl
+    def register_stages(self, register: Any) -> None:
+        register("moves", Moves)
+        register("waits", Waits)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_weights_of_a_stage_that_never_begins_are_not_lost(
+    stop: int, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    plugins = turnwise.Plugins({"mine": MovingPlugin()})
+    config = {"policy": str(model_folder()), "threads": 1, "checkpoint_every": 1, "stages": [{"moves": {}}, {"waits": {}}]}
+    whole = turnwise.Run(config, folder=tmp_path / "whole", plugins=plugins).finish()
+    for update in turnwise.Run(config, folder=tmp_path / "r", plugins=plugins):
+        if update.number == stop:
+            break
+    again = turnwise.Run(config, folder=tmp_path / "r", plugins=plugins, resume=True).finish()
+    assert torch.equal(flat(again), flat(whole))
+
+
+class Learns:
+    """A judge with a state: says how often it was asked."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def score(self, episodes: Any) -> list[turnwise.Feedback]:
+        found = []
+        for e in episodes:
+            self._asked += 1
+            found.append(turnwise.Feedback(e.id, score=float(self._asked)))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": self._asked}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._asked = int(state["asked"])
+
+
+def test_a_judges_state_is_restored(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    make = lambda: config(model_folder(), rl={"feedback": [Learns()]})  # noqa: E731
+    whole = turnwise.Run(make(), folder=tmp_path / "whole").finish()
+    for update in turnwise.Run(make(), folder=tmp_path / "r"):
+        if update.number == 2:
+            break
+    again = turnwise.Run(make(), folder=tmp_path / "r", resume=True).finish()
+    assert [m["outcome"] for m in again.metrics] == [m["outcome"] for m in whole.metrics]
+
+
+class Office:
+    """People who answer at the third look; during an outage they say that they could not."""
+
+    def __init__(self, outage: bool) -> None:
+        self._outage, self._waiting, self._looks = outage, [], 0
+
+    version = "1"
+
+    def request(self, requests: Any) -> None:
+        self._waiting += requests
+        self._looks = 0
+
+    def receive(self) -> list[turnwise.Feedback]:
+        self._looks += 1
+        if self._looks < 3:
+            return []
+        ready, self._waiting = self._waiting, []
+        stamp = lambda r: turnwise.Stamp(request=r.id)  # noqa: E731
+        if self._outage:
+            return [turnwise.Feedback.failed(r.target, "closed", id=f"o-{r.id}", stamp=stamp(r)) for r in ready]
+        return [turnwise.Feedback(r.target, score=float(r.episodes[0].slot), id=f"p-{r.id}", stamp=stamp(r)) for r in ready]
+
+
+def test_an_outage_of_a_slow_source_is_waited_out_after_resume(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    make = lambda outage: config(model_folder(), rl={"feedback": [Office(outage)], "updates": 2})  # noqa: E731
+    with pytest.raises(turnwise.TooManyFailures, match="closed"):
+        turnwise.Run(make(True), folder=tmp_path / "r").finish()
+    done = turnwise.Run(make(False), folder=tmp_path / "r", resume=True).finish()
+    members = done.ledger.members(done.id)
+    assert len(members) == 12
+    assert all(m.outcome is not None for m in members), "the update waited for the second answers"
+    again = turnwise.Run(make(False), folder=tmp_path / "r", resume=True)
+    assert list(again) == []
+
+
+class NeverAnswers:
+    kind, version = "group", "1"
+
+    def __init__(self, run_box: list[turnwise.Run]) -> None:
+        self._box = run_box
+
+    def request(self, requests: Any) -> None: ...
+
+    def receive(self) -> list[Any]:
+        self._box[0].stopping = True  # Ctrl-C while waiting
+        return []
+
+
+def test_an_evaluation_that_is_interrupted_is_not_finished(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    box: list[turnwise.Run] = []
+    stage = {"env": "test/Echo-v0", "episodes": 3, "max_new_tokens": 4, "poll": 0.0, "judge": NeverAnswers(box)}
+    players = ["policy", {"name": "other", "policy": str(model_folder())}]
+    going = turnwise.Run(
+        {"policy": str(model_folder()), "stages": [{"evaluate": {**stage, "players": players}}]}, folder=tmp_path / "r"
+    )
+    box.append(going)
+    going.finish()
+    assert going.metrics == []
+    assert not (tmp_path / "r" / "evaluation.json").exists()
 
 
 class Counts(turnwise.Stage):

@@ -297,3 +297,63 @@ def test_the_weighted_combiner_places_what_is_said_of_turns(policy: turnwise.Pol
     assert isinstance(missing, turnwise.NoReward)
     with pytest.raises(ValueError, match="Did you mean 'rm'"):
         Weighted({"rm": 1.0}, turns=["mr"])
+
+
+def test_verdicts_on_held_out_starts_train_nothing(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    evaluate = {
+        "env": TWO, "episodes": 5, "max_new_tokens": 5, "poll": 0.0, "judge": LikesLetters("a"),
+        "players": ["policy", {"name": "other", "policy": str(model_folder())}],
+    }  # fmt: skip
+    rank = {**RANK, "updates": 1, "groups": 6, "feedback": [LikesLetters()]}
+    stages = {"rank": rank}, {"evaluate": evaluate}, {"reward-model": {"lr": 1e-3}}, {"preference": {}}
+    done = turnwise.Run(config(model_folder(), *stages), folder=tmp_path / "r").finish()
+    last = {m["stage"]: m for m in done.metrics}
+    assert last["reward-model"]["comparisons"] == 6.0, "the ten verdicts of the evaluation are not among them"
+    assert last["preference"]["pairs"] + last["preference"]["undecided_or_too_long"] == 6 * 6
+
+
+def test_an_imported_file_holds_out_whole_starts(
+    trained: turnwise.Run, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    from turnwise.engine.preferences import import_pairs
+
+    comparisons = trained.ledger.comparisons(trained.id)
+    known = {e.id: e for e in trained.ledger.run_episodes(trained.id)}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps(r) for r in export_pairs(known, comparisons)))
+    episodes, imported = import_pairs(file, run="r", stage="rank", update=1)
+    texts = [tuple(m.content for m in e.messages) for e in episodes]
+    groups: dict[tuple[str, ...], set[str]] = {}
+    for e, text in zip(episodes, texts, strict=True):
+        groups.setdefault(text, set()).add(e.group)
+    assert all(len(g) == 1 for g in groups.values()), "a conversation stands in one group, so it is held out or it is not"
+    assert max(len(c.ranking) for c in imported) == 2
+    by_group: dict[str, int] = {}
+    for e in episodes:
+        by_group[e.group] = by_group.get(e.group, 0) + 1
+    assert max(by_group.values()) >= 3
+
+
+def test_long_conversations_are_left_out_and_counted(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    talk = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+    prompt = lambda k: [{"role": "user", "content": f"hello {k}"}]  # noqa: E731
+    lines = [{"prompt": prompt(k), "chosen": talk("yes"), "rejected": talk("no")} for k in range(6)]
+    lines.append({"prompt": prompt(9), "chosen": talk("yes " * 400), "rejected": talk("no")})
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    done = turnwise.Run(config(model_folder(), {"reward-model": {"data": file, "held_out": 0}}), folder=tmp_path / "r").finish()
+    assert (done.metrics[-1]["too_long"], done.metrics[-1]["comparisons"]) == (1.0, 6.0)
+
+
+def test_scores_are_zero_on_average_for_the_latest_round(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    rank = {**RANK, "updates": 1, "groups": 8, "feedback": [LikesLetters()]}
+    rl = {"env": TWO, "updates": 2, "groups": 4, "group_size": 4, "max_new_tokens": 8, "poll": 0.0,
+          "optimizer": {"name": "grpo", "lr": 3e-2, "warmup": 0}}  # fmt: skip
+    stages = {"rank": rank}, {"rl": rl}, {"rank": rank}, {"reward-model": {"lr": 1e-3}}
+    done = turnwise.Run(config(model_folder(), *stages), folder=tmp_path / "r").finish()
+    model = RewardModel.from_pretrained(folder_of(done))
+    means = {}
+    for stage in ("rank", "rank-2"):
+        values = model.values(done.ledger.run_episodes(done.id, stage=stage))
+        means[stage] = float(torch.stack([v[:, -1] for v in values]).mean())
+    assert means["rank-2"] == pytest.approx(0.0, abs=1e-4)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 import turnwise
@@ -16,6 +17,24 @@ from turnwise.engine.batch import make_batch
 from turnwise.engine.reward import clipped
 from turnwise.engine.stages.rl import BestSoFar
 from turnwise.plugins.optimizers.kl import KL
+
+
+class Breaks(gymnasium.Env):
+    """Lasts a turn; breaks where it is told to."""
+
+    observation_space = action_space = turnwise.Text(1000)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        if options and options.get("break"):
+            raise RuntimeError("broken")
+        return "hello", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "bye", -1.0, True, False, {}
+
+
+gymnasium.register("test/Breaks-v0", Breaks)
 
 
 def run(folder: Path, model: Path, *, resume: bool = False, **rl: Any) -> turnwise.Run:
@@ -168,3 +187,36 @@ def test_metrics_reach_tensorboard(model_folder: Callable[..., Path], tmp_path: 
         turnwise.Run({**config, "trackers": ["tensorbord"]}, folder=tmp_path / "s")
     with pytest.raises(turnwise.ConfigError, match="'wandb' is not installed: pip install wandb"):
         turnwise.Run({**config, "trackers": ["wandb"]}, folder=tmp_path / "s")
+
+
+def test_equal_outcomes_are_not_blown_up_by_whitening(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    options = {"feedback": [lambda e: 0.1], "optimizer": {"name": "ppo", "lr": 1e-3}, "reward_whiten": True, "updates": 1}
+    done = run(tmp_path / "r", model_folder(), **options).finish()
+    assert done.metrics[-1]["value_loss"] < 1.0
+
+
+def test_a_gold_measure_that_cannot_be_played_is_no_number(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    gold = {"episodes": 4, "options": {"break": True}}
+    with pytest.raises(turnwise.TooManyFailures, match="of 4 episodes failed"):
+        run(tmp_path / "r", model_folder(), env="test/Breaks-v0", gold=gold, updates=2).finish()
+
+
+def test_gold_without_patience_only_measures(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    options = {"optimizer": {"name": "grpo", "lr": 1e-2}, "updates": 3}
+    plain = run(tmp_path / "plain", model_folder(), **options).finish()
+    watched = run(tmp_path / "watched", model_folder(), gold={"episodes": 3, "every": 1, "patience": None}, **options).finish()
+    assert all("gold/return" in m for m in watched.metrics)
+    weights = [torch.cat([p.flatten() for p in r.policy.parameters()]) for r in (plain, watched)]
+    assert torch.equal(*weights), "the last policy is kept, and measuring changes nothing"
+
+
+def test_a_report_on_a_shared_ledger_is_of_its_own_run(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    from turnwise.engine.report.page import write_report
+
+    shared = f"sqlite:///{tmp_path / 'team.sqlite'}"
+    for name, groups in (("a", 2), ("b", 5)):
+        stage = {"env": "test/Echo-v0", "updates": 1, "groups": groups, "group_size": 2, "max_new_tokens": 4, "poll": 0.0}
+        config = {"policy": str(model_folder()), "threads": 1, "name": name, "ledger": shared, "stages": [{"rl": stage}]}
+        turnwise.Run(config, folder=tmp_path / name).finish()
+    assert "· 4 episodes" in write_report(tmp_path / "a").read_text()
+    assert "· 10 episodes" in write_report(tmp_path / "b").read_text()
