@@ -171,7 +171,7 @@ def main() -> None:
     falls = [p - last([x["gold"] for x in f["free"]["curve"]]) for (_, p), f in zip(peaks, found, strict=True)]
     rises = [last([p["proxy"] for p in f["free"]["curve"]]) - f["free"]["curve"][0]["proxy"] for f in found]
     predicted = []
-    for i, f in enumerate(found):
+    for i in range(len(found)):
         others = [c for j, c in enumerate(curves) if j != i]
         law = fit_law(np.concatenate([d for d, _ in others]), np.concatenate([g for _, g in others]), "rl")
         predicted.append((law.peak, peaks[i][0]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from ..config import ConfigError, flat
 from ..episode import Episode
 from ..feedback import Feedback
 from ..ledger import Ledger, LedgerError, Member
+from ..overoptimisation import fit_law
 from ..secrets import redact
 from ..stages.evaluate import bootstrap
 
@@ -31,10 +33,10 @@ COLOURS = {"truth": "#1f77b4", "proxy": "#d1620b", "other": "#5a6b7b"}
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One number per update, with its interval where episodes tell it."""
+    """Numbers over updates (or over another axis), with their intervals where episodes tell them."""
 
     name: str
-    updates: Sequence[int]
+    updates: Sequence[float]
     values: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
@@ -173,6 +175,7 @@ def _pictures(
                     _draw([[trained], [truth]]),
                 )
             )
+            pictures += _over_distance(metrics, trained, truth)
     if any("success" in m for m in metrics):
         wins = _measured("success", played, lambda e: None if e.success is None else float(e.success), COLOURS["truth"])
         gold = curve("gold/success", "on held-out starts", COLOURS["proxy"])
@@ -204,6 +207,35 @@ def _pictures(
     return pictures
 
 
+def _over_distance(metrics: Sequence[Mapping[str, Any]], proxy: Series, truth: Series) -> list[tuple[str, list[str]]]:
+    """Proxy and truth over the distance from the reference, and where the law of over-optimisation says that the truth turns."""
+    far = {m["update"]: math.sqrt(max(m["kl_episode"], 0.0)) for m in metrics if "kl_episode" in m}
+    places = [i for i, u in enumerate(truth.updates) if u in far]
+    d = [far[truth.updates[i]] for i in places]
+    if len(set(d)) < 3:
+        return []
+    order = np.argsort(d)
+    gain = [truth.values[i] - truth.values[places[0]] for i in places]
+    law = fit_law(d, gain, "rl")
+    grid = np.linspace(max(min(x for x in d if x > 0), 1e-3), max(d), 100)
+    sorted_ = lambda values: [values[k] for k in order]  # noqa: E731
+    shown = [
+        [Series("what it trains on", sorted_(d), sorted_([proxy.values[i] for i in places]), colour=COLOURS["proxy"])],
+        [
+            Series("the environment's return", sorted_(d), sorted_([truth.values[i] for i in places]), colour=COLOURS["truth"]),
+            Series("fitted law", grid.tolist(), (law(grid) + truth.values[places[0]]).tolist(), colour="#222222"),
+        ],
+    ]
+    turns = f"which turns at sqrt KL = {law.peak:.2f}" if law.peak < 10 * max(d) else "which does not turn in sight"
+    if law.peak == 0:
+        turns = "which only falls"
+    caption = (
+        f"The same over the distance from the reference, sqrt of the KL per conversation. The law d (a - b log d) of Gao et al. (2022) fitted "
+        f"to the truth's gain has a = {law.a:.3f} and b = {law.b:.3f}, {turns}. A fit to one run is a rough guide."
+    )
+    return [(caption, [_panel(series, "sqrt KL to the reference") for series in shown])]
+
+
 def _repeats(episode: Episode) -> float:
     said = [" ".join(t.action.lower().split()) for t in episode.turns]
     return float(len(said) - len(set(said)))
@@ -232,7 +264,7 @@ def _draw(panels: Sequence[Sequence[Series]]) -> list[str]:
     return [_panel(series) for series in panels]
 
 
-def _panel(drawn: Sequence[Series]) -> str:
+def _panel(drawn: Sequence[Series], xlabel: str = "update") -> str:
     from matplotlib import pyplot as plt
 
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "turnwise", "font.size": 10, "font.family": "sans-serif"}):
@@ -242,7 +274,7 @@ def _panel(drawn: Sequence[Series]) -> str:
             if series.low is not None and series.high is not None:
                 axis.fill_between(series.updates, series.low, series.high, color=series.colour, alpha=0.2, linewidth=0)
         axis.set_title(" / ".join(s.name for s in drawn), fontsize=10, loc="left")
-        axis.set_xlabel("update")
+        axis.set_xlabel(xlabel)
         axis.spines[["top", "right"]].set_visible(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
