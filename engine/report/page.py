@@ -41,6 +41,7 @@ class Series:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     colour: str = COLOURS["truth"]
+    style: str = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +221,13 @@ def _over_distance(metrics: Sequence[Mapping[str, Any]], proxy: Series, truth: S
     grid = np.linspace(max(min(x for x in d if x > 0), 1e-3), max(d), 100)
     sorted_ = lambda values: [values[k] for k in order]  # noqa: E731
     shown = [
-        [Series("what it trains on", sorted_(d), sorted_([proxy.values[i] for i in places]), colour=COLOURS["proxy"])],
         [
-            Series("the environment's return", sorted_(d), sorted_([truth.values[i] for i in places]), colour=COLOURS["truth"]),
+            Series(
+                "what it trains on", sorted_(d), sorted_([proxy.values[i] for i in places]), colour=COLOURS["proxy"], style="o"
+            )
+        ],
+        [
+            Series("the environment's return", sorted_(d), sorted_([truth.values[i] for i in places]), style="o"),
             Series("fitted law", grid.tolist(), (law(grid) + truth.values[places[0]]).tolist(), colour="#222222"),
         ],
     ]
@@ -270,7 +275,9 @@ def _panel(drawn: Sequence[Series], xlabel: str = "update") -> str:
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "turnwise", "font.size": 10, "font.family": "sans-serif"}):
         figure, axis = plt.subplots(figsize=(4.8, 2.7))
         for series in drawn:
-            axis.plot(series.updates, series.values, color=series.colour, linewidth=1.4, label=series.name)
+            axis.plot(
+                series.updates, series.values, series.style, color=series.colour, linewidth=1.4, markersize=3, label=series.name
+            )
             if series.low is not None and series.high is not None:
                 axis.fill_between(series.updates, series.low, series.high, color=series.colour, alpha=0.2, linewidth=0)
         axis.set_title(" / ".join(s.name for s in drawn), fontsize=10, loc="left")
