@@ -267,6 +267,13 @@ class Run:
                 self.ledger  # noqa: B018 - every run has one, used or not: one that is missing later was lost
             with self._interruptible():
                 yield from self._stages()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                raise
+            raise checkpoint.CheckpointError(
+                f"the disk of {self.folder} is full: {error}. Everything up to the last checkpoint stands; make room and go on with "
+                "`turnwise run --resume`."
+            ) from error
         finally:
             self._close()
 
@@ -282,19 +289,13 @@ class Run:
                     yield update
                     if self._all_stop():
                         break
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                    raise
-                raise checkpoint.CheckpointError(
-                    f"the disk of {self.folder} is full: {error}. Everything up to the last checkpoint stands; make room and go on with "
-                    "`turnwise run --resume`."
-                ) from error
             except (NonFiniteError, OutOfMemory) as error:
                 kept = sorted((self.folder / "checkpoints").glob("update-*"))
                 raise type(error)(f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}.") from error
-            if self.is_main and self._done and not (self.stopping and not self._begun):
+            stopping = self._all_stop()  # it may have been asked while the stage waited
+            if self.is_main and self._done and not (stopping and not self._begun):
                 self.save_checkpoint()
-            if self.stopping:
+            if stopping:
                 self.status("stopped")
                 return
             self._from = None  # a stage that never begins has nothing to go on with
