@@ -79,7 +79,8 @@ def run_(
         run = Run(read, folder=folder, resume=resume, plugins=context.obj, on_status=display.show)
         for update in run:
             if run.is_main and not sys.stderr.isatty():
-                shown = {k: update.metrics[k] for k in ("outcome", "success", "kl", "loss") if k in update.metrics}
+                telling = ("outcome", "success", "kl", "loss", "comparisons", "rater_agreement", "held_out/accuracy")
+                shown = {k: update.metrics[k] for k in telling if k in update.metrics}
                 shown = shown or {k: v for k, v in update.metrics.items() if k.endswith("/success")}
                 print(f"{update.stage} {update.number}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()), flush=True)
     if not run.is_main:
@@ -256,7 +257,8 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
 
     number = lambda row, key, digits=3: f"{row[key]:.{digits}f}" if row.get(key) is not None else ""  # noqa: E731
     interval = lambda row, low, high: f"{row[low]:.3f} to {row[high]:.3f}"  # noqa: E731
-    shown = Table("player", "outcome", "success", "95 % interval", "turns", "questions")
+    judged = any("proxy" in row for row in table.values())
+    shown = Table("player", "outcome", "success", "95 % interval", "turns", "questions", *(("proxy", "KL") if judged else ()))
     pairs = Table("pair", "success", "95 % interval", "outcome", "95 % interval", "wins by the judge")
     for name, row in table.items():
         if "pairs" in row:
@@ -266,7 +268,8 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
             )  # fmt: skip
         else:
             columns = number(row, "outcome"), number(row, "success"), interval(row, "low", "high")
-            shown.add_row(name, *columns, number(row, "turns", 2), number(row, "questions", 2))
+            more = (number(row, "proxy"), number(row, "kl", 2)) if judged else ()
+            shown.add_row(name, *columns, number(row, "turns", 2), number(row, "questions", 2), *more)
     console = Console()
     console.print(shown)
     if pairs.row_count:

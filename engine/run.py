@@ -190,6 +190,12 @@ class Run:
         return Ledger(self.config.ledger or self.folder / "ledger.sqlite", clock=self.clock)
 
     @property
+    def before(self) -> list[str]:
+        """The labels of the stages before the present one."""
+        labels = [label for label, _ in self.stages]
+        return labels[: labels.index(self.stage)]
+
+    @property
     def is_main(self) -> bool:
         """Whether this process writes: of several that train together, one does."""
         return int(os.environ.get("RANK", "0")) == 0

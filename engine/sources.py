@@ -204,6 +204,22 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
+def check_order(sources: Sequence[Sources], before: Sequence[str]) -> None:
+    """Raises PluginError for a judge that needs an earlier stage (its `after`) where there is none.
+
+    Args:
+        before: labels of the stages before the one that asks.
+    """
+    for each in sources:
+        for source in each.sources:
+            judge = source.given.judge if isinstance(source.given, JudgeSource) else source.given
+            after = getattr(judge, "after", "")
+            if after and not any(label == after or label.startswith(f"{after}-") for label in before):
+                raise PluginError(
+                    f"the judge {source.name!r} needs what a {after!r} stage makes: put one before this stage, or give the judge a `path`"
+                )
+
+
 def learners(sources: Sequence[Sources]) -> dict[str, Any]:
     """Sources and judges that have a state, by name, for checkpoints."""
     named = {

@@ -5,7 +5,7 @@ sees an episode's true outcome (the environment's return) through a utility
 
     u_r(e) = return(e) + sum_f (bias_f + taste_rf) * feature_f(e)             taste_rf ~ N(0, taste^2)
 
-and ranks a group by u_r(e) + noise * Gumbel, which is Plackett-Luce with scores u_r / noise (so every pair obeys Bradley-Terry).
+and ranks a group by u_r(e) + noise * Gumbel (the same for the same conversation, so that equal ones are tied), which is Plackett-Luce with scores u_r / noise (so every pair obeys Bradley-Terry).
 Biases are shared by the whole panel, tastes are each rater's own and cancel over many raters. Nothing here passes for people:
 source, raters and stratum are called simulated wherever they appear.
 """
@@ -70,14 +70,16 @@ class SimulatedPanel:
 
     def _rank(self, request: Request) -> Comparison:
         order = list(range(self.pool))
-        random.Random(derive_id("panel", self.seed, request.target)).shuffle(order)
+        start = request.episodes[0].start.key  # never an id: those hold the run's name, which must not matter
+        random.Random(derive_id("panel", self.seed, start)).shuffle(order)
         rater = order[request.rater_slot % self.pool]
         taste = random.Random(derive_id("taste", self.seed, rater))
         liking = {name: self.bias.get(name, 0.0) + taste.gauss(0, self.taste) for name in FEATURES}
         felt: dict[str, float] = {}
         for episode in request.episodes:
             utility = episode.env_return + sum(weight * FEATURES[name](episode) for name, weight in liking.items())
-            accident = random.Random(derive_id("noise", self.seed, rater, episode.id))  # whatever else it is shown with
+            heard = [turn.action for turn in episode.turns]  # what was said and where, whatever else it is shown with
+            accident = random.Random(derive_id("noise", self.seed, rater, start, heard))
             felt[episode.id] = utility + self.noise * _gumbel(accident)
         ranked = sorted(felt, key=lambda e: -felt[e])
         tiers = [[ranked[0]]]

@@ -226,8 +226,9 @@ def test_what_has_nothing_to_learn_from_is_refused(model_folder: Callable[..., P
     with pytest.raises(turnwise.ConfigError, match="'length' scores single conversations"):
         turnwise.Run(config(model_folder(), {"rank": {**RANK, "feedback": ["length"]}}), folder=tmp_path / "r")
     rl = {"env": "test/Echo-v0", "updates": 1, "groups": 1, "group_size": 2, "max_new_tokens": 4, "feedback": ["reward-model"]}
-    with pytest.raises(turnwise.ConfigError, match="no reward model has been trained"):
-        turnwise.Run(config(model_folder(), {"rl": rl}), folder=tmp_path / "none").finish()
+    with pytest.raises(turnwise.PluginError, match="needs what a 'reward-model' stage makes"):
+        turnwise.Run(config(model_folder(), {"rl": rl}), folder=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("loss", ["pairs", "k-wise", "plackett-luce"])
@@ -357,3 +358,22 @@ def test_scores_are_zero_on_average_for_the_latest_round(model_folder: Callable[
         values = model.values(done.ledger.run_episodes(done.id, stage=stage))
         means[stage] = float(torch.stack([v[:, -1] for v in values]).mean())
     assert means["rank-2"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_runs_name_changes_nothing(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    rank = {**RANK, "updates": 1, "groups": 6, "feedback": [{"source": "simulated-panel", "raters": 2}]}
+    stages = (
+        {"rank": rank},
+        {"reward-model": {"lr": 1e-3}},
+        {"preference": {"optimizer": {"name": "dpo", "lr": 1e-3}, "batch_size": 8}},
+    )
+    runs = [turnwise.Run(config(model_folder(), *stages, name=n), folder=tmp_path / n).finish() for n in ("one", "other")]
+    said = []
+    for done in runs:
+        place = {e.id: (e.start.key, e.slot) for e in done.ledger.run_episodes(done.id)}
+        said.append(sorted([[sorted(place[e] for e in tier) for tier in c.ranking] for c in done.ledger.comparisons(done.id)]))
+    assert said[0] == said[1], "the same raters say the same of the same conversations"
+    for a, b in zip(*(r.metrics for r in runs), strict=True):
+        assert a["stage"] == b["stage"]
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)

@@ -69,8 +69,8 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     folder = Path(folder)
     log = folder / "metrics.jsonl"
     if not (folder / "config.yaml").is_file() or not log.is_file():
-        near = sorted(p.parent for p in folder.glob("*/metrics.jsonl"))
-        hint = f" Did you mean {str(near[0])!r}?" if near else ""
+        near = sorted(folder.glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
+        hint = f" Did you mean {str(near[-1].parent)!r}?" if near else ""
         raise ConfigError(f"{folder} holds no run with metrics to report (config.yaml, metrics.jsonl).{hint}")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     metrics = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]

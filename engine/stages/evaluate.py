@@ -19,7 +19,7 @@ from ..feedback import Comparison, Request
 from ..overoptimisation import best_of_n, kl_best_of_n
 from ..rollout import PolicyPlayer, ScriptPlayer, TooManyFailures, Where, rollout
 from ..run import Run, Update
-from ..sources import Sources
+from ..sources import Sources, check_order
 from .play import EnvConfig, ask, check_envs, grouped, play, read_envs, shared
 
 
@@ -237,6 +237,7 @@ class Evaluate(Stage):
 
     def _sources(self, run: Run, spec: Any) -> Sources:
         sources = Sources.make([spec], run.plugins, 1.0)
+        check_order([sources], run.before)
         if not sources.sources:
             raise ConfigError("evaluate: the environment's own reward is measured anyway; name a judge")
         return sources

@@ -65,7 +65,7 @@ class Preference(Stage):
         updates = self.epochs * per_epoch
         for i in range(done, updates):
             epoch, place = divmod(i, per_epoch)
-            mine = _shuffled(fitting, derive_id("pairs", run.config.seed, run.stage, epoch))
+            mine = _shuffled(fitting, episodes, derive_id("pairs", run.config.seed, run.stage, epoch))
             mine = mine[place * self.batch_size : (place + 1) * self.batch_size]
             run.status("update", i + 1, updates, update=i + 1, updates=updates)
             with explained_memory("the update", "`micro_tokens` of the optimizer, or `batch_size`"):
@@ -83,9 +83,8 @@ def comparing(run: Run) -> list[str]:
 
     Comparisons made elsewhere, in `evaluate` on held-out starts above all, are not.
     """
-    labels = [label for label, _ in run.stages]
-    before = run.stages[: labels.index(run.stage)]
-    return [label for label, stage in before if getattr(stage, "makes_comparisons", False)] + [run.stage]
+    makes = {label for label, stage in run.stages if getattr(stage, "makes_comparisons", False)}
+    return [label for label in run.before if label in makes] + [run.stage]
 
 
 class Chosen:
@@ -120,8 +119,10 @@ class Chosen:
         self.ids = list(state["ids"])
 
 
-def _shuffled(found: list[Pair], seed: str) -> list[Pair]:
-    return sorted(found, key=lambda p: derive_id(seed, p.first, p.second))
+def _shuffled(found: list[Pair], episodes: Mapping[str, Episode], seed: str) -> list[Pair]:
+    """In an order that depends on the seed and on what was played, not on ids: those hold the run's name."""
+    place = {id_: (e.start.key, e.update, e.slot) for id_, e in episodes.items()}
+    return sorted(found, key=lambda p: derive_id(seed, sorted([place[p.first], place[p.second]])))
 
 
 def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | None:

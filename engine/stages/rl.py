@@ -19,7 +19,7 @@ from ..memory import explained_memory
 from ..plugins import PluginError, Plugins, check_options
 from ..reward import NoReward, Rewards, clipped
 from ..run import Run, Update
-from ..sources import ENVIRONMENT, Sources, learners
+from ..sources import ENVIRONMENT, Sources, check_order, learners
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
 
@@ -140,7 +140,7 @@ class RL(Stage):
 
     def check(self, run: Run) -> None:
         check_envs(self.env, (), run.plugins)
-        self.parts(run.plugins)
+        check_order(self.parts(run.plugins).sources, run.before)
         if not isinstance(self.backend, (str, Mapping)):
             return
         options = dict(self.backend) if isinstance(self.backend, Mapping) else {"name": self.backend}

@@ -45,6 +45,7 @@ class RewardModelJudge:
             raise ValueError(f"clip must be positive, got {clip}")
         self.path, self.combine, self.penalty, self.clip, self.per = path, combine, penalty, clip, per
         self.micro_tokens, self.device = micro_tokens, device
+        self.after = "reward-model" if path is None else ""  # the stage that must come before it is used
         self._model: RewardModel | None = None
         if path is not None and Path(path).is_dir():
             self._model = RewardModel.from_pretrained(path, device=device)

@@ -207,9 +207,14 @@ class Data:
         by_group: dict[str, list[Comparison]] = {}
         for comparison in self.comparisons:
             by_group.setdefault(comparison.group, []).append(comparison)
-        self.by_group = list(by_group.values())
+        # By start, not by id: ids hold the run's name, which must not matter.
+        self.by_group = sorted(by_group.values(), key=lambda each: self._start(each[0]))
         self.pairs: list[list[Pair]] = [pairs(each) for each in self.by_group]
         self.members = [sorted({self.index[e] for p in each for e in (p.first, p.second)}) for each in self.pairs]
+
+    def _start(self, comparison: Comparison) -> tuple[str, int]:
+        episode = self.episodes[self.index[comparison.ranking[0][0]]]
+        return episode.start.key, episode.update
 
     def split(self, held_out: float, seed: int) -> tuple[list[int], list[int]]:
         """Indices of the starts to train on and to measure on, by start: what is held out stays so whatever else arrives."""
