@@ -490,6 +490,7 @@ def test_ctrl_c_ends_after_the_update_with_everything_saved(model_folder: Callab
     import os
     import signal
 
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     going = run(tmp_path / "r", model_folder(), updates=50)
     seen = []
     for update in going:
@@ -501,7 +502,7 @@ def test_ctrl_c_ends_after_the_update_with_everything_saved(model_folder: Callab
     lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == seen[-1]
     assert (tmp_path / "r" / "checkpoints" / f"update-{seen[-1]:06d}" / "policy").is_dir()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "the terminal's own behaviour is back"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before, "the old behaviour is back"
 
 
 def test_stale_episodes_are_weighted(policy: turnwise.Policy) -> None:

@@ -113,12 +113,15 @@ def run_road(folder: Path, *, seed: int = 0, quick: bool = False, threads: int |
         "players": shown,
         "pairs": {k.replace("policy", "ppo-rm"): v for k, v in played.items() if "pairs" in v},
         "reward_model": {
-            "pair_accuracy": learned["held_out/truth_accuracy"],
-            "rater_agreement": learned["held_out/rater_truth_agreement"],
-            "calibration_error": learned["held_out/calibration_error"],
-            "truth_pairs": learned["held_out/truth_pairs"],
-            "accuracy_on_raters": learned["held_out/accuracy"],
-            "raters_with_each_other": learned["held_out/rater_agreement"],
+            name: learned.get(f"held_out/{key}")  # none where too little was held out (--quick)
+            for name, key in (
+                ("pair_accuracy", "truth_accuracy"),
+                ("rater_agreement", "rater_truth_agreement"),
+                ("calibration_error", "calibration_error"),
+                ("truth_pairs", "truth_pairs"),
+                ("accuracy_on_raters", "accuracy"),
+                ("raters_with_each_other", "rater_agreement"),
+            )
         },
         "seconds": seconds,
     }
@@ -132,10 +135,11 @@ def _tell(console: Console, folder: Path, summary: dict[str, Any], page: Path, q
     """The table, what the reward model is worth, and how to go on."""
     print_scores(summary["players"] | {"ppo-rm - sft": summary["pairs"]["ppo-rm - sft"]})
     model, seconds = summary["reward_model"], summary["seconds"]
-    console.print(
-        f"Reward model: right about the truth in {model['pair_accuracy']:.1%} of {model['truth_pairs']:,.0f} held-out pairs; single raters in "
-        f"{model['rater_agreement']:.1%}. Calibration error {model['calibration_error']:.3f}."
-    )
+    if model["pair_accuracy"] is not None and model["rater_agreement"] is not None:
+        console.print(
+            f"Reward model: right about the truth in {model['pair_accuracy']:.1%} of {model['truth_pairs']:,.0f} held-out pairs; single "
+            f"raters in {model['rater_agreement']:.1%}. Calibration error {model['calibration_error']:.3f}."
+        )
     if quick:
         console.print("[bold]--quick: too little of everything to learn from; these numbers only show that it all runs.[/bold]")
     steps = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items() if name not in ("total", "cpu"))
