@@ -1,6 +1,6 @@
 """Does RL find the way out? `turnwise/Maze-v0` from wandering demonstrators to near the optimum, on several seeds.
 
-    python benchmarks/maze.py --seeds 0 1 2 --out runs/bench-maze        # about 3 minutes per seed on 2 cores
+    python benchmarks/maze.py --seeds 0 1 2 --out runs/bench-maze        # about 6 minutes per seed on 2 cores
 
 Reports, per seed, (R - random) / (optimum - random) on held-out starts, and checks that nothing ever beats the optimum: no episode
 of any player (training included) exceeds its own start's optimum, and no mean exceeds the expected optimum by more than three

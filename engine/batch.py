@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,40 +46,27 @@ def make_batch(
                 "log-probs. Use sft or a preference optimizer for such data."
             )
         counts.append([len(turn.action_ids or ()) for turn in episode.turns])
-    size, actions = len(episodes), max(map(sum, counts))
-    turns = max(map(len, counts))
-    mask = torch.zeros(size, actions, dtype=torch.bool)
-    turn = torch.full((size, actions), -1)
-    behaviour = torch.zeros(size, actions)
-    turn_rewards = torch.zeros(size, turns)
-    turn_mask = torch.zeros(size, turns, dtype=torch.bool)
-    turn_scores = torch.full((size, turns), math.nan)
+    layout = _layout(episodes, counts)
+    mask, turn_mask = layout["mask"], layout["turn_mask"]
+    behaviour = torch.zeros(mask.shape)
+    turn_rewards = torch.zeros(turn_mask.shape)
+    turn_scores = torch.full(turn_mask.shape, math.nan)
     rows: list[Row] = []
-    for e, (episode, reward, count) in enumerate(zip(episodes, rewards, counts, strict=True)):
-        total = sum(count)
-        mask[e, :total] = True
-        turn[e, :total] = torch.repeat_interleave(torch.arange(len(count)), torch.tensor(count))
-        behaviour[e, :total] = torch.tensor([p for t in episode.turns for p in t.logprobs or ()])
-        turn_mask[e, : len(count)] = True
-        turn_rewards[e, : len(count)] = torch.tensor(reward.turns)
+    for e, (episode, reward) in enumerate(zip(episodes, rewards, strict=True)):
+        behaviour[e, mask[e]] = torch.tensor([p for t in episode.turns for p in t.logprobs or ()])
+        turn_rewards[e, turn_mask[e]] = torch.tensor(reward.turns)
         for k, score in enumerate(reward.turn_scores or ()):
             turn_scores[e, k] = math.nan if score is None else score
         rows += episode_rows(episode, e)
-    keys = list(dict.fromkeys(episode.group for episode in episodes))
     return Batch(
-        episodes=tuple(episodes),
+        **layout,
         rows=tuple(rows),
-        mask=mask,
-        turn=turn,
-        group=torch.tensor([keys.index(episode.group) for episode in episodes]),
         behaviour_logprobs=behaviour,
         staleness=torch.tensor([version - min(t.policy_version for t in episode.turns) for episode in episodes]),
         outcome=torch.tensor([reward.outcome for reward in rewards], dtype=torch.float32),
         turn_rewards=turn_rewards,
-        turn_mask=turn_mask,
-        truncated=torch.tensor([episode.ending == "truncated" for episode in episodes]),
         weight=torch.tensor([reward.weight for reward in rewards], dtype=torch.float32),
-        token_rewards=torch.zeros(size, actions),
+        token_rewards=torch.zeros(mask.shape),
         turn_scores=None if bool(turn_scores.isnan().all()) else turn_scores,
         temperature=temperature,
         progress=progress,
@@ -99,55 +86,59 @@ def written_batch(
         turns: per episode (ids read, ids said) per turn.
         pairs: (better, worse, probability, margin, weight) each, the first two being places in `episodes`.
     """
-    counts = [[len(said) for _, said in each] for each in turns]
-    size, actions, most = len(episodes), max(map(sum, counts)), max(map(len, counts))
-    mask, turn = torch.zeros(size, actions, dtype=torch.bool), torch.full((size, actions), -1)
-    turn_mask = torch.zeros(size, most, dtype=torch.bool)
-    rows = []
-    for e, (each, count) in enumerate(zip(turns, counts, strict=True)):
-        mask[e, : sum(count)] = True
-        turn[e, : sum(count)] = torch.repeat_interleave(torch.arange(len(count)), torch.tensor(count))
-        turn_mask[e, : len(count)] = True
-        ids: list[int] = []
-        positions: list[int] = []
-        for read, said in each:
-            ids += read
-            positions += range(len(ids), len(ids) + len(said))
-            ids += said
-        rows.append(Row(tuple(ids), e, tuple(positions), 0))
-    keys = list(dict.fromkeys(episode.group for episode in episodes))
+    layout = _layout(episodes, [[len(said) for _, said in each] for each in turns])
     better, worse, *numbers = zip(*pairs, strict=True)
     return Batch(
-        episodes=tuple(episodes),
-        rows=tuple(rows),
-        mask=mask,
-        turn=turn,
-        group=torch.tensor([keys.index(episode.group) for episode in episodes]),
+        **layout,
+        rows=tuple(_row(each, e) for e, each in enumerate(turns)),
         behaviour_logprobs=None,
-        staleness=torch.zeros(size, dtype=torch.long),
-        outcome=torch.zeros(size),
-        turn_rewards=torch.zeros(size, most),
-        turn_mask=turn_mask,
-        truncated=torch.tensor([episode.ending == "truncated" for episode in episodes]),
-        weight=torch.ones(size),
-        token_rewards=torch.zeros(size, actions),
+        staleness=torch.zeros(len(episodes), dtype=torch.long),
+        outcome=torch.zeros(len(episodes)),
+        turn_rewards=torch.zeros(layout["turn_mask"].shape),
+        weight=torch.ones(len(episodes)),
+        token_rewards=torch.zeros(layout["mask"].shape),
         pairs=Pairs(torch.tensor(better), torch.tensor(worse), *(torch.tensor(n, dtype=torch.float32) for n in numbers)),
     )
+
+
+def _layout(episodes: Sequence[Episode], counts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Where tokens and turns stand in a batch, from the number of action tokens per turn of each episode."""
+    size, actions, turns = len(episodes), max(map(sum, counts)), max(map(len, counts))
+    turn = torch.full((size, actions), -1)
+    turn_mask = torch.zeros(size, turns, dtype=torch.bool)
+    for e, count in enumerate(counts):
+        turn[e, : sum(count)] = torch.repeat_interleave(torch.arange(len(count)), torch.tensor(count))
+        turn_mask[e, : len(count)] = True
+    place = {key: g for g, key in enumerate(dict.fromkeys(episode.group for episode in episodes))}
+    return {
+        "episodes": tuple(episodes),
+        "mask": turn >= 0,
+        "turn": turn,
+        "turn_mask": turn_mask,
+        "group": torch.tensor([place[episode.group] for episode in episodes]),
+        "truncated": torch.tensor([episode.ending == "truncated" for episode in episodes]),
+    }
+
+
+def _row(
+    turns: Iterable[tuple[Sequence[int], Sequence[int]]], index: int, then: Sequence[int] = (), bootstrap: bool = False
+) -> Row:
+    """One row of (ids read, ids said) per turn, and what was read after the last."""
+    ids: list[int] = []
+    positions: list[int] = []
+    for read, said in turns:
+        ids += read
+        positions += range(len(ids), len(ids) + len(said))
+        ids += said
+    return Row((*ids, *then), index, tuple(positions), 0, bootstrap)
 
 
 def episode_rows(episode: Episode, index: int) -> list[Row]:
     """The rows of token ids that train an episode: one with `history: append`, one per turn with `rerender`."""
     truncated = episode.ending == "truncated"
     if episode.history == "append":
-        ids: list[int] = []
-        positions: list[int] = []
-        for turn in episode.turns:
-            ids += turn.prompt_ids
-            positions += range(len(ids), len(ids) + len(turn.action_ids or ()))
-            ids += turn.action_ids or ()
-        if truncated:
-            ids += episode.final_ids
-        return [Row(tuple(ids), index, tuple(positions), 0, truncated)]
+        said = ((turn.prompt_ids, turn.action_ids or ()) for turn in episode.turns)
+        return [_row(said, index, episode.final_ids if truncated else (), truncated)]
     rows, first = [], 0
     for turn in episode.turns:
         begin, count = len(turn.prompt_ids), len(turn.action_ids or ())

@@ -196,11 +196,9 @@ def export(
     ledger = Ledger(folder / "ledger.sqlite")
     comparisons = ledger.comparisons(run)
     episodes = ledger.episodes(sorted({e for c in comparisons for tier in c.ranking for e in tier}))
-    count = 0
-    with out.open("w") as lines:
-        for count, record in enumerate(export_pairs(episodes, comparisons), 1):  # noqa: B007
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-    print(f"{count} pairs of {len(comparisons)} comparisons in {out}")
+    pairs = list(export_pairs(episodes, comparisons))
+    out.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in pairs))
+    print(f"{len(pairs)} pairs of {len(comparisons)} comparisons in {out}")
 
 
 @app.command("plugins")

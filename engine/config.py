@@ -104,11 +104,6 @@ class RunConfig(Section):
                 raise ValueError(f"stage {i + 1} must have one key, its name, as in `- rl: {{updates: 50}}`; got {shown}")
         return stages
 
-    @property
-    def flat_stages(self) -> list[dict[str, Any]]:
-        """The stages in the order they are played, repetitions written out."""
-        return flat(self.stages)
-
     @field_validator("policy")
     @classmethod
     def _policy(cls, policy: Any) -> Any:
@@ -144,15 +139,20 @@ def flat(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Stages with every `repeat: {times: 3, stages: [...]}` written out.
 
     Raises:
-        ValueError: a repetition without a number of times or without stages.
+        ValueError: a repetition without a positive number of times or without stages.
     """
     result: list[dict[str, Any]] = []
     for stage in stages:
         if isinstance(stage, Mapping) and list(stage) == ["repeat"]:
             loop = stage["repeat"]
-            if not isinstance(loop, Mapping) or set(loop) != {"times", "stages"} or not isinstance(loop["times"], int):
+            if (
+                not isinstance(loop, Mapping)
+                or set(loop) != {"times", "stages"}
+                or not isinstance(loop["times"], int)
+                or loop["times"] < 1
+            ):
                 raise ValueError(
-                    f"repeat needs `times` and `stages`, as in `- repeat: {{times: 3, stages: [...]}}`; got {loop!r}"
+                    f"repeat needs `times`, at least 1, and `stages`, as in `- repeat: {{times: 3, stages: [...]}}`; got {loop!r}"
                 )
             result += flat(loop["stages"]) * loop["times"]
         else:

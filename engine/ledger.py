@@ -272,14 +272,12 @@ class Ledger:
         Requests on groups whose members are written are left out: nothing said of them can matter any more.
         """
         decided = sa.select(_members.c.group).where(_members.c.group == _requests.c.group).exists()
-        newer = _feedback.alias()
-        replaced = sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
         found: dict[str, str] = {}
         with self._reading() as db:
             for some in _chunks(requests):
                 query = sa.select(_feedback.c.request, _feedback.c.id, _feedback.c.status)
                 query = query.join(_requests, _requests.c.id == _feedback.c.request).where(~decided)
-                rows = list(db.execute(query.where(_feedback.c.request.in_(some), ~replaced)))
+                rows = list(db.execute(query.where(_feedback.c.request.in_(some), _in_force())))
                 sound = {request for request, _, status in rows if status != "failed"}
                 found |= {request: id_ for request, id_, _ in rows if request not in sound}
         return found
@@ -390,14 +388,10 @@ class Ledger:
 
     def feedback(self, groups: Sequence[str]) -> list[Answer]:
         """Everything in force on these groups and their episodes, in the order it came; nothing superseded, nothing late."""
-        newer = _feedback.alias()
-        replaced = sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
         rows: list[Any] = []
         with self._reading() as db:
             for some in _chunks(groups):
-                members = sa.select(_episodes.c.id).where(_episodes.c.group.in_(some))
-                target = sa.or_(_feedback.c.target.in_(members), _feedback.c.target.in_(some))
-                query = sa.select(_feedback).where(target, ~replaced, ~_feedback.c.late)
+                query = sa.select(_feedback).where(_about(_episodes.c.group.in_(some)), _in_force(), ~_feedback.c.late)
                 rows += db.execute(query).mappings()
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
@@ -408,8 +402,6 @@ class Ledger:
             stages: only those of conversations played or imported there.
             everything: also those that were corrected since; for training that began before.
         """
-        newer = _feedback.alias()
-        replaced = sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
         groups = sa.select(_episodes.c.group).where(_episodes.c.run == run)
         if stages is not None:
             groups = groups.where(_episodes.c.stage.in_(list(stages)))
@@ -417,7 +409,7 @@ class Ledger:
             _feedback.c.kind == "comparison", _feedback.c.status == "scored", _feedback.c.target.in_(groups)
         )
         if not everything:
-            query = query.where(~replaced)
+            query = query.where(_in_force())
         with self._reading() as db:
             found = [_answer(row) for row in db.execute(query.order_by(_feedback.c.target, _feedback.c.id)).mappings()]
         return [a for a in found if isinstance(a, Comparison)]
@@ -455,13 +447,10 @@ class Ledger:
             used = {id_ for m in fresh for id_ in m.feedback}
             targets = {t for m in fresh for t in (m.episode, m.group)}
             for some in _chunks(sorted(targets)):
-                said = db.scalars(sa.select(_feedback.c.id).where(_feedback.c.target.in_(some), ~_feedback.c.late))
-                late = [id_ for id_ in said if id_ not in used and not self._replaced(db, id_)]
+                query = sa.select(_feedback.c.id).where(_feedback.c.target.in_(some), _in_force(), ~_feedback.c.late)
+                late = [id_ for id_ in db.scalars(query) if id_ not in used]
                 if late:
                     db.execute(_feedback.update().where(_feedback.c.id.in_(late)).values(late=True))
-
-    def _replaced(self, db: Connection, answer: str) -> bool:
-        return db.scalar(sa.select(_feedback.c.id).where(_feedback.c.supersedes == answer)) is not None
 
     def members(self, run: str, update: int | None = None) -> list[Member]:
         query = sa.select(_members).where(_members.c.run == run)
@@ -489,9 +478,8 @@ class Ledger:
         found: dict[str, dict[str, Any]] = {}
         with self._reading() as db:
             for some in _chunks(groups):
-                members = sa.select(_episodes.c.id).where(_episodes.c.group.in_(some))
-                target = sa.or_(_feedback.c.target.in_(members), _feedback.c.target.in_(some))
-                query = sa.select(_feedback.c.source, _feedback.c.status, sa.func.count()).where(target)
+                query = sa.select(_feedback.c.source, _feedback.c.status, sa.func.count())
+                query = query.where(_about(_episodes.c.group.in_(some)))
                 for source, status, count in db.execute(query.group_by(_feedback.c.source, _feedback.c.status)).tuples():
                     row = found.setdefault(source, {"source": source, "scored": 0, "abstained": 0, "failed": 0})
                     row[status] += count
@@ -502,10 +490,10 @@ class Ledger:
         tables = {"episodes": _episodes, "requests": _requests, "feedback": _feedback, "members": _members}
         queries = {name: sa.select(sa.func.count()).select_from(table) for name, table in tables.items()}
         if run is not None:
-            ids, groups = (sa.select(c).where(_episodes.c.run == run) for c in (_episodes.c.id, _episodes.c.group))
+            groups = sa.select(_episodes.c.group).where(_episodes.c.run == run)
             queries["episodes"] = queries["episodes"].where(_episodes.c.run == run)
             queries["requests"] = queries["requests"].where(_requests.c.group.in_(groups))
-            queries["feedback"] = queries["feedback"].where(sa.or_(_feedback.c.target.in_(ids), _feedback.c.target.in_(groups)))
+            queries["feedback"] = queries["feedback"].where(_about(_episodes.c.run == run))
             queries["members"] = queries["members"].where(_members.c.run == run)
         with self._reading() as db:
             return {name: int(db.scalar(query) or 0) for name, query in queries.items()}
@@ -514,10 +502,21 @@ class Ledger:
         """Cost so far by source; of one run, or of all that share this ledger."""
         query = sa.select(_feedback.c.source, sa.func.sum(_feedback.c.cost)).group_by(_feedback.c.source)
         if run is not None:
-            ids, groups = (sa.select(c).where(_episodes.c.run == run) for c in (_episodes.c.id, _episodes.c.group))
-            query = query.where(sa.or_(_feedback.c.target.in_(ids), _feedback.c.target.in_(groups)))
+            query = query.where(_about(_episodes.c.run == run))
         with self._reading() as db:
             return {source: float(cost) for source, cost in db.execute(query)}
+
+
+def _about(episodes: Any) -> Any:
+    """Answers on the episodes of which this holds, or on their groups."""
+    ids, groups = (sa.select(column).where(episodes) for column in (_episodes.c.id, _episodes.c.group))
+    return sa.or_(_feedback.c.target.in_(ids), _feedback.c.target.in_(groups))
+
+
+def _in_force() -> Any:
+    """Answers that no correction has replaced."""
+    newer = _feedback.alias()
+    return ~sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
 
 
 def _chunks(ids: Sequence[str], size: int = 500) -> Iterator[list[str]]:

@@ -131,7 +131,7 @@ class Run:
         self.stopping = False
         self.stages: list[tuple[str, Stage]] = []
         names: list[str] = []
-        for entry in config.flat_stages:
+        for entry in flat(config.stages):
             [(name, options)] = entry.items()
             if options is not None and not isinstance(options, Mapping):
                 raise ConfigError(f"stage {name!r} must be a mapping of its options, got {type(options).__name__}")

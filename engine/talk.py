@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from .environment import starts
 from .episode import Message
+from .report.transcript import printable
 from .rollout import PolicyPlayer, ScriptPlayer, rollout
 from .stages.play import EnvConfig, check_envs
 
@@ -76,5 +77,4 @@ def _ask(who: str) -> str | None:
 
 
 def _say(console: Console, who: str, text: str) -> None:
-    shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    console.print(f"[bold]{escape(who)}[/bold]  {escape(shown)}", highlight=False)
+    console.print(f"[bold]{escape(who)}[/bold]  {escape(printable(text))}", highlight=False)

@@ -27,6 +27,7 @@ from ..ledger import Ledger, LedgerError, Member
 from ..overoptimisation import fit_law
 from ..secrets import redact
 from ..stages.evaluate import bootstrap
+from .transcript import printable
 
 COLOURS = {"truth": "#1f77b4", "proxy": "#d1620b", "other": "#5a6b7b"}
 
@@ -316,8 +317,7 @@ def _examples(ledger: Ledger, run: str, count: int = 2) -> list[dict[str, Any]]:
 def _shown(episode: Episode, ledger: Ledger, place: tuple[str, int]) -> dict[str, Any]:
     """A conversation with what each turn earned."""
     said = [f for f in ledger.feedback([episode.group]) if isinstance(f, Feedback) and f.episode == episode.id]
-    clean = lambda text: "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)  # noqa: E731
-    lines = [Rewarded("system", clean(episode.system), False, "")] if episode.system else []
+    lines = [Rewarded("system", printable(episode.system), False, "")] if episode.system else []
     for k, turn in enumerate(episode.turns):
         notes = [f"reward {turn.reward:g}"] if turn.reward or k == len(episode.turns) - 1 else []
         for f in said:
@@ -325,10 +325,10 @@ def _shown(episode: Episode, ledger: Ledger, place: tuple[str, int]) -> dict[str
                 notes.append(f"{f.stamp.source} {f.turn_scores[k]:+.2f}")
         if turn.cut:
             notes.append("cut at the token limit")
-        lines.append(Rewarded(turn.observation.role, clean(turn.observation.content), False, ""))
-        lines.append(Rewarded("assistant", clean(turn.action), True, ", ".join(notes)))
+        lines.append(Rewarded(turn.observation.role, printable(turn.observation.content), False, ""))
+        lines.append(Rewarded("assistant", printable(turn.action), True, ", ".join(notes)))
     if episode.final:
-        lines.append(Rewarded(episode.final.role, clean(episode.final.content), False, ""))
+        lines.append(Rewarded(episode.final.role, printable(episode.final.content), False, ""))
     scores = [f"{f.stamp.source} {f.score:.3f}" for f in said if f.score is not None]
     ended = episode.ending + (f" ({episode.reason})" if episode.reason else "")
     return {

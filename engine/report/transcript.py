@@ -7,6 +7,11 @@ from ..episode import Episode
 SPEAKERS = {"system": "System", "user": "Customer", "assistant": "Agent", "tool": "Tool"}
 
 
+def printable(text: str) -> str:
+    """Text without control characters: models say anything, and terminals obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def transcript(episode: Episode, *, user: str = "Customer") -> str:
     """An episode as Markdown: who said what, each turn's reward where there is one, and how it ended.
 

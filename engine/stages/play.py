@@ -103,7 +103,8 @@ def play(run: Run, player: Player, chosen: Sequence[tuple[Start, int]], where: W
 
         played = gather_object(played)
     if run.is_main and played:
-        played = run.ledger.add_episodes(sorted(played, key=lambda e: ids.index(e.id)))
+        place = {id_: i for i, id_ in enumerate(ids)}
+        played = run.ledger.add_episodes(sorted(played, key=lambda e: place[e.id]))
         run.plugins.call_event("episodes_played", run=run, episodes=played)
     found = recorded | {e.id: e for e in played}
     return [found[id_] for id_ in ids]

@@ -29,7 +29,7 @@ from ...engine.policy import Policy, Sampling
 from ...engine.policy.backends import InProcess
 from ...engine.progress import Display, quiet
 from ...engine.report.curves import draw_curves
-from ...engine.report.transcript import transcript
+from ...engine.report.transcript import printable, transcript
 from ...engine.rollout import PolicyPlayer, ScriptPlayer, Where, rollout
 from ...engine.run import Run
 from ...engine.stages.evaluate import Score, play_held_out, score
@@ -92,19 +92,16 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
     model = small_model(folder, seed)
     clock("build", since)
 
-    def run(name: str, policy: Path, stage: dict[str, Any]) -> Run:
-        return play_run(folder, name, policy, [stage], seed)
-
     console.print("[bold]2[/bold]  sft: from imperfect demonstrations")
     since = time.perf_counter()
-    sft = run("sft", model, {"sft": {**SFT, **short}})
+    sft = play_run(folder, "sft", model, [{"sft": {**SFT, **short}}], seed)
     clock("sft", since)
 
     console.print("[bold]3[/bold]  rl: from the outcome alone, by PPO and by GRPO")
     runs: dict[str, Run] = {}
     for name, options in (("ppo", PPO), ("grpo", GRPO)):
         since = time.perf_counter()
-        runs[name] = run(name, folder / "sft" / "policy", {"rl": {**options, **few}})
+        runs[name] = play_run(folder, name, folder / "sft" / "policy", [{"rl": {**options, **few}}], seed)
         clock(name, since)
 
     console.print(f"[bold]4[/bold]  everybody on {stories} held-out stories")
@@ -196,7 +193,6 @@ def _tell(console: Console, scores: dict[str, Score], played: dict[str, list[Epi
         console.rule(title, align="left")
         for message in episode.messages[1:]:
             who = "customer" if message.role == "user" else "agent   "
-            shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message.content)
-            console.print(f"{who}  {shown}", markup=False, highlight=False)
+            console.print(f"{who}  {printable(message.content)}", markup=False, highlight=False)
         console.print(f"satisfaction {episode.env_return:g}", style="bold")
     console.rule()

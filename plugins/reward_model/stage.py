@@ -79,7 +79,7 @@ class TrainRewardModel(Stage):
             raise ConfigError("reward-model has nothing to learn from: put a `rank` stage before it, or give `data`")
 
     def play(self, run: Run) -> Iterator[Update]:
-        chosen, learners = Chosen(), Members(self, run)
+        chosen, learners = Chosen(), Ensemble(self, run)
         done = run.begin({"chosen": chosen, "members": learners})
         data = Data(run, chosen.comparisons(run, self.data))
         long = {e.id for e in data.episodes if not learners.model.fits(e)}
@@ -256,7 +256,7 @@ class Data:
         return {name: float(v) for name, v in measured.items() if v is not None}
 
 
-class Members:
+class Ensemble:
     """The models of the ensemble, each with its own optimizer, as one state."""
 
     def __init__(self, stage: TrainRewardModel, run: Run) -> None:
