@@ -77,17 +77,19 @@ def make_batch(
 def written_batch(
     episodes: Sequence[Episode],
     turns: Sequence[Sequence[tuple[list[int], list[int]]]],
-    pairs: Sequence[tuple[int, int, float, float, float]],
+    pairs: Sequence[tuple[int, int, float, float, float]] = (),
+    labels: Sequence[float] | None = None,
 ) -> Batch:
-    """Conversations and comparisons of them as a batch, whoever said them: without behaviour log-probs and without rewards.
+    """Conversations and what was thought of them as a batch, whoever said them: without behaviour log-probs and without rewards.
 
     Args:
         episodes: [E].
         turns: per episode (ids read, ids said) per turn.
         pairs: (better, worse, probability, margin, weight) each, the first two being places in `episodes`.
+        labels: [E] 1 liked, 0 not.
     """
     layout = _layout(episodes, [[len(said) for _, said in each] for each in turns])
-    better, worse, *numbers = zip(*pairs, strict=True)
+    better, worse, *numbers = zip(*pairs, strict=True) if pairs else ((), (), (), (), ())
     return Batch(
         **layout,
         rows=tuple(_row(each, e) for e, each in enumerate(turns)),
@@ -97,7 +99,12 @@ def written_batch(
         turn_rewards=torch.zeros(layout["turn_mask"].shape),
         weight=torch.ones(len(episodes)),
         token_rewards=torch.zeros(layout["mask"].shape),
-        pairs=Pairs(torch.tensor(better), torch.tensor(worse), *(torch.tensor(n, dtype=torch.float32) for n in numbers)),
+        pairs=Pairs(
+            torch.tensor(better, dtype=torch.long),
+            torch.tensor(worse, dtype=torch.long),
+            *(torch.tensor(n, dtype=torch.float32) for n in numbers),
+        ),
+        labels=None if labels is None else torch.tensor(labels, dtype=torch.float32),
     )
 
 

@@ -7,6 +7,7 @@ engine keeps the transcript. Optional conventions, all read from the unwrapped e
 - `info["success"]` (bool) at the last step; `info["optimum"]` at reset, the best return this start allows;
 - `metadata["concurrency"]`: "serial" (default: all environments step in order on one thread), "thread" (thread-safe, or
   `reset`/`step` are coroutines) or "process" (each in a process of its own);
+- `metadata["snapshots"]`: True if a `copy.deepcopy` of it goes on by itself; branching then copies a state instead of replaying it;
 - `metadata["special_tokens"]`: True to receive replies with the tokenizer's special tokens in the text;
 - `players`, a mapping from names ("expert", "random", "demonstrator") to `(env, rng) -> (conversation -> reply)`.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import inspect
 import math
 import multiprocessing
@@ -379,6 +381,29 @@ class Stepper:
     def step(self, envs: Sequence[tuple[gymnasium.Env[str, str], str]]) -> list[tuple[Observation | None, str]]:
         return self.run([(env, partial(_step, env, action)) for env, action in envs])
 
+    def restore(
+        self, envs: Sequence[tuple[gymnasium.Env[str, str], Start, Sequence[str]]]
+    ) -> list[tuple[list[Observation], str]]:
+        """Resets each environment and plays its replies again.
+
+        Returns (observations, "") each, the one of reset first; they stop where the environment ends. Or what came before it
+        broke, and the reason.
+        """
+        found: list[tuple[list[Observation], str]] = []
+        for observation, reason in self.reset([(env, start) for env, start, _ in envs]):
+            found.append(([] if observation is None else [observation], f"reset: {reason}" if reason else ""))
+        for k in range(max((len(actions) for _, _, actions in envs), default=0)):
+            going = [
+                i
+                for i, ((_, _, actions), (seen, reason)) in enumerate(zip(envs, found, strict=True))
+                if not reason and k < len(actions) and not (seen[-1].terminated or seen[-1].truncated)
+            ]
+            stepped = self.step([(envs[i][0], envs[i][2][k]) for i in going])
+            for i, (observation, reason) in zip(going, stepped, strict=True):
+                seen = found[i][0]
+                found[i] = (seen, f"step {k + 1}: {reason}") if observation is None else ([*seen, observation], "")
+        return found
+
 
 def make_instance(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     """An environment to play in, in its own process if it declares that it is better off there.
@@ -427,19 +452,19 @@ def replay(env: gymnasium.Env[str, str], start: Start, actions: Sequence[str], l
         EnvironmentBroke: the environment raised, hung or broke its contract.
     """
     stepper = Stepper(limit, threads=1)
-    results = stepper.reset([(env, start)])
-    observations: list[Observation] = []
-    for action in [*actions, None]:
-        [(observation, reason)] = results
-        if observation is None:
-            stepper.close()
-            raise EnvironmentBroke(f"replay broke after {len(observations)} observations: {reason}")
-        observations.append(observation)
-        if action is None or observation.terminated or observation.truncated:
-            break
-        results = stepper.step([(env, action)])
+    [(observations, reason)] = stepper.restore([(env, start, actions)])
     stepper.close()
+    if reason:
+        raise EnvironmentBroke(f"replay broke after {len(observations)} observations: {reason}")
     return observations
+
+
+def snapshot(env: gymnasium.Env[str, str]) -> gymnasium.Env[str, str] | None:
+    """A copy of an environment in its present state, to go on from; None if it does not say that it can be copied
+    (`metadata["snapshots"]`): then `replay` reaches the state again."""
+    if isinstance(env, ProcessEnv) or not env.metadata.get("snapshots", False):
+        return None
+    return copy.deepcopy(env)
 
 
 @contextlib.contextmanager

@@ -103,6 +103,8 @@ class Batch:
         values: [E, A] the critic's value of the state in which each action token was chosen, as it stands at the start
             of the update; None without a critic.
         bootstrap: [E] the critic's value of the state an episode was truncated in, 0 where it terminated.
+        branch_values: [E, K] mean outcome of conversations that were continued anew from each turn's start, NaN where there was none;
+            None without branches.
         reference_logprobs: [E, A] under the reference policy, where the KL to it is used.
         pairs: for optimizers that consume comparisons.
         labels: [E] 1 good, 0 bad, NaN unknown, for optimizers that consume labels.
@@ -129,6 +131,7 @@ class Batch:
     turn_scores: Tensor | None = None
     values: Tensor | None = None
     bootstrap: Tensor | None = None
+    branch_values: Tensor | None = None
     reference_logprobs: Tensor | None = None
     pairs: Pairs | None = None
     labels: Tensor | None = None
@@ -144,7 +147,8 @@ class CreditAssigner(Protocol):
     """How rewards become one advantage per action token.
 
     `needs` names what must be in the batch beside rewards: "group" (at least two members per start), "values" (a critic),
-    "turn_scores" (a source that scores turns). A run that cannot supply it is refused before it starts.
+    "turn_scores" (a source that scores turns), "branches" (`branches` conversations, an attribute of the method, continued anew from
+    the start of every turn). A run that cannot supply it is refused before it starts.
 
     A method with learned state also has `fit(batch)`, called after `assign`, `state_dict()` and `load_state_dict(state)`;
     states are dicts of tensors, numbers and strings.

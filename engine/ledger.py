@@ -30,7 +30,7 @@ from .episode import Episode, canonical_json
 from .feedback import Comparison, Feedback, Request, Stamp
 from .secrets import redact
 
-SCHEMA = 1
+SCHEMA = 2
 Answer = Feedback | Comparison
 
 _meta = sa.MetaData()
@@ -94,6 +94,7 @@ _members = sa.Table(
     sa.Column("reason", sa.String, nullable=False),
     sa.Column("outcome", sa.Float),
     sa.Column("feedback", sa.String, nullable=False),
+    sa.Column("credit", sa.String, nullable=False, server_default="[]"),
     sa.Column("time", sa.Float, nullable=False),
 )
 
@@ -111,6 +112,7 @@ class Member:
         reason: why not.
         outcome: the combined reward.
         feedback: ids of the feedback the reward was made from.
+        credit: what each turn was credited with.
     """
 
     episode: str
@@ -119,6 +121,7 @@ class Member:
     reason: str = ""
     outcome: float | None = None
     feedback: tuple[str, ...] = ()
+    credit: tuple[float, ...] = ()
 
 
 class Ledger:
@@ -151,6 +154,9 @@ class Ledger:
                         f"the ledger {self.url} was written by a newer Turnwise (schema {found}, this one knows {SCHEMA}): "
                         "upgrade turnwise, or start a new run folder"
                     )
+                if found < 2:
+                    db.exec_driver_sql("ALTER TABLE members ADD COLUMN credit VARCHAR NOT NULL DEFAULT '[]'")
+                    db.execute(_info.update().where(_info.c.key == "schema").values(value=str(SCHEMA)))
             else:
                 _meta.create_all(db)
                 db.execute(_info.insert().values(key="schema", value=str(SCHEMA)))
@@ -436,7 +442,8 @@ class Ledger:
             rows = [
                 {
                     "episode": m.episode, "run": run, "update": update, "group": m.group, "used": m.used, "reason": m.reason,
-                    "outcome": m.outcome, "feedback": canonical_json(list(m.feedback)), "time": self.clock(),
+                    "outcome": m.outcome, "feedback": canonical_json(list(m.feedback)),
+                    "credit": canonical_json(list(m.credit)), "time": self.clock(),
                 }
                 for m in members
                 if m.episode not in known
@@ -459,7 +466,15 @@ class Ledger:
         with self._reading() as db:
             rows = db.execute(query.order_by(_members.c.update, _members.c.group, _members.c.episode)).mappings()
             return [
-                Member(r["episode"], r["group"], r["used"], r["reason"], r["outcome"], tuple(json.loads(r["feedback"])))
+                Member(
+                    r["episode"],
+                    r["group"],
+                    r["used"],
+                    r["reason"],
+                    r["outcome"],
+                    tuple(json.loads(r["feedback"])),
+                    tuple(json.loads(r["credit"])),
+                )
                 for r in rows
             ]
 

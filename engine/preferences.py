@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .episode import Episode, Message, Start, Turn, derive_id
-from .feedback import Comparison, Stamp
+from .feedback import Comparison, Feedback, Stamp
 
 IMPORTED = "imported"  # the environment, the source and the rater of what was played and compared elsewhere
 
@@ -130,6 +130,47 @@ def _record(better: Episode, worse: Episode, comparison: Comparison) -> dict[str
     if comparison.probability is not None:
         record["probability"] = comparison.probability
     return record | {"rater": comparison.stamp.rater or comparison.stamp.source}
+
+
+def import_labels(path: Path, *, run: str, stage: str, update: int) -> tuple[list[Episode], list[Feedback]]:
+    """A file in the unpaired preference format, `{prompt, completion, label}` per line, as episodes and feedback: score 1 for true, 0 for
+    false.
+
+    Args:
+        run, stage, update: where they are recorded.
+
+    Raises:
+        PreferenceError: a line that is no such record; the message names it.
+    """
+    episodes: list[Episode] = []
+    said: list[Feedback] = []
+    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open() as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+                talk = [
+                    *_messages(record.get("prompt") or [], where, "prompt"),
+                    *_messages(record["completion"], where, "completion"),
+                ]
+                label = record["label"]
+            except json.JSONDecodeError as error:
+                raise PreferenceError(f"{where} is not JSON: {error}") from error
+            except (KeyError, AttributeError) as error:
+                raise PreferenceError(f"{where} needs `completion`, a list of {{role, content}}, and `label`") from error
+            if not isinstance(label, bool):
+                raise PreferenceError(f"{where}: `label` must be true (liked) or false, got {label!r}")
+            start = Start(IMPORTED, number % 2**32, {"file": content})
+            id_ = derive_id(run, stage, update, start.key, 0)
+            episodes.append(_episode(talk, Episode(id_, start, (), "terminated", run=run, stage=stage, update=update), where))
+            stamp = Stamp(source=IMPORTED, rater=str(record.get("rater", IMPORTED)))
+            said.append(Feedback(id_, score=float(label), id=derive_id("label", id_), stamp=stamp))
+    if not said:
+        raise PreferenceError(f"{path} holds no record")
+    return episodes, said
 
 
 def import_pairs(path: Path, *, run: str, stage: str, update: int) -> tuple[list[Episode], list[Comparison]]:

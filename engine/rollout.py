@@ -7,13 +7,14 @@ sampling noise is keyed by (seed, update, start, slot, turn). Playing the same s
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import gymnasium
 
-from .environment import Observation, PlayerFunction, Stepper, make_instance
+from .environment import Observation, PlayerFunction, Stepper, make_instance, snapshot
 from .episode import Ending, Episode, Message, Start, Turn, derive_id
 
 if TYPE_CHECKING:
@@ -36,9 +37,26 @@ class Where:
     seed: int = 0
 
 
-def episode_id(where: Where, start: Start, slot: int) -> str:
-    """The id of the episode played there from this start, in this slot of its group."""
-    return derive_id(where.run, where.stage, where.update, start.key, slot)
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Where a conversation is continued anew: its first `turn` turns are played again, token for token, then the player goes on."""
+
+    parent: Episode
+    turn: int
+
+    @property
+    def origin(self) -> tuple[str, int]:
+        return (self.parent.id, self.turn)
+
+    @property
+    def said(self) -> tuple[Turn, ...]:
+        return self.parent.turns[: self.turn]
+
+
+def episode_id(where: Where, start: Start | Branch, slot: int) -> str:
+    """The id of the episode played there from this start or branch, in this slot of its group."""
+    key = start.key if isinstance(start, Start) else start.origin
+    return derive_id(where.run, where.stage, where.update, key, slot)
 
 
 @dataclass(slots=True)
@@ -50,6 +68,7 @@ class _Talk:
     slot: int
     row: int
     env: gymnasium.Env[str, str]
+    branch: Branch | None = None
     heard: Message | None = None
     turns: list[Turn] = field(default_factory=list)
     reset: Observation | None = None
@@ -121,7 +140,10 @@ class PolicyPlayer:
 
         assert talk.reset is not None
         talk.state = Conversation(talk.row)
-        talk.ids = talk.fresh = self.policy.chat.prompt(talk.messages, talk.reset.tools)
+        if talk.turns:
+            talk.ids = [i for turn in talk.turns for i in (*turn.prompt_ids, *(turn.action_ids or ()))]
+        else:
+            talk.ids = talk.fresh = self.policy.chat.prompt(talk.messages, talk.reset.tools)
 
     def reply(self, talks: Sequence[_Talk], where: Where) -> list[Reply]:
         replies: list[Reply | None] = [None] * len(talks)
@@ -135,7 +157,8 @@ class PolicyPlayer:
             conversation.ids = talk.ids
             conversation.messages = talk.messages
             key = (where.seed, where.update, talk.start.key, talk.slot, len(talk.turns))
-            conversation.seed = int(derive_id("noise", *key), 16)
+            place = (talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
+            conversation.seed = int(derive_id("noise", *key, *place), 16)
             asked.append(i)
         samples = self.backend.reply([talks[i].state for i in asked], self.sampling) if asked else []
         for i, sample in zip(asked, samples, strict=True):
@@ -202,7 +225,8 @@ class ScriptPlayer:
             raise LookupError(
                 f"environment {talk.start.env!r} has no player {self.player!r}; it has: {', '.join(players) or 'none'}"
             )
-        noise = random.Random(derive_id("player", where.seed, where.update, talk.start.key, talk.slot))
+        place = (talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
+        noise = random.Random(derive_id("player", where.seed, where.update, talk.start.key, talk.slot, *place))
         talk.state = players[self.player](talk.env.unwrapped, noise)
 
     def reply(self, talks: Sequence[_Talk], where: Where) -> list[Reply]:
@@ -214,7 +238,7 @@ class ScriptPlayer:
 
 def rollout(
     player: Player,
-    starts: Iterable[tuple[Start, int]],
+    starts: Iterable[tuple[Start | Branch, int]],
     where: Where = Where(),
     *,
     max_turns: int = 1000,
@@ -229,7 +253,8 @@ def rollout(
 
     Args:
         player: who replies.
-        starts: (start, slot in its group).
+        starts: (start, slot in its group). A branch is a start too: its environment is brought to that turn by playing the same replies
+            again, or copied where it can be; one that then says something else ends as `failed`.
         where: for ids and noise.
         max_turns: truncates longer episodes with reason "max_turns".
         step_limit: seconds a reset or step may take.
@@ -250,6 +275,10 @@ def rollout(
     rows = list(range(player.rows))[::-1]
     idle: dict[str, list[gymnasium.Env[str, str]]] = {}
     stepper = Stepper(step_limit)
+    awaited = Counter(start.origin for _, (start, _) in waiting if isinstance(start, Branch))
+    copies: dict[
+        tuple[str, int], tuple[gymnasium.Env[str, str], list[Observation]]
+    ] = {}  # states that more branches start from
 
     def finish(talk: _Talk, ending: Ending, reason: str, final: Message | None) -> None:
         talk.heard = final
@@ -265,6 +294,7 @@ def rollout(
             stage=where.stage,
             update=where.update,
             slot=talk.slot,
+            origin=talk.branch.origin if talk.branch else None,
             system=reset.system if reset else None,
             tools=reset.tools if reset else (),
             final=final,
@@ -290,17 +320,23 @@ def rollout(
             # Free rows take the next starts.
             begun = []
             while waiting and rows:
-                index, (start, slot) = waiting.pop()
+                index, (origin, slot) = waiting.pop()
+                branch = origin if isinstance(origin, Branch) else None
+                start = origin.parent.start if isinstance(origin, Branch) else origin
                 pool = idle.get(derive_id(start.env, start.kwargs))
                 env = pool.pop() if pool else make_instance(start.env, **start.kwargs)
-                talk = _Talk(index, start, slot, rows.pop(), env)
+                talk = _Talk(index, start, slot, rows.pop(), env, branch)
                 alive.append(talk)
                 begun.append(talk)
-            for talk, (observation, why) in zip(begun, stepper.reset([(t.env, t.start) for t in begun]), strict=True):
-                if observation is None:
-                    finish(talk, "failed", f"reset: {why}", None)
+            for talk, (seen, why) in zip(begun, _reach(stepper, begun, copies, awaited), strict=True):
+                if not why and talk.branch:
+                    why = _differs(talk.branch, seen)
+                if why:
+                    finish(talk, "failed", why, None)
                     continue
-                talk.reset, talk.heard = observation, observation.message
+                talk.reset, talk.heard = seen[0], seen[-1].message
+                if talk.branch:
+                    talk.turns = list(talk.branch.said)
                 player.begin(talk, where)
 
             # Everybody replies, then every environment steps.
@@ -346,3 +382,59 @@ def rollout(
             for env in pool:
                 env.close()
     return [done[i] for i in range(total)]
+
+
+def _reach(
+    stepper: Stepper,
+    talks: Sequence[_Talk],
+    copies: dict[tuple[str, int], tuple[gymnasium.Env[str, str], list[Observation]]],
+    awaited: Counter[tuple[str, int]],
+) -> list[tuple[list[Observation], str]]:
+    """Brings every conversation's environment to where it begins: by reset, by playing a branch's replies again, or from a copy."""
+    found: dict[int, tuple[list[Observation], str]] = {}
+    origins = [talk.branch.origin if talk.branch else None for talk in talks]
+    first = [i for i, origin in enumerate(origins) if origin is None or (origin not in copies and origin not in origins[:i])]
+    for wave in (first, [i for i in range(len(talks)) if i not in set(first)]):
+        replayed = []
+        for i in wave:
+            origin, talk = origins[i], talks[i]
+            if origin in copies:
+                state, seen = copies[origin]
+                copied = snapshot(state)
+                assert copied is not None
+                talk.env.close()
+                talk.env, found[i] = copied, (seen, "")
+            else:
+                replayed.append(i)
+        jobs = [
+            (t.env, t.start, [turn.action for turn in t.branch.said] if t.branch else []) for t in (talks[i] for i in replayed)
+        ]
+        for i, (seen, why) in zip(replayed, stepper.restore(jobs), strict=True):
+            found[i] = (seen, why)
+            origin = origins[i]
+            if origin is not None and not why and awaited[origin] > 1 and origin not in copies:
+                kept = snapshot(talks[i].env)
+                if kept is not None:
+                    copies[origin] = (kept, seen)
+        for i in wave:
+            origin = origins[i]
+            if origin is not None:
+                awaited[origin] -= 1
+                if not awaited[origin]:
+                    copies.pop(origin, None)
+    return [found[i] for i in range(len(talks))]
+
+
+def _differs(branch: Branch, seen: Sequence[Observation]) -> str:
+    """Why a replay is not the conversation it branches off from, if it is not."""
+    recorded = [turn.observation for turn in branch.parent.turns[: branch.turn + 1]]
+    replayed = [observation.message for observation in seen]
+    if replayed[: len(recorded)] == recorded and len(replayed) == branch.turn + 1:
+        return ""
+    same = next(
+        (k for k, (a, b) in enumerate(zip(recorded, replayed, strict=False)) if a != b), min(len(recorded), len(replayed))
+    )
+    return (
+        f"replay: the same replies led to another observation at turn {same + 1}; an environment whose words depend on more than its seed "
+        "and the replies cannot be branched"
+    )

@@ -75,6 +75,51 @@ def gae(
     return advantages, (advantages + values) * mask
 
 
+def bilevel_gae(
+    rewards: Tensor,
+    values: Tensor,
+    turn: Tensor,
+    mask: Tensor,
+    bootstrap: Tensor,
+    turns: int,
+    token: tuple[float, float],
+    turnwise: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """Advantage estimation first over turns, then over the tokens inside each (VAGEN, Wang et al. 2025, arXiv:2510.16907, section 3.3).
+
+        over turns:   delta_k = r_k + g V(e_{k+1}) - V(e_k)        A_k = delta_k + g l A_{k+1}        e_k: the last token of turn k
+        in a turn:    A_{e_k} = A_k        A_t = r_t + gamma V_{t+1} - V_t + gamma lam A_{t+1}        for the tokens t before e_k
+
+    r_k is the reward on the turn's last token; rewards on earlier tokens (a KL penalty) stay where they are.
+
+    Args:
+        rewards, values: [E, A].
+        turn: [E, A] long, -1 at padding.
+        mask: [E, A] bool; the True entries of a row come first.
+        bootstrap: [E].
+        token, turnwise: (gamma, lam) inside turns and over turns.
+
+    Returns:
+        advantages [E, A] and value targets A + V [E, A], both 0 at padding.
+    """
+    _, counts = turn_sums(values, turn, mask, turns)
+    _, last = turn_edges(counts)
+    ends = counts > 0
+    per_turn, _ = gae(rewards.gather(1, last) * ends, values.gather(1, last) * ends, ends, bootstrap, *turnwise)
+    gamma, lam = token
+    advantages = torch.zeros_like(values)
+    following = torch.zeros_like(bootstrap)
+    next_value = torch.zeros_like(bootstrap)
+    for t in reversed(range(values.shape[1])):
+        k = turn[:, t].clamp(min=0).unsqueeze(1)
+        at_end = (last.gather(1, k) == t).squeeze(1)
+        inside = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * following
+        following = torch.where(at_end, per_turn.gather(1, k).squeeze(1), inside)
+        next_value = values[:, t]
+        advantages[:, t] = torch.where(mask[:, t], following, 0.0)
+    return advantages, (advantages + values) * mask
+
+
 def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
     """Mean of each group, [G], of values [E] with group indices [E]."""
     total = values.new_zeros(groups).index_add_(0, group, values)
@@ -120,12 +165,62 @@ def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
     raise ValueError(f"unknown baseline {baseline!r}; there are 'mean', 'loo' and 'std'")
 
 
+def turn_advantages(values: Tensor, outcome: Tensor, turn_mask: Tensor) -> Tensor:
+    """The advantage of every turn from the values of the states between them: what is expected after it, less what was before.
+
+        A_k = V_{k+1} - V_k        V after the last turn is the outcome itself, so that the sum is outcome - V_0
+
+    A state without a value (NaN) is taken to be worth what the next one is.
+
+    Args:
+        values: [E, K] expected whole outcome in the state each turn starts from.
+        outcome: [E].
+        turn_mask: [E, K] bool; the True entries of a row come first.
+
+    Returns:
+        [E, K], 0 at padding.
+    """
+    advantages = torch.zeros_like(values)
+    after = outcome.to(values.dtype)
+    for k in reversed(range(values.shape[1])):
+        here = turn_mask[:, k]
+        value = torch.where(here & ~values[:, k].isnan(), values[:, k], after)
+        advantages[:, k] = torch.where(here, after - value, 0.0)
+        after = value
+    return advantages
+
+
 def turn_sums(per_token: Tensor, turn: Tensor, mask: Tensor, turns: int) -> tuple[Tensor, Tensor]:
     """Sums and counts of a per-token quantity [E, A] over each turn: two tensors [E, K]."""
     index = turn.clamp(min=0)
     sums = per_token.new_zeros(per_token.shape[0], turns).scatter_add_(1, index, per_token * mask)
     counts = per_token.new_zeros(per_token.shape[0], turns).scatter_add_(1, index, mask.to(per_token.dtype))
     return sums, counts
+
+
+def turn_edges(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each turn's first and last action token stand on the action axis, two long tensors [E, K]; both 0 for a turn without tokens.
+
+    Args:
+        counts: [E, K] action tokens per turn.
+    """
+    ends = counts.long().cumsum(1)
+    return torch.where(counts > 0, ends - counts.long(), 0), torch.where(counts > 0, ends - 1, 0)
+
+
+def spread_turns(per_turn: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
+    """Gives every action token its turn's number: [E, K] -> [E, A], 0 at padding."""
+    return per_turn.gather(1, turn.clamp(min=0)) * mask
+
+
+def returns_to_go(rewards: Tensor, gamma: float = 1.0) -> Tensor:
+    """G_k = r_k + gamma * G_{k+1}. [E, K] -> [E, K]; rewards are 0 at padding."""
+    result = torch.zeros_like(rewards)
+    after = torch.zeros_like(rewards[:, 0])
+    for k in reversed(range(rewards.shape[1])):
+        after = rewards[:, k] + gamma * after
+        result[:, k] = after
+    return result
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..episode import Episode, Start
 from ..feedback import Request
 from ..ledger import Answer
 from ..plugins import PluginError, Plugins
-from ..rollout import Player, Where, episode_id, rollout
+from ..rollout import Branch, Player, Where, episode_id, rollout
 from ..run import Run
 from ..sources import Sources
 from ..suggest import did_you_mean
@@ -84,8 +84,8 @@ def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
     return spec
 
 
-def play(run: Run, player: Player, chosen: Sequence[tuple[Start, int]], where: Where, **options: Any) -> list[Episode]:
-    """One episode per start and slot: those the ledger holds from before an interruption, else played now and recorded.
+def play(run: Run, player: Player, chosen: Sequence[tuple[Start | Branch, int]], where: Where, **options: Any) -> list[Episode]:
+    """One episode per start (or branch) and slot: those the ledger holds from before an interruption, else played now and recorded.
 
     With several processes each plays a share, and all get all of them.
 

@@ -1,13 +1,15 @@
-"""`preference`: trains the policy on comparisons, with an optimizer that consumes them. Nothing is played.
+"""`preference`: trains the policy on comparisons or on labels, with an optimizer that consumes them. Nothing is played.
 
-The comparisons are those the run has had made so far (`rank`), or come from a file. Conversations that a policy of ours sampled train on
-their own tokens; written ones are tokenized by the policy's chat template.
+Comparisons are those the run has had made so far (`rank`), or come from a file. Labels (liked or not) come from a file, or from the comparisons:
+the better conversation of a pair counts as liked, the worse as not. Conversations that a policy of ours sampled train on their own tokens;
+written ones are tokenized by the policy's chat template.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,17 @@ from ..config import ConfigError, Stage
 from ..episode import Episode, derive_id
 from ..feedback import Comparison
 from ..memory import explained_memory
-from ..preferences import Pair, import_pairs, pairs
+from ..preferences import Pair, import_labels, import_pairs, pairs
 from ..run import Run, Update
 from .play import component, shared
 
 
 class Preference(Stage):
     """Attributes:
-    data: a file of pairs in the conversational preference format, besides what the run has had compared so far.
-    optimizer: one that consumes comparisons.
-    epochs, batch_size: passes over the pairs, and pairs per update.
+    data: a file in the conversational preference format, besides what the run has had compared so far: pairs, or, for an optimizer that
+        consumes labels, records with `label`.
+    optimizer: one that consumes comparisons or labels.
+    epochs, batch_size: passes over the pairs (or labelled conversations), and how many make an update.
     """
 
     data: Path | None = None
@@ -40,26 +43,34 @@ class Preference(Stage):
         if self.data is None and len(comparing(run)) == 1:
             raise ConfigError("preference has nothing to learn from: put a `rank` stage before it, or give `data`")
         optimizer = component(run.plugins, "optimizer", self.optimizer)
-        if "comparisons" not in optimizer.consumes:
+        if not {"comparisons", "labels"} & set(optimizer.consumes):
             raise ConfigError(
-                f"the preference stage has comparisons, but the optimizer trains on {', '.join(sorted(optimizer.consumes))}: use 'dpo' "
-                "here, or the rl stage for it"
+                f"the preference stage has comparisons and labels, but the optimizer trains on {', '.join(sorted(optimizer.consumes))}: use "
+                "'dpo' or 'kto' here, or the rl stage for it"
             )
 
     def play(self, run: Run) -> Iterator[Update]:
         optimizer = component(run.plugins, "optimizer", self.optimizer)
         policy = run.policy
         optimizer.setup(policy)
-        chosen = Chosen()
+        chosen, labelled = Chosen(), "labels" in optimizer.consumes
         done = run.begin({"optimizer": optimizer, "chosen": chosen} if hasattr(optimizer, "state_dict") else {"chosen": chosen})
-        said = pairs(chosen.comparisons(run, self.data))
-        found = [p for p in said if p.probability != 0.5]
-        episodes = run.ledger.episodes(sorted({e for p in found for e in (p.first, p.second)}))
+        found: Sequence[Pair | Label]
+        if labelled and self.data is not None and is_labelled(self.data):
+            found = file_labels(run, self.data)
+            heard = len(found)
+        else:
+            said = pairs(chosen.comparisons(run, self.data))
+            decided = [p for p in said if p.probability != 0.5]
+            found = pair_labels(decided) if labelled else decided
+            heard = len(found) + len(said) - len(decided)
+        episodes = run.ledger.episodes(sorted({e for p in found for e in _ids(p)}))
         rows = {id_: _rows(policy, episode) for id_, episode in episodes.items()}
-        fitting = [p for p in found if rows[p.first] and rows[p.second]]
+        fitting = [p for p in found if all(rows[id_] for id_ in _ids(p))]
         if not fitting:
+            what = "labelled conversations" if labelled else "pairs"
             raise ConfigError(
-                f"preference: none of {len(said)} pairs is decided and fits the context of {policy.context_length} tokens"
+                f"preference: none of {heard} {what} is decided and fits the context of {policy.context_length} tokens"
             )
         per_epoch = math.ceil(len(fitting) / self.batch_size)
         updates = self.epochs * per_epoch
@@ -69,13 +80,58 @@ class Preference(Stage):
             mine = mine[place * self.batch_size : (place + 1) * self.batch_size]
             run.status("update", i + 1, updates, update=i + 1, updates=updates)
             with explained_memory("the update", "`micro_tokens` of the optimizer, or `batch_size`"):
-                batch = preference_batch(mine, episodes, rows)
+                batch = label_batch(mine, episodes, rows) if labelled else preference_batch(mine, episodes, rows)
                 batch.progress, batch.seed = i / updates, int(derive_id(run.config.seed, run.updates + 1)[:12], 16)
                 optimizer.prepare(policy, batch)
                 metrics = optimizer.update(policy, batch)
             policy.version += 1
-            more = {"pairs": float(len(fitting)), "undecided_or_too_long": float(len(said) - len(fitting))}
+            more = {
+                "labelled" if labelled else "pairs": float(len(fitting)),
+                "undecided_or_too_long": float(heard - len(fitting)),
+            }
             yield run.finish_update({**metrics, **more})
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A conversation, and whether it was liked."""
+
+    episode: str
+    liked: bool
+
+
+def pair_labels(found: Sequence[Pair]) -> list[Label]:
+    """Both conversations of every pair, the likelier better one as liked. One that won here and lost there appears as both."""
+    labels: dict[Label, None] = {}
+    for p in found:
+        better, worse = (p.first, p.second) if p.probability > 0.5 else (p.second, p.first)
+        labels |= dict.fromkeys((Label(better, True), Label(worse, False)))
+    return list(labels)
+
+
+def is_labelled(path: Path) -> bool:
+    """Whether a file holds labels rather than pairs, by its first record."""
+    with path.open() as lines:
+        return '"label"' in next((line for line in lines if line.strip()), "")
+
+
+def file_labels(run: Run, path: Path) -> list[Label]:
+    """The labels of a file, recorded as feedback.
+
+    Raises:
+        PreferenceError: the file holds something else.
+    """
+    found: list[Label] = []
+    if run.is_main:
+        episodes, said = import_labels(path, run=run.id, stage=run.stage, update=run.start + 1)
+        run.ledger.add_episodes(episodes)
+        run.ledger.add_feedback(said)
+        found = [Label(f.episode, f.score == 1.0) for f in said]
+    return shared(run, found)
+
+
+def _ids(item: Pair | Label) -> tuple[str, ...]:
+    return (item.episode,) if isinstance(item, Label) else (item.first, item.second)
 
 
 def comparing(run: Run) -> list[str]:
@@ -119,10 +175,10 @@ class Chosen:
         self.ids = list(state["ids"])
 
 
-def _shuffled(found: list[Pair], episodes: Mapping[str, Episode], seed: str) -> list[Pair]:
+def _shuffled(found: Sequence[Any], episodes: Mapping[str, Episode], seed: str) -> list[Any]:
     """In an order that depends on the seed and on what was played, not on ids: those hold the run's name."""
     place = {id_: (e.start.key, e.update, e.slot) for id_, e in episodes.items()}
-    return sorted(found, key=lambda p: derive_id(seed, sorted([place[p.first], place[p.second]])))
+    return sorted(found, key=lambda p: derive_id(seed, sorted(place[id_] for id_ in _ids(p)), getattr(p, "liked", None)))
 
 
 def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | None:
@@ -136,6 +192,16 @@ def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | 
         except ValueError as error:
             raise ConfigError(f"preference: conversation {episode.id} cannot be rendered: {error}") from error
     return turns if sum(len(a) + len(b) for a, b in turns) <= policy.context_length else None
+
+
+def label_batch(
+    found: list[Label], episodes: Mapping[str, Episode], rows: Mapping[str, list[tuple[list[int], list[int]]] | None]
+) -> Any:
+    """Labelled conversations as one batch: what an optimizer that consumes labels trains on."""
+    from ..batch import written_batch
+
+    said = [rows[label.episode] or [] for label in found]
+    return written_batch([episodes[label.episode] for label in found], said, labels=[float(label.liked) for label in found])
 
 
 def preference_batch(

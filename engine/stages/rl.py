@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -18,8 +18,9 @@ from ..ledger import Answer, Member
 from ..memory import explained_memory
 from ..plugins import PluginError, Plugins, check_options
 from ..reward import NoReward, Rewards, clipped
+from ..rollout import Branch, Where
 from ..run import Run, Update
-from ..sources import ENVIRONMENT, Sources, check_order, learners
+from ..sources import ENVIRONMENT, JudgeSource, Sources, check_order, learners
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
 
@@ -31,6 +32,22 @@ class Parts:
     credit: Any
     sources: list[Sources]  # one per environment of the mixture
     combiners: list[Any]
+
+
+@dataclass(slots=True)
+class Table:
+    """What an update plays and hears: the conversations, what was said of them, and their rewards."""
+
+    run: Run
+    parts: Parts
+    player: Any
+    show: dict[str, int]
+    env_of: dict[str, int]  # which environment of the mixture a start is of
+    episodes: list[Episode] = field(default_factory=list)
+    rewards: dict[str, Rewards | NoReward] = field(default_factory=dict)
+    said: dict[str, list[Answer]] = field(default_factory=dict)
+    played: float = 0.0  # seconds
+    heard: float = 0.0
 
 
 class Gold(Section):
@@ -52,6 +69,21 @@ class Gold(Section):
     patience: int | None = Field(default=3, ge=1)
     options: dict[str, Any] | None = None
     seed: int = 30_000
+
+
+class Audit(Section):
+    """The truth about the credit: for some conversations every turn's start is valued by many conversations continued from there with the
+    present policy. Their differences are the true advantages of the turns, up to sampling noise; nothing of it trains.
+
+    Attributes:
+        episodes: how many conversations of an update.
+        rollouts: how many continuations of each turn's start.
+        every: updates between audits; the first update is audited, and the last.
+    """
+
+    episodes: int = Field(default=8, ge=1)
+    rollouts: int = Field(default=32, ge=2)
+    every: int = Field(default=25, ge=1)
 
 
 class BestSoFar:
@@ -98,6 +130,8 @@ class RL(Stage):
         reward_clip: outcomes are kept within plus and minus this.
         reward_whiten: rewards are divided by the standard deviation of the update's outcomes (their mean stays).
         gold: watches a measure that is not trained on, and ends the stage when it falls, see `Gold`.
+        resample: how many times groups in which all outcomes are equal are replaced by new ones before an update (DAPO's dynamic sampling).
+        audit: measures the credit against the truth, see `Audit`.
         min_group: groups with fewer rewarded episodes are dropped, where credit compares within groups.
         max_failure_rate: of environments, and of each source's answers; above it the run stops.
         step_limit: seconds an environment may take for a step.
@@ -120,6 +154,8 @@ class RL(Stage):
     reward_clip: float | None = Field(default=None, gt=0)
     reward_whiten: bool = False
     gold: Gold | None = None
+    resample: int = Field(default=0, ge=0)
+    audit: Audit | None = None
     min_group: int = Field(default=2, ge=1)
     max_failure_rate: float = Field(default=0.5, ge=0, le=1)
     step_limit: float = Field(default=60.0, gt=0)
@@ -154,24 +190,29 @@ class RL(Stage):
             PluginError, ConfigError: with what to choose instead.
         """
         optimizer = component(plugins, "optimizer", self.optimizer)
-        if "advantages" not in optimizer.consumes:
+        if not {"advantages", "demonstrations"} & set(optimizer.consumes):
             raise ConfigError(
                 f"optimizer {_name(self.optimizer)!r} trains on {', '.join(sorted(optimizer.consumes))}, which the rl stage does "
-                f"not make: use {' or '.join(_with(plugins, 'advantages'))} here, or a preference stage for it"
+                f"not make: use {' or '.join(_with(plugins, 'advantages', 'demonstrations'))} here, or a preference stage for it"
+            )
+        if "advantages" not in optimizer.consumes and self.credit not in (None, "outcome"):
+            raise ConfigError(
+                f"optimizer {_name(self.optimizer)!r} copies whole conversations and has no use for credit per turn: leave `credit` out, or "
+                f"use {' or '.join(_with(plugins, 'advantages'))}"
             )
         credit_name = self.credit or ("gae" if "values" in optimizer.provides else "outcome")
         credit = component(plugins, "credit method", credit_name)
         if "values" in credit.needs - optimizer.provides:
             raise ConfigError(
                 f"credit {_name(credit_name)!r} needs a critic's values, which optimizer {_name(self.optimizer)!r} does not have: "
-                "use optimizer 'ppo', or credit 'outcome'"
+                "use optimizer 'ppo', or a credit method without a critic (outcome, turn-returns, gigpo, branch)"
             )
         if "group" in credit.needs and self.group_size < 2:
             raise ConfigError(
                 f"credit {_name(credit_name)!r} compares episodes of one start and needs group_size of at least 2, got "
                 f"{self.group_size}: raise it, or use optimizer 'ppo' with credit 'gae'"
             )
-        unknown = credit.needs - {"group", "values", "turn_scores"}
+        unknown = credit.needs - {"group", "values", "turn_scores", "branches"}
         if unknown:
             raise ConfigError(f"credit {_name(credit_name)!r} needs {sorted(unknown)}, which this version does not supply")
         sources, combiners = [], []
@@ -181,8 +222,17 @@ class RL(Stage):
             combiners.append(component(plugins, "combiner", self.combiner, weights=sources[-1].weights))
             if "turn_scores" in credit.needs and not sources[-1].sources:
                 raise ConfigError(
-                    f"credit {_name(credit_name)!r} needs turn scores, but no feedback source of {env.id!r} gives any"
+                    f"credit {_name(credit_name)!r} needs turn scores, but no feedback source of {env.id!r} gives any: add a judge whose "
+                    "Feedback has `turn_scores`, such as `{judge: reward-model, per: turn}`"
                 )
+            if "branches" in credit.needs or self.audit:
+                what = f"credit {_name(credit_name)!r}" if "branches" in credit.needs else "an audit"
+                unfit = [s.name for s in sources[-1].sources if s.kind == "group" or not isinstance(s.given, JudgeSource)]
+                if unfit:
+                    raise ConfigError(
+                        f"{what} asks about many continuations of every turn, which {unfit[0]!r} cannot say: they need a number each, at "
+                        "once. Use judges that score, or a reward model trained on what people said; or credit 'gae', 'gigpo' or 'judged'"
+                    )
         return Parts(optimizer, credit, sources, combiners)
 
     def play(self, run: Run) -> Iterator[Update]:
@@ -213,7 +263,6 @@ class RL(Stage):
         self, run: Run, parts: Parts, player: Any, backend: Any, done: int, best: BestSoFar | None
     ) -> Iterator[Update]:
         from ..batch import select
-        from ..rollout import Where
 
         policy = run.policy
         for i in range(done, self.updates):
@@ -222,33 +271,23 @@ class RL(Stage):
             began = time.perf_counter()
             number = run.updates + 1
             show = {"update": i + 1, "updates": self.updates}
-            where = Where(run.id, run.stage, number, run.config.seed)
-            chosen, env_of = self.starts(run, i)
             backend.refresh()
             golden: dict[str, float] = {}
             if best is not None and self.gold and i == 0:
                 golden = self._gold(run, player, best, i)
-            with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
-                episodes = play(
-                    run, player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
-                    max_failure_rate=self.max_failure_rate,
-                    progress=lambda done, total: run.status("play", done, total, **show),  # noqa: B023
-                )  # fmt: skip
-            played = time.perf_counter()
-            if run.is_main:
-                groups = grouped(episodes)
-                asked = [
-                    (sources, {k: m for k, m in groups.items() if env_of[m[0].start.key] == index})
-                    for index, sources in enumerate(parts.sources)
-                ]
-                said = ask(run, asked, poll=self.poll, show=show)
-                rewards = {} if said is None else self.combine(parts, episodes, env_of, said)
-            else:
-                said, rewards = {}, {}
-            episodes, rewards, said = shared(run, (episodes, rewards, said))
-            if said is None:  # interrupted while waiting: what was played and asked is kept, nothing trains
+            table = Table(run, parts, player, show, {})
+            for again in range(1 + self.resample):
+                missing = self.groups - len(_speaking(table.episodes, table.rewards)) if again else self.groups
+                if not missing:
+                    break
+                chosen, env_of = self.starts(run, i, missing, again)
+                table.env_of.update(env_of)
+                whole = self.hear(table, chosen, Where(run.id, run.stage, number, run.config.seed))
+                if not whole:
+                    break
+            if not whole:  # interrupted while waiting: what was played and asked is kept, nothing trains
                 break
-            heard = time.perf_counter()
+            episodes, rewards, said = table.episodes, table.rewards, table.said
 
             if not any(e.turns for e in episodes) and not any(e.ending == "failed" for e in episodes):
                 raise ConfigError(
@@ -263,21 +302,32 @@ class RL(Stage):
                     batch = _make_batch(
                         used, rewards, policy.version, self.temperature, i / self.updates, derive_id(run.config.seed, number)
                     )
-                    if self.reward_whiten:
-                        scale = float(batch.outcome.double().std(correction=0))
-                        if scale > 1e-6 * max(1.0, float(batch.outcome.abs().mean())):  # equal outcomes differ by rounding only
-                            batch.outcome, batch.turn_rewards = batch.outcome / scale, batch.turn_rewards / scale
+                    scale = _spread(batch.outcome) if self.reward_whiten else 1.0
+                    batch.outcome, batch.turn_rewards = batch.outcome / scale, batch.turn_rewards / scale
                     parts.optimizer.prepare(policy, batch)
+                    if "branches" in parts.credit.needs:
+                        branched = self.branches(table, used, parts.credit.branches, "branches", number)
+                        if branched is None:
+                            break
+                        batch.branch_values, cost = branched[0] / scale, branched[1]
+                        metrics |= cost
                     batch.credit = parts.credit.assign(batch)
                     _check_finite(batch)
+                    metrics |= credit_metrics(batch)
+                    if self.audit and (i % self.audit.every == 0 or i + 1 == self.updates):
+                        audited = self.audited(table, batch, number, scale)
+                        if audited is None:
+                            break
+                        metrics |= audited
                     silent = _groups_without_signal(batch) if "group" in parts.credit.needs else set()
                     metrics["groups_without_signal"] = float(len(silent))
+                    metrics["groups_without_signal_share"] = len(silent) / (int(batch.group.max()) + 1)
                     if hasattr(parts.credit, "fit"):
                         parts.credit.fit(batch)
                     keep = [e for e, g in enumerate(batch.group.tolist()) if g not in silent]
                     left_out |= {used[e].id: "group without signal" for e in range(len(used)) if e not in set(keep)}
                     if run.is_main:
-                        self.record_members(run, number, episodes, rewards, left_out, said)
+                        self.record_members(run, number, episodes, rewards, left_out, said, batch)
                     if keep:
                         batch = select(batch, keep) if silent else batch
                         metrics |= parts.optimizer.update(policy, batch)
@@ -289,9 +339,9 @@ class RL(Stage):
                 "judge_failure_rate": _mean([float(a.status == "failed") for each in said.values() for a in each]),
                 "spend": sum(a.stamp.cost for each in said.values() for a in each),
                 **golden,
-                "seconds/play": played - began,
-                "seconds/feedback": heard - played,
-                "seconds/update": time.perf_counter() - heard,
+                "seconds/play": table.played,
+                "seconds/feedback": table.heard,
+                "seconds/update": time.perf_counter() - began - table.played - table.heard,
             }
             last = i + 1 == self.updates
             if best is not None and self.gold and ((i + 1) % self.gold.every == 0 or last):
@@ -311,7 +361,7 @@ class RL(Stage):
         Raises:
             TooManyFailures: more environments failed than allowed, or all of them; that is no measurement.
         """
-        from ..rollout import TooManyFailures, Where
+        from ..rollout import TooManyFailures
 
         assert self.gold is not None
         values, successes = [], []
@@ -333,15 +383,107 @@ class RL(Stage):
         best.hear(_mean(values), run.updates + (made > 0))
         return {"gold/return": _mean(values)} | ({"gold/success": _mean(successes)} if successes else {})
 
-    def starts(self, run: Run, i: int) -> tuple[list[tuple[Start, int]], dict[str, int]]:
-        """The (start, slot) pairs of update i, group by group, and which environment of the mixture each start is of."""
-        rng = random.Random(derive_id("mixture", run.config.seed, run.stage, i))
-        seed = int(derive_id("starts", run.config.seed, run.stage)[:8], 16)
+    def hear(self, table: Table, chosen: Sequence[tuple[Start | Branch, int]], where: Where, what: str = "play") -> bool:
+        """Plays conversations, has them judged, and lays them on the table. False: the run was interrupted while waiting."""
+        run, began = table.run, time.perf_counter()
+        with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
+            episodes = play(
+                run, table.player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
+                max_failure_rate=self.max_failure_rate,
+                progress=lambda done, total: run.status(what, done, total, **table.show),
+            )  # fmt: skip
+        played = time.perf_counter()
+        if run.is_main:
+            groups = grouped(episodes)
+            asked = [
+                (sources, {k: m for k, m in groups.items() if table.env_of[m[0].start.key] == index})
+                for index, sources in enumerate(table.parts.sources)
+            ]
+            said = ask(run, asked, poll=self.poll, show=table.show)
+            rewards = {} if said is None else self.combine(table.parts, episodes, table.env_of, said)
+        else:
+            said, rewards = {}, {}
+        episodes, rewards, said = shared(run, (episodes, rewards, said))
+        if said is None:
+            return False
+        table.episodes += episodes
+        table.rewards |= rewards
+        table.said |= said
+        table.played += played - began
+        table.heard += time.perf_counter() - played
+        return True
+
+    def branches(self, table: Table, episodes: Sequence[Episode], count: int, label: str, number: int) -> Any:
+        """Continues conversations anew from the start of every turn, and values those states by the mean outcome.
+
+        States that several conversations share, the start of a group above all, are valued once.
+
+        Returns:
+            [E, K] values, NaN where nothing could be played or judged, and what it cost; None: the run was interrupted.
+        """
+        import torch
+
+        run = table.run
+        shared_states: dict[tuple[Any, ...], Branch] = {}
+        states = [[(e.start.key, *(turn.action for turn in e.turns[:k])) for k in range(len(e.turns))] for e in episodes]
+        for episode, own in zip(episodes, states, strict=True):
+            for k, state in enumerate(own):
+                shared_states.setdefault(state, Branch(episode, k))
+        chosen = [(branch, slot) for branch in shared_states.values() for slot in range(count)]
+        aside = Table(run, table.parts, table.player, table.show, table.env_of)
+        where = Where(run.id, f"{run.stage}/{label}", number, run.config.seed)
+        if not self.hear(aside, chosen, where, label):
+            return None
+        outcomes: dict[tuple[str, int], list[float]] = {}
+        for episode in aside.episodes:
+            reward = aside.rewards.get(episode.id)
+            if isinstance(reward, Rewards) and episode.origin:
+                outcomes.setdefault(episode.origin, []).append(reward.outcome)
+        values = torch.full((len(episodes), max(map(len, states))), float("nan"))
+        for e, own in enumerate(states):
+            for k, state in enumerate(own):
+                if heard := outcomes.get(shared_states[state].origin):
+                    values[e, k] = _mean(heard)
+        new = [sum(len(t.action_ids or ()) for t in e.turns[e.origin[1] if e.origin else 0 :]) for e in aside.episodes]
+        return values, {f"{label}/rollouts": float(len(chosen)), f"{label}/tokens": float(sum(new))}
+
+    def audited(self, table: Table, batch: Any, number: int, scale: float) -> dict[str, float] | None:
+        """How the credit of some conversations agrees with the true advantages of their turns; None: the run was interrupted."""
+        from scipy.stats import spearmanr
+
+        from ..tensors import turn_advantages
+
+        assert self.audit is not None
+        some = range(min(self.audit.episodes, len(batch.episodes)))
+        found = self.branches(table, [batch.episodes[e] for e in some], self.audit.rollouts, "audit", number)
+        if found is None:
+            return None
+        values, cost = found
+        size = values.shape[1]
+        mask = batch.turn_mask[list(some), :size]
+        true = turn_advantages(values / scale, batch.outcome[list(some)], mask)[mask]
+        ours = batch.credit.turn_credit[list(some), :size][mask]
+        metrics = {**cost, "audit/true_std": float(true.std(correction=0))}
+        if float(true.std(correction=0)) > 0 and float(ours.std(correction=0)) > 0:
+            metrics["audit/rank_correlation"] = float(spearmanr(true, ours).statistic)
+        return metrics
+
+    def starts(self, run: Run, i: int, count: int, again: int = 0) -> tuple[list[tuple[Start, int]], dict[str, int]]:
+        """The (start, slot) pairs of update i, group by group, and which environment of the mixture each start is of.
+
+        Args:
+            count: how many groups.
+            again: the round of resampling; its starts are others than those of any other round.
+        """
+        more = ("again",) if again else ()
+        rng = random.Random(derive_id("mixture", run.config.seed, run.stage, i, *more, *((again,) if again else ())))
+        seed = int(derive_id("starts", run.config.seed, run.stage, *more)[:8], 16)
+        place = (i * self.resample + again - 1 if again else i) * self.groups
         chosen, env_of = [], {}
-        for g in range(self.groups):
+        for g in range(count):
             [index] = rng.choices(range(len(self.env)), [env.weight for env in self.env])
             env = self.env[index]
-            [start] = starts(env.id, seed, 1, env.options, env.kwargs, first=i * self.groups + g)
+            [start] = starts(env.id, seed, 1, env.options, env.kwargs, first=place + g)
             env_of[start.key] = index
             chosen += [(start, slot) for slot in range(self.group_size)]
         return chosen, env_of
@@ -397,8 +539,13 @@ class RL(Stage):
         rewards: Mapping[str, Rewards | NoReward],
         left_out: Mapping[str, str],
         said: Mapping[str, list[Answer]],
+        batch: Any = None,
     ) -> None:
-        """Writes who trains, on which feedback, before the update happens."""
+        """Writes who trains, on which feedback, with which credit, before the update happens."""
+        credit = {}
+        if batch is not None:
+            for i, episode in enumerate(batch.episodes):
+                credit[episode.id] = tuple(batch.credit.turn_credit[i, batch.turn_mask[i]].tolist())
         members = []
         for e in episodes:
             reward = rewards.get(e.id)
@@ -409,7 +556,7 @@ class RL(Stage):
                 why = f"{why}: {e.reason}"
             outcome = reward.outcome if isinstance(reward, Rewards) else None
             used = tuple(a.id for a in said.get(e.group, ()) if a.target in (e.id, e.group))
-            members.append(Member(e.id, e.group, e.id not in left_out, why, outcome, used))
+            members.append(Member(e.id, e.group, e.id not in left_out, why, outcome, used, credit.get(e.id, ())))
         run.ledger.add_members(run.id, number, members)
 
 
@@ -419,9 +566,9 @@ def _name(spec: Any) -> str:
     return spec if isinstance(spec, str) else type(spec).__name__
 
 
-def _with(plugins: Plugins, consumes: str) -> list[str]:
+def _with(plugins: Plugins, *consumes: str) -> list[str]:
     names = plugins.names("optimizer")
-    return [repr(n) for n in names if consumes in getattr(plugins.factory("optimizer", n), "consumes", ())]
+    return [repr(n) for n in names if set(consumes) & set(getattr(plugins.factory("optimizer", n), "consumes", ()))]
 
 
 def _learners(parts: Parts) -> dict[str, Any]:
@@ -461,6 +608,31 @@ def _check_finite(batch: Any) -> None:
                 f"the {name} of {len(bad)} episodes is not a finite number: {', '.join(bad[:5])}. Look at what their feedback sources "
                 "said and at the weights of the combiner; nothing was trained on them."
             )
+
+
+def _spread(outcome: Any) -> float:
+    """The standard deviation of the outcomes; 1 where they differ by rounding only."""
+    spread = float(outcome.double().std(correction=0))
+    return spread if spread > 1e-6 * max(1.0, float(outcome.abs().mean())) else 1.0
+
+
+def _speaking(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]) -> list[str]:
+    """Groups in which outcomes differ."""
+    outcomes: dict[str, list[float]] = {}
+    for episode in episodes:
+        if isinstance(reward := rewards.get(episode.id), Rewards):
+            outcomes.setdefault(episode.group, []).append(reward.outcome)
+    return [g for g, own in outcomes.items() if max(own) - min(own) > 1e-6 * (1 + abs(max(own)))]
+
+
+def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:
+    """How large the credit of the first turns is, and how it spreads: mean and standard deviation over the episodes that got so far."""
+    metrics = {}
+    for k in range(min(turns, batch.turn_mask.shape[1])):
+        own = batch.credit.turn_credit[batch.turn_mask[:, k], k].double()
+        metrics[f"credit/turn-{k + 1}/mean"] = float(own.mean())
+        metrics[f"credit/turn-{k + 1}/std"] = float(own.std(correction=0))
+    return metrics
 
 
 def _groups_without_signal(batch: Any) -> set[int]:

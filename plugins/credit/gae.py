@@ -1,37 +1,72 @@
-"""`gae`: generalised advantage estimation over the action tokens of the whole conversation.
+"""`gae`: generalised advantage estimation with a critic, over tokens, over turns, or over both.
 
     delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}        target_t = A_t + V_t
 
-Schulman et al. 2015 (arXiv:1506.02438, eq. 16). t runs over the tokens the policy chose, from the first turn to the last;
-observation tokens between turns are no steps, so they neither decay credit nor insert values. A turn's reward stands on its last
-token. After the last token the state is worth 0 where the episode terminated, and the critic's value where it was truncated.
+Schulman et al. 2015 (arXiv:1506.02438, eq. 16). What a step is:
+
+- "token": every token the policy chose, from the first turn to the last.
+- "turn": every turn; V_k is the critic's value where the turn's first token was chosen, and all tokens of a turn share its advantage.
+- "bilevel" (VAGEN, arXiv:2510.16907, section 3.3): first over turns, with V where each turn's last token was chosen, `turn_gamma` and
+  `turn_lam`; then over the tokens inside each turn, which starts from the turn's advantage at its last token and never looks beyond it.
+
+Observation tokens are no steps: they neither decay credit nor insert values. Turns are the stored ones, so one with reward 0 stays a
+turn. A turn's reward stands on its last token. After the last step the state is worth 0 where the episode terminated, and the critic's
+value where it was truncated.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
+
 from ...engine.learning import Batch, Credit
-from ...engine.tensors import gae, place_turn_rewards, turn_sums
+from ...engine.tensors import bilevel_gae, gae, place_turn_rewards, spread_turns, turn_edges, turn_sums
 
 
 class GAE:
     """Args:
-    gamma: discount per action token; 1 for dialogues, where a longer wording is not a later reward.
+    gamma: discount per token; 1 for dialogues, where a longer wording is not a later reward.
     lam: 1 is Monte Carlo minus baseline, 0 is one-step TD.
+    unit: "token", "turn" or "bilevel".
+    turn_gamma, turn_lam: the same per turn, for "turn" and "bilevel".
     """
 
     needs = frozenset({"values"})
 
-    def __init__(self, gamma: float = 1.0, lam: float = 0.95) -> None:
-        for name, value in (("gamma", gamma), ("lam", lam)):
+    def __init__(
+        self,
+        gamma: float = 1.0,
+        lam: float = 0.95,
+        unit: Literal["token", "turn", "bilevel"] = "token",
+        turn_gamma: float = 1.0,
+        turn_lam: float = 0.95,
+    ) -> None:
+        for name, value in (("gamma", gamma), ("lam", lam), ("turn_gamma", turn_gamma), ("turn_lam", turn_lam)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
-        self.gamma, self.lam = gamma, lam
+        if unit not in ("token", "turn", "bilevel"):
+            raise ValueError(f"unit must be 'token', 'turn' or 'bilevel', got {unit!r}")
+        self.gamma, self.lam, self.unit, self.turn_gamma, self.turn_lam = gamma, lam, unit, turn_gamma, turn_lam
 
     def assign(self, batch: Batch) -> Credit:
         assert batch.values is not None
         assert batch.bootstrap is not None
+        bootstrap, turns = batch.bootstrap * batch.truncated, batch.turn_mask.shape[1]
         rewards = batch.token_rewards + place_turn_rewards(batch.turn_rewards, batch.turn, batch.mask)
-        bootstrap = batch.bootstrap * batch.truncated
-        advantages, targets = gae(rewards, batch.values, batch.mask, bootstrap, self.gamma, self.lam)
-        sums, counts = turn_sums(advantages, batch.turn, batch.mask, batch.turn_mask.shape[1])
-        return Credit(advantages, targets, sums / counts.clamp(min=1))
+        if self.unit == "token":
+            advantages, targets = gae(rewards, batch.values, batch.mask, bootstrap, self.gamma, self.lam)
+        elif self.unit == "bilevel":
+            advantages, targets = bilevel_gae(
+                rewards, batch.values, batch.turn, batch.mask, bootstrap, turns,
+                (self.gamma, self.lam), (self.turn_gamma, self.turn_lam),
+            )  # fmt: skip
+        else:
+            earned, tokens = turn_sums(rewards, batch.turn, batch.mask, turns)
+            first, _ = turn_edges(tokens)
+            values = batch.values.gather(1, first) * (tokens > 0)
+            per_turn, target = gae(earned, values, tokens > 0, bootstrap, self.turn_gamma, self.turn_lam)
+            advantages = spread_turns(per_turn, batch.turn, batch.mask)
+            targets = spread_turns(target, batch.turn, batch.mask)
+        sums, counts = turn_sums(advantages, batch.turn, batch.mask, turns)
+        return Credit(advantages, targets, torch.where(counts > 0, sums / counts.clamp(min=1), 0.0))

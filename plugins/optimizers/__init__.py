@@ -10,3 +10,5 @@ def register_optimizers(register: Register) -> None:
     register("ppo", "turnwise.plugins.optimizers.ppo:PPO")
     register("grpo", "turnwise.plugins.optimizers.grpo:GRPO")
     register("dpo", "turnwise.plugins.optimizers.dpo:DPO")
+    register("kto", "turnwise.plugins.optimizers.kto:KTO")
+    register("rejection", "turnwise.plugins.optimizers.rejection:Rejection")

@@ -1,45 +1,79 @@
-"""`dpo`: direct preference optimization over whole conversations, from comparisons, without a reward model and without play.
+"""`dpo`: direct preference optimization over whole conversations or single turns, from comparisons, without a reward model and without play.
 
-Rafailov et al. 2023 (arXiv:2305.18290, eq. 7), with conservative labels (Mitchell 2023, cDPO):
+With h = log pi/pi_ref of the better conversation less that of the worse, and p the probability that the better one is better:
 
-    h    = beta * [ log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l) ]
-    loss = -[ p log sigma(h) + (1 - p) log sigma(-h) ]         p = (1 - label_smoothing) * P(w better) + label_smoothing / 2
+    "sigmoid"   -[ p log sigma(beta h) + (1 - p) log sigma(-beta h) ]          Rafailov et al. 2023 (arXiv:2305.18290, eq. 7); soft p:
+                                                                               Mitchell 2023 (cDPO)
+    "ipo"       p (h - 1/(2 beta))^2 + (1 - p) (h + 1/(2 beta))^2              Azar et al. 2023 (arXiv:2310.12036, eq. 17)
+    "hinge"     p max(0, 1 - beta h) + (1 - p) max(0, 1 + beta h)              Zhao et al. 2023 (SLiC-HF, arXiv:2305.10425)
 
-log pi(y) sums over the agent's tokens of a conversation; what it observed is context. With `length_normalise` it is their mean. The
-derivative of the loss in each conversation's log-prob is taken first, then each micro-batch is run once with its share: the gradient is
-that of the whole minibatch of pairs, whatever fits into memory.
+    p = (1 - label_smoothing) * P(better is better) + label_smoothing / 2
+
+log pi sums over the agent's tokens; what it observed is context. With `length_normalise` it is their mean (the papers sum; trl takes the mean
+for ipo, and only there). With `unit: turn` only the first turn in which the two conversations differ counts: both were asked the same,
+and what came later was another conversation. Pairs without such a turn are left out and counted.
+
+The derivative of the loss in each turn's log-prob is taken first, then each micro-batch is run once with its share: the gradient is that of
+the whole minibatch of pairs, whatever fits into memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, relu
 
+from ...engine.episode import Episode
 from ...engine.learning import Batch
 from ...engine.policy import Policy
 from ...engine.policy.learner import Learner
+from ...engine.tensors import turn_sums
+
+Form = Literal["sigmoid", "ipo", "hinge"]
 
 
-def dpo_loss(better: Tensor, worse: Tensor, probability: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def dpo_loss(
+    better: Tensor, worse: Tensor, probability: Tensor, beta: float, label_smoothing: float = 0.0, form: Form = "sigmoid"
+) -> Tensor:
     """The loss of each pair, [P].
 
     Args:
         better, worse: [P] log pi / pi_ref of the two conversations.
         probability: [P] how sure it is that `better` is better.
+
+    Raises:
+        ValueError: an unknown form.
     """
     p = (1 - label_smoothing) * probability + label_smoothing / 2
-    h = beta * (better - worse)
-    return -(p * logsigmoid(h) + (1 - p) * logsigmoid(-h))
+    h = better - worse
+    if form == "sigmoid":
+        return -(p * logsigmoid(beta * h) + (1 - p) * logsigmoid(-beta * h))
+    if form == "ipo":
+        return p * (h - 1 / (2 * beta)) ** 2 + (1 - p) * (h + 1 / (2 * beta)) ** 2
+    if form == "hinge":
+        return p * relu(1 - beta * h) + (1 - p) * relu(1 + beta * h)
+    raise ValueError(f"unknown form {form!r}; there are 'sigmoid', 'ipo' and 'hinge'")
+
+
+def parting(one: Episode, other: Episode) -> int | None:
+    """The first turn in which two conversations reply differently to the same words; None if what was said to them differs first."""
+    for k, (a, b) in enumerate(zip(one.turns, other.turns, strict=False)):
+        if a.observation != b.observation:
+            return None
+        if a.action != b.action:
+            return k
+    return None
 
 
 class DPO:
     """Args:
     lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
     beta: how closely the policy keeps to the reference.
+    loss: "sigmoid", "ipo" or "hinge".
+    unit: "conversation" or "turn".
     label_smoothing: share of every label that is replaced by 1/2.
     length_normalise: mean instead of summed log-probs.
     epochs, minibatches: passes over a batch of pairs, and optimizer steps per pass.
@@ -53,6 +87,8 @@ class DPO:
         lr: float = 1e-6,
         *,
         beta: float = 0.1,
+        loss: Form = "sigmoid",
+        unit: Literal["conversation", "turn"] = "conversation",
         label_smoothing: float = 0.0,
         length_normalise: bool = False,
         epochs: int = 1,
@@ -65,7 +101,12 @@ class DPO:
     ) -> None:
         if beta <= 0 or not 0 <= label_smoothing < 1:
             raise ValueError(f"beta must be positive and label_smoothing in [0, 1), got {beta} and {label_smoothing}")
-        self.beta, self.label_smoothing, self.length_normalise = beta, label_smoothing, length_normalise
+        if loss not in ("sigmoid", "ipo", "hinge"):
+            raise ValueError(f"loss must be 'sigmoid', 'ipo' or 'hinge', got {loss!r}")
+        if unit not in ("conversation", "turn"):
+            raise ValueError(f"unit must be 'conversation' or 'turn', got {unit!r}")
+        self.beta, self.loss, self.unit = beta, loss, unit
+        self.label_smoothing, self.length_normalise = label_smoothing, length_normalise
         self.epochs, self.minibatches = epochs, minibatches
         self._learner: dict[str, Any] = {
             "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
@@ -83,42 +124,60 @@ class DPO:
         pairs = batch.pairs
         assert pairs is not None
         assert batch.reference_logprobs is not None
-        length = batch.mask.sum(1).clamp(min=1) if self.length_normalise else torch.ones(len(batch.episodes))
-        reference = (batch.reference_logprobs * batch.mask).sum(1) / length
+        reference, length = turn_sums(batch.reference_logprobs, batch.turn, batch.mask, batch.turn_mask.shape[1])
+        better_share, worse_share, kept = self._shares(batch, length)
         norms, losses, margins, right = [], 0.0, 0.0, 0.0
         for epoch in range(self.epochs):
-            for chosen in self.learner.minibatches(len(pairs.better), self.minibatches, batch.seed, epoch):
-                at = torch.tensor(chosen)
+            for chosen in self.learner.minibatches(len(kept), self.minibatches, batch.seed, epoch):
+                at = torch.tensor([kept[i] for i in chosen])
                 better, worse = pairs.better[at], pairs.worse[at]
                 episodes = sorted({*better.tolist(), *worse.tolist()})
-                ratio = (self._sums(policy, batch, episodes) / length - reference).requires_grad_()
-                each = dpo_loss(ratio[better], ratio[worse], pairs.probability[at], self.beta, self.label_smoothing)
+                ratio = (self._sums(policy, batch, episodes) - reference).requires_grad_()
+                first = (ratio[better] * better_share[at]).sum(1)
+                second = (ratio[worse] * worse_share[at]).sum(1)
+                each = dpo_loss(first, second, pairs.probability[at], self.beta, self.label_smoothing, self.loss)
                 weight = pairs.weight[at] / pairs.weight[at].sum()
                 [slope] = torch.autograd.grad((each * weight).sum(), ratio)
-                slope = slope / length
                 for micro in self.learner.micro_batches(batch.rows, episodes):
                     out = policy.score(micro, batch.temperature, self.learner.network)
-                    self.learner.backward((out.logprobs * slope[micro.episode].to(out.logprobs.device)).sum(), micro)
+                    own = slope[micro.episode, batch.turn[micro.episode, micro.action]].to(out.logprobs.device)
+                    self.learner.backward((out.logprobs * own).sum(), micro)
                 norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
-                gap = (ratio[better] - ratio[worse]).detach()
+                gap = (first - second).detach()
                 losses += float(each.detach().sum())
                 margins += float(self.beta * gap.sum())
                 right += float((gap > 0).sum())
-        count = self.epochs * len(pairs.better)
+        count = max(self.epochs * len(kept), 1)
         return {
             "loss": losses / count, "margin": margins / count, "accuracy": right / count,
-            "grad_norm": sum(norms) / len(norms), "lr": self.learner.rate(batch.progress),
+            "grad_norm": sum(norms) / max(len(norms), 1), "lr": self.learner.rate(batch.progress),
+            "pairs_without_turn": float(len(pairs.better) - len(kept)),
         }  # fmt: skip
+
+    def _shares(self, batch: Batch, length: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """How much each turn of the better and of the worse conversation counts in a pair, [P, K] each, and the pairs that can train."""
+        assert batch.pairs is not None
+        better_share = torch.zeros(len(batch.pairs.better), length.shape[1])
+        worse_share, kept = torch.zeros_like(better_share), []
+        for p, (b, w) in enumerate(zip(batch.pairs.better.tolist(), batch.pairs.worse.tolist(), strict=True)):
+            turn = parting(batch.episodes[b], batch.episodes[w]) if self.unit == "turn" else None
+            if self.unit == "turn" and turn is None:
+                continue
+            kept.append(p)
+            for share, e in ((better_share, b), (worse_share, w)):
+                which = slice(None) if turn is None else slice(turn, turn + 1)
+                share[p, which] = 1.0 / float(length[e, which].sum().clamp(min=1)) if self.length_normalise else 1.0
+        return better_share, worse_share, kept
 
     @torch.no_grad()
     def _sums(self, policy: Policy, batch: Batch, episodes: list[int]) -> Tensor:
-        """Each conversation's summed log-prob, [E]; 0 for those not asked."""
-        sums = torch.zeros(len(batch.episodes))
+        """Each turn's summed log-prob, [E, K]; 0 for conversations not asked."""
+        found = torch.zeros(batch.mask.shape)
         for micro in self.learner.micro_batches(batch.rows, episodes):
             if micro.weight:
                 out = policy.score(micro, batch.temperature, policy.network)
-                sums.index_add_(0, micro.episode, out.logprobs.float().cpu())
-        return policy.sum_over_processes(sums)
+                found[micro.episode, micro.action] = out.logprobs.float().cpu()
+        return turn_sums(policy.sum_over_processes(found), batch.turn, batch.mask, batch.turn_mask.shape[1])[0]
 
     def state_dict(self) -> dict[str, Any]:
         return self.learner.state_dict()

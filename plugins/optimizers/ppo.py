@@ -1,18 +1,20 @@
-"""`ppo`: proximal policy optimization with a critic on the policy's own hidden states.
+"""`ppo`: proximal policy optimization with a critic.
 
 Schulman et al. 2017 (arXiv:1707.06347, eq. 9), over the action tokens of whole conversations:
 
-    L = sum_t w_t * -min(rho_t A_t, clip(rho_t, 1 - clip, 1 + clip) A_t) / N  +  value_coef * sum_t (V_t - target_t)^2 / 2N
+    L = mean_t of  w_t * loss_t(rho_t, A_t)  +  value_coef * (V_t - target_t)^2 / 2
     rho_t = pi_theta / pi_prox                  pi_prox: the policy at the start of the update
     w_t   = min(cap, pi_prox / pi_behaviour)    1 on-policy; corrects for episodes older than the policy
 
-N counts the action tokens of the minibatch over all processes. V_t is read from the hidden state from which token t was chosen, so
-it sees just what the policy saw; the value of a truncated episode's last state is read after its final observation. Advantages
-come from a credit method (`gae`) and are whitened over the batch, by name. The KL penalty stands in the reward by default.
+The form of loss_t and the mean are options (`losses.py`), PPO's clipped one over all tokens by default. V_t is read from the hidden state
+from which token t was chosen, so it sees just what the policy saw; the value of a truncated episode's last state is read after its final
+observation. The critic shares the policy's trunk, or reads it without training it, or has a trunk of its own. Advantages come from a
+credit method (`gae`) and are whitened over the batch, by name. The KL penalty stands in the reward by default.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -22,15 +24,10 @@ from torch import Tensor, nn
 from ...engine.learning import Batch
 from ...engine.policy import Policy
 from ...engine.policy.learner import Learner, Sums
-from ...engine.tensors import (
-    clipped_policy_loss,
-    clipped_value_loss,
-    explained_variance,
-    importance_weight,
-    kl_estimate,
-    whiten,
-)
+from ...engine.policy.model import Micro, Output
+from ...engine.tensors import clipped_value_loss, explained_variance, importance_weight, kl_estimate
 from .kl import KL
+from .losses import Form, Mean, Normalise, PolicyLoss, staleness_metrics
 
 
 class Critic(nn.Module):
@@ -51,11 +48,11 @@ class PPO:
     lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
     epochs: passes over the batch; stopped early when the policy has moved further than `target_kl`.
     minibatches: optimizer steps per pass.
-    clip: the clip range around 1.
+    loss, clip, clip_high, loss_mean, divisor, normalise: see `PolicyLoss`.
     value_clip: how far a value may move per update before its loss is held back; None: no limit.
     value_coef: weight of the critic's loss.
-    trunk_gradient: whether the critic's loss trains the policy's trunk too, or its own layers only.
-    normalise: "whiten" advantages over the batch, or "none".
+    critic: "shared": its loss trains the policy's trunk too; "detached": its own layers only; "separate": a trunk of its own, begun as a
+        copy of the policy's, at the price of a second model in memory.
     kl, kl_place, kl_estimator, kl_target: see `KL`.
     target_kl: k3 estimate of KL(old || new) per token after which the remaining epochs are left out; None: never.
     weight_cap: cap of the importance weight of stale episodes.
@@ -70,11 +67,15 @@ class PPO:
         *,
         epochs: int = 2,
         minibatches: int = 2,
+        loss: Form = "ppo",
         clip: float = 0.2,
+        clip_high: float | None = None,
+        loss_mean: Mean = "token",
+        divisor: float | None = None,
         value_clip: float | None = 0.2,
         value_coef: float = 0.5,
-        trunk_gradient: bool = True,
-        normalise: Literal["whiten", "none"] = "whiten",
+        critic: Literal["shared", "detached", "separate"] = "shared",
+        normalise: Normalise = "whiten",
         kl: float = 0.0,
         kl_place: Literal["reward", "loss", "measure"] = "reward",
         kl_estimator: Literal["k1", "k2", "k3"] = "k3",
@@ -87,11 +88,11 @@ class PPO:
         max_grad_norm: float = 1.0,
         micro_tokens: int = 8192,
     ) -> None:
-        if normalise not in ("whiten", "none"):
-            raise ValueError(f"normalise must be 'whiten' or 'none', got {normalise!r}")
-        self.epochs, self.minibatches, self.clip, self.target_kl = epochs, minibatches, clip, target_kl
-        self.value_clip, self.value_coef, self.trunk_gradient = value_clip, value_coef, trunk_gradient
-        self.normalise, self.weight_cap = normalise, weight_cap
+        if critic not in ("shared", "detached", "separate"):
+            raise ValueError(f"critic must be 'shared', 'detached' or 'separate', got {critic!r}")
+        self.epochs, self.minibatches, self.target_kl, self.weight_cap = epochs, minibatches, target_kl, weight_cap
+        self.value_clip, self.value_coef, self.kind = value_clip, value_coef, critic
+        self.loss = PolicyLoss(loss, clip, clip_high, loss_mean, divisor, normalise)
         self.kl = KL(kl, kl_place, kl_estimator, kl_target)
         self._learner: dict[str, Any] = {
             "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
@@ -103,7 +104,12 @@ class PPO:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.critic = Critic(policy.hidden_size).to(policy.device)
-        self.learner = Learner(policy, [self.critic], **self._learner)
+        self.trunk = copy.deepcopy(policy.network) if self.kind == "separate" else None
+        self.learner = Learner(policy, [self.critic, *([self.trunk] if self.trunk else [])], **self._learner)
+
+    def _states(self, policy: Policy, micro: Micro, temperature: float, out: Output, trunk: Any) -> Output:
+        """What the critic reads of a micro-batch: the policy's hidden states, or those of its own trunk."""
+        return out if trunk is None else policy.score(micro, temperature, trunk)
 
     @torch.no_grad()
     def prepare(self, policy: Policy, batch: Batch) -> None:
@@ -113,9 +119,10 @@ class PPO:
             if not micro.weight:
                 continue
             out = policy.score(micro, batch.temperature, policy.network)
-            values[micro.episode, micro.action] = self.critic(out.hidden).cpu()
+            seen = self._states(policy, micro, batch.temperature, out, self.trunk)
+            values[micro.episode, micro.action] = self.critic(seen.hidden).cpu()
             prox[micro.episode, micro.action] = out.logprobs.float().cpu()
-            for row, value in zip(micro.rows, self.critic(out.end_hidden).tolist(), strict=True):
+            for row, value in zip(micro.rows, self.critic(seen.end_hidden).tolist(), strict=True):
                 if row.bootstrap:
                     bootstrap[row.episode] = value
         batch.values, batch.bootstrap = policy.sum_over_processes(values), policy.sum_over_processes(bootstrap)
@@ -126,21 +133,19 @@ class PPO:
         assert batch.credit is not None
         assert batch.values is not None
         assert batch.behaviour_logprobs is not None
-        advantages, targets = batch.credit.advantages, batch.credit.value_targets
-        if self.normalise == "whiten":
-            advantages = whiten(advantages, batch.mask)
+        advantages, targets = self.loss.advantages(batch), batch.credit.value_targets
         prox = batch.extras["prox"]
         weight = importance_weight(prox, batch.behaviour_logprobs, self.weight_cap)
-        share = batch.weight.unsqueeze(1) * batch.mask
+        share = self.loss.shares(batch)
         sums, tokens, norms, passes = Sums(), 0.0, [], 0
         for epoch in range(self.epochs):
             moved = Sums()
             for episodes in self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, epoch):
-                total = float(share[episodes].sum())
+                total = self.loss.total(batch, share, episodes)
                 for micro in self.learner.micro_batches(batch.rows, episodes):
                     out = policy.score(micro, batch.temperature, self.learner.network)
                     old, mine = micro.take(prox), micro.take(share)
-                    loss, held = clipped_policy_loss(out.logprobs, old, micro.take(advantages), self.clip, self.clip)
+                    loss, held = self.loss.per_token(out.logprobs, micro, prox, advantages)
                     loss = loss * micro.take(weight)
                     if self.kl.in_loss:
                         assert batch.reference_logprobs is not None
@@ -148,15 +153,18 @@ class PPO:
                         loss = loss + self.kl.coef * kl_estimate(out.logprobs, reference, self.kl.estimator)
                     value_loss = torch.zeros_like(loss)
                     if targets is not None:
-                        hidden = out.hidden if self.trunk_gradient else out.hidden.detach()
-                        values = self.learner.modules[0](hidden)
+                        head, *trunk = self.learner.modules
+                        seen = self._states(policy, micro, batch.temperature, out, trunk[0] if trunk else None)
+                        values = head(seen.hidden.detach() if self.kind == "detached" else seen.hidden)
                         value_loss = clipped_value_loss(values, micro.take(batch.values), micro.take(targets), self.value_clip)
+                        if trunk:  # its language head has no loss, but wrappers like DDP want every parameter used
+                            value_loss = value_loss + 0.0 * seen.logprobs
                     self.learner.backward(((loss + self.value_coef * value_loss) * mine).sum() / total, micro)
                     change = kl_estimate(old, out.logprobs.detach(), "k3")
                     moved.add(micro, kl=change)
                     sums.add(
                         micro, loss=loss, value_loss=value_loss, clip_fraction=held.float(), entropy=out.entropy,
-                        approx_kl=change,
+                        approx_kl=change, approx_kl_k1=kl_estimate(old, out.logprobs.detach(), "k1"),
                     )  # fmt: skip
                 norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
                 tokens += float(batch.mask[episodes].sum())
@@ -168,17 +176,23 @@ class PPO:
             "grad_norm": sum(norms) / len(norms),
             "lr": self.learner.rate(batch.progress),
             "epochs": float(passes),
-            "weight_off_one": float(((weight - 1).abs() * batch.mask).max()),
         }
         if targets is not None:
             metrics["explained_variance"] = explained_variance(batch.values, targets, batch.mask)
-        return metrics | self.kl.measure()
+        return metrics | staleness_metrics(weight, batch) | self.kl.measure()
 
     def state_dict(self) -> dict[str, Any]:
         own = {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
+        if self.trunk is not None:
+            own |= {f"trunk.{k}": v for k, v in self.trunk.named_parameters() if v.requires_grad}
         return {**self.learner.state_dict(), **own, "kl_coef": self.kl.coef}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(state)
         self.kl.coef = float(state["kl_coef"])
         self.critic.load_state_dict({k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")})
+        if self.trunk is not None:
+            with torch.no_grad():
+                for name, parameter in self.trunk.named_parameters():
+                    if parameter.requires_grad:
+                        parameter.copy_(state[f"trunk.{name}"])

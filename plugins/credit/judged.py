@@ -1,0 +1,99 @@
+"""`judged`: turns get the credit that a feedback source gives them.
+
+Two readings of a turn's score s_k:
+
+- "absolute": how good the reply was. Credit is s_k less the mean of all scored turns of the other conversations of the group.
+- "delta": how well the conversation stands after it (prime-rl's `turn_credit`; with a potential, the shaping of Ng, Harada & Russell 1999).
+  d_k = s_k - s_{k-1}, from `initial` on; a turn nobody scored passes the last score on. With `smear` g each delta is shared with the turns
+  that prepared it: turn j <= k gets d_k g^{k-j} / sum_{i <= k} g^i. The credit of an episode sums to its last score less `initial`.
+
+A score is an opinion and no reward: it is not part of the outcome. `outcome` adds so many times what RLOO would give every turn, so that good
+marks alone are not the aim. A turn without a score has no credit of its own in "absolute". A batch in which no turn at all was scored is an
+error, not a zero.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...engine.learning import Batch, Credit
+from ...engine.tensors import group_advantage, spread_turns, turn_sums
+
+
+class Judged:
+    """Args:
+    scores: "absolute" or "delta".
+    initial: what a conversation is worth before the first turn, for "delta".
+    smear: 0 keeps each delta where it arose; below 1.
+    outcome: weight of the outcome's own advantage over the group.
+
+    Raises:
+        ValueError: options out of range; when credit is assigned, a batch without any turn scores.
+    """
+
+    needs = frozenset({"turn_scores", "group"})
+
+    def __init__(
+        self, scores: Literal["absolute", "delta"] = "absolute", initial: float = 0.0, smear: float = 0.0, outcome: float = 0.0
+    ) -> None:
+        if scores not in ("absolute", "delta"):
+            raise ValueError(f"scores must be 'absolute' or 'delta', got {scores!r}")
+        if not 0 <= smear < 1:
+            raise ValueError(f"smear must be at least 0 and below 1, got {smear}")
+        self.scores, self.initial, self.smear, self.outcome = scores, initial, smear, outcome
+
+    def assign(self, batch: Batch) -> Credit:
+        if batch.turn_scores is None:
+            raise ValueError(
+                "credit 'judged': none of the feedback sources scored a single turn of this update. Their Feedback needs `turn_scores`, one "
+                "number (or None) per turn; credit 'outcome' needs none"
+            )
+        if self.scores == "delta":
+            credit = smeared(score_deltas(batch.turn_scores, batch.turn_mask, self.initial), self.smear)
+        else:
+            credit = against_other_conversations(batch.turn_scores, batch.group)
+        penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])
+        credit = credit + penalty
+        if self.outcome:
+            credit = credit + self.outcome * group_advantage(batch.outcome, batch.group, "loo").unsqueeze(1)
+        credit = credit * batch.turn_mask
+        return Credit(spread_turns(credit, batch.turn, batch.mask), None, credit)
+
+
+def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:
+    """Changes of the state score at each turn, [E, K]; they sum to the last score less `initial`, or to 0 without any.
+
+    Args:
+        scores: [E, K], NaN where nobody scored.
+        turn_mask: [E, K] bool.
+    """
+    deltas = torch.zeros_like(scores)
+    stands = torch.full_like(scores[:, 0], initial)
+    for k in range(scores.shape[1]):
+        scored = turn_mask[:, k] & ~scores[:, k].isnan()
+        deltas[:, k] = torch.where(scored, scores[:, k] - stands, 0.0)
+        stands = torch.where(scored, scores[:, k], stands)
+    return deltas
+
+
+def smeared(deltas: Tensor, smear: float) -> Tensor:
+    """Each delta shared with the turns up to its own, by powers of `smear`; sums stay. [E, K] -> [E, K]."""
+    turns = torch.arange(deltas.shape[1], dtype=deltas.dtype)
+    back = turns.unsqueeze(1) - turns.unsqueeze(0)  # [k, j]
+    share = torch.where(back >= 0, smear ** back.clamp(min=0), 0.0)
+    return deltas @ (share / share.sum(1, keepdim=True))
+
+
+def against_other_conversations(scores: Tensor, group: Tensor) -> Tensor:
+    """Scores less the mean of all scored turns of the group's other episodes, [E, K]; 0 where there is no score or nobody else's."""
+    scored = ~scores.isnan()
+    sums, counts = scores.nan_to_num(0.0).sum(1), scored.sum(1)
+    groups = int(group.max()) + 1
+    others = sums.new_zeros(groups).index_add_(0, group, sums)[group] - sums
+    many = counts.new_zeros(groups).index_add_(0, group, counts)[group] - counts
+    return torch.where(scored & (many > 0).unsqueeze(1), scores - (others / many.clamp(min=1)).unsqueeze(1), 0.0).nan_to_num(
+        0.0
+    )

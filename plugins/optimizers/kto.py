@@ -1,0 +1,146 @@
+"""`kto`: from thumbs up and thumbs down on single conversations, without pairs.
+
+Ethayarajh et al. 2024 (arXiv:2402.01306, eq. 8), with r = log pi(y|x) / pi_ref(y|x) summed over the agent's tokens:
+
+    loss = w_up   * (1 - sigma(beta (r - z0)))      for a conversation that was liked
+           w_down * (1 - sigma(beta (z0 - r)))      for one that was not
+    z0   = max(0, mean of r over conversations answered to somebody else's opening)
+
+z0 estimates the KL of the policy to the reference on words that are no answer to the question (section 4.1): each conversation of the batch is
+put behind the first observation of the next one. It takes no gradient. The paper advises weights with
+w_up * (number liked) between 1 and 4/3 of w_down * (number disliked) where the two are unequal.
+
+As in `dpo`, the derivative in each conversation's log-prob is taken first, then each micro-batch is run once with its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine.learning import Batch, Row
+from ...engine.policy import Policy
+from ...engine.policy.learner import Learner
+
+
+def kto_loss(ratio: Tensor, liked: Tensor, z0: Tensor | float, beta: float, up: float = 1.0, down: float = 1.0) -> Tensor:
+    """The loss of each conversation, [E].
+
+    Args:
+        ratio: [E] log pi / pi_ref.
+        liked: [E] bool.
+        z0: the KL they are measured against, nats.
+    """
+    towards = torch.where(liked, ratio - z0, z0 - ratio)
+    weight = torch.where(liked, torch.as_tensor(up, dtype=ratio.dtype), torch.as_tensor(down, dtype=ratio.dtype))
+    return weight * (1 - torch.sigmoid(beta * towards))
+
+
+def mismatched(rows: Sequence[Row], shift: int = 1) -> list[Row]:
+    """Each conversation behind the opening of the one `shift` places on: the same replies, to something nobody asked."""
+    result = []
+    for i, row in enumerate(rows):
+        other = rows[(i + shift) % len(rows)]
+        opening, own = other.ids[: other.positions[0]], row.positions[0]
+        moved = tuple(p - own + len(opening) for p in row.positions)
+        result.append(Row((*opening, *row.ids[own:]), row.episode, moved, row.first))
+    return result
+
+
+class KTO:
+    """Args:
+    lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+    beta: how closely the policy keeps to the reference.
+    up, down: weights of liked and disliked conversations.
+    epochs, minibatches: passes over a batch, and optimizer steps per pass.
+    """
+
+    consumes = frozenset({"labels"})
+    provides: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        lr: float = 1e-6,
+        *,
+        beta: float = 0.1,
+        up: float = 1.0,
+        down: float = 1.0,
+        epochs: int = 1,
+        minibatches: int = 1,
+        warmup: int = 10,
+        decay: float = 1.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        micro_tokens: int = 8192,
+    ) -> None:
+        if beta <= 0 or up <= 0 or down <= 0:
+            raise ValueError(f"beta, up and down must be positive, got {beta}, {up} and {down}")
+        self.beta, self.up, self.down, self.epochs, self.minibatches = beta, up, down, epochs, minibatches
+        self._learner: dict[str, Any] = {
+            "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
+            "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
+        }  # fmt: skip
+
+    def setup(self, policy: Policy) -> None:
+        policy.freeze_reference()
+        self.learner = Learner(policy, **self._learner)
+
+    def prepare(self, policy: Policy, batch: Batch) -> None:
+        batch.reference_logprobs = policy.logprobs(batch, micro_tokens=self.learner.micro_tokens, reference=True)
+        with policy.reference() as network:
+            fitting = [r for r in mismatched(batch.rows) if len(r.ids) <= policy.context_length]
+            batch.extras["mismatched"] = fitting, self._sums(policy, batch, fitting, network)
+
+    def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        assert batch.labels is not None
+        assert batch.reference_logprobs is not None
+        liked, reference = batch.labels > 0.5, (batch.reference_logprobs * batch.mask).sum(1)
+        strangers, strange_reference = batch.extras["mismatched"]
+        norms, losses, kls = [], 0.0, []
+        rewards = torch.zeros(len(batch.episodes))
+        for epoch in range(self.epochs):
+            for chosen in self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, epoch):
+                mine = set(chosen)
+                aside = [r for r in strangers if r.episode in mine]
+                apart = (self._sums(policy, batch, aside, policy.network) - strange_reference)[[r.episode for r in aside]]
+                z0 = apart.mean().clamp(min=0) if aside else torch.tensor(0.0)
+                own = [r for r in batch.rows if r.episode in mine]
+                ratio = (self._sums(policy, batch, own, policy.network) - reference).requires_grad_()
+                weight = batch.weight[chosen] / batch.weight[chosen].sum()
+                each = kto_loss(ratio[chosen], liked[chosen], z0, self.beta, self.up, self.down)
+                [slope] = torch.autograd.grad((each * weight).sum(), ratio)
+                for micro in self.learner.micro_batches(batch.rows, chosen):
+                    out = policy.score(micro, batch.temperature, self.learner.network)
+                    self.learner.backward((out.logprobs * slope[micro.episode].to(out.logprobs.device)).sum(), micro)
+                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in chosen]))
+                losses += float(each.detach().sum())
+                kls.append(float(z0))
+                rewards[chosen] = self.beta * (ratio[chosen] - z0).detach()
+        metrics = {
+            "loss": losses / (self.epochs * len(batch.episodes)), "kl": sum(kls) / len(kls), "liked": float(liked.float().mean()),
+            "grad_norm": sum(norms) / len(norms), "lr": self.learner.rate(batch.progress),
+        }  # fmt: skip
+        for name, which in (("liked", liked), ("disliked", ~liked)):
+            if bool(which.any()):
+                metrics[f"reward/{name}"] = float(rewards[which].mean())
+        return metrics
+
+    @torch.no_grad()
+    def _sums(self, policy: Policy, batch: Batch, rows: Sequence[Row], network: Any) -> Tensor:
+        """Each conversation's summed log-prob over some rows, [E]; 0 for those not asked."""
+        sums = torch.zeros(len(batch.episodes))
+        if rows:
+            for micro in policy.my_share(policy.micro_batches(rows, self.learner.micro_tokens)):
+                if micro.weight:
+                    out = policy.score(micro, batch.temperature, network)
+                    sums.index_add_(0, micro.episode, out.logprobs.float().cpu())
+        return policy.sum_over_processes(sums)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

@@ -1,0 +1,102 @@
+"""`rejection`: best-of-n fine-tuning, the baseline that everything else must beat.
+
+    loss = - mean over the tokens of the chosen conversations of  log pi
+
+From every group the `best` conversations by outcome are chosen, ties for the last place all together, and imitated; the others are
+thrown away (RAFT, Dong et al. 2023, arXiv:2304.06767; the reranking and fine-tuning of Touvron et al. 2023, arXiv:2307.09288, section 3.2.1). No
+credit per turn, no critic, no reference: a conversation is copied whole, its mistakes included. Groups in which all outcomes are equal
+have no best and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...engine.learning import Batch
+from ...engine.policy import Policy
+from ...engine.policy.learner import Learner, Sums
+
+
+def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:
+    """Indices of the best episodes of every group, ties for the last place included; none of a group whose outcomes are all equal.
+
+    Args:
+        outcome: [E].
+        group: [E] long.
+    """
+    chosen: list[int] = []
+    for g in group.unique().tolist():
+        members = (group == g).nonzero().flatten()
+        own = outcome[members]
+        if float(own.max() - own.min()) <= 1e-6 * (1 + float(own.abs().max())):
+            continue
+        last = own.sort(descending=True).values[min(best, len(own)) - 1]
+        chosen += members[own >= last].tolist()
+    return sorted(chosen)
+
+
+class Rejection:
+    """Args:
+    lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+    best: how many conversations of a group are imitated.
+    epochs, minibatches: passes over them, and optimizer steps per pass.
+    """
+
+    consumes = frozenset({"demonstrations"})
+    provides: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        lr: float = 1e-6,
+        *,
+        best: int = 1,
+        epochs: int = 1,
+        minibatches: int = 1,
+        warmup: int = 10,
+        decay: float = 1.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        micro_tokens: int = 8192,
+    ) -> None:
+        if best < 1:
+            raise ValueError(f"best must be at least 1, got {best}")
+        self.best, self.epochs, self.minibatches = best, epochs, minibatches
+        self._learner: dict[str, Any] = {
+            "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
+            "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
+        }  # fmt: skip
+
+    def setup(self, policy: Policy) -> None:
+        self.learner = Learner(policy, **self._learner)
+
+    def prepare(self, policy: Policy, batch: Batch) -> None:
+        """Needs nothing."""
+
+    def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        chosen = best_of_groups(batch.outcome, batch.group, self.best)
+        share = batch.mask * batch.weight.unsqueeze(1)
+        sums, tokens, norms = Sums(), 0.0, []
+        for epoch in range(self.epochs):
+            for places in self.learner.minibatches(len(chosen), self.minibatches, batch.seed, epoch):
+                episodes = [chosen[i] for i in places]
+                total = float(share[episodes].sum())
+                for micro in self.learner.micro_batches(batch.rows, episodes):
+                    out = policy.score(micro, batch.temperature, self.learner.network)
+                    self.learner.backward(-(out.logprobs * micro.take(share)).sum() / total, micro)
+                    sums.add(micro, loss=-out.logprobs, entropy=out.entropy)
+                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
+                tokens += float(batch.mask[episodes].sum())
+        chosen_outcome = float(batch.outcome[chosen].mean()) if chosen else 0.0
+        return sums.means(policy, tokens) | {
+            "chosen": len(chosen) / len(batch.episodes), "chosen_outcome": chosen_outcome,
+            "grad_norm": sum(norms) / max(len(norms), 1), "lr": self.learner.rate(batch.progress),
+        }  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)
