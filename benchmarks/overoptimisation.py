@@ -1,10 +1,10 @@
 """What happens when the reward is only a proxy? PPO and best-of-n against a reward model of strongly biased raters.
 
-    python benchmarks/overoptimisation.py --seeds 0 1 2 3 4 --out runs/bench-overoptimisation     # about 6 minutes per seed on 2 cores
+    python benchmarks/overoptimisation.py --seeds 0 1 2 3 4 --out runs/bench-overoptimisation     # about 7 minutes per seed on 2 cores
 
 Per seed: SFT, rankings by a panel that likes agents who ask, a reward model, and then from the same SFT policy
 
-- PPO against the reward model without any KL (`free`), the true outcome measured on held-out stories every few updates;
+- PPO against the reward model without any KL (`free`), the true outcome measured on held-out stories after every update;
 - the same held back by a KL penalty (`kl`), and stopped early by the gold measure (`stop`);
 - the best of n of SFT's own conversations.
 
@@ -35,19 +35,20 @@ from turnwise.plugins.demo.demo import ENV, EVALUATION_SEED, HELD_OUT, MAX_NEW_T
 from turnwise.plugins.demo.road import BACKEND
 from turnwise.plugins.reward_model.judge import latest
 
-PANEL = {"source": "simulated-panel", "raters": 5, "noise": 0.3, "taste": 0.1, "bias": {"questions": 0.35}}
+PANEL = {"source": "simulated-panel", "raters": 5, "noise": 0.3, "taste": 0.1, "bias": {"questions": 0.2}}
 RANK = {
     "env": ENV, "updates": 8, "groups": 200, "group_size": 6, "max_new_tokens": MAX_NEW_TOKENS, "backend": BACKEND, "feedback": [PANEL],
 }  # fmt: skip
 REWARD_MODEL = {"lr": 3e-3, "epochs": 3, "batch_size": 16, "held_out": 0.1, "micro_tokens": 8192}
-GOLD = {"episodes": 200, "every": 3, "patience": None, "options": {"split": "held_out"}}
-UPDATES = 60
-SLOW = {"lr": 7e-4, "decay": 1.0}  # slower than the demo, so that the peak is not stepped over
+GOLD = {"episodes": 400, "every": 1, "patience": None, "options": {"split": "held_out"}}
+UPDATES = 20
+GROUPS = 512  # and slow: small noisy steps spend KL without moving either reward, and large ones step over the peak
+SLOW = {"lr": 4e-4, "decay": 1.0}
 N = [1, 2, 4, 8, 16]
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # optimizer, gold
     "free": ({"kl": 0.0, "kl_place": "measure"}, {}),
     "kl": ({"kl": 0.1}, {}),
-    "stop": ({"kl": 0.0, "kl_place": "measure"}, {"patience": 3}),
+    "stop": ({"kl": 0.0, "kl_place": "measure"}, {"patience": 4}),
 }
 
 
@@ -65,7 +66,7 @@ def one_seed(seed: int, folder: Path, threads: int, road: Path | None) -> dict[s
     found: dict[str, Any] = {"seed": seed, "reward_model": {k: v for k, v in run.metrics[-1].items() if "held_out" in k}}
     for name, (optimizer, gold) in VARIANTS.items():
         rl = {
-            **PPO, "updates": UPDATES, "feedback": [{"judge": "reward-model", "path": rm}], "gold": {**GOLD, **gold},
+            **PPO, "groups": GROUPS, "updates": UPDATES, "feedback": [{"judge": "reward-model", "path": rm}], "gold": {**GOLD, **gold},
             "optimizer": {**PPO["optimizer"], **SLOW, **optimizer},
         }  # fmt: skip
         done = turnwise.Run(
@@ -195,7 +196,7 @@ def main() -> None:
     }
     lines = [
         f"Command: `python benchmarks/overoptimisation.py --seeds {' '.join(map(str, arguments.seeds))}`. True success on held-out stories: the peak on "
-        "100 of those that are measured all the time (mean of three measurements), the ends on 400 others.",
+        "200 of those that are measured all the time (mean of three measurements), the ends on 400 others.",
         "",
         "| seed | SFT | free: peak | free: end | KL: end | stopped early | best of 16 | proxy, start to end | peak sqrt KL: predicted, measured |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
