@@ -285,7 +285,7 @@ def rollout(
         final_ids = player.final_ids(talk) if ending == "truncated" and final is not None else ()
         reset = talk.reset
         done[talk.index] = Episode(
-            id=episode_id(where, talk.start, talk.slot),
+            id=episode_id(where, talk.branch or talk.start, talk.slot),
             start=talk.start,
             turns=tuple(talk.turns),
             ending=ending,

@@ -3,6 +3,9 @@
 The maze is a graph of cells with walls between them, drawn once from `layout`; the exit is in the last corner, the start
 anywhere else. States repeat: whoever walks in a circle meets the same sentence again, which is what credit methods that compare
 returns at equal states need. The optimum of a start is minus the length of the shortest way, by breadth-first search.
+
+With `observed=False` (turnwise/MazePO-v0) the cell is not named, only the ways that are open: whoever wants to know where he is must
+remember where he went. With `reward="exit"` nothing is paid on the way: 1 for getting out, 0 for being still inside after `steps` replies.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import random
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 
@@ -74,24 +77,42 @@ class Maze(gymnasium.Env[str, str]):
     Args:
         size: cells per side, 2 to 8.
         layout: which maze.
+        observed: whether the cell is named.
+        reward: "steps": -1 for every reply; "exit": 1 on the way out, else 0.
+        steps: replies after which it is over; None: no limit.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
     players: ClassVar[Mapping[str, Any]]  # below
     observation_space = action_space = Text(1024)
 
-    def __init__(self, size: int = 4, layout: int = 0) -> None:
+    def __init__(
+        self,
+        size: int = 4,
+        layout: int = 0,
+        observed: bool = True,
+        reward: Literal["steps", "exit"] = "steps",
+        steps: int | None = None,
+    ) -> None:
+        if reward not in ("steps", "exit"):
+            raise ValueError(f"reward must be 'steps' or 'exit', got {reward!r}")
         if not 2 <= size <= len(WORDS):
             raise ValueError(f"size must be 2 to {len(WORDS)}, got {size}")
         self.doors = draw_maze(size, layout)
         self.exit = (size - 1, size - 1)
+        self.observed, self.reward, self.steps = observed, reward, steps
         self.distances = distances(self.doors, self.exit)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         cells = sorted(self.doors.keys() - {self.exit})
-        self.cell = cells[int(self.np_random.integers(len(cells)))]
-        return self._where(), {"system": SYSTEM, "optimum": -float(self.distances[self.cell])}
+        self.cell, self.replies = cells[int(self.np_random.integers(len(cells)))], 0
+        away = self.distances[self.cell]
+        if self.reward == "exit":
+            optimum = float(self.steps is None or away <= self.steps)
+        else:
+            optimum = -float(away if self.steps is None else min(away, self.steps))
+        return self._where(), {"system": SYSTEM, "optimum": optimum}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         named = [name for name in MOVES if re.search(rf"\b{name}\b", action.lower())]
@@ -102,26 +123,25 @@ class Maze(gymnasium.Env[str, str]):
         else:
             said = ""
             self.cell = self.doors[self.cell][named[0]]
-        if self.cell == self.exit:
-            return "You are out.", -1.0, True, False, {"success": True}
-        return said + self._where(), -1.0, False, False, {"success": False}
+        self.replies += 1
+        out = self.cell == self.exit
+        earned = float(out) if self.reward == "exit" else -1.0
+        if out or self.replies == self.steps:
+            return "You are out." if out else "It is too late.", earned, True, False, {"success": out}
+        return said + self._where(), earned, False, False, {"success": False}
 
     def _where(self) -> str:
         row, column = self.cell
         ways = " or ".join(self.doors[self.cell])
-        return f"You are in row {WORDS[row]}, column {WORDS[column]}. You can go {ways}."
-
-
-def _cell(conversation: Sequence[Message]) -> Cell:
-    row, column = re.findall(r"row (\w+), column (\w+)", conversation[-1].content)[-1]
-    return WORDS.index(row), WORDS.index(column)
+        here = f"You are in row {WORDS[row]}, column {WORDS[column]}. " if self.observed else ""
+        return f"{here}You can go {ways}."
 
 
 def _expert(env: Maze, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Has the map, reads where it is, and takes a shortest way."""
+    """Has the map, sees where it is, and takes a shortest way."""
 
     def reply(conversation: Sequence[Message]) -> str:
-        ways = env.doors[_cell(conversation)]
+        ways = env.doors[env.cell]
         return f"I go {min(ways, key=lambda name: (env.distances[ways[name]], name))}."
 
     return reply
@@ -140,7 +160,7 @@ def _demonstrator(env: Maze, rng: random.Random) -> Callable[[Sequence[Message]]
         luck = rng.random()
         if luck < 0.15:
             return expert(conversation)
-        return lost(conversation) if luck < 0.3 else f"I go {rng.choice(list(env.doors[_cell(conversation)]))}."
+        return lost(conversation) if luck < 0.3 else f"I go {rng.choice(list(env.doors[env.cell]))}."
 
     return reply
 

@@ -27,6 +27,7 @@ from ..ledger import Ledger, LedgerError, Member
 from ..overoptimisation import fit_law
 from ..secrets import redact
 from ..stages.evaluate import bootstrap
+from .credit import credited
 from .transcript import printable
 
 COLOURS = {"truth": "#1f77b4", "proxy": "#d1620b", "other": "#5a6b7b"}
@@ -100,6 +101,7 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
         pairs={k: v for k, v in table.items() if "pairs" in v},
         options=_options(config),
         examples=_examples(ledger, run),
+        credited=credited(ledger, run),
         number=_number,
     )
     ledger.close()

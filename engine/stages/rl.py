@@ -434,6 +434,9 @@ class RL(Stage):
         where = Where(run.id, f"{run.stage}/{label}", number, run.config.seed)
         if not self.hear(aside, chosen, where, label):
             return None
+        if run.is_main:
+            why = {e.id: label for e in aside.episodes}
+            self.record_members(run, number, aside.episodes, aside.rewards, why, aside.said)
         outcomes: dict[tuple[str, int], list[float]] = {}
         for episode in aside.episodes:
             reward = aside.rewards.get(episode.id)

@@ -7,8 +7,9 @@ in the prediction. A is the outcome against the others of its group (RLOO), as `
 spread evenly, so the sum is exact whatever g says.
 
 g is ridge regression on hashed words, fitted to every prefix of every conversation that trained: for each turn so far the pair of what was
-heard and what was replied, and the words of the reply; and the words of what was heard last. Its sufficient statistics fade by `forget` per
-update, since the policy, and with it what a prefix is worth, changes. It is fitted after it was used, so no conversation is taken
+heard and what was replied, and the words of the reply; and the words of what was heard last. A prefix with n turns to go counts 1/(n + 0.1): what is
+still to come makes its outcome that much less certain. The sufficient statistics fade by `forget` per update, since the policy, and with it
+what a prefix is worth, changes. It is fitted after it was used, so no conversation is taken
 apart by a model that has seen its outcome. Cheap and without further play, but it sees words, not sense: for long free text `branch` or a
 critic knows more.
 """
@@ -17,10 +18,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...engine.episode import Episode
@@ -37,7 +41,7 @@ class Redistribute:
 
     needs = frozenset({"group"})
 
-    def __init__(self, features: int = 1024, ridge: float = 1.0, forget: float = 0.9) -> None:
+    def __init__(self, features: int = 1024, ridge: float = 10.0, forget: float = 0.95) -> None:
         if features < 8 or ridge <= 0 or not 0 < forget <= 1:
             raise ValueError(f"need features >= 8, ridge > 0 and 0 < forget <= 1, got {features}, {ridge} and {forget}")
         self.features, self.ridge, self.forget = features, ridge, forget
@@ -57,38 +61,33 @@ class Redistribute:
 
     def fit(self, batch: Batch) -> None:
         """Learns from the outcomes of the batch."""
-        self.gram *= self.forget
-        self.moment *= self.forget
-        for e, episode in enumerate(batch.episodes):
-            seen = self._prefixes(episode)
-            self.gram += seen.T @ seen
-            self.moment += seen.sum(0) * batch.outcome[e].double()
-        self.weights = torch.linalg.solve(self.gram + self.ridge * torch.eye(self.features, dtype=torch.float64), self.moment)
+        prefixes = [self._prefixes(episode) for episode in batch.episodes]
+        seen = torch.cat(prefixes)
+        outcomes = batch.outcome.double().repeat_interleave(torch.tensor([len(p) for p in prefixes]))
+        left = torch.cat([torch.arange(len(p) - 1, -1, -1, dtype=torch.float64) for p in prefixes])
+        weighted = seen / (left + 0.1).unsqueeze(1)
+        self.gram = self.forget * self.gram + weighted.T @ seen
+        self.moment = self.forget * self.moment + weighted.T @ outcomes
+        ridge = self.ridge * torch.eye(self.features, dtype=torch.float64)
+        self.weights = torch.linalg.solve(self.gram + ridge, self.moment)
 
     def _prefixes(self, episode: Episode) -> Tensor:
         """Features of every prefix, from before the first turn to after the last, [K + 1, features]."""
         heard = [turn.observation.content for turn in episode.turns] + [episode.final.content if episode.final else ""]
-        said = torch.zeros(self.features, dtype=torch.float64)
-        rows = []
-        for k, now in enumerate(heard):
+        said = np.zeros((len(heard), self.features))
+        now = np.zeros_like(said)
+        now[:, 0] = 1.0
+        for k, text in enumerate(heard):
+            places, signs = hashed("heard", text, self.features, alone=True)
+            np.add.at(now[k], places, signs)
             if k:
-                said = said.clone()
-                for place, sign in self._hashed("pair", [f"{heard[k - 1]}\n{episode.turns[k - 1].action}"]):
-                    said[place] += sign
-                for place, sign in self._hashed("said", words(episode.turns[k - 1].action)):
-                    said[place] += sign
-            row = said.clone()
-            for place, sign in self._hashed("heard", [now, *words(now)]):
-                row[place] += sign
-            row[0] += 1.0
-            rows.append(row)
-        return torch.stack(rows)
-
-    def _hashed(self, kind: str, texts: list[str]) -> Iterator[tuple[int, float]]:
-        """The hashing trick (Weinberger et al. 2009): a place and a sign for every text, the same on every machine."""
-        for text in texts:
-            code = zlib.crc32(f"{kind}\n{text}".encode())
-            yield 1 + code // 2 % (self.features - 1), 1.0 if code % 2 else -1.0
+                action = episode.turns[k - 1].action
+                for places, signs in (
+                    hashed("pair", f"{heard[k - 1]}\n{action}", self.features, alone=False),
+                    hashed("said", action, self.features, alone=True),
+                ):
+                    np.add.at(said[k], places, signs)
+        return torch.from_numpy(said.cumsum(0) + now)
 
     def state_dict(self) -> dict[str, Any]:
         return {"gram": self.gram, "moment": self.moment, "weights": self.weights}
@@ -97,6 +96,10 @@ class Redistribute:
         self.gram, self.moment, self.weights = (state[name].clone() for name in ("gram", "moment", "weights"))
 
 
-def words(text: str) -> list[str]:
-    """The distinct words of a text, lower case, in order."""
-    return list(dict.fromkeys(re.findall(r"\w+", text.lower())))
+@lru_cache(maxsize=65536)
+def hashed(kind: str, text: str, features: int, alone: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The hashing trick (Weinberger et al. 2009, arXiv:0902.2206): places and signs of a text and, if its words count alone too, of each
+    distinct one; the same on every machine."""
+    parts = [text, *dict.fromkeys(re.findall(r"\w+", text.lower()))] if alone else [text]
+    codes = np.array([zlib.crc32(f"{kind}\n{part}".encode()) for part in parts])
+    return 1 + codes // 2 % (features - 1), np.where(codes % 2, 1.0, -1.0)

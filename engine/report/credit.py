@@ -1,0 +1,104 @@
+"""Conversations with each turn's credit, beside its true advantage where continuations tell it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ..episode import Episode
+from ..ledger import Ledger, Member
+from .transcript import printable
+
+State = tuple[Any, ...]  # a start and the replies so far
+
+
+@dataclass(frozen=True, slots=True)
+class Credited:
+    """A turn as the page shows it.
+
+    Attributes:
+        credit: what the credit method gave it.
+        true: its true advantage, and the standard error of that; None where nothing was continued from here.
+        colour: CSS colour, green for credit and red for blame, stronger for more.
+    """
+
+    heard: str
+    role: str
+    said: str
+    credit: float
+    true: tuple[float, float] | None
+    colour: str
+
+
+def credited(ledger: Ledger, run: str, count: int = 3) -> list[dict[str, Any]]:
+    """Some conversations of the last update that was trained with credit: those whose turns' true advantages are known before others, and
+    those whose turns were credited most differently first."""
+    rounds = [(stage, update) for stage, update in ledger.rounds(run) if stage.split("-")[0] == "rl" and "/" not in stage]
+    for stage, update in reversed(rounds):
+        members = {m.episode: m for m in ledger.members(run, update)}
+        played = [e for e in ledger.run_episodes(run, stage=stage, update=update) if e.id in members and members[e.id].credit]
+        if not played:
+            continue
+        values = state_values(ledger, run, stage, update, members)
+        shown = [(e, members[e.id], turn_truths(e, members[e.id].outcome, values)) for e in played]
+        shown.sort(key=lambda each: (-sum(t is not None for t in each[2]), -_spread(each[1].credit), each[0].id))
+        return [_conversation(*each, where=f"{stage}, update {update}") for each in shown[:count]]
+    return []
+
+
+def state_values(
+    ledger: Ledger, run: str, stage: str, update: int, members: Mapping[str, Member]
+) -> dict[State, tuple[float, float]]:
+    """Mean outcome and its standard error of every state that conversations were continued from, in branches or in an audit."""
+    outcomes: dict[State, list[float]] = {}
+    for label in ("branches", "audit"):
+        for episode in ledger.run_episodes(run, stage=f"{stage}/{label}", update=update):
+            member = members.get(episode.id)
+            if episode.origin and member is not None and member.outcome is not None:
+                outcomes.setdefault(_state(episode, episode.origin[1]), []).append(member.outcome)
+    return {
+        state: (statistics.mean(own), statistics.pstdev(own) / len(own) ** 0.5)
+        for state, own in outcomes.items()
+        if len(own) > 1
+    }
+
+
+def turn_truths(
+    episode: Episode, outcome: float | None, values: Mapping[State, tuple[float, float]]
+) -> list[tuple[float, float] | None]:
+    """A_k = V(s_{k+1}) - V(s_k) and its standard error for every turn, the end being worth the outcome."""
+    if outcome is None:
+        return [None] * len(episode.turns)
+    known = [values.get(_state(episode, k)) for k in range(len(episode.turns))] + [(outcome, 0.0)]
+    return [
+        (after[0] - before[0], (after[1] ** 2 + before[1] ** 2) ** 0.5) if before and after else None
+        for before, after in pairwise(known)
+    ]
+
+
+def _state(episode: Episode, turn: int) -> State:
+    return (episode.start.key, *(t.action for t in episode.turns[:turn]))
+
+
+def _spread(credit: Sequence[float]) -> float:
+    return max(credit) - min(credit)
+
+
+def _conversation(episode: Episode, member: Member, truths: Sequence[tuple[float, float] | None], where: str) -> dict[str, Any]:
+    largest = max((abs(c) for c in member.credit), default=0.0) or 1.0
+    turns = [
+        Credited(
+            printable(turn.observation.content), turn.observation.role, printable(turn.action), credit, true,
+            f"rgba({'24, 128, 56' if credit > 0 else '190, 40, 40'}, {0.45 * abs(credit) / largest:.2f})",
+        )
+        for turn, credit, true in zip(episode.turns, member.credit, truths, strict=True)
+    ]  # fmt: skip
+    return {
+        "turns": turns,
+        "final": printable(episode.final.content) if episode.final else "",
+        "outcome": member.outcome,
+        "where": f"{where}, episode {episode.id}",
+    }

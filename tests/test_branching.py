@@ -1,0 +1,216 @@
+"""Conversations continued anew from any turn: played again token for token, copied where the environment can be, and used for credit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+import turnwise
+from support import ECHO, play
+from turnwise.engine.policy.backends import InProcess
+from turnwise.engine.report.credit import credited
+from turnwise.engine.rollout import Branch
+
+PLAYED: list[str] = []
+
+
+class Copyable(gymnasium.Env):
+    """A counting environment that may be copied; it notes every step that is really taken."""
+
+    metadata: dict[str, Any] = {"render_modes": [], "snapshots": True}
+    observation_space = action_space = turnwise.Text(1000)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.said: list[str] = []
+        return "begin", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        PLAYED.append(action)
+        self.said.append(action)
+        return f"{len(self.said)} {self.np_random.integers(100)}", float(len(action)), len(self.said) == 4, False, {}
+
+
+class Fickle(Copyable):
+    """Says something else every time."""
+
+    metadata: dict[str, Any] = {"render_modes": []}
+    count = itertools.count()
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        _, *rest = super().step(action)
+        return (f"now {next(self.count)}", *rest)
+
+
+gymnasium.register("test/Copyable-v0", Copyable)
+gymnasium.register("test/Fickle-v0", Fickle)
+
+
+@pytest.mark.parametrize("history", ["append", "rerender"])
+def test_a_branch_begins_with_the_same_tokens_and_goes_on_by_itself(policy: turnwise.Policy, history: Any) -> None:
+    """Promise 1 for branches: the shared turns are the recorded ones, and log-probs of what is new agree with a plain forward pass."""
+    parents = play(policy, 2, group=2, tokens=6, history=history)
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 6), InProcess(policy, rows=3), history)
+    chosen = [(Branch(e, k), slot) for e in parents for k in range(3) for slot in range(3)]
+    found = turnwise.rollout(player, chosen, turnwise.Where("test", "rl/branches", 1, 3))
+    for (branch, slot), e in zip(chosen, found, strict=True):
+        assert isinstance(branch, Branch)
+        assert (e.ending, e.origin, e.slot, e.start) == ("terminated", branch.origin, slot, branch.parent.start)
+        assert e.turns[: branch.turn] == branch.parent.turns[: branch.turn]
+        assert e.turns[branch.turn].observation == branch.parent.turns[branch.turn].observation
+        ids: list[int] = []
+        for turn in e.turns:
+            ids = (ids if history == "append" else []) + list(turn.prompt_ids)
+            with torch.no_grad():
+                logits = policy.model(input_ids=torch.tensor([[*ids, *(turn.action_ids or ())]])).logits[0].log_softmax(-1)
+            for token, logprob in zip(turn.action_ids or (), turn.logprobs or (), strict=True):
+                assert float(logits[len(ids) - 1, token]) == pytest.approx(logprob, abs=1e-4)
+                ids.append(token)
+    assert len({e.id for e in found}) == len(found)
+    assert len({e.group for e in found}) == 4 * 3, "branches of one turn form a group"
+    assert len({e.turns[0].action for e in found if e.origin and e.origin[1] == 0}) > 4, "each continues by its own noise"
+    again = turnwise.rollout(player, chosen, turnwise.Where("other", "rl/branches", 1, 3))
+    assert [e.turns for e in again] == [e.turns for e in found]
+    turned = turnwise.rollout(player, chosen[::-1], turnwise.Where("test", "rl/branches", 1, 3))
+    actions = [[[t.action for t in e.turns] for e in each] for each in (turned[::-1], found)]
+    assert actions[0] == actions[1], "in whatever order they are played"
+
+
+def test_states_are_copied_where_the_environment_can_be_and_replayed_elsewhere() -> None:
+    player = turnwise.ScriptPlayer(lambda said: f"reply {len(said)}")
+    [start] = turnwise.starts("test/Copyable-v0", 1, 1)
+    [parent] = turnwise.rollout(player, [(start, 0)])
+    PLAYED.clear()
+    found = turnwise.rollout(player, [(Branch(parent, 2), slot) for slot in range(10)])
+    assert all(e.turns == parent.turns for e in found), "the random numbers of the environment are copied too"
+    assert len(PLAYED) == 2 + 10 * 2, "the two replies before the branch are played once"
+    [slow] = turnwise.starts(ECHO, 1, 1)
+    [other] = turnwise.rollout(player, [(slow, 0)])
+    assert [e.turns for e in turnwise.rollout(player, [(Branch(other, 1), s) for s in range(3)])] == [other.turns] * 3
+
+
+def test_an_environment_that_does_not_repeat_itself_ends_its_branches_as_failed() -> None:
+    player = turnwise.ScriptPlayer(lambda said: "reply")
+    [parent] = turnwise.rollout(player, [(turnwise.starts("test/Fickle-v0", 1, 1)[0], 0)])
+    first, second = turnwise.rollout(player, [(Branch(parent, 0), 0), (Branch(parent, 2), 0)])
+    assert first.ending == "terminated"
+    assert second.ending == "failed"
+    assert "another observation at turn 2" in second.reason
+
+
+def length(episode: turnwise.Episode) -> float:
+    return sum(len(t.action) for t in episode.turns) / 10
+
+
+def config(model: Path, **rl: Any) -> dict[str, Any]:
+    stage = {"env": ECHO, "updates": 2, "groups": 2, "group_size": 2, "max_new_tokens": 5, "poll": 0.0, **rl}
+    return {"policy": str(model), "threads": 1, "stages": [{"rl": stage}]}
+
+
+def test_branch_credit_is_made_of_the_continuations_in_the_ledger(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """The credit of every trained turn, recomputed from the ledger alone; a judge's scores count as the environment's do."""
+
+    class Letters:
+        def score(self, episodes: Any) -> list[turnwise.Feedback]:
+            return [turnwise.Feedback(e.id, score=sum(t.action.count("a") for t in e.turns) / 4) for e in episodes]
+
+    rl = {"credit": {"name": "branch", "rollouts": 3}, "feedback": ["environment", Letters()]}
+    done = turnwise.Run(config(model_folder(), **rl), folder=tmp_path / "r").finish()
+    episodes = done.ledger.run_episodes(done.id, stage="rl", update=1)
+    branches = done.ledger.run_episodes(done.id, stage="rl/branches", update=1)
+    worth = {e.id: e.env_return + sum(t.action.count("a") for t in e.turns) / 4 for e in [*episodes, *branches]}
+    members = {m.episode: m for m in done.ledger.members(done.id, 1)}
+    assert {m.reason for m in members.values() if m.episode not in {e.id for e in episodes}} == {"branches"}
+    assert done.metrics[0]["branches/rollouts"] == len(branches) == 3 * len({b.origin for b in branches})
+
+    def value(e: turnwise.Episode, k: int) -> float:
+        own = [b for b in branches if b.start == e.start and b.origin and b.origin[1] == k
+               and [t.action for t in b.turns[:k]] == [t.action for t in e.turns[:k]]]  # fmt: skip
+        assert len(own) == 3
+        return sum(worth[b.id] for b in own) / 3
+
+    for e in episodes:
+        values = [value(e, k) for k in range(3)] + [worth[e.id]]
+        assert members[e.id].credit == pytest.approx([b - a for a, b in itertools.pairwise(values)], abs=1e-5)
+    shown = credited(done.ledger, done.id)
+    assert len(shown) == 3
+    for talk in shown:
+        for turn in talk["turns"]:
+            assert turn.true is not None
+            assert turn.credit == pytest.approx(turn.true[0], abs=1e-5)
+
+
+def test_an_audit_measures_any_credit_and_trains_nothing(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    done = {}
+    for name, audit in (("plain", None), ("audited", {"episodes": 4, "rollouts": 4, "every": 2})):
+        rl = {"credit": "turn-returns", "updates": 3, "audit": audit, "feedback": [length]}
+        done[name] = turnwise.Run(config(model_folder(), **rl), folder=tmp_path / name).finish()
+    weights = [torch.cat([p.flatten() for p in run.policy.parameters()]) for run in done.values()]
+    assert torch.equal(*weights)
+    audited = [m for m in done["audited"].metrics if "audit/rollouts" in m]
+    assert [m["update"] for m in audited] == [1, 3], "the first, every second, and the last"
+    assert all(-1 <= m["audit/rank_correlation"] <= 1 for m in audited)
+
+
+def test_groups_without_signal_are_replaced(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Only some starts pay; the others say nothing, and give way to new ones."""
+    chosen = lambda episode: int(episode.start.key[0], 16) < 8  # noqa: E731
+
+    def pays(episode: turnwise.Episode) -> float:
+        return sum(t.action.count("e") for t in episode.turns) + episode.slot / 100 if chosen(episode) else 1.0
+
+    found = {}
+    for again in (0, 4):
+        run = turnwise.Run(
+            config(model_folder(), groups=4, updates=1, feedback=[pays], resample=again), folder=tmp_path / str(again)
+        ).finish()
+        used = [m for m in run.ledger.members(run.id) if m.used]
+        played = run.ledger.run_episodes(run.id)
+        assert {m.episode for m in used} == {e.id for e in played if chosen(e)}
+        found[again] = len({m.group for m in used}), len(played)
+        silent = [m for m in run.ledger.members(run.id) if not m.used]
+        assert {m.reason for m in silent} == {"group without signal"}
+    assert found[0][0] < 4
+    assert found[0][1] == 4 * 2
+    assert found[4][0] == 4
+    assert found[4][1] > 4 * 2
+
+
+class Ranks:
+    def rank(self, group: Any) -> turnwise.Comparison:
+        return turnwise.Comparison(group[0].group, tuple((e.id,) for e in group))
+
+
+class Late:
+    def request(self, requests: Any) -> None: ...
+
+    def receive(self) -> list[Any]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("rl", "what"),
+    [
+        ({"credit": "branch", "feedback": [Ranks()]}, "cannot say: they need a number each, at once"),
+        ({"audit": {}, "feedback": [{"source": Late()}]}, "cannot say|needs|source"),
+        ({"credit": "gae"}, "without a critic"),
+        ({"credit": "judged", "feedback": ["environment"]}, "turn_scores"),
+        ({"credit": "gigpo", "group_size": 1}, "group_size of at least 2"),
+        ({"optimizer": "rejection", "credit": "gigpo"}, "copies whole conversations"),
+        ({"optimizer": "rejection", "group_size": 1}, "group_size of at least 2"),
+        ({"optimizer": "kto"}, "preference stage"),
+        ({"optimizer": {"name": "grpo", "loss_mean": "constant"}}, "divisor"),
+        ({"optimizer": {"name": "ppo", "critic": "twin"}}, "critic must be"),
+        ({"credit": {"name": "gae", "unit": "word"}, "optimizer": "ppo"}, "unit must be"),
+    ],
+)
+def test_pairings_that_cannot_work_are_refused_with_advice(
+    rl: dict[str, Any], what: str, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises((turnwise.ConfigError, turnwise.PluginError), match=what):
+        turnwise.Run(config(model_folder(), **rl), folder=tmp_path / "r")
