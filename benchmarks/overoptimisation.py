@@ -10,8 +10,8 @@ Per seed: SFT, rankings by a panel that likes agents who ask, a reward model, an
 
 Checks: without a KL the true outcome turns over (peak - final at least 5 points, bootstrap interval over the seeds above 0) while the
 proxy rises; Gao et al.'s law, fitted to four seeds, predicts the fifth's peak within a factor 2 in KL, for 4 of 5 seeds; early stopping
-ends better than the free run; the KL ends with a better true outcome (paired over the seeds, interval above 0). Where the peak lies is
-chosen on one half of the stories and how high it is measured on the other: the largest of many noisy numbers is too large. All ends are
+ends better than the free run; the KL ends with a better true outcome (paired over the seeds, interval above 0). How high the peak is, is
+measured on other stories than those that choose it: the largest of many noisy numbers is too large. All ends are
 played on the same 400 further stories. Writes
 `results.json`, `results.md` and `overoptimisation.png` into --out; what is there already is not made again.
 """
@@ -106,11 +106,10 @@ def points(curve: list[dict[str, float]]) -> tuple[list[float], list[float]]:
 
 
 def peak_of(curve: list[dict[str, float]]) -> tuple[float, float]:
-    """The measured peak: its distance, where a running mean of three is largest on one half of the stories, and the true success there
-    on the other half."""
-    smooth = [np.convolve([p[half] for p in curve], np.ones(3) / 3, mode="valid") for half in ("choose", "gold")]
-    at = int(np.argmax(smooth[0]))
-    return math.sqrt(max(curve[at + 1]["kl"], 0.0)), float(smooth[1][at])
+    """The measured peak, by running means of three measurements: its distance on all stories; its height where the one half of the stories
+    has its peak, on the other half."""
+    choose, gold = (np.convolve([p[half] for p in curve], np.ones(3) / 3, mode="valid") for half in ("choose", "gold"))
+    return math.sqrt(max(curve[int(np.argmax(choose + gold)) + 1]["kl"], 0.0)), float(gold[np.argmax(choose)])
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:

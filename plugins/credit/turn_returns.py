@@ -32,13 +32,16 @@ class TurnReturns:
     baseline: "others" of the group, or "none".
     """
 
+    needs = frozenset({"group"})
+
     def __init__(self, gamma: float = 1.0, baseline: Literal["others", "none"] = "others") -> None:
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be between 0 and 1, got {gamma}")
         if baseline not in ("others", "none"):
             raise ValueError(f"baseline must be 'others' or 'none', got {baseline!r}")
         self.gamma, self.baseline = gamma, baseline
-        self.needs = frozenset({"group"} if baseline == "others" else ())
+        if baseline == "none":
+            self.needs = frozenset()
 
     def assign(self, batch: Batch) -> Credit:
         penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])

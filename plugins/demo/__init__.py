@@ -23,9 +23,13 @@ def register_commands(app: Typer) -> None:
         ] = None,
         quick: Annotated[bool, typer.Option(help="A few updates only, to see that everything works.")] = False,
         road: Annotated[bool, typer.Option(help="The whole road: rankings, a reward model, PPO against it.")] = False,
+        optimizer: Annotated[str, typer.Option(help="One RL run with this optimizer instead of PPO and GRPO.")] = "",
+        credit: Annotated[str, typer.Option(help="One RL run with this credit method instead of PPO and GRPO.")] = "",
     ) -> None:
         """Builds a small chat model on the spot, fine-tunes it on imperfect demonstrations of SupportDesk, and trains it by PPO and
         by GRPO on the outcome alone."""
+        if road and (optimizer or credit):
+            raise typer.BadParameter("--optimizer and --credit are for the plain demo, not for --road")
         if road:
             from .road import run_road
 
@@ -33,4 +37,4 @@ def register_commands(app: Typer) -> None:
         else:
             from .demo import run_demo
 
-            run_demo(folder or Path("runs/demo"), seed=seed, quick=quick)
+            run_demo(folder or Path("runs/demo"), seed=seed, quick=quick, optimizer=optimizer, credit=credit)

@@ -25,6 +25,7 @@ from ...engine.cli import print_scores
 from ...engine.config import ConfigError
 from ...engine.environment import starts
 from ...engine.episode import Episode
+from ...engine.plugins import Plugins
 from ...engine.policy import Policy, Sampling
 from ...engine.policy.backends import InProcess
 from ...engine.progress import Display, quiet
@@ -34,6 +35,7 @@ from ...engine.rollout import PolicyPlayer, ScriptPlayer, Where, rollout
 from ...engine.run import Run
 from ...engine.stages.evaluate import Score, play_held_out, score
 from ...engine.stages.play import EnvConfig
+from ...engine.stages.rl import RL as RL_STAGE
 from .tiny import build_policy
 
 ENV = "turnwise/SupportDesk-v0"
@@ -63,19 +65,42 @@ GRPO: dict[str, Any] = {
 }  # fmt: skip
 
 
-def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
+def rl_stages(optimizer: str = "", credit: str = "", plugins: Plugins | None = None) -> dict[str, dict[str, Any]]:
+    """The RL runs of the demo by name: PPO and GRPO, or one with the optimizer and credit method asked for.
+
+    Raises:
+        ConfigError, PluginError: there is no such part, or the two do not fit together.
+    """
+    if not optimizer and not credit:
+        return {"ppo": PPO, "grpo": GRPO}
+    plugins = plugins or Plugins()
+    needs: frozenset[str] = getattr(plugins.factory("credit method", credit), "needs", frozenset()) if credit else frozenset()
+    name = optimizer or ("ppo" if "values" in needs else "grpo")
+    known = {"ppo": PPO["optimizer"], "grpo": GRPO["optimizer"]}
+    options = known.get(name, {"name": name, "lr": 2e-3})
+    stage = {**(PPO if name == "ppo" and "group" not in needs else GRPO), "optimizer": options, "credit": credit or None}
+    if "branches" in needs:  # two continuations of every turn, of fewer conversations
+        stage |= {"credit": {"name": credit, "rollouts": 2}, "groups": 8}
+    RL_STAGE(**stage).parts(plugins)
+    return {name: stage}
+
+
+def run_demo(folder: Path, *, seed: int = 0, quick: bool = False, optimizer: str = "", credit: str = "") -> dict[str, Any]:
     """Runs the demo and returns the summary that it writes to `summary.json`.
 
     Args:
         folder: replaced if it holds an earlier demo.
         quick: a few updates and held-out stories only.
+        optimizer, credit: one RL run with these, by name, instead of PPO and GRPO.
 
     Raises:
         ConfigError: the folder holds something that is no demo.
+        PluginError: there is no such optimizer or credit method.
     """
     quiet()
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("the demo draws its learning curves with matplotlib: pip install 'turnwise[plots]'")
+    stages = rl_stages(optimizer, credit)
     console = Console()
     prepare(folder, seed, quick)
     short = {"episodes": 300, "epochs": 1} if quick else {}
@@ -97,9 +122,9 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
     sft = play_run(folder, "sft", model, [{"sft": {**SFT, **short}}], seed)
     clock("sft", since)
 
-    console.print("[bold]3[/bold]  rl: from the outcome alone, by PPO and by GRPO")
+    console.print(f"[bold]3[/bold]  rl: from the outcome alone, by {' and by '.join(name.upper() for name in stages)}")
     runs: dict[str, Run] = {}
-    for name, options in (("ppo", PPO), ("grpo", GRPO)):
+    for name, options in stages.items():
         since = time.perf_counter()
         runs[name] = play_run(folder, name, folder / "sft" / "policy", [{"rl": {**options, **few}}], seed)
         clock(name, since)
@@ -110,7 +135,7 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
     for name in ("expert", "random", "demonstrator"):
         played[name] = play_held_out(ScriptPlayer(name), HELD_OUT, stories, EVALUATION_SEED)
     before = Policy.from_pretrained(folder / "sft" / "policy")
-    policies = {"sft": before, "ppo": runs["ppo"].policy, "grpo": runs["grpo"].policy}
+    policies = {"sft": before, **{name: done.policy for name, done in runs.items()}}
     for name, policy in policies.items():
         played[name] = play_held_out(policy_player(policy), HELD_OUT, stories, EVALUATION_SEED)
     scores = {name: score(episodes) for name, episodes in played.items()}
@@ -120,7 +145,7 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
 
     summary = {
         "seed": seed,
-        "players": {name: asdict(scores[name]) for name in ("expert", "random", "sft", "ppo", "grpo")},
+        "players": {name: asdict(scores[name]) for name in ("expert", "random", *policies)},
         "demonstrator": asdict(scores["demonstrator"]),
         "seconds": seconds,
     }
@@ -136,8 +161,8 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False) -> dict[str, A
         console.print("[bold]--quick: too few updates to learn anything; these numbers only show that everything runs.[/bold]")
     console.print(f"Learning curves: {picture}   numbers: {folder / 'summary.json'}")
     console.print(
-        f"{seconds['total']:.0f} s in all ({seconds['cpu']:.0f} CPU seconds); sft {seconds['sft']:.0f} s, ppo {seconds['ppo']:.0f} s, "
-        f"grpo {seconds['grpo']:.0f} s. SFT's teachers succeed in {sft.metrics[0]['demonstrations/success']:.0%} of their stories."
+        f"{seconds['total']:.0f} s in all ({seconds['cpu']:.0f} CPU seconds); "
+        f"{', '.join(f'{name} {seconds[name]:.0f} s' for name in ('sft', *runs))}. SFT's teachers succeed in {sft.metrics[0]['demonstrations/success']:.0%} of their stories."
     )
     return summary
 
@@ -184,7 +209,9 @@ def policy_player(policy: Policy, temperature: float = 1.0) -> PolicyPlayer:
 def _tell(console: Console, scores: dict[str, Score], played: dict[str, list[Episode]], folder: Path) -> None:
     """The table, and one conversation before and after: the first held-out story that SFT got wrong and the better policy right."""
     print_scores({name: asdict(each) for name, each in scores.items()})
-    best = max(("ppo", "grpo"), key=lambda name: scores[name].outcome)
+    best = max(
+        (name for name in played if name not in ("expert", "random", "demonstrator", "sft")), key=lambda n: scores[n].outcome
+    )
     pairs = list(zip(played["sft"], played[best], strict=True))
     before, after = next(((a, b) for a, b in pairs if not a.success and b.success and len(b.turns) > 2), pairs[0])
     page = f"# The same story before and after\n\n## After SFT\n\n{transcript(before)}\n## After {best.upper()}\n\n{transcript(after)}"
