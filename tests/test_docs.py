@@ -1,0 +1,75 @@
+"""The pages that teach by code: what stands there is executed."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import turnwise
+import yaml
+from support import ECHO
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_optimizer_and_the_credit_method_of_the_page_train(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *files, use = blocks("writing-an-optimizer.md", "python")
+    monkeypatch.setitem(sys.modules, "acme", types.ModuleType("acme"))
+    for code in files:
+        [name] = re.findall(r"# acme/(\w+)\.py", code)
+        module = types.ModuleType(f"acme.{name}")
+        exec(compile(code, name, "exec"), module.__dict__)
+        monkeypatch.setitem(sys.modules, f"acme.{name}", module)
+    plugins = turnwise.Plugins({"acme": sys.modules["acme.plugin"]})
+    where: dict[str, Any] = {"turnwise": turnwise, "policy": str(model_folder()), "folder": tmp_path / "r", "plugins": plugins}
+    exec(use, where)
+    done = where["run"]
+    assert done.updates == 3
+    start = torch.cat([p.flatten() for p in turnwise.Policy.from_pretrained(model_folder()).parameters()])
+    assert not torch.equal(start, torch.cat([p.flatten() for p in done.policy.parameters()]))
+    assert any(m.credit for m in done.ledger.members(done.id))
+
+
+PRESETS = {re.findall(r"# ([\w. +]+?) \(", text)[0]: yaml.safe_load(text)["rl"] for text in blocks("optimizers.md", "yaml")}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_of_the_page_trains(name: str, model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    assert set(PRESETS) == {"GRPO", "RLOO", "Dr. GRPO", "DAPO", "GSPO", "CISPO", "REINFORCE++"}
+    count = lambda e: float(sum(t.action.count("e") for t in e.turns))  # noqa: E731
+    small = {
+        "env": {"id": ECHO, "kwargs": {"turns": 2}},
+        "updates": 1,
+        "groups": 3,
+        "max_new_tokens": 5,
+        "poll": 0.0,
+        "feedback": [count],
+    }
+    if PRESETS[name].get("groups"):
+        small["groups"] = 6
+    stage = {**PRESETS[name], **small}
+    done = turnwise.Run(
+        {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}, folder=tmp_path / "r"
+    ).finish()
+    assert done.policy.version == 1
+
+
+def test_every_credit_method_and_optimizer_has_its_row() -> None:
+    plugins = turnwise.Plugins()
+    for kind, page in (("credit method", "credit.md"), ("optimizer", "optimizers.md")):
+        text = (DOCS / page).read_text()
+        for name in plugins.names(kind):
+            if name not in ("acme-last-turn",) and not name.startswith("acme"):
+                assert f"| `{name}`" in text, f"docs/{page} lacks a row for {name!r}"
