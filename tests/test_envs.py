@@ -7,7 +7,7 @@ import random
 import pytest
 import turnwise
 from turnwise.engine.environment import make_env
-from turnwise.envs import maze, support_desk
+from turnwise.envs import maze, support_desk, twenty_questions
 from turnwise.envs.support_desk import RESOLUTIONS, SupportDesk, draw_story
 
 DESK = "turnwise/SupportDesk-v0"
@@ -124,3 +124,56 @@ def test_maze_walls_and_words() -> None:
     assert env.step("banana")[1] == -1.0
     with pytest.raises(ValueError, match="2 to 8"):
         maze.Maze(9)
+
+
+def test_maze_unobserved_names_no_cell_and_the_exit_pays_alone() -> None:
+    for e in play("turnwise/MazePO-v0", "expert", 30):
+        assert all("row" not in t.observation.content for t in e.turns)
+        assert e.env_return == e.info["optimum"]
+    chosen = [(s, 0) for s in turnwise.starts("turnwise/Maze-v0", 1, 60, kwargs={"reward": "exit", "steps": 4})]
+    for player in ("expert", "random"):
+        for e in turnwise.rollout(turnwise.ScriptPlayer(player), chosen):
+            assert e.ending == "terminated"
+            assert len(e.turns) <= 4
+            assert e.env_return == float(bool(e.success)) <= e.info["optimum"]
+            assert [t.reward for t in e.turns[:-1]] == [0.0] * (len(e.turns) - 1)
+            if player == "expert":
+                assert e.env_return == e.info["optimum"]
+    with pytest.raises(ValueError, match="'steps' or 'exit'"):
+        maze.Maze(reward="gold")  # type: ignore[arg-type]
+
+
+def test_questions_tell_all_things_apart_and_are_understood() -> None:
+    signatures = {tuple(twenty_questions.answers(thing).values()) for thing in twenty_questions.THINGS}
+    assert len(signatures) == len(twenty_questions.THINGS) >= 60
+    for word, (question, having) in twenty_questions.PROPERTIES.items():
+        assert twenty_questions.named(question) == [word]
+        assert having <= set(twenty_questions.THINGS)
+    for thing in twenty_questions.THINGS:
+        assert twenty_questions.named(twenty_questions.guess(thing)) == [thing]
+
+
+def test_questions_players_and_what_is_paid() -> None:
+    expert, demonstrator, chance = (play("turnwise/TwentyQuestions-v0", p, 200) for p in ("expert", "demonstrator", "random"))
+    assert all(e.success for e in expert)
+    assert mean([len(e.turns) for e in expert]) < 8
+    means = [mean([e.env_return for e in each]) for each in (expert, demonstrator, chance)]
+    assert means[0] > 0.8 > 0.7 > means[1] > 0.4 > 0 > means[2]
+    for e in (*expert, *demonstrator, *chance):
+        assert all(t.reward == 0 for t in e.turns[:-1])
+        assert e.env_return == pytest.approx(float(bool(e.success)) - 0.02 * len(e.turns))
+    env = make_env("turnwise/TwentyQuestions-v0", questions=3, things=2).unwrapped
+    env.reset(seed=0)
+    env.thing = "dog"
+    assert [env.step(said)[0] for said in ("Is it alive or red?", "hm")] == [
+        "Ask about one thing at a time.",
+        "I do not know what that means.",
+    ]
+    assert env.step("Is it the cat?")[:3] == ("No more questions. It was the dog.", pytest.approx(-0.06), True)
+    with pytest.raises(ValueError, match="2 to 64"):
+        twenty_questions.TwentyQuestions(things=65)
+
+
+@pytest.mark.parametrize("env", ["turnwise/TwentyQuestions-v0", "turnwise/MazePO-v0", "turnwise/Maze-v0", DESK])
+def test_the_checker_finds_nothing_wrong(env: str) -> None:
+    assert turnwise.check_environment(env, episodes=8) == []

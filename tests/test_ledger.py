@@ -229,3 +229,19 @@ def test_a_newer_ledger_and_no_ledger_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no database, but long enough to be looked at " * 100)
     with pytest.raises(turnwise.LedgerError, match="cannot be"):
         turnwise.Ledger(tmp_path / "text")
+
+
+def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Schema 1 had no credit: the column is added, and what was there stays."""
+    path = tmp_path / "old.sqlite"
+    old = turnwise.Ledger(path)
+    old.close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE members DROP COLUMN credit")
+        db.execute("UPDATE info SET value = '1' WHERE key = 'schema'")
+        db.execute("INSERT INTO members VALUES ('e', 'run', 1, 'g', 1, '', 0.5, '[]', 0.0)")
+    for _ in range(2):
+        ledger = turnwise.Ledger(path)
+        [member] = ledger.members("run")
+        assert (member.episode, member.outcome, member.credit) == ("e", 0.5, ())
+        ledger.close()
