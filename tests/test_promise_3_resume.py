@@ -35,7 +35,10 @@ stages:
   - preference: {{optimizer: {{name: dpo, lr: 1.0e-3}}, batch_size: 16}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 3, group_size: 3, max_new_tokens: 6, poll: 0,
          feedback: [environment, {{judge: questions, weight: 0.1}}, {{judge: length, max_words: 3}}],
+         credit: {{name: redistribute, features: 16}}, resample: 1, audit: {{episodes: 1, rollouts: 2}},
          optimizer: {{name: grpo, lr: 1.0e-3, kl: 0.1}}}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 2, max_new_tokens: 6, poll: 0, max_turns: 3,
+         feedback: [{{judge: length, max_words: 3}}], credit: {{name: branch, rollouts: 2}}, optimizer: {{name: ppo, lr: 1.0e-3, critic: separate}}}}
   - evaluate: {{env: turnwise/SupportDesk-v0, episodes: 6, players: [policy, expert], max_new_tokens: 6,
                best_of: {{judge: reward-model, n: [1, 2]}}}}
 """

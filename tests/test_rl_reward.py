@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support import play
 from turnwise.engine.batch import make_batch
 from turnwise.engine.reward import clipped
-from turnwise.engine.stages.rl import BestSoFar
+from turnwise.engine.stages.gold import BestSoFar
 from turnwise.plugins.optimizers.kl import KL
 
 

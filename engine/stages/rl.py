@@ -21,6 +21,8 @@ from ..reward import NoReward, Rewards, clipped
 from ..rollout import Branch, Where
 from ..run import Run, Update
 from ..sources import ENVIRONMENT, JudgeSource, Sources, check_order, learners
+from .gold import BestSoFar, Gold
+from .measures import credit_metrics, drift, mean, play_metrics
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
 
@@ -50,27 +52,6 @@ class Table:
     heard: float = 0.0
 
 
-class Gold(Section):
-    """Early stopping: the environment's own return on held-out starts, played every few updates.
-
-    The policy that did best is kept; when it has not been beaten `patience` times in a row the stage ends, and the policy goes back to
-    it, as it does at the stage's end. What is trained on may be a proxy (a reward model); this is the measure it stands for.
-
-    Attributes:
-        episodes: how many starts; the same every time.
-        every: updates between measurements; the start is measured too.
-        patience: measurements without a new best after which the stage ends; None: only measures, and keeps the last policy.
-        options: for `reset`, to choose held-out content; default: those of the training environment.
-        seed: of the starts.
-    """
-
-    episodes: int = Field(default=200, ge=1)
-    every: int = Field(default=5, ge=1)
-    patience: int | None = Field(default=3, ge=1)
-    options: dict[str, Any] | None = None
-    seed: int = 30_000
-
-
 class Audit(Section):
     """The truth about the credit: for some conversations every turn's start is valued by many conversations continued from there with the
     present policy. Their differences are the true advantages of the turns, up to sampling noise; nothing of it trains.
@@ -84,36 +65,6 @@ class Audit(Section):
     episodes: int = Field(default=8, ge=1)
     rollouts: int = Field(default=32, ge=2)
     every: int = Field(default=25, ge=1)
-
-
-class BestSoFar:
-    """The policy that did best on the gold measure, and how often it has not been beaten since."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy, self.value, self.update, self.waited = policy, float("-inf"), 0, 0
-        self.weights: list[Any] = []
-
-    def hear(self, value: float, update: int) -> None:
-        self.waited += 1
-        if value > self.value:
-            self.value, self.update, self.waited = value, update, 0
-            self.weights = [p.detach().cpu().clone() for p in self.policy.parameters()]
-
-    def put_back(self) -> None:
-        import torch
-
-        with torch.no_grad():
-            for parameter, kept in zip(self.policy.parameters(), self.weights, strict=True):
-                parameter.copy_(kept)
-
-    def state_dict(self) -> dict[str, Any]:
-        kept = {f"weights.{i}": w for i, w in enumerate(self.weights)}
-        return {**kept, "value": self.value if self.weights else None, "update": self.update, "waited": self.waited}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.weights = [state[f"weights.{i}"] for i in range(len(state) - 3)]
-        self.value = float("-inf") if state["value"] is None else float(state["value"])
-        self.update, self.waited = int(state["update"]), int(state["waited"])
 
 
 class RL(Stage):
@@ -294,7 +245,7 @@ class RL(Stage):
                     f"no episode had a single turn: the first prompt does not fit the policy's context of {policy.context_length} tokens"
                 )
             used, left_out = self.members(episodes, rewards, "group" in parts.credit.needs)
-            metrics = _play_metrics(episodes, rewards)
+            metrics = play_metrics(episodes, rewards)
             metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()}
             if used:
                 run.status("update", **show)
@@ -335,8 +286,8 @@ class RL(Stage):
             elif run.is_main:
                 self.record_members(run, number, episodes, rewards, left_out, said)
             metrics |= {
-                "drift": _drift(policy, episodes),
-                "judge_failure_rate": _mean([float(a.status == "failed") for each in said.values() for a in each]),
+                "drift": drift(policy, episodes),
+                "judge_failure_rate": mean([float(a.status == "failed") for each in said.values() for a in each]),
                 "spend": sum(a.stamp.cost for each in said.values() for a in each),
                 **golden,
                 "seconds/play": table.played,
@@ -380,8 +331,8 @@ class RL(Stage):
             raise TooManyFailures(
                 f"gold: no conversation of {self.gold.episodes} could be played to its end; nothing was measured"
             )
-        best.hear(_mean(values), run.updates + (made > 0))
-        return {"gold/return": _mean(values)} | ({"gold/success": _mean(successes)} if successes else {})
+        best.hear(mean(values), run.updates + (made > 0))
+        return {"gold/return": mean(values)} | ({"gold/success": mean(successes)} if successes else {})
 
     def hear(self, table: Table, chosen: Sequence[tuple[Start | Branch, int]], where: Where, what: str = "play") -> bool:
         """Plays conversations, has them judged, and lays them on the table. False: the run was interrupted while waiting."""
@@ -446,7 +397,7 @@ class RL(Stage):
         for e, own in enumerate(states):
             for k, state in enumerate(own):
                 if heard := outcomes.get(shared_states[state].origin):
-                    values[e, k] = _mean(heard)
+                    values[e, k] = mean(heard)
         new = [sum(len(t.action_ids or ()) for t in e.turns[e.origin[1] if e.origin else 0 :]) for e in aside.episodes]
         return values, {f"{label}/rollouts": float(len(chosen)), f"{label}/tokens": float(sum(new))}
 
@@ -628,62 +579,7 @@ def _speaking(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoRew
     return [g for g, own in outcomes.items() if max(own) - min(own) > 1e-6 * (1 + abs(max(own)))]
 
 
-def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:
-    """How large the credit of the first turns is, and how it spreads: mean and standard deviation over the episodes that got so far."""
-    metrics = {}
-    for k in range(min(turns, batch.turn_mask.shape[1])):
-        own = batch.credit.turn_credit[batch.turn_mask[:, k], k].double()
-        metrics[f"credit/turn-{k + 1}/mean"] = float(own.mean())
-        metrics[f"credit/turn-{k + 1}/std"] = float(own.std(correction=0))
-    return metrics
-
-
 def _groups_without_signal(batch: Any) -> set[int]:
     """Groups in which no action token has an advantage."""
     loud = (batch.credit.advantages != 0).any(1)
     return set(batch.group.tolist()) - set(batch.group[loud].tolist())
-
-
-def _play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]) -> dict[str, float]:
-    sound = [e for e in episodes if e.ending != "failed"]
-    outcomes = [r.outcome for r in rewards.values() if isinstance(r, Rewards)]
-    successes = [e.success for e in sound if e.success is not None]
-    metrics = {
-        "episodes": float(len(episodes)),
-        "return": _mean([e.env_return for e in sound]),
-        "turns": _mean([len(e.turns) for e in sound]),
-        "tokens": float(sum(len(t.action_ids or ()) for e in episodes for t in e.turns)),
-        "reply_tokens": _mean([len(t.action_ids or ()) for e in sound for t in e.turns]),
-        "cut_replies": _mean([float(t.cut) for e in sound for t in e.turns]),
-        "truncated": _mean([float(e.ending == "truncated") for e in sound]),
-        "failed_episodes": float(len(episodes) - len(sound)),
-    }
-    if outcomes:  # none is not zero
-        metrics["outcome"] = _mean(outcomes)
-    if successes:
-        metrics["success"] = _mean([float(s) for s in successes])
-    by_env: dict[str, list[float]] = {}
-    for e in sound:
-        reward = rewards.get(e.id)
-        if isinstance(reward, Rewards):
-            by_env.setdefault(e.start.env, []).append(reward.outcome)
-    if len(by_env) > 1:
-        metrics |= {f"outcome/{env}": _mean(values) for env, values in by_env.items()}
-    return metrics
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
-    """Share of episodes whose trained context differs from what the template would render; measured on a few."""
-    checked = [e for e in episodes if e.history == "append" and len(e.turns) > 1][:sample]
-    drifted = 0
-    for e in checked:
-        context = [i for t in e.turns for i in (*t.prompt_ids, *(t.action_ids or ()))][
-            : -len(e.turns[-1].action_ids or ()) or None
-        ]
-        said = [m for m in e.messages if m is not e.final][:-1]
-        drifted += policy.chat.drift(said, context, e.tools)
-    return drifted / len(checked) if checked else 0.0

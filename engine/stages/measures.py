@@ -1,0 +1,64 @@
+"""What an update is measured by, from its conversations and its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..episode import Episode
+from ..reward import NoReward, Rewards
+
+
+def play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]) -> dict[str, float]:
+    sound = [e for e in episodes if e.ending != "failed"]
+    outcomes = [r.outcome for r in rewards.values() if isinstance(r, Rewards)]
+    successes = [e.success for e in sound if e.success is not None]
+    metrics = {
+        "episodes": float(len(episodes)),
+        "return": mean([e.env_return for e in sound]),
+        "turns": mean([len(e.turns) for e in sound]),
+        "tokens": float(sum(len(t.action_ids or ()) for e in episodes for t in e.turns)),
+        "reply_tokens": mean([len(t.action_ids or ()) for e in sound for t in e.turns]),
+        "cut_replies": mean([float(t.cut) for e in sound for t in e.turns]),
+        "truncated": mean([float(e.ending == "truncated") for e in sound]),
+        "failed_episodes": float(len(episodes) - len(sound)),
+    }
+    if outcomes:  # none is not zero
+        metrics["outcome"] = mean(outcomes)
+    if successes:
+        metrics["success"] = mean([float(s) for s in successes])
+    by_env: dict[str, list[float]] = {}
+    for e in sound:
+        reward = rewards.get(e.id)
+        if isinstance(reward, Rewards):
+            by_env.setdefault(e.start.env, []).append(reward.outcome)
+    if len(by_env) > 1:
+        metrics |= {f"outcome/{env}": mean(values) for env, values in by_env.items()}
+    return metrics
+
+
+def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:
+    """How large the credit of the first turns is, and how it spreads: mean and standard deviation over the episodes that got so far."""
+    metrics = {}
+    for k in range(min(turns, batch.turn_mask.shape[1])):
+        own = batch.credit.turn_credit[batch.turn_mask[:, k], k].double()
+        metrics[f"credit/turn-{k + 1}/mean"] = float(own.mean())
+        metrics[f"credit/turn-{k + 1}/std"] = float(own.std(correction=0))
+    return metrics
+
+
+def drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
+    """Share of episodes whose trained context differs from what the template would render; measured on a few."""
+    checked = [e for e in episodes if e.history == "append" and len(e.turns) > 1][:sample]
+    drifted = 0
+    for e in checked:
+        context = [i for t in e.turns for i in (*t.prompt_ids, *(t.action_ids or ()))][
+            : -len(e.turns[-1].action_ids or ()) or None
+        ]
+        said = [m for m in e.messages if m is not e.final][:-1]
+        drifted += policy.chat.drift(said, context, e.tools)
+    return drifted / len(checked) if checked else 0.0
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
