@@ -408,15 +408,16 @@ class RL(Stage):
         from ..tensors import turn_advantages
 
         assert self.audit is not None
-        some = range(min(self.audit.episodes, len(batch.episodes)))
+        count = min(self.audit.episodes, len(batch.episodes))
+        some = [i * len(batch.episodes) // count for i in range(count)]  # of many starts
         found = self.branches(table, [batch.episodes[e] for e in some], self.audit.rollouts, "audit", number)
         if found is None:
             return None
         values, cost = found
         size = values.shape[1]
-        mask = batch.turn_mask[list(some), :size]
-        true = turn_advantages(values / scale, batch.outcome[list(some)], mask)[mask]
-        ours = batch.credit.turn_credit[list(some), :size][mask]
+        mask = batch.turn_mask[some, :size]
+        true = turn_advantages(values / scale, batch.outcome[some], mask)[mask]
+        ours = batch.credit.turn_credit[some, :size][mask]
         metrics = {**cost, "audit/true_std": float(true.std(correction=0))}
         if float(true.std(correction=0)) > 0 and float(ours.std(correction=0)) > 0:
             metrics["audit/rank_correlation"] = float(spearmanr(true, ours).statistic)
