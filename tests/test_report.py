@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,10 @@ def test_its_numbers_are_those_of_the_ledger(finished: turnwise.Run) -> None:
     assert "simulated-panel: 8" in page
     assert MARKUP not in page
     assert "Before and after" in page
+    shown = page.split("<h2>Credit</h2>")[1].split("</section>")[0]
+    credits = [f"credit {c:+.3f}" for m in finished.ledger.members(finished.id) for c in m.credit]
+    assert set(re.findall(r"credit [+-][\d.]+", shown)) <= set(credits)
+    assert shown.count("credit +") + shown.count("credit -") >= 3
     assert "reward-model +" in page or "reward-model -" in page, "what the reward model gave each turn"
     assert "Proxy and truth" in page
 
