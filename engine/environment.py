@@ -461,10 +461,13 @@ def replay(env: gymnasium.Env[str, str], start: Start, actions: Sequence[str], l
 
 def snapshot(env: gymnasium.Env[str, str]) -> gymnasium.Env[str, str] | None:
     """A copy of an environment in its present state, to go on from; None if it does not say that it can be copied
-    (`metadata["snapshots"]`): then `replay` reaches the state again."""
+    (`metadata["snapshots"]`), or cannot after all: then `replay` reaches the state again."""
     if isinstance(env, ProcessEnv) or not env.metadata.get("snapshots", False):
         return None
-    return copy.deepcopy(env)
+    try:
+        return copy.deepcopy(env)
+    except Exception:  # whatever its state refuses with
+        return None
 
 
 @contextlib.contextmanager
@@ -497,6 +500,10 @@ def check_environment(
     problems: list[str] = []
     try:
         env = make_instance(env_id, **kwargs)
+        if env.metadata.get("snapshots", False) and snapshot(env) is None:
+            problems.append(
+                'it declares metadata["snapshots"], but a copy.deepcopy of it fails (or it lives in a process of its own)'
+            )
     except LookupError:
         raise
     except Exception as error:

@@ -157,7 +157,7 @@ class PolicyPlayer:
             conversation.ids = talk.ids
             conversation.messages = talk.messages
             key = (where.seed, where.update, talk.start.key, talk.slot, len(talk.turns))
-            place = (talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
+            place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
             conversation.seed = int(derive_id("noise", *key, *place), 16)
             asked.append(i)
         samples = self.backend.reply([talks[i].state for i in asked], self.sampling) if asked else []
@@ -225,7 +225,7 @@ class ScriptPlayer:
             raise LookupError(
                 f"environment {talk.start.env!r} has no player {self.player!r}; it has: {', '.join(players) or 'none'}"
             )
-        place = (talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
+        place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
         noise = random.Random(derive_id("player", where.seed, where.update, talk.start.key, talk.slot, *place))
         talk.state = players[self.player](talk.env.unwrapped, noise)
 
@@ -401,11 +401,13 @@ def _reach(
             if origin in copies:
                 state, seen = copies[origin]
                 copied = snapshot(state)
-                assert copied is not None
+            else:
+                copied = None
+            if copied is None:
+                replayed.append(i)
+            else:
                 talk.env.close()
                 talk.env, found[i] = copied, (seen, "")
-            else:
-                replayed.append(i)
         jobs = [
             (t.env, t.start, [turn.action for turn in t.branch.said] if t.branch else []) for t in (talks[i] for i in replayed)
         ]

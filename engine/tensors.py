@@ -90,7 +90,8 @@ def bilevel_gae(
         over turns:   delta_k = r_k + g V(e_{k+1}) - V(e_k)        A_k = delta_k + g l A_{k+1}        e_k: the last token of turn k
         in a turn:    A_{e_k} = A_k        A_t = r_t + gamma V_{t+1} - V_t + gamma lam A_{t+1}        for the tokens t before e_k
 
-    r_k is the reward on the turn's last token; rewards on earlier tokens (a KL penalty) stay where they are.
+    r_k is the reward on the turn's last token, and g times what the next turn's tokens before its last one earn (a KL penalty), so that a turn is
+    charged for all that comes after it.
 
     Args:
         rewards, values: [E, A].
@@ -105,7 +106,10 @@ def bilevel_gae(
     _, counts = turn_sums(values, turn, mask, turns)
     _, last = turn_edges(counts)
     ends = counts > 0
-    per_turn, _ = gae(rewards.gather(1, last) * ends, values.gather(1, last) * ends, ends, bootstrap, *turnwise)
+    at_ends = rewards.gather(1, last) * ends
+    before_ends = turn_sums(rewards, turn, mask, turns)[0] - at_ends
+    earned = at_ends + turnwise[0] * torch.cat([before_ends[:, 1:], torch.zeros_like(before_ends[:, :1])], 1)
+    per_turn, _ = gae(earned, values.gather(1, last) * ends, ends, bootstrap, *turnwise)
     gamma, lam = token
     advantages = torch.zeros_like(values)
     following = torch.zeros_like(bootstrap)

@@ -97,7 +97,7 @@ class TwentyQuestions(gymnasium.Env[str, str]):
         things: how many of the 64 can be thought of.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": [], "snapshots": True}
     players: ClassVar[Mapping[str, Any]]  # below
     observation_space = action_space = Text(1024)
 

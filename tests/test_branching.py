@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,26 @@ def test_branch_credit_is_made_of_the_continuations_in_the_ledger(model_folder: 
 
     class Letters:
         def score(self, episodes: Any) -> list[turnwise.Feedback]:
-            return [turnwise.Feedback(e.id, score=sum(t.action.count("a") for t in e.turns) / 4) for e in episodes]
+            paid = turnwise.Stamp(cost=0.01)
+            return [turnwise.Feedback(e.id, score=sum(t.action.count("a") for t in e.turns) / 4, stamp=paid) for e in episodes]
 
-    rl = {"credit": {"name": "branch", "rollouts": 3}, "feedback": ["environment", Letters()]}
+    rl = {
+        "credit": {"name": "branch", "rollouts": 3},
+        "feedback": ["environment", Letters()],
+        "audit": {"episodes": 4, "rollouts": 3, "every": 1},
+    }
     done = turnwise.Run(config(model_folder(), **rl), folder=tmp_path / "r").finish()
     episodes = done.ledger.run_episodes(done.id, stage="rl", update=1)
     branches = done.ledger.run_episodes(done.id, stage="rl/branches", update=1)
     worth = {e.id: e.env_return + sum(t.action.count("a") for t in e.turns) / 4 for e in [*episodes, *branches]}
     members = {m.episode: m for m in done.ledger.members(done.id, 1)}
-    assert {m.reason for m in members.values() if m.episode not in {e.id for e in episodes}} == {"branches"}
+    assert {m.reason for m in members.values() if m.episode not in {e.id for e in episodes}} == {"branches", "audit"}
+    audited = done.ledger.run_episodes(done.id, stage="rl/audit", update=1)
+    said = [{(b.origin, tuple(t.action for t in b.turns)) for b in each} for each in (branches, audited)]
+    assert len(said[0] & said[1]) < 3, "an audit plays conversations of its own"
+    worth |= {e.id: e.env_return + sum(t.action.count("a") for t in e.turns) / 4 for e in audited}
+    total = sum(m["spend"] for m in done.metrics)
+    assert 0 < total == pytest.approx(sum(done.ledger.spend().values())), "continuations are paid for too"
     assert done.metrics[0]["branches/rollouts"] == len(branches) == 3 * len({b.origin for b in branches})
 
     def value(e: turnwise.Episode, k: int) -> float:
@@ -139,10 +151,18 @@ def test_branch_credit_is_made_of_the_continuations_in_the_ledger(model_folder: 
         assert members[e.id].credit == pytest.approx([b - a for a, b in itertools.pairwise(values)], abs=1e-5)
     shown = credited(done.ledger, done.id)
     assert len(shown) == 3
+    last = {e.id: e for e in done.ledger.run_episodes(done.id, stage="rl", update=2)}
+    audits = done.ledger.run_episodes(done.id, stage="rl/audit", update=2)
+    outcome = {m.episode: m.outcome for m in done.ledger.members(done.id, 2)}
     for talk in shown:
-        for turn in talk["turns"]:
-            assert turn.true is not None
-            assert turn.credit == pytest.approx(turn.true[0], abs=1e-5)
+        e = last[talk["where"].split()[-1]]
+        means = []
+        for k in range(3):
+            same = [b for b in audits if b.origin and b.origin[1] == k and b.start == e.start
+                    and [t.action for t in b.turns[:k]] == [t.action for t in e.turns[:k]]]  # fmt: skip
+            means.append(sum(outcome[b.id] for b in same) / len(same))
+        true = [b - a for a, b in itertools.pairwise([*means, outcome[e.id]])]
+        assert [t.true[0] for t in talk["turns"]] == pytest.approx(true, abs=1e-5)
 
 
 def test_an_audit_measures_any_credit_and_trains_nothing(model_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -154,7 +174,38 @@ def test_an_audit_measures_any_credit_and_trains_nothing(model_folder: Callable[
     assert torch.equal(*weights)
     audited = [m for m in done["audited"].metrics if "audit/rollouts" in m]
     assert [m["update"] for m in audited] == [1, 3], "the first, every second, and the last"
-    assert all(-1 <= m["audit/rank_correlation"] <= 1 for m in audited)
+    assert all("audit/rank_correlation" in m for m in audited)
+
+
+def test_nothing_learns_from_an_audit(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A combiner that learns from what is said is fitted on the training conversations' feedback alone."""
+
+    class Counting:
+        def __init__(self, weights: Any) -> None:
+            self.heard = 0
+
+        def fit(self, feedback: Any) -> None:
+            self.heard += len(feedback)
+
+        def combine(self, group: Any, feedback: Any) -> list[turnwise.Rewards]:
+            score = {f.episode: f.score for f in feedback}
+            return [turnwise.Rewards(score[e.id], (0.0, 0.0, score[e.id])) for e in group]
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"heard": self.heard}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.heard = state["heard"]
+
+    made: list[Counting] = []
+    module = types.ModuleType("counting")
+    module.register_combiners = turnwise.hookimpl(  # type: ignore[attr-defined]
+        lambda register: register("counting", lambda weights: made.append(Counting(weights)) or made[-1])
+    )
+    plugins = turnwise.Plugins({"counting": module})
+    rl = {"feedback": [length], "combiner": "counting", "audit": {"episodes": 2, "rollouts": 2, "every": 1}}
+    turnwise.Run(config(model_folder(), **rl), folder=tmp_path / "r", plugins=plugins).finish()
+    assert made[-1].heard == 2 * 4, "two updates of four conversations"
 
 
 def test_groups_without_signal_are_replaced(model_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -197,7 +248,8 @@ class Late:
     ("rl", "what"),
     [
         ({"credit": "branch", "feedback": [Ranks()]}, "cannot say: they need a number each, at once"),
-        ({"audit": {}, "feedback": [{"source": Late()}]}, "cannot say|needs|source"),
+        ({"audit": {}, "feedback": [Late()]}, "an audit asks about many continuations of every turn, which 'Late' cannot say"),
+        ({"credit": {"name": "branch"}, "resample": 2}, "does not compare within groups"),
         ({"credit": "gae"}, "without a critic"),
         ({"credit": "judged", "feedback": ["environment"]}, "turn_scores"),
         ({"credit": "gigpo", "group_size": 1}, "group_size of at least 2"),

@@ -90,12 +90,23 @@ def test_bilevel_and_token_gae_agree_where_they_must() -> None:
     made = batch(episode("a", (3, 2, 4), (0.0, 0.5, 1.0), ending="truncated"), episode("b", (1, 5), (0.0, -1.0)))
     made.values = torch.rand(made.mask.shape, generator=torch.Generator().manual_seed(0)) * made.mask
     made.bootstrap = torch.tensor([0.3, 0.4])
-    whole = [GAE(lam=1.0, turn_lam=1.0, unit=unit).assign(made).advantages for unit in ("token", "bilevel")]
+    whole = [m.assign(made).advantages for m in (GAE(lam=1.0), GAE(unit="bilevel", lam=1.0, turn_lam=1.0))]
     assert torch.allclose(whole[0], whole[1], atol=1e-6)
+    made.token_rewards = (
+        -0.1 * torch.rand(made.mask.shape, generator=torch.Generator().manual_seed(1)) * made.mask
+    )  # a KL penalty
+    charged = [m.assign(made) for m in (GAE(lam=1.0), GAE(unit="bilevel", lam=1.0, turn_lam=1.0))]
+    assert torch.allclose(charged[0].advantages, charged[1].advantages, atol=1e-6)
+    assert not torch.allclose(charged[0].advantages, whole[0], atol=1e-3)
     single = batch(episode("a", (1, 1, 1, 1), (0.0, 0.0, 0.5, 1.0)), episode("b", (1, 1), (0.0, -1.0)))
     single.values, single.bootstrap = torch.rand(single.mask.shape) * single.mask, torch.zeros(2)
     three = [
-        GAE(gamma=0.9, lam=0.7, unit=unit, turn_gamma=0.9, turn_lam=0.7).assign(single) for unit in ("token", "turn", "bilevel")
+        GAE(**options).assign(single)
+        for options in (
+            {"gamma": 0.9, "lam": 0.7},
+            {"unit": "turn", "turn_gamma": 0.9, "turn_lam": 0.7},
+            {"unit": "bilevel", "gamma": 0.9, "lam": 0.7, "turn_gamma": 0.9, "turn_lam": 0.7},
+        )
     ]
     for other in three[1:]:
         assert torch.allclose(three[0].advantages, other.advantages, atol=1e-6)
@@ -126,6 +137,18 @@ def test_gigpo_by_hand() -> None:
     other = batch(said("a", "hall kitchen", (0.0, 1.0)), said("b", "hallo kitchens", (0.0, 0.0)))
     assert GiGPO().states(other).tolist() == [[0, 1], [2, 3]]
     assert GiGPO(similarity=0.8).states(other).tolist() == [[0, 1], [0, 1]]
+    turned = batch(said("b", "hallo kitchens", (0.0, 0.0)), said("a", "hall kitchen", (0.0, 1.0)))
+    near = [said(n, f"{n} x", (0.0, 1.0)) for n in ("abcdef", "abcdeg", "abcdgg")]
+    together = set()
+    for order in itertools.permutations(near):
+        found = GiGPO(similarity=0.8).states(batch(*order))[:, 0].tolist()
+        together.add(frozenset(frozenset(e.id for e, n in zip(order, found, strict=True) if n == m) for m in set(found)))
+    assert len(together) == 1, "whoever comes first in the batch decides nothing"
+    assert GiGPO(similarity=0.8).states(turned).tolist() == [[0, 1], [0, 1]]
+    equal = batch(said("a", "hall", (1.0,)), said("b", "hall", (1.0,)), said("c", "hall", (1.0,)))
+    equal.token_rewards[0, 0], equal.token_rewards[1, 0] = -1e-3, 1e-3
+    tiny = GiGPO(baseline="std").assign(equal).turn_credit
+    assert float(tiny.abs().max()) < 1e-2, "the smallest penalty must not become a full-strength advantage"
     apart = batch(said("a", "hall", (1.0,)), said("b", "hall", (0.0,), seed=2))
     assert GiGPO().states(apart).tolist() == [[0], [1]], "states of two starts are never compared"
 
@@ -151,9 +174,16 @@ def test_judged_by_hand() -> None:
     assert smeared[0].tolist() == pytest.approx([0.5 + 0.5 / 7, 1.0 / 7, 2.0 / 7])
     assert smeared[1].tolist() == pytest.approx([0.25 + 0.5 / 3, 1.0 / 3, 0])
     assert turns_of(Judged("delta", outcome=1.0).assign(made))[0] == [1.5, 1.0, 1.5]
+    assert (Judged().needs, Judged("delta").needs) == ({"turn_scores", "group"}, {"turn_scores"})
+    heard = Judged()
+    heard.assign(made)
     made.turn_scores = None
-    with pytest.raises(ValueError, match="none of the feedback sources scored a single turn"):
-        Judged().assign(made)
+    assert not heard.assign(made).advantages.any(), "abstained throughout: no credit"
+    again = Judged()
+    with pytest.raises(turnwise.ConfigError, match="none of the feedback sources scored a single turn"):
+        again.assign(made)
+    again.load_state_dict(heard.state_dict())
+    assert not again.assign(made).advantages.any()
 
 
 def test_redistribution_finds_the_turn_that_mattered_and_conserves_the_outcome() -> None:
@@ -326,12 +356,18 @@ def test_the_stopping_bias_of_normalising_per_turn_index_is_there_and_absent_fro
         """The same game with the reward 1 moved to turn 2."""
         return per_index(rewards.flip(1), mask)
 
+    def with_itself(rewards: Any, mask: Any) -> Any:
+        """Returns to go less the mean of the whole group, the episode itself included."""
+        returns = returns_to_go(rewards)
+        return returns - returns.mean(0)
+
     ours = lambda rewards, mask: against_others(returns_to_go(rewards), mask, torch.zeros(len(rewards), dtype=torch.long))  # noqa: E731
     ours_late = lambda rewards, mask: ours(rewards.flip(1), mask)  # noqa: E731
     true = 0.6 * 0.4
     for group in (2, 3, 4):
         assert stopping_gradient(ours, group) == pytest.approx(true, abs=1e-9)
         assert stopping_gradient(ours_late, group) == pytest.approx(true, abs=1e-9)
+        assert stopping_gradient(with_itself, group) == pytest.approx(true * (1 - 1 / group), abs=1e-9), "shrunk"
         assert abs(stopping_gradient(late, group)) < 0.01, (
             "everybody at turn 2 earns 1, so nobody is credited for getting there"
         )
@@ -347,11 +383,11 @@ def test_turn_advantages_telescope_and_skip_unknown_states() -> None:
 
 def test_options_out_of_range_are_refused() -> None:
     for make in (
-        lambda: TurnReturns(gamma=2), lambda: TurnReturns(baseline="mean"), lambda: GAE(unit="word"), lambda: GAE(turn_lam=-1),  # type: ignore[arg-type]
+        lambda: TurnReturns(gamma=2), lambda: TurnReturns(baseline="mean"), lambda: GAE(unit="word"), lambda: GAE(turn_lam=-1), lambda: GAE(turn_lam=0.5), lambda: GAE(unit="turn", lam=0.5),  # type: ignore[arg-type]
         lambda: GiGPO(similarity=0.0), lambda: GiGPO(baseline="loo"), lambda: BranchCredit(0), lambda: Counterfactual(0),  # type: ignore[arg-type]
         lambda: Redistribute(features=2), lambda: Judged("marks"), lambda: Judged(smear=1.0),  # type: ignore[arg-type]
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=r"must be|need|at least"):
+        with pytest.raises(ValueError, match=r"must be|need|at least|not used"):
             make()
 
 

@@ -18,7 +18,7 @@ from turnwise.engine.stages.preference import Label, _rows, label_batch, pair_la
 from turnwise.engine.tensors import turn_sums
 from turnwise.plugins.optimizers.dpo import DPO, dpo_loss, parting
 from turnwise.plugins.optimizers.grpo import GRPO
-from turnwise.plugins.optimizers.kto import KTO, kto_loss, mismatched
+from turnwise.plugins.optimizers.kto import KTO, kto_loss, mismatched, segments
 from turnwise.plugins.optimizers.losses import PolicyLoss
 from turnwise.plugins.optimizers.ppo import PPO
 from turnwise.plugins.optimizers.rejection import Rejection, best_of_groups
@@ -148,6 +148,18 @@ def test_the_critic_trains_the_trunk_that_is_its_own(kind: Any, model_folder: Ca
         assert torch.equal(trunk, torch.cat([p.flatten() for p in again.trunk.parameters()]))
 
 
+def test_no_step_is_taken_beyond_the_target_kl(model_folder: Callable[..., Path]) -> None:
+    steps = {}
+    for target in (None, 1e-6):
+        policy = turnwise.Policy.from_pretrained(model_folder())
+        batch = credited(play(policy, 3, group=2, tokens=5))
+        optimizer = PPO(lr=1e-2, warmup=0, epochs=3, minibatches=1, target_kl=target)
+        optimizer.setup(policy)
+        optimizer.prepare(policy, batch)
+        steps[target] = optimizer.update(policy, batch)["steps"]
+    assert steps == {None: 3, 1e-6: 1}, "the first step starts from no distance; before the second it is far beyond"
+
+
 def same_question(policy: turnwise.Policy) -> tuple[list[turnwise.Episode], turnwise.Batch]:
     """Pairs that differ from their second turn on, as written conversations."""
 
@@ -200,9 +212,11 @@ def test_kto_has_the_gradient_of_the_paper(model_folder: Callable[..., Path]) ->
     moved(policy, 5)
     aside = dataclasses.replace(batch, rows=tuple(mismatched(batch.rows)))
     for row, own, other in zip(aside.rows, batch.rows, [*batch.rows[1:], batch.rows[0]], strict=True):
-        opening = other.ids[: other.positions[0]]
-        assert row.ids[: len(opening)] == opening
-        assert [row.ids[p] for p in row.positions] == [own.ids[p] for p in own.positions]
+        mine, theirs = segments(own), segments(other)
+        assert [said for _, said in segments(row)] == [said for _, said in mine], "its own replies"
+        assert [read for read, _ in segments(row)] == [read for read, _ in theirs], "to what the next one was told"
+    told_alike = [batch.rows[0], dataclasses.replace(batch.rows[0], episode=1)]
+    assert mismatched(told_alike) == []
     with torch.no_grad():
         strange = (token_logprobs(policy, aside) * batch.mask).sum(1)
         with policy.reference() as network:

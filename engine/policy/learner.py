@@ -74,6 +74,10 @@ class Learner:
         accelerator = self.policy.accelerator
         accelerator.backward(loss * micro.weight * accelerator.num_processes)  # DDP averages over processes
 
+    def discard(self) -> None:
+        """Forgets the gradient that was added up."""
+        self.adam.zero_grad(set_to_none=True)
+
     def step(self, progress: float, what: Sequence[str]) -> float:
         """Clips, checks and applies the gradient; returns its norm before clipping.
 
@@ -86,7 +90,7 @@ class Learner:
         """
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
         if not bool(torch.isfinite(norm)):
-            self.adam.zero_grad(set_to_none=True)
+            self.discard()
             raise NonFiniteError(
                 f"the gradient is not finite (norm {float(norm)}) at optimizer step {self.steps + 1}, in a minibatch of "
                 f"{len(what)} episodes: {', '.join(what[:5])}{', ...' if len(what) > 5 else ''}. Go back to the last "
@@ -95,7 +99,7 @@ class Learner:
         for group in self.adam.param_groups:
             group["lr"] = self.rate(progress)
         self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+        self.discard()
         self.steps += 1
         return float(norm)
 

@@ -52,13 +52,13 @@ def credited(ledger: Ledger, run: str, count: int = 3) -> list[dict[str, Any]]:
 def state_values(
     ledger: Ledger, run: str, stage: str, update: int, members: Mapping[str, Member]
 ) -> dict[State, tuple[float, float]]:
-    """Mean outcome and its standard error of every state that conversations were continued from, in branches or in an audit."""
+    """Mean outcome and its standard error of every state that an audit continued conversations from. (Branches that credit was made of
+    are no measure of it.)"""
     outcomes: dict[State, list[float]] = {}
-    for label in ("branches", "audit"):
-        for episode in ledger.run_episodes(run, stage=f"{stage}/{label}", update=update):
-            member = members.get(episode.id)
-            if episode.origin and member is not None and member.outcome is not None:
-                outcomes.setdefault(_state(episode, episode.origin[1]), []).append(member.outcome)
+    for episode in ledger.run_episodes(run, stage=f"{stage}/audit", update=update):
+        member = members.get(episode.id)
+        if episode.origin and member is not None and member.outcome is not None:
+            outcomes.setdefault(_state(episode, episode.origin[1]), []).append(member.outcome)
     return {
         state: (statistics.mean(own), statistics.pstdev(own) / len(own) ** 0.5)
         for state, own in outcomes.items()

@@ -44,6 +44,8 @@ def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:
         own = batch.credit.turn_credit[batch.turn_mask[:, k], k].double()
         metrics[f"credit/turn-{k + 1}/mean"] = float(own.mean())
         metrics[f"credit/turn-{k + 1}/std"] = float(own.std(correction=0))
+    if batch.turn_scores is not None:
+        metrics["credit/scored_turns"] = float((~batch.turn_scores[batch.turn_mask].isnan()).double().mean())
     return metrics
 
 

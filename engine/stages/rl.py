@@ -48,8 +48,10 @@ class Table:
     episodes: list[Episode] = field(default_factory=list)
     rewards: dict[str, Rewards | NoReward] = field(default_factory=dict)
     said: dict[str, list[Answer]] = field(default_factory=dict)
-    played: float = 0.0  # seconds
+    played: float = 0.0  # seconds, continuations included
     heard: float = 0.0
+    spend: float = 0.0
+    answers: Counter[str] = field(default_factory=Counter)  # by status
 
 
 class Audit(Section):
@@ -163,6 +165,11 @@ class RL(Stage):
                 f"credit {_name(credit_name)!r} compares episodes of one start and needs group_size of at least 2, got "
                 f"{self.group_size}: raise it, or use optimizer 'ppo' with credit 'gae'"
             )
+        if self.resample and "group" not in credit.needs:
+            raise ConfigError(
+                f"resample replaces groups whose outcomes are all equal, but credit {_name(credit_name)!r} does not compare within groups and "
+                "learns from those too: leave resample out"
+            )
         unknown = credit.needs - {"group", "values", "turn_scores", "branches"}
         if unknown:
             raise ConfigError(f"credit {_name(credit_name)!r} needs {sorted(unknown)}, which this version does not supply")
@@ -227,14 +234,13 @@ class RL(Stage):
             if best is not None and self.gold and i == 0:
                 golden = self._gold(run, player, best, i)
             table = Table(run, parts, player, show, {})
+            whole, missing = True, self.groups
             for again in range(1 + self.resample):
-                missing = self.groups - len(_speaking(table.episodes, table.rewards)) if again else self.groups
-                if not missing:
-                    break
                 chosen, env_of = self.starts(run, i, missing, again)
                 table.env_of.update(env_of)
                 whole = self.hear(table, chosen, Where(run.id, run.stage, number, run.config.seed))
-                if not whole:
+                missing = self.groups - len(_speaking(table.episodes, table.rewards))
+                if not whole or not missing:
                     break
             if not whole:  # interrupted while waiting: what was played and asked is kept, nothing trains
                 break
@@ -245,6 +251,10 @@ class RL(Stage):
                     f"no episode had a single turn: the first prompt does not fit the policy's context of {policy.context_length} tokens"
                 )
             used, left_out = self.members(episodes, rewards, "group" in parts.credit.needs)
+            if self.resample:  # what was replaced does not train
+                speaking = set(_speaking(episodes, rewards))
+                left_out |= {e.id: "group without signal" for e in used if e.group not in speaking}
+                used = [e for e in used if e.group in speaking]
             metrics = play_metrics(episodes, rewards)
             metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()}
             if used:
@@ -278,7 +288,7 @@ class RL(Stage):
                     keep = [e for e, g in enumerate(batch.group.tolist()) if g not in silent]
                     left_out |= {used[e].id: "group without signal" for e in range(len(used)) if e not in set(keep)}
                     if run.is_main:
-                        self.record_members(run, number, episodes, rewards, left_out, said, batch)
+                        self.record_members(run, number, episodes, rewards, left_out, said, batch, scale)
                     if keep:
                         batch = select(batch, keep) if silent else batch
                         metrics |= parts.optimizer.update(policy, batch)
@@ -287,8 +297,8 @@ class RL(Stage):
                 self.record_members(run, number, episodes, rewards, left_out, said)
             metrics |= {
                 "drift": drift(policy, episodes),
-                "judge_failure_rate": mean([float(a.status == "failed") for each in said.values() for a in each]),
-                "spend": sum(a.stamp.cost for each in said.values() for a in each),
+                "judge_failure_rate": table.answers["failed"] / max(table.answers.total(), 1),
+                "spend": table.spend,
                 **golden,
                 "seconds/play": table.played,
                 "seconds/feedback": table.heard,
@@ -334,14 +344,18 @@ class RL(Stage):
         best.hear(mean(values), run.updates + (made > 0))
         return {"gold/return": mean(values)} | ({"gold/success": mean(successes)} if successes else {})
 
-    def hear(self, table: Table, chosen: Sequence[tuple[Start | Branch, int]], where: Where, what: str = "play") -> bool:
-        """Plays conversations, has them judged, and lays them on the table. False: the run was interrupted while waiting."""
+    def hear(self, table: Table, chosen: Sequence[tuple[Start | Branch, int]], where: Where, aside: str = "") -> bool:
+        """Plays conversations, has them judged, and lays them on the table. False: the run was interrupted while waiting.
+
+        Args:
+            aside: what they are played for, where they are not for training; combiners do not learn from them.
+        """
         run, began = table.run, time.perf_counter()
         with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
             episodes = play(
                 run, table.player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
                 max_failure_rate=self.max_failure_rate,
-                progress=lambda done, total: run.status(what, done, total, **table.show),
+                progress=lambda done, total: run.status(aside or "play", done, total, **table.show),
             )  # fmt: skip
         played = time.perf_counter()
         if run.is_main:
@@ -351,7 +365,7 @@ class RL(Stage):
                 for index, sources in enumerate(table.parts.sources)
             ]
             said = ask(run, asked, poll=self.poll, show=table.show)
-            rewards = {} if said is None else self.combine(table.parts, episodes, table.env_of, said)
+            rewards = {} if said is None else self.combine(table.parts, episodes, table.env_of, said, fit=not aside)
         else:
             said, rewards = {}, {}
         episodes, rewards, said = shared(run, (episodes, rewards, said))
@@ -362,6 +376,8 @@ class RL(Stage):
         table.said |= said
         table.played += played - began
         table.heard += time.perf_counter() - played
+        table.spend += sum(a.stamp.cost for each in said.values() for a in each)
+        table.answers.update(a.status for each in said.values() for a in each)
         return True
 
     def branches(self, table: Table, episodes: Sequence[Episode], count: int, label: str, number: int) -> Any:
@@ -385,6 +401,8 @@ class RL(Stage):
         where = Where(run.id, f"{run.stage}/{label}", number, run.config.seed)
         if not self.hear(aside, chosen, where, label):
             return None
+        table.played, table.heard = table.played + aside.played, table.heard + aside.heard
+        table.spend, table.answers = table.spend + aside.spend, table.answers + aside.answers
         if run.is_main:
             why = {e.id: label for e in aside.episodes}
             self.record_members(run, number, aside.episodes, aside.rewards, why, aside.said)
@@ -399,7 +417,12 @@ class RL(Stage):
                 if heard := outcomes.get(shared_states[state].origin):
                     values[e, k] = mean(heard)
         new = [sum(len(t.action_ids or ()) for t in e.turns[e.origin[1] if e.origin else 0 :]) for e in aside.episodes]
-        return values, {f"{label}/rollouts": float(len(chosen)), f"{label}/tokens": float(sum(new))}
+        judged = sum(map(len, outcomes.values()))
+        return values, {
+            f"{label}/rollouts": float(len(chosen)),
+            f"{label}/unjudged": float(len(chosen) - judged),
+            f"{label}/tokens": float(sum(new)),
+        }
 
     def audited(self, table: Table, batch: Any, number: int, scale: float) -> dict[str, float] | None:
         """How the credit of some conversations agrees with the true advantages of their turns; None: the run was interrupted."""
@@ -444,7 +467,12 @@ class RL(Stage):
         return chosen, env_of
 
     def combine(
-        self, parts: Parts, episodes: Sequence[Episode], env_of: Mapping[str, int], said: Mapping[str, list[Answer]]
+        self,
+        parts: Parts,
+        episodes: Sequence[Episode],
+        env_of: Mapping[str, int],
+        said: Mapping[str, list[Answer]],
+        fit: bool = True,
     ) -> dict[str, Rewards | NoReward]:
         """Rewards by episode id, from what was said. Episodes that failed have none."""
         by_env: dict[int, dict[str, list[Episode]]] = {}
@@ -453,7 +481,7 @@ class RL(Stage):
         rewards: dict[str, Rewards | NoReward] = {}
         for index, mine in by_env.items():
             combiner = parts.combiners[index]
-            if hasattr(combiner, "fit"):
+            if fit and hasattr(combiner, "fit"):
                 combiner.fit([a for key in mine for a in said[key]])
             for key, members in mine.items():
                 sound = [e for e in members if e.ending != "failed" and e.turns]
@@ -495,12 +523,13 @@ class RL(Stage):
         left_out: Mapping[str, str],
         said: Mapping[str, list[Answer]],
         batch: Any = None,
+        scale: float = 1.0,
     ) -> None:
         """Writes who trains, on which feedback, with which credit, before the update happens."""
         credit = {}
         if batch is not None:
             for i, episode in enumerate(batch.episodes):
-                credit[episode.id] = tuple(batch.credit.turn_credit[i, batch.turn_mask[i]].tolist())
+                credit[episode.id] = tuple((scale * batch.credit.turn_credit[i, batch.turn_mask[i]]).tolist())
         members = []
         for e in episodes:
             reward = rewards.get(e.id)

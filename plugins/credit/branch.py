@@ -7,7 +7,8 @@ last turn is worth the outcome itself, so the credit of an episode sums to its o
 group: unbiased, with the noise of `rollouts` samples on either side, and dear: `rollouts` conversations per turn. The engine plays them, by
 playing the recorded replies again, so the environment must be a function of its seed and the replies.
 
-Outcomes are whole ones, what came before the branch included. A KL penalty is charged to the turn whose tokens cost it.
+Outcomes are whole ones, what came before the branch included. A KL penalty is charged to the turn whose tokens cost it, and
+to no turn before it that led there.
 """
 
 from __future__ import annotations

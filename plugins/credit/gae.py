@@ -26,28 +26,37 @@ from ...engine.tensors import bilevel_gae, gae, place_turn_rewards, spread_turns
 
 class GAE:
     """Args:
-    gamma: discount per token; 1 for dialogues, where a longer wording is not a later reward.
-    lam: 1 is Monte Carlo minus baseline, 0 is one-step TD.
+    gamma: discount per token, default 1: in dialogues a longer wording is not a later reward.
+    lam: 1 is Monte Carlo minus baseline, 0 is one-step TD; default 0.95.
     unit: "token", "turn" or "bilevel".
-    turn_gamma, turn_lam: the same per turn, for "turn" and "bilevel".
+    turn_gamma, turn_lam: the same per turn.
+
+    Raises:
+        ValueError: a number out of range, or one that the unit does not use.
     """
 
     needs = frozenset({"values"})
 
     def __init__(
         self,
-        gamma: float = 1.0,
-        lam: float = 0.95,
+        gamma: float | None = None,
+        lam: float | None = None,
         unit: Literal["token", "turn", "bilevel"] = "token",
-        turn_gamma: float = 1.0,
-        turn_lam: float = 0.95,
+        turn_gamma: float | None = None,
+        turn_lam: float | None = None,
     ) -> None:
-        for name, value in (("gamma", gamma), ("lam", lam), ("turn_gamma", turn_gamma), ("turn_lam", turn_lam)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
         if unit not in ("token", "turn", "bilevel"):
             raise ValueError(f"unit must be 'token', 'turn' or 'bilevel', got {unit!r}")
-        self.gamma, self.lam, self.unit, self.turn_gamma, self.turn_lam = gamma, lam, unit, turn_gamma, turn_lam
+        given = {"gamma": gamma, "lam": lam, "turn_gamma": turn_gamma, "turn_lam": turn_lam}
+        for name, value in given.items():
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+            if value is not None and unit == ("turn" if not name.startswith("turn_") else "token"):
+                other = f"turn_{name}" if unit == "turn" else name.removeprefix("turn_")
+                raise ValueError(f"{name} is not used with unit={unit!r}, it must be left out: {other} is")
+        self.unit = unit
+        self.gamma, self.turn_gamma = (1.0 if g is None else g for g in (gamma, turn_gamma))
+        self.lam, self.turn_lam = (0.95 if x is None else x for x in (lam, turn_lam))
 
     def assign(self, batch: Batch) -> Credit:
         assert batch.values is not None

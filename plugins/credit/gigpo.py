@@ -7,7 +7,7 @@
 Feng et al. 2025 (arXiv:2505.10978, eq. 6 to 8), with its `mean` normalisation or `std`. Two turns are in the same state (the same anchor)
 when their observations are alike: exactly, or by `similarity` of their characters. A state met once has nothing to be compared with
 and adds 0. It needs no further play, but states that recur: in an open conversation there are none and what is left is `outcome`.
-gamma below 1 tells turns apart that lead to the same end sooner or later. A KL penalty of its tokens is part of a turn's reward.
+Only the last observation counts: where it does not say all (MazePO, a bare "Yes."), different states are taken for one. gamma below 1 tells turns apart that lead to the same end sooner or later. A KL penalty of its tokens is part of a turn's reward.
 """
 
 from __future__ import annotations
@@ -49,10 +49,13 @@ class GiGPO:
 
     def assign(self, batch: Batch) -> Credit:
         penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])
-        returns = returns_to_go(batch.turn_rewards + penalty, self.gamma)
-        state = self.states(batch)
-        local = torch.zeros_like(returns)
-        local[batch.turn_mask] = group_advantage(returns[batch.turn_mask], state[batch.turn_mask], self.baseline)
+        here = batch.turn_mask
+        state = self.states(batch)[here]
+        local = torch.zeros_like(penalty)
+        local[here] = group_advantage(returns_to_go(batch.turn_rewards, self.gamma)[here], state, self.baseline)
+        local[here] += group_advantage(
+            returns_to_go(penalty, self.gamma)[here], state, "mean"
+        )  # never divided, as in `outcome`
         whole = group_advantage(batch.outcome, batch.group, self.baseline)
         whole = whole + group_advantage(penalty.sum(1), batch.group, "mean")
         credit = (whole.unsqueeze(1) + self.omega * local) * batch.turn_mask
@@ -60,19 +63,20 @@ class GiGPO:
 
     def states(self, batch: Batch) -> Tensor:
         """[E, K] long: a number for every anchor state of a group; -1 at padding."""
-        found: dict[tuple[int, str], int] = {}
+        groups = batch.group.tolist()
+        heard = [(g, t.observation.content) for g, e in zip(groups, batch.episodes, strict=True) for t in e.turns]
         anchors: dict[int, list[str]] = {}
+        anchor: dict[tuple[int, str], tuple[int, str]] = {}
+        for group, text in sorted(set(heard)):  # sorted: whoever comes first in the batch decides nothing
+            same = None
+            if self.similarity is not None:
+                same = next((a for a in anchors.get(group, ()) if self._alike(a, text)), None)
+            if same is None:
+                anchors.setdefault(group, []).append(text)
+            anchor[group, text] = (group, same if same is not None else text)
+        number = {key: n for n, key in enumerate(dict.fromkeys(anchor[key] for key in heard))}
         state = torch.full(batch.turn_mask.shape, -1)
-        for e, episode in enumerate(batch.episodes):
-            group = int(batch.group[e])
-            for k, turn in enumerate(episode.turns):
-                text = turn.observation.content
-                if (group, text) not in found and self.similarity is not None:
-                    text = next((a for a in anchors.get(group, ()) if self._alike(a, text)), text)
-                if (group, text) not in found:
-                    found[group, text] = len(found)
-                    anchors.setdefault(group, []).append(text)
-                state[e, k] = found[group, text]
+        state[batch.turn_mask] = torch.tensor([number[anchor[key]] for key in heard])
         return state
 
     def _alike(self, one: str, other: str) -> bool:

@@ -8,17 +8,19 @@ Two readings of a turn's score s_k:
   that prepared it: turn j <= k gets d_k g^{k-j} / sum_{i <= k} g^i. The credit of an episode sums to its last score less `initial`.
 
 A score is an opinion and no reward: it is not part of the outcome. `outcome` adds so many times what RLOO would give every turn, so that good
-marks alone are not the aim. A turn without a score has no credit of its own in "absolute". A batch in which no turn at all was scored is an
-error, not a zero.
+marks alone are not the aim. A turn without a score has no credit of its own in "absolute" (`credit/scored_turns` counts them). Sources that never
+score a turn stop the run at its first update; an update in which they abstain throughout trains on the outcome's part alone, or not at all.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ...engine.config import ConfigError
 from ...engine.learning import Batch, Credit
 from ...engine.tensors import group_advantage, spread_turns, turn_sums
 
@@ -31,7 +33,8 @@ class Judged:
     outcome: weight of the outcome's own advantage over the group.
 
     Raises:
-        ValueError: options out of range; when credit is assigned, a batch without any turn scores.
+        ValueError: options out of range.
+        ConfigError: when credit is assigned and no source has ever scored a turn.
     """
 
     needs = frozenset({"turn_scores", "group"})
@@ -44,23 +47,36 @@ class Judged:
         if not 0 <= smear < 1:
             raise ValueError(f"smear must be at least 0 and below 1, got {smear}")
         self.scores, self.initial, self.smear, self.outcome = scores, initial, smear, outcome
+        if scores == "delta" and not outcome:
+            self.needs = frozenset({"turn_scores"})
+        self.heard = False
 
     def assign(self, batch: Batch) -> Credit:
-        if batch.turn_scores is None:
-            raise ValueError(
-                "credit 'judged': none of the feedback sources scored a single turn of this update. Their Feedback needs `turn_scores`, one "
-                "number (or None) per turn; credit 'outcome' needs none"
+        scores = batch.turn_scores
+        self.heard = self.heard or scores is not None
+        if not self.heard:
+            raise ConfigError(
+                "credit 'judged': none of the feedback sources scored a single turn. Their Feedback needs `turn_scores`, one number (or None) "
+                "per turn; credit 'outcome' needs none"
             )
+        if scores is None:
+            scores = torch.full(batch.turn_mask.shape, torch.nan)
         if self.scores == "delta":
-            credit = smeared(score_deltas(batch.turn_scores, batch.turn_mask, self.initial), self.smear)
+            credit = smeared(score_deltas(scores, batch.turn_mask, self.initial), self.smear)
         else:
-            credit = against_other_conversations(batch.turn_scores, batch.group)
+            credit = against_other_conversations(scores, batch.group)
         penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])
         credit = credit + penalty
         if self.outcome:
             credit = credit + self.outcome * group_advantage(batch.outcome, batch.group, "loo").unsqueeze(1)
         credit = credit * batch.turn_mask
         return Credit(spread_turns(credit, batch.turn, batch.mask), None, credit)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"heard": self.heard}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.heard = bool(state["heard"])
 
 
 def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:

@@ -9,7 +9,8 @@ The baseline takes every other member of the group, those that have finished wit
 episode itself: so it depends on nothing the policy chose at turn k or later, and the gradient stays unbiased. Two tempting variants
 are not: normalising each r_l over those still talking at turn l and summing afterwards subtracts one baseline more for every further turn,
 a hidden reward or fine for going on when the policy itself chooses when to stop; including the episode itself shrinks what it did
-(tests/test_credit_methods.py computes both by enumeration). A constant added to all outcomes changes nothing.
+(tests/test_credit_methods.py computes both by enumeration). With gamma 1 a constant
+added to all outcomes changes nothing.
 
 With `baseline: none` there is nothing to compare with and single episodes train too; whitening in the optimizer then gives REINFORCE++
 (Hu 2025, arXiv:2501.03262) at turns. Truncated episodes count with the rewards they had.

@@ -4,10 +4,10 @@ Ethayarajh et al. 2024 (arXiv:2402.01306, eq. 8), with r = log pi(y|x) / pi_ref(
 
     loss = w_up   * (1 - sigma(beta (r - z0)))      for a conversation that was liked
            w_down * (1 - sigma(beta (z0 - r)))      for one that was not
-    z0   = max(0, mean of r over conversations answered to somebody else's opening)
+    z0   = max(0, mean of r over replies given to what somebody else was told)
 
-z0 estimates the KL of the policy to the reference on words that are no answer to the question (section 4.1): each conversation of the batch is
-put behind the first observation of the next one. It takes no gradient. The paper advises weights with
+z0 estimates the KL of the policy to the reference on words that are no answer to what was said (section 4.1): the replies of each conversation of
+the batch are put behind the observations of another. It takes no gradient; a batch in which everybody was told the same has z0 = 0. The paper advises weights with
 w_up * (number liked) between 1 and 4/3 of w_down * (number disliked) where the two are unequal.
 
 As in `dpo`, the derivative in each conversation's log-prob is taken first, then each micro-batch is run once with its share.
@@ -39,15 +39,35 @@ def kto_loss(ratio: Tensor, liked: Tensor, z0: Tensor | float, beta: float, up: 
     return weight * (1 - torch.sigmoid(beta * towards))
 
 
-def mismatched(rows: Sequence[Row], shift: int = 1) -> list[Row]:
-    """Each conversation behind the opening of the one `shift` places on: the same replies, to something nobody asked."""
+def mismatched(rows: Sequence[Row]) -> list[Row]:
+    """Each conversation's replies to what somebody else was told: the observations of the next conversation of the batch that was told
+    something else, as far as it goes. Conversations that all others were told the same as are left out."""
+    parts = [segments(row) for row in rows]
     result = []
-    for i, row in enumerate(rows):
-        other = rows[(i + shift) % len(rows)]
-        opening, own = other.ids[: other.positions[0]], row.positions[0]
-        moved = tuple(p - own + len(opening) for p in row.positions)
-        result.append(Row((*opening, *row.ids[own:]), row.episode, moved, row.first))
+    for i, (row, own) in enumerate(zip(rows, parts, strict=True)):
+        for other in parts[i + 1 :] + parts[:i]:
+            ids: list[int] = []
+            positions: list[int] = []
+            for k, (read, said) in enumerate(own):
+                ids += other[k][0] if k < len(other) else read
+                positions += range(len(ids), len(ids) + len(said))
+                ids += said
+            if tuple(ids) != row.ids[: len(ids)]:
+                result.append(Row(tuple(ids), row.episode, tuple(positions), row.first))
+                break
     return result
+
+
+def segments(row: Row) -> list[tuple[list[int], list[int]]]:
+    """(ids read, ids said) per turn of a row."""
+    found: list[tuple[list[int], list[int]]] = []
+    end = 0
+    for position in row.positions:
+        if position > end or not found:
+            found.append((list(row.ids[end:position]), []))
+        found[-1][1].append(row.ids[position])
+        end = position + 1
+    return found
 
 
 class KTO:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -46,7 +47,7 @@ class Critic(nn.Module):
 class PPO:
     """Args:
     lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
-    epochs: passes over the batch; stopped early when the policy has moved further than `target_kl`.
+    epochs: passes over the batch.
     minibatches: optimizer steps per pass.
     loss, clip, clip_high, loss_mean, divisor, normalise: see `PolicyLoss`.
     value_clip: how far a value may move per update before its loss is held back; None: no limit.
@@ -54,7 +55,7 @@ class PPO:
     critic: "shared": its loss trains the policy's trunk too; "detached": its own layers only; "separate": a trunk of its own, begun as a
         copy of the policy's, at the price of a second model in memory.
     kl, kl_place, kl_estimator, kl_target: see `KL`.
-    target_kl: k3 estimate of KL(old || new) per token after which the remaining epochs are left out; None: never.
+    target_kl: k3 estimate of KL(old || new) per token of a minibatch from which no further step is taken in the update; None: never.
     weight_cap: cap of the importance weight of stale episodes.
     """
 
@@ -137,45 +138,44 @@ class PPO:
         prox = batch.extras["prox"]
         weight = importance_weight(prox, batch.behaviour_logprobs, self.weight_cap)
         share = self.loss.shares(batch)
-        sums, tokens, norms, passes = Sums(), 0.0, [], 0
-        for epoch in range(self.epochs):
-            moved = Sums()
-            for episodes in self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, epoch):
-                total = self.loss.total(batch, share, episodes)
-                for micro in self.learner.micro_batches(batch.rows, episodes):
-                    out = policy.score(micro, batch.temperature, self.learner.network)
-                    old, mine = micro.take(prox), micro.take(share)
-                    loss, held = self.loss.per_token(out.logprobs, micro, prox, advantages)
-                    loss = loss * micro.take(weight)
-                    if self.kl.in_loss:
-                        assert batch.reference_logprobs is not None
-                        reference = micro.take(batch.reference_logprobs)
-                        loss = loss + self.kl.coef * kl_estimate(out.logprobs, reference, self.kl.estimator)
-                    value_loss = torch.zeros_like(loss)
-                    if targets is not None:
-                        head, *trunk = self.learner.modules
-                        seen = self._states(policy, micro, batch.temperature, out, trunk[0] if trunk else None)
-                        values = head(seen.hidden.detach() if self.kind == "detached" else seen.hidden)
-                        value_loss = clipped_value_loss(values, micro.take(batch.values), micro.take(targets), self.value_clip)
-                        if trunk:  # its language head has no loss, but wrappers like DDP want every parameter used
-                            value_loss = value_loss + 0.0 * seen.logprobs
-                    self.learner.backward(((loss + self.value_coef * value_loss) * mine).sum() / total, micro)
-                    change = kl_estimate(old, out.logprobs.detach(), "k3")
-                    moved.add(micro, kl=change)
-                    sums.add(
-                        micro, loss=loss, value_loss=value_loss, clip_fraction=held.float(), entropy=out.entropy,
-                        approx_kl=change, approx_kl_k1=kl_estimate(old, out.logprobs.detach(), "k1"),
-                    )  # fmt: skip
-                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
-                tokens += float(batch.mask[episodes].sum())
-            passes += 1
-            if self.target_kl is not None and moved.means(policy, float(batch.mask.sum()))["kl"] > self.target_kl:
+        sums, tokens, norms = Sums(), 0.0, []
+        parts = (self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, e) for e in range(self.epochs))
+        for episodes in chain.from_iterable(parts):
+            total, moved = self.loss.total(batch, share, episodes), Sums()
+            for micro in self.learner.micro_batches(batch.rows, episodes):
+                out = policy.score(micro, batch.temperature, self.learner.network)
+                old, mine = micro.take(prox), micro.take(share)
+                loss, held = self.loss.per_token(out.logprobs, micro, prox, advantages)
+                loss = loss * micro.take(weight)
+                if self.kl.in_loss:
+                    assert batch.reference_logprobs is not None
+                    reference = micro.take(batch.reference_logprobs)
+                    loss = loss + self.kl.coef * kl_estimate(out.logprobs, reference, self.kl.estimator)
+                value_loss = torch.zeros_like(loss)
+                if targets is not None:
+                    head, *trunk = self.learner.modules
+                    seen = self._states(policy, micro, batch.temperature, out, trunk[0] if trunk else None)
+                    values = head(seen.hidden.detach() if self.kind == "detached" else seen.hidden)
+                    value_loss = clipped_value_loss(values, micro.take(batch.values), micro.take(targets), self.value_clip)
+                    if trunk:  # its language head has no loss, but wrappers like DDP want every parameter used
+                        value_loss = value_loss + 0.0 * seen.logprobs
+                self.learner.backward(((loss + self.value_coef * value_loss) * mine).sum() / total, micro)
+                change = kl_estimate(old, out.logprobs.detach(), "k3")
+                moved.add(micro, kl=change)
+                sums.add(
+                    micro, loss=loss, value_loss=value_loss, clip_fraction=held.float(), entropy=out.entropy,
+                    approx_kl=change, approx_kl_k1=kl_estimate(old, out.logprobs.detach(), "k1"),
+                )  # fmt: skip
+            tokens += float(batch.mask[episodes].sum())
+            if self.target_kl is not None and moved.means(policy, float(batch.mask[episodes].sum()))["kl"] > self.target_kl:
+                self.learner.discard()
                 break
+            norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
         metrics = sums.means(policy, tokens)
         metrics |= {
             "grad_norm": sum(norms) / len(norms),
             "lr": self.learner.rate(batch.progress),
-            "epochs": float(passes),
+            "steps": float(len(norms)),
         }
         if targets is not None:
             metrics["explained_variance"] = explained_variance(batch.values, targets, batch.mask)
