@@ -201,7 +201,9 @@ def import_pairs(path: Path, *, run: str, stage: str, update: int) -> tuple[list
             except json.JSONDecodeError as error:
                 raise PreferenceError(f"{where} is not JSON: {error}") from error
             except (KeyError, AttributeError) as error:
-                raise PreferenceError(f"{where} needs `chosen` and `rejected`, lists of {{role, content}}") from error
+                raise PreferenceError(
+                    f"{where} needs `chosen` and `rejected`, lists of {{role, content}}; for kto, `completion` and `label` do too"
+                ) from error
             opening = derive_id([[m.role, m.content] for m in talks[0][: _common(*talks)]])
             start = Start(IMPORTED, int(opening[:8], 16), {"file": content, "prompt": opening})
             own = members.setdefault(opening, {})

@@ -108,6 +108,17 @@ def length(episode: turnwise.Episode) -> float:
     return sum(len(t.action) for t in episode.turns) / 10
 
 
+@pytest.mark.parametrize("rl", [{"credit": "branch"}, {"audit": {"episodes": 2, "rollouts": 2}}])
+def test_a_run_that_needs_an_environment_to_repeat_itself_says_so(
+    rl: dict[str, Any], model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What happened to survive the replay would be a biased choice: nothing is trained on it."""
+    made = turnwise.Run(config(model_folder(), env="test/Fickle-v0", **rl), folder=tmp_path / "r")
+    with pytest.raises(turnwise.ConfigError, match="cannot be continued from the middle.*another observation"):
+        made.finish()
+    assert made.policy.version == 0
+
+
 def config(model: Path, **rl: Any) -> dict[str, Any]:
     stage = {"env": ECHO, "updates": 2, "groups": 2, "group_size": 2, "max_new_tokens": 5, "poll": 0.0, **rl}
     return {"policy": str(model), "threads": 1, "stages": [{"rl": stage}]}
@@ -254,7 +265,8 @@ class Late:
         ({"credit": "judged", "feedback": ["environment"]}, "turn_scores"),
         ({"credit": "gigpo", "group_size": 1}, "group_size of at least 2"),
         ({"optimizer": "rejection", "credit": "gigpo"}, "copies whole conversations"),
-        ({"optimizer": "rejection", "group_size": 1}, "group_size of at least 2"),
+        ({"optimizer": "rejection", "group_size": 1}, "imitates the best of each group: it needs group_size of at least 2"),
+        ({"optimizer": "rejection", "audit": {}}, "no credit to audit"),
         ({"optimizer": "kto"}, "preference stage"),
         ({"optimizer": {"name": "grpo", "loss_mean": "constant"}}, "divisor"),
         ({"optimizer": {"name": "ppo", "critic": "twin"}}, "critic must be"),

@@ -143,11 +143,16 @@ def test_weighted_never_makes_a_number_of_a_failure() -> None:
         turnwise.Feedback.abstained("b", "unsure", stamp=turnwise.Stamp(source="judge")),
         said("d", "judge", turn_scores=(1.0,)),
     ]
-    reasons = [r.reason for r in Weighted({"environment": 1.0, "judge": 1.0}).combine(group, feedback)]  # type: ignore[union-attr]
+    weighted = Weighted({"environment": 1.0, "judge": 1.0})
+    *none, turns_only = weighted.combine(group, feedback)
+    assert turns_only == turnwise.Rewards(9.0, (9.0,), (1.0,)), "who speaks of turns alone says nothing of the outcome"
+    *_, unlike = weighted.combine(group, [*feedback, said("c", "judge", score=0.5)])
+    assert isinstance(unlike, turnwise.NoReward), "but members of a group are not compared on different terms"
+    assert "scored turns only" in unlike.reason
+    reasons = [r.reason for r in none]  # type: ignore[union-attr]
     assert "failed: timeout" in reasons[0]
     assert "abstained: unsure" in reasons[1]
     assert "did not answer" in reasons[2]
-    assert "scored turns only" in reasons[3]
 
 
 def score(judge: Any, *replies: str) -> float | None:

@@ -73,3 +73,17 @@ def test_every_credit_method_and_optimizer_has_its_row() -> None:
         for name in plugins.names(kind):
             if name not in ("acme-last-turn",) and not name.startswith("acme"):
                 assert f"| `{name}`" in text, f"docs/{page} lacks a row for {name!r}"
+
+
+def test_a_judge_of_turns_alone_gives_credit(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's example: scores of turns beside the environment's outcome."""
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks("credit.md", "python")
+    where: dict[str, Any] = {"turnwise": turnwise, "policy": str(model_folder()), "env": ECHO}
+    short = code.replace('credit="judged"', 'credit="judged", updates=2, groups=2, group_size=2, max_new_tokens=5, poll=0.0')
+    exec(short.replace("turnwise.train(", "done = turnwise.train("), where)
+    metrics = where["done"].metrics
+    assert all(m["credit/scored_turns"] == 1 for m in metrics)
+    assert where["done"].policy.version == 2

@@ -45,7 +45,8 @@ def credited(ledger: Ledger, run: str, count: int = 3) -> list[dict[str, Any]]:
         values = state_values(ledger, run, stage, update, members)
         shown = [(e, members[e.id], turn_truths(e, members[e.id].outcome, values)) for e in played]
         shown.sort(key=lambda each: (-sum(t is not None for t in each[2]), -_spread(each[1].credit), each[0].id))
-        return [_conversation(*each, where=f"{stage}, update {update}") for each in shown[:count]]
+        largest = max((abs(c) for _, member, _ in shown[:count] for c in member.credit), default=0.0) or 1.0
+        return [_conversation(*each, largest, where=f"{stage}, update {update}") for each in shown[:count]]
     return []
 
 
@@ -87,8 +88,9 @@ def _spread(credit: Sequence[float]) -> float:
     return max(credit) - min(credit)
 
 
-def _conversation(episode: Episode, member: Member, truths: Sequence[tuple[float, float] | None], where: str) -> dict[str, Any]:
-    largest = max((abs(c) for c in member.credit), default=0.0) or 1.0
+def _conversation(
+    episode: Episode, member: Member, truths: Sequence[tuple[float, float] | None], largest: float, where: str
+) -> dict[str, Any]:
     turns = [
         Credited(
             printable(turn.observation.content), turn.observation.role, printable(turn.action), credit, true,

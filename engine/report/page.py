@@ -138,7 +138,7 @@ def _stage(name: str, metrics: Sequence[Mapping[str, Any]], ledger: Ledger, run:
     used = sum(m.used for m in members)
     why: dict[str, int] = {}
     for m in members:
-        if not m.used:
+        if not m.used and m.reason not in ("branches", "audit"):  # those were never meant to train
             reason = m.reason.split(":")[0]
             why[reason] = why.get(reason, 0) + 1
     said = ledger.feedback_summary(sorted({e.group for e in played}))
@@ -200,6 +200,7 @@ def _pictures(
             curve("entropy", "entropy per token"),
             curve("clip_fraction", "share of tokens clipped"),
             curve("explained_variance", "explained variance of the critic"),
+            curve("audit/rank_correlation", "rank correlation of credit with the truth"),
             curve("loss", "loss"),
             curve("rater_agreement", "agreement of two raters"),
             curve("truth_agreement", "raters' agreement with the environment's return"),

@@ -160,6 +160,10 @@ class RL(Stage):
                 f"credit {_name(credit_name)!r} needs a critic's values, which optimizer {_name(self.optimizer)!r} does not have: "
                 "use optimizer 'ppo', or a credit method without a critic (outcome, turn-returns, gigpo, branch)"
             )
+        if "advantages" not in optimizer.consumes and (self.audit or self.group_size < 2):
+            raise ConfigError(
+                f"optimizer {_name(self.optimizer)!r} imitates the best of each group: it needs group_size of at least 2, and has no credit to audit"
+            )
         if "group" in credit.needs and self.group_size < 2:
             raise ConfigError(
                 f"credit {_name(credit_name)!r} compares episodes of one start and needs group_size of at least 2, got "
@@ -274,7 +278,8 @@ class RL(Stage):
                         metrics |= cost
                     batch.credit = parts.credit.assign(batch)
                     _check_finite(batch)
-                    metrics |= credit_metrics(batch)
+                    if "advantages" in parts.optimizer.consumes:
+                        metrics |= credit_metrics(batch)
                     if self.audit and (i % self.audit.every == 0 or i + 1 == self.updates):
                         audited = self.audited(table, batch, number, scale)
                         if audited is None:
@@ -354,7 +359,7 @@ class RL(Stage):
         with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
             episodes = play(
                 run, table.player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
-                max_failure_rate=self.max_failure_rate,
+                max_failure_rate=1.0 if aside else self.max_failure_rate,
                 progress=lambda done, total: run.status(aside or "play", done, total, **table.show),
             )  # fmt: skip
         played = time.perf_counter()
@@ -401,6 +406,7 @@ class RL(Stage):
         where = Where(run.id, f"{run.stage}/{label}", number, run.config.seed)
         if not self.hear(aside, chosen, where, label):
             return None
+        self._check_continued(aside.episodes, label)
         table.played, table.heard = table.played + aside.played, table.heard + aside.heard
         table.spend, table.answers = table.spend + aside.spend, table.answers + aside.answers
         if run.is_main:
@@ -423,6 +429,24 @@ class RL(Stage):
             f"{label}/unjudged": float(len(chosen) - judged),
             f"{label}/tokens": float(sum(new)),
         }
+
+    def _check_continued(self, episodes: Sequence[Episode], label: str) -> None:
+        """Raises ConfigError when an environment does not repeat itself (what survives would be a biased choice), TooManyFailures when more
+        continuations failed otherwise than allowed."""
+        from ..rollout import TooManyFailures
+
+        failed = [e for e in episodes if e.ending == "failed"]
+        odd = next((e for e in failed if e.reason.startswith("replay:")), None)
+        if odd is not None:
+            raise ConfigError(
+                f"{label}: environment {odd.start.env!r} cannot be continued from the middle of a conversation. {odd.reason}. See `turnwise envs "
+                "--check`; credit 'gae', 'gigpo' and 'outcome' need no continuations, and an audit can be left out"
+            )
+        if len(failed) > self.max_failure_rate * len(episodes):
+            raise TooManyFailures(
+                f"{label}: {len(failed)} of {len(episodes)} continued conversations failed in their environment, more than "
+                f"max_failure_rate={self.max_failure_rate:g} allows. Reasons: {'; '.join(sorted({e.reason for e in failed})[:3])}"
+            )
 
     def audited(self, table: Table, batch: Any, number: int, scale: float) -> dict[str, float] | None:
         """How the credit of some conversations agrees with the true advantages of their turns; None: the run was interrupted."""

@@ -4,6 +4,7 @@
 
 A comparison scores each episode by the share of the others it beats (`engine.reward.ranking_scores`). The source "environment" is
 the environment's own reward and keeps its turns; other sources speak of the whole episode, so theirs arrives at the last turn.
+A source that scores turns only, throughout a group, says nothing of the outcome: its scores are opinions, for credit methods that need them.
 An episode that a source failed on, abstained from or never answered has no reward: leaving a term out would compare it with others
 on different terms.
 """
@@ -50,7 +51,7 @@ class Weighted:
                     turns[k] += weight * sum(each[k] or 0.0 for each in said) / len(said)
                 continue
             scores: list[float] = []
-            missing = "did not answer"
+            missing, of_turns = "did not answer", False
             for answer in (a for a in feedback if a.stamp.source == source):
                 if isinstance(answer, Feedback) and answer.episode == episode.id:
                     if answer.status != "scored":
@@ -63,17 +64,25 @@ class Weighted:
                     if answer.turn_scores is not None:
                         opinions.append(answer.turn_scores)
                         if answer.score is None and not answer.aspects:
-                            missing = "scored turns only, which the combiner 'weighted' does not add up"
+                            missing, of_turns = "scored turns only, unlike others of its group", True
                 elif isinstance(answer, Comparison) and answer.group == episode.group:
                     ranked = ranking_scores(answer) if answer.status == "scored" else {}
                     if episode.id in ranked:
                         scores.append(ranked[episode.id])
                     else:
                         missing = f"{answer.status}: {answer.reason}" if answer.status != "scored" else "left it out"
+            if of_turns and not scores and not any(_says_outcome(a) for a in feedback if a.stamp.source == source):
+                continue  # it has opinions of turns, and none of any outcome
             if not scores:
                 return NoReward(f"source {source!r} {missing}")
             turns[-1] += weight * sum(scores) / len(scores)
         return Rewards(sum(turns), tuple(turns), _mean_opinion(opinions, len(turns)))
+
+
+def _says_outcome(answer: Feedback | Comparison) -> bool:
+    if answer.status != "scored":
+        return False
+    return isinstance(answer, Comparison) or answer.score is not None or bool(answer.aspects)
 
 
 def _mean_opinion(opinions: Sequence[tuple[float | None, ...]], turns: int) -> tuple[float | None, ...] | None:

@@ -82,7 +82,7 @@ def rl_stages(optimizer: str = "", credit: str = "", plugins: Plugins | None = N
     if "branches" in needs:  # two continuations of every turn, of fewer conversations
         stage |= {"credit": {"name": credit, "rollouts": 2}, "groups": 8}
     RL_STAGE(**stage).parts(plugins)
-    return {name: stage}
+    return {f"{name}-{credit}" if credit else name: stage}
 
 
 def run_demo(folder: Path, *, seed: int = 0, quick: bool = False, optimizer: str = "", credit: str = "") -> dict[str, Any]:
