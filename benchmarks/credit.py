@@ -1,6 +1,6 @@
 """Which turn earned the outcome, and who finds out? Credit methods against the truth, and how fast a policy learns from each.
 
-    python benchmarks/credit.py --out runs/bench-credit                    # about 30 minutes on 2 cores; resumable
+    python benchmarks/credit.py --out runs/bench-credit                    # about an hour on 2 cores, most of it for `lm`; resumable
     python benchmarks/credit.py --out runs/bench-credit --parts truth curves --workers 1
 
 Two worlds, small enough to be known exactly, played with 5 and with 20 turns; the reward comes at the end and nowhere else:
@@ -682,8 +682,8 @@ def draw_truth(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(title=f"{name}, {turns} turns", xlabel="rank correlation with the truth", xlim=(-0.1, 1.05))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     figure.savefig(path)
     plt.close(figure)
 
@@ -693,19 +693,17 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(CELLS), figsize=(13, 3.4), dpi=150, sharey=True)
     for axis, (name, turns) in zip(axes, CELLS, strict=True):
-        ends = {}
         for i, method in enumerate(CURVES):
             own = [r for r in rows if (r["world"], r["turns"], r["method"]) == (name, turns, method)]
-            ends[method] = statistics.median(r["spent"] for r in own)
-            grid = np.linspace(0, max(r["spent"] for r in own), 200)
+            grid = np.geomspace(SIZE, max(r["spent"] for r in own), 200)
             middle = np.median([np.interp(grid, np.array(r["curve"])[:, 0], np.array(r["curve"])[:, 1]) for r in own], axis=0)
-            axis.plot(grid / 1000, middle, label=method, color=f"C{i}", linewidth=1.4)
+            axis.plot(grid, middle, label=method, color=f"C{i}", linewidth=1.4)
         axis.axhline(0.8, color="0.7", linewidth=0.8)
-        axis.set(title=f"{name}, {turns} turns", xlabel="thousand conversations", xscale="symlog")
+        axis.set(title=f"{name}, {turns} turns", xlabel="conversations", xscale="log")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("closed, of random to optimum")
-    axes[0].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=len(CURVES), frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     figure.savefig(path)
     plt.close(figure)
 
