@@ -92,7 +92,7 @@ def written_batch(
     better, worse, *numbers = zip(*pairs, strict=True) if pairs else ((), (), (), (), ())
     return Batch(
         **layout,
-        rows=tuple(_row(each, e) for e, each in enumerate(turns)),
+        rows=tuple(row_of(each, e) for e, each in enumerate(turns)),
         behaviour_logprobs=None,
         staleness=torch.zeros(len(episodes), dtype=torch.long),
         outcome=torch.zeros(len(episodes)),
@@ -127,7 +127,7 @@ def _layout(episodes: Sequence[Episode], counts: Sequence[Sequence[int]]) -> dic
     }
 
 
-def _row(
+def row_of(
     turns: Iterable[tuple[Sequence[int], Sequence[int]]], index: int, then: Sequence[int] = (), bootstrap: bool = False
 ) -> Row:
     """One row of (ids read, ids said) per turn, and what was read after the last."""
@@ -145,7 +145,7 @@ def episode_rows(episode: Episode, index: int) -> list[Row]:
     truncated = episode.ending == "truncated"
     if episode.history == "append":
         said = ((turn.prompt_ids, turn.action_ids or ()) for turn in episode.turns)
-        return [_row(said, index, episode.final_ids if truncated else (), truncated)]
+        return [row_of(said, index, episode.final_ids if truncated else (), truncated)]
     rows, first = [], 0
     for turn in episode.turns:
         begin, count = len(turn.prompt_ids), len(turn.action_ids or ())

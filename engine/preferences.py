@@ -145,29 +145,19 @@ def import_labels(path: Path, *, run: str, stage: str, update: int) -> tuple[lis
     episodes: list[Episode] = []
     said: list[Feedback] = []
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    with path.open() as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-                talk = [
-                    *_messages(record.get("prompt") or [], where, "prompt"),
-                    *_messages(record["completion"], where, "completion"),
-                ]
-                label = record["label"]
-            except json.JSONDecodeError as error:
-                raise PreferenceError(f"{where} is not JSON: {error}") from error
-            except (KeyError, AttributeError) as error:
-                raise PreferenceError(f"{where} needs `completion`, a list of {{role, content}}, and `label`") from error
-            if not isinstance(label, bool):
-                raise PreferenceError(f"{where}: `label` must be true (liked) or false, got {label!r}")
-            start = Start(IMPORTED, number % 2**32, {"file": content})
-            id_ = derive_id(run, stage, update, start.key, 0)
-            episodes.append(_episode(talk, Episode(id_, start, (), "terminated", run=run, stage=stage, update=update), where))
-            stamp = Stamp(source=IMPORTED, rater=str(record.get("rater", IMPORTED)))
-            said.append(Feedback(id_, score=float(label), id=derive_id("label", id_), stamp=stamp))
+    for number, where, record in _records(path):
+        try:
+            prompt = _messages(record.get("prompt") or [], where, "prompt")
+            talk, label = [*prompt, *_messages(record["completion"], where, "completion")], record["label"]
+        except (KeyError, AttributeError) as error:
+            raise PreferenceError(f"{where} needs `completion`, a list of {{role, content}}, and `label`") from error
+        if not isinstance(label, bool):
+            raise PreferenceError(f"{where}: `label` must be true (liked) or false, got {label!r}")
+        start = Start(IMPORTED, number % 2**32, {"file": content})
+        id_ = derive_id(run, stage, update, start.key, 0)
+        episodes.append(_episode(talk, Episode(id_, start, (), "terminated", run=run, stage=stage, update=update), where))
+        stamp = Stamp(source=IMPORTED, rater=str(record.get("rater", IMPORTED)))
+        said.append(Feedback(id_, score=float(label), id=derive_id("label", id_), stamp=stamp))
     if not said:
         raise PreferenceError(f"{path} holds no record")
     return episodes, said
@@ -189,47 +179,52 @@ def import_pairs(path: Path, *, run: str, stage: str, update: int) -> tuple[list
     comparisons: list[Comparison] = []
     members: dict[str, dict[str, str]] = {}  # per start: a conversation's content to its episode's id
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    with path.open() as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-                prompt = _messages(record.get("prompt") or [], where, "prompt")
-                talks = [[*prompt, *_messages(record[key], where, key)] for key in ("chosen", "rejected")]
-            except json.JSONDecodeError as error:
-                raise PreferenceError(f"{where} is not JSON: {error}") from error
-            except (KeyError, AttributeError) as error:
-                raise PreferenceError(
-                    f"{where} needs `chosen` and `rejected`, lists of {{role, content}}; for kto, `completion` and `label` do too"
-                ) from error
-            opening = derive_id([[m.role, m.content] for m in talks[0][: _common(*talks)]])
-            start = Start(IMPORTED, int(opening[:8], 16), {"file": content, "prompt": opening})
-            own = members.setdefault(opening, {})
-            pair = []
-            for talk in talks:
-                said = derive_id([[m.role, m.content] for m in talk])
-                if said not in own:
-                    id_, slot = derive_id(run, stage, update, start.key, len(own)), len(own)
-                    shell = Episode(id_, start, (), "terminated", run=run, stage=stage, update=update, slot=slot)
-                    episodes[id_] = _episode(talk, shell, where)
-                    own[said] = id_
-                pair.append(episodes[own[said]])
-            try:
-                comparison = Comparison(
-                    pair[0].group, tuple((e.id,) for e in pair), strength=record.get("margin"),
-                    probability=record.get("probability"), id=derive_id("imported", pair[0].group, number, update),
-                    stamp=Stamp(source=IMPORTED, rater=str(record.get("rater", IMPORTED))),
-                )  # fmt: skip
-            except ValueError as error:
-                raise PreferenceError(f"{where}: {error}") from error
-            if comparison.probability is not None and not 0.5 <= comparison.probability <= 1:
-                raise PreferenceError(f"{where}: probability must lie in 0.5 to 1, got {comparison.probability}")
-            comparisons.append(comparison)
+    for number, where, record in _records(path):
+        try:
+            prompt = _messages(record.get("prompt") or [], where, "prompt")
+            talks = [[*prompt, *_messages(record[key], where, key)] for key in ("chosen", "rejected")]
+        except (KeyError, AttributeError) as error:
+            raise PreferenceError(
+                f"{where} needs `chosen` and `rejected`, lists of {{role, content}}; for kto, `completion` and `label` do too"
+            ) from error
+        opening = derive_id([[m.role, m.content] for m in talks[0][: _common(*talks)]])
+        start = Start(IMPORTED, int(opening[:8], 16), {"file": content, "prompt": opening})
+        own = members.setdefault(opening, {})
+        pair = []
+        for talk in talks:
+            said = derive_id([[m.role, m.content] for m in talk])
+            if said not in own:
+                id_, slot = derive_id(run, stage, update, start.key, len(own)), len(own)
+                shell = Episode(id_, start, (), "terminated", run=run, stage=stage, update=update, slot=slot)
+                episodes[id_] = _episode(talk, shell, where)
+                own[said] = id_
+            pair.append(episodes[own[said]])
+        try:
+            comparison = Comparison(
+                pair[0].group, tuple((e.id,) for e in pair), strength=record.get("margin"),
+                probability=record.get("probability"), id=derive_id("imported", pair[0].group, number, update),
+                stamp=Stamp(source=IMPORTED, rater=str(record.get("rater", IMPORTED))),
+            )  # fmt: skip
+        except ValueError as error:
+            raise PreferenceError(f"{where}: {error}") from error
+        if comparison.probability is not None and not 0.5 <= comparison.probability <= 1:
+            raise PreferenceError(f"{where}: probability must lie in 0.5 to 1, got {comparison.probability}")
+        comparisons.append(comparison)
     if not comparisons:
         raise PreferenceError(f"{path} holds no pair")
     return list(episodes.values()), comparisons
+
+
+def _records(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """(line number, where that is, what stands there) of a file with one JSON value per line."""
+    with path.open() as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                try:
+                    yield number, where, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise PreferenceError(f"{where} is not JSON: {error}") from error
 
 
 def _common(first: Sequence[Any], second: Sequence[Any]) -> int:

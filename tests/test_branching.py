@@ -265,7 +265,7 @@ class Late:
         ({"credit": "judged", "feedback": ["environment"]}, "turn_scores"),
         ({"credit": "gigpo", "group_size": 1}, "group_size of at least 2"),
         ({"optimizer": "rejection", "credit": "gigpo"}, "copies whole conversations"),
-        ({"optimizer": "rejection", "group_size": 1}, "imitates the best of each group: it needs group_size of at least 2"),
+        ({"optimizer": "rejection", "group_size": 1}, "it needs group_size of at least 2 to choose among them"),
         ({"optimizer": "rejection", "audit": {}}, "no credit to audit"),
         ({"optimizer": "kto"}, "preference stage"),
         ({"optimizer": {"name": "grpo", "loss_mean": "constant"}}, "divisor"),

@@ -37,7 +37,7 @@ class Parts:
 
 
 @dataclass(slots=True)
-class Table:
+class Experience:
     """What an update plays and hears: the conversations, what was said of them, and their rewards."""
 
     run: Run
@@ -162,7 +162,7 @@ class RL(Stage):
             )
         if "advantages" not in optimizer.consumes and (self.audit or self.group_size < 2):
             raise ConfigError(
-                f"optimizer {_name(self.optimizer)!r} imitates the best of each group: it needs group_size of at least 2, and has no credit to audit"
+                f"optimizer {_name(self.optimizer)!r} trains on whole conversations: it needs group_size of at least 2 to choose among them, and has no credit to audit"
             )
         if "group" in credit.needs and self.group_size < 2:
             raise ConfigError(
@@ -237,18 +237,18 @@ class RL(Stage):
             golden: dict[str, float] = {}
             if best is not None and self.gold and i == 0:
                 golden = self._gold(run, player, best, i)
-            table = Table(run, parts, player, show, {})
-            whole, missing = True, self.groups
+            experience = Experience(run, parts, player, show, {})
+            missing = self.groups
             for again in range(1 + self.resample):
                 chosen, env_of = self.starts(run, i, missing, again)
-                table.env_of.update(env_of)
-                whole = self.hear(table, chosen, Where(run.id, run.stage, number, run.config.seed))
-                missing = self.groups - len(_speaking(table.episodes, table.rewards))
+                experience.env_of.update(env_of)
+                whole = self.hear(experience, chosen, Where(run.id, run.stage, number, run.config.seed))
+                missing = self.groups - len(_speaking(experience.episodes, experience.rewards))
                 if not whole or not missing:
                     break
             if not whole:  # interrupted while waiting: what was played and asked is kept, nothing trains
                 break
-            episodes, rewards, said = table.episodes, table.rewards, table.said
+            episodes, rewards, said = experience.episodes, experience.rewards, experience.said
 
             if not any(e.turns for e in episodes) and not any(e.ending == "failed" for e in episodes):
                 raise ConfigError(
@@ -271,7 +271,7 @@ class RL(Stage):
                     batch.outcome, batch.turn_rewards = batch.outcome / scale, batch.turn_rewards / scale
                     parts.optimizer.prepare(policy, batch)
                     if "branches" in parts.credit.needs:
-                        branched = self.branches(table, used, parts.credit.branches, "branches", number)
+                        branched = self.branches(experience, used, parts.credit.branches, "branches", number)
                         if branched is None:
                             break
                         batch.branch_values, cost = branched[0] / scale, branched[1]
@@ -281,7 +281,7 @@ class RL(Stage):
                     if "advantages" in parts.optimizer.consumes:
                         metrics |= credit_metrics(batch)
                     if self.audit and (i % self.audit.every == 0 or i + 1 == self.updates):
-                        audited = self.audited(table, batch, number, scale)
+                        audited = self.audited(experience, batch, number, scale)
                         if audited is None:
                             break
                         metrics |= audited
@@ -302,12 +302,12 @@ class RL(Stage):
                 self.record_members(run, number, episodes, rewards, left_out, said)
             metrics |= {
                 "drift": drift(policy, episodes),
-                "judge_failure_rate": table.answers["failed"] / max(table.answers.total(), 1),
-                "spend": table.spend,
+                "judge_failure_rate": experience.answers["failed"] / max(experience.answers.total(), 1),
+                "spend": experience.spend,
                 **golden,
-                "seconds/play": table.played,
-                "seconds/feedback": table.heard,
-                "seconds/update": time.perf_counter() - began - table.played - table.heard,
+                "seconds/play": experience.played,
+                "seconds/feedback": experience.heard,
+                "seconds/update": time.perf_counter() - began - experience.played - experience.heard,
             }
             last = i + 1 == self.updates
             if best is not None and self.gold and ((i + 1) % self.gold.every == 0 or last):
@@ -349,43 +349,43 @@ class RL(Stage):
         best.hear(mean(values), run.updates + (made > 0))
         return {"gold/return": mean(values)} | ({"gold/success": mean(successes)} if successes else {})
 
-    def hear(self, table: Table, chosen: Sequence[tuple[Start | Branch, int]], where: Where, aside: str = "") -> bool:
-        """Plays conversations, has them judged, and lays them on the table. False: the run was interrupted while waiting.
+    def hear(self, experience: Experience, chosen: Sequence[tuple[Start | Branch, int]], where: Where, aside: str = "") -> bool:
+        """Plays conversations, has them judged, and adds them to the experience. False: the run was interrupted while waiting.
 
         Args:
             aside: what they are played for, where they are not for training; combiners do not learn from them.
         """
-        run, began = table.run, time.perf_counter()
+        run, began = experience.run, time.perf_counter()
         with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
             episodes = play(
-                run, table.player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
+                run, experience.player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
                 max_failure_rate=1.0 if aside else self.max_failure_rate,
-                progress=lambda done, total: run.status(aside or "play", done, total, **table.show),
+                progress=lambda done, total: run.status(aside or "play", done, total, **experience.show),
             )  # fmt: skip
         played = time.perf_counter()
         if run.is_main:
             groups = grouped(episodes)
             asked = [
-                (sources, {k: m for k, m in groups.items() if table.env_of[m[0].start.key] == index})
-                for index, sources in enumerate(table.parts.sources)
+                (sources, {k: m for k, m in groups.items() if experience.env_of[m[0].start.key] == index})
+                for index, sources in enumerate(experience.parts.sources)
             ]
-            said = ask(run, asked, poll=self.poll, show=table.show)
-            rewards = {} if said is None else self.combine(table.parts, episodes, table.env_of, said, fit=not aside)
+            said = ask(run, asked, poll=self.poll, show=experience.show)
+            rewards = {} if said is None else self.combine(experience.parts, episodes, experience.env_of, said, fit=not aside)
         else:
             said, rewards = {}, {}
         episodes, rewards, said = shared(run, (episodes, rewards, said))
         if said is None:
             return False
-        table.episodes += episodes
-        table.rewards |= rewards
-        table.said |= said
-        table.played += played - began
-        table.heard += time.perf_counter() - played
-        table.spend += sum(a.stamp.cost for each in said.values() for a in each)
-        table.answers.update(a.status for each in said.values() for a in each)
+        experience.episodes += episodes
+        experience.rewards |= rewards
+        experience.said |= said
+        experience.played += played - began
+        experience.heard += time.perf_counter() - played
+        experience.spend += sum(a.stamp.cost for each in said.values() for a in each)
+        experience.answers.update(a.status for each in said.values() for a in each)
         return True
 
-    def branches(self, table: Table, episodes: Sequence[Episode], count: int, label: str, number: int) -> Any:
+    def branches(self, experience: Experience, episodes: Sequence[Episode], count: int, label: str, number: int) -> Any:
         """Continues conversations anew from the start of every turn, and values those states by the mean outcome.
 
         States that several conversations share, the start of a group above all, are valued once.
@@ -395,20 +395,20 @@ class RL(Stage):
         """
         import torch
 
-        run = table.run
+        run = experience.run
         shared_states: dict[tuple[Any, ...], Branch] = {}
         states = [[(e.start.key, *(turn.action for turn in e.turns[:k])) for k in range(len(e.turns))] for e in episodes]
         for episode, own in zip(episodes, states, strict=True):
             for k, state in enumerate(own):
                 shared_states.setdefault(state, Branch(episode, k))
         chosen = [(branch, slot) for branch in shared_states.values() for slot in range(count)]
-        aside = Table(run, table.parts, table.player, table.show, table.env_of)
+        aside = Experience(run, experience.parts, experience.player, experience.show, experience.env_of)
         where = Where(run.id, f"{run.stage}/{label}", number, run.config.seed)
         if not self.hear(aside, chosen, where, label):
             return None
         self._check_continued(aside.episodes, label)
-        table.played, table.heard = table.played + aside.played, table.heard + aside.heard
-        table.spend, table.answers = table.spend + aside.spend, table.answers + aside.answers
+        experience.played, experience.heard = experience.played + aside.played, experience.heard + aside.heard
+        experience.spend, experience.answers = experience.spend + aside.spend, experience.answers + aside.answers
         if run.is_main:
             why = {e.id: label for e in aside.episodes}
             self.record_members(run, number, aside.episodes, aside.rewards, why, aside.said)
@@ -448,7 +448,7 @@ class RL(Stage):
                 f"max_failure_rate={self.max_failure_rate:g} allows. Reasons: {'; '.join(sorted({e.reason for e in failed})[:3])}"
             )
 
-    def audited(self, table: Table, batch: Any, number: int, scale: float) -> dict[str, float] | None:
+    def audited(self, experience: Experience, batch: Any, number: int, scale: float) -> dict[str, float] | None:
         """How the credit of some conversations agrees with the true advantages of their turns; None: the run was interrupted."""
         from scipy.stats import spearmanr
 
@@ -457,7 +457,7 @@ class RL(Stage):
         assert self.audit is not None
         count = min(self.audit.episodes, len(batch.episodes))
         some = [i * len(batch.episodes) // count for i in range(count)]  # of many starts
-        found = self.branches(table, [batch.episodes[e] for e in some], self.audit.rollouts, "audit", number)
+        found = self.branches(experience, [batch.episodes[e] for e in some], self.audit.rollouts, "audit", number)
         if found is None:
             return None
         values, cost = found

@@ -35,7 +35,7 @@ from ...engine.rollout import PolicyPlayer, ScriptPlayer, Where, rollout
 from ...engine.run import Run
 from ...engine.stages.evaluate import Score, play_held_out, score
 from ...engine.stages.play import EnvConfig
-from ...engine.stages.rl import RL as RL_STAGE
+from ...engine.stages.rl import RL as RLStage
 from .tiny import build_policy
 
 ENV = "turnwise/SupportDesk-v0"
@@ -65,7 +65,7 @@ GRPO: dict[str, Any] = {
 }  # fmt: skip
 
 
-def rl_stages(optimizer: str = "", credit: str = "", plugins: Plugins | None = None) -> dict[str, dict[str, Any]]:
+def rl_stages(optimizer: str, credit: str) -> dict[str, dict[str, Any]]:
     """The RL runs of the demo by name: PPO and GRPO, or one with the optimizer and credit method asked for.
 
     Raises:
@@ -73,7 +73,7 @@ def rl_stages(optimizer: str = "", credit: str = "", plugins: Plugins | None = N
     """
     if not optimizer and not credit:
         return {"ppo": PPO, "grpo": GRPO}
-    plugins = plugins or Plugins()
+    plugins = Plugins()
     needs: frozenset[str] = getattr(plugins.factory("credit method", credit), "needs", frozenset()) if credit else frozenset()
     name = optimizer or ("ppo" if "values" in needs else "grpo")
     known = {"ppo": PPO["optimizer"], "grpo": GRPO["optimizer"]}
@@ -81,7 +81,7 @@ def rl_stages(optimizer: str = "", credit: str = "", plugins: Plugins | None = N
     stage = {**(PPO if name == "ppo" and "group" not in needs else GRPO), "optimizer": options, "credit": credit or None}
     if "branches" in needs:  # two continuations of every turn, of fewer conversations
         stage |= {"credit": {"name": credit, "rollouts": 2}, "groups": 8}
-    RL_STAGE(**stage).parts(plugins)
+    RLStage(**stage).parts(plugins)
     return {f"{name}-{credit}" if credit else name: stage}
 
 

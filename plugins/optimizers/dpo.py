@@ -20,6 +20,7 @@ the whole minibatch of pairs, whatever fits into memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -132,7 +133,9 @@ class DPO:
                 at = torch.tensor([kept[i] for i in chosen])
                 better, worse = pairs.better[at], pairs.worse[at]
                 episodes = sorted({*better.tolist(), *worse.tolist()})
-                ratio = (self._sums(policy, batch, episodes) - reference).requires_grad_()
+                mine = replace(batch, rows=tuple(r for r in batch.rows if r.episode in episodes))
+                now = policy.logprobs(mine, micro_tokens=self.learner.micro_tokens)
+                ratio = (turn_sums(now, batch.turn, batch.mask, batch.turn_mask.shape[1])[0] - reference).requires_grad_()
                 first = (ratio[better] * better_share[at]).sum(1)
                 second = (ratio[worse] * worse_share[at]).sum(1)
                 each = dpo_loss(first, second, pairs.probability[at], self.beta, self.label_smoothing, self.loss)
@@ -168,16 +171,6 @@ class DPO:
                 which = slice(None) if turn is None else slice(turn, turn + 1)
                 share[p, which] = 1.0 / float(length[e, which].sum().clamp(min=1)) if self.length_normalise else 1.0
         return better_share, worse_share, kept
-
-    @torch.no_grad()
-    def _sums(self, policy: Policy, batch: Batch, episodes: list[int]) -> Tensor:
-        """Each turn's summed log-prob, [E, K]; 0 for conversations not asked."""
-        found = torch.zeros(batch.mask.shape)
-        for micro in self.learner.micro_batches(batch.rows, episodes):
-            if micro.weight:
-                out = policy.score(micro, batch.temperature, policy.network)
-                found[micro.episode, micro.action] = out.logprobs.float().cpu()
-        return turn_sums(policy.sum_over_processes(found), batch.turn, batch.mask, batch.turn_mask.shape[1])[0]
 
     def state_dict(self) -> dict[str, Any]:
         return self.learner.state_dict()

@@ -16,11 +16,13 @@ As in `dpo`, the derivative in each conversation's log-prob is taken first, then
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...engine.batch import row_of
 from ...engine.learning import Batch, Row
 from ...engine.policy import Policy
 from ...engine.policy.learner import Learner
@@ -46,14 +48,9 @@ def mismatched(rows: Sequence[Row]) -> list[Row]:
     result = []
     for i, (row, own) in enumerate(zip(rows, parts, strict=True)):
         for other in parts[i + 1 :] + parts[:i]:
-            ids: list[int] = []
-            positions: list[int] = []
-            for k, (read, said) in enumerate(own):
-                ids += other[k][0] if k < len(other) else read
-                positions += range(len(ids), len(ids) + len(said))
-                ids += said
-            if tuple(ids) != row.ids[: len(ids)]:
-                result.append(Row(tuple(ids), row.episode, tuple(positions), row.first))
+            told = [(other[k][0] if k < len(other) else read, said) for k, (read, said) in enumerate(own)]
+            if told != own:
+                result.append(row_of(told, row.episode))
                 break
     return result
 
@@ -110,9 +107,8 @@ class KTO:
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
         batch.reference_logprobs = policy.logprobs(batch, micro_tokens=self.learner.micro_tokens, reference=True)
-        with policy.reference() as network:
-            fitting = [r for r in mismatched(batch.rows) if len(r.ids) <= policy.context_length]
-            batch.extras["mismatched"] = fitting, self._sums(policy, batch, fitting, network)
+        fitting = [r for r in mismatched(batch.rows) if len(r.ids) <= policy.context_length]
+        batch.extras["mismatched"] = fitting, self._sums(policy, batch, fitting, reference=True)
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
         assert batch.labels is not None
@@ -125,10 +121,10 @@ class KTO:
             for chosen in self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, epoch):
                 mine = set(chosen)
                 aside = [r for r in strangers if r.episode in mine]
-                apart = (self._sums(policy, batch, aside, policy.network) - strange_reference)[[r.episode for r in aside]]
+                apart = (self._sums(policy, batch, aside) - strange_reference)[[r.episode for r in aside]]
                 z0 = apart.mean().clamp(min=0) if aside else torch.tensor(0.0)
                 own = [r for r in batch.rows if r.episode in mine]
-                ratio = (self._sums(policy, batch, own, policy.network) - reference).requires_grad_()
+                ratio = (self._sums(policy, batch, own) - reference).requires_grad_()
                 weight = batch.weight[chosen] / batch.weight[chosen].sum()
                 each = kto_loss(ratio[chosen], liked[chosen], z0, self.beta, self.up, self.down)
                 [slope] = torch.autograd.grad((each * weight).sum(), ratio)
@@ -148,16 +144,10 @@ class KTO:
                 metrics[f"reward/{name}"] = float(rewards[which].mean())
         return metrics
 
-    @torch.no_grad()
-    def _sums(self, policy: Policy, batch: Batch, rows: Sequence[Row], network: Any) -> Tensor:
-        """Each conversation's summed log-prob over some rows, [E]; 0 for those not asked."""
-        sums = torch.zeros(len(batch.episodes))
-        if rows:
-            for micro in policy.my_share(policy.micro_batches(rows, self.learner.micro_tokens)):
-                if micro.weight:
-                    out = policy.score(micro, batch.temperature, network)
-                    sums.index_add_(0, micro.episode, out.logprobs.float().cpu())
-        return policy.sum_over_processes(sums)
+    def _sums(self, policy: Policy, batch: Batch, rows: Sequence[Row], reference: bool = False) -> Tensor:
+        """Each conversation's summed log-prob over some rows, [E]; 0 for those without a row."""
+        part = replace(batch, rows=tuple(rows))
+        return policy.logprobs(part, micro_tokens=self.learner.micro_tokens, reference=reference).sum(1)
 
     def state_dict(self) -> dict[str, Any]:
         return self.learner.state_dict()
