@@ -264,6 +264,14 @@ def test_kto_learns_from_labels_and_from_pairs(model_folder: Callable[..., Path]
         assert done.metrics[-1]["labelled"] == 16
         ends[name] = done.metrics[-1]
         assert ends[name]["reward/liked"] > 0.1 > -0.1 > ends[name]["reward/disliked"], ends[name]
+    from turnwise.engine.stages.preference import Chosen
+
+    chosen, again = Chosen(), Chosen()
+    file.write_text("\n".join(map(json.dumps, labels)))
+    decided = chosen.labels(done, file)
+    again.load_state_dict(chosen.state_dict())
+    file.write_text(json.dumps(labels[0]))
+    assert again.labels(done, file) == decided, "a file that changes later does not change a run that goes on"
     file.write_text(json.dumps({**labels[0], "label": "good"}))
     with pytest.raises(Exception, match="must be true .liked. or false"):
         turnwise.Run(config, folder=tmp_path / "bad").finish()

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from ..config import ConfigError, Stage
 from ..episode import Episode, derive_id
-from ..feedback import Comparison
+from ..feedback import Comparison, Feedback
 from ..memory import explained_memory
 from ..preferences import Pair, import_labels, import_pairs, pairs
 from ..run import Run, Update
@@ -56,8 +56,8 @@ class Preference(Stage):
         chosen, labelled = Chosen(), "labels" in optimizer.consumes
         done = run.begin({"optimizer": optimizer, "chosen": chosen} if hasattr(optimizer, "state_dict") else {"chosen": chosen})
         found: Sequence[Pair | Label]
-        if labelled and self.data is not None and is_labelled(self.data):
-            found = file_labels(run, self.data)
+        if labelled and self.data is not None and (chosen.liked or is_labelled(self.data)):
+            found = chosen.labels(run, self.data)
             heard = len(found)
         else:
             said = pairs(chosen.comparisons(run, self.data))
@@ -115,21 +115,6 @@ def is_labelled(path: Path) -> bool:
         return '"label"' in next((line for line in lines if line.strip()), "")
 
 
-def file_labels(run: Run, path: Path) -> list[Label]:
-    """The labels of a file, recorded as feedback.
-
-    Raises:
-        PreferenceError: the file holds something else.
-    """
-    found: list[Label] = []
-    if run.is_main:
-        episodes, said = import_labels(path, run=run.id, stage=run.stage, update=run.start + 1)
-        run.ledger.add_episodes(episodes)
-        run.ledger.add_feedback(said)
-        found = [Label(f.episode, f.score == 1.0) for f in said]
-    return shared(run, found)
-
-
 def _ids(item: Pair | Label) -> tuple[str, ...]:
     return (item.episode,) if isinstance(item, Label) else (item.first, item.second)
 
@@ -144,11 +129,12 @@ def comparing(run: Run) -> list[str]:
 
 
 class Chosen:
-    """Which comparisons a stage trains on: all that the run has had made, and those of a file. Decided once, and kept with its
-    checkpoints: what arrives or is corrected later must not change a run that goes on."""
+    """Which comparisons or labels a stage trains on: all that the run has had made, and those of a file. Decided once, and kept with its
+    checkpoints: what arrives or is changed later must not change a run that goes on."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
+        self.liked: list[bool] = []  # of episodes; empty where `ids` are comparisons
 
     def comparisons(self, run: Run, data: Path | None) -> list[Comparison]:
         """The comparisons, by group and id; the first call decides which.
@@ -168,11 +154,27 @@ class Chosen:
         wanted = set(self.ids)
         return [c for c in run.ledger.comparisons(run.id, everything=True) if c.id in wanted]
 
+    def labels(self, run: Run, data: Path) -> list[Label]:
+        """The labels of a file, recorded as feedback; the first call decides which.
+
+        Raises:
+            PreferenceError: the file holds something else.
+        """
+        if not self.ids:
+            said: list[Feedback] = []
+            if run.is_main:
+                episodes, said = import_labels(data, run=run.id, stage=run.stage, update=run.start + 1)
+                run.ledger.add_episodes(episodes)
+                run.ledger.add_feedback(said)
+            said = shared(run, said)
+            self.ids, self.liked = [f.episode for f in said], [f.score == 1.0 for f in said]
+        return [Label(id_, liked) for id_, liked in zip(self.ids, self.liked, strict=True)]
+
     def state_dict(self) -> dict[str, Any]:
-        return {"ids": self.ids}
+        return {"ids": self.ids, "liked": self.liked}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.ids = list(state["ids"])
+        self.ids, self.liked = list(state["ids"]), list(state.get("liked", ()))
 
 
 def _shuffled(found: Sequence[Any], episodes: Mapping[str, Episode], seed: str) -> list[Any]:
