@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .engine.ledger import Ledger, LedgerError
     from .engine.plugins import PluginError, Plugins
     from .engine.policy import CHATML, Backend, Conversation, Policy, PolicyError, Sample, Sampling, TemplateError
-    from .engine.reward import Combiner, NoReward, Rewards, ranked_pairs, ranking_scores
+    from .engine.reward import (
+        Aggregate, Aggregator, Combiner, Estimate, NoReward, RaterEstimate, Rewards, ranked_pairs, ranking_scores,
+    )  # fmt: skip
     from .engine.rollout import PolicyPlayer, ScriptPlayer, TooManyFailures, Where, rollout
     from .engine.run import Run, Status, Update
     from .engine.train import train
@@ -36,7 +38,9 @@ _HOMES = {
     "engine.ledger": ("Ledger", "LedgerError"),
     "engine.plugins": ("PluginError", "Plugins"),
     "engine.policy": ("CHATML", "Backend", "Conversation", "Policy", "PolicyError", "Sample", "Sampling", "TemplateError"),
-    "engine.reward": ("Combiner", "NoReward", "Rewards", "ranked_pairs", "ranking_scores"),
+    "engine.reward": (
+        "Aggregate", "Aggregator", "Combiner", "Estimate", "NoReward", "RaterEstimate", "Rewards", "ranked_pairs", "ranking_scores",
+    ),
     "engine.rollout": ("PolicyPlayer", "ScriptPlayer", "TooManyFailures", "Where", "rollout"),
     "engine.run": ("Run", "Status", "Update"),
     "engine.train": ("train",),
@@ -44,10 +48,10 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CHATML", "Backend", "Batch", "Combiner", "Comparison", "ConfigError", "Context", "Conversation", "Credit",
-    "CreditAssigner", "Episode", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Ledger", "LedgerError", "Message",
+    "Aggregate", "Aggregator", "CHATML", "Backend", "Batch", "Combiner", "Comparison", "ConfigError", "Context", "Conversation", "Credit",
+    "CreditAssigner", "Episode", "Estimate", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Ledger", "LedgerError", "Message",
     "NoReward", "NonFiniteError", "Optimizer", "Pairs", "PluginError", "Plugins", "Policy", "PolicyError", "PolicyPlayer",
-    "Request", "Rewards", "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage", "Stamp", "Start",
+    "RaterEstimate", "Request", "Rewards", "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage", "Stamp", "Start",
     "Status", "TemplateError", "Text", "TooManyFailures", "Turn", "Update", "Where", "check_environment", "hookimpl", "judges",
     "ranked_pairs", "ranking_scores", "replay", "rollout", "starts", "train",
 ]  # fmt: skip

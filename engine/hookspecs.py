@@ -54,6 +54,16 @@ def register_combiners(register: Register) -> None:
 
 
 @hookspec
+def register_aggregators(register: Register) -> None:
+    """`factory(**options)` returns an `Aggregator`: what many raters said becomes one estimate per episode, with its uncertainty."""
+
+
+@hookspec
+def register_renderers(register: Register) -> None:
+    """`factory(**options)` returns a function `message -> str`, the HTML of one message on the raters' page; it must escape what it shows."""
+
+
+@hookspec
 def register_credit(register: Register) -> None:
     """`factory(**options)` returns a `CreditAssigner`: rewards to advantages."""
 

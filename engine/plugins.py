@@ -31,6 +31,8 @@ REGISTRIES = {
     "register_judges": "judge",
     "register_feedback_sources": "feedback source",
     "register_combiners": "combiner",
+    "register_aggregators": "aggregator",
+    "register_renderers": "renderer",
     "register_credit": "credit method",
     "register_optimizers": "optimizer",
     "register_backends": "backend",

@@ -73,6 +73,78 @@ class Combiner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What raters together say of one episode.
+
+    Attributes:
+        score: the higher the better; on the aggregator's own scale.
+        sd: its posterior standard deviation, in the same unit.
+        prior_sd: what it was before anybody said anything.
+        raters: how many people the estimate rests on.
+
+    Raises:
+        ValueError: a number that is not finite, or a deviation that is negative.
+    """
+
+    score: float
+    sd: float
+    prior_sd: float
+    raters: int
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.score, self.sd, self.prior_sd))) or min(self.sd, self.prior_sd) < 0:
+            raise ValueError(
+                f"an estimate must be finite, with deviations of at least 0: {self.score}, {self.sd}, {self.prior_sd}"
+            )
+
+    @property
+    def reliability(self) -> float:
+        """The share of the prior variance that the raters removed, in [0, 1]: 0 says nothing is known, 1 that all is."""
+        return 1.0 - min((self.sd / self.prior_sd) ** 2, 1.0) if self.prior_sd > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RaterEstimate:
+    """What an aggregator thinks of one rater.
+
+    Attributes:
+        answers: how many of theirs it rests on.
+        reliability: 1 is as good as the aggregator's ideal rater, 0 carries no information, negative says the opposite.
+        reliability_sd: its posterior standard deviation; None where the aggregator does not estimate one.
+        side: log-odds of choosing what is shown first (left, or on top) when both are equally good; None where it is not estimated.
+        side_sd: its posterior standard deviation.
+    """
+
+    answers: int
+    reliability: float
+    reliability_sd: float | None = None
+    side: float | None = None
+    side_sd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Estimates by episode id, and raters by name."""
+
+    scores: Mapping[str, Estimate]
+    raters: Mapping[str, RaterEstimate]
+
+
+@runtime_checkable
+class Aggregator(Protocol):
+    """Many raters' answers to one estimate per episode. It keeps nothing between calls: whoever calls gives all that counts."""
+
+    def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
+        """Estimates for every episode that an answer speaks of.
+
+        Args:
+            answers: in force; those that failed or abstained are not counted. A rater is `stamp.rater`, or `stamp.source` where that is
+                empty. `shown["order"]` lists episode ids in the order they were displayed.
+        """
+        ...
+
+
 def ranking_scores(comparison: Comparison) -> Mapping[str, float]:
     """A ranking with ties as numbers in [0, 1]: the share of the other ranked episodes that one beats, ties half.
 

@@ -181,7 +181,7 @@ class RL(Stage):
         for env in self.env:
             specs = env.feedback if env.feedback is not None else self.feedback
             sources.append(Sources.make(specs, plugins, self.max_failure_rate))
-            combiners.append(component(plugins, "combiner", self.combiner, weights=sources[-1].weights))
+            combiners.append(_combiner(plugins, self.combiner, sources[-1].weights))
             if "turn_scores" in credit.needs and not sources[-1].sources:
                 raise ConfigError(
                     f"credit {_name(credit_name)!r} needs turn scores, but no feedback source of {env.id!r} gives any: add a judge whose "
@@ -566,6 +566,13 @@ class RL(Stage):
             used = tuple(a.id for a in said.get(e.group, ()) if a.target in (e.id, e.group))
             members.append(Member(e.id, e.group, e.id not in left_out, why, outcome, used, credit.get(e.id, ())))
         run.ledger.add_members(run.id, number, members)
+
+
+def _combiner(plugins: Plugins, spec: Any, weights: Mapping[str, float]) -> Any:
+    """The combiner; its `aggregator`, where it has one, is looked up by name too."""
+    if isinstance(spec, Mapping) and "aggregator" in spec:
+        spec = {**spec, "aggregator": component(plugins, "aggregator", spec["aggregator"])}
+    return component(plugins, "combiner", spec, weights=weights)
 
 
 def _name(spec: Any) -> str:
