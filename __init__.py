@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from .engine.plugins import PluginError, Plugins
     from .engine.policy import CHATML, Backend, Conversation, Policy, PolicyError, Sample, Sampling, TemplateError
     from .engine.reward import (
-        Aggregate, Aggregator, Combiner, Estimate, NoReward, RaterEstimate, Rewards, ranked_pairs, ranking_scores,
+        Aggregate,
+        Aggregator,
+        Combiner,
+        Estimate,
+        NoReward,
+        RaterEstimate,
+        Rewards,
+        ranked_pairs,
+        ranking_scores,
     )  # fmt: skip
     from .engine.rollout import PolicyPlayer, ScriptPlayer, TooManyFailures, Where, rollout
     from .engine.run import Run, Status, Update

@@ -8,3 +8,4 @@ from ...engine.hookspecs import Register, hookimpl
 @hookimpl
 def register_combiners(register: Register) -> None:
     register("weighted", "turnwise.plugins.combiners.weighted:Weighted")
+    register("aggregate", "turnwise.plugins.combiners.aggregate:Aggregated")

@@ -1,0 +1,15 @@
+"""Aggregators: what many raters said, as one estimate per episode. One file each."""
+
+from __future__ import annotations
+
+from ...engine.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_aggregators(register: Register) -> None:
+    register("mean", "turnwise.plugins.aggregators.mean:Mean")
+    register("majority", "turnwise.plugins.aggregators.majority:Majority")
+    register("dawid-skene", "turnwise.plugins.aggregators.dawid_skene:DawidSkene")
+    register("bradley-terry", "turnwise.plugins.aggregators.bradley_terry:BradleyTerry")
+    register("plackett-luce", "turnwise.plugins.aggregators.plackett_luce:PlackettLuce")
+    register("rater-bradley-terry", "turnwise.plugins.aggregators.rater_bradley_terry:RaterBradleyTerry")
