@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .engine.config import ConfigError, RunConfig, Section, Stage
     from .engine.environment import Text, check_environment, replay, starts
     from .engine.episode import Episode, Message, Start, Turn
-    from .engine.feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Request, Stamp
+    from .engine.feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Question, Request, Stamp
     from .engine.hookspecs import hookimpl
     from .engine.learning import Batch, Credit, CreditAssigner, NonFiniteError, Optimizer, Pairs
     from .engine.ledger import Ledger, LedgerError
@@ -39,7 +39,7 @@ _HOMES = {
     "engine.environment": ("Text", "check_environment", "replay", "starts"),
     "engine.episode": ("Episode", "Message", "Start", "Turn"),
     "engine.feedback": (
-        "Comparison", "Context", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Request", "Stamp",
+        "Comparison", "Context", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Question", "Request", "Stamp",
     ),
     "engine.hookspecs": ("hookimpl",),
     "engine.learning": ("Batch", "Credit", "CreditAssigner", "NonFiniteError", "Optimizer", "Pairs"),
@@ -59,7 +59,7 @@ __all__ = [
     "Aggregate", "Aggregator", "CHATML", "Backend", "Batch", "Combiner", "Comparison", "ConfigError", "Context", "Conversation", "Credit",
     "CreditAssigner", "Episode", "Estimate", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Ledger", "LedgerError", "Message",
     "NoReward", "NonFiniteError", "Optimizer", "Pairs", "PluginError", "Plugins", "Policy", "PolicyError", "PolicyPlayer",
-    "RaterEstimate", "Request", "Rewards", "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage", "Stamp", "Start",
+    "Question", "RaterEstimate", "Request", "Rewards", "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage", "Stamp", "Start",
     "Status", "TemplateError", "Text", "TooManyFailures", "Turn", "Update", "Where", "check_environment", "hookimpl", "judges",
     "ranked_pairs", "ranking_scores", "replay", "rollout", "starts", "train",
 ]  # fmt: skip

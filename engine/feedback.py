@@ -173,6 +173,21 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a source wants to be asked about a group, see `FeedbackSource`.
+
+    Attributes:
+        target: an episode's id or the group's key.
+        episodes: what there is to look at.
+        ask: what exactly is asked, JSON data.
+    """
+
+    target: str
+    episodes: tuple[Episode, ...]
+    ask: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A question to a source: score this episode, or compare this group.
 
@@ -195,6 +210,11 @@ class Request:
     required: bool = True
     ask: Mapping[str, Any] = field(default_factory=dict)
     episodes: tuple[Episode, ...] = ()
+
+    @property
+    def item(self) -> str:
+        """What is asked, the same for every rater."""
+        return derive_id(self.kind, self.target, self.source, dict(self.ask), [e.id for e in self.episodes])
 
     @property
     def id(self) -> str:
@@ -230,7 +250,9 @@ class FeedbackSource(Protocol):
 
     Optional methods, called where present: `open(context)` before the first request, with a `Context`; `acknowledge(ids)`
     once the ledger holds these answers (until then a source that cannot afford to lose one repeats it, under the same id);
-    `cancel(request_ids)` for requests that expired; `close()`; `state_dict()` and `load_state_dict(state)`.
+    `close()`; `state_dict()` and `load_state_dict(state)`; `plan(group, episodes) -> [Question]` where one question per episode
+    (`kind = "episode"`) or one per group (`kind = "group"`) is not what it asks; `waiting() -> str`, which completes "waiting for 12
+    ratings (...)". A source whose answers are written to the ledger by somebody else returns nothing from `receive`.
     """
 
     def request(self, requests: Sequence[Request]) -> None: ...
@@ -248,6 +270,7 @@ class Context:
         clock: the run's clock, seconds.
         seed: for whatever is random in it.
         update: updates the run has made.
+        ledger: the run's ledger, for sources that keep what they know beside the answers.
     """
 
     name: str
@@ -255,6 +278,7 @@ class Context:
     clock: Callable[[], float]
     seed: int
     update: int = 0
+    ledger: Any = None
 
 
 def version_of(source: Any) -> str:

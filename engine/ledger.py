@@ -8,14 +8,16 @@ Rules it holds, whatever is written to it:
 - a group is ready when every required request of every member is answered or expired, and it trains once;
 - the members of an update are written before the update; what arrives later is kept and never trains.
 
-SQLite in WAL mode by default: writers take the lock at once (`BEGIN IMMEDIATE`), since the stock driver loses updates silently.
-PostgreSQL by URL, for a team.
+SQLite in WAL mode by default; PostgreSQL by URL (`postgresql://user:password@host/database`), for a team. Both let one writer in at a
+time, from the first statement of its transaction on (`BEGIN IMMEDIATE`, an advisory lock): every rule above is a look followed by a
+write, and nothing may come between the two.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,51 +32,65 @@ from .episode import Episode, canonical_json
 from .feedback import Comparison, Feedback, Request, Stamp
 from .secrets import redact
 
-SCHEMA = 2
+SCHEMA = 3
 Answer = Feedback | Comparison
+ONE_WRITER = 0x7475726E  # the advisory lock's key: "turn"
+
+
+class Words(sa.TypeDecorator[str]):
+    """A column to select by: what databases cannot hold in a text (NUL, lone surrogates) is replaced. The whole text is in `content`."""
+
+    impl = sa.String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return value if value is None else value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
 
 _meta = sa.MetaData()
 _info = sa.Table("info", _meta, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.String, nullable=False))
-_episodes = sa.Table(
+EPISODES = sa.Table(
     "episodes",
     _meta,
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("run", sa.String, nullable=False, index=True),
-    sa.Column("stage", sa.String, nullable=False),
+    sa.Column("stage", Words, nullable=False),
     sa.Column("update", sa.Integer, nullable=False),
     sa.Column("group", sa.String, nullable=False, index=True),
     sa.Column("slot", sa.Integer, nullable=False),
-    sa.Column("env", sa.String, nullable=False),
+    sa.Column("env", Words, nullable=False),
     sa.Column("ending", sa.String, nullable=False),
-    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("reason", Words, nullable=False),
     sa.Column("content", sa.LargeBinary, nullable=False),
     sa.Column("time", sa.Float, nullable=False),
 )
-_requests = sa.Table(
+REQUESTS = sa.Table(
     "requests",
     _meta,
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("target", sa.String, nullable=False),
     sa.Column("group", sa.String, nullable=False, index=True),
-    sa.Column("source", sa.String, nullable=False),
+    sa.Column("source", Words, nullable=False),
     sa.Column("rater_slot", sa.Integer, nullable=False),
     sa.Column("required", sa.Boolean, nullable=False),
     sa.Column("deadline", sa.Float),
     sa.Column("ask", sa.String, nullable=False),
+    sa.Column("item", sa.String, nullable=False, server_default="", index=True),  # what is asked, whichever rater's turn it is
+    sa.Column("shown", sa.String, nullable=False, server_default="[]"),
     sa.Column("time", sa.Float, nullable=False),
 )
-_feedback = sa.Table(
+FEEDBACK = sa.Table(
     "feedback",
     _meta,
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("target", sa.String, nullable=False, index=True),
     sa.Column("request", sa.String, index=True),
-    sa.Column("source", sa.String, nullable=False),
-    sa.Column("version", sa.String, nullable=False),
-    sa.Column("rater", sa.String, nullable=False),
-    sa.Column("stratum", sa.String, nullable=False),
+    sa.Column("source", Words, nullable=False),
+    sa.Column("version", Words, nullable=False),
+    sa.Column("rater", Words, nullable=False),
+    sa.Column("stratum", Words, nullable=False),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("score", sa.Float),
     sa.Column("content", sa.String, nullable=False),
@@ -83,7 +99,7 @@ _feedback = sa.Table(
     sa.Column("late", sa.Boolean, nullable=False),
     sa.Column("time", sa.Float, nullable=False),
 )
-_members = sa.Table(
+MEMBERS = sa.Table(
     "members",
     _meta,
     sa.Column("episode", sa.String, primary_key=True),
@@ -91,7 +107,7 @@ _members = sa.Table(
     sa.Column("update", sa.Integer, nullable=False),
     sa.Column("group", sa.String, nullable=False, index=True),
     sa.Column("used", sa.Boolean, nullable=False),
-    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("reason", Words, nullable=False),
     sa.Column("outcome", sa.Float),
     sa.Column("feedback", sa.String, nullable=False),
     sa.Column("credit", sa.String, nullable=False, server_default="[]"),
@@ -128,7 +144,7 @@ class Ledger:
     """Opens a ledger, or creates it.
 
     Args:
-        url: an SQLAlchemy URL (`sqlite:///path`, `postgresql+psycopg://...`), or the path of an SQLite file.
+        url: `sqlite:///path`, `postgresql://user:password@host/database` (any SQLAlchemy URL of these two), or the path of an SQLite file.
         clock: seconds; the one clock of everything that is stamped or expires.
         lock_timeout: seconds to wait for another writer.
 
@@ -137,16 +153,24 @@ class Ledger:
     """
 
     def __init__(self, url: str | Path, *, clock: Callable[[], float] = time.time, lock_timeout: float = 30.0) -> None:
-        self.url = str(url) if "://" in str(url) else f"sqlite:///{url}"
+        where = str(url) if "://" in str(url) else f"sqlite:///{url}"
+        self.url = redact(where)
         self.clock = clock
+        if not re.match(r"(sqlite|postgres(ql)?)(\+\w+)?:", where):
+            raise LedgerError(
+                f"the ledger {self.url} must be SQLite or PostgreSQL: sqlite:///file, or postgresql://user@host/database"
+            )
         try:
-            self._engine = sa.create_engine(self.url)
-        except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
-            raise LedgerError(f"the ledger's URL {redact(self.url)} cannot be used: {error}") from error
+            self._engine = sa.create_engine(re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where))
+        except ModuleNotFoundError as error:
+            raise LedgerError(f"the ledger {self.url} needs a driver: pip install 'turnwise[postgres]' ({error})") from error
+        except sa.exc.ArgumentError as error:
+            raise LedgerError(f"the ledger's URL {self.url} cannot be used: {error}") from error
+        self._lock_timeout = lock_timeout
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._sqlite:
             self._tame_sqlite(lock_timeout)
-        with self._writing() as db:
+        with self.writing() as db:
             if sa.inspect(db).has_table("info"):
                 found = int(db.scalar(sa.select(_info.c.value).where(_info.c.key == "schema")) or 0)
                 if found > SCHEMA:
@@ -156,6 +180,11 @@ class Ledger:
                     )
                 if found < 2:
                     db.exec_driver_sql("ALTER TABLE members ADD COLUMN credit VARCHAR NOT NULL DEFAULT '[]'")
+                if found < 3:
+                    db.exec_driver_sql("ALTER TABLE requests ADD COLUMN item VARCHAR NOT NULL DEFAULT ''")
+                    db.exec_driver_sql("ALTER TABLE requests ADD COLUMN shown VARCHAR NOT NULL DEFAULT '[]'")
+                    db.exec_driver_sql("CREATE INDEX ix_requests_item ON requests (item)")
+                if found < SCHEMA:
                     db.execute(_info.update().where(_info.c.key == "schema").values(value=str(SCHEMA)))
             else:
                 _meta.create_all(db)
@@ -178,24 +207,32 @@ class Ledger:
             db.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes: no other one begins before it ends.
+
+        Raises:
+            LedgerError: another writer holds the lock for too long, or the database cannot be used.
+        """
         try:
             with self._engine.connect().execution_options(writing=True) as db, db.begin():
+                if not self._sqlite:
+                    db.exec_driver_sql(f"SET LOCAL lock_timeout = {int(self._lock_timeout * 1000)}")
+                    db.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ONE_WRITER})")
                 yield db
-        except sa.exc.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
+        except sa.exc.IntegrityError:
+            raise
+        except sa.exc.DBAPIError as error:
+            said = str(error.orig)
+            if "locked" in said or "busy" in said or "lock timeout" in said:
                 raise LedgerError(
                     f"the ledger {self.url} is locked by another process that has not let go of it. Is another run or a rating "
                     "service using this folder? Stop it, or wait and try again."
                 ) from error
-            raise LedgerError(f"the ledger {self.url} cannot be used: {error.orig}") from error
-        except sa.exc.DatabaseError as error:
-            if isinstance(error, sa.exc.IntegrityError):
-                raise
-            raise LedgerError(f"the ledger {self.url} cannot be read: {error.orig}") from error
+            raise LedgerError(f"the ledger {self.url} cannot be used: {redact(said)}") from error
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only looks."""
         with self._engine.connect() as db, db.begin():
             yield db
 
@@ -209,7 +246,7 @@ class Ledger:
 
         An id that is there already wins over the one given: a replay after a crash changes nothing.
         """
-        with self._writing() as db:
+        with self.writing() as db:
             known = self._load(db, [e.id for e in episodes])
             rows = [
                 {
@@ -221,29 +258,29 @@ class Ledger:
                 if e.id not in known
             ]  # fmt: skip
             if rows:
-                db.execute(_episodes.insert(), rows)
+                db.execute(EPISODES.insert(), rows)
         return [known.get(e.id, e) for e in episodes]
 
     def episodes(self, ids: Sequence[str]) -> dict[str, Episode]:
         """Episodes by id; unknown ids are left out."""
-        with self._reading() as db:
+        with self.reading() as db:
             return self._load(db, ids)
 
     def run_episodes(self, run: str, *, stage: str | None = None, update: int | None = None) -> list[Episode]:
         """A run's episodes, by update, stage, group and slot."""
-        query = sa.select(_episodes.c.content).where(_episodes.c.run == run)
+        query = sa.select(EPISODES.c.content).where(EPISODES.c.run == run)
         if stage is not None:
-            query = query.where(_episodes.c.stage == stage)
+            query = query.where(EPISODES.c.stage == stage)
         if update is not None:
-            query = query.where(_episodes.c.update == update)
-        query = query.order_by(_episodes.c.update, _episodes.c.stage, _episodes.c.group, _episodes.c.slot)
-        with self._reading() as db:
+            query = query.where(EPISODES.c.update == update)
+        query = query.order_by(EPISODES.c.update, EPISODES.c.stage, EPISODES.c.group, EPISODES.c.slot)
+        with self.reading() as db:
             return [_thaw(content) for content in db.scalars(query)]
 
     def _load(self, db: Connection, ids: Sequence[str]) -> dict[str, Episode]:
         found: dict[str, Episode] = {}
         for some in _chunks(ids):
-            query = sa.select(_episodes.c.id, _episodes.c.content).where(_episodes.c.id.in_(some))
+            query = sa.select(EPISODES.c.id, EPISODES.c.content).where(EPISODES.c.id.in_(some))
             found |= {id_: _thaw(content) for id_, content in db.execute(query)}
         return found
 
@@ -251,25 +288,26 @@ class Ledger:
 
     def add_requests(self, requests: Sequence[Request]) -> None:
         """Records what is asked; a request that is there already stays as it was, its deadline too."""
-        with self._writing() as db:
+        with self.writing() as db:
             known = set()
             for some in _chunks([r.id for r in requests]):
-                known |= set(db.scalars(sa.select(_requests.c.id).where(_requests.c.id.in_(some))))
+                known |= set(db.scalars(sa.select(REQUESTS.c.id).where(REQUESTS.c.id.in_(some))))
             rows = [
                 {
                     "id": r.id, "kind": r.kind, "target": r.target, "source": r.source, "rater_slot": r.rater_slot,
                     "group": r.episodes[0].group if r.episodes else r.target, "required": r.required,
-                    "deadline": r.deadline, "ask": canonical_json(dict(r.ask)), "time": self.clock(),
+                    "deadline": r.deadline, "ask": canonical_json(dict(r.ask)), "item": r.item,
+                    "shown": canonical_json([e.id for e in r.episodes]), "time": self.clock(),
                 }
                 for r in {r.id: r for r in requests}.values()
                 if r.id not in known
             ]  # fmt: skip
             if rows:
-                db.execute(_requests.insert(), rows)
+                db.execute(REQUESTS.insert(), rows)
 
     def open_requests(self, groups: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Requests without an answer that have not expired: id, kind, target, group, source, rater_slot, required, deadline."""
-        with self._reading() as db:
+        with self.reading() as db:
             return [dict(row) for row in self._open(db, groups)]
 
     def failed_requests(self, requests: Sequence[str]) -> dict[str, str]:
@@ -277,34 +315,32 @@ class Ledger:
 
         Requests on groups whose members are written are left out: nothing said of them can matter any more.
         """
-        decided = sa.select(_members.c.group).where(_members.c.group == _requests.c.group).exists()
+        decided = sa.select(MEMBERS.c.group).where(MEMBERS.c.group == REQUESTS.c.group).exists()
         found: dict[str, str] = {}
-        with self._reading() as db:
+        with self.reading() as db:
             for some in _chunks(requests):
-                query = sa.select(_feedback.c.request, _feedback.c.id, _feedback.c.status)
-                query = query.join(_requests, _requests.c.id == _feedback.c.request).where(~decided)
-                rows = list(db.execute(query.where(_feedback.c.request.in_(some), _in_force())))
+                query = sa.select(FEEDBACK.c.request, FEEDBACK.c.id, FEEDBACK.c.status)
+                query = query.join(REQUESTS, REQUESTS.c.id == FEEDBACK.c.request).where(~decided)
+                rows = list(db.execute(query.where(FEEDBACK.c.request.in_(some), _in_force())))
                 sound = {request for request, _, status in rows if status != "failed"}
                 found |= {request: id_ for request, id_, _ in rows if request not in sound}
         return found
 
     def _open(self, db: Connection, groups: Iterable[str] | None) -> list[Any]:
-        answered = sa.select(_feedback.c.request).where(_feedback.c.request == _requests.c.id).exists()
-        query = sa.select(_requests).where(
-            ~answered, sa.or_(_requests.c.deadline.is_(None), _requests.c.deadline > self.clock())
-        )
+        answered = sa.select(FEEDBACK.c.request).where(FEEDBACK.c.request == REQUESTS.c.id).exists()
+        query = sa.select(REQUESTS).where(~answered, sa.or_(REQUESTS.c.deadline.is_(None), REQUESTS.c.deadline > self.clock()))
         if groups is not None:
-            query = query.where(_requests.c.group.in_(list(groups)))
-        return list(db.execute(query.order_by(_requests.c.time, _requests.c.id)).mappings())
+            query = query.where(REQUESTS.c.group.in_(list(groups)))
+        return list(db.execute(query.order_by(REQUESTS.c.time, REQUESTS.c.id)).mappings())
 
     def ready_groups(self, groups: Sequence[str], update: int | None = None) -> list[str]:
         """Of these groups, those that wait for no required answer any more and have not trained.
 
         Those that are members of `update` already are ready for it again: an interrupted update is made anew.
         """
-        with self._reading() as db:
+        with self.reading() as db:
             waiting = {row["group"] for row in self._open(db, groups) if row["required"]}
-            query = sa.select(_members.c.group, _members.c.update).where(_members.c.group.in_(list(groups)))
+            query = sa.select(MEMBERS.c.group, MEMBERS.c.update).where(MEMBERS.c.group.in_(list(groups)))
             trained = dict(db.execute(query).tuples().all())
         return [g for g in groups if (trained[g] == update if g in trained else g not in waiting)]
 
@@ -317,15 +353,20 @@ class Ledger:
             LedgerError: an answer without id, an id that is known with other content, a correction of something unknown or
                 already corrected, or an answer to an episode or group nobody played.
         """
+        with self.writing() as db:
+            return self.record(db, answers)
+
+    def record(self, db: Connection, answers: Sequence[Answer]) -> list[Answer]:
+        """`add_feedback` as part of a larger transaction of `writing`."""
         new: list[Answer] = []
-        with self._writing() as db:
+        if answers:
             now = self.clock()
             nameless = next((a for a in answers if not a.id), None)
             if nameless is not None:
                 raise LedgerError(f"feedback on {nameless.target!r} has no id; the giver makes it, so that it can be repeated")
             contents: dict[str, str] = {}
             for some in _chunks([a.id for a in answers]):
-                query = sa.select(_feedback.c.id, _feedback.c.content).where(_feedback.c.id.in_(some))
+                query = sa.select(FEEDBACK.c.id, FEEDBACK.c.content).where(FEEDBACK.c.id.in_(some))
                 contents |= dict(db.execute(query).tuples().all())
             known, trained = self._targets(db, answers)
             rows: list[dict[str, Any]] = []
@@ -362,15 +403,15 @@ class Ledger:
 
     def _insert(self, db: Connection, rows: list[dict[str, Any]]) -> None:
         if rows:
-            db.execute(_feedback.insert(), rows)
+            db.execute(FEEDBACK.insert(), rows)
 
     def _targets(self, db: Connection, answers: Sequence[Answer]) -> tuple[set[str], set[str]]:
         """Of the episodes and groups that are spoken of: those that were played, and those that have trained."""
         known: set[str] = set()
         trained: set[str] = set()
         for kind, column, member in (
-            (Feedback, _episodes.c.id, _members.c.episode),
-            (Comparison, _episodes.c.group, _members.c.group),
+            (Feedback, EPISODES.c.id, MEMBERS.c.episode),
+            (Comparison, EPISODES.c.group, MEMBERS.c.group),
         ):
             for some in _chunks(list({a.target for a in answers if isinstance(a, kind)})):
                 known |= set(db.scalars(sa.select(column).where(column.in_(some))))
@@ -378,12 +419,12 @@ class Ledger:
         return known, trained
 
     def _check_correction(self, db: Connection, kind: str, answer: Answer, trained: bool) -> None:
-        old = db.execute(sa.select(_feedback).where(_feedback.c.id == answer.supersedes)).mappings().first()
+        old = db.execute(sa.select(FEEDBACK).where(FEEDBACK.c.id == answer.supersedes)).mappings().first()
         if old is None or old["target"] != answer.target or old["kind"] != kind:
             raise LedgerError(
                 f"feedback {answer.id!r} supersedes {answer.supersedes!r}, which is no feedback on the same target"
             )
-        later = db.scalar(sa.select(_feedback.c.id).where(_feedback.c.supersedes == answer.supersedes))
+        later = db.scalar(sa.select(FEEDBACK.c.id).where(FEEDBACK.c.supersedes == answer.supersedes))
         if later is not None:
             raise LedgerError(f"feedback {answer.supersedes!r} is superseded by {later!r} already; supersede that one")
         if trained:
@@ -395,9 +436,9 @@ class Ledger:
     def feedback(self, groups: Sequence[str]) -> list[Answer]:
         """Everything in force on these groups and their episodes, in the order it came; nothing superseded, nothing late."""
         rows: list[Any] = []
-        with self._reading() as db:
+        with self.reading() as db:
             for some in _chunks(groups):
-                query = sa.select(_feedback).where(_about(_episodes.c.group.in_(some)), _in_force(), ~_feedback.c.late)
+                query = sa.select(FEEDBACK).where(_about(EPISODES.c.group.in_(some)), _in_force(), ~FEEDBACK.c.late)
                 rows += db.execute(query).mappings()
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
@@ -408,16 +449,16 @@ class Ledger:
             stages: only those of conversations played or imported there.
             everything: also those that were corrected since; for training that began before.
         """
-        groups = sa.select(_episodes.c.group).where(_episodes.c.run == run)
+        groups = sa.select(EPISODES.c.group).where(EPISODES.c.run == run)
         if stages is not None:
-            groups = groups.where(_episodes.c.stage.in_(list(stages)))
-        query = sa.select(_feedback).where(
-            _feedback.c.kind == "comparison", _feedback.c.status == "scored", _feedback.c.target.in_(groups)
+            groups = groups.where(EPISODES.c.stage.in_(list(stages)))
+        query = sa.select(FEEDBACK).where(
+            FEEDBACK.c.kind == "comparison", FEEDBACK.c.status == "scored", FEEDBACK.c.target.in_(groups)
         )
         if not everything:
             query = query.where(_in_force())
-        with self._reading() as db:
-            found = [_answer(row) for row in db.execute(query.order_by(_feedback.c.target, _feedback.c.id)).mappings()]
+        with self.reading() as db:
+            found = [_answer(row) for row in db.execute(query.order_by(FEEDBACK.c.target, FEEDBACK.c.id)).mappings()]
         return [a for a in found if isinstance(a, Comparison)]
 
     # Updates.
@@ -430,10 +471,10 @@ class Ledger:
         Raises:
             LedgerError: an episode has trained in another update.
         """
-        with self._writing() as db:
+        with self.writing() as db:
             known: dict[str, int] = {}
             for some in _chunks([m.episode for m in members]):
-                query = sa.select(_members.c.episode, _members.c.update).where(_members.c.episode.in_(some))
+                query = sa.select(MEMBERS.c.episode, MEMBERS.c.update).where(MEMBERS.c.episode.in_(some))
                 known |= dict(db.execute(query).tuples().all())
             twice = {e: u for e, u in known.items() if u != update}
             if twice:
@@ -449,22 +490,22 @@ class Ledger:
                 if m.episode not in known
             ]  # fmt: skip
             if rows:
-                db.execute(_members.insert(), rows)
+                db.execute(MEMBERS.insert(), rows)
             fresh = [m for m in members if m.episode not in known]
             used = {id_ for m in fresh for id_ in m.feedback}
             targets = {t for m in fresh for t in (m.episode, m.group)}
             for some in _chunks(sorted(targets)):
-                query = sa.select(_feedback.c.id).where(_feedback.c.target.in_(some), _in_force(), ~_feedback.c.late)
+                query = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.target.in_(some), _in_force(), ~FEEDBACK.c.late)
                 late = [id_ for id_ in db.scalars(query) if id_ not in used]
                 if late:
-                    db.execute(_feedback.update().where(_feedback.c.id.in_(late)).values(late=True))
+                    db.execute(FEEDBACK.update().where(FEEDBACK.c.id.in_(late)).values(late=True))
 
     def members(self, run: str, update: int | None = None) -> list[Member]:
-        query = sa.select(_members).where(_members.c.run == run)
+        query = sa.select(MEMBERS).where(MEMBERS.c.run == run)
         if update is not None:
-            query = query.where(_members.c.update == update)
-        with self._reading() as db:
-            rows = db.execute(query.order_by(_members.c.update, _members.c.group, _members.c.episode)).mappings()
+            query = query.where(MEMBERS.c.update == update)
+        with self.reading() as db:
+            rows = db.execute(query.order_by(MEMBERS.c.update, MEMBERS.c.group, MEMBERS.c.episode)).mappings()
             return [
                 Member(
                     r["episode"],
@@ -482,56 +523,56 @@ class Ledger:
 
     def rounds(self, run: str) -> list[tuple[str, int]]:
         """Every (stage, update) that played, in order."""
-        query = sa.select(_episodes.c.stage, _episodes.c.update, sa.func.min(_episodes.c.time)).where(_episodes.c.run == run)
-        query = query.group_by(_episodes.c.stage, _episodes.c.update)
-        with self._reading() as db:
+        query = sa.select(EPISODES.c.stage, EPISODES.c.update, sa.func.min(EPISODES.c.time)).where(EPISODES.c.run == run)
+        query = query.group_by(EPISODES.c.stage, EPISODES.c.update)
+        with self.reading() as db:
             found = sorted(db.execute(query).tuples(), key=lambda row: (row[1], row[2]))
         return [(stage, update) for stage, update, _ in found]
 
     def feedback_summary(self, groups: Sequence[str]) -> list[dict[str, Any]]:
         """Answers on these groups and their episodes, by source: how many scored, abstained and failed."""
         found: dict[str, dict[str, Any]] = {}
-        with self._reading() as db:
+        with self.reading() as db:
             for some in _chunks(groups):
-                query = sa.select(_feedback.c.source, _feedback.c.status, sa.func.count())
-                query = query.where(_about(_episodes.c.group.in_(some)))
-                for source, status, count in db.execute(query.group_by(_feedback.c.source, _feedback.c.status)).tuples():
+                query = sa.select(FEEDBACK.c.source, FEEDBACK.c.status, sa.func.count())
+                query = query.where(_about(EPISODES.c.group.in_(some)))
+                for source, status, count in db.execute(query.group_by(FEEDBACK.c.source, FEEDBACK.c.status)).tuples():
                     row = found.setdefault(source, {"source": source, "scored": 0, "abstained": 0, "failed": 0})
                     row[status] += count
         return [found[name] for name in sorted(found)]
 
     def counts(self, run: str | None = None) -> dict[str, int]:
         """Rows per table; of one run, or of all that share this ledger."""
-        tables = {"episodes": _episodes, "requests": _requests, "feedback": _feedback, "members": _members}
+        tables = {"episodes": EPISODES, "requests": REQUESTS, "feedback": FEEDBACK, "members": MEMBERS}
         queries = {name: sa.select(sa.func.count()).select_from(table) for name, table in tables.items()}
         if run is not None:
-            groups = sa.select(_episodes.c.group).where(_episodes.c.run == run)
-            queries["episodes"] = queries["episodes"].where(_episodes.c.run == run)
-            queries["requests"] = queries["requests"].where(_requests.c.group.in_(groups))
-            queries["feedback"] = queries["feedback"].where(_about(_episodes.c.run == run))
-            queries["members"] = queries["members"].where(_members.c.run == run)
-        with self._reading() as db:
+            groups = sa.select(EPISODES.c.group).where(EPISODES.c.run == run)
+            queries["episodes"] = queries["episodes"].where(EPISODES.c.run == run)
+            queries["requests"] = queries["requests"].where(REQUESTS.c.group.in_(groups))
+            queries["feedback"] = queries["feedback"].where(_about(EPISODES.c.run == run))
+            queries["members"] = queries["members"].where(MEMBERS.c.run == run)
+        with self.reading() as db:
             return {name: int(db.scalar(query) or 0) for name, query in queries.items()}
 
     def spend(self, run: str | None = None) -> dict[str, float]:
         """Cost so far by source; of one run, or of all that share this ledger."""
-        query = sa.select(_feedback.c.source, sa.func.sum(_feedback.c.cost)).group_by(_feedback.c.source)
+        query = sa.select(FEEDBACK.c.source, sa.func.sum(FEEDBACK.c.cost)).group_by(FEEDBACK.c.source)
         if run is not None:
-            query = query.where(_about(_episodes.c.run == run))
-        with self._reading() as db:
+            query = query.where(_about(EPISODES.c.run == run))
+        with self.reading() as db:
             return {source: float(cost) for source, cost in db.execute(query)}
 
 
 def _about(episodes: Any) -> Any:
     """Answers on the episodes of which this holds, or on their groups."""
-    ids, groups = (sa.select(column).where(episodes) for column in (_episodes.c.id, _episodes.c.group))
-    return sa.or_(_feedback.c.target.in_(ids), _feedback.c.target.in_(groups))
+    ids, groups = (sa.select(column).where(episodes) for column in (EPISODES.c.id, EPISODES.c.group))
+    return sa.or_(FEEDBACK.c.target.in_(ids), FEEDBACK.c.target.in_(groups))
 
 
 def _in_force() -> Any:
     """Answers that no correction has replaced."""
-    newer = _feedback.alias()
-    return ~sa.select(newer.c.id).where(newer.c.supersedes == _feedback.c.id).exists()
+    newer = FEEDBACK.alias()
+    return ~sa.select(newer.c.id).where(newer.c.supersedes == FEEDBACK.c.id).exists()
 
 
 def _chunks(ids: Sequence[str], size: int = 500) -> Iterator[list[str]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from .environment import settle
 from .episode import Episode, canonical_json, derive_id
-from .feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Request, version_of
+from .feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Question, Request, version_of
 from .ledger import Answer, Ledger
 from .plugins import PluginError, Plugins
 from .rollout import TooManyFailures
@@ -127,24 +127,42 @@ class Source:
     Attributes:
         name: unique in the run.
         given: the source.
-        weight: for the combiner.
+        weight: for the combiner; what is not required has none unless it is given.
         kind: "episode" or "group": what its requests are about.
         deadline: seconds after which an unanswered request counts as expired; None: never.
         raters: how many answers are asked for each item.
         required: whether groups wait for it before they train.
+        share: of the groups, how many it is asked about; they are drawn at random.
+
+    Raises:
+        PluginError: a setting out of range.
     """
 
     name: str
     given: FeedbackSource
     version: str
     kind: str = "episode"
-    weight: float = 1.0
+    weight: float | None = None
     deadline: float | None = None
     raters: int = 1
     required: bool = True
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight is None:
+            self.weight = 1.0 if self.required else 0.0
+        if self.raters < 1:
+            raise PluginError(f"source {self.name!r}: raters must be at least 1, got {self.raters}")
+        if not 0 < self.share <= 1:
+            raise PluginError(f"source {self.name!r}: share must lie above 0 and up to 1, got {self.share}")
+        if self.share < 1 and self.weight:
+            raise PluginError(
+                f"source {self.name!r} is asked about a share of the groups only, so it cannot be part of every group's reward: give it "
+                "`required: false` (its answers calibrate, and train reward models), or leave `share` out"
+            )
 
 
-_SETTINGS = ("name", "weight", "deadline", "raters", "required", "kind")
+_SETTINGS = ("name", "weight", "deadline", "raters", "required", "kind", "share")
 
 
 def make_source(spec: Any, plugins: Plugins) -> Source:
@@ -266,12 +284,12 @@ class Sources:
     @property
     def weights(self) -> dict[str, float]:
         own = {} if self.environment_weight is None else {ENVIRONMENT: self.environment_weight}
-        return own | {s.name: s.weight for s in self.sources}
+        return own | {s.name: s.weight or 0.0 for s in self.sources}
 
     def open(self, folder: Path, ledger: Ledger, seed: int, update: int = 0) -> None:
         for source in self.sources:
             if hasattr(source.given, "open"):
-                source.given.open(Context(source.name, folder, ledger.clock, seed, update))
+                source.given.open(Context(source.name, folder, ledger.clock, seed, update, ledger))
 
     def close(self) -> None:
         for source in self.sources:
@@ -312,12 +330,19 @@ class Sources:
         requests = []
         for group, members in groups.items():
             shown = tuple(e for e in members if e.ending != "failed" and e.turns)
-            targets = [(group, shown)] if source.kind == "group" else [(e.id, (e,)) for e in shown]
+            if not shown or int(derive_id("share", source.name, group)[:12], 16) >= source.share * 16**12:
+                continue
+            if hasattr(source.given, "plan"):
+                questions = source.given.plan(group, shown)
+            elif source.kind == "group":
+                questions = [Question(group, shown)]
+            else:
+                questions = [Question(e.id, (e,)) for e in shown]
             requests += [
-                Request(source.kind, target, source.name, slot, deadline, source.required, {}, episodes)  # type: ignore[arg-type]
-                for target, episodes in targets
+                Request(source.kind, q.target, source.name, slot, deadline, source.required, q.ask, q.episodes)  # type: ignore[arg-type]
+                for q in questions
                 for slot in range(source.raters)
-                if episodes and not (source.kind == "group" and len(episodes) < 2)
+                if not (source.kind == "group" and len(q.episodes) < 2)
             ]
         return requests
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 import transformers
 import turnwise
+from databases import cluster, new_database, program
 from support import WORDS, configs
 from turnwise.plugins.demo.tiny import build_tokenizer
 
@@ -56,3 +58,20 @@ def policy(model_folder: Callable[..., Path]) -> turnwise.Policy:
 def plugins() -> turnwise.Plugins:
     """The installed plugins; making them registers the built-in environments."""
     return turnwise.Plugins()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL cluster for this session."""
+    if program("initdb") is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    with cluster() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of either kind that a ledger can live in."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.sqlite"
+    return new_database(request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}")

@@ -9,13 +9,15 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from turnwise.engine.ledger import Member
+from turnwise.engine.ledger import FEEDBACK, Member
 
 
 class Clock:
@@ -38,8 +40,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> turnwise.Ledger:
-    return turnwise.Ledger(tmp_path / "ledger.sqlite", clock=clock)
+def ledger(database: str, clock: Clock) -> Iterator[turnwise.Ledger]:
+    ledger = turnwise.Ledger(database, clock=clock)
+    yield ledger
+    ledger.close()
 
 
 def said(target: str, score: float, id_: str, **more: object) -> turnwise.Feedback:
@@ -181,29 +185,28 @@ for i in range(int(sys.argv[3])):
 """
 
 
-def test_many_writers_lose_nothing(ledger: turnwise.Ledger, tmp_path: Path) -> None:
+def test_many_writers_lose_nothing(ledger: turnwise.Ledger, database: str) -> None:
     ledger.add_episodes([episode("a")])
-    url = str(tmp_path / "ledger.sqlite")
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, url, f"w{i}", "40"], stdout=subprocess.DEVNULL) for i in range(4)
+        subprocess.Popen([sys.executable, "-c", WRITER, database, f"w{i}", "40"], stdout=subprocess.DEVNULL) for i in range(4)
     ]
     assert [w.wait(timeout=120) for w in writers] == [0] * 4
     ids = [f.id for f in ledger.feedback([episode("a").group])]
     assert len(ids) == len(set(ids)) == 4 * 40 + 40
 
 
-def test_a_killed_writer_loses_nothing_it_acknowledged(ledger: turnwise.Ledger, tmp_path: Path) -> None:
+def test_a_killed_writer_loses_nothing_it_acknowledged(ledger: turnwise.Ledger, database: str, tmp_path: Path) -> None:
     ledger.add_episodes([episode("a")])
     acknowledged = tmp_path / "acknowledged"
     with acknowledged.open("w") as out:
-        command = [sys.executable, "-c", WRITER, str(tmp_path / "ledger.sqlite"), "w", "100000"]
+        command = [sys.executable, "-c", WRITER, database, "w", "100000"]
         writer = subprocess.Popen(command, stdout=out)
         while acknowledged.stat().st_size < 500:
             time.sleep(0.02)
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
     told = acknowledged.read_text().split("\n")[:-1]
-    found = {f.id for f in turnwise.Ledger(tmp_path / "ledger.sqlite").feedback([episode("a").group])}
+    found = {f.id for f in turnwise.Ledger(database).feedback([episode("a").group])}
     assert set(told) <= found
     assert len(told) > 30
 
@@ -217,6 +220,25 @@ def test_a_locked_ledger_says_so(tmp_path: Path) -> None:
         turnwise.Ledger(path, lock_timeout=0.2)
     other.rollback()
     turnwise.Ledger(path, lock_timeout=0.2)
+
+
+def test_words_that_databases_cannot_hold_are_kept(ledger: turnwise.Ledger) -> None:
+    odd = "a\0b \ud800 \u202e"
+    e = dataclasses.replace(episode("a"), ending="failed", reason=odd)
+    ledger.add_episodes([e])
+    ledger.add_feedback([said("a", 1.0, "f", comment=odd, stamp=turnwise.Stamp(source="s", rater=odd, stratum=odd))])
+    ledger.add_members("run", 1, [Member("a", e.group, False, odd)])
+    assert ledger.episodes(["a"]) == {"a": e}
+    with ledger.reading() as db:
+        assert db.scalar(sa.select(FEEDBACK.c.rater)) == "a\ufffdb ? \u202e"
+
+
+def test_a_url_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    with pytest.raises(turnwise.LedgerError, match="cannot be used") as said_:
+        turnwise.Ledger("postgresql://ada:hushhush@127.0.0.1:9/none")
+    assert "hushhush" not in str(said_.value)
+    with pytest.raises(turnwise.LedgerError, match="SQLite or PostgreSQL"):
+        turnwise.Ledger("mysql://localhost/x")
 
 
 def test_a_newer_ledger_and_no_ledger_are_refused(tmp_path: Path) -> None:
@@ -238,6 +260,9 @@ def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> 
     old.close()
     with sqlite3.connect(path) as db:
         db.execute("ALTER TABLE members DROP COLUMN credit")
+        db.execute("DROP INDEX ix_requests_item")
+        db.execute("ALTER TABLE requests DROP COLUMN item")
+        db.execute("ALTER TABLE requests DROP COLUMN shown")
         db.execute("UPDATE info SET value = '1' WHERE key = 'schema'")
         db.execute("INSERT INTO members VALUES ('e', 'run', 1, 'g', 1, '', 0.5, '[]', 0.0)")
     for _ in range(2):
