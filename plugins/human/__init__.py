@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ...engine.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 
 @hookimpl
 def register_feedback_sources(register: Register) -> None:
     register("people", "turnwise.plugins.human.source:People")
+
+
+@hookimpl
+def register_renderers(register: Register) -> None:
+    register("markdown", "turnwise.plugins.human.render:make_markdown")
+    register("plain", "turnwise.plugins.human.render:make_plain")
+
+
+@hookimpl
+def register_commands(app: Typer) -> None:
+    from .command import rate
+
+    app.command("rate")(rate)

@@ -1,0 +1,52 @@
+"""`turnwise rate RUN`: starts the rating service of a run, or makes links for its raters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def rate(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8088,
+    invite: Annotated[str | None, typer.Option(help="Make a one-time link for this name, and end.")] = None,
+    role: Annotated[str, typer.Option(help="Of the invited: rater or lead.")] = "rater",
+    url: Annotated[str | None, typer.Option(help="How raters reach the service, for links; default http://HOST:PORT.")] = None,
+    ledger: Annotated[str | None, typer.Option(help="The ledger's URL, where the run's config does not give all of it.")] = None,
+    secure: Annotated[bool, typer.Option(help="Cookies over https only; for a service behind a proxy that speaks https.")] = False,
+) -> None:
+    """Serves the raters' web page of a run; prints a one-time link for its lead, who invites the others."""
+    from ...engine.config import ConfigError
+
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the rating service needs more packages: pip install 'turnwise[people]' ({error})") from error
+    from ...engine.checkpoint import open_ledger
+    from . import raters
+    from .desk import Desk
+    from .service import make_app
+
+    opened, run = open_ledger(folder, ledger)
+    Desk(opened)  # makes its tables
+    base = (url or f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}").rstrip("/")
+    try:
+        if invite is not None:
+            print(f"{base}/enter?link={raters.invite(opened, invite, role)}")
+            return
+        leads = [p for p in raters.everybody(opened) if p.role == "lead"]
+        app = make_app(opened, run, context.obj, secure)
+        name = leads[0].name if leads else "lead"
+        if not leads:
+            print(f"The lead's link, good once:  {base}/enter?link={raters.invite(opened, name, 'lead')}", flush=True)
+        else:
+            print(f"A new link for the lead:  turnwise rate {folder} --invite {name!r} --role lead", flush=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    print(f"The rating service is at {base}. Ctrl-C ends it; nothing is lost.", flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)

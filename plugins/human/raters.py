@@ -1,0 +1,207 @@
+"""Raters: one-time links, sessions, gold that gates, and notes for the lead.
+
+Secrets are drawn with 256 bits and kept as SHA-256 hashes only: who reads the database can neither enter nor take over a session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ...engine.ledger import Ledger
+from .tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS
+
+LINK = 14 * 86400.0  # seconds a link is good for
+SESSION = 30 * 86400.0
+GOLD_FIRST, GOLD_LAST = 4, 8  # gold answers before anybody is judged by them; how many of the latest count
+
+WHY = {
+    "gated": "Several of your answers differ from what we know to be right. Please read the instructions once more; then you get a few "
+    "tasks to try again.",
+    "blocked": "Your account rests for now. Please write to the person who invited you.",
+    "paused": "Your account is paused. Please write to the person who invited you.",
+}
+
+
+class NoEntry(Exception):
+    """A link or session that opens nothing. The message is for whoever holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A rater or lead.
+
+    Attributes:
+        state: active; gated (failed gold), practice (on the second chance), blocked (failed that too), paused (by a lead).
+        strata: what they declared of themselves.
+    """
+
+    id: str
+    name: str
+    role: str
+    state: str
+    strata: Mapping[str, str]
+    chances: int
+    gate: float
+
+    @property
+    def why(self) -> str:
+        """Why they cannot work now; empty where they can."""
+        return WHY.get(self.state, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    person: Person
+    csrf: str
+
+
+def hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def invite(ledger: Ledger, name: str, role: str = "rater") -> str:
+    """A new account, or a new link for one that exists, whose sessions end; returns the link's secret, which is kept nowhere.
+
+    Raises:
+        ValueError: an empty name, or a role that does not exist.
+    """
+    name = " ".join(name.split())[:200]
+    if not name:
+        raise ValueError("A rater needs a name.")
+    if role not in ("rater", "lead"):
+        raise ValueError(f"A role is rater or lead, not {role!r}.")
+    secret, now = secrets.token_urlsafe(32), ledger.clock()
+    link = {"token": hashed(secret), "token_expires": now + LINK}
+    with ledger.writing() as db:
+        known = db.execute(sa.select(RATERS).where(RATERS.c.name == json.dumps(name))).mappings().first()
+        if known is None:
+            row = {"id": f"r-{secrets.token_hex(4)}", "name": json.dumps(name), "role": role, "state": "active", "strata": "{}"}
+            db.execute(RATERS.insert().values(**row, **link, gate=0.0, chances=0, time=now))
+        else:
+            db.execute(RATERS.update().where(RATERS.c.id == known["id"]).values(role=role, **link))
+            db.execute(SESSIONS.delete().where(SESSIONS.c.rater == known["id"]))
+    return secret
+
+
+def enter(ledger: Ledger, secret: str) -> str:
+    """Opens a session with a link's secret, which is used up by it; returns the cookie's secret. Never a session that was there before.
+
+    Raises:
+        NoEntry: the link is unknown, used or too old.
+    """
+    cookie, now = secrets.token_urlsafe(32), ledger.clock()
+    with ledger.writing() as db:
+        found = db.execute(sa.select(RATERS).where(RATERS.c.token == hashed(secret))).mappings().first()
+        if found is None or (found["token_expires"] or 0) < now:
+            raise NoEntry("This link has been used or is too old. Ask the person who invited you for a new one.")
+        db.execute(RATERS.update().where(RATERS.c.id == found["id"]).values(token=None, token_expires=None))
+        db.execute(SESSIONS.delete().where(SESSIONS.c.expires < now))
+        row = {"id": hashed(cookie), "rater": found["id"], "csrf": secrets.token_urlsafe(24), "expires": now + SESSION}
+        db.execute(SESSIONS.insert().values(**row))
+    return cookie
+
+
+def session(ledger: Ledger, cookie: str) -> Session:
+    """Whose session a cookie opens.
+
+    Raises:
+        NoEntry: nobody's.
+    """
+    with ledger.reading() as db:
+        query = sa.select(SESSIONS).where(SESSIONS.c.id == hashed(cookie), SESSIONS.c.expires > ledger.clock())
+        found = db.execute(query).mappings().first()
+        if found is None:
+            raise NoEntry("Please enter with the link you were sent.")
+        return Session(person(db, found["rater"]), found["csrf"])
+
+
+def leave(ledger: Ledger, cookie: str) -> None:
+    with ledger.writing() as db:
+        db.execute(SESSIONS.delete().where(SESSIONS.c.id == hashed(cookie)))
+
+
+def person(db: Connection, id_: str) -> Person:
+    return _person(db.execute(sa.select(RATERS).where(RATERS.c.id == id_)).mappings().one())
+
+
+def everybody(ledger: Ledger) -> list[Person]:
+    """All accounts, in the order they were made."""
+    with ledger.reading() as db:
+        return [_person(row) for row in db.execute(sa.select(RATERS).order_by(RATERS.c.time, RATERS.c.id)).mappings()]
+
+
+def _person(row: Any) -> Person:
+    return Person(
+        row["id"], json.loads(row["name"]), row["role"], row["state"], json.loads(row["strata"]), row["chances"], row["gate"]
+    )  # fmt: skip
+
+
+def declare(ledger: Ledger, id_: str, strata: Mapping[str, str]) -> None:
+    """What a rater says of themselves."""
+    with ledger.writing() as db:
+        db.execute(RATERS.update().where(RATERS.c.id == id_).values(strata=json.dumps(dict(strata))))
+
+
+def set_state(ledger: Ledger, id_: str, state: str) -> None:
+    """A lead's word: "active" (with a clean sheet) or "paused".
+
+    Raises:
+        ValueError: another state, or nobody of that id.
+    """
+    if state not in ("active", "paused"):
+        raise ValueError(f"A lead sets an account active or paused, not {state!r}.")
+    with ledger.writing() as db:
+        clean = {"gate": ledger.clock(), "chances": 0} if state == "active" else {}
+        if not db.execute(RATERS.update().where(RATERS.c.id == id_).values(state=state, **clean)).rowcount:
+            raise ValueError("There is no such account.")
+        note(db, id_, state, "set by a lead", ledger.clock())
+
+
+def try_again(ledger: Ledger, id_: str) -> None:
+    """The second chance of somebody who failed gold: practice, on gold they have not seen."""
+    with ledger.writing() as db:
+        if person(db, id_).state == "gated":
+            now = ledger.clock()
+            db.execute(
+                RATERS.update().where(RATERS.c.id == id_).values(state="practice", chances=RATERS.c.chances + 1, gate=now)
+            )
+            note(db, id_, "practice", "began the second chance", now)
+
+
+def check_gold(db: Connection, who: Person, share: float, now: float) -> None:
+    """Gates a rater whose gold is too often wrong. Earlier answers stay; the lead sees when it happened.
+
+    Nobody is judged by fewer than four gold answers; the latest eight count. In practice four decide.
+    """
+    query = (
+        sa.select(LEASES.c.right)
+        .join(ITEMS, ITEMS.c.id == LEASES.c.item)
+        .where(LEASES.c.rater == who.id, ITEMS.c.gold.is_not(None), LEASES.c.status == "answered", LEASES.c.answered > who.gate)
+        .order_by(LEASES.c.answered.desc())
+        .limit(GOLD_FIRST if who.state == "practice" else GOLD_LAST)
+    )
+    right = list(db.scalars(query))
+    if len(right) < GOLD_FIRST:
+        return
+    passed = sum(right) >= share * len(right)
+    if who.state == "practice":
+        state = "active" if passed else "blocked"
+    elif passed or who.state != "active":
+        return
+    else:
+        state = "blocked" if who.chances else "gated"
+    db.execute(RATERS.update().where(RATERS.c.id == who.id).values(state=state, gate=now))
+    note(db, who.id, state, f"{sum(right)} of {len(right)} gold answers were right", now)
+
+
+def note(db: Connection, rater: str, kind: str, detail: str, now: float, lease: str | None = None) -> None:
+    """Something a lead should see."""
+    db.execute(EVENTS.insert().values(rater=rater, kind=kind, lease=lease, detail=detail[:1000], time=now))

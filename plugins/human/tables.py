@@ -1,0 +1,98 @@
+"""What the rating service keeps beside the ledger, in the same database: studies, items, leases, raters, sessions, events.
+
+Episodes, requests and answers are the ledger's. Here stands who holds which question, what they have said and not yet handed over,
+and who they are.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from ...engine.ledger import Ledger, Words
+
+metadata = sa.MetaData()
+
+STUDIES = sa.Table(  # what raters are asked, as the run's config says; one per source
+    "people_studies",
+    metadata,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("source", Words, primary_key=True),
+    sa.Column("settings", sa.String, nullable=False),  # JSON: the options of `People`
+    sa.Column("instructions", sa.String, nullable=False),  # JSON: a text in Markdown
+    sa.Column("paused", sa.Boolean, nullable=False, default=False),
+)
+ITEMS = sa.Table(  # one question, whoever answers it
+    "people_items",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("run", sa.String, nullable=False, index=True),
+    sa.Column("source", Words, nullable=False),
+    sa.Column("target", sa.String, nullable=False),
+    sa.Column("group", sa.String, nullable=False, index=True),
+    sa.Column("start", sa.String, nullable=False, index=True),
+    sa.Column("shown", sa.String, nullable=False),  # JSON: episode ids
+    sa.Column("value", sa.Float, nullable=False, default=0.0),  # what an answer would teach
+    sa.Column("valued", sa.Boolean, nullable=False, default=False),
+    sa.Column("luck", sa.Float, nullable=False),  # its place in the random order
+    sa.Column("gold", sa.String),  # JSON: the known answer; null: nobody knows it
+    sa.Column("time", sa.Float, nullable=False),
+)
+LEASES = sa.Table(  # an item in a rater's hands, or their answer to it
+    "people_leases",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # unguessable: it stands in the address
+    sa.Column("item", sa.String, nullable=False, index=True),
+    sa.Column("rater", sa.String, nullable=False, index=True),
+    sa.Column("request", sa.String, index=True),  # the slot it fills; null: gold, or all slots were taken
+    sa.Column("status", sa.String, nullable=False),  # open, answered, skipped
+    sa.Column("order", sa.String, nullable=False),  # JSON: episode ids as displayed
+    sa.Column("chosen", sa.String, nullable=False),  # value, random, gold
+    sa.Column("draft", sa.String, nullable=False, default="{}"),  # JSON: the form as it stands
+    sa.Column("answer", sa.String),  # JSON: what was said
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("delivered", sa.Integer, nullable=False, default=0),  # the attempt that the ledger has
+    sa.Column("seconds", sa.Float),
+    sa.Column("right", sa.Boolean),  # of gold
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False),
+    sa.Column("answered", sa.Float),
+    sa.UniqueConstraint("item", "rater"),
+)
+RATERS = sa.Table(
+    "people_raters",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False, unique=True),  # JSON text: any name, kept as given
+    sa.Column("role", sa.String, nullable=False),  # rater, lead
+    sa.Column("state", sa.String, nullable=False),  # active, gated, practice, blocked, paused
+    sa.Column("strata", sa.String, nullable=False, default="{}"),  # JSON: what they declared
+    sa.Column("token", sa.String, unique=True),  # hash of the link's secret; null once used
+    sa.Column("token_expires", sa.Float),
+    sa.Column("gate", sa.Float, nullable=False, default=0.0),  # gold answered before this no longer counts
+    sa.Column("chances", sa.Integer, nullable=False, default=0),
+    sa.Column("time", sa.Float, nullable=False),
+)
+SESSIONS = sa.Table(
+    "people_sessions",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # hash of the cookie's secret
+    sa.Column("rater", sa.String, nullable=False, index=True),
+    sa.Column("csrf", sa.String, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False),
+)
+EVENTS = sa.Table(  # flags, refusals, gates: shown to the lead, never acted on by themselves
+    "people_events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("rater", sa.String, nullable=False, index=True),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("lease", sa.String),
+    sa.Column("detail", Words, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+)
+
+
+def prepare(ledger: Ledger) -> None:
+    """Makes the tables where they are missing."""
+    with ledger.writing() as db:
+        metadata.create_all(db)

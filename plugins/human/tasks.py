@@ -1,0 +1,127 @@
+"""The four kinds of task: what a form says, as an answer.
+
+    rank      K conversations that started alike: a rank each, ties allowed, and whether all of them are bad
+    compare   two of them side by side: -3 (the first is much better) to 3 (the second is much better), 0 is a tie
+    score     one conversation on named aspects, 1 to `scale` points each; kept as 0 to 1
+    mark      one conversation: turns good (+1) or bad (-1), and the first turn where it went wrong
+
+Everything a browser sends passes through here. What does not fit is refused with the field's name; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...engine.episode import Episode
+from ...engine.feedback import Comparison, Feedback
+
+TASKS = ("rank", "compare", "score", "mark")
+GRADES = {
+    -3: "A is much better", -2: "A is better", -1: "A is slightly better", 0: "Equally good",
+    1: "B is slightly better", 2: "B is better", 3: "B is much better",
+}  # fmt: skip
+COMMENT = 10_000  # characters
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class FormError(ValueError):
+    """What a form says cannot be an answer. The message is for the rater; `field` names the input."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def read(
+    task: str, form: Mapping[str, str], shown: Sequence[Episode], aspects: Sequence[str], scale: int, more: Mapping[str, Any]
+) -> Feedback | Comparison:
+    """An answer of a form.
+
+    Args:
+        form: field names to what they hold.
+        shown: the conversations, in the order they were displayed.
+        more: goes into the answer's `details`.
+
+    Raises:
+        FormError: a field that is missing or holds what it cannot hold.
+    """
+    comment = form.get("comment", "").strip()
+    if len(comment) > COMMENT:
+        raise FormError("comment", f"The comment is too long: {len(comment):,} of {COMMENT:,} characters.")
+    said: dict[str, Any] = {"comment": comment, "shown": {"order": [e.id for e in shown]}, "details": dict(more)}
+    kind: Any = Comparison if task in ("rank", "compare") else Feedback
+    target = shown[0].group if task in ("rank", "compare") else shown[0].id
+    if form.get("verdict") == "cannot":
+        return kind.abstained(target, form.get("reason", "").strip()[:COMMENT] or "the rater could not judge", **said)
+    if task == "rank":
+        places = [
+            _whole(form, f"rank-{i}", 1, len(shown), f"Give conversation {LETTERS[i]} a rank.") for i in range(len(shown))
+        ]
+        tiers = [tuple(e.id for e, p in zip(shown, places, strict=True) if p == place) for place in sorted(set(places))]
+        if form.get("all_bad"):
+            said["details"]["all_bad"] = True
+        return Comparison(target, tuple(tiers), **said)
+    if task == "compare":
+        grade = _whole(form, "preference", -3, 3, "Say which one is better, or that they are equally good.")
+        first, second = (e.id for e in shown)
+        ranking = ((first, second),) if grade == 0 else ((first,), (second,)) if grade < 0 else ((second,), (first,))
+        return Comparison(target, ranking, strength=float(abs(grade)), **said)
+    if task == "score":
+        points = {a: _whole(form, f"aspect-{a}", 1, scale, f"Give points for {a!r}.") for a in aspects}
+        return Feedback(target, aspects={a: (p - 1) / (scale - 1) for a, p in points.items()}, **said)
+    return _marks(form, shown[0], said)
+
+
+def _marks(form: Mapping[str, str], episode: Episode, said: dict[str, Any]) -> Feedback:
+    turns: list[float | None] = []
+    for k in range(len(episode.turns)):
+        mark = form.get(f"turn-{k}", "")
+        if mark not in ("", "good", "bad"):
+            raise FormError(f"turn-{k}", f"A reply is good, bad, or left unmarked, not {mark[:20]!r}.")
+        turns.append({"good": 1.0, "bad": -1.0}.get(mark))
+    wrong = form.get("first_wrong", "")
+    if wrong not in ("", "none"):
+        first = _whole(form, "first_wrong", 0, len(turns) - 1, "Choose one of the replies.")
+        if turns[first] == 1.0:
+            raise FormError("first_wrong", f"Reply {first + 1} is marked good, and as the one where it went wrong.")
+        turns[first] = -1.0
+        said["details"]["first_wrong"] = first
+    elif wrong == "none":
+        said["details"]["first_wrong"] = None
+        turns = [0.0 if t is None else t for t in turns]  # looked at, and nothing to say
+    if all(t is None for t in turns):
+        raise FormError("first_wrong", "Mark at least one reply, or say that nothing went wrong.")
+    return Feedback(episode.id, turn_scores=tuple(turns), **said)
+
+
+def _whole(form: Mapping[str, str], field: str, low: int, high: int, missing: str) -> int:
+    text = form.get(field, "").strip()
+    if not text:
+        raise FormError(field, missing)
+    try:
+        value = int(text) if len(text) < 8 and text.isascii() else None
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        raise FormError(field, f"{field} must be a whole number from {low} to {high}.")
+    return value
+
+
+def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
+    """Whether an answer to a gold item is right: most pairs ordered as they should be, points on the right half, the right turn.
+
+    Args:
+        gold: {"ranking": tiers}, {"score": 0 or 1}, or {"first_wrong": turn, or None where nothing went wrong}.
+    """
+    if answer.status != "scored":
+        return False
+    if isinstance(answer, Comparison):
+        place = {e: i for i, tier in enumerate(answer.ranking) for e in tier}
+        tiers = gold["ranking"]
+        pairs = [(a, b) for i, tier in enumerate(tiers) for a in tier for lower in tiers[i + 1 :] for b in lower]
+        return sum(place[a] < place[b] for a, b in pairs) >= 2 / 3 * len(pairs)
+    if "first_wrong" in gold:
+        return answer.details.get("first_wrong") == gold["first_wrong"]
+    mean = sum(answer.aspects.values()) / len(answer.aspects)
+    return (mean > 0.5) == (gold["score"] > 0.5)
