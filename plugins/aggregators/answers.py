@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -68,6 +68,11 @@ class Pairs:
     sided: Floats
     weight: Floats
 
+    def curvature(self, value: Floats) -> tuple[Ints, Ints, Floats]:
+        """Entries of sum_p value_p (e_first - e_second)(e_first - e_second)^T, for `Groups.matrix`."""
+        a, b = self.first, self.second
+        return np.concatenate([a, b, a, b]), np.concatenate([a, b, b, a]), np.concatenate([value, value, -value, -value])
+
 
 def ranking_weight(size: int) -> float:
     """What a pair out of a ranking of K episodes counts: w_K = 4 (K - H_K) / (K (K - 1)), with H_K = 1 + 1/2 + ... + 1/K.
@@ -107,39 +112,53 @@ def pairs(answers: Iterable[Feedback | Comparison]) -> Pairs:
     )  # fmt: skip
 
 
-def blocks(group: Ints, row: Ints, column: Ints, value: Floats, diagonal: float) -> list[tuple[Ints, Floats]]:
-    """A symmetric matrix that couples only members of a group, cut into its blocks; groups of one size stand together.
+class Groups:
+    """Symmetric matrices over episodes that couple only members of a group, as one flat array of their blocks; groups of one size stand together.
 
     Args:
         group: [N] which group each belongs to.
-        row, column, value: entries, added up where a place is named twice.
-        diagonal: added to every diagonal entry.
-
-    Returns:
-        per size K: the members [G, K], as numbers 0 to N - 1, and their blocks [G, K, K].
     """
-    size = np.bincount(group)
-    order = np.argsort(group, kind="stable")
-    local = np.empty(len(group), dtype=np.int64)
-    local[order] = np.arange(len(group)) - np.repeat(np.cumsum(size) - size, size)
-    found = []
-    for k in np.unique(size):
-        chosen = np.flatnonzero(size == k)
-        slot = np.full(len(size), -1)
-        slot[chosen] = np.arange(len(chosen))
-        members = order[size[group[order]] == k].reshape(len(chosen), k)
-        own = slot[group[row]] >= 0
-        r, c = row[own], column[own]
-        flat = (slot[group[r]] * k + local[r]) * k + local[c]
-        block = np.bincount(flat, value[own], minlength=len(chosen) * k * k).reshape(len(chosen), k, k)
-        found.append((members, block + diagonal * np.eye(k)))
-    return found
 
+    def __init__(self, group: Ints) -> None:
+        size = np.bincount(group)
+        mine = size[group]
+        order = np.lexsort((group, mine))  # by size, then by group
+        begins = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0])
+        self._local, self._row = np.empty_like(group), np.empty_like(group)
+        self._local[order] = np.arange(len(group)) - np.repeat(begins, mine[order[begins]])
+        self._row[order] = np.cumsum(mine[order]) - mine[order]
+        self._order, self._total = order, int(mine.sum())
+        sizes, count = np.unique(size[size > 0], return_counts=True)
+        self._shapes = [(int(g), int(k)) for k, g in zip(sizes, count, strict=True)]
 
-def pair_entries(first: Ints, second: Ints, value: Floats) -> tuple[Ints, Ints, Floats]:
-    """Entries of sum_p value_p (e_first - e_second)(e_first - e_second)^T."""
-    row, column = np.concatenate([first, second, first, second]), np.concatenate([first, second, second, first])
-    return row, column, np.concatenate([value, value, -value, -value])
+    def matrix(self, row: Ints, column: Ints, value: Floats, diagonal: float) -> Floats:
+        """The sum of entries, those of one place added up, and a number on the whole diagonal."""
+        flat: Floats = np.bincount(self._row[row] + self._local[column], value, self._total)
+        flat[self._row + self._local] += diagonal
+        return flat
+
+    def at(self, flat: Floats, row: Ints, column: Ints) -> Floats:
+        return flat[self._row[row] + self._local[column]]
+
+    def diagonal(self, flat: Floats) -> Floats:
+        return flat[self._row + self._local]
+
+    def inverse(self, flat: Floats) -> Floats:
+        return np.concatenate([np.linalg.inv(block).ravel() for _, block in self._blocks(flat)])
+
+    def times(self, flat: Floats, x: Floats) -> Floats:
+        """The product with [N] or [N, C]."""
+        product = np.empty_like(x)
+        for members, block in self._blocks(flat):
+            product[members] = np.einsum("gij,gj...->gi...", block, x[members])
+        return product
+
+    def _blocks(self, flat: Floats) -> Iterator[tuple[Ints, Floats]]:
+        episode, entry = 0, 0
+        for g, k in self._shapes:
+            members = self._order[episode : episode + g * k].reshape(g, k)
+            yield members, flat[entry : entry + g * k * k].reshape(g, k, k)
+            episode, entry = episode + g * k, entry + g * k * k
 
 
 def centred_estimates(

@@ -23,7 +23,7 @@ from scipy.special import expit
 
 from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import Aggregate
-from .answers import EXACT, Floats, Ints, Pairs, agreement, blocks, centred_estimates, comparisons, pair_entries, pairs
+from .answers import EXACT, Floats, Groups, agreement, centred_estimates, comparisons, pairs
 
 
 class BradleyTerry:
@@ -41,32 +41,22 @@ class BradleyTerry:
         p = pairs(answers)
         if not p.episodes:
             return Aggregate({}, {})
-        score = self.mode(p)
-        variance = np.empty(len(score))
-        for members, hessian in self._curvature(p, score):
-            variance[members] = np.diagonal(np.linalg.inv(hessian), axis1=1, axis2=2)
-        said = comparisons(answers)
-        estimates = centred_estimates(p.episodes, p.group, score, variance, self.variance, said)
-        return Aggregate(estimates, agreement(said, estimates))
-
-    def mode(self, p: Pairs) -> Floats:
-        """[N] the most probable scores: convex, found by L-BFGS and finished by Newton steps."""
+        size, groups = len(p.episodes), Groups(p.group)
 
         def loss(score: Floats) -> tuple[float, Floats]:
             apart = score[p.first] - score[p.second]
             value = p.weight @ (np.logaddexp(0, apart) - p.sure * apart) + score @ score / (2 * self.variance)
             pull = p.weight * (expit(apart) - p.sure)
-            size = len(score)
-            slope = np.bincount(p.first, pull, size) - np.bincount(p.second, pull, size) + score / self.variance
-            return float(value), slope
+            return float(value), np.bincount(p.first, pull, size) - np.bincount(p.second, pull, size) + score / self.variance
 
-        score: Floats = minimize(loss, np.zeros(len(p.episodes)), jac=True, method="L-BFGS-B", options=EXACT).x
-        for _ in range(2):  # to the last digits, so that groups do not feel each other through a stopping rule
-            slope = loss(score)[1]
-            for members, hessian in self._curvature(p, score):
-                score[members] -= np.linalg.solve(hessian, slope[members][..., None])[..., 0]
-        return score
+        def covariance(score: Floats) -> Floats:
+            chance = expit(score[p.first] - score[p.second])
+            return groups.inverse(groups.matrix(*p.curvature(p.weight * chance * (1 - chance)), 1 / self.variance))
 
-    def _curvature(self, p: Pairs, score: Floats) -> list[tuple[Ints, Floats]]:
-        chance = expit(score[p.first] - score[p.second])
-        return blocks(p.group, *pair_entries(p.first, p.second, p.weight * chance * (1 - chance)), 1 / self.variance)
+        score: Floats = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT).x
+        for _ in range(2):  # Newton, to the last digits: groups must not feel each other through a stopping rule
+            score = score - groups.times(covariance(score), loss(score)[1])
+        said = comparisons(answers)
+        variance = groups.diagonal(covariance(score))
+        estimates = centred_estimates(p.episodes, p.group, score, variance, self.variance, said)
+        return Aggregate(estimates, agreement(said, estimates))

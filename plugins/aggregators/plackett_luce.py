@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 
 from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import Aggregate
-from .answers import EXACT, Floats, Index, Ints, agreement, blocks, centred_estimates, comparisons
+from .answers import EXACT, Floats, Groups, Index, Ints, agreement, centred_estimates, comparisons
 
 
 class PlackettLuce:
@@ -38,7 +38,7 @@ class PlackettLuce:
         if not said:
             return Aggregate({}, {})
         choices = Choices(said)
-        size = len(choices.group)
+        size, groups = len(choices.group), Groups(choices.group)
 
         def loss(score: Floats) -> tuple[float, Floats]:
             normaliser, chance = choices.chances(score)
@@ -48,14 +48,13 @@ class PlackettLuce:
             )
             return float(value), slope
 
+        def covariance(score: Floats) -> Floats:
+            return groups.inverse(groups.matrix(*choices.curvature(score), 1 / self.variance))
+
         score: Floats = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT).x
-        for _ in range(2):  # to the last digits, so that groups do not feel each other through a stopping rule
-            slope = loss(score)[1]
-            for members, hessian in choices.curvature(score, 1 / self.variance):
-                score[members] -= np.linalg.solve(hessian, slope[members][..., None])[..., 0]
-        variance = np.empty(size)
-        for members, hessian in choices.curvature(score, 1 / self.variance):
-            variance[members] = np.diagonal(np.linalg.inv(hessian), axis1=1, axis2=2)
+        for _ in range(2):  # Newton, to the last digits: groups must not feel each other through a stopping rule
+            score = score - groups.times(covariance(score), loss(score)[1])
+        variance = groups.diagonal(covariance(score))
         estimates = centred_estimates(choices.episodes, choices.group, score, variance, self.variance, said)
         return Aggregate(estimates, agreement(said, estimates))
 
@@ -106,12 +105,12 @@ class Choices:
         normaliser = top + np.log(np.add.reduceat(np.exp(offered - top[self.stage]), self._begins))
         return normaliser, np.exp(offered - normaliser[self.stage])
 
-    def curvature(self, score: Floats, diagonal: float) -> list[tuple[Ints, Floats]]:
-        """The Hessian of the loss, block by block: sum over stages of times (diag(chance) - chance chance^T), and the prior's."""
-        chance = self.chances(score)[1]
-        times = self.times[self.stage]
+    def curvature(self, score: Floats) -> tuple[Ints, Ints, Floats]:
+        """Entries of the likelihood's Hessian: sum over stages of times (diag(chance) - chance chance^T)."""
+        chance, times = self.chances(score)[1], self.times[self.stage]
         row, column = self._row, self._column
-        return blocks(
-            self.group, np.concatenate([self.option, self.option[row]]), np.concatenate([self.option, self.option[column]]),
-            np.concatenate([times * chance, -times[row] * chance[row] * chance[column]]), diagonal,
-        )  # fmt: skip
+        return (
+            np.concatenate([self.option, self.option[row]]),
+            np.concatenate([self.option, self.option[column]]),
+            np.concatenate([times * chance, -times[row] * chance[row] * chance[column]]),
+        )

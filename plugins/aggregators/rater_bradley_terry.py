@@ -12,10 +12,16 @@ Identifiability: all a times c with all s over c, and all signs turned, give the
 and raters good on the whole. Someone must be right for anything to be known: where most raters turn things round, they are believed. Scores are known only within
 a group, and the prior centres each at 0. a and b of one rater are known from all groups together, which is why a combiner keeps a history.
 
-The mode is found by L-BFGS from plain scores, a = 1 and b = 0; deviations are Laplace's. Given the raters' parameters groups are independent, so the Hessian is
-an arrow: a block A_g per group, coupled (C_g) with the raters' block D only. With S = D - sum_g C_g^T A_g^-1 C_g,
+Raters are few and scores are many, so a joint mode would give raters too much: it fits noise in the scores and calls it reliability (a came out at 1.7 for
+1, and careless raters at 0.5). The raters' parameters are therefore their mode with the scores integrated out, by EM: scores are Gaussian around their
+mode, with the Laplace covariance of their differences v_p, and to second order that adds to the raters' loss
 
-    cov(raters) = S^-1        cov(scores of g) = A_g^-1 + A_g^-1 C_g S^-1 C_g^T A_g^-1
+    sum_p h_p v_p a_w^2 / 2 = sum_w doubt_w a_w^2 / 2        h_p = sigma(z_p) sigma(-z_p)
+
+so each round minimises the joint loss with `doubt` from the round before (L-BFGS, from plain scores, a = 1 and b = 0). Deviations are Laplace's.
+Given the raters' parameters groups are independent, so the Hessian is an arrow: blocks A of the scores, coupled (C) with the raters' block D only:
+
+    cov(raters) = S^-1, S = D - C^T A^-1 C        cov(scores) = A^-1 + A^-1 C S^-1 C^T A^-1
 
 A ranking counts as its pairs (weight w_K, `ranking_weight`); the side of each is its place in `shown["order"]`. Answers that do not say what was shown first take
 no part in b_w. Pairs that one rater took out of a ranking share that rater's view of each member, which no weight undoes: with rankings
@@ -33,7 +39,9 @@ from scipy.special import expit
 
 from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import Aggregate, RaterEstimate
-from .answers import EXACT, Floats, Pairs, blocks, centred_estimates, comparisons, pair_entries, pairs, rater
+from .answers import EXACT, Floats, Groups, Pairs, centred_estimates, comparisons, pairs, rater
+
+ROUNDS, ENOUGH = 100, 1e-6  # rounds of EM at most, and the change of a reliability that ends them
 
 
 class RaterBradleyTerry:
@@ -43,7 +51,7 @@ class RaterBradleyTerry:
     side_sd: of the prior of a rater's side bias around 0, in log-odds; near 0 nobody is taken to have one.
     """
 
-    def __init__(self, variance: float = 2.0, reliability_sd: float = 0.5, side_sd: float = 1.0) -> None:
+    def __init__(self, variance: float = 2.0, reliability_sd: float = 1.0, side_sd: float = 1.0) -> None:
         for name, value in (("variance", variance), ("reliability_sd", reliability_sd), ("side_sd", side_sd)):
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -61,8 +69,14 @@ class RaterBradleyTerry:
         begin = np.concatenate([np.zeros(size), np.ones(people), np.zeros(people)])
         plain = minimize(lambda s: self._plain(s, begin, p), np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT)
         begin[:size] = plain.x
-        best = minimize(self.loss, begin, (p,), jac=True, method="L-BFGS-B", options=EXACT).x
-        variance, rater_variance = self.deviations(best, p)
+        groups, best, doubt = Groups(p.group), begin, np.zeros(people)
+        for _ in range(ROUNDS):
+            before = best[size:]
+            best = minimize(self.loss, best, (p, doubt), jac=True, method="L-BFGS-B", options=EXACT).x
+            variance, rater_variance, new_doubt = self.deviations(best, p, groups, doubt)
+            if np.abs(best[size:] - before).max() < ENOUGH:
+                break
+            doubt = new_doubt
         said = comparisons(answers)
         count = Counter(map(rater, said))
         sided = np.bincount(p.by, p.sided, people) > 0
@@ -73,7 +87,7 @@ class RaterBradleyTerry:
             raters[name] = RaterEstimate(count[name], float(best[a]), float(rater_variance[w] ** 0.5), *side)
         return Aggregate(centred_estimates(p.episodes, p.group, best[:size], variance, self.variance, said), raters)
 
-    def loss(self, theta: Floats, p: Pairs) -> tuple[float, Floats]:
+    def loss(self, theta: Floats, p: Pairs, doubt: Floats) -> tuple[float, Floats]:
         """The negative log-posterior up to a constant, and its gradient.
 
         With d = s_left - s_right, z = a_w d + b_w and e = sigma(z) - y, a pair adds e a_w to the slope of s_left, -e a_w to that of s_right, e d to that of
@@ -81,6 +95,7 @@ class RaterBradleyTerry:
 
         Args:
             theta: [N + 2 W] scores, reliabilities, side biases.
+            doubt: [W] what the uncertainty of the scores adds, see the top of this file.
         """
         size, people = len(p.episodes), len(p.raters)
         s, a, b = np.split(theta, [size, size + people])
@@ -89,23 +104,26 @@ class RaterBradleyTerry:
         error = p.weight * (expit(lean) - p.sure)
         value = p.weight @ (np.logaddexp(0, lean) - p.sure * lean)
         value += (
-            s @ s / (2 * self.variance) + ((a - 1) @ (a - 1)) / (2 * self.reliability_sd**2) + b @ b / (2 * self.side_sd**2)
+            doubt @ a**2 / 2
+            + s @ s / (2 * self.variance)
+            + ((a - 1) @ (a - 1)) / (2 * self.reliability_sd**2)
+            + b @ b / (2 * self.side_sd**2)
         )
         pull = error * a[p.by]
         slope_s = np.bincount(p.first, pull, size) - np.bincount(p.second, pull, size) + s / self.variance
-        slope_a = np.bincount(p.by, error * apart, people) + (a - 1) / self.reliability_sd**2
+        slope_a = np.bincount(p.by, error * apart, people) + doubt * a + (a - 1) / self.reliability_sd**2
         slope_b = np.bincount(p.by, error * p.sided, people) + b / self.side_sd**2
         return float(value), np.concatenate([slope_s, slope_a, slope_b])
 
     def _plain(self, s: Floats, begin: Floats, p: Pairs) -> tuple[float, Floats]:
-        value, slope = self.loss(np.concatenate([s, begin[len(s) :]]), p)
+        value, slope = self.loss(np.concatenate([s, begin[len(s) :]]), p, np.zeros(len(p.raters)))
         return value, slope[: len(s)]
 
-    def deviations(self, theta: Floats, p: Pairs) -> tuple[Floats, Floats]:
-        """Posterior variances by Laplace: [N] of scores, [2 W] of reliabilities and side biases.
+    def deviations(self, theta: Floats, p: Pairs, groups: Groups, doubt: Floats) -> tuple[Floats, Floats, Floats]:
+        """Posterior variances by Laplace, [N] of scores and [2 W] of reliabilities and side biases; and the next round's doubt, [W].
 
-        A pair of curvature h = sigma(z) sigma(-z) adds, between its scores, h a_w^2 (e_l - e_r)(e_l - e_r)^T; between its scores and a_w, (h a_w d + e)(e_l - e_r), and
-        b_w, h a_w (e_l - e_r); between a_w and b_w, h d; and h d^2 and h to their own.
+        With h = sigma(z) sigma(-z) a pair adds h a_w^2 (e_l - e_r)(e_l - e_r)^T between its scores; (h a_w d + e)(e_l - e_r) between them and a_w;
+        h a_w (e_l - e_r) between them and b_w; h d between a_w and b_w; h d^2 and h to these two themselves.
         """
         size, people = len(p.episodes), len(p.raters)
         s, a, b = np.split(theta, [size, size + people])
@@ -113,28 +131,21 @@ class RaterBradleyTerry:
         chance = expit(own * apart + p.sided * b[p.by])
         bend, error = p.weight * chance * (1 - chance), p.weight * (chance - p.sure)
 
-        raters = np.zeros((2 * people, 2 * people))
-        raters[np.diag_indices(2 * people)] = np.concatenate(
-            [
-                np.bincount(p.by, bend * apart**2, people) + 1 / self.reliability_sd**2,
-                np.bincount(p.by, bend * p.sided, people) + 1 / self.side_sd**2,
-            ]
-        )
-        both, w = np.bincount(p.by, bend * apart * p.sided, people), np.arange(people)
-        raters[w, people + w] = raters[people + w, w] = both
+        inverse = groups.inverse(groups.matrix(*p.curvature(bend * own**2), 1 / self.variance))
         cross = np.zeros((size, 2 * people))
-        for side, sign in ((p.first, 1.0), (p.second, -1.0)):
-            np.add.at(cross, (side, p.by), sign * (bend * own * apart + error))
-            np.add.at(cross, (side, people + p.by), sign * bend * own * p.sided)
+        for shown, sign in ((p.first, 1.0), (p.second, -1.0)):
+            np.add.at(cross, (shown, p.by), sign * (bend * own * apart + error))
+            np.add.at(cross, (shown, people + p.by), sign * bend * own * p.sided)
+        w = np.arange(people)
+        corner = np.zeros((2 * people, 2 * people))
+        corner[w, w] = np.bincount(p.by, bend * apart**2, people) + doubt + 1 / self.reliability_sd**2
+        corner[people + w, people + w] = np.bincount(p.by, bend * p.sided, people) + 1 / self.side_sd**2
+        corner[w, people + w] = corner[people + w, w] = np.bincount(p.by, bend * apart * p.sided, people)
 
-        solved = []
-        for members, hessian in blocks(p.group, *pair_entries(p.first, p.second, bend * own**2), 1 / self.variance):
-            inverse = np.linalg.inv(hessian)
-            reach = inverse @ cross[members]  # [G, K, 2 W]
-            raters -= np.einsum("gkv,gkw->vw", cross[members], reach)
-            solved.append((members, np.diagonal(inverse, axis1=1, axis2=2), reach))
-        known = np.linalg.inv(raters)
-        variance = np.empty(size)
-        for members, diagonal, reach in solved:
-            variance[members] = diagonal + np.einsum("gkv,vw,gkw->gk", reach, known, reach, optimize=True)
-        return variance, np.diagonal(known)
+        reach = groups.times(inverse, cross)
+        raters = np.linalg.inv(corner - cross.T @ reach)
+        scores = groups.diagonal(inverse) + np.einsum("nv,nv->n", reach @ raters, reach)
+        alone = groups.diagonal(inverse)
+        spread = alone[p.first] + alone[p.second] - 2 * groups.at(inverse, p.first, p.second)
+        new_doubt: Floats = np.bincount(p.by, bend * spread, people)
+        return scores, np.diagonal(raters), new_doubt
