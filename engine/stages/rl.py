@@ -578,7 +578,7 @@ def _combiner(plugins: Plugins, spec: Any, weights: Mapping[str, float]) -> Any:
 
 def _feedback_metrics(combiners: Sequence[Any]) -> dict[str, float]:
     """What combiners report of raters and estimates, those that do; in a mixture each environment's by its place in `env`."""
-    found = {}
+    found: dict[str, float] = {}
     for i, combiner in enumerate(combiners):
         if hasattr(combiner, "metrics"):
             where = "feedback" if len(combiners) == 1 else f"feedback/env-{i}"

@@ -133,7 +133,7 @@ class Groups:
 
     def matrix(self, row: Ints, column: Ints, value: Floats, diagonal: float) -> Floats:
         """The sum of entries, those of one place added up, and a number on the whole diagonal."""
-        flat: Floats = np.bincount(self._row[row] + self._local[column], value, self._total)
+        flat = np.bincount(self._row[row] + self._local[column], value, self._total).astype(np.float64)
         flat[self._row + self._local] += diagonal
         return flat
 

@@ -147,5 +147,5 @@ class RaterBradleyTerry:
         scores = groups.diagonal(inverse) + np.einsum("nv,nv->n", reach @ raters, reach)
         alone = groups.diagonal(inverse)
         spread = alone[p.first] + alone[p.second] - 2 * groups.at(inverse, p.first, p.second)
-        new_doubt: Floats = np.bincount(p.by, bend * spread, people)
+        new_doubt = np.bincount(p.by, bend * spread, people).astype(np.float64)
         return scores, np.diagonal(raters), new_doubt

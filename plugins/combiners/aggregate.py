@@ -154,13 +154,14 @@ class Aggregated:
     def metrics(self) -> dict[str, float]:
         """Of the estimates that `fit` made last: raters over the whole history, estimates and strata over the present update."""
         raters = self._found.whole.raters.values()
-        found: dict[str, float] = {"raters": float(len(raters))} if raters else {}
+        found: dict[str, float] = {"raters/count": float(len(raters))} if raters else {}
         if raters:
             found["raters/reliability_min"] = min(r.reliability for r in raters)
             found["raters/reliability_mean"] = _mean([r.reliability for r in raters])
         if sides := [abs(r.side) for r in raters if r.side is not None]:
             found["raters/side_max"] = max(sides)
-        present = {e: estimate for e, estimate in self._found.whole.scores.items() if e in self._episodes()}
+        spoken_of = self._spoken_of()
+        present = {e: estimate for e, estimate in self._found.whole.scores.items() if e in spoken_of}
         if present:
             found["sd_mean"] = _mean([e.sd for e in present.values()])
             found["reliability_mean"] = _mean([e.reliability for e in present.values()])
@@ -172,7 +173,7 @@ class Aggregated:
                 found["stratum/gap"] = _mean(gaps)
         return found
 
-    def _episodes(self) -> frozenset[str]:
+    def _spoken_of(self) -> frozenset[str]:
         """Episodes that the present update's answers speak of."""
         ranked = (
             e for a in self._answers if isinstance(a, Comparison) and a.group in self._present for t in a.ranking for e in t
@@ -201,7 +202,7 @@ def _mean(values: Sequence[float]) -> float:
 def _plain(answer: Answer) -> dict[str, Any]:
     """What an aggregator reads of an answer, as JSON values."""
     stamp = {"source": answer.stamp.source, "rater": answer.stamp.rater, "stratum": answer.stamp.stratum}
-    common = {"id": answer.id, "status": answer.status, "reason": answer.reason, **stamp}
+    common: dict[str, Any] = {"id": answer.id, "status": answer.status, "reason": answer.reason, **stamp}
     if "order" in answer.shown:
         common["order"] = list(answer.shown["order"])
     if isinstance(answer, Feedback):
