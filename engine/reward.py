@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -60,7 +60,7 @@ class Combiner(Protocol):
     """Makes rewards of a group's feedback; named in the config.
 
     A combiner that learns across groups (raters' reliability) also has `fit(feedback)`, called with all that is in force
-    before `combine`, `state_dict()` and `load_state_dict(state)`.
+    before `combine`, `state_dict()` and `load_state_dict(state)`. With `metrics()`, names to numbers, it reports; they stand under `feedback/`.
     """
 
     def combine(self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]) -> Sequence[Rewards | NoReward]:
@@ -164,3 +164,45 @@ def ranked_pairs(comparison: Comparison) -> list[tuple[str, str]]:
     """Every (better, worse) pair a ranking implies; tied episodes form none."""
     tiers = comparison.ranking
     return [(better, worse) for i, tier in enumerate(tiers) for lower in tiers[i + 1 :] for better in tier for worse in lower]
+
+
+def overall(answer: Feedback) -> float | None:
+    """A rater's number for the whole episode: the score, or the mean of the aspects; None: of turns alone, or not scored."""
+    if answer.score is not None:
+        return answer.score
+    return sum(answer.aspects.values()) / len(answer.aspects) if answer.aspects else None
+
+
+def opinions(episode: Episode, answers: Iterable[Feedback | Comparison]) -> tuple[float | None, ...] | None:
+    """What raters think of an episode's turns, on average per turn (None: nobody said); None where nobody speaks of turns."""
+    said = [a.turn_scores for a in answers if isinstance(a, Feedback) and a.episode == episode.id and a.turn_scores is not None]
+    if not said:
+        return None
+    means: list[float | None] = []
+    for k in range(len(episode.turns)):
+        numbers = [number for each in said if k < len(each) and (number := each[k]) is not None]
+        means.append(sum(numbers) / len(numbers) if numbers else None)
+    return tuple(means)
+
+
+def silence(episode: Episode, answers: Sequence[Feedback | Comparison]) -> str | None:
+    """Why these answers hold no number for an episode's outcome: "did not answer", "failed: timeout", "left it out", ...
+
+    None where that is no fault: the episode's turns were scored, and of no other member of its group does an answer say more. Opinions of turns are
+    all there is then, and no member is compared on other terms.
+
+    Args:
+        answers: of one source, or of some, on the episode's whole group; none of them gives the episode a number.
+    """
+    why, of_turns = "did not answer", False
+    for answer in answers:
+        if answer.target not in (episode.id, episode.group):
+            continue
+        if answer.status != "scored":
+            why = f"{answer.status}: {answer.reason}"
+        elif isinstance(answer, Comparison):
+            why = "left it out"
+        elif answer.turn_scores is not None:
+            why, of_turns = "scored turns only, unlike others of its group", True
+    alone = all(a.status != "scored" or (isinstance(a, Feedback) and overall(a) is None) for a in answers)
+    return None if of_turns and alone else why

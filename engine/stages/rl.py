@@ -301,6 +301,7 @@ class RL(Stage):
             elif run.is_main:
                 self.record_members(run, number, episodes, rewards, left_out, said)
             metrics |= {
+                **_feedback_metrics(parts.combiners),
                 "drift": drift(policy, episodes),
                 "judge_failure_rate": experience.answers["failed"] / max(experience.answers.total(), 1),
                 "spend": experience.spend,
@@ -573,6 +574,16 @@ def _combiner(plugins: Plugins, spec: Any, weights: Mapping[str, float]) -> Any:
     if isinstance(spec, Mapping) and "aggregator" in spec:
         spec = {**spec, "aggregator": component(plugins, "aggregator", spec["aggregator"])}
     return component(plugins, "combiner", spec, weights=weights)
+
+
+def _feedback_metrics(combiners: Sequence[Any]) -> dict[str, float]:
+    """What combiners report of raters and estimates, those that do; in a mixture each environment's by its place in `env`."""
+    found: dict[str, float] = {}
+    for i, combiner in enumerate(combiners):
+        if hasattr(combiner, "metrics"):
+            where = "feedback" if len(combiners) == 1 else f"feedback/env-{i}"
+            found |= {f"{where}/{name}": value for name, value in combiner.metrics().items()}
+    return found
 
 
 def _name(spec: Any) -> str:
