@@ -19,6 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from .config import ConfigError
+from .ledger import Ledger, LedgerError
+from .secrets import HIDDEN
+
 if TYPE_CHECKING:
     from .policy import Policy
 
@@ -150,6 +156,33 @@ def run_of(folder: Path) -> str:
     if not found:
         raise CheckpointError(f"{folder} holds no run: it has no checkpoint.")
     return str(json.loads(found[-1].read_text())["position"]["run"])
+
+
+def open_ledger(folder: Path, url: str | None = None) -> tuple[Ledger, str]:
+    """The ledger of the run in a folder, where its config says that it is, and the run's id.
+
+    Args:
+        url: where it is instead; needed where the URL in the config had a password, which no folder keeps.
+
+    Raises:
+        ConfigError: the folder holds no run, or its ledger cannot be opened.
+    """
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        run = run_of(folder)
+    except (OSError, CheckpointError) as error:
+        raise ConfigError(f"{folder} holds no run: {error}") from error
+    url = url or config.get("ledger")
+    if url is None and not (folder / "ledger.sqlite").is_file():
+        raise ConfigError(f"the ledger of the run in {folder} is gone (ledger.sqlite): put it back to read it")
+    if url is not None and HIDDEN in url:
+        raise ConfigError(
+            f"the ledger of the run in {folder} is at {url}, whose password is not kept: give the URL with --ledger"
+        )
+    try:
+        return Ledger(url or folder / "ledger.sqlite"), run
+    except LedgerError as error:
+        raise ConfigError(f"the ledger of the run in {folder} cannot be read: {error}") from error
 
 
 def prune(root: Path, keep: int) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -45,6 +45,7 @@ def _is_for_the_user(error: Exception) -> bool:
 
 
 MODULE = typer.Option(help="Import this module first, which registers environments.")
+LEDGER = typer.Option(help="The ledger's URL, where the one in the config had a password.")
 
 
 def import_module(module: str | None) -> None:
@@ -139,11 +140,12 @@ def evaluate(
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
     out: Annotated[Path | None, typer.Option(help="Where the page goes; default report.html in the folder.")] = None,
+    ledger: Annotated[str | None, LEDGER] = None,
 ) -> None:
     """Writes a run's report: one HTML page with curves, proxy against truth, habits, and conversations before and after."""
     from .report.page import write_report
 
-    print(write_report(folder, out))
+    print(write_report(folder, out, ledger))
 
 
 @app.command()
@@ -182,23 +184,40 @@ def chat(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    out: Annotated[Path, typer.Argument(help="A JSONL file to write.")],
+    out: Annotated[Path, typer.Argument(help="A .jsonl file to write, or without an ending a datasets folder.")],
+    form: Annotated[
+        Literal["pairs", "unpaired", "stepwise"],
+        typer.Option("--format", help="TRL's dataset types: preference, unpaired preference, stepwise supervision."),
+    ] = "pairs",
+    threshold: Annotated[
+        float | None, typer.Option(help="Scores from this one on are good; without it they must be 0 or 1.")
+    ] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Only what was said of this stage's conversations.")] = None,
+    ledger: Annotated[str | None, LEDGER] = None,
 ) -> None:
-    """Writes a run's comparisons in the conversational preference format (prompt, chosen, rejected), one line per pair and rater."""
-    from .checkpoint import run_of
+    """Writes what raters and judges said of a run's conversations as others train on it: comparisons, scores, scores of turns."""
+    from .checkpoint import open_ledger
     from .config import ConfigError
-    from .ledger import Ledger
-    from .preferences import export_pairs
+    from .exchange import export_pairs, export_stepwise, export_unpaired, save
 
-    if not (folder / "ledger.sqlite").is_file():
-        raise ConfigError(f"{folder} holds no run (no ledger.sqlite)")
-    run = run_of(folder)
-    ledger = Ledger(folder / "ledger.sqlite")
-    comparisons = ledger.comparisons(run)
-    episodes = ledger.episodes(sorted({e for c in comparisons for tier in c.ranking for e in tier}))
-    pairs = list(export_pairs(episodes, comparisons))
-    out.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in pairs))
-    print(f"{len(pairs)} pairs of {len(comparisons)} comparisons in {out}")
+    opened, run = open_ledger(folder, ledger)
+    comparisons, scores = opened.comparisons(run, stages=stage), opened.scores(run, stages=stage)
+    episodes = opened.episodes(
+        sorted({e for c in comparisons for tier in c.ranking for e in tier} | {s.episode for s in scores})
+    )
+    opened.close()
+    if form == "pairs":
+        rows = export_pairs(episodes, comparisons)
+    elif form == "unpaired":
+        rows = list(export_unpaired(episodes, scores, comparisons, threshold))
+    else:
+        rows = list(export_stepwise(episodes, scores, threshold))
+    of = f"{len(comparisons)} comparisons" if form == "pairs" else f"{len(scores)} scores and {len(comparisons)} comparisons"
+    if not rows:
+        where = f" in {', '.join(stage)}" if stage else ""
+        raise ConfigError(f"the run in {folder} has nothing to write as {form}{where}: {of}")
+    save(rows, out)
+    print(f"{len(rows)} {form if form == 'pairs' else f'rows, {form},'} of {of} in {out}")
 
 
 @app.command("plugins")

@@ -449,17 +449,29 @@ class Ledger:
             stages: only those of conversations played or imported there.
             everything: also those that were corrected since; for training that began before.
         """
-        groups = sa.select(EPISODES.c.group).where(EPISODES.c.run == run)
+        found = self._scored("comparison", EPISODES.c.group, run, stages, everything)
+        return [a for a in found if isinstance(a, Comparison)]
+
+    def scores(self, run: str, *, stages: Sequence[str] | None = None) -> list[Feedback]:
+        """A run's scored feedback in force, by episode and id; late answers among it.
+
+        Args:
+            stages: only that on conversations played or imported there.
+        """
+        found = self._scored("feedback", EPISODES.c.id, run, stages, everything=False)
+        return [a for a in found if isinstance(a, Feedback)]
+
+    def _scored(self, kind: str, target: Any, run: str, stages: Sequence[str] | None, everything: bool) -> list[Answer]:
+        targets = sa.select(target).where(EPISODES.c.run == run)
         if stages is not None:
-            groups = groups.where(EPISODES.c.stage.in_(list(stages)))
+            targets = targets.where(EPISODES.c.stage.in_(list(stages)))
         query = sa.select(FEEDBACK).where(
-            FEEDBACK.c.kind == "comparison", FEEDBACK.c.status == "scored", FEEDBACK.c.target.in_(groups)
+            FEEDBACK.c.kind == kind, FEEDBACK.c.status == "scored", FEEDBACK.c.target.in_(targets)
         )
         if not everything:
             query = query.where(_in_force())
         with self.reading() as db:
-            found = [_answer(row) for row in db.execute(query.order_by(FEEDBACK.c.target, FEEDBACK.c.id)).mappings()]
-        return [a for a in found if isinstance(a, Comparison)]
+            return [_answer(row) for row in db.execute(query.order_by(FEEDBACK.c.target, FEEDBACK.c.id)).mappings()]
 
     # Updates.
 

@@ -78,7 +78,7 @@ def test_it_learns_from_rankings_and_from_a_file_alike(model_folder: Callable[..
     assert learned[-1]["accuracy"] > 0.8 > learned[0]["accuracy"]
     assert learned[-1]["margin"] > 0.1
 
-    from turnwise.engine.preferences import export_pairs
+    from turnwise.engine.exchange import export_pairs
 
     comparisons = done.ledger.comparisons(done.id)
     known = {e.id: e for e in done.ledger.run_episodes(done.id)}
@@ -108,5 +108,5 @@ def test_conversations_that_do_not_fit_are_left_out_and_counted(model_folder: Ca
     config = {"policy": str(model_folder()), "threads": 1, "stages": [{"preference": {"data": file}}]}
     done = turnwise.Run(config, folder=tmp_path / "r").finish()
     assert (done.metrics[-1]["pairs"], done.metrics[-1]["undecided_or_too_long"]) == (1.0, 2.0)
-    with pytest.raises(turnwise.ConfigError, match="there is no file"):
+    with pytest.raises(turnwise.ConfigError, match="there is no file or folder"):
         turnwise.Run({**config, "stages": [{"preference": {"data": tmp_path / "none"}}]}, folder=tmp_path / "s")

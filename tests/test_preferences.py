@@ -1,23 +1,14 @@
-"""Comparisons as pairs, agreement by hand, files that others read and write, and the panel of simulated raters."""
+"""Comparisons as pairs, agreement by hand, and the panel of simulated raters."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 import turnwise
-from turnwise.engine.preferences import (
-    PreferenceError,
-    export_pairs,
-    import_pairs,
-    pairs,
-    rater_agreement,
-    truth_agreement,
-)
+from turnwise.engine.preferences import pairs, rater_agreement, truth_agreement
 from turnwise.judges import SimulatedPanel
 
 M = turnwise.Message
@@ -49,55 +40,6 @@ def test_agreement_by_hand() -> None:
     assert truth_agreement([same], truth) == 1.0, "pairs that are equal in truth do not count"
     assert truth_agreement([turned], truth) == 0.5
     assert truth_agreement([tied], {"a": 0.0, "b": 0.0, "c": 0.0}) is None
-
-
-def played(slot: int, *replies: str, seed: int = 1) -> turnwise.Episode:
-    turns = tuple(turnwise.Turn(M("user", f"so {k}"), text, 0.0) for k, text in enumerate(replies))
-    start = turnwise.Start("e", seed)
-    return turnwise.Episode(f"e{seed}{slot}", start, turns, "terminated", slot=slot, system="be brief", final=M("user", "bye"))
-
-
-def test_export_and_import_are_inverse(tmp_path: Path) -> None:
-    a, b, c = played(0, "one", "two"), played(1, "one", "three"), played(2, "other")
-    said = turnwise.Comparison(a.group, ((a.id,), (b.id, c.id)), strength=2.0, stamp=turnwise.Stamp(rater="ann"))
-    records = list(export_pairs({e.id: e for e in (a, b, c)}, [said]))
-    assert len(records) == 2
-    assert records[0]["prompt"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "so 0"}]
-    assert [m["content"] for m in records[0]["chosen"]] == ["one", "so 1", "two", "bye"]
-    assert records[0]["margin"] == 2.0
-    assert records[0]["rater"] == "ann"
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join(json.dumps(r) for r in records))
-    episodes, comparisons = import_pairs(path, run="r", stage="rank", update=1)
-    assert [e.messages for e in episodes] == [e.messages for e in (a, b, c)], "one group of three, not two of two"
-    assert len({e.group for e in episodes}) == 1
-    assert [c.ranking for c in comparisons] == [((episodes[0].id,), (episodes[1].id,)), ((episodes[0].id,), (episodes[2].id,))]
-    assert all(t.action_ids is None for e in episodes for t in e.turns), "nobody here sampled them"
-    assert list(export_pairs({e.id: e for e in episodes}, comparisons)) == records
-    ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
-    ledger.add_episodes(episodes)
-    assert len(ledger.add_feedback(comparisons)) == 2
-    assert ledger.add_feedback(import_pairs(path, run="r", stage="rank", update=1)[1]) == [], "twice is once"
-    assert [c.stamp.rater for c in ledger.comparisons("r")] == ["ann", "ann"]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", r"p.jsonl:1 is not JSON"),
-        ('{"chosen": []}', "needs `chosen` and `rejected`|each conversation needs"),
-        ('{"chosen": "hi", "rejected": "ho"}', "`chosen` is a text; conversations are needed"),
-        ('{"prompt": [{"role": "user", "content": "x"}], "chosen": [{"role": "user", "content": "y"}], "rejected": []}', "must alternate"),
-        ('{"prompt": [{"role": "boss", "content": "x"}], "chosen": [], "rejected": []}', "has the role 'boss'"),
-        ('{"prompt": [{"role": "user", "content": 3}], "chosen": [], "rejected": []}', "with a text, got"),
-        ("", "holds no pair"),
-    ],
-)  # fmt: skip
-def test_bad_files_say_where(line: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text(line)
-    with pytest.raises(PreferenceError, match=message):
-        import_pairs(path, run="r", stage="rank", update=1)
 
 
 def asked(panel: SimulatedPanel, *episodes: turnwise.Episode, slots: int = 1) -> list[turnwise.Comparison]:

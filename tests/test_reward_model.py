@@ -13,7 +13,7 @@ import torch
 import transformers
 import turnwise
 from support import WORDS, play
-from turnwise.engine.preferences import export_pairs
+from turnwise.engine.exchange import export_pairs
 from turnwise.plugins.combiners.weighted import Weighted
 from turnwise.plugins.demo.tiny import build_policy
 from turnwise.plugins.reward_model.judge import RewardModelJudge
@@ -316,13 +316,13 @@ def test_verdicts_on_held_out_starts_train_nothing(model_folder: Callable[..., P
 def test_an_imported_file_holds_out_whole_starts(
     trained: turnwise.Run, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from turnwise.engine.preferences import import_pairs
+    from turnwise.engine.exchange import import_data
 
     comparisons = trained.ledger.comparisons(trained.id)
     known = {e.id: e for e in trained.ledger.run_episodes(trained.id)}
     file = tmp_path / "pairs.jsonl"
     file.write_text("\n".join(json.dumps(r) for r in export_pairs(known, comparisons)))
-    episodes, imported = import_pairs(file, run="r", stage="rank", update=1)
+    episodes, imported, _ = import_data(file, run="r", stage="rank", update=1)
     texts = [tuple(m.content for m in e.messages) for e in episodes]
     groups: dict[tuple[str, ...], set[str]] = {}
     for e, text in zip(episodes, texts, strict=True):

@@ -98,7 +98,7 @@ def test_demonstrators_play_and_are_recorded(model_folder: Callable[..., Path], 
 def test_bad_data_is_named(line: str, message: str, model_folder: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "talks.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(turnwise.ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         run(tmp_path / "r", model_folder(), data=path).finish()
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..checkpoint import CheckpointError, run_of
+from ..checkpoint import open_ledger
 from ..config import ConfigError, flat
 from ..episode import Episode
 from ..feedback import Feedback
-from ..ledger import Ledger, LedgerError, Member
+from ..ledger import Ledger, Member
 from ..overoptimisation import fit_law
 from ..secrets import redact
 from ..stages.evaluate import bootstrap
@@ -56,8 +56,11 @@ class Rewarded:
     note: str
 
 
-def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
+def write_report(folder: str | Path, target: str | Path | None = None, ledger_url: str | None = None) -> Path:
     """Writes the page of the run in a folder, by default to `report.html` in it, and returns its path.
+
+    Args:
+        ledger_url: where its ledger is, if its config cannot say, see `open_ledger`.
 
     Raises:
         ConfigError: the folder holds no run, or the page's libraries are missing (the extra `plots`).
@@ -76,14 +79,7 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
         raise ConfigError(f"{folder} holds no run with metrics to report (config.yaml, metrics.jsonl).{hint}")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     metrics = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
-    url = config.get("ledger") or folder / "ledger.sqlite"
-    if not config.get("ledger") and not Path(url).is_file():
-        raise ConfigError(f"the ledger of the run in {folder} is gone (ledger.sqlite): put it back to report on it")
-    try:
-        run = run_of(folder)
-        ledger = Ledger(url)
-    except (CheckpointError, LedgerError) as error:
-        raise ConfigError(f"the run in {folder} cannot be reported on: {error}") from error
+    ledger, run = open_ledger(folder, ledger_url)
     names = list(dict.fromkeys(line["stage"] for line in metrics))
     stages = [_stage(name, [m for m in metrics if m["stage"] == name], ledger, run) for name in names]
     evaluation = folder / "evaluation.json"

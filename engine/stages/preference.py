@@ -17,29 +17,32 @@ from pydantic import Field
 
 from ..config import ConfigError, Stage
 from ..episode import Episode, derive_id
-from ..feedback import Comparison, Feedback
+from ..exchange import Scored, import_data, read_records
+from ..feedback import Comparison
 from ..memory import explained_memory
-from ..preferences import Pair, import_labels, import_pairs, pairs
+from ..preferences import Pair, PreferenceError, liked, pairs
 from ..run import Run, Update
 from .play import component, shared
 
 
 class Preference(Stage):
     """Attributes:
-    data: a file in the conversational preference format, besides what the run has had compared so far: pairs, or, for an optimizer that
-        consumes labels, records with `label`.
+    data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what the run has had compared so far; for an
+        optimizer that consumes labels, labels or ratings too.
+    threshold: ratings from this one on count as liked; without it they must be labels, 0 or 1.
     optimizer: one that consumes comparisons or labels.
     epochs, batch_size: passes over the pairs (or labelled conversations), and how many make an update.
     """
 
     data: Path | None = None
+    threshold: float | None = None
     optimizer: Any = "dpo"
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)
 
     def check(self, run: Run) -> None:
-        if self.data is not None and not self.data.is_file():
-            raise ConfigError(f"preference.data: there is no file {self.data}")
+        if self.data is not None and not self.data.exists():
+            raise ConfigError(f"preference.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
             raise ConfigError("preference has nothing to learn from: put a `rank` stage before it, or give `data`")
         optimizer = component(run.plugins, "optimizer", self.optimizer)
@@ -57,7 +60,7 @@ class Preference(Stage):
         done = run.begin({"optimizer": optimizer, "chosen": chosen} if hasattr(optimizer, "state_dict") else {"chosen": chosen})
         found: Sequence[Pair | Label]
         if labelled and self.data is not None and (chosen.liked or is_labelled(self.data)):
-            found = chosen.labels(run, self.data)
+            found = chosen.labels(run, self.data, self.threshold)
             heard = len(found)
         else:
             said = pairs(chosen.comparisons(run, self.data))
@@ -110,9 +113,8 @@ def pair_labels(found: Sequence[Pair]) -> list[Label]:
 
 
 def is_labelled(path: Path) -> bool:
-    """Whether a file holds labels rather than pairs, by its first record."""
-    with path.open() as lines:
-        return '"label"' in next((line for line in lines if line.strip()), "")
+    """Whether somebody labelled or rated whole conversations in a file; then those are what labels come from, not its comparisons."""
+    return any(isinstance(record, Scored) and record.score is not None for record in read_records(path))
 
 
 def _ids(item: Pair | Label) -> tuple[str, ...]:
@@ -145,29 +147,32 @@ class Chosen:
         """
         if not self.ids:
             if data is not None and run.is_main:
-                episodes, imported = import_pairs(data, run=run.id, stage=run.stage, update=run.start + 1)
+                episodes, comparisons, scores = import_data(data, run=run.id, stage=run.stage, update=run.start + 1)
+                if not comparisons:
+                    raise PreferenceError(f"{data} holds labels or ratings, no comparison: the optimizer kto trains on those")
                 run.ledger.add_episodes(episodes)
-                run.ledger.add_feedback(imported)
+                run.ledger.add_feedback([*comparisons, *scores])
             self.ids = shared(run, [c.id for c in run.ledger.comparisons(run.id, stages=comparing(run))] if run.is_main else [])
         if not self.ids:
             raise ConfigError(f"{run.stage}: no rater has compared anything in this run yet, so there is nothing to learn from")
         wanted = set(self.ids)
         return [c for c in run.ledger.comparisons(run.id, everything=True) if c.id in wanted]
 
-    def labels(self, run: Run, data: Path) -> list[Label]:
+    def labels(self, run: Run, data: Path, threshold: float | None = None) -> list[Label]:
         """The labels of a file, recorded as feedback; the first call decides which.
 
         Raises:
-            PreferenceError: the file holds something else.
+            PreferenceError: the file holds something else, or ratings and no threshold is stated.
         """
         if not self.ids:
-            said: list[Feedback] = []
+            said: list[tuple[str, bool]] = []
             if run.is_main:
-                episodes, said = import_labels(data, run=run.id, stage=run.stage, update=run.start + 1)
+                episodes, comparisons, scores = import_data(data, run=run.id, stage=run.stage, update=run.start + 1)
+                said = [(f.episode, liked(f.score, threshold)) for f in scores if f.score is not None]
                 run.ledger.add_episodes(episodes)
-                run.ledger.add_feedback(said)
+                run.ledger.add_feedback([*comparisons, *scores])
             said = shared(run, said)
-            self.ids, self.liked = [f.episode for f in said], [f.score == 1.0 for f in said]
+            self.ids, self.liked = [episode for episode, _ in said], [label for _, label in said]
         return [Label(id_, liked) for id_, liked in zip(self.ids, self.liked, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:

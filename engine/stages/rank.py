@@ -14,8 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from ..config import ConfigError, Stage
 from ..environment import starts
 from ..episode import Episode, derive_id
+from ..exchange import import_data
 from ..feedback import Comparison
-from ..preferences import import_pairs, rater_agreement, truth_agreement
+from ..preferences import rater_agreement, truth_agreement
 from ..run import Run, Update
 from ..sources import Sources, learners
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
@@ -24,7 +25,7 @@ from .play import EnvConfig, ask, check_envs, component, grouped, play, read_env
 class Rank(Stage):
     """Attributes:
     env: as in `rl`.
-    data: instead of `env`: a file of pairs in the conversational preference format, see `engine.preferences`.
+    data: instead of `env`: a file or folder of comparisons, labels or ratings made elsewhere, see docs/preference-data.md.
     updates: rounds of play and ranking; the policy does not change.
     groups, group_size: starts per round, and conversations to be compared per start.
     feedback: sources that compare; `raters` of a source says how many rank each group.
@@ -63,15 +64,15 @@ class Rank(Stage):
     @model_validator(mode="after")
     def _one(self) -> Rank:
         if (self.data is None) == (self.env is None):
-            raise ValueError("give either `env` (to play and compare) or `data` (a file of pairs)")
+            raise ValueError("give either `env` (to play and compare) or `data` (comparisons made elsewhere)")
         if self.env is not None and not self.feedback:
             raise ValueError("give `feedback`: sources that compare conversations")
         return self
 
     def check(self, run: Run) -> None:
         if self.env is None:
-            if self.data is None or not self.data.is_file():
-                raise ConfigError(f"rank.data: there is no file {self.data}")
+            if self.data is None or not self.data.exists():
+                raise ConfigError(f"rank.data: there is no file or folder {self.data}")
             return
         check_envs(self.env, [name for name in self.players if name != "policy"], run.plugins)
         for env in self.env:
@@ -153,11 +154,12 @@ class Rank(Stage):
             yield run.finish_update(comparison_metrics(episodes, answers), episodes=episodes)
 
     def _import(self, run: Run, path: Path) -> Update:
-        episodes, comparisons = import_pairs(path, run=run.id, stage=run.stage, update=run.updates + 1)
+        episodes, comparisons, scores = import_data(path, run=run.id, stage=run.stage, update=run.updates + 1)
         if run.is_main:
             run.ledger.add_episodes(episodes)
-            run.ledger.add_feedback(comparisons)
-        return run.finish_update(comparison_metrics(episodes, comparisons), episodes=episodes)
+            run.ledger.add_feedback([*comparisons, *scores])
+        metrics = {**comparison_metrics(episodes, comparisons), "scores": float(len(scores))}
+        return run.finish_update(metrics, episodes=episodes)
 
 
 def comparison_metrics(episodes: Sequence[Episode], answers: Sequence[Comparison]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from ..config import ConfigError, Stage
 from ..environment import starts
 from ..episode import Episode, Message, derive_id
+from ..exchange import rows
 from ..learning import Row
 from ..memory import explained_memory
 from ..run import Run, Update
@@ -25,7 +25,7 @@ class SFT(Stage):
     """Maximum likelihood of the assistant's tokens, and of no other ones.
 
     Attributes:
-        data: a JSONL file, or a folder saved by `datasets`, with conversations under `messages` (or `prompt` and `completion`).
+        data: a file of JSON lines or one JSON array, or a folder saved by `datasets`, with conversations under `messages` (or `prompt` and `completion`).
         env, player, episodes: instead of `data`: play this many episodes with an environment's own player.
         epochs, batch_size: passes, and conversations per optimizer step.
         lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
@@ -160,20 +160,11 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
     """Conversations of a JSONL file or a `datasets` folder, in the conversational format.
 
     Raises:
-        ConfigError: a line that is not such a conversation; the message names it.
+        ConfigError: a record that is not such a conversation; the message names it.
+        PreferenceError: what is there cannot be read.
     """
     assert path is not None
-    if path.is_dir():
-        try:
-            from datasets import Dataset, load_from_disk
-        except ImportError as error:
-            raise ConfigError("reading a datasets folder needs datasets: pip install 'turnwise[data]'") from error
-        found = load_from_disk(str(path))
-        records: Any = found if isinstance(found, Dataset) else found[next(iter(found))]
-        named: Iterator[tuple[str, Any]] = ((f"{path} row {i + 1}", record) for i, record in enumerate(records))
-    else:
-        named = _json_lines(path)
-    for where, record in named:
+    for where, record in rows(path):
         messages = record.get("messages") if isinstance(record, Mapping) else None
         if messages is None and isinstance(record, Mapping) and "prompt" in record and "completion" in record:
             messages = [*record["prompt"], *record["completion"]]
@@ -192,13 +183,3 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
                 f"{where}: no conversation under `messages` (or `prompt` and `completion`), or odd roles {sorted(roles)}"
             )
         yield said, record.get("tools") or ()
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open() as lines:
-        for i, line in enumerate(lines):
-            if line.strip():
-                try:
-                    yield f"{path}:{i + 1}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ConfigError(f"{path}:{i + 1} is not JSON: {error}") from error

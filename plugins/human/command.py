@@ -16,8 +16,12 @@ def rate(
     invite: Annotated[str | None, typer.Option(help="Make a one-time link for this name, and end.")] = None,
     role: Annotated[str, typer.Option(help="Of the invited: rater or lead.")] = "rater",
     url: Annotated[str | None, typer.Option(help="How raters reach the service, for links; default http://HOST:PORT.")] = None,
-    ledger: Annotated[str | None, typer.Option(help="The ledger's URL, where the run's config does not give all of it.")] = None,
-    secure: Annotated[bool, typer.Option(help="Cookies over https only; for a service behind a proxy that speaks https.")] = False,
+    ledger: Annotated[
+        str | None, typer.Option(help="The ledger's URL, where the run's config does not give all of it.")
+    ] = None,
+    secure: Annotated[
+        bool, typer.Option(help="Cookies over https only; for a service behind a proxy that speaks https.")
+    ] = False,
 ) -> None:
     """Serves the raters' web page of a run; prints a one-time link for its lead, who invites the others."""
     from ...engine.config import ConfigError

@@ -16,7 +16,7 @@ import json
 import random
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ...engine.episode import Episode, canonical_json, derive_id
+from ...engine.exchange import import_data
 from ...engine.feedback import Comparison, Feedback, Request, Stamp
 from ...engine.ledger import FEEDBACK, MEMBERS, REQUESTS, Answer, Ledger
-from ...engine.preferences import import_labels, import_pairs
+from ...engine.preferences import PreferenceError
 from . import raters, tasks
 from .tables import EVENTS, ITEMS, LEASES, RATERS, STUDIES, prepare
 
@@ -128,30 +129,36 @@ class Desk:
                 db.execute(ITEMS.insert(), fresh)
 
     def add_gold(self, run: str, source: str, task: str, path: Path) -> None:
-        """Gold from a file: pairs (`prompt`, `chosen`, `rejected`) for rank and compare, labels (`prompt`, `completion`, `label`) for score.
+        """Gold from a file in any format of docs/preference-data.md: comparisons for rank and compare, scores or labels for score, scores of
+        turns for mark (the first that is not positive is where it went wrong).
 
         Raises:
             PreferenceError: the file holds something else.
-            DeskError: a task that such files cannot hold answers to.
         """
-        where = {"run": f"{run}/gold", "stage": source, "update": 0}
+        found = import_data(path, run=f"{run}/gold", stage=source, update=0)
+        by_id = {e.id: e for e in found.episodes}
         requests: list[Request] = []
         known: dict[str, Any] = {}
-        if task in ("rank", "compare"):
-            episodes, comparisons = import_pairs(path, **where)
-            by_id = {e.id: e for e in episodes}
-            for c in comparisons:
-                shown = tuple(by_id[e] for tier in c.ranking for e in tier)
-                requests.append(Request("group", c.group, source, 0, None, False, {"gold": c.id}, shown))
-                known[requests[-1].item] = {"ranking": c.ranking}
-        elif task == "score":
-            episodes, labels = import_labels(path, **where)
-            for e, label in zip(episodes, labels, strict=True):
-                requests.append(Request("episode", e.id, source, 0, None, False, {"gold": label.id}, (e,)))
-                known[requests[-1].item] = {"score": label.score}
-        else:
-            raise DeskError("gold for the task mark is made on the lead's page, from conversations that raters agreed on")
-        self.ledger.add_episodes(episodes)
+        shown: tuple[Episode, ...]
+        right: dict[str, Any]
+        answers: list[Answer] = [*found.comparisons, *found.scores]
+        for said in answers:
+            kinds: tuple[str, ...]
+            if isinstance(said, Comparison):
+                shown = tuple(by_id[e] for tier in said.ranking for e in tier)
+                kinds, right = ("rank", "compare"), {"ranking": said.ranking}
+            elif said.turn_scores is not None:
+                wrong = next((k for k, mark in enumerate(said.turn_scores) if mark is not None and mark <= 0), None)
+                shown, kinds, right = (by_id[said.episode],), ("mark",), {"first_wrong": wrong}
+            else:
+                points = [said.score] if said.score is not None else list(said.aspects.values())
+                shown, kinds, right = (by_id[said.episode],), ("score",), {"score": sum(p or 0.0 for p in points) / len(points)}
+            if task not in kinds or (task == "compare" and len(shown) != 2):
+                raise PreferenceError(f"{path} holds answers that cannot be gold for the task {task}")
+            kind: Any = "group" if isinstance(said, Comparison) else "episode"
+            requests.append(Request(kind, said.target, source, 0, None, False, {"gold": said.id}, shown))
+            known[requests[-1].item] = right
+        self.ledger.add_episodes(found.episodes)
         self.add_items(run, requests, known)
 
     # What raters do.
@@ -313,19 +320,18 @@ class Desk:
     def progress(self, run: str, rater: str) -> dict[str, int]:
         """How many tasks this rater has done, today and in all, and how many of everybody's slots are filled."""
         now = self.ledger.clock()
-        mine = sa.select(sa.func.count()).where(LEASES.c.rater == rater, LEASES.c.status == "answered")
-        slots = (
-            sa.select(sa.func.count())
-            .select_from(REQUESTS.join(ITEMS, ITEMS.c.id == REQUESTS.c.item))
-            .where(ITEMS.c.run == run)
-        )
+        mine = sa.select(sa.func.count()).join(ITEMS, ITEMS.c.id == LEASES.c.item).select_from(LEASES)
+        mine = mine.where(ITEMS.c.run == run, LEASES.c.rater == rater, LEASES.c.status == "answered")
         with self.ledger.reading() as db:
-            return {
-                "mine": db.scalar(mine) or 0,
-                "today": db.scalar(mine.where(LEASES.c.answered > now - now % 86400)) or 0,
-                "filled": db.scalar(slots.where(~_unfilled())) or 0,
-                "slots": db.scalar(slots) or 0,
-            }
+            own = {"mine": db.scalar(mine) or 0, "today": db.scalar(mine.where(LEASES.c.answered > now - now % 86400)) or 0}
+        return own | self.slots(run)
+
+    def slots(self, run: str, source: str | None = None) -> dict[str, int]:
+        """How many slots there are, and how many of them are filled."""
+        slots = sa.select(sa.func.count()).select_from(REQUESTS.join(ITEMS, ITEMS.c.id == REQUESTS.c.item))
+        slots = slots.where(ITEMS.c.run == run, *([] if source is None else [ITEMS.c.source == source]))
+        with self.ledger.reading() as db:
+            return {"filled": db.scalar(slots.where(~_unfilled())) or 0, "slots": db.scalar(slots) or 0}
 
     # What the run collects.
 
@@ -349,7 +355,9 @@ class Desk:
     def answers(self, run: str) -> list[Said]:
         """Everything raters said in this run, gold and what is not delivered yet included, in the order it was said."""
         query = (
-            sa.select(LEASES, ITEMS.c.source, ITEMS.c.gold, RATERS.c.strata, STUDIES.c.settings, sa.literal(False).label("decided"))
+            sa.select(
+                LEASES, ITEMS.c.source, ITEMS.c.gold, RATERS.c.strata, STUDIES.c.settings, sa.literal(False).label("decided")
+            )
             .join(ITEMS, ITEMS.c.id == LEASES.c.item)
             .join(RATERS, RATERS.c.id == LEASES.c.rater)
             .join(STUDIES, sa.and_(STUDIES.c.run == ITEMS.c.run, STUDIES.c.source == ITEMS.c.source))
@@ -526,10 +534,7 @@ def _answer(row: Any) -> Answer:
     stratum = next((declared[name] for name in study["strata"] if name in declared), "")
     earlier = derive_id(row["id"], row["delivered"]) if row["delivered"] and not row["decided"] else None
     stamp = Stamp(request=row["request"], time=row["answered"], rater=row["rater"], stratum=stratum)
-    answer = kind(said.pop("target"), **said, id=derive_id(row["id"], row["attempt"]), supersedes=earlier, stamp=stamp)
-    if answer.turn_scores is not None if isinstance(answer, Feedback) else False:
-        return replace(answer, turn_scores=tuple(answer.turn_scores))  # type: ignore[call-arg, union-attr, arg-type]
-    return answer
+    return kind(said.pop("target"), **said, id=derive_id(row["id"], row["attempt"]), supersedes=earlier, stamp=stamp)
 
 
 def _look(said: Mapping[str, Any], order: Sequence[str]) -> str:

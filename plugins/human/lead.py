@@ -108,7 +108,8 @@ def units(said: Iterable[Said], aspect: str | None = None) -> tuple[Units, str]:
 def agreement(name: str, found: Units, level: Any) -> Agreement:
     shared = [u for u in found if len(u) > 1]
     interval = alpha_interval(shared, level, samples=300) if len(shared) > 2 else None
-    alpha, low, high = krippendorff_alpha(shared, level), *(interval or (None, None))
+    low, high = interval if interval is not None else (None, None)
+    alpha = krippendorff_alpha(shared, level)
     return Agreement(name, len(shared), percent_agreement(shared), alpha, low, high, gwet_ac1(shared))
 
 
@@ -159,7 +160,8 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
         for name, choices in study.settings["strata"].items():
             stratum_of = {p.id: p.strata.get(name, "") for p in people}
             table += [
-                agreement(f"{name}: {c}", [{r: v for r, v in u.items() if stratum_of.get(r) == c} for u in own], level) for c in choices
+                agreement(f"{name}: {c}", [{r: v for r, v in u.items() if stratum_of.get(r) == c} for u in own], level)
+                for c in choices
             ]
             table.append(agreement(f"between {name}s", between(own, stratum_of), level))
         comparisons = [s.answer for s in mine if isinstance(s.answer, Comparison)]
@@ -191,7 +193,7 @@ def disputed(said: Sequence[Said]) -> list[dict[str, Any]]:
     by_item: dict[str, list[Said]] = defaultdict(list)
     for each in said:
         by_item[each.item].append(each)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for item, answers in by_item.items():
         agreed = percent_agreement(units(answers)[0])
         if agreed is not None and agreed < 1:
@@ -221,7 +223,14 @@ def item_page(ledger: Ledger, found: Any, renderers: Mapping[str, Any]) -> dict[
     rows = []
     for said in Desk(ledger).answers(found["run"]):
         if said.item == found["id"]:
-            rows.append({"name": names[said.rater], "said": _words(said, letter), "seconds": said.seconds, "comment": said.answer.comment})
+            rows.append(
+                {
+                    "name": names[said.rater],
+                    "said": _words(said, letter),
+                    "seconds": said.seconds,
+                    "comment": said.answer.comment,
+                }
+            )
     return {
         "item": found, "settings": settings, "letters": LETTERS, "before": folded(each[0][:same]) if same else None,
         "talks": [folded(b[same:]) for b in each], "rows": rows,
@@ -257,7 +266,9 @@ def make_gold(ledger: Ledger, run: str, id_: str) -> None:
     trusted = [s for s in said if s.rater in leads] or said
     known = {canonical_json(_gold(s.answer)) for s in trusted}
     if len(known) != 1 or (len(trusted) < 2 and trusted[0].rater not in leads):
-        raise ValueError("Raters do not agree on this item, or too few have seen it. Rate it yourself first; your answer is then the right one.")
+        raise ValueError(
+            "Raters do not agree on this item, or too few have seen it. Rate it yourself first; your answer is then the right one."
+        )
     copy = {**found, "id": derive_id("gold", id_), "gold": known.pop(), "time": ledger.clock()}
     with ledger.writing() as db:
         if db.scalar(sa.select(ITEMS.c.id).where(ITEMS.c.id == copy["id"])) is None:

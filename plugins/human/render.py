@@ -67,6 +67,7 @@ _PARSER.add_render_rule("image", _image)
 _PARSER.add_render_rule("heading_open", _heading)
 _PARSER.add_render_rule("heading_close", _heading)
 
+
 def make_markdown() -> Callable[[Message], str]:
     return markdown
 

@@ -126,7 +126,11 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
 
     def page(request: Request, name: str, status: int = 200, **more: Any) -> HTMLResponse:
         session = getattr(request.state, "session", None)
-        known = {"session": session, "me": session.person if session else None, "done": DONE.get(request.query_params.get("done", ""))}
+        known = {
+            "session": session,
+            "me": session.person if session else None,
+            "done": DONE.get(request.query_params.get("done", "")),
+        }
         return pages.TemplateResponse(request, f"{name}.html", {**known, **more}, status_code=status)
 
     def go(where: str) -> RedirectResponse:
@@ -299,7 +303,7 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
     def said(request: Request, status: int, message: str) -> Response:
         if status == 401 and request.method == "GET" and "hx-request" not in request.headers:
             return page(request, "enter", 401, link="", problem=message if COOKIE in request.cookies else "")
-        return page(request, "problem", status, status=status, message=message)
+        return page(request, "problem", status, code=status, message=message)
 
     @app.exception_handler(Refused)
     def refused(request: Request, error: Refused) -> Response:
@@ -320,7 +324,9 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
     @app.exception_handler(LedgerError)
     def busy(request: Request, error: LedgerError) -> Response:
         log.error("%s", error)
-        return said(request, 503, "The service cannot reach its records just now. Nothing you sent was lost: go back and send it again.")
+        return said(
+            request, 503, "The service cannot reach its records just now. Nothing you sent was lost: go back and send it again."
+        )
 
     app.add_middleware(Guard, secure=secure)
     return app
@@ -333,7 +339,7 @@ class Guard:
         self.app = app
         self.headers = [
             (b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"),
-            (b"referrer-policy", b"no-referrer"), (b"cross-origin-opener-policy", b"same-origin"),
+            (b"referrer-policy", b"same-origin"), (b"cross-origin-opener-policy", b"same-origin"),
         ] + ([(b"strict-transport-security", b"max-age=31536000")] if secure else [])  # fmt: skip
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

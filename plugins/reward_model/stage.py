@@ -38,7 +38,7 @@ from .model import RewardModel, load_member
 class TrainRewardModel(Stage):
     """Attributes:
     model: folder or hub name of a causal or sequence-classification model to begin from; default: the policy as it stands.
-    data: a file of pairs in the conversational preference format, besides what the run has had compared so far.
+    data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what the run has had compared so far.
     members: size of the ensemble.
     loss: "pairs" (mean over all pairs), "k-wise" (mean per start, then over starts), or "plackett-luce" (whole rankings).
     margin: weight of the raters' grades as a margin; 0: none.
@@ -73,8 +73,8 @@ class TrainRewardModel(Stage):
     steps_per_update: int = Field(default=25, ge=1)
 
     def check(self, run: Run) -> None:
-        if self.data is not None and not self.data.is_file():
-            raise ConfigError(f"reward-model.data: there is no file {self.data}")
+        if self.data is not None and not self.data.exists():
+            raise ConfigError(f"reward-model.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
             raise ConfigError("reward-model has nothing to learn from: put a `rank` stage before it, or give `data`")
 

@@ -24,6 +24,7 @@ function start() {
     if (field) { field.focus(); field.closest("fieldset, .card")?.scrollIntoView({ block: "center" }); }
   }
   if ($("#answer")) mark(0, false);
+  if ($("[data-again]")) setInterval(async () => { if ((await fetch("/")).redirected) location.reload(); }, 20000);
 }
 
 function open(id) {
@@ -85,6 +86,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && form && writing) { event.preventDefault(); form.requestSubmit(); return; }
   if (writing) { if (event.key === "Escape") event.target.blur(); return; }
   if (event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
+  if (event.key.startsWith("Arrow") && event.target.matches("input")) return; // the browser moves among the choices of a group
   if (event.key === "?") { event.preventDefault(); open("keys"); return; }
   const onButton = event.target.matches("button, a, summary");
   if (event.key === "Enter" && onButton) return;

@@ -1,0 +1,339 @@
+"""The exports of annotation tools. Both are forms: named fields that were shown, and answers to named questions.
+
+The export says neither which field is the prompt nor which are the replies, so they are found by name; the rules stand in
+docs/preference-data.md. What people answered beside a preference (a comment, a topic) is kept in `details`. An answer that is not
+understood is one of those, unless the same question was understood elsewhere in the file: then it is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..episode import Message
+from ..preferences import PreferenceError
+from .records import Ranked, Scored, Talk, is_transcript, messages, transcript
+
+PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history", "messages", "chat", "conversation", "dialogue")  # fmt: skip
+REPLIES = ("response", "reply", "answer", "completion", "generation", "output")
+TIES = ("tie", "equal", "same", "both", "neither")
+GOOD, BAD = ("good", "yes", "like", "liked", "thumbsup"), ("bad", "no", "dislike", "disliked", "thumbsdown")
+
+_COUNTER = re.compile(r"^(.+?)(?:[\W_]*(\d+)|[\W_]+([A-Za-z])|(?<=[a-z])([A-Z]))$")
+_COUNTERS = re.compile(r"\d+|(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
+
+
+class Questions:
+    """What the questions of one file turned out to be."""
+
+    def __init__(self) -> None:
+        self.understood: set[str] = set()
+        self.odd: dict[str, str] = {}  # question to why an answer to it is no preference
+
+    def check(self) -> None:
+        """Raises:
+        PreferenceError: answers to a question are a preference here and nothing there, or none is one anywhere.
+        """
+        for question, why in self.odd.items():
+            if question in self.understood or not self.understood:
+                raise PreferenceError(why)
+
+
+class Odd(Exception):
+    """An answer that is no preference; the message says why."""
+
+
+class Form:
+    """The fields of one record, as prompt and replies."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self.where, self.data = where, data
+        self.fields: dict[str, str | Talk] = {}
+        for name, value in data.items():
+            if isinstance(value, str):
+                self.fields[name] = value
+            elif (chat := _chat(value)) is not None:
+                self.fields[name] = messages(chat, where, name)
+        self.system = [name for name in self.fields if _plain(name) in ("system", "systemprompt")]
+        self.prompts = [name for name in self.fields if _plain(name) in PROMPTS]
+        if len(self.prompts) > 1:
+            raise PreferenceError(f"{where}: which of the fields {', '.join(self.prompts)} is the prompt? Keep one of them")
+        families: dict[str, dict[str, str]] = {}  # "answer" to {"1": "answer1", "2": "answer2"}
+        for name in self.fields:
+            if found := _COUNTER.match(name):
+                families.setdefault(_plain(found[1]), {})[_counter(found)] = name
+        families["side"] = {side: name for side in ("left", "right") for name in self.fields if _plain(name) == side}
+        several = {stem: dict(sorted(f.items(), key=_place)) for stem, f in families.items() if len(f) > 1}
+        self.families = [f for stem, f in several.items() if stem in REPLIES] or list(several.values())
+
+    def prompt(self) -> Talk:
+        said = [Message("system", text) for name in self.system if isinstance(text := self.fields[name], str)]
+        for name in self.prompts:
+            value = self.fields[name]
+            said += (
+                (transcript(value) if is_transcript(value) else [Message("user", value)]) if isinstance(value, str) else value
+            )
+        return tuple(said)
+
+    def talk(self, reply: str | Talk) -> Talk:
+        """The whole conversation that ends in a reply; a reply may be a whole conversation itself."""
+        prompt = self.prompt()
+        if isinstance(reply, str) and is_transcript(reply):
+            reply = transcript(reply)
+        if isinstance(reply, str):
+            if not prompt:
+                raise Odd(f"{self.where}: no field holds the prompt; it must be called one of {', '.join(PROMPTS)}")
+            return (*prompt, Message("assistant", reply))
+        return reply if reply[: len(prompt)] == prompt else (*prompt, *reply)
+
+    def named(self, option: str) -> str | None:
+        """The field that an option speaks of."""
+        same = [name for name in self.fields if _plain(name) == _plain(option)]
+        return same[0] if len(same) == 1 else None
+
+    def family(self, member: str | None = None) -> list[str]:
+        """Replies to one prompt: fields whose names differ in a number or letter at the end, in its order."""
+        found = [f for f in self.families if member is None or member in f.values()]
+        if len(found) != 1:
+            raise Odd(
+                f"{self.where}: which fields are the replies? They must be called by one name and a number or letter "
+                f"(response_1, response_2; answer_a, answer_b); there are {', '.join(self.data)}"
+            )
+        return list(found[0].values())
+
+    def rated(self, *hints: str) -> Talk:
+        """The conversation that a question on a single one speaks of: the only one, or that with the number of the question."""
+        for family in self.families:
+            for hint in hints:
+                numbers = {_lower(n) for n in _COUNTERS.findall(hint)}
+                if len(numbers) == 1 and (number := numbers.pop()) in family:
+                    return self.talk(self.fields[family[number]])
+        single = [name for name in self.fields if _plain(name) in REPLIES]
+        if not self.families and len(single) == 1:
+            return self.talk(self.fields[single[0]])
+        if not self.families and not single and any(m.role == "assistant" for m in self.prompt()):
+            return self.prompt()
+        raise Odd(
+            f"{self.where}: which conversation does {hints[0]!r} speak of? There must be one reply, called one of "
+            f"{', '.join(REPLIES)}, or the question must have its number (rating_1 for response_1); there are {', '.join(self.data)}"
+        )
+
+    def ranked(self, tiers: Sequence[Sequence[str]]) -> tuple[tuple[Talk, ...], tuple[tuple[int, ...], ...]]:
+        """Tiers of fields as conversations and places."""
+        return self.places([[self.talk(self.fields[name]) for name in tier] for tier in tiers])
+
+    def places(self, tiers: Sequence[Sequence[Talk]]) -> tuple[tuple[Talk, ...], tuple[tuple[int, ...], ...]]:
+        """Tiers of conversations as the conversations, and their places by tier."""
+        talks = tuple(talk for tier in tiers for talk in tier)
+        if len(talks) < 2:
+            raise Odd(f"{self.where}: a ranking of fewer than two conversations says nothing")
+        ends = [sum(map(len, tiers[: i + 1])) for i in range(len(tiers))]
+        return talks, tuple(tuple(range(end - len(tier), end)) for tier, end in zip(tiers, ends, strict=True))
+
+    def choice(self, option: str) -> list[list[str]]:
+        """The tiers that come of choosing one option among replies."""
+        if _plain(option) in TIES:
+            return [self.family()]
+        if _plain(option) in ("left", "right") and len(pair := self.family()) == 2:
+            return [pair[:1], pair[1:]] if _plain(option) == "left" else [pair[1:], pair[:1]]
+        best = self.named(option)
+        if best is None:
+            raise Odd(
+                f"{self.where}: the answer {option!r} names no field ({', '.join(self.data)}), no side (left, right), no tie "
+                f"({', '.join(TIES)}) and is neither {' nor '.join((GOOD[0], BAD[0]))}"
+            )
+        return [[best], [name for name in self.family(best) if name != best]]
+
+    def ranking(self, value: Sequence[Any]) -> list[list[str]]:
+        """The tiers of a ranking: names, best first, or {value, rank} with equal ranks for ties."""
+        tiers: dict[float, list[str]] = {}
+        seen = set()
+        for place, each in enumerate(value):
+            name, rank = (each.get("value"), each.get("rank", place)) if isinstance(each, Mapping) else (each, place)
+            field = self.named(name) if isinstance(name, str) else None
+            if field is None or field in seen or not isinstance(rank, (int, float, type(None))):
+                raise Odd(f"{self.where}: {each!r} is no place in a ranking of the fields {', '.join(self.data)}")
+            seen.add(field)
+            if rank is not None:
+                tiers.setdefault(rank, []).append(field)
+        return [tiers[rank] for rank in sorted(tiers)]
+
+
+def say(form: Form, rater: str, answers: Mapping[str, tuple[Any, str]], questions: Questions) -> Iterator[Ranked | Scored]:
+    """What one person's answers on one record say.
+
+    Args:
+        answers: question to the answer and to what the tool says that it is about.
+    """
+    rankings: dict[str, Any] = {}
+    scores: dict[Talk, dict[str, float]] = {}
+    details: dict[str, Any] = {}
+    for question, (value, about) in answers.items():
+        try:
+            if isinstance(value, Tiers):
+                rankings[question] = form.places(value.talks(form))
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                scores.setdefault(form.rated(question, about), {})[question] = float(value)
+            elif isinstance(value, str) and _plain(value) in GOOD + BAD:
+                scores.setdefault(form.rated(question, about), {})[question] = float(_plain(value) in GOOD)
+            elif isinstance(value, str):
+                rankings[question] = form.ranked(form.choice(value))
+            elif isinstance(value, Sequence) and value:
+                rankings[question] = form.ranked(form.ranking(value))
+            else:
+                raise Odd(f"{form.where}: {question!r} is answered by {value!r}, which is no choice, ranking or rating")
+        except Odd as why:
+            questions.odd[question] = str(why)
+            details[question] = json.loads(json.dumps(value, default=str))
+        else:
+            questions.understood.add(question)
+    for question, (talks, tiers) in rankings.items():
+        yield Ranked(form.where, talks, tiers, rater, aspect=question if len(rankings) > 1 else "", details=details)
+    for talk, said in scores.items():
+        one = next(iter(said.values())) if len(said) == 1 else None
+        yield Scored(form.where, talk, one, aspects={} if one is not None else said, rater=rater, details=details)
+
+
+# Argilla.
+
+
+def is_argilla(record: Mapping[str, Any]) -> bool:
+    nested = isinstance(record.get("fields"), Mapping) and isinstance(record.get("responses"), Mapping)
+    return nested or any(key.endswith(".responses") for key in record)
+
+
+def argilla(record: Mapping[str, Any], where: str, questions: Questions) -> Iterator[Ranked | Scored]:
+    """A record as `records.to_list(flatten=True)`, `to_datasets` or `to_json` export it. Only submitted responses are answers."""
+    answers: dict[str, dict[str, tuple[Any, str]]] = {}
+    if isinstance(record.get("fields"), Mapping):
+        fields = record["fields"]
+        for question, responses in record["responses"].items():
+            for each in responses or ():
+                if not isinstance(each, Mapping) or "value" not in each:
+                    raise PreferenceError(f"{where}: a response of {question!r} must be {{value, user_id}}, got {each!r}")
+                if "status" not in each:
+                    warnings.warn(
+                        f"{where}: the responses have no status, so drafts and discarded ones cannot be told from answers; export "
+                        "with records.to_list(flatten=True) to have it",
+                        stacklevel=2,
+                    )
+                if _status(each.get("status", "submitted")) == "submitted":
+                    answers.setdefault(str(each.get("user_id")), {})[question] = each["value"], ""
+    else:
+        own = ("id", "_server_id", "status", "inserted_at", "updated_at", "external_id", "score")
+        fields = {k: v for k, v in record.items() if k not in own and not re.search(r"\.(responses|suggestion)(\.\w+)?$", k)}
+        for key in (k for k in record if k.endswith(".responses")):
+            columns = [record[key], record.get(f"{key}.users"), record.get(f"{key}.status")]
+            if columns[0] is None:
+                continue
+            if not all(isinstance(c, Sequence) and len(c) == len(columns[0]) for c in columns):
+                raise PreferenceError(f"{where}: `{key}`, `{key}.users` and `{key}.status` must be lists of one length")
+            for value, user, status in zip(*columns, strict=True):
+                if _status(status) == "submitted":
+                    answers.setdefault(str(user), {})[key.removesuffix(".responses")] = value, ""
+    if answers:
+        form = Form(fields, where)
+        for user, said in answers.items():
+            yield from say(form, user, said, questions)
+
+
+def _status(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+# Label Studio.
+
+
+def is_label_studio(record: Mapping[str, Any]) -> bool:
+    return isinstance(record.get("data"), Mapping) and isinstance(record.get("annotations"), Sequence)
+
+
+def label_studio(record: Mapping[str, Any], where: str, questions: Questions) -> Iterator[Ranked | Scored]:
+    """A task of Label Studio's JSON export. Skipped (cancelled) annotations, drafts and predictions are no answers."""
+    form = None
+    for annotation in record["annotations"]:
+        if not isinstance(annotation, Mapping) or not isinstance(annotation.get("result"), Sequence):
+            raise PreferenceError(f"{where}: every annotation must have a `result`, a list; got {annotation!r}")
+        if annotation.get("was_cancelled"):
+            continue
+        answers: dict[str, tuple[Any, str]] = {}
+        for result in annotation["result"]:
+            kind, value = result.get("type"), result.get("value")
+            if not isinstance(kind, str) or not isinstance(value, Mapping):
+                raise PreferenceError(f"{where}: every result must have `type`, `value` and `from_name`; got {result!r}")
+            said = value.get({"pairwise": "selected", "textarea": "text"}.get(kind, kind), value)
+            if kind == "choices" and isinstance(said, Sequence) and len(said) == 1:
+                said = said[0]
+            elif kind == "ranker" and isinstance(said, Mapping):
+                said = Tiers(said)
+            elif kind == "textarea":
+                said = {"text": said}  # words, whatever they are
+            answers[str(result.get("from_name", kind))] = said, str(result.get("to_name", ""))
+        by = annotation.get("completed_by")
+        rater = by.get("email") or by.get("id") if isinstance(by, Mapping) else by
+        form = form or Form(record["data"], where)
+        yield from say(form, str(rater), answers, questions)
+
+
+class Tiers(dict[str, list[str]]):
+    """A ranker's buckets with the ids in them."""
+
+    def talks(self, form: Form) -> list[list[Talk]]:
+        """The conversations by tier. One bucket is a ranking; several are tiers if numbered; `_` holds what nobody ranked."""
+        buckets = {name: ids for name, ids in self.items() if name != "_"}
+        if len(buckets) == 1 and "_" not in self:
+            tiers = [[id_] for id_ in next(iter(buckets.values()))]
+        else:
+            numbers = {name: re.search(r"\d+$", name) for name in buckets}
+            if not all(numbers.values()):
+                raise Odd(
+                    f"{form.where}: the buckets {', '.join(buckets)} have no order; number them, best first (tier_1, tier_2), to "
+                    "have them read as tiers of a ranking"
+                )
+            tiers = [buckets[name] for name in sorted(buckets, key=lambda name: int(numbers[name].group()))]  # type: ignore[union-attr]
+        wanted = {id_ for tier in tiers for id_ in tier}
+        for value in form.data.values():
+            listed = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+            items = {str(each["id"]): each for each in listed if isinstance(each, Mapping) and "id" in each}
+            if wanted and wanted <= set(items):
+                bad = next((i for i in wanted if not isinstance(items[i].get("body"), str)), None)
+                if bad is not None:
+                    raise Odd(f"{form.where}: the ranked item {bad!r} has no `body`")
+                return [[form.talk(items[id_]["body"]) for id_ in tier] for tier in tiers if tier]
+        raise Odd(f"{form.where}: no list in the task's data holds the ranked items {', '.join(sorted(wanted))}")
+
+
+# Helpers.
+
+
+def _chat(value: Any) -> list[Any] | None:
+    """A chat field (Argilla: {role, content}) or paragraphs (Label Studio: {author, text}) as {role, content}; None: neither."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return None
+    said = []
+    for m in value:
+        keys = ("role", "content") if isinstance(m, Mapping) and "role" in m else ("author", "text")
+        if not isinstance(m, Mapping) or not set(keys) <= set(m):
+            return None
+        role = str(m[keys[0]]).lower()
+        said.append({"role": "user" if role == "human" else role, "content": m[keys[1]]})
+    return said
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def _lower(number: str) -> str:
+    return str(int(number)) if number.isdecimal() else number.lower()
+
+
+def _counter(found: re.Match[str]) -> str:
+    return _lower(found[2] or found[3] or found[4])
+
+
+def _place(item: tuple[str, str]) -> tuple[int, str]:
+    return (int(item[0]), "") if item[0].isdecimal() else (0, item[0])
