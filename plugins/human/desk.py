@@ -100,7 +100,7 @@ class Desk:
 
     def publish(self, run: str, source: str, settings: Mapping[str, Any], instructions: str) -> None:
         """What raters are asked and how; the latest word counts."""
-        row = {"settings": canonical_json(dict(settings)), "instructions": json.dumps(instructions)}
+        row = {"settings": json.dumps(dict(settings)), "instructions": json.dumps(instructions)}
         with self.ledger.writing() as db:
             mine = (STUDIES.c.run == run, STUDIES.c.source == source)
             if db.scalar(sa.select(STUDIES.c.source).where(*mine)) is None:
