@@ -74,7 +74,8 @@ def tau(truth: np.ndarray, found: Aggregate, groups: int) -> tuple[float, list[f
     score, sd = (np.array([getattr(found.scores[f"e{i}"], what) for i in range(len(truth))]) for what in ("score", "sd"))
     rows, ranks = truth.reshape(groups, -1), score.reshape(groups, -1)
     z = (score - (rows - rows.mean(1, keepdims=True)).ravel()) / sd
-    return float(np.mean([kendalltau(x, y).statistic for x, y in zip(rows, ranks, strict=True)])), z.tolist()
+    taus = [kendalltau(x, y).statistic for x, y in zip(rows, ranks, strict=True)]
+    return float(np.mean(np.nan_to_num(taus))), z.tolist()  # all tied: nothing is known, which is 0
 
 
 def interval(values: Sequence[float]) -> str:
@@ -124,8 +125,8 @@ def comparisons() -> str:
 
 def labels() -> str:
     lines = [
-        "| classes | majority | `dawid-skene` | difference | its own confidence | without the prior |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| classes | majority | `dawid-skene` | difference | its own confidence | difference with `right: 8, wrong: 2` | difference without prior |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for classes in (2, 3):
         rows = []
@@ -137,11 +138,11 @@ def labels() -> str:
             best = votes == votes.max(1, keepdims=True)
             majority = (best[np.arange(len(truth)), truth] / best.sum(1)).mean()
             hits = []
-            for model in (DawidSkene(), DawidSkene(right=1e-6, wrong=1e-7)):
+            for model in (DawidSkene(), DawidSkene(right=8, wrong=2), DawidSkene(right=1e-6, wrong=1e-7)):
                 episodes, _, _, posterior, _, _ = model.fit(scores(said))
                 own = np.array([truth[int(e[1:])] for e in episodes])
                 hits += [(posterior.argmax(1) == own).mean(), posterior.max(1).mean()]
-            rows.append((majority, hits[0], hits[0] - majority, hits[1], hits[2]))
+            rows.append((majority, hits[0], hits[0] - majority, hits[1], hits[2] - majority, hits[4] - majority))
         columns = list(zip(*rows, strict=True))
         lines.append(f"| {classes} | " + " | ".join(interval(c) for c in columns) + " |")
     return "\n".join(lines)
