@@ -41,11 +41,8 @@ from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import Aggregate, RaterEstimate
 from .answers import EXACT, Floats, Groups, Pairs, centred_estimates, comparisons, pairs, rater
 
-ROUNDS, STEPS, ENOUGH = (
-    300,
-    30,
-    1e-6,
-)  # rounds of EM at most, steps in each (the next goes on), and the change of a and b that ends it
+ROUNDS, STEPS = 300, 30  # rounds of EM at most, and steps in each: the next one goes on
+ENOUGH = 1e-6  # the change of a and b that ends it
 
 
 class RaterBradleyTerry:
@@ -79,7 +76,7 @@ class RaterBradleyTerry:
             found = minimize(self.loss, best, (p, doubt), jac=True, method="L-BFGS-B", options={**EXACT, "maxiter": STEPS})
             best = found.x
             variance, rater_variance, new_doubt = self.deviations(best, p, groups, doubt)
-            if found.success and np.abs(best[size:] - before).max() < ENOUGH:
+            if found.status != 1 and np.abs(best[size:] - before).max() < ENOUGH:  # 1: out of steps
                 break
             doubt = new_doubt
         said = comparisons(answers)
