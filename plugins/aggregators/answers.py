@@ -17,6 +17,7 @@ from ...engine.reward import Estimate, RaterEstimate, overall
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 EXACT = {"maxiter": 2000, "maxfun": 4000, "maxls": 50, "gtol": 1e-7, "ftol": 1e-13}  # when L-BFGS may stop
+EQUAL = 1e-6  # scores that differ by no more are the same up to rounding
 
 
 def rater(answer: Feedback | Comparison) -> str:
@@ -200,5 +201,5 @@ def agreement(rankings: Iterable[Comparison], estimates: Mapping[str, Estimate])
             sure = opinion(comparison, first, second)
             assert sure is not None
             apart = estimates[first].score - estimates[second].score
-            agreed[name].append((2 * sure - 1) * ((apart > 0) - (apart < 0)))
+            agreed[name].append((2 * sure - 1) * ((apart > EQUAL) - (apart < -EQUAL)))
     return {name: RaterEstimate(count[name], sum(said) / len(said)) for name, said in agreed.items()}

@@ -35,6 +35,8 @@ class Mean:
         of = np.array([episodes[e] for e, _, _ in said])
         by = np.array([raters[r] for _, r, _ in said])
         value = np.array([x for _, _, x in said])
+        origin = value.min()  # scores that are all alike are then exactly 0
+        value = value - origin
         count = np.bincount(of).astype(float)
         mean = np.bincount(of, value) / count
         within = (value - mean[of]) ** 2
@@ -46,7 +48,7 @@ class Mean:
         variance = likely @ ((GRID * total)[:, None] * (1 - keep) + (each - score) ** 2)
         prior = float(likely @ (GRID * total))
         people = Counter(e for e, _ in {(e, r) for e, r, _ in said})
-        columns = zip(episodes, score.tolist(), np.sqrt(variance).tolist(), strict=True)
+        columns = zip(episodes, (origin + score).tolist(), np.sqrt(variance).tolist(), strict=True)
         noise = float(likely @ ((1 - GRID) * total))
         return Aggregate(
             {str(e): Estimate(s, sd, prior**0.5, people[str(e)]) for e, s, sd in columns},

@@ -41,7 +41,8 @@ from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import Aggregate, RaterEstimate
 from .answers import EXACT, Floats, Groups, Pairs, centred_estimates, comparisons, pairs, rater
 
-ROUNDS, ENOUGH = 100, 1e-6  # rounds of EM at most, and the change of a reliability that ends them
+ROUNDS, STEPS = 300, 30  # rounds of EM at most, and steps in each: the next one goes on
+ENOUGH = 1e-6  # the change of a and b that ends it
 
 
 class RaterBradleyTerry:
@@ -72,9 +73,10 @@ class RaterBradleyTerry:
         groups, best, doubt = Groups(p.group), begin, np.zeros(people)
         for _ in range(ROUNDS):
             before = best[size:]
-            best = minimize(self.loss, best, (p, doubt), jac=True, method="L-BFGS-B", options=EXACT).x
+            found = minimize(self.loss, best, (p, doubt), jac=True, method="L-BFGS-B", options={**EXACT, "maxiter": STEPS})
+            best = found.x
             variance, rater_variance, new_doubt = self.deviations(best, p, groups, doubt)
-            if np.abs(best[size:] - before).max() < ENOUGH:
+            if found.status != 1 and np.abs(best[size:] - before).max() < ENOUGH:  # 1: out of steps
                 break
             doubt = new_doubt
         said = comparisons(answers)
