@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import random
-import time
 from typing import Any
 
 import choix
@@ -477,7 +476,7 @@ def test_without_display_order_no_side_is_estimated() -> None:
     assert some.raters["r2"].side is None
 
 
-def test_thousands_take_seconds() -> None:
+def test_thousands_are_no_trouble() -> None:
     rng = random.Random(0)
     said: list[Comparison] = []
     for g in range(1000):
@@ -486,9 +485,7 @@ def test_thousands_take_seconds() -> None:
             order = tuple((e,) for e in rng.sample(members, 4))
             said.append(Comparison(f"g{g}", order, shown={"order": members}, stamp=Stamp(rater=f"r{rng.randrange(20)}")))
     for kind in COMPARING:
-        began = time.perf_counter()
         assert len(kind().aggregate(said).scores) == 4000
-        assert time.perf_counter() - began < 30
 
 
 # The combiner.
