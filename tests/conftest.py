@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 import turnwise
+from browsers import CHROMIUM, chromium
 from databases import cluster, new_database, program
 from support import WORDS, configs
 from turnwise.plugins.demo.tiny import build_tokenizer
@@ -75,3 +76,12 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.sqlite"
     return new_database(request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One browser for the session."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    with chromium() as found:
+        yield found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 import turnwise
 from turnwise.engine.report.page import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MARKUP = "<script>document.title='hacked'</script><img src=x onerror=alert(1)>"
 
 
@@ -88,25 +87,6 @@ def test_bad_folders_are_one_message(tmp_path: Path, finished: turnwise.Run) -> 
     (copy / "ledger.sqlite").unlink()
     with pytest.raises(turnwise.ConfigError, match="the ledger of the run .* is gone"):
         write_report(copy)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        quiet = [
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-        ]
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        yield found
-        found.close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])
