@@ -201,17 +201,20 @@ def say(form: Form, rater: str, answers: Mapping[str, tuple[Any, str]], question
 
 
 def is_argilla(record: Mapping[str, Any]) -> bool:
-    nested = isinstance(record.get("fields"), Mapping) and isinstance(record.get("responses"), Mapping)
-    return nested or any(key.endswith(".responses") for key in record)
+    return _is_nested(record) or any(key.endswith(".responses") for key in record)
+
+
+def _is_nested(record: Mapping[str, Any]) -> bool:
+    return isinstance(record.get("fields"), Mapping) and isinstance(record.get("responses"), Mapping)
 
 
 def argilla(record: Mapping[str, Any], where: str, questions: Questions) -> Iterator[Ranked | Scored]:
     """A record as `records.to_list(flatten=True)`, `to_datasets` or `to_json` export it. Only submitted responses are answers."""
     answers: dict[str, dict[str, tuple[Any, str]]] = {}
-    if isinstance(record.get("fields"), Mapping):
+    if _is_nested(record):
         fields = record["fields"]
         for question, responses in record["responses"].items():
-            for each in responses or ():
+            for each in responses if isinstance(responses, Sequence) else [responses]:
                 if not isinstance(each, Mapping) or "value" not in each:
                     raise PreferenceError(f"{where}: a response of {question!r} must be {{value, user_id}}, got {each!r}")
                 if "status" not in each:
@@ -261,14 +264,14 @@ def label_studio(record: Mapping[str, Any], where: str, questions: Questions) ->
             continue
         answers: dict[str, tuple[Any, str]] = {}
         for result in annotation["result"]:
-            kind, value = result.get("type"), result.get("value")
+            kind, value = (result.get("type"), result.get("value")) if isinstance(result, Mapping) else (None, None)
             if not isinstance(kind, str) or not isinstance(value, Mapping):
                 raise PreferenceError(f"{where}: every result must have `type`, `value` and `from_name`; got {result!r}")
             said = value.get({"pairwise": "selected", "textarea": "text"}.get(kind, kind), value)
             if kind == "choices" and isinstance(said, Sequence) and len(said) == 1:
                 said = said[0]
-            elif kind == "ranker" and isinstance(said, Mapping):
-                said = Tiers(said)
+            elif kind == "ranker" and isinstance(said, Mapping) and all(isinstance(ids, list) for ids in said.values()):
+                said = Tiers({str(bucket): list(map(str, ids)) for bucket, ids in said.items()})
             elif kind == "textarea":
                 said = {"text": said}  # words, whatever they are
             answers[str(result.get("from_name", kind))] = said, str(result.get("to_name", ""))
