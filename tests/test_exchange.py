@@ -322,9 +322,9 @@ def test_label_studio() -> None:
     assert records[0].details == {"why": {"text": ["clearer"]}}
 
 
-def argilla(value: Any, **fields: Any) -> dict[str, Any]:
+def argilla(value: Any, q: str = "q", **fields: Any) -> dict[str, Any]:
     answer = {"value": value, "user_id": "u", "status": "submitted"}
-    return {"fields": fields, "responses": {"q": [answer]}}
+    return {"fields": fields, "responses": {q: [answer]}}
 
 
 def task(value: Any, kind: str = "pairwise", **data: Any) -> dict[str, Any]:
@@ -334,6 +334,8 @@ def task(value: Any, kind: str = "pairwise", **data: Any) -> dict[str, Any]:
 SAID = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 PAIR = {"chosen": SAID, "rejected": [SAID[0], {"role": "assistant", "content": "z"}]}
 STEP = {"prompt": "9.8 or 9.11?", "completions": ["0.8 > 0.11.", "9.8."], "labels": [True, False]}
+TWICE = task({"choices": ["answer1"]}, "choices", prompt="x", answer1="a", answer2="b")
+TWICE["annotations"][0]["result"] *= 2
 BROKEN: list[tuple[Any, str]] = [
     ("{", r":1 is not JSON"),
     (b"\xff\xfe", r":1 is not text in UTF-8"),
@@ -361,7 +363,12 @@ BROKEN: list[tuple[Any, str]] = [
     (argilla("reply_3", prompt="x", reply_1="a", reply_2="b"), "'reply_3' names no field .prompt, reply_1, reply_2."),
     (argilla(["a", "b"], prompt="x", reply_1="a", reply_2="b"), "'a' is no place in a ranking"),
     (argilla(["reply_1", "reply-1"], prompt="x", reply_1="a", reply_2="b"), "'reply-1' is no place in a ranking"),
-    (argilla(["reply_1"], prompt="x", reply_1="a", reply_2="b"), "fewer than two"),
+    (argilla(["reply_1"], prompt="x", reply_1="a", reply_2="b"), "leaves out reply_2: it may be a choice of several"),
+    (argilla([{"value": "reply_1", "rank": 1}], prompt="x", reply_1="a", reply_2="b"), "fewer than two"),
+    (argilla(4, "rating_1", prompt="x", a_1="a", a_2="b", b_1="c", b_2="d"), "which conversation does 'rating_1' speak of"),
+    (task({"choices": ["answer1", "answer2"]}, "choices", prompt="x", answer1="a", answer2="b"), "no choice, ranking or rating"),
+    (TWICE, "no choice, ranking or rating"),
+    ({"prompt": "\n\nHuman: other", "chosen": "\n\nHuman: x\n\nAssistant: y", "rejected": "\n\nHuman: x\n\nAssistant: z"}, "do not begin with `prompt`"),
     (argilla("reply_1", reply_1="a", reply_2="b"), "no field holds the prompt"),
     (argilla(4, prompt="x", reply_1="a", reply_2="b"), "which conversation does 'q' speak of"),
     (argilla("tie", prompt="x", one="a", two="b"), "which fields are the replies"),
@@ -405,6 +412,13 @@ def test_metadata_beside_the_replies_is_not_taken_for_them(tmp_path: Path) -> No
     answers = {"q.responses": ["left", "both"], "q.responses.users": ["u", "v"], "q.responses.status": ["submitted"] * 2}
     records = read_records(written([flat | answers], tmp_path / "a.jsonl"))
     assert [told(r) for r in records] == [("u", [["a"], ["b"]]), ("v", [["a", "b"]])]
+
+
+def test_other_numbered_fields_do_not_hide_a_single_reply(tmp_path: Path) -> None:
+    chat = "\n\nHuman: x\n\nAssistant: y\n\nHuman: z"
+    [said] = read_records(written([argilla("Yes", prompt=chat, reply="w", note_1="?", note_2="!")], tmp_path / "a.jsonl"))
+    assert isinstance(said, Scored)
+    assert ([m.content for m in said.talk], said.score) == (["x", "y", "z", "w"], 1.0)
 
 
 def test_many_numbered_replies_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -489,7 +503,7 @@ def test_export_of_a_run(model_folder: Callable[..., Path], tmp_path: Path, caps
 
     ledger = f"sqlite:///{tmp_path / 'elsewhere.sqlite'}"
     run = done(model_folder(), tmp_path / "r", {"rank": {"data": HERE / "label_studio.json"}}, ledger=ledger)
-    rated, other = run.ledger.scores(run.id)
+    other, rated = sorted(run.ledger.scores(run.id), key=lambda f: f.score or 0.0)
     score = lambda **more: turnwise.Feedback(rated.episode, **more)  # noqa: E731
     run.ledger.add_feedback(
         [

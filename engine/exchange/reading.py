@@ -71,10 +71,13 @@ def _pair(record: Mapping[str, Any], where: str) -> Ranked:
     if "chosen" not in record or "rejected" not in record:
         raise PreferenceError(f"{where} needs `chosen` and `rejected`, lists of {{role, content}}, or transcripts")
     if all(is_transcript(record[key]) for key in ("chosen", "rejected")):
+        prompt = record.get("prompt", "")
+        if not isinstance(prompt, str) or not all(record[key].startswith(prompt) for key in ("chosen", "rejected")):
+            raise PreferenceError(f"{where}: transcripts are whole conversations, but these do not begin with `prompt`")
         talks = tuple(transcript(record[key]) for key in ("chosen", "rejected"))
     else:
-        prompt = messages(record.get("prompt", []), where, "prompt")
-        talks = tuple((*prompt, *messages(record[key], where, key)) for key in ("chosen", "rejected"))
+        begun = messages(record.get("prompt", []), where, "prompt")
+        talks = tuple((*begun, *messages(record[key], where, key)) for key in ("chosen", "rejected"))
     return Ranked(
         where, talks, ((0,), (1,)), _rater(record), strength=record.get("margin"), probability=record.get("probability")
     )  # fmt: skip
