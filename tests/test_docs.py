@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import types
@@ -87,3 +88,33 @@ def test_a_judge_of_turns_alone_gives_credit(
     metrics = where["done"].metrics
     assert all(m["credit/scored_turns"] == 1 for m in metrics)
     assert where["done"].policy.version == 2
+
+
+def test_the_rows_and_the_code_of_preference_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row of the page is read as what the page says that it becomes; the rows of our own formats hold nothing that is not written."""
+    from turnwise.engine.exchange import Ranked, export_pairs, export_stepwise, export_unpaired, import_data, read_records
+
+    rows = blocks("preference-data.md", "json")
+    kinds = ["Ranked", "Scored", "Scored", "Scored", "Ranked", "Ranked", "Ranked"]
+    for row, kind in zip(rows, kinds, strict=True):
+        path = tmp_path / "row.json"
+        path.write_text(row if row.startswith("[") else row.replace("\n", " "))
+        assert {type(said).__name__ for said in read_records(path)} == {kind}
+        if rows.index(row) < 3:
+            episodes, comparisons, scores = import_data(path, run="r", stage="rank", update=1)
+            known = {e.id: e for e in episodes}
+            written = (
+                export_pairs(known, comparisons),
+                [] if scores and scores[0].score is None else list(export_unpaired(known, scores, [], 0.5)),
+                list(export_stepwise(known, scores, 0.5)),
+            )
+            assert written[rows.index(row)] == [json.loads(row)]
+    path.write_text(rows[-1])
+    said = [r for r in read_records(path) if isinstance(r, Ranked)]
+    assert [[[r.talks[i][-1].content for i in tier] for tier in r.tiers] for r in said] == [
+        [["A way in."], ["A hole."]],
+        [["Red.", "Blue."], ["Seven."]],
+    ]
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks("preference-data.md", "python")
+    exec(code, {})

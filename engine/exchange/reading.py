@@ -51,32 +51,40 @@ def _read(record: Any, where: str, questions: Questions) -> Iterator[Ranked | Sc
         yield from label_studio(record, where, questions)
     elif is_argilla(record):
         yield from argilla(record, where, questions)
-    elif "chosen" in record or "rejected" in record:
-        yield _pair(record, where)
-    elif "completions" in record:
-        yield _steps(record, where)
-    elif "completion" in record:
-        yield _label(record, where)
     else:
-        hint = " (of Label Studio export JSON, not JSON-MIN)" if "annotation_id" in record else ""
-        raise PreferenceError(f"{where} is of no known format{hint}: it has {', '.join(map(str, record))}; known are {KNOWN}")
+        yield _row({key: value for key, value in record.items() if value is not None}, where)  # tables fill up with None
+
+
+def _row(record: Mapping[str, Any], where: str) -> Ranked | Scored:
+    """A row of one of TRL's dataset types, or of HH-RLHF."""
+    if "chosen" in record or "rejected" in record:
+        return _pair(record, where)
+    if "completions" in record:
+        return _steps(record, where)
+    if "completion" in record:
+        return _label(record, where)
+    hint = " (of Label Studio export JSON, not JSON-MIN)" if "annotation_id" in record else ""
+    raise PreferenceError(f"{where} is of no known format{hint}: it has {', '.join(map(str, record))}; known are {KNOWN}")
 
 
 def _pair(record: Mapping[str, Any], where: str) -> Ranked:
-    if record.get("chosen") is None or record.get("rejected") is None:
+    if "chosen" not in record or "rejected" not in record:
         raise PreferenceError(f"{where} needs `chosen` and `rejected`, lists of {{role, content}}, or transcripts")
     if all(is_transcript(record[key]) for key in ("chosen", "rejected")):
+        prompt = record.get("prompt", "")
+        if not isinstance(prompt, str) or not all(record[key].startswith(prompt) for key in ("chosen", "rejected")):
+            raise PreferenceError(f"{where}: transcripts are whole conversations, but these do not begin with `prompt`")
         talks = tuple(transcript(record[key]) for key in ("chosen", "rejected"))
     else:
-        prompt = messages(record.get("prompt") or [], where, "prompt")
-        talks = tuple((*prompt, *messages(record[key], where, key)) for key in ("chosen", "rejected"))
+        begun = messages(record.get("prompt", []), where, "prompt")
+        talks = tuple((*begun, *messages(record[key], where, key)) for key in ("chosen", "rejected"))
     return Ranked(
         where, talks, ((0,), (1,)), _rater(record), strength=record.get("margin"), probability=record.get("probability")
     )  # fmt: skip
 
 
 def _label(record: Mapping[str, Any], where: str) -> Scored:
-    talk = messages(record.get("prompt") or [], where, "prompt") + messages(record["completion"], where, "completion")
+    talk = messages(record.get("prompt", []), where, "prompt") + messages(record["completion"], where, "completion")
     label = record.get("label")
     if not isinstance(label, bool):
         raise PreferenceError(f"{where}: `label` must be true (liked) or false, got {label!r}")
@@ -85,7 +93,7 @@ def _label(record: Mapping[str, Any], where: str) -> Scored:
 
 def _steps(record: Mapping[str, Any], where: str) -> Scored:
     """Steps as turns: those of our own export as they were played, others as replies with nothing said between them."""
-    if record.get("messages") is not None and record.get("turn_scores") is not None:
+    if "messages" in record and isinstance(record.get("turn_scores"), list):
         return Scored(
             where, messages(record["messages"], where, "messages"), turn_scores=tuple(record["turn_scores"]), rater=_rater(record)
         )  # fmt: skip
@@ -122,7 +130,7 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
         PreferenceError: a record that cannot be understood; the message names it.
     """
     records = read_records(path)
-    content = derive_id([dataclasses.asdict(record) | {"where": ""} for record in records])  # the same in any file
+    content = derive_id([_digest(record) for record in records])
     episodes: dict[str, Episode] = {}
     members: dict[
         str, dict[tuple[str, int], str]
@@ -178,6 +186,14 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
         except (TypeError, ValueError) as error:
             raise PreferenceError(f"{record.where}: {error}") from error
     return Imported(list(episodes.values()), comparisons, scores)
+
+
+def _digest(record: Ranked | Scored) -> str:
+    """Of what a record says; the same wherever it stands."""
+    try:
+        return derive_id(dataclasses.asdict(record) | {"where": ""})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PreferenceError(f"{record.where}: {error}") from error
 
 
 def common(talks: tuple[Talk, ...]) -> int:

@@ -54,7 +54,8 @@ class Form:
         self.fields: dict[str, str | Talk] = {}
         for name, value in data.items():
             if isinstance(value, str):
-                self.fields[name] = value
+                whole = value.startswith("\n\nHuman:") and is_transcript(value)
+                self.fields[name] = transcript(value) if whole else value
             elif (chat := _chat(value)) is not None:
                 self.fields[name] = messages(chat, where, name)
         self.system = [name for name in self.fields if _plain(name) in ("system", "systemprompt")]
@@ -67,22 +68,19 @@ class Form:
                 families.setdefault(_plain(found[1]), {})[_counter(found)] = name
         families["side"] = {side: name for side in ("left", "right") for name in self.fields if _plain(name) == side}
         several = {stem: dict(sorted(f.items(), key=_place)) for stem, f in families.items() if len(f) > 1}
-        self.families = [f for stem, f in several.items() if stem in REPLIES] or list(several.values())
+        self.single = [name for name in self.fields if _plain(name) in REPLIES]
+        self.families = [f for stem, f in several.items() if stem in REPLIES] or ([] if self.single else list(several.values()))
 
     def prompt(self) -> Talk:
         said = [Message("system", text) for name in self.system if isinstance(text := self.fields[name], str)]
         for name in self.prompts:
             value = self.fields[name]
-            said += (
-                (transcript(value) if is_transcript(value) else [Message("user", value)]) if isinstance(value, str) else value
-            )
+            said += [Message("user", value)] if isinstance(value, str) else value
         return tuple(said)
 
     def talk(self, reply: str | Talk) -> Talk:
         """The whole conversation that ends in a reply; a reply may be a whole conversation itself."""
         prompt = self.prompt()
-        if isinstance(reply, str) and is_transcript(reply):
-            reply = transcript(reply)
         if isinstance(reply, str):
             if not prompt:
                 raise Odd(f"{self.where}: no field holds the prompt; it must be called one of {', '.join(PROMPTS)}")
@@ -106,15 +104,14 @@ class Form:
 
     def rated(self, *hints: str) -> Talk:
         """The conversation that a question on a single one speaks of: the only one, or that with the number of the question."""
-        for family in self.families:
+        if len(self.families) == 1:
             for hint in hints:
                 numbers = {_lower(n) for n in _COUNTERS.findall(hint)}
-                if len(numbers) == 1 and (number := numbers.pop()) in family:
-                    return self.talk(self.fields[family[number]])
-        single = [name for name in self.fields if _plain(name) in REPLIES]
-        if not self.families and len(single) == 1:
-            return self.talk(self.fields[single[0]])
-        if not self.families and not single and any(m.role == "assistant" for m in self.prompt()):
+                if len(numbers) == 1 and (number := numbers.pop()) in self.families[0]:
+                    return self.talk(self.fields[self.families[0][number]])
+        elif not self.families and len(self.single) == 1:
+            return self.talk(self.fields[self.single[0]])
+        elif not self.families and not self.single and any(m.role == "assistant" for m in self.prompt()):
             return self.prompt()
         raise Odd(
             f"{self.where}: which conversation does {hints[0]!r} speak of? There must be one reply, called one of "
@@ -159,6 +156,9 @@ class Form:
             seen.add(field)
             if rank is not None:
                 tiers.setdefault(rank, []).append(field)
+        same = next((set(f.values()) for f in self.families if seen & set(f.values())), seen)
+        if seen != same and all(isinstance(each, str) for each in value):
+            raise Odd(f"{self.where}: {value!r} leaves out {', '.join(sorted(same - seen))}: it may be a choice of several")
         return [tiers[rank] for rank in sorted(tiers)]
 
 
@@ -201,17 +201,20 @@ def say(form: Form, rater: str, answers: Mapping[str, tuple[Any, str]], question
 
 
 def is_argilla(record: Mapping[str, Any]) -> bool:
-    nested = isinstance(record.get("fields"), Mapping) and isinstance(record.get("responses"), Mapping)
-    return nested or any(key.endswith(".responses") for key in record)
+    return _is_nested(record) or any(key.endswith(".responses") for key in record)
+
+
+def _is_nested(record: Mapping[str, Any]) -> bool:
+    return isinstance(record.get("fields"), Mapping) and isinstance(record.get("responses"), Mapping)
 
 
 def argilla(record: Mapping[str, Any], where: str, questions: Questions) -> Iterator[Ranked | Scored]:
     """A record as `records.to_list(flatten=True)`, `to_datasets` or `to_json` export it. Only submitted responses are answers."""
     answers: dict[str, dict[str, tuple[Any, str]]] = {}
-    if isinstance(record.get("fields"), Mapping):
+    if _is_nested(record):
         fields = record["fields"]
         for question, responses in record["responses"].items():
-            for each in responses or ():
+            for each in responses if isinstance(responses, Sequence) else [responses]:
                 if not isinstance(each, Mapping) or "value" not in each:
                     raise PreferenceError(f"{where}: a response of {question!r} must be {{value, user_id}}, got {each!r}")
                 if "status" not in each:
@@ -261,17 +264,20 @@ def label_studio(record: Mapping[str, Any], where: str, questions: Questions) ->
             continue
         answers: dict[str, tuple[Any, str]] = {}
         for result in annotation["result"]:
-            kind, value = result.get("type"), result.get("value")
+            kind, value = (result.get("type"), result.get("value")) if isinstance(result, Mapping) else (None, None)
             if not isinstance(kind, str) or not isinstance(value, Mapping):
                 raise PreferenceError(f"{where}: every result must have `type`, `value` and `from_name`; got {result!r}")
             said = value.get({"pairwise": "selected", "textarea": "text"}.get(kind, kind), value)
-            if kind == "choices" and isinstance(said, Sequence) and len(said) == 1:
-                said = said[0]
-            elif kind == "ranker" and isinstance(said, Mapping):
-                said = Tiers(said)
+            if kind == "choices":
+                said = said[0] if isinstance(said, list) and len(said) == 1 else {"choices": said}
+            elif kind == "ranker" and isinstance(said, Mapping) and all(isinstance(ids, list) for ids in said.values()):
+                said = Tiers({str(bucket): list(map(str, ids)) for bucket, ids in said.items()})
             elif kind == "textarea":
                 said = {"text": said}  # words, whatever they are
-            answers[str(result.get("from_name", kind))] = said, str(result.get("to_name", ""))
+            question = str(result.get("from_name", kind))
+            if question in answers:  # of several regions: about parts of a text, not about conversations
+                said = {"several": [answers[question][0], said]}
+            answers[question] = said, str(result.get("to_name", ""))
         by = annotation.get("completed_by")
         rater = by.get("email") or by.get("id") if isinstance(by, Mapping) else by
         form = form or Form(record["data"], where)

@@ -88,6 +88,8 @@ def export_stepwise(
             continue
         talk = _said(episodes[answer.episode])
         ends = _replies(talk)
+        if len(ends) != len(answer.turn_scores):
+            raise PreferenceError(f"feedback {answer.id!r} has {len(answer.turn_scores)} turn scores for {len(ends)} replies")
         marked = [(end, score) for end, score in zip(ends, answer.turn_scores, strict=True) if score is not None]
         if not marked:
             continue
