@@ -210,6 +210,7 @@ def test_axe_finds_nothing_and_nothing_sticks_out(browser: Any, ledger: turnwise
         page = ada.page
 
         def look(what: str) -> None:
+            assert page.locator("h1").is_visible()
             for v in axe.run(page).response["violations"]:
                 found.append((what, v["id"], v["impact"], [n["html"][:120] for n in v["nodes"]][:2]))
             assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{what} sticks out"
