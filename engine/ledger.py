@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -167,6 +168,7 @@ class Ledger:
         except sa.exc.ArgumentError as error:
             raise LedgerError(f"the ledger's URL {self.url} cannot be used: {error}") from error
         self._lock_timeout = lock_timeout
+        self._turn = threading.Lock()  # threads of one process queue here: databases let waiters poll, which is slow and unfair
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._sqlite:
             self._tame_sqlite(lock_timeout)
@@ -214,7 +216,7 @@ class Ledger:
             LedgerError: another writer holds the lock for too long, or the database cannot be used.
         """
         try:
-            with self._engine.connect().execution_options(writing=True) as db, db.begin():
+            with self._turn, self._engine.connect().execution_options(writing=True) as db, db.begin():
                 if not self._sqlite:
                     db.exec_driver_sql(f"SET LOCAL lock_timeout = {int(self._lock_timeout * 1000)}")
                     db.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ONE_WRITER})")

@@ -58,6 +58,12 @@ def person(ledger: turnwise.Ledger, name: str, role: str = "rater") -> str:
     return raters.session(ledger, raters.enter(ledger, raters.invite(ledger, name, role))).person.id
 
 
+def next_task(desk: Any, rater: str) -> Any:
+    """The task that a rater is handed; None: there is none."""
+    id_ = desk.next(RUN, rater)
+    return None if id_ is None else desk.task(id_, rater)
+
+
 def fill(task: Any, rng: random.Random) -> dict[str, str]:
     """A form that is an answer to a task."""
     kind = task.study["task"]

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rating import RUN, fill, groups, person, study, talk
+from rating import RUN, fill, groups, next_task, person, study, talk
 from turnwise.engine.ledger import Member
 from turnwise.plugins.human import lead, raters, tasks
 from turnwise.plugins.human.desk import Desk, DeskError, NotYours
@@ -52,7 +52,7 @@ PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
 
 
 def rate(desk: Desk, rater: str, rng: random.Random | None = None) -> str | None:
-    task = desk.next(RUN, rater)
+    task = next_task(desk, rater)
     return None if task is None else desk.answer(task.id, rater, fill(task, rng or random.Random(0)))
 
 
@@ -61,7 +61,7 @@ def test_every_slot_is_filled_once_and_nobody_sees_an_item_twice(ledger: turnwis
     desk, people = Desk(ledger), [person(ledger, name) for name in ("Ada", "Bo", "Cy")]
     done = Counter(p for _ in range(4) for p in people if rate(desk, p) == "new")
     assert sum(done.values()) == 6, "three groups, two raters each"
-    assert all(desk.next(RUN, p) is None for p in people)
+    assert all(next_task(desk, p) is None for p in people)
     said = sources.receive(ledger)
     assert Counter(a.target for a in said) == dict.fromkeys(groups(), 2)
     assert all(len({a.stamp.rater for a in said if a.target == g}) == 2 for g in groups())
@@ -73,23 +73,23 @@ def test_every_slot_is_filled_once_and_nobody_sees_an_item_twice(ledger: turnwis
 def test_the_order_of_display_is_drawn_for_everybody(fast: turnwise.Ledger) -> None:
     study(fast, {"task": "rank", "raters": 30, **PLAIN}, played=groups(1))
     desk = Desk(fast)
-    orders = {tuple(e.id for e in desk.next(RUN, person(fast, f"r{i}")).shown) for i in range(20)}  # type: ignore[union-attr]
+    orders = {tuple(e.id for e in next_task(desk, person(fast, f"r{i}")).shown) for i in range(20)}
     assert len(orders) > 8
 
 
 def test_a_lease_blocks_a_slot_until_it_ends(ledger: turnwise.Ledger, clock: Clock) -> None:
     study(ledger, {"task": "rank", "raters": 1, "lease": 60, **PLAIN}, played=groups(1))
     desk, ada, bo, cy = Desk(ledger), *(person(ledger, n) for n in ("Ada", "Bo", "Cy"))
-    mine = desk.next(RUN, ada)
+    mine = next_task(desk, ada)
     assert mine is not None
-    assert desk.next(RUN, ada) == mine, "a reload shows the same task, in the same order"
-    assert desk.next(RUN, bo) is None
+    assert next_task(desk, ada) == mine, "a reload shows the same task, in the same order"
+    assert next_task(desk, bo) is None
     clock.now += 61
-    taken = desk.next(RUN, bo)
+    taken = next_task(desk, bo)
     assert taken is not None, "whoever closes the laptop blocks nobody"
     assert desk.answer(mine.id, ada, fill(mine, random.Random(0))) == "extra", "what she says late is kept"
     assert desk.answer(taken.id, bo, fill(taken, random.Random(0))) == "new"
-    assert desk.next(RUN, cy) is None
+    assert next_task(desk, cy) is None
     with ledger.reading() as db:
         assert dict(db.execute(sa.select(LEASES.c.rater, LEASES.c.request.is_not(None))).tuples().all()) == {
             ada: False,
@@ -100,11 +100,11 @@ def test_a_lease_blocks_a_slot_until_it_ends(ledger: turnwise.Ledger, clock: Clo
 def test_who_comes_back_before_anybody_else_keeps_the_slot_and_the_draft(fast: turnwise.Ledger, clock: Clock) -> None:
     study(fast, {"task": "rank", "raters": 1, "lease": 60, **PLAIN}, played=groups(1))
     desk, ada = Desk(fast), person(fast, "Ada")
-    mine = desk.next(RUN, ada)
+    mine = next_task(desk, ada)
     assert mine is not None
     desk.draft(mine.id, ada, {"rank-0": "2", "comment": "hm", "csrf": "secret"})
     clock.now += 500
-    again = desk.next(RUN, ada)
+    again = next_task(desk, ada)
     assert again is not None
     assert again.draft == {"rank-0": "2", "comment": "hm"}
     assert desk.answer(mine.id, ada, fill(mine, random.Random(0))) == "new"
@@ -113,7 +113,7 @@ def test_who_comes_back_before_anybody_else_keeps_the_slot_and_the_draft(fast: t
 def test_sent_twice_is_one_answer_and_sent_otherwise_is_a_correction(ledger: turnwise.Ledger, clock: Clock) -> None:
     sources = study(ledger, {"task": "compare", "raters": 1, **PLAIN, "undo": 30.0}, played=groups(1, 2))
     desk, ada = Desk(ledger), person(ledger, "Ada")
-    task = desk.next(RUN, ada)
+    task = next_task(desk, ada)
     assert task is not None
     assert desk.answer(task.id, ada, {"preference": "-2"}) == "new"
     clock.now += 10
@@ -140,7 +140,7 @@ def test_the_last_answer_can_be_taken_back(fast: turnwise.Ledger, clock: Clock) 
     desk, ada = Desk(fast), person(fast, "Ada")
     with pytest.raises(DeskError, match="no answer"):
         desk.undo(RUN, ada)
-    task = desk.next(RUN, ada)
+    task = next_task(desk, ada)
     assert task is not None
     desk.answer(task.id, ada, {"preference": "3", "comment": "slip"})
     back = desk.undo(RUN, ada)
@@ -161,20 +161,20 @@ def test_an_item_that_everybody_passes_on_counts_as_one_nobody_can_judge(ledger:
     sources = study(ledger, {"task": "rank", "raters": 2, "skips": 2, **PLAIN}, played=groups(1))
     desk, people = Desk(ledger), [person(ledger, n) for n in ("Ada", "Bo", "Cy", "Di")]
     for p in people[:2]:
-        task = desk.next(RUN, p)
+        task = next_task(desk, p)
         assert task is not None
         desk.skip(task.id, p, "not my language")
-        assert desk.next(RUN, p) is None, "what was passed on does not come back"
+        assert next_task(desk, p) is None, "what was passed on does not come back"
     [said] = sources.receive(ledger)
     assert (said.status, said.reason) == ("abstained", "not my language")
     assert rate(desk, people[2]) == "new"
-    assert desk.next(RUN, people[3]) is None
+    assert next_task(desk, people[3]) is None
 
 
 def test_cannot_judge_is_an_answer_without_a_score(fast: turnwise.Ledger) -> None:
     sources = study(fast, {"task": "score", **PLAIN}, played=groups(1, 1))
     desk, ada = Desk(fast), person(fast, "Ada")
-    task = desk.next(RUN, ada)
+    task = next_task(desk, ada)
     assert task is not None
     assert desk.answer(task.id, ada, {"verdict": "cannot", "reason": "cut off"}) == "new"
     [said] = sources.receive(fast)
@@ -186,17 +186,17 @@ def test_what_has_expired_or_trained_is_not_asked_any_more(fast: turnwise.Ledger
     desk = Desk(fast)
     first, second = groups(2).values()
     fast.add_members(RUN, 1, [Member(e.id, e.group, True) for e in first])
-    task = desk.next(RUN, person(fast, "Ada"))
+    task = next_task(desk, person(fast, "Ada"))
     assert task is not None
     assert task.shown[0].group == second[0].group
     clock.now += 61
-    assert desk.next(RUN, person(fast, "Bo")) is None
+    assert next_task(desk, person(fast, "Bo")) is None
 
 
 def test_others_tasks_are_out_of_reach(fast: turnwise.Ledger) -> None:
     study(fast, {"task": "rank", **PLAIN})
     desk, ada, bo = Desk(fast), person(fast, "Ada"), person(fast, "Bo")
-    task = desk.next(RUN, ada)
+    task = next_task(desk, ada)
     assert task is not None
     for attempt in (
         lambda: desk.task(task.id, bo), lambda: desk.answer(task.id, bo, {}), lambda: desk.draft(task.id, bo, {}),
@@ -225,7 +225,7 @@ def test_valued_items_come_first_and_a_share_is_drawn_at_random(fast: turnwise.L
     sources = study(fast, {"task": "rank", "raters": 60, **PLAIN, "random_share": 0.5}, played=played)
     sources.receive(fast)
     desk = Desk(fast, random.Random(0))
-    first = [desk.next(RUN, person(fast, f"r{i}")) for i in range(40)]
+    first = [next_task(desk, person(fast, f"r{i}")) for i in range(40)]
     chosen = Counter((t.shown[0].group == odd) for t in first if t is not None)
     with fast.reading() as db:
         how = Counter(db.scalars(sa.select(LEASES.c.chosen)))
@@ -241,7 +241,7 @@ def test_two_raters_never_take_one_slot_at_the_same_moment(ledger: turnwise.Ledg
     def work(rater: str) -> None:
         desk = Desk(ledger)
         gate.wait()
-        while (task := desk.next(RUN, rater)) is not None:
+        while (task := next_task(desk, rater)) is not None:
             result = desk.answer(task.id, rater, {"preference": "1"})
             with lock:
                 results[result] += 1
@@ -306,7 +306,7 @@ def test_gold_gates_gives_a_second_chance_and_blocks(fast: turnwise.Ledger, tmp_
         for n in range(60):
             clock.now += 20
             try:
-                task = desk.next(RUN, rater)
+                task = next_task(desk, rater)
             except DeskError:
                 break
             assert task is not None
@@ -317,14 +317,14 @@ def test_gold_gates_gives_a_second_chance_and_blocks(fast: turnwise.Ledger, tmp_
 
     work(ada, False, "gated")
     with pytest.raises(DeskError, match="read the instructions"):
-        desk.next(RUN, ada)
+        next_task(desk, ada)
     raters.try_again(fast, ada)
     work(ada, True, "active")
     work(ada, False, "blocked")
     with pytest.raises(DeskError, match="rests for now"):
-        desk.next(RUN, ada)
+        next_task(desk, ada)
     raters.set_state(fast, ada, "active")
-    assert desk.next(RUN, ada) is not None
+    assert next_task(desk, ada) is not None
     work(bo, False, "gated")
     raters.try_again(fast, bo)
     work(bo, False, "blocked")
@@ -338,7 +338,7 @@ def test_good_raters_pass_gold_and_gold_never_trains(fast: turnwise.Ledger, tmp_
     spec = {"task": "compare", **PLAIN, "gold": gold_file(tmp_path / "gold.jsonl", 12), "gold_share": 0.5}
     sources = study(fast, spec, played=groups(12, 2))
     desk, ada = Desk(fast, random.Random(1)), person(fast, "Ada")
-    while (task := desk.next(RUN, ada)) is not None:
+    while (task := next_task(desk, ada)) is not None:
         desk.answer(task.id, ada, grade(task, True) if task.shown[0].run != RUN else {"preference": "1"})
     assert raters.everybody(fast)[0].state == "active"
     assert {a.target for a in sources.receive(fast)} == set(groups(12, 2))
@@ -349,15 +349,15 @@ def test_an_agreed_item_becomes_gold_for_those_who_have_not_seen_it(fast: turnwi
     desk = Desk(fast, random.Random(0))
     ada, bo, cy = (person(fast, n) for n in ("Ada", "Bo", "Cy"))
     for p in (ada, bo):
-        task = desk.next(RUN, p)
+        task = next_task(desk, p)
         assert task is not None
         if p == bo:
             with pytest.raises(ValueError, match="too few"):
                 lead.make_gold(fast, RUN, fast_item(fast))
         desk.answer(task.id, p, {"first_wrong": "1"})
     lead.make_gold(fast, RUN, fast_item(fast))
-    assert desk.next(RUN, ada) is None, "she has judged it"
-    task = desk.next(RUN, cy)
+    assert next_task(desk, ada) is None, "she has judged it"
+    task = next_task(desk, cy)
     assert task is not None
     desk.answer(task.id, cy, {"first_wrong": "none"})
     assert {s.rater: s.right for s in desk.answers(RUN)} == {ada: None, bo: None, cy: False}
@@ -373,7 +373,7 @@ def test_haste_and_sameness_are_flagged_and_nothing_is_dropped(fast: turnwise.Le
     sources = study(fast, {"task": "score", **PLAIN}, played=long)
     desk, ada = Desk(fast), person(fast, "Ada")
     for n in range(20):
-        task = desk.next(RUN, ada)
+        task = next_task(desk, ada)
         assert task is not None
         clock.now += 1 if n < 5 else 60
         desk.answer(task.id, ada, {f"aspect-{a}": "4" for a in task.study["aspects"]})
@@ -413,7 +413,7 @@ def test_the_leads_page_shows_agreement_strata_and_what_is_disputed(fast: turnwi
     for n, name in enumerate(("Ada", "Bo", "Cy", "Di")):
         rater = person(fast, name)
         raters.declare(fast, rater, {"side": "left" if n < 2 else "right"})
-        while (task := desk.next(RUN, rater)) is not None:
+        while (task := next_task(desk, rater)) is not None:
             good = int(task.shown[0].id[1]) % 2 == 0
             points = ("5" if good else "1") if n < 2 else ("1" if good else "5")
             desk.answer(

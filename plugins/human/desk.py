@@ -163,16 +163,12 @@ class Desk:
 
     # What raters do.
 
-    def next(self, run: str, rater: str) -> Task | None:
-        """The task this rater holds, or else a new one; None: there is nothing for them now.
+    def next(self, run: str, rater: str) -> str | None:
+        """The id of the task this rater holds, or else of a new one; None: there is nothing for them now.
 
         Raises:
             DeskError: they may not work now, and why.
         """
-        id_ = self._next(run, rater)
-        return None if id_ is None else self.task(id_, rater)
-
-    def _next(self, run: str, rater: str) -> str | None:
         now = self.ledger.clock()
         with self.ledger.writing() as db:
             person = raters.person(db, rater)

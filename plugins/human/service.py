@@ -170,12 +170,20 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
         if any(name not in session.person.strata for name in asked):
             return go("/me")
         try:
-            task = desk.next(run, session.person.id)
+            id = desk.next(run, session.person.id)
         except DeskError as error:
             return page(request, "idle", why=str(error), gated=session.person.state == "gated")
-        if task is None:
+        if id is None:
             return page(request, "idle", why="", gated=False)
-        return go(f"/task/{task.id}" + (f"?done={done}" if done in DONE else ""))
+        return go(f"/task/{id}" + (f"?done={done}" if done in DONE else ""))
+
+    def onward(session: raters.Session, done: str) -> RedirectResponse:
+        """To the next task, where there is one."""
+        try:
+            id = desk.next(run, session.person.id)
+        except DeskError:
+            id = None
+        return go(f"/task/{id}?done={done}" if id is not None else f"/?done={done}")
 
     @app.get("/task/{id}", response_class=HTMLResponse)
     def show(request: Request, session: Someone, id: Id, check: bool = False) -> Response:
@@ -186,7 +194,7 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
     def answer(request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]) -> Response:
         mine(request, session, id)
         try:
-            return go(f"/?done={desk.answer(id, session.person.id, form)}")
+            return onward(session, desk.answer(id, session.person.id, form))
         except FormError:
             desk.draft(id, session.person.id, form)
             return go(f"/task/{id}?check=1")
@@ -201,7 +209,7 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
     def skip(request: Request, session: Sender, id: Id, reason: Text = "") -> Response:
         mine(request, session, id)
         desk.skip(id, session.person.id, reason)
-        return go("/?done=skipped")
+        return onward(session, "skipped")
 
     @app.post("/undo", response_class=HTMLResponse)
     def undo(request: Request, session: Sender) -> Response:
