@@ -429,6 +429,9 @@ def test_the_leads_page_shows_agreement_strata_and_what_is_disputed(fast: turnwi
     assert table["side: left"].alpha == table["side: right"].alpha == 1.0, "agreed within"
     assert table["between sides"].percent == pytest.approx(2 / 3), "and not between"
     assert [d["agreed"] for d in view["disputed"]] == pytest.approx([(1 / 3 + 1 + 1) / 3] * 6)
+    assert {a.name: round(a.percent or 0, 3) for a in view["per_rater"]} == dict.fromkeys(
+        ("Ada", "Bo", "Cy", "Di"), round((1 / 3 + 1 + 1) / 3, 3)
+    )
     assert view["slots"] == {"filled": 24, "slots": 24}
     rows = lead.export(fast, RUN)
     assert len(rows) == 24

@@ -126,6 +126,11 @@ def between(found: Units, stratum_of: Mapping[str, str]) -> Units:
     return seen
 
 
+def versus(found: Units, rater: str) -> Units:
+    """One rater with each of the others, two by two: what the others think of one another does not count."""
+    return [{rater: u[rater], other: u[other]} for u in found if rater in u for other in u if other != rater]
+
+
 def agreement_now(ledger: Ledger, run: str, keep: float = 60.0) -> float | None:
     """Percent agreement of everybody, for the progress line; computed once a minute at most."""
     cache: dict[str, tuple[float, float | None]] = ledger.__dict__.setdefault("_agreement", {})
@@ -169,7 +174,7 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
         by_study[study.source] = {
             "study": study, "agreement": table, "trust": trust.raters, "disputed": disputed(mine), "slots": desk.slots(run, study.source),
             "per_rater": [
-                agreement(names[p.id], [u for u in own if p.id in u], level) for p in people if any(s.rater == p.id for s in mine)
+                agreement(names[p.id], versus(own, p.id), level) for p in people if any(s.rater == p.id for s in mine)
             ],
         }  # fmt: skip
     now = ledger.clock()

@@ -226,8 +226,10 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
 
     @app.get("/instructions", response_class=HTMLResponse)
     def instructions_page(request: Request, session: Someone) -> Response:
-        studies = [(s, instructions(s.instructions)) for s in lead.studies(ledger, run)]
-        return page(request, "instructions", studies=studies)
+        texts: dict[str, list[str]] = {}  # several studies may share one
+        for study in lead.studies(ledger, run):
+            texts.setdefault(study.instructions, []).append(study.settings["question"])
+        return page(request, "instructions", texts=[(instructions(text), asked) for text, asked in texts.items()])
 
     @app.get("/me", response_class=HTMLResponse)
     def me(request: Request, session: Someone) -> Response:
