@@ -118,3 +118,28 @@ def test_the_rows_and_the_code_of_preference_data(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     [code] = blocks("preference-data.md", "python")
     exec(code, {})
+
+
+def test_the_pages_code_and_options_of_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import fields
+
+    from turnwise.plugins.human.source import People
+
+    text = (DOCS / "people.md").read_text()
+    for option in fields(People):
+        assert f"`{option.name}`" in text, f"docs/people.md lacks {option.name!r}"
+    pipeline, sources = (yaml.safe_load(block) for block in blocks("people.md", "yaml"))
+    assert len(turnwise.Run(pipeline, folder="/nonexistent/run").stages) == 2
+    stage = {"env": "turnwise/SupportDesk-v0", **sources, "credit": "judged", "combiner": "weighted"}
+    assert turnwise.Run({"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run").stages
+    monkeypatch.chdir(tmp_path)
+    renderer, service = blocks("people.md", "python")
+    plugin = types.ModuleType("boards")
+    exec(renderer, plugin.__dict__)
+    shown = turnwise.Plugins({"boards": plugin}).create("renderer", "boards")(
+        turnwise.Message("user", '{"board": ["<b>", "k."]}')
+    )
+    assert shown == "<table><tr><td>&lt;</td><td>b</td><td>&gt;</td></tr><tr><td>k</td><td>.</td></tr></table>"
+    exec(service, {})
+    for picture in re.findall(r"\(figures/([^)]+)\)", text):
+        assert (DOCS / "figures" / picture).is_file()
