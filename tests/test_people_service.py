@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -19,7 +20,9 @@ import pytest
 import sqlalchemy as sa
 import turnwise
 from rating import RUN, Client, groups, serving, study, talk
+from turnwise.engine.checkpoint import open_ledger
 from turnwise.plugins.human import raters
+from turnwise.plugins.human.desk import Desk
 from turnwise.plugins.human.render import markdown, plain
 from turnwise.plugins.human.service import COOKIE, make_app
 from turnwise.plugins.human.tables import EVENTS, LEASES, RATERS
@@ -291,8 +294,8 @@ def test_the_lead_invites_pauses_and_makes_gold(ledger: turnwise.Ledger) -> None
         page = lead.get(f"/lead/items/{item}").text
         assert "A &gt; B" in page or "B &gt; A" in page
         assert lead.post(f"/lead/items/{item}/gold", csrf=csrf).status_code == 200, "the lead's own answer is the known one"
-        [person] = [p for p in raters.everybody(ledger) if p.name == "Ada"]
-        lead.post(f"/lead/raters/{person.id}", csrf=csrf, state="paused")
+        [ada_] = [p for p in raters.everybody(ledger) if p.name == "Ada"]
+        lead.post(f"/lead/raters/{ada_.id}", csrf=csrf, state="paused")
         assert "is paused" in ada.get("/").text
         lead.post("/lead/studies", csrf=csrf, source="compare", paused="true")
         bo = Client(base, ledger, "Bo")
@@ -386,3 +389,84 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_a_killed_trainer_loses_nothing_that_was_acknowledged(model_folder: Any, tmp_path: Path) -> None:
+    """People go on rating while the run is dead; it finds everything when it comes back."""
+    feedback = [{"source": "people", "raters": 2, **PLAIN}]
+    rank = {
+        "env": "turnwise/SupportDesk-v0",
+        "groups": 4,
+        "group_size": 2,
+        "updates": 1,
+        "max_new_tokens": 6,
+        "feedback": feedback,
+        "poll": 0.1,
+    }
+    config, folder = tmp_path / "run.json", tmp_path / "run"
+    config.write_text(json.dumps({"policy": str(model_folder()), "threads": 1, "stages": [{"rank": rank}]}))
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "turnwise", "run", str(config), "--folder", str(folder), "--resume"])
+
+    trainer = start()
+    deadline = time.monotonic() + 120
+    while not (folder / "ledger.sqlite").exists() or not open_slots(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ledger, run = open_ledger(folder)
+    port = free_port()
+    rate = [sys.executable, "-m", "turnwise", "rate", str(folder), "--port", str(port)]
+    bo = subprocess.run([*rate, "--invite", "Bo"], check=True, capture_output=True, text=True).stdout.strip()
+    service = subprocess.Popen(rate, stdout=subprocess.PIPE, text=True)
+    lead = re.search(r"http\S+", service.stdout.readline())[0]  # type: ignore[index, union-attr]
+    while "is at" not in service.stdout.readline():  # type: ignore[union-attr]
+        pass
+    people = [enter(f"http://127.0.0.1:{port}", link) for link in (lead, bo)]
+    acknowledged = 0
+
+    def answer(count: int) -> None:
+        nonlocal acknowledged
+        for _ in range(count):
+            for rater in people:
+                rater.get("/")
+                if rater.task:
+                    rater.send(f"/task/{rater.task}", rater.fill(random.Random(0)))
+                    acknowledged += "Saved" in rater.page.text or rater.task is None
+
+    answer(1)
+    while not ledger.comparisons(run):  # the run has begun to collect
+        time.sleep(0.05)
+    answer(1)
+    os.kill(trainer.pid, signal.SIGKILL)
+    trainer.wait()
+    answer(4)
+    service.kill()
+    service.wait()
+    assert start().wait(timeout=120) == 0
+    assert len(ledger.comparisons(run)) == acknowledged == 8
+    assert len({(c.target, c.stamp.rater) for c in ledger.comparisons(run)}) == 8
+    assert Desk(ledger).slots(run) == {"filled": 8, "slots": 8}
+    ledger.close()
+
+
+def enter(base: str, link: str) -> Client:
+    """A client with a link, once the service listens."""
+    for _ in range(200):
+        try:
+            client = Client(base)
+            assert client.post("/enter", link=link).url.path == "/instructions"
+            return client
+        except httpx2.TransportError:
+            time.sleep(0.1)
+    raise TimeoutError
+
+
+def open_slots(folder: Path) -> bool:
+    try:
+        ledger, run = open_ledger(folder)
+    except turnwise.ConfigError:  # it has only begun
+        return False
+    slots = Desk(ledger).slots(run)["slots"]
+    ledger.close()
+    return slots == 8
