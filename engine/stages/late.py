@@ -9,8 +9,9 @@ What makes it exact over a kill:
 
 - rounds are numbered through the stage, and a round's episodes carry the update during which they were played: the ledger knows what was
   played when;
-- an update's decision (who trains on which answers, who is left out and why) is one transaction, `add_members`. Either it is there, and
-  a resumed run makes that very update; or it is not, and nothing has happened that another decision could contradict.
+- an update's decision (who trains on which answers, who got no reward) is one transaction, `add_members`. Either it is there, and a
+  resumed run makes that very update; or it is not, and nothing has happened that another decision could contradict. What is too old for
+  an update depends on the policy's version alone.
 """
 
 from __future__ import annotations
@@ -59,14 +60,12 @@ class Step:
     Attributes:
         play: how many groups to play.
         heard: groups that all was said of: those that train, and those that nobody gave a reward.
-        old: groups that are too old to train.
-        said: what was said of the `heard` ones.
+        said: what was said of these.
     """
 
     what: Literal["look", "play", "wait", "train", "stop"]
     play: int = 0
     heard: tuple[Group, ...] = ()
-    old: tuple[Group, ...] = ()
     said: Mapping[str, list[Answer]] = field(default_factory=dict)
 
 
@@ -88,6 +87,7 @@ class Pending:
         """Fills the experience with the groups of update i of the stage, playing and waiting as need be. False: the run is to stop."""
         run, began, waited = self.run, time.perf_counter(), 0.0
         self._adopt(experience)
+        old = self._leave_out_old()
         step = shared(run, self._recorded() if run.is_main else None)
         while step.what not in ("train", "stop"):
             if step.what == "play":
@@ -99,27 +99,23 @@ class Pending:
             step = shared(run, self._step(experience, i) if run.is_main else None)
         if step.what == "stop":
             return False
-        gone = {group.key for group in (*step.heard, *step.old)}
+        gone = {group.key for group in step.heard}
         self.groups = [group for group in self.groups if group.key not in gone]
         experience.env_of |= {e.start.key: group.env for group in step.heard for e in group.episodes}
-        experience.old = [e for group in step.old for e in group.episodes]
         episodes = [e for group in step.heard for e in group.episodes]
         rewards = self.stage.combine(self.parts, episodes, experience.env_of, step.said) if run.is_main else {}
         experience.add(episodes, shared(run, rewards), step.said)
         experience.heard = time.perf_counter() - began - experience.played
         experience.metrics = {
             "pending": float(sum(len(group.episodes) for group in self.groups)),
-            "too_old": float(len(experience.old)),
+            "too_old": float(old),
             "seconds/waited": waited,
         }
         return True
 
     def close(self) -> None:
         """What is left when the stage ends will not train: it is recorded, so that nobody is asked about it any more."""
-        if self.run.is_main:
-            left = [Member(e.id, e.group, False, ENDED) for group in self.groups for e in group.episodes]
-            self.run.ledger.add_members(self.run.id, self.run.updates, left)
-        self.groups = []
+        self._leave_out(self.groups, self.run.updates, ENDED)
 
     # What is played.
 
@@ -145,12 +141,27 @@ class Pending:
         self.groups += [Group(key, env_of[own[0].start.key], tuple(own)) for key, own in played.items()]
         self.stage.check_turns(self.run, [e for group in self.groups for e in group.episodes])
 
+    # What leaves without training.
+
+    def _leave_out(self, groups: Sequence[Group], update: int, why: str) -> None:
+        if self.run.is_main:
+            members = [Member(e.id, e.group, False, why) for group in groups for e in group.episodes]
+            self.run.ledger.add_members(self.run.id, update, members)
+        gone = {group.key for group in groups}
+        self.groups = [group for group in self.groups if group.key not in gone]
+
+    def _leave_out_old(self) -> int:
+        """Gives up what is too old for the present update, answered or not, and for every later one; how many episodes that are."""
+        old = [group for group in self.groups if group.age(self.run.policy.version) > self.stage.staleness]
+        self._leave_out(old, self.run.updates + 1, OLD)
+        return sum(len(group.episodes) for group in old)
+
     # What is decided, in the main process.
 
     def _recorded(self) -> Step:
         """The decision on the present update that a killed run had made; "look" where there is none."""
         run, ledger = self.run, self.run.ledger
-        members = [m for m in ledger.members(run.id, run.updates + 1) if m.reason != ENDED]
+        members = [m for m in ledger.members(run.id, run.updates + 1) if m.reason not in (OLD, ENDED)]
         decided = {m.group for m in members}
         mine = [group for group in self.groups if group.key in decided]
         if not mine:
@@ -158,29 +169,24 @@ class Pending:
             given_up = ledger.decided([group.key for group in self.groups])
             self.groups = [group for group in self.groups if group.key not in given_up]
             return Step("look")
-        old = {m.group for m in members if m.reason.startswith(OLD)}
-        heard = tuple(group for group in mine if group.key not in old)
-        said: dict[str, list[Answer]] = {group.key: [] for group in heard}
+        said: dict[str, list[Answer]] = {group.key: [] for group in mine}
         group_of = {id_: m.group for m in members for id_ in m.feedback}
         for answer in ledger.answers(list(group_of)):
-            if group_of[answer.id] in said:
-                said[group_of[answer.id]].append(answer)
-        return Step("train", heard=heard, old=tuple(group for group in mine if group.key in old), said=said)
+            said[group_of[answer.id]].append(answer)
+        return Step("train", heard=tuple(mine), said=said)
 
     def _step(self, experience: Experience, i: int) -> Step:
         """Asks about what is new, hears what there is, and says what is to be done next."""
         run, stage = self.run, self.stage
-        old = tuple(group for group in self.groups if group.age(run.policy.version) > stage.staleness)
-        young = [group for group in self.groups if group not in old]
-        self._ask(young)
-        found, said = listen(run, self.parts.sources, {group.key: group.episodes for group in young}, self._told)
+        self._ask()
+        found, said = listen(run, self.parts.sources, {group.key: group.episodes for group in self.groups}, self._told)
         ready = set(found)
-        silent = self._without_reward([group for group in young if group.key in ready], said)
-        alive = [group for group in young if group.key not in silent]
+        silent = self._without_reward([group for group in self.groups if group.key in ready], said)
+        alive = [group for group in self.groups if group.key not in silent]
         chosen = {group.key for group in [group for group in alive if group.key in ready][: stage.groups]}
         if len(chosen) == stage.groups:
-            heard = tuple(group for group in young if group.key in chosen | silent)
-            return Step("train", heard=heard, old=old, said={group.key: said[group.key] for group in heard})
+            heard = tuple(group for group in self.groups if group.key in chosen | silent)
+            return Step("train", heard=heard, said={group.key: said[group.key] for group in heard})
         if run.stopping:
             return Step("stop")
         waiting = [group for group in alive if group.key not in ready]
@@ -193,9 +199,9 @@ class Pending:
         run.status("feedback", len(chosen), stage.groups, note=note, **experience.show)
         return Step("wait")
 
-    def _ask(self, groups: Sequence[Group]) -> None:
+    def _ask(self) -> None:
         """Asks about groups that this process has not asked about: new ones, and after a resume all that are pending."""
-        new = [group for group in groups if group.key not in self._asked]
+        new = [group for group in self.groups if group.key not in self._asked]
         beside = self._asked & {group.key for group in self.groups}
         for index, sources in enumerate(self.parts.sources):
             if own := {group.key: group.episodes for group in new if group.env == index}:

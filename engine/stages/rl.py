@@ -22,7 +22,7 @@ from ..rollout import Branch, Where
 from ..run import Run, Update
 from ..sources import ENVIRONMENT, JudgeSource, Sources, check_order, learners
 from .gold import BestSoFar, Gold
-from .late import OLD, Pending
+from .late import Pending
 from .measures import credit_metrics, drift, mean, play_metrics
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
@@ -49,7 +49,6 @@ class Experience:
     episodes: list[Episode] = field(default_factory=list)
     rewards: dict[str, Rewards | NoReward] = field(default_factory=dict)
     said: dict[str, list[Answer]] = field(default_factory=dict)
-    old: list[Episode] = field(default_factory=list)  # too old to train, see `Pending`
     metrics: dict[str, float] = field(default_factory=dict)  # of how it came about
     played: float = 0.0  # seconds, continuations included
     heard: float = 0.0
@@ -298,8 +297,6 @@ class RL(Stage):
                 left_out |= {e.id: "group without signal" for e in used if e.group not in speaking}
                 used = [e for e in used if e.group in speaking]
             metrics = play_metrics(episodes, rewards) | experience.metrics
-            left_out |= {e.id: OLD for e in experience.old}
-            members = [*episodes, *experience.old]
             metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()}
             if used:
                 run.status("update", **show)
@@ -336,13 +333,13 @@ class RL(Stage):
                     keep = [e for e, g in enumerate(batch.group.tolist()) if g not in silent]
                     left_out |= {used[e].id: "group without signal" for e in range(len(used)) if e not in set(keep)}
                     if run.is_main:
-                        self.record_members(run, number, members, rewards, left_out, said, batch, scale)
+                        self.record_members(run, number, episodes, rewards, left_out, said, batch, scale)
                     if keep:
                         batch = select(batch, keep) if silent else batch
                         metrics |= parts.optimizer.update(policy, batch)
                         policy.version += 1
             elif run.is_main:
-                self.record_members(run, number, members, rewards, left_out, said)
+                self.record_members(run, number, episodes, rewards, left_out, said)
             metrics |= {
                 "drift": drift(policy, episodes),
                 "judge_failure_rate": experience.answers["failed"] / max(experience.answers.total(), 1),
