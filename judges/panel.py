@@ -10,7 +10,8 @@ Biases are shared by the whole panel, tastes are each rater's own and cancel ove
 source, raters and stratum are called simulated wherever they appear.
 
 Like people they may take their time: an answer comes a while after it was first asked for (exponential, a rater's own for each group),
-and some never come. Both are drawn from who is asked about what, so that a run that is resumed finds the same.
+and some never come. Both are drawn from who is asked about what, so that a run that is resumed finds the same. Nobody answers what has
+expired meanwhile, or was decided without them.
 """
 
 from __future__ import annotations
@@ -87,11 +88,17 @@ class SimulatedPanel:
                 self._due[request.id] = (asked.get(request.id, 0.0) + delay, request)
 
     def receive(self) -> list[Comparison]:
-        now = self._context.clock() if self.delay and self._context else math.inf
-        ready = [request for due, request in sorted(self._due.values(), key=lambda each: each[0]) if due <= now]
+        if self.delay and self._context is not None:
+            now, ledger = self._context.clock(), self._context.ledger
+            ready = [request for due, request in sorted(self._due.values(), key=lambda each: each[0]) if due <= now]
+            groups = sorted({request.group for request in ready})
+            still, decided = {row["id"] for row in ledger.open_requests(groups)}, ledger.decided(groups)
+            asked = [r for r in ready if r.id in still and not (r.required and r.group in decided)]
+        else:
+            ready = asked = [request for _, request in self._due.values()]
         for request in ready:
             del self._due[request.id]
-        return [self._rank(request) for request in ready]
+        return [self._rank(request) for request in asked]
 
     def waiting(self) -> str:
         return f"{self.pool} simulated raters"
