@@ -509,12 +509,13 @@ class Ledger:
                 if late:
                     db.execute(FEEDBACK.update().where(FEEDBACK.c.id.in_(late)).values(late=True))
 
-    def decided(self, groups: Sequence[str]) -> set[str]:
-        """Of these groups, those that are members of any update: what is said of them now is late."""
-        found: set[str] = set()
+    def decided(self, groups: Sequence[str]) -> dict[str, int]:
+        """Of these groups, those that are members of an update, and which: what is said of them now is late."""
+        found: dict[str, int] = {}
         with self.reading() as db:
             for some in _chunks(groups):
-                found |= set(db.scalars(sa.select(MEMBERS.c.group).where(MEMBERS.c.group.in_(some))))
+                query = sa.select(MEMBERS.c.group, MEMBERS.c.update).where(MEMBERS.c.group.in_(some)).distinct()
+                found |= dict(db.execute(query).tuples().all())
         return found
 
     def members(self, run: str, update: int | None = None) -> list[Member]:

@@ -37,8 +37,10 @@ class Clock:
         self.at()
 
 
-def make(folder: Path, model: Any, clock: Clock, resume: bool = False, plugins: Any = None, **rl: Any) -> turnwise.Run:
-    config = {"policy": str(model), "threads": 1, "checkpoint_every": 1, "name": "r", "stages": [{"rl": {**RL, **rl}}]}
+def make(
+    folder: Path, model: Any, clock: Clock, resume: bool = False, plugins: Any = None, every: int = 1, **rl: Any
+) -> turnwise.Run:
+    config = {"policy": str(model), "threads": 1, "checkpoint_every": every, "name": "r", "stages": [{"rl": {**RL, **rl}}]}
     return turnwise.Run(config, folder=folder, clock=clock, sleep=clock.sleep, resume=resume, plugins=plugins)
 
 
@@ -73,7 +75,7 @@ class Watched(SimulatedPanel):
         assert self._context is not None
         ledger = self._context.ledger
         groups = {r["group"] for r in ledger.open_requests()}
-        type(self).most = max(type(self).most, 3 * len(groups - ledger.decided(list(groups))))
+        type(self).most = max(type(self).most, 3 * len(groups - set(ledger.decided(list(groups)))))
         return super().receive()
 
 
@@ -130,17 +132,22 @@ def test_it_pays_in_time(model_folder: Callable[..., Path], tmp_path: Path) -> N
     assert clocks[1].now - 1000 < 0.6 * (clocks[0].now - 1000)
 
 
-@pytest.mark.parametrize("night", [1000.0 + 0.5 * HOUR, 1000.0 + 3 * HOUR, 1000.0 + 5 * HOUR])
+@pytest.mark.parametrize(("night", "every"), [(0.5, 1), (3, 1), (5, 1), (3, 100), (5, 100)])
 def test_stopped_for_the_night_it_goes_on_as_if_nothing_had_been(
-    night: float, model_folder: Callable[..., Path], tmp_path: Path
+    night: float, every: int, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"feedback": [people(unanswered=0.1, deadline=6 * HOUR)], "pending": 18, "staleness": 2}
+    options: dict[str, Any] = {
+        "feedback": [people(unanswered=0.1, deadline=6 * HOUR)],
+        "pending": 18,
+        "staleness": 2,
+        "every": every,
+    }
     whole = make(tmp_path / "whole", model_folder(), Clock(), **options).finish()
     clock = Clock()
     going = make(tmp_path / "r", model_folder(), clock, **options)
 
     def evening() -> None:
-        going.stopping = going.stopping or clock.now >= night
+        going.stopping = going.stopping or clock.now >= 1000.0 + night * HOUR
 
     clock.at = evening
     going.finish()
@@ -172,7 +179,7 @@ def test_answers_that_come_during_the_night_are_there_in_the_morning(model_folde
 
 def test_a_stage_that_had_ended_can_be_extended(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     """Cut short, it gives up what is pending; what is played when it goes on after all is new."""
-    options: dict[str, Any] = {"feedback": [people()], "pending": 18}
+    options: dict[str, Any] = {"feedback": [people()], "pending": 12, "staleness": 1}
     clock = Clock()
     for update in make(tmp_path / "r", model_folder(), clock, **options):
         if update.number == 2:

@@ -79,6 +79,7 @@ class Pending:
         self.run, self.stage, self.parts = run, stage, parts
         self.rounds = 0  # played in this stage
         self.groups: list[Group] = []
+        self.too_old = 0  # episodes given up since the last update
         self._asked: set[str] = set()  # groups that this process has asked about
         self._told: set[str] = set()  # answers that listeners know
         self._judged: tuple[Any, set[str]] = (None, set())
@@ -87,7 +88,8 @@ class Pending:
         """Fills the experience with the groups of update i of the stage, playing and waiting as need be. False: the run is to stop."""
         run, began, waited = self.run, time.perf_counter(), 0.0
         self._adopt(experience)
-        old = self._leave_out_old()
+        self._forget_ended()
+        self._leave_out_old()
         step = shared(run, self._recorded() if run.is_main else None)
         while step.what not in ("train", "stop"):
             if step.what == "play":
@@ -108,9 +110,10 @@ class Pending:
         experience.heard = time.perf_counter() - began - experience.played
         experience.metrics = {
             "pending": float(sum(len(group.episodes) for group in self.groups)),
-            "too_old": float(old),
+            "too_old": float(self.too_old),
             "seconds/waited": waited,
         }
+        self.too_old = 0
         return True
 
     def close(self) -> None:
@@ -139,7 +142,8 @@ class Pending:
         played = grouped(self.stage.play_round(experience, chosen, self._where()))
         self.rounds += 1
         self.groups += [Group(key, env_of[own[0].start.key], tuple(own)) for key, own in played.items()]
-        self.stage.check_turns(self.run, [e for group in self.groups for e in group.episodes])
+        if self.rounds == 1:
+            self.stage.check_turns(self.run, [e for own in played.values() for e in own])
 
     # What leaves without training.
 
@@ -150,28 +154,32 @@ class Pending:
         gone = {group.key for group in groups}
         self.groups = [group for group in self.groups if group.key not in gone]
 
-    def _leave_out_old(self) -> int:
-        """Gives up what is too old for the present update, answered or not, and for every later one; how many episodes that are."""
+    def _leave_out_old(self) -> None:
+        """Gives up what is too old for the present update, answered or not, and for every later one."""
         old = [group for group in self.groups if group.age(self.run.policy.version) > self.stage.staleness]
         self._leave_out(old, self.run.updates + 1, OLD)
-        return sum(len(group.episodes) for group in old)
+        self.too_old += sum(len(group.episodes) for group in old)
+
+    def _forget_ended(self) -> None:
+        """A stage that had ended gave up what was left; when it is extended, the checkpoint may still hold that."""
+        if self.run.is_main:
+            decided = self.run.ledger.decided([group.key for group in self.groups])
+            ended = {key for key, update in decided.items() if update <= self.run.updates}
+            self.groups = [group for group in self.groups if group.key not in ended]
 
     # What is decided, in the main process.
 
     def _recorded(self) -> Step:
         """The decision on the present update that a killed run had made; "look" where there is none."""
-        run, ledger = self.run, self.run.ledger
-        members = [m for m in ledger.members(run.id, run.updates + 1) if m.reason not in (OLD, ENDED)]
+        run = self.run
+        members = [m for m in run.ledger.members(run.id, run.updates + 1) if m.reason not in (OLD, ENDED)]
         decided = {m.group for m in members}
         mine = [group for group in self.groups if group.key in decided]
         if not mine:
-            # A stage that had ended gave up what was left, and is now extended.
-            given_up = ledger.decided([group.key for group in self.groups])
-            self.groups = [group for group in self.groups if group.key not in given_up]
             return Step("look")
         said: dict[str, list[Answer]] = {group.key: [] for group in mine}
         group_of = {id_: m.group for m in members for id_ in m.feedback}
-        for answer in ledger.answers(list(group_of)):
+        for answer in run.ledger.answers(list(group_of)):
             said[group_of[answer.id]].append(answer)
         return Step("train", heard=tuple(mine), said=said)
 
@@ -234,10 +242,10 @@ class Pending:
 
     def state_dict(self) -> dict[str, Any]:
         kept = [{"key": g.key, "env": g.env, "episodes": [e.id for e in g.episodes]} for g in self.groups]
-        return {"rounds": self.rounds, "groups": kept}
+        return {"rounds": self.rounds, "too_old": self.too_old, "groups": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.rounds = int(state["rounds"])
+        self.rounds, self.too_old = int(state["rounds"]), int(state["too_old"])
         if not self.run.is_main:
             return
         ids = [id_ for kept in state["groups"] for id_ in kept["episodes"]]
