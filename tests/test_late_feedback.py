@@ -15,6 +15,7 @@ from support import ECHO
 from turnwise.engine.stages.late import ENDED, OLD
 from turnwise.engine.tensors import group_advantage, importance_weight
 from turnwise.judges import SimulatedPanel
+from turnwise.plugins.optimizers.grpo import GRPO
 from turnwise.plugins.optimizers.losses import PolicyLoss
 
 HOUR = 3600.0
@@ -175,6 +176,48 @@ def test_answers_that_come_during_the_night_are_there_in_the_morning(model_folde
         assert update.metrics["staleness/max"] == update.number - 1
         if update.number == 3:
             break
+
+
+def test_a_decision_stands_whatever_is_said_afterwards(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The power fails in an update that was decided; when it is back, a day later, everybody has answered."""
+    options: dict[str, Any] = {"feedback": [people()], "pending": 18}
+    whole = make(tmp_path / "whole", model_folder(), Clock(), **options)
+    for update in whole:
+        if update.number == 3:
+            break
+    decided = {m.group for m in whole.ledger.members(whole.id, 3)}
+    played = list(dict.fromkeys(e.group for e in whole.ledger.run_episodes(whole.id)))
+    assert set(played) - {m.group for m in whole.ledger.members(whole.id)}, "others wait"
+    calls: list[int] = []
+
+    def fails(self: GRPO, policy: Any, batch: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("no power")
+        return real(self, policy, batch)
+
+    real, clock = GRPO.update, Clock()
+    monkeypatch.setattr(GRPO, "update", fails)
+    with pytest.raises(RuntimeError, match="no power"):
+        make(tmp_path / "r", model_folder(), clock, **options).finish()
+    clock.now += 24 * HOUR
+    again = make(tmp_path / "r", model_folder(), clock, resume=True, **options)
+    for update in again:
+        assert update.number == 3
+        break
+    assert {m.group for m in again.ledger.members(again.id, 3)} == decided
+    assert torch.equal(flat(again), flat(whole))
+
+
+def test_what_a_stage_that_is_stopped_early_leaves_is_given_up(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"feedback": [people()], "pending": 18, "gold": {"episodes": 2, "every": 1, "patience": 1}}
+    still = {**RL["optimizer"], "lr": 1e-12}  # the gold measure never rises
+    done = make(tmp_path / "r", model_folder(), Clock(), optimizer=still, **options).finish()
+    assert done.updates == 1
+    why = [m.reason for m in done.ledger.members(done.id, 1)]
+    assert why.count(ENDED) == done.metrics[0]["pending"] > 0
 
 
 def test_a_stage_that_had_ended_can_be_extended(model_folder: Callable[..., Path], tmp_path: Path) -> None:
