@@ -188,8 +188,10 @@ class Pending:
         run, stage = self.run, self.stage
         self._ask()
         found, said = listen(run, self.parts.sources, {group.key: group.episodes for group in self.groups}, self._told)
-        ready = set(found)
-        silent = self._without_reward([group for group in self.groups if group.key in ready], said)
+        ready, needed = set(found), (stage.updates - i) * stage.groups
+        # Combiners may take long over many raters' answers: they are asked only where it can matter that a group has no reward.
+        matters = len(ready) >= min(stage.groups, len(self.groups)) or len(self.groups) >= needed
+        silent = self._without_reward([group for group in self.groups if group.key in ready], said) if matters else set()
         alive = [group for group in self.groups if group.key not in silent]
         chosen = {group.key for group in [group for group in alive if group.key in ready][: stage.groups]}
         if len(chosen) == stage.groups:
@@ -199,8 +201,7 @@ class Pending:
             return Step("stop")
         waiting = [group for group in alive if group.key not in ready]
         # Ahead of the present update only while answers are awaited, and never more than the stage's updates need.
-        wanted = (stage.updates - i if waiting else 1) * stage.groups - len(alive)
-        count = min(stage.groups, wanted)
+        count = min(stage.groups, (needed if waiting else stage.groups) - len(alive))
         if count > 0 and (len(waiting) + count) * stage.group_size <= stage.pending:
             return Step("play", play=count)
         note = waiting_note(run, self.parts.sources, [group.key for group in waiting])
