@@ -212,6 +212,11 @@ class Request:
     episodes: tuple[Episode, ...] = ()
 
     @property
+    def group(self) -> str:
+        """The group that waits for it."""
+        return self.episodes[0].group if self.episodes else self.target
+
+    @property
     def item(self) -> str:
         """What is asked, the same for every rater."""
         return derive_id(self.kind, self.target, self.source, dict(self.ask), [e.id for e in self.episodes])

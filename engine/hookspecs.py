@@ -95,7 +95,8 @@ def episodes_played(run: Run, episodes: Sequence[Episode]) -> None:
 
 @hookspec
 def feedback_received(run: Run, feedback: Sequence[Feedback | Comparison]) -> None:
-    """New feedback is recorded in the ledger."""
+    """New feedback is recorded in the ledger, by a source or by another process that writes there. Each answer is told once; a run that
+    was resumed tells again what there is on conversations that still wait."""
 
 
 @hookspec

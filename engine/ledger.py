@@ -297,7 +297,7 @@ class Ledger:
             rows = [
                 {
                     "id": r.id, "kind": r.kind, "target": r.target, "source": r.source, "rater_slot": r.rater_slot,
-                    "group": r.episodes[0].group if r.episodes else r.target, "required": r.required,
+                    "group": r.group, "required": r.required,
                     "deadline": r.deadline, "ask": canonical_json(dict(r.ask)), "item": r.item,
                     "shown": canonical_json([e.id for e in r.episodes]), "time": self.clock(),
                 }
@@ -308,7 +308,8 @@ class Ledger:
                 db.execute(REQUESTS.insert(), rows)
 
     def open_requests(self, groups: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """Requests without an answer that have not expired: id, kind, target, group, source, rater_slot, required, deadline."""
+        """Requests without an answer that have not expired: id, kind, target, group, source, rater_slot, required, deadline, and the
+        time they were first asked."""
         with self.reading() as db:
             return [dict(row) for row in self._open(db, groups)]
 
@@ -444,6 +445,14 @@ class Ledger:
                 rows += db.execute(query).mappings()
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
+    def answers(self, ids: Sequence[str]) -> list[Answer]:
+        """Answers by id, in the order they came, whether or not they are still in force."""
+        rows: list[Any] = []
+        with self.reading() as db:
+            for some in _chunks(ids):
+                rows += db.execute(sa.select(FEEDBACK).where(FEEDBACK.c.id.in_(some))).mappings()
+        return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
+
     def comparisons(self, run: str, *, stages: Sequence[str] | None = None, everything: bool = False) -> list[Comparison]:
         """A run's scored comparisons in force, by group and id.
 
@@ -513,6 +522,15 @@ class Ledger:
                 late = [id_ for id_ in db.scalars(query) if id_ not in used]
                 if late:
                     db.execute(FEEDBACK.update().where(FEEDBACK.c.id.in_(late)).values(late=True))
+
+    def decided(self, groups: Sequence[str]) -> dict[str, int]:
+        """Of these groups, those that are members of an update, and which: what is said of them now is late."""
+        found: dict[str, int] = {}
+        with self.reading() as db:
+            for some in _chunks(groups):
+                query = sa.select(MEMBERS.c.group, MEMBERS.c.update).where(MEMBERS.c.group.in_(some)).distinct()
+                found |= dict(db.execute(query).tuples().all())
+        return found
 
     def members(self, run: str, update: int | None = None) -> list[Member]:
         query = sa.select(MEMBERS).where(MEMBERS.c.run == run)

@@ -60,7 +60,7 @@ class Display:
             self._phase = progress.add_task("", total=1, note="")
         note = status.note or (
             f"{status.metrics['tokens'] / max(1e-9, status.metrics['seconds/play']):,.0f} tokens/s"
-            if "seconds/play" in status.metrics
+            if status.metrics.get("seconds/play")  # an update on what was played earlier has none
             else ""
         )
         progress.update(self._phase, description=f"  {status.phase}", completed=status.done, total=status.total or 1, note=note)

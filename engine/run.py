@@ -73,7 +73,7 @@ class Status:
         done, total: of the phase.
         update, updates: of the stage.
         metrics: of the last update.
-        note: "waiting for 12 answers of 'people'".
+        note: "waiting for 12 ratings of 'people' (3 raters active)".
     """
 
     stage: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,6 +248,15 @@ def learners(sources: Sequence[Sources]) -> dict[str, Any]:
     return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A request that is asked again: the answer that failed, the request's group and its deadline."""
+
+    failed: str
+    group: str
+    deadline: float | None
+
+
 @dataclass(slots=True)
 class Sources:
     """All sources of a stage, asked and heard together.
@@ -262,8 +271,8 @@ class Sources:
     environment_weight: float | None
     max_failure_rate: float = 0.5
     _silent: dict[str, int] = field(default_factory=dict)  # looks in a row that raised
-    _round: dict[str, list[str]] = field(default_factory=dict)  # what each source was asked this time
-    _again: dict[str, tuple[str, float | None]] = field(default_factory=dict)  # asked again: the failed answer, the deadline
+    _round: dict[str, dict[str, str]] = field(default_factory=dict)  # what each source was asked this time: request to group
+    _again: dict[str, Again] = field(default_factory=dict)  # requests that are asked again
 
     @classmethod
     def make(cls, specs: Sequence[Any], plugins: Plugins, max_failure_rate: float) -> Sources:
@@ -296,26 +305,34 @@ class Sources:
             if hasattr(source.given, "close"):
                 source.given.close()
 
-    def ask(self, groups: Mapping[str, Sequence[Episode]], ledger: Ledger, requests: Sequence[Request] | None = None) -> None:
+    def ask(
+        self,
+        groups: Mapping[str, Sequence[Episode]],
+        ledger: Ledger,
+        requests: Sequence[Request] | None = None,
+        beside: Collection[str] = (),
+    ) -> None:
         """Asks every source about every group that was played; what failed in its environment is not shown to anybody.
 
         A source that failed on more of them than the run allows is asked again: that is where the run stopped.
 
         Args:
             requests: what to ask instead.
+            beside: groups asked about earlier that still wait; a source's failures are counted over these too.
         """
         now = ledger.clock()
-        self._again = {}
+        self._again = {id_: again for id_, again in self._again.items() if again.group in beside}
         for source in self.sources:
             mine = self._requests(source, groups, now) if requests is None else [r for r in requests if r.source == source.name]
             ledger.add_requests(mine)
             waiting = {r["id"] for r in ledger.open_requests(groups)}
             asked = [r for r in mine if r.id in waiting]
-            self._round[source.name] = [r.id for r in mine]
-            failed = ledger.failed_requests(self._round[source.name])
+            earlier = {id_: group for id_, group in self._round.get(source.name, {}).items() if group in beside}
+            self._round[source.name] = earlier | {r.id: r.group for r in mine}
+            failed = ledger.failed_requests([r.id for r in mine])
             if len(failed) > self.max_failure_rate * len(mine):  # an outage stopped the run; it is over, perhaps
                 again = [r for r in mine if r.id in failed and (r.deadline is None or r.deadline > now)]
-                self._again |= {r.id: (failed[r.id], r.deadline) for r in again}
+                self._again |= {r.id: Again(failed[r.id], r.group, r.deadline) for r in again}
                 asked += again
             try:
                 if asked:
@@ -360,7 +377,7 @@ class Sources:
             if hasattr(source.given, "acknowledge") and answers:
                 source.given.acknowledge([a.id for a in answers])
             reasons = sorted({a.reason for a in recorded if a.status == "failed"})[:3]
-            asked = self._round.get(source.name, [])
+            asked = list(self._round.get(source.name, {}))
             # The rate is that of this round, as the ledger has it: a judge that dies late must not live on its past.
             failed = len(ledger.failed_requests(asked)) if reasons else 0
             if failed > self.max_failure_rate * len(asked):
@@ -371,9 +388,9 @@ class Sources:
             new += recorded
         return new
 
-    def waits_again(self, now: float) -> int:
-        """How many requests that were asked again are still without an answer."""
-        return sum(deadline is None or deadline > now for _, deadline in self._again.values())
+    def waits_again(self, now: float) -> list[str]:
+        """The groups of the requests that were asked again and are still without an answer, one for each request."""
+        return [again.group for again in self._again.values() if again.deadline is None or again.deadline > now]
 
     def _hear(self, source: Source) -> Sequence[Answer]:
         """A look that raises is tried again at the next poll; ten in a row stop the run."""
@@ -394,8 +411,8 @@ class Sources:
 
     def _stamp(self, source: Source, answer: Answer) -> Answer:
         stamp = dataclasses.replace(answer.stamp, source=source.name, version=answer.stamp.version or source.version)
-        before, _ = self._again.pop(answer.stamp.request or "", (None, None))
-        if before is not None:
-            answer = dataclasses.replace(answer, id=derive_id(answer.id, "again", before), supersedes=before)
+        again = self._again.pop(answer.stamp.request or "", None)
+        if again is not None:
+            answer = dataclasses.replace(answer, id=derive_id(answer.id, "again", again.failed), supersedes=again.failed)
         hidden = {"reason": redact(answer.reason), "comment": redact(answer.comment), "details": redacted(answer.details)}
         return dataclasses.replace(answer, stamp=stamp, **hidden)

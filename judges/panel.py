@@ -8,6 +8,10 @@ sees an episode's true outcome (the environment's return) through a utility
 and ranks a group by u_r(e) + noise * Gumbel (the same for the same conversation, so that equal ones are tied), which is Plackett-Luce with scores u_r / noise (so every pair obeys Bradley-Terry).
 Biases are shared by the whole panel, tastes are each rater's own and cancel over many raters. Nothing here passes for people:
 source, raters and stratum are called simulated wherever they appear.
+
+Like people they may take their time: an answer comes a while after it was first asked for (exponential, a rater's own for each group),
+and some never come. Both are drawn from who is asked about what, so that a run that is resumed finds the same. Nobody answers what has
+expired meanwhile, or was decided without them.
 """
 
 from __future__ import annotations
@@ -34,7 +38,9 @@ class SimulatedPanel:
     taste: standard deviation of a rater's own liking for each feature.
     bias: the whole panel's liking, feature to weight: "questions" (replies that ask), "turns", "words" (tens of words).
     tie: differences of noisy utility up to this are called a tie.
-    seed: of noise and tastes; default: the run's.
+    seed: of noise, tastes and delays; default: the run's.
+    delay: mean seconds on the run's clock until an answer comes; 0: at once.
+    unanswered: share of the requests that nobody ever answers; give the source a `deadline`, or the run waits for them for ever.
     """
 
     kind = "group"
@@ -47,32 +53,65 @@ class SimulatedPanel:
         bias: Mapping[str, float] | None = None,
         tie: float = 0.0,
         seed: int | None = None,
+        delay: float = 0.0,
+        unanswered: float = 0.0,
     ) -> None:
         for name in bias or {}:
             if name not in FEATURES:
                 raise ValueError(f"no feature {name!r} to be biased towards.{did_you_mean(name, FEATURES)}")
         if pool < 1 or min(noise, taste, tie) < 0:
             raise ValueError(f"pool must be at least 1, noise, taste and tie not negative: got {pool}, {noise}, {taste}, {tie}")
+        if delay < 0 or not 0 <= unanswered <= 1:
+            raise ValueError(f"delay must not be negative and unanswered lie between 0 and 1: got {delay}, {unanswered}")
         self.pool, self.noise, self.taste, self.tie, self.seed = pool, noise, taste, tie, seed
         self.bias = dict(bias or {})
-        self._waiting: list[Request] = []
+        self.delay, self.unanswered = delay, unanswered
+        self._context: Context | None = None
+        self._due: dict[str, tuple[float, Request]] = {}  # when each answer comes
 
     def open(self, context: Context) -> None:
+        self._context = context
         if self.seed is None:
             self.seed = context.seed
 
     def request(self, requests: Sequence[Request]) -> None:
-        self._waiting += requests
+        asked: dict[str, float] = {}
+        if self.delay:
+            if self._context is None:
+                raise ValueError("a panel with a delay needs the run's clock and ledger: open(context) first")
+            waiting = self._context.ledger.open_requests(sorted({r.group for r in requests}))
+            asked = {row["id"]: row["time"] for row in waiting}  # first asked, before a restart perhaps
+        for request in requests:
+            chance = random.Random(derive_id("patience", self.seed, self._rater(request), _seen(request)))
+            if chance.random() >= self.unanswered:
+                delay = chance.expovariate(1 / self.delay) if self.delay else 0.0
+                self._due[request.id] = (asked.get(request.id, 0.0) + delay, request)
 
     def receive(self) -> list[Comparison]:
-        waiting, self._waiting = self._waiting, []
-        return [self._rank(request) for request in waiting]
+        if self.delay and self._context is not None:
+            now, ledger = self._context.clock(), self._context.ledger
+            ready = [request for due, request in sorted(self._due.values(), key=lambda each: each[0]) if due <= now]
+            groups = sorted({request.group for request in ready})
+            still, decided = {row["id"] for row in ledger.open_requests(groups)}, ledger.decided(groups)
+            asked = [r for r in ready if r.id in still and not (r.required and r.group in decided)]
+        else:
+            ready = asked = [request for _, request in self._due.values()]
+        for request in ready:
+            del self._due[request.id]
+        return [self._rank(request) for request in asked]
 
-    def _rank(self, request: Request) -> Comparison:
+    def waiting(self) -> str:
+        return f"{self.pool} simulated raters"
+
+    def _rater(self, request: Request) -> int:
+        """Who answers in this slot."""
         order = list(range(self.pool))
         start = request.episodes[0].start.key  # never an id: those hold the run's name, which must not matter
         random.Random(derive_id("panel", self.seed, start)).shuffle(order)
-        rater = order[request.rater_slot % self.pool]
+        return order[request.rater_slot % self.pool]
+
+    def _rank(self, request: Request) -> Comparison:
+        start, rater = request.episodes[0].start.key, self._rater(request)
         taste = random.Random(derive_id("taste", self.seed, rater))
         liking = {name: self.bias.get(name, 0.0) + taste.gauss(0, self.taste) for name in FEATURES}
         felt: dict[str, float] = {}
@@ -93,6 +132,11 @@ class SimulatedPanel:
             shown={"order": [e.id for e in request.episodes]},
             stamp=Stamp(request=request.id, rater=f"simulated-{rater}", stratum="simulated"),
         )  # fmt: skip
+
+
+def _seen(request: Request) -> list[list[str]]:
+    """What a rater is shown, in words: the start, and what was said in each conversation."""
+    return [[request.episodes[0].start.key], *([turn.action for turn in e.turns] for e in request.episodes)]
 
 
 def _gumbel(rng: random.Random) -> float:

@@ -5,6 +5,9 @@
 A moment is the how-manieth of the events that matter to durability, counted in the child: a ledger transaction about to commit or
 just committed, a file synced, renamed or replaced, weights written, an optimizer step, a reply sampled. The children are forked from
 one parent that has loaded torch but computed nothing, since loading takes longer than the run.
+
+Time is a number in a file beside the run's folder that grows when the run sleeps: what a run waits for depends on the hour, and only with a
+clock that a kill does not set back, or forward, are two runs the same.
 """
 
 from __future__ import annotations
@@ -29,12 +32,27 @@ from turnwise.engine.policy import backends, learner, model
 from turnwise.engine.progress import quiet
 
 
-def watch(kill: int | None) -> list[str]:
-    """Lets every event pass by a counter that kills at the wanted one; returns the list of events, which grows."""
+class Clock:
+    def __init__(self, folder: str) -> None:
+        self.file = Path(f"{folder}.clock")
+
+    def __call__(self) -> float:
+        return float(self.file.read_text()) if self.file.exists() else 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.file.write_text(str(self() + seconds))
+
+
+def watch(kill: int | None, where: list[str]) -> list[str]:
+    """Lets every event pass by a counter that kills at the wanted one; returns the list of events, which grows.
+
+    Args:
+        where: whose last entry is the stage at work.
+    """
     seen: list[str] = []
 
     def event(name: str) -> None:
-        seen.append(name)
+        seen.append(f"{where[-1]}: {name}")
         if len(seen) - 1 == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -74,8 +92,13 @@ def watch(kill: int | None) -> list[str]:
 def child(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     quiet()
-    seen = watch(job["kill"])
-    turnwise.Run(Path(job["config"]), folder=job["folder"], resume=job["resume"]).finish()
+    where, clock = [""], Clock(job["folder"])
+    seen = watch(job["kill"], where)
+    run = turnwise.Run(
+        Path(job["config"]), folder=job["folder"], resume=job["resume"], clock=clock, sleep=clock.sleep,
+        on_status=lambda status: where.append(status.stage),
+    )  # fmt: skip
+    run.finish()
     if job.get("count"):
         Path(job["count"]).write_text(json.dumps(seen))
 

@@ -111,7 +111,7 @@ stages:
   - rank: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 3, max_new_tokens: 8, feedback: [simulated-panel]}}
   - reward-model: {{held_out: 0, lr: 1.0e-4}}
   - preference: {{optimizer: {{name: dpo, lr: 1.0e-4}}}}
-  - rl: {{env: turnwise/Maze-v0, updates: 1, groups: 3, group_size: 3, max_new_tokens: 8, max_turns: 4, feedback: [{{judge: regex, pattern: "e", where: all}}], optimizer: {{name: grpo, lr: 1.0e-4}}}}
+  - rl: {{env: turnwise/Maze-v0, updates: 1, groups: 3, group_size: 3, max_new_tokens: 8, max_turns: 4, pending: 18, feedback: [{{judge: regex, pattern: "e", where: all}}], optimizer: {{name: grpo, lr: 1.0e-4}}}}
 """
     )
     launch = ["torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m"]

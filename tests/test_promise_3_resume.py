@@ -39,6 +39,9 @@ stages:
          optimizer: {{name: grpo, lr: 1.0e-3, kl: 0.1}}}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 2, max_new_tokens: 6, poll: 0, max_turns: 3,
          feedback: [{{judge: length, max_words: 3}}], credit: {{name: branch, rollouts: 2}}, optimizer: {{name: ppo, lr: 1.0e-3, critic: separate}}}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 5, groups: 2, group_size: 3, max_new_tokens: 6, pending: 18, staleness: 2,
+         feedback: [{{source: simulated-panel, raters: 2, noise: 0.5, delay: 4, unanswered: 0.2, deadline: 9}}],
+         optimizer: {{name: grpo, lr: 1.0e-3}}}}
   - evaluate: {{env: turnwise/SupportDesk-v0, episodes: 6, players: [policy, expert], max_new_tokens: 6,
                best_of: {{judge: reward-model, n: [1, 2]}}}}
 """
@@ -106,6 +109,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[st
     return config, folder / "run", json.loads((folder / "events.json").read_text())
 
 
+def kinds(whole: tuple[Path, Path, list[str]]) -> list[str]:
+    """The moments by what happens, whichever stage it happens in."""
+    return [event.split(": ")[1] for event in whole[2]]
+
+
 def killed_at(moments: list[int], whole: tuple[Path, Path, list[str]], folder: Path) -> None:
     config, run, _ = whole
     for some in (moments[i : i + 10] for i in range(0, len(moments), 10)):
@@ -122,24 +130,34 @@ def killed_at(moments: list[int], whole: tuple[Path, Path, list[str]], folder: P
 def spread(events: list[str], count: int) -> list[int]:
     """Moments over the whole run, every kind of event among them."""
     even = [i * (len(events) - 1) // (count - 1) for i in range(count)]
-    kinds = list(dict.fromkeys(events))
-    for i, kind in enumerate(kinds[: count - 2]):
+    sorts = list(dict.fromkeys(events))
+    for i, kind in enumerate(sorts[: count - 2]):
         places = [p for p, e in enumerate(events) if e == kind]
-        even[1 + i * (count - 2) // len(kinds)] = places[len(places) * (i + 1) // (len(kinds) + 1)]
+        even[1 + i * (count - 2) // len(sorts)] = places[len(places) * (i + 1) // (len(sorts) + 1)]
     return sorted(set(even))
 
 
 def test_killed_at_five_moments(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
-    events = whole[2]
+    events = kinds(whole)
     commits, renames = ([i for i, e in enumerate(events) if e == name] for name in ("commit", "before rename"))
     steps = [i for i, e in enumerate(events) if e == "before step"]
     moments = [3, steps[len(steps) // 3], commits[len(commits) // 2], renames[2 * len(renames) // 3], steps[-1]]
     killed_at(sorted(moments), whole, tmp_path)
 
 
+def test_killed_while_feedback_is_pending(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    """Answers take a while there, come out of order or never: in the middle of play, when a decision is written, and of an update."""
+    ages = [line["staleness/max"] for line in metrics(whole[1]) if line["stage"] == "rl-4"]
+    assert len(ages) == 5
+    assert max(ages) > 0, "play went on meanwhile"
+    own = [(i, event.split(": ")[1]) for i, event in enumerate(whole[2]) if event.startswith("rl-4: ")]
+    replies, commits, steps = ([i for i, e in own if e == name] for name in ("before reply", "commit", "before step"))
+    killed_at([replies[len(replies) // 2], commits[len(commits) // 2], steps[3]], whole, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_killed_at_fifty_moments(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
-    moments = spread(whole[2], 54)
+    moments = spread(kinds(whole), 54)
     assert len(moments) >= 50
     killed_at(moments, whole, tmp_path)

@@ -198,6 +198,9 @@ def _pictures(
             curve("explained_variance", "explained variance of the critic"),
             curve("audit/rank_correlation", "rank correlation of credit with the truth"),
             curve("loss", "loss"),
+            curve("pending", "conversations pending"),
+            curve("staleness/mean", "versions that trained conversations are behind"),
+            curve("too_old", "conversations left out as too old"),
             curve("rater_agreement", "agreement of two raters"),
             curve("truth_agreement", "raters' agreement with the environment's return"),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -137,29 +138,61 @@ def ask(
     Returns:
         what was said, by group. None: the run was interrupted while waiting; what was played and asked is kept.
     """
-    keys = [key for _, groups in asked for key in groups]
-    for i, (sources, groups) in enumerate(asked):
-        sources.ask(groups, run.ledger, None if requests is None else requests[i])
+    groups = {key: members for _, own in asked for key, members in own.items()}
+    everybody, told = [sources for sources, _ in asked], set[str]()
+    for i, (sources, own) in enumerate(asked):
+        sources.ask(own, run.ledger, None if requests is None else requests[i])
     while True:
-        for sources, _ in asked:
-            if new := sources.receive(run.ledger):
-                run.plugins.call_event("feedback_received", run=run, feedback=new)
-        ready = run.ledger.ready_groups(keys, run.updates + 1)
-        again = sum(sources.waits_again(run.clock()) for sources, _ in asked)
-        if len(ready) == len(keys) and not again:
-            break
+        ready, said = listen(run, everybody, groups, told)
+        if len(ready) == len(groups):
+            return said
         if run.stopping:
             return None
-        waiting = Counter(r["source"] for r in run.ledger.open_requests(keys) if r["required"])
-        waiting["sources that failed"] = again
-        note = "waiting for " + ", ".join(f"{n} answers of {source!r}" for source, n in waiting.items() if n)
-        run.status("feedback", len(ready), len(keys), note=note, **show)
+        run.status("feedback", len(ready), len(groups), note=waiting_note(run, everybody, list(groups)), **show)
         run.sleep(poll)
-    said: dict[str, list[Answer]] = {key: [] for key in keys}
-    group_of = {e.id: key for _, groups in asked for key, members in groups.items() for e in members}
-    for answer in run.ledger.feedback(keys):
+
+
+def listen(
+    run: Run, everybody: Sequence[Sources], groups: Mapping[str, Sequence[Episode]], told: set[str]
+) -> tuple[list[str], dict[str, list[Answer]]]:
+    """Hears every source once, and tells listeners what is new: also answers that another process wrote into the ledger.
+
+    Args:
+        groups: those that were asked about.
+        told: ids of the answers that listeners know; grows.
+
+    Returns:
+        the groups that wait for no required answer any more, and what is said of all of them. What came between the two questions to
+        the ledger belongs to groups that were not ready, so that a ready group's answers are all there.
+    """
+    heard = [answer for sources in everybody for answer in sources.receive(run.ledger)]
+    again = {group for sources in everybody for group in sources.waits_again(run.clock())}
+    ready = [key for key in run.ledger.ready_groups(list(groups), run.updates + 1) if key not in again]
+    said: dict[str, list[Answer]] = {key: [] for key in groups}
+    group_of = {e.id: key for key, members in groups.items() for e in members}
+    answers = run.ledger.feedback(list(groups))
+    for answer in answers:
         said[group_of.get(answer.target, answer.target)].append(answer)
-    return said
+    new = {answer.id: answer for answer in (*heard, *answers) if answer.id not in told}
+    if new:
+        told.update(new)
+        run.plugins.call_event("feedback_received", run=run, feedback=list(new.values()))
+    return ready, said
+
+
+def waiting_note(run: Run, everybody: Sequence[Sources], groups: Sequence[str]) -> str:
+    """What is waited for, for progress displays: "waiting for 12 ratings of 'people' (3 raters active, about 20 minutes)"."""
+    tells = {source.name: getattr(source.given, "waiting", None) for sources in everybody for source in sources.sources}
+    notes = []
+    for name, count in Counter(r["source"] for r in run.ledger.open_requests(groups) if r["required"]).items():
+        more = ""
+        if (tell := tells.get(name)) is not None:
+            with contextlib.suppress(Exception):  # a note must not end a run
+                more = f" ({tell()})"
+        notes.append(f"{count} ratings of {name!r}{more}")
+    if again := sum(len(sources.waits_again(run.clock())) for sources in everybody):
+        notes.append(f"{again} ratings of sources that failed")
+    return "waiting for " + ", ".join(notes)
 
 
 def shared(run: Run, value: Any) -> Any:

@@ -22,6 +22,7 @@ from ..rollout import Branch, Where
 from ..run import Run, Update
 from ..sources import ENVIRONMENT, JudgeSource, Sources, check_order, learners
 from .gold import BestSoFar, Gold
+from .late import Pending
 from .measures import credit_metrics, drift, mean, play_metrics
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
@@ -48,10 +49,21 @@ class Experience:
     episodes: list[Episode] = field(default_factory=list)
     rewards: dict[str, Rewards | NoReward] = field(default_factory=dict)
     said: dict[str, list[Answer]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # of how it came about
     played: float = 0.0  # seconds, continuations included
     heard: float = 0.0
     spend: float = 0.0
     answers: Counter[str] = field(default_factory=Counter)  # by status
+
+    def add(
+        self, episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward], said: Mapping[str, list[Answer]]
+    ) -> None:
+        """Conversations of which all was said."""
+        self.episodes += episodes
+        self.rewards |= rewards
+        self.said |= said
+        self.spend += sum(a.stamp.cost for each in said.values() for a in each)
+        self.answers.update(a.status for each in said.values() for a in each)
 
 
 class Audit(Section):
@@ -83,6 +95,8 @@ class RL(Stage):
         reward_clip: outcomes are kept within plus and minus this.
         reward_whiten: rewards are divided by the standard deviation of the update's outcomes (their mean stays).
         gold: watches a measure that is not trained on, and ends the stage when it falls, see `Gold`.
+        pending: how many episodes may wait for answers while play goes on, see `Pending`; 0: each update waits for its own.
+        staleness: how many versions older than the policy an episode may be that trains; where play goes on.
         resample: how many times groups in which all outcomes are equal are replaced by new ones before an update (DAPO's dynamic sampling).
         audit: measures the credit against the truth, see `Audit`.
         min_group: groups with fewer rewarded episodes are dropped, where credit compares within groups.
@@ -107,6 +121,8 @@ class RL(Stage):
     reward_clip: float | None = Field(default=None, gt=0)
     reward_whiten: bool = False
     gold: Gold | None = None
+    pending: int = Field(default=0, ge=0)
+    staleness: int = Field(default=8, ge=1)
     resample: int = Field(default=0, ge=0)
     audit: Audit | None = None
     min_group: int = Field(default=2, ge=1)
@@ -174,6 +190,12 @@ class RL(Stage):
                 f"resample replaces groups whose outcomes are all equal, but credit {_name(credit_name)!r} does not compare within groups and "
                 "learns from those too: leave resample out"
             )
+        if self.pending:
+            self._check_pending(credit, credit_name)
+        elif "staleness" in self.model_fields_set:
+            raise ConfigError(
+                "staleness is for play that goes on while answers are awaited: give `pending` too, or leave it out"
+            )
         unknown = credit.needs - {"group", "values", "turn_scores", "branches"}
         if unknown:
             raise ConfigError(f"credit {_name(credit_name)!r} needs {sorted(unknown)}, which this version does not supply")
@@ -197,6 +219,32 @@ class RL(Stage):
                     )
         return Parts(optimizer, credit, sources, combiners)
 
+    def _check_pending(self, credit: Any, name: Any) -> None:
+        """Refuses what play that goes on while answers are awaited cannot be paired with."""
+        size = self.groups * self.group_size
+        if self.pending < size:
+            raise ConfigError(
+                f"pending={self.pending} leaves no room for a single round of play, which has groups * group_size = {size} episodes: give at "
+                f"least {size}, or leave `pending` out and every update waits for its own answers"
+            )
+        if self.pending > size * (self.staleness + 1):
+            raise ConfigError(
+                f"pending={self.pending} is room for {self.pending // size} rounds of {size} episodes, the last of which would train after all "
+                f"the others, when it is more than staleness={self.staleness} versions old, and be thrown away: give at most "
+                f"{size * (self.staleness + 1)}, or raise `staleness`"
+            )
+        if self.resample:
+            raise ConfigError(
+                "resample replaces groups before an update and would wait for answers about the new ones: leave it out where `pending` is "
+                "given, and raise `groups` instead"
+            )
+        if "branches" in credit.needs or self.audit:
+            what = f"credit {_name(name)!r}" if "branches" in credit.needs else "an audit"
+            raise ConfigError(
+                f"{what} needs judges that answer at once, so that no conversation would ever be pending: leave `pending` out, or use credit "
+                "'outcome', 'gae', 'gigpo' or 'redistribute' with people who answer later"
+            )
+
     def play(self, run: Run) -> Iterator[Update]:
         from ..policy import Sampling
         from ..rollout import PolicyPlayer
@@ -215,14 +263,15 @@ class RL(Stage):
                 sources.open(run.folder, run.ledger, run.config.seed, run.updates)
         try:
             best = BestSoFar(policy) if self.gold else None
-            learning = _learners(parts) | ({"gold": best} if best else {})
-            yield from self._updates(run, parts, player, backend, run.begin(learning), best)
+            pending = Pending(run, self, parts) if self.pending else None
+            learning = _learners(parts) | ({"gold": best} if best else {}) | ({"pending": pending} if pending else {})
+            yield from self._updates(run, parts, player, backend, run.begin(learning), best, pending)
         finally:
             for sources in parts.sources:
                 sources.close()
 
     def _updates(
-        self, run: Run, parts: Parts, player: Any, backend: Any, done: int, best: BestSoFar | None
+        self, run: Run, parts: Parts, player: Any, backend: Any, done: int, best: BestSoFar | None, pending: Pending | None
     ) -> Iterator[Update]:
         from ..batch import select
 
@@ -238,28 +287,16 @@ class RL(Stage):
             if best is not None and self.gold and i == 0:
                 golden = self._gold(run, player, best, i)
             experience = Experience(run, parts, player, show, {})
-            missing = self.groups
-            for again in range(1 + self.resample):
-                chosen, env_of = self.starts(run, i, missing, again)
-                experience.env_of.update(env_of)
-                whole = self.hear(experience, chosen, Where(run.id, run.stage, number, run.config.seed))
-                missing = self.groups - len(_speaking(experience.episodes, experience.rewards))
-                if not whole or not missing:
-                    break
-            if not whole:  # interrupted while waiting: what was played and asked is kept, nothing trains
-                break
+            if not (pending.gather(experience, i) if pending else self._in_step(experience, i)):
+                return  # interrupted while waiting: what was played and asked is kept, nothing trains
             episodes, rewards, said = experience.episodes, experience.rewards, experience.said
-
-            if not any(e.turns for e in episodes) and not any(e.ending == "failed" for e in episodes):
-                raise ConfigError(
-                    f"no episode had a single turn: the first prompt does not fit the policy's context of {policy.context_length} tokens"
-                )
+            self.check_turns(run, episodes)
             used, left_out = self.members(episodes, rewards, "group" in parts.credit.needs)
             if self.resample:  # what was replaced does not train
                 speaking = set(_speaking(episodes, rewards))
                 left_out |= {e.id: "group without signal" for e in used if e.group not in speaking}
                 used = [e for e in used if e.group in speaking]
-            metrics = play_metrics(episodes, rewards)
+            metrics = play_metrics(episodes, rewards) | experience.metrics
             metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()}
             if used:
                 run.status("update", **show)
@@ -267,13 +304,16 @@ class RL(Stage):
                     batch = _make_batch(
                         used, rewards, policy.version, self.temperature, i / self.updates, derive_id(run.config.seed, number)
                     )
+                    if pending:
+                        ages = batch.staleness.double()
+                        metrics |= {"staleness/mean": float(ages.mean()), "staleness/max": float(ages.max())}
                     scale = _spread(batch.outcome) if self.reward_whiten else 1.0
                     batch.outcome, batch.turn_rewards = batch.outcome / scale, batch.turn_rewards / scale
                     parts.optimizer.prepare(policy, batch)
                     if "branches" in parts.credit.needs:
                         branched = self.branches(experience, used, parts.credit.branches, "branches", number)
                         if branched is None:
-                            break
+                            return
                         batch.branch_values, cost = branched[0] / scale, branched[1]
                         metrics |= cost
                     batch.credit = parts.credit.assign(batch)
@@ -283,7 +323,7 @@ class RL(Stage):
                     if self.audit and (i % self.audit.every == 0 or i + 1 == self.updates):
                         audited = self.audited(experience, batch, number, scale)
                         if audited is None:
-                            break
+                            return
                         metrics |= audited
                     silent = _groups_without_signal(batch) if "group" in parts.credit.needs else set()
                     metrics["groups_without_signal"] = float(len(silent))
@@ -318,6 +358,28 @@ class RL(Stage):
                     best.put_back()
                     metrics["gold/kept_update"] = float(best.update)
             yield run.finish_update(metrics, episodes=episodes)
+        if pending:
+            pending.close()
+
+    def _in_step(self, experience: Experience, i: int) -> bool:
+        """Plays the groups of update i and waits for all that is said of them. False: the run is to stop."""
+        run, missing = experience.run, self.groups
+        for again in range(1 + self.resample):
+            chosen, env_of = self.starts(run, i, missing, again)
+            experience.env_of.update(env_of)
+            if not self.hear(experience, chosen, Where(run.id, run.stage, run.updates + 1, run.config.seed)):
+                return False
+            missing = self.groups - len(_speaking(experience.episodes, experience.rewards))
+            if not missing:
+                break
+        return True
+
+    def check_turns(self, run: Run, episodes: Sequence[Episode]) -> None:
+        """Raises ConfigError when no conversation could even begin."""
+        if not any(e.turns or e.ending == "failed" for e in episodes):
+            raise ConfigError(
+                f"no episode had a single turn: the first prompt does not fit the policy's context of {run.policy.context_length} tokens"
+            )
 
     def _has_turned(self, best: BestSoFar) -> bool:
         return self.gold is not None and self.gold.patience is not None and best.waited >= self.gold.patience
@@ -356,14 +418,9 @@ class RL(Stage):
         Args:
             aside: what they are played for, where they are not for training; combiners do not learn from them.
         """
-        run, began = experience.run, time.perf_counter()
-        with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
-            episodes = play(
-                run, experience.player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
-                max_failure_rate=1.0 if aside else self.max_failure_rate,
-                progress=lambda done, total: run.status(aside or "play", done, total, **experience.show),
-            )  # fmt: skip
-        played = time.perf_counter()
+        run = experience.run
+        episodes = self.play_round(experience, chosen, where, aside)
+        began = time.perf_counter()
         if run.is_main:
             groups = grouped(episodes)
             asked = [
@@ -377,14 +434,23 @@ class RL(Stage):
         episodes, rewards, said = shared(run, (episodes, rewards, said))
         if said is None:
             return False
-        experience.episodes += episodes
-        experience.rewards |= rewards
-        experience.said |= said
-        experience.played += played - began
-        experience.heard += time.perf_counter() - played
-        experience.spend += sum(a.stamp.cost for each in said.values() for a in each)
-        experience.answers.update(a.status for each in said.values() for a in each)
+        experience.add(episodes, rewards, said)
+        experience.heard += time.perf_counter() - began
         return True
+
+    def play_round(
+        self, experience: Experience, chosen: Sequence[tuple[Start | Branch, int]], where: Where, aside: str = ""
+    ) -> list[Episode]:
+        """Plays conversations and records them; `aside` as in `hear`."""
+        run, began = experience.run, time.perf_counter()
+        with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
+            episodes = play(
+                run, experience.player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
+                max_failure_rate=1.0 if aside else self.max_failure_rate,
+                progress=lambda done, total: run.status(aside or "play", done, total, **experience.show),
+            )  # fmt: skip
+        experience.played += time.perf_counter() - began
+        return episodes
 
     def branches(self, experience: Experience, episodes: Sequence[Episode], count: int, label: str, number: int) -> Any:
         """Continues conversations anew from the start of every turn, and values those states by the mean outcome.
