@@ -193,6 +193,16 @@ def test_what_has_expired_or_trained_is_not_asked_any_more(fast: turnwise.Ledger
     assert next_task(desk, person(fast, "Bo")) is None
 
 
+def test_what_nobody_waited_for_is_asked_after_its_group_has_trained(fast: turnwise.Ledger) -> None:
+    """People who rank for a reward model's sake are slower than the policy that trains on it."""
+    sources = study(fast, {"task": "rank", "required": False, **PLAIN}, played=groups(1))
+    [members] = groups(1).values()
+    fast.add_members(RUN, 1, [Member(e.id, e.group, True) for e in members])
+    assert rate(Desk(fast), person(fast, "Ada")) == "new"
+    assert len(sources.receive(fast)) == len(fast.comparisons(RUN)) == 1
+    assert fast.feedback([members[0].group]) == [], "it trained without it"
+
+
 def test_others_tasks_are_out_of_reach(fast: turnwise.Ledger) -> None:
     study(fast, {"task": "rank", **PLAIN})
     desk, ada, bo = Desk(fast), person(fast, "Ada"), person(fast, "Bo")

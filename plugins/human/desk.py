@@ -306,7 +306,8 @@ class Desk:
             ).mappings().first()  # fmt: skip
             if last is None:
                 raise DeskError("There is no answer to take back.")
-            if db.scalar(sa.select(MEMBERS.c.group).where(MEMBERS.c.group == last["group"]).limit(1)) is not None:
+            decided = sa.select(MEMBERS.c.group).where(MEMBERS.c.group == last["group"]).limit(1)
+            if last["delivered"] and db.scalar(decided) is not None:
                 raise DeskError("Your last answer has been used already and cannot be taken back.")
             item = self._item(db, last["item"])
             lease = float(self._studies(db, run, paused=True)[item["source"]]["lease"])
@@ -457,7 +458,9 @@ class Desk:
             sa.select(ITEMS, REQUESTS.c.id.label("request"))
             .join(REQUESTS, REQUESTS.c.item == ITEMS.c.id)
             .where(
-                *mine, ITEMS.c.gold.is_(None), _unfilled(), ~_held(now), ~decided,
+                *mine, ITEMS.c.gold.is_(None), _unfilled(), ~_held(now),
+                sa.or_(~decided, ~REQUESTS.c.required),  # what nobody waited for is worth asking all the same
+               
                 sa.or_(REQUESTS.c.deadline.is_(None), REQUESTS.c.deadline > now),
             )
         )  # fmt: skip
