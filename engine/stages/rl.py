@@ -20,7 +20,7 @@ from ..plugins import PluginError, Plugins, check_options
 from ..reward import NoReward, Rewards, clipped
 from ..rollout import Branch, Where
 from ..run import Run, Update
-from ..sources import ENVIRONMENT, JudgeSource, Sources, check_order, learners
+from ..sources import ENVIRONMENT, JudgeSource, Sources, check_order, learn, learners
 from .gold import BestSoFar, Gold
 from .measures import credit_metrics, drift, mean, play_metrics
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
@@ -136,6 +136,11 @@ class RL(Stage):
         name = options.pop("name", "")
         check_options(f"backend {name!r}", run.plugins.factory("backend", name), 0, {"policy": None, **options})
 
+    @property
+    def makes_comparisons(self) -> bool:
+        """Whether somebody may compare conversations here, for reward models and preference optimizers to learn from."""
+        return any(env.feedback not in (None, [ENVIRONMENT]) for env in self.env) or self.feedback != [ENVIRONMENT]
+
     def parts(self, plugins: Plugins) -> Parts:
         """Makes the parts and refuses pairings that cannot work.
 
@@ -237,6 +242,7 @@ class RL(Stage):
             golden: dict[str, float] = {}
             if best is not None and self.gold and i == 0:
                 golden = self._gold(run, player, best, i)
+            learned = shared(run, learn(parts.sources, run) if run.is_main else {})
             experience = Experience(run, parts, player, show, {})
             missing = self.groups
             for again in range(1 + self.resample):
@@ -306,6 +312,7 @@ class RL(Stage):
                 "judge_failure_rate": experience.answers["failed"] / max(experience.answers.total(), 1),
                 "spend": experience.spend,
                 **golden,
+                **learned,
                 "seconds/play": experience.played,
                 "seconds/feedback": experience.heard,
                 "seconds/update": time.perf_counter() - began - experience.played - experience.heard,
