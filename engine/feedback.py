@@ -231,7 +231,7 @@ class Request:
 class Judge(Protocol):
     """Looks at episodes one by one and answers at once.
 
-    Optional, for every kind of judge: `open(context)` before the first question, with a `Context`.
+    Optional, for every kind of judge: `open(context)` before the first question, with a `Context`; `learn(run)`, see `FeedbackSource`.
     """
 
     def score(self, episodes: Sequence[Episode]) -> Sequence[Feedback] | Awaitable[Sequence[Feedback]]:
@@ -255,7 +255,8 @@ class FeedbackSource(Protocol):
 
     Optional methods, called where present: `open(context)` before the first request, with a `Context`; `acknowledge(ids)`
     once the ledger holds these answers (until then a source that cannot afford to lose one repeats it, under the same id);
-    `close()`; `state_dict()` and `load_state_dict(state)`; `plan(group, episodes) -> [Question]` where one question per episode
+    `close()`; `state_dict()` and `load_state_dict(state)`; `learn(run) -> metrics or None`, which the rl stage calls once per update, in
+    the main process, before anything of it is judged; `plan(group, episodes) -> [Question]` where one question per episode
     (`kind = "episode"`) or one per group (`kind = "group"`) is not what it asks; `waiting() -> str`, which completes "waiting for 12
     ratings (...)". A source whose answers are written to the ledger by somebody else returns nothing from `receive`.
     """

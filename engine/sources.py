@@ -240,12 +240,25 @@ def check_order(sources: Sequence[Sources], before: Sequence[str]) -> None:
 
 def learners(sources: Sequence[Sources]) -> dict[str, Any]:
     """Sources and judges that have a state, by name, for checkpoints."""
-    named = {
+    return {name: part for name, part in _givers(sources).items() if hasattr(part, "state_dict")}
+
+
+def learn(sources: Sequence[Sources], run: Any) -> dict[str, float]:
+    """Lets those that learn from what the run has heard so far do so, before they are asked again; what they say of it are metrics."""
+    found: dict[str, float] = {}
+    for part in _givers(sources).values():
+        if hasattr(part, "learn"):
+            found |= part.learn(run) or {}
+    return found
+
+
+def _givers(sources: Sequence[Sources]) -> dict[str, Any]:
+    """The sources and judges themselves, by a name that tells them apart."""
+    return {
         f"source-{i}-{s.name}": s.given.judge if isinstance(s.given, JudgeSource) else s.given
         for i, each in enumerate(sources)
         for s in each.sources
     }
-    return {name: part for name, part in named.items() if hasattr(part, "state_dict")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,9 +237,10 @@ def test_the_stages_loss_is_the_formula(loss: str, trained: turnwise.Run) -> Non
     import itertools
 
     from turnwise.engine.stages.preference import Chosen
-    from turnwise.plugins.reward_model.stage import Data, TrainRewardModel
+    from turnwise.plugins.reward_model.stage import TrainRewardModel
+    from turnwise.plugins.reward_model.training import Data
 
-    data = Data(trained, Chosen().comparisons(trained, None))
+    data = Data(trained.ledger, Chosen().comparisons(trained, None))
     model = RewardModel.from_pretrained(folder_of(trained))
     stage = TrainRewardModel(loss=loss, centering=0.1, prefixes=0.0, label_smoothing=0.1 if loss != "plackett-luce" else 0)
     rows = model.rows(data.episodes)

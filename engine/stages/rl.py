@@ -20,7 +20,7 @@ from ..plugins import PluginError, Plugins, check_options
 from ..reward import NoReward, Rewards, clipped
 from ..rollout import Branch, Where
 from ..run import Run, Update
-from ..sources import ENVIRONMENT, JudgeSource, Sources, check_order, learners
+from ..sources import ENVIRONMENT, JudgeSource, Sources, check_order, learn, learners
 from .gold import BestSoFar, Gold
 from .late import Pending
 from .measures import credit_metrics, drift, mean, play_metrics
@@ -151,6 +151,11 @@ class RL(Stage):
         options = dict(self.backend) if isinstance(self.backend, Mapping) else {"name": self.backend}
         name = options.pop("name", "")
         check_options(f"backend {name!r}", run.plugins.factory("backend", name), 0, {"policy": None, **options})
+
+    @property
+    def makes_comparisons(self) -> bool:
+        """Whether somebody may compare conversations here, for reward models and preference optimizers to learn from."""
+        return any(env.feedback not in (None, [ENVIRONMENT]) for env in self.env) or self.feedback != [ENVIRONMENT]
 
     def parts(self, plugins: Plugins) -> Parts:
         """Makes the parts and refuses pairings that cannot work.
@@ -286,6 +291,7 @@ class RL(Stage):
             golden: dict[str, float] = {}
             if best is not None and self.gold and i == 0:
                 golden = self._gold(run, player, best, i)
+            learned = shared(run, learn(parts.sources, run) if run.is_main else {})
             experience = Experience(run, parts, player, show, {})
             if not (pending.gather(experience, i) if pending else self._in_step(experience, i)):
                 return  # interrupted while waiting: what was played and asked is kept, nothing trains
@@ -346,6 +352,7 @@ class RL(Stage):
                 "judge_failure_rate": experience.answers["failed"] / max(experience.answers.total(), 1),
                 "spend": experience.spend,
                 **golden,
+                **learned,
                 "seconds/play": experience.played,
                 "seconds/feedback": experience.heard,
                 "seconds/update": time.perf_counter() - began - experience.played - experience.heard,

@@ -458,9 +458,7 @@ class Desk:
             sa.select(ITEMS, REQUESTS.c.id.label("request"))
             .join(REQUESTS, REQUESTS.c.item == ITEMS.c.id)
             .where(
-                *mine, ITEMS.c.gold.is_(None), _unfilled(), ~_held(now),
-                sa.or_(~decided, ~REQUESTS.c.required),  # what nobody waited for is worth asking all the same
-               
+                *mine, ITEMS.c.gold.is_(None), _unfilled(), ~_held(now), sa.or_(~decided, ~REQUESTS.c.required),
                 sa.or_(REQUESTS.c.deadline.is_(None), REQUESTS.c.deadline > now),
             )
         )  # fmt: skip

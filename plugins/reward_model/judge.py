@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from ...engine.episode import Episode
 from ...engine.feedback import Context, Feedback, Stamp
 from .losses import combine
 from .model import NOTE, RewardModel
+from .retrain import Retrain, Versions
 
 
 class RewardModelJudge:
@@ -24,6 +26,7 @@ class RewardModelJudge:
     per: "outcome", one score; or "turn", also what each reply added to it, for credit and combiners that use turns.
     micro_tokens: tokens per forward pass.
     device: default: the GPU where there is one.
+    retrain: trains new versions as comparisons arrive, see `Retrain`; in `rl`.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class RewardModelJudge:
         per: Literal["outcome", "turn"] = "outcome",
         micro_tokens: int = 16384,
         device: str | None = None,
+        retrain: Mapping[str, Any] | None = None,
     ) -> None:
         if combine not in ("mean", "min", "uwo"):
             raise ValueError(f"combine must be 'mean', 'min' or 'uwo', got {combine!r}")
@@ -49,10 +53,26 @@ class RewardModelJudge:
         self._model: RewardModel | None = None
         if path is not None and Path(path).is_dir():
             self._model = RewardModel.from_pretrained(path, device=device)
+        self._versions: Versions | None = None
+        if retrain is not None:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise ValueError(
+                    "retrain works in one process: the others would wait for the training of the reward model until their connection is given "
+                    "up. Train it between rl stages (`repeat: [rank, reward-model, rl]`), or use one process"
+                )
+            self._versions = Versions(Retrain(**retrain), device, self._take)
+            # Only a judge that learns says so to the engine; any other has no part in the run's checkpoints.
+            self.learn, self.state_dict = self._versions.learn, self._versions.state_dict
+            self.load_state_dict = self._versions.load_state_dict
 
     def open(self, context: Context) -> None:
-        if self._model is None:
+        if self._versions is not None:
+            self._versions.begin(self.path or latest(context.folder, context.update), context.folder)
+        elif self._model is None:
             self._model = RewardModel.from_pretrained(self.path or latest(context.folder, context.update), device=self.device)
+
+    def _take(self, model: RewardModel) -> None:
+        self._model = model
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
         model: Any = self._model

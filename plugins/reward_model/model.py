@@ -106,6 +106,10 @@ class RewardModel:
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
 
+    def shift(self, means: Tensor) -> None:
+        """Moves each member's zero, [M]: what scored its mean scores 0 from now on."""
+        self.offsets = [before + float(mean) for before, mean in zip(self.offsets, means, strict=True)]
+
     @cached_property
     def version(self) -> str:
         """A hash of weights and offsets: verdicts of different reward models never pass for one another."""

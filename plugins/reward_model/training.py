@@ -1,0 +1,282 @@
+"""How a reward model learns from comparisons: the options, the data, the loss, and the one loop that the stage and retraining judges share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...engine.config import Section
+from ...engine.episode import Episode, derive_id
+from ...engine.feedback import Comparison
+from ...engine.ledger import Ledger
+from ...engine.memory import explained_memory
+from ...engine.policy.learner import Learner
+from ...engine.policy.model import divide
+from ...engine.preferences import Pair, opinion, pairs, rater_agreement, truth_agreement
+from .losses import bradley_terry, calibration_error, centering, k_wise, plackett_luce
+from .model import RewardModel
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """An optimizer step of every member.
+
+    Attributes:
+        made, steps: how many are made now, and will be in all.
+        losses: each member's.
+        norm, lr: of the gradient, and the rate it was made with.
+    """
+
+    made: int
+    steps: int
+    losses: list[float]
+    norm: float
+    lr: float
+
+
+class Training(Section):
+    """How a reward model learns from comparisons.
+
+    Attributes:
+        loss: "pairs" (mean over all pairs), "k-wise" (mean per start, then over starts), or "plackett-luce" (whole rankings).
+        margin: weight of the raters' grades as a margin; 0: none.
+        label_smoothing: share of every label that is replaced by 1/2.
+        centering: weight of (r_i + r_j)^2.
+        prefixes: weight of the same loss after every earlier reply, turn by turn, for a value per turn.
+        bootstrap: share of the starts that each member of an ensemble sees.
+        epochs, batch_size: passes, and starts per optimizer step.
+        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+    """
+
+    loss: Literal["pairs", "k-wise", "plackett-luce"] = "k-wise"
+    margin: float = Field(default=0.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    centering: float = Field(default=0.01, ge=0)
+    prefixes: float = Field(default=0.0, ge=0)
+    bootstrap: float = Field(default=1.0, gt=0, le=1)
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    lr: float = Field(default=1e-5, gt=0)
+    warmup: int = 20
+    decay: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    micro_tokens: int = 16384
+
+    def steps(self, train: Sequence[int]) -> int:
+        """How many optimizer steps each member makes on these groups."""
+        return self.epochs * math.ceil(max(1, round(len(train) * self.bootstrap)) / self.batch_size)
+
+    def fit(self, ensemble: Ensemble, data: Data, train: Sequence[int], seeds: Sequence[str], done: int = 0) -> Iterator[Step]:
+        """Trains the members side by side, a step of each at a time.
+
+        Args:
+            train: the groups of the data to train on.
+            seeds: each member's, for its share of the groups and their order.
+            done: steps that were made already.
+        """
+        steps, model = self.steps(train), ensemble.model
+        rows = model.rows(data.episodes)
+        for step in range(done, steps):
+            losses, norm = [], 0.0
+            for learner, member, seed in zip(ensemble.learners, model.members, seeds, strict=True):
+                groups = self._groups(train, step, seed)
+                with explained_memory("training the reward model", "`micro_tokens` or `batch_size`"):
+                    loss = self._loss(model, member, rows, data, groups)
+                    loss.backward()
+                norm = learner.step(step / steps, [f"start {g}" for g in groups])
+                losses.append(float(loss.detach()))
+            yield Step(step + 1, steps, losses, norm, ensemble.learners[0].rate(step / steps))
+
+    def _groups(self, train: Sequence[int], step: int, seed: str) -> list[int]:
+        """The starts of one step: each member's own share of them, in an order of its own, epoch by epoch."""
+        generator = torch.Generator().manual_seed(int(seed, 16) % 2**63)
+        share = torch.randperm(len(train), generator=generator)[: max(1, round(len(train) * self.bootstrap))]
+        per_epoch = math.ceil(len(share) / self.batch_size)
+        epoch, place = divmod(step, per_epoch)
+        order = torch.Generator().manual_seed(int(derive_id(seed, epoch), 16) % 2**63)
+        shuffled = share[torch.randperm(len(share), generator=order)]
+        return [train[i] for i in shuffled[place * self.batch_size : (place + 1) * self.batch_size].tolist()]
+
+    def _loss(self, model: RewardModel, member: Any, rows: Sequence[Any], data: Data, groups: Sequence[int]) -> Tensor:
+        """The loss over some starts, every conversation read once."""
+        wanted = sorted({e for g in groups for e in data.members[g]})
+        chosen = [rows[e] for e in wanted]
+        micros = divide(chosen, self.micro_tokens, model.device)
+        scores = torch.cat([model.read(member, micro) for micro in micros])
+        place = {
+            (e, k): i
+            for i, (e, k) in enumerate((e, k) for micro in micros for e, k in zip(micro.episode.tolist(), micro.action.tolist(), strict=True))
+        }  # fmt: skip
+        last = {e: place[e, len(rows[e].positions) - 1] for e in wanted}
+        found = [(i, data.index[p.first], data.index[p.second], p) for i, g in enumerate(groups) for p in data.pairs[g]]
+        index = lambda values: torch.tensor(values, dtype=torch.long, device=scores.device)  # noqa: E731
+        number = lambda values: torch.tensor(values, dtype=scores.dtype, device=scores.device)  # noqa: E731
+        first, second = scores[index([last[a] for _, a, _, _ in found])], scores[index([last[b] for _, _, b, _ in found])]
+        probability = number([p.probability for *_, p in found])
+        weight = number([float(p.raters) for *_, p in found])
+        margin = self.margin * number([p.margin for *_, p in found])
+        if self.loss == "plackett-luce":
+            rankings = [c for g in groups for c in data.by_group[g]]
+            flat = [index([last[data.index[e]] for tier in c.ranking for e in tier]) for c in rankings]
+            total = torch.stack(
+                [plackett_luce(scores[own], _places(c)) for own, c in zip(flat, rankings, strict=True)]
+            ).mean()  # fmt: skip
+        else:
+            each = bradley_terry(first, second, probability, margin, self.label_smoothing)
+            group = index([i for i, *_ in found])
+            total = k_wise(each, group, weight) if self.loss == "k-wise" else (each * weight).sum() / weight.sum()
+        if self.prefixes:
+            earlier = [
+                (n, place[a, k], place[b, k])
+                for n, (_, a, b, _) in enumerate(found)
+                for k in range(min(len(rows[a].positions), len(rows[b].positions)) - 1)
+            ]
+            if earlier:
+                at, left, right = (index(column) for column in zip(*earlier, strict=True))
+                each = bradley_terry(scores[left], scores[right], probability[at], margin[at], self.label_smoothing)
+                total = total + self.prefixes * (each * weight[at]).sum() / weight[at].sum()
+        return total + self.centering * (centering(first, second) * weight).sum() / weight.sum()
+
+
+class Ensemble:
+    """The members of a reward model, each with its own optimizer, as one state."""
+
+    def __init__(self, model: RewardModel, options: Training) -> None:
+        self.model = model
+        self.learners = [
+            Learner(
+                None, [member], lr=options.lr, warmup=options.warmup, decay=options.decay, weight_decay=options.weight_decay,
+                max_grad_norm=options.max_grad_norm, micro_tokens=options.micro_tokens,
+            )
+            for member in model.members
+        ]  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        for m, (member, learner) in enumerate(zip(self.model.members, self.learners, strict=True)):
+            state |= {f"{m}.learner.{k}": v for k, v in learner.state_dict().items()}
+            state |= {f"{m}.weights.{k}": v.detach().clone() for k, v in member.named_parameters()}
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for m, (member, learner) in enumerate(zip(self.model.members, self.learners, strict=True)):
+            head = f"{m}.learner."
+            learner.load_state_dict({k.removeprefix(head): v for k, v in state.items() if k.startswith(head)})
+            for name, parameter in member.named_parameters():
+                parameter.copy_(state[f"{m}.weights.{name}"])
+
+
+class Data:
+    """Comparisons by start, with their episodes and pairs."""
+
+    def __init__(self, ledger: Ledger, comparisons: Sequence[Comparison]) -> None:
+        self.comparisons = comparisons
+        ids = list(dict.fromkeys(e for c in self.comparisons for tier in c.ranking for e in tier))
+        found = ledger.episodes(ids)
+        self.episodes: list[Episode] = [found[id_] for id_ in ids]
+        self.index = {id_: e for e, id_ in enumerate(ids)}
+        by_group: dict[str, list[Comparison]] = {}
+        for comparison in self.comparisons:
+            by_group.setdefault(comparison.group, []).append(comparison)
+        # By start, not by id: ids hold the run's name, which must not matter.
+        self.by_group = sorted(by_group.values(), key=lambda each: self._start(each[0]))
+        self.pairs: list[list[Pair]] = [pairs(each) for each in self.by_group]
+        self.members = [sorted({self.index[e] for p in each for e in (p.first, p.second)}) for each in self.pairs]
+
+    def _start(self, comparison: Comparison) -> tuple[str, int]:
+        episode = self.episodes[self.index[comparison.ranking[0][0]]]
+        return episode.start.key, episode.update
+
+    @classmethod
+    def readable(cls, ledger: Ledger, comparisons: Sequence[Comparison], model: RewardModel) -> tuple[Data, int]:
+        """The same without conversations that are too long for a model, and how many those were."""
+        data = cls(ledger, comparisons)
+        long = {e.id for e in data.episodes if not model.fits(e)}
+        return (cls(ledger, [c for c in (_without(c, long) for c in comparisons) if c is not None]) if long else data), len(
+            long
+        )
+
+    @property
+    def starts(self) -> list[str]:
+        """The key of each group's start."""
+        return [self.episodes[m[0]].start.key for m in self.members]
+
+    def latest(self) -> list[int]:
+        """The conversations of the latest round: the policy as it is, not what it was in earlier ones; all, where no policy played."""
+        sampled = [e for e, episode in enumerate(self.episodes) if episode.turns[0].action_ids is not None]
+        stages = {self.episodes[e].update: self.episodes[e].stage for e in sampled}
+        latest = stages[max(stages)] if stages else ""
+        return [e for e in sampled if self.episodes[e].stage == latest] or list(range(len(self.episodes)))
+
+    def split(self, held_out: float, seed: int) -> tuple[list[int], list[int]]:
+        """Indices of the groups to train on and to measure on, by start: what is held out stays so whatever else arrives."""
+        places = [place(seed, start) for start in self.starts]
+        train = [g for g, p in enumerate(places) if p >= held_out]
+        return train or list(range(len(places))), [g for g, p in enumerate(places) if p < held_out]
+
+    def measure(self, scores: Tensor, held: Sequence[int]) -> dict[str, float]:
+        """Accuracy against the raters and against the environment's return, with what single raters reach as the ceiling."""
+        comparisons = [c for g in held for c in self.by_group[g]]
+        found = [p for g in held for p in self.pairs[g]]
+        if not found:
+            return {}
+        value = lambda id_: float(scores[self.index[id_]])  # noqa: E731
+        truth = {e.id: e.env_return for e in self.episodes}
+        difference = torch.tensor([value(p.first) - value(p.second) for p in found])
+        votes = torch.tensor([p.probability for p in found])
+        weight = torch.tensor([float(p.raters) for p in found])
+        decided = [
+            (sure > 0.5) == (value(a) > value(b))
+            for c in comparisons
+            for i, tier in enumerate(c.ranking)
+            for a in tier
+            for lower in c.ranking[i + 1 :]
+            for b in lower
+            for sure in [opinion(c, a, b) or 0.0]
+        ]
+        differ = [p for p in found if truth[p.first] != truth[p.second]]
+        right = [(truth[p.first] > truth[p.second]) == (value(p.first) > value(p.second)) for p in differ]
+        measured: dict[str, float | None] = {
+            "pairs": float(len(found)),
+            "accuracy": sum(decided) / len(decided) if decided else None,
+            "rater_agreement": rater_agreement(comparisons),
+            "calibration_error": calibration_error(torch.sigmoid(difference), votes, weight),
+            "truth_pairs": float(len(differ)),
+            "truth_accuracy": sum(right) / len(right) if right else None,
+            "rater_truth_agreement": truth_agreement(comparisons, truth),
+        }
+        return {name: float(v) for name, v in measured.items() if v is not None}
+
+
+def finals(model: RewardModel, episodes: Sequence[Episode], micro_tokens: int) -> Tensor:
+    """What each member says of whole conversations, [E, M]."""
+    return torch.stack([v[:, -1] for v in model.values(episodes, micro_tokens=micro_tokens)])
+
+
+def place(seed: int, start: str) -> float:
+    """Where in [0, 1) a start stands in the order by which starts are held out: the same whatever else there is."""
+    return int(derive_id("held out", seed, start), 16) / 2**64
+
+
+def _without(comparison: Comparison, episodes: set[str]) -> Comparison | None:
+    """The same ranking of the other episodes; None where fewer than two are left."""
+    tiers = [tuple(e for e in tier if e not in episodes) for tier in comparison.ranking]
+    left = tuple(tier for tier in tiers if tier)
+    return dataclasses.replace(comparison, ranking=left) if sum(map(len, left)) > 1 else None
+
+
+def _places(comparison: Comparison) -> list[list[int]]:
+    """The ranking's tiers as places in the flat list of its episodes."""
+    tiers, at = [], 0
+    for tier in comparison.ranking:
+        tiers.append(list(range(at, at + len(tier))))
+        at += len(tier)
+    return tiers
