@@ -106,7 +106,7 @@ def shoot(browser: Any, base: str, ledger: turnwise.Ledger, out: Path, width: in
         with page.expect_navigation():
             page.click(what)
 
-    page.goto(f"{base}/enter?link={raters.invite(ledger, f'Lea {where}', 'lead')}")
+    page.goto(f"{base}/enter?link={raters.invite(ledger, RUN, f'Lea {where}', 'lead')}")
     if where != "dark":
         look("enter")
     click("button:has-text('Enter')")

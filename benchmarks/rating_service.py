@@ -62,7 +62,7 @@ def lay_out(url: str, items: int, overlap: int) -> turnwise.Ledger:
     for e in played:
         groups.setdefault(e.group, []).append(e)
     sources = Sources.make([{"source": "people", "raters": overlap, "lease": 15.0, "undo": 0.0}], turnwise.Plugins(), 1.0)
-    sources.open(Path("."), ledger, 0)
+    sources.open(Path("."), ledger, 0, run="run")
     sources.ask(groups, ledger)
     return ledger
 
@@ -164,7 +164,7 @@ async def measure(given: argparse.Namespace, url: str) -> int:
     ledger = lay_out(url, given.items, given.raters)
     service = Service(url)
     waits: dict[str, list[float]] = defaultdict(list)
-    links = [raters.invite(ledger, f"rater {i}") for i in range(given.clients)]
+    links = [raters.invite(ledger, "run", f"rater {i}") for i in range(given.clients)]
     people = [Rater(f"rater {i}", link, service.base, given.think, waits) for i, link in enumerate(links)]
     began = time.perf_counter()
     work = [asyncio.create_task(p.work()) for p in people]

@@ -58,7 +58,13 @@ def krippendorff_alpha(units: Units, level: Level = "nominal") -> float | None:
 
 
 def alpha_interval(
-    units: Units, level: Level = "nominal", *, confidence: float = 0.95, samples: int = 1000, seed: int = 0
+    units: Units,
+    level: Level = "nominal",
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float] | None:
     """Percentile interval of alpha by the bootstrap over units (the same seed gives the same interval).
 
@@ -67,6 +73,8 @@ def alpha_interval(
     they were independent and is narrower still where many raters rate a unit.
 
     Args:
+        clusters: what each unit belongs to, where units hang together (pairs of one ranking, aspects of one conversation): these are then
+            drawn again whole.
         confidence: share of the draws inside.
         samples: how many draws.
     """
@@ -75,8 +83,11 @@ def alpha_interval(
     count, place = _paired(units, level)
     if not len(count):
         return None
-    times = np.random.default_rng(seed).multinomial(len(count), np.full(len(count), 1 / len(count)), samples)
-    alphas = _alphas(count, place, level, times.astype(float))
+    whole = list(range(len(units))) if clusters is None else clusters
+    kept = [c for c, unit in zip(whole, units, strict=True) if len(unit) > 1]
+    number = {c: i for i, c in enumerate(dict.fromkeys(kept))}
+    drawn = np.random.default_rng(seed).multinomial(len(number), np.full(len(number), 1 / len(number)), samples)
+    alphas = _alphas(count, place, level, drawn[:, [number[c] for c in kept]].astype(float))
     alphas = alphas[np.isfinite(alphas)]
     if not len(alphas):
         return None

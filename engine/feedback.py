@@ -277,6 +277,7 @@ class Context:
         seed: for whatever is random in it.
         update: updates the run has made.
         ledger: the run's ledger, for sources that keep what they know beside the answers.
+        run: the run's id.
     """
 
     name: str
@@ -285,6 +286,7 @@ class Context:
     seed: int
     update: int = 0
     ledger: Any = None
+    run: str = ""
 
 
 def version_of(source: Any) -> str:

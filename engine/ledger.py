@@ -162,7 +162,7 @@ class Ledger:
                 f"the ledger {self.url} must be SQLite or PostgreSQL: sqlite:///file, or postgresql://user@host/database"
             )
         try:
-            self._engine = sa.create_engine(re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where))
+            self._engine = sa.create_engine(re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where), pool_pre_ping=True)
         except ModuleNotFoundError as error:
             raise LedgerError(f"the ledger {self.url} needs a driver: pip install 'turnwise[postgres]' ({error})") from error
         except sa.exc.ArgumentError as error:
@@ -215,12 +215,28 @@ class Ledger:
         Raises:
             LedgerError: another writer holds the lock for too long, or the database cannot be used.
         """
+        if not self._turn.acquire(timeout=self._lock_timeout):
+            raise LedgerError(f"the ledger {self.url} is locked by another thread that has not let go of it")
         try:
-            with self._turn, self._engine.connect().execution_options(writing=True) as db, db.begin():
+            with self._named(), self._engine.connect().execution_options(writing=True) as db, db.begin():
                 if not self._sqlite:
                     db.exec_driver_sql(f"SET LOCAL lock_timeout = {int(self._lock_timeout * 1000)}")
                     db.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ONE_WRITER})")
                 yield db
+        finally:
+            self._turn.release()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only looks."""
+        with self._named(), self._engine.connect() as db, db.begin():
+            yield db
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What the database says, in words that help."""
+        try:
+            yield
         except sa.exc.IntegrityError:
             raise
         except sa.exc.DBAPIError as error:
@@ -231,12 +247,6 @@ class Ledger:
                     "service using this folder? Stop it, or wait and try again."
                 ) from error
             raise LedgerError(f"the ledger {self.url} cannot be used: {redact(said)}") from error
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A transaction that only looks."""
-        with self._engine.connect() as db, db.begin():
-            yield db
 
     def close(self) -> None:
         self._engine.dispose()

@@ -308,10 +308,10 @@ class Sources:
         own = {} if self.environment_weight is None else {ENVIRONMENT: self.environment_weight}
         return own | {s.name: s.weight or 0.0 for s in self.sources}
 
-    def open(self, folder: Path, ledger: Ledger, seed: int, update: int = 0) -> None:
+    def open(self, folder: Path, ledger: Ledger, seed: int, update: int = 0, run: str = "") -> None:
         for source in self.sources:
             if hasattr(source.given, "open"):
-                source.given.open(Context(source.name, folder, ledger.clock, seed, update, ledger))
+                source.given.open(Context(source.name, folder, ledger.clock, seed, update, ledger, run))
 
     def close(self) -> None:
         for source in self.sources:

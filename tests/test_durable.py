@@ -121,7 +121,7 @@ def test_a_damaged_ledger_is_said(stopped: Path, model_folder: Callable[..., Pat
     for name in ("ledger.sqlite-wal", "ledger.sqlite-shm"):
         (stopped / name).unlink(missing_ok=True)
     (stopped / "ledger.sqlite").write_bytes(b"not a database at all " * 100)
-    with pytest.raises(turnwise.LedgerError, match="cannot be read"):
+    with pytest.raises(turnwise.LedgerError, match="cannot be used"):
         resume(stopped, model_folder()).finish()
 
 

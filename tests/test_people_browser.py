@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import turnwise
-from rating import RUN, groups, serving, study
+from rating import RUN, groups, heard, serving, study
 from test_people_service import HOSTILE, PLAIN, talk
 from turnwise.plugins.human import lead, raters
 from turnwise.plugins.human.desk import Desk
@@ -40,7 +40,7 @@ class Rater:
         self.page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" and "htmx:" not in m.text else None)
         self.page.on("dialog", lambda d: (self.wrong.append("dialog"), d.dismiss()))
         self.page.on("request", lambda r: None if r.url.startswith(base) else self.wrong.append(r.url))
-        self.page.goto(f"{base}/enter?link={raters.invite(ledger, name, role)}")
+        self.page.goto(f"{base}/enter?link={raters.invite(ledger, RUN, name, role)}")
         self.go("button:has-text('Enter')")
         self.go("text=Begin")
 
@@ -107,7 +107,7 @@ def test_every_kind_of_task(browser: Any, ledger: turnwise.Ledger, how: str) -> 
         assert "Nothing to rate" in page.inner_text("main")
         assert ada.wrong == []
         ada.context.close()
-    said = sources.receive(ledger)
+    said = heard(ledger, sources)
     marks = [a for a in said if a.stamp.source == "mark"]
     assert len(said) == 1 + 3 + 3 + 3
     assert all(a.turn_scores == (1.0, -1.0) and a.details["first_wrong"] == 1 for a in marks)  # type: ignore[union-attr]
@@ -161,7 +161,7 @@ def test_passing_on_and_not_being_able_to_judge(browser: Any, ledger: turnwise.L
         ada.send("keys")
         assert ada.wrong == []
         ada.context.close()
-    [said] = sources.receive(ledger)
+    [said] = heard(ledger, sources)
     assert (said.status, said.reason) == ("abstained", "cut off")
 
 
@@ -176,7 +176,7 @@ def test_it_works_without_scripts(browser: Any, ledger: turnwise.Ledger) -> None
         ada.send("mouse")
         assert "Nothing to rate" in ada.page.inner_text("main")
         ada.context.close()
-    assert len(sources.receive(ledger)) == 1
+    assert len(heard(ledger, sources)) == 1
 
 
 def test_hostile_conversations_do_nothing_in_a_browser(browser: Any, ledger: turnwise.Ledger) -> None:

@@ -14,11 +14,11 @@ import sqlalchemy as sa
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rating import RUN, fill, groups, next_task, person, study, talk
+from rating import RUN, fill, groups, heard, next_task, person, study, talk
 from turnwise.engine.ledger import Member
 from turnwise.plugins.human import lead, raters, tasks
 from turnwise.plugins.human.desk import Desk, DeskError, NotYours
-from turnwise.plugins.human.tables import EVENTS, LEASES, RATERS, SESSIONS
+from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS, prepare
 
 
 class Clock:
@@ -62,10 +62,10 @@ def test_every_slot_is_filled_once_and_nobody_sees_an_item_twice(ledger: turnwis
     done = Counter(p for _ in range(4) for p in people if rate(desk, p) == "new")
     assert sum(done.values()) == 6, "three groups, two raters each"
     assert all(next_task(desk, p) is None for p in people)
-    said = sources.receive(ledger)
+    said = heard(ledger, sources)
     assert Counter(a.target for a in said) == dict.fromkeys(groups(), 2)
     assert all(len({a.stamp.rater for a in said if a.target == g}) == 2 for g in groups())
-    assert sources.receive(ledger) == [], "delivered once"
+    assert heard(ledger, sources) == [], "delivered once"
     assert ledger.open_requests() == []
     assert all(sorted(a.shown["order"]) == sorted(e.id for e in groups()[a.target]) for a in said)
 
@@ -118,19 +118,19 @@ def test_sent_twice_is_one_answer_and_sent_otherwise_is_a_correction(ledger: tur
     assert desk.answer(task.id, ada, {"preference": "-2"}) == "new"
     clock.now += 10
     assert desk.answer(task.id, ada, {"preference": "-2"}) == "again"
-    assert sources.receive(ledger) == [], "it can still be taken back"
+    assert heard(ledger, sources) == [], "it can still be taken back"
     clock.now += 30
-    [first] = sources.receive(ledger)
+    [first] = heard(ledger, sources)
     assert first.strength == 2.0
     assert desk.answer(task.id, ada, {"preference": "1"}) == "corrected"
     clock.now += 31
-    [second] = sources.receive(ledger)
+    [second] = heard(ledger, sources)
     assert second.supersedes == first.id
     assert [a.id for a in ledger.feedback(list(groups(1, 2)))] == [second.id]
     ledger.add_members(RUN, 1, [Member(e.id, e.group, True, feedback=(second.id,)) for e in task.shown])
     assert desk.answer(task.id, ada, {"preference": "3"}) == "corrected"
     clock.now += 31
-    [third] = sources.receive(ledger)
+    [third] = heard(ledger, sources)
     assert third.supersedes is None, "what has trained is not corrected; the new opinion stands beside it"
     assert [a.id for a in ledger.feedback(list(groups(1, 2)))] == [second.id]
 
@@ -146,10 +146,10 @@ def test_the_last_answer_can_be_taken_back(fast: turnwise.Ledger, clock: Clock) 
     back = desk.undo(RUN, ada)
     assert (back.id, back.status, back.draft) == (task.id, "open", {"preference": "3", "comment": "slip"})
     clock.now += 100
-    assert sources.receive(fast) == [], "what was taken back never arrives"
+    assert heard(fast, sources) == [], "what was taken back never arrives"
     assert desk.answer(task.id, ada, {"preference": "-3"}) == "corrected"
     clock.now += 31
-    [said] = sources.receive(fast)
+    [said] = heard(fast, sources)
     assert said.supersedes is None
     assert said.ranking[0][0] == task.shown[0].id
     fast.add_members(RUN, 1, [Member(e.id, e.group, True, feedback=(said.id,)) for e in task.shown])
@@ -165,7 +165,7 @@ def test_an_item_that_everybody_passes_on_counts_as_one_nobody_can_judge(ledger:
         assert task is not None
         desk.skip(task.id, p, "not my language")
         assert next_task(desk, p) is None, "what was passed on does not come back"
-    [said] = sources.receive(ledger)
+    [said] = heard(ledger, sources)
     assert (said.status, said.reason) == ("abstained", "not my language")
     assert rate(desk, people[2]) == "new"
     assert next_task(desk, people[3]) is None
@@ -177,7 +177,7 @@ def test_cannot_judge_is_an_answer_without_a_score(fast: turnwise.Ledger) -> Non
     task = next_task(desk, ada)
     assert task is not None
     assert desk.answer(task.id, ada, {"verdict": "cannot", "reason": "cut off"}) == "new"
-    [said] = sources.receive(fast)
+    [said] = heard(fast, sources)
     assert (said.status, said.reason, dict(said.aspects)) == ("abstained", "cut off", {})
 
 
@@ -199,7 +199,7 @@ def test_what_nobody_waited_for_is_asked_after_its_group_has_trained(fast: turnw
     [members] = groups(1).values()
     fast.add_members(RUN, 1, [Member(e.id, e.group, True) for e in members])
     assert rate(Desk(fast), person(fast, "Ada")) == "new"
-    assert len(sources.receive(fast)) == len(fast.comparisons(RUN)) == 1
+    assert len(heard(fast, sources)) == len(fast.comparisons(RUN)) == 1
     assert fast.feedback([members[0].group]) == [], "it trained without it"
 
 
@@ -233,7 +233,7 @@ def test_valued_items_come_first_and_a_share_is_drawn_at_random(fast: turnwise.L
                 ]
             )
     sources = study(fast, {"task": "rank", "raters": 60, **PLAIN, "random_share": 0.5}, played=played)
-    sources.receive(fast)
+    heard(fast, sources)
     desk = Desk(fast, random.Random(0))
     first = [next_task(desk, person(fast, f"r{i}")) for i in range(40)]
     chosen = Counter((t.shown[0].group == odd) for t in first if t is not None)
@@ -269,27 +269,27 @@ def test_two_raters_never_take_one_slot_at_the_same_moment(ledger: turnwise.Ledg
 
 
 def test_a_link_opens_once_and_secrets_are_not_kept(ledger: turnwise.Ledger, clock: Clock) -> None:
-    Desk(ledger)
-    secret = raters.invite(ledger, "  Ada \n Lovelace \0 \ud800 ", "lead")
-    cookie = raters.enter(ledger, secret)
-    session = raters.session(ledger, cookie)
+    prepare(ledger)
+    secret = raters.invite(ledger, RUN, "  Ada \n Lovelace \0 \ud800 ", "lead")
+    cookie = raters.enter(ledger, RUN, secret)
+    session = raters.session(ledger, RUN, cookie)
     assert (session.person.name, session.person.role) == ("Ada Lovelace \0 \ud800", "lead")
     with pytest.raises(raters.NoEntry, match="used or is too old"):
-        raters.enter(ledger, secret)
+        raters.enter(ledger, RUN, secret)
     with ledger.reading() as db:
         kept = str([list(db.execute(sa.select(table))) for table in (RATERS, SESSIONS)])
     assert secret not in kept
     assert cookie not in kept
-    old = raters.invite(ledger, "Bo")
+    old = raters.invite(ledger, RUN, "Bo")
     clock.now += raters.LINK + 1
     with pytest.raises(raters.NoEntry):
-        raters.enter(ledger, old)
-    raters.invite(ledger, "Ada Lovelace \0 \ud800", "lead")  # a new link ends what the old one opened
+        raters.enter(ledger, RUN, old)
+    raters.invite(ledger, RUN, "Ada Lovelace \0 \ud800", "lead")  # a new link ends what the old one opened
     with pytest.raises(raters.NoEntry):
-        raters.session(ledger, cookie)
+        raters.session(ledger, RUN, cookie)
     for name, role in (("", "rater"), ("x", "king")):
         with pytest.raises(ValueError):
-            raters.invite(ledger, name, role)
+            raters.invite(ledger, RUN, name, role)
 
 
 def gold_file(path: Path, count: int) -> str:
@@ -321,7 +321,7 @@ def test_gold_gates_gives_a_second_chance_and_blocks(fast: turnwise.Ledger, tmp_
                 break
             assert task is not None
             desk.answer(task.id, rater, grade(task, well) if "gold" in str(task.shown[0].run) else {"preference": "1"})
-            if {p.id: p.state for p in raters.everybody(fast)}[rater] == until:
+            if {p.id: p.state for p in raters.everybody(fast, RUN)}[rater] == until:
                 return n
         raise AssertionError(f"never {until}")
 
@@ -333,12 +333,12 @@ def test_gold_gates_gives_a_second_chance_and_blocks(fast: turnwise.Ledger, tmp_
     work(ada, False, "blocked")
     with pytest.raises(DeskError, match="rests for now"):
         next_task(desk, ada)
-    raters.set_state(fast, ada, "active")
+    raters.set_state(fast, RUN, ada, "active")
     assert next_task(desk, ada) is not None
     work(bo, False, "gated")
     raters.try_again(fast, bo)
     work(bo, False, "blocked")
-    assert all("gold" not in a.target for a in sources.receive(fast))
+    assert all("gold" not in a.target for a in heard(fast, sources))
     rows = {r["person"].id: r for r in lead.overview(fast, RUN)["raters"]}
     assert rows[ada]["right"] >= 4
     assert rows[bo]["right"] == 0
@@ -350,8 +350,8 @@ def test_good_raters_pass_gold_and_gold_never_trains(fast: turnwise.Ledger, tmp_
     desk, ada = Desk(fast, random.Random(1)), person(fast, "Ada")
     while (task := next_task(desk, ada)) is not None:
         desk.answer(task.id, ada, grade(task, True) if task.shown[0].run != RUN else {"preference": "1"})
-    assert raters.everybody(fast)[0].state == "active"
-    assert {a.target for a in sources.receive(fast)} == set(groups(12, 2))
+    assert raters.everybody(fast, RUN)[0].state == "active"
+    assert {a.target for a in heard(fast, sources)} == set(groups(12, 2))
 
 
 def test_an_agreed_item_becomes_gold_for_those_who_have_not_seen_it(fast: turnwise.Ledger) -> None:
@@ -390,7 +390,7 @@ def test_haste_and_sameness_are_flagged_and_nothing_is_dropped(fast: turnwise.Le
     with fast.reading() as db:
         kinds = Counter(db.scalars(sa.select(EVENTS.c.kind)))
     assert kinds == {"too fast": 5, "always the same": 2}
-    assert len(sources.receive(fast)) == 20
+    assert len(heard(fast, sources)) == 20
 
 
 def test_strata_travel_with_the_answers(fast: turnwise.Ledger) -> None:
@@ -400,7 +400,7 @@ def test_strata_travel_with_the_answers(fast: turnwise.Ledger) -> None:
     desk, ada, bo = Desk(fast), person(fast, "Ada"), person(fast, "Bo")
     raters.declare(fast, ada, {"field": "law", "language": "de"})
     assert rate(desk, ada) == rate(desk, bo) == "new"
-    assert sorted(a.stamp.stratum for a in sources.receive(fast)) == ["", "de"]
+    assert sorted(a.stamp.stratum for a in heard(fast, sources)) == ["", "de"]
 
 
 def test_the_note_says_who_is_at_it_and_how_long_it_will_take(fast: turnwise.Ledger, clock: Clock) -> None:

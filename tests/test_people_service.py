@@ -19,14 +19,15 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 import turnwise
-from rating import RUN, Client, groups, serving, study, talk
+from rating import RUN, Client, groups, heard, serving, study, talk
 from turnwise.engine.checkpoint import open_ledger
 from turnwise.plugins.human import raters
 from turnwise.plugins.human.desk import Desk
 from turnwise.plugins.human.render import markdown, plain
-from turnwise.plugins.human.service import COOKIE, make_app
+from turnwise.plugins.human.service import cookie_name, make_app
 from turnwise.plugins.human.tables import EVENTS, LEASES, RATERS
 
+COOKIE = cookie_name(RUN)
 PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)> [click](javascript:alert(4)) [data](data:text/html,<b>) "
@@ -61,7 +62,7 @@ def test_a_rater_rates_until_nothing_is_left(ledger: turnwise.Ledger, task: str)
             ada.send(f"/task/{ada.task}", ada.fill(random.Random(1)))
             assert ada.page.status_code == 200
             assert "Saved." in ada.page.text or "Nothing to rate" in ada.page.text
-    said = sources.receive(ledger)
+    said = heard(ledger, sources)
     assert len(said) == len(ledger.comparisons(RUN)) + sum(isinstance(a, turnwise.Feedback) for a in said) > 1
     assert ledger.open_requests() == []
 
@@ -148,7 +149,7 @@ def test_a_session_cannot_be_planted(ledger: turnwise.Ledger) -> None:
     with serving(ledger) as base:
         planted = Client(base)
         planted.http.cookies.set(COOKIE, "planted-by-somebody", domain="127.0.0.1")
-        planted.post("/enter", link=raters.invite(ledger, "Ada"))
+        planted.post("/enter", link=raters.invite(ledger, RUN, "Ada"))
         assert planted.http.cookies[COOKIE] != "planted-by-somebody"
         assert planted.get("/instructions").status_code == 200
         other = Client(base)
@@ -159,7 +160,7 @@ def test_a_session_cannot_be_planted(ledger: turnwise.Ledger) -> None:
         planted.post("/leave", csrf=planted.csrf)
         other.http.cookies.set(COOKIE, cookie, domain="127.0.0.1")
         assert other.get("/instructions").status_code == 401, "left is left"
-        raw = httpx2.post(f"{base}/enter", data={"link": raters.invite(ledger, "Bo")})
+        raw = httpx2.post(f"{base}/enter", data={"link": raters.invite(ledger, RUN, "Bo")})
         flags = raw.headers["set-cookie"].lower()
         assert "httponly" in flags
         assert "samesite=lax" in flags
@@ -167,7 +168,7 @@ def test_a_session_cannot_be_planted(ledger: turnwise.Ledger) -> None:
 
 def test_a_link_is_used_up_by_entering_and_not_by_looking(ledger: turnwise.Ledger) -> None:
     study(ledger, {"task": "rank", **PLAIN})
-    secret = raters.invite(ledger, "Ada")
+    secret = raters.invite(ledger, RUN, "Ada")
     with serving(ledger) as base:
         preview = Client(base)
         assert preview.get("/enter", link=secret).status_code == 200
@@ -191,11 +192,11 @@ def test_what_is_somebody_elses_is_refused_and_noted(ledger: turnwise.Ledger) ->
             assert refused.status_code == 404
         for path in ("/lead", "/lead/export", "/lead/items/x"):
             assert bo.get(path).status_code == 403
-        me = raters.everybody(ledger)[1].id
+        me = raters.everybody(ledger, RUN)[1].id
         for path, fields in ((f"/lead/raters/{me}", {"state": "active"}), ("/lead/raters", {"name": "Eve", "role": "lead"}),
                              ("/lead/studies", {"source": "compare", "paused": "true"}), ("/lead/items/x/gold", {})):  # fmt: skip
             assert bo.send(path, {**fields, "csrf": form["csrf"]}).status_code == 403
-        assert {p.name for p in raters.everybody(ledger)} == {"Ada", "Bo"}
+        assert {p.name for p in raters.everybody(ledger, RUN)} == {"Ada", "Bo"}
     assert len(notes(ledger)) == 12
 
 
@@ -294,7 +295,7 @@ def test_the_lead_invites_pauses_and_makes_gold(ledger: turnwise.Ledger) -> None
         page = lead.get(f"/lead/items/{item}").text
         assert "A &gt; B" in page or "B &gt; A" in page
         assert lead.post(f"/lead/items/{item}/gold", csrf=csrf).status_code == 200, "the lead's own answer is the known one"
-        [ada_] = [p for p in raters.everybody(ledger) if p.name == "Ada"]
+        [ada_] = [p for p in raters.everybody(ledger, RUN) if p.name == "Ada"]
         lead.post(f"/lead/raters/{ada_.id}", csrf=csrf, state="paused")
         assert "is paused" in ada.get("/").text
         lead.post("/lead/studies", csrf=csrf, source="compare", paused="true")
@@ -378,7 +379,7 @@ def test_a_killed_service_loses_nothing_it_acknowledged(database: str) -> None:
                 break
     service.kill()
     service.wait()
-    said = sources.receive(ledger)
+    said = heard(ledger, sources)
     assert len(said) == len({a.target for a in said}) == acknowledged == 40
     ledger.close()
 

@@ -303,7 +303,7 @@ class Evaluate(Stage):
             for key, (a, b) in pairs.items()
             for order in (0, 1)
         ]
-        sources.open(run.folder, run.ledger, run.config.seed, run.updates)
+        sources.open(run.folder, run.ledger, run.config.seed, run.updates, run.id)
         try:
             said = ask(run, [(sources, pairs)], poll=self.poll, requests=[requests])
         finally:
@@ -351,7 +351,7 @@ class Evaluate(Stage):
             return {}
         sources = self._sources(run, self.best_of.judge)
         groups = grouped(episodes)
-        sources.open(run.folder, run.ledger, run.config.seed, run.updates)
+        sources.open(run.folder, run.ledger, run.config.seed, run.updates, run.id)
         try:
             said = ask(run, [(sources, groups)], poll=self.poll)
         finally:

@@ -98,7 +98,7 @@ class Rank(Stage):
         done = run.begin(learners(sources))
         if run.is_main:
             for each in sources:
-                each.open(run.folder, run.ledger, run.config.seed, run.updates)
+                each.open(run.folder, run.ledger, run.config.seed, run.updates, run.id)
         try:
             yield from self._rounds(run, sources, players, done)
         finally:

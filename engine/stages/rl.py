@@ -265,7 +265,7 @@ class RL(Stage):
         parts.optimizer.setup(policy)
         if run.is_main:
             for sources in parts.sources:
-                sources.open(run.folder, run.ledger, run.config.seed, run.updates)
+                sources.open(run.folder, run.ledger, run.config.seed, run.updates, run.id)
         try:
             best = BestSoFar(policy) if self.gold else None
             pending = Pending(run, self, parts) if self.pending else None

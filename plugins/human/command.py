@@ -14,7 +14,9 @@ def rate(
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8088,
     invite: Annotated[str | None, typer.Option(help="Make a one-time link for this name, and end.")] = None,
-    role: Annotated[str, typer.Option(help="Of the invited: rater or lead.")] = "rater",
+    role: Annotated[
+        str | None, typer.Option(help="Of the invited: rater or lead; default: as it is, rater for somebody new.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="How raters reach the service, for links; default http://HOST:PORT.")] = None,
     ledger: Annotated[
         str | None, typer.Option(help="The ledger's URL, where the run's config does not give all of it.")
@@ -33,23 +35,24 @@ def rate(
         raise ConfigError(f"the rating service needs more packages: pip install 'turnwise[people]' ({error})") from error
     from ...engine.checkpoint import open_ledger
     from . import raters
-    from .desk import Desk
     from .service import make_app
+    from .tables import prepare
 
     opened, run = open_ledger(folder, ledger)
-    Desk(opened)  # makes its tables
+    prepare(opened)
     base = (url or f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}").rstrip("/")
     try:
         if invite is not None:
-            print(f"{base}/enter?link={raters.invite(opened, invite, role)}")
+            print(f"{base}/enter?link={raters.invite(opened, run, invite, role)}")
             return
-        leads = [p for p in raters.everybody(opened) if p.role == "lead"]
-        app = make_app(opened, run, context.obj, secure)
-        name = leads[0].name if leads else "lead"
-        if not leads:
-            print(f"The lead's link, good once:  {base}/enter?link={raters.invite(opened, name, 'lead')}", flush=True)
+        people = raters.everybody(opened, run)
+        leads = [p.name for p in people if p.role == "lead"]
+        app = make_app(opened, run, context.obj, url=base, secure=secure)
+        if leads:
+            print(f"A new link for the lead:  turnwise rate {folder} --invite {leads[0]!r}", flush=True)
         else:
-            print(f"A new link for the lead:  turnwise rate {folder} --invite {name!r} --role lead", flush=True)
+            name = "lead" if all(p.name != "lead" for p in people) else "the lead"
+            print(f"The lead's link, good once:  {base}/enter?link={raters.invite(opened, run, name, 'lead')}", flush=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     print(f"The rating service is at {base}. Ctrl-C ends it; nothing is lost.", flush=True)

@@ -4,10 +4,11 @@ A slot is one request of the ledger: an item that three people should judge has 
 (every method that changes something is one transaction of the ledger's only writer):
 
 - a rater holds a task for a while (a lease); when that is over, somebody else may have its slot;
-- nobody gets an item twice;
+- nobody gets an item twice, nor gold made of it;
 - a slot is filled once; an answer whose slot was given away takes a free one, or is kept as an extra opinion;
 - an answer that was sent twice is one answer; one that is sent again with other content is a correction;
-- gold looks like everything else, and is drawn at random.
+- gold looks like everything else, and is drawn at random;
+- the random share is a simple random sample of the items, chosen beforehand: what is worth asking first has no part in it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import json
 import random
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ from ...engine.feedback import Comparison, Feedback, Request, Stamp
 from ...engine.ledger import FEEDBACK, MEMBERS, REQUESTS, Answer, Ledger
 from ...engine.preferences import PreferenceError
 from . import raters, tasks
-from .tables import EVENTS, ITEMS, LEASES, RATERS, STUDIES, prepare
+from .tables import ITEMS, LEASES, RATERS, STUDIES
 
-ACTIVE = 900.0  # seconds without a sign after which a rater counts as away
+ACTIVE = 900.0  # seconds without an answer after which a rater without a task counts as away
 SAME = 10  # answers alike in a row that are flagged
+CLOSE = 50  # of the items worth most, among which begun ones come first and little-covered starts next
 
 
 class DeskError(Exception):
@@ -50,7 +53,7 @@ class Task:
     Attributes:
         shown: the conversations, in the order they are displayed.
         draft: the form as they left it; after an answer, what they answered.
-        study: the options of its `People` source.
+        study: the options of its `People` source, with the task as it was when it was asked.
     """
 
     id: str
@@ -68,7 +71,7 @@ class Said:
     Attributes:
         seconds: from when the task was handed out.
         chosen: how the item was: "value", "random" or "gold".
-        right: of gold, whether it was.
+        right: of gold, whether the first answer was.
     """
 
     item: str
@@ -85,21 +88,18 @@ class Said:
 
 class Desk:
     """Args:
-    ledger: where everything lies.
+    ledger: where everything lies; its tables of people must be there (`tables.prepare`).
     luck: what draws; default: the system's.
     """
 
     def __init__(self, ledger: Ledger, luck: random.Random | None = None) -> None:
         self.ledger = ledger
         self.luck = luck or secrets.SystemRandom()
-        if not getattr(ledger, "_people", False):  # once per ledger object
-            prepare(ledger)
-            ledger._people = True  # type: ignore[attr-defined]
 
     # What the run lays out.
 
     def publish(self, run: str, source: str, settings: Mapping[str, Any], instructions: str) -> None:
-        """What raters are asked and how; the latest word counts."""
+        """What raters are asked and how; the latest word counts for what is asked from now on."""
         row = {"settings": json.dumps(dict(settings)), "instructions": json.dumps(instructions)}
         with self.ledger.writing() as db:
             mine = (STUDIES.c.run == run, STUDIES.c.source == source)
@@ -108,17 +108,20 @@ class Desk:
             else:
                 db.execute(STUDIES.update().where(*mine).values(**row))
 
-    def add_items(self, run: str, requests: Iterable[Request], gold: Mapping[str, Any] | None = None) -> None:
+    def add_items(
+        self, run: str, requests: Iterable[Request], ask: Mapping[str, Any], gold: Mapping[str, Any] | None = None
+    ) -> None:
         """Items to be judged; those that are there already stay as they are.
 
         Args:
+            ask: the task, its question, aspects and scale.
             gold: the known answers, by item.
         """
         rows = [
             {
                 "id": r.item, "run": run, "source": r.source, "target": r.target, "group": r.episodes[0].group,
-                "start": r.episodes[0].start.key, "shown": canonical_json([e.id for e in r.episodes]), "value": 0.0,
-                "valued": False, "luck": int(derive_id("luck", r.item)[:12], 16) / 16**12,
+                "start": r.episodes[0].start.key, "shown": canonical_json([e.id for e in r.episodes]), "ask": json.dumps(dict(ask)),
+                "value": 0.0, "luck": int(derive_id("luck", r.item)[:12], 16) / 16**12,
                 "gold": None if gold is None else canonical_json(gold[r.item]), "time": self.ledger.clock(),
             }
             for r in requests
@@ -128,38 +131,11 @@ class Desk:
             if fresh := [row for row in rows if row["id"] not in known]:
                 db.execute(ITEMS.insert(), fresh)
 
-    def add_gold(self, run: str, source: str, task: str, path: Path) -> None:
-        """Gold from a file in any format of docs/preference-data.md: comparisons for rank and compare, scores or labels for score, scores of
-        turns for mark (the first that is not positive is where it went wrong).
-
-        Raises:
-            PreferenceError: the file holds something else.
-        """
-        found = import_data(path, run=f"{run}/gold", stage=source, update=0)
-        by_id = {e.id: e for e in found.episodes}
-        requests: list[Request] = []
-        known: dict[str, Any] = {}
-        shown: tuple[Episode, ...]
-        right: dict[str, Any]
-        answers: list[Answer] = [*found.comparisons, *found.scores]
-        for said in answers:
-            kinds: tuple[str, ...]
-            if isinstance(said, Comparison):
-                shown = tuple(by_id[e] for tier in said.ranking for e in tier)
-                kinds, right = ("rank", "compare"), {"ranking": said.ranking}
-            elif said.turn_scores is not None:
-                wrong = next((k for k, mark in enumerate(said.turn_scores) if mark is not None and mark <= 0), None)
-                shown, kinds, right = (by_id[said.episode],), ("mark",), {"first_wrong": wrong}
-            else:
-                points = [said.score] if said.score is not None else list(said.aspects.values())
-                shown, kinds, right = (by_id[said.episode],), ("score",), {"score": sum(p or 0.0 for p in points) / len(points)}
-            if task not in kinds or (task == "compare" and len(shown) != 2):
-                raise PreferenceError(f"{path} holds answers that cannot be gold for the task {task}")
-            kind: Any = "group" if isinstance(said, Comparison) else "episode"
-            requests.append(Request(kind, said.target, source, 0, None, False, {"gold": said.id}, shown))
-            known[requests[-1].item] = right
-        self.ledger.add_episodes(found.episodes)
-        self.add_items(run, requests, known)
+    def add_gold(self, run: str, source: str, ask: Mapping[str, Any], path: Path) -> None:
+        """Gold from a file in any format of docs/preference-data.md, see `read_gold`."""
+        episodes, known = read_gold(path, str(ask["task"]), f"{run}/gold", source)
+        self.ledger.add_episodes(episodes)
+        self.add_items(run, [request for request, _ in known], ask, {request.item: right for request, right in known})
 
     # What raters do.
 
@@ -171,23 +147,20 @@ class Desk:
         """
         now = self.ledger.clock()
         with self.ledger.writing() as db:
-            person = raters.person(db, rater)
-            if person.why:
-                raise DeskError(person.why)
-            open_ = db.execute(
-                sa.select(LEASES, ITEMS.c.source)
-                .join(ITEMS, ITEMS.c.id == LEASES.c.item)
-                .where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
-                .order_by(LEASES.c.since.desc())
-            ).mappings()
+            person = _at_work(db, rater)
+            mine = sa.select(LEASES, ITEMS.c.source, ITEMS.c.group, ITEMS.c.gold).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+            mine = mine.where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
             studies = self._studies(db, run)
-            for lease in open_.all():
-                if lease["source"] in studies and self._take(db, lease, now):
+            for lease in db.execute(mine.order_by(LEASES.c.since.desc())).mappings().all():
+                if lease["source"] in studies and self._take(db, lease, now) == "new":
                     self._renew(db, lease, studies[lease["source"]], now)
                     return str(lease["id"])
-            if not studies:
-                return None
             found = self._draw(db, run, person, studies, now)
+            if found is None and person.state == "practice":  # no gold is left
+                share = max(float(s["gold_pass"]) for s in studies.values())
+                raters.check_gold(db, person, share, now, ended=True)
+                person = raters.person(db, rater)
+                found = None if person.why else self._draw(db, run, person, studies, now)
             if found is None:
                 return None
             item, request, chosen = found
@@ -195,11 +168,22 @@ class Desk:
             self.luck.shuffle(shown)
             row = {
                 "id": secrets.token_urlsafe(16), "item": item["id"], "rater": rater, "request": request, "status": "open",
-                "order": canonical_json(shown), "chosen": chosen, "draft": "{}", "attempt": 0, "delivered": 0,
+                "order": canonical_json(shown), "chosen": chosen, "draft": "{}", "attempt": 0, "delivered": 0, "passed": False,
                 "since": now, "expires": now + float(studies[item["source"]]["lease"]),
             }  # fmt: skip
             db.execute(LEASES.insert().values(**row))
-            return row["id"]
+            return str(row["id"])
+
+    def has_next(self, run: str, rater: str) -> bool:
+        """Whether there is something for this rater, without handing it out."""
+        with self.ledger.reading() as db:
+            person = raters.person(db, rater)
+            if person.why:
+                return False
+            held = sa.select(LEASES.c.id).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+            held = held.where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
+            found = self._draw(db, run, person, self._studies(db, run), self.ledger.clock())
+            return found is not None or db.scalar(held.limit(1)) is not None
 
     def task(self, id_: str, rater: str) -> Task:
         """A task this rater has, or had.
@@ -209,24 +193,27 @@ class Desk:
         """
         with self.ledger.reading() as db:
             lease = self._lease(db, id_, rater)
-            item = self._item(db, lease["item"])
-            study = self._studies(db, item["run"], paused=True)[item["source"]]
-        return Task(id_, item["source"], study, self._shown(lease), json.loads(lease["draft"]), lease["status"])
+            study = self._study(db, lease)
+        return Task(id_, lease["source"], study, self._shown(lease), json.loads(lease["draft"]), lease["status"])
 
     def draft(self, id_: str, rater: str, form: Mapping[str, str]) -> None:
-        """Keeps the form as it stands; the lease begins anew."""
+        """Keeps the form as it stands; the lease begins anew.
+
+        Raises:
+            NotYours; DeskError: they may not work now.
+        """
+        now = self.ledger.clock()
         with self.ledger.writing() as db:
             lease = self._lease(db, id_, rater)
-            if lease["status"] != "open":
-                return
-            db.execute(LEASES.update().where(LEASES.c.id == id_).values(draft=_form(form)))
-            item = self._item(db, lease["item"])
-            study = self._studies(db, item["run"], paused=True)[item["source"]]
-            if self._take(db, lease, self.ledger.clock()):
-                self._renew(db, lease, study, self.ledger.clock())
+            _at_work(db, rater)
+            if lease["status"] == "open":
+                db.execute(LEASES.update().where(LEASES.c.id == id_).values(draft=_form(form)))
+                if self._take(db, lease, now) == "new":
+                    self._renew(db, lease, self._study(db, lease), now)
 
     def answer(self, id_: str, rater: str, form: Mapping[str, str]) -> str:
-        """Takes an answer, and says what became of it: "new", "again" (nothing changed), "corrected", or "extra" (all slots were taken).
+        """Takes an answer, and says what became of it: "new"; "again" (nothing changed); "corrected"; "extra" (all slots were taken); "late"
+        (nobody waits for it any more). The last two are kept all the same.
 
         Raises:
             NotYours; DeskError: they may not work now; FormError: it is not an answer.
@@ -237,199 +224,211 @@ class Desk:
         shown = self._shown(lease)  # read before anybody has to wait for it
         with self.ledger.writing() as db:
             lease = self._lease(db, id_, rater)
-            person = raters.person(db, rater)
-            if person.why and lease["status"] != "answered":
-                raise DeskError(person.why)
-            item = self._item(db, lease["item"])
-            study = self._studies(db, item["run"], paused=True)[item["source"]]
+            person = _at_work(db, rater)
+            study = self._study(db, lease)
             seconds = round(now - lease["since"], 1) if lease["seconds"] is None else lease["seconds"]
             more = {"seconds": seconds, "chosen": lease["chosen"]}
             said = tasks.read(study["task"], form, shown, study["aspects"], study["scale"], more)
             content = _say(said)
             if lease["status"] == "answered" and content == lease["answer"]:
                 return "again"
-            result = "corrected" if lease["status"] == "answered" or lease["attempt"] else "new"
-            if lease["status"] != "answered" and item["gold"] is None and not self._take(db, lease, now):
-                result = "extra"
-            right = None if item["gold"] is None else tasks.agrees(said, json.loads(item["gold"]))
+            result = "corrected" if lease["attempt"] else "new"
+            if lease["status"] != "answered" and (slot := self._take(db, lease, now)) != "new":
+                result = slot
+            first = {"right": None, "answered": now, "seconds": seconds}
+            if lease["gold"] is not None:
+                first["right"] = tasks.agrees(said, json.loads(lease["gold"]))
+                if lease["attempt"]:  # the first answer is what shows whether somebody knows
+                    first = {"right": lease["right"], "answered": lease["answered"], "seconds": seconds}
             db.execute(
-                LEASES.update().where(LEASES.c.id == id_).values(
-                    status="answered", draft=_form(form), answer=content, attempt=lease["attempt"] + 1, seconds=seconds,
-                    right=right, answered=now,
+                LEASES.update()
+                .where(LEASES.c.id == id_)
+                .values(
+                    status="answered", draft=_form(form), answer=content, attempt=lease["attempt"] + 1, passed=False, **first
                 )
-            )  # fmt: skip
-            self._flag(db, person, lease, study, shown, said, seconds, now)
-            if right is not None:
-                raters.check_gold(db, person, float(study["gold_pass"]), now)
+            )
+            if not lease["attempt"]:
+                self._flag(db, person, lease, study, shown, said, seconds, now)
+                if lease["gold"] is not None:
+                    raters.check_gold(db, person, float(study["gold_pass"]), now)
             return result
 
     def skip(self, id_: str, rater: str, reason: str) -> None:
-        """Passes an item on to others. When enough raters have, it counts as one that nobody can judge.
+        """Passes an item on to others. Once enough raters have, each of them counts as somebody who could not judge it.
 
         Raises:
-            NotYours; DeskError: it has been answered.
+            NotYours; DeskError: they may not work now, or it has been answered.
         """
+        reason = reason.strip()[: tasks.COMMENT] or "passed on"
         with self.ledger.writing() as db:
             lease = self._lease(db, id_, rater)
+            person = _at_work(db, rater)
             if lease["status"] == "answered":
                 raise DeskError("This task has an answer; correct that instead.")
-            now, item = self.ledger.clock(), self._item(db, lease["item"])
-            db.execute(LEASES.update().where(LEASES.c.id == id_).values(status="skipped", expires=now))
-            raters.note(db, rater, "skipped", reason.strip()[: tasks.COMMENT], now, id_)
-            study = self._studies(db, item["run"], paused=True)[item["source"]]
-            passed = sa.select(sa.func.count()).where(LEASES.c.item == item["id"], LEASES.c.status == "skipped")
-            if item["gold"] is None and (db.scalar(passed) or 0) >= int(study["skips"]) and self._take(db, lease, now):
-                kind: Any = Comparison if study["task"] in ("rank", "compare") else Feedback
-                said = kind.abstained(
-                    item["target"], reason.strip()[: tasks.COMMENT] or "skipped", shown={"order": json.loads(lease["order"])}
-                )
-                db.execute(
-                    LEASES.update().where(LEASES.c.id == id_).values(
-                        status="answered", answer=_say(said), attempt=lease["attempt"] + 1, answered=now
+            now = self.ledger.clock()
+            db.execute(
+                LEASES.update()
+                .where(LEASES.c.id == id_)
+                .values(status="skipped", passed=True, draft=_form({"reason": reason}), expires=now)
+            )
+            raters.note(db, person.run, rater, "skipped", reason, now, id_)
+            study = self._study(db, lease)
+            passed = db.execute(_leases().where(LEASES.c.item == lease["item"], LEASES.c.passed)).mappings().all()
+            if lease["gold"] is not None or len(passed) < int(study["skips"]):
+                return
+            kind: Any = Comparison if study["task"] in ("rank", "compare") else Feedback
+            for each in passed:
+                if each["status"] == "skipped" and self._take(db, each, now) == "new":
+                    why = json.loads(each["draft"]).get("reason", "passed on")
+                    said = kind.abstained(
+                        each["target"], why, shown={"order": json.loads(each["order"])}, details={"chosen": each["chosen"]}
                     )
-                )  # fmt: skip
+                    row = {"status": "answered", "answer": _say(said), "attempt": each["attempt"] + 1, "answered": now}
+                    db.execute(LEASES.update().where(LEASES.c.id == each["id"]).values(**row))
 
-    def undo(self, run: str, rater: str) -> Task:
-        """Takes the last answer back: its task is open again, with the form as it was sent.
+    def undo(self, id_: str, rater: str) -> bool:
+        """Takes an answer back: its task is open again, with the form as it was sent. False: it has been handed over to the run, and can only
+        be corrected.
 
         Raises:
-            DeskError: there is none, or it has trained.
+            NotYours; DeskError: they may not work now, or it has trained.
         """
         now = self.ledger.clock()
         with self.ledger.writing() as db:
-            last = db.execute(
-                sa.select(LEASES, ITEMS.c.group)
-                .join(ITEMS, ITEMS.c.id == LEASES.c.item)
-                .where(LEASES.c.rater == rater, LEASES.c.status == "answered", ITEMS.c.run == run)
-                .order_by(LEASES.c.answered.desc())
-                .limit(1)
-            ).mappings().first()  # fmt: skip
-            if last is None:
-                raise DeskError("There is no answer to take back.")
-            decided = sa.select(MEMBERS.c.group).where(MEMBERS.c.group == last["group"]).limit(1)
-            if last["delivered"] and db.scalar(decided) is not None:
-                raise DeskError("Your last answer has been used already and cannot be taken back.")
-            item = self._item(db, last["item"])
-            lease = float(self._studies(db, run, paused=True)[item["source"]]["lease"])
-            db.execute(LEASES.update().where(LEASES.c.id == last["id"]).values(status="open", since=now, expires=now + lease))
-        return self.task(last["id"], rater)
+            lease = self._lease(db, id_, rater)
+            _at_work(db, rater)
+            if lease["delivered"] or lease["gold"] is not None or lease["status"] != "answered":
+                if lease["delivered"] and _decided(db, lease["group"]):
+                    raise DeskError("This answer has been used already and cannot be taken back.")
+                return False
+            until = now + float(self._study(db, lease)["lease"])
+            db.execute(LEASES.update().where(LEASES.c.id == id_).values(status="open", since=now, expires=until))
+            return True
 
     def progress(self, run: str, rater: str) -> dict[str, int]:
-        """How many tasks this rater has done, today and in all, and how many of everybody's slots are filled."""
+        """How many tasks this rater has done, in the last day and in all."""
         now = self.ledger.clock()
-        mine = sa.select(sa.func.count()).join(ITEMS, ITEMS.c.id == LEASES.c.item).select_from(LEASES)
+        mine = sa.select(sa.func.count()).select_from(LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item))
         mine = mine.where(ITEMS.c.run == run, LEASES.c.rater == rater, LEASES.c.status == "answered")
         with self.ledger.reading() as db:
-            own = {"mine": db.scalar(mine) or 0, "today": db.scalar(mine.where(LEASES.c.answered > now - now % 86400)) or 0}
-        return own | self.slots(run)
+            return {"mine": db.scalar(mine) or 0, "today": db.scalar(mine.where(LEASES.c.answered > now - 86400)) or 0}
 
     def slots(self, run: str, source: str | None = None) -> dict[str, int]:
-        """How many slots there are, and how many of them are filled."""
+        """How many slots there are, how many of them are filled, and how many wait for somebody."""
+        now = self.ledger.clock()
         slots = sa.select(sa.func.count()).select_from(REQUESTS.join(ITEMS, ITEMS.c.id == REQUESTS.c.item))
         slots = slots.where(ITEMS.c.run == run, *([] if source is None else [ITEMS.c.source == source]))
         with self.ledger.reading() as db:
-            return {"filled": db.scalar(slots.where(~_unfilled())) or 0, "slots": db.scalar(slots) or 0}
+            return {
+                "filled": db.scalar(slots.where(~_unfilled())) or 0,
+                "slots": db.scalar(slots) or 0,
+                "open": db.scalar(slots.where(_unfilled(), *_wanted(now))) or 0,
+            }
 
     # What the run collects.
 
-    def due(self, run: str, source: str, undo: float) -> list[Answer]:
-        """Answers that can no longer be taken back and that the ledger does not have."""
-        decided = sa.select(MEMBERS.c.group).where(MEMBERS.c.group == ITEMS.c.group).exists()
-        query = (
-            sa.select(LEASES, RATERS.c.strata, STUDIES.c.settings, decided.label("decided"))
-            .join(ITEMS, ITEMS.c.id == LEASES.c.item)
-            .join(RATERS, RATERS.c.id == LEASES.c.rater)
-            .join(STUDIES, sa.and_(STUDIES.c.run == ITEMS.c.run, STUDIES.c.source == ITEMS.c.source))
-            .where(
-                ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), LEASES.c.status == "answered",
-                LEASES.c.delivered < LEASES.c.attempt, LEASES.c.answered <= self.ledger.clock() - undo,
-            )
-            .order_by(LEASES.c.answered, LEASES.c.id)
-        )  # fmt: skip
-        with self.ledger.reading() as db:
-            return [_answer(row) for row in db.execute(query).mappings()]
+    def collect(self, run: str, source: str | None = None, undo: float | None = None) -> list[Answer]:
+        """Writes into the ledger what raters can no longer take back, and returns it. One transaction: nothing is written twice or lost, whoever
+        collects, and however often they are killed.
 
-    def answers(self, run: str) -> list[Said]:
-        """Everything raters said in this run, gold and what is not delivered yet included, in the order it was said."""
-        query = (
-            sa.select(
-                LEASES, ITEMS.c.source, ITEMS.c.gold, RATERS.c.strata, STUDIES.c.settings, sa.literal(False).label("decided")
-            )
-            .join(ITEMS, ITEMS.c.id == LEASES.c.item)
-            .join(RATERS, RATERS.c.id == LEASES.c.rater)
-            .join(STUDIES, sa.and_(STUDIES.c.run == ITEMS.c.run, STUDIES.c.source == ITEMS.c.source))
-            .where(ITEMS.c.run == run, LEASES.c.status == "answered")
-            .order_by(LEASES.c.answered, LEASES.c.id)
+        Args:
+            undo: seconds for which an answer can be taken back; default: as its study says.
+        """
+        now = self.ledger.clock()
+        fresh = (
+            ITEMS.c.run == run,
+            ITEMS.c.gold.is_(None),
+            LEASES.c.status == "answered",
+            LEASES.c.delivered < LEASES.c.attempt,
         )
+        query = sa.select(LEASES.c.answered, STUDIES.c.settings).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+        query = query.join(STUDIES, _of_study()).where(*fresh)
+        with self.ledger.reading() as db:  # most often there is nothing, and nobody should wait for that
+            if not any(_is_due(row, now, undo) for row in db.execute(query).mappings()):
+                return []
+        whole = (
+            _leases(RATERS.c.strata, STUDIES.c.settings).join(RATERS, RATERS.c.id == LEASES.c.rater).join(STUDIES, _of_study())
+        )
+        whole = whole.where(*fresh, *([] if source is None else [ITEMS.c.source == source]))
+        with self.ledger.writing() as db:
+            found = db.execute(whole.order_by(LEASES.c.answered, LEASES.c.id)).mappings().all()
+            due = [row for row in found if _is_due(row, now, undo)]
+            answers = []
+            for row in due:
+                answer = _answer(row)
+                if row["delivered"] and not _decided(db, row["group"]):
+                    answer = replace(answer, supersedes=derive_id(row["id"], row["delivered"]))
+                answers.append(answer)
+            recorded = self.ledger.record(db, answers)
+            for row in due:
+                db.execute(LEASES.update().where(LEASES.c.id == row["id"]).values(delivered=row["attempt"]))
+        return recorded
+
+    def answers(self, run: str, item: str | None = None) -> list[Said]:
+        """Everything raters said in this run (of one item), gold and what is not collected yet included, in the order it was said."""
+        query = (
+            _leases(RATERS.c.strata, STUDIES.c.settings).join(RATERS, RATERS.c.id == LEASES.c.rater).join(STUDIES, _of_study())
+        )
+        query = query.where(ITEMS.c.run == run, LEASES.c.status == "answered", *([] if item is None else [ITEMS.c.id == item]))
         with self.ledger.reading() as db:
-            rows = list(db.execute(query).mappings())
+            rows = list(db.execute(query.order_by(LEASES.c.answered, LEASES.c.id)).mappings())
         return [
             Said(
-                row["item"], row["source"], json.loads(row["settings"])["task"], row["rater"], _answer(row), row["seconds"] or 0.0,
+                row["item"], row["source"], json.loads(row["ask"])["task"], row["rater"], _answer(row), row["seconds"] or 0.0,
                 row["chosen"], row["right"], row["answered"], row["gold"] is not None,
             )
             for row in rows
         ]  # fmt: skip
 
-    def delivered(self, ids: Sequence[str]) -> None:
-        """The ledger has these answers now."""
-        with self.ledger.writing() as db:
-            query = sa.select(LEASES.c.id, LEASES.c.attempt).where(LEASES.c.delivered < LEASES.c.attempt)
-            for lease, attempt in db.execute(query).all():
-                if derive_id(lease, attempt) in ids:
-                    db.execute(LEASES.update().where(LEASES.c.id == lease).values(delivered=attempt))
-
     def pace(self, run: str, source: str) -> tuple[int, float | None]:
         """How many raters are at work, and in how many seconds they will be through at this pace; None where nobody can tell."""
         now = self.ledger.clock()
-        mine = (ITEMS.c.run == run, ITEMS.c.source == source)
-        recent = sa.select(sa.func.count(sa.distinct(LEASES.c.rater))).join(ITEMS, ITEMS.c.id == LEASES.c.item)
-        answers = sa.select(sa.func.count(), sa.func.min(LEASES.c.answered)).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+        leases = LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item)
+        mine, recent = (ITEMS.c.run == run, ITEMS.c.source == source), LEASES.c.answered > now - ACTIVE
+        working = sa.or_(recent, sa.and_(LEASES.c.status == "open", LEASES.c.expires > now))
+        count = sa.select(sa.func.count(sa.distinct(LEASES.c.rater))).select_from(leases)
+        answers = sa.select(sa.func.count(), sa.func.min(LEASES.c.answered)).select_from(leases)
         with self.ledger.reading() as db:
-            active = (
-                db.scalar(recent.where(*mine, sa.or_(LEASES.c.since > now - ACTIVE, LEASES.c.answered > now - ACTIVE))) or 0
-            )
-            done, first = db.execute(answers.where(*mine, LEASES.c.answered > now - ACTIVE)).one()
-            joined = REQUESTS.join(ITEMS, ITEMS.c.id == REQUESTS.c.item)
-            left = db.scalar(sa.select(sa.func.count()).select_from(joined).where(*mine, _unfilled())) or 0
+            active = db.scalar(count.where(*mine, working)) or 0
+            done, first = db.execute(answers.where(*mine, recent)).one()
         if done < 2 or now <= first:
             return active, None
-        return active, left * (now - first) / done
+        return active, self.slots(run, source)["open"] * (now - first) / done
 
     # Within a transaction.
 
-    def _studies(self, db: Connection, run: str, paused: bool = False) -> dict[str, dict[str, Any]]:
-        query = sa.select(STUDIES.c.source, STUDIES.c.settings).where(STUDIES.c.run == run)
-        if not paused:
-            query = query.where(~STUDIES.c.paused)
-        return {source: json.loads(settings) for source, settings in db.execute(query)}
+    def _studies(self, db: Connection, run: str) -> dict[str, dict[str, Any]]:
+        """What raters may be handed tasks of, by source."""
+        query = sa.select(STUDIES.c.source, STUDIES.c.settings).where(STUDIES.c.run == run, ~STUDIES.c.paused)
+        return {source: json.loads(settings) for source, settings in db.execute(query.order_by(STUDIES.c.source))}
 
-    def _item(self, db: Connection, item: str) -> Any:
-        return db.execute(sa.select(ITEMS).where(ITEMS.c.id == item)).mappings().one()
+    def _study(self, db: Connection, lease: Any) -> dict[str, Any]:
+        """The options of a task's study, with the task as it was when it was asked."""
+        query = sa.select(STUDIES.c.settings).where(STUDIES.c.run == lease["run"], STUDIES.c.source == lease["source"])
+        return {**json.loads(db.scalar(query) or "{}"), **json.loads(lease["ask"])}
 
     def _lease(self, db: Connection, id_: str, rater: str) -> Any:
-        found = db.execute(sa.select(LEASES).where(LEASES.c.id == id_, LEASES.c.rater == rater)).mappings().first()
+        """A lease with its item."""
+        found = db.execute(_leases().where(LEASES.c.id == id_, LEASES.c.rater == rater)).mappings().first()
         if found is None:
             raise NotYours("There is no such task among yours.")
         return found
 
-    def _take(self, db: Connection, lease: Any, now: float) -> bool:
-        """Makes sure that a lease has a slot: its own, if nobody else has it now, or another one of its item. False: all are taken."""
-        item = self._item(db, lease["item"])
-        if item["gold"] is not None:
-            return True
-        free = (
-            sa.select(REQUESTS.c.id)
-            .where(REQUESTS.c.item == lease["item"], _unfilled(), ~_held(now, besides=lease["id"]))
-            .order_by(REQUESTS.c.id != (lease["request"] or ""), REQUESTS.c.rater_slot)
-            .limit(1)
-        )
+    def _take(self, db: Connection, lease: Any, now: float) -> str:
+        """Makes sure that a lease has a slot: its own, if nobody else has it now, or another one of its item: "new". Otherwise why there is
+        none: "extra", all are taken, or "late", nobody waits any more."""
+        if lease["gold"] is not None:
+            return "new"
         own = sa.select(FEEDBACK.c.request).where(FEEDBACK.c.request == lease["request"])
         if lease["delivered"] and db.scalar(own.limit(1)) is not None:
-            return True  # its slot is filled, by itself
-        slot = db.scalar(free)
+            return "new"  # its slot is filled, by itself
+        free = sa.select(REQUESTS.c.id).join(ITEMS, ITEMS.c.id == REQUESTS.c.item)
+        free = free.where(REQUESTS.c.item == lease["item"], _unfilled(), ~_held(now, besides=lease["id"]))
+        free = free.order_by(REQUESTS.c.id != (lease["request"] or ""), REQUESTS.c.rater_slot).limit(1)
+        slot = db.scalar(free.where(*_wanted(now)))
+        late = slot is None and db.scalar(free) is not None
         db.execute(LEASES.update().where(LEASES.c.id == lease["id"]).values(request=slot))
-        return slot is not None
+        return "new" if slot is not None else "late" if late else "extra"
 
     def _renew(self, db: Connection, lease: Any, study: Mapping[str, Any], now: float) -> None:
         db.execute(LEASES.update().where(LEASES.c.id == lease["id"]).values(expires=now + float(study["lease"])))
@@ -437,36 +436,59 @@ class Desk:
     def _draw(
         self, db: Connection, run: str, person: raters.Person, studies: Mapping[str, Mapping[str, Any]], now: float
     ) -> tuple[Any, str | None, str] | None:
-        """An item, its slot and how it was chosen."""
-        seen = sa.select(LEASES.c.id).where(LEASES.c.item == ITEMS.c.id, LEASES.c.rater == person.id).exists()
-        mine = (ITEMS.c.run == run, ITEMS.c.source.in_(sorted(studies)), ~seen)
-        share = max(float(s["gold_share"]) for s in studies.values())
-        if person.state == "practice" or self.luck.random() < share:
-            same = ITEMS.alias()  # gold made from an item must not come back to those who judged that item
-            known = sa.select(LEASES.c.id).join(same, same.c.id == LEASES.c.item)
-            known = known.where(LEASES.c.rater == person.id, same.c.shown == ITEMS.c.shown)
-            query = sa.select(ITEMS).where(*mine, ITEMS.c.gold.is_not(None), ~known.exists()).order_by(ITEMS.c.luck)
-            gold = db.execute(query).mappings().all()
-            if gold:
-                return self.luck.choice(gold), None, "gold"
-            if person.state == "practice":
-                raise DeskError("There are no more practice tasks. Please write to the person who invited you.")
-        every = next(iter(studies.values()))
-        chosen = "random" if every["order"] == "random" or self.luck.random() < float(every["random_share"]) else "value"
-        decided = sa.select(MEMBERS.c.episode).where(MEMBERS.c.group == ITEMS.c.group).exists()
-        query = (
-            sa.select(ITEMS, REQUESTS.c.id.label("request"))
-            .join(REQUESTS, REQUESTS.c.item == ITEMS.c.id)
-            .where(
-                *mine, ITEMS.c.gold.is_(None), _unfilled(), ~_held(now), sa.or_(~decided, ~REQUESTS.c.required),
-                sa.or_(REQUESTS.c.deadline.is_(None), REQUESTS.c.deadline > now),
-            )
+        """An item, its slot and how it was chosen. Studies take turns at random; what a run waits for comes before what it does not."""
+        order = self.luck.sample(sorted(studies), len(studies))
+        practice = person.state == "practice"
+        for source in order if practice else order[:1]:
+            wanted = practice or self.luck.random() < float(studies[source]["gold_share"])
+            if wanted and (gold := self._gold(db, run, person, source)) is not None:
+                return gold, None, "gold"
+        if practice:
+            return None
+        for required in (True, False):
+            for source in order:
+                if (found := self._item(db, run, person, source, studies[source], required, now)) is not None:
+                    return found
+        return None
+
+    def _gold(self, db: Connection, run: str, person: raters.Person, source: str) -> Any:
+        query = sa.select(ITEMS).where(
+            ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_not(None), ~_seen(person.id)
+        )
+        found = db.execute(query.order_by(ITEMS.c.luck)).mappings().all()
+        return self.luck.choice(found) if found else None
+
+    def _item(
+        self, db: Connection, run: str, person: raters.Person, source: str, study: Mapping[str, Any], required: bool, now: float
+    ) -> tuple[Any, str, str] | None:
+        """The next item of a study: of its random share in the order of luck, or of the others by what an answer would teach."""
+        share = 1.0 if study["order"] == "random" else float(study["random_share"])
+        query = sa.select(ITEMS, REQUESTS.c.id.label("request")).join(REQUESTS, REQUESTS.c.item == ITEMS.c.id)
+        query = query.where(
+            ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), REQUESTS.c.required == required, *_wanted(now),
+            _unfilled(), ~_held(now), ~_seen(person.id),
         )  # fmt: skip
-        covered = sa.select(sa.func.count()).where(LEASES.c.status == "answered", LEASES.c.item == ITEMS.c.id).scalar_subquery()
-        by_value = (REQUESTS.c.required.desc(), ITEMS.c.value.desc(), covered.desc(), ITEMS.c.time, ITEMS.c.luck)
-        order = (ITEMS.c.luck,) if chosen == "random" else by_value
-        found = db.execute(query.order_by(*order, REQUESTS.c.rater_slot).limit(1)).mappings().first()
-        return None if found is None else (found, found["request"], chosen)
+        at_random = query.where(ITEMS.c.luck < share).order_by(ITEMS.c.luck, REQUESTS.c.rater_slot).limit(1)
+        by_value = query.where(ITEMS.c.luck >= share)
+        by_value = by_value.order_by(ITEMS.c.value.desc(), ITEMS.c.time, ITEMS.c.luck, REQUESTS.c.rater_slot).limit(CLOSE)
+        chance = self.luck.random() < share
+        for lucky in (chance, not chance):
+            found = db.execute(at_random if lucky else by_value).mappings().all()
+            if found:
+                best = found[0] if lucky else self._first(db, run, found)
+                return best, best["request"], "random" if lucky else "value"
+        return None
+
+    def _first(self, db: Connection, run: str, found: Sequence[Any]) -> Any:
+        """Of items worth the same, one that is begun comes first, then one of a start that has been judged less often."""
+        worth = [row for row in found if row["value"] == found[0]["value"]]
+        judged = sa.select(ITEMS.c.id, ITEMS.c.start).join(LEASES, LEASES.c.item == ITEMS.c.id)
+        judged = judged.where(
+            ITEMS.c.run == run, ITEMS.c.start.in_({row["start"] for row in worth}), LEASES.c.status == "answered"
+        )
+        rows = db.execute(judged).all()
+        begun, covered = Counter(row.id for row in rows), Counter(row.start for row in rows)
+        return min(worth, key=lambda row: (begun[row["id"]] == 0, covered[row["start"]]))  # the first of equals, as they came
 
     def _shown(self, lease: Any) -> tuple[Episode, ...]:
         order = json.loads(lease["order"])
@@ -478,25 +500,56 @@ class Desk:
         seconds: float, now: float,
     ) -> None:  # fmt: skip
         """Notes what a lead should look at. An answer is never dropped for it."""
-        words = sum(len(m.content.split()) for e in shown for m in e.messages)
+        same = tasks.common(shown) if len(shown) > 1 else 0
+        words = sum(len(m.content.split()) for k, e in enumerate(shown) for m in e.messages[same if k else 0 :])
         least = max(1.0, 60 * words / float(study["reading"]))
         if said.status == "scored" and seconds < least:
-            raters.note(db, person.id, "too fast", f"{seconds:.1f} s for {words} words", now, lease["id"])
-        query = (
-            sa.select(LEASES.c.answer, LEASES.c.order)
-            .join(ITEMS, ITEMS.c.id == LEASES.c.item)
-            .where(
-                LEASES.c.rater == person.id,
-                LEASES.c.status == "answered",
-                ITEMS.c.source == self._item(db, lease["item"])["source"],
-            )
-            .order_by(LEASES.c.answered.desc())
-            .limit(SAME)
+            raters.note(db, person.run, person.id, "too fast", f"{seconds:.1f} s for {words} words", now, lease["id"])
+        mine = sa.select(LEASES.c.answer, LEASES.c.order).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+        mine = mine.where(
+            LEASES.c.rater == person.id,
+            LEASES.c.status == "answered",
+            ITEMS.c.run == lease["run"],
+            ITEMS.c.source == lease["source"],
         )
-        looks = {_look(json.loads(answer), json.loads(order)) for answer, order in db.execute(query)}
-        count = db.scalar(sa.select(sa.func.count()).where(LEASES.c.rater == person.id, LEASES.c.status == "answered")) or 0
-        if len(looks) == 1 and count >= SAME and count % SAME == 0:
-            raters.note(db, person.id, "always the same", f"the last {SAME} answers are alike: {looks.pop()}", now, lease["id"])
+        count = db.scalar(sa.select(sa.func.count()).select_from(mine.subquery())) or 0
+        if count % SAME:
+            return
+        looks = {
+            _look(json.loads(a), json.loads(o)) for a, o in db.execute(mine.order_by(LEASES.c.answered.desc()).limit(SAME))
+        }
+        if len(looks) == 1:
+            raters.note(
+                db,
+                person.run,
+                person.id,
+                "always the same",
+                f"the last {SAME} answers are alike: {looks.pop()}",
+                now,
+                lease["id"],
+            )
+
+
+def _at_work(db: Connection, rater: str) -> raters.Person:
+    """The rater, if they may work.
+
+    Raises:
+        DeskError: why not.
+    """
+    person = raters.person(db, rater)
+    if person.why:
+        raise DeskError(person.why)
+    return person
+
+
+def _leases(*more: Any) -> Any:
+    """Leases with their items."""
+    of_item = (ITEMS.c.run, ITEMS.c.source, ITEMS.c.target, ITEMS.c.group, ITEMS.c.gold, ITEMS.c.ask)
+    return sa.select(LEASES, *of_item, *more).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+
+
+def _of_study() -> Any:
+    return sa.and_(STUDIES.c.run == ITEMS.c.run, STUDIES.c.source == ITEMS.c.source)
 
 
 def _unfilled() -> Any:
@@ -506,10 +559,33 @@ def _unfilled() -> Any:
     return sa.and_(~in_ledger, ~on_desk)
 
 
+def _wanted(now: float) -> tuple[Any, ...]:
+    """Requests that somebody still waits for; what nobody waited for is worth asking also after its group has trained."""
+    decided = sa.select(MEMBERS.c.episode).where(MEMBERS.c.group == ITEMS.c.group).exists()
+    return sa.or_(REQUESTS.c.deadline.is_(None), REQUESTS.c.deadline > now), sa.or_(~decided, ~REQUESTS.c.required)
+
+
 def _held(now: float, besides: str = "") -> Any:
     """Requests that a rater has in their hands."""
     live = (LEASES.c.request == REQUESTS.c.id, LEASES.c.status == "open", LEASES.c.expires > now, LEASES.c.id != besides)
     return sa.select(LEASES.c.id).where(*live).exists()
+
+
+def _seen(rater: str) -> Any:
+    """Items this rater has had, or others of the same conversations where one of the two is gold."""
+    had = sa.select(LEASES.c.id).where(LEASES.c.item == ITEMS.c.id, LEASES.c.rater == rater).exists()
+    same = ITEMS.alias()
+    twin = sa.select(LEASES.c.id).join(same, same.c.id == LEASES.c.item)
+    twin = twin.where(LEASES.c.rater == rater, same.c.shown == ITEMS.c.shown, same.c.source == ITEMS.c.source)
+    return sa.or_(had, twin.exists())
+
+
+def _decided(db: Connection, group: str) -> bool:
+    return db.scalar(sa.select(MEMBERS.c.group).where(MEMBERS.c.group == group).limit(1)) is not None
+
+
+def _is_due(row: Any, now: float, undo: float | None) -> bool:
+    return row["answered"] <= now - (json.loads(row["settings"])["undo"] if undo is None else undo)
 
 
 def _form(form: Mapping[str, str]) -> str:
@@ -526,24 +602,49 @@ def _say(said: Answer) -> str:
 def _answer(row: Any) -> Answer:
     """An answer as the ledger takes it."""
     study, said = json.loads(row["settings"]), json.loads(row["answer"])
-    kind: type[Answer] = Comparison if study["task"] in ("rank", "compare") else Feedback
+    kind: type[Answer] = Comparison if "ranking" in said else Feedback
     declared = json.loads(row["strata"])
-    stratum = next((declared[name] for name in study["strata"] if name in declared), "")
-    earlier = derive_id(row["id"], row["delivered"]) if row["delivered"] and not row["decided"] else None
-    stamp = Stamp(request=row["request"], time=row["answered"], rater=row["rater"], stratum=stratum)
-    return kind(said.pop("target"), **said, id=derive_id(row["id"], row["attempt"]), supersedes=earlier, stamp=stamp)
+    stratum = next((declared[name] for name in study["strata"] if declared.get(name)), "")
+    stamp = Stamp(row["request"], row["source"], study["version"], row["answered"], 0.0, row["rater"], stratum)
+    return kind(said.pop("target"), **said, id=derive_id(row["id"], row["attempt"]), stamp=stamp)
+
+
+def read_gold(path: Path, task: str, run: str, stage: str) -> tuple[list[Episode], list[tuple[Request, dict[str, Any]]]]:
+    """Items whose answer is known, from a file: comparisons for rank and compare, scores or labels for score, scores of turns for mark (the
+    first negative one is where it went wrong; of labels, the first that is false).
+
+    Raises:
+        PreferenceError: the file holds something else, or an answer that any rater would get right.
+    """
+    found = import_data(path, run=run, stage=stage, update=0)
+    by_id = {e.id: e for e in found.episodes}
+    known: list[tuple[Request, dict[str, Any]]] = []
+    answers: list[Answer] = [*found.comparisons, *found.scores]
+    for said in answers:
+        if isinstance(said, Comparison):
+            shown = tuple(by_id[e] for tier in said.ranking for e in tier)
+            fits = task == "rank" or (task == "compare" and len(shown) == 2)
+        else:
+            shown = (by_id[said.episode],)
+            fits = task == ("mark" if said.turn_scores is not None else "score")
+        if not fits:
+            raise PreferenceError(f"{path} holds answers that cannot be gold for the task {task}")
+        kind: Any = "group" if isinstance(said, Comparison) else "episode"
+        request = Request(kind, said.target, stage, 0, None, False, {"gold": said.id}, shown)
+        try:
+            known.append((request, tasks.known(said)))
+        except ValueError as error:
+            raise PreferenceError(f"{path}: {error}") from error
+    return found.episodes, known
 
 
 def _look(said: Mapping[str, Any], order: Sequence[str]) -> str:
     """What an answer looks like from outside: which place was best, which points were given."""
     if said["status"] != "scored":
-        return said["status"]
+        return str(said["status"])
     if "ranking" in said:
         place = {e: i for i, tier in enumerate(said["ranking"]) for e in tier}
         return "ranks " + " ".join(str(place[e] + 1) for e in order if e in place)
     if said.get("turn_scores"):
         return "all turns alike" if len(set(said["turn_scores"])) == 1 else str(said["turn_scores"])
     return "points " + " ".join(f"{v:g}" for _, v in sorted(said["aspects"].items()))
-
-
-__all__ = ["EVENTS", "Desk", "DeskError", "NotYours", "Task"]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +21,9 @@ from ...engine.ledger import Ledger
 from ...engine.reward import Aggregate, Aggregator
 from . import raters
 from .desk import Desk, Said
-from .pages import blocks, common, folded
+from .pages import blocks, folded
 from .tables import EVENTS, ITEMS, LEASES, STUDIES
-from .tasks import LETTERS
+from .tasks import LETTERS, common, known
 
 DISPUTED = 20  # items that are listed
 Units = list[dict[str, Any]]
@@ -83,61 +82,90 @@ def pause(ledger: Ledger, run: str, source: str, paused: bool) -> None:
 # Agreement.
 
 
-def units(said: Iterable[Said], aspect: str | None = None) -> tuple[Units, str]:
-    """What there is to agree on, rater to value, and its level of measurement: pairs of conversations, points per aspect, marks per turn."""
-    comparisons: list[Comparison] = []
-    values: dict[tuple[Any, ...], dict[str, Any]] = defaultdict(dict)
-    level = "nominal"
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What there is to agree on: units (rater to value), the item each belongs to, and the level of measurement."""
+
+    units: Units
+    items: list[str]
+    level: Any
+
+    def of(self, some: Collection[str]) -> Judged:
+        """The same of some raters only."""
+        return Judged([{r: v for r, v in u.items() if r in some} for u in self.units], self.items, self.level)
+
+
+def judged(said: Iterable[Said], aspect: str | None = None) -> Judged:
+    """Pairs of conversations, points per aspect, marks per turn and where it went wrong first; what was left unmarked says nothing."""
+    by_item: dict[str, list[Said]] = defaultdict(list)
     for each in said:
-        answer = each.answer
-        if answer.status != "scored":
-            continue
-        if isinstance(answer, Comparison):
-            comparisons.append(answer)
-        elif answer.turn_scores is not None:
-            for k, mark in enumerate(answer.turn_scores):
-                values[each.item, k][each.rater] = mark or 0.0
-        else:
-            level = "interval"
-            for name, value in answer.aspects.items():
-                if aspect in (None, name):
-                    values[each.item, name][each.rater] = value
-    return [*comparison_units(comparisons), *values.values()], level
+        if each.answer.status == "scored":
+            by_item[each.item].append(each)
+    found: Units = []
+    items: list[str] = []
+    level = "nominal"
+    for item_, answers in by_item.items():
+        values: dict[Any, dict[str, Any]] = defaultdict(dict)
+        for each in answers:
+            answer = each.answer
+            if isinstance(answer, Feedback) and answer.turn_scores is not None:
+                for k, mark in enumerate(answer.turn_scores):
+                    if mark is not None and aspect != "first_wrong":
+                        values[k][each.rater] = mark
+                if "first_wrong" in answer.details and aspect in (None, "first_wrong"):
+                    values["first"][each.rater] = str(answer.details["first_wrong"])
+            elif isinstance(answer, Feedback):
+                level = "interval"
+                values.update({n: {**values[n], each.rater: v} for n, v in answer.aspects.items() if aspect in (None, n)})
+        comparisons = [s.answer for s in answers if isinstance(s.answer, Comparison)]
+        new = [*comparison_units(comparisons), *values.values()]
+        found += new
+        items += [item_] * len(new)
+    return Judged(found, items, level)
 
 
-def agreement(name: str, found: Units, level: Any) -> Agreement:
-    shared = [u for u in found if len(u) > 1]
-    interval = alpha_interval(shared, level, samples=300) if len(shared) > 2 else None
+def agreement(name: str, found: Judged) -> Agreement:
+    shared = [(u, item_) for u, item_ in zip(found.units, found.items, strict=True) if len(u) > 1]
+    units = [u for u, _ in shared]
+    level: Any = found.level if all(isinstance(v, (int, float)) for u in units for v in u.values()) else "nominal"
+    interval = (
+        alpha_interval(units, level, clusters=[c for _, c in shared], samples=300) if len({c for _, c in shared}) > 2 else None
+    )
     low, high = interval if interval is not None else (None, None)
-    alpha = krippendorff_alpha(shared, level)
-    return Agreement(name, len(shared), percent_agreement(shared), alpha, low, high, gwet_ac1(shared))
+    return Agreement(name, len(units), percent_agreement(units), krippendorff_alpha(units, level), low, high, gwet_ac1(units))
 
 
-def between(found: Units, stratum_of: Mapping[str, str]) -> Units:
-    """Units as strata see them: each stratum says what most of its raters say; where they are divided, it says nothing."""
-    seen = []
-    for unit in found:
-        votes: dict[str, Counter[Any]] = defaultdict(Counter)
+def between(found: Judged, stratum_of: Mapping[str, str]) -> Judged:
+    """As strata see it: each says the mean of its raters' points, or what most of them say; where these are divided, it says nothing."""
+    seen: Units = []
+    for unit in found.units:
+        votes: dict[str, list[Any]] = defaultdict(list)
         for rater, value in unit.items():
             if stratum_of.get(rater):
-                votes[stratum_of[rater]][value] += 1
-        most = {s: v.most_common(2) for s, v in votes.items()}
-        seen.append({s: top[0][0] for s, top in most.items() if len(top) == 1 or top[0][1] > top[1][1]})
-    return seen
+                votes[stratum_of[rater]].append(value)
+        if found.level == "interval":
+            seen.append({s: statistics.mean(v) for s, v in votes.items()})
+        else:
+            most = {s: Counter(v).most_common(2) for s, v in votes.items()}
+            seen.append({s: top[0][0] for s, top in most.items() if len(top) == 1 or top[0][1] > top[1][1]})
+    return Judged(seen, found.items, found.level)
 
 
-def versus(found: Units, rater: str) -> Units:
+def versus(found: Judged, rater: str) -> Judged:
     """One rater with each of the others, two by two: what the others think of one another does not count."""
-    return [{rater: u[rater], other: u[other]} for u in found if rater in u for other in u if other != rater]
+    both = [
+        ({rater: u[rater], o: u[o]}, i)
+        for u, i in zip(found.units, found.items, strict=True)
+        if rater in u
+        for o in u
+        if o != rater
+    ]
+    return Judged([u for u, _ in both], [i for _, i in both], found.level)
 
 
-def agreement_now(ledger: Ledger, run: str, keep: float = 60.0) -> float | None:
-    """Percent agreement of everybody, for the progress line; computed once a minute at most."""
-    cache: dict[str, tuple[float, float | None]] = ledger.__dict__.setdefault("_agreement", {})
-    if run not in cache or time.monotonic() - cache[run][0] > keep:
-        found, _ = units(s for s in Desk(ledger).answers(run) if not s.gold)
-        cache[run] = time.monotonic(), percent_agreement(found)
-    return cache[run][1]
+def agreed(ledger: Ledger, run: str) -> float | None:
+    """Percent agreement of everybody, for the progress line."""
+    return percent_agreement(judged(s for s in Desk(ledger).answers(run) if not s.gold).units)
 
 
 # The page.
@@ -149,7 +177,7 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
     Args:
         judge: an aggregator that estimates raters' reliability from comparisons.
     """
-    desk, people = Desk(ledger), raters.everybody(ledger)
+    desk, people = Desk(ledger), raters.everybody(ledger, run)
     said = desk.answers(run)
     work = [s for s in said if not s.gold]
     names = {p.id: p.name for p in people}
@@ -158,37 +186,42 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
     by_study = {}
     for study in found:
         mine = [s for s in work if s.source == study.source]
-        own, level = units(mine)
-        table = [agreement("all raters", own, level)]
-        if study.settings["task"] == "score":
-            table += [agreement(a, *units(mine, a)) for a in study.settings["aspects"]]
+        own = judged(mine)
+        table = [agreement("all raters", own)]
+        parts = (
+            study.settings["aspects"]
+            if study.settings["task"] == "score"
+            else ["first_wrong"]
+            if study.settings["task"] == "mark"
+            else []
+        )
+        table += [agreement("where it went wrong" if a == "first_wrong" else a, judged(mine, a)) for a in parts]
         for name, choices in study.settings["strata"].items():
             stratum_of = {p.id: p.strata.get(name, "") for p in people}
-            table += [
-                agreement(f"{name}: {c}", [{r: v for r, v in u.items() if stratum_of.get(r) == c} for u in own], level)
-                for c in choices
-            ]
-            table.append(agreement(f"between {name}s", between(own, stratum_of), level))
+            table += [agreement(f"{name}: {c}", own.of({r for r, own_ in stratum_of.items() if own_ == c})) for c in choices]
+            table.append(agreement(f"between {name}s", between(own, stratum_of)))
         comparisons = [s.answer for s in mine if isinstance(s.answer, Comparison)]
         trust = judge.aggregate(comparisons) if judge is not None and comparisons else Aggregate({}, {})
         by_study[study.source] = {
             "study": study, "agreement": table, "trust": trust.raters, "disputed": disputed(mine), "slots": desk.slots(run, study.source),
             "per_rater": [
-                agreement(names[p.id], versus(own, p.id), level) for p in people if any(s.rater == p.id for s in mine)
+                agreement(names[p.id], versus(own, p.id)) for p in people if any(s.rater == p.id for s in mine)
             ],
         }  # fmt: skip
     now = ledger.clock()
     with ledger.reading() as db:
-        events = list(db.execute(sa.select(EVENTS).order_by(EVENTS.c.id.desc()).limit(200)).mappings())
-        kinds = Counter(db.execute(sa.select(EVENTS.c.rater, EVENTS.c.kind)).tuples().all())
+        query = sa.select(EVENTS).where(EVENTS.c.run == run)  # what raters did comes before what somebody unknown tried
+        events = list(db.execute(query.order_by(EVENTS.c.rater == "", EVENTS.c.id.desc()).limit(200)).mappings())
+        count = sa.select(EVENTS.c.rater, EVENTS.c.kind, sa.func.count()).where(EVENTS.c.run == run)
+        kinds = {(r, k): n for r, k, n in db.execute(count.group_by(EVENTS.c.rater, EVENTS.c.kind)).tuples()}
     for p in people:
         mine = [s for s in said if s.rater == p.id]
         gold = [s for s in mine if s.gold]
         rows.append({
             "person": p, "answers": len(mine) - len(gold), "hour": sum(s.time > now - 3600 for s in mine),
-            "seconds": statistics.median(s.seconds for s in mine) if mine else None, "gold": len(gold), "right": sum(bool(s.right) for s in gold),
+            "seconds": statistics.median(spent) if (spent := [s.seconds for s in mine if s.seconds]) else None, "gold": len(gold), "right": sum(bool(s.right) for s in gold),
             "abstained": sum(s.answer.status != "scored" for s in mine),
-            "flags": {kind: kinds[p.id, kind] for kind in ("too fast", "always the same", "skipped", "refused") if kinds[p.id, kind]},
+            "flags": {kind: kinds[p.id, kind] for kind in ("too fast", "always the same", "skipped", "refused") if (p.id, kind) in kinds},
         })  # fmt: skip
     return {"studies": by_study, "raters": rows, "events": events, "names": names, "answers": len(work)}
 
@@ -200,9 +233,9 @@ def disputed(said: Sequence[Said]) -> list[dict[str, Any]]:
         by_item[each.item].append(each)
     rows: list[dict[str, Any]] = []
     for item, answers in by_item.items():
-        agreed = percent_agreement(units(answers)[0])
-        if agreed is not None and agreed < 1:
-            rows.append({"item": item, "agreed": agreed, "raters": len(answers)})
+        share = percent_agreement(judged(answers).units)
+        if share is not None and share < 1:
+            rows.append({"item": item, "agreed": share, "raters": len(answers)})
     return sorted(rows, key=lambda r: (r["agreed"], -r["raters"], r["item"]))[:DISPUTED]
 
 
@@ -219,11 +252,11 @@ def item_page(ledger: Ledger, found: Any, renderers: Mapping[str, Any]) -> dict[
     shown = json.loads(found["shown"])
     by_id = ledger.episodes(shown)
     episodes = [by_id[e] for e in shown]
-    settings = next(s.settings for s in studies(ledger, found["run"]) if s.source == found["source"])
+    settings = next(s.settings for s in studies(ledger, found["run"]) if s.source == found["source"]) | json.loads(found["ask"])
     render = renderers.get(settings["render"], renderers["markdown"])
     same = common(episodes) if len(episodes) > 1 else 0
     each = [blocks(e, render) for e in episodes]
-    names = {p.id: p.name for p in raters.everybody(ledger)}
+    names = {p.id: p.name for p in raters.everybody(ledger, found["run"])}
     letter = {e.id: LETTERS[i] for i, e in enumerate(episodes)}
     rows = []
     for said in Desk(ledger).answers(found["run"]):
@@ -266,26 +299,18 @@ def make_gold(ledger: Ledger, run: str, id_: str) -> None:
     found = item(ledger, run, id_)
     if found is None or found["gold"] is not None:
         raise ValueError("There is no such item, or it is gold already.")
-    leads = {p.id for p in raters.everybody(ledger) if p.role == "lead"}
-    said = [s for s in Desk(ledger).answers(run) if s.item == id_ and s.answer.status == "scored"]
+    leads = {p.id for p in raters.everybody(ledger, run) if p.role == "lead"}
+    said = [s for s in Desk(ledger).answers(run, id_) if s.answer.status == "scored"]
     trusted = [s for s in said if s.rater in leads] or said
-    known = {canonical_json(_gold(s.answer)) for s in trusted}
-    if len(known) != 1 or (len(trusted) < 2 and trusted[0].rater not in leads):
+    answers = {canonical_json(known(s.answer)) for s in trusted}
+    if len(answers) != 1 or (len(trusted) < 2 and trusted[0].rater not in leads):
         raise ValueError(
             "Raters do not agree on this item, or too few have seen it. Rate it yourself first; your answer is then the right one."
         )
-    copy = {**found, "id": derive_id("gold", id_), "gold": known.pop(), "time": ledger.clock()}
+    copy = {**found, "id": derive_id("gold", id_), "gold": answers.pop(), "time": ledger.clock()}
     with ledger.writing() as db:
         if db.scalar(sa.select(ITEMS.c.id).where(ITEMS.c.id == copy["id"])) is None:
             db.execute(ITEMS.insert().values(**copy))
-
-
-def _gold(answer: Feedback | Comparison) -> dict[str, Any]:
-    if isinstance(answer, Comparison):
-        return {"ranking": [sorted(tier) for tier in answer.ranking]}
-    if answer.turn_scores is not None:
-        return {"first_wrong": answer.details.get("first_wrong")}
-    return {"score": float(sum(answer.aspects.values()) > 0.5 * len(answer.aspects))}
 
 
 def export(ledger: Ledger, run: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ...engine.episode import Episode, Message
 from .desk import Task
 from .render import LONG, plain
-from .tasks import GRADES, LETTERS, FormError, read
+from .tasks import GRADES, LETTERS, FormError, common, read
 
 SPEAKERS = {"system": "Instructions to the assistant", "user": "Person", "assistant": "Assistant", "tool": "Tool"}
 PREVIEW = 1_000  # characters of a folded message that are shown
@@ -63,15 +63,6 @@ def folded(found: Sequence[Block]) -> Folded:
     if len(found) <= FOLD:
         return Folded(found, (), ())
     return Folded(found[:4], found[4:-8], found[-8:])
-
-
-def common(episodes: Sequence[Episode]) -> int:
-    """How many messages all of them begin with."""
-    said = [e.messages for e in episodes]
-    same = 0
-    while all(len(m) > same for m in said) and len({(m[same].role, m[same].content) for m in said}) == 1:
-        same += 1
-    return same
 
 
 def task_page(task: Task, render: Renderer, check: bool) -> dict[str, Any]:

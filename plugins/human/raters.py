@@ -44,6 +44,7 @@ class Person:
     """
 
     id: str
+    run: str
     name: str
     role: str
     state: str
@@ -67,31 +68,43 @@ def hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
-def invite(ledger: Ledger, name: str, role: str = "rater") -> str:
-    """A new account, or a new link for one that exists, whose sessions end; returns the link's secret, which is kept nowhere.
+def invite(ledger: Ledger, run: str, name: str, role: str | None = None) -> str:
+    """A new account in a run, or a new link for one that exists, whose sessions end; returns the link's secret, which is kept nowhere.
+
+    Args:
+        role: "rater" or "lead"; default: as it is, and "rater" for somebody new.
 
     Raises:
-        ValueError: an empty name, or a role that does not exist.
+        ValueError: an empty name, a role that does not exist, or the last lead would be none any more.
     """
     name = " ".join(name.split())[:200]
     if not name:
         raise ValueError("A rater needs a name.")
-    if role not in ("rater", "lead"):
+    if role not in (None, "rater", "lead"):
         raise ValueError(f"A role is rater or lead, not {role!r}.")
     secret, now = secrets.token_urlsafe(32), ledger.clock()
     link = {"token": hashed(secret), "token_expires": now + LINK}
     with ledger.writing() as db:
-        known = db.execute(sa.select(RATERS).where(RATERS.c.name == json.dumps(name))).mappings().first()
+        everyone = list(db.execute(sa.select(RATERS).where(RATERS.c.run == run)).mappings())
+        known = next((row for row in everyone if row["name"] == json.dumps(name)), None)
         if known is None:
-            row = {"id": f"r-{secrets.token_hex(4)}", "name": json.dumps(name), "role": role, "state": "active", "strata": "{}"}
-            db.execute(RATERS.insert().values(**row, **link, gate=0.0, chances=0, time=now))
-        else:
-            db.execute(RATERS.update().where(RATERS.c.id == known["id"]).values(role=role, **link))
-            db.execute(SESSIONS.delete().where(SESSIONS.c.rater == known["id"]))
+            row = {
+                "id": f"r-{secrets.token_hex(4)}",
+                "run": run,
+                "name": json.dumps(name),
+                "role": role or "rater",
+                "state": "active",
+            }
+            db.execute(RATERS.insert().values(**row, **link, strata="{}", gate=0.0, chances=0, time=now))
+            return secret
+        if known["role"] == "lead" and role == "rater" and sum(row["role"] == "lead" for row in everyone) == 1:
+            raise ValueError(f"{name} is the only lead of this run: make somebody else a lead first.")
+        db.execute(RATERS.update().where(RATERS.c.id == known["id"]).values(role=role or known["role"], **link))
+        db.execute(SESSIONS.delete().where(SESSIONS.c.rater == known["id"]))
     return secret
 
 
-def enter(ledger: Ledger, secret: str) -> str:
+def enter(ledger: Ledger, run: str, secret: str) -> str:
     """Opens a session with a link's secret, which is used up by it; returns the cookie's secret. Never a session that was there before.
 
     Raises:
@@ -99,7 +112,7 @@ def enter(ledger: Ledger, secret: str) -> str:
     """
     cookie, now = secrets.token_urlsafe(32), ledger.clock()
     with ledger.writing() as db:
-        found = db.execute(sa.select(RATERS).where(RATERS.c.token == hashed(secret))).mappings().first()
+        found = db.execute(sa.select(RATERS).where(RATERS.c.token == hashed(secret), RATERS.c.run == run)).mappings().first()
         if found is None or (found["token_expires"] or 0) < now:
             raise NoEntry("This link has been used or is too old. Ask the person who invited you for a new one.")
         db.execute(RATERS.update().where(RATERS.c.id == found["id"]).values(token=None, token_expires=None))
@@ -109,18 +122,19 @@ def enter(ledger: Ledger, secret: str) -> str:
     return cookie
 
 
-def session(ledger: Ledger, cookie: str) -> Session:
+def session(ledger: Ledger, run: str, cookie: str) -> Session:
     """Whose session a cookie opens.
 
     Raises:
         NoEntry: nobody's.
     """
     with ledger.reading() as db:
-        query = sa.select(SESSIONS).where(SESSIONS.c.id == hashed(cookie), SESSIONS.c.expires > ledger.clock())
-        found = db.execute(query).mappings().first()
+        query = sa.select(SESSIONS.c.csrf, RATERS).join(RATERS, RATERS.c.id == SESSIONS.c.rater)
+        query = query.where(SESSIONS.c.id == hashed(cookie), SESSIONS.c.expires > ledger.clock())
+        found = db.execute(query.where(RATERS.c.run == run)).mappings().first()
         if found is None:
             raise NoEntry("Please enter with the link you were sent.")
-        return Session(person(db, found["rater"]), found["csrf"])
+        return Session(_person(found), found["csrf"])
 
 
 def leave(ledger: Ledger, cookie: str) -> None:
@@ -132,16 +146,20 @@ def person(db: Connection, id_: str) -> Person:
     return _person(db.execute(sa.select(RATERS).where(RATERS.c.id == id_)).mappings().one())
 
 
-def everybody(ledger: Ledger) -> list[Person]:
-    """All accounts, in the order they were made."""
+def everybody(ledger: Ledger, run: str) -> list[Person]:
+    """All accounts of a run, in the order they were made."""
     with ledger.reading() as db:
-        return [_person(row) for row in db.execute(sa.select(RATERS).order_by(RATERS.c.time, RATERS.c.id)).mappings()]
+        return [
+            _person(row)
+            for row in db.execute(sa.select(RATERS).where(RATERS.c.run == run).order_by(RATERS.c.time, RATERS.c.id)).mappings()
+        ]
 
 
 def _person(row: Any) -> Person:
+    strata = json.loads(row["strata"])
     return Person(
-        row["id"], json.loads(row["name"]), row["role"], row["state"], json.loads(row["strata"]), row["chances"], row["gate"]
-    )  # fmt: skip
+        row["id"], row["run"], json.loads(row["name"]), row["role"], row["state"], strata, row["chances"], row["gate"]
+    )
 
 
 def declare(ledger: Ledger, id_: str, strata: Mapping[str, str]) -> None:
@@ -150,7 +168,7 @@ def declare(ledger: Ledger, id_: str, strata: Mapping[str, str]) -> None:
         db.execute(RATERS.update().where(RATERS.c.id == id_).values(strata=json.dumps(dict(strata))))
 
 
-def set_state(ledger: Ledger, id_: str, state: str) -> None:
+def set_state(ledger: Ledger, run: str, id_: str, state: str) -> None:
     """A lead's word: "active" (with a clean sheet) or "paused".
 
     Raises:
@@ -160,26 +178,31 @@ def set_state(ledger: Ledger, id_: str, state: str) -> None:
         raise ValueError(f"A lead sets an account active or paused, not {state!r}.")
     with ledger.writing() as db:
         clean = {"gate": ledger.clock(), "chances": 0} if state == "active" else {}
-        if not db.execute(RATERS.update().where(RATERS.c.id == id_).values(state=state, **clean)).rowcount:
+        if not db.execute(RATERS.update().where(RATERS.c.id == id_, RATERS.c.run == run).values(state=state, **clean)).rowcount:
             raise ValueError("There is no such account.")
-        note(db, id_, state, "set by a lead", ledger.clock())
+        note(db, run, id_, state, "set by a lead", ledger.clock())
 
 
 def try_again(ledger: Ledger, id_: str) -> None:
     """The second chance of somebody who failed gold: practice, on gold they have not seen."""
     with ledger.writing() as db:
-        if person(db, id_).state == "gated":
+        if (who := person(db, id_)).state == "gated":
             now = ledger.clock()
             db.execute(
                 RATERS.update().where(RATERS.c.id == id_).values(state="practice", chances=RATERS.c.chances + 1, gate=now)
             )
-            note(db, id_, "practice", "began the second chance", now)
+            note(db, who.run, id_, "practice", "began the second chance", now)
 
 
-def check_gold(db: Connection, who: Person, share: float, now: float) -> None:
+def check_gold(db: Connection, who: Person, share: float, now: float, ended: bool = False) -> None:
     """Gates a rater whose gold is too often wrong. Earlier answers stay; the lead sees when it happened.
 
-    Nobody is judged by fewer than four gold answers; the latest eight count. In practice four decide.
+    Nobody is judged by fewer than four gold answers; the latest eight count. In practice four decide, or as many as there are when no
+    gold is left that they have not seen.
+
+    Args:
+        share: of the gold that must be right.
+        ended: no gold is left for them.
     """
     query = (
         sa.select(LEASES.c.right)
@@ -189,9 +212,9 @@ def check_gold(db: Connection, who: Person, share: float, now: float) -> None:
         .limit(GOLD_FIRST if who.state == "practice" else GOLD_LAST)
     )
     right = list(db.scalars(query))
-    if len(right) < GOLD_FIRST:
+    if len(right) < GOLD_FIRST and not (ended and who.state == "practice"):
         return
-    passed = sum(right) >= share * len(right)
+    passed = bool(right) and sum(right) >= share * len(right)
     if who.state == "practice":
         state = "active" if passed else "blocked"
     elif passed or who.state != "active":
@@ -199,9 +222,9 @@ def check_gold(db: Connection, who: Person, share: float, now: float) -> None:
     else:
         state = "blocked" if who.chances else "gated"
     db.execute(RATERS.update().where(RATERS.c.id == who.id).values(state=state, gate=now))
-    note(db, who.id, state, f"{sum(right)} of {len(right)} gold answers were right", now)
+    note(db, who.run, who.id, state, f"{sum(right)} of {len(right)} gold answers were right", now)
 
 
-def note(db: Connection, rater: str, kind: str, detail: str, now: float, lease: str | None = None) -> None:
+def note(db: Connection, run: str, rater: str, kind: str, detail: str, now: float, lease: str | None = None) -> None:
     """Something a lead should see."""
-    db.execute(EVENTS.insert().values(rater=rater, kind=kind, lease=lease, detail=detail[:1000], time=now))
+    db.execute(EVENTS.insert().values(run=run, rater=rater, kind=kind, lease=lease, detail=detail[:1000], time=now))

@@ -6,10 +6,13 @@ session, the session's token in the form, and come from this service's own pages
 
 import json
 import logging
-from collections.abc import Mapping
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Form, Query, Request
 from fastapi import Path as InPath
@@ -26,21 +29,26 @@ from . import lead, raters
 from .desk import Desk, DeskError, NotYours
 from .pages import filters, task_page
 from .render import instructions
+from .tables import prepare
 from .tasks import FormError
 
 HERE = Path(__file__).parent
-COOKIE = "turnwise_session"
-BODY = 1_000_000  # bytes a request may have
+BODY, FORM = 1_000_000, b"application/x-www-form-urlencoded"  # bytes a request may have, and their kind
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; font-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
 log = logging.getLogger("turnwise.rate")
 Text = Annotated[str, Form(max_length=200_000)]
-Id = Annotated[str, InPath(max_length=100)]
+Id = Annotated[str, InPath(max_length=100, pattern=r"^[\w-]+$")]
+FIELDS = re.compile(
+    r"rank-\d+|turn-\d+|preference|first_wrong|all_bad|verdict|reason|why|comment|csrf|(aspect|stratum)-.{1,200}", re.DOTALL
+)
+COLLECT, COUNT = 5.0, 20.0  # seconds between looks at what is due, and between counts of everybody's progress
 DONE = {
     "new": "Saved.", "again": "That was saved already.", "corrected": "Your correction is saved.",
-    "extra": "Saved as an extra opinion: others had finished this one.", "skipped": "Passed on to somebody else.",
+    "extra": "Saved as an extra opinion: others had finished this one.", "late": "Saved, though nobody waits for this one any more.",
+    "handed-over": "Your last answer has been handed over already. Change it below and send the correction.", "skipped": "Passed on to somebody else.",
     "undone": "Your last answer is taken back. Change it and send it again.",
 }  # fmt: skip
 
@@ -54,25 +62,59 @@ class Refused(Exception):
 
 
 async def sent(request: Request) -> dict[str, str]:
-    """The fields of a form whose names depend on the task. Files and repeated fields are no part of any form here."""
+    """The fields of a form whose names depend on the task; others are left out, and so is what no text can hold."""
     form: FormData = await request.form()
-    return {k: v for k, v in form.items() if isinstance(v, str)}
+    whole = {
+        k: str(v).encode("utf-8", "replace").decode().replace("\0", "\ufffd") for k, v in form.items() if FIELDS.fullmatch(k)
+    }
+    if sum(map(len, whole.values())) > 100_000:
+        raise HTTPException(413, "That is more than this service reads.")
+    return {k: v for k, v in whole.items() if k.isprintable()}
 
 
-def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: bool = False) -> FastAPI:
+class Sometimes:
+    """A value that is worked out again after a while; one thread at a time does, the others take the last one."""
+
+    def __init__(self, work: Callable[[], Any], seconds: float) -> None:
+        self.work, self.seconds = work, seconds
+        self.until, self.value, self.lock = -math.inf, None, threading.Lock()
+
+    def __call__(self) -> Any:
+        if time.monotonic() >= self.until and self.lock.acquire(blocking=self.until == -math.inf):
+            try:
+                if time.monotonic() >= self.until:
+                    self.value = self.work()
+                    self.until = time.monotonic() + self.seconds
+            finally:
+                self.lock.release()
+        return self.value
+
+
+def cookie_name(run: str) -> str:
+    """Services of several runs on one host must not sign each other's raters out."""
+    return f"turnwise_{run[:12]}"
+
+
+def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str = "", secure: bool = False) -> FastAPI:
     """The service for one run.
 
     Args:
         ledger: the run's.
         run: its id.
         plugins: where renderers and the aggregator that knows raters are looked up; default: those installed.
+        url: how raters reach the service, for links; default: the address by which the lead does.
         secure: cookies travel over https only.
     """
     plugins = plugins if plugins is not None else Plugins()
     shows: Mapping[str, Any] = {name: plugins.create("renderer", name) for name in plugins.names("renderer")}
     judge = plugins.create("aggregator", "rater-bradley-terry")
     app = FastAPI(title="Turnwise rating service", docs_url=None, redoc_url=None, openapi_url=None)
-    desk = Desk(ledger)
+    prepare(ledger)
+    desk, cookie_ = Desk(ledger), cookie_name(run)
+    strata = Sometimes(lambda: lead.strata(ledger, run), COLLECT)
+    everybody = Sometimes(lambda: {"slots": desk.slots(run), "agreed": lead.agreed(ledger, run)}, COUNT)
+    collect = Sometimes(lambda: desk.collect(run), COLLECT)  # also when no run is there to do it
+    strangers = Sometimes(lambda: None, 60.0)
     pages = Jinja2Templates(HERE / "templates")
     pages.env.filters |= dict(filters())
     pages.env.trim_blocks = pages.env.lstrip_blocks = True
@@ -82,7 +124,7 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
 
     def who(request: Request) -> raters.Session:
         try:
-            found = raters.session(ledger, request.cookies.get(COOKIE, ""))
+            found = raters.session(ledger, run, request.cookies.get(cookie_, ""))
         except raters.NoEntry as error:
             raise Refused(401, str(error)) from error
         request.state.session = found
@@ -106,16 +148,21 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
         return leading(request, session)
 
     def refuse(session: raters.Session | None, request: Request, why: str) -> None:
-        """Notes an attempt that was refused."""
+        """Notes an attempt that was refused; of strangers one a minute, or they could keep everybody waiting."""
         person = session.person.id if session else ""
         log.warning("refused %s %s of %s: %s", request.method, request.url.path[:200], person or "somebody", why)
+        if session is None:
+            if time.monotonic() < strangers.until:
+                return
+            strangers()
         with ledger.writing() as db:
-            raters.note(db, person, "refused", f"{request.method} {request.url.path[:200]}: {why}", ledger.clock())
+            raters.note(db, run, person, "refused", f"{request.method} {request.url.path[:200]}: {why}", ledger.clock())
 
     def own_page(request: Request) -> None:
         """Browsers say where a form was sent from."""
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
+        own = {request.headers.get("host", ""), url.split("://")[-1].split("/")[0]}
+        if origin is not None and origin.split("://")[-1] not in own:
             refuse(None, request, f"sent from {origin[:100]}")
             raise Refused(403, "This was not sent from the pages of this service.")
 
@@ -147,27 +194,27 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
         """A link opens a new session and is used up; looking at it (as previews do) uses nothing."""
         own_page(request)
         try:
-            cookie = raters.enter(ledger, link.strip().rsplit("link=", 1)[-1])
+            cookie = raters.enter(ledger, run, link.strip().rsplit("link=", 1)[-1])
         except raters.NoEntry as error:
             refuse(None, request, "a link that opens nothing")
             return page(request, "enter", 403, link="", problem=str(error))
         answer = go("/instructions")
-        answer.set_cookie(COOKIE, cookie, max_age=int(raters.SESSION), httponly=True, samesite="lax", secure=secure, path="/")
+        answer.set_cookie(cookie_, cookie, max_age=int(raters.SESSION), httponly=True, samesite="lax", secure=secure, path="/")
         return answer
 
     @app.post("/leave", response_class=HTMLResponse)
     def leave(request: Request, session: Sender) -> Response:
-        raters.leave(ledger, request.cookies.get(COOKIE, ""))
+        raters.leave(ledger, request.cookies.get(cookie_, ""))
         answer = go("/enter")
-        answer.delete_cookie(COOKIE, path="/")
+        answer.delete_cookie(cookie_, path="/")
         return answer
 
     # Rating.
 
     @app.get("/", response_class=HTMLResponse)
     def home(request: Request, session: Someone, done: Annotated[str, Query(max_length=20)] = "") -> Response:
-        asked = lead.strata(ledger, run)
-        if any(name not in session.person.strata for name in asked):
+        collect()
+        if any(name not in session.person.strata for name in strata()):
             return go("/me")
         try:
             id = desk.next(run, session.person.id)
@@ -177,43 +224,47 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
             return page(request, "idle", why="", gated=False)
         return go(f"/task/{id}" + (f"?done={done}" if done in DONE else ""))
 
-    def onward(session: raters.Session, done: str) -> RedirectResponse:
+    @app.get("/more")
+    def more(session: Someone) -> Response:
+        """Whether there is something to do, for a page that waits; it takes nothing."""
+        return Response(status_code=200 if desk.has_next(run, session.person.id) else 204)
+
+    def onward(session: raters.Session, done: str, last: str) -> RedirectResponse:
         """To the next task, where there is one."""
+        collect()
         try:
             id = desk.next(run, session.person.id)
         except DeskError:
             id = None
-        return go(f"/task/{id}?done={done}" if id is not None else f"/?done={done}")
+        return go(f"/task/{id}?done={done}&last={last}" if id is not None else f"/?done={done}&last={last}")
 
     @app.get("/task/{id}", response_class=HTMLResponse)
     def show(request: Request, session: Someone, id: Id, check: bool = False) -> Response:
-        task = mine(request, session, id)
+        task = desk.task(id, session.person.id)
         return page(request, "task", **task_page(task, shows.get(task.study["render"], shows["markdown"]), check))
 
     @app.post("/task/{id}", response_class=HTMLResponse)
     def answer(request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]) -> Response:
-        mine(request, session, id)
         try:
-            return onward(session, desk.answer(id, session.person.id, form))
+            return onward(session, desk.answer(id, session.person.id, form), id)
         except FormError:
             desk.draft(id, session.person.id, form)
             return go(f"/task/{id}?check=1")
 
     @app.post("/task/{id}/draft")
     def draft(request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]) -> Response:
-        mine(request, session, id)
         desk.draft(id, session.person.id, form)
         return Response(status_code=204)
 
     @app.post("/task/{id}/skip", response_class=HTMLResponse)
-    def skip(request: Request, session: Sender, id: Id, reason: Text = "") -> Response:
-        mine(request, session, id)
-        desk.skip(id, session.person.id, reason)
-        return onward(session, "skipped")
+    def skip(request: Request, session: Sender, id: Id, why: Text = "") -> Response:
+        desk.skip(id, session.person.id, why)
+        return onward(session, "skipped", id)
 
-    @app.post("/undo", response_class=HTMLResponse)
-    def undo(request: Request, session: Sender) -> Response:
-        return go(f"/task/{desk.undo(run, session.person.id).id}?done=undone")
+    @app.post("/task/{id}/undo", response_class=HTMLResponse)
+    def undo(request: Request, session: Sender, id: Id) -> Response:
+        back = desk.undo(id, session.person.id)
+        return go(f"/task/{id}?done={'undone' if back else 'handed-over'}")
 
     @app.post("/practice", response_class=HTMLResponse)
     def practice(request: Request, session: Sender) -> Response:
@@ -222,7 +273,7 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
 
     @app.get("/progress", response_class=HTMLResponse)
     def progress(request: Request, session: Someone) -> Response:
-        return page(request, "progress", p=desk.progress(run, session.person.id), agreement=lead.agreement_now(ledger, run))
+        return page(request, "progress", p=desk.progress(run, session.person.id), **everybody())
 
     @app.get("/instructions", response_class=HTMLResponse)
     def instructions_page(request: Request, session: Someone) -> Response:
@@ -233,23 +284,16 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
 
     @app.get("/me", response_class=HTMLResponse)
     def me(request: Request, session: Someone) -> Response:
-        return page(request, "me", asked=lead.strata(ledger, run))
+        return page(request, "me", asked=strata())
 
     @app.post("/me", response_class=HTMLResponse)
     def declare(request: Request, session: Sender, form: Annotated[dict[str, str], Depends(sent)]) -> Response:
-        asked = lead.strata(ledger, run)
+        asked = strata()
         said = {name: form.get(f"stratum-{name}", "") for name in asked}
         if any(value not in asked[name] and value != "" for name, value in said.items()):
             raise Refused(422, "Choose one of the answers that are offered.")
         raters.declare(ledger, session.person.id, said)
         return go("/")
-
-    def mine(request: Request, session: raters.Session, id: str) -> Any:
-        try:
-            return desk.task(id, session.person.id)
-        except NotYours as error:
-            refuse(session, request, "a task of somebody else's, or none")
-            raise Refused(404, str(error)) from error
 
     # The lead.
 
@@ -258,18 +302,18 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
         return page(request, "lead", view=lead.overview(ledger, run, judge), link=None)
 
     @app.post("/lead/raters", response_class=HTMLResponse)
-    def invite(request: Request, session: SendingLead, name: Text, role: Text = "rater") -> Response:
+    def invite(request: Request, session: SendingLead, name: Text, role: Text = "") -> Response:
         try:
-            secret = raters.invite(ledger, name, role)
+            secret = raters.invite(ledger, run, name, role or None)
         except ValueError as error:
             raise Refused(422, str(error)) from error
-        link = f"{request.base_url}enter?link={secret}"
+        link = f"{(url or str(request.base_url)).rstrip('/')}/enter?link={secret}"
         return page(request, "lead", view=lead.overview(ledger, run, judge), link=link, invited=" ".join(name.split())[:200])
 
     @app.post("/lead/raters/{id}", response_class=HTMLResponse)
     def set_state(request: Request, session: SendingLead, id: Id, state: Text) -> Response:
         try:
-            raters.set_state(ledger, id, state)
+            raters.set_state(ledger, run, id, state)
         except ValueError as error:
             raise Refused(422, str(error)) from error
         return go("/lead")
@@ -312,12 +356,17 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
 
     def said(request: Request, status: int, message: str) -> Response:
         if status == 401 and request.method == "GET" and "hx-request" not in request.headers:
-            return page(request, "enter", 401, link="", problem=message if COOKIE in request.cookies else "")
+            return page(request, "enter", 401, link="", problem=message if cookie_ in request.cookies else "")
         return page(request, "problem", status, code=status, message=message)
 
     @app.exception_handler(Refused)
     def refused(request: Request, error: Refused) -> Response:
         return said(request, error.status, str(error))
+
+    @app.exception_handler(NotYours)
+    def not_yours(request: Request, error: NotYours) -> Response:
+        refuse(request.state.session, request, "a task of somebody else's, or none")
+        return said(request, 404, str(error))
 
     @app.exception_handler(DeskError)
     def not_possible(request: Request, error: DeskError) -> Response:
@@ -325,6 +374,8 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, secure: b
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
+        if any(mistake["loc"][0] == "path" for mistake in error.errors()):
+            return said(request, 404, "There is no such page.")
         return said(request, 422, "This request does not hold what it should. Go back and try again.")
 
     @app.exception_handler(HTTPException)
@@ -349,7 +400,7 @@ class Guard:
         self.app = app
         self.headers = [
             (b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"),
-            (b"referrer-policy", b"same-origin"), (b"cross-origin-opener-policy", b"same-origin"),
+            (b"referrer-policy", b"strict-origin"), (b"cross-origin-opener-policy", b"same-origin"),
         ] + ([(b"strict-transport-security", b"max-age=31536000")] if secure else [])  # fmt: skip
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -372,7 +423,11 @@ class Guard:
                 raise HTTPException(413, "That is more than this service reads.")
             return message
 
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        said = dict(scope["headers"])
+        if scope["method"] == "POST" and not said.get(b"content-type", FORM).lower().startswith(FORM):
+            await JSONResponse({"detail": "This service reads plain forms."}, 415)(scope, receive, answer)
+            return
+        length = said.get(b"content-length", b"0")
         if length.isdigit() and int(length) > BODY:
             await JSONResponse({"detail": "That is more than this service reads."}, 413)(scope, receive, answer)
             return

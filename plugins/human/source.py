@@ -9,7 +9,8 @@ source collects it, a little later than it was said, so that a slip can be taken
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
@@ -18,16 +19,18 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 
-from ...engine.episode import Episode, canonical_json, derive_id
+from ...engine.episode import Episode, derive_id
 from ...engine.feedback import Comparison, Context, Feedback, Question, Request
-from ...engine.ledger import Ledger
+from ...engine.ledger import FEEDBACK, REQUESTS, Ledger
 from ...engine.reward import ranking_scores
 from ...engine.suggest import did_you_mean
-from .desk import Desk
-from .tables import ITEMS
-from .tasks import TASKS
+from .desk import Desk, read_gold
+from .tables import ITEMS, prepare
+from .tasks import LETTERS, TASKS
 from .value import information
 
+LOOK = 5.0  # seconds between looks at what is worth asking
+NEWEST = 2000  # open items that are looked at
 QUESTIONS = {
     "rank": "Which of these conversations went best for the person asking?",
     "compare": "Which conversation went better for the person asking?",
@@ -50,8 +53,9 @@ class People:
         gold: a file of items whose answer is known (see docs/people.md), mixed in unseen.
         gold_share: how many of a rater's tasks are gold, as long as there are any they have not seen.
         gold_pass: the share of gold a rater must get right; below it they are shown the instructions and tried again.
-        order: "value" asks first what would teach most (see `value.py`) and covers what is little covered; "random" does not look.
-        random_share: of the tasks, how many are drawn at random even so, and say so, for estimates that must not be biased.
+        order: "value" asks first what would teach most (see `value.py`), and of what teaches the same, what is little covered; "random": neither.
+        random_share: of the items, a simple random sample that is asked in random order beside the others, and says so: for estimates that
+            must not be biased.
         lease: seconds a rater may hold a task before somebody else gets it.
         undo: seconds an answer can be taken back before it counts.
         skips: how many raters may pass an item on before it counts as one nobody can judge.
@@ -95,10 +99,13 @@ class People:
             raise ValueError("undo must not be negative; skips and pairs must be at least 1")
         if self.task == "score" and not self.aspects:
             raise ValueError("the task score needs aspects")
-        if self.gold is not None and not Path(self.gold).is_file():
+        if self.gold is not None and not Path(self.gold).exists():
             raise ValueError(f"gold: there is no file {self.gold}")
+        if self.gold is not None:
+            read_gold(Path(self.gold), self.task, "", "")  # what is wrong with it shows before the run
         self.question = self.question or QUESTIONS[self.task]
         self.version = derive_id(asdict(self))
+        self._text = _text(self.instructions)
         self._context: Context | None = None
         self._looked = 0.0
 
@@ -109,61 +116,74 @@ class People:
     @property
     def settings(self) -> dict[str, Any]:
         """The options, as they are kept for the service."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"version": self.version} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def ask(self) -> dict[str, Any]:
+        """What every request says of the task."""
+        return {"task": self.task, "question": self.question, "aspects": list(self.aspects), "scale": self.scale}
 
     # What the engine calls.
 
     def open(self, context: Context) -> None:
         self._context = context
-        self._run = ""
+        if context.ledger is None:
+            raise ValueError("people can be asked within a run only: its ledger is where the raters find their tasks")
+        prepare(context.ledger)
+        self._looked = -math.inf
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
-        """One question per group to rank, per pair to compare, or per conversation."""
-        ask = {"task": self.task, "question": self.question} | (
-            {"aspects": self.aspects, "scale": self.scale} if self.task == "score" else {}
-        )
+        """One question per group to rank, per pair to compare, or per conversation.
+
+        Raises:
+            ValueError: more conversations than anybody can rank.
+        """
         if self.task == "rank":
-            return [Question(group, tuple(episodes), ask)]
+            if len(episodes) > len(LETTERS):
+                raise ValueError(
+                    f"{len(episodes)} conversations cannot be ranked on one page; at most {len(LETTERS)} can, and few should"
+                )
+            return [Question(group, tuple(episodes), self.ask)]
         if self.task == "compare":
             chosen = sorted(combinations(episodes, 2), key=lambda pair: derive_id("pair", [e.id for e in pair]))[: self.pairs]
-            return [Question(group, pair, ask) for pair in chosen]
-        return [Question(e.id, (e,), ask) for e in episodes]
+            return [Question(group, pair, self.ask) for pair in chosen]
+        return [Question(e.id, (e,), self.ask) for e in episodes]
 
     def request(self, requests: Sequence[Request]) -> None:
         """Lays the items out for the raters; those that lie there already stay as they are."""
         context = self._opened()
-        self._run = requests[0].episodes[0].run
         desk = Desk(context.ledger)
-        desk.publish(self._run, context.name, self.settings, _text(self.instructions))
+        desk.publish(context.run, context.name, self.settings, self._text)
         if self.gold is not None:
-            desk.add_gold(self._run, context.name, self.task, Path(self.gold))
-        desk.add_items(self._run, {r.item: r for r in requests}.values())
-        self._looked = -1.0
+            desk.add_gold(context.run, context.name, self.ask, Path(self.gold))
+        desk.add_items(context.run, {r.item: r for r in requests}.values(), self.ask)
+        self._looked = -math.inf
 
     def receive(self) -> list[Feedback | Comparison]:
-        """What raters said and can no longer take back without a correction."""
+        """Collects what raters said and can no longer take back: it is in the ledger then, and this returns nothing."""
         context = self._opened()
-        if not self._run:
-            return []
-        desk, now = Desk(context.ledger), context.clock()
-        if self.order == "value" and (self._looked < 0 or now - self._looked >= 5):
-            value_items(context.ledger, self._run, context.name)
+        now = context.clock()
+        if self.order == "value" and now - self._looked >= LOOK:
+            value_items(context.ledger, context.run, context.name)
             self._looked = now
-        return desk.due(self._run, context.name, self.undo)
+        Desk(context.ledger).collect(context.run, context.name)
+        return []
 
-    def acknowledge(self, ids: Sequence[str]) -> None:
-        Desk(self._opened().ledger).delivered(ids)
+    def close(self) -> None:
+        """What is on the desk when a stage ends is collected too; the service goes on collecting after that."""
+        if self._context is not None:
+            Desk(self._context.ledger).collect(self._context.run, self._context.name, undo=0.0)
 
     def waiting(self) -> str:
         """How many people are at it, and how long they will take at their pace."""
         context = self._opened()
-        active, seconds = Desk(context.ledger).pace(self._run, context.name)
+        active, seconds = Desk(context.ledger).pace(context.run, context.name)
         people = f"{active} rater{'s' if active != 1 else ''} active"
         return people if seconds is None else f"{people}, about {_spell(seconds)}"
 
     def _opened(self) -> Context:
-        if self._context is None or self._context.ledger is None:
-            raise ValueError("people can be asked within a run only: its ledger is where the raters find their tasks")
+        if self._context is None:
+            raise ValueError("open(context) comes before the first question")
         return self._context
 
 
@@ -172,9 +192,9 @@ def _text(instructions: str) -> str:
     path = Path(instructions) if instructions and "\n" not in instructions and len(instructions) < 1000 else None
     if path is not None and path.suffix in (".md", ".txt"):
         try:
-            return path.read_text()
-        except OSError as error:
-            raise ValueError(f"instructions: cannot read {path}: {error.strerror}") from error
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"instructions: cannot read {path}: {error}") from error
     return instructions
 
 
@@ -187,40 +207,49 @@ def _spell(seconds: float) -> str:
 
 
 def value_items(ledger: Ledger, run: str, source: str) -> None:
-    """Writes what an answer to each open item would teach, as far as other voices have been heard of it by now.
+    """Writes what an answer to each open item would teach, by the voices that have been heard of it by now: members of a reward model's
+    ensemble (`details["members"]`, log-odds), and judges.
 
-    Little-covered starts break ties: an item of a start nobody has judged comes before one of a start that has been judged often.
+    Judges score as they like, so theirs are taken in units of their own spread over the items looked at.
     """
     with ledger.reading() as db:
-        query = sa.select(ITEMS.c.id, ITEMS.c.group, ITEMS.c.shown, ITEMS.c.start)
-        query = query.where(ITEMS.c.run == run, ITEMS.c.source == source, ~ITEMS.c.valued, ITEMS.c.gold.is_(None))
-        waiting = list(db.execute(query.order_by(ITEMS.c.time).limit(2000)))
+        filled = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.request == REQUESTS.c.id).exists()
+        open_ = sa.select(REQUESTS.c.id).where(REQUESTS.c.item == ITEMS.c.id, ~filled).exists()
+        query = sa.select(ITEMS.c.id, ITEMS.c.group, ITEMS.c.shown, ITEMS.c.value)
+        query = query.where(ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), open_)
+        waiting = list(db.execute(query.order_by(ITEMS.c.time.desc()).limit(NEWEST)))
     if not waiting:
         return
-    said: dict[str, dict[str, list[float]]] = {}  # episode -> voice -> scores
-    for answer in ledger.feedback(sorted({row.group for row in waiting})):
-        if answer.status != "scored" or answer.stamp.source == source:
-            continue
-        voice = answer.stamp.source
-        if isinstance(answer, Comparison):
-            for episode, score in ranking_scores(answer).items():
-                said.setdefault(episode, {}).setdefault(f"{voice}/{answer.stamp.rater}", []).append(4 * score - 2)
-        else:
-            members = answer.details.get("members")
-            for m, score in enumerate(members if isinstance(members, list) else [answer.score]):
-                if score is not None:
-                    said.setdefault(answer.episode, {}).setdefault(f"{voice}/{m}", []).append(float(score))
+    heard = voices(a for a in ledger.feedback(sorted({row.group for row in waiting})) if a.stamp.source != source)
     values = []
     for row in waiting:
         shown = json.loads(row.shown)
-        voices = sorted(set.intersection(*(set(said.get(e, {})) for e in shown)))
-        if len(voices) >= 2:
-            scores = [[float(np.mean(said[e][v])) for e in shown] for v in voices]
-            values.append({"item": row.id, "worth": information(np.array(scores))})
+        common = sorted(set.intersection(*(set(heard.get(e, {})) for e in shown)))
+        worth = information(np.array([[heard[e][v] for e in shown] for v in common])) if len(common) > 1 else 0.0
+        if worth != row.value:
+            values.append({"item": row.id, "worth": worth})
     if values:
         with ledger.writing() as db:
-            update = ITEMS.update().where(ITEMS.c.id == sa.bindparam("item"))
-            db.execute(update.values(value=sa.bindparam("worth"), valued=True), values)
+            db.execute(ITEMS.update().where(ITEMS.c.id == sa.bindparam("item")).values(value=sa.bindparam("worth")), values)
 
 
-__all__ = ["People", "canonical_json", "value_items"]
+def voices(answers: Iterable[Feedback | Comparison]) -> dict[str, dict[str, float]]:
+    """Scores by episode and voice, in log-odds."""
+    said: dict[str, dict[str, float]] = {}  # voice -> episode -> score; the latest word counts
+    for answer in answers:
+        name = f"{answer.stamp.source}/{answer.stamp.rater}"
+        if answer.status != "scored":
+            continue
+        if isinstance(answer, Comparison):
+            said.setdefault(name, {}).update(ranking_scores(answer))
+        elif isinstance(members := answer.details.get("members"), list):
+            for m, score in enumerate(members):
+                said.setdefault(f"{name}/member {m}", {})[answer.episode] = float(score)
+        elif answer.score is not None:
+            said.setdefault(name, {})[answer.episode] = answer.score
+    by_episode: dict[str, dict[str, float]] = {}
+    for name, scores in said.items():
+        spread = float(np.std(list(scores.values()))) if "/member " not in name else 1.0
+        for episode, score in scores.items():
+            by_episode.setdefault(episode, {})[name] = score / spread if spread > 0 else 0.0
+    return by_episode

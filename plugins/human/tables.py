@@ -31,9 +31,11 @@ ITEMS = sa.Table(  # one question, whoever answers it
     sa.Column("group", sa.String, nullable=False, index=True),
     sa.Column("start", sa.String, nullable=False, index=True),
     sa.Column("shown", sa.String, nullable=False),  # JSON: episode ids
+    sa.Column("ask", sa.String, nullable=False),  # JSON: the task and what belongs to it, as it was when this was asked
     sa.Column("value", sa.Float, nullable=False, default=0.0),  # what an answer would teach
-    sa.Column("valued", sa.Boolean, nullable=False, default=False),
-    sa.Column("luck", sa.Float, nullable=False),  # its place in the random order
+    sa.Column(
+        "luck", sa.Float, nullable=False
+    ),  # uniform in [0, 1): whether it belongs to the random share, and its place there
     sa.Column("gold", sa.String),  # JSON: the known answer; null: nobody knows it
     sa.Column("time", sa.Float, nullable=False),
 )
@@ -52,7 +54,8 @@ LEASES = sa.Table(  # an item in a rater's hands, or their answer to it
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     sa.Column("delivered", sa.Integer, nullable=False, default=0),  # the attempt that the ledger has
     sa.Column("seconds", sa.Float),
-    sa.Column("right", sa.Boolean),  # of gold
+    sa.Column("right", sa.Boolean),  # of gold, the first answer
+    sa.Column("passed", sa.Boolean, nullable=False, default=False),  # the rater gave it to somebody else
     sa.Column("since", sa.Float, nullable=False),
     sa.Column("expires", sa.Float, nullable=False),
     sa.Column("answered", sa.Float),
@@ -62,7 +65,8 @@ RATERS = sa.Table(
     "people_raters",
     metadata,
     sa.Column("id", sa.String, primary_key=True),
-    sa.Column("name", sa.String, nullable=False, unique=True),  # JSON text: any name, kept as given
+    sa.Column("run", sa.String, nullable=False, index=True),
+    sa.Column("name", sa.String, nullable=False),  # JSON text: any name, kept as given
     sa.Column("role", sa.String, nullable=False),  # rater, lead
     sa.Column("state", sa.String, nullable=False),  # active, gated, practice, blocked, paused
     sa.Column("strata", sa.String, nullable=False, default="{}"),  # JSON: what they declared
@@ -71,6 +75,7 @@ RATERS = sa.Table(
     sa.Column("gate", sa.Float, nullable=False, default=0.0),  # gold answered before this no longer counts
     sa.Column("chances", sa.Integer, nullable=False, default=0),
     sa.Column("time", sa.Float, nullable=False),
+    sa.UniqueConstraint("run", "name"),
 )
 SESSIONS = sa.Table(
     "people_sessions",
@@ -84,6 +89,7 @@ EVENTS = sa.Table(  # flags, refusals, gates: shown to the lead, never acted on 
     "people_events",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.String, nullable=False, index=True),
     sa.Column("rater", sa.String, nullable=False, index=True),
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("lease", sa.String),

@@ -108,11 +108,45 @@ def _whole(form: Mapping[str, str], field: str, low: int, high: int, missing: st
     return value
 
 
+def common(episodes: Sequence[Episode]) -> int:
+    """How many messages all of them begin with."""
+    said = [e.messages for e in episodes]
+    same = 0
+    while all(len(m) > same for m in said) and len({(m[same].role, m[same].content) for m in said}) == 1:
+        same += 1
+    return same
+
+
+def known(answer: Feedback | Comparison) -> dict[str, Any]:
+    """An answer as one that gold can be checked against: {"ranking": tiers}, {"score": number}, or {"first_wrong": turn, or None}.
+
+    Raises:
+        ValueError: it is none that somebody could get wrong, or it does not say enough.
+    """
+    if isinstance(answer, Comparison):
+        if len(answer.ranking) < 2:
+            raise ValueError("an answer in which all are equal cannot be gold")
+        return {"ranking": [sorted(tier) for tier in answer.ranking]}
+    if answer.turn_scores is None:
+        points = [answer.score] if answer.score is not None else list(answer.aspects.values())
+        if not points or sum(p or 0.0 for p in points) / len(points) == 0.5:
+            raise ValueError("a score in the middle cannot be gold")
+        return {"score": sum(p or 0.0 for p in points) / len(points)}
+    if "first_wrong" in answer.details:
+        return {"first_wrong": answer.details["first_wrong"]}
+    marks = answer.turn_scores
+    if any(m is not None and m < 0 for m in marks):
+        return {"first_wrong": next(k for k, m in enumerate(marks) if m is not None and m < 0)}
+    if any(m is not None and m > 0 for m in marks):  # labels: true and false
+        return {"first_wrong": next((k for k, m in enumerate(marks) if m == 0), None)}
+    raise ValueError("marks that do not say whether and where it went wrong cannot be gold")
+
+
 def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
-    """Whether an answer to a gold item is right: most pairs ordered as they should be, points on the right half, the right turn.
+    """Whether an answer to a gold item is right: two thirds of the pairs ordered as they should be, points on the right half, the right turn.
 
     Args:
-        gold: {"ranking": tiers}, {"score": 0 or 1}, or {"first_wrong": turn, or None where nothing went wrong}.
+        gold: as `known` says.
     """
     if answer.status != "scored":
         return False
@@ -122,6 +156,6 @@ def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
         pairs = [(a, b) for i, tier in enumerate(tiers) for a in tier for lower in tiers[i + 1 :] for b in lower]
         return sum(place[a] < place[b] for a, b in pairs) >= 2 / 3 * len(pairs)
     if "first_wrong" in gold:
-        return answer.details.get("first_wrong") == gold["first_wrong"]
+        return "first_wrong" in answer.details and answer.details["first_wrong"] == gold["first_wrong"]
     mean = sum(answer.aspects.values()) / len(answer.aspects)
     return (mean > 0.5) == (gold["score"] > 0.5)

@@ -18,13 +18,18 @@ function start() {
     localStorage.setItem("theme", document.documentElement.dataset.theme = dark ? "light" : "dark");
   }));
   $$("input.copy").forEach((input) => input.addEventListener("focus", () => input.select()));
+  const keys = $("#keys-on");
+  if (keys) {
+    keys.checked = localStorage.getItem("keys") !== "off";
+    keys.addEventListener("change", () => localStorage.setItem("keys", keys.checked ? "on" : "off"));
+  }
   const problem = $("#problem");
   if (problem) {
     const field = document.getElementsByName(problem.dataset.field)[0];
     if (field) { field.focus(); field.closest("fieldset, .card")?.scrollIntoView({ block: "center" }); }
   }
   if ($("#answer")) mark(0, false);
-  if ($("[data-again]")) setInterval(async () => { if ((await fetch("/")).redirected) location.reload(); }, 20000);
+  if ($("[data-again]")) setInterval(async () => { if ((await fetch("/more")).status === 200) location.assign("/"); }, 20000);
 }
 
 function open(id) {
@@ -84,22 +89,29 @@ const KINDS = {
 document.addEventListener("keydown", (event) => {
   const form = $("#answer"), writing = event.target.matches("textarea, select, input:not([type=radio], [type=checkbox])");
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && form && writing) { event.preventDefault(); form.requestSubmit(); return; }
-  if (writing) { if (event.key === "Escape") event.target.blur(); return; }
-  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
+  if (writing) { // in a dialog Enter sends what the dialog is for, not the whole answer
+    const dialog = event.target.closest("dialog");
+    if (dialog && event.key === "Enter") { event.preventDefault(); $("button.primary", dialog).click(); }
+    if (!dialog && event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if ($("dialog[open]")) return;
   if (event.key.startsWith("Arrow") && event.target.matches("input")) return; // the browser moves among the choices of a group
   if (event.key === "?") { event.preventDefault(); open("keys"); return; }
+  if (localStorage.getItem("keys") === "off") return;
   const onButton = event.target.matches("button, a, summary");
   if (event.key === "Enter" && onButton) return;
-  let done = false;
-  if (form) {
+  let done = event.repeat && /^(Enter|[a-z])$/.test(event.key); // a key that is held down says it once
+  if (form && !done) {
     done = KINDS[form.dataset.kind]?.(event.key);
     if (!done && event.key === "Enter") { form.requestSubmit(); done = true; }
     if (!done && event.key === "m") { $("#comment").focus(); done = true; }
     if (!done && event.key === "s") { open("pass"); done = true; }
     if (!done && event.key === "x") { open("cannot"); done = true; }
-    if (!done && event.key === "f") { const all = $$("details.fold"), shut = all.some((d) => !d.open); all.forEach((d) => { d.open = shut; }); done = true; }
+    if (!done && event.key === "o") { const all = $$("details.fold"), shut = all.some((d) => !d.open); all.forEach((d) => { d.open = shut; }); done = true; }
   }
-  if (!done && event.key === "u") { const undo = $("[data-undo]") ?? $("#undo"); if (undo) { undo.requestSubmit(); done = true; } }
+  if (!done && event.key === "u" && $("[data-undo]")) { $("[data-undo]").requestSubmit(); done = true; }
   if (done) event.preventDefault();
 });
 
