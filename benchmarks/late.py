@@ -1,6 +1,6 @@
 """What does it cost to learn from answers that come hours later, out of order, and sometimes never?
 
-    python benchmarks/late.py --seeds 0 1 2 3 4 5 6 7 --out runs/bench-late        # about 4 minutes per seed on 1 core
+    python benchmarks/late.py --seeds 0 1 2 3 4 5 6 7 --out runs/bench-late        # about 5 minutes per seed on 1 core
 
 Per seed: the demo's small chat model and its SFT, then GRPO twice from there, against simulated people who rank the conversations of
 each group (the true outcome is never a reward):
