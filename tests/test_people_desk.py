@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -16,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rating import RUN, fill, groups, heard, next_task, person, study, talk
 from turnwise.engine.ledger import Member
+from turnwise.engine.preferences import PreferenceError
 from turnwise.plugins.human import lead, raters, tasks
-from turnwise.plugins.human.desk import Desk, DeskError, NotYours
+from turnwise.plugins.human.desk import Desk, DeskError, NotYours, Said
 from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS, prepare
 
 
@@ -135,16 +138,18 @@ def test_sent_twice_is_one_answer_and_sent_otherwise_is_a_correction(ledger: tur
     assert [a.id for a in ledger.feedback(list(groups(1, 2)))] == [second.id]
 
 
-def test_the_last_answer_can_be_taken_back(fast: turnwise.Ledger, clock: Clock) -> None:
+def test_an_answer_can_be_taken_back_until_it_is_handed_over(fast: turnwise.Ledger, clock: Clock) -> None:
     sources = study(fast, {"task": "compare", **PLAIN, "undo": 30.0}, played=groups(1, 2))
-    desk, ada = Desk(fast), person(fast, "Ada")
-    with pytest.raises(DeskError, match="no answer"):
-        desk.undo(RUN, ada)
+    desk, ada, bo = Desk(fast), person(fast, "Ada"), person(fast, "Bo")
     task = next_task(desk, ada)
     assert task is not None
+    assert not desk.undo(task.id, ada), "there is nothing to take back"
     desk.answer(task.id, ada, {"preference": "3", "comment": "slip"})
-    back = desk.undo(RUN, ada)
-    assert (back.id, back.status, back.draft) == (task.id, "open", {"preference": "3", "comment": "slip"})
+    with pytest.raises(NotYours):
+        desk.undo(task.id, bo)
+    assert desk.undo(task.id, ada)
+    back = desk.task(task.id, ada)
+    assert (back.status, back.draft) == ("open", {"preference": "3", "comment": "slip"})
     clock.now += 100
     assert heard(fast, sources) == [], "what was taken back never arrives"
     assert desk.answer(task.id, ada, {"preference": "-3"}) == "corrected"
@@ -152,23 +157,131 @@ def test_the_last_answer_can_be_taken_back(fast: turnwise.Ledger, clock: Clock) 
     [said] = heard(fast, sources)
     assert said.supersedes is None
     assert said.ranking[0][0] == task.shown[0].id
+    assert not desk.undo(task.id, ada), "it has been handed over, and can be corrected only"
+    assert desk.task(task.id, ada).status == "answered"
     fast.add_members(RUN, 1, [Member(e.id, e.group, True, feedback=(said.id,)) for e in task.shown])
     with pytest.raises(DeskError, match="used already"):
-        desk.undo(RUN, ada)
+        desk.undo(task.id, ada)
+
+
+def test_a_correction_counts_once_however_collecting_is_killed(
+    ledger: turnwise.Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing an answer and marking it as delivered are one transaction."""
+    study(ledger, {"task": "compare", **PLAIN}, played=groups(1, 2))
+    desk, ada = Desk(ledger), person(ledger, "Ada")
+    task = next_task(desk, ada)
+    assert task is not None
+    desk.answer(task.id, ada, {"preference": "3"})
+    original = ledger.record
+
+    def killed(db: Any, answers: Any) -> Any:
+        original(db, answers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "record", killed)
+    with pytest.raises(KeyboardInterrupt):
+        desk.collect(RUN)
+    monkeypatch.undo()
+    desk.answer(task.id, ada, {"preference": "-1"})
+    assert len(desk.collect(RUN)) == 1
+    desk.answer(task.id, ada, {"preference": "-2"})
+    assert len(desk.collect(RUN)) == 1
+    assert desk.collect(RUN) == []
+    [said] = ledger.feedback(list(groups(1, 2)))
+    assert said.strength == 2.0  # type: ignore[union-attr]
+
+
+def test_a_resumed_run_hears_corrections_and_a_stage_that_ends_collects_all(fast: turnwise.Ledger) -> None:
+    spec = {"task": "compare", **PLAIN, "undo": 1000.0}
+    study(fast, spec, played=groups(1, 2)).close()
+    desk, ada = Desk(fast), person(fast, "Ada")
+    task = next_task(desk, ada)
+    assert task is not None
+    desk.answer(task.id, ada, {"preference": "3"})
+    sources = study(fast, spec, played=groups(1, 2))
+    assert heard(fast, sources) == []
+    sources.close()
+    assert len(fast.feedback(list(groups(1, 2)))) == 1
+    desk.answer(task.id, ada, {"preference": "-1"})
+    sources = study(fast, spec, played=groups(1, 2))  # everything is answered: nobody is asked
+    sources.close()
+    assert [a.strength for a in fast.feedback(list(groups(1, 2)))] == [1.0]  # type: ignore[union-attr]
+
+
+def test_a_task_stays_what_it_was_when_it_was_asked(fast: turnwise.Ledger) -> None:
+    """A later stage may ask otherwise under the same name."""
+    first = study(fast, {"name": "people", "task": "score", "aspects": ["kind"], "scale": 3, **PLAIN}, played=groups(1, 1))
+    desk, ada = Desk(fast), person(fast, "Ada")
+    old = next_task(desk, ada)
+    assert old is not None
+    later = {e.group: [e, f] for e, f in [(talk("x", ["a", "b"], seed=9), talk("y", ["a", "c"], seed=9, slot=1))]}
+    study(fast, {"name": "people", "task": "rank", **PLAIN}, played=later)
+    assert desk.task(old.id, ada).study["task"] == "score"
+    assert desk.answer(old.id, ada, {"aspect-kind": "3"}) == "new"
+    assert rate(desk, ada) == "new"
+    assert {type(a) for a in heard(fast, first)} == {turnwise.Feedback, turnwise.Comparison}
+    assert len(lead.export(fast, RUN)) == 2
+    assert lead.overview(fast, RUN)["answers"] == 2
 
 
 def test_an_item_that_everybody_passes_on_counts_as_one_nobody_can_judge(ledger: turnwise.Ledger) -> None:
-    sources = study(ledger, {"task": "rank", "raters": 2, "skips": 2, **PLAIN}, played=groups(1))
+    sources = study(ledger, {"task": "rank", "raters": 3, "skips": 2, **PLAIN}, played=groups(1))
     desk, people = Desk(ledger), [person(ledger, n) for n in ("Ada", "Bo", "Cy", "Di")]
-    for p in people[:2]:
+    for p in people[:3]:
         task = next_task(desk, p)
         assert task is not None
         desk.skip(task.id, p, "not my language")
         assert next_task(desk, p) is None, "what was passed on does not come back"
-    [said] = heard(ledger, sources)
-    assert (said.status, said.reason) == ("abstained", "not my language")
-    assert rate(desk, people[2]) == "new"
+    assert [(a.status, a.reason) for a in heard(ledger, sources)] == [("abstained", "not my language")] * 3
     assert next_task(desk, people[3]) is None
+    assert ledger.open_requests() == [], "nobody waits for ever"
+
+
+def test_who_may_not_work_changes_nothing(fast: turnwise.Ledger) -> None:
+    study(fast, {"task": "compare", **PLAIN, "undo": 1000.0}, played=groups(3, 2))
+    desk, ada = Desk(fast), person(fast, "Ada")
+    assert rate(desk, ada) == "new"
+    done, task = desk.answers(RUN)[0], next_task(desk, ada)
+    assert task is not None
+    with fast.reading() as db:
+        [lease] = db.scalars(sa.select(LEASES.c.id).where(LEASES.c.status == "answered"))
+    raters.set_state(fast, RUN, ada, "paused")
+    for attempt in (
+        lambda: desk.undo(lease, ada), lambda: desk.answer(lease, ada, {"preference": "3"}), lambda: desk.skip(task.id, ada, ""),
+        lambda: desk.draft(task.id, ada, {}), lambda: desk.answer(task.id, ada, {"preference": "3"}), lambda: desk.next(RUN, ada),
+    ):  # fmt: skip
+        with pytest.raises(DeskError, match="paused"):
+            attempt()
+    assert desk.answers(RUN) == [done]
+
+
+def test_what_comes_too_late_is_kept_and_said(fast: turnwise.Ledger, clock: Clock) -> None:
+    study(fast, {"task": "compare", "deadline": 60.0, **PLAIN}, played=groups(1, 2))
+    desk, ada = Desk(fast), person(fast, "Ada")
+    task = next_task(desk, ada)
+    assert task is not None
+    clock.now += 61
+    assert desk.next(RUN, ada) is None, "nobody waits for it any more"
+    assert desk.answer(task.id, ada, {"preference": "1"}) == "late"
+    assert len(desk.collect(RUN)) == 1
+
+
+def test_raters_belong_to_one_run(ledger: turnwise.Ledger) -> None:
+    study(ledger, {"task": "rank", **PLAIN})
+    secret = raters.invite(ledger, RUN, "Ada", "lead")
+    with pytest.raises(raters.NoEntry):
+        raters.enter(ledger, "another", secret)
+    cookie = raters.enter(ledger, RUN, secret)
+    with pytest.raises(raters.NoEntry):
+        raters.session(ledger, "another", cookie)
+    raters.invite(ledger, "another", "Ada")
+    assert [p.role for p in raters.everybody(ledger, RUN)] == ["lead"]
+    assert [p.role for p in raters.everybody(ledger, "another")] == ["rater"]
+    raters.invite(ledger, RUN, "Ada")
+    assert raters.everybody(ledger, RUN)[0].role == "lead", "a new link changes no role"
+    with pytest.raises(ValueError, match="only lead"):
+        raters.invite(ledger, RUN, "Ada", "rater")
 
 
 def test_cannot_judge_is_an_answer_without_a_score(fast: turnwise.Ledger) -> None:
@@ -216,31 +329,86 @@ def test_others_tasks_are_out_of_reach(fast: turnwise.Ledger) -> None:
             attempt()
 
 
-def test_valued_items_come_first_and_a_share_is_drawn_at_random(fast: turnwise.Ledger) -> None:
-    """Two judges that disagree about one group make it the one to ask about; `chosen` says how each came about."""
+def test_what_voices_disagree_about_comes_first(fast: turnwise.Ledger) -> None:
     played = groups(5, 2)
     odd = list(played)[3]
-    fast.add_episodes([e for members in played.values() for e in members])
+    sources = study(fast, {"task": "rank", "raters": 9, **PLAIN}, played=played)
     for members in played.values():
         for e in members:
             split = 2.0 if members[0].group == odd else 0.0
             scores = [split * (1 - 2 * e.slot), -split * (1 - 2 * e.slot)]
-            fast.add_feedback(
-                [
-                    turnwise.Feedback(
-                        e.id, score=0.0, id=f"rm-{e.id}", details={"members": scores}, stamp=turnwise.Stamp(source="rm")
-                    )
-                ]
+            said = turnwise.Feedback(
+                e.id, score=0.0, id=f"rm-{e.id}", details={"members": scores}, stamp=turnwise.Stamp(source="rm")
             )
-    sources = study(fast, {"task": "rank", "raters": 60, **PLAIN, "random_share": 0.5}, played=played)
+            fast.add_feedback([said])
     heard(fast, sources)
-    desk = Desk(fast, random.Random(0))
-    first = [next_task(desk, person(fast, f"r{i}")) for i in range(40)]
-    chosen = Counter((t.shown[0].group == odd) for t in first if t is not None)
+    desk = Desk(fast)
+    first = [next_task(desk, person(fast, f"r{i}")) for i in range(9)]
+    assert {t.shown[0].group for t in first if t is not None} == {odd}
     with fast.reading() as db:
-        how = Counter(db.scalars(sa.select(LEASES.c.chosen)))
-    assert chosen[True] >= how["value"] >= 10
-    assert how["random"] >= 10
+        worth = dict(db.execute(sa.select(ITEMS.c.group, ITEMS.c.value)).tuples().all())
+    assert {g for g, value in worth.items() if value > 0} == {odd}
+
+
+def test_the_random_share_has_nothing_to_do_with_worth(fast: turnwise.Ledger) -> None:
+    """However far the raters get, what was chosen at random is a simple random sample, and valued items come from the others."""
+    study(
+        fast,
+        {"task": "score", **PLAIN, "random_share": 0.4},
+        played={e.group: [e] for g in range(200) for e in [talk(f"t{g:03}", ["a", "b"], seed=g)]},
+    )
+    with fast.writing() as db:  # what is worth more stands first in the run
+        for n, id_ in enumerate(db.scalars(sa.select(ITEMS.c.id).order_by(ITEMS.c.target)).all()):
+            db.execute(ITEMS.update().where(ITEMS.c.id == id_).values(value=1 - n / 200))
+    desk, ada = Desk(fast, random.Random(3)), person(fast, "Ada")
+    for _ in range(90):
+        rate(desk, ada)
+    query = sa.select(LEASES.c.chosen, ITEMS.c.value, ITEMS.c.luck).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+    with fast.reading() as db:
+        rows = list(db.execute(query))
+        pool = sorted(db.scalars(sa.select(ITEMS.c.luck).where(ITEMS.c.luck < 0.4)))
+    lucky = [r for r in rows if r.chosen == "random"]
+    assert 20 < len(lucky) < 55
+    assert sorted(r.luck for r in lucky) == pool[: len(lucky)], "in the order of luck and no other"
+    assert abs(sum(r.value for r in lucky) / len(lucky) - 0.5) < 3 * 0.29 / len(lucky) ** 0.5
+    assert min(r.value for r in rows if r.chosen == "value") > 0.3
+    assert all(r.luck >= 0.4 for r in rows if r.chosen == "value")
+
+
+def test_little_covered_starts_come_first_and_what_is_begun_before_them(fast: turnwise.Ledger) -> None:
+    played = {}
+    for update in range(3):
+        for seed in (1, 2):
+            e = dataclasses.replace(talk(f"t{update}-{seed}", ["a", "b"], seed=seed), update=update)
+            played[e.group] = [e]
+    study(fast, {"task": "score", "raters": 2, **PLAIN}, played=played)
+    desk, ada, bo = Desk(fast), person(fast, "Ada"), person(fast, "Bo")
+    first = next_task(desk, ada)
+    assert first is not None
+    desk.answer(first.id, ada, fill(first, random.Random(0)))
+    second = next_task(desk, ada)
+    assert second is not None
+    assert second.shown[0].start != first.shown[0].start, "the other start has not been judged yet"
+    begun = next_task(desk, bo)
+    assert begun is not None
+    assert begun.shown == first.shown, "what is begun is finished first"
+
+
+def test_studies_take_turns_by_their_own_options(fast: turnwise.Ledger) -> None:
+    study(
+        fast,
+        {"name": "a", "task": "score", **PLAIN, "random_share": 1.0},
+        {"name": "b", "task": "score", **PLAIN},
+        played={e.group: [e] for g in range(40) for e in [talk(f"t{g}", ["a", "b"], seed=g)]},
+    )
+    desk, ada = Desk(fast, random.Random(0)), person(fast, "Ada")
+    for _ in range(40):
+        rate(desk, ada)
+    query = sa.select(ITEMS.c.source, LEASES.c.chosen).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+    with fast.reading() as db:
+        how = Counter(db.execute(query).tuples().all())
+    assert set(how) == {("a", "random"), ("b", "value")}
+    assert min(how.values()) >= 8
 
 
 def test_two_raters_never_take_one_slot_at_the_same_moment(ledger: turnwise.Ledger) -> None:
@@ -344,6 +512,49 @@ def test_gold_gates_gives_a_second_chance_and_blocks(fast: turnwise.Ledger, tmp_
     assert rows[bo]["right"] == 0
 
 
+def test_practice_is_of_new_gold_and_ends_when_there_is_none(fast: turnwise.Ledger, tmp_path: Path, clock: Clock) -> None:
+    spec = {"task": "compare", **PLAIN, "gold": gold_file(tmp_path / "gold.jsonl", 5), "gold_share": 0.9}
+    study(fast, spec, played=groups(20, 2))
+    desk, ada = Desk(fast, random.Random(1)), person(fast, "Ada")
+    state = lambda: raters.everybody(fast, RUN)[0].state  # noqa: E731
+    spent = []
+    while state() == "active":
+        clock.now += 20
+        task = next_task(desk, ada)
+        assert task is not None
+        gold = task.shown[0].run != RUN
+        desk.answer(task.id, ada, grade(task, False) if gold else {"preference": "1"})
+        spent += [task] if gold else []
+    raters.try_again(fast, ada)
+    for task in spent:  # correcting what was wrong shows nothing
+        clock.now += 20
+        desk.answer(task.id, ada, grade(task, True))
+    assert state() == "practice"
+    clock.now += 20
+    last = next_task(desk, ada)
+    assert last is not None
+    desk.answer(last.id, ada, grade(last, True))
+    clock.now += 20
+    assert next_task(desk, ada) is not None, "one right answer is all the gold there is"
+    assert state() == "active"
+
+
+def test_gold_must_be_something_one_can_get_wrong(tmp_path: Path) -> None:
+    a, b = groups(1, 2).popitem()[1]
+    assert tasks.known(turnwise.Comparison(a.group, ((b.id,), (a.id,)))) == {"ranking": [[b.id], [a.id]]}
+    assert tasks.known(turnwise.Feedback(a.id, turn_scores=(1.0, -1.0))) == {"first_wrong": 1}
+    assert tasks.known(turnwise.Feedback(a.id, turn_scores=(1.0, 0.0))) == {"first_wrong": 1}, "labels: true, false"
+    assert tasks.known(turnwise.Feedback(a.id, turn_scores=(0.0, 1.0), details={"first_wrong": None})) == {"first_wrong": None}
+    for bad in (
+        turnwise.Comparison(a.group, ((a.id, b.id),)), turnwise.Feedback(a.id, score=0.5), turnwise.Feedback(a.id, turn_scores=(0.0, 0.0)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="cannot be gold"):
+            tasks.known(bad)
+    (tmp_path / "gold.jsonl").write_text('{"prompt": []}\n')
+    with pytest.raises(PreferenceError, match="no known format"):
+        turnwise.Plugins().create("feedback source", "people", gold=str(tmp_path / "gold.jsonl"))
+
+
 def test_good_raters_pass_gold_and_gold_never_trains(fast: turnwise.Ledger, tmp_path: Path) -> None:
     spec = {"task": "compare", **PLAIN, "gold": gold_file(tmp_path / "gold.jsonl", 12), "gold_share": 0.5}
     sources = study(fast, spec, played=groups(12, 2))
@@ -442,10 +653,25 @@ def test_the_leads_page_shows_agreement_strata_and_what_is_disputed(fast: turnwi
     assert {a.name: round(a.percent or 0, 3) for a in view["per_rater"]} == dict.fromkeys(
         ("Ada", "Bo", "Cy", "Di"), round((1 / 3 + 1 + 1) / 3, 3)
     )
-    assert view["slots"] == {"filled": 24, "slots": 24}
+    assert view["slots"] == {"filled": 24, "slots": 24, "open": 0}
     rows = lead.export(fast, RUN)
     assert len(rows) == 24
     assert json.loads(json.dumps(rows)) == rows
+
+
+def test_what_is_left_unmarked_is_no_judgement() -> None:
+    def said(rater: str, marks: tuple[float | None, ...], **details: Any) -> Said:
+        answer = turnwise.Feedback("e", turn_scores=marks, details=details, stamp=turnwise.Stamp(rater=rater))
+        return Said("item", "mark", "mark", rater, answer, 1.0, "value", None, 0.0, False)
+
+    answers = [
+        said("a", (1.0, None, None), first_wrong=2),
+        said("b", (None, -1.0, None), first_wrong=2),
+        said("c", (1.0, -1.0, None)),
+    ]
+    found = lead.judged(answers)
+    assert found.units == [{"a": 1.0, "c": 1.0}, {"a": "2", "b": "2"}, {"b": -1.0, "c": -1.0}]
+    assert lead.judged(answers, "first_wrong").units == [{"a": "2", "b": "2"}]
 
 
 # Forms.

@@ -117,13 +117,75 @@ def test_rendering_keeps_what_was_said(render: Any) -> None:
     assert "<b>" not in html
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "> " * 80 + "HIDDEN", "- " * 80 + "HIDDEN", "[x]: # (HIDDEN)", '[a](u "HIDDEN")', "``` HIDDEN\nx\n```", '![HIDDEN](x "HIDDEN")', "<!-- HIDDEN -->",
+        "[a](https://x.y/HIDDEN)", "[ref][HIDDEN]\n\n[HIDDEN]: http://x.y", "|a|\n|-|\n|b|HIDDEN|", "&#72;IDDEN HIDDEN", "<p hidden>HIDDEN</p>",
+    ],
+)  # fmt: skip
+def test_a_policy_cannot_say_to_judges_what_people_do_not_see(text: str) -> None:
+    html = markdown(turnwise.Message("assistant", text))
+    assert "HIDDEN" in unescape(re.sub(r"<[^>]+>", "", html))
+
+
+def test_signs_that_turn_the_page_around_do_not_come_in_by_entities() -> None:
+    html = markdown(turnwise.Message("user", "&#x202E;evil &rlm; &#x2066; &#0; | a |\n|:-:|\n| b |"))
+    assert not set("\u202e\u200f\u2066\x00") & set(html)
+    assert "style" not in html
+
+
+def test_tables_that_would_take_seconds_are_text() -> None:
+    wide = "|".join("a" * 1000) + "\n" + "|".join("-" * 1000) + "\n|" * 3000
+    assert markdown(turnwise.Message("user", wide)).startswith('<div class="plain"')
+
+
+def test_odd_requests_are_refused_and_leave_nothing_behind(ledger: turnwise.Ledger) -> None:
+    study(ledger, {"task": "compare", **PLAIN}, played=groups(2, 2))
+    with serving(ledger) as base:
+        ada = Client(base, ledger, "Ada")
+        ada.get("/")
+        path, form = f"/task/{ada.task}", {"csrf": ada.csrf, "preference": "1"}
+        boundary = 'multipart/form-data; boundary=x; charset="unicode_escape"'
+        body = f'--x\r\nContent-Disposition: form-data; name="csrf"\r\n\r\n{ada.csrf}\r\n--x--\r\n'
+        assert ada.http.post(path, content=body, headers={"content-type": boundary}).status_code == 415
+        assert ada.send(path, form, {"origin": "http://["}).status_code == 403
+        for odd in ("%00", "%ed%a0%80", "a%2Fb", "x" * 101):
+            assert ada.get(f"/task/{odd}").status_code == 404
+        ada.get("/")
+        ada.send(f"{path}/draft", {**form, "junk": "x" * 1000, "comment": "a\0b", "turn-9": "\u202e"})
+        assert ada.page.status_code == 204
+        page = ada.get(path).text
+        assert "junk" not in page
+        assert "a\ufffdb" in page
+        assert ada.get("/more").status_code == 200
+        bo = Client(base, ledger, "Bo")
+        assert bo.get("/more").status_code == 200
+        with ledger.reading() as db:
+            assert db.scalar(sa.select(sa.func.count()).select_from(LEASES)) == 1, "looking takes nothing"
+
+
+def test_links_lead_to_where_raters_reach_the_service(ledger: turnwise.Ledger) -> None:
+    from starlette.testclient import TestClient
+
+    study(ledger, {"task": "compare", **PLAIN}, played=groups(1, 2))
+    http = TestClient(make_app(ledger, RUN, url="https://rate.example.org/t"), base_url="http://inner")
+    http.post(
+        "/enter", data={"link": raters.invite(ledger, RUN, "Lea", "lead")}, headers={"origin": "https://rate.example.org"}
+    )
+    csrf = re.search(r'name="csrf" value="([^"]+)"', http.get("/lead").text)[1]  # type: ignore[index]
+    page = http.post("/lead/raters", data={"csrf": csrf, "name": "Bo"}, headers={"host": "evil.example"})
+    assert 'value="https://rate.example.org/t/enter?link=' in page.text
+    assert "evil.example" not in page.text
+
+
 def test_pages_need_a_session_and_forms_its_token(ledger: turnwise.Ledger) -> None:
     study(ledger, {"task": "compare", **PLAIN}, played=groups(2, 2))
     with serving(ledger) as base:
         nobody = Client(base)
         for path in ("/", "/task/x", "/lead", "/me", "/progress", "/instructions", "/lead/export", "/lead/items/x"):
             assert nobody.get(path).status_code == 401
-        for path in ("/task/x", "/undo", "/practice", "/me", "/lead/raters", "/lead/studies", "/leave"):
+        for path in ("/task/x", "/task/x/undo", "/practice", "/me", "/lead/raters", "/lead/studies", "/leave"):
             assert nobody.post(path, name="x", source="x", csrf="x").status_code == 401
         ada = Client(base, ledger, "Ada")
         ada.get("/")
@@ -138,7 +200,7 @@ def test_pages_need_a_session_and_forms_its_token(ledger: turnwise.Ledger) -> No
         assert ada.send(f"/task/{ada.task}", ada.fill(random.Random(0)) | {"csrf": bo.csrf}).status_code == 403, (
             "another's token"
         )
-    assert len(notes(ledger)) == 6
+    assert len(notes(ledger)) == 5, "of strangers one a minute"
     with ledger.reading() as db:
         assert db.scalar(sa.select(sa.func.count()).where(LEASES.c.status == "answered")) == 1
 
@@ -176,7 +238,7 @@ def test_a_link_is_used_up_by_entering_and_not_by_looking(ledger: turnwise.Ledge
         assert ada.post("/enter", link=f"{base}/enter?link={secret}").url.path == "/instructions"
         assert Client(base).post("/enter", link=secret).status_code == 403
         assert Client(base).send("/enter", {"link": "x"}, {"origin": "https://evil.example"}).status_code == 403
-    assert len(notes(ledger)) == 2
+    assert len(notes(ledger)) == 1, "of strangers one a minute"
 
 
 def test_what_is_somebody_elses_is_refused_and_noted(ledger: turnwise.Ledger) -> None:
@@ -268,7 +330,7 @@ def test_large_requests_are_cut_off(ledger: turnwise.Ledger) -> None:
         assert ada.post(f"/task/{ada.task}", csrf=ada.csrf, comment="x" * 1_100_000).status_code == 413
         pieces = (b"comment=" + b"x" * 100_000 for _ in range(12))  # no length said beforehand
         try:
-            answer = ada.http.post("/undo", content=pieces, headers={"content-type": "application/x-www-form-urlencoded"})
+            answer = ada.http.post("/practice", content=pieces, headers={"content-type": "application/x-www-form-urlencoded"})
             assert answer.status_code == 413
         except httpx2.TransportError:
             pass  # it hung up
@@ -309,11 +371,12 @@ def test_the_lead_invites_pauses_and_makes_gold(ledger: turnwise.Ledger) -> None
         assert len(lines) == 2
 
 
-def test_whatever_fits_the_description_is_answered(ledger: turnwise.Ledger) -> None:
+def test_whatever_fits_the_description_is_answered(database: str) -> None:
     """schemathesis makes requests from the OpenAPI description; none may make the service fail."""
     import schemathesis
     from hypothesis import HealthCheck, Phase, settings
 
+    ledger = turnwise.Ledger(database)
     study(ledger, {"task": "mark", "raters": 3, **PLAIN, "strata": {"language": ["de"]}})
     with serving(ledger) as base:
         lead = Client(base, ledger, "Lea", "lead")
@@ -339,8 +402,9 @@ def test_whatever_fits_the_description_is_answered(ledger: turnwise.Ledger) -> N
                 assert answer.status_code < 500, (case.method, case.path, answer.text[:300])
 
             ask()
-        assert count > 150
+        assert count > 100
         assert lead.get("/healthz").status_code == 200
+    ledger.close()
 
 
 SERVE = """
@@ -447,7 +511,7 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(model_folder: Any,
     assert start().wait(timeout=120) == 0
     assert len(ledger.comparisons(run)) == acknowledged == 8
     assert len({(c.target, c.stamp.rater) for c in ledger.comparisons(run)}) == 8
-    assert Desk(ledger).slots(run) == {"filled": 8, "slots": 8}
+    assert Desk(ledger).slots(run) == {"filled": 8, "slots": 8, "open": 0}
     ledger.close()
 
 
