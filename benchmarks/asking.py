@@ -136,7 +136,10 @@ def curve(played: Played, pool: str, noise: float, share: float, seed: int) -> t
     shown = list({e.id: e for pair in tests for e in pair}.values())
     candidates = [e for g in groups for e in g]
     panel = SimulatedPanel(noise=noise, seed=seed)
-    open_, said, found, differed = dict.fromkeys(by_luck), [], [], []
+    open_ = dict.fromkeys(by_luck)
+    said: list[turnwise.Comparison] = []
+    found, differed = [], []
+    ledger: Any = played  # as far as `Data` needs one
     while len(said) < TOTAL:
         if said and share < 1:
             scores = dict(zip((e.id for e in candidates), finals(model, candidates, 10**6).numpy(), strict=True))
@@ -153,7 +156,7 @@ def curve(played: Played, pool: str, noise: float, share: float, seed: int) -> t
             differed.append(a.env_return != b.env_return)
             panel.request([turnwise.Request("group", a.group, "panel", episodes=(a, b))])
         said += panel.receive()
-        data = Data(played, said)
+        data = Data(ledger, said)
         for _ in FIT.fit(Ensemble(model, FIT), data, range(len(data.members)), ensemble_seeds):
             pass
         score = dict(zip((e.id for e in shown), finals(model, shown, 10**6).mean(1).tolist(), strict=True))
