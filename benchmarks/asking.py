@@ -10,8 +10,9 @@
 - Reward model: 5 heads on the frozen body of the road's reward model, drawn anew, so that nothing of what it preferred is left but what it can tell
   apart. Its states are computed once: a conversation is one row of a table. Loss, ensemble, bootstrap (0.7) and training are those of plugins/reward_model;
   after each batch of 40 ratings it learns on from where it stands (6 epochs over all ratings), as a judge with `retrain` does.
-- Order: the first 40 pairs are drawn at random for everybody. Then each task is drawn as `turnwise rate` draws it: with the chance `random_share` at random,
-  else the open pair of the highest `information` of the five members. All open pairs are valued anew after each batch.
+- Order: the first 40 pairs are drawn at random for everybody. Then each task is drawn as `turnwise rate` draws it: a random `random_share` of all pairs is kept for tasks
+  drawn at random, which are that share of all tasks; else it is the open pair of highest `information` among the others, by the five members. All open pairs are valued
+  anew after each batch.
 - Measured: accuracy of the members' mean on all pairs that differ in true outcome, of 600 groups of held-out stories in the pool's mixture.
 - Ratings needed: where the mean curve over the seeds, made monotone (isotonic regression), reaches what random choice reaches at its end (its mean over the
   last three batches); the same rule for both. The ratio's 90 % interval: the seeds are drawn anew 10,000 times, both arms of a seed together, and level, curves and
@@ -141,16 +142,14 @@ def curve(played: Played, pool: str, noise: float, share: float, seed: int) -> t
     found, differed = [], []
     ledger: Any = played  # as far as `Data` needs one
     while len(said) < TOTAL:
+        worth: dict[int, float] = {}
         if said and share < 1:
             scores = dict(zip((e.id for e in candidates), finals(model, candidates, 10**6).numpy(), strict=True))
             worth = {i: information(np.stack([scores[e.id] for e in pairs[i]], 1)) for i in open_}
-            by_value = sorted(open_, key=lambda i: -worth[i])
-        else:
-            by_value = list(open_)
-        lucky, valued = iter(list(open_)), iter(by_value)
-        for _ in range(BATCH):
-            order = lucky if rng.random() < share else valued
-            chosen = next(i for i in order if i in open_)
+        lucky = iter([i for i in by_luck[: round(share * len(pairs))] if i in open_])
+        valued = iter(sorted((i for i in by_luck[round(share * len(pairs)) :] if i in open_), key=lambda i: -worth.get(i, 0.0)))
+        for k in range(BATCH):
+            chosen = next(lucky if rng.random() < share else valued) if said else by_luck[k]
             del open_[chosen]
             a, b = pairs[chosen]
             differed.append(a.env_return != b.env_return)

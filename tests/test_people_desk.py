@@ -193,17 +193,6 @@ def test_what_has_expired_or_trained_is_not_asked_any_more(fast: turnwise.Ledger
     assert desk.next(RUN, person(fast, "Bo")) is None
 
 
-def test_what_nobody_waits_for_is_asked_even_after_its_group_has_trained(fast: turnwise.Ledger) -> None:
-    """Its answers come too late for the policy, and teach the reward model."""
-    sources = study(fast, {"task": "rank", "required": False, **PLAIN}, played=groups(1))
-    [episodes] = groups(1).values()
-    fast.add_members(RUN, 1, [Member(e.id, e.group, True) for e in episodes])
-    assert rate(Desk(fast), person(fast, "Ada")) == "new"
-    [said] = sources.receive(fast)
-    assert fast.feedback([episodes[0].group]) == [], "the update that has been made is not changed"
-    assert [c.id for c in fast.comparisons(RUN)] == [said.id]
-
-
 def test_others_tasks_are_out_of_reach(fast: turnwise.Ledger) -> None:
     study(fast, {"task": "rank", **PLAIN})
     desk, ada, bo = Desk(fast), person(fast, "Ada"), person(fast, "Bo")
