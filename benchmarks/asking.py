@@ -1,7 +1,7 @@
 """Does it pay to ask first what would teach most? Pairs chosen by `information` against pairs chosen at random, on SupportDesk.
 
     python benchmarks/road.py --seeds 1                                        # once: policies, and a reward model whose body is used here
-    python benchmarks/asking.py --road runs/bench-road/seed-1 --seeds 10       # about 20 minutes on one core; writes docs/people-asking.md
+    python benchmarks/asking.py --road runs/bench-road/seed-1 --seeds 10       # about 7 minutes on one core; writes docs/people-asking.md
 
 - Pool: groups of 4 conversations, and every pair of each, 400 groups drawn per seed. "mixed" is what people see in an rl stage after a while: 100 groups by
   the SFT policy (40 % success) and 300 by the policy that GRPO made of it (97 %), whose conversations are mostly alike in outcome. "weak" is 400 groups
