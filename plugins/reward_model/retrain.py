@@ -125,7 +125,9 @@ class Versions:
             self._take(model)
         else:
             self._refusal.parent.mkdir(exist_ok=True)
-            self._refusal.write_text(json.dumps(notes, indent=2) + "\n")
+            draft = self._refusal.with_suffix(".draft")
+            draft.write_text(json.dumps(notes, indent=2) + "\n")
+            draft.replace(self._refusal)
             self._learned(notes)
         return _metrics(notes)
 
