@@ -214,6 +214,11 @@ def make_source(spec: Any, plugins: Plugins) -> Source:
     return Source(**{"name": name, "given": given_source, "version": version, "kind": kind, **settings})
 
 
+def _luck(source: str, episode: Episode) -> float:
+    """A number in [0, 1) for a group; never of an id, since ids hold the run's name, which must not matter."""
+    return int(derive_id("share", source, episode.stage, episode.update, episode.start.key)[:12], 16) / 16**12
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -360,7 +365,7 @@ class Sources:
         requests = []
         for group, members in groups.items():
             shown = tuple(e for e in members if e.ending != "failed" and e.turns)
-            if not shown or int(derive_id("share", source.name, group)[:12], 16) >= source.share * 16**12:
+            if not shown or _luck(source.name, shown[0]) >= source.share:
                 continue
             if hasattr(source.given, "plan"):
                 questions = source.given.plan(group, shown)

@@ -173,11 +173,9 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
 
     def page(request: Request, name: str, status: int = 200, **more: Any) -> HTMLResponse:
         session = getattr(request.state, "session", None)
-        known = {
-            "session": session,
-            "me": session.person if session else None,
-            "done": DONE.get(request.query_params.get("done", "")),
-        }
+        done, last = request.query_params.get("done", ""), request.query_params.get("last", "")
+        back = last if done in ("new", "corrected") and re.fullmatch(r"[\w-]{1,100}", last) else None
+        known = {"session": session, "me": session.person if session else None, "done": DONE.get(done), "last": back}
         return pages.TemplateResponse(request, f"{name}.html", {**known, **more}, status_code=status)
 
     def go(where: str) -> RedirectResponse:
