@@ -7,8 +7,9 @@ raters work until nothing is left. Between tasks a client thinks (exponential, `
 as long). One request in twenty is cut off before the answer arrives and sent again, one answer in ten is sent twice, and one client in
 ten closes its laptop in the middle: its lease runs out. Half-way the service is killed with SIGKILL and started again.
 
-Prints percentiles of what clients waited for, by page, and counts: slots, answers, doubles, losses. The exit status says whether every
-slot was filled once, and everything that was acknowledged is there.
+A run collects meanwhile, once a second. Prints percentiles of what clients waited for, by page, and counts: slots, answers, doubles,
+losses, as the ledger has them in the end. The exit status says whether every slot was filled once, and everything that was acknowledged
+is there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from pathlib import Path
 import httpx2
 import sqlalchemy as sa
 import turnwise
+from turnwise.engine.episode import derive_id
+from turnwise.engine.ledger import FEEDBACK, REQUESTS
 from turnwise.engine.rollout import ScriptPlayer, Where, rollout
 from turnwise.engine.sources import Sources
 from turnwise.plugins.human import raters
@@ -46,8 +49,8 @@ uvicorn.run(make_app(turnwise.Ledger(sys.argv[1]), "run"), port=int(sys.argv[2])
 """
 
 
-def lay_out(url: str, items: int, overlap: int) -> turnwise.Ledger:
-    """Groups of four conversations, and a request for each of the raters who should rank them."""
+def lay_out(url: str, items: int, overlap: int) -> tuple[turnwise.Ledger, Sources]:
+    """Groups of four conversations, and a request for each of the raters who should rank them; and the run's end of it, which collects."""
     turnwise.Plugins()
     ledger = turnwise.Ledger(url)
     starts = turnwise.starts("turnwise/SupportDesk-v0", 1, items)
@@ -64,7 +67,7 @@ def lay_out(url: str, items: int, overlap: int) -> turnwise.Ledger:
     sources = Sources.make([{"source": "people", "raters": overlap, "lease": 15.0, "undo": 0.0}], turnwise.Plugins(), 1.0)
     sources.open(Path("."), ledger, 0, run="run")
     sources.ask(groups, ledger)
-    return ledger
+    return ledger, sources
 
 
 class Service:
@@ -110,14 +113,16 @@ class Rater:
                 if self.rng.random() < 0.05:
                     async with asyncio.timeout(0.005):
                         await self.http.request(method, path, **options)  # type: ignore[arg-type]
-                began = time.perf_counter()
                 answer = await self.http.request(method, path, **options)  # type: ignore[arg-type]
-                self.waits[what].append(time.perf_counter() - began)
+                for response in (*answer.history, answer):  # an answer is one response, the next task another
+                    kind = what if response.request.method == "POST" else "page" if what == "answer" else what
+                    self.waits[kind].append(response.elapsed.total_seconds())
                 return answer
             except (httpx2.TransportError, TimeoutError):
                 await asyncio.sleep(0.2)
 
     async def work(self) -> None:
+        await asyncio.sleep(self.rng.uniform(0, 2 * self.think))  # people do not come in the same moment
         await self.http.post("/enter", data={"link": self.link})
         idle = 0
         while idle < 3:
@@ -128,6 +133,7 @@ class Rater:
                 await asyncio.sleep(6)
                 continue
             idle = 0
+            await self.ask("progress", "GET", "/progress")
             csrf = re.search(r'name="csrf" value="([^"]+)"', page)
             assert csrf is not None
             if self.sleeper and self.rng.random() < 0.1:
@@ -160,14 +166,22 @@ async def main() -> int:
         return await measure(given, f"sqlite:///{folder}/ledger.sqlite")
 
 
+async def listen(sources: Sources, ledger: turnwise.Ledger) -> None:
+    """A run that looks for answers every second."""
+    while True:
+        await asyncio.to_thread(sources.receive, ledger)
+        await asyncio.sleep(1)
+
+
 async def measure(given: argparse.Namespace, url: str) -> int:
-    ledger = lay_out(url, given.items, given.raters)
+    ledger, sources = lay_out(url, given.items, given.raters)
     service = Service(url)
     waits: dict[str, list[float]] = defaultdict(list)
     links = [raters.invite(ledger, "run", f"rater {i}") for i in range(given.clients)]
     people = [Rater(f"rater {i}", link, service.base, given.think, waits) for i, link in enumerate(links)]
     began = time.perf_counter()
     work = [asyncio.create_task(p.work()) for p in people]
+    trainer = asyncio.create_task(listen(sources, ledger))
     while sum(len(p.acknowledged) for p in people) < given.items * given.raters / 2:
         await asyncio.sleep(0.1)
     service.kill()
@@ -177,19 +191,22 @@ async def measure(given: argparse.Namespace, url: str) -> int:
     await asyncio.gather(*work)
     seconds = time.perf_counter() - began
     service.kill()
+    trainer.cancel()
+    sources.close()
     with ledger.reading() as db:
-        answered = list(
-            db.execute(
-                sa.select(LEASES.c.id, LEASES.c.item, LEASES.c.rater, LEASES.c.request).where(LEASES.c.status == "answered")
-            )
+        query = sa.select(LEASES.c.id, LEASES.c.attempt, FEEDBACK.c.id.label("kept"), FEEDBACK.c.request, FEEDBACK.c.rater)
+        kept = list(
+            db.execute(query.outerjoin(FEEDBACK, FEEDBACK.c.rater == LEASES.c.rater).where(LEASES.c.status == "answered"))
         )
-    slots = Counter(row.request for row in answered if row.request is not None)
+        asked = {row.id: row.item for row in db.execute(sa.select(REQUESTS.c.id, REQUESTS.c.item))}
+    mine = [row for row in kept if row.kept == derive_id(row.id, row.attempt)]  # the answer of that lease, in the ledger
+    slots = Counter(row.request for row in mine if row.request is not None)
     acknowledged = set().union(*(p.acknowledged for p in people))
-    lost = acknowledged - {row.id for row in answered}
-    twice = [pair for pair, n in Counter((row.item, row.rater) for row in answered).items() if n > 1]
+    lost = acknowledged - {row.id for row in mine}
+    twice = [pair for pair, n in Counter((asked[row.request], row.rater) for row in mine if row.request).items() if n > 1]
     rows = [(what, found) for what, found in sorted(waits.items())] + [("all", [w for found in waits.values() for w in found])]
     print(
-        f"{url.split(':')[0]}: {given.clients} clients, think {given.think:g} s, {len(answered)} answers in {seconds:.0f} s, {outage:.1f} s of outage"
+        f"{url.split(':')[0]}: {given.clients} clients, think {given.think:g} s, {len(mine)} answers in {seconds:.0f} s, {outage:.1f} s of outage"
     )
     print("\n| request | count | median ms | p95 ms | p99 ms | longest ms |\n| --- | --- | --- | --- | --- | --- |")
     for what, found in rows:
@@ -197,7 +214,7 @@ async def measure(given: argparse.Namespace, url: str) -> int:
         print(f"| {what} | {len(found)} | {cut[49]:.0f} | {cut[94]:.0f} | {cut[98]:.0f} | {1000 * max(found):.0f} |")
     wanted = given.items * given.raters
     print(
-        f"\nslots {wanted}, filled {len(slots)}, filled twice {sum(n > 1 for n in slots.values())}, extra opinions {len(answered) - len(slots)}, "
+        f"\nslots {wanted}, filled {len(slots)}, filled twice {sum(n > 1 for n in slots.values())}, extra opinions {len(mine) - len(slots)}, "
     )
     print(f"acknowledged {len(acknowledged)}, of them lost {len(lost)}, one rater twice on an item {len(twice)}")
     return 0 if len(slots) == wanted and not lost and not twice and max(slots.values()) == 1 else 1

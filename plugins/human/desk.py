@@ -35,6 +35,7 @@ from .tables import ITEMS, LEASES, RATERS, STUDIES
 
 ACTIVE = 900.0  # seconds without an answer after which a rater without a task counts as away
 SAME = 10  # answers alike in a row that are flagged
+REMEMBERED = 1000  # conversations
 CLOSE = 50  # of the items worth most, among which begun ones come first and little-covered starts next
 
 
@@ -95,6 +96,7 @@ class Desk:
     def __init__(self, ledger: Ledger, luck: random.Random | None = None) -> None:
         self.ledger = ledger
         self.luck = luck or secrets.SystemRandom()
+        self._known: dict[str, Episode] = {}
 
     # What the run lays out.
 
@@ -491,9 +493,14 @@ class Desk:
         return min(worth, key=lambda row: (begun[row["id"]] == 0, covered[row["start"]]))  # the first of equals, as they came
 
     def _shown(self, lease: Any) -> tuple[Episode, ...]:
-        order = json.loads(lease["order"])
-        found = self.ledger.episodes(order)
-        return tuple(found[id_] for id_ in order)
+        """The conversations of a lease. They never change, so those looked at last are remembered, unless they are huge."""
+        order, known = json.loads(lease["order"]), self._known  # threads replace the dictionary, and never change it
+        if missing := [id_ for id_ in order if id_ not in known]:
+            found = self.ledger.episodes(missing)
+            small = {id_: e for id_, e in found.items() if sum(len(m.content) for m in e.messages) < 50_000}
+            self._known = small if len(known) > REMEMBERED else {**known, **small}
+            known = {**known, **found}
+        return tuple(known[id_] for id_ in order)
 
     def _flag(
         self, db: Connection, person: raters.Person, lease: Any, study: Mapping[str, Any], shown: Sequence[Episode], said: Answer,
