@@ -220,8 +220,10 @@ class Ledger:
         try:
             with self._named(), self._engine.connect().execution_options(writing=True) as db, db.begin():
                 if not self._sqlite:
-                    db.exec_driver_sql(f"SET LOCAL lock_timeout = {int(self._lock_timeout * 1000)}")
-                    db.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ONE_WRITER})")
+                    wait = int(self._lock_timeout * 1000)
+                    db.exec_driver_sql(
+                        f"SELECT set_config('lock_timeout', '{wait}', true), pg_advisory_xact_lock({ONE_WRITER})"
+                    )
                 yield db
         finally:
             self._turn.release()

@@ -36,6 +36,7 @@ from .tables import ITEMS, LEASES, RATERS, STUDIES
 ACTIVE = 900.0  # seconds without an answer after which a rater without a task counts as away
 SAME = 10  # answers alike in a row that are flagged
 REMEMBERED = 1000  # conversations
+TRIES = 3  # at taking what was found before looking for it alone
 CLOSE = 50  # of the items worth most, among which begun ones come first and little-covered starts next
 
 
@@ -147,45 +148,63 @@ class Desk:
         Raises:
             DeskError: they may not work now, and why.
         """
-        now = self.ledger.clock()
-        with self.ledger.writing() as db:
-            person = _at_work(db, rater)
-            mine = sa.select(LEASES, ITEMS.c.source, ITEMS.c.group, ITEMS.c.gold).join(ITEMS, ITEMS.c.id == LEASES.c.item)
-            mine = mine.where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
-            studies = self._studies(db, run)
-            for lease in db.execute(mine.order_by(LEASES.c.since.desc())).mappings().all():
-                if lease["source"] in studies and self._take(db, lease, now) == "new":
-                    self._renew(db, lease, studies[lease["source"]], now)
-                    return str(lease["id"])
-            found = self._draw(db, run, person, studies, now)
-            if found is None and person.state == "practice":  # no gold is left
-                share = max(float(s["gold_pass"]) for s in studies.values())
-                raters.check_gold(db, person, share, now, ended=True)
-                person = raters.person(db, rater)
-                found = None if person.why else self._draw(db, run, person, studies, now)
+        for _ in range(TRIES):  # chosen without keeping anybody waiting, and taken if nobody else was faster
+            now = self.ledger.clock()
+            with self.ledger.reading() as db:
+                found = self._look(db, run, rater, now)
             if found is None:
                 return None
-            item, request, chosen = found
-            shown = json.loads(item["shown"])
-            self.luck.shuffle(shown)
-            row = {
-                "id": secrets.token_urlsafe(16), "item": item["id"], "rater": rater, "request": request, "status": "open",
-                "order": canonical_json(shown), "chosen": chosen, "draft": "{}", "attempt": 0, "delivered": 0, "passed": False,
-                "since": now, "expires": now + float(studies[item["source"]]["lease"]),
-            }  # fmt: skip
-            db.execute(LEASES.insert().values(**row))
-            return str(row["id"])
+            with self.ledger.writing() as db:
+                if (id_ := self._hand_out(db, rater, *found, now)) is not None:
+                    return id_
+        with self.ledger.writing() as db:  # many are fast: now they wait
+            found = self._look(db, run, rater, self.ledger.clock())
+            return None if found is None else self._hand_out(db, rater, *found, self.ledger.clock())
+
+    def _look(self, db: Connection, run: str, rater: str, now: float) -> tuple[Any, str | None, str, float] | None:
+        """What this rater should have: a lease of theirs, or an item with its slot; how it was chosen, and until when they may keep it."""
+        person, studies = _at_work(db, rater), self._studies(db, run)
+        mine = _leases().where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
+        for lease in db.execute(mine.order_by(LEASES.c.since.desc())).mappings().all():
+            if lease["source"] in studies and self._slot(db, lease, now)[0] == "new":
+                return lease, None, "again", now + float(studies[lease["source"]]["lease"])
+        found = self._draw(db, run, person, studies, now)
+        if found is None and person.state == "practice":
+            return None, None, "no gold", max(float(s["gold_pass"]) for s in studies.values())
+        if found is None:
+            return None
+        return *found, now + float(studies[found[0]["source"]]["lease"])
+
+    def _hand_out(
+        self, db: Connection, rater: str, item: Any, request: str | None, how: str, until: float, now: float
+    ) -> str | None:
+        """Makes a lease of what was found. None: somebody else was faster, or there is something else to do first."""
+        if how == "again":
+            took = self._take(db, item, now) == "new"
+            if took:
+                db.execute(LEASES.update().where(LEASES.c.id == item["id"]).values(expires=until))
+            return str(item["id"]) if took else None
+        if how == "no gold":
+            raters.check_gold(db, raters.person(db, rater), until, now, ended=True)
+            return None
+        had = sa.select(LEASES.c.id).where(LEASES.c.item == item["id"], LEASES.c.rater == rater)
+        free = sa.select(REQUESTS.c.id).where(REQUESTS.c.id == request, _unfilled(), ~_held(now))
+        if db.scalar(had) is not None or (request is not None and db.scalar(free) is None):
+            return None
+        shown = json.loads(item["shown"])
+        self.luck.shuffle(shown)
+        row = {
+            "id": secrets.token_urlsafe(16), "item": item["id"], "rater": rater, "request": request, "status": "open",
+            "order": canonical_json(shown), "chosen": how, "draft": "{}", "attempt": 0, "delivered": 0, "passed": False,
+            "since": now, "expires": until,
+        }  # fmt: skip
+        db.execute(LEASES.insert().values(**row))
+        return str(row["id"])
 
     def has_next(self, run: str, rater: str) -> bool:
         """Whether there is something for this rater, without handing it out."""
         with self.ledger.reading() as db:
-            person = raters.person(db, rater)
-            if person.why:
-                return False
-            held = sa.select(LEASES.c.id).join(ITEMS, ITEMS.c.id == LEASES.c.item)
-            held = held.where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
-            found = self._draw(db, run, person, self._studies(db, run), self.ledger.clock())
-            return found is not None or db.scalar(held.limit(1)) is not None
+            return not raters.person(db, rater).why and self._look(db, run, rater, self.ledger.clock()) is not None
 
     def task(self, id_: str, rater: str) -> Task:
         """A task this rater has, or had.
@@ -205,13 +224,18 @@ class Desk:
             NotYours; DeskError: they may not work now.
         """
         now = self.ledger.clock()
-        with self.ledger.writing() as db:
+        with self.ledger.reading() as db:
             lease = self._lease(db, id_, rater)
             _at_work(db, rater)
-            if lease["status"] == "open":
-                db.execute(LEASES.update().where(LEASES.c.id == id_).values(draft=_form(form)))
-                if self._take(db, lease, now) == "new":
-                    self._renew(db, lease, self._study(db, lease), now)
+            seconds = float(self._study(db, lease)["lease"])
+        mine = LEASES.update().where(LEASES.c.id == id_, LEASES.c.status == "open")
+        with self.ledger.writing() as db:
+            if (
+                lease["expires"] > now or self._take(db, self._lease(db, id_, rater), now) == "new"
+            ):  # while it lasts nobody else has its slot
+                db.execute(mine.values(draft=_form(form), expires=now + seconds))
+            else:
+                db.execute(mine.values(draft=_form(form)))
 
     def answer(self, id_: str, rater: str, form: Mapping[str, str]) -> str:
         """Takes an answer, and says what became of it: "new"; "again" (nothing changed); "corrected"; "extra" (all slots were taken); "late"
@@ -221,13 +245,12 @@ class Desk:
             NotYours; DeskError: they may not work now; FormError: it is not an answer.
         """
         now = self.ledger.clock()
-        with self.ledger.reading() as db:
+        with self.ledger.reading() as db:  # read before anybody has to wait for it
             lease = self._lease(db, id_, rater)
-        shown = self._shown(lease)  # read before anybody has to wait for it
+            person, study = _at_work(db, rater), self._study(db, lease)
+        shown = self._shown(lease)
         with self.ledger.writing() as db:
             lease = self._lease(db, id_, rater)
-            person = _at_work(db, rater)
-            study = self._study(db, lease)
             seconds = round(now - lease["since"], 1) if lease["seconds"] is None else lease["seconds"]
             more = {"seconds": seconds, "chosen": lease["chosen"]}
             said = tasks.read(study["task"], form, shown, study["aspects"], study["scale"], more)
@@ -417,23 +440,26 @@ class Desk:
         return found
 
     def _take(self, db: Connection, lease: Any, now: float) -> str:
-        """Makes sure that a lease has a slot: its own, if nobody else has it now, or another one of its item: "new". Otherwise why there is
-        none: "extra", all are taken, or "late", nobody waits any more."""
+        """Gives a lease its slot, or another one of its item: "new". Otherwise why there is none: "extra", all are taken, or "late", nobody
+        waits any more."""
+        what, slot = self._slot(db, lease, now)
+        if slot != lease["request"]:
+            db.execute(LEASES.update().where(LEASES.c.id == lease["id"]).values(request=slot))
+        return what
+
+    def _slot(self, db: Connection, lease: Any, now: float) -> tuple[str, str | None]:
         if lease["gold"] is not None:
-            return "new"
+            return "new", None
         own = sa.select(FEEDBACK.c.request).where(FEEDBACK.c.request == lease["request"])
         if lease["delivered"] and db.scalar(own.limit(1)) is not None:
-            return "new"  # its slot is filled, by itself
+            return "new", lease["request"]  # its slot is filled, by itself
         free = sa.select(REQUESTS.c.id).join(ITEMS, ITEMS.c.id == REQUESTS.c.item)
         free = free.where(REQUESTS.c.item == lease["item"], _unfilled(), ~_held(now, besides=lease["id"]))
         free = free.order_by(REQUESTS.c.id != (lease["request"] or ""), REQUESTS.c.rater_slot).limit(1)
         slot = db.scalar(free.where(*_wanted(now)))
-        late = slot is None and db.scalar(free) is not None
-        db.execute(LEASES.update().where(LEASES.c.id == lease["id"]).values(request=slot))
-        return "new" if slot is not None else "late" if late else "extra"
-
-    def _renew(self, db: Connection, lease: Any, study: Mapping[str, Any], now: float) -> None:
-        db.execute(LEASES.update().where(LEASES.c.id == lease["id"]).values(expires=now + float(study["lease"])))
+        if slot is not None:
+            return "new", slot
+        return "late" if db.scalar(free) is not None else "extra", None
 
     def _draw(
         self, db: Connection, run: str, person: raters.Person, studies: Mapping[str, Mapping[str, Any]], now: float
