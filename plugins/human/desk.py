@@ -161,40 +161,46 @@ class Desk:
             found = self._look(db, run, rater, self.ledger.clock())
             return None if found is None else self._hand_out(db, rater, *found, self.ledger.clock())
 
-    def _look(self, db: Connection, run: str, rater: str, now: float) -> tuple[Any, str | None, str, float] | None:
-        """What this rater should have: a lease of theirs, or an item with its slot; how it was chosen, and until when they may keep it."""
+    def _look(self, db: Connection, run: str, rater: str, now: float) -> tuple[list[Any], str, float] | None:
+        """What this rater should have, the best first: a lease of theirs, or items with a slot each; how it was chosen, and until when they may
+        keep it."""
         person, studies = _at_work(db, rater), self._studies(db, run)
         mine = _leases().where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
         for lease in db.execute(mine.order_by(LEASES.c.since.desc())).mappings().all():
             if lease["source"] in studies and self._slot(db, lease, now)[0] == "new":
-                return lease, None, "again", now + float(studies[lease["source"]]["lease"])
+                return [lease], "again", now + float(studies[lease["source"]]["lease"])
         found = self._draw(db, run, person, studies, now)
         if found is None and person.state == "practice":
-            return None, None, "no gold", max(float(s["gold_pass"]) for s in studies.values())
-        if found is None:
-            return None
-        return *found, now + float(studies[found[0]["source"]]["lease"])
+            return [], "no gold", max(float(s["gold_pass"]) for s in studies.values())
+        return None if found is None else (*found, now + float(studies[found[0][0]["source"]]["lease"]))
 
-    def _hand_out(
-        self, db: Connection, rater: str, item: Any, request: str | None, how: str, until: float, now: float
-    ) -> str | None:
-        """Makes a lease of what was found. None: somebody else was faster, or there is something else to do first."""
+    def _hand_out(self, db: Connection, rater: str, found: Sequence[Any], how: str, until: float, now: float) -> str | None:
+        """Makes a lease of the first of these that is still to be had. None: others were faster, or there is something else to do first."""
         if how == "again":
-            took = self._take(db, item, now) == "new"
+            [lease] = found
+            took = self._take(db, lease, now) == "new"
             if took:
-                db.execute(LEASES.update().where(LEASES.c.id == item["id"]).values(expires=until))
-            return str(item["id"]) if took else None
+                db.execute(LEASES.update().where(LEASES.c.id == lease["id"]).values(expires=until))
+            return str(lease["id"]) if took else None
         if how == "no gold":
             raters.check_gold(db, raters.person(db, rater), until, now, ended=True)
             return None
-        had = sa.select(LEASES.c.id).where(LEASES.c.item == item["id"], LEASES.c.rater == rater)
-        free = sa.select(REQUESTS.c.id).where(REQUESTS.c.id == request, _unfilled(), ~_held(now))
-        if db.scalar(had) is not None or (request is not None and db.scalar(free) is None):
+        slots = [row["request"] for row in found if row["request"]]
+        free = (
+            set(db.scalars(sa.select(REQUESTS.c.id).where(REQUESTS.c.id.in_(slots), _unfilled(), ~_held(now))))
+            if slots
+            else {None}
+        )
+        had = set(
+            db.scalars(sa.select(LEASES.c.item).where(LEASES.c.rater == rater, LEASES.c.item.in_({row["id"] for row in found})))
+        )
+        item = next((row for row in found if row["request"] in free and row["id"] not in had), None)
+        if item is None:
             return None
         shown = json.loads(item["shown"])
         self.luck.shuffle(shown)
         row = {
-            "id": secrets.token_urlsafe(16), "item": item["id"], "rater": rater, "request": request, "status": "open",
+            "id": secrets.token_urlsafe(16), "item": item["id"], "rater": rater, "request": item["request"], "status": "open",
             "order": canonical_json(shown), "chosen": how, "draft": "{}", "attempt": 0, "delivered": 0, "passed": False,
             "since": now, "expires": until,
         }  # fmt: skip
@@ -463,60 +469,54 @@ class Desk:
 
     def _draw(
         self, db: Connection, run: str, person: raters.Person, studies: Mapping[str, Mapping[str, Any]], now: float
-    ) -> tuple[Any, str | None, str] | None:
-        """An item, its slot and how it was chosen. Studies take turns at random; what a run waits for comes before what it does not."""
+    ) -> tuple[list[Any], str] | None:
+        """Items with a slot each, the best first, and how they were chosen. Studies take turns at random; what a run waits for comes before
+        what it does not."""
         order = self.luck.sample(sorted(studies), len(studies))
         practice = person.state == "practice"
         for source in order if practice else order[:1]:
             wanted = practice or self.luck.random() < float(studies[source]["gold_share"])
-            if wanted and (gold := self._gold(db, run, person, source)) is not None:
-                return gold, None, "gold"
-        if practice:
-            return None
-        for required in (True, False):
+            if wanted and (gold := self._gold(db, run, person, source)):
+                return gold, "gold"
+        for required in () if practice else (True, False):
             for source in order:
-                if (found := self._item(db, run, person, source, studies[source], required, now)) is not None:
+                if (found := self._items(db, run, person, source, studies[source], required, now)) is not None:
                     return found
         return None
 
-    def _gold(self, db: Connection, run: str, person: raters.Person, source: str) -> Any:
-        query = sa.select(ITEMS).where(
-            ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_not(None), ~_seen(person.id)
-        )
+    def _gold(self, db: Connection, run: str, person: raters.Person, source: str) -> list[Any]:
+        query = sa.select(ITEMS, sa.null().label("request"))
+        query = query.where(ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_not(None), ~_seen(person.id))
         found = db.execute(query.order_by(ITEMS.c.luck)).mappings().all()
-        return self.luck.choice(found) if found else None
+        return self.luck.sample(found, len(found))
 
-    def _item(
+    def _items(
         self, db: Connection, run: str, person: raters.Person, source: str, study: Mapping[str, Any], required: bool, now: float
-    ) -> tuple[Any, str, str] | None:
-        """The next item of a study: of its random share in the order of luck, or of the others by what an answer would teach."""
+    ) -> tuple[list[Any], str] | None:
+        """The next items of a study: of its random share in the order of luck, or of the others by what an answer would teach."""
         share = 1.0 if study["order"] == "random" else float(study["random_share"])
         query = sa.select(ITEMS, REQUESTS.c.id.label("request")).join(REQUESTS, REQUESTS.c.item == ITEMS.c.id)
         query = query.where(
             ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), REQUESTS.c.required == required, *_wanted(now),
             _unfilled(), ~_held(now), ~_seen(person.id),
         )  # fmt: skip
-        at_random = query.where(ITEMS.c.luck < share).order_by(ITEMS.c.luck, REQUESTS.c.rater_slot).limit(1)
+        at_random = query.where(ITEMS.c.luck < share).order_by(ITEMS.c.luck, REQUESTS.c.rater_slot)
         by_value = query.where(ITEMS.c.luck >= share)
-        by_value = by_value.order_by(ITEMS.c.value.desc(), ITEMS.c.time, ITEMS.c.luck, REQUESTS.c.rater_slot).limit(CLOSE)
+        by_value = by_value.order_by(ITEMS.c.value.desc(), ITEMS.c.time, ITEMS.c.luck, REQUESTS.c.rater_slot)
         chance = self.luck.random() < share
         for lucky in (chance, not chance):
-            found = db.execute(at_random if lucky else by_value).mappings().all()
+            found = list(db.execute((at_random if lucky else by_value).limit(CLOSE)).mappings())
             if found:
-                best = found[0] if lucky else self._first(db, run, found)
-                return best, best["request"], "random" if lucky else "value"
+                return (found, "random") if lucky else (self._sorted(db, run, found), "value")
         return None
 
-    def _first(self, db: Connection, run: str, found: Sequence[Any]) -> Any:
-        """Of items worth the same, one that is begun comes first, then one of a start that has been judged less often."""
-        worth = [row for row in found if row["value"] == found[0]["value"]]
+    def _sorted(self, db: Connection, run: str, found: Sequence[Any]) -> list[Any]:
+        """Of items worth the same, those that are begun come first, then those of starts that have been judged less often."""
         judged = sa.select(ITEMS.c.id, ITEMS.c.start).join(LEASES, LEASES.c.item == ITEMS.c.id)
-        judged = judged.where(
-            ITEMS.c.run == run, ITEMS.c.start.in_({row["start"] for row in worth}), LEASES.c.status == "answered"
-        )
-        rows = db.execute(judged).all()
+        starts = {row["start"] for row in found}
+        rows = db.execute(judged.where(ITEMS.c.run == run, ITEMS.c.start.in_(starts), LEASES.c.status == "answered")).all()
         begun, covered = Counter(row.id for row in rows), Counter(row.start for row in rows)
-        return min(worth, key=lambda row: (begun[row["id"]] == 0, covered[row["start"]]))  # the first of equals, as they came
+        return sorted(found, key=lambda row: (-row["value"], begun[row["id"]] == 0, covered[row["start"]]))
 
     def _shown(self, lease: Any) -> tuple[Episode, ...]:
         """The conversations of a lease. They never change, so those looked at last are remembered, unless they are huge."""
