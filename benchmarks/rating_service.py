@@ -1,10 +1,10 @@
 """Fifty raters at once: what they wait for, and whether every slot is filled exactly once.
 
-    python benchmarks/rating_service.py [--database sqlite|postgresql|URL] [--clients 50] [--items 200] [--raters 3] [--think 5]
+    python benchmarks/rating_service.py [--database sqlite|postgresql|URL] [--clients 50] [--items 200] [--raters 3] [--think 10]
 
 Starts the service as a process of its own on loopback, lays out groups of four SupportDesk conversations to rank, and lets simulated
-raters work until nothing is left. Between tasks a client thinks (exponential, `--think` seconds in the mean; people take about ten times
-as long). One request in twenty is cut off before the answer arrives and sent again, one answer in ten is sent twice, and one client in
+raters work until nothing is left. Between tasks a client thinks (exponential, `--think` seconds in the mean; people take three
+to six times as long over four conversations). One request in twenty is cut off before the answer arrives and sent again, one answer in ten is sent twice, and one client in
 ten closes its laptop in the middle: its lease runs out. Half-way the service is killed with SIGKILL and started again.
 
 A run collects meanwhile, once a second. Prints percentiles of what clients waited for, by page, and counts: slots, answers, doubles,
@@ -155,7 +155,7 @@ async def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--raters", type=int, default=3)
-    parser.add_argument("--think", type=float, default=5.0)
+    parser.add_argument("--think", type=float, default=10.0)
     given = parser.parse_args()
     if given.database == "postgresql":
         with cluster() as server:
