@@ -97,6 +97,7 @@ def shoot(browser: Any, base: str, ledger: turnwise.Ledger, out: Path, width: in
 
     def look(name: str) -> None:
         page.wait_for_load_state()
+        page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(250)
         path = out / f"{name}-{where}.png"
         page.screenshot(path=path, full_page=where == "phone" and name != "keys")

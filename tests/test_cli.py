@@ -195,6 +195,7 @@ stages:
     assert "name a policy to talk to" in call("chat").stderr
 
 
+@pytest.mark.slow
 def test_the_road_quickly(tmp_path: Path) -> None:
     done = call("demo", "--road", "--quick", "--folder", str(tmp_path / "road"), "--seed", "3")
     assert done.returncode == 0, done.stderr

@@ -204,7 +204,7 @@ def preferred(episodes: Mapping[str, turnwise.Episode], comparisons: Sequence[tu
     return found
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(groups())
 def test_what_is_exported_and_imported_is_the_same(tmp_path: Path, group: Any) -> None:
     episodes, comparisons, scores = group
@@ -448,7 +448,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.dictionaries(KEYS, JSON, min_size=1, max_size=8), min_size=1, max_size=3))
 @pytest.mark.filterwarnings("ignore")
 def test_no_file_brings_it_down(tmp_path: Path, records: list[Any]) -> None:

