@@ -76,7 +76,8 @@ def run_(
     if seed is not None:
         read.seed = seed
     quiet()
-    with Display(sys.stderr.isatty() and os.environ.get("RANK", "0") == "0") as display:
+    main = os.environ.get("RANK", "0") == "0"
+    with Display(sys.stderr.isatty() and main, log=main) as display:
         run = Run(read, folder=folder, resume=resume, plugins=context.obj, on_status=display.show)
         for update in run:
             if run.is_main and not sys.stderr.isatty():

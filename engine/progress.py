@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 import warnings
 from types import TracebackType
 
@@ -26,10 +28,12 @@ class Display:
     """Shows a run's `Status` as two bars: updates of the stage, and the phase within the update.
 
     Args:
-        enabled: False shows nothing (a pipe, a notebook, another process).
+        enabled: False shows no bars (a pipe, a notebook, another process).
+        log: where there are no bars, notes of what is waited for are printed, at most one a minute.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True, log: bool = False) -> None:
+        self._log, self._told = log, -math.inf
         self._progress = Progress(
             TextColumn("[bold]{task.description:<22}"), BarColumn(24), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}"),
@@ -49,6 +53,9 @@ class Display:
     def show(self, status: Status) -> None:
         progress = self._progress
         if progress.disable:
+            if self._log and status.note and time.monotonic() - self._told > 60:
+                self._told = time.monotonic()
+                print(f"{status.stage}: {status.note}", flush=True)
             return
         if status.updates and (self._stage is None or self._stage_name != f"{status.stage}{status.updates}"):
             self._stage_name = f"{status.stage}{status.updates}"

@@ -133,7 +133,10 @@ class Aggregate:
 
 @runtime_checkable
 class Aggregator(Protocol):
-    """Many raters' answers to one estimate per episode. It keeps nothing between calls: whoever calls gives all that counts."""
+    """Many raters' answers to one estimate per episode. It keeps nothing between calls: whoever calls gives all that counts.
+
+    Optional: `reads`, a set of "scores" and "comparisons"; sources that give nothing of it are refused before the run.
+    """
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
         """Estimates for every episode that an answer speaks of.

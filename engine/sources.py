@@ -21,6 +21,7 @@ from .ledger import Answer, Ledger
 from .plugins import PluginError, Plugins
 from .rollout import TooManyFailures
 from .secrets import redact, redacted
+from .suggest import did_you_mean
 
 ENVIRONMENT = "environment"
 LOOKS = 10
@@ -158,7 +159,7 @@ class Source:
         if self.share < 1 and self.weight:
             raise PluginError(
                 f"source {self.name!r} is asked about a share of the groups only, so it cannot be part of every group's reward: give it "
-                "`required: false` (its answers calibrate, and train reward models), or leave `share` out"
+                "`required: false` and no `weight` (its answers calibrate, and train reward models), or leave `share` out"
             )
 
 
@@ -190,6 +191,11 @@ def make_source(spec: Any, plugins: Plugins) -> Source:
         if not kinds:
             everything = [ENVIRONMENT, *known["judge"], *known["feedback source"]]
             raise plugins.unknown("judge or feedback source", spec, everything)
+        takes = list(inspect.signature(plugins.factory(kinds[0], spec)).parameters.values())
+        own = [p.name for p in takes if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        for option in options if not any(p.kind is p.VAR_KEYWORD for p in takes) else ():
+            if option not in own:  # it may be one that all sources have
+                raise PluginError(f"{kinds[0]} {spec!r} has no option {option!r}.{did_you_mean(option, [*_SETTINGS, *own])}")
         spec = plugins.create(kinds[0], spec, **options)
     else:
         name = getattr(spec, "__name__", type(spec).__name__)

@@ -119,7 +119,7 @@ def test_labels_come_from_scores_and_else_from_rankings() -> None:
     known = {e.id: e for e in (a, b, c)}
     ranking = turnwise.Comparison(a.group, ((a.id,), (b.id,), (c.id,)), stamp=turnwise.Stamp(rater="ben"))
     score = turnwise.Feedback(a.id, score=0.6, stamp=turnwise.Stamp(source="judge"))
-    unsaid = [turnwise.Feedback.failed(b.id, "?"), turnwise.Feedback.abstained(b.id), turnwise.Feedback(b.id, aspects={"x": 1})]
+    unsaid = [turnwise.Feedback.failed(b.id, "?"), turnwise.Feedback.abstained(b.id), turnwise.Feedback(b.id, turn_scores=(1.0,))]
     rows = list(export_unpaired(known, [score, *unsaid], [ranking], 0.7))
     found = [(r["completion"][0]["content"], r["label"], r["rater"]) for r in rows]
     assert found == [("reply 0", False, "judge"), ("reply 2", False, "ben")], "what was scored is not labelled by its rank too"
@@ -543,3 +543,13 @@ def test_export_of_a_run(model_folder: Callable[..., Path], tmp_path: Path, caps
     assert open_ledger(tmp_path / "r", ledger)[1] == run.id
     with pytest.raises(turnwise.ConfigError, match="holds no run"):
         export(tmp_path, tmp_path / "x.jsonl")
+
+
+def test_aspects_count_as_their_mean() -> None:
+    from turnwise.engine.exchange import export_unpaired
+
+    turn = turnwise.Turn(turnwise.Message("user", "hi"), "yo", 0.0)
+    e = turnwise.Episode("e", turnwise.Start("t/E-v0", 1), (turn,), "terminated")
+    said = [turnwise.Feedback("e", aspects={"kind": 1.0, "true": 0.25}, id="f")]
+    assert [row["label"] for row in export_unpaired({"e": e}, said, [], 0.6)] == [True]
+    assert [row["label"] for row in export_unpaired({"e": e}, said, [], 0.7)] == [False]

@@ -738,6 +738,21 @@ def test_information_is_what_voices_disagree_about() -> None:
     assert information([[1.0, 0.0], [0.0, 1.0]]) == pytest.approx(0.1601, abs=1e-4)  # type: ignore[arg-type]
 
 
+def test_pairings_that_cannot_work_are_refused_before_the_run() -> None:
+    def make(**rl: Any) -> None:
+        stage = {"env": "turnwise/SupportDesk-v0", **rl}
+        turnwise.Run({"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run")
+
+    people = {"source": "people", "task": "score"}
+    with pytest.raises(turnwise.ConfigError, match="gives scores: use 'dawid-skene' or 'majority' or 'mean'"):
+        make(feedback=[people], combiner={"name": "aggregate", "aggregator": "bradley-terry"})
+    make(feedback=[people], combiner={"name": "aggregate", "aggregator": "mean"})
+    with pytest.raises(turnwise.PluginError, match="and no `weight`"):
+        make(feedback=["environment", {**people, "share": 0.5, "required": False, "weight": 1}])
+    with pytest.raises(turnwise.PluginError, match="Did you mean 'raters'"):
+        make(feedback=[{**people, "ratrs": 2}])
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

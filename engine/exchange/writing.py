@@ -51,7 +51,7 @@ def export_pairs(episodes: Mapping[str, Episode], comparisons: Iterable[Comparis
 def export_unpaired(
     episodes: Mapping[str, Episode], scores: Iterable[Feedback], comparisons: Iterable[Comparison], threshold: float | None
 ) -> Iterator[dict[str, Any]]:
-    """Scores of whole conversations as rows `{prompt, completion, label, rater}`, one per rater: true from the threshold on.
+    """Scores of whole conversations as rows `{prompt, completion, label, rater}`, one per rater: true from the threshold on. Aspects count as their mean.
 
     Of conversations that nobody scored, the first tier of a ranking is true and its last false.
 
@@ -60,8 +60,11 @@ def export_unpaired(
     """
     said: list[tuple[str, bool, str]] = []
     for answer in scores:
-        if answer.status == "scored" and answer.score is not None:
-            said.append((answer.episode, liked(answer.score, threshold), _rater(answer)))
+        value = answer.score  # where only aspects were scored, their mean
+        if value is None and answer.aspects:
+            value = sum(answer.aspects.values()) / len(answer.aspects)
+        if answer.status == "scored" and value is not None:
+            said.append((answer.episode, liked(value, threshold), _rater(answer)))
     scored = {episode for episode, *_ in said}
     for comparison in comparisons:
         if comparison.status == "scored" and len(comparison.ranking) > 1:

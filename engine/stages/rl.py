@@ -208,7 +208,7 @@ class RL(Stage):
         for env in self.env:
             specs = env.feedback if env.feedback is not None else self.feedback
             sources.append(Sources.make(specs, plugins, self.max_failure_rate))
-            combiners.append(_combiner(plugins, self.combiner, sources[-1].weights))
+            combiners.append(_combiner(plugins, self.combiner, sources[-1]))
             if "turn_scores" in credit.needs and not sources[-1].sources:
                 raise ConfigError(
                     f"credit {_name(credit_name)!r} needs turn scores, but no feedback source of {env.id!r} gives any: add a judge whose "
@@ -642,11 +642,26 @@ class RL(Stage):
         run.ledger.add_members(run.id, number, members)
 
 
-def _combiner(plugins: Plugins, spec: Any, weights: Mapping[str, float]) -> Any:
-    """The combiner; its `aggregator`, where it has one, is looked up by name too."""
+def _combiner(plugins: Plugins, spec: Any, sources: Sources) -> Any:
+    """The combiner; its `aggregator`, where it has one, is looked up by name too.
+
+    Raises:
+        ConfigError: the aggregator cannot read what a source gives.
+    """
     if isinstance(spec, Mapping) and "aggregator" in spec:
-        spec = {**spec, "aggregator": component(plugins, "aggregator", spec["aggregator"])}
-    return component(plugins, "combiner", spec, weights=weights)
+        aggregator = component(plugins, "aggregator", spec["aggregator"])
+        reads = getattr(aggregator, "reads", None)
+        for source in sources.sources:
+            gives = "comparisons" if source.kind == "group" else "scores"
+            if source.weight and reads is not None and gives not in reads:
+                known = plugins.names("aggregator")
+                fit = [repr(n) for n in known if gives in getattr(plugins.factory("aggregator", n), "reads", ())]
+                raise ConfigError(
+                    f"aggregator {_name(spec['aggregator'])!r} reads {' and '.join(sorted(reads))}, but source {source.name!r} gives {gives}: "
+                    f"use {' or '.join(fit)}, or another task for the source"
+                )
+        spec = {**spec, "aggregator": aggregator}
+    return component(plugins, "combiner", spec, weights=sources.weights)
 
 
 def _feedback_metrics(combiners: Sequence[Any]) -> dict[str, float]:

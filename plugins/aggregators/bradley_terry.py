@@ -31,6 +31,8 @@ class BradleyTerry:
     variance: of the prior of a score, in squared log-odds.
     """
 
+    reads = frozenset({"comparisons"})
+
     def __init__(self, variance: float = 2.0) -> None:
         if not variance > 0:
             raise ValueError(f"variance must be positive, got {variance}; the larger, the less scores are drawn to 0")

@@ -31,6 +31,8 @@ class DawidSkene:
     right, wrong: pseudo-counts of every rater's confusion matrix, on the diagonal and off it.
     """
 
+    reads = frozenset({"scores"})
+
     def __init__(self, right: float = 4.0, wrong: float = 1.0) -> None:
         if not right > wrong > 0:
             raise ValueError(f"need right > wrong > 0, or raters begin as no better than chance: got {right} and {wrong}")

@@ -26,6 +26,8 @@ class Majority:
     threshold: scores above it are votes for the episode.
     """
 
+    reads = frozenset({"scores", "comparisons"})
+
     def __init__(self, threshold: float = 0.5) -> None:
         if not math.isfinite(threshold):
             raise ValueError(f"threshold must be a finite number, got {threshold}")

@@ -26,6 +26,8 @@ GRID = np.linspace(0.005, 0.995, 100)  # values of rho
 
 
 class Mean:
+    reads = frozenset({"scores"})
+
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
         """Estimates for every episode with a score (or aspects: their mean), in the scores' own unit."""
         said = scores(answers)

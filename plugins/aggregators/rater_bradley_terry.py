@@ -52,6 +52,8 @@ class RaterBradleyTerry:
     side_sd: of the prior of a rater's side bias around 0, in log-odds; near 0 nobody is taken to have one.
     """
 
+    reads = frozenset({"comparisons"})
+
     def __init__(self, variance: float = 2.0, reliability_sd: float = 1.0, side_sd: float = 1.0) -> None:
         for name, value in (("variance", variance), ("reliability_sd", reliability_sd), ("side_sd", side_sd)):
             if not value > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -55,5 +56,13 @@ def rate(
             print(f"The lead's link, good once:  {base}/enter?link={raters.invite(opened, run, name, 'lead')}", flush=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"the service cannot listen on {host}:{port}: {error.strerror}. Choose another one with --port"
+            ) from error
     print(f"The rating service is at {base}. Ctrl-C ends it; nothing is lost.", flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)

@@ -73,6 +73,11 @@ def strata(ledger: Ledger, run: str) -> dict[str, list[str]]:
     return asked
 
 
+def has_gold(ledger: Ledger, run: str) -> bool:
+    with ledger.reading() as db:
+        return db.scalar(sa.select(ITEMS.c.id).where(ITEMS.c.run == run, ITEMS.c.gold.is_not(None)).limit(1)) is not None
+
+
 def pause(ledger: Ledger, run: str, source: str, paused: bool) -> None:
     """Hands out no more tasks of a study, or does so again."""
     with ledger.writing() as db:
@@ -320,13 +325,13 @@ def export(ledger: Ledger, run: str) -> list[dict[str, Any]]:
         query = sa.select(EVENTS.c.kind, LEASES.c.item, LEASES.c.rater).join(LEASES, LEASES.c.id == EVENTS.c.lease)
         for kind, where, rater in db.execute(query):
             flags[where, rater].append(kind)
-    rows = []
+    rows, names = [], {p.id: p.name for p in raters.everybody(ledger, run)}
     for s in Desk(ledger).answers(run):
         keep = ("ranking", "strength", "turn_scores", "aspects", "comment", "status", "reason")
         what = {k: getattr(s.answer, k) for k in keep if getattr(s.answer, k, None) not in (None, "", (), {})}
         rows.append({
             "source": s.source, "task": s.task, "item": s.item, "target": s.answer.target, "order": s.answer.shown["order"],
-            "rater": s.rater, "stratum": s.answer.stamp.stratum, **what, "details": dict(s.answer.details), "gold": s.gold,
+            "rater": s.rater, "name": names[s.rater], "stratum": s.answer.stamp.stratum, **what, "details": dict(s.answer.details), "gold": s.gold,
             "right": s.right, "flags": sorted(flags[s.item, s.rater]), "time": s.time,
         })  # fmt: skip
     return rows

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 
 from ...engine.ledger import Ledger, LedgerError
 from ...engine.plugins import Plugins
+from ...engine.suggest import did_you_mean
 from . import lead, raters
 from .desk import Desk, DeskError, NotYours
 from .pages import filters, task_page
@@ -105,11 +106,16 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         url: how raters reach the service, for links; default: the address by which the lead does.
         secure: cookies travel over https only.
     """
+    prepare(ledger)
     plugins = plugins if plugins is not None else Plugins()
     shows: Mapping[str, Any] = {name: plugins.create("renderer", name) for name in plugins.names("renderer")}
     judge = plugins.create("aggregator", "rater-bradley-terry")
     app = FastAPI(title="Turnwise rating service", docs_url=None, redoc_url=None, openapi_url=None)
-    prepare(ledger)
+    for study in lead.studies(ledger, run):
+        if (name := study.settings["render"]) not in shows:
+            raise ValueError(
+                f"source {study.source!r} wants the renderer {name!r}, which no plugin registered.{did_you_mean(name, shows)}"
+            )
     desk, cookie_ = Desk(ledger), cookie_name(run)
     strata = Sometimes(lambda: lead.strata(ledger, run), COLLECT)
     everybody = Sometimes(lambda: {"slots": desk.slots(run), "agreed": lead.agreed(ledger, run)}, COUNT)
@@ -278,7 +284,12 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         texts: dict[str, list[str]] = {}  # several studies may share one
         for study in lead.studies(ledger, run):
             texts.setdefault(study.instructions, []).append(study.settings["question"])
-        return page(request, "instructions", texts=[(instructions(text), asked) for text, asked in texts.items()])
+        return page(
+            request,
+            "instructions",
+            gold=lead.has_gold(ledger, run),
+            texts=[(instructions(text), asked) for text, asked in texts.items()],
+        )
 
     @app.get("/me", response_class=HTMLResponse)
     def me(request: Request, session: Someone) -> Response:
