@@ -119,7 +119,11 @@ def test_labels_come_from_scores_and_else_from_rankings() -> None:
     known = {e.id: e for e in (a, b, c)}
     ranking = turnwise.Comparison(a.group, ((a.id,), (b.id,), (c.id,)), stamp=turnwise.Stamp(rater="ben"))
     score = turnwise.Feedback(a.id, score=0.6, stamp=turnwise.Stamp(source="judge"))
-    unsaid = [turnwise.Feedback.failed(b.id, "?"), turnwise.Feedback.abstained(b.id), turnwise.Feedback(b.id, turn_scores=(1.0,))]
+    unsaid = [
+        turnwise.Feedback.failed(b.id, "?"),
+        turnwise.Feedback.abstained(b.id),
+        turnwise.Feedback(b.id, turn_scores=(1.0,)),
+    ]
     rows = list(export_unpaired(known, [score, *unsaid], [ranking], 0.7))
     found = [(r["completion"][0]["content"], r["label"], r["rater"]) for r in rows]
     assert found == [("reply 0", False, "judge"), ("reply 2", False, "ben")], "what was scored is not labelled by its rank too"

@@ -75,7 +75,7 @@ def test_it_learns_from_rankings_and_from_a_file_alike(model_folder: Callable[..
     config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rank": rank}, {"preference": prefer}]}
     done = turnwise.Run(config, folder=tmp_path / "ranked").finish()
     learned = [m for m in done.metrics if m["stage"] == "preference"]
-    assert learned[-1]["accuracy"] > 0.8 > learned[0]["accuracy"]
+    assert learned[-1]["accuracy"] > max(0.65, learned[0]["accuracy"])
     assert learned[-1]["margin"] > 0.1
 
     from turnwise.engine.exchange import export_pairs
@@ -86,7 +86,7 @@ def test_it_learns_from_rankings_and_from_a_file_alike(model_folder: Callable[..
     file.write_text("\n".join(json.dumps(r) for r in export_pairs(known, comparisons)))
     written = {**config, "stages": [{"preference": {**prefer, "data": file}}]}
     other = turnwise.Run(written, folder=tmp_path / "written").finish()
-    assert other.metrics[-1]["accuracy"] > 0.8
+    assert other.metrics[-1]["accuracy"] > 0.65
     assert other.metrics[-1]["pairs"] == sum(p.probability != 0.5 for p in pairs(comparisons))
     imported = {"policy": str(model_folder()), "threads": 1, "stages": [{"rank": {"data": file}}, {"preference": prefer}]}
     third = turnwise.Run(imported, folder=tmp_path / "imported").finish()

@@ -64,7 +64,7 @@ class People:
         answers = []
         for r in reversed(self.waiting):
             stamp = turnwise.Stamp(request=r.id, rater=f"rater-{r.rater_slot}", time=self.clock())
-            if int(r.id, 16) % 7 == 0:
+            if r.rater_slot == 0 and r.episodes[0].slot == 0:  # never by an id: those differ from machine to machine
                 answers.append(turnwise.Feedback.abstained(r.target, "no idea", id=f"h-{r.id}", stamp=stamp))
             else:
                 answers.append(
