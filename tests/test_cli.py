@@ -136,6 +136,7 @@ def test_mistakes_on_the_command_line(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_in_small(tmp_path: Path) -> None:
     """The whole demo with a few updates: everything it promises to write is there."""
     done = call("demo", "--quick", "--folder", str(tmp_path / "demo"), "--seed", "3")

@@ -98,6 +98,7 @@ def test_full_logits_never_exist(policy: turnwise.Policy, episodes: list[turnwis
     assert all(s[0] <= actions < tokens for s in scored)
 
 
+@pytest.mark.slow
 def test_a_whole_run_in_two_processes_is_the_run_of_one(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     """Each process plays half of the starts; one writes; the weights end the same."""
     (tmp_path / "c.yaml").write_text(

@@ -145,6 +145,7 @@ def test_killed_at_five_moments(whole: tuple[Path, Path, list[str]], tmp_path: P
     killed_at(sorted(moments), whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_while_feedback_is_pending(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
     """Answers take a while there, come out of order or never: in the middle of play, when a decision is written, and of an update."""
     ages = [line["staleness/max"] for line in metrics(whole[1]) if line["stage"] == "rl-4"]

@@ -67,6 +67,7 @@ def test_the_adaptive_controller_by_hand(policy: turnwise.Policy) -> None:
         KL(0.1, "measure", "k3")
 
 
+@pytest.mark.slow
 def test_the_coefficient_holds_the_kl_near_its_target(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     def letters(episode: turnwise.Episode) -> float:
         return sum(t.action.count("e") for t in episode.turns) / 10
