@@ -236,9 +236,8 @@ class Desk:
             seconds = float(self._study(db, lease)["lease"])
         mine = LEASES.update().where(LEASES.c.id == id_, LEASES.c.status == "open")
         with self.ledger.writing() as db:
-            if (
-                lease["expires"] > now or self._take(db, self._lease(db, id_, rater), now) == "new"
-            ):  # while it lasts nobody else has its slot
+            held = lease["expires"] > now  # while it lasts nobody else has its slot
+            if held or self._take(db, self._lease(db, id_, rater), now) == "new":
                 db.execute(mine.values(draft=_form(form), expires=now + seconds))
             else:
                 db.execute(mine.values(draft=_form(form)))

@@ -193,13 +193,7 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
         mine = [s for s in work if s.source == study.source]
         own = judged(mine)
         table = [agreement("all raters", own)]
-        parts = (
-            study.settings["aspects"]
-            if study.settings["task"] == "score"
-            else ["first_wrong"]
-            if study.settings["task"] == "mark"
-            else []
-        )
+        parts = {"score": study.settings["aspects"], "mark": ["first_wrong"]}.get(study.settings["task"], [])
         table += [agreement("where it went wrong" if a == "first_wrong" else a, judged(mine, a)) for a in parts]
         for name, choices in study.settings["strata"].items():
             stratum_of = {p.id: p.strata.get(name, "") for p in people}
@@ -263,17 +257,10 @@ def item_page(ledger: Ledger, found: Any, renderers: Mapping[str, Any]) -> dict[
     each = [blocks(e, render) for e in episodes]
     names = {p.id: p.name for p in raters.everybody(ledger, found["run"])}
     letter = {e.id: LETTERS[i] for i, e in enumerate(episodes)}
-    rows = []
-    for said in Desk(ledger).answers(found["run"]):
-        if said.item == found["id"]:
-            rows.append(
-                {
-                    "name": names[said.rater],
-                    "said": _words(said, letter),
-                    "seconds": said.seconds,
-                    "comment": said.answer.comment,
-                }
-            )
+    rows = [
+        {"name": names[s.rater], "said": _words(s, letter), "seconds": s.seconds, "comment": s.answer.comment}
+        for s in Desk(ledger).answers(found["run"], found["id"])
+    ]
     return {
         "item": found, "settings": settings, "letters": LETTERS, "before": folded(each[0][:same]) if same else None,
         "talks": [folded(b[same:]) for b in each], "rows": rows,

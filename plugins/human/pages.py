@@ -85,12 +85,8 @@ def task_page(task: Task, render: Renderer, check: bool) -> dict[str, Any]:
         "task": task, "kind": kind, "question": study["question"], "aspects": study["aspects"], "problem": problem,
         "points": range(1, study["scale"] + 1), "grades": GRADES, "letters": LETTERS, "draft": task.draft,
         "before": folded(each[0][:same]) if same else None,
-        "talks": [folded(b[same:]) for b in each], "replies": sum(b.turn is not None for b in each[0]), "flat": each[0],
+        "talks": [folded(b[same:]) for b in each], "flat": each[0],
     }  # fmt: skip
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def percent(value: float | None) -> str:
@@ -102,4 +98,4 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def filters() -> Mapping[str, Callable[..., str]]:
-    return {"plural": plural, "percent": percent, "number": number}
+    return {"percent": percent, "number": number}
