@@ -39,7 +39,7 @@ from turnwise.engine.episode import derive_id
 from turnwise.engine.learning import Row
 from turnwise.engine.policy.model import divide
 from turnwise.engine.rollout import Where, rollout
-from turnwise.judges.panel import SimulatedPanel
+from turnwise.judges.simulated import SimulatedPanel
 from turnwise.plugins.demo.demo import ENV, policy_player
 from turnwise.plugins.human.value import information
 from turnwise.plugins.reward_model.model import RewardModel

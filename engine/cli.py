@@ -87,7 +87,8 @@ def run_(
                 print(f"{update.stage} {update.number}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()), flush=True)
     if not run.is_main:
         return
-    print(f"{'Stopped' if run.stopping else 'Finished'} after update {run.updates}. Everything is in {run.folder}.")
+    how = "Paused" if run.paused else "Stopped" if run.stopping else "Finished"
+    print(f"{how} after update {run.updates}. Everything is in {run.folder}." + (f"\n{run.paused}" if run.paused else ""))
     if run.stopping:
         again = [f"--folder {folder}"] if folder else []
         again += [f"--seed {seed}"] if seed is not None else []
@@ -96,6 +97,8 @@ def run_(
     table = run.folder / "evaluation.json"
     if table.exists():
         print_scores(json.loads(table.read_text()))
+    if run.paused:
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -15,6 +15,7 @@ engine keeps the transcript. Optional conventions, all read from the unwrapped e
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import copy
 import inspect
@@ -28,7 +29,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -196,21 +197,26 @@ _loop: asyncio.AbstractEventLoop | None = None
 _loop_lock = threading.Lock()
 
 
-def settle(value: Any) -> Any:
-    """The result of a call that may be a coroutine's. All coroutines of a process share one loop, on a daemon thread, so that
-    sessions and clients opened in one call still work in the next."""
+def background(work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+    """Starts a coroutine on the loop that all coroutines of a process share, on a daemon thread, so that sessions and clients opened in
+    one call still work in the next."""
     global _loop
-    if not inspect.isawaitable(value):
-        return value
     with _loop_lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
             threading.Thread(target=_loop.run_forever, daemon=True, name="turnwise-loop").start()
+    return asyncio.run_coroutine_threadsafe(work, _loop)
+
+
+def settle(value: Any) -> Any:
+    """The result of a call that may be a coroutine's."""
+    if not inspect.isawaitable(value):
+        return value
 
     async def awaited() -> Any:
         return await value
 
-    return asyncio.run_coroutine_threadsafe(awaited(), _loop).result()
+    return background(awaited()).result()
 
 
 def _reset(env: gymnasium.Env[str, str], start: Start) -> Observation:

@@ -289,6 +289,13 @@ class Context:
     run: str = ""
 
 
+class Paused(Exception):
+    """Raised by a source that cannot go on before somebody decides something: its budget is spent, it is not to be trusted any more.
+
+    The run ends as if it had been interrupted, with everything kept and this message, and can be gone on with.
+    """
+
+
 def version_of(source: Any) -> str:
     """A source's own `.version`, else a hash of its source code and of its settings (public attributes that are JSON data).
 

@@ -44,6 +44,11 @@ def register_judges(register: Register) -> None:
 
 
 @hookspec
+def register_models(register: Register) -> None:
+    """`factory(name, **options)` returns a `Model` that judges ask: `async ask(prompt) -> Reply`, see `judges/models`."""
+
+
+@hookspec
 def register_feedback_sources(register: Register) -> None:
     """`factory(**options)` returns a `FeedbackSource`: people, batch APIs, whatever answers later."""
 

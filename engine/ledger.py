@@ -17,35 +17,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from .database import Database, DatabaseError, Words
 from .episode import Episode, canonical_json
 from .feedback import Comparison, Feedback, Request, Stamp
-from .secrets import redact
 
 SCHEMA = 3
 Answer = Feedback | Comparison
-ONE_WRITER = 0x7475726E  # the advisory lock's key: "turn"
-
-
-class Words(sa.TypeDecorator[str]):
-    """A column to select by: what databases cannot hold in a text (NUL, lone surrogates) is replaced. The whole text is in `content`."""
-
-    impl = sa.String
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
-        return value if value is None else value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 _meta = sa.MetaData()
@@ -116,7 +102,7 @@ MEMBERS = sa.Table(
 )
 
 
-class LedgerError(Exception):
+class LedgerError(DatabaseError):
     """The ledger refuses: it is locked, newer than this version, or what was written contradicts what it holds."""
 
 
@@ -141,7 +127,7 @@ class Member:
     credit: tuple[float, ...] = ()
 
 
-class Ledger:
+class Ledger(Database):
     """Opens a ledger, or creates it.
 
     Args:
@@ -153,25 +139,12 @@ class Ledger:
         LedgerError: another process holds the lock, the file is no ledger, or a newer version wrote it.
     """
 
+    what = "ledger"
+    error = LedgerError
+
     def __init__(self, url: str | Path, *, clock: Callable[[], float] = time.time, lock_timeout: float = 30.0) -> None:
-        where = str(url) if "://" in str(url) else f"sqlite:///{url}"
-        self.url = redact(where)
+        super().__init__(url, lock_timeout)
         self.clock = clock
-        if not re.match(r"(sqlite|postgres(ql)?)(\+\w+)?:", where):
-            raise LedgerError(
-                f"the ledger {self.url} must be SQLite or PostgreSQL: sqlite:///file, or postgresql://user@host/database"
-            )
-        try:
-            self._engine = sa.create_engine(re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where), pool_pre_ping=True)
-        except ModuleNotFoundError as error:
-            raise LedgerError(f"the ledger {self.url} needs a driver: pip install 'turnwise[postgres]' ({error})") from error
-        except sa.exc.ArgumentError as error:
-            raise LedgerError(f"the ledger's URL {self.url} cannot be used: {error}") from error
-        self._lock_timeout = lock_timeout
-        self._turn = threading.Lock()  # threads of one process queue here: databases let waiters poll, which is slow and unfair
-        self._sqlite = self._engine.dialect.name == "sqlite"
-        if self._sqlite:
-            self._tame_sqlite(lock_timeout)
         with self.writing() as db:
             if sa.inspect(db).has_table("info"):
                 found = int(db.scalar(sa.select(_info.c.value).where(_info.c.key == "schema")) or 0)
@@ -191,67 +164,6 @@ class Ledger:
             else:
                 _meta.create_all(db)
                 db.execute(_info.insert().values(key="schema", value=str(SCHEMA)))
-
-    def _tame_sqlite(self, lock_timeout: float) -> None:
-        @sa.event.listens_for(self._engine, "connect")
-        def connected(dbapi: Any, record: Any) -> None:
-            dbapi.isolation_level = None  # we say BEGIN ourselves
-            cursor = dbapi.cursor()
-            cursor.execute(f"PRAGMA busy_timeout={int(lock_timeout * 1000)}")
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA synchronous=FULL")  # what was acknowledged survives a power loss too
-            cursor.execute("PRAGMA foreign_keys=ON")
-            cursor.close()
-
-        @sa.event.listens_for(self._engine, "begin")
-        def begun(db: Connection) -> None:
-            writing = db.get_execution_options().get("writing", False)
-            db.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
-
-    @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that writes: no other one begins before it ends.
-
-        Raises:
-            LedgerError: another writer holds the lock for too long, or the database cannot be used.
-        """
-        if not self._turn.acquire(timeout=self._lock_timeout):
-            raise LedgerError(f"the ledger {self.url} is locked by another thread that has not let go of it")
-        try:
-            with self._named(), self._engine.connect().execution_options(writing=True) as db, db.begin():
-                if not self._sqlite:
-                    wait = int(self._lock_timeout * 1000)
-                    db.exec_driver_sql(
-                        f"SELECT set_config('lock_timeout', '{wait}', true), pg_advisory_xact_lock({ONE_WRITER})"
-                    )
-                yield db
-        finally:
-            self._turn.release()
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A transaction that only looks."""
-        with self._named(), self._engine.connect() as db, db.begin():
-            yield db
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """What the database says, in words that help."""
-        try:
-            yield
-        except sa.exc.IntegrityError:
-            raise
-        except sa.exc.DBAPIError as error:
-            said = str(error.orig)
-            if "locked" in said or "busy" in said or "lock timeout" in said:
-                raise LedgerError(
-                    f"the ledger {self.url} is locked by another process that has not let go of it. Is another run or a rating "
-                    "service using this folder? Stop it, or wait and try again."
-                ) from error
-            raise LedgerError(f"the ledger {self.url} cannot be used: {redact(said)}") from error
-
-    def close(self) -> None:
-        self._engine.dispose()
 
     # Episodes.
 

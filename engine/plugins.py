@@ -29,6 +29,7 @@ GROUP = "turnwise"
 # The registration hooks and what one entry of each registry is called in messages.
 REGISTRIES = {
     "register_judges": "judge",
+    "register_models": "model",
     "register_feedback_sources": "feedback source",
     "register_combiners": "combiner",
     "register_aggregators": "aggregator",

@@ -37,11 +37,12 @@ from . import checkpoint
 from .checkpoint import Checkpoint, Position
 from .config import ConfigError, PolicyConfig, RunConfig, Stage, flat
 from .episode import Episode, derive_id
+from .feedback import Paused
 from .learning import NonFiniteError
 from .ledger import Ledger
 from .memory import OutOfMemory
 from .plugins import Plugins
-from .secrets import redacted
+from .secrets import redact, redacted
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -129,6 +130,7 @@ class Run:
         self.stage = ""
         self.metrics: list[dict[str, Any]] = []
         self.stopping = False
+        self.paused = ""  # why a source could not go on, where that ended the run
         self.stages: list[tuple[str, Stage]] = []
         names: list[str] = []
         for entry in flat(config.stages):
@@ -262,7 +264,8 @@ class Run:
     def __iter__(self) -> Iterator[Update]:
         """Plays the stages, yielding after every update.
 
-        Ctrl-C (or SIGTERM) ends it after the current update, with everything saved; `resume` goes on from there.
+        Ctrl-C (or SIGTERM) ends it after the current update, with everything saved; `resume` goes on from there. So does a source that needs
+        somebody's decision (a budget is spent): `paused` says why.
         """
         if self._played:
             raise ConfigError("this run has been played; make a new Run with resume=True, or in another folder, to play again")
@@ -298,6 +301,11 @@ class Run:
             except (NonFiniteError, OutOfMemory) as error:
                 kept = sorted((self.folder / "checkpoints").glob("update-*"))
                 raise type(error)(f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}.") from error
+            except Paused as error:
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                    raise  # the other processes wait for this one; whoever started them ends them
+                self.paused, self.stopping = redact(str(error)), True
+                warnings.warn(f"the run is paused: {self.paused}", stacklevel=2)
             stopping = self._all_stop()  # it may have been asked while the stage waited
             if self.is_main and self._done and not (stopping and not self._begun):
                 self.save_checkpoint()
@@ -499,12 +507,25 @@ class Run:
 
 
 FREE = ("threads", "folder", "checkpoint_every", "keep_checkpoints", "trackers", "stages")
+MEANS = (
+    "budget",
+    "prices",
+    "concurrency",
+    "patience",
+)  # of judges: what asking may cost and how long it may take, never what is said
+
+
+def _meant(value: Any) -> Any:
+    """A config without the means that judges have."""
+    if isinstance(value, Mapping):
+        return {k: _meant(v) for k, v in value.items() if k not in MEANS}
+    return [_meant(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _same_run(before: Mapping[str, Any], now: Mapping[str, Any], stage: int, done: int) -> None:
     """Refuses to go on with a run of another config.
 
-    What may change: how often it saves and where it reports, stages that have not begun, and the `updates` of the present one.
+    What may change: how often it saves and where it reports, stages that have not begun, the `updates` of the present one, and judges' `MEANS`.
     """
     for key in sorted({*before, *now} - set(FREE)):
         if before.get(key) != now.get(key):
@@ -512,7 +533,7 @@ def _same_run(before: Mapping[str, Any], now: Mapping[str, Any], stage: int, don
                 f"the run was started with {key}={before.get(key)!r}, and the config now says {now.get(key)!r}: put it back to go on, "
                 "or choose another folder for another run"
             )
-    old, new = flat(before["stages"]), flat(now["stages"])
+    old, new = flat(_meant(before["stages"])), flat(_meant(now["stages"]))
     for i, then in enumerate(old[: stage + 1]):
         [(name, options)] = then.items()
         if i >= len(new):

@@ -16,7 +16,7 @@ from typing import Any
 
 from .environment import settle
 from .episode import Episode, canonical_json, derive_id
-from .feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Question, Request, version_of
+from .feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Paused, Question, Request, version_of
 from .ledger import Answer, Ledger
 from .plugins import PluginError, Plugins
 from .rollout import TooManyFailures
@@ -392,6 +392,7 @@ class Sources:
 
         Raises:
             TooManyFailures: a source failed on more of what it was asked this round than the run allows.
+            Paused: a source waits for somebody's decision.
             LedgerError: a source contradicts itself.
         """
         new: list[Answer] = []
@@ -420,6 +421,8 @@ class Sources:
         """A look that raises is tried again at the next poll; ten in a row stop the run."""
         try:
             heard = list(source.given.receive())
+        except Paused:
+            raise
         except Exception as error:
             self._silent[source.name] = self._silent.get(source.name, 0) + 1
             said = redact(f"{type(error).__name__}: {error}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from ...engine.ledger import Ledger, Words
+from ...engine.database import Words
+from ...engine.ledger import Ledger
 
 metadata = sa.MetaData()
 

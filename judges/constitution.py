@@ -1,0 +1,165 @@
+"""A constitution: principles in a file, by which a judge compares (`constitution`) and by which replies are revised (the stage `revise`).
+
+    ---
+    name: shop
+    principles:
+      - name: listen
+        better: Which conversation asks less of what the customer has told already?
+        critique: Does the reply ask for something the customer has told already?
+        revise: Ask only for what is missing, or say what will be done.
+        weight: 2
+    ---
+    The agent serves customers of a shop.
+
+As in Constitutional AI (Bai et al. 2022, arXiv:2212.08073): each comparison is by one principle, drawn by weight, so that many comparisons
+are by all of them; with `clamp` the soft labels are kept within [0.4, 0.6], as there for judges that reason before they answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..engine.episode import Episode, derive_id
+from ..engine.feedback import Request
+from .judge import Answer
+from .pairwise import TASK, PairwiseJudge, words
+from .rubric import Rubric
+from .store import Verdict
+from .transcript import RULES
+
+
+class Principle(BaseModel):
+    """Attributes:
+    name: a word.
+    better: what tells the better of two conversations; for comparing.
+    critique: what a reply is examined for; for revising.
+    revise: how a reply is to be changed; for revising.
+    weight: how often it is drawn, relative to the others.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z][\w-]*$")
+    better: str = ""
+    critique: str = ""
+    revise: str = ""
+    weight: float = Field(default=1.0, gt=0)
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
+    principles: list[Principle] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Constitution:
+    """Attributes:
+    principles: at least one.
+    text: what is said beside them.
+    """
+
+    name: str
+    principles: tuple[Principle, ...]
+    text: str = ""
+    version: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        content = [self.name, self.text, [p.model_dump(mode="json") for p in self.principles]]
+        object.__setattr__(self, "version", f"{self.name}-{derive_id('constitution', content)[:8]}")
+
+    @classmethod
+    def load(cls, given: Any, needs: Sequence[str]) -> Constitution:
+        """From a Markdown file with front matter, or the object itself.
+
+        Args:
+            needs: what each principle must state: "better", or "critique" and "revise".
+
+        Raises:
+            ValueError: no such file, or what is wrong in it and where.
+        """
+        if isinstance(given, Constitution):
+            made = given
+        else:
+            try:
+                text = Path(given).read_text(encoding="utf-8")
+            except (OSError, TypeError, UnicodeDecodeError) as error:
+                raise ValueError(f"constitution: cannot read {given}: {error}") from error
+            parts = text.removeprefix("\ufeff").split("---", 2)
+            try:
+                head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+                read = _Head(**head)  # type: ignore[arg-type]
+            except TypeError:
+                raise ValueError(f"{given} must begin with front matter between two lines of ---, see docs/judges.md") from None
+            except yaml.YAMLError as error:
+                raise ValueError(f"{given}: the front matter is not YAML: {error}") from error
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ValueError(f"{given}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
+            made = cls(read.name, tuple(read.principles), parts[2].strip())
+        for principle in made.principles:
+            for need in needs:
+                if not getattr(principle, need):
+                    raise ValueError(
+                        f"constitution {made.name!r}: the principle {principle.name!r} needs `{need}` to be used here"
+                    )
+        return made
+
+    def draw(self, *by: Any) -> Principle:
+        """A principle, drawn by weight; the same for the same arguments."""
+        rng = random.Random(derive_id("principle", self.version, *by))
+        return rng.choices(self.principles, [p.weight for p in self.principles])[0]
+
+
+@dataclass(kw_only=True)
+class ConstitutionJudge(PairwiseJudge):
+    """Compares conversations of one start, two at a time, each pair by a principle that is drawn for it.
+
+    Attributes:
+        constitution: a Markdown file with principles.
+        clamp: soft labels are kept within [0.4, 0.6].
+    """
+
+    way: ClassVar[str] = "constitution"
+    rubric: Any = field(default=None, init=False, repr=False)
+    constitution: Any
+    clamp: bool = False
+
+    def __post_init__(self) -> None:
+        self.constitution = Constitution.load(self.constitution, ["better"])
+        self.rubric = Rubric.load("the principle")  # takes no part: the standard is drawn for each pair
+        if self.clamp and self.soft is None:
+            raise ValueError("clamp is for soft labels: give `soft` too, or leave it out")
+        super().__post_init__()
+
+    @property
+    def label(self) -> str:
+        return str(self.constitution.version)
+
+    @property
+    def instructions(self) -> str:
+        by = "Better is what the principle in the question says, and nothing else."
+        return TASK.format(rules=RULES, standard="\n\n".join(filter(None, [self.constitution.text, by])))
+
+    def principle(self, shown: Sequence[Episode]) -> Principle:
+        """The one that a pair is compared by, whichever is shown first."""
+        return self.constitution.draw(*sorted(map(words, shown)))
+
+    def standard(self, shown: Sequence[Episode]) -> str:
+        return f"The principle: {self.principle(shown).better}"
+
+    def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
+        said = super().answer(request, verdicts)
+        sure = getattr(said, "probability", None)
+        if self.clamp and sure is not None:
+            said = dataclasses.replace(said, probability=min(sure, 0.6))
+        return dataclasses.replace(said, details={**said.details, "principle": self.principle(request.episodes).name})

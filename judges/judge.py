@@ -1,0 +1,243 @@
+"""What all judges that ask a model have in common: a way of judging says what is asked and what an answer means, the rest is here.
+
+    request ──calls()──▶ questions to the model ──Caller──▶ verdicts ──answer()──▶ feedback or comparison
+
+A judge is a feedback source: it takes requests, has many of them judged at once on a loop of its own, and hands over what is ready. Whatever is
+known already is not asked again; a run that was killed asks for the rest only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ..engine.environment import background
+from ..engine.episode import Episode, derive_id
+from ..engine.feedback import Comparison, Context, Feedback, Paused, Question, Request, Stamp
+from ..engine.plugins import Plugins
+from .calls import Call, Caller
+from .models import make_model
+from .prices import price_of
+from .store import Account, Cache, Verdict
+
+Answer = Feedback | Comparison
+LOOK = 1.0  # seconds that a look for answers waits for those under way
+
+
+@dataclass(kw_only=True)
+class ModelJudge:
+    """Options of every judge that asks a model.
+
+    Attributes:
+        model: "provider:name", a mapping with provider, model and the provider's options, or an object with `ask(prompt)`.
+        max_tokens: of an answer; one that is cut off is asked for once more with twice as many.
+        cache: URL or file of the verdicts' cache; default: judges.sqlite beside the run's folder. False: none.
+        budget: dollars that this judge may spend in a run; the run is paused before it would spend more.
+        prices: dollars per million tokens, {"provider:name": [input, output] or [input, cached, written, output]}.
+        concurrency: requests under way at once.
+        timeout: seconds for one request.
+        patience: seconds that one verdict is waited for while the model does not answer.
+        batch: send the questions of a round as one batch, at half the price and within a day.
+
+    Raises:
+        ValueError, PluginError: an option that cannot work.
+    """
+
+    kind: ClassVar[Literal["episode", "group"]] = "episode"
+    way: ClassVar[str] = ""
+    FREE: ClassVar[frozenset[str]] = frozenset(
+        ("model", "cache", "budget", "prices", "concurrency", "timeout", "patience", "batch", "plugins")
+    )  # what says nothing of the verdict
+
+    model: Any
+    max_tokens: int = 1024
+    cache: str | Literal[False] | None = None
+    budget: float | None = None
+    prices: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    concurrency: int = 8
+    timeout: float = 120.0
+    patience: float = 900.0
+    batch: bool = False
+    plugins: Plugins | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_tokens", 16), ("concurrency", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("timeout", "patience"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        self._model = make_model(self.model, self.plugins)
+        self._price = price_of(self._model.name, self.prices)
+        if self.budget is not None and self.budget <= 0:
+            raise ValueError(f"budget must be positive, got {self.budget}")
+        if self.budget is not None and self._price is None:
+            raise ValueError(
+                f"nobody knows what {self._model.name} costs, so a budget cannot be held: give `prices: {{{self._model.name!r}: [input, output]}}`, "
+                "in dollars per million tokens"
+            )
+        if self.batch and not hasattr(self._model, "submit"):
+            raise ValueError(f"{self._model.name} has no batches: leave `batch` out")
+        self._context: Context | None = None
+        self._caller: Any = None
+        self._under_way: dict[str, tuple[Request, concurrent.futures.Future[Answer]]] = {}
+
+    # What a way of judging says.
+
+    def calls(self, request: Request) -> list[Call]:
+        """What the model is asked about a request."""
+        raise NotImplementedError
+
+    def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
+        """What its verdicts mean; all are scored."""
+        raise NotImplementedError
+
+    @property
+    def instructions(self) -> str:
+        """What every call begins with: part of the version."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """The rubric's version, or whatever tells this judge's task from another's."""
+        return self.way
+
+    @property
+    def version(self) -> str:
+        """Model, task, and a hash of all that can change a verdict."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.FREE}
+        told = derive_id(self.way, self.instructions, {k: _plain(v) for k, v in own.items()}, dict(self._model.settings))
+        return f"{self._model.name}/{self.label}/{told[:8]}"
+
+    # What the engine calls.
+
+    def open(self, context: Context) -> None:
+        self._context = context
+        cache = None
+        if self.cache is not False:
+            cache = Cache(self.cache if self.cache is not None else context.folder.parent / "judges.sqlite")
+        account = Account(context.ledger, context.run, context.name, self.budget, context.clock)
+        limits: dict[str, Any] = {"concurrency": self.concurrency, "timeout": self.timeout, "patience": self.patience}
+        self._caller = Caller(self._model, self.version, cache, account, self._price, clock=context.clock, **limits)
+
+    def request(self, requests: Sequence[Request]) -> None:
+        if self._context is None:
+            raise ValueError("open(context) comes before the first question")
+        for request in requests:
+            if request.id not in self._under_way:
+                self._under_way[request.id] = request, background(self._judge(request))
+
+    def receive(self) -> list[Answer]:
+        """What is ready, in the order it was asked.
+
+        Raises:
+            Paused: nothing else is ready, and nothing more will be before somebody decides.
+        """
+        if self._under_way:
+            concurrent.futures.wait([future for _, future in self._under_way.values()], timeout=LOOK)
+        ready = {id_: future for id_, (_, future) in self._under_way.items() if future.done()}
+        answers, paused = [], None
+        for id_, future in ready.items():
+            error = future.exception()
+            if isinstance(error, Paused):
+                paused = error
+                continue
+            request, _ = self._under_way.pop(id_)
+            answers.append(future.result() if error is None else self._failed(request, f"{type(error).__name__}: {error}"))
+        if paused is not None and not answers and len(ready) == len(self._under_way):
+            raise paused
+        return answers
+
+    def waiting(self) -> str:
+        note = f"{len(self._under_way)} under way"
+        if self._caller is not None and self._caller.account.spent:
+            of = f" of {self.budget:g}" if self.budget is not None else ""
+            note += f", {self._caller.account.spent:.2f}{of} dollars spent"
+        return note
+
+    def close(self) -> None:
+        for _, future in self._under_way.values():
+            future.cancel()
+        self._under_way.clear()
+
+    async def _judge(self, request: Request) -> Answer:
+        verdicts = await gathered([self._caller.verdict(call) for call in self.calls(request)])
+        return self._stamped(request, verdicts)
+
+    def _stamped(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
+        """The answer with what it took to get it. A failure or abstention of one call is the answer's."""
+        without = next((v for status in ("failed", "abstained") for v in verdicts if v.status == status), None)
+        try:
+            answer = self._without(request, without) if without is not None else self.answer(request, verdicts)
+        except Exception as error:
+            answer = self._failed(request, f"{type(error).__name__}: {error}")
+        took: dict[str, Any] = {
+            "requests": sum(v.requests for v in verdicts),
+            "tokens": sum(v.usage.fresh + v.usage.read + v.usage.written + v.usage.output for v in verdicts),
+            "cached": sum(v.cached for v in verdicts),
+        }
+        answered = next((v.model for v in verdicts if v.model), "")
+        version = self.version if not answered or self._model.name.endswith(f":{answered}") else f"{self.version}@{answered}"
+        stamp = Stamp(request=request.id, version=version, cost=sum(v.cost for v in verdicts))
+        details = {**answer.details, "took": took}
+        return dataclasses.replace(answer, id=answer.id or derive_id(request.id, "answer"), stamp=stamp, details=details)
+
+    def _without(self, request: Request, verdict: Verdict) -> Answer:
+        kind: type[Answer] = Feedback if request.kind == "episode" else Comparison
+        return (kind.failed if verdict.status == "failed" else kind.abstained)(request.target, verdict.reason)
+
+    def _failed(self, request: Request, reason: str) -> Answer:
+        return self._without(request, Verdict("failed", reason=reason))
+
+    # For trying a judge without a run.
+
+    def ask(self, episodes: Sequence[Episode], folder: str | Path = ".") -> list[Answer]:
+        """What it says of conversations, at once: of each, or of each group where it compares.
+
+        Args:
+            folder: beside which the cache lies.
+
+        Raises:
+            Paused: the budget is spent.
+        """
+        self.open(Context(self.way, Path(folder) / "run", time.time, 0))
+        groups: dict[str, list[Episode]] = {}
+        for e in episodes:
+            groups.setdefault(e.group, []).append(e)
+        asked: list[Question] = []
+        for key, members in groups.items():
+            if hasattr(self, "plan"):
+                asked += self.plan(key, members)
+            elif self.kind == "group":
+                asked.append(Question(key, tuple(members)))
+            else:
+                asked += [Question(e.id, (e,)) for e in members]
+        requests = [Request(self.kind, q.target, self.way, ask=q.ask, episodes=q.episodes) for q in asked]
+        self.request(requests)
+        heard: dict[str | None, Answer] = {}
+        while len(heard) < len({r.id for r in requests}):
+            heard |= {a.stamp.request: a for a in self.receive()}
+        return [heard[r.id] for r in requests]
+
+
+async def gathered(work: Sequence[Any]) -> list[Any]:
+    """All results; what raises does so only after all others are done, since they are paid for."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(getattr(value, "version", value))

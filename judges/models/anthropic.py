@@ -1,0 +1,182 @@
+"""`anthropic:NAME`: Claude by the Messages API.
+
+The system prompt is marked for the provider's cache: it holds instructions and rubric, the same in every call, and comes first. The answer is bound to a
+schema by `output_config`. The body is read as it came, with the stop reason first: the SDK's own `parse()` throws a refusal or a cut-off
+answer away together with its usage.
+
+Not tried against the live service: whether a schema of ours is ever refused there, how short a prompt is still cached, the rate-limit headers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ...engine.plugins import PluginError
+from . import ModelError, Prompt, Reply, Usage, envelope, http_error
+
+_STOPS = {
+    "end_turn": "end",
+    "stop_sequence": "end",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "refused",
+}
+
+
+class Anthropic:
+    """Args:
+    model: as the provider names it.
+    api_key: default: the environment's ANTHROPIC_API_KEY.
+    url: another server that speaks the Messages API.
+    effort: "low" to "max", where the model knows it.
+    cache: how long the provider keeps the instructions, "5m" or "1h"; None: not marked for it.
+    extra: further fields of the request's body, e.g. {temperature: 0} where the model takes it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        api_key: str | None = None,
+        url: str | None = None,
+        effort: str | None = None,
+        cache: str | None = "5m",
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        try:
+            import anthropic
+            import httpx2
+        except ModuleNotFoundError as error:
+            raise PluginError("judges by Anthropic's API need its SDK: pip install 'turnwise[judges]'") from error
+        self.name = f"anthropic:{model}"
+        self.settings = {"effort": effort, "extra": dict(extra or {})}
+        self._model, self._effort, self._extra, self._cache = model, effort, dict(extra or {}), cache
+        self._sdk, self._http = anthropic, httpx2
+        self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=url, max_retries=0, timeout=None)
+        if not (api_key or self._client.api_key or self._client.auth_token):
+            raise PluginError(f"{self.name} needs a key: set ANTHROPIC_API_KEY, or give the model `api_key`")
+
+    def body(self, prompt: Prompt) -> dict[str, Any]:
+        """The request's body."""
+        system: dict[str, Any] = {"type": "text", "text": prompt.system}
+        if self._cache:
+            system["cache_control"] = {"type": "ephemeral", "ttl": self._cache}
+        output: dict[str, Any] = {"format": {"type": "json_schema", "schema": dict(prompt.schema)}}
+        if self._effort:
+            output["effort"] = self._effort
+        return {
+            "model": self._model, "max_tokens": prompt.max_tokens, "system": [system],
+            "messages": [{"role": "user", "content": prompt.user}], "output_config": output, **self._extra,
+        }  # fmt: skip
+
+    async def ask(self, prompt: Prompt) -> Reply:
+        body = self.body(prompt)
+        extra = {key: body.pop(key) for key in self._extra}
+        raw = await self._call(self._client.messages.with_raw_response.create(**body, extra_body=extra or None))
+        reply = read_message(envelope(raw.http_response), raw.headers.get("request-id", ""))
+        return replace(reply, limits=_limits(raw.headers))
+
+    # Large jobs: `judges/batches.py`.
+
+    async def submit(self, prompts: Mapping[str, Prompt]) -> str:
+        """Sends many questions as one batch; returns its id."""
+        requests: Any = [{"custom_id": id_, "params": self.body(prompt)} for id_, prompt in prompts.items()]
+        return str((await self._call(self._client.messages.batches.create(requests=requests))).id)
+
+    async def results(self, batch: str) -> dict[str, Reply | ModelError] | None:
+        """Answers by custom id; None while it is at work."""
+        if (await self._call(self._client.messages.batches.retrieve(batch))).processing_status != "ended":
+            return None
+        answers: dict[str, Reply | ModelError] = {}
+        async for line in await self._call(self._client.messages.batches.results(batch)):
+            result: Any = line.result.to_dict()
+            if result["type"] == "succeeded":
+                answers[line.custom_id] = read_message(result["message"])
+            elif result["type"] == "errored":
+                error = (result.get("error") or {}).get("error") or {}
+                kind = "request" if error.get("type") == "invalid_request_error" else "server"
+                answers[line.custom_id] = ModelError(kind, f"{error.get('type')}: {error.get('message')}")
+            else:
+                answers[line.custom_id] = ModelError("server", f"the batch's request was {result['type']}")
+        return answers
+
+    async def mine(self, since: float, ids: Sequence[str]) -> str | None:
+        """The batch that holds these custom ids, sent at or after a time; None where there is none.
+
+        For a process that was killed between sending a batch and writing down its id. A batch tells its custom ids only with its results, so
+        those at work are waited for.
+        """
+        import asyncio
+
+        wanted = set(ids)
+        async for batch in self._client.messages.batches.list(limit=100):
+            if batch.created_at.timestamp() < since - 60:
+                return None
+            if sum(batch.request_counts.to_dict().values()) != len(wanted):  # type: ignore[arg-type]
+                continue
+            while (found := await self.results(batch.id)) is None:
+                await asyncio.sleep(5.0)
+            if wanted & set(found):
+                return batch.id
+        return None
+
+    async def _call(self, call: Any) -> Any:
+        sdk = self._sdk
+        try:
+            return await call
+        except sdk.APITimeoutError as error:
+            raise ModelError("timeout", "the request took too long", lost=True) from error
+        except sdk.APIStatusError as error:
+            found = error.body if isinstance(error.body, Mapping) else {}
+            inner: Any = found.get("error") if isinstance(found.get("error"), Mapping) else {}
+            details = inner.get("details") if isinstance(inner.get("details"), Mapping) else {}
+            message = str(inner.get("message") or error.message)
+            raise http_error(
+                error.status_code,
+                str(inner.get("type") or ""),
+                str(details.get("error_code") or ""),
+                message,
+                error.response.headers,
+            ) from error
+        except sdk.APIConnectionError as error:
+            never = isinstance(error.__cause__, self._http.ConnectError)
+            raise ModelError("connection", f"no answer: {error.__cause__ or error}", lost=not never) from error
+        except sdk.AnthropicError as error:
+            raise ModelError("server", f"{type(error).__name__}: {error}") from error
+
+
+def read_message(body: Mapping[str, Any], request: str = "") -> Reply:
+    """A message as the API gives it.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if body.get("type", "message") != "message" or not isinstance(body.get("content"), list):
+        raise ModelError("server", f"the answer is no message: {str(body)[:200]}")
+    used = body.get("usage") or {}
+    usage = Usage(
+        int(used.get("input_tokens") or 0), int(used.get("cache_read_input_tokens") or 0),
+        int(used.get("cache_creation_input_tokens") or 0), int(used.get("output_tokens") or 0),
+    )  # fmt: skip
+    text = "".join(str(block.get("text") or "") for block in body["content"] if block.get("type") == "text")
+    why = str(body.get("stop_reason") or "end_turn")
+    details = body.get("stop_details") or {}
+    reason = " ".join(str(details.get(k)) for k in ("category", "explanation") if details.get(k)) or why
+    stop: Any = _STOPS.get(why, "other")
+    return Reply(stop, text, usage, "" if stop == "end" else reason, str(body.get("model") or ""), request)
+
+
+def _limits(headers: Mapping[str, str]) -> float:
+    """Seconds until there is room again, where the headers say that there is none now."""
+    waits = [0.0]
+    for name in ("requests", "tokens", "input-tokens", "output-tokens"):
+        if headers.get(f"anthropic-ratelimit-{name}-remaining") == "0":
+            try:
+                reset = datetime.fromisoformat(headers.get(f"anthropic-ratelimit-{name}-reset", "").replace("Z", "+00:00"))
+                waits.append((reset - datetime.now(UTC)).total_seconds())
+            except (ValueError, TypeError):
+                continue
+    return max(waits)

@@ -1,0 +1,116 @@
+"""`local:FOLDER`: a transformers model in this process. Free of charge, and as good as it is.
+
+Its answer is bound to the schema while it is made: a grammar (llguidance) leaves only tokens that can continue a valid answer. What is judged
+is tokenized so that it cannot become a control token of the model's chat template.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ...engine.plugins import PluginError
+from . import ModelError, Prompt, Reply, Token, Usage
+
+
+class Local:
+    """Args:
+    model: a folder or hub name of a causal model with a chat template.
+    dtype: as transformers takes it.
+    device: default: the GPU where there is one.
+    temperature: 0 takes the likeliest token.
+    """
+
+    def __init__(self, model: str, *, dtype: str = "auto", device: str | None = None, temperature: float = 0.0) -> None:
+        self.name = f"local:{model}"
+        self.settings = {"dtype": dtype, "temperature": temperature}
+        self._where, self._dtype, self._device, self._temperature = model, dtype, device, temperature
+        self._turn = asyncio.Lock()  # one answer at a time: two would share the same cores
+        self._loaded: Any = None
+
+    async def ask(self, prompt: Prompt) -> Reply:
+        async with self._turn:
+            return await asyncio.to_thread(self._answer, prompt)
+
+    def _load(self) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from ...engine.policy.chat import ChatFormat
+
+        try:
+            import llguidance
+            import llguidance.hf
+        except ModuleNotFoundError as error:
+            raise PluginError("a local judge needs llguidance: pip install 'turnwise[judges]'") from error
+        tokenizer: Any = AutoTokenizer.from_pretrained(self._where)
+        model: Any = AutoModelForCausalLM.from_pretrained(self._where, dtype=self._dtype, use_safetensors=True)
+        device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chat = ChatFormat(tokenizer)
+        grammar = llguidance.hf.from_tokenizer(tokenizer, n_vocab=model.config.vocab_size, eos_token=chat.end_id)
+        return model.to(device).eval(), tokenizer, chat, grammar
+
+    def _answer(self, prompt: Prompt) -> Reply:
+        import torch
+
+        from ...engine.episode import Message
+
+        if self._loaded is None:
+            self._loaded = self._load()
+        model, tokenizer, chat, grammar = self._loaded
+        ids = chat.prompt([Message("system", prompt.system), Message("user", prompt.user)])
+        room = getattr(model.config, "max_position_embeddings", 1 << 30) - len(ids)
+        if room < 16:
+            raise ModelError("request", f"the question has {len(ids)} tokens, too many for the context of {self.name}")
+        bound = Bound(grammar, prompt.schema, len(ids))
+        with torch.inference_mode():
+            out = model.generate(
+                torch.tensor([ids], device=model.device), max_new_tokens=min(prompt.max_tokens, room), logits_processor=[bound],
+                eos_token_id=chat.end_id, pad_token_id=chat.end_id, do_sample=self._temperature > 0,
+                temperature=self._temperature or None, top_k=None, top_p=None,
+                output_logits=prompt.top_logprobs > 0, return_dict_in_generate=True,
+            )  # fmt: skip
+        said = out.sequences[0, len(ids) :].tolist()
+        ended = bool(said) and said[-1] == chat.end_id
+        text = tokenizer.decode(said[:-1] if ended else said)
+        tokens = []
+        for id_, logits in zip(said, out.logits or (), strict=False):
+            best = torch.log_softmax(logits[0].float(), -1).topk(prompt.top_logprobs)
+            names = [tokenizer.decode([i]) for i in best.indices.tolist()]
+            tokens.append(Token(tokenizer.decode([id_]), dict(zip(names, best.values.tolist(), strict=True))))
+        usage = Usage(fresh=len(ids), output=len(said))
+        return Reply("end" if ended else "length", text, usage, "" if ended else "max_tokens", self.name, tokens=tokens)
+
+
+class Bound:
+    """A logits processor that leaves only tokens that can continue a valid answer.
+
+    Args:
+        grammar: llguidance's tokenizer.
+        read: how many ids the model has read before its answer.
+    """
+
+    def __init__(self, grammar: Any, schema: Mapping[str, Any], read: int) -> None:
+        import llguidance
+
+        self._matcher = llguidance.LLMatcher(
+            grammar, llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
+        )
+        if self._matcher.get_error():
+            raise ModelError("request", f"the schema cannot be made a grammar: {self._matcher.get_error()}")
+        self._read = read
+
+    def __call__(self, ids: Any, logits: Any) -> Any:
+        import numpy as np
+        import torch
+
+        new = ids[0, self._read :].tolist()
+        if new:
+            self._matcher.consume_tokens(new[-1:])
+        mask = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")[
+            : logits.shape[-1]
+        ]
+        allowed = torch.from_numpy(mask).to(logits.device).bool()
+        return logits.masked_fill(~allowed, float("-inf"))

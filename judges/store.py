@@ -1,0 +1,221 @@
+"""What judging leaves behind: verdicts in a cache of its own, and requests and money in the run's ledger.
+
+The cache is addressed by content: a hash of everything that a verdict depends on (model, judge, rubric, what was said, in which order it was shown).
+It lives at a URL of its own, so that runs share it. The account is the run's: every request that was sent, what it brought and cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from ..engine.database import Database, DatabaseError, Words
+from ..engine.episode import canonical_json
+from ..engine.feedback import Paused
+from .models import Usage
+
+_cache = sa.MetaData()
+VERDICTS = sa.Table(
+    "verdicts",
+    _cache,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+)
+
+_account = sa.MetaData()
+CALLS = sa.Table(  # one row per request that was sent
+    "judge_calls",
+    _account,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.String, nullable=False, index=True),
+    sa.Column("source", Words, nullable=False),
+    sa.Column("model", Words, nullable=False),
+    sa.Column("key", sa.String, nullable=False),
+    sa.Column("status", Words, nullable=False),  # "end", "length", "refused", ..., or the kind of error
+    sa.Column("fresh", sa.Integer, nullable=False),
+    sa.Column("read", sa.Integer, nullable=False),
+    sa.Column("written", sa.Integer, nullable=False),
+    sa.Column("output", sa.Integer, nullable=False),
+    sa.Column("cost", sa.Float, nullable=False),
+    sa.Column("certain", sa.Boolean, nullable=False),  # False: nobody knows what it cost; the most it can have cost is counted
+    sa.Column("time", sa.Float, nullable=False),
+)
+BATCHES = sa.Table(  # questions that were sent in batches, so that a run that was killed finds them
+    "judge_batches",
+    _account,
+    sa.Column("key", sa.String, primary_key=True),  # of the question, within run and source
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("source", Words, primary_key=True),
+    sa.Column("custom_id", sa.String, nullable=False),
+    sa.Column("nonce", sa.String, nullable=False),
+    sa.Column("job", sa.String, nullable=False, index=True),
+    sa.Column("batch", sa.String),  # None: being sent
+    sa.Column("time", sa.Float, nullable=False),
+)
+CANARIES = sa.Table(  # how a judge did on conversations that are known to be bad
+    "judge_canaries",
+    _account,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("run", sa.String, nullable=False, index=True),
+    sa.Column("source", Words, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("fell", sa.Boolean),  # None: the judge failed on it
+    sa.Column("said", sa.Text, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+)
+
+
+def prepare(ledger: Database) -> None:
+    """Makes the tables beside a ledger where they are missing."""
+    with ledger.writing() as db:
+        _account.create_all(db)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one question to a model.
+
+    Attributes:
+        said: the verdict as data, in terms of what was judged, not of the ids it was shown under.
+        cost: dollars paid for it now; a verdict from the cache costs nothing.
+        requests: how many were sent for it.
+        cached: whether it was known already.
+        model: the one that answered.
+    """
+
+    status: Literal["scored", "abstained", "failed"]
+    said: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    cost: float = 0.0
+    usage: Usage = field(default_factory=Usage)
+    requests: int = 0
+    cached: bool = False
+    model: str = ""
+
+
+def content_key(*parts: Any) -> str:
+    """A hash of everything a verdict depends on."""
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+class CacheError(DatabaseError):
+    """The cache cannot be used."""
+
+
+class Cache(Database):
+    """Verdicts by content.
+
+    Args:
+        url: an SQLite file's path, or any URL a ledger takes.
+    """
+
+    what = "judges' cache"
+    error = CacheError
+
+    def __init__(self, url: str | Path) -> None:
+        super().__init__(url)
+        with self.writing() as db:
+            _cache.create_all(db)
+
+    def get(self, key: str) -> Verdict | None:
+        with self.reading() as db:
+            found = db.scalar(sa.select(VERDICTS.c.content).where(VERDICTS.c.key == key))
+        if found is None:
+            return None
+        data = json.loads(found)
+        return Verdict(data["status"], data["said"], data["reason"], cached=True, model=data["model"])
+
+    def put(self, key: str, verdict: Verdict, now: float) -> None:
+        """Keeps a verdict; what is there already stays. A failure is no verdict and is not kept."""
+        if verdict.status == "failed":
+            return
+        content = canonical_json(
+            {"status": verdict.status, "said": dict(verdict.said), "reason": verdict.reason, "model": verdict.model}
+        )
+        with self.writing() as db:
+            if db.scalar(sa.select(VERDICTS.c.key).where(VERDICTS.c.key == key)) is None:
+                db.execute(VERDICTS.insert().values(key=key, content=content, time=now))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A request that was sent."""
+
+    key: str
+    model: str
+    status: str
+    usage: Usage
+    cost: float
+    certain: bool = True
+
+
+class Account:
+    """What a source has spent in a run, and what it may.
+
+    Money is reserved before a request is sent (the most it can cost) and settled when its answer is there, so that the budget holds with any number of
+    requests under way.
+
+    Args:
+        ledger: the run's; None: nothing is kept.
+        budget: dollars; None: no limit.
+    """
+
+    def __init__(self, ledger: Any, run: str, source: str, budget: float | None, clock: Any) -> None:
+        self._ledger, self._run, self._source, self._budget, self._clock = ledger, run, source, budget, clock
+        self.spent, self.reserved, self.requests, self.failures = 0.0, 0.0, 0, 0
+        if ledger is not None:
+            prepare(ledger)
+            with ledger.reading() as db:
+                query = sa.select(sa.func.coalesce(sa.func.sum(CALLS.c.cost), 0.0))
+                self.spent = float(db.scalar(query.where(CALLS.c.run == run, CALLS.c.source == source)) or 0.0)
+
+    def reserve(self, amount: float) -> bool:
+        """Puts money aside; False: it must be waited for until what is under way is settled.
+
+        Raises:
+            Paused: there is nothing to wait for, the budget is spent.
+        """
+        if self._budget is not None and self.spent + self.reserved + amount > self._budget:
+            if self.reserved > 0:
+                return False
+            raise Paused(
+                f"the judge {self._source!r} has spent {self.spent:.4f} of its budget of {self._budget:g}, and its next request may cost "
+                f"{amount:.4f}: give it a larger `budget` and go on"
+            )
+        self.reserved += amount
+        return True
+
+    def settle(self, reserved: float, entry: Entry | None) -> None:
+        """Gives back what was put aside, and books the request, if one was sent."""
+        self.reserved = 0.0 if math.isclose(self.reserved, reserved, abs_tol=1e-12) else self.reserved - reserved
+        if entry is not None:
+            self.book([entry])
+
+    def book(self, entries: Sequence[Entry]) -> None:
+        self.spent += sum(entry.cost for entry in entries)
+        self.requests += len(entries)
+        if self._ledger is None or not entries:
+            return
+        rows = [
+            {
+                "run": self._run, "source": self._source, "model": e.model, "key": e.key, "status": e.status, "fresh": e.usage.fresh,
+                "read": e.usage.read, "written": e.usage.written, "output": e.usage.output, "cost": e.cost, "certain": e.certain,
+                "time": self._clock(),
+            }
+            for e in entries
+        ]  # fmt: skip
+        with self._ledger.writing() as db:
+            db.execute(CALLS.insert(), rows)
+
+
+def without_cost(verdict: Verdict) -> Verdict:
+    """The same for somebody else who asked the same: it is paid for once."""
+    return replace(verdict, cost=0.0, usage=Usage(), requests=0, cached=True)
