@@ -377,6 +377,21 @@ class Ledger(Database):
                 rows += db.execute(sa.select(FEEDBACK).where(FEEDBACK.c.id.in_(some))).mappings()
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
+    def said_before(self, run: str, source: str, update: int, newest: int = 5000) -> list[Answer]:
+        """What a source said and still stands by, on groups that were decided up to an update: the newest of it, in the order it came.
+
+        The same for a run that was interrupted and goes on, whatever has been said since.
+        """
+        decided = (MEMBERS.c.run == run, MEMBERS.c.update <= update)
+        about = sa.or_(
+            FEEDBACK.c.target.in_(sa.select(MEMBERS.c.episode).where(*decided)),
+            FEEDBACK.c.target.in_(sa.select(MEMBERS.c.group).where(*decided)),
+        )
+        query = sa.select(FEEDBACK).where(FEEDBACK.c.source == source, about, _in_force(), ~FEEDBACK.c.late)
+        with self.reading() as db:
+            rows = list(db.execute(query.order_by(FEEDBACK.c.time.desc(), FEEDBACK.c.id).limit(newest)).mappings())
+        return [_answer(row) for row in reversed(rows)]
+
     def comparisons(self, run: str, *, stages: Sequence[str] | None = None, everything: bool = False) -> list[Comparison]:
         """A run's scored comparisons in force, by group and id.
 

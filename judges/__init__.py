@@ -5,16 +5,18 @@ from __future__ import annotations
 from ..engine.hookspecs import Register, hookimpl
 from .checklist import ChecklistJudge
 from .constitution import Constitution, ConstitutionJudge
+from .escalation import Escalation
 from .judge import ModelJudge
 from .listwise import ListwiseJudge
 from .pairwise import PairwiseJudge
+from .panel import Panel
 from .rubric import Rubric
 from .rules import Length, Questions, Regex, Repetition
 from .scoring import RubricJudge
 from .simulated import SimulatedPanel
 
 __all__ = [
-    "ChecklistJudge", "Constitution", "ConstitutionJudge", "Length", "ListwiseJudge", "ModelJudge", "PairwiseJudge", "Questions", "Regex",
+    "ChecklistJudge", "Constitution", "ConstitutionJudge", "Escalation", "Length", "ListwiseJudge", "ModelJudge", "PairwiseJudge", "Panel", "Questions", "Regex",
     "Repetition", "Rubric", "RubricJudge", "SimulatedPanel",
 ]  # fmt: skip
 
@@ -42,4 +44,6 @@ def register_models(register: Register) -> None:
 
 @hookimpl
 def register_feedback_sources(register: Register) -> None:
+    register("escalation", Escalation)
+    register("panel", Panel)
     register("simulated-panel", SimulatedPanel)

@@ -12,6 +12,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..engine.environment import background
 from ..engine.episode import Episode, derive_id
 from ..engine.feedback import Comparison, Context, Feedback, Paused, Question, Request, Stamp
 from ..engine.plugins import Plugins
+from .batches import BatchCaller
 from .calls import Call, Caller
 from .models import make_model
 from .prices import price_of
@@ -31,7 +33,7 @@ LOOK = 1.0  # seconds that a look for answers waits for those under way
 
 
 @dataclass(kw_only=True)
-class ModelJudge:
+class ModelJudge(ABC):
     """Options of every judge that asks a model.
 
     Attributes:
@@ -90,18 +92,18 @@ class ModelJudge:
 
     # What a way of judging says.
 
+    @abstractmethod
     def calls(self, request: Request) -> list[Call]:
         """What the model is asked about a request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
         """What its verdicts mean; all are scored."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def instructions(self) -> str:
         """What every call begins with: part of the version."""
-        raise NotImplementedError
 
     @property
     def label(self) -> str:
@@ -124,7 +126,12 @@ class ModelJudge:
             cache = Cache(self.cache if self.cache is not None else context.folder.parent / "judges.sqlite")
         account = Account(context.ledger, context.run, context.name, self.budget, context.clock)
         limits: dict[str, Any] = {"concurrency": self.concurrency, "timeout": self.timeout, "patience": self.patience}
-        self._caller = Caller(self._model, self.version, cache, account, self._price, clock=context.clock, **limits)
+        asked = (self._model, self.version, cache, account, self._price)
+        if self.batch:
+            names = {"ledger": context.ledger, "run": context.run, "source": context.name}
+            self._caller = BatchCaller(*asked, clock=context.clock, **limits, **names)
+        else:
+            self._caller = Caller(*asked, clock=context.clock, **limits)
 
     def request(self, requests: Sequence[Request]) -> None:
         if self._context is None:
@@ -224,6 +231,10 @@ class ModelJudge:
         while len(heard) < len({r.id for r in requests}):
             heard |= {a.stamp.request: a for a in self.receive()}
         return [heard[r.id] for r in requests]
+
+
+class Quarantined(Paused):
+    """A judge fell for conversations that are known to be bad: it is asked no more."""
 
 
 async def gathered(work: Sequence[Any]) -> list[Any]:

@@ -58,6 +58,7 @@ BATCHES = sa.Table(  # questions that were sent in batches, so that a run that w
     sa.Column("nonce", sa.String, nullable=False),
     sa.Column("job", sa.String, nullable=False, index=True),
     sa.Column("batch", sa.String),  # None: being sent
+    sa.Column("booked", sa.Boolean, nullable=False),
     sa.Column("time", sa.Float, nullable=False),
 )
 CANARIES = sa.Table(  # how a judge did on conversations that are known to be bad
@@ -177,13 +178,13 @@ class Account:
                 query = sa.select(sa.func.coalesce(sa.func.sum(CALLS.c.cost), 0.0))
                 self.spent = float(db.scalar(query.where(CALLS.c.run == run, CALLS.c.source == source)) or 0.0)
 
-    def reserve(self, amount: float) -> bool:
+    def reserve(self, amount: float, already_sent: bool = False) -> bool:
         """Puts money aside; False: it must be waited for until what is under way is settled.
 
         Raises:
             Paused: there is nothing to wait for, the budget is spent.
         """
-        if self._budget is not None and self.spent + self.reserved + amount > self._budget:
+        if not already_sent and self._budget is not None and self.spent + self.reserved + amount > self._budget:
             if self.reserved > 0:
                 return False
             raise Paused(

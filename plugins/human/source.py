@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import sqlalchemy as sa
@@ -84,6 +84,8 @@ class People:
     strata: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reading: float = 1200.0
     render: str = "markdown"
+
+    answers_in_ledger: ClassVar[bool] = True  # under the request they answer, and `receive` returns nothing
 
     def __post_init__(self) -> None:
         for name, value, known in (("task", self.task, TASKS), ("order", self.order, ("value", "random"))):

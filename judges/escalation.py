@@ -1,0 +1,170 @@
+"""`escalation`: a cheap judge first; a strong one, or people, where it is not enough.
+
+    first ──sure──▶ its answer
+      └──unsure, in disagreement with itself, failed──▶ then, as long as share and budget allow ──▶ their answer
+
+What makes `first` unsure is in its answer: members of a panel or samples that differ (`details["spread"]`), a verdict that changes with the order
+(`details["flipped"]`), or a probability near one half. Where nothing more may be asked, the answer that is there stands, and says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..engine.episode import Episode, derive_id
+from ..engine.feedback import Comparison, Context, Paused, Question, Request, Stamp
+from ..engine.plugins import PluginError, Plugins
+from ..engine.sources import Source, make_source
+from .judge import Answer
+
+
+@dataclass(kw_only=True)
+class Escalation:
+    """Asks one judge, and another where the first is not sure.
+
+    Attributes:
+        first: an entry as in `feedback`: a cheap judge, or a panel of them.
+        then: another: a strong judge, or `people`.
+        spread: members or samples of the first that differ by more than this go up.
+        unsure: probabilities below this go up, and verdicts that flip with the order.
+        failed: whether what the first failed on or abstained from goes up.
+        share: of the requests so far, how many may go up at most.
+
+    Raises:
+        ValueError, PluginError: with what would be right.
+    """
+
+    first: Any
+    then: Any
+    spread: float | None = None
+    unsure: float | None = None
+    failed: bool = True
+    share: float = 1.0
+    plugins: Plugins | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        plugins = self.plugins or Plugins()
+        self._first, self._then = (self._source(spec, plugins) for spec in (self.first, self.then))
+        if self._first.kind != self._then.kind:
+            raise ValueError(
+                f"first and then must both score or both compare: {self._first.name!r} is about an {self._first.kind}, {self._then.name!r} about a "
+                f"{self._then.kind}"
+            )
+        if self.spread is None and self.unsure is None and not self.failed:
+            raise ValueError("nothing would ever go up: give `spread`, `unsure`, or failed: true")
+        if not 0 < self.share <= 1 or (self.unsure is not None and not 0.5 <= self.unsure <= 1):
+            raise ValueError(f"share must lie above 0 and up to 1, unsure in 0.5 to 1; got {self.share} and {self.unsure}")
+        self.kind = self._first.kind
+        rule = [self.spread, self.unsure, self.failed, self.share]
+        self.version = f"escalation/{derive_id(self._first.version, self._then.version, rule)[:8]}"
+        self._name, self._seen, self._up = "", 0, 0
+        self._closed = ""  # why nothing goes up any more
+        self._asked: dict[str, Request] = {}  # by the first's request
+        self._waits: dict[str, tuple[Request, Answer]] = {}  # by the second's request, with what the first said
+
+    def _source(self, spec: Any, plugins: Plugins) -> Source:
+        source = make_source(spec, plugins)
+        if not source.required or source.raters != 1 or source.deadline is not None:
+            raise PluginError(
+                f"{source.name!r} within an escalation takes no raters, required or deadline: give these to the escalation"
+            )
+        return source
+
+    @property
+    def _people(self) -> bool:
+        """Whether the second writes its answers into the ledger itself, under the request that it was given."""
+        return not hasattr(self._then.given, "judge") and getattr(self._then.given, "answers_in_ledger", False)
+
+    def open(self, context: Context) -> None:
+        self._name = context.name
+        for source in (self._first, self._then):
+            name = context.name if source is self._then and self._people else f"{context.name}/{source.name}"
+            if hasattr(source.given, "open"):
+                source.given.open(dataclasses.replace(context, name=name))
+
+    def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
+        """As the second, whose pages need to know what is asked, or the first."""
+        for source in (self._then, self._first):
+            if hasattr(source.given, "plan"):
+                return list(source.given.plan(group, episodes))
+        return [Question(group, tuple(episodes))] if self.kind == "group" else [Question(e.id, (e,)) for e in episodes]
+
+    def request(self, requests: Sequence[Request]) -> None:
+        own = {}
+        for request in requests:
+            theirs = dataclasses.replace(request, source=f"{self._name}/{self._first.name}")
+            if theirs.id not in self._asked:
+                self._asked[theirs.id] = own[theirs.id] = request
+        self._first.given.request([dataclasses.replace(r, source=f"{self._name}/{self._first.name}") for r in own.values()])
+
+    def receive(self) -> list[Answer]:
+        answers, up = [], []
+        for said in self._first.given.receive():
+            request = self._asked.pop(said.stamp.request or "")
+            self._seen += 1
+            why = self._why(said)
+            if not why or self._closed or self._up + 1 > self.share * max(self._seen, 1 / self.share):
+                answers.append(self._as_ours(request, said, {"unsure": why, "closed": self._closed or "share"} if why else {}))
+                continue
+            self._up += 1
+            theirs = request if self._people else dataclasses.replace(request, source=f"{self._name}/{self._then.name}")
+            self._waits[theirs.id] = request, said
+            up.append(theirs)
+        if up:
+            self._then.given.request(up)
+        return answers + self._heard()
+
+    def _heard(self) -> list[Answer]:
+        try:
+            heard = self._then.given.receive()
+        except Paused as notice:  # what it would have been asked is answered by the first
+            self._closed = str(notice)
+            warnings.warn(f"{self._name!r}: nothing goes up to {self._then.name!r} any more: {notice}", stacklevel=2)
+            waiting, self._waits = self._waits, {}
+            return [self._as_ours(r, said, {"unsure": self._why(said), "closed": self._closed}) for r, said in waiting.values()]
+        answers = []
+        for answer in heard:
+            request, first = self._waits.pop(answer.stamp.request or "")
+            answers.append(
+                self._as_ours(request, answer, {"unsure": self._why(first), "first": _brief(first)}, first.stamp.cost)
+            )
+        return answers
+
+    def _why(self, said: Answer) -> str:
+        """What is not enough about an answer; empty: nothing."""
+        if said.status != "scored":
+            return said.status if self.failed else ""
+        if self.spread is not None and said.details.get("spread", 0.0) > self.spread:
+            return f"spread {said.details['spread']:.3g}"
+        if self.unsure is not None and isinstance(said, Comparison):
+            if said.details.get("flipped"):
+                return "flipped"
+            if len(said.ranking) == 2 and (said.probability or 1.0) < self.unsure:
+                return f"probability {said.probability:.3g}"
+        return ""
+
+    def _as_ours(self, request: Request, said: Answer, note: dict[str, Any], cost: float = 0.0) -> Answer:
+        stamp = Stamp(request=request.id, version=said.stamp.version or self.version, cost=said.stamp.cost + cost)
+        details = {**said.details, **({"escalation": note} if note else {})}
+        return dataclasses.replace(said, id=derive_id(request.id, "escalation"), stamp=stamp, details=details)
+
+    def waiting(self) -> str:
+        notes = [f"{s.name}: {s.given.waiting()}" for s in (self._first, self._then) if hasattr(s.given, "waiting")]
+        return "; ".join([*notes, f"{self._up} of {self._seen} went up"])
+
+    def close(self) -> None:
+        for source in (self._first, self._then):
+            if hasattr(source.given, "close"):
+                source.given.close()
+        self._asked, self._waits = {}, {}
+
+
+def _brief(answer: Answer) -> dict[str, Any]:
+    brief: dict[str, Any] = {"status": answer.status, "version": answer.stamp.version}
+    if isinstance(answer, Comparison):
+        return {**brief, "ranking": [list(tier) for tier in answer.ranking], "probability": answer.probability}
+    return {**brief, "score": answer.score}

@@ -1,0 +1,265 @@
+"""`panel`: several judges are asked the same, and what they say becomes one answer.
+
+    scores        the median over members (default), their mean, or the score most of them gave
+    comparisons   each pair goes to whom more members prefer; a group is ordered by the mean share of the others that each beats
+
+Members of different families are wrong about different things, and small ones together can cost less than a large one (Verga et al. 2024, arXiv:2404.18796). With
+`weights: {name: aggregator}` each counts as much as an aggregator (`rater-bradley-terry`, `dawid-skene`, ...) finds it reliable, over all that this
+panel has said in updates before. A member that fails or abstains is left out; too few of them left (`quorum`), and the panel abstains. A
+quarantined member leaves the panel, with notice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+from ..engine.episode import Episode, derive_id
+from ..engine.feedback import Comparison, Context, Feedback, Question, Request, Stamp
+from ..engine.plugins import Plugins
+from ..engine.preferences import opinion
+from ..engine.sources import Source, make_source
+from ..engine.suggest import did_you_mean
+from .judge import Answer, Quarantined
+
+
+@dataclass(kw_only=True)
+class Panel:
+    """Asks several judges.
+
+    Attributes:
+        judges: entries as in `feedback`; all of them score conversations, or all of them compare.
+        combine: "median", "mean" or "vote"; of scores. Comparisons are always voted on.
+        weights: {member: number}, or {name: aggregator, ...}: how much each counts in means and votes; default: all the same.
+        quorum: how many members must have said something; default: more than half.
+        tie: what equally many votes mean: "tie", or the member whose word then counts.
+
+    Raises:
+        ValueError, PluginError: with what would be right.
+    """
+
+    judges: Sequence[Any]
+    combine: Literal["median", "mean", "vote"] = "median"
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    quorum: int | None = None
+    tie: str = "tie"
+    plugins: Plugins | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.combine not in ("median", "mean", "vote"):
+            raise ValueError(f"combine must be 'median', 'mean' or 'vote', got {self.combine!r}")
+        plugins = self.plugins or Plugins()
+        self.members: list[Source] = [make_source(spec, plugins) for spec in self.judges]
+        names = [m.name for m in self.members]
+        kinds = {m.kind for m in self.members}
+        if len(self.members) < 2 or len(kinds) > 1 or len(set(names)) < len(names):
+            raise ValueError(
+                "a panel needs two judges or more, with names of their own, that all score or all compare; got "
+                + ", ".join(f"{m.name} ({'compares' if m.kind == 'group' else 'scores'})" for m in self.members)
+            )
+        [self.kind] = kinds
+        self.quorum = len(self.members) // 2 + 1 if self.quorum is None else self.quorum
+        if not 1 <= self.quorum <= len(self.members):
+            raise ValueError(f"quorum must lie in 1 to {len(self.members)}, got {self.quorum}")
+        if self.tie not in ("tie", *names):
+            raise ValueError(f"tie must be 'tie' or a member, got {self.tie!r}.{did_you_mean(self.tie, names)}")
+        self._aggregator = None
+        if "name" in self.weights:
+            options = dict(self.weights)
+            self._aggregator = plugins.create("aggregator", options.pop("name"), **options)
+            self._counts = dict.fromkeys(names, 1.0)
+        else:
+            strangers = set(self.weights) - set(names)
+            if strangers or any(float(w) < 0 for w in self.weights.values()):
+                raise ValueError(f"weights must be at least 0 and name members ({', '.join(names)}), got {dict(self.weights)}")
+            self._counts = {name: float(self.weights.get(name, 1.0)) for name in names}
+        if self.combine == "median" and len(set(self._counts.values())) > 1:
+            raise ValueError("a median knows no weights: use combine 'mean' or 'vote'")
+        versions = [[m.name, m.version] for m in self.members]
+        rule = [self.combine, {k: str(v) for k, v in self.weights.items()}, self.quorum, self.tie]
+        self.version = f"panel/{derive_id(versions, rule)[:8]}"
+        self._name = ""
+        self._asked: dict[str, tuple[Request, dict[str, Answer]]] = {}  # requests under way, and what members said of them
+        self._of: dict[str, tuple[str, str]] = {}  # a member's own request: ours, and the member
+        self._out: dict[str, str] = {}  # members that have left, and why
+
+    # What the engine calls.
+
+    def open(self, context: Context) -> None:
+        self._name = context.name
+        for member in self.members:
+            if hasattr(member.given, "open"):
+                member.given.open(dataclasses.replace(context, name=f"{context.name}/{member.name}"))
+
+    def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
+        """As the first member that has a plan of its own; all members are asked the same."""
+        for member in self.members:
+            if hasattr(member.given, "plan"):
+                return list(member.given.plan(group, episodes))
+        return [Question(group, tuple(episodes))] if self.kind == "group" else [Question(e.id, (e,)) for e in episodes]
+
+    def request(self, requests: Sequence[Request]) -> None:
+        new = [r for r in requests if r.id not in self._asked]
+        self._asked |= {r.id: (r, {}) for r in new}
+        for member in self._present():
+            own = {r.id: dataclasses.replace(r, source=f"{self._name}/{member.name}") for r in new}
+            self._of |= {theirs.id: (ours, member.name) for ours, theirs in own.items()}
+            member.given.request(list(own.values()))
+
+    def receive(self) -> list[Answer]:
+        for member in self._present():
+            try:
+                heard = member.given.receive()
+            except Quarantined as notice:
+                self._out[member.name] = str(notice)
+                warnings.warn(f"the panel {self._name!r} goes on without {member.name!r}: {notice}", stacklevel=2)
+                if len(self._out) == len(self.members):
+                    raise Quarantined(f"every judge of the panel {self._name!r} is quarantined; the last: {notice}") from notice
+                continue
+            for answer in heard:
+                ours, _ = self._of.pop(answer.stamp.request or "")
+                self._asked[ours][1][member.name] = answer
+        ready = [id_ for id_, (_, said) in self._asked.items() if all(m.name in said for m in self._present())]
+        return [self.answer(*self._asked.pop(id_)) for id_ in ready]
+
+    def waiting(self) -> str:
+        return "; ".join(f"{m.name}: {m.given.waiting()}" for m in self._present() if hasattr(m.given, "waiting"))
+
+    def close(self) -> None:
+        for member in self.members:
+            if hasattr(member.given, "close"):
+                member.given.close()
+        self._asked, self._of = {}, {}
+
+    def learn(self, run: Any) -> dict[str, float]:
+        """How much each member counts from now on, by what the panel has said in updates that are over."""
+        if self._aggregator is None:
+            return {}
+        said = run.ledger.said_before(run.id, self._name, run.updates)
+        answers = [own for answer in said for own in opinions_of(answer)]
+        if answers:
+            raters = self._aggregator.aggregate(answers).raters
+            found = {m.name: max(raters[m.name].reliability, 0.0) if m.name in raters else 0.0 for m in self.members}
+            if sum(found.values()) > 0:
+                self._counts = found
+        return {f"judges/{self._name}/weight/{name}": value for name, value in self._counts.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self._counts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._counts = dict(state["counts"])
+
+    def _present(self) -> list[Source]:
+        return [m for m in self.members if m.name not in self._out]
+
+    # What members' answers become.
+
+    def answer(self, request: Request, said: Mapping[str, Answer]) -> Answer:
+        """The panel's answer.
+
+        Args:
+            said: by member; those that have left are missing.
+        """
+        sound = {name: a for name, a in said.items() if a.status == "scored"}
+        record = {name: _record(a) for name, a in said.items()} | {
+            name: {"status": "out"} for name in self._out if name not in said
+        }
+        more: dict[str, Any] = {
+            "id": derive_id(request.id, "panel"),
+            "stamp": Stamp(request=request.id, version=self.version, cost=sum(a.stamp.cost for a in said.values())),
+        }
+        if len(sound) < (self.quorum or 1):
+            kind: type[Answer] = Feedback if request.kind == "episode" else Comparison
+            failed = [a for a in said.values() if a.status == "failed"]
+            reason = f"{len(sound)} of {len(self.members)} judges said something; {self.quorum} are needed"
+            reason += "".join(f"; {name}: {a.reason}" for name, a in said.items() if a.status != "scored")
+            end = kind.failed if len(failed) == len(said) - len(sound) and failed else kind.abstained
+            return end(request.target, reason[:500], details={"panel": record}, **more)
+        if request.kind == "episode":
+            return self._score(request, {n: a for n, a in sound.items() if isinstance(a, Feedback)}, record, more)
+        return self._rank(request, {n: a for n, a in sound.items() if isinstance(a, Comparison)}, record, more)
+
+    def _score(self, request: Request, said: Mapping[str, Feedback], record: Any, more: Mapping[str, Any]) -> Feedback:
+        scores = {name: a.score for name, a in said.items() if a.score is not None}
+        turns = {name: a.turn_scores for name, a in said.items() if a.turn_scores is not None}
+        length = len(request.episodes[0].turns)
+        by_turn = [{n: each[k] for n, each in turns.items() if each[k] is not None} for k in range(length)]
+        names = sorted({name for a in said.values() for name in a.aspects})
+        aspects = {n: self._middle({who: a.aspects[n] for who, a in said.items() if n in a.aspects}) for n in names}
+        spread = {"spread": max(scores.values()) - min(scores.values())} if len(scores) > 1 else {}
+        return Feedback(
+            request.target, score=self._middle(scores) if scores else None, aspects=aspects,
+            turn_scores=tuple(self._middle(each) if each else None for each in by_turn) if turns else None,
+            details={"panel": record, **spread}, **more,
+        )  # fmt: skip
+
+    def _middle(self, scores: Mapping[str, float | None]) -> float:
+        values = {name: score for name, score in scores.items() if score is not None}
+        if self.combine == "median":
+            return statistics.median(values.values())
+        weight = {name: self._counts[name] for name in values}
+        if not sum(weight.values()):
+            weight = dict.fromkeys(values, 1.0)
+        if self.combine == "mean":
+            return sum(weight[n] * v for n, v in values.items()) / sum(weight.values())
+        votes: Counter[float] = Counter()
+        for name, value in values.items():
+            votes[value] += weight[name]  # type: ignore[assignment]
+        most = [value for value, count in votes.items() if count == max(votes.values())]
+        if len(most) > 1 and values.get(self.tie) in most:
+            return float(values[self.tie])
+        return sum(most) / len(most)
+
+    def _rank(self, request: Request, said: Mapping[str, Comparison], record: Any, more: Mapping[str, Any]) -> Comparison:
+        ids = [e.id for e in request.episodes]
+        weight = {name: self._counts[name] for name in said}
+        if not sum(weight.values()):
+            weight = dict.fromkeys(said, 1.0)
+        beaten = dict.fromkeys(ids, 0.0)
+        sure, disagree = 0.5, 0.0
+        for a, b in combinations(ids, 2):
+            votes = {name: p for name, c in said.items() if (p := opinion(c, a, b)) is not None}
+            total = sum(weight[name] for name in votes)
+            sure = sum(weight[name] * p for name, p in votes.items()) / total if total else 0.5
+            disagree = max(disagree, max(votes.values()) - min(votes.values())) if votes else disagree
+            beaten[a], beaten[b] = beaten[a] + sure, beaten[b] + 1 - sure
+        tiers = [tuple(e for e in ids if beaten[e] == value) for value in sorted(set(beaten.values()), reverse=True)]
+        if len(tiers) == 1 and self.tie in said:
+            tiers = list(said[self.tie].ranking)
+        probability = max(sure, 1 - sure) if len(ids) == 2 and len(tiers) == 2 else None
+        return Comparison(
+            request.target, tuple(tiers), probability=None if probability == 0.5 else probability, shown={"order": ids},
+            details={"panel": record, "spread": disagree}, **more,
+        )  # fmt: skip
+
+
+def _record(answer: Answer) -> dict[str, Any]:
+    """What a member said, as JSON data."""
+    record: dict[str, Any] = {"status": answer.status, "version": answer.stamp.version, "cost": answer.stamp.cost}
+    if answer.status != "scored":
+        return {**record, "reason": answer.reason}
+    if isinstance(answer, Comparison):
+        return {**record, "ranking": [list(tier) for tier in answer.ranking], "probability": answer.probability}
+    return {**record, "score": answer.score, "aspects": dict(answer.aspects)}
+
+
+def opinions_of(answer: Answer) -> list[Answer]:
+    """What the members of a panel said, as answers of their own."""
+    said: list[Answer] = []
+    for name, own in answer.details.get("panel", {}).items():
+        stamp = Stamp(rater=name, source=name)
+        if own["status"] != "scored":
+            continue
+        if isinstance(answer, Comparison):
+            ranking = tuple(tuple(tier) for tier in own["ranking"])
+            said.append(Comparison(answer.group, ranking, probability=own["probability"], shown=answer.shown, stamp=stamp))
+        elif own["score"] is not None:
+            said.append(Feedback(answer.episode, score=own["score"], stamp=stamp))
+    return said
