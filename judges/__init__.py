@@ -43,6 +43,11 @@ def register_models(register: Register) -> None:
 
 
 @hookimpl
+def register_stages(register: Register) -> None:
+    register("revise", "turnwise.judges.revise:Revise")
+
+
+@hookimpl
 def register_feedback_sources(register: Register) -> None:
     register("escalation", Escalation)
     register("panel", Panel)

@@ -114,10 +114,10 @@ class Constitution:
                     )
         return made
 
-    def draw(self, *by: Any) -> Principle:
-        """A principle, drawn by weight; the same for the same arguments."""
-        rng = random.Random(derive_id("principle", self.version, *by))
-        return rng.choices(self.principles, [p.weight for p in self.principles])[0]
+    def draw(self, *by: Any, among: Sequence[Principle] = ()) -> Principle:
+        """A principle (of some, or of all), drawn by weight; the same for the same arguments."""
+        rng, chosen = random.Random(derive_id("principle", self.version, *by)), among or self.principles
+        return rng.choices(chosen, [p.weight for p in chosen])[0]
 
 
 @dataclass(kw_only=True)

@@ -33,8 +33,8 @@ LOOK = 1.0  # seconds that a look for answers waits for those under way
 
 
 @dataclass(kw_only=True)
-class ModelJudge(ABC):
-    """Options of every judge that asks a model.
+class Asking(ABC):
+    """What everything that asks a model takes, and how it is set up to ask.
 
     Attributes:
         model: "provider:name", a mapping with provider, model and the provider's options, or an object with `ask(prompt)`.
@@ -51,7 +51,6 @@ class ModelJudge(ABC):
         ValueError, PluginError: an option that cannot work.
     """
 
-    kind: ClassVar[Literal["episode", "group"]] = "episode"
     way: ClassVar[str] = ""
     FREE: ClassVar[frozenset[str]] = frozenset(
         ("model", "cache", "budget", "prices", "concurrency", "timeout", "patience", "batch", "plugins")
@@ -88,17 +87,6 @@ class ModelJudge(ABC):
             raise ValueError(f"{self._model.name} has no batches: leave `batch` out")
         self._context: Context | None = None
         self._caller: Any = None
-        self._under_way: dict[str, tuple[Request, concurrent.futures.Future[Answer]]] = {}
-
-    # What a way of judging says.
-
-    @abstractmethod
-    def calls(self, request: Request) -> list[Call]:
-        """What the model is asked about a request."""
-
-    @abstractmethod
-    def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
-        """What its verdicts mean; all are scored."""
 
     @property
     @abstractmethod
@@ -107,7 +95,7 @@ class ModelJudge(ABC):
 
     @property
     def label(self) -> str:
-        """The rubric's version, or whatever tells this judge's task from another's."""
+        """The rubric's version, or whatever tells this task from another."""
         return self.way
 
     @property
@@ -116,8 +104,6 @@ class ModelJudge(ABC):
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.FREE}
         told = derive_id(self.way, self.instructions, {k: _plain(v) for k, v in own.items()}, dict(self._model.settings))
         return f"{self._model.name}/{self.label}/{told[:8]}"
-
-    # What the engine calls.
 
     def open(self, context: Context) -> None:
         self._context = context
@@ -132,6 +118,32 @@ class ModelJudge(ABC):
             self._caller = BatchCaller(*asked, clock=context.clock, **limits, **names)
         else:
             self._caller = Caller(*asked, clock=context.clock, **limits)
+
+
+@dataclass(kw_only=True)
+class ModelJudge(Asking):
+    """A judge that asks a model. Its options are those of `Asking`, and its own.
+
+    A subclass is one way of judging: `calls`, `answer` and `instructions`.
+    """
+
+    kind: ClassVar[Literal["episode", "group"]] = "episode"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._under_way: dict[str, tuple[Request, concurrent.futures.Future[Answer]]] = {}
+
+    # What a way of judging says.
+
+    @abstractmethod
+    def calls(self, request: Request) -> list[Call]:
+        """What the model is asked about a request."""
+
+    @abstractmethod
+    def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
+        """What its verdicts mean; all are scored."""
+
+    # What the engine calls.
 
     def request(self, requests: Sequence[Request]) -> None:
         if self._context is None:

@@ -16,6 +16,7 @@ from ..exchange import rows
 from ..learning import Row
 from ..memory import explained_memory
 from ..run import Run, Update
+from ..suggest import did_you_mean
 from .play import check_envs, play, read_envs
 
 Conversation = tuple[list[Message], Sequence[Mapping[str, Any]]]  # messages, tool schemas
@@ -26,6 +27,7 @@ class SFT(Stage):
 
     Attributes:
         data: a file of JSON lines or one JSON array, or a folder saved by `datasets`, with conversations under `messages` (or `prompt` and `completion`).
+        stage: instead of `data`: the conversations that an earlier stage of this run wrote down, `revise`.
         env, player, episodes: instead of `data`: play this many episodes with an environment's own player.
         epochs, batch_size: passes, and conversations per optimizer step.
         lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
@@ -33,6 +35,7 @@ class SFT(Stage):
     """
 
     data: Path | None = None
+    stage: str | None = None
     env: Any = None
     player: str = "demonstrator"
     episodes: int = Field(default=1000, ge=1)
@@ -53,13 +56,21 @@ class SFT(Stage):
 
     @model_validator(mode="after")
     def _one(self) -> SFT:
-        if (self.data is None) == (self.env is None):
-            raise ValueError("give either `data` (a file or folder of conversations) or `env` (whose demonstrators play)")
+        if sum(given is not None for given in (self.data, self.env, self.stage)) != 1:
+            raise ValueError(
+                "give one of `data` (a file or folder of conversations), `env` (whose demonstrators play) or `stage` (which wrote them)"
+            )
         return self
 
     def check(self, run: Run) -> None:
         if self.env is not None:
             check_envs(self.env, [self.player], run.plugins)
+        elif self.stage is not None:
+            makes = [label for label in run.before if getattr(dict(run.stages)[label], "makes_conversations", False)]
+            if self.stage not in makes:
+                raise ConfigError(
+                    f"sft.stage: no stage {self.stage!r} before this one writes conversations down.{did_you_mean(self.stage, makes)}"
+                )
         elif not self.data or not self.data.exists():
             raise ConfigError(f"sft.data: there is no file or folder {self.data}")
 
@@ -110,7 +121,12 @@ class SFT(Stage):
     def _rows(self, run: Run) -> tuple[list[Row], dict[str, float]]:
         """One row of ids per conversation, only the assistant's tokens marked; and what there is to say of the data."""
         chat, limit = run.policy.chat, run.policy.context_length
-        conversations, metrics = self._played(run) if self.env is not None else (list(read_conversations(self.data)), {})
+        metrics: dict[str, float] = {}
+        if self.env is not None:
+            conversations, metrics = self._played(run)
+        else:
+            files = [self.data] if self.stage is None else sorted((run.folder / self.stage).glob("update-*.jsonl"))
+            conversations = [each for file in files for each in read_conversations(file)]
         rows: list[Row] = []
         cut = 0
         for i, (messages, tools) in enumerate(conversations):

@@ -1,0 +1,308 @@
+"""`revise`: the supervised half of Constitutional AI, inside conversations of many turns (Bai et al. 2022, arXiv:2212.08073, section 3).
+
+    the policy drafts a reply ─▶ a model criticises it by a principle and, where it must, rewrites it ─▶ the environment hears the revision
+
+What goes on is the revised conversation: the next thing a user says answers what was really said to them, and a later draft has the revisions before it. Critique
+and revision are one question to the model, in this order. The conversations are written down for a following `sft: {stage: revise}`; every draft, critique
+and revision stands in the run's folder. A conversation in which the critic failed, or refused, is played on with the draft and left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from ..engine.config import ConfigError, Stage
+from ..engine.environment import settle, starts
+from ..engine.episode import Episode, Message, derive_id
+from ..engine.feedback import Context
+from ..engine.rollout import PolicyPlayer, Reply, TooManyFailures, Where, episode_id
+from ..engine.run import Run, Update
+from ..engine.stages.play import check_envs, component, play, read_envs
+from .calls import Call
+from .constitution import Constitution, Principle
+from .judge import Asking
+from .models import Prompt
+from .models import Reply as Answered
+from .scoring import form
+from .store import Verdict
+from .transcript import RULES, Unreadable, fenced, names, read_json
+
+TASK = """\
+You improve an agent's replies. You are given a conversation and the reply that the agent has drafted, and a principle.
+
+{rules}
+
+{text}
+
+First write a critique: examine the draft by the principle, and only by it. Then say whether it needs to be changed at all. Then write the reply as it should be: \
+the draft itself, word for word, if it need not be changed; otherwise the smallest change that satisfies the principle, in the agent's own style, \
+addressed to whom the agent speaks with, and without a word about principles or critiques."""
+
+
+@dataclass(kw_only=True)
+class Critic(Asking):
+    """Criticises and revises replies.
+
+    Attributes:
+        constitution: a Markdown file with principles that have `critique` and `revise`.
+        rounds: how often a reply is revised, by another principle each time.
+    """
+
+    way: ClassVar[str] = "revise"
+    constitution: Any
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        self.constitution = Constitution.load(self.constitution, ["critique", "revise"])
+        if not 1 <= self.rounds <= len(self.constitution.principles):
+            raise ValueError(
+                f"rounds must lie in 1 to {len(self.constitution.principles)}, the number of principles; got {self.rounds}"
+            )
+        if self.batch:
+            raise ValueError("revisions are needed at once, in the middle of conversations: leave `batch` out")
+        super().__post_init__()
+
+    @property
+    def label(self) -> str:
+        return str(self.constitution.version)
+
+    @property
+    def instructions(self) -> str:
+        return TASK.format(rules=RULES, text=self.constitution.text)
+
+    async def revise(self, said: Sequence[Message], draft: str, *by: Any) -> list[dict[str, Any]]:
+        """The rounds of a reply, first to last: principle, draft, critique, revision, status and reason. It stops at a round that failed.
+
+        Args:
+            by: what the principles are drawn by.
+        """
+        rounds: list[dict[str, Any]] = []
+        left = list(self.constitution.principles)
+        for number in range(self.rounds):
+            drawn = self.constitution.draw(*by, number, among=left)
+            left.remove(drawn)
+            verdict: Verdict = await self._caller.verdict(self._call(said, draft, drawn))
+            record = {
+                "principle": drawn.name,
+                "draft": draft,
+                "status": verdict.status,
+                "reason": verdict.reason,
+                "cost": verdict.cost,
+            }
+            rounds.append({**record, **verdict.said})
+            if verdict.status != "scored":
+                break
+            draft = str(verdict.said["revision"])
+        return rounds
+
+    def _call(self, said: Sequence[Message], draft: str, principle: Principle) -> Call:
+        data = {"conversation": [{"from": m.role, "text": m.content} for m in said], "draft": draft}
+
+        def write(nonce: str) -> Prompt:
+            parts = [f"The code is {nonce}. The id of your answer is {names(nonce, 1)[0]}."]
+            parts += [
+                f"The principle: {principle.critique}",
+                f"How to change a draft that does not satisfy it: {principle.revise}",
+            ]
+            return Prompt(
+                self.instructions, "\n\n".join([*parts, fenced("draft", data, nonce)]), schema(nonce), self.max_tokens
+            )
+
+        def schema(nonce: str) -> dict[str, Any]:
+            text = {"type": "string"}
+            ids = {"type": "string", "enum": names(nonce, 1)}
+            return form({"answer_id": ids, "critique": text, "change": {"type": "boolean"}, "revision": text})
+
+        def read(reply: Answered, nonce: str) -> dict[str, Any]:
+            found = read_json(reply.text, schema(nonce))
+            if (
+                found["answer_id"] != names(nonce, 1)[0]
+                or not isinstance(found["revision"], str)
+                or not found["revision"].strip()
+            ):
+                raise Unreadable("answer_id must be the id given in the question, and revision the whole reply")
+            revision = found["revision"].strip() if found["change"] is True else draft
+            return {"critique": str(found["critique"]), "changed": revision != draft, "revision": revision}
+
+        return Call([data, principle.name], write, read)
+
+
+class RevisingPlayer:
+    """A policy whose replies are revised before anybody hears them.
+
+    Args:
+        note: called with episode id, turn, and the rounds of a reply.
+    """
+
+    history: Any = "rerender"  # a context holds revisions, which the policy did not sample
+
+    def __init__(self, drafts: PolicyPlayer, critic: Critic, note: Any) -> None:
+        self.drafts, self.critic, self.note = drafts, critic, note
+        self.rows = drafts.rows
+
+    def begin(self, talk: Any, where: Where) -> None:
+        self.drafts.begin(talk, where)
+
+    def reply(self, talks: Sequence[Any], where: Where) -> list[Reply]:
+        drafted = self.drafts.reply(talks, where)
+        rounds = settle(self._rounds(talks, drafted))
+        replies = []
+        for talk, draft, own in zip(talks, drafted, rounds, strict=True):
+            if draft.text is None:
+                replies.append(draft)
+                continue
+            self.note(episode_id(where, talk.start, talk.slot), len(talk.turns), own)
+            said = next((each["revision"] for each in reversed(own) if each["status"] == "scored"), draft.text)
+            replies.append(Reply(said, version=draft.version))
+        return replies
+
+    async def _rounds(self, talks: Sequence[Any], drafted: Sequence[Reply]) -> list[list[dict[str, Any]]]:
+        async def one(talk: Any, draft: Reply) -> list[dict[str, Any]]:
+            if draft.text is None:
+                return []
+            return await self.critic.revise(talk.messages, draft.text, talk.start.key, talk.slot, len(talk.turns))
+
+        found = await asyncio.gather(*(one(t, d) for t, d in zip(talks, drafted, strict=True)), return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return found  # type: ignore[return-value]
+
+    def final_ids(self, talk: Any) -> tuple[int, ...]:
+        return ()
+
+
+class Revise(Stage):
+    """Attributes:
+    env: as in `rl`.
+    critic: who revises: `model`, `constitution`, `rounds`, and what judges that ask a model take (`budget`, `cache`, `concurrency`, ...).
+    updates: rounds of play; the policy does not change.
+    groups, group_size: starts per round, and conversations from each.
+    temperature, max_new_tokens, max_turns, backend, max_failure_rate, step_limit: as in `rl`.
+    """
+
+    makes_conversations: ClassVar[bool] = True
+
+    env: Any
+    critic: Any
+    updates: int = Field(default=4, ge=1)
+    groups: int = Field(default=64, ge=1)
+    group_size: int = Field(default=1, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    max_turns: int = Field(default=1000, ge=1)
+    backend: Any = "in-process"
+    max_failure_rate: float = Field(default=0.5, ge=0, le=1)
+    step_limit: float = Field(default=60.0, gt=0)
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: Any) -> Any:
+        return read_envs(value)
+
+    def check(self, run: Run) -> None:
+        check_envs(self.env, plugins=run.plugins)
+        self._critic(run)
+
+    def _critic(self, run: Run) -> Critic:
+        if isinstance(self.critic, Critic):
+            return self.critic
+        if not isinstance(self.critic, Mapping):
+            raise ConfigError(f"revise.critic must be a mapping with model and constitution, got {self.critic!r}")
+        try:
+            return Critic(**self.critic, plugins=run.plugins)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"revise.critic: {error}") from error
+
+    def play(self, run: Run) -> Iterator[Update]:
+        from ..engine.policy import Sampling
+
+        critic = self._critic(run)
+        done = run.begin()
+        critic.open(Context(run.stage, run.folder, run.clock, run.config.seed, run.updates, run.ledger, run.id))
+        backend = component(run.plugins, "backend", self.backend, policy=run.policy)
+        drafts = PolicyPlayer(run.policy, Sampling(self.temperature, self.max_new_tokens), backend, "rerender")
+        total = sum(env.weight for env in self.env)
+        seed = int(derive_id("starts", run.config.seed, run.stage)[:8], 16)
+        for i in range(done, self.updates):
+            notes = Notes(run.folder / run.stage / f"revisions-{i + 1:04d}.jsonl")
+            player = RevisingPlayer(drafts, critic, notes.add)
+            where = Where(run.id, run.stage, run.updates + 1, run.config.seed)
+            backend.refresh()
+            episodes: list[Episode] = []
+            for env in self.env:
+                count = max(1, round(self.groups * env.weight / total))
+                found = starts(env.id, seed + i, count, env.options, env.kwargs)
+                episodes += play(
+                    run, player, [(start, slot) for start in found for slot in range(self.group_size)], where,
+                    max_turns=self.max_turns, step_limit=self.step_limit, max_failure_rate=self.max_failure_rate,
+                    progress=lambda a, b, i=i: run.status("revise", a, b, update=i + 1, updates=self.updates),
+                )  # fmt: skip
+            metrics = self._keep(run, i, episodes, notes.read())
+            yield run.finish_update(metrics, episodes=episodes)
+
+    def _keep(self, run: Run, i: int, episodes: Sequence[Episode], notes: Mapping[str, Mapping[int, Any]]) -> dict[str, float]:
+        """Writes down the conversations that were revised to their end."""
+        rounds = [r for turns in notes.values() for own in turns.values() for r in own]
+        failed = {id_ for id_, turns in notes.items() if any(r["status"] != "scored" for own in turns.values() for r in own)}
+        reasons = sorted({r["reason"] for r in rounds if r["status"] == "failed"})[:3]
+        broken = sum(r["status"] == "failed" for r in rounds)
+        if broken > self.max_failure_rate * len(rounds):
+            raise TooManyFailures(
+                f"the critic failed on {broken} of {len(rounds)} replies, more than max_failure_rate={self.max_failure_rate:g} allows. Reasons: "
+                f"{'; '.join(reasons)}. Go on when it answers again: what it said is kept."
+            )
+        sound = [e for e in episodes if e.ending != "failed" and e.turns and e.id not in failed]
+        lines = [
+            {
+                "messages": [{"role": m.role, "content": m.content} for m in e.messages if m is not e.final],
+                "tools": list(e.tools),
+            }
+            for e in sound
+        ]
+        draft = run.folder / run.stage / f".update-{i + 1:04d}.jsonl"
+        draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        draft.replace(draft.with_name(draft.name[1:]))
+        metrics = {
+            "episodes": float(len(episodes)), "conversations": float(len(sound)), "critic_failures": float(broken),
+            "refused": float(sum(r["status"] == "abstained" for r in rounds)), "spend": sum(r["cost"] for r in rounds),
+        }  # fmt: skip
+        if rounds:
+            metrics["changed"] = sum(bool(r.get("changed")) for r in rounds) / len(rounds)
+        if sound:
+            metrics["return"] = sum(e.env_return for e in sound) / len(sound)
+        return metrics
+
+
+class Notes:
+    """Drafts, critiques and revisions of a round, a line per reply. What a run that was killed plays again is noted again; the later line counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, episode: str, turn: int, rounds: Sequence[Mapping[str, Any]]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(
+                "\n" + json.dumps({"episode": episode, "turn": turn, "rounds": list(rounds)})
+            )  # a line cut short stays by itself
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> dict[str, dict[int, list[dict[str, Any]]]]:
+        found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            try:
+                note = json.loads(line)
+            except ValueError:
+                continue
+            found.setdefault(note["episode"], {})[note["turn"]] = note["rounds"]
+        return found
