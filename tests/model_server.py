@@ -48,7 +48,6 @@ SAID = (  # the model said something else, or the envelope is unusual
 ENDED = ("expired", "canceled")  # how an item of a batch ends without an answer
 UNDELIVERED = ("cut", "empty", "reset", "not_json")
 ONLY = {"pause_turn": ("messages",), "failed": ("responses",), "commentary": ("responses",)}
-TOO_LONG = "maximum context length exceeded"
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,8 @@ Schedule = Iterable["Fault | None"] | Callable[[Any], "Fault | None"]
 class ModelServer:
     """Serves `answer` as a model, on a port of 127.0.0.1, while the `with` block runs.
 
-    `answer`, fault functions and `token_logprobs` are called one at a time, in the server's thread. What they raise is
-    answered as status 500 and raised again at the end of the `with` block.
+    `answer`, fault functions and `token_logprobs` are called one at a time and hold up all connections: they should be quick.
+    What they raise is answered as status 500 and raised again at the end of the `with` block.
 
     Attributes:
         url: root of the server. Anthropic's `base_url` is `url`, OpenAI's is `url + "/v1"`.
@@ -482,7 +481,9 @@ class ModelServer:
             raise ValueError(f"The wire {asked.wire!r} knows no {kind!r}.")
         if kind == "context_window" and asked.wire != "messages":
             param = "messages" if asked.wire == "chat" else "input"
-            raise Refusal(400, f"This model's {TOO_LONG}.", param=param, code="context_length_exceeded")
+            raise Refusal(
+                400, "Your input exceeds the context window of this model.", param=param, code="context_length_exceeded"
+            )
         texts = [distort(as_text(self.answer(asked)), kind, asked) for _ in range(asked.body.get("n") or 1)]
         tokens = replace(self._cached(asked), output=sum(count_tokens(t) for t in texts))
         if self.usage is not None:
@@ -490,8 +491,8 @@ class ModelServer:
         logprobs = [self._logprobs(asked, text) for text in texts]
         envelope = {"messages": message, "chat": chat_completion, "responses": response}[asked.wire]
         content = envelope(asked, texts, logprobs, kind, self._id)
-        content["usage"] = None if kind == "no_usage" else usage(asked, tokens, tier)
-        return content, tokens
+        content["usage"] = None if kind in ("no_usage", "failed") else usage(asked, tokens, tier)
+        return content, Tokens() if kind == "failed" else tokens
 
     def _cached(self, asked: Asked) -> Tokens:
         """Input tokens, and how many of them a cache has seen: exact prefixes, per model, for ever."""
@@ -793,8 +794,8 @@ def check(wire: str, body: dict[str, Any]) -> None:
 
 def format_of(wire: str, body: dict[str, Any]) -> dict[str, Any]:
     """Where each wire says what form an answer must have."""
-    if wire == "messages":
-        return (body.get("output_config") or {}).get("format") or {}
+    if wire == "messages":  # output_format: its name while in beta, which other clients still send
+        return (body.get("output_config") or {}).get("format") or body.get("output_format") or {}
     if wire == "chat":
         given = body.get("response_format") or {}
         return {"type": given.get("type"), **(given.get("json_schema") or {})}
