@@ -746,8 +746,9 @@ class ModelServer:
         parse_form(
             headers, io.BytesIO(received.body), lambda f: fields.update({f.field_name.decode(): f.value or b""}), on_file
         )
-        if "file" not in fields or not names:
-            raise Refusal(400, "'file' is a required property", param="file")
+        for name in ("file", "purpose"):
+            if name not in fields:
+                raise Refusal(400, f"'{name}' is a required property", param=name)
         return {k: v for k, v in self._store(names[0], fields["file"], fields["purpose"].decode()).items() if k != "content"}
 
     def _store(self, name: str, content: bytes, purpose: str) -> dict[str, Any]:

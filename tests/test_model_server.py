@@ -503,6 +503,8 @@ def test_openai_batches_end_to_end(server: ModelServer, client: Client, wire: st
     file = api.files.create(file=("requests.jsonl", content), purpose="batch")
     assert (file.filename, file.bytes, file.purpose) == ("requests.jsonl", len(content), "batch")
     assert api.files.content(file.id).content == content
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        api.files.create(file=("requests.jsonl", content), purpose=openai.omit)
     made = api.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"run": "7"})
     assert (made.status, made.metadata) == ("validating", {"run": "7"})
     assert api.batches.retrieve(made.id).status == "in_progress"
