@@ -68,16 +68,6 @@ class JudgeSource:
         self.judge = judge
         self._waiting: list[Request] = []
 
-    def open(self, context: Context) -> None:
-        for name, judge in with_members(self.judge, context.name):
-            if hasattr(judge, "open"):
-                judge.open(dataclasses.replace(context, name=name))
-
-    def close(self) -> None:
-        for _, judge in with_members(self.judge, ""):
-            if hasattr(judge, "close"):
-                judge.close()
-
     def request(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
 
@@ -209,30 +199,31 @@ def make_source(spec: Any, plugins: Plugins) -> Source:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A judge that is a part of another judge.
+    """A judge or source that is a part of another one.
 
     Attributes:
-        judge: a `Judge` or a `GroupJudge`.
+        given: a `Judge`, a `GroupJudge` or a `FeedbackSource`.
         weight: None where the entry gives none.
     """
 
     name: str
-    judge: Any
+    given: Any
     version: str
     weight: float | None = None
 
 
-def make_judges(specs: Any, plugins: Plugins | None = None) -> list[Member]:
-    """The judges that another judge is made of, from entries as `make_source` takes them, with no settings but `name` and `weight`.
+def make_members(specs: Any, plugins: Plugins | None = None) -> list[Member]:
+    """What another judge or source is made of, from entries as `make_source` takes them, with no settings but `name` and `weight`.
 
     For the factories of such judges: one that has a parameter `plugins` is given the run's. The judge keeps them in `members`, a mapping
-    from name to judge, through which the engine opens them, lets them learn and saves their state.
+    from name to what was given, through which the engine opens and closes them, lets them learn and saves their state; asking them is
+    the judge's own business (`ask_judge` for those that answer at once).
 
     Args:
         plugins: where names are looked up; default: what is installed.
 
     Raises:
-        PluginError: an unknown name or option, two members of one name, or a member that is no judge.
+        PluginError: an unknown name or option, two members of one name, or something that is no judge.
     """
     if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence) or not specs:
         raise PluginError(
@@ -241,17 +232,13 @@ def make_judges(specs: Any, plugins: Plugins | None = None) -> list[Member]:
     plugins = plugins or Plugins()
     members = []
     for spec in specs:
-        name, judge, version, settings = _named(spec, plugins)
+        name, given, version, settings = _named(spec, plugins)
         odd = sorted(set(settings) - {"name", "weight"})
         if odd:
             raise PluginError(
                 f"the member {name!r} is asked with the whole it belongs to, so it has no setting {odd[0]!r} of its own"
             )
-        if isinstance(judge, FeedbackSource):
-            raise PluginError(
-                f"{name!r} answers later, so it cannot be a member of another judge: it needs score(episodes) or rank(group)"
-            )
-        members.append(Member(settings.get("name", name), judge, version, settings.get("weight")))
+        members.append(Member(settings.get("name", name), given, version, settings.get("weight")))
     names = [member.name for member in members]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -437,13 +424,15 @@ class Sources:
 
     def open(self, folder: Path, ledger: Ledger, seed: int, update: int = 0, run: str = "") -> None:
         for source in self.sources:
-            if hasattr(source.given, "open"):
-                source.given.open(Context(source.name, folder, ledger.clock, seed, update, ledger, run))
+            for name, part in with_members(_giver(source), source.name):
+                if hasattr(part, "open"):
+                    part.open(Context(name, folder, ledger.clock, seed, update, ledger, run))
 
     def close(self) -> None:
         for source in self.sources:
-            if hasattr(source.given, "close"):
-                source.given.close()
+            for _, part in with_members(_giver(source), source.name):
+                if hasattr(part, "close"):
+                    part.close()
 
     def ask(
         self,

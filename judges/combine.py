@@ -21,7 +21,7 @@ from ..engine.episode import Episode, derive_id
 from ..engine.feedback import Feedback, Judge, Stamp
 from ..engine.plugins import Plugins
 from ..engine.reward import overall
-from ..engine.sources import Member, ask_judge, make_judges
+from ..engine.sources import Member, ask_judge, make_members
 
 _COMBINES: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
     "min": lambda values, weights: min(values),
@@ -63,7 +63,7 @@ class Rules:
         if not all(map(math.isfinite, self.weights)) or (combine == "mean" and min(self.weights) <= 0):
             raise ValueError(f"weights must be finite, and for a mean positive, got {self.weights}")
         self.combine = combine
-        self.members = {member.name: member.judge for member in made}
+        self.members = {member.name: member.given for member in made}
         self.version = derive_id("rules", combine, self.weights, [(member.name, member.version) for member in made])
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
@@ -100,7 +100,7 @@ class Not:
 
     def __init__(self, of: Any, *, plugins: Plugins | None = None) -> None:
         [member] = _scoring([of], plugins)
-        self.members = {member.name: member.judge}
+        self.members = {member.name: member.given}
         self.version = derive_id("not", member.name, member.version)
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
@@ -120,10 +120,13 @@ class Not:
 
 
 def _scoring(of: Any, plugins: Plugins | None) -> list[Member]:
-    members = make_judges(of, plugins)
+    members = make_members(of, plugins)
     for member in members:
-        if not isinstance(member.judge, Judge):
-            raise ValueError(f"{member.name!r} compares conversations; a member must score single ones")
+        if not isinstance(member.given, Judge):
+            raise ValueError(
+                f"{member.name!r} compares conversations, or answers later; a member must score single ones at once: score(episodes). "
+                "List it beside this judge in `feedback`"
+            )
     return members
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from turnwise import judges
 from turnwise.engine.feedback import version_of
-from turnwise.engine.sources import Sources, ask_judge, check_order, learners, make_judges, make_source
+from turnwise.engine.sources import Sources, ask_judge, check_order, learners, make_members, make_source
 from turnwise.judges.answers import numbers
 from turnwise.judges.economy import content
 
@@ -383,7 +383,7 @@ def play(player: str, count: int = 200) -> list[turnwise.Episode]:
 
 def test_the_economy_of_the_desk_s_players() -> None:
     """The desk knows which questions did not matter or were told already; the rule, which reads words only, nearly agrees."""
-    judge = make_judges([yaml.safe_load(ECONOMY)], turnwise.Plugins())[0].judge
+    judge = make_members([yaml.safe_load(ECONOMY)], turnwise.Plugins())[0].given
     unused, wasted, per = {}, {}, {}
     for player in ("expert", "hasty", "forgetful", "interrogator"):
         episodes = play(player)
@@ -533,7 +533,7 @@ class Ranks:
         ([{"judge": "length", "max_words": 0}], "max_words must be at least 1"),
         (["length", "length"], "two members are called 'length': give one a `name`"),
         ([{"judge": "length", "deadline": 3}], "has no setting 'deadline' of its own"),
-        (["simulated-panel"], "'simulated-panel' answers later"),
+        (["simulated-panel"], "'simulated-panel' compares conversations, or answers later"),
         ([Ranks()], "'Ranks' compares conversations"),
         ([{"judge": "length", "weight": 2}], "'min' knows no weights, but 'length' has one"),
     ],
@@ -555,7 +555,7 @@ def test_the_plugins_of_a_run_are_its_own_and_no_option() -> None:
     plugin = types.ModuleType("mine")
     plugin.register_judges = turnwise.hookimpl(lambda register: register("mine", factory), specname="register_judges")  # type: ignore[attr-defined]
     plugins = turnwise.Plugins({"mine": plugin})
-    assert judged(make_judges([{"judge": "mine", "deep": 3}], plugins)[0].judge, "x").score == 3.0
+    assert judged(make_members([{"judge": "mine", "deep": 3}], plugins)[0].given, "x").score == 3.0
     assert given == [plugins]
 
 
