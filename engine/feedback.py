@@ -297,7 +297,7 @@ class Paused(Exception):
 
 
 def version_of(source: Any) -> str:
-    """A source's own `.version`, else a hash of its source code and of its settings (public attributes that are JSON data).
+    """A source's own `.version`, else a hash of its source code and of its settings (public attributes that are JSON data or functions).
 
     Two differently configured judges must never pass for one another: verdicts are cached and compared by version.
     """
@@ -316,7 +316,8 @@ def version_of(source: Any) -> str:
             break
     for name, value in sorted(getattr(source, "__dict__", {}).items()):
         if not name.startswith("_"):
-            settings[name] = repr(value) if isinstance(value, (str, int, float, bool, list, tuple, dict, type(None))) else ""
+            plain = isinstance(value, (str, int, float, bool, list, tuple, dict, type(None)))
+            settings[name] = repr(value) if plain else version_of(value) if inspect.isfunction(value) else ""
     kind = source if inspect.isfunction(source) or inspect.isclass(source) else type(source)
     try:
         code = inspect.getsource(kind)

@@ -5,6 +5,7 @@ A plugin is a module (or object) with functions marked `@turnwise.hookimpl`, pub
 factory, which may be a `"module:Attribute"` string so that listing plugins imports nothing heavy. Event hooks are called
 a few times per update, never in a hot path; one that raises warns once and is called again next time.
 
+A factory with a parameter `plugins` is given the run's `Plugins`, through which a part finds others (`engine.sources.make_members`).
 Implementations may take fewer arguments than the specification. A hook that is not on this page is an error.
 """
 
@@ -40,7 +41,7 @@ def register_envs() -> None:
 
 @hookspec
 def register_judges(register: Register) -> None:
-    """`factory(**options)` returns a `Judge`, a `GroupJudge`, or a plain function `episode -> number`."""
+    """`factory(**options)` returns a `Judge`, a `GroupJudge`, or a plain function `episode -> number`, or a number per turn."""
 
 
 @hookspec

@@ -12,7 +12,7 @@ import inspect
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -185,13 +185,15 @@ class Plugins:
         return f" Plugins that failed to load: {'; '.join(failed)}." if failed else ""
 
     def create(self, kind: str, name: str, *args: Any, **options: Any) -> Any:
-        """Calls a registered factory.
+        """Calls a registered factory; one that has a parameter `plugins`, to look up others' parts, is given this object.
 
         Raises:
             PluginError: no such name, or options that the factory does not take (with the near ones it does) or refuses.
         """
         factory = self.factory(kind, name)
         check_options(f"{kind} {name!r}", factory, len(args), options)
+        if _takes_plugins(factory):
+            options["plugins"] = self
         try:
             return factory(*args, **options)
         except (TypeError, ValueError) as error:
@@ -229,13 +231,13 @@ class NameClash(PluginError):
         self.kind, self.entry = kind, entry
 
 
-def check_options(what: str, factory: Callable[..., Any], positional: int, options: dict[str, Any]) -> None:
+def check_options(what: str, factory: Callable[..., Any], positional: int, options: Mapping[str, Any]) -> None:
     """Raises PluginError when a factory does not take these options, naming near ones that it does."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):
         return  # a builtin without a signature speaks for itself
-    parameters = list(signature.parameters.values())[positional:]
+    parameters = [p for p in list(signature.parameters.values())[positional:] if p.name != "plugins"]  # `create` gives that one
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         for option in options:
@@ -248,6 +250,13 @@ def check_options(what: str, factory: Callable[..., Any], positional: int, optio
     ]
     if missing:
         raise PluginError(f"{what} needs the option {', '.join(map(repr, missing))}")
+
+
+def _takes_plugins(factory: Callable[..., Any]) -> bool:
+    try:
+        return "plugins" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _given(plugin: object) -> object:

@@ -7,9 +7,11 @@ episodes; none of it is ever a score.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from .environment import settle
 from .episode import Episode, canonical_json, derive_id
 from .feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Paused, Question, Request, version_of
 from .ledger import Answer, Ledger
-from .plugins import PluginError, Plugins
+from .plugins import PluginError, Plugins, check_options
 from .rollout import TooManyFailures
 from .secrets import redact, redacted
 from .suggest import did_you_mean
@@ -28,21 +30,35 @@ LOOKS = 10
 
 
 class FunctionJudge:
-    """A judge from a plain function of an episode: returns a number, a `Feedback`, or None to abstain."""
+    """A judge from a plain function of an episode. It returns a number, the episode's score; a sequence with one number (or None, no
+    opinion) per turn, its turn scores; a `Feedback`; or None to abstain. It may be a coroutine."""
 
     def __init__(self, function: Callable[[Episode], Any]) -> None:
         self.function = function
         self.version = version_of(function)
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
-        answers = []
-        for episode in episodes:
-            said = settle(self.function(episode))
-            if said is None:
-                answers.append(Feedback.abstained(episode.id))
-            else:
-                answers.append(said if isinstance(said, Feedback) else Feedback(episode.id, score=said))
-        return answers
+        return [_said(episode, settle(self.function(episode))) for episode in episodes]
+
+
+def _said(episode: Episode, said: Any) -> Feedback:
+    if isinstance(said, Feedback):
+        return said
+    if hasattr(said, "tolist"):  # an array of numbers, or a single one
+        said = said.tolist()
+    if isinstance(said, Sequence) and not isinstance(said, (str, bytes)):
+        if all(number is None for number in said):
+            return Feedback.abstained(episode.id, "no opinion of any turn")
+        return Feedback(episode.id, turn_scores=tuple(said))
+    return Feedback.abstained(episode.id) if said is None else Feedback(episode.id, score=said)
+
+
+def with_members(judge: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """A judge and its name, and where it is made of others (a mapping `members`, name to judge) those too: `rules.length`."""
+    yield name, judge
+    members = getattr(judge, "members", None)
+    for inner, member in members.items() if isinstance(members, Mapping) else ():
+        yield from with_members(member, f"{name}.{inner}")
 
 
 class JudgeSource:
@@ -51,14 +67,6 @@ class JudgeSource:
     def __init__(self, judge: Judge | GroupJudge) -> None:
         self.judge = judge
         self._waiting: list[Request] = []
-
-    def open(self, context: Context) -> None:
-        if hasattr(self.judge, "open"):
-            self.judge.open(context)
-
-    def close(self) -> None:
-        if hasattr(self.judge, "close"):
-            self.judge.close()
 
     def request(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
@@ -121,6 +129,13 @@ class JudgeSource:
         )
 
 
+def ask_judge(judge: Judge, episodes: Sequence[Episode]) -> list[Feedback]:
+    """What a judge says of each episode, in order. Whatever it does wrong is a `failed` answer, as in a run; nothing is raised."""
+    source = JudgeSource(judge)
+    source.request([Request("episode", episode.id, "", episodes=(episode,)) for episode in episodes])
+    return [answer for answer in source.receive() if isinstance(answer, Feedback)]
+
+
 @dataclass(slots=True)
 class Source:
     """A source of this run, and how it is asked.
@@ -167,13 +182,77 @@ _SETTINGS = ("name", "weight", "deadline", "raters", "required", "kind", "share"
 
 
 def make_source(spec: Any, plugins: Plugins) -> Source:
-    """A source from what the config says: a registered name, a mapping with `judge` or `source` and its options, a judge or source
-    object, or a plain function of an episode.
+    """A source from an entry of the config: a registered name; "package.module:function"; a mapping with one of these as `judge` or
+    `source` and its options; a judge or source object; or a plain function of an episode.
 
     Raises:
         PluginError: an unknown name or option, or something that is none of these.
     """
+    name, given, version, settings = _named(spec, plugins)
+    source, kind = as_source(given)
+    return Source(**{"name": name, "given": source, "version": version, "kind": kind, **settings})
+
+
+def as_source(given: Any) -> tuple[FeedbackSource, str]:
+    """A judge or source as a source, and whether it is asked about an "episode" or a "group"."""
+    if isinstance(given, FeedbackSource):
+        return given, getattr(given, "kind", "episode")
+    return JudgeSource(given), "group" if isinstance(given, GroupJudge) else "episode"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A judge or source that is a part of another one.
+
+    Attributes:
+        given: a `Judge`, a `GroupJudge` or a `FeedbackSource`.
+        weight: None where the entry gives none.
+    """
+
+    name: str
+    given: Any
+    version: str
+    weight: float | None = None
+
+
+def make_members(specs: Any, plugins: Plugins | None = None) -> list[Member]:
+    """What another judge or source is made of, from entries as `make_source` takes them, with no settings but `name` and `weight`.
+
+    For the factories of such judges: one that has a parameter `plugins` is given the run's. The judge keeps them in `members`, a mapping
+    from name to what was given, through which the engine opens and closes them, lets them learn and saves their state; asking them is
+    the judge's own business (`ask_judge` for those that answer at once).
+
+    Args:
+        plugins: where names are looked up; default: what is installed.
+
+    Raises:
+        PluginError: an unknown name or option, two members of one name, or something that is no judge.
+    """
+    if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence) or not specs:
+        raise PluginError(
+            f"it takes a list of at least one judge, such as [{{judge: length}}, {{judge: turns}}], got {specs!r}"
+        )
+    plugins = plugins or Plugins()
+    members = []
+    for spec in specs:
+        name, given, version, settings = _named(spec, plugins)
+        odd = sorted(set(settings) - {"name", "weight"})
+        if odd:
+            raise PluginError(
+                f"the member {name!r} is asked with the whole it belongs to, so it has no setting {odd[0]!r} of its own"
+            )
+        members.append(Member(settings.get("name", name), given, version, settings.get("weight")))
+    names = [member.name for member in members]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise PluginError(f"two members are called {twice[0]!r}: give one a `name` of its own")
+    return members
+
+
+def _named(spec: Any, plugins: Plugins) -> tuple[str, Any, str, dict[str, Any]]:
+    """What an entry of the config speaks of: its name, the judge or source, the version of that, and the settings it was given."""
     settings: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if isinstance(spec, Mapping):
         options = dict(spec)
         settings = {key: options.pop(key) for key in _SETTINGS if key in options}
@@ -183,41 +262,63 @@ def make_source(spec: Any, plugins: Plugins) -> Source:
         spec = given[0]
         if options and not isinstance(spec, str):
             raise PluginError(f"options {sorted(options)} are for registered judges; this one is an object already")
-    else:
-        options = {}
     if isinstance(spec, str):
         name, known = spec, {kind: plugins.names(kind) for kind in ("judge", "feedback source")}
         kinds = [kind for kind, names in known.items() if spec in names]
-        if not kinds:
+        if kinds:
+            takes = list(inspect.signature(plugins.factory(kinds[0], spec)).parameters.values())
+            own = [p.name for p in takes if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "plugins"]
+            for option in options if not any(p.kind is p.VAR_KEYWORD for p in takes) else ():
+                if option not in own:  # it may be one that all sources have
+                    raise PluginError(
+                        f"{kinds[0]} {spec!r} has no option {option!r}.{did_you_mean(option, [*_SETTINGS, *own])}"
+                    )
+            spec = plugins.create(kinds[0], spec, **options)
+        elif ":" in spec:
+            name = spec.partition(":")[2]
+            spec = _imported(spec, options)
+        else:
             everything = [ENVIRONMENT, *known["judge"], *known["feedback source"]]
             raise plugins.unknown("judge or feedback source", spec, everything)
-        takes = list(inspect.signature(plugins.factory(kinds[0], spec)).parameters.values())
-        own = [p.name for p in takes if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        for option in options if not any(p.kind is p.VAR_KEYWORD for p in takes) else ():
-            if option not in own:  # it may be one that all sources have
-                raise PluginError(f"{kinds[0]} {spec!r} has no option {option!r}.{did_you_mean(option, [*_SETTINGS, *own])}")
-        spec = plugins.create(kinds[0], spec, **options)
     else:
         name = getattr(spec, "__name__", type(spec).__name__)
-    kind = "episode"
     version = derive_id(version_of(spec), canonical_json(_plain(options))) if options else version_of(spec)
     if inspect.isclass(spec):
         raise PluginError(f"{spec!r} is no feedback source but a class of them: give an instance")
-    if isinstance(spec, FeedbackSource):
-        given_source: FeedbackSource = spec
-        kind = getattr(spec, "kind", "episode")
-    elif isinstance(spec, GroupJudge):
-        given_source, kind = JudgeSource(spec), "group"
-    elif isinstance(spec, Judge):
-        given_source = JudgeSource(spec)
-    elif callable(spec):
-        given_source = JudgeSource(FunctionJudge(spec))
-    else:
+    if isinstance(spec, (FeedbackSource, GroupJudge, Judge)):
+        return name, spec, version, settings
+    if callable(spec):
+        return name, FunctionJudge(spec), version, settings
+    raise PluginError(
+        f"{spec!r} is no feedback source: it needs score(episodes), rank(group), request and receive, or to be a function of an episode"
+    )
+
+
+def _imported(path: str, options: Mapping[str, Any]) -> Any:
+    """What "package.module:name" names: a function of an episode with options as keyword arguments, an instance made of a class and
+    options, or an object, which takes none."""
+    module, _, attribute = path.partition(":")
+    try:
+        home = importlib.import_module(module)
+    except (ImportError, ValueError) as error:
         raise PluginError(
-            f"{spec!r} is no feedback source: it needs score(episodes), rank(group), request and receive, or to be a function "
-            "of an episode"
-        )
-    return Source(**{"name": name, "given": given_source, "version": version, "kind": kind, **settings})
+            f"judge {path!r}: module {module!r} cannot be imported: {error}. The form is package.module:function; the module must be "
+            "installed, or lie below the folder that turnwise is started from"
+        ) from error
+    try:
+        found = getattr(home, attribute)
+    except AttributeError:
+        public = [name for name in vars(home) if not name.startswith("_")]
+        raise PluginError(f"judge {path!r}: module {module!r} has no {attribute!r}.{did_you_mean(attribute, public)}") from None
+    if inspect.isclass(found):
+        check_options(f"judge {path!r}", found, 0, options)
+        return found(**options)
+    if not options:
+        return found
+    if not inspect.isfunction(found):
+        raise PluginError(f"judge {path!r} is an object already and takes no options, got {sorted(options)}")
+    check_options(f"judge {path!r}", found, 1, options)
+    return functools.partial(found, **options)
 
 
 def _luck(source: str, episode: Episode) -> float:
@@ -241,12 +342,12 @@ def check_order(sources: Sequence[Sources], before: Sequence[str]) -> None:
     """
     for each in sources:
         for source in each.sources:
-            judge = source.given.judge if isinstance(source.given, JudgeSource) else source.given
-            after = getattr(judge, "after", "")
-            if after and not any(label == after or label.startswith(f"{after}-") for label in before):
-                raise PluginError(
-                    f"the judge {source.name!r} needs what a {after!r} stage makes: put one before this stage, or give the judge a `path`"
-                )
+            for name, judge in with_members(_giver(source), source.name):
+                after = getattr(judge, "after", "")
+                if after and not any(label == after or label.startswith(f"{after}-") for label in before):
+                    raise PluginError(
+                        f"the judge {name!r} needs what a {after!r} stage makes: put one before this stage, or give the judge a `path`"
+                    )
 
 
 def learners(sources: Sequence[Sources]) -> dict[str, Any]:
@@ -266,10 +367,15 @@ def learn(sources: Sequence[Sources], run: Any) -> dict[str, float]:
 def _givers(sources: Sequence[Sources]) -> dict[str, Any]:
     """The sources and judges themselves, by a name that tells them apart."""
     return {
-        f"source-{i}-{s.name}": s.given.judge if isinstance(s.given, JudgeSource) else s.given
+        name: part
         for i, each in enumerate(sources)
-        for s in each.sources
+        for source in each.sources
+        for name, part in with_members(_giver(source), f"source-{i}-{source.name}")
     }
+
+
+def _giver(source: Source) -> Any:
+    return source.given.judge if isinstance(source.given, JudgeSource) else source.given
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,13 +427,15 @@ class Sources:
 
     def open(self, folder: Path, ledger: Ledger, seed: int, update: int = 0, run: str = "") -> None:
         for source in self.sources:
-            if hasattr(source.given, "open"):
-                source.given.open(Context(source.name, folder, ledger.clock, seed, update, ledger, run))
+            for name, part in with_members(_giver(source), source.name):
+                if hasattr(part, "open"):
+                    part.open(Context(name, folder, ledger.clock, seed, update, ledger, run))
 
     def close(self) -> None:
         for source in self.sources:
-            if hasattr(source.given, "close"):
-                source.given.close()
+            for _, part in with_members(_giver(source), source.name):
+                if hasattr(part, "close"):
+                    part.close()
 
     def ask(
         self,

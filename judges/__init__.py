@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from ..engine.hookspecs import Register, hookimpl
+from .answers import Exact, Numeric
 from .checklist import ChecklistJudge
+from .combine import Not, Rules
 from .constitution import Constitution, ConstitutionJudge
+from .economy import Economy
 from .escalation import Escalation
 from .judge import ModelJudge
 from .listwise import ListwiseJudge
 from .pairwise import PairwiseJudge
 from .panel import Panel
 from .rubric import Rubric
-from .rules import Length, Questions, Regex, Repetition
+from .rules import Forbidden, Language, Length, Questions, Regex, Repetition, Turns
 from .scoring import RubricJudge
 from .simulated import SimulatedPanel
+from .structure import JsonSchema, ToolCalls
 
 __all__ = [
-    "ChecklistJudge", "Constitution", "ConstitutionJudge", "Escalation", "Length", "ListwiseJudge", "ModelJudge", "PairwiseJudge", "Panel", "Questions", "Regex",
-    "Repetition", "Rubric", "RubricJudge", "SimulatedPanel",
+    "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy", "Escalation", "Exact", "Forbidden", "JsonSchema", "Language", "Length",
+    "ListwiseJudge", "ModelJudge", "Not", "Numeric", "PairwiseJudge", "Panel", "Questions", "Regex", "Repetition", "Rubric", "RubricJudge",
+    "Rules", "SimulatedPanel", "ToolCalls", "Turns",
 ]  # fmt: skip
 
 
@@ -25,13 +30,23 @@ __all__ = [
 def register_judges(register: Register) -> None:
     register("checklist", ChecklistJudge)
     register("constitution", ConstitutionJudge)
+    register("economy", Economy)
+    register("exact", Exact)
+    register("forbidden", Forbidden)
+    register("json-schema", JsonSchema)
+    register("language", Language)
     register("length", Length)
     register("listwise", ListwiseJudge)
+    register("not", Not)
+    register("numeric", Numeric)
     register("pairwise", PairwiseJudge)
     register("questions", Questions)
     register("regex", Regex)
     register("repetition", Repetition)
     register("rubric", RubricJudge)
+    register("rules", Rules)
+    register("tool-calls", ToolCalls)
+    register("turns", Turns)
 
 
 @hookimpl

@@ -17,8 +17,8 @@ from typing import Any
 
 from ..engine.episode import Episode, derive_id
 from ..engine.feedback import Comparison, Context, Paused, Question, Request, Stamp
-from ..engine.plugins import PluginError, Plugins
-from ..engine.sources import Source, make_source
+from ..engine.plugins import Plugins
+from ..engine.sources import as_source, make_members
 from .judge import Answer
 
 
@@ -48,62 +48,54 @@ class Escalation:
 
     def __post_init__(self) -> None:
         plugins = self.plugins or Plugins()
-        self._first, self._then = (self._source(spec, plugins) for spec in (self.first, self.then))
-        if self._first.kind != self._then.kind:
+        made = make_members([self.first, self.then], plugins)
+        self._first, self._then = (as_source(m.given)[0] for m in made)
+        self._names = [m.name for m in made]
+        kinds = [as_source(m.given)[1] for m in made]
+        if kinds[0] != kinds[1]:
             raise ValueError(
-                f"first and then must both score or both compare: {self._first.name!r} is about an {self._first.kind}, {self._then.name!r} about a "
-                f"{self._then.kind}"
+                f"first and then must both score or both compare: {self._names[0]!r} is about an {kinds[0]}, {self._names[1]!r} about a {kinds[1]}"
             )
+        # People write their answers into the ledger themselves, under the very request that they were given.
+        self._people = getattr(made[1].given, "answers_in_ledger", False)
+        if getattr(made[0].given, "answers_in_ledger", False):
+            raise ValueError(f"{self._names[0]!r} answers late and elsewhere: it can only come second")
+        self.members = {m.name: m.given for m in made[: 1 if self._people else 2]}
         if self.spread is None and self.unsure is None and not self.failed:
             raise ValueError("nothing would ever go up: give `spread`, `unsure`, or failed: true")
         if not 0 < self.share <= 1 or (self.unsure is not None and not 0.5 <= self.unsure <= 1):
             raise ValueError(f"share must lie above 0 and up to 1, unsure in 0.5 to 1; got {self.share} and {self.unsure}")
-        self.kind = self._first.kind
+        self.kind = kinds[0]
         rule = [self.spread, self.unsure, self.failed, self.share]
-        self.version = f"escalation/{derive_id(self._first.version, self._then.version, rule)[:8]}"
+        self.version = f"escalation/{derive_id([m.version for m in made], rule)[:8]}"
         self._name, self._seen, self._up = "", 0, 0
         self._closed = ""  # why nothing goes up any more
         self._asked: dict[str, Request] = {}  # by the first's request
         self._waits: dict[str, tuple[Request, Answer]] = {}  # by the second's request, with what the first said
 
-    def _source(self, spec: Any, plugins: Plugins) -> Source:
-        source = make_source(spec, plugins)
-        if not source.required or source.raters != 1 or source.deadline is not None:
-            raise PluginError(
-                f"{source.name!r} within an escalation takes no raters, required or deadline: give these to the escalation"
-            )
-        return source
-
-    @property
-    def _people(self) -> bool:
-        """Whether the second writes its answers into the ledger itself, under the request that it was given."""
-        return not hasattr(self._then.given, "judge") and getattr(self._then.given, "answers_in_ledger", False)
-
     def open(self, context: Context) -> None:
         self._name = context.name
-        for source in (self._first, self._then):
-            name = context.name if source is self._then and self._people else f"{context.name}/{source.name}"
-            if hasattr(source.given, "open"):
-                source.given.open(dataclasses.replace(context, name=name))
+        if self._people and hasattr(self._then, "open"):
+            self._then.open(context)
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
         """As the second, whose pages need to know what is asked, or the first."""
         for source in (self._then, self._first):
-            if hasattr(source.given, "plan"):
-                return list(source.given.plan(group, episodes))
+            if hasattr(source, "plan"):
+                return list(source.plan(group, episodes))
         return [Question(group, tuple(episodes))] if self.kind == "group" else [Question(e.id, (e,)) for e in episodes]
 
     def request(self, requests: Sequence[Request]) -> None:
         own = {}
         for request in requests:
-            theirs = dataclasses.replace(request, source=f"{self._name}/{self._first.name}")
+            theirs = dataclasses.replace(request, source=f"{self._name}.{self._names[0]}")
             if theirs.id not in self._asked:
                 self._asked[theirs.id] = own[theirs.id] = request
-        self._first.given.request([dataclasses.replace(r, source=f"{self._name}/{self._first.name}") for r in own.values()])
+        self._first.request([dataclasses.replace(r, source=f"{self._name}.{self._names[0]}") for r in own.values()])
 
     def receive(self) -> list[Answer]:
         answers, up = [], []
-        for said in self._first.given.receive():
+        for said in self._first.receive():
             request = self._asked.pop(said.stamp.request or "")
             self._seen += 1
             why = self._why(said)
@@ -111,19 +103,19 @@ class Escalation:
                 answers.append(self._as_ours(request, said, {"unsure": why, "closed": self._closed or "share"} if why else {}))
                 continue
             self._up += 1
-            theirs = request if self._people else dataclasses.replace(request, source=f"{self._name}/{self._then.name}")
+            theirs = request if self._people else dataclasses.replace(request, source=f"{self._name}.{self._names[1]}")
             self._waits[theirs.id] = request, said
             up.append(theirs)
         if up:
-            self._then.given.request(up)
+            self._then.request(up)
         return answers + self._heard()
 
     def _heard(self) -> list[Answer]:
         try:
-            heard = self._then.given.receive()
+            heard = self._then.receive()
         except Paused as notice:  # what it would have been asked is answered by the first
             self._closed = str(notice)
-            warnings.warn(f"{self._name!r}: nothing goes up to {self._then.name!r} any more: {notice}", stacklevel=2)
+            warnings.warn(f"{self._name!r}: nothing goes up to {self._names[1]!r} any more: {notice}", stacklevel=2)
             waiting, self._waits = self._waits, {}
             return [self._as_ours(r, said, {"unsure": self._why(said), "closed": self._closed}) for r, said in waiting.values()]
         answers = []
@@ -153,13 +145,13 @@ class Escalation:
         return dataclasses.replace(said, id=derive_id(request.id, "escalation"), stamp=stamp, details=details)
 
     def waiting(self) -> str:
-        notes = [f"{s.name}: {s.given.waiting()}" for s in (self._first, self._then) if hasattr(s.given, "waiting")]
+        pairs = zip(self._names, (self._first, self._then), strict=True)
+        notes = [f"{name}: {source.waiting()}" for name, source in pairs if hasattr(source, "waiting")]
         return "; ".join([*notes, f"{self._up} of {self._seen} went up"])
 
     def close(self) -> None:
-        for source in (self._first, self._then):
-            if hasattr(source.given, "close"):
-                source.given.close()
+        if self._people and hasattr(self._then, "close"):
+            self._then.close()
         self._asked, self._waits = {}, {}
 
 

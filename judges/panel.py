@@ -4,7 +4,7 @@
     comparisons   each pair goes to whom more members prefer; a group is ordered by the mean share of the others that each beats
 
 Members of different families are wrong about different things, and small ones together can cost less than a large one (Verga et al. 2024, arXiv:2404.18796). With
-`weights: {name: aggregator}` each counts as much as an aggregator (`rater-bradley-terry`, `dawid-skene`, ...) finds it reliable, over all that this
+`reliability: AGGREGATOR` each counts as much as an aggregator (`rater-bradley-terry`, `dawid-skene`, ...) finds it reliable, over all that this
 panel has said in updates before. A member that fails or abstains is left out; too few of them left (`quorum`), and the panel abstains. A
 quarantined member leaves the panel, with notice.
 """
@@ -24,7 +24,8 @@ from ..engine.episode import Episode, derive_id
 from ..engine.feedback import Comparison, Context, Feedback, Question, Request, Stamp
 from ..engine.plugins import Plugins
 from ..engine.preferences import opinion
-from ..engine.sources import Source, make_source
+from ..engine.sources import as_source, make_members
+from ..engine.stages.play import component
 from ..engine.suggest import did_you_mean
 from .judge import Answer, Quarantined
 
@@ -36,7 +37,7 @@ class Panel:
     Attributes:
         judges: entries as in `feedback`; all of them score conversations, or all of them compare.
         combine: "median", "mean" or "vote"; of scores. Comparisons are always voted on.
-        weights: {member: number}, or {name: aggregator, ...}: how much each counts in means and votes; default: all the same.
+        reliability: an aggregator, by whose estimate of each member's reliability it counts, instead of its `weight`.
         quorum: how many members must have said something; default: more than half.
         tie: what equally many votes mean: "tie", or the member whose word then counts.
 
@@ -46,7 +47,7 @@ class Panel:
 
     judges: Sequence[Any]
     combine: Literal["median", "mean", "vote"] = "median"
-    weights: Mapping[str, Any] = field(default_factory=dict)
+    reliability: Any = None
     quorum: int | None = None
     tie: str = "tie"
     plugins: Plugins | None = field(default=None, repr=False)
@@ -55,13 +56,17 @@ class Panel:
         if self.combine not in ("median", "mean", "vote"):
             raise ValueError(f"combine must be 'median', 'mean' or 'vote', got {self.combine!r}")
         plugins = self.plugins or Plugins()
-        self.members: list[Source] = [make_source(spec, plugins) for spec in self.judges]
-        names = [m.name for m in self.members]
-        kinds = {m.kind for m in self.members}
-        if len(self.members) < 2 or len(kinds) > 1 or len(set(names)) < len(names):
+        made = make_members(self.judges, plugins)
+        self.members = {m.name: m.given for m in made}  # the engine opens and closes them, and keeps their states
+        self._sources = {m.name: as_source(m.given) for m in made}
+        names, kinds = list(self.members), {kind for _, kind in self._sources.values()}
+        if len(names) < 2 or len(kinds) > 1:
+            shown = (f"{name} ({'compares' if kind == 'group' else 'scores'})" for name, (_, kind) in self._sources.items())
+            raise ValueError(f"a panel needs two judges or more that all score or all compare, got {', '.join(shown)}")
+        late = [name for name, given in self.members.items() if getattr(given, "answers_in_ledger", False)]
+        if late:
             raise ValueError(
-                "a panel needs two judges or more, with names of their own, that all score or all compare; got "
-                + ", ".join(f"{m.name} ({'compares' if m.kind == 'group' else 'scores'})" for m in self.members)
+                f"{late[0]!r} cannot sit on a panel: what it hears does not pass through here. Ask it by an escalation"
             )
         [self.kind] = kinds
         self.quorum = len(self.members) // 2 + 1 if self.quorum is None else self.quorum
@@ -69,21 +74,21 @@ class Panel:
             raise ValueError(f"quorum must lie in 1 to {len(self.members)}, got {self.quorum}")
         if self.tie not in ("tie", *names):
             raise ValueError(f"tie must be 'tie' or a member, got {self.tie!r}.{did_you_mean(self.tie, names)}")
-        self._aggregator = None
-        if "name" in self.weights:
-            options = dict(self.weights)
-            self._aggregator = plugins.create("aggregator", options.pop("name"), **options)
-            self._counts = dict.fromkeys(names, 1.0)
-        else:
-            strangers = set(self.weights) - set(names)
-            if strangers or any(float(w) < 0 for w in self.weights.values()):
-                raise ValueError(f"weights must be at least 0 and name members ({', '.join(names)}), got {dict(self.weights)}")
-            self._counts = {name: float(self.weights.get(name, 1.0)) for name in names}
-        if self.combine == "median" and len(set(self._counts.values())) > 1:
+        given = {m.name: 1.0 if m.weight is None else float(m.weight) for m in made}
+        if min(given.values()) < 0 or not sum(given.values()):
+            raise ValueError(f"weights must be at least 0, one above it; got {given}")
+        if (
+            self.combine == "median"
+            and self.kind == "episode"
+            and (len(set(given.values())) > 1 or self.reliability is not None)
+        ):
             raise ValueError("a median knows no weights: use combine 'mean' or 'vote'")
-        versions = [[m.name, m.version] for m in self.members]
-        rule = [self.combine, {k: str(v) for k, v in self.weights.items()}, self.quorum, self.tie]
-        self.version = f"panel/{derive_id(versions, rule)[:8]}"
+        self._aggregator = None
+        if self.reliability is not None:
+            self._aggregator = component(plugins, "aggregator", self.reliability)
+        self._counts = given
+        rule = [self.combine, given, str(self.reliability), self.quorum, self.tie]
+        self.version = f"panel/{derive_id([[m.name, m.version] for m in made], rule)[:8]}"
         self._name = ""
         self._asked: dict[str, tuple[Request, dict[str, Answer]]] = {}  # requests under way, and what members said of them
         self._of: dict[str, tuple[str, str]] = {}  # a member's own request: ours, and the member
@@ -93,48 +98,42 @@ class Panel:
 
     def open(self, context: Context) -> None:
         self._name = context.name
-        for member in self.members:
-            if hasattr(member.given, "open"):
-                member.given.open(dataclasses.replace(context, name=f"{context.name}/{member.name}"))
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
         """As the first member that has a plan of its own; all members are asked the same."""
-        for member in self.members:
-            if hasattr(member.given, "plan"):
-                return list(member.given.plan(group, episodes))
+        for given in self.members.values():
+            if hasattr(given, "plan"):
+                return list(given.plan(group, episodes))
         return [Question(group, tuple(episodes))] if self.kind == "group" else [Question(e.id, (e,)) for e in episodes]
 
     def request(self, requests: Sequence[Request]) -> None:
         new = [r for r in requests if r.id not in self._asked]
         self._asked |= {r.id: (r, {}) for r in new}
-        for member in self._present():
-            own = {r.id: dataclasses.replace(r, source=f"{self._name}/{member.name}") for r in new}
-            self._of |= {theirs.id: (ours, member.name) for ours, theirs in own.items()}
-            member.given.request(list(own.values()))
+        for name in self._present():
+            own = {r.id: dataclasses.replace(r, source=f"{self._name}.{name}") for r in new}
+            self._of |= {theirs.id: (ours, name) for ours, theirs in own.items()}
+            self._sources[name][0].request(list(own.values()))
 
     def receive(self) -> list[Answer]:
-        for member in self._present():
+        for name in self._present():
             try:
-                heard = member.given.receive()
+                heard = self._sources[name][0].receive()
             except Quarantined as notice:
-                self._out[member.name] = str(notice)
-                warnings.warn(f"the panel {self._name!r} goes on without {member.name!r}: {notice}", stacklevel=2)
+                self._out[name] = str(notice)
+                warnings.warn(f"the panel {self._name!r} goes on without {name!r}: {notice}", stacklevel=2)
                 if len(self._out) == len(self.members):
                     raise Quarantined(f"every judge of the panel {self._name!r} is quarantined; the last: {notice}") from notice
                 continue
             for answer in heard:
                 ours, _ = self._of.pop(answer.stamp.request or "")
-                self._asked[ours][1][member.name] = answer
-        ready = [id_ for id_, (_, said) in self._asked.items() if all(m.name in said for m in self._present())]
+                self._asked[ours][1][name] = answer
+        ready = [id_ for id_, (_, said) in self._asked.items() if all(name in said for name in self._present())]
         return [self.answer(*self._asked.pop(id_)) for id_ in ready]
 
     def waiting(self) -> str:
-        return "; ".join(f"{m.name}: {m.given.waiting()}" for m in self._present() if hasattr(m.given, "waiting"))
+        return "; ".join(f"{n}: {self.members[n].waiting()}" for n in self._present() if hasattr(self.members[n], "waiting"))
 
     def close(self) -> None:
-        for member in self.members:
-            if hasattr(member.given, "close"):
-                member.given.close()
         self._asked, self._of = {}, {}
 
     def learn(self, run: Any) -> dict[str, float]:
@@ -145,7 +144,7 @@ class Panel:
         answers = [own for answer in said for own in opinions_of(answer)]
         if answers:
             raters = self._aggregator.aggregate(answers).raters
-            found = {m.name: max(raters[m.name].reliability, 0.0) if m.name in raters else 0.0 for m in self.members}
+            found = {n: max(raters[n].reliability, 0.0) if n in raters else 0.0 for n in self.members}
             if sum(found.values()) > 0:
                 self._counts = found
         return {f"judges/{self._name}/weight/{name}": value for name, value in self._counts.items()}
@@ -156,8 +155,8 @@ class Panel:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._counts = dict(state["counts"])
 
-    def _present(self) -> list[Source]:
-        return [m for m in self.members if m.name not in self._out]
+    def _present(self) -> list[str]:
+        return [name for name in self.members if name not in self._out]
 
     # What members' answers become.
 

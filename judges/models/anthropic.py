@@ -144,8 +144,8 @@ class Anthropic:
         except sdk.APIConnectionError as error:
             never = isinstance(error.__cause__, self._http.ConnectError)
             raise ModelError("connection", f"no answer: {error.__cause__ or error}", lost=not never) from error
-        except sdk.AnthropicError as error:
-            raise ModelError("server", f"{type(error).__name__}: {error}") from error
+        except (sdk.AnthropicError, ValueError) as error:  # an answer that is not JSON is a bare ValueError of theirs
+            raise ModelError("server", f"{type(error).__name__}: {error}", lost=isinstance(error, ValueError)) from error
 
 
 def read_message(body: Mapping[str, Any], request: str = "") -> Reply:

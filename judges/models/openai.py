@@ -65,7 +65,7 @@ class OpenAI:
         """The request's body."""
         body: dict[str, Any] = {
             "model": self._model, "instructions": self._instructions(prompt), "input": [{"role": "user", "content": prompt.user}],
-            "max_output_tokens": prompt.max_tokens, "store": False,
+            "max_output_tokens": prompt.max_tokens, "store": False, "stream": False,
         }  # fmt: skip
         if self._schema == "strict":
             body["text"] = {"format": {"type": "json_schema", "name": "verdict", "strict": True, "schema": dict(prompt.schema)}}
@@ -153,8 +153,8 @@ class OpenAI:
         except sdk.APIConnectionError as error:
             never = isinstance(error.__cause__, self._http.ConnectError)
             raise ModelError("connection", f"no answer: {error.__cause__ or error}", lost=not never) from error
-        except sdk.OpenAIError as error:
-            raise ModelError("server", f"{type(error).__name__}: {error}") from error
+        except (sdk.OpenAIError, ValueError) as error:  # an answer that is not JSON is a bare ValueError of theirs
+            raise ModelError("server", f"{type(error).__name__}: {error}", lost=isinstance(error, ValueError)) from error
 
 
 class OpenAIChat(OpenAI):
