@@ -186,7 +186,10 @@ class ModelJudge(Asking):
         self._under_way.clear()
 
     async def _judge(self, request: Request) -> Answer:
-        verdicts = await gathered([self._caller.verdict(call) for call in self.calls(request)])
+        calls = self.calls(request)
+        if request.rater_slot:  # another rater is another answer, not the same one again
+            calls = [dataclasses.replace(call, key=[call.key, request.rater_slot]) for call in calls]
+        verdicts = await gathered([self._caller.verdict(call) for call in calls])
         return self._stamped(request, verdicts)
 
     def _stamped(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
