@@ -231,7 +231,9 @@ class Request:
 class Judge(Protocol):
     """Looks at episodes one by one and answers at once.
 
-    Optional, for every kind of judge: `open(context)` before the first question, with a `Context`; `learn(run)`, see `FeedbackSource`.
+    Optional, for every kind of judge: `open(context)` before the first question, with a `Context`; `learn(run)`, see `FeedbackSource`;
+    `members`, a mapping from name to judge, where it is made of others: the engine opens and closes those too, lets them learn and saves
+    their state.
     """
 
     def score(self, episodes: Sequence[Episode]) -> Sequence[Feedback] | Awaitable[Sequence[Feedback]]:

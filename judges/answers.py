@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from .rules import compiled
 Reference = str | float | Sequence[str | float] | Mapping[str, str] | Callable[[Episode], Any]
 
 
-class _Answer:
+class _Answer(ABC):
     """What the two judges share: the references of an episode, and the part of the last reply that is the answer."""
 
     def __init__(self, reference: Reference, pattern: str | None) -> None:
@@ -71,11 +72,13 @@ class _Answer:
         found = list(self._pattern.finditer(reply))
         return found[-1][self._pattern.groups] or "" if found else None
 
+    @abstractmethod
     def _checked(self, references: list[Any]) -> list[Any]:
-        raise ValueError("no kind of answer")
+        """The references in the form in which they are compared; ValueError for one that has none."""
 
+    @abstractmethod
     def _right(self, answer: str | None, references: list[Any]) -> tuple[bool, dict[str, Any]]:
-        raise ValueError("no kind of answer")
+        """Whether the answer is one of them, and the details."""
 
 
 def _listed(reference: Any) -> list[Any]:

@@ -27,7 +27,8 @@ from ..engine.feedback import Feedback
 from ..engine.suggest import did_you_mean
 from .rules import compiled
 
-_QUESTION = re.compile(r"(?:[^.!?。！？؟\n]|[.!](?=\S))*[?？؟]+")  # a point inside (3.5) does not end a sentence
+_END = re.compile(r"(?<=[?？؟])(?![!?！？؟])|(?<=[.!])(?=\s)|(?<=[。！\n])")  # of a sentence; a point inside (3.5) is none
+_QUESTION = re.compile(r"[?？؟][!?！？؟]*$")
 _ADDRESS = re.compile(r"https?://\S+")  # may hold a question mark, and asks nothing
 _ASKING = frozenset(["how", "what", "when", "where", "which", "who", "whom", "whose", "why"])
 
@@ -120,8 +121,8 @@ class Economy:
         topics: set[str] = set()
         others: set[frozenset[str]] = set()
         for k, turn in enumerate(episode.turns):
-            for match in _QUESTION.finditer(_ADDRESS.sub("", turn.action)):
-                text = match[0].strip()
+            sentences = map(str.strip, _END.split(_ADDRESS.sub("", turn.action)))
+            for text in filter(_QUESTION.search, sentences):
                 about = [topic for topic in self._topics if topic.asks.search(text)]
                 for topic in about:
                     yield _Asked(k, text, topic, topic.name in topics)

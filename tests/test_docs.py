@@ -120,6 +120,36 @@ def test_the_rows_and_the_code_of_preference_data(tmp_path: Path, monkeypatch: p
     exec(code, {})
 
 
+def test_the_rules_of_the_page(model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every registered rule has its row with all its options; the page's code runs, and its feedback trains."""
+    import inspect
+
+    text, plugins = (DOCS / "rules.md").read_text(), turnwise.Plugins()
+    for name in plugins.infos["judges"].registered["judge"]:
+        factory = plugins.factory("judge", name)
+        if factory.__module__.rpartition(".")[2] in ("rules", "answers", "structure", "economy", "combine"):
+            [row] = re.findall(rf"^\| `{name}` \| (.*)", text, re.MULTILINE)
+            for option in set(inspect.signature(factory).parameters) - {"plugins"}:
+                assert f"`{option}`" in row, f"docs/rules.md lacks {option!r} of {name!r}"
+    [code] = blocks("rules.md", "python")
+    module = types.ModuleType("my_rules")
+    exec(compile(code, "rules.md", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, "my_rules", module)
+    feedback = [each for block in blocks("rules.md", "yaml") for each in yaml.safe_load(block)["feedback"]]
+    small = {"updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 5, "poll": 0.0, "env": ECHO, "feedback": feedback}
+    stage = {**small, "combiner": {"name": "weighted", "turns": ["economy"]}}
+    done = turnwise.Run(
+        {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}, folder=tmp_path / "r"
+    ).finish()
+    said = {
+        a.stamp.source
+        for e in done.ledger.run_episodes(done.id)
+        for a in done.ledger.feedback([e.group])
+        if a.status == "scored"
+    }
+    assert said == {"length", "manners", "economy", "short"}
+
+
 def test_the_pages_code_and_options_of_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import fields
 

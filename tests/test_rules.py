@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import turnwise
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from turnwise import judges
 from turnwise.engine.feedback import version_of
@@ -325,6 +325,20 @@ def test_a_sentence_of_many_topics_is_many_questions() -> None:
         "unused",
         "used",
     ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "asked"),
+    [
+        ("Is it 3.5 kg?! Really.", ["Is it 3.5 kg?!"]),
+        ("Fine. Who?? And\nwhere?Why (or when?) not?", ["Who??", "where?", "Why (or when?", ") not?"]),
+        ("好。多少钱？什么时候？", ["多少钱？", "什么时候？"]),
+        ("See http://x.org/?a=b. No question.", []),
+    ],
+)
+def test_questions_are_sentences(reply: str, asked: list[str]) -> None:
+    questions = judged(judges.Economy(), reply).details["questions"]
+    assert [question["text"] for question in questions] == asked
 
 
 def test_an_answer_counts_only_by_words_that_are_new() -> None:
@@ -722,6 +736,7 @@ def test_what_must_be_installed_is_said_before_the_run(
 
 @settings(deadline=None)  # the language model is loaded once
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=4))
+@example(["a " * 50_000, "1" * 100_000, "1." * 50_000, "{[" * 50_000, '{"name": ' * 2_000, "½" * 10_000, "-" * 100_000])
 def test_no_reply_breaks_a_rule(replies: list[str]) -> None:
     rules: list[Any] = [
         judges.Length(), judges.Turns(2), judges.Regex("x"), judges.Forbidden(["x y", "/z+/"]), judges.Repetition(2), judges.Questions(),
