@@ -369,6 +369,16 @@ class Ledger(Database):
                 rows += db.execute(query).mappings()
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
+    def said_by(self, sources: Sequence[str], groups: Sequence[str]) -> list[Answer]:
+        """What these sources scored of these groups and their episodes, in force, in the order it came; late answers among it."""
+        rows: list[Any] = []
+        with self.reading() as db:
+            for some in _chunks(groups):
+                query = sa.select(FEEDBACK).where(_about(EPISODES.c.group.in_(some)), _in_force())
+                query = query.where(FEEDBACK.c.source.in_(list(sources)), FEEDBACK.c.status == "scored")
+                rows += db.execute(query).mappings()
+        return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
+
     def answers(self, ids: Sequence[str]) -> list[Answer]:
         """Answers by id, in the order they came, whether or not they are still in force."""
         rows: list[Any] = []

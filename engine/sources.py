@@ -355,10 +355,10 @@ def learners(sources: Sequence[Sources]) -> dict[str, Any]:
     return {name: part for name, part in _givers(sources).items() if hasattr(part, "state_dict")}
 
 
-def learn(sources: Sequence[Sources], run: Any) -> dict[str, float]:
+def learn(sources: Sequence[Sources], run: Any, combiners: Sequence[Any] = ()) -> dict[str, float]:
     """Lets those that learn from what the run has heard so far do so, before they are asked again; what they say of it are metrics."""
     found: dict[str, float] = {}
-    for part in _givers(sources).values():
+    for part in (*_givers(sources).values(), *combiners):
         if hasattr(part, "learn"):
             found |= part.learn(run) or {}
     return found

@@ -291,7 +291,7 @@ class RL(Stage):
             golden: dict[str, float] = {}
             if best is not None and self.gold and i == 0:
                 golden = self._gold(run, player, best, i)
-            learned = shared(run, learn(parts.sources, run) if run.is_main else {})
+            learned = shared(run, learn(parts.sources, run, parts.combiners) if run.is_main else {})
             experience = Experience(run, parts, player, show, {})
             if not (pending.gather(experience, i) if pending else self._in_step(experience, i)):
                 return  # interrupted while waiting: what was played and asked is kept, nothing trains

@@ -9,3 +9,4 @@ from ...engine.hookspecs import Register, hookimpl
 def register_combiners(register: Register) -> None:
     register("weighted", "turnwise.plugins.combiners.weighted:Weighted")
     register("aggregate", "turnwise.plugins.combiners.aggregate:Aggregated")
+    register("calibrated", "turnwise.plugins.combiners.calibrated:Calibrated")

@@ -1,0 +1,638 @@
+"""How far a judge can be trusted, by what people said of some of the episodes. Pure functions in numpy and scipy.
+
+**The mean.** L episodes have the judge's score f and people's y, U others have the judge's only; both were drawn alike. With N = L + U
+
+    mean = mean_L(y) + b (mean_all(f) - mean_L(f)) = mean_L(y) + lambda (mean_U(f) - mean_L(f))      lambda = b U / N
+
+is prediction-powered inference (Angelopoulos et al. 2023, arXiv:2301.09633, at lambda = 1) with power tuning (Angelopoulos, Duchi and Zrnic
+2023, arXiv:2311.01453, section 6): the lambda of least variance is the one whose b is the slope of y on f, and the whole is the regression estimator
+of double sampling (Cochran 1977, Sampling Techniques, chapter 12). b is estimated by least squares and is at least 0. It has no upper bound: that
+lambda is at most 1 would mean something else on each scale of the judge's scores. Its variance is the jackknife's, a whole cluster left out at a time
+and b estimated again, so that the estimation of b is paid for; clusters with and without labels are two strata. (The papers give the limit for many
+labels, which is too narrow for few.) The interval is Student's, with two degrees of freedom less than there are labelled clusters; one less for
+people alone.
+
+**When the judge is not used.** With G labels and normal scores the regression estimator has (1 - r^2) (1 + 1 / (G - 3)) of the variance of people's own
+mean, which is less only if r^2 > 1 / (G - 2). Where the sample's r does not exceed that, lambda is 0 and the result is people's own mean and interval.
+The choice looks at r and not at the two widths: to take the narrower of two estimated intervals favours those that are too narrow.
+
+All of it supposes that who is labelled does not depend on what would be said, and that clusters (episodes of one start) are independent.
+
+**The alarm** is at `Drift`, **the correction of single scores** at `Correction`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
+from scipy.stats import rankdata
+from scipy.stats import t as student
+
+Array = NDArray[np.float64]
+Names = Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and its interval; unlimited where there is too little to say."""
+
+    estimate: float
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+
+# The mean.
+
+
+@dataclass(frozen=True, slots=True)
+class PoweredMean:
+    """What people would say on average, from what they said of some episodes and the judge of all.
+
+    Attributes:
+        mean: with the judge's help.
+        human: from people's scores alone.
+        judge: mean of the judge's scores over all episodes.
+        power: lambda; 0: the judge does not help.
+        correlation: of judge and people over the labelled episodes; 0 where either does not vary.
+        variance, human_variance: of the two estimates; infinite with fewer than two labelled clusters.
+        labels, judged, clusters: episodes that people scored, all episodes, and independent units among the labelled.
+    """
+
+    mean: Interval
+    human: Interval
+    judge: float
+    power: float
+    correlation: float
+    variance: float
+    human_variance: float
+    labels: int
+    judged: int
+    clusters: int
+
+    @property
+    def worth(self) -> float:
+        """In human ratings: so many more would narrow people's own interval as much as the judge does (variances compared)."""
+        if not self.variance > 0:
+            return math.inf if self.human_variance > 0 else 0.0
+        return self.labels * (self.human_variance / self.variance - 1) if self.variance < math.inf else 0.0
+
+
+def prediction_powered_mean(
+    judge_unlabelled: ArrayLike,
+    judge_labelled: ArrayLike,
+    human: ArrayLike,
+    clusters: tuple[Names, Names] | None = None,
+    level: float = 0.95,
+) -> PoweredMean:
+    """The mean of what people would say of all episodes; formulas at the top of this module.
+
+    Args:
+        judge_unlabelled: [U] the judge's scores of the episodes that people did not score. The two sets are disjoint: labelled episodes are
+            not among these, and count in the mean over all.
+        judge_labelled, human: [L] both scores of those that people did score.
+        clusters: what unlabelled and labelled episodes hang together by (their starts), [U] and [L] names; None: every episode is on its own.
+        level: of the interval.
+
+    Raises:
+        ValueError: lengths that differ, no label, a number that is not finite, or a level that is none.
+    """
+    return _powered(_sums(judge_unlabelled, judge_labelled, human, clusters), _level(level))
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """How many human ratings a judge is worth: so many more would narrow people's own interval as much as the judge did.
+
+    Attributes:
+        ratings: L (human variance / variance - 1), with a percentile interval.
+        limit: with ever more judged episodes: L r^2 / (1 - r^2); infinite for a judge that says what people say; 0 where it does not help.
+    """
+
+    ratings: Interval
+    limit: float
+
+
+def worth(
+    judge_unlabelled: ArrayLike,
+    judge_labelled: ArrayLike,
+    human: ArrayLike,
+    clusters: tuple[Names, Names] | None = None,
+    *,
+    level: float = 0.95,
+    samples: int = 400,
+    seed: int = 0,
+) -> Worth | None:
+    """What a judge saves; None with fewer than 5 labelled clusters, or where people always said the same.
+
+    The interval is the bootstrap's over clusters, those with and without labels drawn again by themselves; the same seed gives the same one.
+
+    Args, Raises: as in `prediction_powered_mean`.
+    """
+    sums = _sums(judge_unlabelled, judge_labelled, human, clusters)
+    found = _powered(sums, _level(level))
+    if found.clusters < 5 or not found.human_variance > 0:
+        return None
+    square = found.correlation**2 if found.power else 0.0
+    limit = found.labels * square / (1 - square) if square < 1 - 1e-12 else math.inf
+    rng = np.random.default_rng(seed)
+    labelled, others = np.flatnonzero(sums[0] > 0), np.flatnonzero(sums[0] == 0)
+    draws = []
+    for _ in range(samples):
+        drawn = np.concatenate([rng.choice(labelled, len(labelled)), rng.choice(others, len(others))])
+        again = _powered(sums[:, drawn], level)
+        if again.human_variance > 0:
+            draws.append(again.worth)
+    return Worth(_percentiles(found.worth, draws, level), limit)
+
+
+# Rows of the table of sums per cluster, from which everything follows. L_: over labelled episodes; A_: over all.
+L_COUNT, L_Y, L_F, L_YF, L_FF, L_YY, A_F, A_COUNT = range(8)
+
+
+def _sums(
+    judge_unlabelled: ArrayLike, judge_labelled: ArrayLike, human: ArrayLike, clusters: tuple[Names, Names] | None
+) -> Array:
+    """[8, clusters]."""
+    others, f, y = _finite(judge_unlabelled), *_pairs(judge_labelled, human)
+    size, more = len(y), len(others)
+    if clusters is None:
+        theirs, mine = np.arange(more), np.arange(more, more + size)
+    else:
+        _lengths(others, clusters[0])
+        _lengths(y, clusters[1])
+        both = _numbered([*clusters[0], *clusters[1]])
+        theirs, mine = both[:more], both[more:]
+    whose, everything = np.concatenate([theirs, mine]), np.concatenate([others, f])
+    count = int(whose.max()) + 1
+    labelled = [np.bincount(mine, column, count) for column in (np.ones(size), y, f, y * f, f * f, y * y)]
+    return np.stack([*labelled, np.bincount(whose, everything, count), np.bincount(whose, minlength=count).astype(float)])
+
+
+def _powered(sums: Array, level: float) -> PoweredMean:
+    at_f, at_y = sums[L_F].sum() / sums[L_COUNT].sum(), sums[L_Y].sum() / sums[L_COUNT].sum()
+    sums = _centred(sums, at_f, at_y)
+    total, labelled = sums.sum(1), sums[L_COUNT] > 0
+    units, unlabelled = int(labelled.sum()), float(1 - total[L_COUNT] / total[A_COUNT])
+    human, helped, slope = (float(x) for x in _estimates(total))
+    human_variance = variance = math.inf
+    if units > 1:
+        left_out = _estimates(total[:, None] - sums)
+        human_variance, variance = _jackknife(left_out[0], labelled), _jackknife(left_out[1], labelled)
+    scale = math.sqrt(max(total[L_YY], 0.0) * max(total[L_FF], 0.0))
+    r = float(np.clip(total[L_YF] / scale, -1, 1)) if scale > 0 else 0.0
+    helps = units > 3 and unlabelled > 0 and slope > 0 and r**2 > 1 / (units - 2)
+    if not helps:
+        helped, variance, slope = human, human_variance, 0.0
+    return PoweredMean(
+        mean=_student(at_y + helped, variance, units - (2 if helps else 1), level),
+        human=_student(at_y + human, human_variance, units - 1, level),
+        judge=float(at_f + total[A_F] / total[A_COUNT]),
+        power=slope * unlabelled,
+        correlation=r,
+        variance=variance,
+        human_variance=human_variance,
+        labels=int(total[L_COUNT]),
+        judged=int(total[A_COUNT]),
+        clusters=units,
+    )
+
+
+def _centred(sums: Array, f: float, y: float) -> Array:
+    """The sums of scores less these two, so that no differences of large squares are taken; what rounding left is 0."""
+    found = sums.copy()
+    found[L_F] -= f * sums[L_COUNT]
+    found[L_Y] -= y * sums[L_COUNT]
+    found[A_F] -= f * sums[A_COUNT]
+    found[L_YF] += -f * sums[L_Y] - y * sums[L_F] + f * y * sums[L_COUNT]
+    found[L_FF] += -2 * f * sums[L_F] + f * f * sums[L_COUNT]
+    found[L_YY] += -2 * y * sums[L_Y] + y * y * sums[L_COUNT]
+    for row in (L_FF, L_YY):
+        found[row][found[row] < 1e-12 * sums[row]] = 0.0
+    return found
+
+
+def _estimates(sums: Array) -> tuple[Array, Array, Array]:
+    """People's mean, the powered mean and b, from [8, ...] sums."""
+    count, every = np.maximum(sums[L_COUNT], 1), np.maximum(sums[A_COUNT], 1)
+    y, f = sums[L_Y] / count, sums[L_F] / count
+    spread = sums[L_FF] / count - f * f
+    flat = spread <= 1e-12 * (sums[L_FF] / count)
+    slope = np.where(flat, 0.0, np.maximum((sums[L_YF] / count - y * f) / np.where(flat, 1.0, spread), 0.0))
+    return y, y + slope * (sums[A_F] / every - f), slope
+
+
+def _jackknife(left_out: Array, labelled: NDArray[np.bool_]) -> float:
+    """The variance of an estimate from its values with one cluster left out; labelled clusters and others are two strata."""
+    found = 0.0
+    for stratum in (left_out[labelled], left_out[~labelled]):
+        if len(stratum) > 1:
+            found += (len(stratum) - 1) / len(stratum) * float(((stratum - stratum.mean()) ** 2).sum())
+    return found
+
+
+# Agreement.
+
+
+@dataclass(frozen=True, slots=True)
+class Correlations:
+    """Of the judge's and people's scores, with percentile intervals of the bootstrap over clusters. A little too narrow for few labels."""
+
+    pearson: Interval
+    spearman: Interval
+
+
+def correlations(
+    judge: ArrayLike, human: ArrayLike, clusters: Names | None = None, *, level: float = 0.95, samples: int = 400, seed: int = 0
+) -> Correlations | None:
+    """None with fewer than 3 clusters, or where either does not vary.
+
+    Args:
+        judge, human: [L].
+        clusters: [L] names of what hangs together; None: every episode is on its own.
+
+    Raises:
+        ValueError: lengths that differ, or a number that is not finite.
+    """
+    f, y = _pairs(judge, human)
+    members = _members(clusters, len(y))
+    found = _both_correlations(f, y)
+    if found is None or len(members) < 3:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = (np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))]) for _ in range(samples))
+    draws = [again for rows in drawn if (again := _both_correlations(f[rows], y[rows])) is not None]
+    pearson, spearman = (_percentiles(found[k], [d[k] for d in draws], _level(level)) for k in (0, 1))
+    return Correlations(pearson, spearman)
+
+
+def _both_correlations(f: Array, y: Array) -> tuple[float, float] | None:
+    if np.ptp(f) == 0 or np.ptp(y) == 0:
+        return None
+    ranks = np.corrcoef(rankdata(f), rankdata(y))[0, 1]
+    return float(np.corrcoef(f, y)[0, 1]), float(ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How often the judge orders two episodes as people do.
+
+    Attributes:
+        share: of the pairs that people ordered; a tie of the judge's is half. With a jackknife interval over clusters.
+        pairs: that people ordered.
+        judge_ties: of these, those that the judge left open.
+        human_ties: pairs that people left open; they are not part of the share.
+    """
+
+    share: Interval
+    pairs: int
+    judge_ties: int
+    human_ties: int
+
+
+def same_order(
+    judge: ArrayLike, human: ArrayLike, clusters: Names | None = None, *, within: bool = False, level: float = 0.95
+) -> Order | None:
+    """From scores; None where people ordered no pair.
+
+    Args:
+        judge, human: [L].
+        clusters: [L] names of what hangs together; None: every episode is on its own.
+        within: count only pairs of one cluster, as training within groups does.
+
+    Raises:
+        ValueError: lengths that differ, or a number that is not finite.
+    """
+    f, y = _pairs(judge, human)
+    of = np.arange(len(y)) if clusters is None else _numbered(_lengths(y, clusters))
+    i, j = np.triu_indices(len(y), 1)
+    if within:
+        i, j = i[(same := of[i] == of[j])], j[same]
+    return order_of(np.sign(y[i] - y[j]), np.sign(f[i] - f[j]), (of[i], of[j]), level=level)
+
+
+def order_of(human: ArrayLike, judge: ArrayLike, clusters: tuple[ArrayLike, ArrayLike], *, level: float = 0.95) -> Order | None:
+    """From pairs; None where people ordered none.
+
+    Args:
+        human, judge: [P] 1 where the first of the pair is the better, -1 where the second is, 0 for a tie.
+        clusters: [P] numbers of the clusters of the two.
+    """
+    theirs, said = np.asarray(human, float), np.asarray(judge, float)
+    one, other = (np.asarray(c, int)[theirs != 0] for c in clusters)
+    ties = int((theirs == 0).sum())
+    said, theirs = said[theirs != 0], theirs[theirs != 0]
+    if not len(theirs):
+        return None
+    agreed = (1 + said * theirs) / 2
+    count = int(max(one.max(), other.max())) + 1
+    both, apart = np.ones(len(one)), one != other
+    won, pairs = (
+        np.bincount(one, value, count) + np.bincount(other[apart], value[apart], count) for value in (agreed, both)
+    )  # of the pairs that go when a cluster goes
+    touched = pairs > 0
+    rest = len(one) - pairs[touched]
+    share, units = float(agreed.mean()), int(touched.sum())
+    interval = Interval(share, 0.0, 1.0)
+    if units > 1 and (rest > 0).all():
+        left_out = (agreed.sum() - won[touched]) / rest
+        found = _student(share, _jackknife(left_out, np.ones(units, bool)), units - 1, level)
+        interval = Interval(share, max(found.low, 0.0), min(found.high, 1.0))
+    return Order(interval, len(one), int((said == 0).sum()), ties)
+
+
+def mean_difference(
+    first: ArrayLike, second: ArrayLike, clusters: tuple[Names, Names] | None = None, level: float = 0.95
+) -> Interval:
+    """mean(second) - mean(first) with Welch's interval (Welch 1947, Biometrika 34), from the clusters' jackknife; what two versions of a judge are
+    compared by, on their residuals (people's score less the judge's).
+
+    Args:
+        first, second: [A], [B].
+        clusters: [A], [B] names; None: every number is on its own. The two sides are taken to be independent.
+
+    Raises:
+        ValueError: a side without numbers, lengths that differ, or a number that is not finite.
+    """
+    sides = [_mean(_finite(v), None if clusters is None else clusters[k]) for k, v in enumerate((first, second))]
+    (one, one_variance, one_units), (two, two_variance, two_units) = sides
+    variance = one_variance + two_variance
+    if not 0 < variance < math.inf:
+        return Interval(two - one)
+    freedom = variance**2 / (one_variance**2 / (one_units - 1) + two_variance**2 / (two_units - 1))
+    return _student(two - one, variance, freedom, _level(level))
+
+
+def mean_interval(values: ArrayLike, clusters: Names | None = None, level: float = 0.95) -> Interval:
+    """A mean with Student's interval over clusters.
+
+    Raises:
+        ValueError: no number, lengths that differ, or a number that is not finite.
+    """
+    found, variance, units = _mean(_finite(values), clusters)
+    return _student(found, variance, units - 1, _level(level))
+
+
+def _mean(values: Array, clusters: Names | None) -> tuple[float, float, int]:
+    """Mean, its variance (of the jackknife over clusters), and how many clusters."""
+    if not len(values):
+        raise ValueError("there are no numbers to take a mean of")
+    of = np.arange(len(values)) if clusters is None else _numbered(_lengths(values, clusters))
+    mean, sums, count = float(values.mean()), np.bincount(of, values - values.mean()), np.bincount(of)
+    units = len(count)
+    return mean, _jackknife(-sums / (len(values) - count), np.ones(units, bool)) if units > 1 else math.inf, units
+
+
+# Single scores.
+
+Kind = Literal["none", "shift", "linear", "features"]
+KINDS: tuple[Kind, ...] = ("none", "shift", "linear", "features")
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A map from a judge's score, and features of the episode, to what people would say:
+
+        none        f                       shift       f + c
+        linear      c + s f                 features    c + s f + sum_k w_k x_k
+
+    Attributes:
+        kind: which of them.
+        intercept, slope, weights: c, s and w by feature.
+        sd: deviation of people's scores from the corrected ones, out of fold; infinite before anything was fitted.
+        errors: mean squared error of each candidate, out of fold.
+        labels: how many it rests on.
+    """
+
+    kind: Kind = "none"
+    intercept: float = 0.0
+    slope: float = 1.0
+    weights: Mapping[str, float] | None = None
+    sd: float = math.inf
+    errors: Mapping[str, float] | None = None
+    labels: int = 0
+
+    def __call__(self, judge: float, features: Mapping[str, float] | None = None) -> float:
+        """The corrected score.
+
+        Raises:
+            KeyError: a feature is missing.
+        """
+        return self.intercept + self.slope * judge + sum(w * (features or {})[name] for name, w in (self.weights or {}).items())
+
+
+def fit_correction(
+    judge: ArrayLike,
+    human: ArrayLike,
+    features: Mapping[str, ArrayLike] | None = None,
+    clusters: Names | None = None,
+    *,
+    folds: int = 10,
+    ridge: float = 1.0,
+    seed: int = 0,
+) -> Correction:
+    """The simplest of the four maps that is not worse out of fold than the best of them, so that few labels do no harm.
+
+    People's score less the judge's is regressed on the standardised judge's score and features, with a ridge that weighs as much as `ridge`
+    labels: the slope is drawn towards 1 and the features' weights towards 0. A map is not worse when its squared errors exceed those of the
+    best by less than one standard error of their difference, over clusters (the one-standard-error rule of Breiman et al. 1984, section 3.4.3, with the
+    paired difference: the errors of two maps have most of their noise in common). Clusters are never split between folds.
+
+    Args:
+        judge, human: [L].
+        features: name to [L] numbers.
+        clusters: [L] names of what hangs together; None: every episode is on its own.
+        folds: at most so many; never more than clusters. With fewer than 4 clusters nothing is corrected.
+
+    Raises:
+        ValueError: lengths that differ, no label, or a number that is not finite.
+    """
+    f, y = _pairs(judge, human)
+    columns = {name: _lengths(y, _finite(values)) for name, values in (features or {}).items()}
+    of = np.arange(len(y)) if clusters is None else _numbered(_lengths(y, clusters))
+    units = int(of.max()) + 1
+    if units < 4:
+        return Correction(labels=len(y))
+    kinds = KINDS if columns else KINDS[:3]
+    fold = np.random.default_rng(seed).permutation(units)[of] % min(folds, units)
+    errors = {kind: np.empty(len(y)) for kind in kinds}
+    for k in range(int(fold.max()) + 1):
+        out = fold == k
+        for kind in kinds:
+            intercept, slope, weights = _fit(kind, f[~out], y[~out], {n: x[~out] for n, x in columns.items()}, ridge)
+            guess = (
+                intercept + slope * f[out] + sum((w * columns[n][out] for n, w in weights.items()), np.zeros(int(out.sum())))
+            )
+            errors[kind][out] = (y[out] - guess) ** 2
+    best = min(kinds, key=lambda kind: float(errors[kind].mean()))
+    for kind in kinds:
+        worse, variance, _ = _mean(errors[kind] - errors[best], clusters)
+        if kind == best or worse <= math.sqrt(variance):
+            break
+    intercept, slope, weights = _fit(kind, f, y, columns, ridge)
+    means: dict[str, float] = {name: float(each.mean()) for name, each in errors.items()}
+    return Correction(kind, intercept, slope, weights, math.sqrt(means[kind]), means, len(y))
+
+
+def _fit(kind: Kind, f: Array, y: Array, columns: Mapping[str, Array], ridge: float) -> tuple[float, float, dict[str, float]]:
+    """Intercept, slope, weights."""
+    if kind == "none":
+        return 0.0, 1.0, {}
+    if kind == "shift":
+        return float((y - f).mean()), 1.0, {}
+    used = columns if kind == "features" else {}
+    x = np.stack([f, *used.values()], 1)
+    centre, scale = x.mean(0), x.std(0)
+    scale = np.where(scale > 1e-9 * (np.abs(centre) + 1e-300), scale, math.inf)  # what does not vary tells nothing
+    z, residual = (x - centre) / scale, y - f
+    weights = np.linalg.solve(z.T @ z + ridge * np.eye(z.shape[1]), z.T @ (residual - residual.mean())) / scale
+    intercept = float(residual.mean() - weights @ centre)
+    return intercept, 1 + float(weights[0]), dict(zip(used, weights[1:].tolist(), strict=True))
+
+
+# The alarm.
+
+
+class Drift:
+    """Tells whether people's scores less the judge's are still what they were, after every new one, for as long as a run lasts.
+
+    What is tested: that the residuals r_1, r_2, ... are exchangeable. If they are, then
+
+        p_t = (#{s < t: r_s < r_t} + u_t (1 + #{s < t: r_s = r_t})) / t,    z_t = Phi^-1(p_t)
+
+    are independent and uniform, and independent and standard normal, whatever the scores' distribution (Vovk, Gammerman and Shafer 2005,
+    Algorithmic Learning in a Random World, theorem 8.2; u_t is drawn uniformly). For residuals that shift, z drifts. Against a drift that began at the
+    k-th, of a size drawn from N(0, 1), stands the normal mixture (Robbins 1970; Howard et al. 2021, arXiv:1810.08240, section 3.2), and over the
+    beginnings a second mixture:
+
+        E_t = sum_{k <= t} w_k (1 + m)^(-1/2) exp(S^2 / (2 (1 + m))) + sum_{k > t} w_k     m = t - k + 1,  S = z_k + ... + z_t,  w_k = 1 / (k (k + 1))
+
+    E is a martingale with mean 1 while nothing changes, so that the chance that it ever reaches 1 / level is at most `level` (Ville 1939), over a
+    run of any length. The alarm is raised there, and stays.
+
+    Args:
+        level: chance of a false alarm over the whole run.
+
+    Attributes:
+        evidence: E.
+        alarm: how many residuals there were when it was raised; None: it was not.
+        began, shift: the beginning that has most of the evidence then, counted from 0, and the mean residual from there on less that before.
+    """
+
+    def __init__(self, level: float = 0.01) -> None:
+        self.level = _level(level)
+        self.evidence = 1.0
+        self.alarm: int | None = None
+        self.began: int | None = None
+        self.shift = 0.0
+        self._residuals: list[float] = []
+        self._normal: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._residuals)
+
+    def add(self, residual: float, luck: float) -> bool:
+        """Takes up the next residual; true where it raises the alarm.
+
+        Args:
+            residual: people's score less the judge's; the mean over a cluster, where episodes hang together.
+            luck: u in [0, 1), drawn independently of all scores; the same for the same episode, so that a resumed run finds the same.
+
+        Raises:
+            ValueError: a residual that is not finite.
+        """
+        value = float(_finite([residual])[0])
+        earlier, size = np.asarray(self._residuals), len(self._residuals) + 1
+        p = (int((earlier < value).sum()) + luck * (1 + int((earlier == value).sum()))) / size
+        self._residuals.append(value)
+        self._normal.append(float(ndtri(min(max(p, 1e-12), 1 - 1e-12))))
+        sums = np.cumsum(self._normal[::-1])[::-1]
+        first = np.arange(1, size + 1)
+        length = size - first + 1
+        logs = sums**2 / (2 * (1 + length)) - 0.5 * np.log1p(length) - np.log(first * (first + 1.0))
+        self.evidence = float(np.exp(np.minimum(logs, 700)).sum()) + 1 / (size + 1)
+        if self.alarm is not None or self.evidence * self.level < 1:
+            return False
+        self.alarm, self.began = size, int(np.argmax(logs))
+        self.shift = float(np.mean(self._residuals[self.began :]))
+        self.shift -= float(np.mean(self._residuals[: self.began])) if self.began else 0.0
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "residuals": list(self._residuals), "normal": list(self._normal), "evidence": self.evidence, "alarm": self.alarm, "began": self.began,
+            "shift": self.shift,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._residuals, self._normal = list(state["residuals"]), list(state["normal"])
+        self.evidence, self.alarm = state["evidence"], state["alarm"]
+        self.began, self.shift = state["began"], state["shift"]
+
+
+# What several of them need.
+
+
+def _student(estimate: float, variance: float, freedom: float, level: float) -> Interval:
+    """Unlimited without freedom, and where nothing varied: that a few labels are equal does not make all of them so."""
+    estimate = float(estimate)
+    if freedom < 1 or not 0 < variance < math.inf:
+        return Interval(estimate)
+    half = float(student.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
+    return Interval(estimate, estimate - half, estimate + half)
+
+
+def _percentiles(estimate: float, draws: Sequence[float], level: float) -> Interval:
+    if not draws:
+        return Interval(estimate)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
+    return Interval(estimate, float(low), float(high))
+
+
+def _members(clusters: Names | None, count: int) -> list[NDArray[np.int_]]:
+    if clusters is None:
+        return list(np.arange(count)[:, None])
+    of = _numbered(_lengths(np.empty(count), clusters))
+    return [np.flatnonzero(of == c) for c in range(int(of.max()) + 1)]
+
+
+def _numbered(names: Names) -> NDArray[np.int_]:
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([place[name] for name in names], int)
+
+
+def _finite(values: ArrayLike) -> Array:
+    found = np.asarray(values, float).ravel()
+    if not np.isfinite(found).all():
+        raise ValueError("scores must be finite numbers; leave out what was not scored")
+    return found
+
+
+def _pairs(judge: ArrayLike, human: ArrayLike) -> tuple[Array, Array]:
+    f, y = _finite(judge), _finite(human)
+    if len(f) != len(y) or not len(y):
+        raise ValueError(
+            f"need a score of the judge's and of people's for the same episodes, at least one, got {len(f)} and {len(y)}"
+        )
+    return f, y
+
+
+def _lengths(values: Sequence[Any] | Array, names: Any) -> Any:
+    if len(names) != len(values):
+        raise ValueError(f"{len(names)} clusters or features are given for {len(values)} episodes")
+    return names
+
+
+def _level(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    return level
