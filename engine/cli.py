@@ -142,6 +142,7 @@ def evaluate(
 
 @app.command()
 def report(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
     out: Annotated[Path | None, typer.Option(help="Where the page goes; default report.html in the folder.")] = None,
     ledger: Annotated[str | None, LEDGER] = None,
@@ -149,7 +150,7 @@ def report(
     """Writes a run's report: one HTML page with curves, proxy against truth, habits, and conversations before and after."""
     from .report.page import write_report
 
-    print(write_report(folder, out, ledger))
+    print(write_report(folder, out, ledger, context.obj))
 
 
 @app.command()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from .episode import Episode
     from .feedback import Comparison, Feedback
+    from .ledger import Ledger
+    from .report.section import Section
     from .run import Run
 
 hookspec = pluggy.HookspecMarker("turnwise")
@@ -92,6 +94,12 @@ def register_stages(register: Register) -> None:
 @hookspec
 def register_commands(app: Typer) -> None:
     """Add commands to the `turnwise` command line."""
+
+
+@hookspec
+def report_sections(ledger: Ledger, run: str) -> list[Section]:
+    """Sections for a run's report, made from its ledger alone; none where there is nothing to say."""
+    return []
 
 
 @hookspec

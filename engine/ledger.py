@@ -387,6 +387,12 @@ class Ledger(Database):
                 rows += db.execute(sa.select(FEEDBACK).where(FEEDBACK.c.id.in_(some))).mappings()
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
+    def said(self, run: str) -> list[Answer]:
+        """Everything in force that was said of a run's conversations, whatever its status, late answers too; in the order it came."""
+        query = sa.select(FEEDBACK).where(_about(EPISODES.c.run == run), _in_force())
+        with self.reading() as db:
+            return [_answer(row) for row in db.execute(query.order_by(FEEDBACK.c.time, FEEDBACK.c.id)).mappings()]
+
     def said_before(self, run: str, source: str, update: int, newest: int = 5000) -> list[Answer]:
         """What a source said and still stands by, on groups that were decided up to an update: the newest of it, in the order it came.
 

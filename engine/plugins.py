@@ -213,6 +213,20 @@ class Plugins:
                     self._warned.add((name, event))
                     warnings.warn(f"plugin {name!r} failed in {event}: {type(error).__name__}: {error}", stacklevel=2)
 
+    def report_sections(self, ledger: Any, run: str) -> list[Any]:
+        """What plugins add to a run's report; one that cannot says why in its place."""
+        from .report.section import Section
+
+        sections: list[Any] = []
+        for implementation in reversed(self._manager.hook.report_sections.get_hookimpls()):
+            others = [other for other in self._manager.get_plugins() if other is not implementation.plugin]
+            try:
+                for found in self._manager.subset_hook_caller("report_sections", others)(ledger=ledger, run=run):
+                    sections += found or []
+            except Exception as error:
+                sections.append(Section(implementation.plugin_name, [f"This part failed: {type(error).__name__}: {error}"]))
+        return sections
+
     def call_commands(self, app: Any) -> None:
         """Lets every plugin add its commands; one that cannot is listed as FAILED."""
         for implementation in self._manager.hook.register_commands.get_hookimpls():

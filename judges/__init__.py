@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..engine.hookspecs import Register, hookimpl
 from .answers import Exact, Numeric
 from .checklist import ChecklistJudge
@@ -18,6 +20,12 @@ from .rules import Forbidden, Language, Length, Questions, Regex, Repetition, Tu
 from .scoring import RubricJudge
 from .simulated import SimulatedPanel
 from .structure import JsonSchema, ToolCalls
+
+if TYPE_CHECKING:
+    from typer import Typer
+
+    from ..engine.ledger import Ledger
+    from ..engine.report.section import Section
 
 __all__ = [
     "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy", "Escalation", "Exact", "Forbidden", "JsonSchema", "Language", "Length",
@@ -67,3 +75,18 @@ def register_feedback_sources(register: Register) -> None:
     register("escalation", Escalation)
     register("panel", Panel)
     register("simulated-panel", SimulatedPanel)
+
+
+@hookimpl
+def register_commands(app: Typer) -> None:
+    from . import audit, estimate
+
+    app.command("estimate")(estimate.command)
+    app.command("judges")(audit.command)
+
+
+@hookimpl
+def report_sections(ledger: Ledger, run: str) -> list[Section]:
+    from .audit import audit
+
+    return audit(ledger, run)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,8 +24,10 @@ from ..engine.environment import background
 from ..engine.episode import Episode, derive_id
 from ..engine.feedback import Comparison, Context, Feedback, Paused, Question, Request, Stamp
 from ..engine.plugins import Plugins
+from . import store
 from .batches import BatchCaller
 from .calls import Call, Caller
+from .canaries import KINDS, Quarantine, Schedule, canary, fell_for_rank, fell_for_score, read_known_bad
 from .models import make_model
 from .prices import price_of
 from .store import Account, Cache, Verdict
@@ -53,7 +57,19 @@ class Asking(ABC):
 
     way: ClassVar[str] = ""
     FREE: ClassVar[frozenset[str]] = frozenset(
-        ("model", "cache", "budget", "prices", "concurrency", "timeout", "patience", "batch", "plugins")
+        (
+            "model",
+            "cache",
+            "budget",
+            "prices",
+            "concurrency",
+            "timeout",
+            "patience",
+            "batch",
+            "plugins",
+            "canaries",
+            "known_bad",
+        )
     )  # what says nothing of the verdict
 
     model: Any
@@ -125,12 +141,26 @@ class ModelJudge(Asking):
     """A judge that asks a model. Its options are those of `Asking`, and its own.
 
     A subclass is one way of judging: `calls`, `answer` and `instructions`.
+
+    Attributes:
+        canaries: share of its verdicts in a run beside which it is shown a conversation that is known to be bad (`judges/canaries.py`); one
+            that falls for them is quarantined: its verdicts are not trained on, and the run is paused.
+        known_bad: a file of conversations that are known to be bad, as further canaries.
     """
 
     kind: ClassVar[Literal["episode", "group"]] = "episode"
 
+    canaries: float = 0.05
+    known_bad: str | None = None
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._known_bad = read_known_bad(Path(self.known_bad)) if self.known_bad is not None else []
+        if self._known_bad and self.kind == "group":
+            raise ValueError("known_bad is for judges that score: those that compare see canaries of the same start")
+        self._schedule = Schedule(self.canaries, [*KINDS, *(["known-bad"] if self._known_bad else [])])
+        self._quarantine = Quarantine()
+        self._serving = asyncio.Semaphore(self.concurrency)
         self._under_way: dict[str, tuple[Request, concurrent.futures.Future[Answer]]] = {}
 
     # What a way of judging says.
@@ -156,6 +186,7 @@ class ModelJudge(Asking):
         """What is ready, in the order it was asked.
 
         Raises:
+            Quarantined: it is not to be trusted any more.
             Paused: nothing else is ready, and nothing more will be before somebody decides.
         """
         if self._under_way:
@@ -164,6 +195,8 @@ class ModelJudge(Asking):
         answers, paused = [], None
         for id_, future in ready.items():
             error = future.exception()
+            if isinstance(error, Quarantined):
+                raise error
             if isinstance(error, Paused):
                 paused = error
                 continue
@@ -186,11 +219,78 @@ class ModelJudge(Asking):
         self._under_way.clear()
 
     async def _judge(self, request: Request) -> Answer:
+        self._trusted()
+        async with self._serving if not self.batch else contextlib.nullcontext():
+            # A judge under suspicion is tried with every verdict, until it is cleared or found out.
+            kind = (self._quarantine.suspect or self._schedule.next()) if self._watched else None
+            work = [self._answered(request), *([self._try_canary(request, kind)] if kind else [])]
+            answer, *_ = await gathered(work)
+        self._trusted()
+        return answer
+
+    def _trusted(self) -> None:
+        if self._quarantine.quarantined:
+            raise Quarantined(
+                f"the judge {self._name!r} ({self.version}) {self._quarantine.reason}: a policy could win it over by writing such things. What it said of "
+                "this update is not trained on. Use another model or rubric in a run that begins from this one's policy; or, if you know better, "
+                "set its `canaries: 0` and go on"
+            )
+
+    async def _answered(self, request: Request) -> Answer:
         calls = self.calls(request)
         if request.rater_slot:  # another rater is another answer, not the same one again
             calls = [dataclasses.replace(call, key=[call.key, request.rater_slot]) for call in calls]
-        verdicts = await gathered([self._caller.verdict(call) for call in calls])
-        return self._stamped(request, verdicts)
+        return self._stamped(request, await gathered([self._caller.verdict(call) for call in calls]))
+
+    # Canaries.
+
+    @property
+    def _watched(self) -> bool:
+        return bool(self.canaries) and self._context is not None and self._context.ledger is not None
+
+    @property
+    def _name(self) -> str:
+        return self._context.name if self._context is not None else self.way
+
+    def open(self, context: Context) -> None:
+        super().open(context)
+        if self._watched:
+            self._quarantine = Quarantine()
+            seen = store.canaries(context.ledger, context.run, context.name, self.version)
+            for kind, fell in seen:
+                self._quarantine.saw(kind, fell)
+            self._schedule.load_state_dict({"verdicts": round(len(seen) / self.canaries)})
+
+    async def _try_canary(self, request: Request, kind: str) -> None:
+        """Has a conversation judged that is known to be bad, and remembers what the judge made of it."""
+        real = request.episodes[0]
+        rng = random.Random(derive_id("canary", kind, real.start.key, [turn.action for turn in real.turns]))
+        bad = dataclasses.replace(canary(kind, real, rng, known_bad=self._known_bad), info=real.info)
+        if self.kind == "episode":
+            trial = dataclasses.replace(request, target=bad.id, episodes=(bad,))
+        else:
+            shown = request.episodes if self.way == "listwise" else request.episodes[:1]
+            trial = dataclasses.replace(request, episodes=(*shown, bad))
+        said = await self._answered(trial)
+        fell = None
+        if said.status == "scored":
+            if isinstance(said, Comparison):
+                fell = fell_for_rank(said.ranking, bad.id)
+            elif said.score is not None:
+                fell = fell_for_score(said.score, 0.0, 1.0)
+        assert self._context is not None
+        told = {
+            "reply": bad.turns[-1].action,
+            "said": getattr(said, "score", None),
+            "status": said.status,
+            "comment": said.comment,
+        }
+        new = store.add_canary(
+            self._context.ledger, derive_id(request.id, bad.id), self._context.run, self._name, self.version, kind, fell, told,
+            self._context.clock(),
+        )  # fmt: skip
+        if fell is not None and new:
+            self._quarantine.saw(kind, fell)
 
     def _stamped(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
         """The answer with what it took to get it. A failure or abstention of one call is the answer's."""

@@ -67,6 +67,7 @@ CANARIES = sa.Table(  # how a judge did on conversations that are known to be ba
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("run", sa.String, nullable=False, index=True),
     sa.Column("source", Words, nullable=False),
+    sa.Column("version", Words, nullable=False),
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("fell", sa.Boolean),  # None: the judge failed on it
     sa.Column("said", sa.Text, nullable=False),
@@ -78,6 +79,30 @@ def prepare(ledger: Database) -> None:
     """Makes the tables beside a ledger where they are missing."""
     with ledger.writing() as db:
         _account.create_all(db)
+
+
+def canaries(ledger: Database, run: str, source: str, version: str) -> list[tuple[str, bool]]:
+    """What a judge made of the canaries it was shown, in order: kind, and whether it fell."""
+    query = sa.select(CANARIES.c.kind, CANARIES.c.fell).where(
+        CANARIES.c.run == run, CANARIES.c.source == source, CANARIES.c.version == version, CANARIES.c.fell.is_not(None)
+    )
+    with ledger.reading() as db:
+        return [(kind, bool(fell)) for kind, fell in db.execute(query.order_by(CANARIES.c.time, CANARIES.c.id))]
+
+
+def add_canary(
+    ledger: Database, id_: str, run: str, source: str, version: str, kind: str, fell: bool | None, said: Any, time: float
+) -> bool:
+    """Remembers what a judge made of a canary; False: it was shown this one before."""
+    row = {
+        "id": id_, "run": run, "source": source, "version": version, "kind": kind, "fell": fell, "said": canonical_json(said),
+        "time": time,
+    }  # fmt: skip
+    with ledger.writing() as db:
+        if db.scalar(sa.select(CANARIES.c.id).where(CANARIES.c.id == id_)) is not None:
+            return False
+        db.execute(CANARIES.insert().values(**row))
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from ..episode import Episode
 from ..feedback import Feedback
 from ..ledger import Ledger, Member
 from ..overoptimisation import fit_law
+from ..plugins import Plugins
 from ..secrets import redact
 from ..stages.evaluate import bootstrap
 from .credit import credited
@@ -56,11 +57,14 @@ class Rewarded:
     note: str
 
 
-def write_report(folder: str | Path, target: str | Path | None = None, ledger_url: str | None = None) -> Path:
+def write_report(
+    folder: str | Path, target: str | Path | None = None, ledger_url: str | None = None, plugins: Plugins | None = None
+) -> Path:
     """Writes the page of the run in a folder, by default to `report.html` in it, and returns its path.
 
     Args:
         ledger_url: where its ledger is, if its config cannot say, see `open_ledger`.
+        plugins: whose sections are added; default: those installed.
 
     Raises:
         ConfigError: the folder holds no run, or the page's libraries are missing (the extra `plots`).
@@ -98,6 +102,7 @@ def write_report(folder: str | Path, target: str | Path | None = None, ledger_ur
         options=_options(config),
         examples=_examples(ledger, run),
         credited=credited(ledger, run),
+        sections=(plugins or Plugins()).report_sections(ledger, run),
         number=_number,
     )
     ledger.close()

@@ -12,7 +12,9 @@ on different terms. A source of weight 0 is not part of the reward, and its sile
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ...engine.bias import LengthControl
 from ...engine.episode import Episode
 from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import NoReward, Rewards, opinions, overall, ranking_scores, silence
@@ -24,18 +26,65 @@ class Weighted:
     weights: source name to weight, one for every source of the run.
     turns: names of sources whose turn scores are rewards and arrive at their turns (`reward-model` with `per: turn`); those of
         other sources are opinions.
+    length_control: names of sources whose scores count as if all replies of a group were equally long (`engine.bias.LengthControl`, words per
+        reply): what a judge gives for length alone is learned from earlier updates and taken off.
     """
 
-    def __init__(self, weights: Mapping[str, float], turns: Sequence[str] = ()) -> None:
+    def __init__(self, weights: Mapping[str, float], turns: Sequence[str] = (), length_control: Sequence[str] = ()) -> None:
         self.weights, self.turns = dict(weights), tuple(turns)
-        for name in self.turns:
-            if name not in self.weights:
-                raise ValueError(f"turns names the source {name!r}, which is not asked.{did_you_mean(name, self.weights)}")
+        for option, names in (("turns", turns), ("length_control", length_control)):
+            for name in names:
+                if name not in self.weights or name == "environment":
+                    known = [each for each in self.weights if each != "environment"]
+                    raise ValueError(f"{option} names the source {name!r}, which is not asked.{did_you_mean(name, known)}")
+        self._controls = {name: LengthControl() for name in length_control}
+        self._heard: list[tuple[str, list[float], list[float]]] = []  # by this update's groups: source, scores, words per reply
+        if not length_control:  # without it nothing is learned, and no checkpoint needs to know of it
+            return
+        self.fit, self.metrics, self.state_dict, self.load_state_dict = self._fit, self._metrics, self._state, self._load
 
     def combine(self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]) -> list[Rewards | NoReward]:
-        return [self._episode(episode, feedback) for episode in group]
+        off = self._for_length(group, feedback)
+        return [self._episode(episode, feedback, off.get(episode.id, {})) for episode in group]
 
-    def _episode(self, episode: Episode, feedback: Sequence[Feedback | Comparison]) -> Rewards | NoReward:
+    def _for_length(self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]) -> dict[str, dict[str, float]]:
+        """What length alone adds to each episode's score by each source that is controlled for it."""
+        off: dict[str, dict[str, float]] = {}
+        for name, control in self._controls.items():
+            answers = [a for a in feedback if a.stamp.source == name]
+            said = [(e, [score for a in answers if (score := _score(e, a)) is not None]) for e in group]
+            scored = [(e, sum(scores) / len(scores)) for e, scores in said if scores]
+            if not scored:
+                continue
+            scores, words = [score for _, score in scored], [_words(e) for e, _ in scored]
+            self._heard.append((name, scores, words))
+            for (e, score), level in zip(scored, control.apply(scores, words, [0] * len(scored)), strict=True):
+                off.setdefault(e.id, {})[name] = score - float(level)
+        return off
+
+    def _fit(self, feedback: Sequence[Feedback | Comparison]) -> None:
+        """Learns from the groups that were combined since the last time."""
+        for name, scores, words in self._heard:
+            self._controls[name].fit(scores, words, [0] * len(scores))
+        self._heard = []
+
+    def _metrics(self) -> dict[str, float]:
+        return {f"{name}/length_slope": control.slope for name, control in self._controls.items()}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "controls": {n: c.state_dict() for n, c in self._controls.items()},
+            "heard": [list(each) for each in self._heard],
+        }
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        for name, control in self._controls.items():
+            control.load_state_dict(state["controls"][name])
+        self._heard = [(name, list(scores), list(words)) for name, scores, words in state["heard"]]
+
+    def _episode(
+        self, episode: Episode, feedback: Sequence[Feedback | Comparison], off: Mapping[str, float]
+    ) -> Rewards | NoReward:
         turns = [0.0] * len(episode.turns)
         for source, weight in self.weights.items():
             if not weight:
@@ -54,11 +103,15 @@ class Weighted:
                 continue
             scores = [score for a in answers if (score := _score(episode, a)) is not None]
             if scores:
-                turns[-1] += weight * sum(scores) / len(scores)
+                turns[-1] += weight * (sum(scores) / len(scores) - off.get(source, 0.0))
             elif (why := silence(episode, answers)) is not None:
                 return NoReward(f"source {source!r} {why}")
         of_turns = opinions(episode, (a for a in feedback if a.stamp.source not in self.turns))
         return Rewards(sum(turns), tuple(turns), of_turns)
+
+
+def _words(episode: Episode) -> float:
+    return sum(len(turn.action.split()) for turn in episode.turns) / len(episode.turns)
 
 
 def _score(episode: Episode, answer: Feedback | Comparison) -> float | None:
