@@ -356,7 +356,7 @@ def learners(sources: Sequence[Sources]) -> dict[str, Any]:
 
 
 def learn(sources: Sequence[Sources], run: Any, combiners: Sequence[Any] = ()) -> dict[str, float]:
-    """Lets those that learn from what the run has heard so far do so, before they are asked again; what they say of it are metrics."""
+    """Lets sources, judges and combiners that learn from what the run has heard so far do so, before it asks again; what they say of it are metrics."""
     found: dict[str, float] = {}
     for part in (*_givers(sources).values(), *combiners):
         if hasattr(part, "learn"):

@@ -173,15 +173,6 @@ def coverage(kind: str, rho: float, runs: int, seed: int, labels: int = 50) -> t
 
 
 @pytest.mark.parametrize("kind", ["normal", "ordinal", "binary"])
-@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-def test_intervals_cover_and_are_narrower(kind: str, rho: float) -> None:
-    covered, width = coverage(kind, rho, 150, seed=3)
-    assert 0.90 <= covered <= 0.99
-    assert width < {0.0: 1.02, 0.5: 1.0, 0.9: 0.87}[rho]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["normal", "ordinal", "binary"])
 @pytest.mark.parametrize("rho", [0.0, 0.3, 0.5, 0.7, 0.9])
 def test_the_promise_of_500_simulations(kind: str, rho: float) -> None:
     covered, width = coverage(kind, rho, 500, seed=0)
@@ -242,16 +233,27 @@ def test_correlations_and_their_intervals() -> None:
     held = 0
     for _ in range(60):
         f, noise = rng.normal(size=(2, 60))
-        found = correlations(f, 0.6 * f + 0.8 * noise, samples=150)
+        found = correlations(f, 0.6 * f + 0.8 * noise)
         assert found is not None
         assert found.pearson.low <= found.pearson.estimate <= found.pearson.high
         held += found.pearson.low <= 0.6 <= found.pearson.high
     assert 51 <= held <= 60
-    ranks = correlations([1, 2, 3, 4], [1, 10, 100, 1000], samples=50)
+    ranks = correlations([1, 2, 3, 4], [1, 10, 100, 1000])
     assert ranks is not None
     assert ranks.spearman.estimate == pytest.approx(1)
     assert ranks.pearson.estimate < 0.9
+    assert ranks.pearson.low < ranks.pearson.estimate < ranks.pearson.high
     assert correlations([1, 1, 1], [1, 2, 3]) is None
+    lonely = correlations([0, 0, 1], [1, 2, 3])
+    assert lonely is not None
+    assert (lonely.pearson.low, lonely.pearson.high) == (-1, 1), "without the third nothing varies"
+    f, y = np.arange(5.0), np.array([1.0, 3.0, 2.0, 5.0, 4.0])
+    z = np.arctanh([np.corrcoef(np.delete(f, i), np.delete(y, i))[0, 1] for i in range(5)])
+    half = 2.776445105 * math.sqrt(4 / 5 * ((z - z.mean()) ** 2).sum())  # t, 4 degrees of freedom
+    by_hand = correlations(f, y)
+    assert by_hand is not None
+    expected = np.tanh(np.arctanh(0.8) + np.array([-half, half]))
+    assert (by_hand.pearson.low, by_hand.pearson.high) == pytest.approx(tuple(expected))
 
 
 def test_two_versions_are_compared_as_by_welch() -> None:
@@ -651,8 +653,10 @@ def test_a_new_version_begins_anew_and_failures_stay_failures() -> None:
     lost = Feedback.failed("e2", "timeout", stamp=Stamp(source="judge"))
     combiner.fit([*old, lost])
     first, second, third = combiner.combine(group, [*old, lost])
-    assert isinstance(first, Rewards) and first.outcome == pytest.approx(2 * 0.5, abs=0.1), "a shift of -1, times the weight"
-    assert isinstance(second, Rewards) and second.outcome == pytest.approx(2 * 1.5), "another version is another judge"
+    assert isinstance(first, Rewards)
+    assert first.outcome == pytest.approx(2 * 0.5, abs=0.1), "a shift of -1, times the weight"
+    assert isinstance(second, Rewards)
+    assert second.outcome == pytest.approx(2 * 1.5), "another version is another judge"
     assert isinstance(third, NoReward)
     assert "timeout" in third.reason
     assert combiner.metrics()["calibration/labels"] == 0, "of the version in force"
@@ -750,9 +754,9 @@ def test_late_answers_reach_the_correction_and_a_broken_run_resumes_exactly(
 
     whole = run("whole").finish()
     labels = [m["feedback/calibration/labels"] for m in whole.metrics]
-    assert labels[:3] == [0, 0, 0] and labels[-1] > 6 and labels == sorted(labels), (
-        "heard during update 3, known before update 4"
-    )
+    assert labels[:3] == [0, 0, 0], "heard during update 3, known before update 4"
+    assert labels[-1] > 6
+    assert labels == sorted(labels)
     assert whole.metrics[-1]["feedback/calibration/correction"] > 0
     scores = {f.episode: f.score or 0.0 for f in whole.ledger.scores(whole.id) if f.stamp.source == "judge"}
     changed = [abs(m.outcome - scores[m.episode]) for m in whole.ledger.members(whole.id, 7) if m.outcome is not None]

@@ -173,3 +173,22 @@ def test_the_pages_code_and_options_of_people(tmp_path: Path, monkeypatch: pytes
     exec(service, {})
     for picture in re.findall(r"\(figures/([^)]+)\)", text):
         assert (DOCS / "figures" / picture).is_file()
+
+
+def test_the_pages_code_and_options_of_calibration(capsys: pytest.CaptureFixture[str]) -> None:
+    import inspect
+
+    from turnwise.engine.judge_report import FEATURES
+    from turnwise.plugins.combiners.calibrated import Calibrated
+
+    text = (DOCS / "calibration.md").read_text()
+    for name in [*list(inspect.signature(Calibrated).parameters)[1:], *FEATURES]:
+        assert f"`{name}`" in text, f"docs/calibration.md lacks {name!r}"
+    [pipeline] = (yaml.safe_load(block) for block in blocks("calibration.md", "yaml"))
+    run = turnwise.Run({"policy": "nowhere", "stages": [pipeline]}, folder="/nonexistent/run")
+    assert run.stages
+    [code] = blocks("calibration.md", "python")
+    exec(code, {})
+    said = capsys.readouterr().out
+    assert "people (people) scored 50 of the 200 episodes" in said
+    assert "This judge is worth" in said

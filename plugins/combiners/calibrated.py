@@ -253,7 +253,7 @@ class Calibrated:
         if not both:
             return found
         f, y, groups = [f for f, *_ in both], [y for _, y, _ in both], [record["group"] for *_, record in both]
-        if (r := correlations(f, y, groups, samples=1)) is not None:
+        if (r := correlations(f, y, groups)) is not None:
             found["correlation"] = r.pearson.estimate
         if (order := same_order(f, y, groups, within=True)) is not None:
             found["order"] = order.share.estimate
