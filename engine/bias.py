@@ -1,37 +1,43 @@
-"""What a judge's verdicts follow beside the content: the place on the page, length and format, its own family. Pure functions in numpy.
+"""What a judge's verdicts follow beside the content: the place on the page, length and format, its own family.
 
-Everything is measured on answers a run holds anyway (in force, of one judge; `bias_report` takes many and sorts them). One unit serves all
-that is said of pairs: the net win rate, P(wins) - P(loses), ties half; "3 points" are 0.03 of it.
+Pure functions in numpy. Everything is measured on answers a run holds anyway (in force, of one judge; `bias_report` takes many
+and sorts them). One unit serves all that is said of pairs: the net win rate, P(wins) - P(loses); "3 points" are 0.03 of it.
 
-Position. A verdict shows K episodes in an order, the k-th (from 0) in place p = k / (K - 1), and gives each a normalised rank s in [0, 1], 1 the best
-(for two: the probability that it wins). What the first place is worth over the last is minus the slope of s on p; for a pair s_first - s_last:
+Position. A verdict shows K episodes in an order, the k-th (from 0) in place p = k / (K - 1), and gives each a normalised rank
+s in [0, 1], 1 the best (for two: the probability that it wins). What the first place is worth over the last is minus the slope
+of s on p; for a pair s_first - s_last:
 
     bias = mean of  - sum_k (p_k - 1/2)(s_k - 1/2) / sum_k (p_k - 1/2)^2
 
-A judge that ignores the content with probability b and ranks as shown has bias b, whatever it thinks of the content: in the mean over an order and its
-reverse the content cancels. So where enough was looked at in both orders, that alone is used, the mean of the two being one observation; else every
-verdict is one, and the order must have been drawn at random. The deviation of the estimate over n such observations:
+A judge that ignores the content with probability b and ranks as shown has bias b, whatever it thinks of the content: in the
+mean over an order and its reverse the content cancels. So where enough was looked at in both orders, that alone is used, the
+mean of the two being one observation; else every verdict is one, and the order must have been drawn at random. The deviation
+of the estimate over n such observations:
 
-    both orders  sqrt(v / n)   v = b (1 - b) where the rest of the judge is sure of itself, 1/2 - b^2 / 2 at most, where it tosses a coin
+    both orders  sqrt(v / n)          v = b (1 - b) where the judge is sure of the content, (1 - b^2) / 2 where it tosses a coin
     one order    sqrt((1 - b^2) / n)
 
-Style and family. Of two episodes i (shown first, where that is known) and j, with d the difference of a feature, sd its root mean square, and
-r what a reference says (people, a gold judge), in one logistic regression with a Gaussian prior of variance 10:
+Style and family. Of two episodes i (shown first, where that is known) and j, with d the difference of a feature, sd its root
+mean square, and r what a reference says (people, a gold judge), in one logistic regression with a N(0, 10) prior:
 
-    logit P(i beats j) = side + sum_f beta_f tanh(d_f / sd_f) + rho (r_i - r_j) / sd_r           (after Dubois et al. 2024, arXiv:2404.04475;
-    effect of f = 2 sigma(beta_f tanh(1)) - 1                                                    features: style control, Chiang et al. 2024, LMSYS)
+    logit P(i beats j) = side + sum_f beta_f tanh(d_f / sd_f) + rho (r_i - r_j) / sd_r
+    effect of f        = 2 sigma(beta_f tanh(1)) - 1
 
-which is the net win rate of what has one sd more of f over an equally good one. Scores: the same terms, centred in each group, against the score in sd
-within groups, by least squares; the effect is beta_f tanh(1) sd. Self-preference is the effect of "written by the judge's own family", a linear term.
+(after Dubois et al. 2024, arXiv:2404.04475; features as in the style control of LMSYS, 2024). The effect is the net win rate of
+what has one sd more of f over an equally good one. Scores: the same terms, centred in each group, against the score in sd
+within groups, by least squares; the effect is beta_f tanh(1) sd. Self-preference is the effect of "written by the judge's own
+family", a linear term.
 
-Without a reference an effect may be deserved. With a noisy one a part of it may be: where longer replies are better, length tells the judge's good taste better
-than a single person's scores do, and passes for a bias. Two references with independent errors cure that: r is then what the second and the features of
-style predict of the first (regression calibration, Carroll et al. 2006, Measurement Error in Nonlinear Models, ch. 4). What noise is left makes effects smaller,
-since pairs that look equal are not quite.
+Without a reference an effect may be deserved. With a noisy one a part of it may be: where longer replies are better, length
+tells the judge's good taste better than a single person's scores do, and passes for a bias. Two references with independent
+errors cure that: r is then what the second and the features of style predict of the first (regression calibration, Carroll et
+al. 2006, Measurement Error in Nonlinear Models, ch. 4). What noise is left makes effects smaller, since pairs that look equal
+are not quite.
 
-Intervals are 95 %, groups being what was drawn: percentiles of the bootstrap over groups for means, cluster-robust errors (Liang and Zeger 1986,
-doi:10.1093/biomet/73.1.13) with Student's t for regressions. Two verdicts that nobody gave, one for either extreme, are drawn along with the means, so that
-thirty pairs without a fault do not prove that there is none (Bonett and Price 2012, doi:10.3102/1076998611411915).
+Intervals are 95 %, groups being what was drawn: percentiles of the bootstrap over groups for means, cluster-robust errors
+(Liang and Zeger 1986, doi:10.1093/biomet/73.1.13) with Student's t for regressions. Two verdicts that nobody gave, one for
+either extreme, are drawn along with the means, so that thirty pairs without a fault do not prove that there is none (Bonett
+and Price 2012, doi:10.3102/1076998611411915).
 """
 
 from __future__ import annotations
@@ -98,10 +104,12 @@ def bias_report(
     """Every bias of every judge that there is enough to measure, judges in the order of their names.
 
     Args:
-        answers: in force, of any number of judges; a judge is `stamp.rater` (`stamp.source` where that is empty) in one `stamp.version`.
+        answers: in force, of any number of judges; a judge is `stamp.rater` (`stamp.source` where that is empty) in one
+            `stamp.version`.
         episodes: what was judged.
         reference: episode id to what it is worth by a better judge: people's scores, an aggregate, a gold judge.
-        second: the same by others, with errors of their own; give the scores of one half of the people here and of the other half there.
+        second: the same by others, with errors of their own; give the scores of one half of the people here and of the other
+            half there.
         authors: episode id to the model family that wrote it.
         families: judge to the family that it is of; with `reference` and `authors`, self-preference is measured.
     """
@@ -140,9 +148,9 @@ class Look(NamedTuple):
 def looks(answers: Answers) -> Iterator[Look]:
     """Every look of which it is known what was shown where.
 
-    A comparison says so by `shown["order"]`, episode ids as displayed; those it did not rank are passed over. A judge that looks at a pair more than once
-    for one comparison puts `details["orders"]` instead, [{"order": [id, id], "first": p}, ...], p being the probability (1, 0.5, 0) that what was shown
-    first is better, None where that look failed.
+    A comparison says so by `shown["order"]`, episode ids as displayed; those it did not rank are passed over. A judge that
+    looks at a pair more than once for one comparison puts `details["orders"]` instead, [{"order": [id, id], "first": p}, ...],
+    p being the probability (1, 0.5, 0) that what was shown first is better, None where that look failed.
 
     Raises:
         ValueError: `details["orders"]` of another form.
@@ -173,12 +181,13 @@ def _entry(entry: Any, group: str) -> tuple[tuple[str, ...], float | None]:
     except (TypeError, KeyError):
         pass
     raise ValueError(
-        f'details["orders"] of a comparison of group {group} holds {entry!r}; needed: {{"order": [id, id], "first": p}} with p in [0, 1] or None'
+        f'details["orders"] of a comparison of group {group} holds {entry!r}; '
+        'needed: {"order": [id, id], "first": p} with p in [0, 1] or None'
     )
 
 
 def position(answers: Answers) -> Bias | None:
-    """How much more often what is shown first wins than what is shown last; see the top of this file. None: too little was said.
+    """How much more often what is shown first wins than what is shown last, see the top of this file; None: too few groups.
 
     Below zero, the last place is liked better.
     """
@@ -197,7 +206,7 @@ def position(answers: Answers) -> Bias | None:
 
 
 def flips(answers: Answers) -> Bias | None:
-    """The share of pairs, judged in both orders, whose winner changes with the order; a win that becomes a tie is half a flip."""
+    """The share of pairs, judged in both orders, whose winner changes with the order; a win that becomes a tie is half one."""
     pairs = [
         (group, one[0], other[1]) for group, one, other in _turned(looks(answers)) if len(one) == 2
     ]  # twice of the same episode
@@ -210,7 +219,7 @@ def flips(answers: Answers) -> Bias | None:
 
 
 def rank_by_place(answers: Answers) -> dict[int, Floats]:
-    """For each number K of episodes shown at once, the mean normalised rank by place, [K]; an unbiased judge has 1/2 everywhere."""
+    """The mean normalised rank by place, [K], for each number K of episodes shown; an unbiased judge has 1/2 everywhere."""
     by_size: dict[int, list[tuple[float, ...]]] = defaultdict(list)
     for look in looks(answers):
         by_size[len(look.scores)].append(look.scores)
@@ -218,7 +227,7 @@ def rank_by_place(answers: Answers) -> dict[int, Floats]:
 
 
 def _turned(seen: Iterable[Look]) -> list[tuple[str, Floats, Floats]]:
-    """(group, scores in an order, scores in the reverse order) of everything looked at both ways; repeated looks are averaged."""
+    """(group, scores in an order, scores in the reverse order) of all that was looked at both ways; repeats are averaged."""
     by_order: dict[tuple[str, tuple[str, str, str], tuple[str, ...]], list[tuple[float, ...]]] = defaultdict(list)
     for look in seen:
         by_order[look.group, look.by, look.order].append(look.scores)
@@ -247,7 +256,8 @@ _ASKS = re.compile("[?？؟]")
 _AGREES = re.compile(
     r"\W*(?:(?:what |that(?:'|’)s |that is )?an? )?"
     r"(?:(?:(?:great|good|excellent|fantastic|wonderful|brilliant|insightful|interesting|fascinating) "
-    r"(?:question|point|idea|thinking|observation|catch|job|choice)|excellent|perfect|fantastic|wonderful|brilliant|absolutely|certainly|definitely|"
+    r"(?:question|point|idea|thinking|observation|catch|job|choice)|excellent|perfect|fantastic|wonderful|brilliant|"
+    r"absolutely|certainly|definitely|"
     r"of course|exactly|indeed|sure(?: thing)?|i (?:completely |totally |fully |absolutely |couldn(?:'|’)t )?agree|"
     r"you(?:(?:'|’)re| are) (?:(?:so|absolutely|completely|totally|quite) )?(?:right|correct)|"
     r"(?:thank you|thanks) for (?:asking|sharing|pointing))\b)",
@@ -264,8 +274,9 @@ _MORE = {
 
 
 def style_features(episode: Episode) -> dict[str, float]:
-    """What the assistant's replies look like: `length` (characters in all), counts of list items, headers and bold passages (Markdown outside of code), the share
-    of replies that ask (`questions`) and that begin with praise or agreement (`openers`, English)."""
+    """What the assistant's replies look like: `length` (characters in all), counts of list items, headers and bold passages
+    (Markdown outside of code), the share of replies that ask (`questions`) and that begin with praise or agreement (`openers`,
+    English)."""
     said = [turn.action for turn in episode.turns]
     prose = [_CODE.sub("", text) for text in said]
     marks = {name: float(sum(len(mark.findall(text)) for text in prose)) for name, mark in _MARKS.items()}
@@ -355,7 +366,7 @@ def _effects(
     reference: Mapping[str, float] | None,
     second: Mapping[str, float] | None,
 ) -> Iterator[_Effect]:
-    """What one sd more of each feature does, or one more of a linear one, from comparisons and from scores; features and references by episode id."""
+    """What one sd more of each feature does (one more of a linear one), to comparisons and to scores; all by episode id."""
     said = list(answers)
     opinions = {"reference": reference, "second": second if reference else None}
     terms = {**features, **{name: value for name, value in opinions.items() if value}}
@@ -384,7 +395,7 @@ def _effects(
 
 
 class _Pair(NamedTuple):
-    """One comparison of two: `wins` is the probability that the first is better; `side` 1 where it was shown first, 0 where nobody knows."""
+    """`wins` is the probability that the first is better; `side` 1 where it was shown first, 0 where nobody knows."""
 
     group: str
     first: str
@@ -449,7 +460,7 @@ def _fit(
 
 
 def _logistic(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """[F] the mode under a N(0, 1 / PRIOR) prior, by Newton's method with halved steps, and the inverse of the loss's Hessian there."""
+    """[F] the mode under a N(0, 1 / PRIOR) prior, by Newton's method, and the inverse of the loss's Hessian there."""
     loss = lambda b: float((np.logaddexp(0, x @ b) - y * (x @ b)).sum() + PRIOR * (b @ b) / 2)  # noqa: E731
     beta = np.zeros(x.shape[1])
     while True:
@@ -477,7 +488,8 @@ def _least_squares(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 def length_slope(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], ridge: float = 5.0) -> tuple[float, float]:
     """How much a judge's score follows length within groups, and the scale of lengths, for `length_controlled`.
 
-    With x = tanh((length - its group's mean) / sd) less its group's mean, slope = sum x s / (sum x^2 + ridge): towards 0 with little data.
+    With x = tanh((length - its group's mean) / sd) less its group's mean, slope = sum x s / (sum x^2 + ridge): towards 0 with
+    little data.
 
     Args:
         scores, lengths: [N].
@@ -485,7 +497,7 @@ def length_slope(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashabl
         ridge: in units of sum x^2, to which one episode adds about 0.4.
 
     Returns:
-        slope, in the scores' unit per x; sd, the root mean square deviation of lengths from their group's mean (0: none deviates).
+        slope, in the scores' unit per x; sd, the root mean square deviation of lengths from their group's mean.
     """
     away = _centred(lengths, groups)
     sd = float(np.sqrt((away**2).mean())) if len(away) else 0.0
@@ -494,13 +506,15 @@ def length_slope(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashabl
 
 
 def length_controlled(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], slope: float, sd: float) -> Floats:
-    """[N] the scores that a judge would have given, were all of a group equally long (the idea of Dubois et al. 2024, arXiv:2404.04475, within
-    groups): score - slope x. Groups keep their means. What length truly earned is taken away with the rest."""
+    """[N] the scores that a judge would have given, were all of a group equally long (the idea of Dubois et al. 2024,
+    arXiv:2404.04475, within groups): score - slope x. Groups keep their means. What length truly earned is taken away with the
+    rest."""
     return np.asarray(scores, float) - slope * _stretch(lengths, groups, sd)
 
 
 class LengthControl:
-    """Length control for a judge in a run: learns from the groups it has scored lately, since a policy's lengths and a judge's taste change.
+    """Length control for a judge in a run: learns from the groups it has scored lately, since a policy's lengths and a judge's
+    taste change.
 
     Args:
         window: how many groups it remembers.
@@ -567,7 +581,8 @@ def _centred(values: ArrayLike, groups: Sequence[Hashable]) -> Floats:
 def _mean(values: Sequence[float], clusters: Sequence[str], ends: tuple[float, float]) -> tuple[float, float, float] | None:
     """The mean and its 95 % interval by the bootstrap over clusters; None with fewer than FEWEST of them.
 
-    One value at either end is drawn along. Clusters are put in the order of what they hold, so that names and the order of answers change nothing.
+    One value at either end is drawn along. Clusters are put in the order of what they hold, so that names and the order of
+    answers change nothing.
     """
     total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for value, cluster in zip(values, clusters, strict=True):
