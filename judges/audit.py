@@ -176,7 +176,10 @@ def command(
         console.print(f"\n[bold]{section.title}[/bold]")
         for line in section.lines:
             console.print(line, markup=False)
-        if section.columns:
+        if len(section.columns) > 6:  # too wide for a terminal
+            for row in section.rows:
+                console.print(", ".join(f"{c} {v}" for c, v in zip(section.columns, row, strict=True) if v), markup=False)
+        elif section.columns:
             table: Any = Table(*section.columns)
             for row in section.rows:
                 table.add_row(*row)

@@ -160,7 +160,7 @@ class ModelJudge(Asking):
             raise ValueError("known_bad is for judges that score: those that compare see canaries of the same start")
         self._schedule = Schedule(self.canaries, [*KINDS, *(["known-bad"] if self._known_bad else [])])
         self._quarantine = Quarantine()
-        self._serving = asyncio.Semaphore(self.concurrency)
+        self._serving, self._alone = asyncio.Semaphore(self.concurrency), asyncio.Lock()
         self._under_way: dict[str, tuple[Request, concurrent.futures.Future[Answer]]] = {}
 
     # What a way of judging says.
@@ -219,9 +219,12 @@ class ModelJudge(Asking):
         self._under_way.clear()
 
     async def _judge(self, request: Request) -> Answer:
-        self._trusted()
-        async with self._serving if not self.batch else contextlib.nullcontext():
-            # A judge under suspicion is tried with every verdict, until it is cleared or found out.
+        async with contextlib.AsyncExitStack() as held:
+            if not self.batch:
+                await held.enter_async_context(self._serving)
+                if self._quarantine.suspect:  # one by one, so that what the last canary showed is known before the next verdict
+                    await held.enter_async_context(self._alone)
+            self._trusted()
             kind = (self._quarantine.suspect or self._schedule.next()) if self._watched else None
             work = [self._answered(request), *([self._try_canary(request, kind)] if kind else [])]
             answer, *_ = await gathered(work)
