@@ -1,7 +1,7 @@
 """`escalation`: a cheap judge first; a strong one, or people, where it is not enough.
 
     first ──sure──▶ its answer
-      └──unsure, in disagreement with itself, failed──▶ then, as long as share and budget allow ──▶ their answer
+      └──unsure, in disagreement with itself, failed──▶ then, as long as limit and budget allow ──▶ their answer
 
 What makes `first` unsure is in its answer: members of a panel or samples that differ (`details["spread"]`), a verdict that changes with the order
 (`details["flipped"]`), or a probability near one half. Where nothing more may be asked, the answer that is there stands, and says so.
@@ -32,7 +32,7 @@ class Escalation:
         spread: members or samples of the first that differ by more than this go up.
         unsure: probabilities below this go up, and verdicts that flip with the order.
         failed: whether what the first failed on or abstained from goes up.
-        share: of the requests so far, how many may go up at most.
+        limit: share of the requests so far, how many may go up at most.
 
     Raises:
         ValueError, PluginError: with what would be right.
@@ -43,7 +43,7 @@ class Escalation:
     spread: float | None = None
     unsure: float | None = None
     failed: bool = True
-    share: float = 1.0
+    limit: float = 1.0
     plugins: Plugins | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,10 +63,10 @@ class Escalation:
         self.members = {m.name: m.given for m in made[: 1 if self._people else 2]}
         if self.spread is None and self.unsure is None and not self.failed:
             raise ValueError("nothing would ever go up: give `spread`, `unsure`, or failed: true")
-        if not 0 < self.share <= 1 or (self.unsure is not None and not 0.5 <= self.unsure <= 1):
-            raise ValueError(f"share must lie above 0 and up to 1, unsure in 0.5 to 1; got {self.share} and {self.unsure}")
+        if not 0 < self.limit <= 1 or (self.unsure is not None and not 0.5 <= self.unsure <= 1):
+            raise ValueError(f"limit must lie above 0 and up to 1, unsure in 0.5 to 1; got {self.limit} and {self.unsure}")
         self.kind = kinds[0]
-        rule = [self.spread, self.unsure, self.failed, self.share]
+        rule = [self.spread, self.unsure, self.failed, self.limit]
         self.version = f"escalation/{derive_id([m.version for m in made], rule)[:8]}"
         self._name, self._seen, self._up = "", 0, 0
         self._closed = ""  # why nothing goes up any more
@@ -99,8 +99,8 @@ class Escalation:
             request = self._asked.pop(said.stamp.request or "")
             self._seen += 1
             why = self._why(said)
-            if not why or self._closed or self._up + 1 > self.share * max(self._seen, 1 / self.share):
-                answers.append(self._as_ours(request, said, {"unsure": why, "closed": self._closed or "share"} if why else {}))
+            if not why or self._closed or self._up + 1 > self.limit * max(self._seen, 1 / self.limit):
+                answers.append(self._as_ours(request, said, {"unsure": why, "closed": self._closed or "limit"} if why else {}))
                 continue
             self._up += 1
             theirs = request if self._people else dataclasses.replace(request, source=f"{self._name}.{self._names[1]}")

@@ -192,3 +192,54 @@ def test_the_pages_code_and_options_of_calibration(capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "people (people) scored 50 of the 200 episodes" in said
     assert "This judge is worth" in said
+
+
+def test_the_page_of_judges(model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every judge has its row with its options; the page's code runs against a loopback server, its feedback makes runs, and the first trains."""
+    from dataclasses import fields
+
+    from model_server import ModelServer, example
+    from turnwise import judges
+
+    text, plugins = (DOCS / "judges.md").read_text(), turnwise.Plugins()
+    shared = {f.name for f in fields(judges.ModelJudge)}
+    for kind, names in (
+        ("judge", ("rubric", "pairwise", "listwise", "checklist", "constitution")),
+        ("feedback source", ("panel", "escalation")),
+    ):
+        for name in names:
+            [row] = re.findall(rf"^\| `{name}` \| (.*)", text, re.MULTILINE)
+            own = (
+                {f.name for f in fields(plugins.factory(kind, name)) if f.init} - shared - {"rubric", "constitution", "plugins"}
+            )
+            for option in own:
+                assert f"`{option}" in row, f"docs/judges.md lacks {option!r} of {name!r}"
+    for option in shared - {"plugins"}:
+        assert f"`{option}" in text, f"docs/judges.md lacks {option!r}"
+    for name in plugins.names("model"):
+        assert f"| `{name}` |" in text
+    monkeypatch.chdir(tmp_path)
+    [rubric] = blocks("judges.md", "markdown")
+    (tmp_path / "helpful.md").write_text(rubric)
+
+    def answer(asked: Any) -> Any:
+        said = example(asked)
+        return {**said, "abstain": False} if isinstance(said, dict) and "abstain" in said else said
+
+    with ModelServer(answer) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "k-test")
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "k-test")
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+        where: dict[str, Any] = {}
+        for code in blocks("judges.md", "python"):
+            exec(code, where)
+        assert server.count() == 6
+        first, *others = (yaml.safe_load(block) for block in blocks("judges.md", "yaml"))
+        small = {"env": ECHO, "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 5, "poll": 0.0}
+        done = turnwise.Run(
+            {"policy": str(model_folder()), "stages": [{"rl": {**small, **first}}]}, folder=tmp_path / "runs" / "r"
+        ).finish()
+        assert {a.status for a in done.ledger.said(done.id)} == {"scored"}
+    for block in others:
+        stage = block.get("rl") or {"env": ECHO, **block}
+        assert turnwise.Run({"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run").stages
