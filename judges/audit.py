@@ -25,11 +25,13 @@ from ..engine.suggest import did_you_mean
 from .store import CALLS, CANARIES
 
 
-def audit(ledger: Ledger, run: str, people: Sequence[str] = ()) -> list[Section]:
+def audit(ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[str] = ()) -> list[Section]:
     """What there is to say of a run's judges; nothing where it had none.
 
     Args:
         people: names of the sources that are people; default: those whose answers name a rater.
+        own: names of the judges that are of the policy's model family. Whether they prefer what the policy said is measured on conversations
+            that others played beside it (scripts, imports), by what people say of them.
 
     Raises:
         LookupError: no such source.
@@ -38,7 +40,7 @@ def audit(ledger: Ledger, run: str, people: Sequence[str] = ()) -> list[Section]
     by_source: dict[str, list[Answer]] = {}
     for answer in said:
         by_source.setdefault(answer.stamp.source, []).append(answer)
-    for name in people:
+    for name in (*people, *own):
         if name not in by_source:
             raise LookupError(f"no source {name!r} has said anything in this run.{did_you_mean(name, by_source)}")
     persons = [n for n, own in by_source.items() if (n in people if people else any(a.stamp.rater for a in own))]
@@ -154,6 +156,9 @@ def _worth(human: Sequence[Answer]) -> dict[str, float]:
 def command(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
     people: Annotated[list[str] | None, typer.Option(help="A source that is people; may be given several times.")] = None,
+    own: Annotated[
+        list[str] | None, typer.Option(help="A judge of the policy's own model family; may be given several times.")
+    ] = None,
     ledger: Annotated[str | None, typer.Option(help="The ledger's URL, where the one in the config had a password.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -164,7 +169,7 @@ def command(
     from ..engine.checkpoint import open_ledger
 
     opened, run = open_ledger(folder, ledger)
-    sections = audit(opened, run, people or ())
+    sections = audit(opened, run, people or (), own or ())
     opened.close()
     if as_json:
         print(json.dumps([asdict(s) for s in sections], indent=2))

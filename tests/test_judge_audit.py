@@ -1,0 +1,233 @@
+"""What is said of judges after a run (`turnwise judges`, the report) and before it (`turnwise estimate`); scores at equal length."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import turnwise
+import yaml
+from model_server import Fault, ModelServer
+from support import ECHO
+from turnwise.engine.cli import app
+from turnwise.engine.episode import Episode, Message, Start, Turn
+from turnwise.engine.feedback import Comparison, Context, Feedback, Request, Stamp
+from turnwise.engine.ledger import Ledger
+from turnwise.engine.report.page import write_report
+from turnwise.judges import PairwiseJudge, RubricJudge
+from turnwise.judges.audit import audit
+from turnwise.judges.estimate import estimate
+from turnwise.judges.models import Prompt, Reply, Usage
+from turnwise.plugins.combiners.weighted import Weighted
+from typer.testing import CliRunner
+
+
+def talk(i: int, words: int, *, group: int = 0, sampled: bool = False) -> Episode:
+    ids: dict[str, Any] = {"action_ids": (5,), "logprobs": (-1.0,)} if sampled else {}
+    turn = Turn(Message("user", "Hello?"), " ".join(["word"] * words), 0.0, **ids)
+    return Episode(f"{i:016x}", Start("test/Talk", group), (turn,), "terminated", run="run", stage="rl", update=1, slot=i)
+
+
+def answered(asked: Any) -> dict[str, Any]:
+    fields = asked.schema["properties"]
+    levels = dict.fromkeys(fields["levels"]["properties"], 3)
+    return {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "fine", "abstain": False, "levels": levels}
+
+
+def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(model_folder: Any, tmp_path: Path) -> None:
+    with ModelServer(answered) as server:
+        chance = random.Random(0)
+        server.faults = lambda asked: Fault("refusal") if chance.random() < 0.3 else None
+        model = {"provider": "openai", "model": "gpt-5-mini", "url": f"{server.url}/v1"}
+        feedback = [
+            {"judge": "rubric", "name": "good", "model": model, "rubric": "Was it good?", "cache": False, "canaries": 0}
+        ]
+        stage = {"env": ECHO, "updates": 2, "groups": 4, "group_size": 4, "max_new_tokens": 5, "poll": 0, "feedback": feedback}
+        run = turnwise.Run({"policy": str(model_folder()), "stages": [{"rl": stage}]}, folder=tmp_path / "run").finish()
+        shown = CliRunner().invoke(app, ["judges", str(tmp_path / "run"), "--json"], obj=run.plugins)
+        sections = {s["title"]: s for s in json.loads(shown.stdout)}
+        [who] = (dict(zip(sections["Who said what"]["columns"], row, strict=True)) for row in sections["Who said what"]["rows"])
+        [what] = (
+            dict(zip(sections["What was asked of models"]["columns"], row, strict=True))
+            for row in sections["What was asked of models"]["rows"]
+        )
+        answers = run.ledger.said(run.id)
+        refused = sum(a.status == "abstained" for a in answers)
+        assert 0 < refused < 32
+        assert (who["source"], who["answers"], who["abstained"], who["failed"]) == ("good", "32", str(refused), "0 (0.0%)")
+        assert who["why not"] == f"refused ({refused})"
+        assert int(what["requests"]) == server.count()
+        billed = (server.tokens.input * 0.25 + server.tokens.output * 2.0) / 1e6
+        assert float(what["dollars"]) == pytest.approx(billed, abs=6e-5)
+        write_report(tmp_path / "run")
+        page = (tmp_path / "run" / "report.html").read_text()
+        assert "What was asked of models" in page
+        assert f"refused ({refused})" in page
+
+
+def test_judges_are_held_against_people_and_biases_are_named(tmp_path: Path) -> None:
+    ledger, chance = Ledger(tmp_path / "ledger.sqlite"), random.Random(1)
+    episodes = [talk(i, chance.randrange(2, 30), group=i // 4) for i in range(200)]
+    ledger.add_episodes(episodes)
+    said: list[Any] = []
+    for e in episodes:
+        length, true = len(e.turns[0].action.split()), chance.gauss(0.5, 0.1)
+        told = true + 0.02 * length + chance.gauss(0, 0.02)
+        said.append(Feedback(e.id, score=told, id=f"j{e.id}", stamp=Stamp(source="judge", version="v1")))
+        said.append(Feedback(e.id, score=true, id=f"p{e.id}", stamp=Stamp(source="people", rater="ann")))
+    ledger.add_feedback(said)
+    sections = {s.title: s for s in audit(ledger, "run")}
+    assert any("judge (v1)" in line and "characters" in line for line in sections["Biases of judges"].lines)
+    assert "judge: people (people) scored 200 of the 200 episodes that it judged." in sections["Judges against people"].lines
+    assert any("scores too high" in line for line in sections["Judges against people"].lines)
+    with pytest.raises(LookupError, match="Did you mean 'people'"):
+        audit(ledger, "run", people=["peple"])
+
+
+def test_a_judge_that_prefers_its_own_family_is_named(tmp_path: Path) -> None:
+    """Half of the conversations were sampled by the policy; people like both alike, the judge prefers the policy's."""
+    ledger, chance = Ledger(tmp_path / "ledger.sqlite"), random.Random(2)
+    episodes = [talk(i, 5 + chance.randrange(5), group=i // 2, sampled=i % 2 == 0) for i in range(400)]
+    ledger.add_episodes(episodes)
+    said: list[Any] = []
+    for own, other in zip(episodes[::2], episodes[1::2], strict=True):
+        worth = {e.id: chance.gauss(0, 1) for e in (own, other)}
+        said += [Feedback(i, score=w, id=f"p{i}", stamp=Stamp(source="people", rater="ann")) for i, w in worth.items()]
+        better = own.id if chance.random() < 0.5 else max(worth, key=lambda i: worth[i])
+        worse = other.id if better == own.id else own.id
+        shown = {"order": [own.id, other.id] if chance.random() < 0.5 else [other.id, own.id]}
+        said.append(
+            Comparison(
+                own.group, ((better,), (worse,)), id=f"j{own.id}", shown=shown, stamp=Stamp(source="judge", version="v1")
+            )
+        )
+    ledger.add_feedback(said)
+    [section] = [s for s in audit(ledger, "run", own=["judge"]) if s.title == "Biases of judges"]
+    assert any("family" in line for line in section.lines), section.lines
+
+
+def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(model_folder: Any, tmp_path: Path) -> None:
+    with ModelServer(answered) as server:
+        model = {"provider": "openai", "model": "gpt-5-mini", "url": f"{server.url}/v1"}
+        judge = {"judge": "rubric", "name": "good", "model": model, "rubric": "Was it good?", "cache": False, "canaries": 0}
+        stage = {"env": ECHO, "updates": 3, "groups": 4, "group_size": 4, "max_new_tokens": 5, "poll": 0, "feedback": [judge]}
+        config = {"policy": str(model_folder()), "stages": [{"rl": stage}]}
+        [found] = estimate(turnwise.Run(config, folder=tmp_path / "run"))
+        assert server.count() == 0
+        assert not (tmp_path / "run").exists()
+        run = turnwise.Run(config, folder=tmp_path / "run").finish()
+        spent = sum(a.stamp.cost for a in run.ledger.said(run.id))
+        assert found.questions == server.count() == 48
+        assert spent < (found.most or 0)
+        assert (found.stage, found.judge, found.model) == ("rl", "good", "openai:gpt-5-mini")
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(config))
+    shown = CliRunner().invoke(app, ["estimate", str(tmp_path / "p.yaml"), "--json"], obj=turnwise.Plugins())
+    assert json.loads(shown.stdout)[0]["questions"] == 48
+
+
+class FirstShown:
+    """A model that takes the first of two for the better with a stated chance, and the one with fewer words otherwise."""
+
+    name, settings = "test:first", {}
+
+    def __init__(self, bias: float) -> None:
+        self.bias, self.chance = bias, random.Random(3)
+
+    async def ask(self, prompt: Prompt) -> Reply:
+        ids = prompt.schema["properties"]["better"]["enum"]
+        one, other = (block.count("word") for block in prompt.user.split("Conversation ")[1:])
+        better = ids[0] if one < other or self.chance.random() < self.bias else ids[1]
+        told = {
+            "verdict_id": prompt.schema["properties"]["verdict_id"]["enum"][0],
+            "rationale": "-",
+            "abstain": False,
+            "better": better,
+        }
+        return Reply("end", json.dumps(told), Usage(10, 0, 0, 5))
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.1, 0.2])
+def test_a_planted_position_bias_is_measured_within_three_points(bias: float, tmp_path: Path) -> None:
+    """Through the judge and the ledger: 1000 pairs in both orders."""
+    from turnwise.engine.bias import position
+
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    episodes = [talk(i, 3 + i % 2 * 4 + i // 2 % 3, group=i // 2) for i in range(2000)]
+    # What was said differs from pair to pair, or the judge would be asked only once.
+    episodes = [
+        Episode(
+            **{
+                **{f: getattr(e, f) for f in e.__slots__},
+                "turns": (Turn(Message("user", f"Hello {i // 2}?"), e.turns[0].action, 0.0),),
+            }
+        )
+        for i, e in enumerate(episodes)
+    ]
+    judge = PairwiseJudge(model=FirstShown(bias), rubric="Shorter is better.", cache=False, canaries=0, concurrency=64)
+    judge.open(Context("judge", tmp_path / "run", ledger.clock, 0))
+    judge.request(
+        [Request("group", a.group, "judge", episodes=(a, b)) for a, b in zip(episodes[::2], episodes[1::2], strict=True)]
+    )
+    answers: list[Any] = []
+    while len(answers) < 1000:
+        answers += judge.receive()
+    found = position(answers)
+    assert found is not None
+    assert abs(found.estimate - bias) < 0.03
+    assert sum(a.details["flipped"] for a in answers) / 1000 == pytest.approx(bias, abs=0.03)
+    if bias == 0:
+        assert all(a.ranking == ((x.id,), (y.id,)) for a, x, y in zip(answers, episodes[::2], episodes[1::2], strict=True))
+
+
+def test_scores_at_equal_length_take_off_what_length_alone_earned() -> None:
+    """A judge that adds 0.1 per word: what is left is what it says of the rest, learned from the updates before."""
+    chance = random.Random(0)
+    plain, controlled = Weighted({"judge": 1.0}), Weighted({"judge": 1.0}, length_control=["judge"])
+    assert not hasattr(plain, "fit")
+    for update in range(30):
+        group = [talk(8 * update + i, chance.randrange(1, 20), group=update) for i in range(8)]
+        true = {e.id: chance.gauss(0, 1) for e in group}
+        said = [
+            Feedback(e.id, score=true[e.id] + 0.1 * len(e.turns[0].action.split()), id=e.id, stamp=Stamp(source="judge"))
+            for e in group
+        ]
+        controlled.fit(said)
+        rewards = [r.outcome for r in controlled.combine(group, said)]
+        raw = [r.outcome for r in plain.combine(group, said)]
+        if update == 0:
+            assert rewards == raw  # nothing is known yet
+    again = Weighted({"judge": 1.0}, length_control=["judge"])
+    again.load_state_dict(json.loads(json.dumps(controlled.state_dict())))
+    assert [r.outcome for r in again.combine(group, said)] == rewards
+    assert sum(rewards) == pytest.approx(sum(raw))
+    words = [len(e.turns[0].action.split()) for e in group]
+    spread = lambda values: max(values) - min(values)  # noqa: E731
+    left = [r - true[e.id] for r, e in zip(rewards, group, strict=True)]
+    before = [r - true[e.id] for r, e in zip(raw, group, strict=True)]
+    assert spread(left) < 0.6 * spread(before), (words, left, before)
+    with pytest.raises(ValueError, match="Did you mean 'judge'"):
+        Weighted({"judge": 1.0}, length_control=["juge"])
+
+
+def test_a_request_of_another_rater_slot_is_another_question(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Counting(FirstShown):
+        async def ask(self, prompt: Prompt) -> Reply:
+            asked.append(prompt.user)
+            fields = prompt.schema["properties"]
+            told = {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "", "abstain": False, "levels": {"overall": 2}}
+            return Reply("end", json.dumps(told))
+
+    judge = RubricJudge(model=Counting(0), rubric="?", canaries=0)
+    judge.open(Context("judge", tmp_path / "run", lambda: 0.0, 0))
+    e = talk(1, 3)
+    judge.request([Request("episode", e.id, "judge", slot, episodes=(e,)) for slot in (0, 1)])
+    answers: list[Any] = []
+    while len(answers) < 2:
+        answers += judge.receive()
+    assert len(asked) == 2
+    assert len({a.stamp.request for a in answers}) == 2
