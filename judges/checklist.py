@@ -102,11 +102,11 @@ class ChecklistJudge(ModelJudge):
         if found["verdict_id"] != names(nonce, 1)[0]:
             raise Unreadable("verdict_id is not the id given in the question")
         for name in self.points:
-            if not isinstance(found[name], dict) or found[name].get("holds") not in ("yes", "no", "does not apply"):
-                raise Unreadable(f'{name} needs a rationale, and holds: "yes", "no" or "does not apply"')
-        return {
-            name: {"holds": found[name]["holds"], "rationale": str(found[name].get("rationale", ""))} for name in self.points
-        }
+            point = found[name]
+            sound = set(point) == {"rationale", "holds"} and isinstance(point["rationale"], str)
+            if not sound or point["holds"] not in ("yes", "no", "does not apply"):
+                raise Unreadable(f'{name} needs a rationale, and holds: "yes", "no" or "does not apply", and nothing else')
+        return {name: found[name] for name in self.points}
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
         said = verdicts[0].said

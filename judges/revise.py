@@ -123,11 +123,7 @@ class Critic(Asking):
 
         def read(reply: Answered, nonce: str) -> dict[str, Any]:
             found = read_json(reply.text, schema(nonce))
-            if (
-                found["answer_id"] != names(nonce, 1)[0]
-                or not isinstance(found["revision"], str)
-                or not found["revision"].strip()
-            ):
+            if found["answer_id"] != names(nonce, 1)[0] or not found["revision"].strip():
                 raise Unreadable("answer_id must be the id given in the question, and revision the whole reply")
             revision = found["revision"].strip() if found["change"] is True else draft
             return {"critique": str(found["critique"]), "changed": revision != draft, "revision": revision}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .models import Reply
+from .transcript import THOUGHTS
 
 
 def choice(reply: Reply, field: str, options: Sequence[str]) -> dict[str, float] | None:
@@ -15,15 +16,19 @@ def choice(reply: Reply, field: str, options: Sequence[str]) -> dict[str, float]
 
     Options must differ in their first character. Chances are normalised over the options; those that are not among the alternatives have none.
 
+    Args:
+        reply: one that `read_json` can read.
+        field: the path of keys to it, e.g. "better" or "levels.resolved". Only what stands there counts, wherever else the name occurs.
+
     Returns:
         None where the model gave no log-probabilities, or the value cannot be found among its tokens.
     """
-    found = None
-    for found in re.finditer(rf'"{re.escape(field)}"\s*:\s*"?', reply.text):  # noqa: B007 - the last one is the field, a rationale may quote it
-        pass
-    if found is None or not reply.tokens:
+    at = _begins(
+        "".join(token.text for token in reply.tokens), field.split(".")
+    )  # a token may be part of a character: only places in tokens agree
+    if at is None:
         return None
-    at, start = found.end(), 0
+    start = 0
     for token in reply.tokens:
         end = start + len(token.text)
         if end > at:
@@ -39,6 +44,32 @@ def choice(reply: Reply, field: str, options: Sequence[str]) -> dict[str, float]
             total = sum(masses.values())
             return {option: mass / total for option, mass in masses.items()} if total > 0 else None
         start = end
+    return None
+
+
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]', flags=re.DOTALL)
+_OPENING = re.compile(r'\s*"?')
+
+
+def _begins(text: str, path: Sequence[str]) -> int | None:
+    """Where the value at a path of keys begins in an answer's JSON object, behind its opening quote."""
+    thoughts = THOUGHTS.match(text)
+    above: list[str | None] = []  # keys of the objects that are open; None: a list
+    key: str | None = None
+    for piece in _PIECE.finditer(text, text.find("{", thoughts.end() if thoughts else 0)):
+        match piece.group():
+            case "{" | "[" as opened:
+                above.append(key if opened == "{" else None)
+            case "}" | "]":
+                if len(above) < 2:
+                    return None
+                above.pop()
+            case ":":
+                if above and [*above[1:], key] == list(path):
+                    opening = _OPENING.match(text, piece.end())
+                    return opening.end() if opening else None
+            case string:
+                key = string[1:-1]
     return None
 
 

@@ -1,14 +1,17 @@
 """Conversations as data that a judge can read and cannot obey by mistake.
 
 Whatever was said in a conversation reaches a judge as one JSON text between two marks that carry a nonce, drawn anew for every call: nobody
-who spoke in the conversation can know it, so nobody can close the block early or open another. Inside, `<`, `>`, `&` and every character
-that is not seen (control, format and direction marks, Unicode's tags) stand as JSON escapes.
+who spoke in the conversation can know it, so nobody can close the block early or open another. Inside, these stand as JSON escapes: `<`, `>` and
+`&`; a `[` that begins a word in brackets, as some chat templates write their control tokens; every character that is not seen (control, format and
+direction marks, variation selectors, Unicode's tags, all spaces but one); and whatever a tokenizer that normalises (NFKC) would make a mark, a
+quote or a bracket. So whoever knew the code could not use it.
 
 What a judge answers names a verdict id, and candidates by ids, that are drawn anew as well. Text copied from a conversation cannot hold them.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import secrets
@@ -18,7 +21,7 @@ from typing import Any
 
 from ..engine.episode import Episode
 
-_LETTERS = "bcdfghjkmnpqrstvwxz"  # none that reads like another or makes words
+_LETTERS = "bcdfghjkmpqrstvwxyz"  # none that reads like another or makes words, nor the first of "neither"
 
 
 def new_nonce() -> str:
@@ -72,17 +75,29 @@ def shared_turns(episodes: Sequence[Episode]) -> int:
 
 
 def fenced(label: str, data: Any, nonce: str) -> str:
-    """Data between marks that only this call knows."""
+    """Data between marks that only this call knows. The JSON gives it back as it was, but for a pair of surrogates, which JSON takes for the character that
+    they encode."""
     text = json.dumps(data, ensure_ascii=False, indent=None)
-    return f"<{label}-{nonce}>\n{re.sub(_HIDDEN, _escape, text)}\n</{label}-{nonce}>"
+    return f"<{label}-{nonce}>\n{_WATCHED.sub(_written, text)}\n</{label}-{nonce}>"
 
 
-_HIDDEN = re.compile(r"[<>&\x7f-\xa0\xad]|[^\x00-\xff]")
+_WATCHED = re.compile(
+    r"[<>&]|[^\x00-\x7e]|\[(?!(?:true|false|null|NaN|Infinity)\])(?=/?[^\W\d]\w*\])"
+)  # JSON's own words in brackets are no word
+_BLANK = re.compile(  # what is not seen though it counts as a letter, mark or symbol: default-ignorable code points (Unicode, DerivedCoreProperties), U+2800
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
-def _escape(match: re.Match[str]) -> str:
-    character = match.group()
-    if character not in "<>&" and unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp", "Co", "Cn", "Cs"):
+def _written(match: re.Match[str]) -> str:
+    return _escaped(match.group())
+
+
+@functools.cache
+def _escaped(character: str) -> str:
+    """A watched character as it stands in a block: itself where it is seen and can be taken for nothing else."""
+    hidden = unicodedata.category(character)[0] in "CZ" or _BLANK.match(character)
+    if not hidden and not set(unicodedata.normalize("NFKC", character)) & set('<>&"\\[]'):
         return character
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
@@ -96,26 +111,35 @@ the mark with the code ends it."""
 
 
 def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The one JSON object that an answer is, with the fields of `expected` (a JSON schema) and of no others checked by the caller.
+    """The one JSON object that an answer is, with the fields of `expected` (a JSON schema), of their types, and no others; what is inside them
+    is checked by the caller.
 
     A fence around the whole and a model's thoughts before it are taken off; anything else beside the object makes it unreadable, and so
     does a key that stands twice.
 
     Raises:
-        Unreadable: with what is wrong.
+        Unreadable: with what is wrong, in words of our own: the model is told, outside of any block, so nothing of its answer is repeated.
     """
-    body = re.sub(r"\A\s*<think>.*?</think>", "", text, count=1, flags=re.DOTALL).strip()
-    fence = re.fullmatch(r"```(?:json)?\s*\n(.*)\n```", body, flags=re.DOTALL)
+    body = THOUGHTS.sub("", text, count=1).strip()
+    fence = re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n```", body, flags=re.DOTALL)
     try:
         found = json.loads(fence.group(1) if fence else body, object_pairs_hook=_once)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unreadable(f"not one JSON object: {error}") from error
     if not isinstance(found, dict):
         raise Unreadable(f"not a JSON object but {type(found).__name__}")
-    missing, odd = set(expected["properties"]) - set(found), set(found) - set(expected["properties"])
-    if missing or odd:
-        raise Unreadable(f"fields missing: {sorted(missing)}, not asked for: {sorted(odd)}")
+    fields = expected["properties"]
+    if set(found) != set(fields):
+        missing, odd = [name for name in fields if name not in found], len(set(found) - set(fields))
+        raise Unreadable(f"fields missing: {missing}, not asked for: {odd}; it must have {', '.join(fields)} and no others")
+    for name, field in fields.items():
+        if not isinstance(found[name], _TYPES[field["type"]]):
+            raise Unreadable(f"{name} must be a JSON {field['type']}")
     return found
+
+
+THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", flags=re.DOTALL)
+_TYPES = {"string": str, "boolean": bool, "object": dict, "array": list}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
