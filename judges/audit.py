@@ -50,13 +50,16 @@ def audit(ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[st
     sections += [_money(ledger, run), _canaries(ledger, run)] if asked_models else []
     human = [a for name in persons for a in by_source[name]]
     episodes = list(ledger.episodes(sorted(_episodes(said))).values()) if judges else []
-    lines = [
-        f"{b.rater} ({b.version}): {b.sentence}" for b in bias_report(_all(judges), episodes, reference=_worth(human) or None)
-    ]
+    family = {e.id: "the policy's family" if any(t.action_ids is not None for t in e.turns) else "others" for e in episodes}
+    found = bias_report(
+        _all(judges), episodes, reference=_worth(human) or None, authors=family if own else None,
+        families=dict.fromkeys(own, "the policy's family") if own else None,
+    )  # fmt: skip
+    lines = [f"{b.rater} ({b.version}): {b.sentence}" for b in found]
     if lines:
         sections.append(Section("Biases of judges", lines))
     if human:
-        lines = [line for own in judges.values() for line in calibrate(own, human, episodes).lines()]
+        lines = [line for said_ in judges.values() for line in calibrate(said_, human, episodes).lines()]
         sections.append(Section("Judges against people", lines))
     return [s for s in sections if s.lines or s.rows]
 

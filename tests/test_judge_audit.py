@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import turnwise
+import typer
 import yaml
 from model_server import Fault, ModelServer
 from support import ECHO
-from turnwise.engine.cli import app
 from turnwise.engine.episode import Episode, Message, Start, Turn
 from turnwise.engine.feedback import Comparison, Context, Feedback, Request, Stamp
 from turnwise.engine.ledger import Ledger
@@ -23,6 +23,15 @@ from turnwise.judges.estimate import estimate
 from turnwise.judges.models import Prompt, Reply, Usage
 from turnwise.plugins.combiners.weighted import Weighted
 from typer.testing import CliRunner
+
+
+def command(arguments: list[str], plugins: turnwise.Plugins) -> str:
+    """What a command of the plugins prints."""
+    app = typer.Typer()
+    plugins.call_commands(app)
+    done = CliRunner().invoke(app, arguments, obj=plugins)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def talk(i: int, words: int, *, group: int = 0, sampled: bool = False) -> Episode:
@@ -47,8 +56,8 @@ def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(model
         ]
         stage = {"env": ECHO, "updates": 2, "groups": 4, "group_size": 4, "max_new_tokens": 5, "poll": 0, "feedback": feedback}
         run = turnwise.Run({"policy": str(model_folder()), "stages": [{"rl": stage}]}, folder=tmp_path / "run").finish()
-        shown = CliRunner().invoke(app, ["judges", str(tmp_path / "run"), "--json"], obj=run.plugins)
-        sections = {s["title"]: s for s in json.loads(shown.stdout)}
+        shown = command(["judges", str(tmp_path / "run"), "--json"], run.plugins)
+        sections = {s["title"]: s for s in json.loads(shown)}
         [who] = (dict(zip(sections["Who said what"]["columns"], row, strict=True)) for row in sections["Who said what"]["rows"])
         [what] = (
             dict(zip(sections["What was asked of models"]["columns"], row, strict=True))
@@ -124,8 +133,8 @@ def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(model_folder: Any
         assert spent < (found.most or 0)
         assert (found.stage, found.judge, found.model) == ("rl", "good", "openai:gpt-5-mini")
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(config))
-    shown = CliRunner().invoke(app, ["estimate", str(tmp_path / "p.yaml"), "--json"], obj=turnwise.Plugins())
-    assert json.loads(shown.stdout)[0]["questions"] == 48
+    shown = command(["estimate", str(tmp_path / "p.yaml"), "--json"], turnwise.Plugins())
+    assert json.loads(shown)[0]["questions"] == 48
 
 
 class FirstShown:
