@@ -60,6 +60,8 @@ class RubricJudge(ModelJudge):
         if self.soft not in (None, "logprobs"):
             raise ValueError(f"soft must be 'logprobs' or left out, got {self.soft!r}")
         self.rubric = Rubric.load(self.rubric)
+        if long := [c.name for c in self.rubric.criteria if len(c.levels) > 10 and self.soft]:
+            raise ValueError(f"soft: logprobs tells levels apart by one digit, and {long[0]!r} has more than ten")
         super().__post_init__()
 
     @property
@@ -118,7 +120,7 @@ class RubricJudge(ModelJudge):
             level = given[c.name]
             if type(level) is not int or not 0 <= level < len(c.levels):
                 raise Unreadable(f"the level of {c.name} must be a whole number from 0 to {len(c.levels) - 1}")
-            chances = choice(reply, c.name, [str(i) for i in range(min(len(c.levels), 10))]) if self.soft and reply else None
+            chances = choice(reply, c.name, [str(i) for i in range(len(c.levels))]) if self.soft and reply else None
             levels[c.name] = mean_level(chances) if chances else float(level)
         return levels
 

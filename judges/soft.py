@@ -18,10 +18,11 @@ def choice(reply: Reply, field: str, options: Sequence[str]) -> dict[str, float]
     Returns:
         None where the model gave no log-probabilities, or the value cannot be found among its tokens.
     """
+    text = "".join(token.text for token in reply.tokens)  # not the reply's: a character in several tokens reads otherwise there
     found = None
-    for found in re.finditer(rf'"{re.escape(field)}"\s*:\s*"?', reply.text):  # noqa: B007 - the last one is the field, a rationale may quote it
+    for found in re.finditer(rf'"{re.escape(field)}"\s*:\s*"?', text):  # noqa: B007 - the last one is the field, a rationale may quote it
         pass
-    if found is None or not reply.tokens:
+    if found is None:
         return None
     at, start = found.end(), 0
     for token in reply.tokens:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..engine.episode import Episode
 
-_LETTERS = "bcdfghjkmnpqrstvwxz"  # none that reads like another or makes words
+_LETTERS = "bcdfghjkmpqrstvwxz"  # none that reads like another or makes words, nor the n of "neither"
 
 
 def new_nonce() -> str:
@@ -55,6 +55,15 @@ def conversation(episode: Episode, after: int = 0) -> dict[str, Any]:
     if episode.final is not None:
         found["heard_last"] = _said(episode.final)
     return found
+
+
+def side_by_side(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """What conversations share at the beginning, {} where that is no turn, and then of each what is its own."""
+    after = shared_turns(episodes)
+    beginning = conversation(episodes[0])
+    shared = {**beginning, "turns": beginning["turns"][:after]} if after else {}
+    shared.pop("heard_last", None)
+    return [shared, *(conversation(e, after) for e in episodes)]
 
 
 def _said(message: Any) -> dict[str, str]:
@@ -115,6 +124,8 @@ def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
     missing, odd = set(expected["properties"]) - set(found), set(found) - set(expected["properties"])
     if missing or odd:
         raise Unreadable(f"fields missing: {sorted(missing)}, not asked for: {sorted(odd)}")
+    if type(found.get("abstain", False)) is not bool:
+        raise Unreadable("abstain must be true or false")
     return found
 
 
