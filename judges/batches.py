@@ -237,7 +237,7 @@ class BatchCaller(Caller):
 
     async def _answers(self, batch: str) -> Answers:
         """A batch's answers, for which all that wait for it look together."""
-        if batch not in self._waiting or self._waiting[batch].done() and self._waiting[batch].exception():
+        if batch not in self._waiting or (self._waiting[batch].done() and self._waiting[batch].exception()):
             self._waiting[batch] = asyncio.ensure_future(self._looked(batch))
         return await asyncio.shield(self._waiting[batch])
 

@@ -127,10 +127,10 @@ class Scripted:
 
 
 class Virtual:
-    """Time that passes only while everybody sleeps."""
+    """Time that passes only while everybody sleeps, each time after `step` real seconds in which others may do something."""
 
-    def __init__(self) -> None:
-        self.time, self._sleepers, self._count, self._driver = 0.0, [], itertools.count(), None
+    def __init__(self, step: float = 0.0) -> None:
+        self.step, self.time, self._sleepers, self._count, self._driver = step, 0.0, [], itertools.count(), None
 
     def now(self) -> float:
         return self.time
@@ -146,6 +146,7 @@ class Virtual:
         while self._sleepers:
             for _ in range(100):
                 await asyncio.sleep(0)
+            await asyncio.sleep(self.step)
             when, _, awake = heapq.heappop(self._sleepers)
             self.time = max(self.time, when)
             if not awake.done():

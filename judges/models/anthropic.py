@@ -106,6 +106,8 @@ class Anthropic:
                 answers[line.custom_id] = ModelError(kind, f"{found.get('type')}: {found.get('message')}")
             else:
                 answers[line.custom_id] = ModelError("server", f"the batch's request was {result['type']}")
+        if not answers:
+            raise ModelError("server", f"the results of the batch {batch} came back empty")
         return answers
 
     async def mine(

@@ -113,6 +113,8 @@ class OpenAI:
         answers: dict[str, Reply | ModelError] = {}
         for file in filter(None, (state.output_file_id, state.error_file_id)):
             text = (await self._call(self._client.files.content(file))).text
+            if not text.strip():
+                raise ModelError("server", f"the batch's file {file} came back empty")
             try:
                 answers |= {line["custom_id"]: self._line(line) for line in map(json.loads, filter(None, text.split("\n")))}
             except (ValueError, KeyError, TypeError) as error:
