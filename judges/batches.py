@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,13 +21,14 @@ from ..engine.secrets import redact
 from . import calls
 from .calls import Call, Caller, judged
 from .models import ModelError, Prompt, Reply, Usage
-from .prices import cost
 from .store import BATCHES, Entry, Verdict
 from .transcript import new_nonce
 
 GATHER = 0.5  # seconds of silence after which what was asked is sent
 LARGEST = 10_000  # questions in one batch
 POLL = 30.0  # seconds between looks
+
+Answers = Mapping[str, Reply | ModelError]
 
 
 class BatchModel(Protocol):
@@ -42,12 +43,13 @@ class BatchModel(Protocol):
         """Sends prompts by id as one batch; returns its id."""
         ...
 
-    async def results(self, batch: str) -> Mapping[str, Reply | ModelError] | None:
+    async def results(self, batch: str) -> Answers | None:
         """Answers by id; None while it is at work."""
         ...
 
-    async def mine(self, since: float, ids: Sequence[str]) -> str | None:
-        """The batch with these ids, sent at or after a time; None where there is none."""
+    async def mine(self, since: float, ids: Sequence[str], results: Callable[[str], Awaitable[Answers]]) -> str | None:
+        """The batch with these ids, sent at or after a time; None where there is none. `results` waits for a batch's answers, for models
+        whose batches tell their ids only then."""
         ...
 
 
@@ -88,30 +90,35 @@ class BatchCaller(Caller):
         self._names = {"run": run, "source": source}
         self._gathered: list[Item] = []
         self._sender: asyncio.Task[None] | None = None
-        self._waiting: dict[str, asyncio.Task[Mapping[str, Reply | ModelError]]] = {}  # by batch
+        self._sent_off: set[asyncio.Task[None]] = set()
+        self._waiting: dict[str, asyncio.Task[Answers]] = {}  # by batch
         self._found: dict[str, asyncio.Task[str | None]] = {}  # by job: searches for batches that were being sent
 
     async def _asked(self, call: Call, key: str) -> Verdict:
         """As one item of a batch; what comes back unusable is asked singly."""
         known = self._row(key)
-        if known is not None and known.batch is None:
-            batch = await self._search(known.job)
-            known = self._row(key) if batch else None
-        if known is not None:
-            self.account.reserve(self._most(call, known.nonce), already_sent=True)
-            item = Item(key, call, known.custom_id, known.nonce, self._most(call, known.nonce), asyncio.Future())
-            answer = await self._result(known.batch, item)
-        else:
-            nonce = new_nonce()
-            most = self._most(call, nonce)
-            while not self.account.reserve(most):
-                self._settled.clear()
-                await self._settled.wait()
-            item = Item(key, call, "", nonce, most, asyncio.get_running_loop().create_future())
-            self._gathered.append(item)
-            if self._sender is None or self._sender.done():
-                self._sender = asyncio.ensure_future(self._send_soon())
-            answer = await item.done
+        done = asyncio.get_running_loop().create_future()
+        try:
+            if known is not None and known.batch is None:
+                batch = await self._search(known.job)
+                known = self._row(key) if batch else None
+            if known is not None:
+                item = Item(key, call, known.custom_id, known.nonce, self._most(call, known.nonce), done)
+                self.account.reserve(item.most, already_sent=True)
+                answer = await self._result(known.batch, item)
+            else:
+                nonce = new_nonce()
+                most = self._most(call, nonce)
+                while not self.account.reserve(most):
+                    self._settled.clear()
+                    await self._settled.wait()
+                item = Item(key, call, "", nonce, most, done)
+                self._gathered.append(item)
+                if self._sender is None or self._sender.done():
+                    self._sender = asyncio.ensure_future(self._send_soon())
+                answer = await done
+        except ModelError as error:  # of the batch, not of this answer: it may be there yet, and is not paid for twice
+            return Verdict("failed", {}, redact(f"{error.kind}: {error}"))
         return await self._judged(item, answer)
 
     def _most(self, call: Call, nonce: str) -> float:
@@ -120,7 +127,7 @@ class BatchCaller(Caller):
     async def _judged(self, item: Item, answer: Reply | ModelError) -> Verdict:
         paid, usage = 0.0, Usage()
         if isinstance(answer, Reply):
-            paid, usage = cost(answer.usage, self.price, batch=True) if self.price else 0.0, answer.usage
+            paid, usage = self._entry(item.key, answer, item.most, batch=True).cost, answer.usage
             outcome = judged(item.call, answer, item.nonce)
             if isinstance(outcome, Verdict):
                 return replace(outcome, cost=paid, usage=usage, requests=1, model=answer.model or self.model.name)
@@ -139,17 +146,31 @@ class BatchCaller(Caller):
             await calls.TIME.sleep(GATHER)
         while self._gathered:
             items, self._gathered = self._gathered[:LARGEST], self._gathered[LARGEST:]
-            job = secrets.token_hex(8)
-            items = [replace(item, id=f"tw-{job}-{i:05d}") for i, item in enumerate(items)]
+            task = asyncio.ensure_future(self._send(items))  # not waited for: what is asked next goes in a batch of its own
+            self._sent_off.add(task)
+            task.add_done_callback(self._sent_off.discard)
+
+    async def _send(self, items: Sequence[Item]) -> None:
+        """Sends one batch, and hands its answers to whoever waits for them."""
+        job = secrets.token_hex(8)
+        items = [replace(item, id=f"tw-{job}-{i:05d}") for i, item in enumerate(items)]
+        try:
+            batch = await self._submit(job, items)
+        except Exception as error:
+            failed = error if isinstance(error, ModelError) else ModelError("request", f"{type(error).__name__}: {error}")
+            for item in items:
+                self._settle(item)
+                if not item.done.done():  # whoever asked may have gone
+                    item.done.set_exception(failed)
+            return
+        for item in items:
             try:
-                batch = await self._submit(job, items)
-                await asyncio.gather(*(self._pass_on(batch, item) for item in items))
-            except Exception as error:
-                failed = error if isinstance(error, ModelError) else ModelError("request", f"{type(error).__name__}: {error}")
-                for item in items:
-                    if not item.done.done():
-                        self._settle(item)
-                        item.done.set_result(failed)
+                answer = await self._result(batch, item)
+                if not item.done.done():
+                    item.done.set_result(answer)
+            except ModelError as error:
+                if not item.done.done():
+                    item.done.set_exception(error)
 
     async def _submit(self, job: str, items: Sequence[Item]) -> str:
         with self._ledger.writing() as db:
@@ -160,21 +181,22 @@ class BatchCaller(Caller):
             for row in rows:  # a question that was asked before under another job is this job's now
                 db.execute(BATCHES.delete().where(BATCHES.c.key == row["key"], *self._mine))
             db.execute(BATCHES.insert(), rows)
-        prompts, began, tries = {item.id: item.prompt for item in items}, self._clock(), 0
-        while True:
+        prompts, began = {item.id: item.prompt for item in items}, self._clock()
+        lost = False  # whether one may have arrived whose id did not
+
+        async def sent() -> str:
+            nonlocal lost
+            if lost and (found := await self.model.mine(began, list(prompts), self._answers)):  # type: ignore[attr-defined]
+                return str(found)
             try:
-                batch = await self.model.submit(prompts)  # type: ignore[attr-defined]
-                break
+                return str(await self.model.submit(prompts))  # type: ignore[attr-defined]
             except ModelError as error:
-                tries += 1
-                if not error.passes or tries >= calls.REQUESTS:
-                    raise
-                await calls.TIME.sleep(error.after or calls.BACKOFF * 2**tries)
-                if error.lost and (found := await self.model.mine(began, list(prompts))):  # type: ignore[attr-defined]
-                    batch = found
-                    break
+                lost = lost or error.lost
+                raise
+
+        batch = await self._patiently(sent)
         self._name(job, batch)
-        return str(batch)
+        return batch
 
     def _name(self, job: str, batch: str) -> None:
         with self._ledger.writing() as db:
@@ -184,63 +206,58 @@ class BatchCaller(Caller):
         """The batch of a job that was being sent when the process was killed, if it arrived."""
         if job not in self._found:
             self._found[job] = asyncio.ensure_future(self._searched(job))
-        return await self._found[job]
+        return await asyncio.shield(self._found[job])
 
     async def _searched(self, job: str) -> str | None:
         with self._ledger.reading() as db:
             rows = list(db.execute(sa.select(BATCHES.c.custom_id, BATCHES.c.time).where(BATCHES.c.job == job, *self._mine)))
-        batch = await self.model.mine(min(row.time for row in rows), [row.custom_id for row in rows])  # type: ignore[attr-defined]
+        since, ids = min(row.time for row in rows), [row.custom_id for row in rows]
+        batch: str | None = await self._patiently(lambda: self.model.mine(since, ids, self._answers))  # type: ignore[attr-defined]
         if batch is not None:
             self._name(job, batch)
         return batch
 
     # Hearing.
 
-    async def _pass_on(self, batch: str, item: Item) -> None:
-        answer = await self._result(batch, item)
-        if not item.done.done():  # whoever asked may have gone
-            item.done.set_result(answer)
-
     async def _result(self, batch: str, item: Item) -> Reply | ModelError:
-        """An item's answer, booked once."""
-        if batch not in self._waiting:
-            self._waiting[batch] = asyncio.ensure_future(self._results(batch))
+        """An item's answer, booked once. Raises ModelError where the batch's answers cannot be had."""
         try:
-            answer = (await asyncio.shield(self._waiting[batch])).get(item.id) or ModelError(
-                "server", "the batch lacks this answer"
-            )
-        except ModelError as error:
-            answer = error
-        if isinstance(answer, Reply) and self._book_once(item.key):
-            paid = cost(answer.usage, self.price, batch=True) if self.price else 0.0
-            self._settle(item, Entry(item.key, self.model.name, answer.stop, answer.usage, paid))
-        else:
+            answer = (await self._answers(batch)).get(item.id) or ModelError("server", "the batch lacks this answer")
+        except ModelError:
             self._settle(item)
+            raise
+        entry = self._entry(item.key, answer, item.most, batch=True) if isinstance(answer, Reply) else None
+        self._settle(item, entry)
         return answer
 
     def _settle(self, item: Item, entry: Entry | None = None) -> None:
-        self.account.settle(item.most, entry)
+        booked = BATCHES.update().where(BATCHES.c.key == item.key, BATCHES.c.booked.is_(False), *self._mine).values(booked=True)
+        self.account.settle(item.most, entry, once=booked)
         self._settled.set()
 
-    def _book_once(self, key: str) -> bool:
-        with self._ledger.writing() as db:
-            changed = db.execute(
-                BATCHES.update().where(BATCHES.c.key == key, BATCHES.c.booked.is_(False), *self._mine).values(booked=True)
-            )
-            return bool(changed.rowcount)
+    async def _answers(self, batch: str) -> Answers:
+        """A batch's answers, for which all that wait for it look together."""
+        if batch not in self._waiting or (self._waiting[batch].done() and self._waiting[batch].exception()):
+            self._waiting[batch] = asyncio.ensure_future(self._looked(batch))
+        return await asyncio.shield(self._waiting[batch])
 
-    async def _results(self, batch: str) -> Mapping[str, Reply | ModelError]:
-        failures = 0
+    async def _looked(self, batch: str) -> Answers:
+        while (found := await self._patiently(lambda: self.model.results(batch))) is None:  # type: ignore[attr-defined]
+            await calls.TIME.sleep(POLL)
+        return dict(found)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """What the provider says, asked again through an outage as long as there is patience."""
+        until, pause = calls.TIME.now() + self._patience, calls.BACKOFF
         while True:
             try:
-                if (found := await self.model.results(batch)) is not None:  # type: ignore[attr-defined]
-                    return dict(found)
-                failures = 0
+                return await ask()
             except ModelError as error:
-                failures += 1
-                if not error.passes or failures >= calls.REQUESTS:
+                wait = error.after or pause
+                if not error.passes or calls.TIME.now() + wait > until:
                     raise
-            await calls.TIME.sleep(POLL)
+            await calls.TIME.sleep(wait)
+            pause = min(pause * 2, POLL)
 
     def _row(self, key: str) -> Any:
         with self._ledger.reading() as db:

@@ -33,11 +33,8 @@ from .transcript import Unreadable, new_nonce
 
 REQUESTS = 8  # at most, for one question
 BACKOFF, LONGEST = 0.5, 30.0  # seconds before the second request, and at most
-TRIP, COOL, COOLEST = (
-    5,
-    5.0,
-    60.0,
-)  # failures in a row that open the circuit; seconds until the next probe, at first and at most
+TRIP = 5  # failures in a row that open the circuit
+COOL, COOLEST = 5.0, 60.0  # seconds until the next probe, at first and at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ class Caller:
     Args:
         version: the judge's; part of every key.
         price: dollars per million tokens; None: unknown, and no budget can be held.
-        concurrency: requests under way at once.
+        concurrency: requests under way at once; fewer where the model says so (`at_once`), since a request's timeout is no time to queue.
         timeout: seconds for one request, its answer included.
         patience: seconds for one verdict, with everything that is waited for.
     """
@@ -94,7 +91,8 @@ class Caller:
     ) -> None:
         self.model, self.version, self.cache, self.account, self.price = model, version, cache, account, price
         self._timeout, self._patience, self._clock = timeout, patience, clock
-        self._slots, self._circuit = asyncio.Semaphore(concurrency), Circuit()
+        self._slots = asyncio.Semaphore(min(concurrency, getattr(model, "at_once", concurrency)))
+        self._circuit = Circuit()
         self._under_way: dict[str, asyncio.Task[Verdict]] = {}
         self._settled = asyncio.Event()
         self._chance = random.Random()
@@ -114,11 +112,8 @@ class Caller:
         if self.cache is not None and (known := self.cache.get(key)) is not None:
             return known
         task = self._under_way[key] = asyncio.ensure_future(self._verdict(call, key))
-        try:
-            return await asyncio.shield(task)
-        finally:
-            if task.done():
-                self._under_way.pop(key, None)
+        task.add_done_callback(lambda _: self._under_way.pop(key))  # also where whoever asked has gone: it is paid for
+        return await asyncio.shield(task)
 
     async def _verdict(self, call: Call, key: str) -> Verdict:
         verdict = await self._asked(call, key)
@@ -162,7 +157,7 @@ class Caller:
             try:
                 async with self._slots, self._circuit.passing(deadline):
                     most = await self._reserve(prompt)
-                    entry, answer = None, None
+                    entry = Entry(key, self.model.name, "cancelled", Usage(), most, certain=False)
                     try:
                         answer = await self._once(prompt)
                         entry = self._entry(key, answer, most)
@@ -172,13 +167,11 @@ class Caller:
             except ModelError as closed:  # the circuit's, nothing was sent
                 return Sent(closed, paid, requests)
             requests += 1
-            paid += entry.cost if entry else 0.0
+            paid += entry.cost
             self._circuit.heard(answer)
             if isinstance(answer, Reply) or not answer.passes:
                 return Sent(answer, paid, requests)
-            pause = answer.after
-            if pause is None:
-                pause = min(BACKOFF * 2 ** (requests - 1), LONGEST) * (0.75 + 0.25 * self._chance.random())
+            pause = answer.after or min(BACKOFF * 2 ** (requests - 1), LONGEST) * (0.75 + 0.25 * self._chance.random())
             if requests >= REQUESTS or TIME.now() + pause > deadline():
                 return Sent(
                     ModelError(answer.kind, f"{answer} (given up after {requests} requests)", answer.status), paid, requests
@@ -192,6 +185,8 @@ class Caller:
             return ModelError("timeout", f"no answer within {self._timeout:g} seconds", lost=True)
         except ModelError as error:
             return error
+        except Exception as error:  # an answer of a shape that nobody thought of, or a model that is not well
+            return ModelError("request", f"{type(error).__name__}: {error}", lost=True)
 
     async def _reserve(self, prompt: Prompt) -> float:
         most = self.most(prompt)
@@ -201,16 +196,22 @@ class Caller:
         return most
 
     def most(self, prompt: Prompt) -> float:
-        """The most that a request can cost: no text has more tokens than a third of its bytes, in all likelihood."""
-        size = len((prompt.system + prompt.user + str(prompt.schema)).encode()) // 3 + 64
-        return cost(Usage(written=size, output=prompt.max_tokens), self.price) if self.price else 0.0
+        """The most that a request can cost: no text has more tokens than bytes."""
+        if self.price is None:
+            return 0.0
+        size = len((prompt.system + prompt.user + str(prompt.schema)).encode()) + 64
+        return (size * max(self.price[:3]) + prompt.max_tokens * self.price[3]) / 1e6
 
-    def _entry(self, key: str, answer: Reply | ModelError, most: float) -> Entry:
-        """What a request is booked as. Where an answer may have been made that did not arrive, the most it can have cost is."""
-        if isinstance(answer, Reply):
-            return Entry(key, self.model.name, answer.stop, answer.usage, cost(answer.usage, self.price) if self.price else 0.0)
-        lost = answer.lost
-        return Entry(key, self.model.name, answer.kind, Usage(), most if lost else 0.0, certain=not lost)
+    def _entry(self, key: str, answer: Reply | ModelError, most: float, batch: bool = False) -> Entry:
+        """What a request is booked as: where nobody knows what it cost (its answer was lost on the way, or tells no tokens), the most it can
+        have cost."""
+        if isinstance(answer, ModelError):
+            lost = answer.lost
+            return Entry(key, self.model.name, answer.kind, Usage(), most if lost else 0.0, certain=not lost)
+        if answer.usage == Usage():
+            return Entry(key, self.model.name, answer.stop, Usage(), most, certain=not most)
+        paid = cost(answer.usage, self.price, batch) if self.price else 0.0
+        return Entry(key, self.model.name, answer.stop, answer.usage, paid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,7 @@ class Sent:
 def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
     """The verdict in a reply; or what another question should do better: "room" (it was cut off) or "wrong" (what was wrong with its form)."""
     if reply.stop in ("refused", "filtered"):
-        return Verdict("abstained", {}, f"{reply.stop}: {reply.reason}"[:500])
+        return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}"[:500]))
     if reply.stop == "length":
         return {"room": reply.reason}
     if reply.stop != "end":

@@ -111,6 +111,8 @@ class Escalation:
         return answers + self._heard()
 
     def _heard(self) -> list[Answer]:
+        if not self._waits:
+            return []
         try:
             heard = self._then.receive()
         except Paused as notice:  # what it would have been asked is answered by the first

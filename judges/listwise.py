@@ -21,7 +21,7 @@ from .pairwise import words
 from .rubric import Rubric
 from .scoring import form
 from .store import Verdict
-from .transcript import RULES, Unreadable, conversation, fenced, names, read_json, shared_turns
+from .transcript import RULES, Unreadable, fenced, names, read_json, side_by_side
 
 TASK = """\
 You rank conversations in which an agent was given the same start, by how well the agent did.
@@ -77,8 +77,7 @@ class ListwiseJudge(ModelJudge):
         return shuffled
 
     def _call(self, shown: Sequence[Episode], number: int) -> Call:
-        after = shared_turns(shown)
-        data = [{"turns": conversation(shown[0])["turns"][:after]} if after else {}, *(conversation(e, after) for e in shown)]
+        data = side_by_side(shown)
         return Call(
             [data, number],
             lambda nonce: self._write(data, nonce),

@@ -22,7 +22,7 @@ from .rubric import Rubric
 from .scoring import form
 from .soft import choice
 from .store import Verdict
-from .transcript import RULES, Unreadable, conversation, fenced, names, read_json, shared_turns
+from .transcript import RULES, Unreadable, fenced, names, read_json, side_by_side
 
 TASK = """\
 You judge in which of two conversations an agent did better. They began alike; the agent replied differently.
@@ -77,13 +77,11 @@ class PairwiseJudge(ModelJudge):
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
         """One question per pair; which pairs, where not all are compared, is drawn from what was said in them."""
-        drawn = sorted(combinations(episodes, 2), key=lambda pair: derive_id("pair", [words(e) for e in pair]))
+        drawn = sorted(combinations(episodes, 2), key=lambda pair: derive_id("pair", sorted(map(words, pair))))
         return [Question(group, pair) for pair in drawn[: self.pairs]]
 
     def calls(self, request: Request) -> list[Call]:
-        return [
-            self._call(shown, n) for shown in self._orders(request) for n in range(self.samples)
-        ]  # fmt: skip
+        return [self._call(shown, n) for shown in self._orders(request) for n in range(self.samples)]
 
     def _orders(self, request: Request) -> list[tuple[Episode, Episode]]:
         one, other = sorted(request.episodes, key=words)  # never by id: those hold the run's name
@@ -93,8 +91,7 @@ class PairwiseJudge(ModelJudge):
         return both if self.orders == 2 else [both[int(derive_id("order", words(one), words(other))[0], 16) % 2]]
 
     def _call(self, shown: tuple[Episode, Episode], sample: int) -> Call:
-        after = shared_turns(shown)
-        data = [{"turns": conversation(shown[0])["turns"][:after]} if after else {}, *(conversation(e, after) for e in shown)]
+        data = side_by_side(shown)
         return Call(
             [data, sample, self.standard(shown)],
             lambda nonce: self._write(shown, data, nonce),
@@ -174,4 +171,5 @@ class PairwiseJudge(ModelJudge):
 
 def words(episode: Episode) -> list[tuple[str, str]]:
     """What was said in a conversation: what it is told from others by, wherever ids must not matter."""
-    return [(turn.observation.content, turn.action) for turn in episode.turns]
+    last = [(episode.final.content, "")] if episode.final is not None else []
+    return [(turn.observation.content, turn.action) for turn in episode.turns] + last

@@ -226,9 +226,9 @@ class Panel:
         for a, b in combinations(ids, 2):
             votes = {name: p for name, c in said.items() if (p := opinion(c, a, b)) is not None}
             total = sum(weight[name] for name in votes)
-            sure = sum(weight[name] * p for name, p in votes.items()) / total if total else 0.5
+            sure = round(sum(weight[name] * p for name, p in votes.items()) / total, 9) if total else 0.5  # equal is equal
             disagree = max(disagree, max(votes.values()) - min(votes.values())) if votes else disagree
-            beaten[a], beaten[b] = beaten[a] + sure, beaten[b] + 1 - sure
+            beaten[a], beaten[b] = round(beaten[a] + sure, 6), round(beaten[b] + 1 - sure, 6)
         tiers = [tuple(e for e in ids if beaten[e] == value) for value in sorted(set(beaten.values()), reverse=True)]
         if len(tiers) == 1 and self.tie in said:
             tiers = list(said[self.tie].ranking)

@@ -7,6 +7,7 @@ is free; one on a server of your own costs what you say.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from .models import Usage
@@ -52,8 +53,11 @@ def cost(usage: Usage, price: tuple[float, float, float, float], batch: bool = F
 
 
 def _four(name: str, value: Sequence[float]) -> tuple[float, float, float, float]:
-    numbers = [float(v) for v in value]
-    if len(numbers) not in (2, 4) or min(numbers) < 0:
+    try:
+        numbers = [float(v) for v in value]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) not in (2, 4) or not all(0 <= number < math.inf for number in numbers):
         raise ValueError(
             f"the price of {name!r} must be [input, output] or [input, cached, written, output] per million tokens, got {value}"
         )

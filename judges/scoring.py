@@ -60,6 +60,8 @@ class RubricJudge(ModelJudge):
         if self.soft not in (None, "logprobs"):
             raise ValueError(f"soft must be 'logprobs' or left out, got {self.soft!r}")
         self.rubric = Rubric.load(self.rubric)
+        if long := [c.name for c in self.rubric.criteria if len(c.levels) > 10 and self.soft]:
+            raise ValueError(f"soft: logprobs tells levels apart by one digit, and {long[0]!r} has more than ten")
         super().__post_init__()
 
     @property

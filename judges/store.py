@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -196,7 +196,7 @@ class Account:
 
     def __init__(self, ledger: Any, run: str, source: str, budget: float | None, clock: Any) -> None:
         self._ledger, self._run, self._source, self._budget, self._clock = ledger, run, source, budget, clock
-        self.spent, self.reserved, self.requests, self.failures = 0.0, 0.0, 0, 0
+        self.spent, self.reserved = 0.0, 0.0
         if ledger is not None:
             prepare(ledger)
             with ledger.reading() as db:
@@ -219,27 +219,29 @@ class Account:
         self.reserved += amount
         return True
 
-    def settle(self, reserved: float, entry: Entry | None) -> None:
+    def settle(self, reserved: float, entry: Entry | None, once: sa.Update | None = None) -> None:
         """Gives back what was put aside, and books the request, if one was sent."""
         self.reserved = 0.0 if math.isclose(self.reserved, reserved, abs_tol=1e-12) else self.reserved - reserved
         if entry is not None:
-            self.book([entry])
+            self.book(entry, once)
 
-    def book(self, entries: Sequence[Entry]) -> None:
-        self.spent += sum(entry.cost for entry in entries)
-        self.requests += len(entries)
-        if self._ledger is None or not entries:
-            return
-        rows = [
-            {
+    def book(self, e: Entry, once: sa.Update | None = None) -> None:
+        """Writes a request down.
+
+        Args:
+            once: a statement that marks it as booked; where it changes nothing, that was done before.
+        """
+        if self._ledger is not None:
+            row = {
                 "run": self._run, "source": self._source, "model": e.model, "key": e.key, "status": e.status, "fresh": e.usage.fresh,
                 "read": e.usage.read, "written": e.usage.written, "output": e.usage.output, "cost": e.cost, "certain": e.certain,
                 "time": self._clock(),
-            }
-            for e in entries
-        ]  # fmt: skip
-        with self._ledger.writing() as db:
-            db.execute(CALLS.insert(), rows)
+            }  # fmt: skip
+            with self._ledger.writing() as db:
+                if once is not None and not db.execute(once).rowcount:
+                    return
+                db.execute(CALLS.insert(), row)
+        self.spent += e.cost
 
 
 def without_cost(verdict: Verdict) -> Verdict:

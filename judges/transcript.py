@@ -60,6 +60,15 @@ def conversation(episode: Episode, after: int = 0) -> dict[str, Any]:
     return found
 
 
+def side_by_side(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """What conversations share at the beginning, {} where that is no turn, and then of each what is its own."""
+    after = shared_turns(episodes)
+    beginning = conversation(episodes[0])
+    shared = {**beginning, "turns": beginning["turns"][:after]} if after else {}
+    shared.pop("heard_last", None)
+    return [shared, *(conversation(e, after) for e in episodes)]
+
+
 def _said(message: Any) -> dict[str, str]:
     return {"from": message.role, "text": message.content}
 

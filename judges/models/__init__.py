@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from ...engine.plugins import PluginError, Plugins, check_options
+from ...engine.secrets import redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
     if not provider or not name:
         known = ", ".join(plugins.names("model"))
         raise PluginError(
-            f'a model is given as "provider:name" or as a mapping with provider and model, got {spec!r}. Providers: {known}'
+            f'a model is given as "provider:name" or as a mapping with provider and model, got {redacted(spec)!r}. Providers: {known}'
         )
     check_options(f"model provider {provider!r}", plugins.factory("model", provider), 1, options)
     made: Model = plugins.create("model", provider, name, **options)

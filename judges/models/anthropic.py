@@ -9,7 +9,7 @@ Not tried against the live service: whether a schema of ours is ever refused the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +21,6 @@ _STOPS = {
     "end_turn": "end",
     "stop_sequence": "end",
     "max_tokens": "length",
-    "model_context_window_exceeded": "length",
     "refusal": "refused",
 }
 
@@ -52,7 +51,7 @@ class Anthropic:
         except ModuleNotFoundError as error:
             raise PluginError("judges by Anthropic's API need its SDK: pip install 'turnwise[judges]'") from error
         self.name = f"anthropic:{model}"
-        self.settings = {"effort": effort, "extra": dict(extra or {})}
+        self.settings = {"effort": effort, "extra": dict(extra or {}), "url": url}
         self._model, self._effort, self._extra, self._cache = model, effort, dict(extra or {}), cache
         self._sdk, self._http = anthropic, httpx2
         self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=url, max_retries=0, timeout=None)
@@ -90,38 +89,55 @@ class Anthropic:
         """Answers by custom id; None while it is at work."""
         if (await self._call(self._client.messages.batches.retrieve(batch))).processing_status != "ended":
             return None
+        return await self._call(self._results(batch))
+
+    async def _results(self, batch: str) -> dict[str, Reply | ModelError]:
         answers: dict[str, Reply | ModelError] = {}
-        async for line in await self._call(self._client.messages.batches.results(batch)):
+        async for line in await self._client.messages.batches.results(batch):
             result: Any = line.result.to_dict()
             if result["type"] == "succeeded":
-                answers[line.custom_id] = read_message(result["message"])
+                try:
+                    answers[line.custom_id] = read_message(result["message"])
+                except ModelError as error:
+                    answers[line.custom_id] = error
             elif result["type"] == "errored":
-                error = (result.get("error") or {}).get("error") or {}
-                kind = "request" if error.get("type") == "invalid_request_error" else "server"
-                answers[line.custom_id] = ModelError(kind, f"{error.get('type')}: {error.get('message')}")
+                found = (result.get("error") or {}).get("error") or {}
+                kind = "request" if found.get("type") == "invalid_request_error" else "server"
+                answers[line.custom_id] = ModelError(kind, f"{found.get('type')}: {found.get('message')}")
             else:
                 answers[line.custom_id] = ModelError("server", f"the batch's request was {result['type']}")
+        if not answers:
+            raise ModelError("server", f"the results of the batch {batch} came back empty")
         return answers
 
-    async def mine(self, since: float, ids: Sequence[str]) -> str | None:
+    async def mine(
+        self, since: float, ids: Sequence[str], results: Callable[[str], Awaitable[Mapping[str, Any]]]
+    ) -> str | None:
         """The batch that holds these custom ids, sent at or after a time; None where there is none.
 
         For a process that was killed between sending a batch and writing down its id. A batch tells its custom ids only with its results, so
         those at work are waited for.
         """
-        import asyncio
-
-        wanted = set(ids)
-        async for batch in self._client.messages.batches.list(limit=100):
+        wanted, likely = set(ids), []
+        async for batch in self._listed():
             if batch.created_at.timestamp() < since - 60:
-                return None
-            if sum(batch.request_counts.to_dict().values()) != len(wanted):  # type: ignore[arg-type]
-                continue
-            while (found := await self.results(batch.id)) is None:
-                await asyncio.sleep(5.0)
-            if wanted & set(found):
-                return batch.id
+                break
+            if sum(batch.request_counts.to_dict().values()) == len(wanted):
+                likely.append(batch.id)
+        for id_ in likely:
+            if wanted & set(await results(id_)):
+                return str(id_)
         return None
+
+    async def _listed(self) -> AsyncIterator[Any]:
+        """All batches, the newest first."""
+        page = await self._call(self._client.messages.batches.list(limit=100))
+        while True:
+            for batch in page.data:
+                yield batch
+            if not page.has_next_page():
+                return
+            page = await self._call(page.get_next_page())
 
     async def _call(self, call: Any) -> Any:
         sdk = self._sdk
@@ -141,7 +157,7 @@ class Anthropic:
                 message,
                 error.response.headers,
             ) from error
-        except sdk.APIConnectionError as error:
+        except (sdk.APIConnectionError, self._http.TransportError) as error:
             never = isinstance(error.__cause__, self._http.ConnectError)
             raise ModelError("connection", f"no answer: {error.__cause__ or error}", lost=not never) from error
         except (sdk.AnthropicError, ValueError) as error:  # an answer that is not JSON is a bare ValueError of theirs

@@ -7,7 +7,10 @@ is tokenized so that it cannot become a control token of the model's chat templa
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
+import math
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,28 +26,31 @@ class Local:
     temperature: 0 takes the likeliest token.
     """
 
+    at_once = 1  # two answers would share the same cores
+
     def __init__(self, model: str, *, dtype: str = "auto", device: str | None = None, temperature: float = 0.0) -> None:
         self.name = f"local:{model}"
         self.settings = {"dtype": dtype, "temperature": temperature}
+        if importlib.util.find_spec("llguidance") is None:
+            raise PluginError("a local judge needs llguidance: pip install 'turnwise[judges]'")
         self._where, self._dtype, self._device, self._temperature = model, dtype, device, temperature
-        self._turn = asyncio.Lock()  # one answer at a time: two would share the same cores
+        self._turn = threading.Lock()
         self._loaded: Any = None
 
     async def ask(self, prompt: Prompt) -> Reply:
-        async with self._turn:
-            return await asyncio.to_thread(self._answer, prompt)
+        gone = threading.Event()
+        try:
+            return await asyncio.to_thread(self._answer, prompt, gone)
+        finally:
+            gone.set()  # a thread cannot be cancelled: it looks for itself
 
     def _load(self) -> Any:
+        import llguidance.hf
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from ...engine.policy.chat import ChatFormat
 
-        try:
-            import llguidance
-            import llguidance.hf
-        except ModuleNotFoundError as error:
-            raise PluginError("a local judge needs llguidance: pip install 'turnwise[judges]'") from error
         tokenizer: Any = AutoTokenizer.from_pretrained(self._where)
         model: Any = AutoModelForCausalLM.from_pretrained(self._where, dtype=self._dtype, use_safetensors=True)
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,7 +58,11 @@ class Local:
         grammar = llguidance.hf.from_tokenizer(tokenizer, n_vocab=model.config.vocab_size, eos_token=chat.end_id)
         return model.to(device).eval(), tokenizer, chat, grammar
 
-    def _answer(self, prompt: Prompt) -> Reply:
+    def _answer(self, prompt: Prompt, gone: threading.Event) -> Reply:
+        with self._turn:
+            return self._generated(prompt, gone)
+
+    def _generated(self, prompt: Prompt, gone: threading.Event) -> Reply:
         import torch
 
         from ...engine.episode import Message
@@ -64,22 +74,22 @@ class Local:
         room = getattr(model.config, "max_position_embeddings", 1 << 30) - len(ids)
         if room < 16:
             raise ModelError("request", f"the question has {len(ids)} tokens, too many for the context of {self.name}")
-        bound = Bound(grammar, prompt.schema, len(ids))
+        bound = Bound(grammar, prompt.schema, len(ids), gone)
         with torch.inference_mode():
             out = model.generate(
                 torch.tensor([ids], device=model.device), max_new_tokens=min(prompt.max_tokens, room), logits_processor=[bound],
                 eos_token_id=chat.end_id, pad_token_id=chat.end_id, do_sample=self._temperature > 0,
                 temperature=self._temperature or None, top_k=None, top_p=None,
-                output_logits=prompt.top_logprobs > 0, return_dict_in_generate=True,
+                output_scores=prompt.top_logprobs > 0, return_dict_in_generate=True,
             )  # fmt: skip
         said = out.sequences[0, len(ids) :].tolist()
         ended = bool(said) and said[-1] == chat.end_id
         text = tokenizer.decode(said[:-1] if ended else said)
         tokens = []
-        for id_, logits in zip(said, out.logits or (), strict=False):
-            best = torch.log_softmax(logits[0].float(), -1).topk(prompt.top_logprobs)
-            names = [tokenizer.decode([i]) for i in best.indices.tolist()]
-            tokens.append(Token(tokenizer.decode([id_]), dict(zip(names, best.values.tolist(), strict=True))))
+        for id_, scores in zip(said[: len(said) - ended], out.scores or (), strict=False):  # of what the grammar left
+            best = torch.log_softmax(scores[0].float(), -1).topk(min(prompt.top_logprobs, scores.shape[-1]))
+            found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            tokens.append(Token(tokenizer.decode([id_]), {tokenizer.decode([i]): p for i, p in found if math.isfinite(p)}))
         usage = Usage(fresh=len(ids), output=len(said))
         return Reply("end" if ended else "length", text, usage, "" if ended else "max_tokens", self.name, tokens=tokens)
 
@@ -90,9 +100,10 @@ class Bound:
     Args:
         grammar: llguidance's tokenizer.
         read: how many ids the model has read before its answer.
+        gone: set when nobody waits for the answer any more.
     """
 
-    def __init__(self, grammar: Any, schema: Mapping[str, Any], read: int) -> None:
+    def __init__(self, grammar: Any, schema: Mapping[str, Any], read: int, gone: threading.Event) -> None:
         import llguidance
 
         self._matcher = llguidance.LLMatcher(
@@ -100,12 +111,14 @@ class Bound:
         )
         if self._matcher.get_error():
             raise ModelError("request", f"the schema cannot be made a grammar: {self._matcher.get_error()}")
-        self._read = read
+        self._read, self._gone = read, gone
 
     def __call__(self, ids: Any, logits: Any) -> Any:
         import numpy as np
         import torch
 
+        if self._gone.is_set():
+            raise ModelError("timeout", "nobody waits for this answer any more")
         new = ids[0, self._read :].tolist()
         if new:
             self._matcher.consume_tokens(new[-1:])

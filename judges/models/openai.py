@@ -113,8 +113,12 @@ class OpenAI:
         answers: dict[str, Reply | ModelError] = {}
         for file in filter(None, (state.output_file_id, state.error_file_id)):
             text = (await self._call(self._client.files.content(file))).text
-            for line in map(json.loads, filter(None, text.splitlines())):
-                answers[line["custom_id"]] = self._line(line)
+            if not text.strip():
+                raise ModelError("server", f"the batch's file {file} came back empty")
+            try:
+                answers |= {line["custom_id"]: self._line(line) for line in map(json.loads, filter(None, text.split("\n")))}
+            except (ValueError, KeyError, TypeError) as error:
+                raise ModelError("server", f"the batch's file {file} cannot be read: {error}") from error
         return answers
 
     def _line(self, line: Mapping[str, Any]) -> Reply | ModelError:
@@ -128,14 +132,18 @@ class OpenAI:
         except ModelError as failed:
             return failed
 
-    async def mine(self, since: float, ids: Sequence[str]) -> str | None:
+    async def mine(self, since: float, ids: Sequence[str], results: Any = None) -> str | None:
         """The batch with these custom ids; None where there is none. For a process that was killed between sending a batch and writing down its id."""
-        async for batch in self._client.batches.list(limit=100):
-            if batch.created_at < since - 60:
+        page = await self._call(self._client.batches.list(limit=100))
+        while True:
+            for batch in page.data:
+                if batch.created_at < since - 60:
+                    return None
+                if (batch.metadata or {}).get("turnwise") == min(ids):
+                    return str(batch.id)
+            if not page.has_next_page():
                 return None
-            if (batch.metadata or {}).get("turnwise") == min(ids):
-                return batch.id
-        return None
+            page = await self._call(page.get_next_page())
 
     async def _call(self, call: Any) -> Any:
         sdk = self._sdk
@@ -150,7 +158,7 @@ class OpenAI:
             raise http_error(
                 error.status_code, str(inner.get("type") or ""), str(inner.get("code") or ""), message, error.response.headers
             ) from error
-        except sdk.APIConnectionError as error:
+        except (sdk.APIConnectionError, self._http.TransportError) as error:
             never = isinstance(error.__cause__, self._http.ConnectError)
             raise ModelError("connection", f"no answer: {error.__cause__ or error}", lost=not never) from error
         except (sdk.OpenAIError, ValueError) as error:  # an answer that is not JSON is a bare ValueError of theirs

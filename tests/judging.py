@@ -1,0 +1,193 @@
+"""What the tests of judges that ask models share: conversations, a model that judges by what it reads, and time that does not pass."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import turnwise
+from model_server import Asked, ModelServer, Tokens
+from turnwise.engine.feedback import Context
+from turnwise.judges.models import Prompt, Reply, Usage
+from turnwise.judges.models.anthropic import Anthropic
+from turnwise.judges.models.openai import OpenAI, OpenAIChat
+from turnwise.judges.store import CALLS
+
+PRICE = (3.0, 0.3, 3.75, 15.0)  # dollars per million tokens: fresh, read from the cache, written to it, output
+WIRES = ("messages", "responses", "chat")
+KEY = "sk-test-0123456789abcdef"
+RUBRIC = {
+    "name": "helpful",
+    "criteria": [
+        {"name": "kind", "question": "Was it kind?", "levels": ["no", "somewhat", "yes"], "weight": 1},
+        {"name": "right", "question": "Was it right?", "levels": ["no", "hardly", "partly", "mostly", "yes"], "weight": 3},
+    ],
+}
+
+
+def model(wire: str, server: ModelServer | str, name: str = "judge-1", **options: Any) -> Any:
+    """A model of a wire, at a server."""
+    url = server if isinstance(server, str) else server.url
+    kinds: Mapping[str, Callable[..., Any]] = {"messages": Anthropic, "responses": OpenAI, "chat": OpenAIChat}
+    return kinds[wire](name, api_key=KEY, url=url if wire == "messages" else f"{url}/v1", **options)
+
+
+def talk(name: str, *replies: str, slot: int = 0, seed: int = 1, heard: str = "Well?", **more: Any) -> turnwise.Episode:
+    """A conversation in which an agent gives these replies."""
+    turns = tuple(turnwise.Turn(turnwise.Message("user", f"{heard} {k}"), said, 0.0) for k, said in enumerate(replies))
+    start = turnwise.Start("test/Talk-v0", seed, more.pop("options", {}))
+    options = {"run": "run", "stage": "rl", "update": 1, "slot": slot, **more}
+    return turnwise.Episode(name, start, turns, "terminated", **options)
+
+
+# A model that judges by what it reads: a reply is as good as it has "good" words, less the "bad" ones.
+
+
+def quality(conversation: Mapping[str, Any]) -> int:
+    return sum(worth(turn["reply"]["text"]) for turn in conversation["turns"])
+
+
+def worth(text: str) -> int:
+    return len(re.findall("good", text)) - len(re.findall("bad", text))
+
+
+def blocks(user: str) -> list[tuple[str, Any]]:
+    """What stands between the marks of a question: label and data."""
+    found = re.findall(r"<(\w+)-([0-9a-f]{16})>\n(.*)\n</\1-\2>", user)
+    return [(label, json.loads(data)) for label, _, data in found]
+
+
+def verdict(schema: Mapping[str, Any], user: str) -> dict[str, Any]:
+    """What an unbiased judge says, in the form asked for."""
+    shown = [data for label, data in blocks(user) if label == "conversation"]
+    fields = schema["properties"]
+    said: dict[str, Any] = {}
+    for name, inner in fields.items():
+        if name == "verdict_id":
+            said[name] = inner["enum"][0]
+        elif name == "rationale":
+            said[name] = "I read it."
+        elif name == "abstain":
+            said[name] = False
+        elif name == "better":
+            a, b = (quality(each) for each in shown)
+            said[name] = inner["enum"][0 if a > b else 1 if b > a else 2]
+        elif name == "ranking":
+            ids = inner["items"]["items"]["enum"]
+            tiers: dict[int, list[str]] = {}
+            for id_, each in zip(ids, shown, strict=True):
+                tiers.setdefault(-quality(each), []).append(id_)
+            said[name] = [tiers[q] for q in sorted(tiers)]
+        elif name == "levels":
+            said[name] = levels(inner, quality(shown[0]))
+        elif name == "replies":
+            texts = [turn["reply"]["text"] for turn in shown[0]["turns"]]
+            said[name] = {n: levels(f, worth(t)) for (n, f), t in zip(inner["properties"].items(), texts, strict=True)}
+        else:  # a point of a checklist
+            said[name] = {"rationale": "So it is.", "holds": "yes" if quality(shown[0]) > 0 else "no"}
+    return said
+
+
+def levels(schema: Mapping[str, Any], number: int) -> dict[str, int]:
+    return {name: min(max(number, 0), inner["enum"][-1]) for name, inner in schema["properties"].items()}
+
+
+def unbiased(asked: Asked) -> dict[str, Any]:
+    """The same behind a server."""
+    assert asked.schema is not None
+    return verdict(asked.schema, asked.user)
+
+
+class Scripted:
+    """A model in this process. Its answers come from a function of the prompt; what it raises is raised."""
+
+    settings: Mapping[str, Any] = {}
+
+    def __init__(self, say: Callable[[Prompt], Any] | None = None, name: str = "scripted:1", **settings: Any) -> None:
+        self.name, self.settings, self.prompts = name, settings, []
+        self._say = say or (lambda prompt: verdict(prompt.schema, prompt.user))
+
+    async def ask(self, prompt: Prompt) -> Reply:
+        self.prompts.append(prompt)
+        said = self._say(prompt)
+        if asyncio.iscoroutine(said):
+            said = await said
+        return (
+            said
+            if isinstance(said, Reply)
+            else Reply("end", said if isinstance(said, str) else json.dumps(said), Usage(100, 0, 0, 10))
+        )
+
+
+class Virtual:
+    """Time that passes only while everybody sleeps, each time after `step` real seconds in which others may do something."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.step, self.time, self._sleepers, self._count, self._driver = step, 0.0, [], itertools.count(), None
+
+    def now(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        awake = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.time + seconds, next(self._count), awake))
+        if self._driver is None or self._driver.done():
+            self._driver = asyncio.ensure_future(self._drive())
+        await awake
+
+    async def _drive(self) -> None:
+        while self._sleepers:
+            for _ in range(100):
+                await asyncio.sleep(0)
+            await asyncio.sleep(self.step)
+            when, _, awake = heapq.heappop(self._sleepers)
+            self.time = max(self.time, when)
+            if not awake.done():
+                awake.set_result(None)
+
+
+def context(folder: Path, ledger: turnwise.Ledger | None = None, run: str = "run", name: str = "judge") -> Context:
+    return Context(name, folder / "run", lambda: 0.0, 0, ledger=ledger, run=run)
+
+
+def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
+    """What a judge says of conversations, asked as the engine does; of groups, if it compares."""
+    judge.open(where)
+    groups: dict[str, list[Any]] = {}
+    for e in episodes:
+        groups.setdefault(e.group, []).append(e)
+    asked = []
+    for key, members in groups.items():
+        if hasattr(judge, "plan"):
+            asked += judge.plan(key, members)
+        elif judge.kind == "group":
+            asked.append(turnwise.engine.feedback.Question(key, tuple(members)))
+        else:
+            asked += [turnwise.engine.feedback.Question(e.id, (e,)) for e in members]
+    requests = [turnwise.Request(judge.kind, q.target, where.name, ask=q.ask, episodes=q.episodes) for q in asked]
+    judge.request(requests)
+    heard: dict[str, Any] = {}
+    while len(heard) < len(requests):
+        heard |= {a.stamp.request: a for a in judge.receive()}
+    judge.close()
+    return [heard[r.id] for r in requests]
+
+
+def booked(ledger: turnwise.Ledger, run: str) -> list[Any]:
+    """What a run's ledger says of the requests that were sent."""
+    with ledger.reading() as db:
+        return list(db.execute(sa.select(CALLS).where(CALLS.c.run == run).order_by(CALLS.c.id)))
+
+
+def dollars(tokens: Tokens, share: float = 1.0) -> float:
+    """What the server's tokens cost, at PRICE."""
+    fresh, read, written, output = PRICE
+    plain = tokens.input - tokens.cached - tokens.written
+    return (plain * fresh + tokens.cached * read + tokens.written * written + tokens.output * output) / 1e6 * share
