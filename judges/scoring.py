@@ -121,8 +121,7 @@ class RubricJudge(ModelJudge):
             if type(level) is not int or not 0 <= level < len(c.levels):
                 raise Unreadable(f"the level of {c.name} must be a whole number from 0 to {len(c.levels) - 1}")
             options = [str(i) for i in range(len(c.levels))]
-            soft = self.soft and reply and len(options) <= 10  # 1 and 10 begin alike
-            chances = choice(reply, f"levels.{c.name}", options) if soft and reply else None
+            chances = choice(reply, f"levels.{c.name}", options) if self.soft and reply else None
             levels[c.name] = mean_level(chances) if chances else float(level)
         return levels
 

@@ -513,14 +513,10 @@ def test_soft_levels_are_read_where_they_are_given() -> None:
             assert said["levels"][criterion] == pytest.approx(1 - SURE), (n, criterion, quote)
 
 
-def test_eleven_levels_are_not_told_apart_by_a_digit() -> None:
-    judge = RubricJudge(rubric={"name": "x", "criteria": [{"name": "c", "question": "?", "levels": list("abcdefghijk")}]}, soft="logprobs",
-                        model=Rule())  # fmt: skip
-    bad = talk("", "")
-    [call] = judge.calls(Request("episode", bad.id, "rubric", episodes=(bad,)))
-    text, at = written(verdict_of(call.write(NONCE)), ["levels", "c"], "10", True)
-    found = tokens(text, at, {"10": SURE, "1": 1 - SURE}, ["3"], random.Random(0))
-    assert call.read(Reply("end", text, tokens=found), NONCE)["levels"] == {"c": 10.0}
+def test_levels_that_a_digit_cannot_tell_apart_are_refused() -> None:
+    rubric = {"name": "x", "criteria": [{"name": "c", "question": "?", "levels": list("abcdefghijk")}]}
+    with pytest.raises(ValueError, match="one digit, and 'c' has more than ten"):
+        RubricJudge(rubric=rubric, soft="logprobs", model=Rule())
 
 
 def test_a_choice_that_cannot_be_found_is_none() -> None:
