@@ -237,6 +237,8 @@ def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
         return Verdict("scored", dict(call.read(reply, nonce)))
     except Unreadable as error:
         return {"wrong": str(error)[:300]}
+    except Exception as error:  # the judge's own mistake; what it was paid for is booked all the same
+        return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}"[:500]))
 
 
 def _why(outcome: Mapping[str, Any]) -> str:

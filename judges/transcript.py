@@ -142,13 +142,14 @@ def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
         missing, odd = [name for name in fields if name not in found], len(set(found) - set(fields))
         raise Unreadable(f"fields missing: {missing}, not asked for: {odd}; it must have {', '.join(fields)} and no others")
     for name, field in fields.items():
-        if not isinstance(found[name], _TYPES[field["type"]]):
+        kind = field.get("type", "any")
+        if not isinstance(found[name], _TYPES[kind]) or (kind in ("integer", "number") and isinstance(found[name], bool)):
             raise Unreadable(f"{name} must be a JSON {field['type']}")
     return found
 
 
 THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", flags=re.DOTALL)
-_TYPES = {"string": str, "boolean": bool, "object": dict, "array": list}
+_TYPES: dict[str, Any] = {"string": str, "boolean": bool, "object": dict, "array": list, "integer": int, "number": (int, float), "any": object}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -240,3 +240,38 @@ def test_a_request_of_another_rater_slot_is_another_question(tmp_path: Path) -> 
         answers += judge.receive()
     assert len(asked) == 2
     assert len({a.stamp.request for a in answers}) == 2
+
+
+def test_a_way_of_judging_with_a_mistake_in_it_fails_and_says_so(tmp_path: Path) -> None:
+    """Whichever part raises, the answer is a failure with its request and what it cost; nothing hangs and nothing is scored."""
+
+    class Broken(RubricJudge):
+        where = ""
+
+        def calls(self, request: Request) -> Any:
+            if self.where == "calls":
+                raise KeyError("calls")
+            return super().calls(request)
+
+        def _read(self, *args: Any) -> Any:
+            if self.where == "read":
+                raise KeyError("read")
+            return super()._read(*args)
+
+        def answer(self, *args: Any) -> Any:
+            raise KeyError("answer")
+
+    class Levels(FirstShown):
+        async def ask(self, prompt: Prompt) -> Reply:
+            fields = prompt.schema["properties"]
+            told = {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "", "abstain": False, "levels": {"overall": 2}}
+            return Reply("end", json.dumps(told), Usage(100, 0, 0, 10))
+
+    for where, cost in (("calls", 0.0), ("read", 120e-6), ("answer", 120e-6)):
+        judge = Broken(model=Levels(0), rubric="?", cache=False, prices={"test:first": [1.0, 2.0]})
+        judge.where = where
+        [said] = judge.ask([talk(1, 3)], tmp_path)
+        assert (said.status, said.reason) == ("failed", f"KeyError: {where!r}")
+        assert said.id
+        assert said.stamp.request
+        assert said.stamp.cost == pytest.approx(cost)

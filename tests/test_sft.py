@@ -104,7 +104,7 @@ def test_bad_data_is_named(line: str, message: str, model_folder: Callable[..., 
 
 def test_data_or_env(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     for options, message in (
-        ({}, "either `data`"),
+        ({}, "one of `data`"),
         ({"data": tmp_path / "none.jsonl"}, "no file or folder"),
         ({"env": "turnwise/SupportDesk-v0", "player": "exprt"}, "no player 'exprt'. Did you mean 'expert'"),
         ({"env": "turnwise/SupportDsk-v0"}, "Did you mean 'turnwise/SupportDesk-v0'"),
