@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import heapq
 import itertools
 import json
@@ -14,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 import turnwise
 from model_server import Asked, ModelServer, Tokens
-from turnwise.engine.feedback import Context
+from turnwise.engine.feedback import Context, Question
+from turnwise.engine.sources import with_members
 from turnwise.judges.models import Prompt, Reply, Usage
 from turnwise.judges.models.anthropic import Anthropic
 from turnwise.judges.models.openai import OpenAI, OpenAIChat
@@ -159,7 +161,9 @@ def context(folder: Path, ledger: turnwise.Ledger | None = None, run: str = "run
 
 def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
     """What a judge says of conversations, asked as the engine does; of groups, if it compares."""
-    judge.open(where)
+    for name, part in with_members(judge, where.name):
+        if hasattr(part, "open"):
+            part.open(dataclasses.replace(where, name=name))
     groups: dict[str, list[Any]] = {}
     for e in episodes:
         groups.setdefault(e.group, []).append(e)
@@ -168,9 +172,9 @@ def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
         if hasattr(judge, "plan"):
             asked += judge.plan(key, members)
         elif judge.kind == "group":
-            asked.append(turnwise.engine.feedback.Question(key, tuple(members)))
+            asked.append(Question(key, tuple(members)))
         else:
-            asked += [turnwise.engine.feedback.Question(e.id, (e,)) for e in members]
+            asked += [Question(e.id, (e,)) for e in members]
     requests = [turnwise.Request(judge.kind, q.target, where.name, ask=q.ask, episodes=q.episodes) for q in asked]
     judge.request(requests)
     heard: dict[str, Any] = {}
