@@ -111,7 +111,7 @@ class Escalation:
         return answers + self._heard()
 
     def _heard(self) -> list[Answer]:
-        if not self._waits:
+        if self._closed:
             return []
         try:
             heard = self._then.receive()

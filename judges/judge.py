@@ -201,8 +201,8 @@ class ModelJudge(Asking):
                 paused = error
                 continue
             request, _ = self._under_way.pop(id_)
-            told = f"{type(error).__name__}: {error}"
-            answers.append(future.result() if error is None else self._stamped(request, [Verdict("failed", reason=told)]))
+            failed = [Verdict("failed", reason=f"{type(error).__name__}: {error}")]
+            answers.append(future.result() if error is None else self._stamped(request, failed))
         if paused is not None and not answers and len(ready) == len(self._under_way):
             raise paused
         return answers

@@ -234,7 +234,7 @@ class Panel:
             tiers = list(said[self.tie].ranking)
         probability = max(sure, 1 - sure) if len(ids) == 2 and len(tiers) == 2 else None
         return Comparison(
-            request.target, tuple(tiers), probability=None if probability == 0.5 else probability, shown={"order": ids},
+            request.target, tuple(tiers), probability=None if probability == 0.5 else probability,
             details={"panel": record, "spread": disagree}, **more,
         )  # fmt: skip
 
@@ -245,7 +245,8 @@ def _record(answer: Answer) -> dict[str, Any]:
     if answer.status != "scored":
         return {**record, "reason": answer.reason}
     if isinstance(answer, Comparison):
-        return {**record, "ranking": [list(tier) for tier in answer.ranking], "probability": answer.probability}
+        ranking = [list(tier) for tier in answer.ranking]
+        return {**record, "ranking": ranking, "probability": answer.probability, "shown": dict(answer.shown)}
     return {**record, "score": answer.score, "aspects": dict(answer.aspects)}
 
 
@@ -258,7 +259,7 @@ def opinions_of(answer: Answer) -> list[Answer]:
             continue
         if isinstance(answer, Comparison):
             ranking = tuple(tuple(tier) for tier in own["ranking"])
-            said.append(Comparison(answer.group, ranking, probability=own["probability"], shown=answer.shown, stamp=stamp))
+            said.append(Comparison(answer.group, ranking, probability=own["probability"], shown=own["shown"], stamp=stamp))
         elif own["score"] is not None:
             said.append(Feedback(answer.episode, score=own["score"], stamp=stamp))
     return said

@@ -48,11 +48,8 @@ class Criterion(BaseModel):
     @field_validator("levels", mode="before")
     @classmethod
     def _texts(cls, value: Any) -> Any:
-        return (
-            [str(level).lower() if isinstance(level, bool) else str(level) for level in value]
-            if isinstance(value, list)
-            else value
-        )
+        said = {True: "yes", False: "no"}  # what YAML 1.1 takes the words for
+        return [said[level] if isinstance(level, bool) else str(level) for level in value] if isinstance(value, list) else value
 
 
 class _Head(BaseModel):
@@ -118,7 +115,7 @@ class Rubric:
         if len(parts) < 3 or parts[0].strip():
             raise ValueError(f"{where} must begin with front matter between two lines of ---, see docs/judges.md")
         try:
-            head = yaml.safe_load(parts[1])
+            head = yaml.load(parts[1], yaml.BaseLoader)  # texts only: a level called "no" is no truth value
         except yaml.YAMLError as error:
             raise ValueError(f"{where}: the front matter is not YAML: {error}") from error
         if not isinstance(head, dict):

@@ -149,7 +149,15 @@ def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
 
 
 THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", flags=re.DOTALL)
-_TYPES: dict[str, Any] = {"string": str, "boolean": bool, "object": dict, "array": list, "integer": int, "number": (int, float), "any": object}
+_TYPES: dict[str, Any] = {
+    "string": str,
+    "boolean": bool,
+    "object": dict,
+    "array": list,
+    "integer": int,
+    "number": (int, float),
+    "any": object,
+}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

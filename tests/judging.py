@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import heapq
 import itertools
 import json
@@ -14,7 +15,10 @@ from typing import Any
 import sqlalchemy as sa
 import turnwise
 from model_server import Asked, ModelServer, Tokens
-from turnwise.engine.feedback import Context
+from turnwise.engine.environment import settle
+from turnwise.engine.feedback import Context, Question
+from turnwise.engine.sources import with_members
+from turnwise.judges import calls
 from turnwise.judges.models import Prompt, Reply, Usage
 from turnwise.judges.models.anthropic import Anthropic
 from turnwise.judges.models.openai import OpenAI, OpenAIChat
@@ -129,6 +133,8 @@ class Scripted:
 class Virtual:
     """Time that passes only while everybody sleeps, each time after `step` real seconds in which others may do something."""
 
+    held = False  # while questions are still being asked
+
     def __init__(self, step: float = 0.0) -> None:
         self.step, self.time, self._sleepers, self._count, self._driver = step, 0.0, [], itertools.count(), None
 
@@ -147,6 +153,8 @@ class Virtual:
             for _ in range(100):
                 await asyncio.sleep(0)
             await asyncio.sleep(self.step)
+            while self.held:
+                await asyncio.sleep(0.001)
             when, _, awake = heapq.heappop(self._sleepers)
             self.time = max(self.time, when)
             if not awake.done():
@@ -159,7 +167,9 @@ def context(folder: Path, ledger: turnwise.Ledger | None = None, run: str = "run
 
 def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
     """What a judge says of conversations, asked as the engine does; of groups, if it compares."""
-    judge.open(where)
+    for name, part in with_members(judge, where.name):
+        if hasattr(part, "open"):
+            part.open(dataclasses.replace(where, name=name))
     groups: dict[str, list[Any]] = {}
     for e in episodes:
         groups.setdefault(e.group, []).append(e)
@@ -168,11 +178,17 @@ def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
         if hasattr(judge, "plan"):
             asked += judge.plan(key, members)
         elif judge.kind == "group":
-            asked.append(turnwise.engine.feedback.Question(key, tuple(members)))
+            asked.append(Question(key, tuple(members)))
         else:
-            asked += [turnwise.engine.feedback.Question(e.id, (e,)) for e in members]
+            asked += [Question(e.id, (e,)) for e in members]
     requests = [turnwise.Request(judge.kind, q.target, where.name, ask=q.ask, episodes=q.episodes) for q in asked]
+    clock = calls.TIME
+    if isinstance(clock, Virtual):
+        clock.held = True
     judge.request(requests)
+    if isinstance(clock, Virtual):
+        settle(asyncio.sleep(0))  # on the judges' loop: all of them have begun
+        clock.held = False
     heard: dict[str, Any] = {}
     while len(heard) < len(requests):
         heard |= {a.stamp.request: a for a in judge.receive()}

@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Virtual:
 def pipeline(server: ModelServer, cache: Path, *, updates: int = 1, groups: int = 4, **judge: Any) -> dict[str, Any]:
     """Scripted players in the support desk, compared two by two."""
     feedback = {
-        "judge": "pairwise", "rubric": "Which customer was served better?", "cache": str(cache), "max_tokens": 64,
+        "judge": "pairwise", "canaries": 0, "rubric": "Which customer was served better?", "cache": str(cache), "max_tokens": 64,
         "model": {"provider": "openai-chat", "model": "judge-1", "url": f"{server.url}/v1", "api_key": KEY}, **judge,
     }  # fmt: skip
     env = {"env": "turnwise/SupportDesk-v0", "players": ["expert", "random"], "group_size": 2, "groups": groups}
@@ -64,7 +64,7 @@ def said(run: turnwise.Run) -> list[Any]:
 
 def test_the_same_question_twice_at_once_is_paid_for_once(server: ModelServer, tmp_path: Path) -> None:
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
-    judge = RubricJudge(model=model("chat", server), rubric=RUBRIC, prices={"openai-chat:judge-1": PRICE})
+    judge = RubricJudge(canaries=0, model=model("chat", server), rubric=RUBRIC, prices={"openai-chat:judge-1": PRICE})
     two = answers(judge, [talk("e1", "good"), talk("e2", "good", slot=1)], context(tmp_path, ledger))
     assert [s.score for s in two] == [two[0].score] * 2
     assert server.count() == 1
@@ -154,7 +154,9 @@ def test_a_budget_holds_against_answers_of_any_length_and_requests_that_are_lost
             raise ModelError("connection", "reset", lost=True)
         return Reply("refused", "", Usage(fresh=size, output=prompt.max_tokens), "no")
 
-    judge = RubricJudge(model=Scripted(lambda p: say(p)), rubric=RUBRIC, cache=False, budget=0.5, prices={"scripted:1": PRICE})
+    judge = RubricJudge(
+        canaries=0, model=Scripted(lambda p: say(p)), rubric=RUBRIC, cache=False, budget=0.5, prices={"scripted:1": PRICE}
+    )
     judge.open(context(tmp_path))
     judge.request(
         [turnwise.Request("episode", f"e{i}", "j", episodes=(talk(f"e{i}", f"{i} " * 50, seed=i),)) for i in range(200)]
@@ -186,16 +188,16 @@ def test_prices(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="the price of 'x:y' must be"):
             price_of("x:y", {"x:y": wrong})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=r"nobody knows what scripted:1 costs.*prices: \{'scripted:1': \[input, output\]\}"):
-        RubricJudge(model=Scripted(), rubric=RUBRIC, budget=1.0)
+        RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, budget=1.0)
     with pytest.raises(ValueError, match="budget must be positive"):
-        RubricJudge(model=Scripted(), rubric=RUBRIC, budget=0.0, prices={"scripted:1": [1, 2]})
+        RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, budget=0.0, prices={"scripted:1": [1, 2]})
 
 
 @pytest.mark.parametrize("wire", WIRES)
 def test_what_a_provider_keeps_of_the_instructions_is_priced_as_such(wire: str, server: ModelServer, tmp_path: Path) -> None:
     server.prefix = 512
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(model=asked, rubric=RUBRIC, cache=False, prices={asked.name: PRICE}, concurrency=1)
+    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, cache=False, prices={asked.name: PRICE}, concurrency=1)
     said = answers(judge, [talk(f"e{i}", "good " * i, seed=i) for i in range(5)], context(tmp_path, ledger))
     assert len({r.asked.system for r in server.requests}) == 1, "byte for byte the same, or nothing is kept"
     rows = booked(ledger, "run")
@@ -223,13 +225,13 @@ def scores(said: list[Any]) -> list[float | None]:
 @pytest.fixture
 def alone(tmp_path: Path) -> list[float | None]:
     """What the conversations are worth, asked singly."""
-    return scores(answers(RubricJudge(model=Scripted(), rubric=RUBRIC, cache=False), six(), context(tmp_path)))
+    return scores(answers(RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, cache=False), six(), context(tmp_path)))
 
 
 @pytest.mark.parametrize("wire", BATCHING)
 def test_a_batch_costs_half(wire: str, server: ModelServer, clock: Virtual, alone: Any, tmp_path: Path) -> None:
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}, budget=1.0)
+    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}, budget=1.0)
     said = answers(judge, six(), context(tmp_path, ledger))
     assert scores(said) == alone, "whatever order results come in"
     assert len(server.billed_batch_items) == 6
@@ -260,7 +262,7 @@ def test_what_a_batch_leaves_over_is_asked_by_itself(
     fault, singly = ITEMS[name]
     server.faults = lambda asked: fault if asked.custom_id and "good good good good good" in asked.user else None
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE})
+    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE})
     said = answers(judge, six(), context(tmp_path, ledger))
     assert scores(said[:5]) == alone[:5]
     assert server.stats()["questions"] == singly
@@ -287,7 +289,7 @@ def test_a_batch_whose_acknowledgement_is_lost_is_found_again(
 
     server.call_faults = first
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE})
+    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE})
     said = answers(judge, six(), context(tmp_path, ledger))
     assert scores(said) == alone, [s.reason for s in said]
     assert len(failed) >= 3
@@ -302,7 +304,7 @@ def test_a_batch_that_cannot_be_looked_at_is_not_asked_singly_and_is_found_later
 ) -> None:
     server.call_faults = lambda r: Fault("status", status=500) if r.method == "GET" else None
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}, patience=300.0)
+    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}, patience=300.0)
     said = answers(judge, six(), context(tmp_path, ledger))
     assert {s.status for s in said} == {"failed"}
     assert server.stats()["questions"] == 0
@@ -317,7 +319,7 @@ def test_a_batch_that_cannot_be_looked_at_is_not_asked_singly_and_is_found_later
 def test_what_is_asked_while_a_batch_is_at_work_goes_into_another(server: ModelServer, clock: Virtual, tmp_path: Path) -> None:
     server.batch_polls = None
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
-    judge = RubricJudge(model=model("messages", server), rubric=RUBRIC, batch=True)
+    judge = RubricJudge(canaries=0, model=model("messages", server), rubric=RUBRIC, batch=True)
     judge.open(context(tmp_path, ledger))
     for i, e in enumerate(six()[:2]):
         judge.request([turnwise.Request("episode", e.id, "judge", episodes=(e,))])
@@ -354,8 +356,8 @@ def test_a_process_that_is_killed_pays_for_its_batch_once(server: ModelServer, a
 
 def test_batches_need_a_model_that_has_them_and_a_run(server: ModelServer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="scripted:1 has no batches"):
-        RubricJudge(model=Scripted(), rubric=RUBRIC, batch=True)
-    judge = RubricJudge(model=model("chat", server), rubric=RUBRIC, batch=True)
+        RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, batch=True)
+    judge = RubricJudge(canaries=0, model=model("chat", server), rubric=RUBRIC, batch=True)
     with pytest.raises(ValueError, match="batches need a run"):
         judge.open(context(tmp_path))
 
@@ -379,7 +381,7 @@ def test_keys_stand_in_no_message_about_a_model() -> None:
     from turnwise.engine.plugins import PluginError
 
     with pytest.raises(PluginError) as error:
-        RubricJudge(model={"provider": "openai", "api_key": "my-own-secret"}, rubric=RUBRIC)
+        RubricJudge(canaries=0, model={"provider": "openai", "api_key": "my-own-secret"}, rubric=RUBRIC)
     assert "my-own-secret" not in str(error.value)
-    judge = RubricJudge(model={"provider": "openai", "model": "m", "api_key": "my-own-secret"}, rubric=RUBRIC)
+    judge = RubricJudge(canaries=0, model={"provider": "openai", "model": "m", "api_key": "my-own-secret"}, rubric=RUBRIC)
     assert "my-own-secret" not in judge.version

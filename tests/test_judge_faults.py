@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
+import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -24,6 +26,7 @@ from judging import (
     Scripted,
     Virtual,
     answers,
+    blocks,
     booked,
     context,
     dollars,
@@ -168,7 +171,7 @@ def test_what_a_fault_becomes(
     server.requests.clear()
     before, undelivered = server.tokens, server.undelivered
     quick = cell.fault.kind in ("slow", "drip")
-    judge = RubricJudge(
+    judge = RubricJudge(canaries=0, 
         model=models[wire], rubric=RUBRIC, cache=False, timeout=0.1 if quick and times == "always" else 0.25 if quick else 30,
         prices={models[wire].name: PRICE}, max_tokens=64,
     )  # fmt: skip
@@ -205,7 +208,9 @@ def test_an_answer_that_was_cut_off_is_asked_for_with_twice_the_room(
     server, models = served
     server.faults = [Fault("truncated")]
     server.requests.clear()
-    [said] = answers(RubricJudge(model=models[wire], rubric=RUBRIC, cache=False, max_tokens=100), [GOOD], context(tmp_path))
+    [said] = answers(
+        RubricJudge(canaries=0, model=models[wire], rubric=RUBRIC, cache=False, max_tokens=100), [GOOD], context(tmp_path)
+    )
     assert said.status == "scored"
     field = {"messages": "max_tokens", "responses": "max_output_tokens", "chat": "max_completion_tokens"}[wire]
     assert [r.asked.body[field] for r in server.requests] == [100, 200]
@@ -225,7 +230,7 @@ AFTER = {
 def test_a_server_is_waited_for_as_long_as_it_asks(wire: str, name: str, served: Any, clock: Virtual, tmp_path: Path) -> None:
     (server, models), (headers, seconds) = served, AFTER[name]
     server.faults = [Fault("status", status=429, headers=headers)]
-    [said] = answers(RubricJudge(model=models[wire], rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
+    [said] = answers(RubricJudge(canaries=0, model=models[wire], rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
     assert said.status == "scored"
     assert clock.time == pytest.approx(seconds)
 
@@ -234,18 +239,18 @@ def test_a_date_to_retry_after_is_waited_for(served: Any, clock: Virtual, tmp_pa
     server, models = served
     date = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
     server.faults = [Fault("status", status=503, headers={"retry-after": date})]
-    [said] = answers(RubricJudge(model=models["chat"], rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
+    [said] = answers(RubricJudge(canaries=0, model=models["chat"], rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
     assert said.status == "scored"
     assert 240 < clock.time <= 300
 
 
-@pytest.mark.parametrize("odd", ["0", "-3", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "nan", "²"])
+@pytest.mark.parametrize("odd", ["0", "-3", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "nan"])
 def test_a_wish_that_says_nothing_is_answered_by_waiting_ever_longer(
     odd: str, served: Any, clock: Virtual, tmp_path: Path
 ) -> None:
     server, models = served
-    server.faults = [Fault("status", status=503, headers={"retry-after": odd} if odd.isascii() else {"retry-after": "x"})] * 3
-    [said] = answers(RubricJudge(model=models["chat"], rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
+    server.faults = [Fault("status", status=503, headers={"retry-after": odd})] * 3
+    [said] = answers(RubricJudge(canaries=0, model=models["chat"], rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
     assert said.status == "scored"
     assert 0.75 * (0.5 + 1 + 2) <= clock.time <= 0.5 + 1 + 2
 
@@ -254,7 +259,7 @@ def test_a_server_that_asks_for_more_than_patience_is_not_waited_for(served: Any
     server, models = served
     server.faults = lambda _: Fault("status", status=429, headers={"retry-after": "7200"})
     server.requests.clear()
-    [said] = answers(RubricJudge(model=models["chat"], rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
+    [said] = answers(RubricJudge(canaries=0, model=models["chat"], rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
     assert said.status == "failed"
     assert "given up after 1 requests" in said.reason
     assert (server.count(), clock.time) == (1, 0.0)
@@ -305,12 +310,12 @@ NO_SCORES = {
 def test_what_is_no_verdict_is_asked_for_again_and_told_why_and_then_failed(name: str, tmp_path: Path) -> None:
     change, why = NO_SCORES[name]
     bad, mended = twice(change), twice(change, good_after=1)
-    [said] = answers(RubricJudge(model=bad, rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
+    [said] = answers(RubricJudge(canaries=0, model=bad, rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
     assert (said.status, said.score) == ("failed", None)
     assert why in said.reason
     assert len(bad.prompts) == 2
     assert why in bad.prompts[1].user, "the model is told what was wrong"
-    [said] = answers(RubricJudge(model=mended, rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
+    [said] = answers(RubricJudge(canaries=0, model=mended, rubric=RUBRIC, cache=False), [GOOD], context(tmp_path))
     assert said.score == pytest.approx(SCORE)
     assert len(mended.prompts) == 2
 
@@ -336,18 +341,22 @@ WRONG_RANKINGS = {
 @pytest.mark.parametrize("name", WRONG_RANKINGS)
 def test_a_ranking_of_other_ids_than_were_shown_is_asked_for_again_and_then_failed(name: str, tmp_path: Path) -> None:
     change = WRONG_RANKINGS[name]
-    [said] = answers(ListwiseJudge(model=twice(change), rubric="Which is better?", cache=False), GROUP, context(tmp_path))
+    [said] = answers(
+        ListwiseJudge(canaries=0, model=twice(change), rubric="Which is better?", cache=False), GROUP, context(tmp_path)
+    )
     assert (said.status, said.ranking) == ("failed", ())
     assert said.reason.startswith("unreadable, also when asked again: ")
     mended = twice(change, good_after=1)
-    [said] = answers(ListwiseJudge(model=mended, rubric="Which is better?", cache=False), GROUP, context(tmp_path))
+    [said] = answers(ListwiseJudge(canaries=0, model=mended, rubric="Which is better?", cache=False), GROUP, context(tmp_path))
     assert said.ranking == (("g3",), ("g2",), ("g1",), ("g0",))
     assert len(mended.prompts) == 2
 
 
 def test_the_better_one_must_be_one_of_those_shown(tmp_path: Path) -> None:
     model = twice(changed(better="first"))
-    [said] = answers(PairwiseJudge(model=model, rubric="Which is better?", cache=False), GROUP[:2], context(tmp_path))
+    [said] = answers(
+        PairwiseJudge(canaries=0, model=model, rubric="Which is better?", cache=False), GROUP[:2], context(tmp_path)
+    )
     assert (said.status, said.ranking) == ("failed", ())
     assert "better must be one of" in said.reason
 
@@ -367,7 +376,7 @@ def test_an_answer_of_a_shape_nobody_thought_of_is_failed_and_counted(ledger: tu
     def say(prompt: Prompt) -> Any:
         raise KeyError("choices")
 
-    judge = RubricJudge(model=Scripted(say), rubric=RUBRIC, cache=False, prices={"scripted:1": PRICE})
+    judge = RubricJudge(canaries=0, model=Scripted(say), rubric=RUBRIC, cache=False, prices={"scripted:1": PRICE})
     [said] = answers(judge, [GOOD], context(tmp_path, ledger, "odd"))
     assert (said.status, said.reason) == ("failed", "request: KeyError: 'choices'")
     [row] = booked(ledger, "odd")
@@ -380,7 +389,7 @@ def test_a_key_that_a_server_repeats_stands_nowhere(tmp_path: Path, monkeypatch:
         raise ModelError("account", f"HTTP 401 Incorrect API key provided: {KEY}", 401)
 
     opened = turnwise.Ledger(tmp_path / "ledger.sqlite")
-    [said] = answers(RubricJudge(model=Scripted(say), rubric=RUBRIC), [GOOD], context(tmp_path, opened))
+    [said] = answers(RubricJudge(canaries=0, model=Scripted(say), rubric=RUBRIC), [GOOD], context(tmp_path, opened))
     opened.close()
     assert "Incorrect API key provided: ***" in said.reason
     for file in tmp_path.rglob("*"):
@@ -418,7 +427,7 @@ def crowd(count: int) -> list[turnwise.Episode]:
 
 def test_an_outage_costs_time_and_no_verdicts(clock: Virtual, tmp_path: Path) -> None:
     service = Service(clock, (10.0, 600.0))
-    judge = RubricJudge(model=service, rubric=RUBRIC, cache=False, concurrency=8)
+    judge = RubricJudge(canaries=0, model=service, rubric=RUBRIC, cache=False, concurrency=8)
     said = answers(judge, crowd(200), context(tmp_path))
     assert {s.status for s in said} == {"scored"}
     during = [t for t in service.sent if 10 <= t < 600]
@@ -434,7 +443,7 @@ def test_an_outage_costs_time_and_no_verdicts(clock: Virtual, tmp_path: Path) ->
 
 def test_patience_bounds_an_outage_that_does_not_end(clock: Virtual, tmp_path: Path) -> None:
     service = Service(clock, (0.0, 1e9))
-    judge = RubricJudge(model=service, rubric=RUBRIC, cache=False, concurrency=8, patience=300.0)
+    judge = RubricJudge(canaries=0, model=service, rubric=RUBRIC, cache=False, concurrency=8, patience=300.0)
     said = answers(judge, crowd(100), context(tmp_path))
     assert {s.status for s in said} == {"failed"}
     assert all(s.reason.startswith("busy: ") and "529" in s.reason for s in said)
@@ -444,7 +453,7 @@ def test_patience_bounds_an_outage_that_does_not_end(clock: Virtual, tmp_path: P
 
 def test_a_queue_longer_than_patience_fails_nobody_where_the_model_answers(clock: Virtual, tmp_path: Path) -> None:
     service = Service(clock, (0.0, 0.0))
-    judge = RubricJudge(model=service, rubric=RUBRIC, cache=False, concurrency=2, patience=10.0)
+    judge = RubricJudge(canaries=0, model=service, rubric=RUBRIC, cache=False, concurrency=2, patience=10.0)
     said = answers(judge, crowd(100), context(tmp_path))
     assert {s.status for s in said} == {"scored"}
     assert clock.time > 3 * 10.0, "several times the patience"
@@ -452,7 +461,7 @@ def test_a_queue_longer_than_patience_fails_nobody_where_the_model_answers(clock
 
 def test_an_error_of_the_account_stops_all_but_those_in_flight(clock: Virtual, tmp_path: Path) -> None:
     service = Service(clock, (5.0, 1e9), lambda: ModelError("account", "HTTP 402 Your credit balance is too low.", 402))
-    judge = RubricJudge(model=service, rubric=RUBRIC, cache=False, concurrency=4)
+    judge = RubricJudge(canaries=0, model=service, rubric=RUBRIC, cache=False, concurrency=4)
     said = answers(judge, crowd(100), context(tmp_path))
     refused = [t for t in service.sent if t >= 5]
     assert 1 <= len(refused) <= 4, "those in flight"
@@ -471,7 +480,9 @@ def test_failures_between_answers_open_nothing(clock: Virtual, tmp_path: Path) -
         return verdict(prompt.schema, prompt.user)
 
     model = Scripted(lambda prompt: say(prompt))
-    said = answers(RubricJudge(model=model, rubric=RUBRIC, cache=False, concurrency=2), crowd(60)[:60], context(tmp_path))
+    said = answers(
+        RubricJudge(canaries=0, model=model, rubric=RUBRIC, cache=False, concurrency=2), crowd(60)[:60], context(tmp_path)
+    )
     assert [s.status for s in said].count("failed") == 1
     assert sum(bad in p.user for p in model.prompts) == MANY
 
@@ -486,7 +497,7 @@ def test_at_a_server_that_is_down_only_probes_arrive(served: Any, clock: Virtual
         return Fault("status", status=503) if len(seen) <= 20 else None
 
     server.faults = down
-    judge = RubricJudge(model=models["messages"], rubric=RUBRIC, cache=False, concurrency=8)
+    judge = RubricJudge(canaries=0, model=models["messages"], rubric=RUBRIC, cache=False, concurrency=8)
     said = answers(judge, crowd(40), context(tmp_path))
     assert {s.status for s in said} == {"scored"}
     assert all(others == 0 for others in seen[8:20])
@@ -509,7 +520,7 @@ def test_who_goes_away_does_not_lose_what_is_paid_for(tmp_path: Path) -> None:
 
     async def story() -> tuple[Any, int]:
         model = Scripted(lambda prompt: say(prompt))
-        judge = RubricJudge(model=model, rubric=RUBRIC)
+        judge = RubricJudge(canaries=0, model=model, rubric=RUBRIC)
         [call] = judge.calls(turnwise.Request("episode", "e1", "j", episodes=(GOOD,)))
         account = Account(None, "run", "j", None, lambda: 0.0)
         caller = calls.Caller(model, "v", Cache(tmp_path / "c.sqlite"), account, PRICE)
@@ -519,3 +530,135 @@ def test_who_goes_away_does_not_lose_what_is_paid_for(tmp_path: Path) -> None:
 
     found, asked = asyncio.run(story())
     assert (found.status, found.cached, asked) == ("scored", True, 1)
+
+
+# A long run among faults, and a server that others wrote.
+
+LETTERS = {
+    "name": "letters",
+    "criteria": [{"name": "e", "question": "How many letters are e?", "levels": [str(i) for i in range(10)]}],
+}
+PASSING = [cell.fault for name, cell in MATRIX.items() if cell.then == 2 and cell.once == "scored" and "chat" in cell.wires]
+LASTING = [MATRIX[name].fault for name in ("400", "413", "422", "should not retry", "refusal", "filter", "context", "tool")]
+
+
+def worth_of_e(text: str) -> float:
+    """Up to a share that is easily reached, so that whoever learns at all ends at the same place."""
+    return min(1.0, text.count("e") / (1 + len(text)) / 0.15)
+
+
+def counted(asked: Asked) -> dict[str, Any]:
+    """Says how many letters of the replies are an e."""
+    assert asked.schema is not None
+    said = verdict(asked.schema, asked.user)
+    [conversation] = [data for label, data in blocks(asked.user) if label == "conversation"]
+    text = "".join(turn["reply"]["text"] for turn in conversation["turns"])
+    return {**said, "levels": {"e": round(9 * worth_of_e(text))}}
+
+
+@pytest.mark.slow
+def test_200_updates_among_faults_end_where_they_end_without(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fifth request meets a fault of any kind. Compared is what the policy really says, what the letters of its replies are worth, over the last
+    50 updates: the two runs' means differ by less than a tenth of what was learned, or by less than three standard errors, those of
+    the means of ten updates each."""
+    import statistics
+
+    from turnwise.engine.report.page import write_report
+
+    monkeypatch.setattr(calls, "TIME", Virtual(0.001))
+
+    def played(name: str, faults: Any) -> tuple[list[float], turnwise.Run, int]:
+        with ModelServer(counted) as server:
+            server.faults = faults
+            judge = {
+                "judge": "rubric", "canaries": 0, "rubric": LETTERS, "model": model("chat", server), "timeout": 0.5, "cache": str(tmp_path / f"{name}.sqlite"),
+                "prices": {"openai-chat:judge-1": PRICE}, "max_tokens": 64,
+            }  # fmt: skip
+            stage = {
+                "env": {"id": "test/Echo-v0", "kwargs": {"turns": 1}}, "updates": 200, "groups": 2, "group_size": 4, "max_new_tokens": 6,
+                "poll": 0.0, "optimizer": {"name": "grpo", "lr": 3e-3, "warmup": 2}, "feedback": [judge],
+            }  # fmt: skip
+            config = {
+                "policy": str(model_folder()),
+                "threads": 1,
+                "seed": 0,
+                "checkpoint_every": 100,
+                "stages": [{"rl": stage}],
+            }
+            run = turnwise.Run(config, folder=tmp_path / name).finish()
+        true: dict[int, list[float]] = {}
+        for e in run.ledger.run_episodes(run.id):
+            true.setdefault(e.update, []).append(worth_of_e("".join(t.action for t in e.turns)))
+        return [statistics.fmean(true[u]) for u in sorted(true)], run, server.count()
+
+    chance = random.Random(0)
+    kinds = [*PASSING, *LASTING]
+    clean, without, _ = played("without", ())
+    faulty, among, sent = played("among", lambda asked: chance.choice(kinds) if chance.random() < 0.2 else None)
+
+    tens = [[statistics.fmean(run[i : i + 10]) for i in range(150, 200, 10)] for run in (clean, faulty)]
+    learned = statistics.fmean(tens[0]) - statistics.fmean(clean[:10])
+    apart = abs(statistics.fmean(tens[0]) - statistics.fmean(tens[1]))
+    error = math.sqrt(sum(statistics.variance(means) / len(means) for means in tens))
+    print(f"learned {learned:.3f}, apart {apart:.3f}, standard error {error:.3f}")
+    assert learned > 0.2
+    assert apart < max(3 * error, 0.1 * learned)
+
+    rates = [m["judge_failure_rate"] for m in among.metrics]
+    assert sum(m["judge_failure_rate"] for m in without.metrics) == 0.0
+    assert 0.005 < statistics.fmean(rates) < 0.15, "what lasts fails; what passes does not"
+    assert len(booked(among.ledger, among.id)) == sent
+    page = write_report(among.folder).read_text()
+    assert "judge_failure_rate" in page
+    for run in (without, among):
+        run.ledger.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_takes_a_schema_and_ignores_it_is_never_scored(tmp_path: Path) -> None:
+    """`transformers serve` with random weights: garbage is failed, with its reason."""
+    import os
+    import socket
+    import subprocess
+    import sys
+    import time
+    import urllib.request
+
+    from turnwise.judges.models.openai import OpenAI, OpenAIChat
+    from turnwise.plugins.demo.tiny import build_policy
+
+    program = Path(sys.executable).with_name("transformers")
+    if not program.exists():
+        pytest.skip("no `transformers` beside this Python")
+    folder = build_policy(tmp_path / "tiny", [json.dumps(RUBRIC)] * 4, context=4096)
+    (tmp_path / "hub").mkdir()
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    start = [str(program), "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", str(folder)]
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(start, stdout=log, stderr=log, env=env)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
+                time.sleep(0.1)
+        for kind in (OpenAIChat, OpenAI):
+            for schema in ("strict", "prompt"):
+                asked = kind(str(folder), url=f"http://127.0.0.1:{port}/v1", schema=schema)
+                judge = RubricJudge(
+                    canaries=0, model=asked, rubric=RUBRIC, cache=False, max_tokens=32, patience=20.0, timeout=60.0
+                )
+                said = answers(judge, crowd(2), context(tmp_path))
+                for one in said:
+                    assert (one.status, one.score) == ("failed", None)
+                    assert one.reason.startswith(("truncated: ", "unreadable, also when asked again: ")), one.reason
+    finally:
+        server.terminate()
+        server.wait(20)
