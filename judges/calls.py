@@ -45,11 +45,13 @@ class Call:
         key: what its verdict depends on beside the judge's version, JSON data.
         write: the prompt under a nonce.
         read: the verdict as data, of a reply to the prompt of that nonce; raises Unreadable with what the model should have done.
+        since: when it was first wanted, by `TIME`; None: now. What has waited in a queue has lost patience there too.
     """
 
     key: Any
     write: Callable[[str], Prompt]
     read: Callable[[Reply, str], Mapping[str, Any]]
+    since: float | None = None
 
 
 class Time:
@@ -124,7 +126,7 @@ class Caller:
     async def _asked(self, call: Call, key: str) -> Verdict:
         """Asks, and asks once more where another question may bring what this one did not."""
         paid, usage, requests = 0.0, Usage(), 0
-        asked = TIME.now()
+        asked = TIME.now() if call.since is None else call.since
         deadline = lambda: max(asked, self._circuit.answered) + self._patience  # noqa: E731 - patience is for outages, not for queues
         more: dict[str, Any] = {}
         while True:

@@ -24,7 +24,7 @@ from ..engine.environment import background
 from ..engine.episode import Episode, derive_id
 from ..engine.feedback import Comparison, Context, Feedback, Paused, Question, Request, Stamp
 from ..engine.plugins import Plugins
-from . import store
+from . import calls, store
 from .batches import BatchCaller
 from .calls import Call, Caller
 from .canaries import KINDS, Quarantine, Schedule, canary, fell_for_rank, fell_for_score, read_known_bad
@@ -220,6 +220,7 @@ class ModelJudge(Asking):
         self._under_way.clear()
 
     async def _judge(self, request: Request) -> Answer:
+        since = calls.TIME.now()
         async with contextlib.AsyncExitStack() as held:
             if not self.batch:
                 await held.enter_async_context(self._serving)
@@ -227,7 +228,7 @@ class ModelJudge(Asking):
                     await held.enter_async_context(self._alone)
             self._trusted()
             kind = (self._quarantine.suspect or self._schedule.next()) if self._watched else None
-            work = [self._answered(request), *([self._try_canary(request, kind)] if kind else [])]
+            work = [self._answered(request, since), *([self._try_canary(request, kind, since)] if kind else [])]
             answer, *_ = await gathered(work)
         self._trusted()
         return answer
@@ -240,11 +241,11 @@ class ModelJudge(Asking):
                 "set its `canaries: 0` and go on"
             )
 
-    async def _answered(self, request: Request) -> Answer:
-        calls = self.calls(request)
+    async def _answered(self, request: Request, since: float) -> Answer:
+        asked = [dataclasses.replace(call, since=since) for call in self.calls(request)]
         if request.rater_slot:  # another rater is another answer, not the same one again
-            calls = [dataclasses.replace(call, key=[call.key, request.rater_slot]) for call in calls]
-        return self._stamped(request, await gathered([self._caller.verdict(call) for call in calls]))
+            asked = [dataclasses.replace(call, key=[call.key, request.rater_slot]) for call in asked]
+        return self._stamped(request, await gathered([self._caller.verdict(call) for call in asked]))
 
     # Canaries.
 
@@ -265,7 +266,7 @@ class ModelJudge(Asking):
                 self._quarantine.saw(kind, fell)
             self._schedule.load_state_dict({"verdicts": round(len(seen) / self.canaries)})
 
-    async def _try_canary(self, request: Request, kind: str) -> None:
+    async def _try_canary(self, request: Request, kind: str, since: float) -> None:
         """Has a conversation judged that is known to be bad, and remembers what the judge made of it."""
         real = request.episodes[0]
         rng = random.Random(derive_id("canary", kind, real.start.key, [turn.action for turn in real.turns]))
@@ -275,7 +276,7 @@ class ModelJudge(Asking):
         else:
             shown = request.episodes if self.way == "listwise" else request.episodes[:1]
             trial = dataclasses.replace(request, episodes=(*shown, bad))
-        said = await self._answered(trial)
+        said = await self._answered(trial, since)
         fell = None
         if said.status == "scored":
             if isinstance(said, Comparison):

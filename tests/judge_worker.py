@@ -23,7 +23,7 @@ def judge(wire: str, moment: str, url: str, folder: Path, kill: bool) -> None:
     calls.TIME = Virtual(0.05)
     ledger = turnwise.Ledger(folder / "ledger.sqlite")
     asked = model(wire, url, f"{wire}-{moment}")
-    own = RubricJudge(model=asked, rubric=RUBRIC, batch=True, budget=10.0, prices={asked.name: PRICE})
+    own = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, budget=10.0, prices={asked.name: PRICE})
     if kill:
         name = {"submitted": "_name", "waiting": "_looked"}[moment]
         setattr(batches.BatchCaller, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))

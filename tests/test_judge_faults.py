@@ -297,10 +297,10 @@ NO_SCORES = {
     "a fraction": (changed(levels={"kind": 2, "right": 1.5}), "the level of right"),
     "a criterion that is missing": (changed(levels={"kind": 2}), "levels must name each criterion once"),
     "a criterion of its own": (changed(levels={"kind": 2, "right": 1, "charm": 1}), "levels must name each criterion once"),
-    "an abstention in words": (changed(abstain="yes"), "abstain must be true or false"),
+    "an abstention in words": (changed(abstain="yes"), "abstain must be a JSON boolean"),
     "a list": (lambda good, _: json.dumps([good]), "not a JSON object but list"),
     "two objects": (lambda good, _: json.dumps(good) * 2, "not one JSON object"),
-    "a field of its own": (changed(score=1.0), "not asked for: ['score']"),
+    "a field of its own": (changed(score=1.0), "not asked for: 1"),
     "NaN": (lambda good, _: json.dumps({**good, "levels": {"kind": float("nan"), "right": 1}}), "the level of kind"),
     "white space": (lambda good, _: " \n", "it was empty"),
 }

@@ -722,10 +722,10 @@ def test_what_goes_up_and_what_does_not(tmp_path: Path) -> None:
 
 def test_no_more_than_a_share_goes_up(tmp_path: Path) -> None:
     then = Says(0.5)
-    said = ask(escalation(Says("failed"), then, share=0.25), [talk(f"e{i}", f"{i}", seed=i) for i in range(40)], tmp_path)
+    said = ask(escalation(Says("failed"), then, limit=0.25), [talk(f"e{i}", f"{i}", seed=i) for i in range(40)], tmp_path)
     up = [s for s in said if s.status == "scored"]
     assert len(up) == 10
-    assert all(s.details["escalation"] == {"unsure": "failed", "closed": "share"} for s in said if s.status == "failed")
+    assert all(s.details["escalation"] == {"unsure": "failed", "closed": "limit"} for s in said if s.status == "failed")
 
 
 def test_where_the_strong_ones_budget_is_spent_the_first_answer_stands(tmp_path: Path) -> None:
