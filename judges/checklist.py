@@ -91,14 +91,16 @@ class ChecklistJudge(ModelJudge):
     def _write(self, data: Mapping[str, Any], nonce: str) -> Prompt:
         parts = [f"The code is {nonce}. The id of your verdict is {names(nonce, 1)[0]}."]
         parts += [fenced(label, each, nonce) for label, each in data.items()]
-        return Prompt(self.instructions, "\n\n".join(parts), self._schema(nonce), self.max_tokens)
+        return Prompt(
+            self.instructions, "\n\n".join(parts), self._schema(), self.max_tokens, choices={"verdict_id": names(nonce, 1)}
+        )
 
-    def _schema(self, nonce: str) -> dict[str, Any]:
+    def _schema(self) -> dict[str, Any]:
         point = form({"rationale": {"type": "string"}, "holds": {"type": "string", "enum": ["yes", "no", "does not apply"]}})
-        return form({"verdict_id": {"type": "string", "enum": names(nonce, 1)}, **dict.fromkeys(self.points, point)})
+        return form({"verdict_id": {"type": "string"}, **dict.fromkeys(self.points, point)})
 
     def _read(self, reply: Reply, nonce: str) -> dict[str, Any]:
-        found = read_json(reply.text, self._schema(nonce))
+        found = read_json(reply.text, self._schema())
         if found["verdict_id"] != names(nonce, 1)[0]:
             raise Unreadable("verdict_id is not the id given in the question")
         for name in self.points:

@@ -34,6 +34,12 @@ First write a rationale: what tells them apart, in a few sentences. Then rank th
 share a tier. Every id stands exactly once. The order in which they are shown, and how long they are, says nothing. Set `abstain` to true only if they cannot be \
 compared at all."""
 
+TIERS = {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}
+SCHEMA = form(
+    {"verdict_id": {"type": "string"}, "rationale": {"type": "string"}, "abstain": {"type": "boolean"}, "ranking": TIERS}
+)
+MOST = 18  # conversations in one call: ids are told apart by their first letters
+
 
 @dataclass(kw_only=True)
 class ListwiseJudge(ModelJudge):
@@ -64,7 +70,12 @@ class ListwiseJudge(ModelJudge):
         return TASK.format(rules=RULES, standard=self.rubric.prompt)
 
     def calls(self, request: Request) -> list[Call]:
-        return [self._call(shown, n) for n, shown in enumerate(self._orders(request))] if len(alike(request)) > 1 else []
+        kinds = len(alike(request))
+        if kinds > MOST:
+            raise ValueError(
+                f"{kinds} different conversations cannot be ranked in one call, at most {MOST} can: use a smaller `group_size`, or pairwise"
+            )
+        return [self._call(shown, n) for n, shown in enumerate(self._orders(request))] if kinds > 1 else []
 
     def _orders(self, request: Request) -> list[list[Episode]]:
         """One conversation of each kind, shuffled by what was said in them, never by ids: those hold the run's name."""
@@ -91,21 +102,12 @@ class ListwiseJudge(ModelJudge):
             parts += ["All began with this:", fenced("beginning", data[0], nonce)]
         for id_, each in zip(ids, data[1:], strict=True):
             parts += [f"Conversation {id_}:", fenced("conversation", each, nonce)]
-        return Prompt(self.instructions, "\n\n".join(parts), self._schema(len(ids), nonce), self.max_tokens)
-
-    def _schema(self, count: int, nonce: str) -> dict[str, Any]:
-        *ids, verdict = names(nonce, count + 1)
-        tier = {"type": "array", "items": {"type": "string", "enum": ids}}
-        return form(
-            {
-                "verdict_id": {"type": "string", "enum": [verdict]}, "rationale": {"type": "string"}, "abstain": {"type": "boolean"},
-                "ranking": {"type": "array", "items": tier},
-            }
-        )  # fmt: skip
+        choices = {"verdict_id": [verdict], "ranking": ids}
+        return Prompt(self.instructions, "\n\n".join(parts), SCHEMA, self.max_tokens, choices=choices)
 
     def _read(self, count: int, reply: Reply, nonce: str) -> dict[str, Any]:
         *ids, verdict = names(nonce, count + 1)
-        found = read_json(reply.text, self._schema(count, nonce))
+        found = read_json(reply.text, SCHEMA)
         if found["verdict_id"] != verdict:
             raise Unreadable("verdict_id is not the id given in the question")
         if found["abstain"] is True:

@@ -34,6 +34,15 @@ You judge in which of two conversations an agent did better. They began alike; t
 First write a rationale: what speaks for the one and for the other, in a few sentences. Then name the better one by its id, or "neither" if they are equally \
 good. Which is shown first, and how long they are, says nothing. Set `abstain` to true only if they cannot be compared at all."""
 
+SCHEMA = form(
+    {
+        "verdict_id": {"type": "string"},
+        "rationale": {"type": "string"},
+        "abstain": {"type": "boolean"},
+        "better": {"type": "string"},
+    }
+)
+
 
 @dataclass(kw_only=True)
 class PairwiseJudge(ModelJudge):
@@ -112,23 +121,15 @@ class PairwiseJudge(ModelJudge):
         return Prompt(
             self.instructions,
             "\n\n".join(filter(None, parts)),
-            self._schema(nonce),
+            SCHEMA,
             self.max_tokens,
             10 if self.soft == "logprobs" else 0,
+            {"verdict_id": ids[2:], "better": [*ids[:2], "neither"]},
         )
-
-    def _schema(self, nonce: str) -> dict[str, Any]:
-        ids = names(nonce, 3)
-        return form(
-            {
-                "verdict_id": {"type": "string", "enum": ids[2:]}, "rationale": {"type": "string"}, "abstain": {"type": "boolean"},
-                "better": {"type": "string", "enum": [*ids[:2], "neither"]},
-            }
-        )  # fmt: skip
 
     def _read(self, reply: Reply, nonce: str) -> dict[str, Any]:
         ids = names(nonce, 3)
-        found = read_json(reply.text, self._schema(nonce))
+        found = read_json(reply.text, SCHEMA)
         if found["verdict_id"] != ids[2]:
             raise Unreadable("verdict_id is not the id given in the question")
         said: dict[str, Any] = {"rationale": str(found["rationale"])}

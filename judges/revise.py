@@ -46,6 +46,9 @@ First write a critique: examine the draft by the principle, and only by it. Then
 the draft itself, word for word, if it need not be changed; otherwise the smallest change that satisfies the principle, in the agent's own style, \
 addressed to whom the agent speaks with, and without a word about principles or critiques."""
 
+TEXT = {"type": "string"}
+SCHEMA = form({"answer_id": TEXT, "critique": TEXT, "change": {"type": "boolean"}, "revision": TEXT})
+
 
 @dataclass(kw_only=True)
 class Critic(Asking):
@@ -112,17 +115,11 @@ class Critic(Asking):
                 f"The principle: {principle.critique}",
                 f"How to change a draft that does not satisfy it: {principle.revise}",
             ]
-            return Prompt(
-                self.instructions, "\n\n".join([*parts, fenced("draft", data, nonce)]), schema(nonce), self.max_tokens
-            )
-
-        def schema(nonce: str) -> dict[str, Any]:
-            text = {"type": "string"}
-            ids = {"type": "string", "enum": names(nonce, 1)}
-            return form({"answer_id": ids, "critique": text, "change": {"type": "boolean"}, "revision": text})
+            asked, ids = "\n\n".join([*parts, fenced("draft", data, nonce)]), {"answer_id": names(nonce, 1)}
+            return Prompt(self.instructions, asked, SCHEMA, self.max_tokens, choices=ids)
 
         def read(reply: Answered, nonce: str) -> dict[str, Any]:
-            found = read_json(reply.text, schema(nonce))
+            found = read_json(reply.text, SCHEMA)
             if found["answer_id"] != names(nonce, 1)[0] or not found["revision"].strip():
                 raise Unreadable("answer_id must be the id given in the question, and revision the whole reply")
             revision = found["revision"].strip() if found["change"] is True else draft

@@ -87,17 +87,18 @@ class RubricJudge(ModelJudge):
     def _write(self, episode: Episode, shown: Mapping[str, Any], nonce: str) -> Prompt:
         user = f"The code is {nonce}. The id of your verdict is {names(nonce, 1)[0]}.\n\n{fenced('conversation', shown, nonce)}"
         room = self.max_tokens * (1 if self.per == "episode" else 1 + len(episode.turns) // 4)
-        return Prompt(self.instructions, user, self._schema(episode, nonce), room, 10 if self.soft else 0)
+        choices = {"verdict_id": names(nonce, 1)}
+        return Prompt(self.instructions, user, self._schema(episode), room, 10 if self.soft else 0, choices)
 
-    def _schema(self, episode: Episode, nonce: str) -> dict[str, Any]:
+    def _schema(self, episode: Episode) -> dict[str, Any]:
         levels = form({c.name: {"type": "integer", "enum": list(range(len(c.levels)))} for c in self.rubric.criteria})
-        fields: dict[str, Any] = {"verdict_id": {"type": "string", "enum": names(nonce, 1)}, "rationale": {"type": "string"}}
+        fields: dict[str, Any] = {"verdict_id": {"type": "string"}, "rationale": {"type": "string"}}
         if self.per == "reply":
             fields["replies"] = form({f"reply_{k + 1}": levels for k in range(len(episode.turns))})
         return form({**fields, "abstain": {"type": "boolean"}, "levels": levels})
 
     def _read(self, episode: Episode, reply: Reply, nonce: str) -> dict[str, Any]:
-        schema = self._schema(episode, nonce)
+        schema = self._schema(episode)
         found = read_json(reply.text, schema)
         if found["verdict_id"] != names(nonce, 1)[0]:
             raise Unreadable("verdict_id is not the id given in the question")

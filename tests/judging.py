@@ -103,10 +103,19 @@ def levels(schema: Mapping[str, Any], number: int) -> dict[str, int]:
     return {name: min(max(number, 0), inner["enum"][-1]) for name, inner in schema["properties"].items()}
 
 
+def bound(asked: Asked) -> dict[str, Any]:
+    """The schema of a question to a server with the ids in it that the question names; over the wire it has none, so that it can be cached."""
+    assert asked.schema is not None
+    [own] = re.findall(r"The id of your (?:verdict|answer) is (\w+)\.", asked.user)
+    ids = re.findall(r"^Conversation (\w+):$", asked.user, re.MULTILINE)
+    choices = {"verdict_id": [own], "answer_id": [own], "better": [*ids, "neither"], "ranking": ids}
+    known = {name: values for name, values in choices.items() if name in asked.schema["properties"]}
+    return Prompt("", asked.user, asked.schema, choices=known).bound
+
+
 def unbiased(asked: Asked) -> dict[str, Any]:
     """The same behind a server."""
-    assert asked.schema is not None
-    return verdict(asked.schema, asked.user)
+    return verdict(bound(asked), asked.user)
 
 
 class Scripted:
@@ -116,7 +125,7 @@ class Scripted:
 
     def __init__(self, say: Callable[[Prompt], Any] | None = None, name: str = "scripted:1", **settings: Any) -> None:
         self.name, self.settings, self.prompts = name, settings, []
-        self._say = say or (lambda prompt: verdict(prompt.schema, prompt.user))
+        self._say = say or (lambda prompt: verdict(prompt.bound, prompt.user))
 
     async def ask(self, prompt: Prompt) -> Reply:
         self.prompts.append(prompt)

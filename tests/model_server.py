@@ -495,15 +495,18 @@ class ModelServer:
         return content, Tokens() if kind == "failed" else tokens
 
     def _cached(self, asked: Asked) -> Tokens:
-        """Input tokens, and how many of them a cache has seen: exact prefixes, per model, for ever."""
-        parts = prompt(asked.wire, asked.body)
+        """Input tokens, and how many of them a cache has seen: exact prefixes, per model, for ever. The schema is part of them."""
+        parts = [
+            ("schema", json.dumps(asked.schema), False),
+            *prompt(asked.wire, asked.body),
+        ]  # providers put it before everything else
         if asked.wire == "messages":
             ends = [i + 1 for i, (_, _, control) in enumerate(parts) if control]
             heads = [[(role, text) for role, text, _ in parts[:end]] for end in ends]
-            prefixes = [(json.dumps(head), sum(count_tokens(text) for _, text in head)) for head in heads]
+            prefixes = [(schema + json.dumps(head), sum(count_tokens(text) for _, text in head)) for head in heads]
         else:
             text = "\n".join(t for _, t, _ in parts)
-            prefixes = [(text[:n], count_tokens(text[:n])) for n in range(self.prefix, len(text) + 1, self.prefix)]
+            prefixes = [(schema + text[:n], count_tokens(text[:n])) for n in range(self.prefix, len(text) + 1, self.prefix)]
         cached = max((n for p, n in prefixes if (asked.model, p) in self._cache), default=0)
         written = max((n for _, n in prefixes), default=0) - cached if asked.wire == "messages" else 0
         self._cache.update((asked.model, p) for p, _ in prefixes)

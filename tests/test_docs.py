@@ -223,8 +223,10 @@ def test_the_page_of_judges(model_folder: Callable[..., Path], tmp_path: Path, m
     (tmp_path / "helpful.md").write_text(rubric)
 
     def answer(asked: Any) -> Any:
-        said = example(asked)
-        return {**said, "abstain": False} if isinstance(said, dict) and "abstain" in said else said
+        said = {**example(asked), "abstain": False}
+        own = re.findall(r"The id of your verdict is (\w+)", asked.user)
+        given = {**said, "verdict_id": own[0] if own else ""}
+        return {name: given[name] for name in asked.schema["properties"]}
 
     with ModelServer(answer) as server:
         monkeypatch.setenv("OPENAI_API_KEY", "k-test")

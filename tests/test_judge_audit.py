@@ -11,6 +11,7 @@ import pytest
 import turnwise
 import typer
 import yaml
+from judging import bound
 from model_server import Fault, ModelServer
 from support import ECHO
 from turnwise.engine.episode import Episode, Message, Start, Turn
@@ -41,7 +42,7 @@ def talk(i: int, words: int, *, group: int = 0, sampled: bool = False) -> Episod
 
 
 def answered(asked: Any) -> dict[str, Any]:
-    fields = asked.schema["properties"]
+    fields = bound(asked)["properties"]
     levels = dict.fromkeys(fields["levels"]["properties"], 3)
     return {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "fine", "abstain": False, "levels": levels}
 
@@ -69,7 +70,9 @@ def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(model
         assert (who["source"], who["answers"], who["abstained"], who["failed"]) == ("good", "32", str(refused), "0 (0.0%)")
         assert who["why not"] == f"refused ({refused})"
         assert int(what["requests"]) == server.count()
-        billed = (server.tokens.input * 0.25 + server.tokens.output * 2.0) / 1e6
+        fresh, cached = server.tokens.input - server.tokens.cached, server.tokens.cached
+        assert cached > 0  # instructions and schema are the same in every call
+        billed = (fresh * 0.25 + cached * 0.025 + server.tokens.output * 2.0) / 1e6
         assert float(what["dollars"]) == pytest.approx(billed, abs=6e-5)
         write_report(tmp_path / "run")
         page = (tmp_path / "run" / "report.html").read_text()
@@ -146,11 +149,11 @@ class FirstShown:
         self.bias, self.chance = bias, random.Random(3)
 
     async def ask(self, prompt: Prompt) -> Reply:
-        ids = prompt.schema["properties"]["better"]["enum"]
+        ids = prompt.bound["properties"]["better"]["enum"]
         one, other = (block.count("word") for block in prompt.user.split("Conversation ")[1:])
         better = ids[0] if one < other or self.chance.random() < self.bias else ids[1]
         told = {
-            "verdict_id": prompt.schema["properties"]["verdict_id"]["enum"][0],
+            "verdict_id": prompt.bound["properties"]["verdict_id"]["enum"][0],
             "rationale": "-",
             "abstain": False,
             "better": better,
@@ -227,7 +230,7 @@ def test_a_request_of_another_rater_slot_is_another_question(tmp_path: Path) -> 
     class Counting(FirstShown):
         async def ask(self, prompt: Prompt) -> Reply:
             asked.append(prompt.user)
-            fields = prompt.schema["properties"]
+            fields = prompt.bound["properties"]
             told = {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "", "abstain": False, "levels": {"overall": 2}}
             return Reply("end", json.dumps(told))
 
@@ -263,7 +266,7 @@ def test_a_way_of_judging_with_a_mistake_in_it_fails_and_says_so(tmp_path: Path)
 
     class Levels(FirstShown):
         async def ask(self, prompt: Prompt) -> Reply:
-            fields = prompt.schema["properties"]
+            fields = prompt.bound["properties"]
             told = {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "", "abstain": False, "levels": {"overall": 2}}
             return Reply("end", json.dumps(told), Usage(100, 0, 0, 10))
 

@@ -39,7 +39,7 @@ class Reader:
 
     async def ask(self, prompt: Prompt) -> Reply:
         self.asked += 1
-        fields = prompt.schema["properties"]
+        fields = prompt.bound["properties"]
         blocks = [json.loads(block) for block in re.findall(r"<\w+-[0-9a-f]{16}>\n(.*)\n</", prompt.user)]
         talks = [block for block in blocks if "turns" in block][-2:]
         told: dict[str, Any] = {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "read", "abstain": False}

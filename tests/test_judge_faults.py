@@ -28,6 +28,7 @@ from judging import (
     answers,
     blocks,
     booked,
+    bound,
     context,
     dollars,
     model,
@@ -273,7 +274,7 @@ def twice(say: Callable[[dict[str, Any], Prompt], Any], good_after: int | None =
     numbers = itertools.count()
 
     def said(prompt: Prompt) -> Any:
-        good = verdict(prompt.schema, prompt.user)
+        good = verdict(prompt.bound, prompt.user)
         return good if good_after is not None and next(numbers) >= good_after else say(good, prompt)
 
     return Scripted(said)
@@ -418,7 +419,7 @@ class Service(Scripted):
             self._at_once -= 1
         if self._down[0] <= began < self._down[1]:
             raise self._error()
-        return verdict(prompt.schema, prompt.user)
+        return verdict(prompt.bound, prompt.user)
 
 
 def crowd(count: int) -> list[turnwise.Episode]:
@@ -477,7 +478,7 @@ def test_failures_between_answers_open_nothing(clock: Virtual, tmp_path: Path) -
         await clock.sleep(1.0)
         if bad in prompt.user:
             raise ModelError("server", "HTTP 500", 500)
-        return verdict(prompt.schema, prompt.user)
+        return verdict(prompt.bound, prompt.user)
 
     model = Scripted(lambda prompt: say(prompt))
     said = answers(
@@ -516,7 +517,7 @@ def test_who_goes_away_does_not_lose_what_is_paid_for(tmp_path: Path) -> None:
 
     async def say(prompt: Prompt) -> Any:
         await asyncio.sleep(0.1)
-        return verdict(prompt.schema, prompt.user)
+        return verdict(prompt.bound, prompt.user)
 
     async def story() -> tuple[Any, int]:
         model = Scripted(lambda prompt: say(prompt))
@@ -549,8 +550,7 @@ def worth_of_e(text: str) -> float:
 
 def counted(asked: Asked) -> dict[str, Any]:
     """Says how many letters of the replies are an e."""
-    assert asked.schema is not None
-    said = verdict(asked.schema, asked.user)
+    said = verdict(bound(asked), asked.user)
     [conversation] = [data for label, data in blocks(asked.user) if label == "conversation"]
     text = "".join(turn["reply"]["text"] for turn in conversation["turns"])
     return {**said, "levels": {"e": round(9 * worth_of_e(text))}}

@@ -68,7 +68,7 @@ def outside(user: str) -> str:
 
 def verdict_of(prompt: Prompt) -> dict[str, Any]:
     """What the rule says, in the form asked for."""
-    fields, data = prompt.schema["properties"], blocks(prompt.user)
+    fields, data = prompt.bound["properties"], blocks(prompt.user)
     told = [[GOOD in turn["reply"]["text"] for turn in each["turns"]] for label, each in data if label == "conversation"]
     if "answer_id" in fields:
         draft = dict(data)["draft"]["draft"]

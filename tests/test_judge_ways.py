@@ -15,7 +15,7 @@ import pytest
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judging import RUBRIC, Scripted, answers, blocks, context, model, quality, talk, unbiased, verdict
+from judging import RUBRIC, Scripted, answers, blocks, bound, context, model, quality, talk, unbiased, verdict
 from model_server import Asked, ModelServer
 from rating import RUN, fill, next_task, person
 from turnwise.engine.feedback import Comparison, Feedback, Request, Stamp
@@ -122,7 +122,7 @@ SCORES = [
 @pytest.mark.parametrize(("given_levels", "score"), SCORES)
 def test_scores_of_levels_and_weights(given_levels: tuple[int, int], score: float, tmp_path: Path) -> None:
     kind, right = given_levels
-    asked = Scripted(lambda p: {**verdict(p.schema, p.user), "levels": {"kind": kind, "right": right}})
+    asked = Scripted(lambda p: {**verdict(p.bound, p.user), "levels": {"kind": kind, "right": right}})
     [said] = ask(RubricJudge(canaries=0, model=asked, rubric=RUBRIC, cache=False), [talk("e", "yes")], tmp_path)
     assert said.score == pytest.approx(score)
     assert said.aspects == pytest.approx({"kind": kind / 2, "right": right / 4})
@@ -135,14 +135,14 @@ def test_every_reply_is_scored_by_itself(tmp_path: Path) -> None:
     by_hand = [(0.5 + 3 * 0.25) / 4, 0.0, (1 + 3 * 0.5) / 4, 1.0]
     assert said.turn_scores == pytest.approx(by_hand)
     assert said.score == pytest.approx(1.0)
-    wrong = Scripted(lambda p: {**(v := verdict(p.schema, p.user)), "replies": {"reply_1": v["levels"]}})
+    wrong = Scripted(lambda p: {**(v := verdict(p.bound, p.user)), "replies": {"reply_1": v["levels"]}})
     [said] = ask(RubricJudge(canaries=0, model=wrong, rubric=RUBRIC, per="reply", cache=False), [talk("e", "a", "b")], tmp_path)
     assert "replies must be reply_1, reply_2, each once" in said.reason
 
 
 def test_levels_of_several_samples_are_averaged_and_their_spread_is_told(tmp_path: Path) -> None:
     numbers = iter([0, 1, 4])
-    asked = Scripted(lambda p: {**verdict(p.schema, p.user), "levels": {"kind": 2, "right": next(numbers)}})
+    asked = Scripted(lambda p: {**verdict(p.bound, p.user), "levels": {"kind": 2, "right": next(numbers)}})
     [said] = ask(RubricJudge(canaries=0, model=asked, rubric=RUBRIC, samples=3, cache=False), [talk("e", "yes")], tmp_path)
     assert said.score == pytest.approx((1 + 3 * (5 / 3) / 4) / 4)
     assert said.details["spread"] == pytest.approx(0.75)
@@ -193,7 +193,7 @@ def test_soft_levels_and_preferences_from_log_probabilities(wire: str, tmp_path:
         assert said.aspects == pytest.approx({"kind": 1.0, "right": right / 4})
 
         def of_ids(asked: Asked, text: str) -> list[dict[str, Any]]:
-            first, second, _ = asked.schema["properties"]["better"]["enum"]
+            first, second, _ = bound(asked)["properties"]["better"]["enum"]
             better = json.loads(text)["better"]
             other = second if better == first else first
             return tokens(text, better, {better[:2]: 0.6, other[0]: 0.2, "neither": 0.1, "none": 0.1})
@@ -254,8 +254,8 @@ def first_with(*values: Any) -> Scripted:
     given = iter(values)
 
     def say(prompt: Prompt) -> Any:
-        value, good = next(given), verdict(prompt.schema, prompt.user)
-        ids = prompt.schema["properties"]["better"]["enum"]
+        value, good = next(given), verdict(prompt.bound, prompt.user)
+        ids = prompt.bound["properties"]["better"]["enum"]
         return {**good, "better": ids[{1: 0, 0: 1, 0.5: 2, None: 2}[value]], "abstain": value is None}
 
     return Scripted(say)
@@ -309,8 +309,8 @@ def test_one_order_is_drawn_for_each_pair_and_asks_half(tmp_path: Path) -> None:
 def test_a_judge_that_always_likes_the_first_prefers_nobody(tmp_path: Path) -> None:
     likes = Scripted(
         lambda p: {
-            **(v := verdict(p.schema, p.user)),
-            "better": p.schema["properties"]["better"]["enum"][0],
+            **(v := verdict(p.bound, p.user)),
+            "better": p.bound["properties"]["better"]["enum"][0],
             "abstain": v["abstain"],
         }
     )
@@ -389,10 +389,10 @@ def test_places_of_several_orders_are_averaged(tmp_path: Path) -> None:
     words = iter([["a", "b", "c"], ["b", "a", "c"]])
 
     def say(prompt: Prompt) -> Any:
-        ids = prompt.schema["properties"]["ranking"]["items"]["items"]["enum"]
+        ids = prompt.bound["properties"]["ranking"]["items"]["items"]["enum"]
         shown = [data["turns"][0]["reply"]["text"] for label, data in blocks(prompt.user) if label == "conversation"]
         of = dict(zip(shown, ids, strict=True))
-        return {**verdict(prompt.schema, prompt.user), "ranking": [[of[w]] for w in next(words)]}
+        return {**verdict(prompt.bound, prompt.user), "ranking": [[of[w]] for w in next(words)]}
 
     judge = ListwiseJudge(canaries=0, model=Scripted(say), rubric=WHICH, orders=2, cache=False, concurrency=1)
     [said] = ask(judge, group, tmp_path)
@@ -429,7 +429,7 @@ def points(**holds: str) -> Scripted:
     return Scripted(
         lambda p: {
             n: f["enum"][0] if n == "verdict_id" else {"rationale": "", "holds": holds.get(n, "yes")}
-            for n, f in p.schema["properties"].items()
+            for n, f in p.bound["properties"].items()
         }
     )
 
@@ -751,8 +751,8 @@ def test_people_come_second_where_the_judge_is_not_sure(tmp_path: Path) -> None:
         canaries=0,
         model=Scripted(
             lambda p: {
-                **(v := verdict(p.schema, p.user)),
-                "better": p.schema["properties"]["better"]["enum"][0] if "tell me" in p.user else v["better"],
+                **(v := verdict(p.bound, p.user)),
+                "better": p.bound["properties"]["better"]["enum"][0] if "tell me" in p.user else v["better"],
             }
         ),
         rubric=WHICH,

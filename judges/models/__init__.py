@@ -7,6 +7,7 @@ often something is asked is decided, and paid for, in one place (`judges/calls.p
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ class Prompt:
     Attributes:
         system: instructions and rubric. The same for every call of a judge, so that providers can cache it.
         user: what is judged, and under which ids.
-        schema: JSON schema of the answer.
+        schema: JSON schema of the answer; the same for every call of a judge as far as it can be, since providers put it before everything else and a
+            cached beginning ends where it differs.
+        choices: field to what its strings may be in this call: ids. Checked by the judge.
         max_tokens: of the answer.
         top_logprobs: how many alternatives per token are wanted; 0: none. Models that cannot give them leave `Reply.tokens` empty.
     """
@@ -35,6 +38,18 @@ class Prompt:
     schema: Mapping[str, Any]
     max_tokens: int = 1024
     top_logprobs: int = 0
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """The schema with the choices in it, for models in this process, which bind answers themselves and cache no schema."""
+        whole = copy.deepcopy(dict(self.schema))
+        for name, allowed in self.choices.items():
+            place = whole["properties"][name]
+            while place["type"] == "array":
+                place = place["items"]
+            place["enum"] = list(allowed)
+        return whole
 
 
 @dataclass(frozen=True, slots=True)

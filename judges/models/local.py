@@ -74,7 +74,7 @@ class Local:
         room = getattr(model.config, "max_position_embeddings", 1 << 30) - len(ids)
         if room < 16:
             raise ModelError("request", f"the question has {len(ids)} tokens, too many for the context of {self.name}")
-        bound = Bound(grammar, prompt.schema, len(ids), gone)
+        bound = Bound(grammar, prompt.bound, len(ids), gone)
         with torch.inference_mode():
             out = model.generate(
                 torch.tensor([ids], device=model.device), max_new_tokens=min(prompt.max_tokens, room), logits_processor=[bound],
