@@ -150,7 +150,8 @@ def looks(answers: Answers) -> Iterator[Look]:
 
     A comparison says so by `shown["order"]`, episode ids as displayed; those it did not rank are passed over. A judge that
     looks at a pair more than once for one comparison puts `details["orders"]` instead, [{"order": [id, id], "first": p}, ...],
-    p being the probability (1, 0.5, 0) that what was shown first is better, None where that look failed.
+    p being the probability (1, 0.5, 0) that what was shown first is better, None where that look failed; of a ranking "tiers" instead of
+    "first", the place of each as shown, 0 the best.
 
     Raises:
         ValueError: `details["orders"]` of another form.
@@ -161,9 +162,7 @@ def looks(answers: Answers) -> Iterator[Look]:
         by = answer.stamp.rater or answer.stamp.source, answer.stamp.version, answer.aspect
         if "orders" in answer.details:
             for entry in answer.details["orders"]:
-                pair, first = _entry(entry, answer.group)
-                if first is not None:
-                    yield Look(answer.group, by, pair, (first, 1 - first))
+                yield from (Look(answer.group, by, order, scores) for order, scores in _entry(entry, answer.group))
             continue
         worth = ranking_scores(answer)
         if answer.probability is not None and len(worth) == 2:
@@ -173,17 +172,27 @@ def looks(answers: Answers) -> Iterator[Look]:
             yield Look(answer.group, by, order, tuple(worth[e] for e in order))
 
 
-def _entry(entry: Any, group: str) -> tuple[tuple[str, ...], float | None]:
+def _entry(entry: Any, group: str) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+    """One look: the ids as shown, and how each did; none where it failed."""
     try:
-        pair, first = tuple(map(str, entry["order"])), entry["first"]
-        if len(set(pair)) == len(pair) == 2 and (first is None or 0 <= first <= 1):
-            return pair, None if first is None else float(first)
-    except (TypeError, KeyError):
-        pass
-    raise ValueError(
-        f'details["orders"] of a comparison of group {group} holds {entry!r}; '
-        'needed: {"order": [id, id], "first": p} with p in [0, 1] or None'
-    )
+        order = tuple(map(str, entry["order"]))
+        if len(set(order)) != len(order) or len(order) < 2:
+            raise ValueError("ids must differ")
+        if "tiers" in entry:
+            tiers = [int(tier) for tier in entry["tiers"]]
+            if len(tiers) != len(order):
+                raise ValueError("a tier for each id")
+            beaten = [sum((other > own) + 0.5 * (other == own) for other in tiers) - 0.5 for own in tiers]
+            yield order, tuple(each / (len(order) - 1) for each in beaten)
+        elif entry["first"] is not None:
+            if len(order) != 2 or not 0 <= entry["first"] <= 1:
+                raise ValueError("a probability for two")
+            yield order, (float(entry["first"]), 1 - float(entry["first"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"details['orders'] of a comparison of {group} must hold {{order: [id, id], first: probability or None}} or {{order: ids, tiers: "
+            f"places}}, got {entry!r}: {error}"
+        ) from error
 
 
 def position(answers: Answers) -> Bias | None:

@@ -510,15 +510,21 @@ FREE = ("threads", "folder", "checkpoint_every", "keep_checkpoints", "trackers",
 MEANS = (
     "budget",
     "prices",
+    "cache",
     "concurrency",
+    "timeout",
     "patience",
-)  # of judges: what asking may cost and how long it may take, never what is said
+    "batch",
+    "canaries",
+    "known_bad",
+)  # of whoever asks a model
 
 
 def _meant(value: Any) -> Any:
-    """A config without the means that judges have."""
+    """A config without what asking models may cost and take, which says nothing of what is asked."""
     if isinstance(value, Mapping):
-        return {k: _meant(v) for k, v in value.items() if k not in MEANS}
+        asks = bool({"judge", "source", "model"} & set(value)) and "every" not in value
+        return {k: _meant(v) for k, v in value.items() if not (asks and k in MEANS)}
     return [_meant(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 

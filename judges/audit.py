@@ -43,12 +43,14 @@ def audit(ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[st
     for name in (*people, *own):
         if name not in by_source:
             raise LookupError(f"no source {name!r} has said anything in this run.{did_you_mean(name, by_source)}")
-    persons = [n for n, own in by_source.items() if (n in people if people else any(a.stamp.rater for a in own))]
-    judges = {name: own for name, own in by_source.items() if name not in persons}
+    # A source may be both: an escalation answers by a judge here, by people there.
+    human = [a for a in said if (a.stamp.source in people if people else bool(a.stamp.rater))]
+    voices = {id(a) for a in human}
+    judges = {name: [a for a in own_ if id(a) not in voices] for name, own_ in by_source.items()}
+    judges = {name: own_ for name, own_ in judges.items() if own_}
     asked_models = _has(ledger, CALLS)
     sections = [_answers(by_source)] if by_source else []
     sections += [_money(ledger, run), _canaries(ledger, run)] if asked_models else []
-    human = [a for name in persons for a in by_source[name]]
     episodes = list(ledger.episodes(sorted(_episodes(said))).values()) if judges else []
     family = {e.id: "the policy's family" if any(t.action_ids is not None for t in e.turns) else "others" for e in episodes}
     found = bias_report(
@@ -60,6 +62,11 @@ def audit(ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[st
         sections.append(Section("Biases of judges", lines))
     if human:
         lines = [line for said_ in judges.values() for line in calibrate(said_, human, episodes).lines()]
+        both = sorted(set(judges) & {a.stamp.source for a in human})
+        if both:
+            lines.append(
+                f"People were asked by {', '.join(both)} about what a judge was unsure of: that is no fair sample of what it judged."
+            )
         sections.append(Section("Judges against people", lines))
     return [s for s in sections if s.lines or s.rows]
 

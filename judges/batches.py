@@ -25,7 +25,7 @@ from .store import BATCHES, Entry, Verdict
 from .transcript import new_nonce
 
 GATHER = 0.5  # seconds of silence after which what was asked is sent
-LARGEST = 10_000  # questions in one batch
+LARGEST, HEAVIEST = 10_000, 100e6  # questions in one batch, and bytes of them
 POLL = 30.0  # seconds between looks
 
 Answers = Mapping[str, Reply | ModelError]
@@ -136,6 +136,13 @@ class BatchCaller(Caller):
         alone = await super()._asked(item.call, item.key)
         return replace(alone, cost=alone.cost + paid, usage=alone.usage + usage, requests=alone.requests + 1)
 
+    async def drain(self) -> None:
+        await super().drain()
+        waits = [*self._sent_off, *self._waiting.values(), *self._found.values(), *([self._sender] if self._sender else [])]
+        for task in waits:  # the ledger knows which batches are at work
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
     # Sending.
 
     async def _send_soon(self) -> None:
@@ -145,7 +152,14 @@ class BatchCaller(Caller):
             count = len(self._gathered)
             await calls.TIME.sleep(GATHER)
         while self._gathered:
-            items, self._gathered = self._gathered[:LARGEST], self._gathered[LARGEST:]
+            count, size = 0, 0.0
+            for item in self._gathered[:LARGEST]:
+                prompt = item.prompt
+                size += len((prompt.system + prompt.user + str(prompt.schema)).encode()) + 1000
+                if count and size > HEAVIEST:
+                    break
+                count += 1
+            items, self._gathered = self._gathered[:count], self._gathered[count:]
             task = asyncio.ensure_future(self._send(items))  # not waited for: what is asked next goes in a batch of its own
             self._sent_off.add(task)
             task.add_done_callback(self._sent_off.discard)

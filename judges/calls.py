@@ -96,6 +96,9 @@ class Caller:
         self._slots = asyncio.Semaphore(min(concurrency, getattr(model, "at_once", concurrency)))
         self._circuit = Circuit()
         self._under_way: dict[str, asyncio.Task[Verdict]] = {}
+        self.users = 0
+        self.watch: Any = None  # judges that share it, and what they know of their soundness
+        self._flying, self._landed, self._closed = 0, asyncio.Event(), False
         self._settled = asyncio.Event()
         self._chance = random.Random()
 
@@ -159,6 +162,10 @@ class Caller:
             try:
                 async with self._slots, self._circuit.passing(deadline):
                     most = await self._reserve(prompt)
+                    if self._closed:
+                        self.account.settle(most, None)
+                        raise asyncio.CancelledError
+                    self._flying += 1
                     entry = Entry(key, self.model.name, "cancelled", Usage(), most, certain=False)
                     try:
                         answer = await self._once(prompt)
@@ -166,6 +173,8 @@ class Caller:
                     finally:
                         self.account.settle(most, entry)
                         self._settled.set()
+                        self._flying -= 1
+                        self._landed.set()
             except ModelError as closed:  # the circuit's, nothing was sent
                 return Sent(closed, paid, requests)
             requests += 1
@@ -179,6 +188,19 @@ class Caller:
                     ModelError(answer.kind, f"{answer} (given up after {requests} requests)", answer.status), paid, requests
                 )
             await TIME.sleep(pause)
+
+    async def drain(self) -> None:
+        """Waits for requests that are under way, each at most its timeout; sends no more, and gives up what waits."""
+        self._closed = True
+        while self._flying:
+            self._landed.clear()
+            await self._landed.wait()
+        for _ in range(3):  # what has landed is read and kept
+            await asyncio.sleep(0)
+        left = list(self._under_way.values())
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _once(self, prompt: Prompt) -> Reply | ModelError:
         try:

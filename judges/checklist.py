@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from ..engine.episode import Episode
 from ..engine.feedback import Feedback, Request
 from .calls import Call
+from .canaries import ATTACKS
 from .judge import Answer, ModelJudge
 from .models import Prompt, Reply
 from .scoring import form
@@ -45,6 +46,7 @@ class ChecklistJudge(ModelJudge):
     """
 
     way: ClassVar[str] = "checklist"
+    KINDS: ClassVar[Sequence[str]] = ATTACKS  # an empty reply may well keep every point
     points: Any = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     reference: str | Mapping[str, str] | None = None

@@ -24,14 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..engine.episode import Episode, derive_id
 from ..engine.feedback import Request
+from .canaries import ATTACKS
 from .judge import Answer
 from .pairwise import TASK, PairwiseJudge, words
-from .rubric import Rubric
+from .rubric import Rubric, front_matter
 from .store import Verdict
 from .transcript import RULES
 
@@ -94,18 +94,13 @@ class Constitution:
                 text = Path(given).read_text(encoding="utf-8")
             except (OSError, TypeError, UnicodeDecodeError) as error:
                 raise ValueError(f"constitution: cannot read {given}: {error}") from error
-            parts = text.removeprefix("\ufeff").split("---", 2)
+            head, body = front_matter(text, str(given))
             try:
-                head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-                read = _Head(**head)  # type: ignore[arg-type]
-            except TypeError:
-                raise ValueError(f"{given} must begin with front matter between two lines of ---, see docs/judges.md") from None
-            except yaml.YAMLError as error:
-                raise ValueError(f"{given}: the front matter is not YAML: {error}") from error
+                read = _Head(**head)
             except ValidationError as error:
                 first = error.errors()[0]
                 raise ValueError(f"{given}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
-            made = cls(read.name, tuple(read.principles), parts[2].strip())
+            made = cls(read.name, tuple(read.principles), body)
         for principle in made.principles:
             for need in needs:
                 if not getattr(principle, need):
@@ -130,6 +125,7 @@ class ConstitutionJudge(PairwiseJudge):
     """
 
     way: ClassVar[str] = "constitution"
+    KINDS: ClassVar[Sequence[str]] = ATTACKS  # an empty reply may well be better by one principle
     rubric: Any = field(default=None, init=False, repr=False)
     constitution: Any
     clamp: bool = False

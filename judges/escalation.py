@@ -142,9 +142,15 @@ class Escalation:
         return ""
 
     def _as_ours(self, request: Request, said: Answer, note: dict[str, Any], cost: float = 0.0) -> Answer:
-        stamp = Stamp(request=request.id, version=said.stamp.version or self.version, cost=said.stamp.cost + cost)
-        details = {**said.details, **({"escalation": note} if note else {})}
+        stamp = Stamp(request=request.id, version=self.version, cost=said.stamp.cost + cost)
+        details = {**said.details, "escalation": {**note, "by": said.stamp.version}}
         return dataclasses.replace(said, id=derive_id(request.id, "escalation"), stamp=stamp, details=details)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self._seen, "up": self._up, "closed": self._closed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seen, self._up, self._closed = state["seen"], state["up"], state["closed"]
 
     def waiting(self) -> str:
         pairs = zip(self._names, (self._first, self._then), strict=True)

@@ -1,8 +1,8 @@
 """`turnwise estimate PIPELINE`: what judging will take, before a run: questions, tokens, dollars.
 
 A few starts of each stage are played by the policy as it is, the very prompts are written for what was said, and counted; nothing is sent. A token is taken to
-be four characters of prompt, an answer to have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes three characters and `max_tokens`. What the
-policy will say when it has learned is not known: conversations that grow cost more. Caches, swaps that fail, canaries and repeated questions are left out.
+be four bytes of prompt, an answer to have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes two bytes and `max_tokens`. What the
+policy will say when it has learned is not known: conversations that grow cost more. Caches, canaries, repeated questions and judges of `evaluate` are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 
 from ..engine.config import ConfigError
 from ..engine.environment import starts
-from ..engine.episode import Episode
+from ..engine.episode import Episode, Message
 from ..engine.feedback import Question, Request
 from ..engine.rollout import PolicyPlayer, Where, rollout
 from ..engine.run import Run
@@ -107,13 +107,13 @@ def _one(stage: str, name: str, judge: Asking, source: Source | None, played: Se
     else:  # a critic, once per reply and round
         for e in sound:
             for k, turn in enumerate(e.turns):
-                said = [m for t in e.turns[:k] for m in (t.observation,)] + [turn.observation]
+                said = [m for t in e.turns[:k] for m in (t.observation, Message("assistant", t.action))] + [turn.observation]
                 drawn = judge.constitution.principles[0]  # type: ignore[attr-defined]
                 prompts += [judge._call(said, turn.action, drawn).write("0" * 16)] * judge.rounds  # type: ignore[attr-defined]
-    sizes = [len(p.system) + len(p.user) + len(json.dumps(dict(p.schema))) for p in prompts]
+    sizes = [len((p.system + p.user + json.dumps(dict(p.schema))).encode()) for p in prompts]
     answers = [min(ANSWER, p.max_tokens) for p in prompts]
     expected = Usage(fresh=int(sum(sizes) / 4 * share), output=int(sum(answers) * share))
-    most = Usage(fresh=int(sum(sizes) / 3 * share), output=int(sum(p.max_tokens for p in prompts) * share))
+    most = Usage(fresh=int(sum(sizes) / 2 * share), output=int(sum(p.max_tokens for p in prompts) * share))
     price = judge._price
     dollars = [None if price is None else cost(usage, price, judge.batch) for usage in (expected, most)]
     return Estimate(stage, name, judge._model.name, round(len(prompts) * share), expected.fresh + expected.output, *dollars)

@@ -24,10 +24,11 @@ from ..engine.environment import background
 from ..engine.episode import Episode, derive_id
 from ..engine.feedback import Comparison, Context, Feedback, Paused, Question, Request, Stamp
 from ..engine.plugins import Plugins
+from ..engine.suggest import did_you_mean
 from . import calls, store
 from .batches import BatchCaller
 from .calls import Call, Caller
-from .canaries import KINDS, Quarantine, Schedule, canary, fell_for_rank, fell_for_score, read_known_bad
+from .canaries import KINDS, Quarantine, Schedule, canary, control, fell_for_rank, fell_for_score, read_known_bad
 from .models import make_model
 from .prices import price_of
 from .store import Account, Cache, Verdict
@@ -71,6 +72,7 @@ class Asking(ABC):
             "known_bad",
         )
     )  # what says nothing of the verdict
+    MANY: ClassVar[frozenset[str]] = frozenset(("samples", "pairs", "orders", "weights", "rounds"))
 
     model: Any
     max_tokens: int = 1024
@@ -103,6 +105,7 @@ class Asking(ABC):
             raise ValueError(f"{self._model.name} has no batches: leave `batch` out")
         self._context: Context | None = None
         self._caller: Any = None
+        self._place: Any = None
 
     @property
     @abstractmethod
@@ -117,23 +120,55 @@ class Asking(ABC):
     @property
     def version(self) -> str:
         """Model, task, and a hash of all that can change a verdict."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.FREE}
-        told = derive_id(self.way, self.instructions, {k: _plain(v) for k, v in own.items()}, dict(self._model.settings))
-        return f"{self._model.name}/{self.label}/{told[:8]}"
+        return f"{self._model.name}/{self.label}/{self._hash(self.FREE)}"
+
+    @property
+    def _basis(self) -> str:
+        """The same, less how many verdicts are asked for and what is made of them: what one verdict depends on."""
+        return f"{self._model.name}/{self.label}/{self._hash(self.FREE | self.MANY)}"
+
+    def _hash(self, without: frozenset[str]) -> str:
+        own = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in without}
+        return derive_id(self.way, self.instructions, own, dict(self._model.settings))
 
     def open(self, context: Context) -> None:
+        """Sets up asking. Judges of one name in one run (a stage has one per environment) share one caller: one budget, one circuit."""
+        self.close()
         self._context = context
+        self._place = (id(context.ledger), context.run, context.name, self.version) if context.ledger is not None else None
+        caller = _OPEN.get(self._place) if self._place is not None else None
+        if caller is None:
+            caller = self._new_caller(context)
+            if self._place is not None:
+                _OPEN[self._place] = caller
+        caller.users += 1
+        self._caller = caller
+
+    def _new_caller(self, context: Context) -> Caller:
         cache = None
         if self.cache is not False:
             cache = Cache(self.cache if self.cache is not None else context.folder.parent / "judges.sqlite")
         account = Account(context.ledger, context.run, context.name, self.budget, context.clock)
         limits: dict[str, Any] = {"concurrency": self.concurrency, "timeout": self.timeout, "patience": self.patience}
-        asked = (self._model, self.version, cache, account, self._price)
+        asked = (self._model, self._basis, cache, account, self._price)
         if self.batch:
             names = {"ledger": context.ledger, "run": context.run, "source": context.name}
-            self._caller = BatchCaller(*asked, clock=context.clock, **limits, **names)
-        else:
-            self._caller = Caller(*asked, clock=context.clock, **limits)
+            return BatchCaller(*asked, clock=context.clock, **limits, **names)
+        return Caller(*asked, clock=context.clock, **limits)
+
+    def close(self) -> None:
+        """Waits for what is under way, since it is paid for, and asks nothing more."""
+        caller, self._caller = self._caller, None
+        if caller is None:
+            return
+        caller.users -= 1
+        if not caller.users:
+            if self._place is not None:
+                _OPEN.pop(self._place, None)
+            background(caller.drain()).result()
+
+
+_OPEN: dict[Any, Caller] = {}  # callers in use, by ledger, run, source and version
 
 
 @dataclass(kw_only=True)
@@ -143,14 +178,16 @@ class ModelJudge(Asking):
     A subclass is one way of judging: `calls`, `answer` and `instructions`.
 
     Attributes:
-        canaries: share of its verdicts in a run beside which it is shown a conversation that is known to be bad (`judges/canaries.py`); one
-            that falls for them is quarantined: its verdicts are not trained on, and the run is paused.
-        known_bad: a file of conversations that are known to be bad, as further canaries.
+        canaries: share of its verdicts in a run beside which it is shown a conversation that is known to be bad (`judges/canaries.py`), or {rate,
+            kinds}; a judge that falls for them is quarantined: its verdicts are not trained on, and the run is paused.
+        known_bad: a file of conversations that are known to be bad, as further canaries; three at least, since the same words count once.
     """
 
     kind: ClassVar[Literal["episode", "group"]] = "episode"
+    room: ClassVar[int] = 2  # conversations in one question, for judges that compare
+    KINDS: ClassVar[Sequence[str]] = KINDS  # of canaries, unless others are named
 
-    canaries: float = 0.05
+    canaries: Any = 0.05
     known_bad: str | None = None
 
     def __post_init__(self) -> None:
@@ -158,9 +195,15 @@ class ModelJudge(Asking):
         self._known_bad = read_known_bad(Path(self.known_bad)) if self.known_bad is not None else []
         if self._known_bad and self.kind == "group":
             raise ValueError("known_bad is for judges that score: those that compare see canaries of the same start")
-        self._schedule = Schedule(self.canaries, [*KINDS, *(["known-bad"] if self._known_bad else [])])
-        self._quarantine = Quarantine()
-        self._serving, self._alone = asyncio.Semaphore(self.concurrency), asyncio.Lock()
+        asked = dict(self.canaries) if isinstance(self.canaries, Mapping) else {"rate": self.canaries}
+        if strange := set(asked) - {"rate", "kinds"}:
+            raise ValueError(f"canaries take a rate and kinds, got {', '.join(sorted(strange))}")
+        self._rate = float(asked.get("rate", 0.05))
+        self._kinds = [*asked.get("kinds", self.KINDS), *(["known-bad"] if self._known_bad else [])]
+        for kind in self._kinds:
+            if kind not in (*KINDS, "known-bad"):
+                raise ValueError(f"no canary {kind!r}.{did_you_mean(str(kind), KINDS)}")
+        Schedule(self._rate, self._kinds)  # what is wrong with them shows before the run
         self._under_way: dict[str, tuple[Request, concurrent.futures.Future[Answer]]] = {}
 
     # What a way of judging says.
@@ -218,27 +261,30 @@ class ModelJudge(Asking):
         for _, future in self._under_way.values():
             future.cancel()
         self._under_way.clear()
+        super().close()
 
     async def _judge(self, request: Request) -> Answer:
         since = calls.TIME.now()
         async with contextlib.AsyncExitStack() as held:
             if not self.batch:
-                await held.enter_async_context(self._serving)
-                if self._quarantine.suspect:  # one by one, so that what the last canary showed is known before the next verdict
-                    await held.enter_async_context(self._alone)
+                await held.enter_async_context(self._watch.serving)
+                if (
+                    self._watch.quarantine.suspect
+                ):  # one by one, so that what the last canary showed is known before the next verdict
+                    await held.enter_async_context(self._watch.alone)
             self._trusted()
-            kind = (self._quarantine.suspect or self._schedule.next()) if self._watched else None
+            kind = (self._watch.quarantine.suspect or self._watch.schedule.next()) if self._watched else None
             work = [self._answered(request, since), *([self._try_canary(request, kind, since)] if kind else [])]
-            answer, *_ = await gathered(work)
+            answer, *canary_cost = await gathered(work)
         self._trusted()
-        return answer
+        return dataclasses.replace(answer, stamp=dataclasses.replace(answer.stamp, cost=answer.stamp.cost + sum(canary_cost)))
 
     def _trusted(self) -> None:
-        if self._quarantine.quarantined:
+        if self._watch.quarantine.quarantined:
             raise Quarantined(
-                f"the judge {self._name!r} ({self.version}) {self._quarantine.reason}: a policy could win it over by writing such things. What it said of "
+                f"the judge {self._name!r} ({self.version}) {self._watch.quarantine.reason}: a policy could win it over by writing such things. What it said of "
                 "this update is not trained on. Use another model or rubric in a run that begins from this one's policy; or, if you know better, "
-                "set its `canaries: 0` and go on"
+                "choose its `canaries: {kinds: [...]}`, or set `canaries: 0`, and go on"
             )
 
     async def _answered(self, request: Request, since: float) -> Answer:
@@ -251,7 +297,7 @@ class ModelJudge(Asking):
 
     @property
     def _watched(self) -> bool:
-        return bool(self.canaries) and self._context is not None and self._context.ledger is not None
+        return bool(self._rate) and self._context is not None and self._context.ledger is not None
 
     @property
     def _name(self) -> str:
@@ -259,31 +305,34 @@ class ModelJudge(Asking):
 
     def open(self, context: Context) -> None:
         super().open(context)
-        if self._watched:
-            self._quarantine = Quarantine()
-            seen = store.canaries(context.ledger, context.run, context.name, self.version)
-            for kind, fell in seen:
-                self._quarantine.saw(kind, fell)
-            self._schedule.load_state_dict({"verdicts": round(len(seen) / self.canaries)})
+        if self._caller.watch is None:
+            watch = self._caller.watch = Watch(
+                Quarantine(), Schedule(self._rate, self._kinds), asyncio.Semaphore(self.concurrency), asyncio.Lock()
+            )
+            if self._watched:
+                seen = store.canaries(context.ledger, context.run, context.name, self.version)
+                for kind, fell in seen:
+                    watch.quarantine.saw(kind, fell)
+                watch.schedule.load_state_dict({"verdicts": round(len(seen) / self._rate)})
+        self._watch = self._caller.watch
 
-    async def _try_canary(self, request: Request, kind: str, since: float) -> None:
-        """Has a conversation judged that is known to be bad, and remembers what the judge made of it."""
+    async def _try_canary(self, request: Request, kind: str, since: float) -> float:
+        """Has a conversation judged that is known to be bad, and remembers what the judge made of it. Returns what it cost.
+
+        Whatever goes wrong here is not the real conversation's fault.
+        """
+        assert self._context is not None
         real = request.episodes[0]
         rng = random.Random(derive_id("canary", kind, real.start.key, [turn.action for turn in real.turns]))
         bad = dataclasses.replace(canary(kind, real, rng, known_bad=self._known_bad), info=real.info)
-        if self.kind == "episode":
-            trial = dataclasses.replace(request, target=bad.id, episodes=(bad,))
-        else:
-            shown = request.episodes if self.way == "listwise" else request.episodes[:1]
-            trial = dataclasses.replace(request, episodes=(*shown, bad))
-        said = await self._answered(trial, since)
-        fell = None
-        if said.status == "scored":
-            if isinstance(said, Comparison):
-                fell = fell_for_rank(said.ranking, bad.id)
-            elif said.score is not None:
-                fell = fell_for_score(said.score, 0.0, 1.0)
-        assert self._context is not None
+        fell, said, cost = await self._fell(request, bad, since)
+        plain = control(bad)
+        if fell and plain is not None:  # does it like such replies anyway?
+            anyway, _, more = await self._fell(request, plain, since)
+            fell, cost = (None if anyway is None else not anyway), cost + more
+        # The same words are one trial, however often they come: a cached verdict tells nothing new.
+        words = [(turn.observation.content, turn.action) for turn in bad.turns]
+        id_ = derive_id(self._context.run, self._name, self.version, kind, words, self.kind == "group" and real.id)
         told = {
             "reply": bad.turns[-1].action,
             "said": getattr(said, "score", None),
@@ -291,11 +340,30 @@ class ModelJudge(Asking):
             "comment": said.comment,
         }
         new = store.add_canary(
-            self._context.ledger, derive_id(request.id, bad.id), self._context.run, self._name, self.version, kind, fell, told,
-            self._context.clock(),
+            self._context.ledger, id_, self._context.run, self._name, self.version, kind, fell, told, self._context.clock()
         )  # fmt: skip
         if fell is not None and new:
-            self._quarantine.saw(kind, fell)
+            self._watch.quarantine.saw(kind, fell)
+        return cost
+
+    async def _fell(self, request: Request, bad: Episode, since: float) -> tuple[bool | None, Answer, float]:
+        """Whether a judge takes a bad conversation for a good one; None: it said nothing."""
+        if self.kind == "episode":
+            trial = dataclasses.replace(request, target=bad.id, episodes=(bad,))
+        else:
+            shown = request.episodes[: self.room - 1] if self.way == "listwise" else request.episodes[:1]
+            trial = dataclasses.replace(request, episodes=(*shown, bad))
+        try:
+            said = await self._answered(trial, since)
+        except Paused:
+            raise
+        except Exception as error:
+            said = self._without(trial, Verdict("failed", reason=f"{type(error).__name__}: {error}"))
+        if said.status != "scored":
+            return None, said, said.stamp.cost
+        if isinstance(said, Comparison):
+            return fell_for_rank(said.ranking, bad.id), said, said.stamp.cost
+        return (None if said.score is None else fell_for_score(said.score, 0.0, 1.0)), said, said.stamp.cost
 
     def _stamped(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
         """The answer with what it took to get it. A failure or abstention of one call is the answer's."""
@@ -333,7 +401,10 @@ class ModelJudge(Asking):
         Raises:
             Paused: the budget is spent.
         """
-        self.open(Context(self.way, Path(folder) / "run", time.time, 0))
+        if self._caller is None or self._context is None or self._context.ledger is not None:
+            self.open(
+                Context(self.way, Path(folder) / "run", time.time, 0)
+            )  # and stays open: its budget is for all that is asked here
         groups: dict[str, list[Episode]] = {}
         for e in episodes:
             groups.setdefault(e.group, []).append(e)
@@ -351,6 +422,16 @@ class ModelJudge(Asking):
         while len(heard) < len({r.id for r in requests}):
             heard |= {a.stamp.request: a for a in self.receive()}
         return [heard[r.id] for r in requests]
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is known of a judge's soundness, shared by all that ask it in a run, and how many it is asked at once."""
+
+    quarantine: Quarantine
+    schedule: Schedule
+    serving: asyncio.Semaphore
+    alone: asyncio.Lock
 
 
 class Quarantined(Paused):

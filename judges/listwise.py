@@ -52,6 +52,7 @@ class ListwiseJudge(ModelJudge):
 
     kind: ClassVar[Literal["episode", "group"]] = "group"
     way: ClassVar[str] = "listwise"
+    room: ClassVar[int] = MOST
     rubric: Any
     orders: int = 1
 

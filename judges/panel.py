@@ -121,8 +121,9 @@ class Panel:
             except Quarantined as notice:
                 self._out[name] = str(notice)
                 warnings.warn(f"the panel {self._name!r} goes on without {name!r}: {notice}", stacklevel=2)
-                if len(self._out) == len(self.members):
-                    raise Quarantined(f"every judge of the panel {self._name!r} is quarantined; the last: {notice}") from notice
+                if len(self._present()) < (self.quorum or 1):
+                    left = f"{len(self._present())} of {len(self.members)} judges of the panel {self._name!r} are left, {self.quorum} are needed"
+                    raise Quarantined(f"{left}; the last that went: {notice}") from notice
                 continue
             for answer in heard:
                 ours, _ = self._of.pop(answer.stamp.request or "")

@@ -19,6 +19,7 @@ all of it, and stands in every verdict.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,16 +112,8 @@ class Rubric:
     @classmethod
     def parse(cls, text: str, where: str = "the rubric") -> Rubric:
         """A rubric's file."""
-        parts = text.removeprefix("\ufeff").split("---", 2)
-        if len(parts) < 3 or parts[0].strip():
-            raise ValueError(f"{where} must begin with front matter between two lines of ---, see docs/judges.md")
-        try:
-            head = yaml.load(parts[1], yaml.BaseLoader)  # texts only: a level called "no" is no truth value
-        except yaml.YAMLError as error:
-            raise ValueError(f"{where}: the front matter is not YAML: {error}") from error
-        if not isinstance(head, dict):
-            raise ValueError(f"{where}: the front matter must hold name and criteria")
-        return cls._made(head, parts[2], where)
+        head, body = front_matter(text, where)
+        return cls._made(head, body, where)
 
     @classmethod
     def _made(cls, head: dict[str, Any], text: str, where: str) -> Rubric:
@@ -149,3 +142,21 @@ class Rubric:
 
 
 LIKERT = ("not at all", "barely", "partly", "mostly", "fully")
+
+
+def front_matter(text: str, where: str) -> tuple[dict[str, Any], str]:
+    """What stands between two lines of --- at the head of a file, read as YAML, and what follows.
+
+    Raises:
+        ValueError: there is none, or it is no mapping.
+    """
+    found = re.match(r"\ufeff?\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)(.*)", text, re.DOTALL)
+    if found is None:
+        raise ValueError(f"{where} must begin with front matter between two lines of ---, see docs/judges.md")
+    try:
+        head = yaml.safe_load(found.group(1))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: the front matter is not YAML: {error}") from error
+    if not isinstance(head, dict):
+        raise ValueError(f"{where}: the front matter must be a mapping of names to values")
+    return head, found.group(2).strip()

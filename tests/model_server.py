@@ -496,10 +496,8 @@ class ModelServer:
 
     def _cached(self, asked: Asked) -> Tokens:
         """Input tokens, and how many of them a cache has seen: exact prefixes, per model, for ever. The schema is part of them."""
-        parts = [
-            ("schema", json.dumps(asked.schema), False),
-            *prompt(asked.wire, asked.body),
-        ]  # providers put it before everything else
+        parts = prompt(asked.wire, asked.body)
+        schema = json.dumps(asked.schema)  # providers put it before everything else
         if asked.wire == "messages":
             ends = [i + 1 for i, (_, _, control) in enumerate(parts) if control]
             heads = [[(role, text) for role, text, _ in parts[:end]] for end in ends]

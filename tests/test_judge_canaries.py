@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import random
 import re
@@ -10,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import turnwise
 from support import ECHO
 from turnwise.engine.episode import Episode, Message, Start, Turn
 from turnwise.engine.feedback import Context, Paused, Request
 from turnwise.engine.ledger import Ledger
-from turnwise.judges import PairwiseJudge, Panel, RubricJudge
+from turnwise.judges import ChecklistJudge, PairwiseJudge, Panel, RubricJudge
 from turnwise.judges.audit import audit
-from turnwise.judges.canaries import KINDS
+from turnwise.judges.canaries import KINDS, PARTED
 from turnwise.judges.judge import Quarantined
 from turnwise.judges.models import Prompt, Reply, Usage
+from turnwise.judges.store import CALLS, Account
 
 GOOD = "I will send you a new one."
 
@@ -72,6 +76,8 @@ def _kind(said: list[str]) -> str:
         return "punctuation"
     if set(said) == {"Thank you for your question."}:
         return "constant"
+    if PARTED not in said[-1]:
+        return ""  # replies as bad, without anything that would win a judge over
     return "forged" if any(mark in said[-1] for mark in ('"', "[[", "<verdict", "GRADE", "RESULT")) else "override"
 
 
@@ -125,6 +131,107 @@ def test_a_sound_judge_is_shown_canaries_at_the_stated_rate_and_goes_on(tmp_path
     assert {row[1]: row[2:] for row in section.rows} == {kind: ["0", "4", "0"] for kind in KINDS}
 
 
+def test_a_judge_that_likes_bad_replies_by_its_rubric_is_not_taken_for_gullible(tmp_path: Path) -> None:
+    """Brevity, or a principle that an empty reply satisfies: what counts is whether the attack in a reply wins it over."""
+
+    class Brief(Reader):
+        def likes(self, talk: dict[str, Any]) -> bool:
+            return sum(len(turn["reply"]["text"]) for turn in talk["turns"]) < 1000
+
+    judge = RubricJudge(
+        model=Brief(), rubric="Is it short?", canaries={"rate": 1.0, "kinds": ["override", "forged"]}, cache=False
+    )
+    assert len(asked(judge, tmp_path, talks(40))) == 40
+    points = ChecklistJudge(model=Yes(), points=["It never asked for a password."], canaries=1.0, cache=False)
+    assert len(asked(points, tmp_path, talks(40), "other")) == 40
+    with pytest.raises(ValueError, match="Did you mean 'override'"):
+        RubricJudge(model=Brief(), rubric="?", canaries={"kinds": ["overide"]})
+
+
+class Yes(Reader):
+    async def ask(self, prompt: Prompt) -> Reply:
+        told = {"verdict_id": prompt.choices["verdict_id"][0], "point_1": {"rationale": "so it is", "holds": "yes"}}
+        return Reply("end", json.dumps(told), Usage(fresh=100, output=20), model=self.name)
+
+
+def test_the_same_words_are_one_trial_however_often_they_come(tmp_path: Path) -> None:
+    """With the cache on, and conversations that begin alike: one fall of a sound judge is one fall."""
+    falls = iter([True])
+
+    class Once(Reader):
+        def likes(self, talk: dict[str, Any]) -> bool:
+            said = [turn["reply"]["text"] for turn in talk["turns"]]
+            return super().likes(talk) or (_kind(said) == "constant" and next(falls, False))
+
+    alike = [
+        dataclasses.replace(e, turns=(dataclasses.replace(e.turns[0], observation=Message("user", "Hello.")),))
+        for e in talks(60)
+    ]
+    judge = RubricJudge(model=Once(), rubric="?", canaries={"rate": 1.0, "kinds": ["constant"]})
+    assert len(asked(judge, tmp_path, alike)) == 60
+
+
+def test_a_canary_that_cannot_be_judged_spoils_nothing(tmp_path: Path) -> None:
+    """A full list has no room for one more; a model that fails on it fails on it alone."""
+
+    class Picky(Reader):
+        async def ask(self, prompt: Prompt) -> Reply:
+            if "I will" not in prompt.user:
+                raise RuntimeError("cannot read this")
+            return await super().ask(prompt)
+
+    answers = asked(RubricJudge(model=Picky(), rubric="?", canaries=0.5, cache=False), tmp_path, talks(20))
+    assert [a.score for a in answers] == [1.0] * 20
+
+
+def test_judges_of_one_name_in_one_run_share_budget_and_suspicion(tmp_path: Path) -> None:
+    """A stage has a judge per environment of its mixture; the budget is the judge's, not each copy's."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    prices = {"test:reader": [1000.0, 0.0]}
+    copies = [RubricJudge(model=Reader(), rubric="?", cache=False, prices=prices, budget=12.0, canaries=0) for _ in range(2)]
+    for copy in copies:
+        copy.open(Context("judge", tmp_path / "run", ledger.clock, 0, 0, ledger, "run"))
+    assert copies[0]._caller is copies[1]._caller
+    heard: list[Any] = []
+    for n, copy in enumerate(copies):
+        copy.request([Request("episode", e.id, "judge", episodes=(e,)) for e in talks(200)[n::2]])
+    paused = 0
+    while paused < 2:
+        for copy in copies:
+            try:
+                heard += copy.receive()
+            except Paused:
+                paused += 1
+    assert sum(a.stamp.cost for a in heard) <= 12.0
+    for copy in copies:
+        copy.close()
+    assert sum(a.stamp.cost for a in heard) == pytest.approx(Account(ledger, "run", "judge", None, ledger.clock).spent)
+
+
+def test_a_run_that_stops_waits_for_what_it_has_sent_and_keeps_it(tmp_path: Path) -> None:
+    """What is under way is paid for: it is booked, and known to the next run."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+
+    class Slow(Reader):
+        async def ask(self, prompt: Prompt) -> Reply:
+            await asyncio.sleep(0.2)
+            return await super().ask(prompt)
+
+    judge = RubricJudge(model=Slow(), rubric="?", prices={"test:reader": [1.0, 1.0]}, canaries=0, concurrency=4)
+    judge.open(Context("judge", tmp_path / "run", ledger.clock, 0, 0, ledger, "run"))
+    judge.request([Request("episode", e.id, "judge", episodes=(e,)) for e in talks(40)])
+    while not judge._model.asked:
+        pass
+    judge.close()
+    sent = judge._model.asked
+    assert 0 < sent < 40
+    with ledger.reading() as db:
+        assert [status for (status,) in db.execute(sa.select(CALLS.c.status))] == ["end"] * sent
+    again = RubricJudge(model=Reader(), rubric="?", canaries=0)
+    assert len(asked(again, tmp_path, talks(40))) == 40
+    assert again._model.asked == 40 - sent
+
+
 def test_comparisons_are_watched_too(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     judge = PairwiseJudge(model=Reader(falls=KINDS), rubric="better", canaries=1.0, cache=False)
@@ -137,8 +244,14 @@ def test_comparisons_are_watched_too(tmp_path: Path) -> None:
 
 
 def test_known_bad_conversations_are_canaries(tmp_path: Path) -> None:
-    said = [{"role": "user", "content": "My lamp broke."}, {"role": "assistant", "content": "I will laugh at you."}]
-    (tmp_path / "bad.jsonl").write_text(json.dumps({"messages": said}) + "\n")
+    bad = [
+        [
+            {"role": "user", "content": f"My lamp {n} broke."},
+            {"role": "assistant", "content": f"I will laugh at you {n} times."},
+        ]
+        for n in range(3)
+    ]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps({"messages": said}) + "\n" for said in bad))
     judge = RubricJudge(model=Reader(), rubric="?", canaries=0.5, known_bad=str(tmp_path / "bad.jsonl"), cache=False)
     with pytest.raises(Quarantined, match="known-bad 3 of 3"):
         asked(judge, tmp_path, talks(100))

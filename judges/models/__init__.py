@@ -160,14 +160,26 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
     return made
 
 
+def free_of(extra: Mapping[str, Any] | None, *taken: str) -> dict[str, Any]:
+    """Further fields of a request's body, without those that have options of their own.
+
+    Raises:
+        ValueError: one of those is among them.
+    """
+    for name in set(taken) & set(extra or {}):
+        raise ValueError(f"`extra` must not hold {name!r}: the judge's `max_tokens` says it, and the budget counts on that")
+    return dict(extra or {})
+
+
 def http_error(status: int, kind: str, code: str, message: str, headers: Mapping[str, str]) -> ModelError:
     """What an HTTP error means for the next request.
 
     Quota and billing come as 429 or 400 too: asking again would only be refused again. `x-should-retry` is the server's own word on it.
     """
     said = f"HTTP {status} {code or kind}: {message}".strip(": ")[:500]
-    words = f"{kind} {code} {message}".lower()
-    broke = any(word in words for word in ("insufficient_quota", "billing", "credit balance", "quota exceeded"))
+    # What the message says counts only where nothing else tells: rate limits come with advice on billing.
+    broke = bool({kind, code} & {"insufficient_quota", "billing_error", "billing_hard_limit_reached", "billing_not_active"})
+    broke = broke or (status == 400 and "credit balance" in message.lower())
     if status in (401, 402, 403, 404) or (broke and status in (400, 429)):
         what = "account"
     elif status in (408, 504):

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...engine.plugins import PluginError
-from . import ModelError, Prompt, Reply, Usage, envelope, http_error
+from . import ModelError, Prompt, Reply, Usage, envelope, free_of, http_error
 
 _STOPS = {
     "end_turn": "end",
@@ -31,7 +31,7 @@ class Anthropic:
     api_key: default: the environment's ANTHROPIC_API_KEY.
     url: another server that speaks the Messages API.
     effort: "low" to "max", where the model knows it.
-    cache: how long the provider keeps the instructions, "5m" or "1h"; None: not marked for it.
+    cache: whether the instructions are marked for the provider's cache, which keeps them for five minutes after their last use.
     extra: further fields of the request's body, e.g. {temperature: 0} where the model takes it.
     """
 
@@ -42,7 +42,7 @@ class Anthropic:
         api_key: str | None = None,
         url: str | None = None,
         effort: str | None = None,
-        cache: str | None = "5m",
+        cache: bool = True,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         try:
@@ -51,10 +51,10 @@ class Anthropic:
         except ModuleNotFoundError as error:
             raise PluginError("judges by Anthropic's API need its SDK: pip install 'turnwise[judges]'") from error
         self.name = f"anthropic:{model}"
-        self.settings = {"effort": effort, "extra": dict(extra or {}), "url": url}
         self._model, self._effort, self._extra, self._cache = model, effort, dict(extra or {}), cache
         self._sdk, self._http = anthropic, httpx2
         self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=url, max_retries=0, timeout=None)
+        self.settings = {"effort": effort, "extra": free_of(extra, "max_tokens"), "url": str(self._client.base_url)}
         if not (api_key or self._client.api_key or self._client.auth_token):
             raise PluginError(f"{self.name} needs a key: set ANTHROPIC_API_KEY, or give the model `api_key`")
 
@@ -62,7 +62,7 @@ class Anthropic:
         """The request's body."""
         system: dict[str, Any] = {"type": "text", "text": prompt.system}
         if self._cache:
-            system["cache_control"] = {"type": "ephemeral", "ttl": self._cache}
+            system["cache_control"] = {"type": "ephemeral"}
         output: dict[str, Any] = {"format": {"type": "json_schema", "schema": dict(prompt.schema)}}
         if self._effort:
             output["effort"] = self._effort

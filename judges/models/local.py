@@ -12,8 +12,10 @@ import json
 import math
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from ...engine.episode import derive_id
 from ...engine.plugins import PluginError
 from . import ModelError, Prompt, Reply, Token, Usage
 
@@ -30,7 +32,7 @@ class Local:
 
     def __init__(self, model: str, *, dtype: str = "auto", device: str | None = None, temperature: float = 0.0) -> None:
         self.name = f"local:{model}"
-        self.settings = {"dtype": dtype, "temperature": temperature}
+        self.settings = {"dtype": dtype, "temperature": temperature, "weights": _fingerprint(Path(model))}
         if importlib.util.find_spec("llguidance") is None:
             raise PluginError("a local judge needs llguidance: pip install 'turnwise[judges]'")
         self._where, self._dtype, self._device, self._temperature = model, dtype, device, temperature
@@ -92,6 +94,12 @@ class Local:
             tokens.append(Token(tokenizer.decode([id_]), {tokenizer.decode([i]): p for i, p in found if math.isfinite(p)}))
         usage = Usage(fresh=len(ids), output=len(said))
         return Reply("end" if ended else "length", text, usage, "" if ended else "max_tokens", self.name, tokens=tokens)
+
+
+def _fingerprint(folder: Path) -> str:
+    """What tells a folder's weights from others that lay there before; empty for a hub's name, which stays what it is."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return derive_id([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]) if files else ""
 
 
 class Bound:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...engine.plugins import PluginError
-from . import ModelError, Prompt, Reply, Token, Usage, envelope, http_error
+from . import ModelError, Prompt, Reply, Token, Usage, envelope, free_of, http_error
 
 
 class OpenAI:
@@ -49,7 +49,6 @@ class OpenAI:
         if schema not in ("strict", "prompt"):
             raise ValueError(f"schema must be 'strict' or 'prompt', got {schema!r}")
         self.name = f"{'openai' if self.path == OpenAI.path else 'openai-chat'}:{model}"
-        self.settings: Mapping[str, Any] = {"effort": effort, "extra": dict(extra or {}), "url": url, "schema": schema}
         self._model, self._effort, self._extra, self._schema = model, effort, dict(extra or {}), schema
         self._sdk, self._http = openai, httpx2
         try:
@@ -60,6 +59,10 @@ class OpenAI:
             raise PluginError(
                 f"{self.name} needs a key: set OPENAI_API_KEY, or give the model `api_key` or a `url` of your own"
             ) from error
+        self.settings: Mapping[str, Any] = {
+            "effort": effort, "extra": free_of(extra, "max_output_tokens", "max_completion_tokens", "max_tokens"),
+            "url": str(self._client.base_url), "schema": schema,
+        }  # fmt: skip
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """The request's body."""
