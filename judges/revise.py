@@ -298,7 +298,8 @@ class Notes:
             )  # a line cut short stays by itself
             file.flush()
             os.fsync(file.fileno())
-        self._failed |= {episode: each["reason"] for each in rounds if each["status"] == "failed"}
+        if rounds and rounds[-1]["status"] == "failed":
+            self._failed[episode] = rounds[-1]["reason"]
         if len(self._failed) > self._most:
             raise TooManyFailures(
                 f"the critic failed in {len(self._failed)} conversations, more than max_failure_rate allows. Reasons: "

@@ -130,7 +130,7 @@ def test_the_environment_hears_the_revision(model_folder: Callable[..., Path], t
         assert [t.reward for t in e.turns] == [1.0, 1.0, 1.0]
         for k, turn in enumerate(e.turns):
             [only] = kept[e.id, k]
-            assert only["principle"] == "polite" and only["critique"] == "No courtesy in it." and only["status"] == "scored"
+            assert (only["principle"], only["critique"], only["status"]) == ("polite", "No courtesy in it.", "scored")
             assert turn.action == only["revision"] == f"please {only['draft']}".strip()
             assert turn.action_ids is None, "the policy sampled the draft, not this"
         heard = [t.observation.content for t in e.turns[1:]] + [e.final.content if e.final else ""]
@@ -158,7 +158,7 @@ def test_every_round_has_a_principle_of_its_own(model_folder: Callable[..., Path
         assert {first["principle"], second["principle"]} == {"polite", "short"}
         assert second["draft"] == first["revision"], "the second round revises what the first made"
         by = {r["principle"]: r for r in rounds}
-        assert by["polite"]["changed"] and not by["short"]["changed"]
+        assert (by["polite"]["changed"], by["short"]["changed"]) == (True, False)
         assert by["short"]["revision"] == by["short"]["draft"], "what need not be changed is kept word for word"
         orders.add(first["principle"])
     assert orders == {"polite", "short"}, "which comes first is drawn"
@@ -202,6 +202,12 @@ def test_a_conversation_the_critic_did_not_revise_is_left_out(
     assert bad[0] not in json.dumps(written(run))
 
 
+def questions(critic: Simulated) -> set[str]:
+    """What it was asked, without the codes that are drawn anew for every request."""
+    codes = r"\b[0-9a-f]{16}\b|id of your answer is \w+"
+    return {json.dumps([data, re.sub(codes, "", question)]) for data, question in critic.asked}
+
+
 def test_a_run_that_was_killed_gives_the_same_and_asks_nothing_twice(
     model_folder: Callable[..., Path], tmp_path: Path, constitution: Path
 ) -> None:
@@ -226,12 +232,8 @@ def test_a_run_that_was_killed_gives_the_same_and_asks_nothing_twice(
             turnwise.Run(config(model_folder(), given(first)), folder=home / "r").finish()
         second = Simulated()
         resumed = turnwise.Run(config(model_folder(), given(second)), folder=home / "r", resume=True).finish()
-        questions = lambda critic: sorted(
-            json.dumps([d, re.sub(r"\b[0-9a-f]{16}\b|id of your answer is \w+", "", q)]) for d, q in critic.asked
-        )  # noqa: E731
-        answered = first.asked[:last]
-        first.asked = answered
-        assert not set(questions(first)) & set(questions(second)), "what was answered is not asked again"
+        del first.asked[last:]
+        assert not questions(first) & questions(second), "what was answered is not asked again"
         assert len(first.asked) + len(second.asked) == len(plain.asked)
         assert written(resumed) == written(whole)
         assert {k: [{**r, "cost": 0} for r in v] for k, v in notes(resumed).items()} == {
@@ -258,7 +260,7 @@ def test_a_budget_pauses_the_run(model_folder: Callable[..., Path], tmp_path: Pa
     price = {"budget": 0.02, "prices": {"test:critic": [10.0, 10.0]}}  # a tenth of a cent each, at most three times as much
     given = {"model": critic, "constitution": polite(constitution), **price}
     run = turnwise.Run(config(model_folder(), given, updates=1), folder=tmp_path / "r").finish()
-    assert run.paused and "budget" in str(run.paused)
+    assert "budget" in run.paused
     assert 0 < len(critic.asked) < 12
     more = {**given, "model": Simulated(), "budget": 10.0}
     done = turnwise.Run(config(model_folder(), more, updates=1), folder=tmp_path / "r", resume=True).finish()

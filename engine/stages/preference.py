@@ -25,7 +25,6 @@ from ..run import Run, Update
 from ..suggest import did_you_mean
 from .play import component, shared
 
-
 Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
