@@ -51,10 +51,9 @@ def test_the_configs_of_the_page_run(number: int, simulated: Any, model_folder: 
     assert not run.paused
     assert [m["stage"] for m in run.metrics] == [next(iter(stage)) for stage in CONFIGS[number]["stages"]]
     first = run.metrics[0]
-    assert model.words > 0 and first["spend"] > 0
-    assert not first.get("critic_failures") and not first.get("failed_comparisons"), (
-        "its answers are in the form that was asked"
-    )
+    assert min(model.words, first["spend"]) > 0
+    bad = first.get("critic_failures", 0) + first.get("failed_comparisons", 0)
+    assert bad == 0, "its answers are in the form that was asked"
     assert first.get("conversations") == 3 or first["comparisons"] >= 3
 
 

@@ -305,6 +305,9 @@ def test_what_cannot_work_is_said_before_the_run(model_folder: Callable[..., Pat
     comparing.write_text("---\nname: c\nprinciples:\n  - name: kind\n    better: Which is kinder?\n---\n")
     with pytest.raises(turnwise.ConfigError, match="the principle 'kind' needs `critique`"):
         run({**good, "constitution": str(comparing)})
+    comparing.write_text(CONSTITUTION.replace("short", "polite"))
+    with pytest.raises(turnwise.ConfigError, match="principles: .*two principles share a name: polite, polite"):
+        run({**good, "constitution": str(comparing)})
     with pytest.raises(turnwise.ConfigError, match="must be a mapping with model and constitution"):
         run("openai:gpt-5-mini")
     assert not (tmp_path / "never").exists()
