@@ -195,8 +195,13 @@ def draw_tradeoff(found: list[dict[str, Any]], path: Path) -> None:
     axis.plot(*zip(*means, strict=True), "o-", color="black", label="mean of the seeds")
     for share, at in zip(HELP, means, strict=True):
         axis.annotate(f"help {share:.0%}", at, textcoords="offset points", xytext=(6, -3), fontsize=7)
-    start = [statistics.mean(f["revise"]["sft"][k] for f in found) for k in ("harmless", "success")]
-    axis.plot(*start, "s", color="0.5", label="SFT, before")
+    others = {
+        "SFT, before": ("s", [f["revise"]["sft"] for f in found]),
+        "revise, two principles per reply": ("^", [f["revise"]["revise"] for f in found]),
+        "rlaif": ("D", [f["rlaif"] for f in found]),
+    }
+    for label, (mark, ends) in others.items():
+        axis.plot(*(statistics.mean(end[k] for end in ends) for k in ("harmless", "success")), mark, color="0.5", label=label)
     axis.set(xlabel="harmless: customers never annoyed", ylabel="helpful: resolved rightly", title="help against do no harm")
     axis.legend(frameon=False, fontsize=7)
     _save(figure, path)
