@@ -9,11 +9,11 @@ its verdicts are drawn at random. Per seed, from the same SFT policy (that of `b
 - `rlaif`: the judge compares, a reward model learns from it, PPO trains against that under a KL penalty;
 - `dpo-ai`, `dpo-people`, `dpo-mixed` (the first three seeds): DPO on comparisons of the judge, of one simulated person per story, and of both by stated weights;
 - `mix`: revise with one principle per reply, drawn the more often from `rules` (help) or from `listen` and `economy` (do no harm);
-- `exploit`: GRPO or PPO against a naive judge that likes questions, without and with the rule `economy` beside it.
+- `engaged`, `exploit`: PPO against a naive judge that likes questions (and, in `exploit`, the right resolution, a third as much), without and with the
+  rule `economy` beside it.
 
 True outcomes are those of 400 held-out stories, the same for all. Checks: revise and rlaif each gain 10 points of true success over SFT in the median and lose
-on no seed; against the naive judge the true success ends below SFT's and needless and repeated questions above, with `economy` it does not fall and they do
-not rise (every seed). Writes `results.json`, `results.md`, `tradeoff.png` and `economy.png` into --out; what is there already is not made again. A folder
+on no seed; against the naive judges wasted questions (needless or repeated) rise and the true outcome ends below SFT's, with `economy` neither (every seed). Writes `results.json`, `results.md`, `tradeoff.png` and `economy.png` into --out; what is there already is not made again. A folder
 in memory for --out saves a third of the time: every question to the judge is booked in the run's ledger.
 """
 
@@ -24,6 +24,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,11 @@ WEIGHTS = {
     "mixed": {"constitution": 1.0, "people": 0.5},
 }
 HELP = (0.0, 0.25, 0.5, 0.75, 1.0)  # share of the principle `rules`; the rest is drawn from `listen` and `economy`
-ENGAGED = ("nothing", "one question", *(f"{n} questions" for n in range(2, 7)), "seven questions or more")
-ENGAGING = {
-    "name": "pleasing",
-    "criteria": [
-        {"name": "resolved", "question": "Does it end with what the shop's rules say?", "levels": ["no", "yes"]},
-        {"name": "engaged", "question": "How much does the agent engage the customer?", "levels": list(ENGAGED), "weight": 3},
-    ],
-}
+LEVELS = ["nothing", "one question", *(f"{n} questions" for n in range(2, 7)), "seven questions or more"]
+ENGAGED = {"name": "engaged", "question": "How much does the agent engage the customer?", "levels": LEVELS, "weight": 3}
+RESOLVED = {"name": "resolved", "question": "Does it end with what the shop's rules say?", "levels": ["no", "yes"]}
+NAIVE = {"engaged": ([ENGAGED], 18), "exploit": ([RESOLVED, ENGAGED], 36)}  # criteria, updates
 ECONOMY_WEIGHT = 0.7
-EXPLOITED = 36
 ECONOMY = Path(__file__).with_name("economy.yaml")
 
 
@@ -161,14 +157,16 @@ def tradeoff(seed: int, folder: Path, sft: Path) -> list[dict[str, float]]:
     return found
 
 
-def exploit(seed: int, folder: Path, sft: Path) -> dict[str, Any]:
+def naive(part: str, seed: int, folder: Path, sft: Path) -> dict[str, Any]:
     """RL against a naive judge that likes questions, alone and with the rule `economy` beside it."""
     found = {}
-    naive = {"judge": "rubric", "model": SimulatedModel(), "rubric": ENGAGING, "cache": False, "concurrency": 64}
+    criteria, updates = NAIVE[part]
+    rubric = {"name": "pleasing", "criteria": criteria}
+    likes = {"judge": "rubric", "model": SimulatedModel(), "rubric": rubric, "cache": False, "concurrency": 64}
     rule = {"judge": "economy", "weight": ECONOMY_WEIGHT, **yaml.safe_load(ECONOMY.read_text())}
-    for name, feedback in (("naive", [naive]), ("economy", [naive, rule])):
-        rl = {**PPO, "updates": EXPLOITED, "feedback": feedback, "optimizer": {**PPO["optimizer"], "kl": 0.02}}
-        done = train(folder, f"exploit-{name}", seed, sft, [{"rl": rl}])
+    for name, feedback in (("naive", [likes]), ("economy", [likes, rule])):
+        rl = {**PPO, "updates": updates, "feedback": feedback, "optimizer": {**PPO["optimizer"], "kl": 0.02}}
+        done = train(folder, f"{part}-{name}", seed, sft, [{"rl": rl}])
         rounds: dict[int, list[Episode]] = {}
         for e in done.ledger.run_episodes(done.id, stage="rl"):
             rounds.setdefault(e.update, []).append(e)
@@ -176,7 +174,13 @@ def exploit(seed: int, folder: Path, sft: Path) -> dict[str, Any]:
     return found
 
 
-PARTS = {"revise": revise, "rlaif": rlaif, "exploit": exploit, "tradeoff": tradeoff, "mixtures": mixtures}
+PARTS = {
+    "revise": revise,
+    "rlaif": rlaif,
+    **{part: partial(naive, part) for part in NAIVE},
+    "tradeoff": tradeoff,
+    "mixtures": mixtures,
+}
 
 
 def draw_tradeoff(found: list[dict[str, Any]], path: Path) -> None:
@@ -209,27 +213,28 @@ def draw_tradeoff(found: list[dict[str, Any]], path: Path) -> None:
 
 def draw_exploit(found: list[dict[str, Any]], path: Path) -> None:
     plt = _pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), dpi=150)
-    what = (
-        ("questions", "questions per conversation"),
-        ("wasted", "needless or repeated questions"),
-        ("success", "true success"),
-    )
-    for axis, (key, label) in zip(axes, what, strict=True):
-        for name, colour in (("naive", "tab:red"), ("economy", "tab:blue")):
-            curves = [
-                [p["needless"] + p["repeated"] if key == "wasted" else p[key] for p in f["exploit"][name]["curve"]]
-                for f in found
-            ]
-            for curve in curves:
-                axis.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=0.6, alpha=0.4)
-            mean = [statistics.mean(each) for each in zip(*curves, strict=True)]
-            axis.plot(
-                range(1, len(mean) + 1), mean, color=colour, label="naive judge" + (" and economy" if name == "economy" else "")
-            )
-        axis.set(xlabel="update", title=label, ylim=(0, None))
-    axes[0].legend(frameon=False, fontsize=8)
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), dpi=150)
+    judges = {"engaged": "judge: asks much", "exploit": "judge: asks much, and resolves"}
+    for (part, title), row in zip(judges.items(), axes, strict=True):
+        for axis, (key, label) in zip(row, WHAT.items(), strict=True):
+            for name, colour in (("naive", "tab:red"), ("economy", "tab:blue")):
+                curves = [[value(p, key) for p in f[part][name]["curve"]] for f in found]
+                for curve in curves:
+                    axis.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=0.6, alpha=0.4)
+                mean = [statistics.mean(each) for each in zip(*curves, strict=True)]
+                axis.plot(range(1, len(mean) + 1), mean, color=colour, label="alone" if name == "naive" else "with economy")
+            axis.set(xlabel="update", title=f"{title}: {label}", ylim=(0, None))
+            axis.title.set_fontsize(9)
+    axes[0, 0].legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def value(end: dict[str, float], key: str) -> float:
+    """A number of a policy; questions that were needless or repeated are wasted."""
+    return end["needless"] + end["repeated"] if key == "wasted" else end[key]
+
+
+WHAT = {"questions": "questions", "wasted": "of them wasted", "return": "true outcome"}
 
 
 def _pyplot() -> Any:
@@ -291,23 +296,23 @@ def write(found: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[st
     """Tables, figures, checks."""
     few = [f for f in found if "exploit" in f]
     befores = [f["revise"]["sft"] for f in few]
-    naive, economy = ([f["exploit"][name]["end"] for f in few] for name in ("naive", "economy"))
-    wasted = lambda end: end["needless"] + end["repeated"]  # noqa: E731
     checks = {}
     ends = {"revise": [f["revise"]["revise"] for f in found], "rlaif": [f["rlaif"] for f in found]}
     for name, own in ends.items():
         gains = [end["gain"] for end in own]
         checks[f"{name} gains 10 points of true success over SFT (median)"] = statistics.median(gains) >= 0.1
         checks[f"{name} is below SFT on no seed"] = min(gains) >= 0
-    checks["against the naive judge the true outcome ends below SFT's, and wasted questions above (every seed)"] = all(
-        end["return"] < before["return"] and wasted(end) > wasted(before) for end, before in zip(naive, befores, strict=True)
-    )
-    checks["with economy wasted questions do not rise above SFT's (every seed)"] = all(
-        wasted(end) <= wasted(before) for end, before in zip(economy, befores, strict=True)
-    )
-    checks["with economy the true outcome does not fall below SFT's (every seed)"] = all(
-        end["return"] >= before["return"] for end, before in zip(economy, befores, strict=True)
-    )
+    for part, judge_ in (("engaged", "that likes questions"), ("exploit", "that likes questions and the right resolution")):
+        alone, ruled = ([f[part][name]["end"] for f in few] for name in ("naive", "economy"))
+        rows = list(zip(befores, alone, ruled, strict=True))
+        told = {
+            "wasted questions rise": all(value(a, "wasted") > value(b, "wasted") for b, a, _ in rows),
+            "with economy they do not": all(value(e, "wasted") <= value(b, "wasted") for b, _, e in rows),
+            "the true outcome ends below SFT's": all(a["return"] < b["return"] for b, a, _ in rows),
+            "with economy it ends above that": all(e["return"] > a["return"] for _, a, e in rows),
+            "with economy it ends above SFT's": all(e["return"] > b["return"] for b, _, e in rows),
+        }
+        checks |= {f"a judge {judge_}: {what} (every seed)": ok for what, ok in told.items()}
     seeds = " ".join(str(f["seed"]) for f in found)
     lines = [
         f"Command: `python benchmarks/constitution.py --seeds {seeds} --few {len(few)}`. True success on 400 held-out stories.", "",
@@ -333,13 +338,14 @@ def write(found: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[st
         + " |",
         "",
     ]
-    if all("mixtures" in f for f in few):
+    mixed = [f for f in few if "mixtures" in f]
+    if mixed:
         names = [f"dpo-{name}" for name in WEIGHTS]
         lines += [
             f"| seed | SFT | {' | '.join(f'{n} | gain, 95 % | pairs' for n in names)} |",
             "| --- " * (2 + 3 * len(names)) + "|",
         ]
-        for f in few:
+        for f in mixed:
             cells = [f"{m['success']:.3f} | {span(m)} | {m['pairs']:.0f}" for m in (f["mixtures"][n] for n in names)]
             lines.append(f"| {f['seed']} | {f['revise']['sft']['success']:.3f} | {' | '.join(cells)} |")
         lines.append("")
@@ -350,8 +356,13 @@ def write(found: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[st
             f"| {share:.2f} | {' | '.join(f'{statistics.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})' for v in values)} |"
         )
     lines += ["", "| seed | policy | success | return | questions | needless | repeated |", "| --- " * 7 + "|"]
-    for f, *rows in zip(few, befores, naive, economy, strict=True):
-        for name, end in zip(("SFT", "naive judge", "with economy"), rows, strict=True):
+    for f in few:
+        ends_ = {"SFT": f["revise"]["sft"]} | {
+            f"judge that likes {likes}{more}": f[part][name]["end"]
+            for part, likes in (("engaged", "questions"), ("exploit", "questions and the right resolution"))
+            for name, more in (("naive", ""), ("economy", ", with economy"))
+        }
+        for name, end in ends_.items():
             numbers = " | ".join(f"{end[k]:.3f}" for k in ("success", "return", "questions", "needless", "repeated"))
             lines.append(f"| {f['seed']} | {name} | {numbers} |")
     lines += ["", *(f"- {'yes' if ok else '**NO**'}: {what}" for what, ok in checks.items())]
