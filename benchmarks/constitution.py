@@ -1,6 +1,6 @@
 """Does AI feedback by a constitution work? Critique and revision, RLAIF, mixtures with people, and what a naive judge rewards.
 
-    python benchmarks/constitution.py --seeds 0 1 2 3 4 --out runs/bench-constitution     # about 6 minutes per seed on one core
+    python benchmarks/constitution.py --seeds 0 1 2 3 4 --out runs/bench-constitution     # about 10 minutes of CPU per seed
 
 The judge is simulated (`benchmarks/simulated_judge.py`): it reads the real prompts, follows the principles of `benchmarks/constitution.md`, and a tenth of
 its verdicts are drawn at random. Per seed, from the same SFT policy (that of `benchmarks/road.py`):
@@ -12,9 +12,10 @@ its verdicts are drawn at random. Per seed, from the same SFT policy (that of `b
 - `engaged`, `exploit`: PPO against a naive judge that likes questions (and, in `exploit`, the right resolution, a third as much), without and with the
   rule `economy` beside it.
 
-True outcomes are those of 400 held-out stories, the same for all. Checks: revise and rlaif each gain 10 points of true success over SFT in the median and lose
-on no seed; against the naive judges wasted questions (needless or repeated) rise and the true outcome ends below SFT's, with `economy` neither (every seed). Writes `results.json`, `results.md`, `tradeoff.png` and `economy.png` into --out; what is there already is not made again. A folder
-in memory for --out saves a third of the time: every question to the judge is booked in the run's ledger.
+True outcomes are those of 400 held-out stories, the same for all. Checks: revise and rlaif each gain 10 points of true success over SFT in the median and
+lose on no seed; against the naive judges wasted questions (needless or repeated) rise and the true outcome ends below SFT's, with `economy` neither
+(every seed). Writes `results.json`, `results.md`, `tradeoff.png` and `economy.png` into --out; what is there already is not made again. A folder in memory
+for --out saves a third of the time: every question to the judge is booked in the run's ledger.
 """
 
 from __future__ import annotations
