@@ -24,7 +24,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def naive(part: str, seed: int, folder: Path, sft: Path) -> dict[str, Any]:
     return found
 
 
-PARTS = {
+PARTS: dict[str, Callable[[int, Path, Path], Any]] = {
     "revise": revise,
     "rlaif": rlaif,
     **{part: partial(naive, part) for part in NAIVE},
