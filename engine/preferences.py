@@ -19,16 +19,16 @@ class Pair:
 
     Attributes:
         first, second: their ids.
-        probability: mean over the raters of how sure they are that the first is better; a tie is 0.5.
-        margin: mean of the raters' grades, where they gave any; 0 otherwise.
-        raters: how many there were.
+        probability: mean over the raters of how sure they are that the first is better, by the weights of their sources; a tie is 0.5.
+        margin: mean of the raters' grades by the same weights, where they gave any; 0 otherwise.
+        weight: the sum of these weights; where none are stated, how many raters there were.
     """
 
     first: str
     second: str
     probability: float
     margin: float
-    raters: int
+    weight: float
 
 
 def opinion(comparison: Comparison, first: str, second: str) -> float | None:
@@ -42,19 +42,29 @@ def opinion(comparison: Comparison, first: str, second: str) -> float | None:
     return sure if place[first] < place[second] else 1 - sure
 
 
-def pairs(comparisons: Iterable[Comparison]) -> list[Pair]:
-    """Every pair of episodes that somebody compared, over all raters; the comparisons must be in force and scored."""
-    said: dict[tuple[str, str], list[tuple[float, float]]] = {}
+def pairs(comparisons: Iterable[Comparison], weights: Mapping[str, float] = {}) -> list[Pair]:
+    """Every pair of episodes that somebody compared, over all raters; the comparisons must be in force and scored.
+
+        probability = sum_c w(c) p(c) / sum_c w(c)        over the comparisons c of the pair, w by the source of c
+
+    Args:
+        weights: source to what each of its opinions counts, at least 0; 1 for those that are not named. What weighs 0 is left out.
+    """
+    said: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for comparison in comparisons:
+        weight = weights.get(comparison.stamp.source, 1.0)
+        if not weight:
+            continue
         ranked = sorted(episode for tier in comparison.ranking for episode in tier)
         for a, b in combinations(ranked, 2):
             sure = opinion(comparison, a, b)
             if sure is not None:
-                said.setdefault((a, b), []).append((sure, comparison.strength or 0.0))
-    return [
-        Pair(a, b, sum(p for p, _ in votes) / len(votes), sum(m for _, m in votes) / len(votes), len(votes))
-        for (a, b), votes in said.items()
-    ]
+                said.setdefault((a, b), []).append((weight, sure, comparison.strength or 0.0))
+    found = []
+    for (a, b), votes in said.items():
+        total = sum(w for w, *_ in votes)
+        found.append(Pair(a, b, sum(w * p for w, p, _ in votes) / total, sum(w * m for w, _, m in votes) / total, float(total)))
+    return found
 
 
 def rater_agreement(comparisons: Sequence[Comparison]) -> float | None:

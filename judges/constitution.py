@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..engine.episode import Episode, derive_id
 from ..engine.feedback import Request
@@ -59,6 +59,14 @@ class _Head(BaseModel):
 
     name: str = Field(min_length=1)
     principles: list[Principle] = Field(min_length=1)
+
+    @field_validator("principles")
+    @classmethod
+    def _told_apart(cls, value: list[Principle]) -> list[Principle]:
+        names = [p.name for p in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two principles share a name: {', '.join(names)}")
+        return value
 
 
 @dataclass(frozen=True, slots=True)

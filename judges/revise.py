@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from ..engine.config import ConfigError, Stage
 from ..engine.environment import settle, starts
 from ..engine.episode import Episode, Message, derive_id
 from ..engine.feedback import Context
+from ..engine.plugins import check_options
 from ..engine.rollout import PolicyPlayer, Reply, TooManyFailures, Where, episode_id
 from ..engine.run import Run, Update
 from ..engine.stages.play import check_envs, component, play, read_envs
@@ -120,9 +121,11 @@ class Critic(Asking):
 
         def read(reply: Answered, nonce: str) -> dict[str, Any]:
             found = read_json(reply.text, SCHEMA)
-            if found["answer_id"] != names(nonce, 1)[0] or not found["revision"].strip():
-                raise Unreadable("answer_id must be the id given in the question, and revision the whole reply")
-            revision = found["revision"].strip() if found["change"] is True else draft
+            if found["answer_id"] != names(nonce, 1)[0]:
+                raise Unreadable("answer_id is not the id given in the question")
+            if not found["revision"].strip():
+                raise Unreadable("revision must be the whole reply")
+            revision = found["revision"].strip() if found["change"] else draft
             return {"critique": str(found["critique"]), "changed": revision != draft, "revision": revision}
 
         return Call([data, principle.name], write, read)
@@ -132,12 +135,12 @@ class RevisingPlayer:
     """A policy whose replies are revised before anybody hears them.
 
     Args:
-        note: called with episode id, turn, and the rounds of a reply.
+        note: called with episode id, turn, and the rounds of a reply; what it raises ends the play.
     """
 
     history: Any = "rerender"  # a context holds revisions, which the policy did not sample
 
-    def __init__(self, drafts: PolicyPlayer, critic: Critic, note: Any) -> None:
+    def __init__(self, drafts: PolicyPlayer, critic: Critic, note: Callable[[str, int, list[dict[str, Any]]], None]) -> None:
         self.drafts, self.critic, self.note = drafts, critic, note
         self.rows = drafts.rows
 
@@ -203,6 +206,8 @@ class Revise(Stage):
 
     def check(self, run: Run) -> None:
         check_envs(self.env, plugins=run.plugins)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("revise works in one process: run it alone, and `sft` on its conversations (`data`) with several")
         self._critic(run)
 
     def _critic(self, run: Run) -> Critic:
@@ -210,29 +215,37 @@ class Revise(Stage):
             return self.critic
         if not isinstance(self.critic, Mapping):
             raise ConfigError(f"revise.critic must be a mapping with model and constitution, got {self.critic!r}")
+        check_options("revise.critic", Critic, 0, self.critic)
         try:
             return Critic(**self.critic, plugins=run.plugins)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"revise.critic: {error}") from error
 
     def play(self, run: Run) -> Iterator[Update]:
-        from ..engine.policy import Sampling
-
         critic = self._critic(run)
         done = run.begin()
         critic.open(Context(run.stage, run.folder, run.clock, run.config.seed, run.updates, run.ledger, run.id))
+        try:
+            yield from self._rounds(run, critic, done)
+        finally:
+            critic.close()
+
+    def _rounds(self, run: Run, critic: Critic, done: int) -> Iterator[Update]:
+        from ..engine.policy import Sampling
+
         backend = component(run.plugins, "backend", self.backend, policy=run.policy)
         drafts = PolicyPlayer(run.policy, Sampling(self.temperature, self.max_new_tokens), backend, "rerender")
         total = sum(env.weight for env in self.env)
         seed = int(derive_id("starts", run.config.seed, run.stage)[:8], 16)
         for i in range(done, self.updates):
-            notes = Notes(run.folder / run.stage / f"revisions-{i + 1:04d}.jsonl")
+            shares = [max(1, round(self.groups * env.weight / total)) for env in self.env]
+            most = self.max_failure_rate * sum(shares) * self.group_size
+            notes = Notes(run.folder / run.stage / f"revisions-{i + 1:04d}.jsonl", most)
             player = RevisingPlayer(drafts, critic, notes.add)
             where = Where(run.id, run.stage, run.updates + 1, run.config.seed)
             backend.refresh()
             episodes: list[Episode] = []
-            for env in self.env:
-                count = max(1, round(self.groups * env.weight / total))
+            for env, count in zip(self.env, shares, strict=True):
                 found = starts(env.id, seed + i, count, env.options, env.kwargs)
                 episodes += play(
                     run, player, [(start, slot) for start in found for slot in range(self.group_size)], where,
@@ -246,13 +259,6 @@ class Revise(Stage):
         """Writes down the conversations that were revised to their end."""
         rounds = [r for turns in notes.values() for own in turns.values() for r in own]
         failed = {id_ for id_, turns in notes.items() if any(r["status"] != "scored" for own in turns.values() for r in own)}
-        reasons = sorted({r["reason"] for r in rounds if r["status"] == "failed"})[:3]
-        broken = sum(r["status"] == "failed" for r in rounds)
-        if broken > self.max_failure_rate * len(rounds):
-            raise TooManyFailures(
-                f"the critic failed on {broken} of {len(rounds)} replies, more than max_failure_rate={self.max_failure_rate:g} allows. Reasons: "
-                f"{'; '.join(reasons)}. Go on when it answers again: what it said is kept."
-            )
         sound = [e for e in episodes if e.ending != "failed" and e.turns and e.id not in failed]
         lines = [
             {
@@ -265,7 +271,7 @@ class Revise(Stage):
         draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         draft.replace(draft.with_name(draft.name[1:]))
         metrics = {
-            "episodes": float(len(episodes)), "conversations": float(len(sound)), "critic_failures": float(broken),
+            "episodes": float(len(episodes)), "conversations": float(len(sound)), "critic_failures": float(sum(r["status"] == "failed" for r in rounds)),
             "refused": float(sum(r["status"] == "abstained" for r in rounds)), "spend": sum(r["cost"] for r in rounds),
         }  # fmt: skip
         if rounds:
@@ -276,10 +282,16 @@ class Revise(Stage):
 
 
 class Notes:
-    """Drafts, critiques and revisions of a round, a line per reply. What a run that was killed plays again is noted again; the later line counts."""
+    """Drafts, critiques and revisions of a round, a line per reply. What a run that was killed plays again is noted again; the later line counts.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        most: conversations that the critic may fail on. One more ends the round, before any of its conversations is recorded: a run that goes
+            on plays them again, with what the critic did say from its cache.
+    """
+
+    def __init__(self, path: Path, most: float) -> None:
+        self.path, self._most = path, most
+        self._failed: dict[str, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, episode: str, turn: int, rounds: Sequence[Mapping[str, Any]]) -> None:
@@ -289,6 +301,13 @@ class Notes:
             )  # a line cut short stays by itself
             file.flush()
             os.fsync(file.fileno())
+        if rounds and rounds[-1]["status"] == "failed":
+            self._failed[episode] = rounds[-1]["reason"]
+        if len(self._failed) > self._most:
+            raise TooManyFailures(
+                f"the critic failed in {len(self._failed)} conversations, more than max_failure_rate allows. Reasons: "
+                f"{'; '.join(sorted(set(self._failed.values()))[:3])}. Go on when it answers again: what it said is kept."
+            )
 
     def read(self) -> dict[str, dict[int, list[dict[str, Any]]]]:
         found: dict[str, dict[int, list[dict[str, Any]]]] = {}

@@ -110,3 +110,86 @@ def test_conversations_that_do_not_fit_are_left_out_and_counted(model_folder: Ca
     assert (done.metrics[-1]["pairs"], done.metrics[-1]["undecided_or_too_long"]) == (1.0, 2.0)
     with pytest.raises(turnwise.ConfigError, match="there is no file or folder"):
         turnwise.Run({**config, "stages": [{"preference": {"data": tmp_path / "none"}}]}, folder=tmp_path / "s")
+
+
+class Letters:
+    """Prefers replies with many of a letter, or with few."""
+
+    def __init__(self, sign: int) -> None:
+        self.sign = sign
+
+    def rank(self, group: Any) -> turnwise.Comparison:
+        score = {e.id: self.sign * sum(t.action.count("e") for t in e.turns) for e in group}
+        tiers = [tuple(e for e in score if score[e] == value) for value in sorted(set(score.values()), reverse=True)]
+        return turnwise.Comparison(group[0].group, tuple(tiers))
+
+
+FOR_AND_AGAINST = {
+    "env": "test/Echo-v0", "updates": 1, "groups": 8, "group_size": 3, "max_new_tokens": 6, "poll": 0.0,
+    "feedback": [{"judge": Letters(1), "name": "people"}, {"judge": Letters(-1), "name": "judge"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["preference", "reward-model"])
+def test_stages_train_on_sources_by_their_weights(kind: str, model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Two sources that say the opposite of each other: what is trained on is exactly the weighed mean of their opinions."""
+    from turnwise.plugins.reward_model import training
+
+    kept: list[Any] = []
+    options: dict[str, Any] = {"batch_size": 100} if kind == "preference" else {"held_out": 0.0}
+
+    def seen(weights: dict[str, float]) -> dict[tuple[str, str], tuple[float, float]]:
+        stages = [{"rank": FOR_AND_AGAINST}, {kind: {**options, "weights": weights}}]
+        config = {"policy": str(model_folder()), "threads": 1, "stages": stages}
+        run = turnwise.Run(config, folder=tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "turnwise.engine.stages.preference.preference_batch", lambda f, *a: kept.append(f) or preference_batch(f, *a)
+            )
+            loss = training.Training._loss
+            patch.setattr(
+                training.Training, "_loss",
+                lambda self, model, member, rows, data, groups: kept.append([p for g in groups for p in data.pairs[g]])
+                or loss(self, model, member, rows, data, groups),
+            )  # fmt: skip
+            run.finish()
+        score = {e.id: sum(t.action.count("e") for t in e.turns) for e in run.ledger.run_episodes(run.id)}
+        found = kept.pop()
+        assert not kept
+        return {(p.first, p.second): (score[p.first] > score[p.second], p.probability, p.weight) for p in found}
+
+    for weights, people, total in (
+        ({"judge": 0.25}, 0.8, 1.25),
+        ({"people": 0.0}, 0.0, 1.0),
+        ({"judge": 0.0, "people": 2.0}, 1.0, 2.0),
+    ):
+        found = seen(weights)
+        decided = [(p if more else 1 - p, w) for more, p, w in found.values() if p != 0.5]
+        assert len(decided) > 8
+        assert decided == [(pytest.approx(people), pytest.approx(total))] * len(decided)
+
+
+@pytest.mark.parametrize("kind", ["preference", "reward-model"])
+def test_weights_of_nobody_are_refused_before_anything_is_played(
+    kind: str, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    def run(weights: dict[str, float], **more: Any) -> turnwise.Run:
+        stages = [{"rank": FOR_AND_AGAINST}, {kind: {"weights": weights, **more}}]
+        return turnwise.Run({"policy": str(model_folder()), "threads": 1, "stages": stages}, folder=tmp_path / "r")
+
+    with pytest.raises(
+        turnwise.ConfigError, match=f"{kind}.weights: no source 'peopel' .* Did you mean 'people'. Known: judge, people"
+    ):
+        run({"peopel": 2.0})
+    with pytest.raises(turnwise.ConfigError, match="all sources weigh 0"):
+        run({"people": 0.0, "judge": 0.0})
+    with pytest.raises(turnwise.ConfigError, match="weights"):
+        run({"people": -1.0})
+    said = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
+    pair = {"prompt": said("user", "hello"), "chosen": said("assistant", "fine"), "rejected": said("assistant", "no")}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(pair))
+    with pytest.raises(
+        turnwise.ConfigError, match="Known: imported, judge, people"
+    ):  # whom a file names is known when it is read
+        run({"importd": 2.0}, data=file).finish()

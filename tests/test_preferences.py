@@ -20,7 +20,7 @@ def ranked(*tiers: str, group: str = "g", **more: Any) -> turnwise.Comparison:
 
 def test_pairs_average_over_raters() -> None:
     said = [ranked("a", "b", "c"), ranked("b", "ac"), ranked("a", "b", strength=2.0)]
-    found = {(p.first, p.second): (p.probability, p.margin, p.raters) for p in pairs(said)}
+    found = {(p.first, p.second): (p.probability, p.margin, p.weight) for p in pairs(said)}
     assert found == {
         ("a", "b"): (pytest.approx(2 / 3), pytest.approx(2 / 3), 3),
         ("a", "c"): (0.75, 0.0, 2),
@@ -28,6 +28,30 @@ def test_pairs_average_over_raters() -> None:
     }
     [soft] = pairs([ranked("b", "a", probability=0.8)])
     assert soft.probability == pytest.approx(0.2), "how sure it is that the first, a, is better"
+
+
+def test_sources_count_by_their_weights() -> None:
+    """By hand: people say a > b twice and give a grade once, the judge says b > a and is 0.8 sure, c is compared by it alone."""
+    people, judge = turnwise.Stamp(source="people"), turnwise.Stamp(source="judge")
+    said = [
+        ranked("a", "b", stamp=people, strength=2.0),
+        ranked("a", "b", stamp=people),
+        ranked("b", "a", stamp=judge, probability=0.8),
+        ranked("b", "c", stamp=judge),
+    ]
+    table = {
+        # weights                       a better than b, its margin and weight     b better than c
+        (): ((2.2 / 3, 2 / 3, 3.0), (1.0, 0.0, 1.0)),
+        (("judge", 0.5),): ((2.1 / 2.5, 2 / 2.5, 2.5), (1.0, 0.0, 0.5)),
+        (("people", 3.0), ("judge", 2.0)): ((6.4 / 8, 6 / 8, 8.0), (1.0, 0.0, 2.0)),
+        (("people", 0.0),): ((0.2, 0.0, 1.0), (1.0, 0.0, 1.0)),
+        (("judge", 0.0),): ((1.0, 1.0, 2.0), None),
+        (("judge", 0.0), ("people", 0.0)): (None, None),
+    }
+    for weights, expected in table.items():
+        found = {(p.first, p.second): (p.probability, p.margin, p.weight) for p in pairs(said, dict(weights))}
+        for pair, values in zip((("a", "b"), ("b", "c")), expected, strict=True):
+            assert found.get(pair) == (None if values is None else pytest.approx(values)), (weights, pair)
 
 
 def test_agreement_by_hand() -> None:

@@ -8,10 +8,10 @@ written ones are tokenized by the policy's chat template.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -22,7 +22,10 @@ from ..feedback import Comparison
 from ..memory import explained_memory
 from ..preferences import Pair, PreferenceError, liked, pairs
 from ..run import Run, Update
+from ..suggest import did_you_mean
 from .play import component, shared
+
+Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 class Preference(Stage):
@@ -31,12 +34,14 @@ class Preference(Stage):
         optimizer that consumes labels, labels or ratings too.
     threshold: ratings from this one on count as liked; without it they must be labels, 0 or 1.
     optimizer: one that consumes comparisons or labels.
+    weights: source name to what each of its comparisons counts beside those of others; 1 for those not named, 0 leaves a source out.
     epochs, batch_size: passes over the pairs (or labelled conversations), and how many make an update.
     """
 
     data: Path | None = None
     threshold: float | None = None
     optimizer: Any = "dpo"
+    weights: Weights = {}
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)
 
@@ -45,6 +50,7 @@ class Preference(Stage):
             raise ConfigError(f"preference.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
             raise ConfigError("preference has nothing to learn from: put a `rank` stage before it, or give `data`")
+        check_weights(run, "preference", self.weights, self.data)
         optimizer = component(run.plugins, "optimizer", self.optimizer)
         if not {"comparisons", "labels"} & set(optimizer.consumes):
             raise ConfigError(
@@ -63,7 +69,7 @@ class Preference(Stage):
             found = chosen.labels(run, self.data, self.threshold)
             heard = len(found)
         else:
-            said = pairs(chosen.comparisons(run, self.data))
+            said = pairs(weighed("preference", chosen.comparisons(run, self.data), self.weights), self.weights)
             decided = [p for p in said if p.probability != 0.5]
             found = pair_labels(decided) if labelled else decided
             heard = len(found) + len(said) - len(decided)
@@ -128,6 +134,41 @@ def comparing(run: Run) -> list[str]:
     """
     makes = {label for label, stage in run.stages if getattr(stage, "makes_comparisons", False)}
     return [label for label in run.before if label in makes] + [run.stage]
+
+
+def check_weights(run: Run, section: str, weights: Mapping[str, float], data: Path | None) -> None:
+    """Refuses weights of sources that will not have compared anything, before anything is played; `data` and stages without `compared_by`
+    may hold any: those are looked at when they have (`weighed`).
+
+    Raises:
+        ConfigError: a name that no earlier stage asks, or all that it asks weigh 0.
+    """
+    stages = dict(run.stages)
+    tells = [getattr(stages[label], "compared_by", None) for label in comparing(run)[:-1]]
+    asked = [None if tell is None else tell(run) for tell in tells]
+    if weights and data is None and None not in asked:
+        _known(section, weights, {name for names in asked for name in names or ()})
+
+
+def weighed(section: str, comparisons: Sequence[Comparison], weights: Mapping[str, float]) -> list[Comparison]:
+    """The comparisons that weigh anything.
+
+    Raises:
+        ConfigError: a weight of a source that compared nothing, or all that compared weigh 0.
+    """
+    if weights:
+        _known(section, weights, {c.stamp.source for c in comparisons})
+    return [c for c in comparisons if weights.get(c.stamp.source, 1.0)]
+
+
+def _known(section: str, weights: Mapping[str, float], sources: Collection[str]) -> None:
+    for name in weights:
+        if name not in sources:
+            raise ConfigError(
+                f"{section}.weights: no source {name!r} compares anything before this stage.{did_you_mean(name, sources)}"
+            )
+    if not any(weights.get(name, 1.0) for name in sources):
+        raise ConfigError(f"{section}.weights: all sources weigh 0, so there is nothing to learn from")
 
 
 class Chosen:
@@ -223,5 +264,5 @@ def preference_batch(
     for p in found:
         better, worse = (p.first, p.second) if p.probability > 0.5 else (p.second, p.first)
         sure = max(p.probability, 1 - p.probability)
-        ordered.append((index[better], index[worse], sure, p.margin, float(p.raters)))
+        ordered.append((index[better], index[worse], sure, p.margin, p.weight))
     return written_batch([episodes[id_] for id_ in ids], [rows[id_] or [] for id_ in ids], ordered)

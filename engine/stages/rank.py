@@ -78,6 +78,10 @@ class Rank(Stage):
         for env in self.env:
             self._sources(run, env)
 
+    def compared_by(self, run: Run) -> set[str] | None:
+        """The names of the sources that will have compared; None: whoever a file names."""
+        return None if self.env is None else {s.name for env in self.env for s in self._sources(run, env).sources}
+
     def _sources(self, run: Run, env: EnvConfig) -> Sources:
         sources = Sources.make(env.feedback if env.feedback is not None else self.feedback, run.plugins, self.max_failure_rate)
         odd = [s.name for s in sources.sources if s.kind != "group"]

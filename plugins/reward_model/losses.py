@@ -40,7 +40,7 @@ def k_wise(pair_losses: Tensor, group: Tensor, weight: Tensor) -> Tensor:
     Args:
         pair_losses: [P].
         group: [P] long, 0 to G - 1.
-        weight: [P] how many raters said it.
+        weight: [P] how many raters said it, by the weights of their sources.
 
     Returns:
         a number.

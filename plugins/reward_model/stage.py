@@ -21,7 +21,7 @@ from ...engine.config import ConfigError, Stage
 from ...engine.episode import derive_id
 from ...engine.run import Run, Update
 from ...engine.stages.play import shared
-from ...engine.stages.preference import Chosen, comparing
+from ...engine.stages.preference import Chosen, Weights, check_weights, comparing, weighed
 from .model import RewardModel, load_member
 from .training import Data, Ensemble, Training, finals
 
@@ -32,6 +32,7 @@ class TrainRewardModel(Training, Stage):
     data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what the run has had compared so far.
     members: size of the ensemble.
     held_out: share of the starts that train nothing and measure accuracy.
+    weights: source name to what each of its comparisons counts beside those of others; 1 for those not named, 0 leaves a source out.
     steps_per_update: optimizer steps per update of the run.
 
     How they learn: see `Training`.
@@ -41,6 +42,7 @@ class TrainRewardModel(Training, Stage):
     data: Path | None = None
     members: int = Field(default=1, ge=1)
     held_out: float = Field(default=0.1, ge=0, lt=1)
+    weights: Weights = {}
     steps_per_update: int = Field(default=25, ge=1)
 
     def check(self, run: Run) -> None:
@@ -48,12 +50,14 @@ class TrainRewardModel(Training, Stage):
             raise ConfigError(f"reward-model.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
             raise ConfigError("reward-model has nothing to learn from: put a `rank` stage before it, or give `data`")
+        check_weights(run, "reward-model", self.weights, self.data)
 
     def play(self, run: Run) -> Iterator[Update]:
         chosen, ensemble = Chosen(), Ensemble(self._beginning(run), self)
         model = ensemble.model
         done = run.begin({"chosen": chosen, "members": ensemble})
-        data, long = Data.readable(run.ledger, chosen.comparisons(run, self.data), model)
+        comparisons = weighed("reward-model", chosen.comparisons(run, self.data), self.weights)
+        data, long = Data.readable(run.ledger, comparisons, model, self.weights)
         train, held = data.split(self.held_out, run.config.seed)
         seeds = [derive_id("reward-model", run.config.seed, run.stage, m) for m in range(self.members)]
         updates = -(-self.steps(train) // self.steps_per_update)

@@ -120,14 +120,14 @@ class Training(Section):
         number = lambda values: torch.tensor(values, dtype=scores.dtype, device=scores.device)  # noqa: E731
         first, second = scores[index([last[a] for _, a, _, _ in found])], scores[index([last[b] for _, _, b, _ in found])]
         probability = number([p.probability for *_, p in found])
-        weight = number([float(p.raters) for *_, p in found])
+        weight = number([p.weight for *_, p in found])
         margin = self.margin * number([p.margin for *_, p in found])
         if self.loss == "plackett-luce":
             rankings = [c for g in groups for c in data.by_group[g]]
             flat = [index([last[data.index[e]] for tier in c.ranking for e in tier]) for c in rankings]
-            total = torch.stack(
-                [plackett_luce(scores[own], _places(c)) for own, c in zip(flat, rankings, strict=True)]
-            ).mean()  # fmt: skip
+            each = torch.stack([plackett_luce(scores[own], _places(c)) for own, c in zip(flat, rankings, strict=True)])
+            counts = number([data.weights.get(c.stamp.source, 1.0) for c in rankings])
+            total = (each * counts).sum() / counts.sum()
         else:
             each = bradley_terry(first, second, probability, margin, self.label_smoothing)
             group = index([i for i, *_ in found])
@@ -175,10 +175,14 @@ class Ensemble:
 
 
 class Data:
-    """Comparisons by start, with their episodes and pairs."""
+    """Comparisons by start, with their episodes and pairs.
 
-    def __init__(self, ledger: Ledger, comparisons: Sequence[Comparison]) -> None:
-        self.comparisons = comparisons
+    Args:
+        weights: of their sources, see `engine.preferences.pairs`; what weighs 0 must not be among the comparisons.
+    """
+
+    def __init__(self, ledger: Ledger, comparisons: Sequence[Comparison], weights: Mapping[str, float] = {}) -> None:
+        self.comparisons, self.weights = comparisons, weights
         ids = list(dict.fromkeys(e for c in self.comparisons for tier in c.ranking for e in tier))
         found = ledger.episodes(ids)
         self.episodes: list[Episode] = [found[id_] for id_ in ids]
@@ -188,7 +192,7 @@ class Data:
             by_group.setdefault(comparison.group, []).append(comparison)
         # By start, not by id: ids hold the run's name, which must not matter.
         self.by_group = sorted(by_group.values(), key=lambda each: self._start(each[0]))
-        self.pairs: list[list[Pair]] = [pairs(each) for each in self.by_group]
+        self.pairs: list[list[Pair]] = [pairs(each, weights) for each in self.by_group]
         self.members = [sorted({self.index[e] for p in each for e in (p.first, p.second)}) for each in self.pairs]
 
     def _start(self, comparison: Comparison) -> tuple[str, int]:
@@ -196,13 +200,14 @@ class Data:
         return episode.start.key, episode.update
 
     @classmethod
-    def readable(cls, ledger: Ledger, comparisons: Sequence[Comparison], model: RewardModel) -> tuple[Data, int]:
+    def readable(
+        cls, ledger: Ledger, comparisons: Sequence[Comparison], model: RewardModel, weights: Mapping[str, float] = {}
+    ) -> tuple[Data, int]:
         """The same without conversations that are too long for a model, and how many those were."""
-        data = cls(ledger, comparisons)
+        data = cls(ledger, comparisons, weights)
         long = {e.id for e in data.episodes if not model.fits(e)}
-        return (cls(ledger, [c for c in (_without(c, long) for c in comparisons) if c is not None]) if long else data), len(
-            long
-        )
+        short = [c for c in (_without(c, long) for c in comparisons) if c is not None]
+        return (cls(ledger, short, weights) if long else data), len(long)
 
     @property
     def starts(self) -> list[str]:
@@ -232,7 +237,7 @@ class Data:
         truth = {e.id: e.env_return for e in self.episodes}
         difference = torch.tensor([value(p.first) - value(p.second) for p in found])
         votes = torch.tensor([p.probability for p in found])
-        weight = torch.tensor([float(p.raters) for p in found])
+        weight = torch.tensor([p.weight for p in found])
         decided = [
             (sure > 0.5) == (value(a) > value(b))
             for c in comparisons
