@@ -258,7 +258,7 @@ def test_a_critic_that_is_down_ends_the_round_before_it_counts(
 def test_a_budget_pauses_the_run(model_folder: Callable[..., Path], tmp_path: Path, constitution: Path) -> None:
     critic = Simulated()
     price = {
-        "budget": 0.05,
+        "budget": 0.033,
         "prices": {"test:critic": [10.0, 10.0]},
     }  # a tenth of a cent each; put aside is the most that one can cost
     given = {"model": critic, "constitution": polite(constitution), **price}
