@@ -222,19 +222,19 @@ class Revise(Stage):
             raise ConfigError(f"revise.critic: {error}") from error
 
     def play(self, run: Run) -> Iterator[Update]:
+        from ..engine.policy import Sampling
+
         critic = self._critic(run)
+        backend = component(run.plugins, "backend", self.backend, policy=run.policy)
+        drafts = PolicyPlayer(run.policy, Sampling(self.temperature, self.max_new_tokens), backend, "rerender")
         done = run.begin()
         critic.open(Context(run.stage, run.folder, run.clock, run.config.seed, run.updates, run.ledger, run.id))
         try:
-            yield from self._rounds(run, critic, done)
+            yield from self._rounds(run, critic, drafts, done)
         finally:
             critic.close()
 
-    def _rounds(self, run: Run, critic: Critic, done: int) -> Iterator[Update]:
-        from ..engine.policy import Sampling
-
-        backend = component(run.plugins, "backend", self.backend, policy=run.policy)
-        drafts = PolicyPlayer(run.policy, Sampling(self.temperature, self.max_new_tokens), backend, "rerender")
+    def _rounds(self, run: Run, critic: Critic, drafts: PolicyPlayer, done: int) -> Iterator[Update]:
         total = sum(env.weight for env in self.env)
         seed = int(derive_id("starts", run.config.seed, run.stage)[:8], 16)
         for i in range(done, self.updates):
@@ -243,7 +243,7 @@ class Revise(Stage):
             notes = Notes(run.folder / run.stage / f"revisions-{i + 1:04d}.jsonl", most)
             player = RevisingPlayer(drafts, critic, notes.add)
             where = Where(run.id, run.stage, run.updates + 1, run.config.seed)
-            backend.refresh()
+            drafts.backend.refresh()
             episodes: list[Episode] = []
             for env, count in zip(self.env, shares, strict=True):
                 found = starts(env.id, seed + i, count, env.options, env.kwargs)
