@@ -1,4 +1,4 @@
-"""Asks model servers that others wrote one question bound to a schema, through the official SDKs on every wire.
+"""Asks model servers that others wrote one question bound to a schema, through the official SDKs on every wire, and through our judges' models.
 
 Judges meet more than what two companies serve: proxies and local servers speak the same wires, more or less. litellm's proxy
 stands in front of the fault server of the tests, which so is read by somebody else's parsers too.
@@ -20,6 +20,9 @@ fits the schema; "schema upstream": what the proxy made of it, and the wire it s
     aimock                 0.2      chat                  ChatCompletion              yes   4/12      -
     aimock                 0.2      responses             Response                    yes   0/0       -
     aimock                 0.2      responses, no stream  Response                    yes   0/0       -
+    aimock                 0.4      judges, anthropic     Reply, end                  yes   0/0       -
+    aimock                 0.4      judges, openai-chat   Reply, end                  yes   8/12      -
+    aimock                 0.4      judges, openai        Reply, end                  yes   0/0       -
     litellm, to anthropic  5.3      messages              Message                     yes   4/17      as asked, messages
     litellm, to anthropic  5.3      chat                  ChatCompletion              yes   4/17      as asked, messages
     litellm, to anthropic  5.3      responses             Response                    yes   4/17      as asked, messages
@@ -36,6 +39,11 @@ fits the schema; "schema upstream": what the proxy made of it, and the wire it s
     transformers serve     5.2      chat                  ChatCompletion              no    12/64     -
     transformers serve     5.2      responses             str: 'data: {"response'...  -     -         -
     transformers serve     5.2      responses, no stream  Response                    no    12/64     -
+    transformers serve     7.7      judges, anthropic     ModelError account 404      -     -         -
+    transformers serve     7.7      judges, openai-chat   Reply, length               no    33/64     -
+    transformers serve     7.7      judges, openai        Reply, end                  no    33/64     -
+
+litellm was not asked through the judges' models.
 
 aimock and litellm's canned answers do not look at the schema; their token counts are made up. Between wires litellm
 translates: from messages to an OpenAI model it asks on the responses wire with `strict` false, and from chat to an Anthropic
@@ -46,6 +54,7 @@ ignores it, streams responses unless `stream` is false (the SDK hands out the st
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import shlex
@@ -66,6 +75,7 @@ import openai
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from model_server import ModelServer, example
+from turnwise.judges.models import ModelError, Prompt, Reply, make_model
 from turnwise.plugins.demo.tiny import build_policy
 
 QUESTION = "Which is better?"
@@ -128,15 +138,26 @@ def questions(url: str, model: str) -> Iterator[tuple[str, Any]]:
             yield wire, ask()
         except (anthropic.APIError, openai.APIError) as error:
             yield wire, error
+    prompt = Prompt("You are a judge.", QUESTION, SCHEMA, max_tokens=64)
+    for provider, where in (("anthropic", url), ("openai-chat", f"{url}/v1"), ("openai", f"{url}/v1")):
+        ours = make_model({"provider": provider, "model": model, "url": where, "api_key": KEY})
+        try:
+            yield f"judges, {provider}", asyncio.run(ours.ask(prompt))
+        except ModelError as error:
+            yield f"judges, {provider}", error
 
 
 def row(wire: str, reply: Any) -> tuple[str, str, str]:
     """What came: the type, whether the answer fits the schema, the tokens."""
+    if isinstance(reply, ModelError):
+        return f"ModelError {reply.kind} {reply.status or ''}".strip(), "-", "-"
     if isinstance(reply, Exception):
         return f"{type(reply).__name__} {getattr(reply, 'status_code', '')}".strip(), "-", "-"
     if isinstance(reply, str):
         return f"str: {reply[:16]!r}...", "-", "-"
-    if wire == "messages":
+    if isinstance(reply, Reply):
+        text, used = reply.text, (reply.usage.fresh + reply.usage.read + reply.usage.written, reply.usage.output)
+    elif wire == "messages":
         text, used = reply.content[0].text, (reply.usage.input_tokens, reply.usage.output_tokens)
     elif wire == "chat":
         text, used = reply.choices[0].message.content, (reply.usage.prompt_tokens, reply.usage.completion_tokens)
@@ -147,7 +168,8 @@ def row(wire: str, reply: Any) -> tuple[str, str, str]:
         fits = set(said) == set(SCHEMA["required"]) and said["winner"] in ("A", "B", "tie")
     except (ValueError, TypeError):
         fits = False
-    return type(reply).__name__, "yes" if fits else "no", f"{used[0]}/{used[1]}"
+    kind = f"Reply, {reply.stop}" if isinstance(reply, Reply) else type(reply).__name__
+    return kind, "yes" if fits else "no", f"{used[0]}/{used[1]}"
 
 
 def aimock(prefix: Path, folder: Path) -> Iterator[tuple[str, ...]]:
