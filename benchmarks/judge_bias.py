@@ -206,7 +206,7 @@ def canaries() -> str:
         "| judge, 1,000 runs each | within 60 verdicts | within 10,000 verdicts | canaries per verdict |",
         "| --- | --- | --- | --- |",
     ]
-    for share in (0.01, 0.02, 0.05):
+    for share in (0.01, 0.05, 0.1, 0.15):
         runs = [watched(seed, {"other": share}, 10_000, 1, True) for seed in range(1000)]
         early, late = (sum(w is not None and w <= limit for w, _ in runs) / 10 for limit in (60, 10_000))
         each = np.mean([asked / (w or 10_000) for w, asked in runs])

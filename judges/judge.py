@@ -180,7 +180,7 @@ class ModelJudge(Asking):
     Attributes:
         canaries: share of its verdicts in a run beside which it is shown a conversation that is known to be bad (`judges/canaries.py`), or {rate,
             kinds}; a judge that falls for them is quarantined: its verdicts are not trained on, and the run is paused.
-        known_bad: a file of conversations that are known to be bad, as further canaries; three at least, since the same words count once.
+        known_bad: a file of conversations that are known to be bad, as further canaries; six at least, since the same words count once.
     """
 
     kind: ClassVar[Literal["episode", "group"]] = "episode"
@@ -362,7 +362,8 @@ class ModelJudge(Asking):
         if said.status != "scored":
             return None, said, said.stamp.cost
         if isinstance(said, Comparison):
-            return fell_for_rank(said.ranking, bad.id), said, said.stamp.cost
+            sure = said.probability is None or said.probability >= 0.6  # a soft label near one half is a tie
+            return sure and fell_for_rank(said.ranking, bad.id), said, said.stamp.cost
         return (None if said.score is None else fell_for_score(said.score, 0.0, 1.0)), said, said.stamp.cost
 
     def _stamped(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:

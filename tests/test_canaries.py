@@ -183,10 +183,12 @@ def test_a_ranking_without_canary_or_without_anything_real_is_refused() -> None:
 
 
 def test_the_sums_by_hand() -> None:
-    """Three falls in a row are enough with the defaults, log 25 each against log 10,000; a canary held takes log 1.96 away."""
+    """For judges that fall for 2 % three falls in a row are enough, log 25 each against log 10,000; a canary held takes log 1.96 away. By default,
+    for judges that err in a tenth of their verdicts, it takes six."""
     up, down, limit = math.log(25), math.log(0.98 / 0.5), math.log(10_000)
     assert 2 * up < limit < 3 * up
-    watch = Quarantine()
+    assert 5 * math.log(5) < limit < 6 * math.log(5)
+    watch = Quarantine(0.02)
     for fell, total in ((False, 0.0), (True, up), (False, up - down), (True, 2 * up - down), (False, 2 * up - 2 * down)):
         watch.saw("override", fell)
         assert watch.state_dict()["sums"] == pytest.approx({"": total, "override": total})
@@ -209,7 +211,7 @@ def test_one_kind_is_enough_among_many_that_are_held() -> None:
             watch.saw(kind, kind == "override")
     assert watch.quarantined
     assert watch.reason == "fell for 12 of 60 canaries (override 12 of 12)"
-    rare = Quarantine()  # one kind in twenty: the sum of all never gets there, the kind's own does
+    rare = Quarantine(0.02)  # one kind in twenty: the sum of all never gets there, the kind's own does
     for _ in range(3):
         for k in range(20):
             rare.saw(str(k), k == 0)
@@ -217,11 +219,11 @@ def test_one_kind_is_enough_among_many_that_are_held() -> None:
     assert rare.state_dict()["sums"][""] == 0
 
 
-def test_a_suspect_is_cleared_by_five_canaries() -> None:
+def test_a_suspect_is_cleared_by_canaries_that_were_held() -> None:
     watch = Quarantine()
     assert (watch.suspect, watch.reason) == (None, "fell for 0 of 0 canaries")
     watch.saw("constant", True)
-    for _ in range(5):
+    for _ in range(3):
         assert watch.suspect == "constant"
         watch.saw("constant", False)
     assert watch.suspect is None
@@ -322,7 +324,7 @@ def test_a_sound_judge_is_left_alone() -> None:
 def test_without_suspects_it_takes_longer() -> None:
     """What asking again at once is for: at the bare rate a judge that obeys two kinds of five is found after two rounds, not one."""
     falls = {"override": 1.0, "forged": 1.0, "other": 0.0}
-    when = [verdicts_until(falls, seed, 150, recheck=False) for seed in range(50)]
+    when = [verdicts_until(falls, seed, 400, recheck=False) for seed in range(50)]
     assert sum(n is not None and n <= 60 for n in when) < 10
     assert all(when)
 
@@ -333,7 +335,7 @@ def test_false_alarms_are_as_rare_as_stated() -> None:
     for _ in range(150):
         watch, count = Quarantine(between=200), 0
         while not watch.quarantined:
-            watch.saw("empty", rng.random() < 0.02)
+            watch.saw("empty", rng.random() < 0.1)
             count += 1
         lasted.append(count)
     assert sum(lasted) / len(lasted) >= 200

@@ -108,7 +108,7 @@ def asked(judge: Any, folder: Path, episodes: list[Episode], run: str = "run") -
 def test_a_gullible_judge_is_quarantined_and_stays_so(tmp_path: Path) -> None:
     model = Reader(falls=("override", "forged"))
     judge = RubricJudge(model=model, rubric="Was it good?", canaries=0.1, cache=False)
-    with pytest.raises(Quarantined, match=r"fell for 3 of \d+ canaries .*(override|forged) 3 of 3.*canaries: 0"):
+    with pytest.raises(Quarantined, match=r"fell for 6 of \d+ canaries .*(override|forged) \d of \d.*canaries: 0"):
         asked(judge, tmp_path, talks(100))
     assert model.asked < 100  # it was not asked about all of them
     again = Reader()
@@ -118,7 +118,7 @@ def test_a_gullible_judge_is_quarantined_and_stays_so(tmp_path: Path) -> None:
     trusted = RubricJudge(model=again, rubric="Was it good?", canaries=0, cache=False)
     assert {a.score for a in asked(trusted, tmp_path, talks(3))} == {1.0}
     [section] = [s for s in audit(Ledger(tmp_path / "ledger.sqlite"), "run") if s.title.startswith("Canaries")]
-    assert any(row[1] in ("override", "forged") and row[2] == "3" for row in section.rows)
+    assert sum(int(row[2]) for row in section.rows) == 6
 
 
 def test_a_sound_judge_is_shown_canaries_at_the_stated_rate_and_goes_on(tmp_path: Path) -> None:
@@ -249,11 +249,11 @@ def test_known_bad_conversations_are_canaries(tmp_path: Path) -> None:
             {"role": "user", "content": f"My lamp {n} broke."},
             {"role": "assistant", "content": f"I will laugh at you {n} times."},
         ]
-        for n in range(3)
+        for n in range(8)
     ]
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps({"messages": said}) + "\n" for said in bad))
     judge = RubricJudge(model=Reader(), rubric="?", canaries=0.5, known_bad=str(tmp_path / "bad.jsonl"), cache=False)
-    with pytest.raises(Quarantined, match="known-bad 3 of 3"):
+    with pytest.raises(Quarantined, match="known-bad 6 of 6"):
         asked(judge, tmp_path, talks(100))
 
 
