@@ -190,8 +190,8 @@ def _entry(entry: Any, group: str) -> Iterator[tuple[tuple[str, ...], tuple[floa
             yield order, (float(entry["first"]), 1 - float(entry["first"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"details['orders'] of a comparison of {group} must hold {{order: [id, id], first: probability or None}} or {{order: ids, tiers: "
-            f"places}}, got {entry!r}: {error}"
+            f"details['orders'] of a comparison of group {group} holds {entry!r} ({error}); needed: {{order: [id, id], first: p}} with p in [0, 1] or "
+            "None, or {order: ids, tiers: places}"
         ) from error
 
 

@@ -143,7 +143,7 @@ class Escalation:
 
     def _as_ours(self, request: Request, said: Answer, note: dict[str, Any], cost: float = 0.0) -> Answer:
         stamp = Stamp(request=request.id, version=self.version, cost=said.stamp.cost + cost)
-        details = {**said.details, "escalation": {**note, "by": said.stamp.version}}
+        details = {**said.details, "by": said.stamp.version, **({"escalation": note} if note else {})}
         return dataclasses.replace(said, id=derive_id(request.id, "escalation"), stamp=stamp, details=details)
 
     def state_dict(self) -> dict[str, Any]:

@@ -106,6 +106,7 @@ class Asking(ABC):
         self._context: Context | None = None
         self._caller: Any = None
         self._place: Any = None
+        self._opened = False
 
     @property
     @abstractmethod
@@ -142,7 +143,7 @@ class Asking(ABC):
             if self._place is not None:
                 _OPEN[self._place] = caller
         caller.users += 1
-        self._caller = caller
+        self._caller, self._opened = caller, True
 
     def _new_caller(self, context: Context) -> Caller:
         cache = None
@@ -158,14 +159,14 @@ class Asking(ABC):
 
     def close(self) -> None:
         """Waits for what is under way, since it is paid for, and asks nothing more."""
-        caller, self._caller = self._caller, None
-        if caller is None:
+        if not self._opened:
             return
-        caller.users -= 1
-        if not caller.users:
+        self._opened = False
+        self._caller.users -= 1
+        if not self._caller.users:
             if self._place is not None:
                 _OPEN.pop(self._place, None)
-            background(caller.drain()).result()
+            background(self._caller.drain()).result()
 
 
 _OPEN: dict[Any, Caller] = {}  # callers in use, by ledger, run, source and version
@@ -219,7 +220,7 @@ class ModelJudge(Asking):
     # What the engine calls.
 
     def request(self, requests: Sequence[Request]) -> None:
-        if self._context is None:
+        if not self._opened:
             raise ValueError("open(context) comes before the first question")
         for request in requests:
             if request.id not in self._under_way:
@@ -402,7 +403,7 @@ class ModelJudge(Asking):
         Raises:
             Paused: the budget is spent.
         """
-        if self._caller is None or self._context is None or self._context.ledger is not None:
+        if not self._opened or self._context is None or self._context.ledger is not None:
             self.open(
                 Context(self.way, Path(folder) / "run", time.time, 0)
             )  # and stays open: its budget is for all that is asked here

@@ -49,7 +49,7 @@ def answered(asked: Any) -> dict[str, Any]:
 
 def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(model_folder: Any, tmp_path: Path) -> None:
     with ModelServer(answered) as server:
-        chance = random.Random(0)
+        chance, server.prefix = random.Random(0), 512
         server.faults = lambda asked: Fault("refusal") if chance.random() < 0.3 else None
         model = {"provider": "openai", "model": "gpt-5-mini", "url": f"{server.url}/v1"}
         feedback = [
