@@ -19,18 +19,19 @@ demo: install
 demo-road: install
 	$(BIN)/turnwise demo --road
 
+# two at a time, a file each; torch must not take both cores for either
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p .mypy_path && ln -sfn .. .mypy_path/turnwise  # the root is the package, whatever its folder is called
 	MYPYPATH=.mypy_path $(BIN)/mypy -p turnwise
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
