@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,15 +45,17 @@ def _is_for_the_user(error: Exception) -> bool:
     )
 
 
-MODULE = typer.Option(help="Import this module first, which registers environments.")
+MODULE = typer.Option(help="Import this module first, which registers environments; `run` takes its hooks too.")
 LEDGER = typer.Option(help="The ledger's URL, where the one in the config had a password.")
 
 
-def import_module(module: str | None) -> None:
-    """Imports the module that `--module` names, from the current folder or installed."""
+def import_module(module: str | None, plugins: Plugins | None = None) -> None:
+    """Imports the module that `--module` names, from the current folder or installed; where it has hooks it is a plugin too."""
     try:
         if module:
-            importlib.import_module(module)
+            found = importlib.import_module(module)
+            if plugins is not None:
+                plugins.adopt(module, found)
     except ImportError as error:
         raise PluginError(f"--module {module}: {error}") from error
 
@@ -71,17 +74,28 @@ def run_(
     from .progress import Display, quiet
     from .run import Run
 
-    import_module(module)
+    import_module(module, context.obj)
     read = RunConfig.load(config)
     if seed is not None:
         read.seed = seed
     quiet()
+    warnings.filterwarnings("ignore", message="the run is paused")  # it is said at the end
     main = os.environ.get("RANK", "0") == "0"
     with Display(sys.stderr.isatty() and main, log=main) as display:
         run = Run(read, folder=folder, resume=resume, plugins=context.obj, on_status=display.show)
         for update in run:
             if run.is_main and not sys.stderr.isatty():
-                telling = ("outcome", "success", "kl", "loss", "comparisons", "rater_agreement", "held_out/accuracy")
+                telling = (
+                    "outcome",
+                    "success",
+                    "kl",
+                    "loss",
+                    "comparisons",
+                    "rater_agreement",
+                    "held_out/accuracy",
+                    "conversations",
+                    "changed",
+                )
                 shown = {k: update.metrics[k] for k in telling if k in update.metrics}
                 shown = shown or {k: v for k, v in update.metrics.items() if k.endswith("/success")}
                 print(f"{update.stage} {update.number}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()), flush=True)

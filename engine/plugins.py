@@ -121,6 +121,16 @@ class Plugins:
             if entries:
                 info.registered[kind] = sorted(entries)
 
+    def adopt(self, name: str, module: object) -> None:
+        """Takes a module that was imported for a run as a plugin, if it has hooks and is none yet.
+
+        Raises:
+            PluginError: it is broken, or registers a name that is taken.
+        """
+        marked = any(hasattr(value, f"{GROUP}_impl") for value in vars(module).values())
+        if marked and module not in self._manager.get_plugins():
+            self._add(name, "", partial(_given, module), fatal=True)
+
     def _collect(self, name: str, plugin: object, info: PluginInfo) -> dict[str, dict[str, tuple[Factory, str]]]:
         """Calls the plugin's registration hooks alone, so that every entry has a known origin."""
         others = [other for other in self._manager.get_plugins() if other is not plugin]
@@ -184,7 +194,7 @@ class Plugins:
         failed = [f"{info.name} ({info.failed})" for info in self.infos.values() if info.failed]
         return f" Plugins that failed to load: {'; '.join(failed)}." if failed else ""
 
-    def create(self, kind: str, name: str, *args: Any, **options: Any) -> Any:
+    def create(self, kind: str, name: str, /, *args: Any, **options: Any) -> Any:
         """Calls a registered factory; one that has a parameter `plugins`, to look up others' parts, is given this object.
 
         Raises:

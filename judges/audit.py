@@ -22,6 +22,7 @@ from ..engine.ledger import Answer, Ledger
 from ..engine.report.section import Section
 from ..engine.reward import overall
 from ..engine.suggest import did_you_mean
+from .canaries import Quarantine
 from .store import CALLS, CANARIES
 
 
@@ -139,9 +140,19 @@ def _canaries(ledger: Ledger, run: str) -> Section:
     query = sa.select(c.source, c.kind, *counts).where(c.run == run).group_by(c.source, c.kind).order_by(c.source, c.kind)
     with ledger.reading() as db:
         rows = [[source, kind, *map(str, numbers)] for source, kind, *numbers in db.execute(query)]
-    return Section(
-        "Canaries: conversations known to be bad", [], ["source", "kind", "fell for", "saw through", "no verdict"], rows
-    )
+    with ledger.reading() as db:
+        told = sa.select(c.source, c.version, c.kind, c.fell).where(c.run == run, c.fell.is_not(None))
+        seen = list(db.execute(told.order_by(c.time, c.id)))
+    watched: dict[tuple[str, str], Quarantine] = {}
+    for source, version, kind, fell in seen:
+        watched.setdefault((source, version), Quarantine()).saw(kind, bool(fell))
+    lines = [
+        f"QUARANTINED: {source} ({version}) {quarantine.reason}. It is not to be trusted with a policy."
+        for (source, version), quarantine in sorted(watched.items())
+        if quarantine.quarantined
+    ]
+    columns = ["source", "kind", "fell for", "saw through", "no verdict"]
+    return Section("Canaries: conversations known to be bad", lines, columns, rows)
 
 
 def _has(ledger: Ledger, table: sa.Table) -> bool:

@@ -31,7 +31,7 @@ from ..engine.feedback import Request
 from .canaries import ATTACKS
 from .judge import Answer
 from .pairwise import TASK, PairwiseJudge, words
-from .rubric import Rubric, front_matter
+from .rubric import Rubric, front_matter, told
 from .store import Verdict
 from .transcript import RULES
 
@@ -106,8 +106,7 @@ class Constitution:
             try:
                 read = _Head(**head)
             except ValidationError as error:
-                first = error.errors()[0]
-                raise ValueError(f"{given}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
+                raise ValueError(told(error, str(given), {*_Head.model_fields, *Principle.model_fields})) from error
             made = cls(read.name, tuple(read.principles), body)
         for principle in made.principles:
             for need in needs:

@@ -8,6 +8,7 @@ policy will say when it has learned is not known: conversations that grow cost m
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,8 +157,10 @@ def command(
     from ..engine.config import RunConfig
     from ..engine.progress import quiet
 
-    import_module(module)
+    import_module(module, context.obj)
     quiet()
+    for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        os.environ.setdefault(key, "none is needed to estimate")
     with tempfile.TemporaryDirectory() as folder:
         found = estimate(Run(RunConfig.load(config), folder=Path(folder) / "run", plugins=context.obj), sample)
     if not found:
@@ -183,4 +186,6 @@ def command(
             money(sum(e.most or 0 for e in known)),
         )
     Console().print(table)
-    print("Estimated from the policy as it is; see the top of turnwise/judges/estimate.py for what is assumed.")
+    print("Estimated from the policy as it is: four bytes a token, answers of 250 tokens; at most two bytes, and `max_tokens`.")
+    if any(each.dollars is None for each in found):
+        print('Give `prices: {"provider:name": [input, output]}` where the price is unknown, in dollars per million tokens.')

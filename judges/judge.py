@@ -94,7 +94,7 @@ class Asking(ABC):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         self._model = make_model(self.model, self.plugins)
         self._price = price_of(self._model.name, self.prices)
-        if self.budget is not None and self.budget <= 0:
+        if self.budget is not None and not (isinstance(self.budget, (int, float)) and self.budget > 0):
             raise ValueError(f"budget must be positive, got {self.budget}")
         if self.budget is not None and self._price is None:
             raise ValueError(
@@ -284,7 +284,7 @@ class ModelJudge(Asking):
         if self._watch.quarantine.quarantined:
             raise Quarantined(
                 f"the judge {self._name!r} ({self.version}) {self._watch.quarantine.reason}: a policy could win it over by writing such things. What it said of "
-                "this update is not trained on. Use another model or rubric in a run that begins from this one's policy; or, if you know better, "
+                "this update is not trained on. Use another model or rubric in a run that begins from this one's policy (in its newest checkpoint); or, if you know better, "
                 "choose its `canaries: {kinds: [...]}`, or set `canaries: 0`, and go on"
             )
 

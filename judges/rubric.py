@@ -20,7 +20,7 @@ all of it, and stands in every verdict.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..engine.episode import derive_id
+from ..engine.suggest import did_you_mean
 
 
 class Criterion(BaseModel):
@@ -100,7 +101,10 @@ class Rubric:
         if isinstance(given, Mapping):
             return cls._made(dict(given), str(given.get("text", "")), "the rubric")
         text = str(given)
-        if "\n" not in text and text.endswith((".md", ".markdown")):
+        is_path = (
+            "\n" not in text and len(text) < 1000 and (" " not in text.strip() and ("/" in text or "." in text.strip(".?!")))
+        )
+        if is_path or ("\n" not in text and text.endswith((".md", ".markdown", ".txt"))):
             try:
                 return cls.parse(Path(text).read_text(encoding="utf-8"), text)
             except (OSError, UnicodeDecodeError) as error:
@@ -121,9 +125,7 @@ class Rubric:
         try:
             read = _Head(**head)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(p) for p in first["loc"]) or "front matter"
-            raise ValueError(f"{where}: {place}: {first['msg']}") from error
+            raise ValueError(told(error, where, {*_Head.model_fields, *Criterion.model_fields})) from error
         return cls(read.name, tuple(read.criteria), text.strip())
 
     @property
@@ -160,3 +162,16 @@ def front_matter(text: str, where: str) -> tuple[dict[str, Any], str]:
     if not isinstance(head, dict):
         raise ValueError(f"{where}: the front matter must be a mapping of names to values")
     return head, found.group(2).strip()
+
+
+def told(error: ValidationError, where: str, known: Iterable[str]) -> str:
+    """The first thing that is wrong in a file's front matter, unknown keys before missing ones, with near names."""
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    first = faults[0]
+    place = ".".join(str(p) for p in first["loc"]) or "front matter"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: there is no key {place!r}.{did_you_mean(str(first['loc'][-1]), known)}"
+    wants = {"missing": "is needed", "tuple_type": "must be a list", "list_type": "must be a list"}.get(
+        first["type"], first["msg"]
+    )
+    return f"{where}: {place}: {wants}"

@@ -1072,7 +1072,14 @@ def echo(asked: Asked) -> str:
 
 def example(asked: Asked) -> str | dict[str, Any]:
     """Says the least that fits the schema: the first choice, the middle of a range; without one, what the user said."""
-    return asked.user if asked.schema is None else fit(asked.schema, asked.schema)
+    if asked.schema is None:
+        return asked.user
+    said = fit(asked.schema, asked.schema)
+    own = re.findall(r"The id of your (?:verdict|answer) is (\w+)", asked.user)  # as our judges ask
+    known = {"verdict_id": own[0], "answer_id": own[0], "abstain": False, "better": "neither"} if own else {}
+    if own and "ranking" in said:
+        known["ranking"] = [re.findall(r"^Conversation (\w+):$", asked.user, re.MULTILINE)]
+    return said | {name: value for name, value in known.items() if name in said}
 
 
 def fit(schema: dict[str, Any], root: dict[str, Any]) -> Any:

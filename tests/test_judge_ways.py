@@ -642,7 +642,10 @@ def test_a_quarantined_member_leaves_and_the_last_one_takes_the_panel_along(tmp_
         said = ask(panel(0.2, bad, 0.6), [talk("e1", "yes"), talk("e2", "no", seed=2)], tmp_path)
     assert [s.score for s in said] == [pytest.approx(0.4)] * 2
     assert said[0].details["panel"]["m1"] == {"status": "out"}
-    with pytest.warns(UserWarning, match="goes on without"), pytest.raises(Quarantined, match="1 of 2 judges of the panel .* are left"):
+    with (
+        pytest.warns(UserWarning, match="goes on without"),
+        pytest.raises(Quarantined, match="1 of 2 judges of the panel .* are left"),
+    ):
         ask(panel(bad, bad), [talk("e", "yes")], tmp_path)
 
 
@@ -859,3 +862,21 @@ def test_a_local_answer_nobody_waits_for_ends_and_the_next_one_has_its_time(tiny
     assert said.reason.startswith("timeout: no answer within 0.2 seconds")
     assert asked._turn.acquire(timeout=5), "the thread has let go"
     asked._turn.release()
+
+
+def test_the_ids_of_a_call_are_bound_where_they_belong_and_nowhere_else() -> None:
+    """A schema may use one object for several fields: binding one must not bind the others (a critique is no id)."""
+    from turnwise.judges.revise import SCHEMA
+
+    bound = Prompt("", "", SCHEMA, choices={"answer_id": ["b222"]}).bound["properties"]
+    assert bound["answer_id"] == {"type": "string", "enum": ["b222"]}
+    assert bound["critique"] == bound["revision"] == {"type": "string"}
+    assert "enum" not in SCHEMA["properties"]["answer_id"]
+
+
+def test_a_rubric_that_looks_like_a_file_is_one(tmp_path: Path) -> None:
+    for named in ("rubrics/helpful", "helpful.txt", "none.md"):
+        with pytest.raises(ValueError, match="cannot read"):
+            Rubric.load(named)
+    assert Rubric.load("Good?").criteria[0].question == "Good?"
+    assert Rubric.load("Did the agent solve it, e.g. by a refund?").name == "question"

@@ -124,3 +124,21 @@ def test_envs_are_registered_once_per_process() -> None:
     Plugins({"mine": mine})
     Plugins({"mine": mine})
     assert calls == [1]
+
+
+def test_a_module_named_on_the_command_line_may_have_hooks() -> None:
+    from types import ModuleType
+
+    module = ModuleType("mine")
+
+    @turnwise.hookimpl
+    def register_judges(register: Any) -> None:
+        register("mine", lambda: None)
+
+    module.register_judges = register_judges  # type: ignore[attr-defined]
+    plugins = turnwise.Plugins()
+    plugins.adopt("mine", module)
+    plugins.adopt("mine", module)  # once
+    plugins.adopt("plain", ModuleType("plain"))
+    assert "mine" in plugins.names("judge")
+    assert "plain" not in plugins.infos

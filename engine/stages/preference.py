@@ -195,7 +195,13 @@ class Chosen:
                 run.ledger.add_feedback([*comparisons, *scores])
             self.ids = shared(run, [c.id for c in run.ledger.comparisons(run.id, stages=comparing(run))] if run.is_main else [])
         if not self.ids:
-            raise ConfigError(f"{run.stage}: no rater has compared anything in this run yet, so there is nothing to learn from")
+            why = [
+                f"{a.status}: {a.reason}" for a in run.ledger.said(run.id) if isinstance(a, Comparison) and a.status != "scored"
+            ]
+            asked = f" {len(why)} were asked and did not, e.g. {why[0]}." if why else ""
+            raise ConfigError(
+                f"{run.stage}: no rater has compared anything in this run yet, so there is nothing to learn from.{asked}"
+            )
         wanted = set(self.ids)
         return [c for c in run.ledger.comparisons(run.id, everything=True) if c.id in wanted]
 

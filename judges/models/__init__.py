@@ -7,7 +7,6 @@ often something is asked is decided, and paid for, in one place (`judges/calls.p
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ class Prompt:
     @property
     def bound(self) -> dict[str, Any]:
         """The schema with the choices in it, for models in this process, which bind answers themselves and cache no schema."""
-        whole = copy.deepcopy(dict(self.schema))
+        whole = json.loads(json.dumps(dict(self.schema)))  # parts that were one object are several now
         for name, allowed in self.choices.items():
             place = whole["properties"][name]
             while place["type"] == "array":
@@ -150,6 +149,10 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
     else:
         options = dict(spec)
         provider, name = str(options.pop("provider", "")), str(options.pop("model", ""))
+    if isinstance(spec, Mapping) and not provider:
+        raise PluginError(
+            f"a model given as a mapping needs `provider` beside `model`: one of {', '.join(plugins.names('model'))}"
+        )
     if not provider or not name:
         known = ", ".join(plugins.names("model"))
         raise PluginError(

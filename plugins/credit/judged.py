@@ -56,7 +56,7 @@ class Judged:
         self.heard = self.heard or scores is not None
         if not self.heard:
             raise ConfigError(
-                "credit 'judged': none of the feedback sources scored a single turn. Their Feedback needs `turn_scores`, one number (or None) "
+                "credit 'judged': none of the feedback sources scored a single turn (a rubric judge does with `per: reply`). Their Feedback needs `turn_scores`, one number (or None) "
                 "per turn; credit 'outcome' needs none"
             )
         if scores is None:
