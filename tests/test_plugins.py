@@ -132,7 +132,7 @@ def test_a_module_named_on_the_command_line_may_have_hooks() -> None:
     module = ModuleType("mine")
 
     @turnwise.hookimpl
-    def register_judges(register: Any) -> None:
+    def register_judges(register) -> None:
         register("mine", lambda: None)
 
     module.register_judges = register_judges  # type: ignore[attr-defined]
