@@ -308,7 +308,10 @@ class ModelJudge(Asking):
         super().open(context)
         if self._caller.watch is None:
             watch = self._caller.watch = Watch(
-                Quarantine(), Schedule(self._rate, self._kinds), asyncio.Semaphore(self.concurrency), asyncio.Lock()
+                Quarantine(),
+                Schedule(self._rate, self._kinds, context.seed),
+                asyncio.Semaphore(self.concurrency),
+                asyncio.Lock(),
             )
             if self._watched:
                 seen = store.canaries(context.ledger, context.run, context.name, self.version)

@@ -91,10 +91,10 @@ def talks(count: int, reply: str = GOOD) -> list[Episode]:
     ]  # fmt: skip
 
 
-def asked(judge: Any, folder: Path, episodes: list[Episode], run: str = "run") -> list[Any]:
+def asked(judge: Any, folder: Path, episodes: list[Episode], run: str = "run", seed: int = 0) -> list[Any]:
     """What a judge says within a run, until it has said all or stops."""
     ledger = Ledger(folder / "ledger.sqlite")
-    judge.open(Context("judge", folder / "run", ledger.clock, 0, 0, ledger, run))
+    judge.open(Context("judge", folder / "run", ledger.clock, seed, 0, ledger, run))
     for name, member in getattr(judge, "members", {}).items():
         member.open(Context(f"judge.{name}", folder / "run", ledger.clock, 0, 0, ledger, run))
     requests = [Request("episode", e.id, "judge", episodes=(e,)) for e in episodes]
@@ -289,9 +289,8 @@ def test_200_gullible_and_200_sound_judges_asked_eight_at_a_time(tmp_path: Path)
         folder = tmp_path / f"{len(falls)}-{number}"
         folder.mkdir()
         judge = RubricJudge(model=Reader(falls, luck, number), rubric="?", canaries=0.1, cache=False, concurrency=8)
-        judge._schedule.seed = number
         try:
-            asked(judge, folder, talks(60))
+            asked(judge, folder, talks(60), seed=number)
         except Paused:
             return True
         return False
