@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,10 @@ def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(
     from turnwise.engine.cli import app
 
     folder = tmp_path / "run"
-    with pytest.warns(UserWarning, match="the run is paused"):
+    with warnings.catch_warnings():  # the command line says it in its own words
         ended = CliRunner().invoke(app, ["run", str(path), "--folder", str(folder)], obj=turnwise.Plugins())
     assert ended.exit_code == 3, ended.output
+    assert "Paused after update 0" in ended.output
     assert "has spent" in ended.output
     assert "--resume" in ended.output
 
