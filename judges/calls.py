@@ -96,8 +96,8 @@ class Caller:
         self._slots = asyncio.Semaphore(min(concurrency, getattr(model, "at_once", concurrency)))
         self._circuit = Circuit()
         self._under_way: dict[str, asyncio.Task[Verdict]] = {}
-        self.users = 0
-        self.watch: Any = None  # judges that share it, and what they know of their soundness
+        self.users = 0  # judges that share it
+        self.watch: Any = None  # what they know of their soundness
         self._flying, self._landed, self._closed = 0, asyncio.Event(), False
         self._settled = asyncio.Event()
         self._chance = random.Random()
@@ -151,7 +151,7 @@ class Caller:
             outcome = judged(call, reply, nonce)
             if isinstance(outcome, Verdict):
                 return replace(outcome, cost=paid, usage=usage, requests=requests, model=reply.model or self.model.name)
-            if more.keys() & outcome.keys() or len(more) == 2:
+            if more.keys() & outcome.keys():
                 return Verdict("failed", {}, _why(outcome), paid, usage, requests, model=reply.model)
             more |= outcome
 

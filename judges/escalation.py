@@ -147,10 +147,10 @@ class Escalation:
         return dataclasses.replace(said, id=derive_id(request.id, "escalation"), stamp=stamp, details=details)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self._seen, "up": self._up, "closed": self._closed}
+        return {"seen": self._seen, "up": self._up}  # not why it closed: a budget may have been raised since
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._seen, self._up, self._closed = state["seen"], state["up"], state["closed"]
+        self._seen, self._up = state["seen"], state["up"]
 
     def waiting(self) -> str:
         pairs = zip(self._names, (self._first, self._then), strict=True)

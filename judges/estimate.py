@@ -65,27 +65,22 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
         groups = stage.groups * stage.updates  # type: ignore[attr-defined]
         weights = sum(each.weight for each in env)
         for each in env:
-            judges = [("critic", stage._critic(run))] if isinstance(stage, Revise) else list(_judges(stage, each, run))
+            judges = [("critic", stage._critic(run), None)] if isinstance(stage, Revise) else list(_judges(stage, each, run))
             if not judges:
                 continue
             played = _played(run, stage, each, sample)
             share = groups * each.weight / weights / sample
-            found += [_one(label, name, judge, source, played, share) for name, judge, source in _askers(judges)]
+            found += [_one(label, name, judge, source, played, share) for name, judge, source in judges]
     run.stage = ""
     return found
 
 
-def _judges(stage: Any, env: Any, run: Run) -> Iterable[tuple[str, Asking, Source]]:
+def _judges(stage: Any, env: Any, run: Run) -> Iterable[tuple[str, Asking, Source | None]]:
     specs = env.feedback if env.feedback is not None else stage.feedback
     for source in Sources.make(specs, run.plugins, 1.0).sources:
         for name, part in with_members(source.given, source.name):
             if isinstance(part, Asking):
                 yield name, part, source
-
-
-def _askers(judges: Sequence[Any]) -> Iterable[tuple[str, Asking, Source | None]]:
-    for name, judge, *source in judges:
-        yield name, judge, source[0] if source else None
 
 
 def _played(run: Run, stage: Any, env: Any, sample: int) -> list[Episode]:

@@ -68,8 +68,6 @@ class Asking(ABC):
             "patience",
             "batch",
             "plugins",
-            "canaries",
-            "known_bad",
         )
     )  # what says nothing of the verdict
     MANY: ClassVar[frozenset[str]] = frozenset(("samples", "pairs", "orders", "weights", "rounds"))
@@ -185,6 +183,7 @@ class ModelJudge(Asking):
     """
 
     kind: ClassVar[Literal["episode", "group"]] = "episode"
+    FREE: ClassVar[frozenset[str]] = Asking.FREE | {"canaries", "known_bad"}
     room: ClassVar[int] = 2  # conversations in one question, for judges that compare
     KINDS: ClassVar[Sequence[str]] = KINDS  # of canaries, unless others are named
 
@@ -269,9 +268,7 @@ class ModelJudge(Asking):
         async with contextlib.AsyncExitStack() as held:
             if not self.batch:
                 await held.enter_async_context(self._watch.serving)
-                if (
-                    self._watch.quarantine.suspect
-                ):  # one by one, so that what the last canary showed is known before the next verdict
+                if self._watch.quarantine.suspect:  # one by one, so that each knows what the last canary showed
                     await held.enter_async_context(self._watch.alone)
             self._trusted()
             kind = (self._watch.quarantine.suspect or self._watch.schedule.next()) if self._watched else None
@@ -335,8 +332,9 @@ class ModelJudge(Asking):
             anyway, _, more = await self._fell(request, plain, since)
             fell, cost = (None if anyway is None else not anyway), cost + more
         # The same words are one trial, however often they come: a cached verdict tells nothing new.
+        beside = [turn.action for turn in real.turns] if self.kind == "group" else []
         words = [(turn.observation.content, turn.action) for turn in bad.turns]
-        id_ = derive_id(self._context.run, self._name, self.version, kind, words, self.kind == "group" and real.id)
+        id_ = derive_id(self._context.run, self._name, self.version, kind, words, beside)
         told = {
             "reply": bad.turns[-1].action,
             "said": getattr(said, "score", None),
@@ -355,8 +353,7 @@ class ModelJudge(Asking):
         if self.kind == "episode":
             trial = dataclasses.replace(request, target=bad.id, episodes=(bad,))
         else:
-            shown = request.episodes[: self.room - 1] if self.way == "listwise" else request.episodes[:1]
-            trial = dataclasses.replace(request, episodes=(*shown, bad))
+            trial = dataclasses.replace(request, episodes=(*request.episodes[: self.room - 1], bad))
         try:
             said = await self._answered(trial, since)
         except Paused:

@@ -880,3 +880,12 @@ def test_a_rubric_that_looks_like_a_file_is_one(tmp_path: Path) -> None:
             Rubric.load(named)
     assert Rubric.load("Good?").criteria[0].question == "Good?"
     assert Rubric.load("Did the agent solve it, e.g. by a refund?").name == "question"
+
+
+def test_a_run_that_goes_on_asks_the_strong_one_again_whose_budget_was_raised() -> None:
+    """What closed an escalation is not part of its state: it may have been mended since. How much went up is."""
+    before = escalation(Says(0.9), Says(0.5))
+    before._seen, before._up, before._closed = 10, 3, "the budget is spent"
+    after = escalation(Says(0.9), Says(0.5))
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert (after._seen, after._up, after._closed) == (10, 3, "")

@@ -8,7 +8,7 @@ often something is asked is decided, and paid for, in one place (`judges/calls.p
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -199,6 +199,31 @@ def http_error(status: int, kind: str, code: str, message: str, headers: Mapping
     elif wish == "true" and what == "request":
         what = "server"
     return ModelError(what, said, status, _after(headers))
+
+
+async def called(call: Awaitable[Any], sdk: Any, http: Any) -> Any:
+    """What a call of one of the official SDKs brings; its errors, which both name alike, as ours.
+
+    Raises:
+        ModelError: with what is to be made of it.
+    """
+    try:
+        return await call
+    except sdk.APITimeoutError as error:
+        raise ModelError("timeout", "the request took too long", lost=True) from error
+    except sdk.APIStatusError as error:
+        found = error.body if isinstance(error.body, Mapping) else {}
+        inner: Any = found.get("error") if isinstance(found.get("error"), Mapping) else found
+        details = inner.get("details") if isinstance(inner.get("details"), Mapping) else {}
+        kind, code = str(inner.get("type") or ""), str(inner.get("code") or details.get("error_code") or "")
+        raise http_error(
+            error.status_code, kind, code, str(inner.get("message") or error.message), error.response.headers
+        ) from error
+    except (sdk.APIConnectionError, http.TransportError) as error:
+        never = isinstance(error.__cause__, http.ConnectError)
+        raise ModelError("connection", f"no answer: {error.__cause__ or error}", lost=not never) from error
+    except (sdk.APIError.__base__, ValueError) as error:  # an answer that is not JSON is a bare ValueError of theirs
+        raise ModelError("server", f"{type(error).__name__}: {error}", lost=isinstance(error, ValueError)) from error
 
 
 def envelope(response: Any) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...engine.plugins import PluginError
-from . import ModelError, Prompt, Reply, Usage, envelope, free_of, http_error
+from . import ModelError, Prompt, Reply, Usage, called, envelope, free_of
 
 _STOPS = {
     "end_turn": "end",
@@ -140,28 +140,7 @@ class Anthropic:
             page = await self._call(page.get_next_page())
 
     async def _call(self, call: Any) -> Any:
-        sdk = self._sdk
-        try:
-            return await call
-        except sdk.APITimeoutError as error:
-            raise ModelError("timeout", "the request took too long", lost=True) from error
-        except sdk.APIStatusError as error:
-            found = error.body if isinstance(error.body, Mapping) else {}
-            inner: Any = found.get("error") if isinstance(found.get("error"), Mapping) else {}
-            details = inner.get("details") if isinstance(inner.get("details"), Mapping) else {}
-            message = str(inner.get("message") or error.message)
-            raise http_error(
-                error.status_code,
-                str(inner.get("type") or ""),
-                str(details.get("error_code") or ""),
-                message,
-                error.response.headers,
-            ) from error
-        except (sdk.APIConnectionError, self._http.TransportError) as error:
-            never = isinstance(error.__cause__, self._http.ConnectError)
-            raise ModelError("connection", f"no answer: {error.__cause__ or error}", lost=not never) from error
-        except (sdk.AnthropicError, ValueError) as error:  # an answer that is not JSON is a bare ValueError of theirs
-            raise ModelError("server", f"{type(error).__name__}: {error}", lost=isinstance(error, ValueError)) from error
+        return await called(call, self._sdk, self._http)
 
 
 def read_message(body: Mapping[str, Any], request: str = "") -> Reply:

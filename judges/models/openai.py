@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...engine.plugins import PluginError
-from . import ModelError, Prompt, Reply, Token, Usage, envelope, free_of, http_error
+from . import ModelError, Prompt, Reply, Token, Usage, called, envelope, free_of, http_error
 
 
 class OpenAI:
@@ -149,23 +149,7 @@ class OpenAI:
             page = await self._call(page.get_next_page())
 
     async def _call(self, call: Any) -> Any:
-        sdk = self._sdk
-        try:
-            return await call
-        except sdk.APITimeoutError as error:
-            raise ModelError("timeout", "the request took too long", lost=True) from error
-        except sdk.APIStatusError as error:
-            found = error.body if isinstance(error.body, Mapping) else {}
-            inner: Any = found.get("error") if isinstance(found.get("error"), Mapping) else found
-            message = str(inner.get("message") or error.message)
-            raise http_error(
-                error.status_code, str(inner.get("type") or ""), str(inner.get("code") or ""), message, error.response.headers
-            ) from error
-        except (sdk.APIConnectionError, self._http.TransportError) as error:
-            never = isinstance(error.__cause__, self._http.ConnectError)
-            raise ModelError("connection", f"no answer: {error.__cause__ or error}", lost=not never) from error
-        except (sdk.OpenAIError, ValueError) as error:  # an answer that is not JSON is a bare ValueError of theirs
-            raise ModelError("server", f"{type(error).__name__}: {error}", lost=isinstance(error, ValueError)) from error
+        return await called(call, self._sdk, self._http)
 
 
 class OpenAIChat(OpenAI):
