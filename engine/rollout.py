@@ -187,9 +187,10 @@ class PolicyPlayer:
             talk.state.cached = 0
             talk.fresh = talk.ids
             return
-        closed = talk.ids[-1] == self.policy.chat.end_id
         assert talk.heard is not None
-        talk.fresh = ([] if closed else [self.policy.chat.end_id]) + self.policy.chat.suffix(talk.heard)
+        assert talk.reset is not None
+        chat = self.policy.chat
+        talk.fresh = chat.close(talk.ids) + chat.suffix(talk.heard, talk.reset.tools)
         talk.ids = talk.ids + talk.fresh
 
     def final_ids(self, talk: _Talk) -> tuple[int, ...]:

@@ -1,71 +1,130 @@
 """Conversations as token ids, by the tokenizer's own chat template.
 
-A conversation only ever grows: the first prompt is rendered once, and every later observation is a *suffix*, the text that the
-template puts between a reply and the next one. Sampled ids are never decoded and tokenized again.
+A sampled conversation only ever grows: the first prompt is rendered once, and every later
+observation is a *suffix*, the text that the template puts between a reply and the next one. Sampled
+ids are never decoded and tokenized again. A conversation that was *written* (a demonstration, a
+preference) is rendered whole, as the template shows finished conversations: its ids are the
+tokenizer's own. What a policy would have had to say itself, all that stands after the prompt it is
+given, is the reply.
 
-Text from a policy or an environment stays text: where it spells a control token of the tokenizer, it is tokenized in pieces
-so that it cannot become one.
+Text from a policy, a person or an environment stays text: where it spells a control token it is
+tokenized in two pieces, cut inside that spelling. Control tokens are those marked special and those
+that the template itself puts around messages; other added tokens (line breaks, runs of spaces,
+`<think>`, `<tool_call>`) are text like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
 from typing import Any
 
 from ..episode import Message
 
 MARK = "\ue000{}\ue001"  # private-use characters: in no template and no vocabulary of words
+ANCHOR = "\ue000"  # nothing merges with it, so what follows is tokenized as in the middle of a text
+THOUGHT = re.compile(r"</?think\w*>")  # the assistant's own words, also where a template opens them
+CLOCK = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
 
 
 class TemplateError(ValueError):
     """The tokenizer's chat template cannot carry a multi-turn conversation. The message says what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A conversation as the template shows it.
+
+    Attributes:
+        text: all of it.
+        spans: where in it each message's content stands, (start, end) by message.
+        before: where the frame before each content begins: the end of the content before it.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    before: tuple[int, ...]
+
+
 class ChatFormat:
-    """Renders prompts and suffixes as ids.
+    """Renders prompts, suffixes and written conversations as ids.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
+        stop_ids: further tokens that end a reply, as the model's generation config names them.
+        today: the day that templates which write a date are given; default: the day this is made.
+
+    Attributes:
+        control_ids: the tokens that no text may become.
+        end_id: the token with which a finished reply ends.
+        stop_ids: all tokens that end a reply: `end_id`, the tokenizer's end of sequence, and `stop_ids`.
 
     Raises:
-        TemplateError: no template, or one that does not close an assistant's turn with a token of its own.
+        TemplateError: no template, one that does not close an assistant's turn with a token of its
+            own, or one that does not show messages as they are.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, *, stop_ids: Collection[int] = (), today: date | None = None
+    ) -> None:
+        self.tokenizer, self.today = tokenizer, today or date.today()
         if not getattr(tokenizer, "chat_template", None):
             raise TemplateError(
                 "the tokenizer has no chat template, so it is unknown how a conversation becomes tokens. Use a chat or "
                 "instruct model, or set one: Policy.from_pretrained(..., chat_template=turnwise.CHATML) for a model that "
                 "you will fine-tune first."
             )
-        self._added: dict[str, int] = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
-        self.control_ids = frozenset(self._added.values())
+        self._begins: dict[tuple[str, str, bool, bool], int] = {}
+        added = tokenizer.added_tokens_decoder
+        special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
         self._system = self._system_style()
-        probe = self._render([Message("user", MARK.format(0)), Message("assistant", MARK.format(1))], generate=False)
-        closing = self._after(probe, MARK.format(1))
-        ids = self._encode(closing)
-        if not ids or ids[0] not in self.control_ids:
-            raise TemplateError(
-                f"the chat template closes a reply with {closing[:40]!r}, which is no token of its own, so the policy cannot "
-                "say that it is done. Use a template whose assistant turns end in a special token."
-            )
-        self.end_id: int = ids[0]
-        self._end_text = next(text for text, token_id in self._added.items() if token_id == self.end_id)
+        frame = self._frame_text()
+        self._controls = {
+            token.content: i
+            for i, token in added.items()
+            if i in special
+            or (token.content in frame and token.content.strip() and not THOUGHT.fullmatch(token.content))
+        }
+        self._normalizes = any(added[i].normalized for i in self._controls.values())
+        self.control_ids = frozenset({*self._controls.values(), *special})
+        self._closing, self._last_closing = self._closings()
+        closing = self._encode(self._closing)
+        last = self._encode(self._last_closing)
+        self._closing_ids: list[int] = closing
+        self.end_id: int = (closing if last[: len(closing)] == closing else last)[-1]
+        eos = tokenizer.eos_token_id
+        self.stop_ids = frozenset({self.end_id, *stop_ids, *([] if eos is None else [eos])})
+        self._closes = {i for i in self.stop_ids if i == closing[-1] or self._shows(i)}
+        self._ends = self.stop_ids | self.control_ids.intersection([*closing, *last])
+        self._header = self._channel()
+        said = [Message("user", "x"), Message("assistant", "y")]
+        self.conversation([*said, *said])  # what cannot be laid out is refused now
 
     # What the template makes of messages, as text.
 
     def _system_style(self) -> str:
-        """How the template takes a system prompt: "own" (as a message) or "first" (within the first user turn)."""
+        """Finds how the template takes a system prompt: "own" (as a message) or "first" (within the first user turn)."""
+        messages = [{"role": "system", "content": MARK.format(9)}, {"role": "user", "content": "x"}]
         try:
-            text = self._template([{"role": "system", "content": MARK.format(9)}, {"role": "user", "content": "x"}], True, None)
+            text = self._template(messages, True, None)
         except Exception:  # templates refuse by raise_exception, which is jinja's TemplateError or anything else
             return "first"
         return "own" if MARK.format(9) in text else "first"
 
-    def _template(self, messages: list[dict[str, str]], generate: bool, tools: Sequence[Mapping[str, Any]] | None) -> str:
+    def _template(
+        self, messages: list[dict[str, str]], generate: bool, tools: Sequence[Mapping[str, Any]] | None
+    ) -> str:
+        # A tool's result implies tools, and with them the template that is made for tools, if there are several.
+        uses_tools = bool(tools) or any(m["role"] == "tool" for m in messages)
+        source = self.tokenizer.get_chat_template(tools=[] if uses_tools else None)
         return self.tokenizer.apply_chat_template(
             messages,
+            chat_template=_dated(source, self.today),
             tools=[self._defused(tool) for tool in tools] if tools else None,
             tokenize=False,
             add_generation_prompt=generate,
@@ -78,11 +137,13 @@ class ChatFormat:
         if isinstance(value, (list, tuple)):
             return [self._defused(v) for v in value]
         if isinstance(value, str):
-            for token in filter(None, self._added):
+            for token in filter(None, self._controls):
                 value = value.replace(token, f"{token[0]} {token[1:]}")
         return value
 
-    def _render(self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+    def _render(
+        self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
         plain = [{"role": m.role, "content": m.content} for m in messages]
         if self._system == "first" and plain and plain[0]["role"] == "system":
             system = plain.pop(0)["content"]
@@ -99,140 +160,354 @@ class ChatFormat:
                 "If it has no tool role, let the environment say role 'user'."
             ) from error
 
-    def _after(self, text: str, mark: str) -> str:
-        if text.count(mark) != 1:
+    def _marked(
+        self,
+        messages: Sequence[Message],
+        generate: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        real: int | None = None,
+    ) -> tuple[list[int], list[str]]:
+        """Renders messages with a mark in place of each content, but for the content of message `real`.
+
+        Returns:
+            the messages in the order in which the template shows them, and the pieces of text before,
+            between and after them.
+        """
+        marks = [MARK.format(i + 10) for i in range(len(messages))]
+        shown = [
+            m if i == real else Message(m.role, mark)
+            for i, (m, mark) in enumerate(zip(messages, marks, strict=True))
+        ]
+        text = self._render(shown, generate=generate, tools=tools)
+        for i, (message, mark) in enumerate(zip(messages, marks, strict=True)):
+            if i != real and text.count(mark) != 1:
+                what = "a reply" if message.role == "assistant" else f"a {message.role} message"
+                raise TemplateError(
+                    f"the chat template shows {what} {text.count(mark)} times instead of once, so its history cannot be appended to"
+                )
+        order = sorted((i for i in range(len(marks)) if i != real), key=lambda i: text.index(marks[i]))
+        pieces = []
+        for i in order:
+            piece, text = text.split(marks[i], 1)
+            pieces.append(piece)
+        return order, [*pieces, text]
+
+    def _rendered(
+        self, messages: Sequence[Message], generate: bool, tools: Sequence[Mapping[str, Any]] | None
+    ) -> _Rendered:
+        """Renders messages and finds where each content stands, however the template trims or rewrites it.
+
+        Raises:
+            TemplateError: what the template makes of a message depends on the words of another one.
+        """
+        text = self._render(messages, generate=generate, tools=tools)
+        order, frames = self._marked(messages, generate, tools)
+        contents = [messages[i].content for i in order]
+        if text != "".join(f + c for f, c in zip(frames, [*contents, ""], strict=True)):
+            frames, contents = self._rewritten(messages, generate, tools, order, frames)
+            if text != "".join(f + c for f, c in zip(frames, [*contents, ""], strict=True)):
+                raise TemplateError(
+                    "the chat template shows a message otherwise depending on the words of another one"
+                )
+        spans, before, at = [(0, 0)] * len(order), [0] * len(order), 0
+        for i, frame, content in zip(order, frames, contents, strict=False):
+            start = at + len(frame)
+            spans[i], before[i], at = (start, start + len(content)), at, start + len(content)
+        return _Rendered(text, tuple(spans), tuple(before))
+
+    def _rewritten(
+        self,
+        messages: Sequence[Message],
+        generate: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        order: list[int],
+        frames: list[str],
+    ) -> tuple[list[str], list[str]]:
+        """Frames and contents where the template trims or rewrites some content: each is rendered among marks of the others."""
+        shown, contents = list(frames), []
+        for place, i in enumerate(order):
+            piece, left, right = self._marked(messages, generate, tools, i)[1][place], frames[place], frames[place + 1]
+            head = len(os.path.commonprefix([piece, left]))
+            rest = piece[head:]
+            tail = len(os.path.commonprefix([rest[::-1], right[::-1]]))
+            contents.append(rest[: len(rest) - tail])
+            if head < len(left):
+                shown[place] = left[:head]
+            if tail < len(right):
+                shown[place + 1] = right[len(right) - tail :]
+        return shown, contents
+
+    # The template's own frame.
+
+    def _frame_text(self) -> str:
+        """What the template puts around messages, and none of what it lets the assistant say."""
+        said = [Message("user", "x"), Message("assistant", "x"), Message("user", "x")]
+        pieces: list[str] = []
+        for opening in ([Message("system", "x")], []) if self._system == "own" else ([],):
+            _, frames = self._marked([*opening, *said], True, None)
+            written = self._marked([*opening, *said[:2]], False, None)[1][len(opening) + 1]
+            asked, written_again = frames[-1], frames[-3]
+            pieces += [*frames[:-3], frames[-2], os.path.commonprefix([asked, written, written_again])]
+            if opening:
+                continue
+            with contextlib.suppress(TemplateError):  # no tool role
+                *_, opens, closes = self._marked([*said, said[1], Message("tool", "x")], True, None)[1]
+                pieces += [opens, closes.removesuffix(os.path.commonprefix([closes[::-1], asked[::-1]])[::-1])]
+        return "\n".join(pieces)
+
+    def _closings(self) -> tuple[str, str]:
+        """What the template writes after a reply that something follows, and after the last one of a finished conversation.
+
+        Both end with a control token: after it the policy has nothing more to say.
+        """
+        said = [Message("user", "x"), Message("assistant", "x"), Message("user", "x")]
+        middle = self._marked(said, True, None)[1][2]
+        end = self._marked(said[:2], False, None)[1][2]
+        last = end[: self._last_control(end)]
+        if not last or not any(end.startswith(token) for token in filter(None, self._controls)):
             raise TemplateError(
-                f"the chat template shows a reply {text.count(mark)} times instead of once, so its history cannot be appended to"
+                f"the chat template closes a reply with {(end or middle)[:40]!r}, which is no token of its own, so the policy "
+                "cannot say that it is done. Use a template whose assistant turns end in a special token."
             )
-        return text.split(mark)[1]
+        both = os.path.commonprefix([end, middle])
+        if self._last_control(both):
+            return both[: self._last_control(both)], last
+        first = max((t for t in self._controls if t and middle.startswith(t)), key=len, default="")
+        if not first:
+            raise TemplateError(
+                f"the chat template closes the last reply with {last!r} and an earlier one with {middle[:40]!r}, "
+                "which is no token of its own"
+            )
+        return first, last
+
+    def _last_control(self, text: str) -> int:
+        """Where the last control token spelled in a text ends; 0 if none is."""
+        return max((text.rindex(t) + len(t) for t in self._controls if t and t in text), default=0)
+
+    def _shows(self, token: int) -> bool:
+        """Whether the template itself ever closes a reply with this token (a call of a tool, perhaps)."""
+        text = self.tokenizer.convert_ids_to_tokens(token)
+        source = self.tokenizer.chat_template
+        sources = list(source.values()) if isinstance(source, dict) else [source]
+        return self._last_closing.startswith(text) or any(text in source for source in sources)
+
+    def _channel(self) -> list[int]:
+        """Ids that stand before the words for the other side where replies have channels; none elsewhere."""
+        said = [Message("user", "x"), Message("assistant", "y")]
+        whole = self._rendered(said, False, None)
+        header = whole.text[self._reply_begins(said, whole, 1, None) : whole.spans[1][0]]
+        ids = self._encode(header)
+        return ids if ids and ids[0] in self.control_ids else []
 
     # Ids.
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of text that must stay text: no control token is among them, whatever it spells."""
         if not text:
             return []
-        ids = self._encode(text)
-        if self.control_ids.isdisjoint(ids):
-            return ids
-        # Cut inside every spelled-out control token, so that no piece holds a whole one.
-        pieces = [text]
-        for token in sorted(filter(None, self._added), key=len, reverse=True):
-            cut: list[str] = []
-            for piece in pieces:
-                parts = piece.split(token)
-                for i, part in enumerate(parts):
-                    if i:
-                        cut[-1] += token[:1]
-                        part = token[1:] + part
-                    cut.append(part)
-            pieces = cut
-        ids = [i for piece in pieces for i in self._encode(piece)]
-        if not self.control_ids.isdisjoint(ids):  # one character that is a control token, or a tokenizer that normalises first
-            ids = [i for character in text for i in self._encode(character) if i not in self.control_ids]
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text is not valid Unicode: character {error.start + 1} is half a surrogate pair, U+{ord(text[error.start]):04X}"
+            ) from error
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _continue(self, text: str) -> list[int]:
+        """Ids of a piece as the tokenizer would give them in the middle of a text (no space that some put before every piece)."""
+        anchor, ids = self._encode(ANCHOR), self._encode(ANCHOR + text)
+        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode(text)
+
+    def _tokenize(self, text: str, contents: Sequence[tuple[int, int]], start: int = 0, end: int | None = None) -> list[int]:
+        """Ids of text[start:end], in which what stands in `contents` becomes no control token."""
+        end = len(text) if end is None else end
+        spans = [(max(a, start), min(b, end)) for a, b in contents if a < end and b > start]
+        cuts = {at + 1 for a, b in spans for token in self._controls for at in _places(text, token, a, b)}
+        ids = self._pieces(text, sorted(cut for cut in cuts if start < cut < end), start, end)
+        if cuts or (self._normalizes and spans):
+            bounds = [start, *(at for span in spans for at in span), end]
+            frames = [self._encode(text[a:b]) for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
+            allowed = [i for frame in frames for i in frame if i in self.control_ids]
+            if [i for i in ids if i in self.control_ids] != allowed:
+                # A tokenizer that rewrites text before it looks for tokens: character by character.
+                ids = []
+                for k, frame in enumerate(frames):
+                    ids += frame
+                    if k < len(spans):
+                        ids += [i for c in text[slice(*spans[k])] for i in self._character(c)]
         return ids
 
-    def _ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, cut_at: str | None) -> list[int]:
-        """Renders messages (all of it, or what follows `cut_at`) and tokenizes it, contents as mere text.
+    def _pieces(self, text: str, cuts: Sequence[int], start: int, end: int) -> list[int]:
+        bounds = [start, *cuts, end]
+        first, *others = [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        return self._encode(first) + [i for piece in others for i in self._continue(piece)]
 
-        Usually that is the tokenizer's own reading of the rendered text. Only where a content spells a control token is it
-        tokenized piece by piece; a template's own tokens are then told from the content's by marks.
+    def _character(self, character: str) -> list[int]:
+        ids = self._continue(character)
+        if self.control_ids.isdisjoint(ids):
+            return ids
+        return self._continue("\ufffd")  # a character that is a control token by itself
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of text that must stay text: no control token is among them, whatever it spells.
+
+        Raises:
+            ValueError: text that is not valid Unicode.
         """
+        return self._tokenize(text, [(0, len(text))])
 
-        def part(contents: Sequence[str]) -> str:
-            shown = [Message(m.role, c) for m, c in zip(messages, contents, strict=True)]
-            text = self._render(shown, generate=True, tools=tools)
-            # The first occurrence is ours: what comes after it may spell the mark too.
-            return text.split(cut_at, 1)[1].removeprefix(self._end_text) if cut_at else text
-
-        plain = [m.content for m in messages]
-        first = plain.index(cut_at) + 1 if cut_at else 0
-        if not any(token in content for content in plain[first:] for token in self._added if token):
-            return self._encode(part(plain))
-        ids: list[int] = []
-        marks = [MARK.format(i + 10) for i in range(first, len(plain))]
-        rest = part([*plain[:first], *marks])
-        for mark, content in zip(marks, plain[first:], strict=True):
-            before, found, rest = rest.partition(mark)
-            if not found:
-                raise TemplateError("the chat template rewrites or drops a message, so a control token in it cannot be escaped")
-            ids += self._encode(before) + self.encode_text(content)
-        return ids + self._encode(rest)
+    def _spells(self, text: str) -> bool:
+        return self._normalizes or any(token in text for token in self._controls if token)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """Ids of a conversation up to where the assistant speaks next."""
-        return self._ids(messages, tools, None)
+        """Ids of a conversation up to where the assistant speaks next.
 
-    def suffix(self, observation: Message) -> list[int]:
-        """Ids between the end token of one reply and the first token of the next: the observation and its frame."""
+        Raises:
+            TemplateError: the template refuses the conversation.
+            ValueError: text that is not valid Unicode.
+        """
+        if not any(self._spells(m.content) for m in messages):
+            return self._encode(self._render(messages, generate=True, tools=tools))
+        whole = self._rendered(messages, True, tools)
+        return self._tokenize(whole.text, sorted(whole.spans))
+
+    def suffix(self, observation: Message, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """Ids between the end token of one reply and the first token of the next: the observation and its frame.
+
+        Args:
+            tools: those that the conversation began with; templates may look at them again.
+        """
         mark = MARK.format(5)
-        return self._ids([Message("user", "x"), Message("assistant", mark), observation], None, mark)
+        said = [Message("user", "x"), Message("assistant", mark), observation]
+        if self._spells(observation.content):
+            whole = self._rendered(said, True, tools)
+            text, spans, start = whole.text, sorted(whole.spans), whole.spans[1][1]
+        else:
+            text, spans = self._render(said, generate=True, tools=tools), []
+            start = text.find(mark) + len(mark)  # the first is ours: what comes after it may spell the mark too
+        if not text.startswith(self._closing, start):
+            raise TemplateError(
+                f"the chat template closes a reply before a {observation.role} message with "
+                f"{text[start:start + 40]!r}, and else with {self._closing!r}"
+            )
+        # The end token is tokenized along, since some take what follows it with them, and then left out.
+        return self._tokenize(text, spans, start + self._closing_start(self._closing))[1:]
+
+    def _closing_start(self, closing: str) -> int:
+        """Where in a closing its last token begins."""
+        return max(closing.rindex(t) for t in self._controls if t and closing.endswith(t))
 
     def reply(self, text: str) -> list[int]:
-        """Ids of a reply that was not sampled (a demonstration), its end token included."""
-        return [*self.encode_text(text), self.end_id]
+        """Ids of a reply that was not sampled, alone: its text as text, and how the template closes one that something follows."""
+        return [*self.encode_text(text), *self._closing_ids]
+
+    def close(self, ids: Sequence[int]) -> list[int]:
+        """Ids that close a sampled reply which did not close itself, because it was cut; none if it did."""
+        return [] if ids and ids[-1] in self._closes else list(self._closing_ids)
 
     def text(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """A sampled reply as text, without the end token."""
+        """A sampled reply as text, without the end token and without what stands before its last channel's words."""
         ids = list(ids)
-        if ids and ids[-1] in self.stop_ids:
-            ids = ids[:-1]
-        return self.tokenizer.decode(ids, skip_special_tokens=not special)
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a reply: the template's end token, and the tokenizer's end of sequence."""
-        eos = self.tokenizer.eos_token_id
-        return frozenset({self.end_id} | ({eos} if eos is not None else set()))
+        while ids and ids[-1] in self._ends:
+            ids.pop()
+        size = len(self._header)
+        starts = [i for i in range(len(ids) - size + 1) if ids[i : i + size] == self._header] if size else []
+        if starts:
+            ids = ids[starts[-1] + size :]
+        return self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
     def conversation(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[tuple[list[int], list[int]]]:
-        """A whole written conversation as (prompt ids, reply ids) per turn, laid out just as a sampled one.
+        """A whole written conversation as (prompt ids, reply ids) per turn.
 
-        Messages after the last reply are left out.
+        Together they are the tokenizer's own ids of what the template makes of the whole, up to the
+        token that closes the last reply; messages after that are left out.
 
         Raises:
-            ValueError: the roles do not alternate, or no assistant speaks.
+            ValueError: the roles do not alternate, no assistant speaks, or text that is not valid Unicode.
+            TemplateError: the template refuses the conversation, or does not show it in order.
         """
-        turns: list[tuple[list[int], list[int]]] = []
-        opening: list[Message] = []
-        heard: Message | None = None
-        for message in messages:
-            if message.role != "assistant":
-                if turns and (heard is not None or message.role == "system"):
-                    raise ValueError(
-                        f"a {message.role} message follows another one; roles must alternate after the first reply"
-                    )
-                if turns:
-                    heard = message
-                else:
-                    opening.append(message)
-                continue
-            if not turns:
-                if not any(m.role in ("user", "tool") for m in opening):
-                    raise ValueError("the assistant speaks before anybody else")
-                turns.append((self.prompt(opening, tools), self.reply(message.content)))
-            elif heard is None:
-                raise ValueError("two assistant messages follow each other")
-            else:
-                turns.append((self.suffix(heard), self.reply(message.content)))
-                heard = None
-        if not turns:
+        replies = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        if not replies:
             raise ValueError("no assistant message in the conversation")
+        messages = list(messages)[: replies[-1] + 1]
+        _check_roles(messages)
+        whole = self._rendered(messages, False, tools)
+        text, contents = whole.text, sorted(whole.spans)
+        turns: list[tuple[list[int], list[int]]] = []
+        start = overlap = 0  # each turn but the first is read from the token that closed the reply before it
+        for i in replies:
+            closing = self._last_closing if i == replies[-1] else self._closing
+            end = whole.spans[i][1]
+            if end < start or not text.startswith(closing, end):
+                raise TemplateError(
+                    f"the chat template closes reply {len(turns) + 1} of {len(replies)} with {text[end:end + 40]!r} instead of {closing!r}"
+                )
+            end += len(closing)
+            begin = self._reply_begins(messages, whole, i, tools)
+            ids = self._tokenize(text, contents, start, end)
+            prompt = os.path.commonprefix([ids, self._tokenize(text, contents, start, begin)])
+            turns.append((ids[overlap : len(prompt)], ids[len(prompt) :]))
+            start, overlap = end - len(closing) + self._closing_start(closing), 1
+        if [i for turn in turns for part in turn for i in part] != self._tokenize(text, contents, 0, end):
+            raise TemplateError(
+                "the tokenizer reads the conversation otherwise in one piece than turn by turn: "
+                "its end token takes text before it along"
+            )
         return turns
+
+    def _reply_begins(
+        self, messages: Sequence[Message], whole: _Rendered, i: int, tools: Sequence[Mapping[str, Any]] | None
+    ) -> int:
+        """Where in the whole what the assistant must say itself begins: after as much of the frame as a prompt would hold."""
+        frame = whole.text[whole.before[i] : whole.spans[i][0]]
+        key = (frame, messages[i - 1].role, bool(tools), i > 1)
+        if key not in self._begins:
+            _, pieces = self._marked(messages[:i], True, tools)
+            self._begins[key] = len(os.path.commonprefix([frame, pieces[-1]]))
+        return whole.before[i] + self._begins[key]
 
     def drift(
         self, messages: Sequence[Message], context: Sequence[int], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> bool:
-        """Whether the template, given the whole conversation anew, would render other ids than those trained on.
+        """Whether the tokenizer, given the template's rendering of the whole conversation, has other ids than those trained on.
 
-        It happens with templates that trim or rewrite history, and where a sampled reply would be tokenized otherwise.
+        It happens with templates that trim or rewrite history, where a sampled reply would be
+        tokenized otherwise, and where a message spells a control token.
         """
-        return list(context) != self.prompt(messages, tools)
+        return list(context) != self._encode(self._render(messages, generate=True, tools=tools))
+
+
+@lru_cache(maxsize=64)
+def _dated(template: str, today: date) -> str:
+    """Answers a template's requests for the present time with one day: prompts must not change at midnight."""
+    return CLOCK.sub(lambda call: repr(today.strftime(call[1] or call[2] or "")), template)
+
+
+def _places(text: str, token: str, start: int, end: int) -> list[int]:
+    """Where a token is spelled so that at least one of its characters stands in text[start:end]."""
+    found: list[int] = []
+    at = text.find(token, max(0, start - len(token) + 1)) if token else -1
+    while 0 <= at < end:
+        found.append(at)
+        at = text.find(token, at + 1)
+    return found
+
+
+def _check_roles(messages: Sequence[Message]) -> None:
+    """Refuses what no chat that alternates could have brought forth."""
+    before: Message | None = None
+    replied = False
+    for message in messages:
+        if message.role == "assistant":
+            if before is None or (not replied and before.role == "system"):
+                raise ValueError("the assistant speaks before anybody else")
+            if before.role == "assistant":
+                raise ValueError("two assistant messages follow each other")
+            replied = True
+        elif replied and (message.role == "system" or (before and before.role != "assistant")):
+            raise ValueError(f"a {message.role} message follows another one; roles must alternate after the first reply")
+        before = message
 
 
 CHATML = (
