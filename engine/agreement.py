@@ -19,14 +19,13 @@ value seen.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .feedback import Comparison
-from .preferences import opinion
+from .preferences import opinions
 
 Level = Literal["nominal", "ordinal", "interval"]
 Units = Sequence[Mapping[str, Any]]
@@ -118,9 +117,7 @@ def comparison_units(comparisons: Iterable[Comparison]) -> list[dict[str, str]]:
     """
     units: dict[tuple[str, str, str, str], dict[str, str]] = {}
     for comparison in comparisons:
-        for first, second in combinations(sorted(e for tier in comparison.ranking for e in tier), 2):
-            sure = opinion(comparison, first, second)
-            assert sure is not None
+        for first, second, sure in opinions(comparison):
             said = "tie" if sure == 0.5 else "first" if sure > 0.5 else "second"
             unit = units.setdefault((comparison.group, comparison.aspect, first, second), {})
             unit[comparison.stamp.rater or comparison.stamp.source] = said
