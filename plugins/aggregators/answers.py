@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from scipy.sparse import csc_matrix, identity
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
+from ...engine.agreement import EQUAL, rounded
 from ...engine.feedback import Comparison, Feedback
 from ...engine.preferences import opinions
 from ...engine.reward import Estimate, RaterEstimate, overall
@@ -21,7 +21,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 EXACT = {"maxiter": 2000, "maxfun": 4000, "maxls": 50, "gtol": 1e-7, "ftol": 1e-13}  # when L-BFGS may stop
 COLUMNS = 128  # of an inverse that are made at once
-EQUAL = 1e-6  # scores that differ by no more are the same up to rounding
 
 
 def rater(answer: Feedback | Comparison) -> str:
@@ -29,17 +28,12 @@ def rater(answer: Feedback | Comparison) -> str:
 
 
 def scores(answers: Iterable[Feedback | Comparison]) -> list[tuple[str, str, float]]:
-    """(episode, rater, number) of every answer that gives an episode one. Numbers that are equal up to rounding are made equal: means of
-    aspects, and float32 beside float64, differ in their last bits."""
+    """(episode, rater, number) of every answer that gives an episode one; numbers that are equal up to rounding are made equal."""
     found = []
     for answer in answers:
         if isinstance(answer, Feedback) and (number := overall(answer)) is not None:
             found.append((answer.episode, rater(answer), number))
-    same: dict[float, float] = {}
-    begin = -math.inf
-    for number in sorted({number for *_, number in found}):
-        begin = begin if number - begin <= EQUAL else number
-        same[number] = begin
+    same = rounded(number for *_, number in found)
     return [(episode, by, same[number]) for episode, by, number in found]
 
 
