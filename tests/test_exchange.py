@@ -599,6 +599,17 @@ def test_comments_are_not_answers(tmp_path: Path) -> None:
     assert told(said) == ("u", "a", 1.0, {}), "where nothing else is answered, a question may be called so"
 
 
+def test_who_has_the_number_0_and_who_said_nothing(tmp_path: Path) -> None:
+    flat = {"prompt": "x", "response_1": "a", "response_2": "b"}
+    answers = {"q.responses": ["left", None], "q.responses.users": [0, 1], "q.responses.status": ["submitted"] * 2}
+    [said] = read_records(written([flat | answers], tmp_path / "a.jsonl"))
+    assert told(said) == ("0", [["a"], ["b"]])
+    [pair] = read_records(written([PAIR | {"rater": 0}], tmp_path / "b.jsonl"))
+    assert pair.rater == "0"
+    [nobody] = read_records(written([PAIR | {"rater": ""}], tmp_path / "c.jsonl"))
+    assert nobody.rater == "imported"
+
+
 def test_results_without_a_value_are_kept_in_the_details(tmp_path: Path) -> None:
     judged = task({"selected": "left"}, prompt="x", answer1="a", answer2="b")
     judged["annotations"][0]["result"].append({"type": "relation", "from_id": "p", "to_id": "q", "direction": "right"})

@@ -94,7 +94,8 @@ def _row(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked | Scor
     else:
         hint = " (of Label Studio export JSON, not JSON-MIN)" if "annotation_id" in record else ""
         raise PreferenceError(f"{where} is of no known format{hint}: it has {', '.join(map(str, record))}; known are {KNOWN}")
-    system, tools, rater = record.get("system"), schemas(record.get("tools"), where), str(record.get("rater") or IMPORTED)
+    rater = IMPORTED if record.get("rater") in (None, "") else str(record["rater"])  # 0 is somebody
+    system, tools = record.get("system"), schemas(record.get("tools"), where)
     if isinstance(said, Ranked):
         talks = tuple(told_to(talk, system, where) for talk in said.talks)
         return dataclasses.replace(said, talks=talks, tools=tools, rater=rater)

@@ -318,7 +318,7 @@ def argilla(record: Mapping[str, Any], where: str, questions: Questions, unread:
                         "with records.to_list(flatten=True) to have it",
                         stacklevel=2,
                     )
-                if _status(each.get("status", "submitted")) == "submitted":
+                if each["value"] is not None and _status(each.get("status", "submitted")) == "submitted":
                     answers.setdefault(str(each.get("user_id")), {})[question] = each["value"], ""
     else:
         own = ("id", "_server_id", "status", "inserted_at", "updated_at", "external_id", "score")
@@ -330,7 +330,7 @@ def argilla(record: Mapping[str, Any], where: str, questions: Questions, unread:
             if not all(isinstance(c, Sequence) and len(c) == len(columns[0]) for c in columns):
                 raise PreferenceError(f"{where}: `{key}`, `{key}.users` and `{key}.status` must be lists of one length")
             for value, user, status in zip(*columns, strict=True):
-                if _status(status) == "submitted":
+                if value is not None and _status(status) == "submitted":
                     answers.setdefault(str(user), {})[key.removesuffix(".responses")] = value, ""
     if answers:
         form = Form(fields, where, unread)
@@ -376,7 +376,7 @@ def label_studio(record: Mapping[str, Any], where: str, questions: Questions, un
                 said = {"several": [answers[question][0], said]}
             answers[question] = said, str(result.get("to_name", ""))
         by = annotation.get("completed_by")
-        rater = by.get("email") or by.get("id") if isinstance(by, Mapping) else by
+        rater = (by["email"] if by.get("email") else by.get("id")) if isinstance(by, Mapping) else by
         form = form or Form(record["data"], where, unread)
         yield questions.hear(form, str(rater), answers)
 

@@ -205,11 +205,11 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
             raise PreferenceError(f"{where} is no record but {type(record).__name__}")
         split = record.get("messages") is None and "prompt" in record and "completion" in record
         keys = ("prompt", "completion") if split else ("messages",)
-        check_keys(record, (*keys, "system", "tools"), where, unread)
         if not any(holds(record.get(key)) for key in keys):
             raise PreferenceError(
                 f"{where}: no conversation under `messages` (or `prompt` and `completion`); it has {', '.join(map(str, record))}"
             )
+        check_keys(record, (*keys, "system", "tools"), where, unread)
         said: list[Message] = []
         trained: list[bool] = []
         for key in keys:
