@@ -196,21 +196,12 @@ def _folder(path: Path) -> Iterator[tuple[str, Any]]:
         raise PreferenceError(f"{path} is damaged after row {number}: {error}") from error
 
 
-# What is part of a conversation, or of how it is to be learned, and has no place in ours: passing it over would make another conversation.
-MARKS = ("weight", "train", "training")  # of a reply that is trained on or not: OpenAI's and Mistral's; axolotl's
+# What is part of a conversation, or of how it is to be learned, and has no place in ours: without it, it
+# would be another conversation.
+MARKS = ("weight", "train", "training")  # whether a reply is trained on: OpenAI's and Mistral's; axolotl's
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-_SAID = (
-    "tool_calls",
-    "function_call",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "refusal",
-    "weight",
-    "train",
-    "training",
-    *_MEDIA,
-)
+_THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
+_SAID = ("tool_calls", "function_call", "refusal", "train_detail", *_THOUGHTS, *MARKS, *_MEDIA)
 _TOLD = (
     "history",
     "conversation",
