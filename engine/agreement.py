@@ -18,28 +18,33 @@ value seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import combinations
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .feedback import Comparison
-from .preferences import opinion
+from .preferences import opinions
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 Level = Literal["nominal", "ordinal", "interval"]
 Units = Sequence[Mapping[str, Any]]
+EQUAL = 1e-6  # numbers that differ by no more are the same up to rounding
 
 
 def percent_agreement(units: Units) -> float | None:
     """The chance that two raters of one unit say the same, every unit counting once; None where no unit has two raters."""
     count = _counts(units)[0]
-    size = count.sum(1)
-    count, size = count[size > 1], size[size > 1]
-    if not len(size):
+    size = _of_units(count)
+    several = size > 1
+    if not several.any():
         return None
-    return float(((count * (count - 1)).sum(1) / (size * (size - 1))).mean())
+    agreed = (_of_units(count.power(2)) - size)[several]
+    return float((agreed / (size * (size - 1))[several]).mean())
 
 
 def krippendorff_alpha(units: Units, level: Level = "nominal") -> float | None:
@@ -54,7 +59,7 @@ def krippendorff_alpha(units: Units, level: Level = "nominal") -> float | None:
         ValueError: an unknown level, or values that are no numbers where numbers are needed.
     """
     count, place = _paired(units, level)
-    return _optional(_alphas(count, place, level, np.ones((1, len(count))))[0])
+    return _optional(_alphas(count, place, level, np.ones((1, count.shape[0])))[0])
 
 
 def alpha_interval(
@@ -81,7 +86,7 @@ def alpha_interval(
     if not 0 < confidence < 1 or samples < 1:
         raise ValueError(f"need confidence between 0 and 1 and at least one sample, got {confidence} and {samples}")
     count, place = _paired(units, level)
-    if not len(count):
+    if not count.shape[0]:
         return None
     whole = list(range(len(units))) if clusters is None else clusters
     kept = [c for c, unit in zip(whole, units, strict=True) if len(unit) > 1]
@@ -104,7 +109,7 @@ def gwet_ac1(units: Units) -> float | None:
     count = _counts(units)[0]
     if agreed is None or count.shape[1] < 2:
         return None
-    share = (count / count.sum(1, keepdims=True)).mean(0)
+    share = (1 / _of_units(count)) @ count / count.shape[0]
     chance = float((share * (1 - share)).sum()) / (count.shape[1] - 1)
     return (agreed - chance) / (1 - chance)
 
@@ -118,32 +123,56 @@ def comparison_units(comparisons: Iterable[Comparison]) -> list[dict[str, str]]:
     """
     units: dict[tuple[str, str, str, str], dict[str, str]] = {}
     for comparison in comparisons:
-        for first, second in combinations(sorted(e for tier in comparison.ranking for e in tier), 2):
-            sure = opinion(comparison, first, second)
-            assert sure is not None
+        for first, second, sure in opinions(comparison):
             said = "tie" if sure == 0.5 else "first" if sure > 0.5 else "second"
             unit = units.setdefault((comparison.group, comparison.aspect, first, second), {})
             unit[comparison.stamp.rater or comparison.stamp.source] = said
     return list(units.values())
 
 
-def _counts(units: Units) -> tuple[NDArray[np.float64], list[Hashable]]:
-    """[units, values] how many raters gave each value, for units that anybody rated; and the values, in order."""
+def rounded(values: Iterable[float]) -> dict[float, float]:
+    """Numbers to the least of those that they equal up to rounding (1e-6): means of aspects, and float32 beside float64, differ in
+    their last bits."""
+    same: dict[float, float] = {}
+    least = -math.inf
+    for value in sorted(set(values)):
+        least = least if value - least <= EQUAL else value
+        same[value] = least
+    return same
+
+
+def _counts(units: Units) -> tuple[csr_matrix, list[Hashable]]:
+    """[units, values] how many raters gave each value, for units that anybody rated; and the values, in order. Numbers that are equal up
+    to rounding are one value.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+    from scipy.sparse import csr_matrix  # here, since the command line loads this file before it knows what is asked
+
     seen = {value for unit in units for value in unit.values()}
+    reals = {value for value in seen if isinstance(value, (float, np.floating))}
+    if odd := [value for value in reals if not math.isfinite(value)]:
+        raise ValueError(f"{odd[0]} is no rating: leave out raters who gave none")
+    same = rounded(float(value) for value in seen if isinstance(value, (int, float, np.number))) if reals else {}
+    values: list[Any]
     try:
-        values = sorted(seen)
+        values = sorted({same.get(value, value) for value in seen})
     except TypeError:  # labels of several kinds; their order does not matter then
-        values = sorted(seen, key=repr)
+        values = sorted({same.get(value, value) for value in seen}, key=repr)
     place = {value: k for k, value in enumerate(values)}
     rated = [unit for unit in units if unit]
-    count = np.zeros((len(rated), len(values)))
-    for u, unit in enumerate(rated):
-        for value in unit.values():
-            count[u, place[value]] += 1
-    return count, values
+    row = [u for u, unit in enumerate(rated) for _ in unit]
+    column = [place[same.get(value, value)] for unit in rated for value in unit.values()]
+    return csr_matrix((np.ones(len(row)), (row, column)), (len(rated), len(values))), values
 
 
-def _paired(units: Units, level: Level) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _of_units(count: csr_matrix) -> NDArray[np.float64]:
+    """[units] the sum over the values."""
+    return np.asarray(count.sum(1), dtype=np.float64).ravel()
+
+
+def _paired(units: Units, level: Level) -> tuple[csr_matrix, NDArray[np.float64]]:
     """The counts of units that two rated, and where each value stands on the scale."""
     if level not in ("nominal", "ordinal", "interval"):
         raise ValueError(f"level must be 'nominal', 'ordinal' or 'interval', got {level!r}")
@@ -155,26 +184,25 @@ def _paired(units: Units, level: Level) -> tuple[NDArray[np.float64], NDArray[np
     return count, np.array(values, dtype=float)
 
 
-def _alphas(
-    count: NDArray[np.float64], place: NDArray[np.float64], level: Level, times: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _alphas(count: csr_matrix, place: NDArray[np.float64], level: Level, times: NDArray[np.float64]) -> NDArray[np.float64]:
     """[B] alpha when unit u counts times[b, u] times; nan where it is undefined."""
-    size = count.sum(1)
-    common = times @ count  # [B, values]
-    total = common.sum(1)
+    size = _of_units(count)
+    apart = (size**2 - _of_units(count.power(2))) / (size - 1)
     found = np.full(len(times), np.nan)
     for b in range(len(times)):
+        common = times[b] @ count  # [values]
+        total = common.sum()
         if level == "nominal":
-            observed = (size**2 - (count**2).sum(1)) / (size - 1)
-            expected = total[b] ** 2 - (common[b] ** 2).sum()
+            observed = apart
+            expected = total**2 - (common**2).sum()
         else:
-            stands = place - common[b] @ place / max(total[b], 1)  # centred: squares of large numbers would cancel badly
+            stands = place - common @ place / max(total, 1)  # centred: squares of large numbers would cancel badly
             if level == "ordinal":
-                stands = np.cumsum(common[b]) - common[b] / 2 - total[b] / 2
+                stands = np.cumsum(common) - common / 2 - total / 2
             observed = 2 * (size * (count @ stands**2) - (count @ stands) ** 2) / (size - 1)
-            expected = 2 * (total[b] * (common[b] @ stands**2) - (common[b] @ stands) ** 2)
-        if expected > 0 and (common[b] > 0).sum() > 1:
-            found[b] = 1 - (total[b] - 1) * (times[b] @ observed) / expected
+            expected = 2 * (total * (common @ stands**2) - (common @ stands) ** 2)
+        if expected > 0 and (common > 0).sum() > 1:
+            found[b] = 1 - (total - 1) * (times[b] @ observed) / expected
     return found
 
 

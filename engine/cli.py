@@ -92,6 +92,7 @@ def run_(
                     "loss",
                     "comparisons",
                     "rater_agreement",
+                    "source_agreement",
                     "held_out/accuracy",
                     "conversations",
                     "changed",

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.episode import Episode, Message, Turn, derive_id
-from ..engine.exchange.records import messages, rows
+from ..engine.exchange.records import Unread, messages, rows
 from ..engine.preferences import PreferenceError
 from ..engine.suggest import did_you_mean
 
@@ -159,12 +159,13 @@ def read_known_bad(path: Path) -> list[tuple[Message, ...]]:
         PreferenceError: the file cannot be read, or holds something else; the message names the line.
     """
     found = []
+    unread = Unread()
     for where, row in rows(path):
         if not isinstance(row, Mapping) or "messages" not in row:
             raise PreferenceError(
                 f'{where}: needed is {{"messages": [{{"role": ..., "content": ...}}, ...]}}, got {json.dumps(row)[:200]}'
             )
-        talk = messages(row["messages"], where, "messages")
+        talk = messages(row["messages"], where, "messages", unread)
         try:
             _split(talk)
         except ValueError as error:
@@ -172,6 +173,7 @@ def read_known_bad(path: Path) -> list[tuple[Message, ...]]:
         found.append(talk)
     if not found:
         raise PreferenceError(f"{path} holds no conversation")
+    unread.warn(path)
     return found
 
 

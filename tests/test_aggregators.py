@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import random
+import tracemalloc
 from typing import Any
 
 import choix
@@ -18,7 +20,8 @@ from scipy.optimize import approx_fprime
 from scipy.special import expit
 from scipy.stats import kendalltau
 from turnwise import Aggregate, Comparison, Feedback, NoReward, Rewards, Stamp
-from turnwise.plugins.aggregators.answers import Groups, pairs, ranking_weight, scores
+from turnwise.plugins.aggregators import answers
+from turnwise.plugins.aggregators.answers import Inverse, pairs, ranking_weight, scores
 from turnwise.plugins.aggregators.bradley_terry import BradleyTerry
 from turnwise.plugins.aggregators.dawid_skene import DawidSkene
 from turnwise.plugins.aggregators.majority import Majority
@@ -207,6 +210,20 @@ def test_dawid_skene_by_hand() -> None:
         DawidSkene().aggregate([scored("a", k / 100) for k in range(50)])
 
 
+def test_classes_are_equal_up_to_rounding() -> None:
+    """(2, 3, 4) and (4, 3, 2) of 7 points have one mean and two last bits."""
+    points = lambda *p: {f"a{j}": (x - 1) / 6 for j, x in enumerate(p)}  # noqa: E731
+    rated = [points(*p) for p in itertools.product(range(1, 8), repeat=3)]
+    assert len({sum(a.values()) / 3 for a in rated}) > 19, "or there is nothing to see"
+    said = [Feedback(f"e{i}", aspects=a, stamp=Stamp(rater=f"r{i % 3}")) for i, a in enumerate(rated)]
+    assert len({x for _, _, x in scores(said)}) == 19
+    assert len(DawidSkene().aggregate(said).scores) == 343
+    thirds = [Feedback("e", score=1 / 3), Feedback("f", score=float(np.float32(1) / np.float32(3))), Feedback("g", score=0.34)]
+    assert sorted({x for _, _, x in scores(thirds)}) == [1 / 3, 0.34]
+    half = Feedback("g", aspects={"a": 0.7, "b": 0.6, "c": 0.2})  # added up in binary, a little below 1.5
+    assert Majority().aggregate([half]).scores["g"].score == 0.5
+
+
 def test_dawid_skene_finds_who_says_the_opposite() -> None:
     rng = random.Random(3)
     said = []
@@ -350,7 +367,7 @@ def test_groups_do_not_feel_each_other() -> None:
         assert sum(numbers(both)[e] for e in "def") == pytest.approx(0, abs=1e-9)
 
 
-def test_block_matrices() -> None:
+def test_entries_of_an_inverse() -> None:
     rng = np.random.default_rng(0)
     group = np.array([2, 0, 1, 0, 2, 0, 3])
     rows, columns = (
@@ -358,14 +375,46 @@ def test_block_matrices() -> None:
     )
     dense = rng.normal(size=(7, 7)) * (group[:, None] == group)
     dense = dense @ dense.T
-    groups = Groups(group)
-    flat = groups.matrix(rows, columns, dense[rows, columns], 0.5)
+    found = Inverse(rows, columns, dense[rows, columns], 0.5, 7)
     inverse = np.linalg.inv(dense + 0.5 * np.eye(7))
-    assert groups.at(groups.inverse(flat), rows, columns) == pytest.approx(inverse[rows, columns])
-    assert groups.diagonal(flat) == pytest.approx(np.diag(dense) + 0.5)
+    every = np.indices((7, 7)).reshape(2, -1)
+    assert found.at(*every) == pytest.approx(inverse.ravel()), "0 between parts that nothing connects"
+    assert found.diagonal() == pytest.approx(np.diag(inverse))
     x = rng.normal(size=(7, 3))
-    assert groups.times(groups.inverse(flat), x) == pytest.approx(inverse @ x)
-    assert groups.times(flat, x[:, 0]) == pytest.approx((dense + 0.5 * np.eye(7)) @ x[:, 0])
+    assert found.times(x) == pytest.approx(inverse @ x)
+    assert found.times(x[:, 0]) == pytest.approx(inverse @ x[:, 0])
+
+
+def test_more_members_than_columns_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    said = [ranked([f"{a}"], [f"{b}"]) for a, b in rng.integers(0, 12, (40, 2)) if a != b]
+    whole = BradleyTerry().aggregate(said)
+    monkeypatch.setattr(answers, "COLUMNS", 5)
+    for name, estimate in BradleyTerry().aggregate(said).scores.items():
+        assert (estimate.score, estimate.sd) == pytest.approx((whole.scores[name].score, whole.scores[name].sd), abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", ["pairs", "one against all", "many against many"])
+@pytest.mark.parametrize("kind", [BradleyTerry, PlackettLuce])
+def test_twenty_thousand_comparisons_of_one_group(kind: Any, shape: str) -> None:
+    """What has the same answer in small has it in large, in memory that grows with the answers and not with their square."""
+    rng = random.Random(0)
+    drawn = {
+        "pairs": [(f"a{i}", f"b{i}") for i in range(20_000)],
+        "one against all": [("best", f"b{i}") for i in range(2_000)],
+        "many against many": [tuple(f"{i}" for i in rng.sample(range(500), 2)) for _ in range(20_000)],
+    }[shape]
+    tracemalloc.start()
+    found = kind().aggregate([ranked([one], [other]) for one, other in drawn]).scores
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400e6
+    if shape == "pairs":
+        one = kind().aggregate([ranked(["a0"], ["b0"])]).scores
+        assert found["a7"].score == pytest.approx(one["a0"].score, abs=1e-9)
+    if shape == "one against all":
+        assert found["best"].score > 3 > 0 > found["b7"].score == pytest.approx(found["b8"].score, abs=1e-9)
+    assert all(math.isfinite(e.score) and e.sd > 0 for e in found.values())
 
 
 # Raters.
@@ -421,7 +470,7 @@ def test_the_arrow_hessian_is_the_loss_s() -> None:
     doubt = np.ones(len(p.raters))
     hessian = np.stack([approx_fprime(theta, lambda t, i=i: model.loss(t, p, doubt)[1][i], 1e-7) for i in range(len(theta))])
     variance = np.diag(np.linalg.inv((hessian + hessian.T) / 2))
-    scores, raters, _ = model.deviations(theta, p, Groups(p.group), doubt)
+    scores, raters, _ = model.deviations(theta, p, doubt)
     assert scores == pytest.approx(variance[: len(p.episodes)], rel=1e-4)
     assert raters == pytest.approx(variance[len(p.episodes) :], rel=1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -119,6 +120,28 @@ def test_the_interval_holds_alpha_and_is_repeatable() -> None:
 
 def ranking(who: str, *tiers: str, **more: Any) -> Comparison:
     return Comparison("g", tuple(tuple(t) for t in tiers), stamp=Stamp(source="people", rater=who), **more)
+
+
+def test_numbers_are_equal_up_to_rounding() -> None:
+    units = [{"a": 0.1 + 0.2, "b": 0.3}, {"a": 1.0, "b": 1}, {"a": 0.3, "b": 1.0}]
+    exact = [{"a": 0.3, "b": 0.3}, {"a": 1.0, "b": 1.0}, {"a": 0.3, "b": 1.0}]
+    for measure in (percent_agreement, krippendorff_alpha, gwet_ac1):
+        assert measure(units) == measure(exact)
+    assert percent_agreement(units) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="nan is no rating"):
+        percent_agreement([{"a": float("nan"), "b": 1.0}])
+
+
+def test_as_many_values_as_units() -> None:
+    """Ratings on a continuous scale: memory goes with the ratings, not with ratings times values."""
+    rng = random.Random(0)
+    units = [{"a": (x := rng.random()), "b": x + rng.gauss(0, 0.1)} for _ in range(20_000)]
+    tracemalloc.start()
+    alpha = krippendorff_alpha(units, "interval")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert alpha == pytest.approx(1 - 0.01 / 2 / (1 / 12 + 0.01 / 2), abs=0.01), "the share of the variance that is not noise"
 
 
 def test_rankings_become_units() -> None:

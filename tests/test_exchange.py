@@ -342,11 +342,43 @@ TWICE = task({"choices": ["answer1"]}, "choices", prompt="x", answer1="a", answe
 TWICE["annotations"][0]["result"] *= 2
 BROKEN: list[tuple[Any, str]] = [
     ("{", r":1 is not JSON"),
-    (b"\xff\xfe", r":1 is not text in UTF-8"),
+    (b"\xff\xfa", r":1 is not text in UTF-8: .*; write the file as UTF-8"),
+    (b"\xff\xfe", "holds no pair"),  # UTF-16, and empty
     ("", "holds no pair"),
     ("[1]", r"record 1 is no record but int; known are pairs"),
-    ({**PAIR, "margin": float("nan")}, "not JSON compliant"),
-    ({**PAIR, "margin": "much"}, "strength must be a finite number"),
+    ({**PAIR, "margin": float("nan")}, "`margin` must be a finite number, got nan"),
+    ({**PAIR, "margin": "much"}, "`margin` must be a finite number, got 'much'"),
+    ({**PAIR, "margin": 10**400}, "an integer beyond all floats"),
+    ({**PAIR, "margin": True}, "`margin` must be a finite number, got True"),
+    ({**PAIR, "margin": -1}, "`margin` must be at least 0"),
+    ({**PAIR, "probability": "0.9"}, "`probability` must be a finite number, got '0.9'"),
+    ({**PAIR, "score_chosen": 1, "score_rejected": 2}, "the rejected one has the higher score"),
+    ({**PAIR, "chosen_score": "3", "rejected_score": 2}, "`chosen_score` must be a finite number"),
+    ({**PAIR, "images": ["a.png"]}, "`images` is part of what was said"),
+    ({**PAIR, "history": SAID}, "`history` is part of what was said"),
+    ({**PAIR, "weight": 0.5}, "`weight` is part of what was said, or of what it counts"),
+    ({**PAIR, "system": "be brief", "chosen": [{"role": "system", "content": "be long"}, *SAID]}, "`system` is another text"),
+    ({**PAIR, "system": ["x"]}, "`system` must be a text"),
+    ({**PAIR, "tools": "[{"}, "`tools` is not JSON"),
+    ({**PAIR, "tools": {"name": "f"}}, "`tools` must be a list of JSON schemas"),
+    ({**PAIR, "chosen": [SAID[0], {**SAID[1], "tool_calls": [{"function": {"name": "f"}}]}]}, "has `tool_calls`; messages here are texts"),
+    ({**PAIR, "chosen": [SAID[0], {"role": "assistant", "content": None, "function_call": {"name": "f"}}]}, "has `function_call`"),
+    ({**PAIR, "rejected": [SAID[0], {**SAID[1], "reasoning_content": "hm"}]}, "`rejected` has `reasoning_content`.*write it into `content`"),
+    ({**PAIR, "rejected": [SAID[0], {**SAID[1], "weight": 0}]}, "messages here are texts: only fine-tuning .sft. knows it"),
+    ({"chosen": [{"from": "human", "value": "x"}], "rejected": []}, "must be called {role, content} .human is user"),
+    ({"chosen": "\n\nHuman: x\n\nAssistant: y", "rejected": ""}, "`rejected` is no whole conversation of Human and Assistant"),
+    ({"data": {"text": "x"}, "completions": [{"id": 1, "result": []}]}, "a task of Label Studio before 1.0"),
+    ({"instruction": "x", "completions": [{"response": "y", "annotations": None}]}, "as in raw UltraFeedback"),
+    ({"fields": {"text": "x"}, "responses": [{"user_id": 1, "values": {}}]}, "a record of Argilla 1"),
+    ('{"chosen": 1, "chosen": 2}', "the key 'chosen' stands twice"),
+    ('{\n  "chosen": []\n}', "one value per line is needed, or one array of all"),
+    ('[{"chosen": [],\n "rejected": x}]', r":2 is not JSON"),
+    (b"PK\x03\x04xx", "a zip archive: unpack it"),
+    (b"\x28\xb5\x2f\xfdxx", "packed by zstd"),
+    (b"PAR1xx", "a parquet file"),
+    ("version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+    (gzip.compress(b"x" * 999)[:-9], "cut off or damaged after line 0"),
+    (gzip.compress(b"x" * 999).replace(b"\xcb", b"\xcc") + b"y", "damaged|not JSON"),
     ({**PAIR, "probability": 0.2}, "probability must lie in 0.5 to 1"),
     ({"text": "hi"}, "is of no known format: it has text; known are pairs"),
     ({"text1": "a", "q": "left", "annotation_id": 1}, "not JSON-MIN"),
@@ -387,7 +419,7 @@ BROKEN: list[tuple[Any, str]] = [
     ({"data": {}, "annotations": [3]}, "every annotation must have a `result`"),
     ({"data": {}, "annotations": [{"result": [3]}]}, "every result must have"),
     ({"fields": {}, "responses": {"q": [3]}}, "must be {value, user_id}"),
-    (task({"rating": 1e999}, "rating", prompt="x", reply="y"), "not JSON compliant"),
+    (task({"rating": 1e999}, "rating", prompt="x", reply="y"), "`q` must be a finite number, got inf"),
 ]  # fmt: skip
 
 
@@ -435,6 +467,155 @@ def test_steps_of_others_are_replies_with_nothing_between(tmp_path: Path) -> Non
     [episode], _, [score] = read(written([STEP], tmp_path / "s.jsonl"))
     assert [m.content for m in episode.messages] == ["9.8 or 9.11?", "0.8 > 0.11.", "", "9.8."]
     assert score.turn_scores == (1.0, 0.0)
+
+
+def chat(heard: str, reply: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": heard}, {"role": "assistant", "content": reply, **more}]
+
+
+def test_what_a_record_holds_beside_the_words_is_kept_or_named_once(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "look"}}
+    row = {"chosen": chat("x", "y", name="bot"), "rejected": chat("x", "z"), "system": "be brief", "tools": json.dumps([tool])}
+    more = {"score_chosen": 4, "score_rejected": 2.5, "category": "doors", "images": [], "notes": None}
+    path = written([row | more, row | more], tmp_path / "a.jsonl")
+    with pytest.warns(UserWarning, match=r"nothing is made of what they hold: category .2x., message.name .2x.$") as warned:
+        episodes, [said, _], _ = read(path)
+    assert len(warned) == 1
+    assert [(e.system, e.tools) for e in episodes] == [("be brief", (tool,))] * 2
+    assert dict(said.details) == {"score_chosen": 4.0, "score_rejected": 2.5}
+    assert len({e.group for e in episodes}) == 1
+    [first, *_] = read(written([{k: v for k, v in row.items() if k != "tools"}], tmp_path / "b.jsonl")).episodes
+    assert first.group not in {e.group for e in episodes}, "with other tools it is another start"
+
+
+def test_a_prompt_as_text_beside_whole_conversations(tmp_path: Path) -> None:
+    """As in UltraFeedback, binarized: `prompt` and `messages` say again what `chosen` says."""
+    row = {"prompt": "x", "chosen": chat("x", "y"), "rejected": chat("x", "z"), "messages": chat("x", "y")}
+    [said] = read_records(written([row], tmp_path / "a.jsonl"))
+    assert isinstance(said, Ranked)
+    assert [[m.content for m in talk] for talk in said.talks] == [["x", "y"], ["x", "z"]]
+    with pytest.raises(PreferenceError, match="`prompt` is a text"):
+        read(written([row | {"prompt": "another"}], tmp_path / "b.jsonl"))
+
+
+def test_equal_is_not_preferred(tmp_path: Path) -> None:
+    same = {"chosen": chat("x", "y"), "rejected": chat("x", "y"), "margin": 2, "probability": 0.9}
+    level = {"chosen": chat("x", "y"), "rejected": chat("x", "z"), "chosen-rating": 3, "rejected-rating": 3.0}
+    _, comparisons, _ = read(written([same, level], tmp_path / "a.jsonl"))
+    assert [([len(t) for t in c.ranking], c.strength, c.probability) for c in comparisons] == [([2], None, None)] * 2
+    fields = {"prompt": "x", "reply_1": "a", "reply_2": "b", "reply_3": "a", "reply_4": "c"}
+    [said] = read_records(written([argilla(["reply_4", "reply_1", "reply_2", "reply_3"], **fields)], tmp_path / "b.jsonl"))
+    assert told(said) == ("u", [["c"], ["a", "b", "a"]]), "between equals there is no room"
+
+
+def test_what_began_differently_is_a_start_of_its_own(tmp_path: Path) -> None:
+    system = [{"role": "system", "content": "be brief"}]
+    rows = [{"chosen": system + chat(f"a{i % 3}", "y"), "rejected": system + chat(f"b{i % 3}", "z")} for i in range(6)]
+    with pytest.warns(UserWarning, match=r"6 rankings .the first at .*a.jsonl:1. compare conversations that began differently"):
+        episodes, comparisons, _ = read(written(rows, tmp_path / "a.jsonl"))
+    assert len({c.group for c in comparisons}) == 3, "rows that say it of the same two are of one start"
+    assert len(episodes) == 6
+
+
+def test_thousands_of_rows_that_begin_alike(tmp_path: Path) -> None:
+    rows = [{"chosen": chat("Hi", f"y{i}"), "rejected": chat("Hi", f"z{i}")} for i in range(5_000)]
+    episodes, comparisons, _ = read(written(rows, tmp_path / "a.jsonl"))
+    assert (len(episodes), len(comparisons), len({c.group for c in comparisons})) == (10_000, 5_000, 1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("shape", ["lines", "crlf", "array", "gz"])
+def test_encodings_line_ends_and_arrays(encoding: str, shape: str, tmp_path: Path) -> None:
+    rows = [
+        {"chosen": chat("Grüß Gott", "日本"), "rejected": chat("Grüß Gott", "😀")},
+        {"chosen": chat("x", "y"), "rejected": chat("x", "z")},
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = {"array": json.dumps(rows, ensure_ascii=False, indent=1), "crlf": "\r\n\r\n".join(lines)}.get(
+        shape, "\n\n".join(lines) + "\n"
+    )
+    content = text.encode(encoding)
+    path = tmp_path / "data"
+    path.write_bytes(gzip.compress(content) if shape == "gz" else content)
+    assert [r.talks[0][1].content for r in read_records(path) if isinstance(r, Ranked)] == ["日本", "y"]
+
+
+def test_half_characters_are_replaced_and_counted(tmp_path: Path) -> None:
+    row = {"chosen": chat("x\ud83d", "y\udc00\ud83d"), "rejected": chat("x\ud83d", "whole 😀")}
+    path = written([PAIR, row], tmp_path / "a.jsonl")
+    with pytest.warns(
+        UserWarning, match=r"a.jsonl: 4 half characters .lone surrogates, the first at .*a.jsonl:2. are read as U\+FFFD"
+    ):
+        episodes = read(path).episodes
+    assert [m.content for m in episodes[2].messages] == ["x\ufffd", "y\ufffd\ufffd"]
+    assert episodes[3].messages[1].content == "whole 😀"
+
+
+def test_a_datasets_folder_of_several_splits_or_damaged(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    folder = tmp_path / "set"
+    DatasetDict({name: Dataset.from_list([PAIR] * n) for name, n in (("train", 2), ("test", 1))}).save_to_disk(str(folder))
+    with pytest.warns(UserWarning, match="has the splits train, test: 'train' is read"):
+        assert len(read(folder).comparisons) == 2
+    [table] = (folder / "train").glob("*.arrow")
+    table.write_bytes(table.read_bytes()[:-40])
+    with pytest.raises(PreferenceError, match="damaged"):
+        read(folder)
+
+
+def test_comments_are_not_answers(tmp_path: Path) -> None:
+    """Argilla's exports do not tell a label from free text: that is decided over the whole file, by the name, the other answers and the settings."""
+
+    def row(i: int, question: str, value: Any, other: str, words: str, **fields: Any) -> dict[str, Any]:
+        one = lambda value: [{"value": value, "user_id": "u", "status": "submitted"}]  # noqa: E731
+        return {"fields": {"prompt": f"hi {i}", **fields}, "responses": {question: one(value), other: one(words)}}
+
+    two = {"response_1": "a", "response_2": "b"}
+    path = tmp_path / "records.json"
+    for words in ("Response 2", "same", "good", "No.", "a bit too long"):
+        [said] = read_records(written([row(1, "order", ["response_1", "response_2"], "Comment", words, **two)], path))
+        assert (told(said), said.details) == (("u", [["a"], ["b"]]), {"Comment": words})
+    rated = [
+        row(i, "rating", 2 + i, "thoughts", words, response="a")
+        for i, words in enumerate(("good", "a bit too long", "Fine by me"))
+    ]
+    with pytest.warns(UserWarning, match="'thoughts' is taken for free text, though 1 of its answers"):
+        found = read_records(written(rated, path))
+    assert [told(said) for said in found] == [("u", "a", 2.0 + i, {}) for i in range(3)]
+    assert [said.details["thoughts"] for said in found] == ["good", "a bit too long", "Fine by me"]
+    [said] = read_records(written([row(1, "rating", 2, "liked", "no", response="a")], path))
+    assert told(said) == ("u", "a", None, {"rating": 2.0, "liked": 0.0}), "nothing says that it is free text"
+    settings = tmp_path / ".argilla" / "settings.json"
+    settings.parent.mkdir()
+    settings.write_text(json.dumps({"questions": [{"name": "liked", "settings": {"type": "text"}}]}))
+    [said] = read_records(path)
+    assert (told(said), said.details) == (("u", "a", 2.0, {}), {"liked": "no"})
+    settings.write_text("[]")
+    with pytest.raises(PreferenceError, match="is no settings file of Argilla"):
+        read_records(path)
+    settings.unlink()
+    [said] = read_records(written([argilla("yes", "comment", prompt="x", reply="a")], path))
+    assert told(said) == ("u", "a", 1.0, {}), "where nothing else is answered, a question may be called so"
+
+
+def test_who_has_the_number_0_and_who_said_nothing(tmp_path: Path) -> None:
+    flat = {"prompt": "x", "response_1": "a", "response_2": "b"}
+    answers = {"q.responses": ["left", None], "q.responses.users": [0, 1], "q.responses.status": ["submitted"] * 2}
+    [said] = read_records(written([flat | answers], tmp_path / "a.jsonl"))
+    assert told(said) == ("0", [["a"], ["b"]])
+    [pair] = read_records(written([PAIR | {"rater": 0}], tmp_path / "b.jsonl"))
+    assert pair.rater == "0"
+    [nobody] = read_records(written([PAIR | {"rater": ""}], tmp_path / "c.jsonl"))
+    assert nobody.rater == "imported"
+
+
+def test_results_without_a_value_are_kept_in_the_details(tmp_path: Path) -> None:
+    judged = task({"selected": "left"}, prompt="x", answer1="a", answer2="b")
+    judged["annotations"][0]["result"].append({"type": "relation", "from_id": "p", "to_id": "q", "direction": "right"})
+    [said] = read_records(written([judged], tmp_path / "a.jsonl"))
+    assert told(said) == ("1", [["a"], ["b"]])
+    assert said.details == {"relation": {"from_id": "p", "to_id": "q", "direction": "right"}}
 
 
 KEYS = st.sampled_from(

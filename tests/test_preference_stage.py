@@ -112,6 +112,32 @@ def test_conversations_that_do_not_fit_are_left_out_and_counted(model_folder: Ca
         turnwise.Run({**config, "stages": [{"preference": {"data": tmp_path / "none"}}]}, folder=tmp_path / "s")
 
 
+def test_replies_to_different_prompts_are_no_pair(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """The loss compares replies to one prompt: the prompt's own likelihood would not cancel. Labels of each reply alone do not mind."""
+    talk = lambda heard, said: [{"role": "user", "content": heard}, {"role": "assistant", "content": said}]  # noqa: E731
+    rows = [
+        {"chosen": talk("hello", "yes"), "rejected": talk("hello", "no")},
+        {"chosen": talk("hello", "yes"), "rejected": talk("so", "no")},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.warns(
+        UserWarning, match=r"1 rankings .the first at .*pairs.jsonl:2. compare conversations that began differently"
+    ):
+        [last] = _done(model_folder, tmp_path / "dpo", data=file).metrics
+    assert (last["pairs"], last["different_prompts"], last["undecided_or_too_long"]) == (1.0, 1.0, 0.0)
+    [last] = _done(model_folder, tmp_path / "kto", data=file, optimizer="kto").metrics
+    assert (last["labelled"], last["different_prompts"]) == (4.0, 0.0)
+    file.write_text(json.dumps(rows[1]))
+    with pytest.raises(turnwise.ConfigError, match="none of 1 pairs is decided, of answers to one prompt"):
+        _done(model_folder, tmp_path / "none", data=file)
+
+
+def _done(model_folder: Callable[..., Path], folder: Path, **preference: Any) -> turnwise.Run:
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"preference": preference}]}
+    return turnwise.Run(config, folder=folder).finish()
+
+
 class Letters:
     """Prefers replies with many of a letter, or with few."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
+from itertools import combinations
 from typing import Any
 
 import pytest
 import turnwise
-from turnwise.engine.preferences import pairs, rater_agreement, truth_agreement
+from turnwise.engine.preferences import connected, opinion, pairs, rater_agreement, source_agreement, truth_agreement
 from turnwise.judges import SimulatedPanel
 
 M = turnwise.Message
@@ -64,6 +66,54 @@ def test_agreement_by_hand() -> None:
     assert truth_agreement([same], truth) == 1.0, "pairs that are equal in truth do not count"
     assert truth_agreement([turned], truth) == 0.5
     assert truth_agreement([tied], {"a": 0.0, "b": 0.0, "c": 0.0}) is None
+
+
+def test_agreement_is_of_different_raters_of_one_source() -> None:
+    by = lambda rater, source="people": turnwise.Stamp(rater=rater, source=source)  # noqa: E731
+    ann, ben, cy = (ranked("a", "b", stamp=by(r)) for r in ("ann", "ben", "cy"))
+    judge = ranked("b", "a", stamp=by("", "judge"))
+    assert rater_agreement([ann, judge]) is None, "two sources are not two raters"
+    assert source_agreement([ann, judge]) == 0.0
+    assert source_agreement([ann, ben, judge]) == 0.0
+    assert source_agreement([ann, ben]) is None
+    assert rater_agreement([ann, ranked("b", "a", stamp=by("ann"))]) is None, "who changed their mind is one rater"
+    turned = ranked("b", "a", stamp=by("dan"))
+    assert rater_agreement([ann, ben, cy, turned]) == 3 / 6, "of six twos of raters three agree"
+    assert rater_agreement([judge, ranked("b", "a", stamp=by("", "judge"))]) == 1.0, "unnamed: each is somebody else"
+    other = ranked("b", "a", stamp=by("ben"), aspect="tone")
+    assert rater_agreement([ann, other]) is None, "what was compared on another aspect"
+
+
+def test_counting_is_looking_at_every_two() -> None:
+    rng = random.Random(3)
+    said = []
+    for _ in range(60):
+        places = [rng.randrange(3) for _ in range(4)]
+        tiers = [tuple(e for e, p in zip("abcd", places, strict=True) if p == k) for k in range(3)]
+        stamp = turnwise.Stamp(rater=rng.choice("uvwxyz"), source=rng.choice(["one", "two"]))
+        said.append(turnwise.Comparison(rng.choice("gh"), tuple(t for t in tiers if t), stamp=stamp))
+    for found, alike in (
+        (rater_agreement(said), lambda x, y: x.source == y.source and x.rater != y.rater),
+        (source_agreement(said), lambda x, y: x.source != y.source),
+    ):
+        agreed = [
+            (opinion(x, a, b) > 0.5) == (opinion(y, a, b) > 0.5)  # type: ignore[operator]
+            for x, y in combinations(said, 2)
+            if x.group == y.group and alike(x.stamp, y.stamp)
+            for a, b in combinations("abcd", 2)
+            if 0.5 not in (opinion(x, a, b), opinion(y, a, b))
+        ]
+        assert found == pytest.approx(sum(agreed) / len(agreed))
+
+
+def test_what_nothing_connects_is_apart() -> None:
+    ab, bc, de, other = ranked("a", "b"), ranked("b", "c"), ranked("d", "e"), ranked("a", "b", group="h")
+    assert connected([ab, de, bc, other]) == [[ab, bc], [de], [other]]
+    assert connected([]) == []
+    many = [turnwise.Comparison("g", ((f"{i}",), (f"{i + 1}",))) for i in range(20_000)]
+    assert [len(part) for part in connected(many)] == [20_000]
+    assert len(pairs(many)) == 20_000
+    assert rater_agreement(many) is None
 
 
 def asked(panel: SimulatedPanel, *episodes: turnwise.Episode, slots: int = 1) -> list[turnwise.Comparison]:

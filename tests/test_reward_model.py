@@ -13,12 +13,13 @@ import torch
 import transformers
 import turnwise
 from support import WORDS, play
-from turnwise.engine.exchange import export_pairs
+from turnwise.engine.exchange import export_pairs, import_data
 from turnwise.plugins.combiners.weighted import Weighted
 from turnwise.plugins.demo.tiny import build_policy
 from turnwise.plugins.reward_model.judge import RewardModelJudge
 from turnwise.plugins.reward_model.losses import bradley_terry
 from turnwise.plugins.reward_model.model import RewardModel, RewardModelError
+from turnwise.plugins.reward_model.training import Data
 
 
 class LikesLetters:
@@ -41,6 +42,22 @@ TWO = {"id": "test/Echo-v0", "kwargs": {"turns": 2}}
 RANK = {"env": TWO, "updates": 4, "groups": 48, "group_size": 4, "max_new_tokens": 8, "poll": 0.0,
         "backend": {"name": "in-process", "rows": 192}}  # fmt: skip
 FIT = {"lr": 3e-3, "epochs": 8, "batch_size": 12, "held_out": 0.25, "steps_per_update": 8, "weight_decay": 0.1}
+
+
+def test_what_is_never_compared_is_no_one_batch(tmp_path: Path) -> None:
+    """Rows of one start that share no conversation are steps of their own: else 20,000 of them would be read at once."""
+    talk = lambda reply: [{"role": "user", "content": "hello"}, {"role": "assistant", "content": reply}]  # noqa: E731
+    words = WORDS.split()
+    pairs = [(f"{words[i]} {words[i + 1]}", words[i]) for i in range(10)] + [(words[0], words[1])]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps({"chosen": talk(a), "rejected": talk(b)}) for a, b in pairs))
+    found = import_data(file, run="r", stage="rank", update=1)
+    ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
+    ledger.add_episodes(found.episodes)
+    data = Data(ledger, found.comparisons)
+    assert len({c.group for c in found.comparisons}) == 1
+    assert sorted(map(len, data.members)) == [2] * 8 + [4], "the last pair joins the first two"
+    assert len(set(data.starts)) == 1, "and all are held out together or not at all"
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +255,6 @@ def test_the_stages_loss_is_the_formula(loss: str, trained: turnwise.Run) -> Non
 
     from turnwise.engine.stages.preference import Chosen
     from turnwise.plugins.reward_model.stage import TrainRewardModel
-    from turnwise.plugins.reward_model.training import Data
 
     data = Data(trained.ledger, Chosen().comparisons(trained, None))
     model = RewardModel.from_pretrained(folder_of(trained))

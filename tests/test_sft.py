@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import turnwise
-from turnwise.engine.stages.sft import SFT
+from turnwise.engine.stages.sft import SFT, read_conversations
 
 TALKS = [
     [("system", "tell me"), ("user", "hello"), ("assistant", "how are you"), ("user", "fine"), ("assistant", "thanks")],
@@ -87,12 +87,33 @@ def test_demonstrators_play_and_are_recorded(model_folder: Callable[..., Path], 
     ("line", "message"),
     [
         ("{not json", r"talks.jsonl:1 is not JSON"),
-        ('{"text": "hello"}', "no conversation under `messages`"),
-        ('{"messages": [{"role": "user"}]}', "list of {role, content}"),
-        ('{"messages": [{"role": "assistant", "content": "hi"}]}', "before anybody else"),
-        ('{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": null}]}', "must be text"),
-        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "must be text"),
-        ('{"messages": [{"role": "bot", "content": "hi"}]}', "odd roles"),
+        ("[3]", "record 1 is no record but int"),
+        ('{"text": "hello"}', r":1: no conversation under `messages`.*it has text"),
+        ('{"messages": []}', "no conversation under `messages`"),
+        ('{"conversations": [{"from": "human", "value": "hi"}]}', "no conversation under `messages`.*it has conversations"),
+        ('{"messages": [{"role": "assistant", "content": "hi", "train_detail": [1]}]}', "has `train_detail`"),
+        ('{"messages": [{"role": "user"}]}', "must be {role, content} with a text"),
+        ('{"messages": "hello"}', "`messages` is a text"),
+        ('{"messages": [{"role": "assistant", "content": "hi"}]}', r"talks.jsonl:1: .*before anybody else"),
+        ('{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": null}]}', "with a text, got"),
+        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "with a text, got"),
+        ('{"messages": [{"role": "bot", "content": "hi"}]}', "has the role 'bot'"),
+        ('{"messages": [{"from": "human", "value": "hi"}]}', "must be called {role, content}"),
+        ('{"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}', "has `tool_calls`"),
+        (
+            '{"messages": [{"role": "assistant", "content": "hi", "weight": 0.5}]}',
+            "`weight` must be 0 or 1, got {'weight': 0.5}",
+        ),
+        ('{"messages": [{"role": "assistant", "content": "hi", "weight": "0"}]}', "must be 0 or 1"),
+        ('{"messages": [{"role": "assistant", "content": "hi", "weight": 1, "train": false}]}', "must be 0 or 1"),
+        ('{"messages": [{"role": "user", "content": "hi", "train": true}]}', "only the assistant's messages are trained on"),
+        ('{"prompt": "hi", "completion": "ho"}', "`prompt` is a text"),
+        ('{"messages": [{"role": "user", "content": "hi"}], "images": ["a"]}', "`images` is part of what was said"),
+        ("", "there is no conversation in the fine-tuning data .*talks.jsonl"),
+        (
+            '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "weight": 0}]}',
+            "none of 1 conversations of the fine-tuning data has a reply to train on",
+        ),
     ],
 )
 def test_bad_data_is_named(line: str, message: str, model_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -100,6 +121,35 @@ def test_bad_data_is_named(line: str, message: str, model_folder: Callable[..., 
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "r", model_folder(), data=path).finish()
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False, "weight": None}])
+def test_replies_of_weight_0_are_read_and_not_trained(
+    mark: dict[str, Any], model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "talks.jsonl"
+    talk = messages(TALKS[0])
+    talk[2] |= mark
+    talk[4] |= dict.fromkeys(mark, 1)
+    path.write_text(json.dumps({"messages": talk}) + "\n")
+    going = run(tmp_path / "r", model_folder(), data=path)
+    going._open()
+    [row], _ = SFT(data=path)._rows(going)
+    chat = going.policy.chat
+    assert [row.ids[p] for p in row.positions] == list(chat.reply("thanks"))
+    path.write_text(json.dumps({"messages": messages(TALKS[0])}) + "\n")
+    [whole], _ = SFT(data=path)._rows(going)
+    assert row.ids == whole.ids, "what is not trained on is read all the same"
+
+
+def test_system_and_tools_of_a_record_are_read(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "look"}}
+    path = tmp_path / "talks.jsonl"
+    path.write_text(json.dumps({"system": "tell me", "tools": json.dumps([tool]), "messages": messages(TALKS[0][1:]), "id": 7}))
+    with pytest.warns(UserWarning, match=r"these keys are not read.*: id .1x.$"):
+        [said] = read_conversations(path)
+    assert [(m.role, m.content) for m in said.messages] == TALKS[0]
+    assert said.tools == (tool,)
 
 
 def test_data_or_env(model_folder: Callable[..., Path], tmp_path: Path) -> None:

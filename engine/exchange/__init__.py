@@ -6,11 +6,11 @@ reading   `read_records` tells a record's format by its content; `import_data` m
 writing   what a ledger holds as rows of TRL's dataset types, as JSON lines or as a `datasets` folder
 """
 
-from .reading import Imported, import_data, read_records
+from .reading import Imported, import_data, read_records, shares_opening
 from .records import Ranked, Scored, rows
 from .writing import FORMATS, export_pairs, export_stepwise, export_unpaired, save
 
 __all__ = [
     "FORMATS", "Imported", "Ranked", "Scored", "export_pairs", "export_stepwise", "export_unpaired", "import_data", "read_records",
-    "rows", "save",
+    "rows", "save", "shares_opening",
 ]  # fmt: skip

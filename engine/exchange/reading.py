@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..episode import Episode, Start, Turn, derive_id
 from ..feedback import Comparison, Feedback, Stamp
 from ..preferences import PreferenceError
-from .records import IMPORTED, Ranked, Scored, Talk, is_transcript, messages, rows, transcript
-from .tools import Questions, argilla, is_argilla, is_label_studio, label_studio
+from .records import (
+    IMPORTED,
+    Ranked,
+    Scored,
+    Talk,
+    Unread,
+    check_keys,
+    is_transcript,
+    messages,
+    number,
+    rows,
+    schemas,
+    told_to,
+    transcript,
+)
+from .tools import Answers, Questions, argilla, is_argilla, is_label_studio, label_studio, text_questions
 
 KNOWN = (
     "pairs `{prompt, chosen, rejected}` with lists of {role, content}, transcripts `{chosen, rejected}` with texts of Human and Assistant, "
@@ -29,75 +45,138 @@ class Imported(NamedTuple):
 
 
 def read_records(path: Path) -> list[Ranked | Scored]:
-    """What somebody said in a file, whatever its format.
+    """What somebody said in a file, whatever its format. Conversations of a ranking that are equal word for word are tied there.
 
     Raises:
         PreferenceError: a record that cannot be understood; the message names it and says what was expected.
     """
-    found: list[Ranked | Scored] = []
-    questions = Questions()
+    heard: list[Ranked | Scored | Answers] = []
+    questions, unread = Questions(text_questions(path)), Unread()
     for where, record in rows(path):
-        found += _read(record, where, questions)
-    questions.check()
+        heard += _read(record, where, questions, unread)
+    questions.decide(path)
+    found = [_tied(said) for each in heard for said in (questions.records(each) if isinstance(each, Answers) else (each,))]
     if not found:
         raise PreferenceError(f"{path} holds no pair, no label and no answer that somebody submitted")
+    unread.warn(path)
     return found
 
 
-def _read(record: Any, where: str, questions: Questions) -> Iterator[Ranked | Scored]:
+def _read(record: Any, where: str, questions: Questions, unread: Unread) -> Iterator[Ranked | Scored | Answers]:
     if not isinstance(record, Mapping):
         raise PreferenceError(f"{where} is no record but {type(record).__name__}; known are {KNOWN}")
     if is_label_studio(record):
-        yield from label_studio(record, where, questions)
+        yield from label_studio(record, where, questions, unread)
     elif is_argilla(record):
-        yield from argilla(record, where, questions)
+        yield from argilla(record, where, questions, unread)
     else:
-        yield _row({key: value for key, value in record.items() if value is not None}, where)  # tables fill up with None
+        yield _row(
+            {key: value for key, value in record.items() if value is not None}, where, unread
+        )  # tables fill up with None
 
 
-def _row(record: Mapping[str, Any], where: str) -> Ranked | Scored:
+def _row(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked | Scored:
     """A row of one of TRL's dataset types, or of HH-RLHF."""
+    if isinstance(record.get("data"), Mapping) and "completions" in record:
+        raise PreferenceError(
+            f"{where} is a task of Label Studio before 1.0 (`completions`); export it from 1.0 on (`annotations`)"
+        )
+    if isinstance(record.get("fields"), Mapping) and "responses" in record:
+        raise PreferenceError(
+            f"{where} is a record of Argilla 1 (`responses` as a list); load the data into Argilla 2 and export it with its client"
+        )
     if "chosen" in record or "rejected" in record:
-        return _pair(record, where)
-    if "completions" in record:
-        return _steps(record, where)
-    if "completion" in record:
-        return _label(record, where)
-    hint = " (of Label Studio export JSON, not JSON-MIN)" if "annotation_id" in record else ""
-    raise PreferenceError(f"{where} is of no known format{hint}: it has {', '.join(map(str, record))}; known are {KNOWN}")
-
-
-def _pair(record: Mapping[str, Any], where: str) -> Ranked:
-    if "chosen" not in record or "rejected" not in record:
-        raise PreferenceError(f"{where} needs `chosen` and `rejected`, lists of {{role, content}}, or transcripts")
-    if all(is_transcript(record[key]) for key in ("chosen", "rejected")):
-        prompt = record.get("prompt", "")
-        if not isinstance(prompt, str) or not all(record[key].startswith(prompt) for key in ("chosen", "rejected")):
-            raise PreferenceError(f"{where}: transcripts are whole conversations, but these do not begin with `prompt`")
-        talks = tuple(transcript(record[key]) for key in ("chosen", "rejected"))
+        said: Ranked | Scored = _pair(record, where, unread)
+    elif "completions" in record:
+        said = _steps(record, where, unread)
+    elif "completion" in record:
+        said = _label(record, where, unread)
     else:
-        begun = messages(record.get("prompt", []), where, "prompt")
-        talks = tuple((*begun, *messages(record[key], where, key)) for key in ("chosen", "rejected"))
-    return Ranked(
-        where, talks, ((0,), (1,)), _rater(record), strength=record.get("margin"), probability=record.get("probability")
-    )  # fmt: skip
+        hint = " (of Label Studio export JSON, not JSON-MIN)" if "annotation_id" in record else ""
+        raise PreferenceError(f"{where} is of no known format{hint}: it has {', '.join(map(str, record))}; known are {KNOWN}")
+    rater = IMPORTED if record.get("rater") in (None, "") else str(record["rater"])  # 0 is somebody
+    system, tools = record.get("system"), schemas(record.get("tools"), where)
+    if isinstance(said, Ranked):
+        talks = tuple(told_to(talk, system, where) for talk in said.talks)
+        return dataclasses.replace(said, talks=talks, tools=tools, rater=rater)
+    return dataclasses.replace(said, talk=told_to(said.talk, system, where), tools=tools, rater=rater)
 
 
-def _label(record: Mapping[str, Any], where: str) -> Scored:
-    talk = messages(record.get("prompt", []), where, "prompt") + messages(record["completion"], where, "completion")
+def _pair(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked:
+    scores: tuple[str, ...] = next((names for names in SCORES if all(name in record for name in names)), ())
+    sides = ("chosen", "rejected")
+    # UltraFeedback's `messages` is the chosen conversation again
+    again = ("messages",) if record.get("messages") == record.get("chosen") else ()
+    check_keys(record, ("prompt", *sides, "margin", "probability", "rater", "system", "tools", *scores, *again), where, unread)
+    if not all(key in record for key in sides):
+        raise PreferenceError(f"{where} needs `chosen` and `rejected`, lists of {{role, content}}, or transcripts")
+    prompt = record.get("prompt")
+    if any(is_transcript(record[key]) for key in sides):
+        talks = tuple(_transcript(record[key], prompt or "", where, key) for key in sides)
+    else:
+        talks = tuple(messages(record[key], where, key, unread) for key in sides)
+        # a text beside whole conversations that begin with it is no second prompt
+        if not (isinstance(prompt, str) and all(prompt in [m.content for m in talk if m.role == "user"][:1] for talk in talks)):
+            begun = messages(prompt or [], where, "prompt", unread)
+            talks = tuple((*begun, *talk) for talk in talks)
+    margin, probability = (number(record.get(key), where, key) for key in ("margin", "probability"))
+    if probability is not None and not 0.5 <= probability <= 1:
+        raise PreferenceError(
+            f"{where}: probability must lie in 0.5 to 1, got {probability}; below, the rejected one is preferred"
+        )
+    if margin is not None and margin < 0:
+        raise PreferenceError(f"{where}: `margin` must be at least 0, got {margin}; below, the rejected one is preferred")
+    given = {name: number(record[name], where, name) or 0.0 for name in scores}
+    apart = given[scores[0]] - given[scores[1]] if scores else 1.0
+    if apart < 0:
+        raise PreferenceError(
+            f"{where}: the rejected one has the higher score, {given}: which is preferred? Mend it or leave it out"
+        )
+    if apart == 0:
+        return Ranked(where, talks, ((0, 1),), details=given)
+    return Ranked(where, talks, ((0,), (1,)), strength=margin, probability=probability, details=given)
+
+
+SCORES = (
+    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"), ("rating_chosen", "rating_rejected"),
+)  # fmt: skip
+
+
+def _transcript(value: Any, prompt: Any, where: str, key: str) -> Talk:
+    if not is_transcript(value):
+        raise PreferenceError(
+            f"{where}: `{key}` is no whole conversation of Human and Assistant, and the other side is; got {value!r}"
+        )
+    if not isinstance(prompt, str) or not value.startswith(prompt):
+        raise PreferenceError(f"{where}: transcripts are whole conversations, but these do not begin with `prompt`")
+    return transcript(value)
+
+
+def _label(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
+    check_keys(record, ("prompt", "completion", "label", "rater", "system", "tools"), where, unread)
+    begun = messages(record.get("prompt", []), where, "prompt", unread)
+    talk = begun + messages(record["completion"], where, "completion", unread)
     label = record.get("label")
     if not isinstance(label, bool):
         raise PreferenceError(f"{where}: `label` must be true (liked) or false, got {label!r}")
-    return Scored(where, talk, float(label), rater=_rater(record))
+    return Scored(where, talk, float(label))
 
 
-def _steps(record: Mapping[str, Any], where: str) -> Scored:
+def _steps(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
     """Steps as turns: those of our own export as they were played, others as replies with nothing said between them."""
-    if "messages" in record and isinstance(record.get("turn_scores"), list):
-        return Scored(
-            where, messages(record["messages"], where, "messages"), turn_scores=tuple(record["turn_scores"]), rater=_rater(record)
-        )  # fmt: skip
+    whole = "messages" in record and isinstance(record.get("turn_scores"), list)
+    more = ("messages", "turn_scores") if whole else ()
+    check_keys(record, ("prompt", "completions", "labels", "rater", "system", "tools", *more), where, unread)
+    if whole:
+        scores = tuple(number(score, where, "turn_scores") for score in record["turn_scores"])
+        return Scored(where, messages(record["messages"], where, "messages", unread), turn_scores=scores)
     prompt, steps, labels = record.get("prompt"), record["completions"], record.get("labels")
+    if isinstance(steps, list) and steps and all(isinstance(step, Mapping) for step in steps):
+        raise PreferenceError(
+            f"{where}: `completions` are records, as in raw UltraFeedback: pairs or labels must be made of them first ({{prompt, chosen, "
+            "rejected}, or {prompt, completion, label})"
+        )
     if not isinstance(prompt, str) or is_transcript(f"{prompt}\n\nHuman:"):
         raise PreferenceError(
             f"{where}: `prompt` must be a text; steps of a conversation need the columns `messages` and `turn_scores` besides"
@@ -110,18 +189,29 @@ def _steps(record: Mapping[str, Any], where: str) -> Scored:
     for k, step in enumerate(steps):
         said += [{"role": "user", "content": ""}] if k else []
         said.append({"role": "assistant", "content": step})
-    return Scored(where, messages(said, where, "completions"), turn_scores=tuple(map(float, labels)), rater=_rater(record))
+    return Scored(where, messages(said, where, "completions", unread), turn_scores=tuple(map(float, labels)))
 
 
-def _rater(record: Mapping[str, Any]) -> str:
-    return str(record.get("rater") or IMPORTED)
+def _tied(said: Ranked | Scored) -> Ranked | Scored:
+    """Without preferences of a text over itself: tiers that hold equal conversations are one, with all between them."""
+    if isinstance(said, Scored) or len(set(said.talks)) == len(said.talks):
+        return said
+    tiers = list(said.tiers)
+    for talk in set(said.talks):
+        at = [t for t, tier in enumerate(tiers) if any(said.talks[i] == talk for i in tier)]
+        if len(at) > 1:
+            tiers[at[0] : at[-1] + 1] = [tuple(i for tier in tiers[at[0] : at[-1] + 1] for i in tier)]
+    if len(tiers) > 1:
+        return dataclasses.replace(said, tiers=tuple(tiers))
+    return dataclasses.replace(said, tiers=tuple(tiers), strength=None, probability=None)
 
 
 def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
     """A file's conversations as episodes, its rankings as comparisons, its labels and ratings as feedback.
 
     Conversations that begin alike, up to the first reply, form a group, whatever records they stand in; one that stands in several
-    records is one episode. Two equal conversations of one ranking are two.
+    records is one episode. Two equal conversations of one ranking are two. A ranking of conversations that began differently is a group
+    of its own.
 
     Args:
         run, stage, update: where they are recorded.
@@ -137,9 +227,10 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
     ] = {}  # per start: a conversation's content, and which of equal ones, to its id
     comparisons: list[Comparison] = []
     scores: list[Feedback] = []
-    for number, record in enumerate(records, 1):
+    apart: list[str] = []
+    for n, record in enumerate(records, 1):
         talks = record.talks if isinstance(record, Ranked) else (record.talk,)
-        opening = derive_id([[m.role, m.content] for m in talks[0][: common(talks)]])
+        opening = _opening(talks, record.tools)
         start = Start(IMPORTED, int(opening[:8], 16), {"file": content, "prompt": opening})
         own = members.setdefault(opening, {})
         ids: list[str] = []
@@ -147,14 +238,14 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
             key = derive_id([[m.role, m.content] for m in talk]), talks[:i].count(talk)
             if key not in own:
                 own[key] = derive_id(run, stage, update, start.key, len(own))
-                shell = Episode(own[key], start, (), "terminated", run=run, stage=stage, update=update, slot=len(own) - 1)
+                shell = Episode(
+                    own[key], start, (), "terminated", run=run, stage=stage, update=update, slot=len(own) - 1, tools=record.tools,
+                )  # fmt: skip
                 episodes[own[key]] = _episode(talk, shell, record.where)
             ids.append(own[key])
         stamp = Stamp(source=IMPORTED, rater=record.rater)
         try:
             if isinstance(record, Ranked):
-                if record.probability is not None and not 0.5 <= record.probability <= 1:
-                    raise ValueError(f"probability must lie in 0.5 to 1, got {record.probability}")
                 group = episodes[ids[0]].group
                 comparisons.append(
                     Comparison(
@@ -164,7 +255,7 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
                         probability=record.probability,
                         aspect=record.aspect,
                         details=record.details,
-                        id=derive_id("imported", group, number, update),
+                        id=derive_id("imported", group, n, update),
                         stamp=stamp,
                     )
                 )
@@ -179,12 +270,19 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
                         turn_scores=record.turn_scores,
                         aspects=record.aspects,
                         details=record.details,
-                        id=derive_id("label", ids[0], number),
+                        id=derive_id("label", ids[0], n),
                         stamp=stamp,
                     )
                 )
         except (TypeError, ValueError) as error:
             raise PreferenceError(f"{record.where}: {error}") from error
+        apart += [record.where] if isinstance(record, Ranked) and not shares_opening([episodes[id_] for id_ in ids]) else []
+    if apart:
+        warnings.warn(
+            f"{path}: {len(apart)} rankings (the first at {apart[0]}) compare conversations that began differently; they say nothing of "
+            "which reply is better, and are starts of their own",
+            stacklevel=2,
+        )
     return Imported(list(episodes.values()), comparisons, scores)
 
 
@@ -196,12 +294,16 @@ def _digest(record: Ranked | Scored) -> str:
         raise PreferenceError(f"{record.where}: {error}") from error
 
 
-def common(talks: tuple[Talk, ...]) -> int:
-    """How many messages conversations begin with alike, up to the first reply: what they started from."""
-    same = 0
-    while all(same < len(talk) and talk[same] == talks[0][same] and talk[same].role != "assistant" for talk in talks):
-        same += 1
-    return same
+def _opening(talks: Sequence[Talk], tools: Sequence[Mapping[str, Any]]) -> str:
+    """What conversations started from: all that was said before the first reply. Where they differ in that, all their openings together."""
+    said = {derive_id([[m.role, m.content] for m in takewhile(lambda m: m.role != "assistant", talk)]) for talk in talks}
+    opening = said.pop() if len(said) == 1 else derive_id(sorted(said))
+    return derive_id(opening, list(tools)) if tools else opening
+
+
+def shares_opening(episodes: Sequence[Episode]) -> bool:
+    """Whether conversations are answers to the same: they began with the same words."""
+    return len({(e.system, e.turns[0].observation) for e in episodes}) == 1
 
 
 def _episode(talk: Talk, shell: Episode, where: str) -> Episode:

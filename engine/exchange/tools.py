@@ -1,8 +1,8 @@
 """The exports of annotation tools. Both are forms: named fields that were shown, and answers to named questions.
 
 The export says neither which field is the prompt nor which are the replies, so they are found by name; the rules stand in
-docs/preference-data.md. What people answered beside a preference (a comment, a topic) is kept in `details`. An answer that is not
-understood is one of those, unless the same question was understood elsewhere in the file: then it is an error.
+docs/preference-data.md. What people answered beside a preference (a comment, a topic) is kept in `details`. Which questions are
+answered so is decided over the whole file (`Questions`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..episode import Message
 from ..preferences import PreferenceError
-from .records import Ranked, Scored, Talk, is_transcript, messages, transcript
+from .records import Ranked, Scored, Talk, Unread, is_transcript, messages, number, transcript
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history", "messages", "chat", "conversation", "dialogue")  # fmt: skip
 REPLIES = ("response", "reply", "answer", "completion", "generation", "output")
@@ -26,20 +29,126 @@ _COUNTER = re.compile(r"^(.+?)(?:[\W_]*(\d+)|[\W_]+([A-Za-z])|(?<=[a-z])([A-Z]))
 _COUNTERS = re.compile(r"\d+|(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 
 
+COMMENTS = ("comment", "comments", "why", "reason", "reasons", "rationale", "explanation", "justification", "note", "notes", "remark", "remarks")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one person's answers on one record say, question by question: a ranking, (conversation, number), or why neither.
+
+    Attributes:
+        given: the answers as they stand in the file.
+    """
+
+    where: str
+    rater: str
+    given: Mapping[str, Any]
+    said: Mapping[str, Ranking | Score | Odd]
+
+
 class Questions:
-    """What the questions of one file turned out to be."""
+    """What the questions of one file turned out to be. Exports do not tell a label from free text, so that is decided over the whole file.
 
-    def __init__(self) -> None:
-        self.understood: set[str] = set()
-        self.odd: dict[str, str] = {}  # question to why an answer to it is no preference
+    Args:
+        text: questions that are known to be answered in free text.
+    """
 
-    def check(self) -> None:
-        """Raises:
-        PreferenceError: answers to a question are a preference here and nothing there, or none is one anywhere.
+    def __init__(self, text: Collection[str] = ()) -> None:
+        self._known = frozenset(text)
+        self._text: set[str] = set()
+        self._understood: Counter[str] = Counter()
+        self._odd: dict[str, Odd] = {}  # question to why an answer to it is no preference
+        self._words: dict[str, bool] = {}  # question to whether all that was not understood were words
+
+    def hear(self, form: Form, rater: str, answers: Mapping[str, tuple[Any, str]]) -> Answers:
+        """Understands answers one by one.
+
+        Args:
+            answers: question to the answer and to what the tool says that it is about.
         """
-        for question, why in self.odd.items():
-            if question in self.understood or not self.understood:
-                raise PreferenceError(why)
+        said: dict[str, Ranking | Score | Odd] = {}
+        for question, (value, about) in answers.items():
+            try:
+                said[question] = _understand(form, question, value, about)
+                self._understood[question] += 1
+            except Odd as why:
+                said[question] = why
+                self._odd.setdefault(question, why)
+                self._words[question] = self._words.get(question, True) and isinstance(value, str)
+        return Answers(form.where, rater, {question: value for question, (value, _) in answers.items()}, said)
+
+    def decide(self, path: Path) -> None:
+        """Says which questions are free text: those known or called so, and those with words that are not understood, beside others that
+        are understood throughout.
+
+        Raises:
+            PreferenceError: answers to a question are a preference here and nothing there, or none is one anywhere.
+        """
+        heard = {*self._understood, *self._odd}
+        self._text = {q for q in heard if q in self._known}
+        called = {q for q in heard if _plain(q) in COMMENTS}
+        sound = {q for q in self._understood if q not in self._odd} - self._text - called
+        self._text |= called if sound or set(self._understood) - called else set()
+        for question, why in self._odd.items():
+            if question in self._text:
+                continue
+            count = self._understood[question]
+            if (count and not (sound and self._words[question])) or not set(self._understood) - self._text:
+                raise PreferenceError(str(why))
+            if count:
+                self._text.add(question)
+                warnings.warn(
+                    f"{path}: the question {question!r} is taken for free text, though {count} of its answers name a reply, a tie or a "
+                    f"label, because {why}; take it out, or mend these answers, to have it read",
+                    stacklevel=2,
+                )
+
+    def records(self, answers: Answers) -> Iterator[Ranked | Scored]:
+        """What they say, once it is decided; what is no preference stands in the details."""
+        rankings: dict[str, Ranking] = {}
+        scores: dict[Talk, dict[str, float]] = {}
+        details: dict[str, Any] = {}
+        for question, said in answers.said.items():
+            if question in self._text or isinstance(said, Odd):
+                details[question] = json.loads(json.dumps(answers.given[question], default=str))
+            elif isinstance(said, Ranking):
+                rankings[question] = said
+            else:
+                scores.setdefault(said.talk, {})[question] = said.number
+        for question, (talks, tiers) in rankings.items():
+            yield Ranked(
+                answers.where, talks, tiers, answers.rater, aspect=question if len(rankings) > 1 else "", details=details
+            )
+        for talk, numbers in scores.items():
+            one = next(iter(numbers.values())) if len(numbers) == 1 else None
+            aspects = {} if one is not None else numbers
+            yield Scored(answers.where, talk, one, aspects=aspects, rater=answers.rater, details=details)
+
+
+class Ranking(NamedTuple):
+    talks: tuple[Talk, ...]
+    tiers: tuple[tuple[int, ...], ...]
+
+
+class Score(NamedTuple):
+    talk: Talk
+    number: float
+
+
+def text_questions(path: Path) -> frozenset[str]:
+    """The questions that Argilla's own settings, beside records that `Dataset.to_disk` wrote, call free text or marks in a text.
+
+    Raises:
+        PreferenceError: the settings cannot be read.
+    """
+    settings = path.parent / ".argilla" / "settings.json"
+    if path.is_dir() or not settings.is_file():
+        return frozenset()
+    try:
+        questions = json.loads(settings.read_text(encoding="utf-8"))["questions"]
+        return frozenset(str(q["name"]) for q in questions if q["settings"]["type"] in ("text", "span"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PreferenceError(f"{settings} is no settings file of Argilla: {error!r}") from error
 
 
 class Odd(Exception):
@@ -49,7 +158,7 @@ class Odd(Exception):
 class Form:
     """The fields of one record, as prompt and replies."""
 
-    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+    def __init__(self, data: Mapping[str, Any], where: str, unread: Unread) -> None:
         self.where, self.data = where, data
         self.fields: dict[str, str | Talk] = {}
         for name, value in data.items():
@@ -57,7 +166,7 @@ class Form:
                 whole = value.startswith("\n\nHuman:") and is_transcript(value)
                 self.fields[name] = transcript(value) if whole else value
             elif (chat := _chat(value)) is not None:
-                self.fields[name] = messages(chat, where, name)
+                self.fields[name] = messages(chat, where, name, unread)
         self.system = [name for name in self.fields if _plain(name) in ("system", "systemprompt")]
         self.prompts = [name for name in self.fields if _plain(name) in PROMPTS]
         if len(self.prompts) > 1:
@@ -162,39 +271,25 @@ class Form:
         return [tiers[rank] for rank in sorted(tiers)]
 
 
-def say(form: Form, rater: str, answers: Mapping[str, tuple[Any, str]], questions: Questions) -> Iterator[Ranked | Scored]:
-    """What one person's answers on one record say.
+def _understand(form: Form, question: str, value: Any, about: str) -> Ranking | Score:
+    """What one answer says.
 
-    Args:
-        answers: question to the answer and to what the tool says that it is about.
+    Raises:
+        Odd: no preference.
     """
-    rankings: dict[str, Any] = {}
-    scores: dict[Talk, dict[str, float]] = {}
-    details: dict[str, Any] = {}
-    for question, (value, about) in answers.items():
-        try:
-            if isinstance(value, Tiers):
-                rankings[question] = form.places(value.talks(form))
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                scores.setdefault(form.rated(question, about), {})[question] = float(value)
-            elif isinstance(value, str) and _plain(value) in GOOD + BAD:
-                scores.setdefault(form.rated(question, about), {})[question] = float(_plain(value) in GOOD)
-            elif isinstance(value, str):
-                rankings[question] = form.ranked(form.choice(value))
-            elif isinstance(value, Sequence) and value:
-                rankings[question] = form.ranked(form.ranking(value))
-            else:
-                raise Odd(f"{form.where}: {question!r} is answered by {value!r}, which is no choice, ranking or rating")
-        except Odd as why:
-            questions.odd[question] = str(why)
-            details[question] = json.loads(json.dumps(value, default=str))
-        else:
-            questions.understood.add(question)
-    for question, (talks, tiers) in rankings.items():
-        yield Ranked(form.where, talks, tiers, rater, aspect=question if len(rankings) > 1 else "", details=details)
-    for talk, said in scores.items():
-        one = next(iter(said.values())) if len(said) == 1 else None
-        yield Scored(form.where, talk, one, aspects={} if one is not None else said, rater=rater, details=details)
+    if isinstance(value, Tiers):
+        return Ranking(*form.places(value.talks(form)))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        found = number(value, form.where, question)
+        assert found is not None
+        return Score(form.rated(question, about), found)
+    if isinstance(value, str) and _plain(value) in GOOD + BAD:
+        return Score(form.rated(question, about), float(_plain(value) in GOOD))
+    if isinstance(value, str):
+        return Ranking(*form.ranked(form.choice(value)))
+    if isinstance(value, Sequence) and value:
+        return Ranking(*form.ranked(form.ranking(value)))
+    raise Odd(f"{form.where}: {question!r} is answered by {value!r}, which is no choice, ranking or rating")
 
 
 # Argilla.
@@ -208,7 +303,7 @@ def _is_nested(record: Mapping[str, Any]) -> bool:
     return isinstance(record.get("fields"), Mapping) and isinstance(record.get("responses"), Mapping)
 
 
-def argilla(record: Mapping[str, Any], where: str, questions: Questions) -> Iterator[Ranked | Scored]:
+def argilla(record: Mapping[str, Any], where: str, questions: Questions, unread: Unread) -> Iterator[Answers]:
     """A record as `records.to_list(flatten=True)`, `to_datasets` or `to_json` export it. Only submitted responses are answers."""
     answers: dict[str, dict[str, tuple[Any, str]]] = {}
     if _is_nested(record):
@@ -223,7 +318,7 @@ def argilla(record: Mapping[str, Any], where: str, questions: Questions) -> Iter
                         "with records.to_list(flatten=True) to have it",
                         stacklevel=2,
                     )
-                if _status(each.get("status", "submitted")) == "submitted":
+                if each["value"] is not None and _status(each.get("status", "submitted")) == "submitted":
                     answers.setdefault(str(each.get("user_id")), {})[question] = each["value"], ""
     else:
         own = ("id", "_server_id", "status", "inserted_at", "updated_at", "external_id", "score")
@@ -235,12 +330,12 @@ def argilla(record: Mapping[str, Any], where: str, questions: Questions) -> Iter
             if not all(isinstance(c, Sequence) and len(c) == len(columns[0]) for c in columns):
                 raise PreferenceError(f"{where}: `{key}`, `{key}.users` and `{key}.status` must be lists of one length")
             for value, user, status in zip(*columns, strict=True):
-                if _status(status) == "submitted":
+                if value is not None and _status(status) == "submitted":
                     answers.setdefault(str(user), {})[key.removesuffix(".responses")] = value, ""
     if answers:
-        form = Form(fields, where)
+        form = Form(fields, where, unread)
         for user, said in answers.items():
-            yield from say(form, user, said, questions)
+            yield questions.hear(form, user, said)
 
 
 def _status(value: Any) -> str:
@@ -254,7 +349,7 @@ def is_label_studio(record: Mapping[str, Any]) -> bool:
     return isinstance(record.get("data"), Mapping) and isinstance(record.get("annotations"), Sequence)
 
 
-def label_studio(record: Mapping[str, Any], where: str, questions: Questions) -> Iterator[Ranked | Scored]:
+def label_studio(record: Mapping[str, Any], where: str, questions: Questions, unread: Unread) -> Iterator[Answers]:
     """A task of Label Studio's JSON export. Skipped (cancelled) annotations, drafts and predictions are no answers."""
     form = None
     for annotation in record["annotations"]:
@@ -265,7 +360,9 @@ def label_studio(record: Mapping[str, Any], where: str, questions: Questions) ->
         answers: dict[str, tuple[Any, str]] = {}
         for result in annotation["result"]:
             kind, value = (result.get("type"), result.get("value")) if isinstance(result, Mapping) else (None, None)
-            if not isinstance(kind, str) or not isinstance(value, Mapping):
+            if isinstance(kind, str) and "value" not in result:  # a relation between regions
+                value = {kind: {k: v for k, v in result.items() if k != "type"}}
+            elif not isinstance(kind, str) or not isinstance(value, Mapping):
                 raise PreferenceError(f"{where}: every result must have `type`, `value` and `from_name`; got {result!r}")
             said = value.get({"pairwise": "selected", "textarea": "text"}.get(kind, kind), value)
             if kind == "choices":
@@ -279,9 +376,9 @@ def label_studio(record: Mapping[str, Any], where: str, questions: Questions) ->
                 said = {"several": [answers[question][0], said]}
             answers[question] = said, str(result.get("to_name", ""))
         by = annotation.get("completed_by")
-        rater = by.get("email") or by.get("id") if isinstance(by, Mapping) else by
-        form = form or Form(record["data"], where)
-        yield from say(form, str(rater), answers, questions)
+        rater = (by["email"] if by.get("email") else by.get("id")) if isinstance(by, Mapping) else by
+        form = form or Form(record["data"], where, unread)
+        yield questions.hear(form, str(rater), answers)
 
 
 class Tiers(dict[str, list[str]]):
@@ -325,7 +422,8 @@ def _chat(value: Any) -> list[Any] | None:
         if not isinstance(m, Mapping) or not set(keys) <= set(m):
             return None
         role = str(m[keys[0]]).lower()
-        said.append({"role": "user" if role == "human" else role, "content": m[keys[1]]})
+        more = {key: value for key, value in m.items() if key not in keys}
+        said.append({**more, "role": "user" if role == "human" else role, "content": m[keys[1]]})
     return said
 
 

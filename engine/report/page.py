@@ -207,6 +207,7 @@ def _pictures(
             curve("staleness/mean", "versions that trained conversations are behind"),
             curve("too_old", "conversations left out as too old"),
             curve("rater_agreement", "agreement of two raters"),
+            curve("source_agreement", "agreement of two sources"),
             curve("truth_agreement", "raters' agreement with the environment's return"),
         )
         if len(s.values) > 1

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from ..config import ConfigError, Stage
 from ..episode import Episode, derive_id
-from ..exchange import Scored, import_data, read_records
+from ..exchange import Scored, import_data, read_records, shares_opening
 from ..feedback import Comparison
 from ..memory import explained_memory
 from ..preferences import Pair, PreferenceError, liked, pairs
@@ -75,11 +75,15 @@ class Preference(Stage):
             heard = len(found) + len(said) - len(decided)
         episodes = run.ledger.episodes(sorted({e for p in found for e in _ids(p)}))
         rows = {id_: _rows(policy, episode) for id_, episode in episodes.items()}
-        fitting = [p for p in found if all(rows[id_] for id_ in _ids(p))]
+        alike = [
+            p for p in found if shares_opening([episodes[id_] for id_ in _ids(p)])
+        ]  # answers to one prompt: the losses say so
+        fitting = [p for p in alike if all(rows[id_] for id_ in _ids(p))]
         if not fitting:
             what = "labelled conversations" if labelled else "pairs"
             raise ConfigError(
-                f"preference: none of {heard} {what} is decided and fits the context of {policy.context_length} tokens"
+                f"preference: none of {heard} {what} is decided, of answers to one prompt, and fits the context of {policy.context_length} "
+                "tokens"
             )
         per_epoch = math.ceil(len(fitting) / self.batch_size)
         updates = self.epochs * per_epoch
@@ -96,7 +100,8 @@ class Preference(Stage):
             policy.version += 1
             more = {
                 "labelled" if labelled else "pairs": float(len(fitting)),
-                "undecided_or_too_long": float(heard - len(fitting)),
+                "undecided_or_too_long": float(heard - len(found) + len(alike) - len(fitting)),
+                "different_prompts": float(len(found) - len(alike)),
             }
             yield run.finish_update({**metrics, **more})
 
@@ -244,7 +249,10 @@ def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | 
         try:
             turns = policy.chat.conversation(said, episode.tools)
         except ValueError as error:
-            raise ConfigError(f"preference: conversation {episode.id} cannot be rendered: {error}") from error
+            begins = f"{episode.turns[0].observation.content!r:.80}"
+            raise ConfigError(
+                f"preference: the conversation {episode.id} that begins {begins} cannot be rendered: {error}"
+            ) from error
     return turns if sum(len(a) + len(b) for a, b in turns) <= policy.context_length else None
 
 

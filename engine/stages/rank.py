@@ -16,7 +16,7 @@ from ..environment import starts
 from ..episode import Episode, derive_id
 from ..exchange import import_data
 from ..feedback import Comparison
-from ..preferences import rater_agreement, truth_agreement
+from ..preferences import rater_agreement, source_agreement, truth_agreement
 from ..run import Run, Update
 from ..sources import Sources, learners
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
@@ -182,7 +182,9 @@ def comparison_metrics(episodes: Sequence[Episode], answers: Sequence[Comparison
         metrics["return"] = sum(e.env_return for e in sound) / len(sound)
         metrics["turns"] = sum(len(e.turns) for e in sound) / len(sound)
     truth: Mapping[str, float] = {e.id: e.env_return for e in sound}
-    for name, value in (("rater_agreement", rater_agreement(scored)), ("truth_agreement", truth_agreement(scored, truth))):
-        if value is not None:
-            metrics[name] = value
-    return metrics
+    measured = {
+        "rater_agreement": rater_agreement(scored),
+        "source_agreement": source_agreement(scored),
+        "truth_agreement": truth_agreement(scored, truth),
+    }
+    return metrics | {name: value for name, value in measured.items() if value is not None}

@@ -5,21 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
 from ..config import ConfigError, Stage
 from ..environment import starts
 from ..episode import Episode, Message, derive_id
-from ..exchange import rows
+from ..exchange.records import MARKS, Unread, check_keys, holds, messages, rows, schemas, told_to
 from ..learning import Row
 from ..memory import explained_memory
+from ..preferences import PreferenceError
 from ..run import Run, Update
 from ..suggest import did_you_mean
 from .play import check_envs, play, read_envs
 
-Conversation = tuple[list[Message], Sequence[Mapping[str, Any]]]  # messages, tool schemas
+
+class Conversation(NamedTuple):
+    """What a row is made of.
+
+    Attributes:
+        tools: schemas of what the assistant might call.
+        where: where it stands, or what was played.
+        trained: of each of the assistant's messages, whether it is trained on; all are if empty.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]]
+    where: str
+    trained: tuple[bool, ...] = ()
 
 
 class SFT(Stage):
@@ -122,6 +136,7 @@ class SFT(Stage):
         """One row of ids per conversation, only the assistant's tokens marked; and what there is to say of the data."""
         chat, limit = run.policy.chat, run.policy.context_length
         metrics: dict[str, float] = {}
+        files: Sequence[Path | None] = ()
         if self.env is not None:
             conversations, metrics = self._played(run)
         else:
@@ -129,24 +144,29 @@ class SFT(Stage):
             conversations = [each for file in files for each in read_conversations(file)]
         rows: list[Row] = []
         cut = 0
-        for i, (messages, tools) in enumerate(conversations):
+        for said, tools, where, trained in conversations:
             ids: list[int] = []
             positions: list[int] = []
             try:
-                turns = chat.conversation(messages, tools)
+                turns = chat.conversation(said, tools)
             except ValueError as error:
-                raise ConfigError(f"conversation {i + 1} of the fine-tuning data: {error}") from error
-            for prompt, reply in turns:
+                raise ConfigError(f"{where}: {error}") from error
+            for (prompt, reply), train in zip(turns, trained or (True,) * len(turns), strict=True):
                 if len(ids) + len(prompt) + len(reply) > limit:
                     cut += 1
                     break
                 ids += prompt
-                positions += range(len(ids), len(ids) + len(reply))
+                positions += range(len(ids), len(ids) + len(reply)) if train else ()
                 ids += reply
             if positions:
                 rows.append(Row(tuple(ids), len(rows), tuple(positions), 0))
+        if not conversations:
+            raise ConfigError(f"there is no conversation in the fine-tuning data ({', '.join(map(str, files))})")
         if not rows:
-            raise ConfigError(f"no conversation of the fine-tuning data fits the policy's context of {limit} tokens")
+            raise ConfigError(
+                f"none of {len(conversations)} conversations of the fine-tuning data has a reply to train on that fits the policy's context of "
+                f"{limit} tokens"
+            )
         return rows, {**metrics, "conversations": float(len(rows)), "cut_conversations": float(cut)}
 
     def _played(self, run: Run) -> tuple[list[Conversation], dict[str, float]]:
@@ -169,33 +189,60 @@ class SFT(Stage):
         successes = [e.success for e in sound if e.success is not None]
         if successes:
             metrics["demonstrations/success"] = sum(successes) / len(successes)
-        return [(list(e.messages), e.tools) for e in sound], metrics
+        return [Conversation(e.messages, e.tools, f"episode {e.id}") for e in sound], metrics
 
 
 def read_conversations(path: Path | None) -> Iterator[Conversation]:
-    """Conversations of a JSONL file or a `datasets` folder, in the conversational format.
+    """Conversations of a JSON file or a `datasets` folder, in the conversational format.
 
     Raises:
-        ConfigError: a record that is not such a conversation; the message names it.
-        PreferenceError: what is there cannot be read.
+        PreferenceError: what is there cannot be read, or a record is no such conversation; the message names it.
     """
     assert path is not None
+    unread = Unread()
     for where, record in rows(path):
-        messages = record.get("messages") if isinstance(record, Mapping) else None
-        if messages is None and isinstance(record, Mapping) and "prompt" in record and "completion" in record:
-            messages = [*record["prompt"], *record["completion"]]
-        try:
-            said = [Message(m["role"], m["content"]) for m in messages or ()]
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"{where}: messages must be a list of {{role, content}}") from error
-        odd = next((m.content for m in said if not isinstance(m.content, str)), None)
-        if odd is not None or any(m.content is None for m in said):
-            raise ConfigError(
-                f"{where}: a message's content must be text, got {odd!r}; tool calls and parts must be rendered first"
+        if not isinstance(record, Mapping):
+            raise PreferenceError(f"{where} is no record but {type(record).__name__}")
+        split = record.get("messages") is None and "prompt" in record and "completion" in record
+        keys = ("prompt", "completion") if split else ("messages",)
+        if not any(holds(record.get(key)) for key in keys):
+            raise PreferenceError(
+                f"{where}: no conversation under `messages` (or `prompt` and `completion`); it has {', '.join(map(str, record))}"
             )
-        roles = {m.role for m in said}
-        if not said or roles - {"system", "user", "assistant", "tool"}:
-            raise ConfigError(
-                f"{where}: no conversation under `messages` (or `prompt` and `completion`), or odd roles {sorted(roles)}"
-            )
-        yield said, record.get("tools") or ()
+        check_keys(record, (*keys, "system", "tools"), where, unread)
+        said: list[Message] = []
+        trained: list[bool] = []
+        for key in keys:
+            plain, marks = _marked(record[key], where)
+            said += messages(plain, where, key, unread)
+            trained += marks
+        yield Conversation(
+            told_to(tuple(said), record.get("system"), where), schemas(record.get("tools"), where), where, tuple(trained)
+        )
+    unread.warn(path)
+
+
+def _marked(value: Any, where: str) -> tuple[Any, list[bool]]:
+    """The messages without the marks that say which replies to train on, and what these say, reply by reply.
+
+    Raises:
+        PreferenceError: a mark that is neither 0 nor 1, or two that differ.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value, []
+    plain, trained = [], []
+    for m in value:
+        if isinstance(m, Mapping):
+            marks = {key: m[key] for key in MARKS if m.get(key) is not None}
+            odd = next((key for key, mark in marks.items() if mark not in (0, 1)), None)
+            if odd is not None or len({bool(mark) for mark in marks.values()}) > 1:
+                raise PreferenceError(f"{where}: a reply is trained on or not: `weight` must be 0 or 1, got {marks}")
+            if m.get("role") == "assistant":
+                trained.append(all(marks.values()))
+            elif any(marks.values()):
+                raise PreferenceError(
+                    f"{where}: only the assistant's messages are trained on, but one of {m.get('role')!r} has {marks}"
+                )
+            m = {key: each for key, each in m.items() if key not in MARKS}
+        plain.append(m)
+    return plain, trained

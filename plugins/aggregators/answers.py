@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csc_matrix, identity
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import splu
 
+from ...engine.agreement import EQUAL, rounded
 from ...engine.feedback import Comparison, Feedback
-from ...engine.preferences import opinion
+from ...engine.preferences import opinions
 from ...engine.reward import Estimate, RaterEstimate, overall
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 EXACT = {"maxiter": 2000, "maxfun": 4000, "maxls": 50, "gtol": 1e-7, "ftol": 1e-13}  # when L-BFGS may stop
-EQUAL = 1e-6  # scores that differ by no more are the same up to rounding
+COLUMNS = 128  # of an inverse that are made at once
 
 
 def rater(answer: Feedback | Comparison) -> str:
@@ -25,12 +28,13 @@ def rater(answer: Feedback | Comparison) -> str:
 
 
 def scores(answers: Iterable[Feedback | Comparison]) -> list[tuple[str, str, float]]:
-    """(episode, rater, number) of every answer that gives an episode one."""
+    """(episode, rater, number) of every answer that gives an episode one; numbers that are equal up to rounding are made equal."""
     found = []
     for answer in answers:
         if isinstance(answer, Feedback) and (number := overall(answer)) is not None:
             found.append((answer.episode, rater(answer), number))
-    return found
+    same = rounded(number for *_, number in found)
+    return [(episode, by, same[number]) for episode, by, number in found]
 
 
 def comparisons(answers: Iterable[Feedback | Comparison]) -> list[Comparison]:
@@ -70,7 +74,7 @@ class Pairs:
     weight: Floats
 
     def curvature(self, value: Floats) -> tuple[Ints, Ints, Floats]:
-        """Entries of sum_p value_p (e_first - e_second)(e_first - e_second)^T, for `Groups.matrix`."""
+        """Entries of sum_p value_p (e_first - e_second)(e_first - e_second)^T, for `Inverse`."""
         a, b = self.first, self.second
         return np.concatenate([a, b, a, b]), np.concatenate([a, b, b, a]), np.concatenate([value, value, -value, -value])
 
@@ -99,11 +103,10 @@ def pairs(answers: Iterable[Feedback | Comparison]) -> Pairs:
         by, weight = raters[rater(comparison)], ranking_weight(len(ranked))
         for e in ranked:
             group[episodes[e]] = groups[comparison.group]
-        for i, first in enumerate(ranked):
-            for second in ranked[i + 1 :]:
-                sure = opinion(comparison, first, second)
-                assert sure is not None
-                rows.append((episodes[first], episodes[second], sure, by, sided, weight))
+        order = {e: i for i, e in enumerate(ranked)}
+        for a, b, sure in opinions(comparison):
+            first, second, sure = (a, b, sure) if order[a] < order[b] else (b, a, 1 - sure)
+            rows.append((episodes[first], episodes[second], sure, by, sided, weight))
     columns = [np.array(c) for c in zip(*rows, strict=True)] or [np.zeros(0)] * 6
     whole = [c.astype(np.int64) for c in (columns[0], columns[1], columns[3])]
     real = [c.astype(np.float64) for c in (columns[2], columns[4], columns[5])]
@@ -113,53 +116,48 @@ def pairs(answers: Iterable[Feedback | Comparison]) -> Pairs:
     )  # fmt: skip
 
 
-class Groups:
-    """Symmetric matrices over episodes that couple only members of a group, as one flat array of their blocks; groups of one size stand together.
+class Inverse:
+    """The inverse of a sparse symmetric matrix over episodes, of which only entries that are asked for are ever made.
+
+    Entries between episodes that nothing connects are 0, so one right-hand side holds a unit vector for every connected part at once:
+    however many parts there are, as many solutions are needed as the largest has members.
 
     Args:
-        group: [N] which group each belongs to.
+        row, column, value: entries, those of one place added up.
+        diagonal: a number on the whole diagonal; the sum must be positive definite.
+        size: how many episodes there are.
     """
 
-    def __init__(self, group: Ints) -> None:
-        size = np.bincount(group)
-        mine = size[group]
-        order = np.lexsort((group, mine))  # by size, then by group
-        begins = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0])
-        self._local, self._row = np.empty_like(group), np.empty_like(group)
-        self._local[order] = np.arange(len(group)) - np.repeat(begins, mine[order[begins]])
-        self._row[order] = np.cumsum(mine[order]) - mine[order]
-        self._order, self._total = order, int(mine.sum())
-        sizes, count = np.unique(size[size > 0], return_counts=True)
-        self._shapes = [(int(g), int(k)) for k, g in zip(sizes, count, strict=True)]
+    def __init__(self, row: Ints, column: Ints, value: Floats, diagonal: float, size: int) -> None:
+        entries = csc_matrix((value, (row, column)), (size, size)) + diagonal * identity(size, format="csc")
+        self._factors = splu(entries.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True})
+        self._part = connected_components(entries, directed=False)[1]
+        order = np.argsort(self._part, kind="stable")
+        count = np.bincount(self._part)
+        self._place = np.empty(size, dtype=np.int64)  # of each episode among those of its part
+        self._place[order] = np.arange(size) - np.repeat(np.cumsum(count) - count, count)
 
-    def matrix(self, row: Ints, column: Ints, value: Floats, diagonal: float) -> Floats:
-        """The sum of entries, those of one place added up, and a number on the whole diagonal."""
-        flat = np.bincount(self._row[row] + self._local[column], value, self._total).astype(np.float64)
-        flat[self._row + self._local] += diagonal
-        return flat
-
-    def at(self, flat: Floats, row: Ints, column: Ints) -> Floats:
-        return flat[self._row[row] + self._local[column]]
-
-    def diagonal(self, flat: Floats) -> Floats:
-        return flat[self._row + self._local]
-
-    def inverse(self, flat: Floats) -> Floats:
-        return np.concatenate([np.linalg.inv(block).ravel() for _, block in self._blocks(flat)])
-
-    def times(self, flat: Floats, x: Floats) -> Floats:
+    def times(self, x: Floats) -> Floats:
         """The product with [N] or [N, C]."""
-        product = np.empty_like(x)
-        for members, block in self._blocks(flat):
-            product[members] = np.einsum("gij,gj...->gi...", block, x[members])
-        return product
+        return np.asarray(self._factors.solve(x))
 
-    def _blocks(self, flat: Floats) -> Iterator[tuple[Ints, Floats]]:
-        episode, entry = 0, 0
-        for g, k in self._shapes:
-            members = self._order[episode : episode + g * k].reshape(g, k)
-            yield members, flat[entry : entry + g * k * k].reshape(g, k, k)
-            episode, entry = episode + g * k, entry + g * k * k
+    def at(self, row: Ints, column: Ints) -> Floats:
+        """The entries at [P] places."""
+        found = np.zeros(len(row))
+        episodes = np.arange(len(self._place))
+        for begin in range(0, int(self._place.max()) + 1, COLUMNS):
+            own = self._place - begin
+            mine = (own >= 0) & (own < COLUMNS)
+            units = np.zeros((len(own), min(COLUMNS, int(own.max()) + 1)))
+            units[episodes[mine], own[mine]] = 1.0
+            solved = self.times(units)
+            asked = np.flatnonzero(mine[column] & (self._part[row] == self._part[column]))
+            found[asked] = solved[row[asked], own[column[asked]]]
+        return found
+
+    def diagonal(self) -> Floats:
+        every = np.arange(len(self._place))
+        return self.at(every, every)
 
 
 def centred_estimates(
@@ -197,9 +195,7 @@ def agreement(rankings: Iterable[Comparison], estimates: Mapping[str, Estimate])
     for comparison in rankings:
         name = rater(comparison)
         count[name] += 1
-        for first, second in combinations([e for tier in comparison.ranking for e in tier], 2):
-            sure = opinion(comparison, first, second)
-            assert sure is not None
+        for first, second, sure in opinions(comparison):
             apart = estimates[first].score - estimates[second].score
             agreed[name].append((2 * sure - 1) * ((apart > EQUAL) - (apart < -EQUAL)))
     return {name: RaterEstimate(count[name], sum(said) / len(said)) for name, said in agreed.items()}

@@ -23,7 +23,7 @@ from scipy.special import expit
 
 from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import Aggregate
-from .answers import EXACT, Floats, Groups, agreement, centred_estimates, comparisons, pairs
+from .answers import EXACT, Floats, Inverse, agreement, centred_estimates, comparisons, pairs
 
 
 class BradleyTerry:
@@ -43,7 +43,7 @@ class BradleyTerry:
         p = pairs(answers)
         if not p.episodes:
             return Aggregate({}, {})
-        size, groups = len(p.episodes), Groups(p.group)
+        size = len(p.episodes)
 
         def loss(score: Floats) -> tuple[float, Floats]:
             apart = score[p.first] - score[p.second]
@@ -51,14 +51,14 @@ class BradleyTerry:
             pull = p.weight * (expit(apart) - p.sure)
             return float(value), np.bincount(p.first, pull, size) - np.bincount(p.second, pull, size) + score / self.variance
 
-        def covariance(score: Floats) -> Floats:
+        def covariance(score: Floats) -> Inverse:
             chance = expit(score[p.first] - score[p.second])
-            return groups.inverse(groups.matrix(*p.curvature(p.weight * chance * (1 - chance)), 1 / self.variance))
+            return Inverse(*p.curvature(p.weight * chance * (1 - chance)), 1 / self.variance, size)
 
         score: Floats = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT).x
         for _ in range(2):  # Newton, to the last digits: groups must not feel each other through a stopping rule
-            score = score - groups.times(covariance(score), loss(score)[1])
+            score = score - covariance(score).times(loss(score)[1])
         said = comparisons(answers)
-        variance = groups.diagonal(covariance(score))
+        variance = covariance(score).diagonal()
         estimates = centred_estimates(p.episodes, p.group, score, variance, self.variance, said)
         return Aggregate(estimates, agreement(said, estimates))

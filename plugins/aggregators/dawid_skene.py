@@ -4,7 +4,8 @@
     e_w[k, l]  ~  prior[k, l] + sum over their labels l of P(class = k)    prior: `right` where k = l, `wrong` elsewhere
     pi_k  ~  1 + sum_i P(class of i = k)
 
-Dawid and Skene 1979 (doi:10.2307/2346806), by EM from the votes' shares. The classes are the distinct scores seen. The score of an episode is the expected
+Dawid and Skene 1979 (doi:10.2307/2346806), by EM from the votes' shares. The classes are the distinct scores seen, up to
+rounding. The score of an episode is the expected
 class value under its posterior, sd that posterior's deviation, and what it was before the class frequencies' (pi).
 
 The published form has no prior, and with few labels per rater it is worse than the majority vote and quite sure of itself: a rater's three labels make a
@@ -76,7 +77,7 @@ class DawidSkene:
             episodes [N] and raters [W], names; classes [K], the scores; the posterior [N, K]; confusion [W, K, K], true class first; how common the
             classes are [K].
         """
-        classes = np.unique([x for _, _, x in said])
+        classes, label = np.unique([x for _, _, x in said], return_inverse=True)
         if len(classes) > CLASSES:
             raise ValueError(
                 f"{len(classes)} distinct scores are no labels: dawid-skene takes at most {CLASSES} classes; use aggregator 'mean' for numbers"
@@ -84,7 +85,6 @@ class DawidSkene:
         episodes, raters = Index(), Index()
         of = np.array([episodes[e] for e, _, _ in said])
         by = np.array([raters[r] for _, r, _ in said])
-        label = np.searchsorted(classes, [x for _, _, x in said])
         k = len(classes)
         prior = np.full((k, k), self.wrong) + (self.right - self.wrong) * np.eye(k)
         posterior = np.zeros((len(episodes), k))

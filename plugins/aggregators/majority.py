@@ -3,7 +3,7 @@
     y = votes for, n = votes        score = 1 if y > n / 2, 0 if y < n / 2, 1/2 if they are equal
     share of all raters who would vote for: Beta(1 + y, 1 + n - y), from a uniform prior; sd is its standard deviation
 
-A score votes for an episode if it is above the threshold, against if below, half if it is the threshold. A comparison gives each of its
+A score votes for an episode if it is above the threshold, against if below, half if it is the threshold (up to rounding). A comparison gives each of its
 episodes one vote: the share of the others that it beats there, ties half (for two: 1 to the winner; a rater's own
 `probability` as it stands). A divided vote is never broken by chance or by order.
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import Aggregate, Estimate, RaterEstimate, ranking_scores
-from .answers import comparisons, rater, scores
+from .answers import EQUAL, comparisons, rater, scores
 
 
 class Majority:
@@ -39,7 +39,7 @@ class Majority:
         A rater's reliability is how often they side with the majority of the others, right less wrong, from a uniform Beta prior (0 for who
         was always alone).
         """
-        votes = [(e, r, 0.5 if x == self.threshold else float(x > self.threshold)) for e, r, x in scores(answers)]
+        votes = [(e, r, 0.5 if abs(x - self.threshold) <= EQUAL else float(x > self.threshold)) for e, r, x in scores(answers)]
         for comparison in comparisons(answers):
             sure = 1.0 if comparison.probability is None else comparison.probability
             votes += [(e, rater(comparison), 0.5 + (2 * sure - 1) * (x - 0.5)) for e, x in ranking_scores(comparison).items()]

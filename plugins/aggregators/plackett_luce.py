@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 
 from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import Aggregate
-from .answers import EXACT, Floats, Groups, Index, Ints, agreement, centred_estimates, comparisons
+from .answers import EXACT, Floats, Index, Ints, Inverse, agreement, centred_estimates, comparisons
 
 
 class PlackettLuce:
@@ -40,7 +40,7 @@ class PlackettLuce:
         if not said:
             return Aggregate({}, {})
         choices = Choices(said)
-        size, groups = len(choices.group), Groups(choices.group)
+        size = len(choices.group)
 
         def loss(score: Floats) -> tuple[float, Floats]:
             normaliser, chance = choices.chances(score)
@@ -50,13 +50,13 @@ class PlackettLuce:
             )
             return float(value), slope
 
-        def covariance(score: Floats) -> Floats:
-            return groups.inverse(groups.matrix(*choices.curvature(score), 1 / self.variance))
+        def covariance(score: Floats) -> Inverse:
+            return Inverse(*choices.curvature(score), 1 / self.variance, size)
 
         score: Floats = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT).x
         for _ in range(2):  # Newton, to the last digits: groups must not feel each other through a stopping rule
-            score = score - groups.times(covariance(score), loss(score)[1])
-        variance = groups.diagonal(covariance(score))
+            score = score - covariance(score).times(loss(score)[1])
+        variance = covariance(score).diagonal()
         estimates = centred_estimates(choices.episodes, choices.group, score, variance, self.variance, said)
         return Aggregate(estimates, agreement(said, estimates))
 

@@ -39,7 +39,7 @@ from scipy.special import expit
 
 from ...engine.feedback import Comparison, Feedback
 from ...engine.reward import Aggregate, RaterEstimate
-from .answers import EXACT, Floats, Groups, Pairs, centred_estimates, comparisons, pairs, rater
+from .answers import EXACT, Floats, Inverse, Pairs, centred_estimates, comparisons, pairs, rater
 
 ROUNDS, STEPS = 300, 30  # rounds of EM at most, and steps in each: the next one goes on
 ENOUGH = 1e-6  # the change of a and b that ends it
@@ -72,12 +72,12 @@ class RaterBradleyTerry:
         begin = np.concatenate([np.zeros(size), np.ones(people), np.zeros(people)])
         plain = minimize(lambda s: self._plain(s, begin, p), np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT)
         begin[:size] = plain.x
-        groups, best, doubt = Groups(p.group), begin, np.zeros(people)
+        best, doubt = begin, np.zeros(people)
         for _ in range(ROUNDS):
             before = best[size:]
             found = minimize(self.loss, best, (p, doubt), jac=True, method="L-BFGS-B", options={**EXACT, "maxiter": STEPS})
             best = found.x
-            variance, rater_variance, new_doubt = self.deviations(best, p, groups, doubt)
+            variance, rater_variance, new_doubt = self.deviations(best, p, doubt)
             if found.status != 1 and np.abs(best[size:] - before).max() < ENOUGH:  # 1: out of steps
                 break
             doubt = new_doubt
@@ -123,7 +123,7 @@ class RaterBradleyTerry:
         value, slope = self.loss(np.concatenate([s, begin[len(s) :]]), p, np.zeros(len(p.raters)))
         return value, slope[: len(s)]
 
-    def deviations(self, theta: Floats, p: Pairs, groups: Groups, doubt: Floats) -> tuple[Floats, Floats, Floats]:
+    def deviations(self, theta: Floats, p: Pairs, doubt: Floats) -> tuple[Floats, Floats, Floats]:
         """Posterior variances by Laplace, [N] of scores and [2 W] of reliabilities and side biases; and the next round's doubt, [W].
 
         With h = sigma(z) sigma(-z) a pair adds h a_w^2 (e_l - e_r)(e_l - e_r)^T between its scores; (h a_w d + e)(e_l - e_r) between them and a_w;
@@ -135,7 +135,7 @@ class RaterBradleyTerry:
         chance = expit(own * apart + p.sided * b[p.by])
         bend, error = p.weight * chance * (1 - chance), p.weight * (chance - p.sure)
 
-        inverse = groups.inverse(groups.matrix(*p.curvature(bend * own**2), 1 / self.variance))
+        inverse = Inverse(*p.curvature(bend * own**2), 1 / self.variance, size)
         cross = np.zeros((size, 2 * people))
         for shown, sign in ((p.first, 1.0), (p.second, -1.0)):
             np.add.at(cross, (shown, p.by), sign * (bend * own * apart + error))
@@ -146,10 +146,11 @@ class RaterBradleyTerry:
         corner[people + w, people + w] = np.bincount(p.by, bend * p.sided, people) + 1 / self.side_sd**2
         corner[w, people + w] = corner[people + w, w] = np.bincount(p.by, bend * apart * p.sided, people)
 
-        reach = groups.times(inverse, cross)
+        reach = inverse.times(cross)
         raters = np.linalg.inv(corner - cross.T @ reach)
-        scores = groups.diagonal(inverse) + np.einsum("nv,nv->n", reach @ raters, reach)
-        alone = groups.diagonal(inverse)
-        spread = alone[p.first] + alone[p.second] - 2 * groups.at(inverse, p.first, p.second)
+        every = np.arange(size)
+        alone, both = np.split(inverse.at(np.r_[every, p.first], np.r_[every, p.second]), [size])
+        scores = alone + np.einsum("nv,nv->n", reach @ raters, reach)
+        spread = alone[p.first] + alone[p.second] - 2 * both
         new_doubt = np.bincount(p.by, bend * spread, people).astype(np.float64)
         return scores, np.diagonal(raters), new_doubt

@@ -18,7 +18,7 @@ from ...engine.ledger import Ledger
 from ...engine.memory import explained_memory
 from ...engine.policy.learner import Learner
 from ...engine.policy.model import divide
-from ...engine.preferences import Pair, opinion, pairs, rater_agreement, truth_agreement
+from ...engine.preferences import Pair, connected, opinion, pairs, rater_agreement, truth_agreement
 from .losses import bradley_terry, calibration_error, centering, k_wise, plackett_luce
 from .model import RewardModel
 
@@ -187,17 +187,18 @@ class Data:
         found = ledger.episodes(ids)
         self.episodes: list[Episode] = [found[id_] for id_ in ids]
         self.index = {id_: e for e, id_ in enumerate(ids)}
-        by_group: dict[str, list[Comparison]] = {}
-        for comparison in self.comparisons:
-            by_group.setdefault(comparison.group, []).append(comparison)
         # By start, not by id: ids hold the run's name, which must not matter.
-        self.by_group = sorted(by_group.values(), key=lambda each: self._start(each[0]))
+        self.by_group = sorted(connected(self.comparisons), key=lambda each: min(map(self._place, each)))
         self.pairs: list[list[Pair]] = [pairs(each, weights) for each in self.by_group]
         self.members = [sorted({self.index[e] for p in each for e in (p.first, p.second)}) for each in self.pairs]
 
-    def _start(self, comparison: Comparison) -> tuple[str, int]:
-        episode = self.episodes[self.index[comparison.ranking[0][0]]]
-        return episode.start.key, episode.update
+    def _place(self, comparison: Comparison) -> tuple[str, int, int]:
+        return min(
+            (e.start.key, e.update, e.slot)
+            for tier in comparison.ranking
+            for id_ in tier
+            for e in [self.episodes[self.index[id_]]]
+        )
 
     @classmethod
     def readable(
