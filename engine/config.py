@@ -66,6 +66,7 @@ class PolicyConfig(Section):
     device: str | None = None
     attention: str = "sdpa"
     chat_template: str | None = None
+    trust_remote_code: bool = False
 
 
 class RunConfig(Section):

@@ -26,6 +26,6 @@ class explained_memory:
             isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
         ):
             raise OutOfMemory(
-                f"memory ran out in {self.what}: lower {self.lower}, or load the policy in bfloat16 or with LoRA. "
+                f"memory ran out in {self.what}: lower {self.lower}, or train adapters alone (`lora` under `policy`). "
                 f"({str(error).splitlines()[0]})"
             ) from error

@@ -115,7 +115,7 @@ class InProcess:
             logits = self._prefill(talks)
         step = 0
         while True:
-            scaled = logits.float() / (sampling.temperature or 1.0)
+            scaled = self.policy.network.only_tokens(logits.float()) / (sampling.temperature or 1.0)
             if not bool(torch.isfinite(scaled.logsumexp(-1)).all()):
                 bad = int((~torch.isfinite(scaled.logsumexp(-1))).nonzero()[0])
                 self._complain(talks[active[bad]])

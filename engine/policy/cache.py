@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .properties import UnfitModel, context_length, layer_kinds, longest_span
+
 GROWTH = 64  # slots are allocated in blocks of this many positions
+
+# The kinds of attention that a config's `layer_types` may name, and where it says how far they reach.
+TYPES = {"full_attention": "", "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
 
 @dataclass
@@ -87,7 +92,7 @@ class CachedModel:
         rows: how many conversations are alive at a time.
 
     Raises:
-        ValueError: no way of masking this model's attention reproduces its plain forward pass.
+        UnfitModel: no way of masking this model's attention reproduces its plain forward pass.
     """
 
     STYLES = ("typed", "windowed", "full")
@@ -104,13 +109,16 @@ class CachedModel:
         layers: list[Any] = [SlotLayer(self.rows, self._step) for _ in range(self.config.num_hidden_layers)]
         self._cache = Cache(layers=layers)
 
-    def _mask(self, positions: Tensor, extent: int, window: int | None) -> Tensor:
+    def _mask(self, positions: Tensor, extent: int, kind: str) -> Tensor:
         """[b, 1, q, extent] which slots each token may look at; at least one, so that padding gives no NaN."""
         slots = torch.arange(extent, device=positions.device)
         at = positions.clamp(min=0).unsqueeze(-1)
         allowed = slots <= at
-        if window is not None:
-            allowed &= slots > at - window
+        reach = getattr(self.config, TYPES[kind], None) if TYPES[kind] else None
+        if reach is not None and kind == "sliding_attention":
+            allowed &= slots > at - reach
+        elif reach is not None:
+            allowed &= slots // reach == at // reach
         if self.model.config._attn_implementation == "eager":
             dtype = self.model.dtype
             return (
@@ -147,14 +155,11 @@ class CachedModel:
         return self._forward(ids.to(self.device), positions, extent, last)
 
     def _forward(self, ids: Tensor, positions: Tensor, extent: int, last: Tensor) -> Tensor:
-        window = getattr(self.config, "sliding_window", None)
         if self.style == "typed":
-            mask: Any = {
-                "full_attention": self._mask(positions, extent, None),
-                "sliding_attention": self._mask(positions, extent, window),
-            }
+            mask: Any = {kind: self._mask(positions, extent, kind) for kind in TYPES}
         else:
-            mask = self._mask(positions, extent, window if self.style == "windowed" else None)
+            kind = "sliding_attention" if self.style == "windowed" else "full_attention"
+            mask = self._mask(positions, extent, kind)
         keep, where = torch.unique(last, return_inverse=True)  # logits at these columns only
         logits = self.model(
             input_ids=ids,
@@ -169,27 +174,31 @@ class CachedModel:
     @torch.no_grad()
     def _find_style(self) -> str:
         """Tries the ways models take masks, against a plain forward pass over two rows of uneven length."""
-        typed = bool(getattr(self.config, "layer_types", None))
-        window = getattr(self.config, "sliding_window", None)
-        limit = int(getattr(self.config, "max_position_embeddings", 0) or 64)
-        length = min(2 * min(window or 6, 24) + 5, limit)
+        types = layer_kinds(self.config)
+        if types - set(TYPES):
+            raise UnfitModel(
+                f"{type(self.model).__name__} has layers of the kinds {sorted(types - set(TYPES))}, whose state is no KV cache "
+                f"of tokens by position (known are {sorted(TYPES)}). Use another backend for this model."
+            )
+        # Longer than any local attention reaches, or that what is local would not show.
+        reach, limit = longest_span(self.config), context_length(self.config)
+        length = min(max(reach + 9 if reach < limit else 0, 17), limit)
         generator = torch.Generator().manual_seed(0)
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         tokens = torch.randint(0, vocabulary, (2, length), generator=generator).to(self.device)
         half = length // 2
-        plain = self.model(input_ids=tokens, use_cache=False).logits[:, -1].float()
-        short = self.model(input_ids=tokens[1:, : half + 1], use_cache=False).logits[:, -1].float()
+        last: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}
+        plain = self.model(input_ids=tokens, **last).logits[:, -1].float()
+        short = self.model(input_ids=tokens[1:, : length - 2], **last).logits[:, -1].float()
         exact = self.model.dtype in (torch.float32, torch.float64)
         best: tuple[float, str] = (float("inf"), "")
         rows, self.rows = self.rows, 2
-        order = self.STYLES if typed else self.STYLES[1:]
+        order = self.STYLES if types else self.STYLES[1:]
         for self.style in order:
             self.reset()
             try:
                 self.extend([0, 1], [0, 0], [tokens[0, :half].tolist(), tokens[1, : half - 2].tolist()])
-                two = self.extend(
-                    [0, 1], [half, half - 2], [tokens[0, half:-1].tolist(), tokens[1, half - 2 : half + 1].tolist()]
-                )
+                two = self.extend([0, 1], [half, half - 2], [tokens[0, half:-1].tolist(), tokens[1, half - 2 : -2].tolist()])
                 one = self.extend([0], [length - 1], [tokens[0, -1:].tolist()])
             except (TypeError, ValueError, RuntimeError, KeyError, AttributeError):
                 continue
@@ -198,8 +207,8 @@ class CachedModel:
             if error < 1e-4 * (1 + float(plain.abs().max())):
                 break
         self.rows = rows
-        if best[0] > (1e-3 if exact else 0.3) * (1 + float(plain.abs().max())):
-            raise ValueError(
+        if best[0] > (1e-4 if exact else 0.3) * (1 + float(plain.abs().max())):
+            raise UnfitModel(
                 f"{type(self.model).__name__} cannot be sampled with a kept KV cache: the closest way of masking is off by "
                 f"{best[0]:.2g} in the logits. Use another backend for this model."
             )

@@ -69,9 +69,7 @@ class ChatFormat:
             own, or one that does not show messages as they are.
     """
 
-    def __init__(
-        self, tokenizer: Any, *, stop_ids: Collection[int] = (), today: date | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Any, *, stop_ids: Collection[int] = (), today: date | None = None) -> None:
         self.tokenizer, self.today = tokenizer, today or date.today()
         if not getattr(tokenizer, "chat_template", None):
             raise TemplateError(
@@ -87,8 +85,7 @@ class ChatFormat:
         self._controls = {
             token.content: i
             for i, token in added.items()
-            if i in special
-            or (token.content in frame and token.content.strip() and not THOUGHT.fullmatch(token.content))
+            if i in special or (token.content in frame and token.content.strip() and not THOUGHT.fullmatch(token.content))
         }
         self._normalizes = any(added[i].normalized for i in self._controls.values())
         self.control_ids = frozenset({*self._controls.values(), *special})
@@ -116,9 +113,7 @@ class ChatFormat:
             return "first"
         return "own" if MARK.format(9) in text else "first"
 
-    def _template(
-        self, messages: list[dict[str, str]], generate: bool, tools: Sequence[Mapping[str, Any]] | None
-    ) -> str:
+    def _template(self, messages: list[dict[str, str]], generate: bool, tools: Sequence[Mapping[str, Any]] | None) -> str:
         # A tool's result implies tools, and with them the template that is made for tools, if there are several.
         uses_tools = bool(tools) or any(m["role"] == "tool" for m in messages)
         source = self.tokenizer.get_chat_template(tools=[] if uses_tools else None)
@@ -141,9 +136,7 @@ class ChatFormat:
                 value = value.replace(token, f"{token[0]} {token[1:]}")
         return value
 
-    def _render(
-        self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> str:
+    def _render(self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         plain = [{"role": m.role, "content": m.content} for m in messages]
         if self._system == "first" and plain and plain[0]["role"] == "system":
             system = plain.pop(0)["content"]
@@ -174,10 +167,7 @@ class ChatFormat:
             between and after them.
         """
         marks = [MARK.format(i + 10) for i in range(len(messages))]
-        shown = [
-            m if i == real else Message(m.role, mark)
-            for i, (m, mark) in enumerate(zip(messages, marks, strict=True))
-        ]
+        shown = [m if i == real else Message(m.role, mark) for i, (m, mark) in enumerate(zip(messages, marks, strict=True))]
         text = self._render(shown, generate=generate, tools=tools)
         for i, (message, mark) in enumerate(zip(messages, marks, strict=True)):
             if i != real and text.count(mark) != 1:
@@ -192,9 +182,7 @@ class ChatFormat:
             pieces.append(piece)
         return order, [*pieces, text]
 
-    def _rendered(
-        self, messages: Sequence[Message], generate: bool, tools: Sequence[Mapping[str, Any]] | None
-    ) -> _Rendered:
+    def _rendered(self, messages: Sequence[Message], generate: bool, tools: Sequence[Mapping[str, Any]] | None) -> _Rendered:
         """Renders messages and finds where each content stands, however the template trims or rewrites it.
 
         Raises:
@@ -206,9 +194,7 @@ class ChatFormat:
         if text != "".join(f + c for f, c in zip(frames, [*contents, ""], strict=True)):
             frames, contents = self._rewritten(messages, generate, tools, order, frames)
             if text != "".join(f + c for f, c in zip(frames, [*contents, ""], strict=True)):
-                raise TemplateError(
-                    "the chat template shows a message otherwise depending on the words of another one"
-                )
+                raise TemplateError("the chat template shows a message otherwise depending on the words of another one")
         spans, before, at = [(0, 0)] * len(order), [0] * len(order), 0
         for i, frame, content in zip(order, frames, contents, strict=False):
             start = at + len(frame)
@@ -387,7 +373,7 @@ class ChatFormat:
         if not text.startswith(self._closing, start):
             raise TemplateError(
                 f"the chat template closes a reply before a {observation.role} message with "
-                f"{text[start:start + 40]!r}, and else with {self._closing!r}"
+                f"{text[start : start + 40]!r}, and else with {self._closing!r}"
             )
         # The end token is tokenized along, since some take what follows it with them, and then left out.
         return self._tokenize(text, spans, start + self._closing_start(self._closing))[1:]
@@ -441,7 +427,7 @@ class ChatFormat:
             end = whole.spans[i][1]
             if end < start or not text.startswith(closing, end):
                 raise TemplateError(
-                    f"the chat template closes reply {len(turns) + 1} of {len(replies)} with {text[end:end + 40]!r} instead of {closing!r}"
+                    f"the chat template closes reply {len(turns) + 1} of {len(replies)} with {text[end : end + 40]!r} instead of {closing!r}"
                 )
             end += len(closing)
             begin = self._reply_begins(messages, whole, i, tools)

@@ -16,8 +16,15 @@ from ..learning import NonFiniteError, Row
 from .model import Micro, Policy
 
 
+HALF = {torch.bfloat16: 1.0, torch.float16: 1024.0}  # and what losses are scaled by: float16 has few small numbers
+
+
 class Learner:
     """One AdamW over the policy and further modules (a critic).
+
+    Weights in half precision have a float32 copy each, which is what AdamW moves: its steps are
+    smaller than the spacing of their numbers, and would be lost one by one. After a step the weights
+    are the copy, rounded. The copies are part of the state.
 
     Args:
         policy: what is trained; None trains the modules alone, in this process alone.
@@ -50,7 +57,9 @@ class Learner:
         self.modules = [policy.accelerator.prepare_model(m) for m in modules] if policy is not None else list(modules)
         own = policy.parameters() if policy is not None else []
         self._parameters = [*own, *(p for m in modules for p in m.parameters())]
-        self.adam = torch.optim.AdamW(self._parameters, lr=lr, weight_decay=weight_decay, betas=betas)
+        self._masters = [nn.Parameter(p.detach().float()) if p.dtype in HALF else p for p in self._parameters]
+        self._scale = max((HALF[p.dtype] for p in self._parameters if p.dtype in HALF), default=1.0)
+        self.adam = torch.optim.AdamW(self._masters, lr=lr, weight_decay=weight_decay, betas=betas)
         self.steps = 0
 
     def minibatches(self, size: int, parts: int, seed: int, epoch: int = 0) -> Iterator[list[int]]:
@@ -72,11 +81,13 @@ class Learner:
         """Adds the gradient of a share of a loss. The shares of all micro-batches of all processes add up to it."""
         assert self.policy is not None
         accelerator = self.policy.accelerator
-        accelerator.backward(loss * micro.weight * accelerator.num_processes)  # DDP averages over processes
+        # DDP averages over processes.
+        accelerator.backward(loss * micro.weight * accelerator.num_processes * self._scale)
 
     def discard(self) -> None:
         """Forgets the gradient that was added up."""
-        self.adam.zero_grad(set_to_none=True)
+        for parameter in (*self._parameters, *self._masters):
+            parameter.grad = None
 
     def step(self, progress: float, what: Sequence[str]) -> float:
         """Clips, checks and applies the gradient; returns its norm before clipping.
@@ -88,17 +99,28 @@ class Learner:
         Raises:
             NonFiniteError: the gradient is NaN or infinite; the step is not taken.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
+        for parameter, master in zip(self._parameters, self._masters, strict=True):
+            if master is not parameter:
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
+            if self._scale != 1.0 and master.grad is not None:
+                master.grad /= self._scale
+        norm = torch.nn.utils.clip_grad_norm_(self._masters, self.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             self.discard()
+            overflow = "load the policy in bfloat16 instead of float16, " if self._scale != 1.0 else ""
             raise NonFiniteError(
                 f"the gradient is not finite (norm {float(norm)}) at optimizer step {self.steps + 1}, in a minibatch of "
                 f"{len(what)} episodes: {', '.join(what[:5])}{', ...' if len(what) > 5 else ''}. Go back to the last "
-                "checkpoint; lower lr or max_grad_norm, and look at these episodes' rewards."
+                f"checkpoint; {overflow}lower lr or max_grad_norm, and look at these episodes' rewards."
             )
         for group in self.adam.param_groups:
             group["lr"] = self.rate(progress)
         self.adam.step()
+        with torch.no_grad():
+            for parameter, master in zip(self._parameters, self._masters, strict=True):
+                if master is not parameter:
+                    parameter.copy_(master)
         self.discard()
         self.steps += 1
         return float(norm)
@@ -109,20 +131,25 @@ class Learner:
         return self.lr * warm * (1 - (1 - self.decay) * progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's moments and the step count, as flat tensors and numbers."""
+        """Adam's moments, the step count and float32 copies of weights, as flat tensors and numbers."""
         state: dict[str, Any] = {"steps": self.steps}
-        for i, parameter in enumerate(self._parameters):
-            for name, value in self.adam.state.get(parameter, {}).items():
+        for i, (parameter, master) in enumerate(zip(self._parameters, self._masters, strict=True)):
+            if master is not parameter:
+                state[f"master.{i}"] = master.detach()
+            for name, value in self.adam.state.get(master, {}).items():
                 state[f"adam.{i}.{name}"] = torch.as_tensor(value)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps = int(state["steps"])
-        for i, parameter in enumerate(self._parameters):
+        for i, master in enumerate(self._masters):
+            if f"master.{i}" in state:
+                with torch.no_grad():
+                    master.copy_(state[f"master.{i}"])
             own = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"adam.{i}.")}
             if own:
-                self.adam.state[parameter] = {
-                    name: value.clone() if name == "step" else value.clone().to(parameter) for name, value in own.items()
+                self.adam.state[master] = {
+                    name: value.clone() if name == "step" else value.clone().to(master) for name, value in own.items()
                 }
 
 

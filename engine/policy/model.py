@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..suggest import did_you_mean
 from ..tensors import log_softmax_at
 from .backends import Conversation, InProcess, Sampling
 from .chat import ChatFormat
+from .properties import UnfitModel, changes_logits, context_length, trunk
 
 HEAD_ELEMENTS = 2**24  # logits of one chunk: 64 MiB in float32
 
@@ -98,11 +99,24 @@ class Output:
 
 
 class Network(nn.Module):
-    """One forward call for everything an update needs, so that wrappers like DDP see every parameter used."""
+    """One forward call for everything an update needs, so that wrappers like DDP see every parameter used.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: a causal language model, with or without LoRA layers.
+        tokens: ids that are tokens. Embeddings are often padded: the other ids are never sampled and
+            have probability 0 in training. None: all are.
+
+    Raises:
+        UnfitModel: its hidden states are not one vector per token, or it has none below its head.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Collection[int] | None = None) -> None:
         super().__init__()
         self.model = model
+        vocabulary = self.lm.get_input_embeddings().weight.shape[0]
+        missing = sorted(set(range(vocabulary)).difference(tokens)) if tokens is not None else []
+        self.missing = torch.tensor(missing)
+        self.head_is_plain = self._head_is_plain()
 
     @property
     def lm(self) -> Any:
@@ -110,34 +124,52 @@ class Network(nn.Module):
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    @cached_property
-    def head_is_plain(self) -> bool:
+    @torch.no_grad()
+    def _head_is_plain(self) -> bool:
         """Whether logits are just the output embedding of the last hidden state (no soft cap, no scaling)."""
         lm = self.lm
         ids = torch.arange(min(4, lm.get_input_embeddings().weight.shape[0]), device=lm.device).unsqueeze(0)
-        with torch.no_grad():
-            logits = lm(input_ids=ids, use_cache=False).logits
-            ours = lm.get_output_embeddings()(lm.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-        return bool(torch.allclose(logits, ours, atol=1e-4 if logits.dtype == torch.float32 else 1e-1, rtol=1e-3))
+        training = lm.training
+        logits = lm.eval()(input_ids=ids, use_cache=False).logits
+        states = trunk(lm)(input_ids=ids, use_cache=False).last_hidden_state
+        lm.train(training)
+        if states.shape[:2] != ids.shape or states.ndim != 3:
+            raise UnfitModel(
+                f"{type(lm).__name__} has hidden states of shape {tuple(states.shape)} for {ids.shape[1]} tokens; "
+                "one vector per token is needed to train it"
+            )
+        if changes_logits(lm.config.get_text_config()):
+            return False
+        head = lm.get_output_embeddings()
+        if head is None or head.weight.shape[1] != states.shape[2]:
+            return False
+        exact = logits.dtype in (torch.float32, torch.float64)
+        return bool(torch.allclose(logits, head(states), atol=1e-5 if exact else 1e-1, rtol=1e-4 if exact else 1e-3))
+
+    def only_tokens(self, logits: Tensor) -> Tensor:
+        """Logits [..., V] in which ids that are no token have no chance."""
+        if not len(self.missing):
+            return logits
+        return logits.index_fill(-1, self.missing.to(logits.device), torch.finfo(logits.dtype).min)
 
     def forward(self, ids: Tensor, row: Tensor, position: Tensor, target: Tensor, ends: Tensor, temperature: float) -> Output:
         """Right padding needs no mask: causal attention never looks ahead."""
         lm = self.lm
         if self.head_is_plain:
-            states = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            states = trunk(lm)(input_ids=ids, use_cache=False).last_hidden_state
             hidden = states[row, position - 1]
             logprobs, entropy = self._head(hidden, target, temperature)
         else:
             states, logits = self._row_by_row(ids, row, position)
             hidden = states[row, position - 1]
-            logprobs, entropy = log_softmax_at(logits / temperature, target)
+            logprobs, entropy = log_softmax_at(self.only_tokens(logits / temperature), target)
         return Output(logprobs, entropy, hidden, states[torch.arange(len(ids), device=ids.device), ends])
 
     def _head(self, hidden: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = self.lm.get_output_embeddings()
 
         def score(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-            logits = head(part)
+            logits = self.only_tokens(head(part))
             return log_softmax_at(logits / temperature if temperature != 1.0 else logits, wanted)
 
         size = max(1, HEAD_ELEMENTS // head.weight.shape[0])
@@ -153,16 +185,15 @@ class Network(nn.Module):
 
     def _row_by_row(self, ids: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """For models that do something to their logits: their own forward, keeping action positions only."""
-        states, logits = [], []
-        for b in range(len(ids)):
-            out = self.lm(
-                input_ids=ids[b : b + 1],
-                use_cache=False,
-                output_hidden_states=True,
-                logits_to_keep=position[row == b] - 1,
-            )
-            states.append(out.hidden_states[-1])
-            logits.append(out.logits[0])
+        states: list[Tensor] = []
+        logits = []
+        hook = trunk(self.lm).register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state))
+        try:
+            for b in range(len(ids)):
+                out = self.lm(input_ids=ids[b : b + 1], use_cache=False, logits_to_keep=position[row == b] - 1)
+                logits.append(out.logits[0])
+        finally:
+            hook.remove()
         return torch.cat(states), torch.cat(logits)
 
 
@@ -178,9 +209,7 @@ class Policy:
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, precision: str = "no") -> None:
-        self.network = Network(model)
         self.tokenizer = tokenizer
-        self.chat = ChatFormat(tokenizer)
         self.version = 0
         if precision not in ("no", "bf16"):
             raise PolicyError(f"precision must be 'no' or 'bf16', got {precision!r}")
@@ -189,12 +218,19 @@ class Policy:
         self._reference_adapters: list[Tensor] | None = None
         self._wrapped: Any = None
         model.eval()  # dropout would make the log-probs of an update differ from the sampler's; LoRA's too
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        vocabulary = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > vocabulary:
             raise PolicyError(
                 f"the tokenizer has {len(tokenizer)} tokens but the model embeds {vocabulary}: they do not belong together, "
                 "or the model's embeddings must be resized first (model.resize_token_embeddings)"
             )
+        try:
+            self.network = Network(model, set(tokenizer.get_vocab().values()))
+        except UnfitModel as error:
+            raise PolicyError(str(error)) from error
+        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        stops = eos if isinstance(eos, list) else [eos]
+        self.chat = ChatFormat(tokenizer, stop_ids=[i for i in stops if i is not None and i < vocabulary])
 
     @classmethod
     def from_pretrained(
@@ -207,17 +243,21 @@ class Policy:
         device: str | None = None,
         attention: str = "sdpa",
         chat_template: str | None = None,
+        trust_remote_code: bool = False,
     ) -> Policy:
         """Loads a model and its tokenizer from a local folder or by hub name; a folder with LoRA adapters is loaded with them.
 
         Args:
             name: folder or hub name.
             lora: options of `peft.LoraConfig` (`{"r": 16, "lora_alpha": 32}`) to train adapters instead of all weights.
-            dtype: of the weights: "float32", "bfloat16" or "auto" (as saved).
+            dtype: of the weights: "float32", "bfloat16", "float16" or "auto" (as saved). Weights in half
+                precision are trained through a float32 copy, see `Learner`.
             precision: "no", or "bf16" to compute in bfloat16 over float32 weights.
             device: "cpu", "cuda"; default: what accelerate finds.
             attention: transformers' attention implementation: "sdpa" or "eager".
             chat_template: overrides the tokenizer's (`turnwise.CHATML` for base models).
+            trust_remote_code: run the Python files that come with the model; without it a model that
+                needs them is refused.
 
         Raises:
             PolicyError: no such model, weights that are not safetensors, peft missing, tokenizer and model that do not fit.
@@ -236,14 +276,25 @@ class Policy:
         adapter = folder / "adapter_config.json"
         base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(name)
         try:
-            tokenizer = auto.AutoTokenizer.from_pretrained(str(name))
+            tokenizer = auto.AutoTokenizer.from_pretrained(str(name), trust_remote_code=trust_remote_code)
             model = auto.AutoModelForCausalLM.from_pretrained(
                 base,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 attn_implementation=attention,
                 use_safetensors=True,  # nothing is unpickled
+                trust_remote_code=trust_remote_code,
             )
         except (OSError, ValueError, AttributeError) as error:
+            if "trust_remote_code" in str(error):
+                raise PolicyError(
+                    f"the policy {str(name)!r} comes with Python files of its own, which are not run unasked. Read them, "
+                    "and if you trust them say so: `policy: {model: ..., trust_remote_code: true}`"
+                ) from error
+            if attention == "sdpa" and "eager" in str(error):
+                raise PolicyError(
+                    f"the policy {str(name)!r} has no scaled-dot-product attention: load it with `attention: eager` "
+                    f"(under `policy`). {type(error).__name__}: {error}"
+                ) from error
             known = "" if folder.is_dir() else " It is no local folder, and no model of that name could be fetched."
             raise PolicyError(f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}") from error
         if chat_template is not None:
@@ -284,7 +335,7 @@ class Policy:
 
     @property
     def context_length(self) -> int:
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+        return context_length(self.model.config.get_text_config())
 
     @property
     def hidden_size(self) -> int:
@@ -418,11 +469,38 @@ class Policy:
         Args:
             merge: fold LoRA adapters into the weights and save a plain model; else only the adapters are saved.
         """
-        model = self.network.model
-        if merge and self.is_lora:
-            model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-        model.save_pretrained(str(folder))  # type: ignore[operator]
+        model: Any = self._merged() if merge and self.is_lora else self.network.model
+        self.model.generation_config.eos_token_id = sorted(self.chat.stop_ids)
+        model.generation_config.eos_token_id = sorted(self.chat.stop_ids)
+        model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
+
+    def _merged(self) -> Any:
+        """A plain model with the adapters in its weights.
+
+        Raises:
+            PolicyError: it would not be the same model.
+        """
+        whole: Any = copy.deepcopy(self.network.model)
+        lm = whole.get_base_model()
+        inside, outside = lm.get_input_embeddings(), lm.get_output_embeddings()
+        if lm.config.get_text_config().tie_word_embeddings and any(
+            isinstance(end, _peft().tuners.tuners_utils.BaseTunerLayer) for end in (inside, outside)
+        ):  # what is added to one end of a tied pair must not change the other
+            part = getattr(outside, "base_layer", outside)
+            part.weight = nn.Parameter(part.weight.detach().clone())
+            for config in {id(c): c for c in (lm.config, lm.config.get_text_config())}.values():
+                config.tie_word_embeddings = False
+        merged = whole.merge_and_unload()
+        ids = torch.arange(min(16, self.context_length, inside.weight.shape[0]), device=self.device).unsqueeze(0)
+        with torch.no_grad():
+            ours, theirs = (m(input_ids=ids, use_cache=False).logits.float() for m in (self.network.model, merged.eval()))
+        if not torch.allclose(ours, theirs, rtol=0.05, atol=0.01 * float(ours.abs().max())):
+            raise PolicyError(
+                f"merging the adapters gives another model (its logits are off by {float((ours - theirs).abs().max()):.2g}); "
+                "save them unmerged, and report the LoRA options that were used"
+            )
+        return merged
 
     @torch.no_grad()
     def load_weights(self, folder: str | Path) -> None:
