@@ -16,12 +16,12 @@ that the template itself puts around messages; other added tokens (line breaks, 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from ..episode import Message
@@ -213,9 +213,9 @@ class ChatFormat:
         shown, contents = list(frames), []
         for place, i in enumerate(order):
             piece, left, right = self._marked(messages, generate, tools, i)[1][place], frames[place], frames[place + 1]
-            head = len(os.path.commonprefix([piece, left]))
+            head = _alike(piece, left)
             rest = piece[head:]
-            tail = len(os.path.commonprefix([rest[::-1], right[::-1]]))
+            tail = _alike(rest[::-1], right[::-1])
             contents.append(rest[: len(rest) - tail])
             if head < len(left):
                 shown[place] = left[:head]
@@ -233,12 +233,12 @@ class ChatFormat:
             _, frames = self._marked([*opening, *said], True, None)
             written = self._marked([*opening, *said[:2]], False, None)[1][len(opening) + 1]
             asked, written_again = frames[-1], frames[-3]
-            pieces += [*frames[:-3], frames[-2], os.path.commonprefix([asked, written, written_again])]
+            pieces += [*frames[:-3], frames[-2], asked[: min(_alike(asked, written), _alike(asked, written_again))]]
             if opening:
                 continue
             with contextlib.suppress(TemplateError):  # no tool role
                 *_, opens, closes = self._marked([*said, said[1], Message("tool", "x")], True, None)[1]
-                pieces += [opens, closes.removesuffix(os.path.commonprefix([closes[::-1], asked[::-1]])[::-1])]
+                pieces += [opens, closes[: len(closes) - _alike(closes[::-1], asked[::-1])]]
         return "\n".join(pieces)
 
     def _closings(self) -> tuple[str, str]:
@@ -255,7 +255,7 @@ class ChatFormat:
                 f"the chat template closes a reply with {(end or middle)[:40]!r}, which is no token of its own, so the policy "
                 "cannot say that it is done. Use a template whose assistant turns end in a special token."
             )
-        both = os.path.commonprefix([end, middle])
+        both = end[: _alike(end, middle)]
         if self._last_control(both):
             return both[: self._last_control(both)], last
         first = max((t for t in self._controls if t and middle.startswith(t)), key=len, default="")
@@ -324,7 +324,7 @@ class ChatFormat:
 
     def _pieces(self, text: str, cuts: Sequence[int], start: int, end: int) -> list[int]:
         bounds = [start, *cuts, end]
-        first, *others = [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        first, *others = [text[a:b] for a, b in pairwise(bounds)]
         return self._encode(first) + [i for piece in others for i in self._continue(piece)]
 
     def _character(self, character: str) -> list[int]:
@@ -432,8 +432,8 @@ class ChatFormat:
             end += len(closing)
             begin = self._reply_begins(messages, whole, i, tools)
             ids = self._tokenize(text, contents, start, end)
-            prompt = os.path.commonprefix([ids, self._tokenize(text, contents, start, begin)])
-            turns.append((ids[overlap : len(prompt)], ids[len(prompt) :]))
+            asked = _alike(ids, self._tokenize(text, contents, start, begin))
+            turns.append((ids[overlap:asked], ids[asked:]))
             start, overlap = end - len(closing) + self._closing_start(closing), 1
         if [i for turn in turns for part in turn for i in part] != self._tokenize(text, contents, 0, end):
             raise TemplateError(
@@ -450,7 +450,7 @@ class ChatFormat:
         key = (frame, messages[i - 1].role, bool(tools), i > 1)
         if key not in self._begins:
             _, pieces = self._marked(messages[:i], True, tools)
-            self._begins[key] = len(os.path.commonprefix([frame, pieces[-1]]))
+            self._begins[key] = _alike(frame, pieces[-1])
         return whole.before[i] + self._begins[key]
 
     def drift(
@@ -468,6 +468,11 @@ class ChatFormat:
 def _dated(template: str, today: date) -> str:
     """Answers a template's requests for the present time with one day: prompts must not change at midnight."""
     return CLOCK.sub(lambda call: repr(today.strftime(call[1] or call[2] or "")), template)
+
+
+def _alike(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many items two sequences begin with in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _places(text: str, token: str, start: int, end: int) -> list[int]:

@@ -15,7 +15,6 @@ from ..episode import derive_id
 from ..learning import NonFiniteError, Row
 from .model import Micro, Policy
 
-
 HALF = {torch.bfloat16: 1.0, torch.float16: 1024.0}  # and what losses are scaled by: float16 has few small numbers
 
 
