@@ -24,8 +24,50 @@ Form = Literal["best-of-n", "rl"]
 
 def kl_best_of_n(n: int) -> float:
     """KL of the best of n samples to the policy they are drawn from, nats: log n - (n - 1) / n (Stiennon et al. 2020,
-    arXiv:2009.01325, appendix G.3); exact without ties."""
+    arXiv:2009.01325, appendix G.3). Exact where no two samples tie; with ties it is at most that, see `kl_with_ties`."""
     return math.log(n) - (n - 1) / n
+
+
+def kl_with_ties(proxy: ArrayLike, n: int) -> NDArray[np.float64]:
+    """KL of the best of n to the policy where scores may be equal (a judge of 0 and 1, of five grades), nats, per start.
+
+    Whoever ties is chosen at random. With F the share of samples below a score and p the share that has it, the best of n has it with
+    probability q = (F + p)^n - F^n, and
+
+        KL = sum over scores of  q log(q / p)                                  scores that recur
+           + sum over scores of  integral from F to F + p of  n u^(n-1) log(n u^(n-1)) du        scores that do not
+
+    A score recurs when two of all samples have it, whatever their start; the others are taken to be drawn from a continuum, so that without
+    any tie the sum is log n - (n - 1) / n. Shares are those of the samples: where scores recur this is the exact KL of choosing among replies
+    in these shares, and never more than log n - (n - 1) / n.
+
+    Args:
+        proxy: [S, N].
+
+    Returns:
+        [S].
+    """
+    proxies = np.atleast_2d(np.asarray(proxy, float))
+    values, counts = np.unique(proxies, return_counts=True)
+    recurring = set(values[counts > 1].tolist())
+    return np.array([_kl_of_start(own, recurring, n) for own in proxies])
+
+
+def _kl_of_start(scores: NDArray[np.float64], recurring: set[float], n: int) -> float:
+    def integral(u: float) -> float:  # of n u^(n-1) log(n u^(n-1)), from 0
+        return u**n * (math.log(n) + (n - 1) * math.log(u) - (n - 1) / n) if u > 0 else 0.0
+
+    total, below = 0.0, 0.0
+    for value, count in zip(*np.unique(scores, return_counts=True), strict=True):
+        share = float(count) / len(scores)
+        to = min(below + share, 1.0)
+        chosen = to**n - below**n
+        if value not in recurring:
+            total += integral(to) - integral(below)
+        elif chosen > 0:
+            total += chosen * math.log(chosen / share)
+        below = to
+    return total
 
 
 def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> NDArray[np.float64]:
