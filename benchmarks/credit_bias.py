@@ -176,7 +176,7 @@ def batch_of(world: World, groups: tuple[tuple[int, ...], ...], kl: bool) -> Bat
             own_values, own_branch, own_scores, own_penalty = [], [], [], []
             for k, (state, tokens, reward) in enumerate(one.steps):
                 logs = [logprobs[state, tokens[:n]][t] for n, t in enumerate(tokens)]
-                turns.append(Turn(Message("user", state), world.replies[tokens], reward, (0,), tokens, tuple(logs)))
+                turns.append(Turn(Message("user", f"state {state}"), world.replies[tokens], reward, (0,), tokens, tuple(logs)))
                 own_values += [world.value(state, k, tokens[:n]) for n in range(len(tokens))]
                 own_penalty += [
                     -COEF * (log + math.log(len(world.options(tokens[:n])))) * kl for n, log in enumerate(logs)
@@ -226,6 +226,14 @@ def wrong(world: World, batch: Batch) -> None:
     batch.values = (COARSE * batch.values + 0.2) * batch.mask
 
 
+def misjudged(world: World, batch: Batch) -> None:
+    """A judge who is right in order only while the conversation lasts."""
+    assert batch.turn_scores is not None
+    batch.turn_scores = batch.turn_scores.clone()
+    last = torch.arange(batch.turn_mask.shape[1]) == batch.turn_mask.sum(1, keepdim=True) - 1
+    batch.turn_scores = torch.where(last, batch.turn_scores, COARSE * batch.turn_scores + 0.2)
+
+
 def true_of_actions(world: World, batch: Batch) -> None:
     """Scores of single replies: what is expected of the whole conversation once this reply was given to these words."""
     assert batch.turn_scores is not None
@@ -233,7 +241,7 @@ def true_of_actions(world: World, batch: Batch) -> None:
     for e, episode in enumerate(batch.episodes):
         before = 0.0
         for k, turn in enumerate(episode.turns):
-            batch.turn_scores[e, k] = before + world.worth(turn.observation.content, k, turn.action)
+            batch.turn_scores[e, k] = before + world.worth(turn.observation.content[-1], k, turn.action)
             before += turn.reward
 
 
@@ -253,6 +261,7 @@ ROWS = (
     Row("`outcome`, `mean`", lambda w: OutcomeCredit("mean"), "Dr. GRPO: the right direction, (G-1)/G of its length; the step size is `lr`'s anyway"),
     Row("`outcome`, `loo`", lambda w: OutcomeCredit("loo"), "RLOO: nothing to weigh up but its noise"),
     Row("`outcome`, `loo`, KL in the reward", lambda w: OutcomeCredit("loo"), "as before", kl=True),
+    Row("`outcome`, `loo`, `truncated: count` (default)", lambda w: OutcomeCredit("loo"), "unbiased for the outcome as it counts: what a conversation had when it was cut", world={"cut": True}),
     Row("`outcome`, `loo`, `truncated: drop`", lambda w: OutcomeCredit("loo", "drop"),
         "a conversation that was cut says nothing of its end; but what leads to being cut is then neither praised nor blamed", world={"cut": True}),
     Row("`turn-returns`", lambda w: TurnReturns(), "rewards at turns"),
@@ -261,13 +270,17 @@ ROWS = (
     Row("`turn-returns`, `gamma: 0.9`", lambda w: TurnReturns(GAMMA), "what comes much later is mostly luck: less noise for a nearer aim"),
     Row("`gigpo` (default, `gamma` 0.95)", lambda w: GiGPO(), "states that recur: turns are compared where they were taken, and it learns faster for it"),
     Row("`gigpo`, `gamma: 1`", lambda w: GiGPO(gamma=1.0), "as before, without the discount"),
+    Row("`gigpo`, `omega: 0`", lambda w: GiGPO(omega=0.0), "it is `outcome` with `mean`; the larger `omega`, the more of the bias above"),
+    Row("`gigpo`, `similarity: 0.8` that takes A and B for one", lambda w: GiGPO(similarity=0.8), "states in many words; too low a share compares what is not alike"),
     Row("`gigpo`, `baseline: std`", lambda w: GiGPO(baseline="std"), "the paper's other form: what is compared counts alike whatever its spread"),
     Row("`gae` `token`, `lam: 1`, any critic", lambda w: GAE(lam=1.0), "no bias, and the noise of the whole rest", (1,), change=wrong),
     Row("`gae` `token`, `lam` 0.95 (default), exact critic", lambda w: GAE(), "the critic takes the noise of what comes later", (1,)),
     Row("`gae` `token`, `lam` 0.95, a critic that errs", lambda w: GAE(), "the usual case: less noise, and the critic's errors in the gradient", (1,), change=wrong),
+    Row("`gae` `token`, `gamma: 0.9`, exact critic", lambda w: GAE(gamma=GAMMA), "as `gamma` of `turn-returns`, and the critic's values are of another aim", (1,)),
     Row("`gae` `turn`, `turn_lam: 1`, any critic", lambda w: GAE(unit="turn", turn_lam=1.0), "as `token` at 1", (1,), change=wrong),
     Row("`gae` `turn`, `turn_lam` 0.95, exact critic", lambda w: GAE(unit="turn"), "many turns: the least noise of all that play nothing extra", (1,), {"many": True}),
     Row("`gae` `turn`, `turn_lam` 0.95, a critic that errs", lambda w: GAE(unit="turn"), "as `token`, at turns", (1,), change=wrong),
+    Row("`gae` `turn`, `turn_gamma: 0.9`, exact critic", lambda w: GAE(unit="turn", turn_gamma=GAMMA), "as `gamma` of `token`", (1,)),
     Row("`gae` `turn`, exact critic, KL in the reward", lambda w: GAE(unit="turn", turn_lam=1.0), "as before", (1,), kl=True),
     Row("`gae` `bilevel`, `lam` 1 and `turn_lam` 1", lambda w: GAE(unit="bilevel", lam=1.0, turn_lam=1.0), "as `token` at 1", (1,), {"many": True}),
     Row("`gae` `bilevel` (default 0.95), exact critic", lambda w: GAE(unit="bilevel"),
@@ -278,6 +291,9 @@ ROWS = (
     Row("`counterfactual`", lambda w: Counterfactual(), "as `branch`, with the luck of what came after", (1,)),
     Row("`counterfactual`, KL in the reward", lambda w: Counterfactual(), "as `branch`", (1,), kl=True),
     Row("`judged`, `delta`, a judge who is right", lambda w: Judged("delta", w.value("A", 0)), "as good as the judge", (1,)),
+    Row("`judged`, `delta`, `initial` wrong by 1", lambda w: Judged("delta", w.value("A", 0) + 1.0), "a constant on the first turn: noise alone", (1,)),
+    Row("`judged`, `delta`, `outcome: 1`", lambda w: Judged("delta", w.value("A", 0), outcome=1.0), "holds the judge to what came out: the sum of two right gradients"),
+    Row("`judged`, `delta`, a judge who errs", lambda w: Judged("delta", w.value("A", 0)), "the usual case: what the judge gets wrong is trained", (1,), change=misjudged),
     Row("`judged`, `delta`, `smear: 0.5`", lambda w: Judged("delta", w.value("A", 0), 0.5), "where a judge notices late what an earlier turn had done", (1,)),
     Row("`judged`, `absolute`, score = Q(s, a)", lambda w: Judged(), "a judge of replies; the mean of the others is its baseline", change=true_of_actions),
     Row("`redistribute`, before it has learned", lambda w: Redistribute(), "`outcome` spread evenly, 1/K for each turn"),

@@ -22,24 +22,18 @@ from numpy.typing import ArrayLike, NDArray
 Form = Literal["best-of-n", "rl"]
 
 
-def kl_best_of_n(n: int) -> float:
-    """KL of the best of n samples to the policy they are drawn from, nats: log n - (n - 1) / n (Stiennon et al. 2020,
-    arXiv:2009.01325, appendix G.3). Exact where no two samples tie; with ties it is at most that, see `kl_with_ties`."""
-    return math.log(n) - (n - 1) / n
+def kl_best_of_n(proxy: ArrayLike, n: int) -> NDArray[np.float64]:
+    """KL of the best of n to the policy that the samples are drawn from, nats, per start.
 
+    Without ties it is log n - (n - 1) / n (Stiennon et al. 2020, arXiv:2009.01325, appendix G.3); a judge of 0 and 1, or of five grades, ties, and
+    then it is less. Whoever ties is chosen at random. With F the share of samples below a score and p the share that has it, the best of n
+    has it with probability q = (F + p)^n - F^n, and
 
-def kl_with_ties(proxy: ArrayLike, n: int) -> NDArray[np.float64]:
-    """KL of the best of n to the policy where scores may be equal (a judge of 0 and 1, of five grades), nats, per start.
+        KL = sum over scores that recur        of  q log(q / p)
+           + sum over scores that do not       of  integral from F to F + p of  n u^(n-1) log(n u^(n-1)) du
 
-    Whoever ties is chosen at random. With F the share of samples below a score and p the share that has it, the best of n has it with
-    probability q = (F + p)^n - F^n, and
-
-        KL = sum over scores of  q log(q / p)                                  scores that recur
-           + sum over scores of  integral from F to F + p of  n u^(n-1) log(n u^(n-1)) du        scores that do not
-
-    A score recurs when two of all samples have it, whatever their start; the others are taken to be drawn from a continuum, so that without
-    any tie the sum is log n - (n - 1) / n. Shares are those of the samples: where scores recur this is the exact KL of choosing among replies
-    in these shares, and never more than log n - (n - 1) / n.
+    A score recurs when two of all samples have it, whatever their start; the others are taken to be drawn from a continuum. Shares are those of
+    the samples.
 
     Args:
         proxy: [S, N].

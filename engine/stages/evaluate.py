@@ -16,7 +16,7 @@ from ..config import ConfigError, Section, Stage
 from ..environment import starts
 from ..episode import Episode, canonical_json, derive_id
 from ..feedback import Comparison, Request
-from ..overoptimisation import best_of_n, kl_with_ties
+from ..overoptimisation import best_of_n, kl_best_of_n
 from ..rollout import PolicyPlayer, ScriptPlayer, TooManyFailures, Where, rollout
 from ..run import Run, Update
 from ..sources import Sources, check_order
@@ -376,7 +376,7 @@ class Evaluate(Stage):
             best = [best_of_n(np.array(proxy), np.array(gold), n) for gold in (outcome, success, proxy)]
             table[f"best-of-{n}"] = {
                 "outcome": float(best[0].mean()), "success": float(best[1].mean()), "proxy": float(best[2].mean()),
-                "kl": float(kl_with_ties(np.array(proxy), n).mean()), **dict(zip(("low", "high"), bootstrap(best[1].tolist()), strict=True)),
+                "kl": float(kl_best_of_n(np.array(proxy), n).mean()), **dict(zip(("low", "high"), bootstrap(best[1].tolist()), strict=True)),
                 **dict(zip(("outcome_low", "outcome_high"), bootstrap(best[0].tolist()), strict=True)),
                 "episodes": len(proxy), "failed": len(groups) - len(proxy),
             }  # fmt: skip

@@ -49,7 +49,7 @@ CAUSES = {
         "without a reward",
         "Look at why their sources abstained or failed: the report and `turnwise judges` say it",
     ),
-    "environment failed": ("failed in their environment", "`turnwise envs --check` and the report say why"),
+    "environment failed": ("in environments that failed", "`turnwise envs --check` and the report say why"),
     "group too small": (
         "in groups with too few members that got a reward",
         "Look at why the others got none, or lower `min_group`",
@@ -69,9 +69,9 @@ def untaught(lines: Sequence[Mapping[str, Any]]) -> str:
         known[SILENT] += int(line["episodes"]) - sum(known.values())
         counts = {why: counts[why] + known[why] for why in CAUSES}
     found = sorted((why for why in CAUSES if counts[why]), key=lambda why: -counts[why])
-    shown = ", ".join(f"{counts[why]} {CAUSES[why][0]}" for why in found)
+    shown = ", ".join(f"{counts[why]} were {CAUSES[why][0]}" for why in found)
     cure = f". {CAUSES[found[0]][1]}" if found else ""
-    return f"of {sum(counts.values())} conversations {shown or 'none was played'}{cure}."
+    return f"of {sum(counts.values())} conversations, {shown or 'none was played'}{cure}."
 
 
 def idle_stages(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:

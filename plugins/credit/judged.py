@@ -5,7 +5,7 @@ Two readings of a turn's score s_k:
 - "absolute": how good the reply was. Credit is s_k less the mean of all scored turns of the other conversations of the group.
 - "delta": how well the conversation stands after it (prime-rl's `turn_credit`; with a potential, the shaping of Ng, Harada & Russell 1999).
   d_k = s_k - s_{k-1}, from `initial` on; a turn nobody scored passes the last score on. With `smear` g each delta is shared with the turns
-  that prepared it: turn j <= k gets d_k g^{k-j} / sum_{i <= k} g^i. The credit of an episode sums to its last score less `initial`.
+  that prepared it: turn j <= k gets d_k g^{k-j} / sum_{i <= k} g^i, which biases the gradient. The credit of an episode sums to its last score less `initial`.
 
 A score is an opinion and no reward: it is not part of the outcome. `outcome` adds so many times what RLOO would give every turn, so that good
 marks alone are not the aim. A turn without a score has no credit of its own in "absolute" (`credit/scored_turns` counts them). Sources that never

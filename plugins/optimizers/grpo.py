@@ -95,8 +95,7 @@ class GRPO:
                     loss = loss * micro.take(weight)
                     if self.kl.in_loss:
                         assert batch.reference_logprobs is not None
-                        reference = micro.take(batch.reference_logprobs)
-                        loss = loss + self.kl.coef * kl_estimate(out.logprobs, reference, self.kl.estimator)
+                        loss = loss + self.kl.loss(out.logprobs, micro.take(batch.reference_logprobs))
                     self.learner.backward((loss * micro.take(share)).sum() / total, micro)
                     sums.add(
                         micro, loss=loss, clip_fraction=held.float(), entropy=out.entropy,

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from ...engine.learning import Batch
 from ...engine.policy import Policy
 from ...engine.tensors import kl_estimate
+
+ROUNDING = 1e-5  # nats: how far log-probs of one token by one policy are apart when other rows are in the batch (float32)
 
 
 class KL:
@@ -79,6 +84,11 @@ class KL:
         self._measured = {"kl": float(apart.sum() / batch.mask.sum()), "kl_episode": float(apart.sum(1).mean())}
         if self.place == "reward":
             batch.token_rewards -= self.coef * apart
+
+    def loss(self, logprobs: Tensor, reference: Tensor) -> Tensor:
+        """The term of each token's loss, [n]; without gradient where policy and reference differ by the rounding of a forward pass."""
+        same = (logprobs - reference).detach().abs() <= ROUNDING
+        return self.coef * kl_estimate(torch.where(same, reference, logprobs), reference, self.estimator)
 
     def measure(self) -> dict[str, float]:
         """The KL of the whole batch as `prepare` saw it, k1, per token (`kl`) and per conversation (`kl_episode`); moves the

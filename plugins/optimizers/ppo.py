@@ -152,8 +152,7 @@ class PPO:
                 loss = loss * micro.take(weight)
                 if self.kl.in_loss:
                     assert batch.reference_logprobs is not None
-                    reference = micro.take(batch.reference_logprobs)
-                    loss = loss + self.kl.coef * kl_estimate(out.logprobs, reference, self.kl.estimator)
+                    loss = loss + self.kl.loss(out.logprobs, micro.take(batch.reference_logprobs))
                 value_loss = torch.zeros_like(loss)
                 if targets is not None:
                     head, *trunk = self.learner.modules
