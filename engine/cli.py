@@ -73,7 +73,7 @@ def run_(
     from .config import RunConfig
     from .progress import Display, quiet
     from .run import Run
-    from .stages.measures import idle_stages
+    from .stages.measures import idle_stages, learned_nothing
 
     import_module(module, context.obj)
     read = RunConfig.load(config)
@@ -106,15 +106,9 @@ def run_(
     if not run.is_main:
         return
     idle = {} if run.stopping else idle_stages(run.metrics)
-    how = (
-        "Paused"
-        if run.paused
-        else "Stopped"
-        if run.stopping
-        else f"Nothing learned in {', '.join(idle)}"
-        if idle
-        else "Finished"
-    )
+    nothing = bool(idle) and learned_nothing(run.metrics)
+    ended = "Nothing learned" if nothing else "Finished"
+    how = "Paused" if run.paused else "Stopped" if run.stopping else ended
     print(f"{how} after update {run.updates}. Everything is in {run.folder}." + (f"\n{run.paused}" if run.paused else ""))
     for stage, why in idle.items():
         print(f"{stage} taught the policy nothing: {why}")
@@ -128,7 +122,7 @@ def run_(
         print_scores(json.loads(table.read_text()))
     if run.paused:
         raise typer.Exit(3)
-    if idle:
+    if nothing:
         raise typer.Exit(4)
 
 

@@ -265,7 +265,7 @@ def test_a_run_that_taught_nothing_does_not_end_like_one_that_did(
         found = CliRunner().invoke(app, ["run", str(path), "--folder", str(tmp_path / "r")], obj=turnwise.Plugins())
     assert found.exit_code == 4
     assert "trained on nothing" in found.stdout
-    assert "Nothing learned in rl after update 2" in found.stdout
+    assert "Nothing learned after update 2" in found.stdout
     assert f"of 8 conversations, 8 were {reason}" in found.stdout
     assert "Finished" not in found.stdout
     page = write_report(tmp_path / "r").read_text()
@@ -285,6 +285,7 @@ def test_a_run_that_learned_ends_as_ever(
     found = CliRunner().invoke(app, ["run", str(path), "--folder", str(tmp_path / "r")], obj=turnwise.Plugins())
     assert found.exit_code == 0, found.output
     assert "Finished after update 2" in found.stdout
+    assert "taught the policy nothing" not in found.output
 
 
 # What is refused before anything is loaded, with the name that is meant.

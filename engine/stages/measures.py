@@ -82,6 +82,12 @@ def idle_stages(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {stage: why for stage, own in lines.items() if (why := untaught(own))}
 
 
+def learned_nothing(metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run had stages of `rl` and nothing learned anything in it, in these stages or in others."""
+    idle = idle_stages(metrics)
+    return bool(idle) and not any("grad_norm" in line for line in metrics if line["stage"] not in idle)
+
+
 def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:
     """How large the credit of the first turns is, and how it spreads: mean and standard deviation over the episodes that got so far."""
     metrics = {}
