@@ -165,7 +165,7 @@ def slopes(world: World) -> tuple[list[Told], NDArray[np.float64], list[NDArray[
     return told, np.array(chances), each, np.array(sums)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=None)
 def batch_of(world: World, groups: tuple[tuple[int, ...], ...], kl: bool) -> Batch:
     """Groups of conversations as the engine lays them out, with exact values of everything that a method may need."""
     told, logprobs, episodes, rewards = world.conversations(), world.logprobs(), [], []
