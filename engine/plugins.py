@@ -270,7 +270,8 @@ def check_options(what: str, factory: Callable[..., Any], positional: int, optio
                 raise PluginError(f"{what} has no option {option!r}.{did_you_mean(option, known)}")
     for p in parameters:
         if p.name in options and (wrong := _no_number(p.annotation, options[p.name])):
-            raise PluginError(f"{what}: {p.name} must be {wrong}, got {options[p.name]!r}")
+            text = ", which is text" if isinstance(options[p.name], str) else ""
+            raise PluginError(f"{what}: {p.name} must be {wrong}, got {options[p.name]!r}{text}")
     missing = [
         p.name
         for p in parameters

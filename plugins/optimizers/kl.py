@@ -80,6 +80,8 @@ class KL:
         if not self.used:
             return
         batch.reference_logprobs = policy.logprobs(batch, micro_tokens=micro_tokens, reference=True)
+        if "prox" not in batch.extras:
+            batch.extras["prox"] = policy.logprobs(batch, micro_tokens=micro_tokens)
         apart = kl_estimate(batch.extras["prox"], batch.reference_logprobs, "k1") * batch.mask
         self._measured = {"kl": float(apart.sum() / batch.mask.sum()), "kl_episode": float(apart.sum(1).mean())}
         if self.place == "reward":
