@@ -17,13 +17,16 @@ import yaml
 from support import ECHO, play
 from test_optimizers import close, credited, flat_gradient, gradient_of, moved, token_logprobs
 from turnwise.engine.batch import make_batch
+from turnwise.engine.learning import Pairs
 from turnwise.engine.stages.evaluate import score
 from turnwise.engine.stages.measures import play_metrics
 from turnwise.engine.tensors import group_advantage, turn_advantages
 from turnwise.plugins.credit.counterfactual import Counterfactual
 from turnwise.plugins.credit.judged import against_other_conversations
 from turnwise.plugins.credit.turn_returns import against_others
+from turnwise.plugins.optimizers.dpo import DPO
 from turnwise.plugins.optimizers.grpo import GRPO
+from turnwise.plugins.optimizers.kto import KTO
 from turnwise.plugins.optimizers.ppo import PPO
 from turnwise.plugins.optimizers.rejection import Rejection, best_of_groups
 from typer.testing import CliRunner
@@ -132,6 +135,26 @@ def test_minibatches_without_weight_are_passed_over(kind: Any, model_folder: Cal
         assert torch.equal(before, weights(policy)) == (steps == 0)
         assert all(value == value for value in metrics.values())
         assert metrics.get("lr") == (pytest.approx(1e-2 * steps / 10) if steps else None), "the rate of the last step"
+
+
+@pytest.mark.parametrize("kind", [DPO, KTO])
+def test_comparisons_and_labels_without_weight_are_passed_over(kind: Any, model_folder: Callable[..., Path]) -> None:
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    episodes = play(policy, 2, group=2, tokens=5)
+    for worth, steps in (([0.0, 1.0], 1), ([0.0, 0.0], 0)):
+        batch = credited(episodes)
+        number = torch.tensor([1.0, 1.0])
+        batch.pairs = Pairs(torch.tensor([0, 2]), torch.tensor([1, 3]), number, number, torch.tensor(worth))
+        batch.labels, batch.weight = torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([*worth, 0.0, 0.0])
+        optimizer = kind(lr=1e-2, warmup=10, minibatches=2)
+        optimizer.setup(policy)
+        before = weights(policy)
+        optimizer.prepare(policy, batch)
+        metrics = optimizer.update(policy, batch)
+        assert metrics["steps"] == steps
+        assert torch.equal(before, weights(policy)) == (steps == 0)
+        assert all(value == value for value in metrics.values())
+        assert metrics.get("lr") == (pytest.approx(1e-3) if steps else None)
 
 
 # What is equal.
