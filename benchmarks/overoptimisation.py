@@ -30,7 +30,7 @@ import numpy as np
 import turnwise
 from turnwise.engine.overoptimisation import fit_interval, fit_law
 from turnwise.engine.progress import quiet
-from turnwise.engine.stages.evaluate import bootstrap, succeeded
+from turnwise.engine.stages.evaluate import bootstrap
 from turnwise.plugins.demo.demo import ENV, EVALUATION_SEED, HELD_OUT, MAX_NEW_TOKENS, PPO, SFT, small_model
 from turnwise.plugins.demo.road import BACKEND
 from turnwise.plugins.reward_model.judge import latest
@@ -78,7 +78,7 @@ def one_seed(seed: int, folder: Path, threads: int, road: Path | None) -> dict[s
         for i, after in enumerate(done.metrics):
             stories = done.ledger.run_episodes(done.id, stage=f"rl/gold-{i}")
             if stories:
-                halves = [statistics.mean(succeeded(e) for e in stories[half::2]) for half in (0, 1)]
+                halves = [statistics.mean(float(e.succeeded) for e in stories[half::2]) for half in (0, 1)]
                 curve.append(
                     {"kl": after["kl_episode"] if i else 0.0, "proxy": after["outcome"], "choose": halves[0], "gold": halves[1]}
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from .episode import Episode
-from .learning import Batch, Credit, Pairs, Row
+from .learning import Batch, Pairs, Row
 from .reward import Rewards
 
 
@@ -67,6 +66,7 @@ def make_batch(
         turn_rewards=turn_rewards,
         weight=torch.tensor([reward.weight for reward in rewards], dtype=torch.float32),
         token_rewards=torch.zeros(mask.shape),
+        signal=torch.ones(len(episodes), dtype=torch.bool),
         turn_scores=None if bool(turn_scores.isnan().all()) else turn_scores,
         temperature=temperature,
         progress=progress,
@@ -99,6 +99,7 @@ def written_batch(
         turn_rewards=torch.zeros(layout["turn_mask"].shape),
         weight=torch.ones(len(episodes)),
         token_rewards=torch.zeros(layout["mask"].shape),
+        signal=torch.ones(len(episodes), dtype=torch.bool),
         pairs=Pairs(
             torch.tensor(better, dtype=torch.long),
             torch.tensor(worse, dtype=torch.long),
@@ -155,27 +156,3 @@ def episode_rows(episode: Episode, index: int) -> list[Row]:
         last = episode.final_ids or rows[-1].ids
         rows.append(Row(last, index, (), first, True))
     return rows
-
-
-def select(batch: Batch, keep: Sequence[int]) -> Batch:
-    """The batch of some of its episodes only; groups keep their indices' order but are numbered anew."""
-    place = {e: i for i, e in enumerate(keep)}
-    index = torch.tensor(list(keep))
-    size = len(batch.episodes)
-
-    def part(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.ndim and len(value) == size:
-            return value[index]
-        if isinstance(value, Credit):
-            return Credit(part(value.advantages), part(value.value_targets), part(value.turn_credit))
-        return value
-
-    fields = {f.name: part(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
-    fields |= {
-        "episodes": tuple(batch.episodes[e] for e in keep),
-        "rows": tuple(dataclasses.replace(r, episode=place[r.episode]) for r in batch.rows if r.episode in place),
-        "group": torch.unique(batch.group[index], return_inverse=True)[1],
-        "extras": {k: part(v) for k, v in batch.extras.items()},
-        "pairs": None,
-    }
-    return Batch(**fields)

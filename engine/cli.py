@@ -73,6 +73,7 @@ def run_(
     from .config import RunConfig
     from .progress import Display, quiet
     from .run import Run
+    from .stages.measures import idle_stages, learned_nothing
 
     import_module(module, context.obj)
     read = RunConfig.load(config)
@@ -99,11 +100,19 @@ def run_(
                 )
                 shown = {k: update.metrics[k] for k in telling if k in update.metrics}
                 shown = shown or {k: v for k, v in update.metrics.items() if k.endswith("/success")}
-                print(f"{update.stage} {update.number}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()), flush=True)
+                note = "  trained on nothing" if update.metrics.get("trained") == 0 else ""
+                print(
+                    f"{update.stage} {update.number}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()) + note, flush=True
+                )
     if not run.is_main:
         return
-    how = "Paused" if run.paused else "Stopped" if run.stopping else "Finished"
+    idle = {} if run.stopping else idle_stages(run.metrics)
+    nothing = bool(idle) and learned_nothing(run.metrics)
+    ended = "Nothing learned" if nothing else "Finished"
+    how = "Paused" if run.paused else "Stopped" if run.stopping else ended
     print(f"{how} after update {run.updates}. Everything is in {run.folder}." + (f"\n{run.paused}" if run.paused else ""))
+    for stage, why in idle.items():
+        print(f"{stage} taught the policy nothing: {why}")
     if run.stopping:
         again = [f"--folder {folder}"] if folder else []
         again += [f"--seed {seed}"] if seed is not None else []
@@ -114,6 +123,8 @@ def run_(
         print_scores(json.loads(table.read_text()))
     if run.paused:
         raise typer.Exit(3)
+    if nothing:
+        raise typer.Exit(4)
 
 
 @app.command()

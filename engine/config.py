@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -103,6 +104,9 @@ class RunConfig(Section):
             if not isinstance(stage, Mapping) or len(stage) != 1:
                 shown = list(stage) if isinstance(stage, Mapping) else stage
                 raise ValueError(f"stage {i + 1} must have one key, its name, as in `- rl: {{updates: 50}}`; got {shown}")
+            for place, value in _numbers(stage):
+                if not math.isfinite(value):
+                    raise ValueError(f"{place} must be a finite number, got {value}")
         return stages
 
     @field_validator("policy")
@@ -134,6 +138,15 @@ class RunConfig(Section):
         if beside.is_dir():
             config.policy.model = str(beside)
         return config
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Every float in plain data, and where it stands."""
+    if isinstance(value, float):
+        yield place, value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _numbers(each, f"{place}.{key}" if place else str(key))
 
 
 def flat(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

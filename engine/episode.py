@@ -160,6 +160,17 @@ class Episode:
         return None if value is None else bool(value)
 
     @property
+    def succeeded(self) -> bool:
+        """Whether it counts as a success, one rule for every number of successes: what the environment says; where it does not say, whether
+        the episode came to its own end. One that was cut and of which nothing was said is none."""
+        return self.ending == "terminated" if self.success is None else self.success
+
+    def state(self, turn: int) -> tuple[Any, ...]:
+        """What the conversation was when a turn began, to tell which conversations share it: the start and the replies so far, by their tokens
+        where a policy sampled them (other tokens may be read as the same text, and lead elsewhere)."""
+        return (self.start.key, *(t.action if t.action_ids is None else t.action_ids for t in self.turns[:turn]))
+
+    @property
     def messages(self) -> tuple[Message, ...]:
         """The conversation as people read it, the system prompt and the final observation included."""
         said = [Message("system", self.system)] if self.system is not None else []

@@ -108,6 +108,8 @@ class Batch:
         reference_logprobs: [E, A] under the reference policy, where the KL to it is used.
         pairs: for optimizers that consume comparisons.
         labels: [E] 1 good, 0 bad, NaN unknown, for optimizers that consume labels.
+        signal: [E] bool, whether credit told anything of the episode's group: where no action token of a group has an advantage, all of it
+            is False. Such episodes count in means, and in whatever else is in the loss.
         credit: set before an optimizer that consumes advantages sees the batch.
         temperature: the sampling temperature; log-probs are those of logits divided by it.
         progress: share of the stage's updates already done, in [0, 1), for schedules.
@@ -128,6 +130,7 @@ class Batch:
     truncated: Tensor
     weight: Tensor
     token_rewards: Tensor
+    signal: Tensor
     turn_scores: Tensor | None = None
     values: Tensor | None = None
     bootstrap: Tensor | None = None
@@ -183,7 +186,8 @@ class Optimizer(Protocol):
         ...
 
     def update(self, policy: Policy, batch: Batch) -> Mapping[str, float]:
-        """Changes the policy in place and returns the metrics of the update.
+        """Changes the policy in place and returns the metrics of the update. One that tells `steps` of 0 left the policy as it was, and its
+        version stays.
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; the step is not taken.

@@ -22,10 +22,46 @@ from numpy.typing import ArrayLike, NDArray
 Form = Literal["best-of-n", "rl"]
 
 
-def kl_best_of_n(n: int) -> float:
-    """KL of the best of n samples to the policy they are drawn from, nats: log n - (n - 1) / n (Stiennon et al. 2020,
-    arXiv:2009.01325, appendix G.3); exact without ties."""
-    return math.log(n) - (n - 1) / n
+def kl_best_of_n(proxy: ArrayLike, n: int) -> NDArray[np.float64]:
+    """KL of the best of n to the policy that the samples are drawn from, nats, per start.
+
+    Without ties it is log n - (n - 1) / n (Stiennon et al. 2020, arXiv:2009.01325, appendix G.3); a judge of 0 and 1, or of five grades, ties, and
+    then it is less. Whoever ties is chosen at random. With F the share of samples below a score and p the share that has it, the best of n
+    has it with probability q = (F + p)^n - F^n, and
+
+        KL = sum over scores that recur        of  q log(q / p)
+           + sum over scores that do not       of  integral from F to F + p of  n u^(n-1) log(n u^(n-1)) du
+
+    A score recurs when two of all samples have it, whatever their start; the others are taken to be drawn from a continuum. Shares are those of
+    the samples.
+
+    Args:
+        proxy: [S, N].
+
+    Returns:
+        [S].
+    """
+    proxies = np.atleast_2d(np.asarray(proxy, float))
+    values, counts = np.unique(proxies, return_counts=True)
+    recurring = set(values[counts > 1].tolist())
+    return np.array([_kl_of_start(own, recurring, n) for own in proxies])
+
+
+def _kl_of_start(scores: NDArray[np.float64], recurring: set[float], n: int) -> float:
+    def integral(u: float) -> float:  # of n u^(n-1) log(n u^(n-1)), from 0
+        return u**n * (math.log(n) + (n - 1) * math.log(u) - (n - 1) / n) if u > 0 else 0.0
+
+    total, below = 0.0, 0.0
+    for value, count in zip(*np.unique(scores, return_counts=True), strict=True):
+        share = float(count) / len(scores)
+        to = min(below + share, 1.0)
+        chosen = to**n - below**n
+        if value not in recurring:
+            total += integral(to) - integral(below)
+        elif chosen > 0:
+            total += chosen * math.log(chosen / share)
+        below = to
+    return total
 
 
 def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> NDArray[np.float64]:

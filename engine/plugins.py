@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
+from numbers import Integral, Real
 from typing import Any
 
 import pluggy
@@ -267,6 +268,10 @@ def check_options(what: str, factory: Callable[..., Any], positional: int, optio
         for option in options:
             if option not in known:
                 raise PluginError(f"{what} has no option {option!r}.{did_you_mean(option, known)}")
+    for p in parameters:
+        if p.name in options and (wrong := _no_number(p.annotation, options[p.name])):
+            text = ", which is text" if isinstance(options[p.name], str) else ""
+            raise PluginError(f"{what}: {p.name} must be {wrong}, got {options[p.name]!r}{text}")
     missing = [
         p.name
         for p in parameters
@@ -274,6 +279,20 @@ def check_options(what: str, factory: Callable[..., Any], positional: int, optio
     ]
     if missing:
         raise PluginError(f"{what} needs the option {', '.join(map(repr, missing))}")
+
+
+NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {"float": ("a number", (int, float)), "int": ("a whole number", (int,))}
+
+
+def _no_number(annotation: Any, value: Any) -> str:
+    """What a value must be where its parameter takes a number and it is none (text above all: a command line's, an environment variable's)."""
+    kinds = (annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))).split(" | ")
+    wanted = [NUMBERS[kind] for kind in kinds if kind in NUMBERS]
+    if not wanted or len(wanted) + kinds.count("None") < len(kinds) or (value is None and "None" in kinds):
+        return ""
+    name, types = wanted[0]
+    fits = isinstance(value, (*types, Integral, *([Real] if float in types else []))) and not isinstance(value, bool)
+    return "" if fits else name
 
 
 def _takes_plugins(factory: Callable[..., Any]) -> bool:

@@ -76,4 +76,6 @@ class Display:
 def _summary(status: Status) -> str:
     shown = {"outcome": "outcome", "success": "success", "kl": "KL", "loss": "loss"}
     parts = [f"{label} {status.metrics[key]:.3f}" for key, label in shown.items() if key in status.metrics]
+    if "trained" in status.metrics:
+        parts.append(f"trained on {status.metrics['trained']:.0f} of {status.metrics['episodes']:.0f}")
     return "  ".join(parts)

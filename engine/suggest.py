@@ -5,10 +5,44 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What other libraries (trl, verl, OpenRLHF, stable-baselines3) call an option of ours.
+SYNONYMS = {
+    "learning_rate": "lr", "actor_learning_rate": "lr", "step_size": "lr",
+    "beta": "kl", "kl_coef": "kl", "kl_coeff": "kl", "init_kl_coef": "kl", "kl_loss_coef": "kl", "kl_penalty": "kl_place", "target": "kl_target",
+    "epsilon": "clip", "clip_range": "clip", "cliprange": "clip", "clip_ratio": "clip", "clip_eps": "clip", "eps_clip": "clip",
+    "epsilon_high": "clip_high", "clip_ratio_high": "clip_high", "loss_type": "loss", "loss_agg_mode": "loss_mean",
+    "num_iterations": "epochs", "ppo_epochs": "epochs", "num_ppo_epochs": "epochs", "num_train_epochs": "epochs", "n_epochs": "epochs",
+    "num_mini_batches": "minibatches", "vf_coef": "value_coef", "cliprange_value": "value_clip", "warmup_steps": "warmup",
+    "max_grad_norm_clip": "max_grad_norm", "grad_clip": "max_grad_norm", "gae_lambda": "lam", "lambda": "lam", "scale_rewards": "baseline",
+    "num_generations": "group_size", "n_samples_per_prompt": "group_size", "num_return_sequences": "group_size", "rollout_n": "group_size",
+    "per_device_train_batch_size": "groups", "train_batch_size": "groups", "rollout_batch_size": "groups", "num_prompts": "groups",
+    "max_completion_length": "max_new_tokens", "max_response_length": "max_new_tokens", "generate_max_len": "max_new_tokens",
+    "max_tokens": "max_new_tokens", "response_length": "max_new_tokens", "max_steps": "updates", "num_updates": "updates",
+    "total_training_steps": "updates", "reward_funcs": "feedback", "reward_fn": "feedback", "rewards": "feedback",
+    "dynamic_sampling": "resample", "environment": "env", "envs": "env",
+}  # fmt: skip
+# Which part of a stage an option belongs to, where it was given to another.
+PARTS = {
+    "optimizer": (
+        "lr", "kl", "kl_place", "kl_estimator", "kl_target", "clip", "clip_high", "loss", "loss_mean", "divisor", "normalise", "epochs",
+        "minibatches", "value_coef", "value_clip", "critic", "warmup", "decay", "weight_decay", "max_grad_norm", "micro_tokens", "beta",
+    ),
+    "credit": ("baseline", "truncated", "gamma", "lam", "turn_gamma", "turn_lam", "unit", "omega", "rollouts", "smear"),
+    "": ("group_size", "groups", "updates", "max_new_tokens", "max_turns", "temperature", "feedback", "resample", "reward_clip"),
+}  # fmt: skip
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'? Known: ..." for error messages."""
+    """ " Did you mean 'x'? Known: ..." for error messages; an option that goes by another name here, or belongs elsewhere, is said to."""
     names = sorted(known)
+    ours = SYNONYMS.get(name, name)
+    if ours != name and ours in names:
+        return f" Here it is called {ours!r}. Known: {', '.join(names)}."
+    for part, options in PARTS.items():
+        if ours in options and part in names:
+            return f" It is an option of the {part}, called {ours!r}: `{part}: {{name: ..., {ours}: ...}}`. Known: {', '.join(names)}."
+    if ours in PARTS[""] and set(names) & {"lr", "baseline", "gamma"}:
+        return f" It is an option of the stage, called {ours!r}, and stands beside `optimizer` and `credit`. Known: {', '.join(names)}."
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"{hint} Known: {', '.join(names) or '(none)'}."

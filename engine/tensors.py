@@ -124,6 +124,36 @@ def bilevel_gae(
     return advantages, (advantages + values) * mask
 
 
+def rounding(size: Tensor) -> Tensor:
+    """How far apart numbers may be and still be equal up to rounding.
+
+        2 eps |size|, at least 1e-12        eps: float32's
+
+    Relative to their size, so that neither a large offset nor a small unit hides what differs; the floor is the rounding of sums of numbers
+    around 1 in double precision.
+
+    Args:
+        size: the largest of the numbers that are compared, any shape.
+    """
+    return (2 * torch.finfo(torch.float32).eps * size.double().abs()).clamp(min=1e-12)
+
+
+def apart(values: Tensor, baseline: Tensor, size: Tensor) -> Tensor:
+    """values - baseline in double precision, exactly 0 where that is the `rounding` of numbers of that size.
+
+    An advantage made of rounding would be one all the same: Adam makes a full step of the smallest gradient.
+    """
+    exact = values.double() - baseline.double()
+    return torch.where(exact.abs() <= rounding(size), 0.0, exact)
+
+
+def group_largest(values: Tensor, group: Tensor) -> Tensor:
+    """The largest absolute value of each one's group, [E], of values [E] or [E, K] with group indices [E]; NaN is passed over."""
+    own = values.double().nan_to_num(0.0).abs().flatten(1).amax(1) if values.ndim > 1 else values.double().nan_to_num(0.0).abs()
+    groups = int(group.max()) + 1 if len(group) else 0
+    return own.new_zeros(groups).scatter_reduce(0, group, own, "amax")[group]
+
+
 def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
     """Mean of each group, [G], of values [E] with group indices [E]."""
     total = values.new_zeros(groups).index_add_(0, group, values)
@@ -142,7 +172,7 @@ def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
     - "std":  (R - mean(R)) / (std(R) + 1e-4) with the unbiased std, GRPO (Shao et al. 2024, arXiv:2402.03300)
 
     A member of a group of one has nothing to be compared with and gets 0 under every baseline. So does one whose outcome is the
-    group's mean up to rounding (1e-6 relative): "std" would blow the rounding of equal outcomes up to an advantage.
+    group's mean up to `rounding`: "std" would blow the rounding of equal outcomes up to an advantage.
 
     Args:
         outcome: [E].
@@ -157,7 +187,7 @@ def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
     groups = int(group.max()) + 1 if len(group) else 0
     exact = outcome.double()
     mean = group_mean(exact, group, groups)[group]
-    centred = torch.where((exact - mean).abs() <= 1e-6 * (1 + mean.abs()), 0.0, exact - mean)
+    centred = apart(exact, mean, group_largest(exact, group))
     size = group_counts(group, groups)[group].double()
     if baseline == "mean":
         return centred.to(outcome.dtype)
@@ -185,11 +215,12 @@ def turn_advantages(values: Tensor, outcome: Tensor, turn_mask: Tensor) -> Tenso
         [E, K], 0 at padding.
     """
     advantages = torch.zeros_like(values)
+    size = torch.cat([values.nan_to_num(0.0), outcome.to(values.dtype).unsqueeze(1)], 1).abs().amax(1)
     after = outcome.to(values.dtype)
     for k in reversed(range(values.shape[1])):
         here = turn_mask[:, k]
         value = torch.where(here & ~values[:, k].isnan(), values[:, k], after)
-        advantages[:, k] = torch.where(here, after - value, 0.0)
+        advantages[:, k] = torch.where(here, apart(after, value, size).to(values.dtype), 0.0)
         after = value
     return advantages
 
@@ -241,8 +272,10 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
     """Per-token estimate of KL(policy || reference) from samples of the policy (Schulman, "Approximating KL divergence").
 
-    With d = log pi_ref - log pi: k1 = -d (unbiased, may be negative), k2 = d^2 / 2 (biased, low variance, and its gradient is
-    that of the KL), k3 = exp(d) - 1 - d (unbiased, never negative). Shapes alike.
+    With d = log pi_ref - log pi: k1 = -d (unbiased, may be negative), k2 = d^2 / 2 (biased, low variance), k3 = exp(d) - 1 - d (unbiased,
+    never negative). As a term of the loss, k2's gradient is on average that of the KL of each token's distribution and k3's that of
+    KL(reference || policy); neither sees that an earlier token decides which later ones are met, so that over a conversation both are biased: only k1 in the
+    reward has the gradient of the conversation's KL (docs/credit.md). Shapes alike.
 
     Raises:
         ValueError: an unknown estimator.
@@ -297,7 +330,7 @@ def explained_variance(predictions: Tensor, targets: Tensor, mask: Tensor) -> fl
     """1 - Var(target - prediction) / Var(target) over the mask; 0 where the targets do not vary."""
     selected = mask.bool()
     target, error = targets[selected], (targets - predictions)[selected]
-    if target.numel() < 2 or float(target.var()) < 1e-12:
+    if target.numel() < 2 or float(target.std()) <= float(rounding(target.abs().max())):
         return 0.0
     return float(1 - error.var() / target.var())
 

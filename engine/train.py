@@ -11,6 +11,7 @@ from .config import RunConfig
 from .plugins import Plugins
 from .progress import Display, quiet
 from .run import Run, Status
+from .stages.measures import idle_stages
 
 
 def train(
@@ -58,6 +59,8 @@ def train(
         run = Run(config, plugins=plugins, on_status=on_status or display.show).finish()
     if run.stopping:
         print(f"turnwise: interrupted after update {run.updates}; everything is in {run.folder}", file=sys.stderr)
+    for label, why in ({} if run.stopping else idle_stages(run.metrics)).items():
+        print(f"turnwise: {label} taught the policy nothing: {why}", file=sys.stderr)
     return run
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
+import torch
 import transformers
 import turnwise
+from turnwise.engine.learning import Batch, Credit
 from turnwise.engine.policy.backends import InProcess
 
 WORDS = "hello there how are you fine thanks what is it I do not know tell me more please yes no maybe the cat sat on a mat . ? ! , 1 2 3"
@@ -83,3 +87,27 @@ def play(
     player = turnwise.PolicyPlayer(policy, turnwise.Sampling(temperature, tokens), InProcess(policy, rows=rows), history)
     chosen = [(s, slot) for s in turnwise.starts(ECHO, 7, count, kwargs=env) for slot in range(group)]
     return turnwise.rollout(player, chosen, turnwise.Where("test", "rl", update, 3))
+
+
+def select(batch: Batch, keep: Sequence[int]) -> Batch:
+    """The batch of some of its episodes only; groups keep their indices' order but are numbered anew."""
+    place = {e: i for i, e in enumerate(keep)}
+    index = torch.tensor(list(keep))
+    size = len(batch.episodes)
+
+    def part(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == size:
+            return value[index]
+        if isinstance(value, Credit):
+            return Credit(part(value.advantages), part(value.value_targets), part(value.turn_credit))
+        return value
+
+    fields = {f.name: part(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+    fields |= {
+        "episodes": tuple(batch.episodes[e] for e in keep),
+        "rows": tuple(dataclasses.replace(r, episode=place[r.episode]) for r in batch.rows if r.episode in place),
+        "group": torch.unique(batch.group[index], return_inverse=True)[1],
+        "extras": {k: part(v) for k, v in batch.extras.items()},
+        "pairs": None,
+    }
+    return Batch(**fields)

@@ -166,7 +166,7 @@ policy: {model_folder()}
 threads: 1
 stages:
   - rank: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 3, group_size: 3, max_new_tokens: 6, feedback: [simulated-panel]}}
-  - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 2, group_size: 2, max_new_tokens: 6}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 2, group_size: 2, max_new_tokens: 6, feedback: [{{judge: length, max_words: 1}}]}}
 """
     )
     done = call("run", "pipeline.yaml", cwd=tmp_path)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import turnwise
-from turnwise.engine.batch import make_batch, select
+from support import select
+from turnwise.engine.batch import make_batch
 from turnwise.plugins.combiners.weighted import Weighted
 from turnwise.plugins.credit.gae import GAE
 from turnwise.plugins.credit.outcome import OutcomeCredit

@@ -13,11 +13,33 @@ from turnwise.engine.overoptimisation import Law, best_of_n, fit_interval, fit_l
 
 
 def test_kl_of_best_of_n() -> None:
-    assert [round(kl_best_of_n(n), 3) for n in (1, 4, 16, 64)] == [0.0, 0.636, 1.835, 3.175]
+    samples = np.random.default_rng(0).normal(size=(3, 64))
+    for n, expected in ((1, 0.0), (4, 0.636), (16, 1.835), (64, 3.175)):
+        assert kl_best_of_n(samples, n) == pytest.approx([math.log(n) - (n - 1) / n] * 3, abs=1e-9)
+        assert kl_best_of_n(samples, n)[0] == pytest.approx(expected, abs=1e-3)
     # by definition, for uniform scores on a fine grid: the best of n has density n u^(n-1)
     u = (np.arange(200_000) + 0.5) / 200_000
     density = 4 * u**3
-    assert float(np.mean(density * np.log(density))) == pytest.approx(kl_best_of_n(4), abs=1e-3)
+    assert float(np.mean(density * np.log(density))) == pytest.approx(kl_best_of_n(samples, 4)[0], abs=1e-3)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 4))
+def test_kl_of_best_of_n_with_ties_is_that_of_all_draws(scores: list[int], n: int) -> None:
+    """Drawing n times from these scores and keeping the best, by enumeration; no more than without ties."""
+    chosen = dict.fromkeys(scores, 0.0)
+    for draw in itertools.product(sorted(set(scores)), repeat=n):
+        chosen[max(draw)] += math.prod(scores.count(s) / len(scores) for s in draw)
+    exact = sum(q * math.log(q / (scores.count(s) / len(scores))) for s, q in chosen.items())
+    [found] = kl_best_of_n([scores], n)
+    assert found <= math.log(n) - (n - 1) / n + 1e-9
+    twice = kl_best_of_n([scores, scores], n)  # now every score recurs
+    assert twice == pytest.approx([exact, exact], abs=1e-9)
+    assert found >= exact - 1e-9
+
+
+def test_a_judge_of_yes_and_no_is_far_from_the_bound() -> None:
+    assert kl_best_of_n([[0] * 8 + [1] * 8], 16)[0] == pytest.approx(0.693, abs=1e-3)
+    assert kl_best_of_n([[1.0] * 16], 16)[0] == 0.0
 
 
 @given(

@@ -110,3 +110,87 @@ def test_it_opens_offline_without_errors_and_is_readable(width: int, finished: t
     sizes = page.evaluate("[...document.querySelectorAll('p, td, .said')].map(e => parseFloat(getComputedStyle(e).fontSize))")
     assert min(sizes) >= 12
     context.close()
+
+
+class Frail(gymnasium.Env):
+    """Breaks in some of its starts, in one of two ways."""
+
+    observation_space = action_space = turnwise.Text(1000)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.kind, self.left = int(self.np_random.integers(4)), 2
+        return "go", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        if self.kind == 0 or (self.kind == 1 and not self.left):
+            raise RuntimeError("the server hung up")
+        return "on", float(len(action) % 3), not self.left, False, {}
+
+
+gymnasium.register("test/Frail-v0", Frail)
+
+
+def reported(model: str, folder: Path, **rl: Any) -> str:
+    stage = {"env": "test/Frail-v0", "updates": 1, "groups": 12, "group_size": 2, "max_new_tokens": 6, "poll": 0.0, **rl}
+    turnwise.Run({"policy": model, "threads": 1, "stages": [{"rl": stage}]}, folder=folder).finish()
+    return write_report(folder).read_text()
+
+
+def test_what_failed_is_shown_with_its_reason_and_one_update_is_no_before_and_after(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    page = reported(str(model_folder()), tmp_path / "r", max_failure_rate=1.0)
+    [table] = re.findall(r"<h3>Environments that failed</h3>(.*?)</table>", page, re.DOTALL)
+    run, ledger = open_run(tmp_path / "r")
+    failed = [e for e in ledger.run_episodes(run) if e.ending == "failed"]
+    assert len({e.reason for e in failed}) == 2, "it broke in its first step and in its second"
+    assert table.count("test/Frail-v0") == 1, "which is one reason"
+    assert f"<td>{len(failed)}</td>" in table
+    assert "the server hung up" in table
+    assert f"episode {failed[0].id}" in table
+    assert "Before and after" not in page
+
+
+def open_run(folder: Path) -> tuple[str, Any]:
+    from turnwise.engine.checkpoint import open_ledger
+
+    ledger, run = open_ledger(folder, None)
+    return run, ledger
+
+
+def test_the_caption_says_what_the_config_says(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Whether the policy trains on the environment's return is no matter of numbers."""
+    brief = {"judge": "length", "max_words": 3}
+    for name, feedback, said in (
+        ("all", ["environment", {**brief, "weight": 0.1}], "the environment&#39;s own return, which is part of that (blue)"),
+        ("none", [brief], "the environment&#39;s own return, which it does not see (blue)"),
+        ("unseen", [{"judge": "environment", "weight": 0}, brief], "which it does not see (blue)"),
+    ):
+        page = reported(str(model_folder()), tmp_path / name, updates=2, groups=4, feedback=feedback, env="test/Rude-v0")
+        assert said in page, name
+        assert "gained most" not in page
+        shown = page.split("<h2>Before and after</h2>")[1]
+        assert shown.count("From different starts: how it went then and now, which says nothing of a gain.") == 2
+
+
+def test_examples_say_what_changed() -> None:
+    from turnwise.engine.report.page import _compared
+
+    said = turnwise.Message("user", "?")
+    played = lambda seed, reward: turnwise.Episode(  # noqa: E731
+        "e", turnwise.Start("e", seed), (turnwise.Turn(said, "x", reward),), "terminated"
+    )
+    assert _compared(played(1, 0.0), played(1, 0.5)) == "From the same start: the return rose by 0.5, one of the largest gains."
+    assert _compared(played(1, 0.5), played(1, 0.5)) == "From the same start: the return is the same."
+    assert _compared(played(1, 0.5), played(1, 0.25)) == "From the same start: the return fell by 0.25."
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.0, 1e6])
+def test_a_constant_is_drawn_as_one(value: float) -> None:
+    from turnwise.engine.report.page import Series, _panel
+
+    svg = _panel([Series("flat", [1, 2, 3], [value] * 3, [value] * 3, [value] * 3)])
+    ticks = [float(t.replace("\N{MINUS SIGN}", "-")) for t in re.findall(r">([\N{MINUS SIGN}\d.]+)</text>", svg)]
+    assert 0.0 in ticks, "its axis goes to zero and does not zoom into nothing"

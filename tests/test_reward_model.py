@@ -97,6 +97,9 @@ def test_scores_do_not_depend_on_batch_or_padding(trained: turnwise.Run) -> None
     for a, b, c in zip(together, alone, few, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
         assert torch.allclose(a, c, atol=1e-5)
+    twice = model.values([*episodes, *reversed(episodes)], micro_tokens=60)
+    for one, other in zip(twice[:12], reversed(twice[12:]), strict=True):
+        assert torch.equal(one, other), "equal conversations have equal scores: what differed would be rounding, and be trained"
 
 
 def test_a_members_value_is_the_models_own_logit_and_reads_no_answer_to_the_last_reply(trained: turnwise.Run) -> None:

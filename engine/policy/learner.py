@@ -5,7 +5,9 @@ An optimizer's own file holds its loss and reads top to bottom; this file holds 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -16,6 +18,38 @@ from ..learning import NonFiniteError, Row
 from .model import Micro, Policy
 
 HALF = {torch.bfloat16: 1.0, torch.float16: 1024.0}  # and what losses are scaled by: float16 has few small numbers
+
+
+def settings(
+    *, lr: float, warmup: int, decay: float, weight_decay: float, max_grad_norm: float, micro_tokens: int
+) -> dict[str, Any]:
+    """The settings of a `Learner` as an optimizer's options give them, checked before anything is loaded.
+
+    Raises:
+        ValueError: one that is no number, or out of range.
+    """
+    given = {
+        "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
+    }  # fmt: skip
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        if not value and name in ("max_grad_norm", "micro_tokens"):
+            raise ValueError(f"{name} must be above 0, got {value!r}")
+    return given
+
+
+def positive(**counts: int) -> Iterator[int]:
+    """The counts themselves (`epochs`, `minibatches`), checked.
+
+    Raises:
+        ValueError: one that is no whole number above 0.
+    """
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        yield value
 
 
 class Learner:
@@ -60,6 +94,7 @@ class Learner:
         self._scale = max((HALF[p.dtype] for p in self._parameters if p.dtype in HALF), default=1.0)
         self.adam = torch.optim.AdamW(self._masters, lr=lr, weight_decay=weight_decay, betas=betas)
         self.steps = 0
+        self.rate = 0.0  # of the last step
 
     def minibatches(self, size: int, parts: int, seed: int, epoch: int = 0) -> Iterator[list[int]]:
         """Divides `size` items into `parts` at random, keyed by the seed and the epoch."""
@@ -113,8 +148,9 @@ class Learner:
                 f"{len(what)} episodes: {', '.join(what[:5])}{', ...' if len(what) > 5 else ''}. Go back to the last "
                 f"checkpoint; {overflow}lower lr or max_grad_norm, and look at these episodes' rewards."
             )
+        self.rate = self._rate(progress)
         for group in self.adam.param_groups:
-            group["lr"] = self.rate(progress)
+            group["lr"] = self.rate
         self.adam.step()
         with torch.no_grad():
             for parameter, master in zip(self._parameters, self._masters, strict=True):
@@ -124,7 +160,12 @@ class Learner:
         self.steps += 1
         return float(norm)
 
-    def rate(self, progress: float) -> float:
+    def metrics(self, norms: Sequence[float]) -> dict[str, float]:
+        """What an update tells of its steps, from the norms of their gradients: how many they were, the mean norm, the last one's rate."""
+        told = {"grad_norm": sum(norms) / len(norms), "lr": self.rate} if norms else {}
+        return {"steps": float(len(norms)), **told}
+
+    def _rate(self, progress: float) -> float:
         """The learning rate of the next step."""
         warm = min(1.0, (self.steps + 1) / self.warmup) if self.warmup else 1.0
         return self.lr * warm * (1 - (1 - self.decay) * progress)

@@ -39,7 +39,9 @@ def credited(ledger: Ledger, run: str, count: int = 3) -> list[dict[str, Any]]:
     rounds = [(stage, update) for stage, update in ledger.rounds(run) if stage.split("-")[0] == "rl" and "/" not in stage]
     for stage, update in reversed(rounds):
         members = {m.episode: m for m in ledger.members(run, update)}
-        played = [e for e in ledger.run_episodes(run, stage=stage, update=update) if e.id in members and members[e.id].credit]
+        played = [
+            e for e in ledger.run_episodes(run, stage=stage, update=update) if e.id in members and any(members[e.id].credit)
+        ]
         if not played:
             continue
         values = state_values(ledger, run, stage, update, members)
@@ -59,7 +61,7 @@ def state_values(
     for episode in ledger.run_episodes(run, stage=f"{stage}/audit", update=update):
         member = members.get(episode.id)
         if episode.origin and member is not None and member.outcome is not None:
-            outcomes.setdefault(_state(episode, episode.origin[1]), []).append(member.outcome)
+            outcomes.setdefault(episode.state(episode.origin[1]), []).append(member.outcome)
     return {
         state: (statistics.mean(own), statistics.pstdev(own) / len(own) ** 0.5)
         for state, own in outcomes.items()
@@ -73,15 +75,11 @@ def turn_truths(
     """A_k = V(s_{k+1}) - V(s_k) and its standard error for every turn, the end being worth the outcome."""
     if outcome is None:
         return [None] * len(episode.turns)
-    known = [values.get(_state(episode, k)) for k in range(len(episode.turns))] + [(outcome, 0.0)]
+    known = [values.get(episode.state(k)) for k in range(len(episode.turns))] + [(outcome, 0.0)]
     return [
         (after[0] - before[0], (after[1] ** 2 + before[1] ** 2) ** 0.5) if before and after else None
         for before, after in pairwise(known)
     ]
-
-
-def _state(episode: Episode, turn: int) -> State:
-    return (episode.start.key, *(t.action for t in episode.turns[:turn]))
 
 
 def _spread(credit: Sequence[float]) -> float:

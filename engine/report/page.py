@@ -27,7 +27,10 @@ from ..ledger import Ledger, Member
 from ..overoptimisation import fit_law
 from ..plugins import Plugins
 from ..secrets import redact
+from ..sources import ENVIRONMENT
 from ..stages.evaluate import bootstrap
+from ..stages.measures import idle_stages
+from ..stages.play import read_envs
 from .credit import credited
 from .transcript import printable
 
@@ -85,7 +88,8 @@ def write_report(
     metrics = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
     ledger, run = open_ledger(folder, ledger_url)
     names = list(dict.fromkeys(line["stage"] for line in metrics))
-    stages = [_stage(name, [m for m in metrics if m["stage"] == name], ledger, run) for name in names]
+    asked = _stages(config)
+    stages = [_stage(name, [m for m in metrics if m["stage"] == name], ledger, run, asked.get(name, {})) for name in names]
     evaluation = folder / "evaluation.json"
     table = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
     environment = jinja2.Environment(
@@ -99,7 +103,9 @@ def write_report(
         stages=stages,
         players={k: v for k, v in table.items() if "pairs" not in v},
         pairs={k: v for k, v in table.items() if "pairs" in v},
-        options=_options(config),
+        options=[(k, redact(yaml.safe_dump(v, sort_keys=False, allow_unicode=True))) for k, v in asked.items()],
+        idle=idle_stages(metrics),
+        failures=_failures(ledger, run),
         examples=_examples(ledger, run),
         credited=credited(ledger, run),
         sections=(plugins or Plugins()).report_sections(ledger, run),
@@ -119,19 +125,52 @@ def _number(value: Any, digits: int = 3) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.{digits}f}"
 
 
-def _options(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What each stage was asked, as YAML."""
-    labels: list[str] = []
-    shown = []
+def _stages(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What each stage was asked, by its label."""
+    names: list[str] = []
+    asked = {}
     for stage in flat(config["stages"]):
         [(name, options)] = stage.items()
-        labels.append(name)
-        label = name if labels.count(name) == 1 else f"{name}-{labels.count(name)}"
-        shown.append((label, redact(yaml.safe_dump(options or {}, sort_keys=False, allow_unicode=True))))
-    return shown
+        names.append(name)
+        asked[name if names.count(name) == 1 else f"{name}-{names.count(name)}"] = options or {}
+    return asked
 
 
-def _stage(name: str, metrics: Sequence[Mapping[str, Any]], ledger: Ledger, run: str) -> dict[str, Any]:
+def _sees_return(options: Mapping[str, Any]) -> str:
+    """Whether a stage's feedback holds the environment's own return, as its config says: "all", "some" (of its environments) or "none"."""
+
+    def holds(feedback: Any) -> bool:
+        specs = feedback if isinstance(feedback, list) else [feedback]
+        plain = [{"judge": s} if isinstance(s, str) else s for s in specs]
+        return any(
+            ENVIRONMENT in (s.get("judge"), s.get("source")) and float(s.get("weight", 1.0)) != 0
+            for s in plain if isinstance(s, Mapping)
+        )  # fmt: skip
+
+    common = options.get("feedback", [ENVIRONMENT])
+    envs = read_envs(options["env"]) if "env" in options else []
+    seen = {holds(common if env.feedback is None else env.feedback) for env in envs} or {holds(common)}
+    return "some" if len(seen) > 1 else "all" if True in seen else "none"
+
+
+def _failures(ledger: Ledger, run: str) -> list[dict[str, Any]]:
+    """Episodes that ended in their environment's failure: by environment and reason, how many, and one of them."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for stage, update in ledger.rounds(run):
+        for e in ledger.run_episodes(run, stage=stage, update=update):
+            if e.ending == "failed":
+                reason = re.sub(r"^(\w+) \d+:", r"\1:", e.reason)  # "step 3: ..." and "step 5: ..." are one
+                row = found.setdefault(
+                    (e.start.env, reason), {"env": e.start.env, "reason": printable(reason), "count": 0, "example": ""}
+                )
+                row["count"] += 1
+                row["example"] = row["example"] or f"{stage}, update {update}, seed {e.start.seed}, episode {e.id}"
+    return sorted(found.values(), key=lambda row: -row["count"])
+
+
+def _stage(
+    name: str, metrics: Sequence[Mapping[str, Any]], ledger: Ledger, run: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a stage did: numbers of the ledger, of its last update, and its pictures."""
     members = [m for line in metrics for m in ledger.members(run, line["update"])]
     episodes = {u: ledger.run_episodes(run, stage=name, update=u) for u in (line["update"] for line in metrics)}
@@ -152,12 +191,15 @@ def _stage(name: str, metrics: Sequence[Mapping[str, Any]], ledger: Ledger, run:
         "left_out": sorted(why.items()),
         "said": said,
         "last": {k: v for k, v in metrics[-1].items() if k not in ("update", "stage", "time") and isinstance(v, (int, float))},
-        "pictures": _pictures(metrics, episodes, members),
+        "pictures": _pictures(metrics, episodes, members, options),
     }
 
 
 def _pictures(
-    metrics: Sequence[Mapping[str, Any]], episodes: Mapping[int, Sequence[Episode]], members: Sequence[Member]
+    metrics: Sequence[Mapping[str, Any]],
+    episodes: Mapping[int, Sequence[Episode]],
+    members: Sequence[Member],
+    options: Mapping[str, Any],
 ) -> list[tuple[str, list[str]]]:
     """(caption, SVGs) pairs; only what there is something to draw of."""
     if len(metrics) < 2:
@@ -169,20 +211,23 @@ def _pictures(
     if outcome_of:
         trained = _measured("what it trains on", played, lambda e: outcome_of.get(e.id), COLOURS["proxy"])
         truth = _measured("the environment's return", played, lambda e: e.env_return, COLOURS["truth"])
-        same = all(abs(a - b) < 1e-9 for a, b in zip(trained.values, truth.values, strict=False))
+        same = all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(trained.values, truth.values, strict=False))
         if same:
             pictures.append(("Outcome per update, mean of its episodes with 95 % bootstrap intervals.", _draw([[truth]])))
         else:
-            pictures.append(
-                (
-                    "Proxy and truth: what the policy trains on (orange), and the environment's own return, which it does not see "
-                    "(blue). 95 % bootstrap intervals. Where the first rises while the second falls, the reward is being gamed.",
-                    _draw([[trained], [truth]]),
-                )
+            sees = {
+                "none": "which it does not see",
+                "some": "which is part of that in some of the environments",
+                "all": "which is part of that",
+            }[_sees_return(options)]
+            caption = (
+                f"Proxy and truth: what the policy trains on (orange), and the environment's own return, {sees} (blue). 95 % bootstrap "
+                "intervals. Where the first rises while the second falls, the reward is being gamed."
             )
+            pictures.append((caption, _draw([[trained], [truth]])))
             pictures += _over_distance(metrics, trained, truth)
     if any("success" in m for m in metrics):
-        wins = _measured("success", played, lambda e: None if e.success is None else float(e.success), COLOURS["truth"])
+        wins = _measured("success", played, lambda e: float(e.succeeded), COLOURS["truth"])
         gold = curve("gold/success", "on held-out starts", COLOURS["proxy"])
         pictures.append(("Success per update.", _draw([[s for s in (wins, gold) if s.values]])))
     if any(played.values()) and outcome_of:
@@ -289,6 +334,11 @@ def _panel(drawn: Sequence[Series], xlabel: str = "update") -> str:
             )
             if series.low is not None and series.high is not None:
                 axis.fill_between(series.updates, series.low, series.high, color=series.colour, alpha=0.2, linewidth=0)
+        shown = [v for s in drawn for each in (s.values, s.low or (), s.high or ()) for v in each]
+        if shown and max(shown) - min(shown) <= 1e-9 * max(map(abs, shown)):  # a constant: no axis that zooms into nothing
+            ends = sorted({0.0, shown[0]}) if shown[0] else [0.0, 1.0]
+            margin = 0.1 * (ends[1] - ends[0])
+            axis.set_ylim(ends[0] - margin, ends[1] + margin)
         axis.set_title(" / ".join(s.name for s in drawn), fontsize=10, loc="left")
         axis.set_xlabel(xlabel)
         axis.spines[["top", "right"]].set_visible(False)
@@ -305,21 +355,33 @@ def _panel(drawn: Sequence[Series], xlabel: str = "update") -> str:
 
 def _examples(ledger: Ledger, run: str, count: int = 2) -> list[dict[str, Any]]:
     """Conversations of the first and of the last update that played: those of training, and those of the gold measure, which plays the
-    same starts every time."""
+    same starts every time. What began alike is compared, the largest changes first; what did not is only shown."""
     rounds = [(stage, update) for stage, update in ledger.rounds(run) if stage.split("/")[0].split("-")[0] == "rl"]
     examples = []
     for kind in ([r for r in rounds if "/" not in r[0]], [r for r in rounds if "/gold-" in r[0]]):
-        if not kind:
-            continue
+        if len(kind) < 2 or kind[0][1] == kind[-1][1]:
+            continue  # one update is no before and after
         before, after = (ledger.run_episodes(run, stage=stage, update=update) for stage, update in (kind[0], kind[-1]))
         later = {e.start.key: e for e in after}
         common = [(e, later[e.start.key]) for e in before if e.start.key in later]
         changed = [(a, b) for a, b in common if [t.action for t in a.turns] != [t.action for t in b.turns]]
-        pairs = changed or common or list(zip(before, after, strict=False))
-        for a, b in sorted(pairs, key=lambda p: p[0].env_return - p[1].env_return)[:count]:
+        gained = sorted(changed, key=lambda p: p[0].env_return - p[1].env_return)
+        for a, b in (gained or list(zip(before, after, strict=False)))[:count]:
             shown = {"before": _shown(a, ledger, kind[0]), "after": _shown(b, ledger, kind[-1])}
-            examples.append({"same": a.start.key == b.start.key, **shown})
+            examples.append({"caption": _compared(a, b), **shown})
     return examples
+
+
+def _compared(before: Episode, after: Episode) -> str:
+    """What two conversations tell of each other."""
+    if before.start.key != after.start.key:
+        return "From different starts: how it went then and now, which says nothing of a gain."
+    gain = after.env_return - before.env_return
+    if gain > 0:
+        return f"From the same start: the return rose by {gain:g}, one of the largest gains."
+    return (
+        "From the same start: the return is the same." if gain == 0 else f"From the same start: the return fell by {-gain:g}."
+    )
 
 
 def _shown(episode: Episode, ledger: Ledger, place: tuple[str, int]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Score:
 
     Attributes:
         outcome: mean return.
-        success: share of successes; where the environment does not say, the share of episodes that terminated.
+        success: share of successes, see `Episode.succeeded`.
         low, high: 95 % bootstrap interval of `success`.
         outcome_low, outcome_high: the same of `outcome`.
         turns, questions: per episode; a reply that contains "?" counts as a question.
@@ -61,11 +61,6 @@ def bootstrap(values: Sequence[float], seed: int = 0, draws: int = 2000, level: 
     return float(low), float(high)
 
 
-def succeeded(episode: Episode) -> float:
-    """1 or 0; where the environment does not say, whether the episode terminated."""
-    return float(episode.ending == "terminated" if episode.success is None else episode.success)
-
-
 def score(episodes: Sequence[Episode]) -> Score:
     """Sums up one player's episodes. Failed ones are counted and left out.
 
@@ -76,7 +71,7 @@ def score(episodes: Sequence[Episode]) -> Score:
     if not sound:
         raise TooManyFailures(f"all {len(episodes)} episodes failed: {episodes[0].reason if episodes else 'none was played'}")
     returns = [e.env_return for e in sound]
-    successes = [succeeded(e) for e in sound]
+    successes = [float(e.succeeded) for e in sound]
     optima = [e.info["optimum"] for e in sound if "optimum" in e.info]
     return Score(
         float(np.mean(returns)), float(np.mean(successes)), *bootstrap(successes), *bootstrap(returns),
@@ -129,7 +124,7 @@ def paired(first: Sequence[Episode], second: Sequence[Episode], **judged: Any) -
         raise ValueError("a paired comparison needs both players' episodes from the same starts, in the same order")
     sound = [(a, b) for a, b in zip(first, second, strict=True) if "failed" not in (a.ending, b.ending)]
     outcomes = [a.env_return - b.env_return for a, b in sound]
-    successes = [succeeded(a) - succeeded(b) for a, b in sound]
+    successes = [float(a.succeeded) - float(b.succeeded) for a, b in sound]
     mean = lambda values: float(np.mean(values)) if values else float("nan")  # noqa: E731
     return Difference(
         mean(outcomes), *bootstrap(outcomes), mean(successes), *bootstrap(successes), pairs=len(sound), **judged
@@ -371,7 +366,7 @@ class Evaluate(Stage):
             if len(scored) == size:
                 proxy.append([found[e.id] for e in scored])
                 outcome.append([e.env_return for e in scored])
-                success.append([succeeded(e) for e in scored])
+                success.append([float(e.succeeded) for e in scored])
         if not proxy:
             raise TooManyFailures(
                 f"best_of: the judge {source.name!r} scored all {size} conversations of none of {len(groups)} starts"
@@ -381,7 +376,7 @@ class Evaluate(Stage):
             best = [best_of_n(np.array(proxy), np.array(gold), n) for gold in (outcome, success, proxy)]
             table[f"best-of-{n}"] = {
                 "outcome": float(best[0].mean()), "success": float(best[1].mean()), "proxy": float(best[2].mean()),
-                "kl": kl_best_of_n(n), **dict(zip(("low", "high"), bootstrap(best[1].tolist()), strict=True)),
+                "kl": float(kl_best_of_n(np.array(proxy), n).mean()), **dict(zip(("low", "high"), bootstrap(best[1].tolist()), strict=True)),
                 **dict(zip(("outcome_low", "outcome_high"), bootstrap(best[0].tolist()), strict=True)),
                 "episodes": len(proxy), "failed": len(groups) - len(proxy),
             }  # fmt: skip

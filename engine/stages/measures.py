@@ -8,11 +8,12 @@ from typing import Any
 from ..episode import Episode
 from ..reward import NoReward, Rewards
 
+SILENT = "group without signal"  # why episodes teach nothing: no action token of their group has an advantage
+
 
 def play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]) -> dict[str, float]:
     sound = [e for e in episodes if e.ending != "failed"]
     outcomes = [r.outcome for r in rewards.values() if isinstance(r, Rewards)]
-    successes = [e.success for e in sound if e.success is not None]
     metrics = {
         "episodes": float(len(episodes)),
         "return": mean([e.env_return for e in sound]),
@@ -25,8 +26,8 @@ def play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | No
     }
     if outcomes:  # none is not zero
         metrics["outcome"] = mean(outcomes)
-    if successes:
-        metrics["success"] = mean([float(s) for s in successes])
+    if sound:
+        metrics["success"] = mean([float(e.succeeded) for e in sound])
     by_env: dict[str, list[float]] = {}
     for e in sound:
         reward = rewards.get(e.id)
@@ -35,6 +36,56 @@ def play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | No
     if len(by_env) > 1:
         metrics |= {f"outcome/{env}": mean(values) for env, values in by_env.items()}
     return metrics
+
+
+# Why conversations teach nothing: what they are, and what to do about it.
+CAUSES = {
+    SILENT: (
+        "in groups whose members all did equally well",
+        "Play starts of other difficulty, let `sft` come first until some conversations succeed, reward what is half right, or play larger "
+        "groups (`group_size`)",
+    ),
+    "no reward": (
+        "without a reward",
+        "Look at why their sources abstained or failed: the report and `turnwise judges` say it",
+    ),
+    "environment failed": ("in environments that failed", "`turnwise envs --check` and the report say why"),
+    "group too small": (
+        "in groups with too few members that got a reward",
+        "Look at why the others got none, or lower `min_group`",
+    ),
+    "no turns": ("without a single turn", "Their first prompt does not fit the policy's context: make it shorter"),
+}
+
+
+def untaught(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Why none of these updates taught the policy anything, and what to do about it; empty where one did, or where they are no updates of
+    `rl`."""
+    if not lines or any(line.get("trained") != 0 for line in lines):
+        return ""
+    counts = dict.fromkeys(CAUSES, 0)
+    for line in lines:
+        known = {why: int(line.get(f"left_out/{why}", 0)) for why in CAUSES}
+        known[SILENT] += int(line["episodes"]) - sum(known.values())
+        counts = {why: counts[why] + known[why] for why in CAUSES}
+    found = sorted((why for why in CAUSES if counts[why]), key=lambda why: -counts[why])
+    shown = ", ".join(f"{counts[why]} were {CAUSES[why][0]}" for why in found)
+    cure = f". {CAUSES[found[0]][1]}" if found else ""
+    return f"of {sum(counts.values())} conversations, {shown or 'none was played'}{cure}."
+
+
+def idle_stages(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The stages of a run of which no update taught the policy anything, and why."""
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for line in metrics:
+        lines.setdefault(line["stage"], []).append(line)
+    return {stage: why for stage, own in lines.items() if (why := untaught(own))}
+
+
+def learned_nothing(metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run had stages of `rl` and nothing learned anything in it, in these stages or in others."""
+    idle = idle_stages(metrics)
+    return bool(idle) and not any("grad_norm" in line for line in metrics if line["stage"] not in idle)
 
 
 def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from ..run import Run, Update
 from ..sources import ENVIRONMENT, JudgeSource, Sources, check_order, learn, learners
 from .gold import BestSoFar, Gold
 from .late import Pending
-from .measures import credit_metrics, drift, mean, play_metrics
+from .measures import SILENT, credit_metrics, drift, mean, play_metrics, untaught
 from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
 
 
@@ -278,8 +279,6 @@ class RL(Stage):
     def _updates(
         self, run: Run, parts: Parts, player: Any, backend: Any, done: int, best: BestSoFar | None, pending: Pending | None
     ) -> Iterator[Update]:
-        from ..batch import select
-
         policy = run.policy
         for i in range(done, self.updates):
             if best is not None and self._has_turned(best):
@@ -300,10 +299,10 @@ class RL(Stage):
             used, left_out = self.members(episodes, rewards, "group" in parts.credit.needs)
             if self.resample:  # what was replaced does not train
                 speaking = set(_speaking(episodes, rewards))
-                left_out |= {e.id: "group without signal" for e in used if e.group not in speaking}
+                left_out |= {e.id: SILENT for e in used if e.group not in speaking}
                 used = [e for e in used if e.group in speaking]
             metrics = play_metrics(episodes, rewards) | experience.metrics
-            metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()}
+            metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()} | {"trained": 0.0}
             if used:
                 run.status("update", **show)
                 with explained_memory("the update", "`micro_tokens` of the optimizer, or `groups`"):
@@ -331,19 +330,18 @@ class RL(Stage):
                         if audited is None:
                             return
                         metrics |= audited
-                    silent = _groups_without_signal(batch) if "group" in parts.credit.needs else set()
-                    metrics["groups_without_signal"] = float(len(silent))
-                    metrics["groups_without_signal_share"] = len(silent) / (int(batch.group.max()) + 1)
+                    if parts.credit.needs & {"group", "branches"}:  # where no advantage means: as good as expected
+                        batch.signal = _signal(batch)
+                    groups, silent = int(batch.group.max()) + 1, len(set(batch.group[~batch.signal].tolist()))
+                    metrics |= {"groups_without_signal": float(silent), "groups_without_signal_share": silent / groups}
                     if hasattr(parts.credit, "fit"):
                         parts.credit.fit(batch)
-                    keep = [e for e, g in enumerate(batch.group.tolist()) if g not in silent]
-                    left_out |= {used[e].id: "group without signal" for e in range(len(used)) if e not in set(keep)}
+                    left_out |= {e.id: SILENT for e, heard in zip(used, batch.signal.tolist(), strict=True) if not heard}
                     if run.is_main:
                         self.record_members(run, number, episodes, rewards, left_out, said, batch, scale)
-                    if keep:
-                        batch = select(batch, keep) if silent else batch
-                        metrics |= parts.optimizer.update(policy, batch)
-                        policy.version += 1
+                    made = parts.optimizer.update(policy, batch)
+                    metrics |= {**made, "trained": float(batch.signal.sum())}
+                    policy.version += int(made.get("steps", 1) > 0)
             elif run.is_main:
                 self.record_members(run, number, episodes, rewards, left_out, said)
             metrics |= {
@@ -364,6 +362,7 @@ class RL(Stage):
                 if self.gold.patience is not None and (last or self._has_turned(best)):
                     best.put_back()
                     metrics["gold/kept_update"] = float(best.update)
+            _warn_untaught(run, metrics)
             yield run.finish_update(metrics, episodes=episodes)
         if pending:
             pending.close()
@@ -400,7 +399,8 @@ class RL(Stage):
         from ..rollout import TooManyFailures
 
         assert self.gold is not None
-        values, successes = [], []
+        values: list[float] = []
+        successes: list[float] = []
         for env in self.env:
             options = env.options if self.gold.options is None else self.gold.options
             own = starts(env.id, self.gold.seed, self.gold.episodes, options, env.kwargs)
@@ -411,13 +411,13 @@ class RL(Stage):
             )  # fmt: skip
             sound = [e for e in played if e.ending != "failed"]
             values += [e.env_return for e in sound]
-            successes += [float(e.success) for e in sound if e.success is not None]
+            successes += [float(e.succeeded) for e in sound]
         if not values:
             raise TooManyFailures(
                 f"gold: no conversation of {self.gold.episodes} could be played to its end; nothing was measured"
             )
         best.hear(mean(values), run.updates + (made > 0))
-        return {"gold/return": mean(values)} | ({"gold/success": mean(successes)} if successes else {})
+        return {"gold/return": mean(values), "gold/success": mean(successes)}
 
     def hear(self, experience: Experience, chosen: Sequence[tuple[Start | Branch, int]], where: Where, aside: str = "") -> bool:
         """Plays conversations, has them judged, and adds them to the experience. False: the run was interrupted while waiting.
@@ -471,7 +471,7 @@ class RL(Stage):
 
         run = experience.run
         shared_states: dict[tuple[Any, ...], Branch] = {}
-        states = [[(e.start.key, *(turn.action for turn in e.turns[:k])) for k in range(len(e.turns))] for e in episodes]
+        states = [[e.state(k) for k in range(len(e.turns))] for e in episodes]
         for episode, own in zip(episodes, states, strict=True):
             for k, state in enumerate(own):
                 shared_states.setdefault(state, Branch(episode, k))
@@ -724,22 +724,41 @@ def _check_finite(batch: Any) -> None:
             )
 
 
+def _warn_untaught(run: Run, metrics: Mapping[str, float]) -> None:
+    """Warns when an update taught the policy nothing, and again when 10, 100, ... in a row did not."""
+    lines: list[Mapping[str, Any]] = [metrics]
+    for line in reversed([line for line in run.metrics if line["stage"] == run.stage]):
+        if line.get("trained") != 0:
+            break
+        lines.append(line)
+    if (why := untaught(lines)) and len(lines) in (1, 10, 100, 1000) and run.is_main:
+        what = "this update" if len(lines) == 1 else f"the last {len(lines)} updates"
+        warnings.warn(f"{run.stage}: {what} taught the policy nothing: {why}", stacklevel=2)
+
+
 def _spread(outcome: Any) -> float:
     """The standard deviation of the outcomes; 1 where they differ by rounding only."""
+    from ..tensors import rounding
+
     spread = float(outcome.double().std(correction=0))
-    return spread if spread > 1e-6 * max(1.0, float(outcome.abs().mean())) else 1.0
+    return spread if spread > float(rounding(outcome.abs().max())) else 1.0
 
 
 def _speaking(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]) -> list[str]:
-    """Groups in which outcomes differ."""
+    """Groups in which outcomes differ by more than rounding."""
+    import torch
+
+    from ..tensors import rounding
+
     outcomes: dict[str, list[float]] = {}
     for episode in episodes:
         if isinstance(reward := rewards.get(episode.id), Rewards):
             outcomes.setdefault(episode.group, []).append(reward.outcome)
-    return [g for g, own in outcomes.items() if max(own) - min(own) > 1e-6 * (1 + abs(max(own)))]
+    return [g for g, own in outcomes.items() if max(own) - min(own) > float(rounding(torch.tensor([max(map(abs, own))])))]
 
 
-def _groups_without_signal(batch: Any) -> set[int]:
-    """Groups in which no action token has an advantage."""
-    loud = (batch.credit.advantages != 0).any(1)
-    return set(batch.group.tolist()) - set(batch.group[loud].tolist())
+def _signal(batch: Any) -> Any:
+    """[E] whether any action token of the episode's group has an advantage."""
+    import torch
+
+    return torch.isin(batch.group, batch.group[(batch.credit.advantages != 0).any(1)])

@@ -56,11 +56,11 @@ class SFT(Stage):
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=32, ge=1)
     lr: float = Field(default=1e-5, gt=0)
-    warmup: int = 20
-    decay: float = 0.1
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    micro_tokens: int = 8192
+    warmup: int = Field(default=20, ge=0)
+    decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    micro_tokens: int = Field(default=8192, ge=1)
     steps_per_update: int = Field(default=25, ge=1)
 
     @field_validator("env")
@@ -125,7 +125,7 @@ class SFT(Stage):
                     metrics |= sums.means(policy, tokens)
                     metrics |= {
                         "grad_norm": norm,
-                        "lr": learner.rate(progress),
+                        "lr": learner.rate,
                         "tokens": float(tokens),
                         "epoch": epoch + 1.0,
                     }
@@ -186,9 +186,7 @@ class SFT(Stage):
         if not sound:
             raise ConfigError(f"no episode of player {self.player!r} could be played to its end")
         metrics = {"demonstrations/return": sum(e.env_return for e in sound) / len(sound)}
-        successes = [e.success for e in sound if e.success is not None]
-        if successes:
-            metrics["demonstrations/success"] = sum(successes) / len(successes)
+        metrics["demonstrations/success"] = sum(e.succeeded for e in sound) / len(sound)
         return [Conversation(e.messages, e.tools, f"episode {e.id}") for e in sound], metrics
 
 

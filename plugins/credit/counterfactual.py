@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from ...engine.learning import Batch, Credit
-from ...engine.tensors import spread_turns, turn_sums
+from ...engine.tensors import apart, spread_turns, turn_sums
 
 
 class Counterfactual:
@@ -31,6 +31,7 @@ class Counterfactual:
     def assign(self, batch: Batch) -> Credit:
         assert batch.branch_values is not None
         penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])
-        effect = batch.outcome.unsqueeze(1) - batch.branch_values
+        outcome = batch.outcome.unsqueeze(1)
+        effect = apart(outcome, batch.branch_values, outcome.abs().maximum(batch.branch_values.abs())).to(outcome.dtype)
         credit = (torch.where(batch.branch_values.isnan(), 0.0, effect) + penalty) * batch.turn_mask
         return Credit(spread_turns(credit, batch.turn, batch.mask), None, credit)

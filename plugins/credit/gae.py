@@ -7,7 +7,9 @@ Schulman et al. 2015 (arXiv:1506.02438, eq. 16). What a step is:
 - "token": every token the policy chose, from the first turn to the last.
 - "turn": every turn; V_k is the critic's value where the turn's first token was chosen, and all tokens of a turn share its advantage.
 - "bilevel" (VAGEN, arXiv:2510.16907, section 3.3): first over turns, with V where each turn's last token was chosen, `turn_gamma` and
-  `turn_lam`; then over the tokens inside each turn, which starts from the turn's advantage at its last token and never looks beyond it.
+  `turn_lam`; then over the tokens inside each turn, which starts from the turn's advantage at its last token and never looks beyond it. Where the
+  policy chooses where a turn ends, the place V is read at depends on the token chosen there: for `turn_lam` or `lam` below 1 the gradient is
+  biased then, with an exact critic too (docs/credit.md).
 
 Observation tokens are no steps: they neither decay credit nor insert values. Turns are the stored ones, so one with reward 0 stays a
 turn. A turn's reward stands on its last token. After the last step the state is worth 0 where the episode terminated, and the critic's

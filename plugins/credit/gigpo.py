@@ -6,7 +6,7 @@
 
 Feng et al. 2025 (arXiv:2505.10978, eq. 6 to 8), with its `mean` normalisation or `std`. Two turns are in the same state (the same anchor)
 when their observations are alike: exactly, or by `similarity` of their characters. A state met once has nothing to be compared with
-and adds 0. It needs no further play, but states that recur: in an open conversation there are none and what is left is `outcome`.
+and adds 0. A state's mean holds the turn itself, and how often it is met depends on the replies: the gradient is biased. It needs no further play, but states that recur: in an open conversation there are none and what is left is `outcome`.
 Only the last observation counts: where it does not say all (MazePO, a bare "Yes."), different states are taken for one. gamma below 1 tells turns apart that lead to the same end sooner or later. A KL penalty of its tokens is part of a turn's reward.
 """
 

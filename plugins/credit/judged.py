@@ -5,7 +5,7 @@ Two readings of a turn's score s_k:
 - "absolute": how good the reply was. Credit is s_k less the mean of all scored turns of the other conversations of the group.
 - "delta": how well the conversation stands after it (prime-rl's `turn_credit`; with a potential, the shaping of Ng, Harada & Russell 1999).
   d_k = s_k - s_{k-1}, from `initial` on; a turn nobody scored passes the last score on. With `smear` g each delta is shared with the turns
-  that prepared it: turn j <= k gets d_k g^{k-j} / sum_{i <= k} g^i. The credit of an episode sums to its last score less `initial`.
+  that prepared it: turn j <= k gets d_k g^{k-j} / sum_{i <= k} g^i, which biases the gradient. The credit of an episode sums to its last score less `initial`.
 
 A score is an opinion and no reward: it is not part of the outcome. `outcome` adds so many times what RLOO would give every turn, so that good
 marks alone are not the aim. A turn without a score has no credit of its own in "absolute" (`credit/scored_turns` counts them). Sources that never
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...engine.config import ConfigError
 from ...engine.learning import Batch, Credit
-from ...engine.tensors import group_advantage, spread_turns, turn_sums
+from ...engine.tensors import apart, group_advantage, group_largest, spread_turns, turn_sums
 
 
 class Judged:
@@ -106,10 +106,9 @@ def smeared(deltas: Tensor, smear: float) -> Tensor:
 def against_other_conversations(scores: Tensor, group: Tensor) -> Tensor:
     """Scores less the mean of all scored turns of the group's other episodes, [E, K]; 0 where there is no score or nobody else's."""
     scored = ~scores.isnan()
-    sums, counts = scores.nan_to_num(0.0).sum(1), scored.sum(1)
+    sums, counts = scores.double().nan_to_num(0.0).sum(1), scored.sum(1)
     groups = int(group.max()) + 1
     others = sums.new_zeros(groups).index_add_(0, group, sums)[group] - sums
     many = counts.new_zeros(groups).index_add_(0, group, counts)[group] - counts
-    return torch.where(scored & (many > 0).unsqueeze(1), scores - (others / many.clamp(min=1)).unsqueeze(1), 0.0).nan_to_num(
-        0.0
-    )
+    credit = apart(scores, (others / many.clamp(min=1)).unsqueeze(1), group_largest(scores, group).unsqueeze(1))
+    return torch.where(scored & (many > 0).unsqueeze(1), credit, 0.0).to(scores.dtype)

@@ -7,9 +7,12 @@ with the baseline of GRPO ("std": also divided by the group's standard deviation
 compared within the group too, but never divided by a standard deviation: where outcomes are equal, that would turn the smallest
 penalty into a full-strength advantage, whatever its coefficient.
 
+The gradient is that of the expected outcome with "loo", (G - 1)/G of it with "mean" (the baseline holds the episode itself), and biased with
+"std", the default, which weighs every group by its own spread: starts where success is rare pull harder (docs/credit.md has it in numbers).
+
 Truncated episodes: there is no critic to say what would have come, so an episode that was cut counts with the reward it had.
 `truncated="drop"` takes such episodes out of training instead (advantage 0), while they still count in the baseline: a policy
-that never finishes must not look good by leaving.
+that never finishes must not look good by leaving. That is biased: what leads to being cut gets neither praise nor blame.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ...engine.learning import Batch, Credit
-from ...engine.tensors import group_counts, returns_to_go, spread_turns, turn_sums
+from ...engine.tensors import apart, group_counts, group_largest, returns_to_go, spread_turns, turn_sums
 
 
 class TurnReturns:
@@ -69,6 +69,4 @@ def against_others(returns: Tensor, turn_mask: Tensor, group: Tensor) -> Tensor:
     sums = exact.new_zeros(groups, returns.shape[1]).index_add_(0, group, carried)
     others = (group_counts(group, groups)[group] - 1).unsqueeze(1)
     baseline = (sums[group] - carried) / others.clamp(min=1)
-    apart = exact - baseline
-    silent = (others == 0) | (apart.abs() <= 1e-6 * (1 + baseline.abs()))
-    return torch.where(silent, 0.0, apart).to(returns.dtype)
+    return torch.where(others == 0, 0.0, apart(exact, baseline, group_largest(exact, group).unsqueeze(1))).to(returns.dtype)

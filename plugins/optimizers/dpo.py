@@ -30,7 +30,7 @@ from torch.nn.functional import logsigmoid, relu
 from ...engine.episode import Episode
 from ...engine.learning import Batch
 from ...engine.policy import Policy
-from ...engine.policy.learner import Learner
+from ...engine.policy.learner import Learner, positive, settings
 from ...engine.tensors import turn_sums
 
 Form = Literal["sigmoid", "ipo", "hinge"]
@@ -108,11 +108,10 @@ class DPO:
             raise ValueError(f"unit must be 'conversation' or 'turn', got {unit!r}")
         self.beta, self.loss, self.unit = beta, loss, unit
         self.label_smoothing, self.length_normalise = label_smoothing, length_normalise
-        self.epochs, self.minibatches = epochs, minibatches
-        self._learner: dict[str, Any] = {
-            "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
-        }  # fmt: skip
+        self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
+        self._learner = settings(
+            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+        )
 
     def setup(self, policy: Policy) -> None:
         policy.freeze_reference()
@@ -127,7 +126,8 @@ class DPO:
         assert batch.reference_logprobs is not None
         reference, length = turn_sums(batch.reference_logprobs, batch.turn, batch.mask, batch.turn_mask.shape[1])
         better_share, worse_share, kept = self._shares(batch, length)
-        norms, losses, margins, right = [], 0.0, 0.0, 0.0
+        usable, kept = len(kept), [p for p in kept if pairs.weight[p] > 0]
+        norms, losses, margins, right, count = [], 0.0, 0.0, 0.0, 0
         for epoch in range(self.epochs):
             for chosen in self.learner.minibatches(len(kept), self.minibatches, batch.seed, epoch):
                 at = torch.tensor([kept[i] for i in chosen])
@@ -150,12 +150,9 @@ class DPO:
                 losses += float(each.detach().sum())
                 margins += float(self.beta * gap.sum())
                 right += float((gap > 0).sum())
-        count = max(self.epochs * len(kept), 1)
-        return {
-            "loss": losses / count, "margin": margins / count, "accuracy": right / count,
-            "grad_norm": sum(norms) / max(len(norms), 1), "lr": self.learner.rate(batch.progress),
-            "pairs_without_turn": float(len(pairs.better) - len(kept)),
-        }  # fmt: skip
+                count += len(chosen)
+        means = {"loss": losses / count, "margin": margins / count, "accuracy": right / count} if count else {}
+        return {**means, **self.learner.metrics(norms), "pairs_without_turn": float(len(pairs.better) - usable)}
 
     def _shares(self, batch: Batch, length: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """How much each turn of the better and of the worse conversation counts in a pair, [P, K] each, and the pairs that can train."""

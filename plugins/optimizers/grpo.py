@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ...engine.learning import Batch
 from ...engine.policy import Policy
-from ...engine.policy.learner import Learner, Sums
+from ...engine.policy.learner import Learner, Sums, positive, settings
 from ...engine.tensors import importance_weight, kl_estimate
 from .kl import KL
 from .losses import Form, Mean, Normalise, PolicyLoss, staleness_metrics
@@ -60,52 +60,51 @@ class GRPO:
         max_grad_norm: float = 1.0,
         micro_tokens: int = 8192,
     ) -> None:
-        self.epochs, self.minibatches, self.weight_cap = epochs, minibatches, weight_cap
+        self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
+        self.weight_cap = weight_cap
         self.loss = PolicyLoss(loss, clip, clip_high, loss_mean, divisor, normalise)
         self.kl = KL(kl, kl_place, kl_estimator, kl_target)
-        self._learner: dict[str, Any] = {
-            "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
-        }  # fmt: skip
+        self._learner = settings(
+            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+        )
 
     def setup(self, policy: Policy) -> None:
         self.kl.setup(policy)
         self.learner = Learner(policy, **self._learner)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
+        batch.extras["prox"] = policy.logprobs(batch, micro_tokens=self.learner.micro_tokens)
         self.kl.prepare(policy, batch, self.learner.micro_tokens)
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
         assert batch.behaviour_logprobs is not None
         advantages = self.loss.advantages(batch)
-        prox = policy.logprobs(batch, micro_tokens=self.learner.micro_tokens)
+        prox = batch.extras["prox"]
         weight = importance_weight(prox, batch.behaviour_logprobs, self.weight_cap)
-        share = self.loss.shares(batch)
+        share, active = self.loss.shares(batch), self.loss.active(batch, self.kl.in_loss)
         sums, tokens, norms = Sums(), 0.0, []
         for epoch in range(self.epochs):
             for episodes in self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, epoch):
                 total = self.loss.total(batch, share, episodes)
-                for micro in self.learner.micro_batches(batch.rows, episodes):
+                trained = [e for e in episodes if active[e]]
+                if not trained:
+                    continue  # no step without a gradient: Adam would make one of its memory
+                for micro in self.learner.micro_batches(batch.rows, trained):
                     out = policy.score(micro, batch.temperature, self.learner.network)
                     loss, held = self.loss.per_token(out.logprobs, micro, prox, advantages)
                     loss = loss * micro.take(weight)
                     if self.kl.in_loss:
                         assert batch.reference_logprobs is not None
-                        reference = micro.take(batch.reference_logprobs)
-                        loss = loss + self.kl.coef * kl_estimate(out.logprobs, reference, self.kl.estimator)
+                        loss = loss + self.kl.loss(out.logprobs, micro.take(batch.reference_logprobs))
                     self.learner.backward((loss * micro.take(share)).sum() / total, micro)
                     sums.add(
                         micro, loss=loss, clip_fraction=held.float(), entropy=out.entropy,
                         approx_kl=kl_estimate(micro.take(prox), out.logprobs.detach(), "k3"),
                         approx_kl_k1=kl_estimate(micro.take(prox), out.logprobs.detach(), "k1"),
                     )  # fmt: skip
-                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
-                tokens += float(batch.mask[episodes].sum())
-        metrics = sums.means(policy, tokens)
-        metrics |= {
-            "grad_norm": sum(norms) / len(norms),
-            "lr": self.learner.rate(batch.progress),
-        }
+                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in trained]))
+                tokens += float(batch.mask[trained].sum())
+        metrics = sums.means(policy, tokens) | self.learner.metrics(norms)
         return metrics | staleness_metrics(weight, batch) | self.kl.measure()
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from ...engine.learning import Batch
 from ...engine.policy import Policy
 from ...engine.tensors import kl_estimate
+
+ROUNDING = 1e-5  # nats: how far log-probs of one token by one policy are apart when other rows are in the batch (float32)
 
 
 class KL:
@@ -67,17 +72,25 @@ class KL:
             policy.freeze_reference()
 
     def prepare(self, policy: Policy, batch: Batch, micro_tokens: int) -> None:
-        """Sets `batch.reference_logprobs`, and adds the penalty to `batch.token_rewards`."""
+        """Sets `batch.reference_logprobs`, and adds the penalty to `batch.token_rewards`.
+
+        Both sides come from one forward pass with the same rows, `batch.extras["prox"]` and the reference: where the policy is still the
+        reference their difference is 0 to the last bit, and no rounding is trained on.
+        """
         if not self.used:
             return
         batch.reference_logprobs = policy.logprobs(batch, micro_tokens=micro_tokens, reference=True)
-        assert batch.behaviour_logprobs is not None
-        apart = (batch.behaviour_logprobs - batch.reference_logprobs) * batch.mask
+        if "prox" not in batch.extras:
+            batch.extras["prox"] = policy.logprobs(batch, micro_tokens=micro_tokens)
+        apart = kl_estimate(batch.extras["prox"], batch.reference_logprobs, "k1") * batch.mask
         self._measured = {"kl": float(apart.sum() / batch.mask.sum()), "kl_episode": float(apart.sum(1).mean())}
         if self.place == "reward":
-            batch.token_rewards -= (
-                self.coef * kl_estimate(batch.behaviour_logprobs, batch.reference_logprobs, "k1") * batch.mask
-            )
+            batch.token_rewards -= self.coef * apart
+
+    def loss(self, logprobs: Tensor, reference: Tensor) -> Tensor:
+        """The term of each token's loss, [n]; without gradient where policy and reference differ by the rounding of a forward pass."""
+        same = (logprobs - reference).detach().abs() <= ROUNDING
+        return self.coef * kl_estimate(torch.where(same, reference, logprobs), reference, self.estimator)
 
     def measure(self) -> dict[str, float]:
         """The KL of the whole batch as `prepare` saw it, k1, per token (`kl`) and per conversation (`kl_episode`); moves the

@@ -25,7 +25,7 @@ from torch import Tensor
 from ...engine.batch import row_of
 from ...engine.learning import Batch, Row
 from ...engine.policy import Policy
-from ...engine.policy.learner import Learner
+from ...engine.policy.learner import Learner, positive, settings
 
 
 def kto_loss(ratio: Tensor, liked: Tensor, z0: Tensor | float, beta: float, up: float = 1.0, down: float = 1.0) -> Tensor:
@@ -95,11 +95,11 @@ class KTO:
     ) -> None:
         if beta <= 0 or up <= 0 or down <= 0:
             raise ValueError(f"beta, up and down must be positive, got {beta}, {up} and {down}")
-        self.beta, self.up, self.down, self.epochs, self.minibatches = beta, up, down, epochs, minibatches
-        self._learner: dict[str, Any] = {
-            "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
-        }  # fmt: skip
+        self.beta, self.up, self.down = beta, up, down
+        self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
+        self._learner = settings(
+            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+        )
 
     def setup(self, policy: Policy) -> None:
         policy.freeze_reference()
@@ -117,8 +117,10 @@ class KTO:
         strangers, strange_reference = batch.extras["mismatched"]
         norms, losses, kls = [], 0.0, []
         rewards = torch.zeros(len(batch.episodes))
+        counted = (batch.weight > 0).nonzero().flatten().tolist()
         for epoch in range(self.epochs):
-            for chosen in self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, epoch):
+            for places in self.learner.minibatches(len(counted), self.minibatches, batch.seed, epoch):
+                chosen = [counted[i] for i in places]
                 mine = set(chosen)
                 aside = [r for r in strangers if r.episode in mine]
                 apart = (self._sums(policy, batch, aside) - strange_reference)[[r.episode for r in aside]]
@@ -135,11 +137,10 @@ class KTO:
                 losses += float(each.detach().sum())
                 kls.append(float(z0))
                 rewards[chosen] = self.beta * (ratio[chosen] - z0).detach()
-        metrics = {
-            "loss": losses / (self.epochs * len(batch.episodes)), "kl": sum(kls) / len(kls), "liked": float(liked.float().mean()),
-            "grad_norm": sum(norms) / len(norms), "lr": self.learner.rate(batch.progress),
-        }  # fmt: skip
-        for name, which in (("liked", liked), ("disliked", ~liked)):
+        metrics = {"liked": float(liked.float().mean()), **self.learner.metrics(norms)}
+        if norms:
+            metrics |= {"loss": losses / (self.epochs * len(counted)), "kl": sum(kls) / len(kls)}
+        for name, which in (("liked", liked & (batch.weight > 0)), ("disliked", ~liked & (batch.weight > 0))):
             if bool(which.any()):
                 metrics[f"reward/{name}"] = float(rewards[which].mean())
         return metrics

@@ -15,8 +15,8 @@ A sequence is a row: the whole conversation's action tokens, or one turn's with 
     "sequence"   mean over conversations of the mean over their tokens          GRPO (arXiv:2402.03300, eq. 3)
     "constant"   sum over tokens / (conversations * divisor)                    Dr. GRPO (arXiv:2503.20783): length weighs nothing
 
-Numbers of tokens and conversations are those of the minibatch over all processes. An episode's weight counts in numerator and
-denominator alike.
+Numbers of tokens and conversations are those of the minibatch over all processes, groups without signal included: the mean is over what
+was played, whatever of it taught something. An episode's weight counts in numerator and denominator alike.
 """
 
 from __future__ import annotations
@@ -68,15 +68,20 @@ class PolicyLoss:
         self.mean, self.divisor, self.normalise = mean, divisor, normalise
 
     def advantages(self, batch: Batch) -> Tensor:
-        """[E, A], normalised by name."""
+        """[E, A], normalised by name; groups without signal take no part in that and keep 0."""
         assert batch.credit is not None
         raw = batch.credit.advantages
-        return whiten(raw, batch.mask) if self.normalise == "whiten" else raw
+        return whiten(raw, batch.mask & batch.signal.unsqueeze(1)) if self.normalise == "whiten" else raw
 
     def shares(self, batch: Batch) -> Tensor:
         """How much each token counts, [E, A], before `total` divides it."""
         share = batch.mask.to(batch.weight.dtype) * batch.weight.unsqueeze(1)
         return share / batch.mask.sum(1, keepdim=True).clamp(min=1) if self.mean == "sequence" else share
+
+    def active(self, batch: Batch, everything: bool) -> Tensor:
+        """Which episodes have a gradient, [E] bool: those that count at all and have a signal, or all that count if `everything` in the
+        loss is not the advantages' (a KL to the reference, a critic). The others need not be run."""
+        return (batch.weight > 0) & (batch.signal | everything)
 
     def total(self, batch: Batch, shares: Tensor, episodes: list[int]) -> float:
         """What the shares of a minibatch are divided by."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...engine.learning import Batch
 from ...engine.policy import Policy
-from ...engine.policy.learner import Learner, Sums
+from ...engine.policy.learner import Learner, Sums, positive, settings
 from ...engine.policy.model import Micro, Output
 from ...engine.tensors import clipped_value_loss, explained_variance, importance_weight, kl_estimate
 from .kl import KL
@@ -91,14 +91,14 @@ class PPO:
     ) -> None:
         if critic not in ("shared", "detached", "separate"):
             raise ValueError(f"critic must be 'shared', 'detached' or 'separate', got {critic!r}")
-        self.epochs, self.minibatches, self.target_kl, self.weight_cap = epochs, minibatches, target_kl, weight_cap
+        self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
+        self.target_kl, self.weight_cap = target_kl, weight_cap
         self.value_clip, self.value_coef, self.kind = value_clip, value_coef, critic
         self.loss = PolicyLoss(loss, clip, clip_high, loss_mean, divisor, normalise)
         self.kl = KL(kl, kl_place, kl_estimator, kl_target)
-        self._learner: dict[str, Any] = {
-            "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
-        }  # fmt: skip
+        self._learner = settings(
+            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+        )
 
     def setup(self, policy: Policy) -> None:
         self.kl.setup(policy)
@@ -137,20 +137,22 @@ class PPO:
         advantages, targets = self.loss.advantages(batch), batch.credit.value_targets
         prox = batch.extras["prox"]
         weight = importance_weight(prox, batch.behaviour_logprobs, self.weight_cap)
-        share = self.loss.shares(batch)
+        share, active = self.loss.shares(batch), self.loss.active(batch, self.kl.in_loss or targets is not None)
         sums, tokens, norms = Sums(), 0.0, []
         parts = (self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, e) for e in range(self.epochs))
         for episodes in chain.from_iterable(parts):
             total, moved = self.loss.total(batch, share, episodes), Sums()
-            for micro in self.learner.micro_batches(batch.rows, episodes):
+            trained = [e for e in episodes if active[e]]
+            if not trained:
+                continue  # no step without a gradient: Adam would make one of its memory
+            for micro in self.learner.micro_batches(batch.rows, trained):
                 out = policy.score(micro, batch.temperature, self.learner.network)
                 old, mine = micro.take(prox), micro.take(share)
                 loss, held = self.loss.per_token(out.logprobs, micro, prox, advantages)
                 loss = loss * micro.take(weight)
                 if self.kl.in_loss:
                     assert batch.reference_logprobs is not None
-                    reference = micro.take(batch.reference_logprobs)
-                    loss = loss + self.kl.coef * kl_estimate(out.logprobs, reference, self.kl.estimator)
+                    loss = loss + self.kl.loss(out.logprobs, micro.take(batch.reference_logprobs))
                 value_loss = torch.zeros_like(loss)
                 if targets is not None:
                     head, *trunk = self.learner.modules
@@ -166,17 +168,13 @@ class PPO:
                     micro, loss=loss, value_loss=value_loss, clip_fraction=held.float(), entropy=out.entropy,
                     approx_kl=change, approx_kl_k1=kl_estimate(old, out.logprobs.detach(), "k1"),
                 )  # fmt: skip
-            tokens += float(batch.mask[episodes].sum())
-            if self.target_kl is not None and moved.means(policy, float(batch.mask[episodes].sum()))["kl"] > self.target_kl:
+            count = float(batch.mask[trained].sum())
+            tokens += count
+            if self.target_kl is not None and moved.means(policy, count)["kl"] > self.target_kl:
                 self.learner.discard()
                 break
-            norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
-        metrics = sums.means(policy, tokens)
-        metrics |= {
-            "grad_norm": sum(norms) / len(norms),
-            "lr": self.learner.rate(batch.progress),
-            "steps": float(len(norms)),
-        }
+            norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in trained]))
+        metrics = sums.means(policy, tokens) | self.learner.metrics(norms)
         if targets is not None:
             metrics["explained_variance"] = explained_variance(batch.values, targets, batch.mask)
         return metrics | staleness_metrics(weight, batch) | self.kl.measure()

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ...engine.learning import Batch
 from ...engine.policy import Policy
-from ...engine.policy.learner import Learner, Sums
+from ...engine.policy.learner import Learner, Sums, positive, settings
+from ...engine.tensors import rounding
 
 
 def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:
@@ -31,10 +32,11 @@ def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:
     for g in group.unique().tolist():
         members = (group == g).nonzero().flatten()
         own = outcome[members]
-        if float(own.max() - own.min()) <= 1e-6 * (1 + float(own.abs().max())):
+        near = float(rounding(own.abs().max()))
+        if float(own.max() - own.min()) <= near:
             continue
         last = own.sort(descending=True).values[min(best, len(own)) - 1]
-        chosen += members[own >= last].tolist()
+        chosen += members[own >= last - near].tolist()
     return sorted(chosen)
 
 
@@ -63,11 +65,11 @@ class Rejection:
     ) -> None:
         if best < 1:
             raise ValueError(f"best must be at least 1, got {best}")
-        self.best, self.epochs, self.minibatches = best, epochs, minibatches
-        self._learner: dict[str, Any] = {
-            "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
-        }  # fmt: skip
+        self.best = best
+        self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
+        self._learner = settings(
+            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+        )
 
     def setup(self, policy: Policy) -> None:
         self.learner = Learner(policy, **self._learner)
@@ -76,7 +78,7 @@ class Rejection:
         """Needs nothing."""
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
-        chosen = best_of_groups(batch.outcome, batch.group, self.best)
+        chosen = [e for e in best_of_groups(batch.outcome, batch.group, self.best) if batch.weight[e] > 0]
         share = batch.mask * batch.weight.unsqueeze(1)
         sums, tokens, norms = Sums(), 0.0, []
         for epoch in range(self.epochs):
@@ -89,11 +91,8 @@ class Rejection:
                     sums.add(micro, loss=-out.logprobs, entropy=out.entropy)
                 norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
                 tokens += float(batch.mask[episodes].sum())
-        chosen_outcome = float(batch.outcome[chosen].mean()) if chosen else 0.0
-        return sums.means(policy, tokens) | {
-            "chosen": len(chosen) / len(batch.episodes), "chosen_outcome": chosen_outcome,
-            "grad_norm": sum(norms) / max(len(norms), 1), "lr": self.learner.rate(batch.progress),
-        }  # fmt: skip
+        metrics = sums.means(policy, tokens) | {"chosen": len(chosen) / len(batch.episodes)} | self.learner.metrics(norms)
+        return metrics | ({"chosen_outcome": float(batch.outcome[chosen].mean())} if chosen else {})
 
     def state_dict(self) -> dict[str, Any]:
         return self.learner.state_dict()

@@ -166,15 +166,21 @@ class RewardModel:
 
     @torch.no_grad()
     def values(self, episodes: Sequence[Episode], *, micro_tokens: int = 16384) -> list[Tensor]:
-        """What each member says after each reply, [M, K] per episode of K turns, offsets subtracted."""
+        """What each member says after each reply, [M, K] per episode of K turns, offsets subtracted.
+
+        Equal conversations are read once, so that their scores are equal to the last bit, whatever stands beside them in a batch.
+        """
         rows = self.rows(episodes)
         found = [torch.zeros(len(self.members), len(row.positions)) for row in rows]
-        for micro in divide(rows, micro_tokens, self.device):
+        first: dict[Any, int] = {}
+        for i, row in enumerate(rows):
+            first.setdefault((row.ids, row.positions), i)
+        for micro in divide([rows[i] for i in first.values()], micro_tokens, self.device):
             for m, member in enumerate(self.members):
                 scores = (self.read(member, micro) - self.offsets[m]).cpu()
                 for e, k, value in zip(micro.episode.tolist(), micro.action.tolist(), scores.tolist(), strict=True):
                     found[e][m, k] = value
-        return found
+        return [found[first[row.ids, row.positions]] for row in rows]
 
 
 def load_member(name: str, seed: int | None = None) -> tuple[Any, Any]:

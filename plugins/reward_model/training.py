@@ -63,11 +63,11 @@ class Training(Section):
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=16, ge=1)
     lr: float = Field(default=1e-5, gt=0)
-    warmup: int = 20
-    decay: float = 0.1
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    micro_tokens: int = 16384
+    warmup: int = Field(default=20, ge=0)
+    decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    micro_tokens: int = Field(default=16384, ge=1)
 
     def steps(self, train: Sequence[int]) -> int:
         """How many optimizer steps each member makes on these groups."""
@@ -92,7 +92,7 @@ class Training(Section):
                     loss.backward()
                 norm = learner.step(step / steps, [f"start {g}" for g in groups])
                 losses.append(float(loss.detach()))
-            yield Step(step + 1, steps, losses, norm, ensemble.learners[0].rate(step / steps))
+            yield Step(step + 1, steps, losses, norm, ensemble.learners[0].rate)
 
     def _groups(self, train: Sequence[int], step: int, seed: str) -> list[int]:
         """The starts of one step: each member's own share of them, in an order of its own, epoch by epoch."""
