@@ -24,7 +24,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def slopes(world: World) -> tuple[list[Told], NDArray[np.float64], list[NDArray[
     return told, np.array(chances), each, np.array(sums)
 
 
-@lru_cache(maxsize=None)
+@cache
 def batch_of(world: World, groups: tuple[tuple[int, ...], ...], kl: bool) -> Batch:
     """Groups of conversations as the engine lays them out, with exact values of everything that a method may need."""
     told, logprobs, episodes, rewards = world.conversations(), world.logprobs(), [], []
