@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast
 
 from ..episode import Message
 from ..preferences import PreferenceError
+from ..suggest import install
 
 IMPORTED = "imported"  # the environment, the source and the rater of what was played and judged elsewhere
 Talk = tuple[Message, ...]
@@ -82,7 +83,7 @@ def _folder(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         from datasets import Dataset, load_from_disk
     except ImportError as error:
-        raise PreferenceError("reading a datasets folder needs datasets: pip install 'turnwise[data]'") from error
+        raise PreferenceError(f"reading a datasets folder needs datasets: {install('data')}") from error
     try:
         found = load_from_disk(str(path))
     except (OSError, ValueError) as error:
