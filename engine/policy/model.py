@@ -476,14 +476,13 @@ def find_model(name: str | Path) -> None:
     if Path(name).is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2:
         raise PolicyError(f"cannot load the policy {str(name)!r}: there is no such folder.{hint}")
     try:
-        if any(cached_file(str(name), note, _raise_exceptions_for_missing_entries=False) for note in notes):
-            return
-        reason = "it has no config.json"
+        if cached_file(str(name), notes[1], _raise_exceptions_for_missing_entries=False) is None:
+            cached_file(str(name), notes[0])
     except (OSError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    raise PolicyError(
-        f"cannot load the policy {str(name)!r}. It is no local folder, and no model of that name could be fetched.{hint} {reason}"
-    )
+        raise PolicyError(
+            f"cannot load the policy {str(name)!r}. It is no local folder, and no model of that name could be fetched.{hint} "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _peft() -> Any:
