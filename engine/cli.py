@@ -19,6 +19,7 @@ import typer
 import typer.core
 
 from .plugins import PluginError, Plugins
+from .secrets import redact
 from .suggest import did_you_mean
 
 
@@ -40,6 +41,12 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: what goes wrong for a reason the user can mend is one message, not a traceback."""
     sys.path.insert(0, os.getcwd())  # the user's own environments and judges, as with `python -m`
+    others, ours = warnings.formatwarning, str(Path(__file__).parents[1])
+    warnings.formatwarning = lambda message, category, filename, *more: (
+        f"turnwise: {redact(str(message))}\n"
+        if filename.startswith(ours)
+        else redact(others(message, category, filename, *more))
+    )
     try:
         plugins = Plugins()
         plugins.call_commands(app)
@@ -50,8 +57,6 @@ def main() -> None:
     except Exception as error:
         if not _is_for_the_user(error):
             raise
-        from .secrets import redact
-
         print(f"turnwise: {redact(str(error))}", file=sys.stderr)
         sys.exit(1)
 

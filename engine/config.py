@@ -111,15 +111,6 @@ class RunConfig(Section):
             )
         return stages
 
-    @field_validator("name")
-    @classmethod
-    def _plain(cls, name: str) -> str:
-        if name and (re.search(r"[/\\\x00-\x1f\x7f]", name) or not name.strip(". ") or len(name.encode()) > 200):
-            raise ValueError(
-                "it names the run's folder under runs/, so it can hold no / or \\, no control character, and not only dots"
-            )
-        return name
-
     @field_validator("stages")
     @classmethod
     def _one_key(cls, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -214,6 +214,7 @@ class Plugins:
         """
         factory = self.factory(kind, name)
         check_options(f"{kind} {name!r}", factory, len(args), options)
+        options = _numbers(f"{kind} {name!r}", factory, options)
         if _takes_plugins(factory):
             options["plugins"] = self
         try:
@@ -279,9 +280,6 @@ def check_options(what: str, factory: Callable[..., Any], positional: int, optio
         for option in options:
             if option not in known:
                 raise PluginError(f"{what} has no option {option!r}.{did_you_mean(option, known)}")
-    for p in parameters:
-        if p.annotation in ("int", "float", int, float) and isinstance(options.get(p.name), (str, bool)):
-            raise PluginError(f"{what}: {p.name} must be a number, got {options[p.name]!r}")
     missing = [
         p.name
         for p in parameters
@@ -289,6 +287,28 @@ def check_options(what: str, factory: Callable[..., Any], positional: int, optio
     ]
     if missing:
         raise PluginError(f"{what} needs the option {', '.join(map(repr, missing))}")
+
+
+def _numbers(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with numbers where the factory's signature says so: YAML and the environment's variables give `1e-3` as a text.
+
+    Raises:
+        PluginError: a text that is no number.
+    """
+    kinds = {"int": int, "float": float, int: int, float: float}
+    found = dict(options)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return found
+    for name, value in options.items():
+        kind = kinds.get(parameters[name].annotation) if name in parameters and isinstance(value, str) else None
+        if kind is not None:
+            try:
+                found[name] = kind(value)
+            except ValueError:
+                raise PluginError(f"{what}: {name} must be a number, got {value!r}") from None
+    return found
 
 
 def _takes_plugins(factory: Callable[..., Any]) -> bool:

@@ -19,6 +19,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -123,6 +124,11 @@ class Run:
         self.plugins = plugins if plugins is not None else Plugins()
         self.clock, self.sleep, self.on_status = clock, sleep, on_status
         self.name = config.name or (Path(folder or config.folder or "run").name)
+        if not (folder or config.folder) and _path_safe(self.name) != self.name:
+            raise ConfigError(
+                f"the run's name {self.name!r} is to be its folder under runs/, so it can hold no / or \\, no control character, and not only "
+                "dots: choose another name, or say where the run goes (folder)"
+            )
         self.folder = Path(folder or config.folder or Path("runs") / self.name)
         self.id = derive_id(self.name, redacted(config.model_dump(exclude={"folder", "ledger"})))
         self.updates = 0  # made so far, through the whole run
@@ -385,7 +391,9 @@ class Run:
             return None
         from .tracking import Tracker
 
-        return Tracker(self.config.trackers, self.name, self.folder, redacted(self.config.model_dump(mode="python")))
+        return Tracker(
+            self.config.trackers, _path_safe(self.name), self.folder, redacted(self.config.model_dump(mode="python"))
+        )
 
     def _open(self) -> None:
         """Claims the folder, checks that what it holds and what is asked belong together, and takes up where it stood."""
@@ -561,6 +569,12 @@ MEANS = (
     "canaries",
     "known_bad",
 )  # of whoever asks a model
+
+
+def _path_safe(name: str) -> str:
+    """A name as one step of a path: it leads nowhere else."""
+    safe = re.sub(r"[/\\\x00-\x1f\x7f]", "-", name).encode("utf-8", "replace")[:200].decode(errors="ignore")
+    return safe if safe.strip(". ") else "-"
 
 
 def _meant(value: Any) -> Any:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 
-def call(*arguments: str, cwd: Path | None = None, timeout: int = 250, said: str = "") -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, cwd: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False,
+        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, cwd=cwd, check=False,
         input=said,
     )  # fmt: skip
 
@@ -107,10 +107,10 @@ def test_a_users_own_module_by_the_installed_command(model_folder: Callable[...,
     script = str(Path(sys.executable).parent / "turnwise")
     for arguments in (["run", "c.yaml"], ["envs", "--check", "mine/Mine-v0"]):
         done = subprocess.run(
-            [script, *arguments, "--module", "mine"], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+            [script, *arguments, "--module", "mine"], capture_output=True, text=True, cwd=tmp_path, check=False
         )
         assert done.returncode == 0, done.stderr
-    done = subprocess.run([script, "run", "c.yaml"], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    done = subprocess.run([script, "run", "c.yaml"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, "no environment 'mine/Mine-v0'" in done.stderr) == (1, True)
 
 

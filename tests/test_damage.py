@@ -3,13 +3,15 @@ message that says what is missing; it never begins anew in silence, and never tr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import sqlite3
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +303,27 @@ def test_a_copy_of_the_file_alone_holds_everything_up_to_the_last_update(
     assert alone.id == whole.id
     assert alone.counts() == whole.counts()
     assert alone.counts()["members"] == 8
+
+
+@contextlib.contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """The operating system lets no file of this process grow beyond a size, as a full disk would not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 1, 600, 5_000, 40_000, 70_000, 110_000, 200_000])
+def test_a_disk_that_is_full_from_the_start_or_gets_full(
+    size: int, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path]
+) -> None:
+    _, root, whole = made
+    folder = root / f"full-{size}"
+    run = turnwise.Run(config(model_folder()), folder=folder)
+    with no_file_beyond(size), pytest.raises(OURS, match="cannot be (made or )?(written|used)") as said:
+        run.finish()
+    assert str(folder) in str(said.value)
+    assert torch.equal(flat(turnwise.Run(config(model_folder()), folder=folder, resume=True).finish()), whole)

@@ -50,9 +50,7 @@ stages:
 def work(folder: Path, jobs: list[dict[str, Any]]) -> list[int]:
     """What became of each job: 0, or minus the signal that ended it."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder / "jobs.json")], capture_output=True, text=True, timeout=1500, check=False
-    )
+    done = subprocess.run([sys.executable, str(WORKER), str(folder / "jobs.json")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr, done.stderr[-4000:]
     return list(json.loads(done.stdout.splitlines()[-1]))
@@ -157,7 +155,7 @@ def test_killed_while_feedback_is_pending(whole: tuple[Path, Path, list[str]], t
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(36_000)
 def test_killed_at_fifty_moments(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
     moments = spread(kinds(whole), 54)
     assert len(moments) >= 50
