@@ -416,8 +416,8 @@ class Ledger(Database):
         with self.reading() as db:
             for some in _chunks(groups):
                 query = sa.select(FEEDBACK).where(_about(EPISODES.c.group.in_(some)), _in_force())
-                query = query.where(FEEDBACK.c.source.in_(list(sources)), FEEDBACK.c.status == "scored")
-                rows += db.execute(query).mappings()
+                query = query.where(FEEDBACK.c.status == "scored")  # a source has said far more than these groups were told
+                rows += [row for row in db.execute(query).mappings() if row["source"] in sources]
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
     def answers(self, ids: Sequence[str]) -> list[Answer]:
@@ -439,10 +439,11 @@ class Ledger(Database):
 
         The same for a run that was interrupted and goes on, whatever has been said since.
         """
-        decided = sa.select(MEMBERS.c.episode).where(MEMBERS.c.run == run, MEMBERS.c.update <= update)
+        # Per answer one look-up by the target's own index: `run` and `update` are compared with what it finds, and are no way to find it.
+        own = sa.and_(MEMBERS.c.run + "" == run, MEMBERS.c.update + 0 <= update)
         about = sa.or_(
-            decided.where(MEMBERS.c.episode == FEEDBACK.c.target).exists(),
-            decided.where(MEMBERS.c.group == FEEDBACK.c.target).exists(),
+            sa.select(MEMBERS.c.episode).where(MEMBERS.c.episode == FEEDBACK.c.target, own).exists(),
+            sa.select(MEMBERS.c.episode).where(MEMBERS.c.group == FEEDBACK.c.target, own).exists(),
         )
         query = sa.select(FEEDBACK).where(FEEDBACK.c.source == source, about, _in_force(), ~FEEDBACK.c.late)
         with self.reading() as db:

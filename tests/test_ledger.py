@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import turnwise
+from databases import new_database
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from turnwise.engine.ledger import FEEDBACK, Member
@@ -270,3 +274,105 @@ def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> 
         [member] = ledger.members("run")
         assert (member.episode, member.outcome, member.credit) == ("e", 0.5, ())
         ledger.close()
+
+
+def test_a_look_at_one_update_costs_that_update(tmp_path: Path) -> None:
+    """What a run asks in every update is found by an index, however much has been said before: no query goes through a whole table."""
+    ledger = turnwise.Ledger(tmp_path / "l.sqlite")
+    asked: list[tuple[str, Any]] = []
+
+    @sa.event.listens_for(ledger._engine, "before_cursor_execute")
+    def seen(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        asked.append((statement, parameters))
+
+    ledger.members("run", 7)
+    ledger.members_by_update("run", [7, 8])
+    ledger.run_episodes("run", stage="rl", update=7)
+    ledger.said_before("run", "people", 7)
+    ledger.said_by(["people"], ["g"])
+    ledger.feedback(["g"])
+    ledger.ready_groups(["g"])
+    ledger.open_requests(["g"])
+    ledger.decided(["g"])
+    ledger.failed_requests(["r"])
+    ledger.mark("run")
+    queries = [(s, p) for s, p in asked if s.startswith("SELECT") and "count(*)" not in s]
+    assert len(queries) >= 10
+    with sqlite3.connect(tmp_path / "l.sqlite") as db:
+        for statement, parameters in queries:
+            plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            assert not [step for step in plan if re.match("SCAN (episodes|feedback|members|requests)", step)], (statement, plan)
+            assert not [step for step in plan if re.search(r"\(run=\?( AND update<\?)?\)", step)], (
+                statement,
+                plan,
+                "all of a run's rows",
+            )
+
+
+def test_a_ledger_knows_itself_and_what_it_must_hold(database: str, tmp_path: Path) -> None:
+    ledger = turnwise.Ledger(database)
+    assert ledger.id == turnwise.Ledger(database, create=False).id
+    assert ledger.id != turnwise.Ledger(tmp_path / "other.sqlite").id
+    ledger.add_episodes([episode("a"), episode("b", slot=1)])
+    mark = ledger.mark("run")
+    assert mark == {"id": ledger.id, "episodes": 2, "members": 0, "feedback": 0}
+    ledger.add_feedback([said("a", 1.0, "f")])
+    ledger.expect("run", mark)
+    ledger.expect("run", {})
+    with pytest.raises(turnwise.LedgerError, match="holds less .*: 2 of 3 episodes, 1 of 4 feedback"):
+        ledger.expect("run", {**mark, "episodes": 3, "feedback": 4})
+    with pytest.raises(turnwise.LedgerError, match="is not the one that this run wrote to: its id is .*, and should be abc"):
+        ledger.expect("run", {**mark, "id": "abc"})
+    with pytest.raises(turnwise.LedgerError, match="holds less .*: 0 of 2 episodes"):
+        ledger.expect("another run", mark)
+    ledger.settle()
+    ledger.close()
+
+
+def test_looking_for_a_ledger_makes_none(postgres: str, tmp_path: Path) -> None:
+    with pytest.raises(turnwise.LedgerError, match="is gone: there is no such file"):
+        turnwise.Ledger(tmp_path / "none.sqlite", create=False)
+    assert not (tmp_path / "none.sqlite").exists()
+    empty = new_database(postgres, f"t{uuid.uuid4().hex}")
+    for _ in range(2):
+        with pytest.raises(turnwise.LedgerError, match="is empty: it holds no run"):
+            turnwise.Ledger(empty, create=False)
+
+
+@pytest.mark.parametrize("when", ["while it is asked", "as it commits", "while it reads"])
+def test_a_connection_that_breaks_off_is_one_line_and_the_next_one_works(
+    when: str, postgres: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PostgreSQL is restarted, or its administrator ends connections: the driver says so in three ways."""
+    url = new_database(postgres, f"t{uuid.uuid4().hex}")
+    ledger, administrator = turnwise.Ledger(url), turnwise.Ledger(url)
+    ledger.add_episodes([episode("a")])
+
+    def cut() -> None:
+        others = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        with administrator.reading() as db:
+            db.exec_driver_sql(others)
+
+    def ask() -> None:
+        with ledger.reading() if when == "while it reads" else ledger.writing() as db:
+            cut()
+            if when != "as it commits":
+                db.scalar(sa.select(FEEDBACK.c.id))
+
+    with pytest.raises(turnwise.LedgerError, match="cannot be used, it cannot be reached: .*a run goes on with") as told:
+        ask()
+    assert "{" not in str(told.value), "no dictionary of the driver's"
+    assert "\n" not in str(told.value)
+    assert ledger.episodes(["a"]).keys() == {"a"}, "what was acknowledged stands, and the ledger can be used again"
+    ledger.close()
+    administrator.close()
+    assert capsys.readouterr().err == "", "no traceback of the pool's beside it"
+
+
+@pytest.mark.parametrize("secret", ["Hunter2Secret", "Hunter2Secret%2Fx"])
+def test_no_error_of_the_ledger_says_the_password(secret: str) -> None:
+    for url in (f"postgresql://bob:{secret}@127.0.0.1:1/db", f"postgresql+nodriver://bob:{secret}@h/db", f"mysql://bob:{secret}@h/db",
+                f"postgresql://bob:{secret}@h:port/db"):  # fmt: skip
+        with pytest.raises(turnwise.LedgerError) as told:
+            turnwise.Ledger(url)
+        assert "Hunter2Secret" not in str(told.value)
