@@ -557,7 +557,7 @@ class Run:
 
 DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)  # what a disk that is full or fails says
 OWN = {"file": ("config.yaml", "metrics.jsonl", "evaluation.json", "run.pid", "run.lock"), "folder": ("policy", "checkpoints")}
-FREE = ("threads", "folder", "checkpoint_every", "keep_checkpoints", "trackers", "stages")
+FREE = ("name", "threads", "folder", "checkpoint_every", "keep_checkpoints", "trackers", "stages")
 MEANS = (
     "budget",
     "prices",

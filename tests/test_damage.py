@@ -10,15 +10,18 @@ import re
 import resource
 import shutil
 import sqlite3
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 import turnwise
 import yaml
+from databases import new_database
 from turnwise.engine.checkpoint import open_ledger
 from turnwise.engine.report.page import write_report
 
@@ -327,3 +330,42 @@ def test_a_disk_that_is_full_from_the_start_or_gets_full(
         run.finish()
     assert str(folder) in str(said.value)
     assert torch.equal(flat(turnwise.Run(config(model_folder()), folder=folder, resume=True).finish()), whole)
+
+
+def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_exactly(
+    postgres: str, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path]
+) -> None:
+    """Connections end as a transaction commits: nobody knows whether it did. Between transactions a new connection is made in silence."""
+    _, root, whole = made
+    url = new_database(postgres, f"t{uuid.uuid4().hex}")
+    administrator = turnwise.Ledger(url)
+
+    def restart() -> None:
+        others = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        with administrator.reading() as db:
+            db.exec_driver_sql(others)
+
+    said: list[str] = []
+    for place in (2, 5, 6, None):
+        run = turnwise.Run(config(model_folder(), ledger=url), folder=root / "restarted", resume=True)
+        left = [place or 10**6]
+
+        def commits(db: sa.Connection, left: list[int] = left) -> None:
+            if db.get_execution_options().get("writing"):
+                left[0] -= 1
+                if left[0] == 0:
+                    restart()
+
+        sa.event.listen(run.ledger._engine, "commit", commits)
+        try:
+            for _ in run:
+                restart()
+        except turnwise.LedgerError as error:
+            said.append(str(error))
+        run.ledger.close()
+    assert len(said) == 3
+    assert all("cannot be used, it cannot be reached" in one and "{" not in one for one in said), said
+    assert torch.equal(flat(run), whole)
+    assert [m["update"] for m in run.metrics] == [1, 2, 3, 4]
+    assert administrator.counts(run.id)["episodes"] == 2 + 3 * 4
+    administrator.close()
