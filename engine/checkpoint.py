@@ -80,7 +80,7 @@ class Checkpoint:
 
 
 def save(root: Path, position: Position, policy: Policy | None, parts: Mapping[str, Any]) -> Path:
-    """Writes a checkpoint beside the others and moves it into place whole. One that is there already stays, unless it lacks the policy.
+    """Writes a checkpoint beside the others and moves it into place whole. One that is there already stays.
 
     Args:
         policy: left out where the run has loaded none yet.
@@ -94,9 +94,7 @@ def save(root: Path, position: Position, policy: Policy | None, parts: Mapping[s
     target, draft = root / f"update-{position.update:06d}", root / ".draft"
     if target.exists():
         try:
-            found = read(target).folder
-            if policy is None or (found / "policy").is_dir():
-                return found
+            return read(target).folder
         except CheckpointError:
             pass  # of an earlier attempt, torn: written anew
     with _written(target, draft):

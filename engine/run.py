@@ -25,7 +25,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -227,7 +227,7 @@ class Run:
         """
         self._parts, self._begun = dict(parts or {}), True
         if self._from is None:
-            if self.is_main:
+            if self.is_main and not (self.folder / "checkpoints" / f"update-{self.updates:06d}").exists():
                 self.save_checkpoint()
             return 0
         found, self._from = self._from, None
@@ -255,6 +255,8 @@ class Run:
         line: dict[str, Any] = {"update": self.updates, "stage": self.stage, "time": self.clock(), **metrics}
         self.metrics.append(line)
         if self.is_main:
+            if not self._begun and not any((self.folder / "checkpoints").glob("update-*")):
+                self._save(Position(self.id, 0, 0, 0, 0, 0), None)  # a folder with updates and no checkpoint has lost them
             files.append(self.folder / "metrics.jsonl", json.dumps(line))
             self.ledger.settle()
             if self._begun and self.updates % self.config.checkpoint_every == 0:
@@ -279,8 +281,6 @@ class Run:
             self._open()
             if self.is_main:
                 self.ledger  # noqa: B018 - every run has one, used or not: one that is missing later was lost
-                if self._from is None:
-                    self._write_checkpoint(0, 0, 0)  # a folder with results and no checkpoint has lost them
             with self._interruptible():
                 yield from self._stages()
         except OSError as error:
@@ -343,33 +343,24 @@ class Run:
 
     def save_checkpoint(self) -> Path:
         """Writes where the run stands now, and removes the oldest checkpoints beyond those kept."""
-        if self._begun:
-            return self._write_checkpoint(self._index, self._done, self.start)
-        return self._write_checkpoint(self._index + 1, 0, self.updates)  # what learns in it is not known: from its end only
-
-    def _write_checkpoint(self, stage: int, done: int, start: int) -> Path:
+        stage, done, start = (
+            (self._index, self._done, self.start) if self._begun else (self._index + 1, 0, self.updates)
+        )  # a stage that does not say what learns in it can only be gone on from its end
         policy = self.__dict__.get("policy")
+        return self._save(Position(self.id, self.updates, stage, done, start, policy.version if policy else 0), policy)
+
+    def _save(self, position: Position, policy: Policy | None) -> Path:
         self.ledger.settle()
-        position = Position(
-            self.id,
-            self.updates,
-            stage,
-            done,
-            start,
-            policy.version if policy else 0,
-            self._machine(),
-            self.ledger.mark(self.id),
-        )
         root = self.folder / "checkpoints"
-        target = checkpoint.save(root, position, policy, self._parts)
+        whole = replace(position, machine=self._machine(policy), ledger=self.ledger.mark(self.id))
+        target = checkpoint.save(root, whole, policy, self._parts)
         checkpoint.prune(root, self.config.keep_checkpoints)
         return target
 
-    def _machine(self) -> dict[str, Any]:
+    def _machine(self, policy: Policy | None) -> dict[str, Any]:
         """What the last bits of the weights depend on."""
         import torch
 
-        policy = self.__dict__.get("policy")
         return {
             "threads": torch.get_num_threads(),
             "attention": getattr(policy.model.config, "_attn_implementation", "") if policy else "",
@@ -496,7 +487,7 @@ class Run:
             import torch
 
             torch.set_num_threads(self.config.threads)
-        now, then = self._machine(), position.machine
+        now, then = self._machine(None), position.machine
         self._check_machine(then, ("threads",))
         differ = [f"{key} {then[key]} -> {now[key]}" for key in ("processes", "torch") if now[key] != then.get(key, now[key])]
         if differ:
@@ -526,7 +517,7 @@ class Run:
 
     def _check_machine(self, then: Mapping[str, Any], keys: Sequence[str]) -> None:
         """Refuses to go on where the last bits of every number would change."""
-        now = self._machine()
+        now = self._machine(self.__dict__.get("policy"))
         for key in keys:
             if then.get(key) and now[key] != then[key]:
                 raise ConfigError(
