@@ -22,6 +22,7 @@ import torch
 import turnwise
 import yaml
 from databases import new_database
+from turnwise.engine import files
 from turnwise.engine.checkpoint import open_ledger
 from turnwise.engine.report.page import write_report
 
@@ -369,3 +370,60 @@ def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_ex
     assert [m["update"] for m in run.metrics] == [1, 2, 3, 4]
     assert administrator.counts(run.id)["episodes"] == 2 + 3 * 4
     administrator.close()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def steps(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch, stop: int | None) -> int:
+    """Does something, and ends it before the file system is touched for the how-manieth time; returns how often it was."""
+    seen = 0
+    with monkeypatch.context() as patch:
+        for name in ("replace", "rename", "fsync", "open", "rmdir", "unlink"):
+            original = getattr(os, name)
+
+            def counted(*args: Any, original: Any = original, **kwargs: Any) -> Any:
+                nonlocal seen
+                seen += 1
+                if seen - 1 == stop:
+                    raise Killed
+                return original(*args, **kwargs)
+
+            patch.setattr(os, name, counted)
+        with contextlib.suppress(Killed):
+            act()
+    return seen
+
+
+def test_whoever_looks_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    seen = set()
+    for stop in (*range(20), None):
+        path.write_text("old")
+        steps(lambda: files.write(path, "new"), monkeypatch, stop)
+        seen.add(path.read_text())
+    assert seen == {"old", "new"}
+    files.write(path, b"\x00")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json"], "and no draft is left"
+
+
+def test_a_folder_is_put_in_place_whole_or_kept_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 0
+    for stop in (*range(60), None):
+        root = tmp_path / f"{stop}"
+        for name, text in (("target", "old"), ("draft", "new")):
+            (root / name / "in").mkdir(parents=True)
+            (root / name / "in" / "weights").write_text(text)
+            (root / name / "config").write_text(text)
+        count = max(count, steps(lambda root=root: files.move(root / "draft", root / "target"), monkeypatch, stop))
+        whole = {
+            name: {p.read_text() for p in (root / name).rglob("*") if p.is_file()}
+            for name in ("target", "draft", ".target.old")
+        }
+        if (root / "target").exists():
+            assert whole["target"] in ({"old"}, {"new"})
+        else:
+            assert (whole["draft"], whole[".target.old"]) == ({"new"}, {"old"})
+    assert 10 < count < 60
+    assert not (tmp_path / "None" / ".target.old").exists()
