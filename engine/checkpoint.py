@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from .policy import Policy
 
 
+# What reading a file raises that holds something else than was written.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
 class Damaged(ConfigError):
     """The config.yaml in a run's folder is gone or cannot be read."""
 
@@ -185,7 +189,7 @@ def read(folder: Path) -> Checkpoint:
         for name, digest in hashes.items():
             if _hash(folder / name) != digest:
                 raise CheckpointError(f"the checkpoint {folder} is torn: {name} is not what was written.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"the checkpoint {folder} is torn or missing: {type(error).__name__}: {error}.") from error
     return Checkpoint(folder, position)
 
@@ -213,7 +217,7 @@ def last_position(folder: Path) -> Position:
     for each in _folders(folder / "checkpoints", reverse=True):
         try:
             return _position(json.loads((each / "state.json").read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             why = f"none of its checkpoints can be read, {each.name}: {type(error).__name__}: {error}"
     raise CheckpointError(f"{folder} holds no run: {why}.")
 
@@ -231,7 +235,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it should be a mapping with a list of `stages`, and is {type(config).__name__}")
     except OSError as error:
         raise Damaged(f"{folder} holds no run: its config.yaml cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, *UNREADABLE) as error:
         raise Damaged(
             f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}): put it back as it was, or go on with the run by "
             "`turnwise run --resume` and the config it was started with, which writes it anew"
@@ -261,7 +265,7 @@ def read_metrics(folder: Path, updates: int | None = None) -> list[dict[str, Any
             entry = json.loads(line)
             if not isinstance(entry, dict) or type(entry["update"]) is not int or type(entry["stage"]) is not str:
                 raise ValueError("it should hold the metrics of an update")
-        except (ValueError, KeyError) as error:
+        except UNREADABLE as error:
             if number == len(lines):
                 warnings.warn(f"{path}: line {number}, the last, is cut short and left out.", stacklevel=2)
                 break
@@ -279,9 +283,11 @@ def read_evaluation(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
-            raise ValueError("it should be a table of players")
-    except (OSError, ValueError) as error:
+        for name, row in table.items():
+            numbers = ("success_low", "outcome_high") if "pairs" in row else ("outcome", "low", "high")
+            if not all(isinstance(row[number], (int, float)) for number in numbers):
+                raise ValueError(f"{name!r} has no numbers")
+    except UNREADABLE as error:
         warnings.warn(
             f"{path} is damaged and left out ({error}): its numbers stand in metrics.jsonl too, under `evaluate`.", stacklevel=2
         )
@@ -323,7 +329,7 @@ def prune(root: Path, keep: int) -> None:
     folders = _folders(root)
     starts = set()
     for folder in folders[-keep:]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # a torn one needs nothing
+        with contextlib.suppress(*UNREADABLE):  # a torn one needs nothing
             starts.add(f"update-{_position(json.loads((folder / 'state.json').read_text())).start:06d}")
     for old in folders[:-keep]:
         if old.name not in starts:

@@ -670,7 +670,16 @@ def _content(answer: Answer) -> str:
 
 
 def _answer(row: Any) -> Answer:
-    data = json.loads(row["content"])
+    """An answer as it was recorded.
+
+    Raises:
+        LedgerError: what is recorded cannot be read.
+    """
     stamp = Stamp(row["request"], row["source"], row["version"], row["time"], row["cost"], row["rater"], row["stratum"])
     kind: type[Answer] = Comparison if row["kind"] == "comparison" else Feedback
-    return kind(**data, stamp=stamp)
+    try:
+        return kind(**json.loads(row["content"]), stamp=stamp)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerError(
+            f"the ledger is damaged: its answer {row['id']} cannot be read ({type(error).__name__}: {error})"
+        ) from error

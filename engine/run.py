@@ -187,7 +187,12 @@ class Run:
         if self._resume:
             self._open()
         if self._stage_start is not None:
-            began = checkpoint.read(self._stage_start)
+            try:
+                began = checkpoint.read(self._stage_start)
+            except checkpoint.CheckpointError as error:
+                raise checkpoint.CheckpointError(
+                    f"{error} The stage that is gone on with began from it: put it back as it was, or begin another run in another folder."
+                ) from error
             if (began.folder / "policy").is_dir():
                 policy.load_weights(began.folder / "policy")
             policy.version = began.position.version

@@ -160,6 +160,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "ledger cut": (lambda f: [(f / n).unlink() for n in LEDGERS[1:]] and cut(f / LEDGERS[0]), "malformed|cannot be used", ""),
     "ledger of another program": (
         lambda f: [take_ledger(f, "nowhere"), sql(f, "create table info (key text, value text)")], "is no ledger", ""),
+    "a table of the ledger gone": (lambda f: sql(f, "drop table members"), "cannot be used: no such table: members", ""),
     "ledger of a newer version": (lambda f: sql(f, "update info set value = '99' where key = 'schema'"), "newer Turnwise", ""),
     "ledger is a folder": (lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).mkdir()], "no such file", ""),
     # Checkpoints.
@@ -181,6 +182,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "optimizer's state cut": (lambda f: cut(newest(f) / "optimizer.safetensors"), EXACT, TORN),
     "newest checkpoint empty": (lambda f: [remove(newest(f)), (f / "checkpoints" / "update-000003").mkdir()], EXACT, TORN),
     "newest checkpoint a file": (lambda f: [remove(newest(f)), (f / "checkpoints" / "update-000003").touch()], EXACT, TORN),
+    "a state.json that nests without end": (lambda f: (newest(f) / "state.json").write_text("[" * 100_000), EXACT, TORN),
+    "the stage's first checkpoint gone": (
+        lambda f: remove(f / "checkpoints" / "update-000001"), "update-000001 is torn or missing.*The stage that is gone on with began", ""),
+    "the stage's first checkpoint torn": (
+        lambda f: flip(f / "checkpoints" / "update-000001" / "policy" / "model.safetensors"), "update-000001 is torn.*began from it", ""),
     "a stray folder among them": (lambda f: (f / "checkpoints" / "update-old").mkdir(), EXACT, ""),
     "all checkpoints gone": (lambda f: remove(f / "checkpoints"), "its checkpoints are gone: put them back", ""),
     "all checkpoints removed": (lambda f: [remove(c) for c in (f / "checkpoints").iterdir()], "its checkpoints are gone", ""),
@@ -237,7 +243,7 @@ def test_a_damaged_folder(what: str, made: tuple[Path, Path, torch.Tensor], mode
         assert [m["update"] for m in again.metrics] == [1, 2, 3, 4]
         assert again.ledger.mark(again.id)["episodes"] == 2 + 3 * 4
         assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == "r"
-    elif "checkpoints" not in what:
+    elif "checkpoint" not in what:
         assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == before, "nothing was spoiled"
     if warned:
         assert any(re.search(warned, str(w.message)) for w in caught), [str(w.message) for w in caught]
@@ -259,6 +265,10 @@ READING: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what is don
     "evaluation.json cut": (lambda f: cut(f / "evaluation.json"), EXACT, "evaluation.json is damaged and left out"),
     "evaluation.json empty": (lambda f: (f / "evaluation.json").write_text(""), EXACT, "evaluation.json is damaged and left out"),
     "evaluation.json of numbers": (lambda f: (f / "evaluation.json").write_text('{"a": 1}'), EXACT, "damaged and left out"),
+    "evaluation.json without numbers": (lambda f: (f / "evaluation.json").write_text('{"policy": {}}'), EXACT, "damaged and left out"),
+    "evaluation.json nests without end": (lambda f: (f / "evaluation.json").write_text("[" * 10**5), EXACT, "damaged and left out"),
+    "config.yaml nests without end": (lambda f: (f / "config.yaml").write_text("[" * 10**4), "config.yaml is damaged", ""),
+    "an answer cut": (lambda f: sql(f, "update feedback set content = substr(content, 1, 20)"), "damaged: its answer", ""),
     "ledger gone": (lambda f: take_ledger(f, "nowhere"), "is gone .ledger.sqlite.", ""),
     "ledger of 0 bytes": (lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).touch()], "is empty: it holds no run", ""),
     "ledger of another run": (lambda f: take_ledger(f, "another"), "is not the one that this run wrote to", ""),
@@ -342,9 +352,13 @@ def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_ex
     administrator = turnwise.Ledger(url)
 
     def restart() -> None:
-        others = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        others = "from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
         with administrator.reading() as db:
-            db.exec_driver_sql(others)
+            db.exec_driver_sql(f"select pg_terminate_backend(pid) {others}")
+        gone = False
+        while not gone:
+            with administrator.reading() as db:  # it sees what was so when it began
+                gone = not db.scalar(sa.text(f"select count(*) {others}"))
 
     said: list[str] = []
     for place in (2, 5, 6, None):
