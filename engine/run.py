@@ -481,7 +481,8 @@ class Run:
         except checkpoint.Damaged as error:
             if position.run != self.id:
                 raise
-            warnings.warn(f"{error}. It is written anew: the config given is the one the run was started with.", stacklevel=2)
+            what = str(error).partition(": put it back")[0]
+            warnings.warn(f"{what}. It is written anew: the config given is the one the run was started with.", stacklevel=2)
         if found is None:
             if self.is_main:
                 log.unlink(missing_ok=True)
