@@ -19,6 +19,7 @@ import dataclasses
 import json
 import time
 import uuid
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -173,6 +174,11 @@ class Ledger(Database):
                 )
             if int(schema) < SCHEMA:
                 info |= _bring_up_to_date(db, int(schema))
+                warnings.warn(
+                    f"the ledger {self.url} was written by an older Turnwise (schema {schema}) and has been brought up to date ({SCHEMA}); "
+                    "everything in it stays",
+                    stacklevel=2,
+                )
         self.id = info["id"]
 
     # What a run must know of its ledger.

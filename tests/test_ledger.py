@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,7 @@ def test_a_newer_ledger_and_no_ledger_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Schema 1 had no credit: the column is added, and what was there stays."""
+    """Schema 1 had no credit, 3 no id and fewer indexes: they are added, it is said once, and what was there stays."""
     path = tmp_path / "old.sqlite"
     old = turnwise.Ledger(path)
     old.close()
@@ -268,12 +269,26 @@ def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> 
         db.execute("ALTER TABLE requests DROP COLUMN item")
         db.execute("ALTER TABLE requests DROP COLUMN shown")
         db.execute("UPDATE info SET value = '1' WHERE key = 'schema'")
+        db.execute("DELETE FROM info WHERE key = 'id'")
+        for index in ("ix_episodes_place", "ix_members_place", "ix_feedback_newest"):
+            db.execute(f"DROP INDEX {index}")
         db.execute("INSERT INTO members VALUES ('e', 'run', 1, 'g', 1, '', 0.5, '[]', 0.0)")
-    for _ in range(2):
-        ledger = turnwise.Ledger(path)
+    ids = set()
+    for again in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ledger = turnwise.Ledger(path)
+        said = [str(w.message) for w in caught if w.category is UserWarning]
+        assert len(said) == (not again)
+        assert all("older Turnwise (schema 1) and has been brought up to date" in one for one in said)
+        ids.add(ledger.id)
         [member] = ledger.members("run")
         assert (member.episode, member.outcome, member.credit) == ("e", 0.5, ())
         ledger.close()
+    assert len(ids) == 1, "its id is drawn once"
+    with sqlite3.connect(path) as db:
+        indexes = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    assert indexes >= {"ix_episodes_place", "ix_members_place", "ix_feedback_newest", "ix_requests_item"}
 
 
 def test_a_look_at_one_update_costs_that_update(tmp_path: Path) -> None:
