@@ -1,22 +1,39 @@
-"""The command line: `turnwise run | evaluate | report | chat | export | plugins | envs`, and whatever commands plugins add (`turnwise demo`)."""
+"""The command line: `turnwise run | evaluate | report | chat | export | plugins | envs`, and whatever commands plugins add (`turnwise demo`).
+
+Exit statuses: 0 it is done; 1 it cannot be, and the message says why; 2 the command line is wrong; 3 paused until somebody decides something;
+130 ended by Ctrl-C, 143 by SIGTERM, with everything saved.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from .plugins import PluginError, Plugins
+from .secrets import redact
 from .suggest import did_you_mean
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands; one that is not known is answered with those that are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"no command {args[0]!r}.{did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
-    help="Aligns multi-turn agents on whole conversations.", no_args_is_help=True, pretty_exceptions_enable=False,
+    cls=Commands, help="Aligns multi-turn agents on whole conversations.", no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
@@ -24,16 +41,22 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: what goes wrong for a reason the user can mend is one message, not a traceback."""
     sys.path.insert(0, os.getcwd())  # the user's own environments and judges, as with `python -m`
+    others, ours = warnings.formatwarning, str(Path(__file__).parents[1])
+    warnings.formatwarning = lambda message, category, filename, *more: (
+        f"turnwise: {redact(str(message))}\n"
+        if filename.startswith(ours)
+        else redact(others(message, category, filename, *more))
+    )
     try:
         plugins = Plugins()
         plugins.call_commands(app)
         app.info.context_settings = {**(app.info.context_settings or {}), "obj": plugins}
         app()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if not _is_for_the_user(error):
             raise
-        from .secrets import redact
-
         print(f"turnwise: {redact(str(error))}", file=sys.stderr)
         sys.exit(1)
 
@@ -43,6 +66,23 @@ def _is_for_the_user(error: Exception) -> bool:
     return type(error).__module__.startswith("turnwise.") or (
         isinstance(error, LookupError) and not isinstance(error, (KeyError, IndexError))
     )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f"turnwise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 MODULE = typer.Option(help="Import this module first, which registers environments; `run` takes its hooks too.")
@@ -70,6 +110,7 @@ def run_(
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Does what a pipeline says: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
+    from .checkpoint import read_evaluation
     from .config import RunConfig
     from .progress import Display, quiet
     from .run import Run
@@ -118,11 +159,12 @@ def run_(
         again += [f"--seed {seed}"] if seed is not None else []
         again += [f"--module {module}"] if module else []
         print(" ".join(["To go on from there:  turnwise run --resume", str(config), *again]))
-    table = run.folder / "evaluation.json"
-    if table.exists():
-        print_scores(json.loads(table.read_text()))
+    if table := read_evaluation(run.folder):
+        print_scores(table)
     if run.paused:
         raise typer.Exit(3)
+    if run.stopping:
+        raise typer.Exit(128 + (run.signal or signal.SIGINT))
     if nothing:
         raise typer.Exit(4)
 
@@ -293,7 +335,8 @@ def envs(
     problems = check_environment(check)
     for problem in problems:
         print(f"- {problem}")
-    print(f"{check}: {len(problems)} problems" if problems else f"{check}: nothing wrong")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(f"{check}: {count if problems else 'nothing wrong'}")
     if problems:
         raise typer.Exit(1)
 

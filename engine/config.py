@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .suggest import did_you_mean
+from .suggest import did_you_mean, near_names
 
 if TYPE_CHECKING:
     from .run import Run, Update
@@ -34,6 +34,7 @@ class Section(BaseModel):
     """A part of the config: unknown keys are errors; Python objects (judges, environments) may stand among plain data."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
+    called: ClassVar[str] = ""  # in messages; default: the name of the class
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -59,6 +60,8 @@ class Stage(Section):
 
 class PolicyConfig(Section):
     """Which model to align, see `Policy.from_pretrained`."""
+
+    called: ClassVar[str] = "policy"
 
     model: str
     lora: dict[str, Any] | None = None
@@ -86,6 +89,8 @@ class RunConfig(Section):
         trackers: "tensorboard", "wandb", or any other that accelerate knows.
     """
 
+    called: ClassVar[str] = "the config"
+
     policy: Any
     stages: list[dict[str, Any]] = Field(min_length=1)
     seed: int = 0
@@ -96,6 +101,17 @@ class RunConfig(Section):
     checkpoint_every: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     trackers: list[str] = []
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _list(cls, stages: Any) -> Any:
+        if isinstance(stages, (str, Mapping)):
+            names = [stages] if isinstance(stages, str) else list(stages)
+            raise ValueError(
+                f"it must be a list, one entry per stage with its name and its options, as in `stages: [{{{names[0] if names else 'rl'}: "
+                f"{{...}}}}]`, or in lines of their own that begin with `- `; got {'a mapping' if isinstance(stages, Mapping) else 'a name'}"
+            )
+        return stages
 
     @field_validator("stages")
     @classmethod
@@ -124,16 +140,34 @@ class RunConfig(Section):
             ConfigError: no such file, not YAML, or a config that is wrong.
         """
         path = Path(path)
+        if path.is_dir():
+            own = path / "config.yaml"
+            raise ConfigError(
+                f"{path} is a folder, and a run is made from a config, a file in YAML."
+                + (
+                    f" To go on with the run that it holds, give the config it was started with, folder={str(path)!r} and resume=True (where it "
+                    f"was plain data, {own} is that config); to look at it, use `turnwise report {path}`."
+                    if own.is_file()
+                    else ""
+                )
+            )
         try:
-            data = yaml.load(path.read_text(), _Loader)
+            data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{path} must hold a mapping with `policy` and `stages`, not {type(data).__name__}")
+        odd = [key for key in data if not isinstance(key, str)]
+        if odd:
+            raise ConfigError(f"{path}: keys must be words, got {odd[0]!r}")
         data.setdefault("name", path.stem)
         config = cls(**data)
+        if not isinstance(config.policy, PolicyConfig):
+            raise ConfigError(
+                f"{path}: policy must be a model's folder or hub name, or a mapping with `model`, got {config.policy!r}"
+            )
         beside = path.parent / config.policy.model
         if beside.is_dir():
             config.policy.model = str(beside)
@@ -174,19 +208,19 @@ def flat(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """What is wrong, one line per mistake, with near names for unknown keys."""
-    lines = []
+def explain(error: ValidationError, model: type[Section]) -> str:
+    """What is wrong, one line per mistake, with near names for unknown keys. A key that is missing is not named where one was misspelt."""
+    called = model.called or model.__name__.lower().removesuffix("config")
+    unknown = [str(m["loc"][-1]) for m in error.errors() if m["type"] == "extra_forbidden"]
+    meant = {near for key in unknown for near in near_names(key, model.model_fields)[:1]}
+    lines = [f"{called} has no key {key!r}.{did_you_mean(key, model.model_fields)}" for key in unknown]
     for mistake in error.errors():
-        where = ".".join(str(part) for part in mistake["loc"]) or model.__name__
-        if mistake["type"] == "extra_forbidden":
-            key = str(mistake["loc"][-1])
-            lines.append(f"{model.__name__.lower()} has no key {key!r}.{did_you_mean(key, model.model_fields)}")
-        elif mistake["type"] == "missing":
-            lines.append(f"{model.__name__.lower()} needs the key {where!r}")
-        else:
+        where = ".".join(str(part) for part in mistake["loc"]) or called
+        if mistake["type"] == "missing" and where not in meant:
+            lines.append(f"{called} needs the key {where!r}")
+        elif mistake["type"] not in ("extra_forbidden", "missing"):
             message = mistake["msg"].removeprefix("Value error, ")
             got = mistake.get("input")
             shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool)) else ""
-            lines.append(f"{model.__name__.lower()}.{where}: {message}{shown}")
+            lines.append(f"{where if called == RunConfig.called else f'{called}.{where}'}: {message}{shown}")
     return "; ".join(lines)

@@ -7,6 +7,7 @@ come between the two. Threads of one process queue before that.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .secrets import redact
+from .suggest import install
 
 ONE_WRITER = 0x7475726E  # the advisory lock's key: "turn"
 
@@ -42,15 +44,16 @@ class Database:
     Args:
         url: `sqlite:///path`, `postgresql://user:password@host/database` (any SQLAlchemy URL of these two), or the path of an SQLite file.
         lock_timeout: seconds to wait for another writer.
+        create: whether a file that is missing is made.
 
     Raises:
-        DatabaseError: the URL or its driver cannot be used; of a subclass, its own error.
+        DatabaseError: the URL or its driver cannot be used, or there is no such file; of a subclass, its own error.
     """
 
     what: ClassVar[str] = "database"
     error: ClassVar[type[DatabaseError]] = DatabaseError
 
-    def __init__(self, url: str | Path, lock_timeout: float = 30.0) -> None:
+    def __init__(self, url: str | Path, lock_timeout: float = 30.0, *, create: bool = True) -> None:
         where = str(url) if "://" in str(url) else f"sqlite:///{url}"
         self.url = redact(where)
         if not re.match(r"(sqlite|postgres(ql)?)(\+\w+)?:", where):
@@ -58,17 +61,23 @@ class Database:
                 f"the {self.what} {self.url} must be SQLite or PostgreSQL: sqlite:///file, or postgresql://user@host/database"
             )
         try:
-            self._engine = sa.create_engine(re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where), pool_pre_ping=True)
+            self._engine = sa.create_engine(
+                re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where), pool_pre_ping=True, pool_logging_name=__name__
+            )
+            logging.getLogger(f"sqlalchemy.pool.impl.{type(self._engine.pool).__name__}.{__name__}").setLevel(
+                logging.CRITICAL
+            )  # it would print the traceback of a connection that breaks off, beside the error that is raised
         except ModuleNotFoundError as error:
-            raise self.error(
-                f"the {self.what} {self.url} needs a driver: pip install 'turnwise[postgres]' ({error})"
-            ) from error
-        except sa.exc.ArgumentError as error:
-            raise self.error(f"the {self.what}'s URL {self.url} cannot be used: {error}") from error
+            raise self.error(f"the {self.what} {self.url} needs a driver: {install('postgres')} ({error})") from error
+        except (sa.exc.ArgumentError, ValueError) as error:
+            raise self.error(f"the {self.what}'s URL {self.url} cannot be used: {redact(str(error))}") from error
         self._lock_timeout = lock_timeout
         self._turn = threading.Lock()  # threads of one process queue here: databases let waiters poll, which is slow and unfair
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._sqlite:
+            file = self._engine.url.database
+            if not create and not (file and Path(file).is_file()):
+                raise self.error(f"the {self.what} {self.url} is gone: there is no such file")
             self._tame_sqlite(lock_timeout)
 
     def _tame_sqlite(self, lock_timeout: float) -> None:
@@ -120,8 +129,13 @@ class Database:
             yield
         except sa.exc.IntegrityError:
             raise
-        except sa.exc.DBAPIError as error:
-            said = str(error.orig)
+        except (sa.exc.DBAPIError, ConnectionError) as error:  # pg8000 lets some of the socket's own errors through
+            said = _words(error)
+            if isinstance(error, (ConnectionError, sa.exc.InterfaceError)) or error.connection_invalidated:
+                raise self.error(
+                    f"the {self.what} {self.url} cannot be used, it cannot be reached: {redact(said)}. What was acknowledged stands; when "
+                    "it can be reached again, a run goes on with `turnwise run --resume`."
+                ) from error
             if "locked" in said or "busy" in said or "lock timeout" in said:
                 raise self.error(
                     f"the {self.what} {self.url} is locked by another process that has not let go of it. Is another run or a rating "
@@ -129,5 +143,19 @@ class Database:
                 ) from error
             raise self.error(f"the {self.what} {self.url} cannot be used: {redact(said)}") from error
 
+    def settle(self) -> None:
+        """Brings what stands in SQLite's journal (`-wal`) into the file itself, as far as nobody reads what was before, so that the file
+        alone is whole. It never waits; PostgreSQL needs nothing."""
+        if self._sqlite:
+            with self._named(), self._engine.connect() as db:
+                db.connection.driver_connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
+
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _words(error: Exception) -> str:
+    """What the driver says, as a sentence: pg8000's errors are mappings of the fields of PostgreSQL's protocol."""
+    said = (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
+    fields = said.args[0] if said.args else ""
+    return str(fields["M"]) if isinstance(fields, dict) and "M" in fields else str(said)

@@ -18,8 +18,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import uuid
+import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ from .database import Database, DatabaseError, Words
 from .episode import Episode, canonical_json
 from .feedback import Comparison, Feedback, Request, Stamp
 
-SCHEMA = 3
+SCHEMA = 4
+LARGEST = 1 << 28  # bytes of an episode: what unpacks to more is no conversation
 Answer = Feedback | Comparison
 
 
@@ -40,7 +43,7 @@ EPISODES = sa.Table(
     "episodes",
     _meta,
     sa.Column("id", sa.String, primary_key=True),
-    sa.Column("run", sa.String, nullable=False, index=True),
+    sa.Column("run", sa.String, nullable=False),
     sa.Column("stage", Words, nullable=False),
     sa.Column("update", sa.Integer, nullable=False),
     sa.Column("group", sa.String, nullable=False, index=True),
@@ -50,6 +53,7 @@ EPISODES = sa.Table(
     sa.Column("reason", Words, nullable=False),
     sa.Column("content", sa.LargeBinary, nullable=False),
     sa.Column("time", sa.Float, nullable=False),
+    sa.Index("ix_episodes_place", "run", "stage", "update"),
 )
 REQUESTS = sa.Table(
     "requests",
@@ -85,12 +89,13 @@ FEEDBACK = sa.Table(
     sa.Column("cost", sa.Float, nullable=False),
     sa.Column("late", sa.Boolean, nullable=False),
     sa.Column("time", sa.Float, nullable=False),
+    sa.Index("ix_feedback_newest", "source", "time"),
 )
 MEMBERS = sa.Table(
     "members",
     _meta,
     sa.Column("episode", sa.String, primary_key=True),
-    sa.Column("run", sa.String, nullable=False, index=True),
+    sa.Column("run", sa.String, nullable=False),
     sa.Column("update", sa.Integer, nullable=False),
     sa.Column("group", sa.String, nullable=False, index=True),
     sa.Column("used", sa.Boolean, nullable=False),
@@ -99,6 +104,7 @@ MEMBERS = sa.Table(
     sa.Column("feedback", sa.String, nullable=False),
     sa.Column("credit", sa.String, nullable=False, server_default="[]"),
     sa.Column("time", sa.Float, nullable=False),
+    sa.Index("ix_members_place", "run", "update"),
 )
 
 
@@ -134,6 +140,10 @@ class Ledger(Database):
         url: `sqlite:///path`, `postgresql://user:password@host/database` (any SQLAlchemy URL of these two), or the path of an SQLite file.
         clock: seconds; the one clock of everything that is stamped or expires.
         lock_timeout: seconds to wait for another writer.
+        create: False refuses a database that holds no ledger yet, instead of making one there.
+
+    Attributes:
+        id: drawn when the ledger was made; copies share it, no other ledger has it.
 
     Raises:
         LedgerError: another process holds the lock, the file is no ledger, or a newer version wrote it.
@@ -142,28 +152,65 @@ class Ledger(Database):
     what = "ledger"
     error = LedgerError
 
-    def __init__(self, url: str | Path, *, clock: Callable[[], float] = time.time, lock_timeout: float = 30.0) -> None:
-        super().__init__(url, lock_timeout)
+    def __init__(
+        self, url: str | Path, *, clock: Callable[[], float] = time.time, lock_timeout: float = 30.0, create: bool = True
+    ) -> None:
+        super().__init__(url, lock_timeout, create=create)
         self.clock = clock
         with self.writing() as db:
-            if sa.inspect(db).has_table("info"):
-                found = int(db.scalar(sa.select(_info.c.value).where(_info.c.key == "schema")) or 0)
-                if found > SCHEMA:
-                    raise LedgerError(
-                        f"the ledger {self.url} was written by a newer Turnwise (schema {found}, this one knows {SCHEMA}): "
-                        "upgrade turnwise, or start a new run folder"
-                    )
-                if found < 2:
-                    db.exec_driver_sql("ALTER TABLE members ADD COLUMN credit VARCHAR NOT NULL DEFAULT '[]'")
-                if found < 3:
-                    db.exec_driver_sql("ALTER TABLE requests ADD COLUMN item VARCHAR NOT NULL DEFAULT ''")
-                    db.exec_driver_sql("ALTER TABLE requests ADD COLUMN shown VARCHAR NOT NULL DEFAULT '[]'")
-                    db.exec_driver_sql("CREATE INDEX ix_requests_item ON requests (item)")
-                if found < SCHEMA:
-                    db.execute(_info.update().where(_info.c.key == "schema").values(value=str(SCHEMA)))
-            else:
+            if not sa.inspect(db).has_table("info"):
+                if not create:
+                    raise LedgerError(f"the ledger {self.url} is empty: it holds no run")
                 _meta.create_all(db)
-                db.execute(_info.insert().values(key="schema", value=str(SCHEMA)))
+                db.execute(_info.insert(), [{"key": "schema", "value": str(SCHEMA)}, {"key": "id", "value": uuid.uuid4().hex}])
+            info = dict(db.execute(sa.select(_info.c.key, _info.c.value)).tuples().all())
+            schema = info.get("schema", "")
+            if not schema.isdecimal():
+                raise LedgerError(f"the database {self.url} is no ledger: its table `info` is somebody else's")
+            if int(schema) > SCHEMA:
+                raise LedgerError(
+                    f"the ledger {self.url} was written by a newer Turnwise (schema {schema}, this one knows {SCHEMA}): "
+                    "upgrade turnwise, or start a new run folder"
+                )
+            if int(schema) < SCHEMA:
+                info |= _bring_up_to_date(db, int(schema))
+                warnings.warn(
+                    f"the ledger {self.url} was written by an older Turnwise (schema {schema}) and has been brought up to date ({SCHEMA}); "
+                    "everything in it stays",
+                    stacklevel=2,
+                )
+        self.id = info["id"]
+
+    # What a run must know of its ledger.
+
+    def mark(self, run: str) -> dict[str, Any]:
+        """What the ledger holds now: its id, the episodes and members of a run, and all feedback. None of these ever grows less."""
+        queries = {
+            "episodes": sa.select(sa.func.count()).select_from(EPISODES).where(EPISODES.c.run == run),
+            "members": sa.select(sa.func.count()).select_from(MEMBERS).where(MEMBERS.c.run == run),
+            "feedback": sa.select(sa.func.count()).select_from(FEEDBACK),
+        }
+        with self.reading() as db:
+            return {"id": self.id, **{name: int(db.scalar(query) or 0) for name, query in queries.items()}}
+
+    def expect(self, run: str, mark: Mapping[str, Any]) -> None:
+        """Checks that this is the ledger that was marked, and that nothing of it was lost since.
+
+        Raises:
+            LedgerError: it is another one, or holds less; the message says what is missing.
+        """
+        now = self.mark(run)
+        if mark.get("id", now["id"]) != now["id"]:
+            raise LedgerError(
+                f"the ledger {self.url} is not the one that this run wrote to: its id is {now['id']}, and should be {mark['id']}. Put the "
+                "run's own back (ledger.sqlite, and ledger.sqlite-wal where there is one)"
+            )
+        missing = [f"{now[k]} of {mark[k]} {k}" for k in ("episodes", "members", "feedback") if now[k] < mark.get(k, 0)]
+        if missing:
+            raise LedgerError(
+                f"the ledger {self.url} holds less than the run had written at its last checkpoint: {', '.join(missing)}. It is an older "
+                "copy, or was copied without the file ledger.sqlite-wal beside it: put the newest copy back, with that file"
+            )
 
     # Episodes.
 
@@ -194,20 +241,20 @@ class Ledger(Database):
 
     def run_episodes(self, run: str, *, stage: str | None = None, update: int | None = None) -> list[Episode]:
         """A run's episodes, by update, stage, group and slot."""
-        query = sa.select(EPISODES.c.content).where(EPISODES.c.run == run)
+        query = sa.select(EPISODES.c.id, EPISODES.c.content).where(EPISODES.c.run == run)
         if stage is not None:
             query = query.where(EPISODES.c.stage == stage)
         if update is not None:
             query = query.where(EPISODES.c.update == update)
         query = query.order_by(EPISODES.c.update, EPISODES.c.stage, EPISODES.c.group, EPISODES.c.slot)
         with self.reading() as db:
-            return [_thaw(content) for content in db.scalars(query)]
+            return [_thaw(id_, content) for id_, content in db.execute(query)]
 
     def _load(self, db: Connection, ids: Sequence[str]) -> dict[str, Episode]:
         found: dict[str, Episode] = {}
         for some in _chunks(ids):
             query = sa.select(EPISODES.c.id, EPISODES.c.content).where(EPISODES.c.id.in_(some))
-            found |= {id_: _thaw(content) for id_, content in db.execute(query)}
+            found |= {id_: _thaw(id_, content) for id_, content in db.execute(query)}
         return found
 
     # Requests.
@@ -375,8 +422,8 @@ class Ledger(Database):
         with self.reading() as db:
             for some in _chunks(groups):
                 query = sa.select(FEEDBACK).where(_about(EPISODES.c.group.in_(some)), _in_force())
-                query = query.where(FEEDBACK.c.source.in_(list(sources)), FEEDBACK.c.status == "scored")
-                rows += db.execute(query).mappings()
+                query = query.where(FEEDBACK.c.status == "scored")  # a source has said far more than these groups were told
+                rows += [row for row in db.execute(query).mappings() if row["source"] in sources]
         return [_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
     def answers(self, ids: Sequence[str]) -> list[Answer]:
@@ -398,10 +445,11 @@ class Ledger(Database):
 
         The same for a run that was interrupted and goes on, whatever has been said since.
         """
-        decided = (MEMBERS.c.run == run, MEMBERS.c.update <= update)
+        # Per answer one look-up by the target's own index: `run` and `update` are compared with what it finds, and are no way to find it.
+        own = sa.and_(MEMBERS.c.run + "" == run, MEMBERS.c.update + 0 <= update)
         about = sa.or_(
-            FEEDBACK.c.target.in_(sa.select(MEMBERS.c.episode).where(*decided)),
-            FEEDBACK.c.target.in_(sa.select(MEMBERS.c.group).where(*decided)),
+            sa.select(MEMBERS.c.episode).where(MEMBERS.c.episode == FEEDBACK.c.target, own).exists(),
+            sa.select(MEMBERS.c.episode).where(MEMBERS.c.group == FEEDBACK.c.target, own).exists(),
         )
         query = sa.select(FEEDBACK).where(FEEDBACK.c.source == source, about, _in_force(), ~FEEDBACK.c.late)
         with self.reading() as db:
@@ -488,20 +536,36 @@ class Ledger(Database):
         return found
 
     def members(self, run: str, update: int | None = None) -> list[Member]:
+        """The members of a run's updates, or of one of them, by update, group and episode."""
         query = sa.select(MEMBERS).where(MEMBERS.c.run == run)
         if update is not None:
             query = query.where(MEMBERS.c.update == update)
+        return [member for _, member in self._members(query)]
+
+    def members_by_update(self, run: str, updates: Sequence[int]) -> dict[int, list[Member]]:
+        """The members of each of these updates, in one query."""
+        found: dict[int, list[Member]] = {update: [] for update in updates}
+        query = sa.select(MEMBERS).where(MEMBERS.c.run == run, MEMBERS.c.update.between(min(updates), max(updates)))
+        for update, member in self._members(query):
+            if update in found:
+                found[update].append(member)
+        return found
+
+    def _members(self, query: Any) -> list[tuple[int, Member]]:
         with self.reading() as db:
             rows = db.execute(query.order_by(MEMBERS.c.update, MEMBERS.c.group, MEMBERS.c.episode)).mappings()
             return [
-                Member(
-                    r["episode"],
-                    r["group"],
-                    r["used"],
-                    r["reason"],
-                    r["outcome"],
-                    tuple(json.loads(r["feedback"])),
-                    tuple(json.loads(r["credit"])),
+                (
+                    r["update"],
+                    Member(
+                        r["episode"],
+                        r["group"],
+                        r["used"],
+                        r["reason"],
+                        r["outcome"],
+                        tuple(json.loads(r["feedback"])),
+                        tuple(json.loads(r["credit"])),
+                    ),
                 )
                 for r in rows
             ]
@@ -569,8 +633,39 @@ def _chunks(ids: Sequence[str], size: int = 500) -> Iterator[list[str]]:
         yield ids[i : i + size]
 
 
-def _thaw(content: bytes) -> Episode:
-    return Episode.from_dict(json.loads(zlib.decompress(content)))
+def _thaw(id_: str, content: bytes) -> Episode:
+    """An episode as it was recorded.
+
+    Raises:
+        LedgerError: what is recorded cannot be read.
+    """
+    try:
+        unpacking = zlib.decompressobj()
+        text = unpacking.decompress(content, LARGEST)
+        if not unpacking.eof:
+            raise ValueError("it is cut short" if len(text) < LARGEST else f"it unpacks to more than {LARGEST} bytes")
+        return Episode.from_dict(json.loads(text))
+    except (zlib.error, ValueError, KeyError, TypeError) as error:
+        raise LedgerError(
+            f"the ledger is damaged: its episode {id_} cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _bring_up_to_date(db: Connection, schema: int) -> dict[str, str]:
+    """Makes the tables of an older ledger those of today; returns what its `info` says of it now."""
+    if schema < 2:
+        db.exec_driver_sql("ALTER TABLE members ADD COLUMN credit VARCHAR NOT NULL DEFAULT '[]'")
+    if schema < 3:
+        db.exec_driver_sql("ALTER TABLE requests ADD COLUMN item VARCHAR NOT NULL DEFAULT ''")
+        db.exec_driver_sql("ALTER TABLE requests ADD COLUMN shown VARCHAR NOT NULL DEFAULT '[]'")
+    for table in _meta.tables.values():
+        for index in table.indexes:
+            index.create(db, checkfirst=True)
+    now = dict(db.execute(sa.select(_info.c.key, _info.c.value)).tuples().all()) | {"schema": str(SCHEMA)}
+    now.setdefault("id", uuid.uuid4().hex)
+    db.execute(_info.delete())
+    db.execute(_info.insert(), [{"key": key, "value": value} for key, value in now.items()])
+    return now
 
 
 def _content(answer: Answer) -> str:
@@ -581,7 +676,16 @@ def _content(answer: Answer) -> str:
 
 
 def _answer(row: Any) -> Answer:
-    data = json.loads(row["content"])
+    """An answer as it was recorded.
+
+    Raises:
+        LedgerError: what is recorded cannot be read.
+    """
     stamp = Stamp(row["request"], row["source"], row["version"], row["time"], row["cost"], row["rater"], row["stratum"])
     kind: type[Answer] = Comparison if row["kind"] == "comparison" else Feedback
-    return kind(**data, stamp=stamp)
+    try:
+        return kind(**json.loads(row["content"]), stamp=stamp)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerError(
+            f"the ledger is damaged: its answer {row['id']} cannot be read ({type(error).__name__}: {error})"
+        ) from error

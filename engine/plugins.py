@@ -10,13 +10,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from numbers import Integral, Real
+from types import FrameType
 from typing import Any
 
 import pluggy
@@ -45,6 +48,9 @@ REGISTRIES = {
 # so that its id stays its own.
 _envs_registered: dict[tuple[str, int], tuple[list[str], object]] = {}
 _envs_lock = threading.Lock()
+
+
+_THEIRS = (Exception, SystemExit, GeneratorExit)  # what a plugin may raise without ending the command; Ctrl-C is the user's
 
 
 class PluginError(Exception):
@@ -79,14 +85,15 @@ class Plugins:
         self._factories: dict[str, dict[str, tuple[Factory, str]]] = {kind: {} for kind in REGISTRIES.values()}
         self._clashes: dict[tuple[str, str], str] = {}
         self._warned: set[tuple[str, str]] = set()
-        for entry in _entry_points():
-            # A plugin that does not load must not take the others along; nothing is lost, `turnwise plugins` shows why.
-            self._add(
-                entry.name,
-                entry.dist.version if entry.dist else "",
-                entry.load,
-                fatal=entry.dist is not None and entry.dist.name == "turnwise",
-            )
+        with _ctrl_c() as self._pressed:
+            for entry in _entry_points():
+                # A plugin that does not load must not take the others along; nothing is lost, `turnwise plugins` shows why.
+                self._add(
+                    entry.name,
+                    entry.dist.version if entry.dist else "",
+                    entry.load,
+                    fatal=entry.dist is not None and entry.dist.name == "turnwise",
+                )
         for name, plugin in (extra or {}).items():
             self._add(name, str(getattr(plugin, "__version__", "")), partial(_given, plugin), fatal=True)
 
@@ -108,7 +115,9 @@ class Plugins:
             if not info.hooks:
                 raise PluginError("nothing in it is marked with @turnwise.hookimpl")
             collected = self._collect(name, plugin, info)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # whatever it is, it is theirs, except Ctrl-C
+            if isinstance(error, KeyboardInterrupt) and self._pressed:
+                raise
             if isinstance(error, NameClash):  # nobody may win silently: a run that asks for the name stops
                 self._clashes[error.kind, error.entry] = str(error)
             if self._manager.has_plugin(name):  # or check_pending would fail for every plugin after it
@@ -183,8 +192,11 @@ class Plugins:
         module, _, attribute = factory.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise PluginError(f"{kind} {name!r} of plugin {owner!r} cannot be imported from {factory!r}: {error}") from error
+        except _THEIRS as error:
+            if type(error).__module__.startswith("turnwise."):  # says itself what is wrong
+                raise
+            why = str(error) if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
+            raise PluginError(f"{kind} {name!r} of plugin {owner!r} cannot be imported from {factory!r}: {why}") from error
 
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> PluginError:
         """The error for a name nobody registered; it recalls plugins that failed to load, since they may have meant to."""
@@ -219,7 +231,7 @@ class Plugins:
             others = [other for other in self._manager.get_plugins() if other is not plugin]
             try:
                 self._manager.subset_hook_caller(event, others)(**arguments)
-            except Exception as error:
+            except _THEIRS as error:
                 if (name, event) not in self._warned:
                     self._warned.add((name, event))
                     warnings.warn(f"plugin {name!r} failed in {event}: {type(error).__name__}: {error}", stacklevel=2)
@@ -234,7 +246,7 @@ class Plugins:
             try:
                 for found in self._manager.subset_hook_caller("report_sections", others)(ledger=ledger, run=run):
                     sections += found or []
-            except Exception as error:
+            except _THEIRS as error:
                 sections.append(Section(implementation.plugin_name, [f"This part failed: {type(error).__name__}: {error}"]))
         return sections
 
@@ -244,7 +256,7 @@ class Plugins:
             others = [other for other in self._manager.get_plugins() if other is not implementation.plugin]
             try:
                 self._manager.subset_hook_caller("register_commands", others)(app=app)
-            except Exception as error:
+            except _THEIRS as error:
                 self.infos[implementation.plugin_name].failed = f"register_commands: {type(error).__name__}: {error}"
 
 
@@ -300,6 +312,26 @@ def _takes_plugins(factory: Callable[..., Any]) -> bool:
         return "plugins" in inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return False
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """Notices Ctrl-C: a KeyboardInterrupt that nobody pressed is a plugin's own. Yields the signals that came; only the main thread gets any."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield pressed
+        return
+
+    def noticed(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, noticed)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _given(plugin: object) -> object:

@@ -19,13 +19,13 @@ import contextlib
 import errno
 import json
 import os
-import shutil
+import re
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -33,9 +33,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from . import checkpoint
+from . import checkpoint, files
 from .checkpoint import Checkpoint, Position
 from .config import ConfigError, PolicyConfig, RunConfig, Stage, flat
+from .database import DatabaseError
 from .episode import Episode, derive_id
 from .feedback import Paused
 from .learning import NonFiniteError
@@ -123,6 +124,11 @@ class Run:
         self.plugins = plugins if plugins is not None else Plugins()
         self.clock, self.sleep, self.on_status = clock, sleep, on_status
         self.name = config.name or (Path(folder or config.folder or "run").name)
+        if not (folder or config.folder) and _path_safe(self.name) != self.name:
+            raise ConfigError(
+                f"the run's name {self.name!r} is to be its folder under runs/, so it can hold no / or \\, no control character, and not only "
+                "dots: choose another name, or say where the run goes (folder)"
+            )
         self.folder = Path(folder or config.folder or Path("runs") / self.name)
         self.id = derive_id(self.name, redacted(config.model_dump(exclude={"folder", "ledger"})))
         self.updates = 0  # made so far, through the whole run
@@ -131,6 +137,7 @@ class Run:
         self.metrics: list[dict[str, Any]] = []
         self.stopping = False
         self.paused = ""  # why a source could not go on, where that ended the run
+        self.signal = 0  # the one that asked the run to end: Ctrl-C is 2, SIGTERM 15
         self.stages: list[tuple[str, Stage]] = []
         names: list[str] = []
         for entry in flat(config.stages):
@@ -180,7 +187,12 @@ class Run:
         if self._resume:
             self._open()
         if self._stage_start is not None:
-            began = checkpoint.read(self._stage_start)
+            try:
+                began = checkpoint.read(self._stage_start)
+            except checkpoint.CheckpointError as error:
+                raise checkpoint.CheckpointError(
+                    f"{error} The stage that is gone on with began from it: put it back as it was, or begin another run in another folder."
+                ) from error
             if (began.folder / "policy").is_dir():
                 policy.load_weights(began.folder / "policy")
             policy.version = began.position.version
@@ -248,10 +260,10 @@ class Run:
         line: dict[str, Any] = {"update": self.updates, "stage": self.stage, "time": self.clock(), **metrics}
         self.metrics.append(line)
         if self.is_main:
-            with (self.folder / "metrics.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                os.fsync(log.fileno())
+            if not self._begun and not any((self.folder / "checkpoints").glob("update-*")):
+                self._save(Position(self.id, 0, 0, 0, 0, 0), None)  # a folder with updates and no checkpoint has lost them
+            files.append(self.folder / "metrics.jsonl", json.dumps(line))
+            self.ledger.settle()
             if self._begun and self.updates % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
             if self._tracker is not None:
@@ -270,18 +282,18 @@ class Run:
         if self._played:
             raise ConfigError("this run has been played; make a new Run with resume=True, or in another folder, to play again")
         self._played = True
-        self._open()
         try:
+            self._open()
             if self.is_main:
                 self.ledger  # noqa: B018 - every run has one, used or not: one that is missing later was lost
             with self._interruptible():
                 yield from self._stages()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            if error.errno not in DISK:
                 raise
             raise checkpoint.CheckpointError(
-                f"the disk of {self.folder} is full: {error}. Everything up to the last checkpoint stands; make room and go on with "
-                "`turnwise run --resume`."
+                f"the disk of {self.folder} cannot be written to: {error}. Everything up to the last checkpoint stands; make room and go on "
+                "with `turnwise run --resume`."
             ) from error
         finally:
             self._close()
@@ -315,11 +327,7 @@ class Run:
             self._from = None  # a stage that never begins has nothing to go on with
         if self.is_main:
             if "policy" in self.__dict__:
-                draft, target = self.folder / ".policy", self.folder / "policy"
-                shutil.rmtree(draft, ignore_errors=True)
-                self.policy.save_pretrained(draft)
-                shutil.rmtree(target, ignore_errors=True)
-                draft.rename(target)
+                checkpoint.save_policy(self.policy, self.folder / "policy")
             self.plugins.call_event("run_finished", run=self)
         self.status("finished")
 
@@ -344,17 +352,20 @@ class Run:
             (self._index, self._done, self.start) if self._begun else (self._index + 1, 0, self.updates)
         )  # a stage that does not say what learns in it can only be gone on from its end
         policy = self.__dict__.get("policy")
-        position = Position(self.id, self.updates, stage, done, start, policy.version if policy else 0, self._machine())
+        return self._save(Position(self.id, self.updates, stage, done, start, policy.version if policy else 0), policy)
+
+    def _save(self, position: Position, policy: Policy | None) -> Path:
+        self.ledger.settle()
         root = self.folder / "checkpoints"
-        target = checkpoint.save(root, position, policy, self._parts)
+        whole = replace(position, machine=self._machine(policy), ledger=self.ledger.mark(self.id))
+        target = checkpoint.save(root, whole, policy, self._parts)
         checkpoint.prune(root, self.config.keep_checkpoints)
         return target
 
-    def _machine(self) -> dict[str, Any]:
+    def _machine(self, policy: Policy | None) -> dict[str, Any]:
         """What the last bits of the weights depend on."""
         import torch
 
-        policy = self.__dict__.get("policy")
         return {
             "threads": torch.get_num_threads(),
             "attention": getattr(policy.model.config, "_attn_implementation", "") if policy else "",
@@ -376,110 +387,145 @@ class Run:
             return None
         from .tracking import Tracker
 
-        return Tracker(self.config.trackers, self.name, self.folder, redacted(self.config.model_dump(mode="python")))
+        return Tracker(
+            self.config.trackers, _path_safe(self.name), self.folder, redacted(self.config.model_dump(mode="python"))
+        )
 
     def _open(self) -> None:
         """Claims the folder, checks that what it holds and what is asked belong together, and takes up where it stood."""
         if self._opened:
             return
         if self.is_main:
+            if isinstance(self.config.policy, PolicyConfig) and not self.folder.exists():
+                from .policy.model import find_model
+
+                find_model(self.config.policy.model)  # nothing is left behind where it is not there
             self._claim()
         self._opened = True
         if not self.is_main and not self._resume:
             return  # the main process looks after the folder
-        target = self.folder / "config.yaml"
         shown = json.loads(json.dumps(redacted(self.config.model_dump(mode="python", exclude_defaults=True)), default=str))
         used = any((self.folder / name).exists() for name in ("metrics.jsonl", "ledger.sqlite", "checkpoints"))
-        before = yaml.safe_load(target.read_text()) if used and target.exists() else None
-        if used and not self._resume:
-            self._close()
-            if before != shown:
-                raise ConfigError(f"the folder {self.folder} holds a run with another config; choose another folder or name")
-            raise ConfigError(
-                f"the folder {self.folder} holds this run's results already: go on with `turnwise run --resume` (or resume=True), "
-                "choose another folder or name, or remove it"
-            )
+        target = self.folder / "config.yaml"
         try:
-            self._take_up(before, shown)
+            if used and not self._resume:
+                with contextlib.suppress(checkpoint.Damaged):
+                    if checkpoint.read_config(self.folder) != shown:
+                        raise ConfigError(
+                            f"the folder {self.folder} holds a run with another config; choose another folder or name"
+                        )
+                raise ConfigError(
+                    f"the folder {self.folder} holds this run's results already: go on with `turnwise run --resume` (or resume=True), "
+                    "choose another folder or name, or remove it"
+                )
+            self._take_up(shown, used)
+            if self.is_main:
+                text = yaml.safe_dump(shown, sort_keys=False)
+                if not target.exists() or target.read_bytes() != text.encode():
+                    files.write(target, text)
         except Exception:
             self._close()
             raise
-        if self.is_main:
-            text = yaml.safe_dump(shown, sort_keys=False)
-            if not target.exists() or target.read_text() != text:
-                target.write_text(text)
 
     def _claim(self) -> None:
         """One process at a time works in a folder. The lock is the operating system's: it ends with the process, however that ends."""
         from filelock import FileLock, Timeout
 
+        for path, own in ((self.folder / name, own) for own, names in OWN.items() for name in names):
+            odd = path.is_symlink() or (path.exists() and path.is_dir() != (own == "folder"))
+            if odd and not (path.name == "checkpoints" and path.is_dir()):  # these may lie on another disk
+                what = "a symbolic link" if path.is_symlink() else "a folder" if path.is_dir() else "a file"
+                raise ConfigError(
+                    f"{path} is {what}, and a run puts a {own} of its own in that place: move it away, or choose another folder"
+                )
+        pid = self.folder / "run.pid"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.folder / "run.lock")
             self._lock.acquire(timeout=0)
+            pid.write_text(f"{os.getpid()}\n")
         except Timeout:
             self._lock = None
-            pid = self.folder / "run.pid"
-            who = f"process {pid.read_text().strip()}" if pid.exists() else "another process"
+            who = f"process {pid.read_text(errors='replace').strip()}" if pid.exists() else "another process"
             raise ConfigError(
                 f"the run in {self.folder} is at work in {who}: wait for it, stop it (Ctrl-C, or kill -TERM), or choose another folder"
             ) from None
         except OSError as error:
-            self._lock = None
-            raise ConfigError(f"the run's folder {self.folder} cannot be made: {error.strerror}") from error
-        (self.folder / "run.pid").write_text(f"{os.getpid()}\n")
+            self._close()
+            raise ConfigError(f"the run's folder {self.folder} cannot be made or written to: {error}") from error
 
     def _close(self) -> None:
         if "_tracker" in self.__dict__ and self._tracker is not None:
             self._tracker.finish()
+        if self.is_main and "ledger" in self.__dict__:
+            with contextlib.suppress(DatabaseError):  # it has said so already, or its next user will
+                self.ledger.settle()
         if self._lock is not None:
-            (self.folder / "run.pid").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.folder / "run.pid").unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
 
-    def _take_up(self, before: Mapping[str, Any] | None, shown: Mapping[str, Any]) -> None:
-        """Puts counters, id and metrics to where the checkpoint stands."""
-        found = self._from
-        log = self.folder / "metrics.jsonl"
+    def _take_up(self, shown: Mapping[str, Any], used: bool) -> None:
+        """Checks that what the folder holds is whole and this run's, and puts counters, id and metrics to where the checkpoint stands."""
+        found, log = self._from, self.folder / "metrics.jsonl"
+        if found is None and used and log.exists() and checkpoint.read_metrics(self.folder):
+            raise checkpoint.CheckpointError(
+                f"the run in {self.folder} has made updates (metrics.jsonl), and its checkpoints are gone: put them back to go on, or "
+                "begin another run in another folder; what was played and said is in the ledger all the same"
+            )
+        position = found.position if found is not None else Position(self.id, 0, 0, 0, 0, 0)
+        try:
+            if used:
+                _same_run(checkpoint.read_config(self.folder), shown, position.stage, position.done)
+        except checkpoint.Damaged as error:
+            if position.run != self.id:
+                raise
+            what = str(error).partition(": put it back")[0]
+            warnings.warn(f"{what}. It is written anew: the config given is the one the run was started with.", stacklevel=2)
         if found is None:
-            if before is not None:
-                _same_run(before, shown, 0, 0)
             if self.is_main:
                 log.unlink(missing_ok=True)
             return
-        position = found.position
-        if before is None:
-            raise ConfigError(f"{self.folder} has checkpoints but no config.yaml: without it nobody knows what they are of")
-        _same_run(before, shown, position.stage, position.done)
+        if self.is_main:
+            self.__dict__["ledger"] = self._own_ledger(found)
+        if self.config.threads:
+            import torch
+
+            torch.set_num_threads(self.config.threads)
+        now, then = self._machine(None), position.machine
+        self._check_machine(then, ("threads",))
+        differ = [f"{key} {then[key]} -> {now[key]}" for key in ("processes", "torch") if now[key] != then.get(key, now[key])]
+        if differ:
+            warnings.warn(f"the run goes on, but not bit for bit: {', '.join(differ)}", stacklevel=2)
+        lines = checkpoint.read_metrics(self.folder, position.update) if position.update else []
+        if [line["update"] for line in lines] != list(range(1, position.update + 1)):
+            raise ConfigError(f"{log} should hold the updates 1 to {position.update} and does not: put the file back as it was")
+        if self.is_main:
+            files.write(log, "".join(json.dumps(line) + "\n" for line in lines))
+        self.metrics, self.updates, self.id = lines, position.update, position.run
+        self._stage_start = self.folder / "checkpoints" / f"update-{position.start:06d}"
+
+    def _own_ledger(self, found: Checkpoint) -> Ledger:
+        """The ledger that the run wrote to, with everything that it held when the checkpoint was made.
+
+        Raises:
+            ConfigError, LedgerError: it is gone, empty, another run's or an older copy.
+        """
         if self.config.ledger is None and not (self.folder / "ledger.sqlite").exists():
             raise ConfigError(
                 f"the ledger of the run in {self.folder} is gone (ledger.sqlite). It holds the episodes and answers that the run trained "
                 f"on; put it back, or start another run whose policy is {found.folder / 'policy'}"
             )
-        if self.config.threads:
-            import torch
-
-            torch.set_num_threads(self.config.threads)
-        now, then = self._machine(), position.machine
-        self._check_machine(then, ("threads",))
-        differ = [f"{key} {then[key]} -> {now[key]}" for key in ("processes", "torch") if now[key] != then[key]]
-        if differ:
-            warnings.warn(f"the run goes on, but not bit for bit: {', '.join(differ)}", stacklevel=2)
-        lines = [json.loads(line) for line in log.read_text().splitlines()[: position.update]] if log.exists() else []
-        if [line["update"] for line in lines] != list(range(1, position.update + 1)):
-            raise ConfigError(f"{log} should hold the updates 1 to {position.update} and does not: put the file back as it was")
-        if self.is_main:
-            draft = log.with_suffix(".draft")
-            draft.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            draft.replace(log)
-        self.metrics, self.updates, self.id = lines, position.update, position.run
-        self._stage_start = self.folder / "checkpoints" / f"update-{position.start:06d}"
+        ledger = Ledger(self.config.ledger or self.folder / "ledger.sqlite", clock=self.clock, create=False)
+        ledger.expect(found.position.run, found.position.ledger)
+        return ledger
 
     def _check_machine(self, then: Mapping[str, Any], keys: Sequence[str]) -> None:
         """Refuses to go on where the last bits of every number would change."""
-        now = self._machine()
+        now = self._machine(self.__dict__.get("policy"))
         for key in keys:
-            if then[key] and now[key] != then[key]:
+            if then.get(key) and now[key] != then[key]:
                 raise ConfigError(
                     f"the run was made with {key} {then[key]} and would go on with {now[key]}, which changes the last bits of every "
                     f"number: set `{key}: {then[key]}` in the config" + (" (under `policy`)" if key != "threads" else "")
@@ -495,7 +541,7 @@ class Run:
         def asked(number: int, frame: FrameType | None) -> None:
             if self.stopping:
                 raise KeyboardInterrupt
-            self.stopping = True
+            self.stopping, self.signal = True, number
             self.status("stopping", note="ending after this update; press Ctrl-C again to end at once")
 
         before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -506,7 +552,9 @@ class Run:
                 signal.signal(number, handler)
 
 
-FREE = ("threads", "folder", "checkpoint_every", "keep_checkpoints", "trackers", "stages")
+DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)  # what a disk that is full or fails says
+OWN = {"file": ("config.yaml", "metrics.jsonl", "evaluation.json", "run.pid", "run.lock"), "folder": ("policy", "checkpoints")}
+FREE = ("name", "threads", "folder", "checkpoint_every", "keep_checkpoints", "trackers", "stages")
 MEANS = (
     "budget",
     "prices",
@@ -518,6 +566,12 @@ MEANS = (
     "canaries",
     "known_bad",
 )  # of whoever asks a model
+
+
+def _path_safe(name: str) -> str:
+    """A name as one step of a path: it leads nowhere else."""
+    safe = re.sub(r"[/\\\x00-\x1f\x7f]", "-", name).encode("utf-8", "replace")[:200].decode(errors="ignore")
+    return safe if safe.strip(". ") else "-"
 
 
 def _meant(value: Any) -> Any:

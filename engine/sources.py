@@ -279,7 +279,10 @@ def _named(spec: Any, plugins: Plugins) -> tuple[str, Any, str, dict[str, Any]]:
             spec = _imported(spec, options)
         else:
             everything = [ENVIRONMENT, *known["judge"], *known["feedback source"]]
-            raise plugins.unknown("judge or feedback source", spec, everything)
+            raise PluginError(
+                f"{plugins.unknown('judge or feedback source', spec, everything)} One of your own is given as an object, or named as "
+                "'package.module:function'."
+            )
     else:
         name = getattr(spec, "__name__", type(spec).__name__)
     version = derive_id(version_of(spec), canonical_json(_plain(options))) if options else version_of(spec)
@@ -311,8 +314,19 @@ def _imported(path: str, options: Mapping[str, Any]) -> Any:
         public = [name for name in vars(home) if not name.startswith("_")]
         raise PluginError(f"judge {path!r}: module {module!r} has no {attribute!r}.{did_you_mean(attribute, public)}") from None
     if inspect.isclass(found):
+        called = any("__call__" in vars(kind) for kind in found.__mro__)
+        if not called and not issubclass(found, (FeedbackSource, GroupJudge, Judge)):  # before it is made: that may do anything
+            raise PluginError(
+                f"judge {path!r}: the class {attribute!r} is no judge and no feedback source: it has none of score(episodes), rank(group), "
+                "request and receive, and cannot be called"
+            )
         check_options(f"judge {path!r}", found, 0, options)
-        return found(**options)
+        try:
+            return found(**options)
+        except (TypeError, ValueError) as error:
+            if type(error).__module__.startswith("turnwise."):  # says itself what is wrong
+                raise
+            raise PluginError(f"judge {path!r}: {error}") from error
     if not options:
         return found
     if not inspect.isfunction(found):

@@ -1,9 +1,10 @@
-"""Near names, for every error about a name that is not known."""
+"""What error messages suggest: near names where a name is not known, and how to install what is missing."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import metadata
 
 # What other libraries (trl, verl, OpenRLHF, stable-baselines3) call an option of ours.
 SYNONYMS = {
@@ -19,7 +20,8 @@ SYNONYMS = {
     "max_completion_length": "max_new_tokens", "max_response_length": "max_new_tokens", "generate_max_len": "max_new_tokens",
     "max_tokens": "max_new_tokens", "response_length": "max_new_tokens", "max_steps": "updates", "num_updates": "updates",
     "total_training_steps": "updates", "reward_funcs": "feedback", "reward_fn": "feedback", "rewards": "feedback",
-    "dynamic_sampling": "resample", "environment": "env", "envs": "env",
+    "dynamic_sampling": "resample", "environment": "env", "envs": "env", "model": "policy", "train": "run", "steps": "updates",
+    "reward": "feedback",
 }  # fmt: skip
 # Which part of a stage an option belongs to, where it was given to another.
 PARTS = {
@@ -30,6 +32,14 @@ PARTS = {
     "credit": ("baseline", "truncated", "gamma", "lam", "turn_gamma", "turn_lam", "unit", "omega", "rollouts", "smear"),
     "": ("group_size", "groups", "updates", "max_new_tokens", "max_turns", "temperature", "feedback", "resample", "reward_clip"),
 }  # fmt: skip
+
+
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """Those of the known names that may be meant, the nearest first: called so by others, or spelt alike."""
+    names = sorted(known)
+    meant = [SYNONYMS[name]] if SYNONYMS.get(name) in names else []
+    turned = [other for other in names if other != name and sorted(other) == sorted(name)]
+    return list(dict.fromkeys([*meant, *turned, *difflib.get_close_matches(name, names, n=3, cutoff=0.6)]))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -43,6 +53,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
             return f" It is an option of the {part}, called {ours!r}: `{part}: {{name: ..., {ours}: ...}}`. Known: {', '.join(names)}."
     if ours in PARTS[""] and set(names) & {"lr", "baseline", "gamma"}:
         return f" It is an option of the stage, called {ours!r}, and stands beside `optimizer` and `credit`. Known: {', '.join(names)}."
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = near_names(name, names)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"{hint} Known: {', '.join(names) or '(none)'}."
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra of this package needs, however the package itself came here: the name `turnwise` is not on
+    PyPI, so `pip install 'turnwise[...]'` would find nothing, or somebody else's."""
+    needs = [line.partition(";") for line in metadata.requires("turnwise") or ()]
+    packages = [name.strip() for name, _, marker in needs if f'extra == "{extra}"' in marker.replace("'", '"')]
+    return f"pip install {' '.join(map(repr, packages))}"

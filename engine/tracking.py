@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Tracker:
 
     def __init__(self, names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any]) -> None:
         known = check(names)
-        self._trackers = []
+        self._trackers: dict[str, Any] = {}
         for name in names:
             kind = known[name]
             options = {"logging_dir": str(folder / "tracking")} if kind.requires_logging_directory else {}
@@ -33,15 +34,25 @@ class Tracker:
             if hasattr(tracker, "start"):
                 tracker.start()
             tracker.store_init_configuration(_flat(config))
-            self._trackers.append(tracker)
+            self._trackers[name] = tracker
 
     def log(self, stage: str, update: int, metrics: Mapping[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=update)
+        self._each(lambda tracker: tracker.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=update))
 
     def finish(self) -> None:
-        for tracker in self._trackers:
-            tracker.finish()
+        self._each(lambda tracker: tracker.finish())
+
+    def _each(self, act: Callable[[Any], None]) -> None:
+        """A tracker that fails (its service is away, its disk is full) is left out from then on, with a warning; the run goes on."""
+        for name, tracker in list(self._trackers.items()):
+            try:
+                act(tracker)
+            except Exception as error:
+                del self._trackers[name]
+                warnings.warn(
+                    f"the tracker {name!r} failed and gets no more metrics; they are all in metrics.jsonl: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
 
 
 def check(names: Sequence[str]) -> dict[str, Any]:

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ..engine.hookspecs import Register, hookimpl
-from .answers import Exact, Numeric
-from .checklist import ChecklistJudge
-from .combine import Not, Rules
-from .constitution import Constitution, ConstitutionJudge
-from .economy import Economy
-from .escalation import Escalation
-from .judge import ModelJudge
-from .listwise import ListwiseJudge
-from .pairwise import PairwiseJudge
-from .panel import Panel
-from .rubric import Rubric
-from .rules import Forbidden, Language, Length, Questions, Regex, Repetition, Turns
-from .scoring import RubricJudge
-from .simulated import SimulatedPanel
-from .structure import JsonSchema, ToolCalls
 
 if TYPE_CHECKING:
     from typer import Typer
 
     from ..engine.ledger import Ledger
     from ..engine.report.section import Section
+    from .answers import Exact, Numeric
+    from .checklist import ChecklistJudge
+    from .combine import Not, Rules
+    from .constitution import Constitution, ConstitutionJudge
+    from .economy import Economy
+    from .escalation import Escalation
+    from .judge import ModelJudge
+    from .listwise import ListwiseJudge
+    from .pairwise import PairwiseJudge
+    from .panel import Panel
+    from .rubric import Rubric
+    from .rules import Forbidden, Language, Length, Questions, Regex, Repetition, Turns
+    from .scoring import RubricJudge
+    from .simulated import SimulatedPanel
+    from .structure import JsonSchema, ToolCalls
+
+# Names are resolved when first used: the command line lists judges without loading what they need. (No `__dir__`: pluggy looks at all it
+# names.)
+_HOMES = {
+    "answers": ("Exact", "Numeric"),
+    "checklist": ("ChecklistJudge",),
+    "combine": ("Not", "Rules"),
+    "constitution": ("Constitution", "ConstitutionJudge"),
+    "economy": ("Economy",),
+    "escalation": ("Escalation",),
+    "judge": ("ModelJudge",),
+    "listwise": ("ListwiseJudge",),
+    "pairwise": ("PairwiseJudge",),
+    "panel": ("Panel",),
+    "rubric": ("Rubric",),
+    "rules": ("Forbidden", "Language", "Length", "Questions", "Regex", "Repetition", "Turns"),
+    "scoring": ("RubricJudge",),
+    "simulated": ("SimulatedPanel",),
+    "structure": ("JsonSchema", "ToolCalls"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy", "Escalation", "Exact", "Forbidden", "JsonSchema", "Language", "Length",
@@ -34,27 +56,35 @@ __all__ = [
 ]  # fmt: skip
 
 
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
 @hookimpl
 def register_judges(register: Register) -> None:
-    register("checklist", ChecklistJudge)
-    register("constitution", ConstitutionJudge)
-    register("economy", Economy)
-    register("exact", Exact)
-    register("forbidden", Forbidden)
-    register("json-schema", JsonSchema)
-    register("language", Language)
-    register("length", Length)
-    register("listwise", ListwiseJudge)
-    register("not", Not)
-    register("numeric", Numeric)
-    register("pairwise", PairwiseJudge)
-    register("questions", Questions)
-    register("regex", Regex)
-    register("repetition", Repetition)
-    register("rubric", RubricJudge)
-    register("rules", Rules)
-    register("tool-calls", ToolCalls)
-    register("turns", Turns)
+    register("checklist", "turnwise.judges.checklist:ChecklistJudge")
+    register("constitution", "turnwise.judges.constitution:ConstitutionJudge")
+    register("economy", "turnwise.judges.economy:Economy")
+    register("exact", "turnwise.judges.answers:Exact")
+    register("forbidden", "turnwise.judges.rules:Forbidden")
+    register("json-schema", "turnwise.judges.structure:JsonSchema")
+    register("language", "turnwise.judges.rules:Language")
+    register("length", "turnwise.judges.rules:Length")
+    register("listwise", "turnwise.judges.listwise:ListwiseJudge")
+    register("not", "turnwise.judges.combine:Not")
+    register("numeric", "turnwise.judges.answers:Numeric")
+    register("pairwise", "turnwise.judges.pairwise:PairwiseJudge")
+    register("questions", "turnwise.judges.rules:Questions")
+    register("regex", "turnwise.judges.rules:Regex")
+    register("repetition", "turnwise.judges.rules:Repetition")
+    register("rubric", "turnwise.judges.scoring:RubricJudge")
+    register("rules", "turnwise.judges.combine:Rules")
+    register("tool-calls", "turnwise.judges.structure:ToolCalls")
+    register("turns", "turnwise.judges.rules:Turns")
 
 
 @hookimpl
@@ -72,17 +102,17 @@ def register_stages(register: Register) -> None:
 
 @hookimpl
 def register_feedback_sources(register: Register) -> None:
-    register("escalation", Escalation)
-    register("panel", Panel)
-    register("simulated-panel", SimulatedPanel)
+    register("escalation", "turnwise.judges.escalation:Escalation")
+    register("panel", "turnwise.judges.panel:Panel")
+    register("simulated-panel", "turnwise.judges.simulated:SimulatedPanel")
 
 
 @hookimpl
 def register_commands(app: Typer) -> None:
-    from . import audit, estimate
+    from . import commands
 
-    app.command("estimate")(estimate.command)
-    app.command("judges")(audit.command)
+    app.command("estimate")(commands.estimate)
+    app.command("judges")(commands.judges)
 
 
 @hookimpl

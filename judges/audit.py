@@ -5,15 +5,10 @@ Everything is made from the ledger: answers, requests that were sent, canaries. 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
 
 import sqlalchemy as sa
-import typer
 
 from ..engine.bias import bias_report
 from ..engine.feedback import Comparison, Feedback
@@ -172,41 +167,3 @@ def _worth(human: Sequence[Answer]) -> dict[str, float]:
         if isinstance(answer, Feedback) and answer.status == "scored" and (score := overall(answer)) is not None:
             scores.setdefault(answer.episode, []).append(score)
     return {episode: sum(own) / len(own) for episode, own in scores.items()}
-
-
-def command(
-    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    people: Annotated[list[str] | None, typer.Option(help="A source that is people; may be given several times.")] = None,
-    own: Annotated[
-        list[str] | None, typer.Option(help="A judge of the policy's own model family; may be given several times.")
-    ] = None,
-    ledger: Annotated[str | None, typer.Option(help="The ledger's URL, where the one in the config had a password.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Says what the judges of a run did and cost, what fools and biases them, and what they are worth beside people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..engine.checkpoint import open_ledger
-
-    opened, run = open_ledger(folder, ledger)
-    sections = audit(opened, run, people or (), own or ())
-    opened.close()
-    if as_json:
-        print(json.dumps([asdict(s) for s in sections], indent=2))
-        return
-    console = Console()
-    if not sections:
-        console.print(f"Nobody has judged anything in {folder}.")
-    for section in sections:
-        console.print(f"\n[bold]{section.title}[/bold]")
-        for line in section.lines:
-            console.print(line, markup=False)
-        if len(section.columns) > 6:  # too wide for a terminal
-            for row in section.rows:
-                console.print(", ".join(f"{c} {v}" for c, v in zip(section.columns, row, strict=True) if v), markup=False)
-        elif section.columns:
-            table: Any = Table(*section.columns)
-            for row in section.rows:
-                table.add_row(*row)
-            console.print(table)

@@ -8,15 +8,10 @@ policy will say when it has learned is not known: conversations that grow cost m
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
-import typer
-
-from ..engine.config import ConfigError
 from ..engine.environment import starts
 from ..engine.episode import Episode, Message
 from ..engine.feedback import Question, Request
@@ -133,54 +128,3 @@ def _requests(judge: ModelJudge, source: Source | None, episodes: Sequence[Episo
         for q in asked
         if judge.kind == "episode" or len(q.episodes) > 1
     ]
-
-
-def command(
-    context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
-    sample: Annotated[int, typer.Option(min=1, help="Starts that are played per environment of a stage.")] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    module: Annotated[str | None, typer.Option(help="Import this module first, which registers environments.")] = None,
-) -> None:
-    """Says what the judges of a pipeline will ask and cost; nothing is sent."""
-    import tempfile
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..engine.cli import import_module
-    from ..engine.config import RunConfig
-    from ..engine.progress import quiet
-
-    import_module(module, context.obj)
-    quiet()
-    for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
-        os.environ.setdefault(key, "none is needed to estimate")
-    with tempfile.TemporaryDirectory() as folder:
-        found = estimate(Run(RunConfig.load(config), folder=Path(folder) / "run", plugins=context.obj), sample)
-    if not found:
-        raise ConfigError(f"{config} asks no model: nothing to estimate")
-    if as_json:
-        print(json.dumps([asdict(each) for each in found], indent=2))
-        return
-    table = Table("stage", "judge", "model", "questions", "tokens", "dollars", "at most")
-    money = lambda value: "price unknown" if value is None else f"{value:,.2f}"  # noqa: E731
-    for each in found:
-        table.add_row(
-            each.stage, each.judge, each.model, f"{each.questions:,}", f"{each.tokens:,}", money(each.dollars), money(each.most)
-        )
-    known = [each for each in found if each.dollars is not None]
-    if len(known) > 1:
-        table.add_row(
-            "",
-            "all with a price",
-            "",
-            "",
-            "",
-            money(sum(e.dollars or 0 for e in known)),
-            money(sum(e.most or 0 for e in known)),
-        )
-    Console().print(table)
-    print("Estimated from the policy as it is: four bytes a token, answers of 250 tokens; at most two bytes, and `max_tokens`.")
-    if any(each.dollars is None for each in found):
-        print('Give `prices: {"provider:name": [input, output]}` where the price is unknown, in dollars per million tokens.')

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from ..engine import files
 from ..engine.config import ConfigError, Stage
 from ..engine.environment import settle, starts
 from ..engine.episode import Episode, Message, derive_id
@@ -267,9 +268,7 @@ class Revise(Stage):
             }
             for e in sound
         ]
-        draft = run.folder / run.stage / f".update-{i + 1:04d}.jsonl"
-        draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        draft.replace(draft.with_name(draft.name[1:]))
+        files.write(run.folder / run.stage / f"update-{i + 1:04d}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         metrics = {
             "episodes": float(len(episodes)), "conversations": float(len(sound)), "critic_failures": float(sum(r["status"] == "failed" for r in rounds)),
             "refused": float(sum(r["status"] == "abstained" for r in rounds)), "spend": sum(r["cost"] for r in rounds),

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from ..engine.episode import Episode
 from ..engine.feedback import Feedback
-from ..engine.suggest import did_you_mean
+from ..engine.suggest import did_you_mean, install
 
-INSTALL = "install it with: pip install 'turnwise[judges]'"
+INSTALL = f"install it with: {install('judges')}"
 
 
 def share_within(count: int, least: int, most: int) -> float:

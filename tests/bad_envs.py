@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from typing import Any
 
 import gymnasium
@@ -138,12 +137,13 @@ class Arrays(gymnasium.Env):
 
 
 class Slow(Good):
-    """Thread-safe; each step takes a moment."""
+    """Thread-safe; each step waits until another one's is under way too."""
 
     metadata = {"render_modes": [], "concurrency": "thread"}
+    together = threading.Barrier(2)
 
     def step(self, action: str) -> tuple[Any, ...]:
-        time.sleep(0.2)
+        self.together.wait(timeout=600)
         return super().step(action)
 
 

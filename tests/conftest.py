@@ -11,6 +11,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -20,6 +21,10 @@ from databases import cluster, new_database, program
 from support import WORDS, configs
 from turnwise.plugins.demo.tiny import build_tokenizer
 
+hypothesis.settings.register_profile(  # how long an example takes says how busy the machine is
+    "turnwise", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("turnwise")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 transformers.utils.logging.disable_progress_bar()
 

@@ -50,7 +50,7 @@ def cluster() -> Iterator[str]:
             yield f"postgresql://turnwise@127.0.0.1:{port}"
         finally:
             server.send_signal(signal.SIGINT)  # at once, whoever is connected
-            server.wait(timeout=30)
+            server.wait()
 
 
 def wait_until_open(port: int) -> None:
@@ -58,7 +58,7 @@ def wait_until_open(port: int) -> None:
 
     import pg8000.dbapi
 
-    for _ in range(300):
+    for _ in range(6000):
         try:
             pg8000.dbapi.connect("turnwise", host="127.0.0.1", port=port, database="postgres").close()
             return

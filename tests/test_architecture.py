@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 HOUSE = ("engine", "envs", "judges", "plugins")
 FLOORS = {
     0: ["engine.episode", "engine.feedback", "engine.tensors", "engine.suggest", "engine.overoptimisation", "engine.preferences",
-        "engine.agreement", "engine.calibration", "engine.exchange"],
+        "engine.agreement", "engine.calibration", "engine.exchange", "engine.files"],
     1: ["engine.hookspecs", "engine.plugins", "engine.environment", "engine.learning", "engine.reward", "engine.database", "engine.ledger",
         "engine.bias", "engine.judge_report", "engine.policy", "engine.secrets", "engine.memory", "engine.batch", "engine.builtin"],
     2: ["engine.rollout", "engine.sources", "engine.config", "engine.checkpoint", "engine.tracking", "engine.run", "engine.stages"],
@@ -136,6 +136,45 @@ def test_no_module_is_loaded_under_another_name() -> None:
 def test_imports_load_no_torch(code: str) -> None:
     check = code + "\nimport sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["plugins"], ["run", "--help"], ["judges", "--help"], ["rate", "--help"]]
+)
+def test_the_command_line_loads_nothing_heavy_to_show_itself(arguments: list[str]) -> None:
+    """What is heavy is loaded by whoever needs it: a factory when it is called, a command when it runs."""
+    heavy = ("torch", "transformers", "accelerate", "scipy", "sqlalchemy", "matplotlib", "datasets", "fastapi", "uvicorn",
+             "jinja2", "openai", "anthropic", "httpx2", "llguidance", "jsonschema", "pandas", "asyncio")  # fmt: skip
+    code = (
+        f"import sys; sys.argv = ['turnwise', *{arguments}]\n"
+        "from turnwise.engine.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        f"print('loaded:', [name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "loaded: []", done.stdout[-500:] + done.stderr[-2000:]
+
+
+def test_names_of_judges_resolve_when_they_are_used() -> None:
+    for name in turnwise.judges.__all__:
+        assert getattr(turnwise.judges, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Rubrik'"):
+        turnwise.judges.Rubrik  # noqa: B018
+    plugins = turnwise.Plugins()
+    for kind in (
+        "judge",
+        "model",
+        "feedback source",
+        "combiner",
+        "aggregator",
+        "credit method",
+        "optimizer",
+        "stage",
+        "backend",
+    ):
+        for name in plugins.names(kind):
+            assert callable(plugins.factory(kind, name)), f"{kind} {name}"
 
 
 def test_public_names_resolve() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import turnwise
+from turnwise.engine.cli import main
 
 
-def call(*arguments: str, cwd: Path | None = None, timeout: int = 250, said: str = "") -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, cwd: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False,
+        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, cwd=cwd, check=False,
         input=said,
     )  # fmt: skip
 
@@ -59,23 +63,86 @@ stages:
         ("policy: nowhere\nstages: []", "at least 1 item"),
         ("policy: nowhere\nstages: [{lr: {}}]", "no stage 'lr'. Did you mean 'rl'"),
         ("policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0}}]", "cannot load the policy 'nowhere'. It is no local folder"),
-        ("policy: {mdel: x}\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policyconfig has no key 'mdel'. Did you mean 'model'"),
+        ("policy: {mdel: x}\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policy has no key 'mdel'. Did you mean 'model'"),
         ("stages: [{rl: {env: turnwise/Maze-v0}}]", "needs the key 'policy'"),
         ("policy: nowhere\nstages: [{evaluate: {env: turnwise/Maze-v0, players: [exprt]}}]", "Did you mean 'expert'"),
         (
             "policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: ppo, lr: 1e-3, kl: -1}}}]",
             "kl must not be negative",
         ),
+        (
+            "polcy: tiny\nstages: [{rl: {env: turnwise/Maze-v0}}]",
+            "turnwise: the config has no key 'polcy'. Did you mean 'policy'?",
+        ),
+        (
+            "policy: x\nstages: {rl: {env: turnwise/Maze-v0}}",
+            "as in `stages: [{rl: {...}}]`",
+        ),
+        ("policy: x\nstages: rl", "stages: it must be a list"),
+        ("policy: ./tinny\nstages: [{rl: {env: turnwise/Maze-v0}}]", "no such folder. Did you mean the folder 'tiny'?"),
+        (
+            "policy: tinny\nstages: [{rl: {env: turnwise/Maze-v0}}]",
+            "no model of that name could be fetched. Did you mean the folder 'tiny'?",
+        ),
+        (
+            "policy: /no/such\nstages: [{rl: {env: turnwise/Maze-v0}}]",
+            "cannot load the policy '/no/such': there is no such folder",
+        ),
+        ("policy: empty\nstages: [{rl: {env: turnwise/Maze-v0}}]", "the folder holds no model"),
+        (
+            "policy: x\nname: ../../x\nstages: [{rl: {env: turnwise/Maze-v0}}]",
+            "the run's name '../../x' is to be its folder under runs/",
+        ),
+        ("policy: x\nname: ..\nstages: [{rl: {env: turnwise/Maze-v0}}]", "the run's name '..' is to be its folder under runs/"),
+        (
+            "policy: x\nstages: [{rl: {env: turnwise/Maze-v0, feedback: [polite]}}]",
+            "One of your own is given as an object, or named as",
+        ),
+        ("policy: x\nstages: [{rl: {env: turnwise/Maze-v0, learning_rate: 1}}]", "Did you mean 'optimizer: {lr: ...}'?"),
+        ("policy: x\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: grpo, learning_rate: 1}}}]", "Did you mean 'lr'?"),
+        ("policy: 3\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policy must be a model's folder or hub name"),
+        ("3: 4", "keys must be words, got 3"),
+        ("policy: \xff\udcff", "not valid YAML"),
         ("[1, 2", "not valid YAML"),
         ("- 1", "must hold a mapping"),
     ],
 )
-def test_bad_configs_are_one_message(config: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(config)
-    done = call("run", "c.yaml", cwd=tmp_path)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_configs_are_one_message(
+    config: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_bytes(config.encode(errors="surrogateescape"))
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["turnwise", "run", "c.yaml"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert message in said or re.search(message, said), said
+    assert "Traceback" not in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml", "empty", "tiny"], "nothing is left behind"
+
+
+def test_the_version_and_commands_that_are_not_known() -> None:
+    assert call("--version").stdout == f"turnwise {turnwise.__version__}\n"
+    for wrong, hint in (("trian", "run"), ("plugin", "plugins"), ("reprot", "report")):
+        done = call(wrong)
+        said = " ".join(done.stderr.replace("│", " ").split())
+        assert (done.returncode, f"no command {wrong!r}. Did you mean {hint!r}" in said) == (2, True), said
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("policy: x")
+    with pytest.raises(
+        turnwise.ConfigError, match=r"is a folder, and a run is made from a config.*resume=True.*`turnwise report"
+    ):
+        turnwise.Run(tmp_path)
+    with pytest.raises(turnwise.ConfigError, match=r"is a folder, and a run is made from a config, a file in YAML\.$"):
+        turnwise.Run(str(tmp_path.parent))
 
 
 def test_envs_lists_and_checks() -> None:
@@ -107,10 +174,10 @@ def test_a_users_own_module_by_the_installed_command(model_folder: Callable[...,
     script = str(Path(sys.executable).parent / "turnwise")
     for arguments in (["run", "c.yaml"], ["envs", "--check", "mine/Mine-v0"]):
         done = subprocess.run(
-            [script, *arguments, "--module", "mine"], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+            [script, *arguments, "--module", "mine"], capture_output=True, text=True, cwd=tmp_path, check=False
         )
         assert done.returncode == 0, done.stderr
-    done = subprocess.run([script, "run", "c.yaml"], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    done = subprocess.run([script, "run", "c.yaml"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, "no environment 'mine/Mine-v0'" in done.stderr) == (1, True)
 
 

@@ -251,9 +251,9 @@ def test_a_datasets_folder_holds_the_same_and_says_what_it_cannot(tmp_path: Path
     with pytest.raises(PreferenceError, match="no folder that `datasets` saved"):
         read(HERE)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(PreferenceError, match=r"pip install 'turnwise\[data\]'"):
+    with pytest.raises(PreferenceError, match=r"pip install 'datasets"):
         save(rows, tmp_path / "set2")
-    with pytest.raises(PreferenceError, match=r"pip install 'turnwise\[data\]'"):
+    with pytest.raises(PreferenceError, match=r"pip install 'datasets"):
         read(tmp_path / "set")
 
 

@@ -173,7 +173,7 @@ def test_what_a_fault_becomes(
     before, undelivered = server.tokens, server.undelivered
     quick = cell.fault.kind in ("slow", "drip")
     judge = RubricJudge(canaries=0, 
-        model=models[wire], rubric=RUBRIC, cache=False, timeout=0.1 if quick and times == "always" else 0.25 if quick else 30,
+        model=models[wire], rubric=RUBRIC, cache=False, timeout=0.1 if quick and times == "always" else 1.0 if quick else 30,
         prices={models[wire].name: PRICE}, max_tokens=64,
     )  # fmt: skip
     [said] = answers(judge, [GOOD], context(tmp_path, ledger, run))
@@ -642,7 +642,7 @@ def test_a_server_that_takes_a_schema_and_ignores_it_is_never_scored(tmp_path: P
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(start, stdout=log, stderr=log, env=env)
     try:
-        for _ in range(600):
+        while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
                 break

@@ -860,7 +860,7 @@ def test_a_local_answer_nobody_waits_for_ends_and_the_next_one_has_its_time(tiny
     [said] = ask(judge, [talk("e", "good")], tmp_path)
     assert (said.status, said.score) == ("failed", None)
     assert said.reason.startswith("timeout: no answer within 0.2 seconds")
-    assert asked._turn.acquire(timeout=5), "the thread has let go"
+    assert asked._turn.acquire(timeout=3000), "the thread has let go"
     asked._turn.release()
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import turnwise
+from databases import new_database
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from turnwise.engine.ledger import FEEDBACK, Member
@@ -190,7 +195,7 @@ def test_many_writers_lose_nothing(ledger: turnwise.Ledger, database: str) -> No
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, database, f"w{i}", "40"], stdout=subprocess.DEVNULL) for i in range(4)
     ]
-    assert [w.wait(timeout=120) for w in writers] == [0] * 4
+    assert [w.wait() for w in writers] == [0] * 4
     ids = [f.id for f in ledger.feedback([episode("a").group])]
     assert len(ids) == len(set(ids)) == 4 * 40 + 40
 
@@ -254,7 +259,7 @@ def test_a_newer_ledger_and_no_ledger_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Schema 1 had no credit: the column is added, and what was there stays."""
+    """Schema 1 had no credit, 3 no id and fewer indexes: they are added, it is said once, and what was there stays."""
     path = tmp_path / "old.sqlite"
     old = turnwise.Ledger(path)
     old.close()
@@ -264,9 +269,125 @@ def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> 
         db.execute("ALTER TABLE requests DROP COLUMN item")
         db.execute("ALTER TABLE requests DROP COLUMN shown")
         db.execute("UPDATE info SET value = '1' WHERE key = 'schema'")
+        db.execute("DELETE FROM info WHERE key = 'id'")
+        for index in ("ix_episodes_place", "ix_members_place", "ix_feedback_newest"):
+            db.execute(f"DROP INDEX {index}")
         db.execute("INSERT INTO members VALUES ('e', 'run', 1, 'g', 1, '', 0.5, '[]', 0.0)")
-    for _ in range(2):
-        ledger = turnwise.Ledger(path)
+    ids = set()
+    for again in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ledger = turnwise.Ledger(path)
+        said = [str(w.message) for w in caught if w.category is UserWarning]
+        assert len(said) == (not again)
+        assert all("older Turnwise (schema 1) and has been brought up to date" in one for one in said)
+        ids.add(ledger.id)
         [member] = ledger.members("run")
         assert (member.episode, member.outcome, member.credit) == ("e", 0.5, ())
         ledger.close()
+    assert len(ids) == 1, "its id is drawn once"
+    with sqlite3.connect(path) as db:
+        indexes = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    assert indexes >= {"ix_episodes_place", "ix_members_place", "ix_feedback_newest", "ix_requests_item"}
+
+
+def test_a_look_at_one_update_costs_that_update(tmp_path: Path) -> None:
+    """What a run asks in every update is found by an index, however much has been said before: no query goes through a whole table."""
+    ledger = turnwise.Ledger(tmp_path / "l.sqlite")
+    asked: list[tuple[str, Any]] = []
+
+    @sa.event.listens_for(ledger._engine, "before_cursor_execute")
+    def seen(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        asked.append((statement, parameters))
+
+    ledger.members("run", 7)
+    ledger.members_by_update("run", [7, 8])
+    ledger.run_episodes("run", stage="rl", update=7)
+    ledger.said_before("run", "people", 7)
+    ledger.said_by(["people"], ["g"])
+    ledger.feedback(["g"])
+    ledger.ready_groups(["g"])
+    ledger.open_requests(["g"])
+    ledger.decided(["g"])
+    ledger.failed_requests(["r"])
+    ledger.mark("run")
+    queries = [(s, p) for s, p in asked if s.startswith("SELECT") and "count(*)" not in s]
+    assert len(queries) >= 10
+    with sqlite3.connect(tmp_path / "l.sqlite") as db:
+        for statement, parameters in queries:
+            plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            assert not [step for step in plan if re.match("SCAN (episodes|feedback|members|requests)", step)], (statement, plan)
+            assert not [step for step in plan if re.search(r"\(run=\?( AND update<\?)?\)", step)], (
+                statement,
+                plan,
+                "all of a run's rows",
+            )
+
+
+def test_a_ledger_knows_itself_and_what_it_must_hold(database: str, tmp_path: Path) -> None:
+    ledger = turnwise.Ledger(database)
+    assert ledger.id == turnwise.Ledger(database, create=False).id
+    assert ledger.id != turnwise.Ledger(tmp_path / "other.sqlite").id
+    ledger.add_episodes([episode("a"), episode("b", slot=1)])
+    mark = ledger.mark("run")
+    assert mark == {"id": ledger.id, "episodes": 2, "members": 0, "feedback": 0}
+    ledger.add_feedback([said("a", 1.0, "f")])
+    ledger.expect("run", mark)
+    ledger.expect("run", {})
+    with pytest.raises(turnwise.LedgerError, match="holds less .*: 2 of 3 episodes, 1 of 4 feedback"):
+        ledger.expect("run", {**mark, "episodes": 3, "feedback": 4})
+    with pytest.raises(turnwise.LedgerError, match="is not the one that this run wrote to: its id is .*, and should be abc"):
+        ledger.expect("run", {**mark, "id": "abc"})
+    with pytest.raises(turnwise.LedgerError, match="holds less .*: 0 of 2 episodes"):
+        ledger.expect("another run", mark)
+    ledger.settle()
+    ledger.close()
+
+
+def test_looking_for_a_ledger_makes_none(postgres: str, tmp_path: Path) -> None:
+    with pytest.raises(turnwise.LedgerError, match="is gone: there is no such file"):
+        turnwise.Ledger(tmp_path / "none.sqlite", create=False)
+    assert not (tmp_path / "none.sqlite").exists()
+    empty = new_database(postgres, f"t{uuid.uuid4().hex}")
+    for _ in range(2):
+        with pytest.raises(turnwise.LedgerError, match="is empty: it holds no run"):
+            turnwise.Ledger(empty, create=False)
+
+
+@pytest.mark.parametrize("when", ["while it is asked", "as it commits", "while it reads"])
+def test_a_connection_that_breaks_off_is_one_line_and_the_next_one_works(
+    when: str, postgres: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PostgreSQL is restarted, or its administrator ends connections: the driver says so in three ways."""
+    url = new_database(postgres, f"t{uuid.uuid4().hex}")
+    ledger, administrator = turnwise.Ledger(url), turnwise.Ledger(url)
+    ledger.add_episodes([episode("a")])
+
+    def cut() -> None:
+        others = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        with administrator.reading() as db:
+            db.exec_driver_sql(others)
+
+    def ask() -> None:
+        with ledger.reading() if when == "while it reads" else ledger.writing() as db:
+            cut()
+            if when != "as it commits":
+                db.scalar(sa.select(FEEDBACK.c.id))
+
+    with pytest.raises(turnwise.LedgerError, match="cannot be used, it cannot be reached: .*a run goes on with") as told:
+        ask()
+    assert "{" not in str(told.value), "no dictionary of the driver's"
+    assert "\n" not in str(told.value)
+    assert ledger.episodes(["a"]).keys() == {"a"}, "what was acknowledged stands, and the ledger can be used again"
+    ledger.close()
+    administrator.close()
+    assert capsys.readouterr().err == "", "no traceback of the pool's beside it"
+
+
+@pytest.mark.parametrize("secret", ["Hunter2Secret", "Hunter2Secret%2Fx"])
+def test_no_error_of_the_ledger_says_the_password(secret: str) -> None:
+    for url in (f"postgresql://bob:{secret}@127.0.0.1:1/db", f"postgresql+nodriver://bob:{secret}@h/db", f"mysql://bob:{secret}@h/db",
+                f"postgresql://bob:{secret}@h:port/db"):  # fmt: skip
+        with pytest.raises(turnwise.LedgerError) as told:
+            turnwise.Ledger(url)
+        assert "Hunter2Secret" not in str(told.value)

@@ -248,9 +248,9 @@ def test_patience(server: ModelServer, client: Client, kind: str) -> None:
         with pytest.raises(anthropic.APITimeoutError):
             client.create("messages", timeout=0.1)
         assert server.tokens == delivered
-    else:  # the timeout is between bytes: the whole takes longer than a second, and passes
-        server.faults = [Fault(kind, seconds=1.5)]
-        assert text_of("messages", client.create("messages", timeout=1.0))
+    else:  # the timeout is between bytes: the whole takes longer, and passes
+        server.faults = [Fault(kind, seconds=3.0)]
+        assert text_of("messages", client.create("messages", timeout=2.5))
 
 
 @pytest.mark.parametrize("wire", WIRES)
@@ -381,7 +381,7 @@ def test_wrong_requests_are_refused(server: ModelServer, client: Client, wire: s
         client.create(wire, model="")
     bare = urllib.request.Request(server.url + "/v1/messages", data=b"{}", method="POST")
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(bare, timeout=5)
+        urllib.request.urlopen(bare)
 
 
 def test_faults_by_function_and_usage_by_function(server: ModelServer, client: Client) -> None:
@@ -426,7 +426,7 @@ def test_many_at_once(server: ModelServer, client: Client) -> None:
 
 def test_one_connection_serves_many_requests(server: ModelServer) -> None:
     """Keep-alive, a chunked body, and a refusal in between; a request that asks for it ends the connection."""
-    link = http.client.HTTPConnection("127.0.0.1", urlsplit(server.url).port, timeout=5)
+    link = http.client.HTTPConnection("127.0.0.1", urlsplit(server.url).port)
     headers = {"authorization": "Bearer x", "content-type": "application/json"}
     body = json.dumps(request("chat")).encode()
     link.request("POST", "/v1/chat/completions", body, headers)
@@ -570,11 +570,11 @@ def test_as_a_process(tmp_path: Path) -> None:
             url = process.stdout.readline().strip()
             client = anthropic.Anthropic(base_url=url, api_key="x", max_retries=0)
             said = client.messages.create(**request("messages", "abc")).content[0].text
-            with urllib.request.urlopen(f"{url}/__stats", timeout=5) as reply:
+            with urllib.request.urlopen(f"{url}/__stats") as reply:
                 stats = json.load(reply)
             client.close()
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait() == 0
         assert said == (expected or '{"rationale": "cba", "winner": "tie"}')
         assert (stats["questions"], stats["requests"]["POST /v1/messages"], stats["tokens"]["input"]) == (1, 1, 6)
 

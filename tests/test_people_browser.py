@@ -34,6 +34,7 @@ class Rater:
             base,
             browser.new_context(viewport=context.pop("viewport", {"width": 1280, "height": 900}), **context),
         )
+        self.context.set_default_timeout(600_000)  # milliseconds: a busy machine is no fault of a page's
         self.page = self.context.new_page()
         self.wrong: list[str] = []
         self.page.on("pageerror", lambda e: self.wrong.append(str(e)))

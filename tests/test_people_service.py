@@ -398,7 +398,7 @@ def test_whatever_fits_the_description_is_answered(database: str) -> None:
             def ask(case: Any) -> None:
                 nonlocal count
                 count += 1
-                answer = case.call(base_url=base, cookies=cookies, headers={"x-csrf": lead.csrf}, timeout=20)
+                answer = case.call(base_url=base, cookies=cookies, headers={"x-csrf": lead.csrf}, timeout=600)
                 assert answer.status_code < 500, (case.method, case.path, answer.text[:300])
 
             ask()
@@ -421,13 +421,13 @@ def test_a_killed_service_loses_nothing_it_acknowledged(database: str) -> None:
 
     def start() -> subprocess.Popen[bytes]:
         service = subprocess.Popen([sys.executable, "-c", SERVE, database, str(port)])
-        for _ in range(600):
+        while service.poll() is None:
             try:
-                httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=1)
+                httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=None)
                 return service
             except httpx2.TransportError:
                 time.sleep(0.05)
-        raise TimeoutError
+        raise AssertionError("the service has ended")
 
     service = start()
     ada = Client(f"http://127.0.0.1:{port}", ledger, "Ada")
@@ -475,9 +475,8 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(model_folder: Any,
         return subprocess.Popen([sys.executable, "-m", "turnwise", "run", str(config), "--folder", str(folder), "--resume"])
 
     trainer = start()
-    deadline = time.monotonic() + 120
     while not (folder / "ledger.sqlite").exists() or not open_slots(folder):
-        assert time.monotonic() < deadline
+        assert trainer.poll() is None, "the run has ended"
         time.sleep(0.1)
     ledger, run = open_ledger(folder)
     port = free_port()
@@ -508,7 +507,7 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(model_folder: Any,
     answer(4)
     service.kill()
     service.wait()
-    assert start().wait(timeout=120) == 0
+    assert start().wait() == 0
     assert len(ledger.comparisons(run)) == acknowledged == 8
     assert len({(c.target, c.stamp.rater) for c in ledger.comparisons(run)}) == 8
     assert Desk(ledger).slots(run) == {"filled": 8, "slots": 8, "open": 0}
@@ -517,14 +516,13 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(model_folder: Any,
 
 def enter(base: str, link: str) -> Client:
     """A client with a link, once the service listens."""
-    for _ in range(200):
+    while True:
         try:
             client = Client(base)
             assert client.post("/enter", link=link).url.path == "/instructions"
             return client
         except httpx2.TransportError:
             time.sleep(0.1)
-    raise TimeoutError
 
 
 def open_slots(folder: Path) -> bool:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import time
 import types
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
 import turnwise
+import typer
 from turnwise.engine.plugins import PluginError, Plugins
 
 
@@ -39,6 +46,10 @@ def broken_entry(monkeypatch: pytest.MonkeyPatch, name: str, load: Callable[[], 
     [
         (lambda: (_ for _ in ()).throw(ImportError("no module named acme_sdk")), "ImportError: no module named acme_sdk"),
         (lambda: (_ for _ in ()).throw(SystemExit(1)), "SystemExit"),
+        (lambda: (_ for _ in ()).throw(GeneratorExit("mine")), "GeneratorExit: mine"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt("mine")), "KeyboardInterrupt: mine"),
+        (lambda: (_ for _ in ()).throw(asyncio.CancelledError("mine")), "CancelledError: mine"),
+        (lambda: exec("1 +"), "SyntaxError"),
         (lambda: plugin(register_credits=lambda register: None), "register_credits"),
         (lambda: plugin(register_credit=lambda regster: None), "regster"),
         (lambda: plugin(register_judges=lambda register: 1 / 0), "ZeroDivisionError"),
@@ -48,7 +59,19 @@ def broken_entry(monkeypatch: pytest.MonkeyPatch, name: str, load: Callable[[], 
         ),
         (lambda: plugin(register_envs=lambda: gymnasium.register("turnwise/Maze-v0", dict)), "both 'envs' and 'theirs'"),
     ],
-    ids=["import", "exit", "misspelt hook", "misspelt argument", "raises", "name clash", "environment clash"],
+    ids=[
+        "import",
+        "exit",
+        "generator exit",
+        "interrupt",
+        "cancelled",
+        "syntax",
+        "misspelt hook",
+        "misspelt argument",
+        "raises",
+        "name clash",
+        "environment clash",
+    ],
 )
 def test_a_plugin_that_fails_is_listed_and_stops_nobody(
     load: Callable[[], object], reason: str, monkeypatch: pytest.MonkeyPatch
@@ -65,6 +88,27 @@ def test_a_plugin_that_fails_is_listed_and_stops_nobody(
         with pytest.raises(PluginError, match="registered by both"):
             plugins.factory("optimizer", "ppo")
     plugins.create("credit method", "gae")
+
+
+def test_ctrl_c_while_plugins_load_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyboardInterrupt is the plugin's own only where nobody pressed a key."""
+    broken_entry(monkeypatch, "theirs", lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(60))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Plugins()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), RuntimeError("no")])
+def test_a_hook_that_wants_to_end_the_run_does_not(error: BaseException) -> None:
+    def raises(**more: object) -> None:
+        raise error
+
+    plugins = Plugins({"bad": plugin(update_finished=lambda update: raises(), register_commands=lambda app: raises())})
+    with pytest.warns(UserWarning, match=f"plugin 'bad' failed in update_finished: {type(error).__name__}"):
+        plugins.call_event("update_finished", run=None, update=1, metrics={})
+    plugins.call_commands(typer.Typer())
+    assert f"register_commands: {type(error).__name__}" in plugins.infos["bad"].failed
 
 
 def test_a_second_plugin_of_one_name_is_listed_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +143,46 @@ def test_factories_given_as_strings_fail_when_needed() -> None:
     plugins = Plugins({"mine": plugin(register_judges=lambda register: register("gone", "nowhere.at.all:Judge"))})
     with pytest.raises(PluginError, match=r"judge 'gone' of plugin 'mine' cannot be imported from 'nowhere.at.all:Judge'"):
         plugins.create("judge", "gone")
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit('no licence')", "raise GeneratorExit('no licence')", "1 +", "1 / 0"])
+def test_a_module_that_fails_as_it_is_needed_is_named(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"module_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins = Plugins({"mine": plugin(register_judges=lambda register: register("bad", f"{name}:Judge"))})
+    with pytest.raises(
+        PluginError, match=f"judge 'bad' of plugin 'mine' cannot be imported from '{name}:Judge': .*(Error|Exit)"
+    ):
+        plugins.create("judge", "bad")
+
+
+def test_text_is_no_number() -> None:
+    for text in ("fast", "1e-3"):
+        with pytest.raises(PluginError, match=f"optimizer 'grpo': lr must be a number, got '{text}', which is text"):
+            Plugins().create("optimizer", "grpo", lr=text)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "subprocess:Popen",
+        {"judge": "subprocess:Popen", "args": "touch pwned", "shell": True},
+        "pathlib:Path",
+        "builtins:dict",
+        "builtins:type",
+    ],
+    ids=str,
+)
+def test_a_class_that_is_no_judge_is_refused_before_one_is_made(
+    spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making an object may do anything, such as running a command."""
+    monkeypatch.chdir(tmp_path)
+    config = {"policy": "none", "stages": [{"rl": {"env": "turnwise/Maze-v0", "feedback": [spec]}}]}
+    with pytest.raises(PluginError, match=r"is no judge and no feedback source|type\(\) takes 1 or 3 arguments"):
+        turnwise.Run(config, folder=tmp_path / "r")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_events_are_isolated_and_warn_once() -> None:

@@ -29,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(site: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-m", "turnwise", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=280, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
 def pipeline(folder: Path, model: Path, *stages: str) -> Path:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from ..episode import Message
 from ..preferences import PreferenceError
+from ..suggest import install
 
 IMPORTED = "imported"  # the environment, the source and the rater of what was played and judged elsewhere
 Talk = tuple[Message, ...]
@@ -180,7 +181,7 @@ def _folder(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         from datasets import Dataset, load_from_disk
     except ImportError as error:
-        raise PreferenceError("reading a datasets folder needs datasets: pip install 'turnwise[data]'") from error
+        raise PreferenceError(f"reading a datasets folder needs datasets: {install('data')}") from error
     try:  # whatever is damaged there, it is the folder's fault
         found = load_from_disk(str(path))
         splits = [None] if isinstance(found, Dataset) else list(found)

@@ -10,6 +10,7 @@ from typing import Any
 from ..episode import Episode, Message
 from ..feedback import Comparison, Feedback
 from ..preferences import PreferenceError, liked
+from ..suggest import install
 
 FORMATS = ("pairs", "unpaired", "stepwise")
 _SPEAKERS = {"user": "Human", "tool": "Tool", "assistant": "Assistant"}
@@ -132,7 +133,7 @@ def save(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     try:
         from datasets import Dataset
     except ImportError as error:
-        raise PreferenceError("writing a datasets folder needs datasets: pip install 'turnwise[data]'") from error
+        raise PreferenceError(f"writing a datasets folder needs datasets: {install('data')}") from error
     try:
         Dataset.from_list([dict(row) for row in rows]).save_to_disk(str(out))
     except UnicodeEncodeError as error:

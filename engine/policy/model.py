@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import difflib
 import inspect
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..episode import Message
+from ..files import read_note
 from ..learning import Batch, Row
-from ..suggest import did_you_mean
+from ..suggest import did_you_mean, install
 from ..tensors import log_softmax_at
 from .backends import Conversation, InProcess, Sampling
 from .chat import ChatFormat
@@ -267,14 +268,11 @@ class Policy:
 
         auto: Any = transformers  # its lazy module types mislead checkers
         folder = Path(name)
-        if folder.is_dir() and not any((folder / f).is_file() for f in ("config.json", "adapter_config.json")):
-            inside = [f"{p.parent}" for p in (*folder.glob("policy/*config.json"), *folder.glob("*/policy/*config.json"))]
-            hint = f" Did you mean {inside[0]!r}?" if inside else ""
-            raise PolicyError(f"cannot load the policy {str(name)!r}: the folder holds no model (no config.json).{hint}")
+        find_model(name)
         if dtype not in ("float32", "bfloat16", "float16", "auto"):
             raise PolicyError(f"dtype must be 'float32', 'bfloat16', 'float16' or 'auto', got {dtype!r}")
         adapter = folder / "adapter_config.json"
-        base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else str(name)
+        base = read_note(adapter)["base_model_name_or_path"] if adapter.is_file() else str(name)
         try:
             tokenizer = auto.AutoTokenizer.from_pretrained(str(name), trust_remote_code=trust_remote_code)
             model = auto.AutoModelForCausalLM.from_pretrained(
@@ -535,9 +533,39 @@ class Policy:
                 parameter.copy_(found[name])
 
 
+def find_model(name: str | Path) -> None:
+    """Looks for a model before anything is made for it: a folder with a model in it, or a name that the hub or its cache on this machine knows.
+
+    Raises:
+        PolicyError: there is none; the message names folders that are called alike.
+    """
+    from transformers.utils.hub import cached_file
+
+    folder, notes = Path(name), ("config.json", "adapter_config.json")
+    if folder.is_dir():
+        if any((folder / note).is_file() for note in notes):
+            return
+        inside = [f"{p.parent}" for p in (*folder.glob("policy/*config.json"), *folder.glob("*/policy/*config.json"))]
+        hint = f" Did you mean {inside[0]!r}?" if inside else ""
+        raise PolicyError(f"cannot load the policy {str(name)!r}: the folder holds no model (no config.json).{hint}")
+    beside = [str(p) for p in folder.parent.glob("*/") if any((p / note).is_file() for note in notes)]
+    near = difflib.get_close_matches(str(folder), beside, n=1)
+    hint = f" Did you mean the folder {near[0]!r}?" if near else ""
+    if Path(name).is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2:
+        raise PolicyError(f"cannot load the policy {str(name)!r}: there is no such folder.{hint}")
+    try:
+        if cached_file(str(name), notes[1], _raise_exceptions_for_missing_entries=False) is None:
+            cached_file(str(name), notes[0])
+    except (OSError, ValueError) as error:
+        raise PolicyError(
+            f"cannot load the policy {str(name)!r}. It is no local folder, and no model of that name could be fetched.{hint} "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
 def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise PolicyError("LoRA needs peft: pip install 'turnwise[lora]'") from error
+        raise PolicyError(f"LoRA needs peft: {install('lora')}") from error
     return peft

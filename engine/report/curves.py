@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..suggest import install
+
 
 def draw_curves(
     path: str | Path,
@@ -28,7 +30,7 @@ def draw_curves(
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'turnwise[plots]'") from error
+        raise ImportError(f"pictures need matplotlib: {install('plots')}") from error
     matplotlib.use("Agg")
     import numpy as np
     from matplotlib import pyplot as plt

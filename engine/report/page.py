@@ -7,7 +7,6 @@ picture is loaded from anywhere.
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 import warnings
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..checkpoint import open_ledger
+from .. import files
+from ..checkpoint import open_ledger, read_config, read_evaluation, read_metrics
 from ..config import ConfigError, flat
 from ..episode import Episode
 from ..feedback import Feedback
@@ -31,6 +31,7 @@ from ..sources import ENVIRONMENT
 from ..stages.evaluate import bootstrap
 from ..stages.measures import idle_stages
 from ..stages.play import read_envs
+from ..suggest import install
 from .credit import credited
 from .transcript import printable
 
@@ -76,7 +77,7 @@ def write_report(
         import jinja2
         import matplotlib
     except ImportError as error:
-        raise ConfigError(f"reports need {error.name}: pip install 'turnwise[plots]'") from error
+        raise ConfigError(f"reports need {error.name}: {install('plots')}") from error
     matplotlib.use("Agg")
     folder = Path(folder)
     log = folder / "metrics.jsonl"
@@ -84,14 +85,12 @@ def write_report(
         near = sorted(folder.glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
         hint = f" Did you mean {str(near[-1].parent)!r}?" if near else ""
         raise ConfigError(f"{folder} holds no run with metrics to report (config.yaml, metrics.jsonl).{hint}")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    metrics = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+    config, metrics = read_config(folder), read_metrics(folder)
     ledger, run = open_ledger(folder, ledger_url)
     names = list(dict.fromkeys(line["stage"] for line in metrics))
     asked = _stages(config)
     stages = [_stage(name, [m for m in metrics if m["stage"] == name], ledger, run, asked.get(name, {})) for name in names]
-    evaluation = folder / "evaluation.json"
-    table = json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+    table = read_evaluation(folder)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -113,7 +112,10 @@ def write_report(
     )
     ledger.close()
     path = Path(target) if target is not None else folder / "report.html"
-    path.write_text(page)
+    try:
+        files.write(path, page)
+    except OSError as error:
+        raise ConfigError(f"the report {path} cannot be written: {error}") from error
     return path
 
 
@@ -172,8 +174,12 @@ def _stage(
     name: str, metrics: Sequence[Mapping[str, Any]], ledger: Ledger, run: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a stage did: numbers of the ledger, of its last update, and its pictures."""
-    members = [m for line in metrics for m in ledger.members(run, line["update"])]
-    episodes = {u: ledger.run_episodes(run, stage=name, update=u) for u in (line["update"] for line in metrics)}
+    made = [line["update"] for line in metrics]
+    members = [m for own in ledger.members_by_update(run, made).values() for m in own]
+    episodes: dict[int, list[Episode]] = {update: [] for update in made}
+    for episode in ledger.run_episodes(run, stage=name):
+        if episode.update in episodes:
+            episodes[episode.update].append(episode)
     played = [e for each in episodes.values() for e in each]
     used = sum(m.used for m in members)
     why: dict[str, int] = {}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
+from .. import files
 from ..config import ConfigError, Section, Stage
 from ..environment import starts
 from ..episode import Episode, canonical_json, derive_id
@@ -271,7 +272,7 @@ class Evaluate(Stage):
                     return
                 table |= {label + name: row for name, row in best.items()}
         if run.is_main:
-            (run.folder / "evaluation.json").write_text(json.dumps(table, indent=2) + "\n")
+            files.write(run.folder / "evaluation.json", json.dumps(table, indent=2) + "\n")
         yield run.finish_update({f"{key}/{k}": float(v) for key, row in table.items() for k, v in row.items() if v is not None})
 
     def _judged(self, run: Run, first: Sequence[Episode], second: Sequence[Episode]) -> dict[str, Any] | None:

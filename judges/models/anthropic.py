@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...engine.plugins import PluginError
+from ...engine.suggest import install
 from . import ModelError, Prompt, Reply, Usage, called, envelope, free_of
 
 _STOPS = {
@@ -49,7 +50,7 @@ class Anthropic:
             import anthropic
             import httpx2
         except ModuleNotFoundError as error:
-            raise PluginError("judges by Anthropic's API need its SDK: pip install 'turnwise[judges]'") from error
+            raise PluginError(f"judges by Anthropic's API need its SDK: {install('judges')}") from error
         self.name = f"anthropic:{model}"
         self._model, self._effort, self._extra, self._cache = model, effort, dict(extra or {}), cache
         self._sdk, self._http = anthropic, httpx2

@@ -17,6 +17,7 @@ from typing import Any
 
 from ...engine.episode import derive_id
 from ...engine.plugins import PluginError
+from ...engine.suggest import install
 from . import ModelError, Prompt, Reply, Token, Usage
 
 
@@ -34,7 +35,7 @@ class Local:
         self.name = f"local:{model}"
         self.settings = {"dtype": dtype, "temperature": temperature, "weights": _fingerprint(Path(model))}
         if importlib.util.find_spec("llguidance") is None:
-            raise PluginError("a local judge needs llguidance: pip install 'turnwise[judges]'")
+            raise PluginError(f"a local judge needs llguidance: {install('judges')}")
         self._where, self._dtype, self._device, self._temperature = model, dtype, device, temperature
         self._turn = threading.Lock()
         self._loaded: Any = None

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...engine.plugins import PluginError
+from ...engine.suggest import install
 from . import ModelError, Prompt, Reply, Token, Usage, called, envelope, free_of, http_error
 
 
@@ -45,7 +46,7 @@ class OpenAI:
             import httpx2
             import openai
         except ModuleNotFoundError as error:
-            raise PluginError("judges by OpenAI's APIs need their SDK: pip install 'turnwise[judges]'") from error
+            raise PluginError(f"judges by OpenAI's APIs need their SDK: {install('judges')}") from error
         if schema not in ("strict", "prompt"):
             raise ValueError(f"schema must be 'strict' or 'prompt', got {schema!r}")
         self.name = f"{'openai' if self.path == OpenAI.path else 'openai-chat'}:{model}"

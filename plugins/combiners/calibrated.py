@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from ...engine import files
 from ...engine.calibration import (
     KINDS,
     Correction,
@@ -193,15 +194,13 @@ class Calibrated:
             return []
         number, key = run.updates + 1, derive_id(sorted(self._records))[:8]
         note = run.folder / "calibration" / f"update-{number:06d}-{key}.json"
-        if note.is_file() and (said := json.loads(note.read_text()))["run"] == run.id:
+        if note.is_file() and (said := files.read_note(note))["run"] == run.id:
             return run.ledger.answers(said["answers"])
         known = {id_ for record in self._records.values() for id_ in record["people"]}
         groups = sorted({record["group"] for record in self._records.values()})
         found = [a for a in run.ledger.said_by(self.people, groups) if a.id not in known]
         note.parent.mkdir(exist_ok=True)
-        draft = note.with_suffix(".draft")
-        draft.write_text(json.dumps({"run": run.id, "update": number, "answers": [a.id for a in found]}) + "\n")
-        draft.replace(note)
+        files.write(note, json.dumps({"run": run.id, "update": number, "answers": [a.id for a in found]}) + "\n")
         return found
 
     def _features(self, episode: Episode) -> dict[str, float]:

@@ -36,6 +36,7 @@ from ...engine.run import Run
 from ...engine.stages.evaluate import Score, play_held_out, score
 from ...engine.stages.play import EnvConfig
 from ...engine.stages.rl import RL as RLStage
+from ...engine.suggest import install
 from .tiny import build_policy
 
 ENV = "turnwise/SupportDesk-v0"
@@ -99,7 +100,7 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False, optimizer: str
     """
     quiet()
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("the demo draws its learning curves with matplotlib: pip install 'turnwise[plots]'")
+        raise ConfigError(f"the demo draws its learning curves with matplotlib: {install('plots')}")
     stages = rl_stages(optimizer, credit)
     console = Console()
     prepare(folder, seed, quick)

@@ -28,12 +28,13 @@ def rate(
 ) -> None:
     """Serves the raters' web page of a run; prints a one-time link for its lead, who invites the others."""
     from ...engine.config import ConfigError
+    from ...engine.suggest import install
 
     try:
         import fastapi  # noqa: F401
         import uvicorn
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the rating service needs more packages: pip install 'turnwise[people]' ({error})") from error
+        raise ConfigError(f"the rating service needs more packages: {install('people')} ({error})") from error
     from ...engine.checkpoint import open_ledger
     from . import raters
     from .service import make_app

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...engine import files
 from ...engine.episode import Episode, Message
 from ...engine.learning import Row
 from ...engine.policy.chat import ChatFormat
@@ -75,7 +76,7 @@ class RewardModel:
         root = Path(folder)
         note: dict[str, Any] = {}
         if (root / NOTE).is_file():
-            note = json.loads((root / NOTE).read_text())
+            note = files.read_note(root / NOTE)
         names = [str(root / f"member-{m}") for m in range(note["members"])] if note else [str(folder)]
         if not note and root.is_dir() and not (root / "config.json").is_file():
             inside = sorted(p.parent for p in root.glob(f"**/{NOTE}"))
@@ -103,8 +104,7 @@ class RewardModel:
             self.tokenizer.save_pretrained(str(draft / f"member-{m}"))
         note = {"members": len(self.members), "offsets": self.offsets, "notes": self.notes}
         (draft / NOTE).write_text(json.dumps(note, indent=2) + "\n")
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
+        files.move(draft, target)
 
     def shift(self, means: Tensor) -> None:
         """Moves each member's zero, [M]: what scored its mean scores 0 from now on."""

@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import Field
 
+from ...engine import files
 from ...engine.episode import derive_id
 from ...engine.feedback import Comparison
 from ...engine.run import Run
@@ -125,9 +126,7 @@ class Versions:
             self._take(model)
         else:
             self._refusal.parent.mkdir(exist_ok=True)
-            draft = self._refusal.with_suffix(".draft")
-            draft.write_text(json.dumps(notes, indent=2) + "\n")
-            draft.replace(self._refusal)
+            files.write(self._refusal, json.dumps(notes, indent=2) + "\n")
             self._learned(notes)
         return _metrics(notes)
 
@@ -171,7 +170,7 @@ def _notes(path: Path) -> dict[str, Any]:
     """The notes of a saved version or of a refusal; empty where there are none."""
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text())
+    found = files.read_note(path)
     return dict(found.get("notes", found))
 
 
