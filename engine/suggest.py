@@ -37,9 +37,10 @@ PARTS = {
 def near_names(name: str, known: Iterable[str]) -> list[str]:
     """Those of the known names that may be meant, the nearest first: called so by others, or spelt alike."""
     names = sorted(known)
-    meant = [SYNONYMS[name]] if SYNONYMS.get(name) in names else []
-    turned = [other for other in names if other != name and sorted(other) == sorted(name)]
-    return list(dict.fromkeys([*meant, *turned, *difflib.get_close_matches(name, names, n=3, cutoff=0.6)]))
+    meant = {other: own for other, own in SYNONYMS.items() if own in names} | {own: own for own in names}
+    turned = [own for own in names if own != name and sorted(own) == sorted(name)]
+    near = [name] if name in meant else difflib.get_close_matches(name, meant, n=3, cutoff=0.6)
+    return list(dict.fromkeys([*turned, *(meant[other] for other in near)]))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
