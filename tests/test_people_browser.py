@@ -267,3 +267,73 @@ def test_the_lead_works_in_a_browser(browser: Any, ledger: turnwise.Ledger) -> N
         lea.context.close()
         bo.context.close()
     assert lead.overview(ledger, RUN)["answers"] == 2
+
+
+ARROWS = ("ArrowDown", "ArrowUp", "ArrowLeft", "ArrowRight")
+
+
+def test_after_a_click_the_keys_do_what_their_list_says(browser: Any, ledger: turnwise.Ledger) -> None:
+    """Mouse and keys mixed, on all four tasks: an arrow moves and never changes an answer, whatever was clicked before."""
+    study(ledger, *({"task": t, **PLAIN} for t in TASKS), played=groups(1, 2, turns=3))
+    seen = set()
+    with serving(ledger) as base:
+        ada = Rater(browser, base, ledger)
+        page = ada.page
+
+        def only(expected: dict[str, str]) -> None:
+            assert ada.checked() == expected
+
+        while page.locator("#answer").count():
+            kind = str(page.locator("#answer").get_attribute("data-kind"))
+            if kind in seen:
+                ada.press({"rank": "a1b2", "compare": "2", "score": "345", "mark": "n"}[kind])
+                ada.send("keys")
+                continue
+            seen.add(kind)
+            for after_an_error in (True, False):
+                if after_an_error:
+                    ada.send("keys")
+                    assert page.locator("#problem").is_visible()
+                    for key in ARROWS:
+                        page.keyboard.press(key)
+                    only({})
+                if kind == "rank":
+                    page.locator("[data-card='0'] .choices label").nth(0).click()
+                    page.keyboard.press("ArrowRight")
+                    only({"rank-0": "1"} if after_an_error else {"rank-0": "1", "rank-1": "1"})
+                    ada.press("2")
+                    only({"rank-0": "1", "rank-1": "2"})
+                    page.locator("[data-card='1'] .choices label").nth(0).click()
+                    page.keyboard.press("ArrowUp")
+                    ada.press("2")
+                    only({"rank-0": "2", "rank-1": "1"})
+                elif kind == "compare":
+                    page.click("label[title='B is better']")
+                    for key in ARROWS:
+                        page.keyboard.press(key)
+                    only({"preference": "2"})
+                elif kind == "score":
+                    page.locator("input[name='aspect-helpful'][value='4']").click()
+                    page.keyboard.press("ArrowDown")
+                    only({"aspect-helpful": "4"} if after_an_error else {"aspect-helpful": "4", "aspect-honest": "3"})
+                    ada.press("3")
+                    only({"aspect-helpful": "4", "aspect-honest": "3"})
+                    page.locator("input[name='aspect-helpful'][value='4']").click()
+                    for key in ("ArrowLeft", "ArrowRight"):
+                        page.keyboard.press(key)
+                    only({"aspect-helpful": "4", "aspect-honest": "3"})
+                else:
+                    page.locator("[data-turn='0'] .good").click()
+                    page.keyboard.press("ArrowDown")
+                    ada.press("b")
+                    only({"turn-0": "good", "turn-1": "bad"} | ({} if after_an_error else {"first_wrong": "2"}))
+                    page.locator("[data-turn='2'] .wrong").click()
+                    page.keyboard.press("ArrowUp")
+                    page.keyboard.press("ArrowLeft")
+                    only({"turn-0": "good", "turn-1": "bad", "first_wrong": "2"})
+            if kind == "score":
+                page.locator("input[name='aspect-harmless'][value='1']").click()
+            ada.send("keys")
+        assert seen == set(TASKS)
+        assert ada.wrong == []
+        ada.context.close()

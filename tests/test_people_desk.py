@@ -550,9 +550,37 @@ def test_gold_must_be_something_one_can_get_wrong(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match="cannot be gold"):
             tasks.known(bad)
+    twin = turnwise.Comparison(a.group, ((a.id,), (a.id + "'",)))
+    with pytest.raises(ValueError, match="same words"):
+        tasks.known(twin, (a, dataclasses.replace(a, id=a.id + "'")))
+    for scale in (turnwise.Feedback(a.id, score=2.0), turnwise.Feedback(a.id, aspects={"tone": -1.0, "help": 1.0})):
+        with pytest.raises(ValueError, match="0 .worst. to 1 .best."):
+            tasks.known(scale)
+    with pytest.raises(ValueError, match="marks that are gold"):
+        tasks.known(turnwise.Feedback(a.id, turn_scores=(0.4, 0.9)))
+    middle = turnwise.Feedback(a.id, aspects={"tone": 0.5})
+    assert not any(tasks.agrees(middle, {"score": gold}) for gold in (0.0, 1.0)), "who never says anything knows nothing"
     (tmp_path / "gold.jsonl").write_text('{"prompt": []}\n')
     with pytest.raises(PreferenceError, match="no known format"):
         turnwise.Plugins().create("feedback source", "people", gold=str(tmp_path / "gold.jsonl"))
+
+
+def test_gold_is_taken_back_and_handed_over_like_work(fast: turnwise.Ledger, tmp_path: Path, clock: Clock) -> None:
+    spec = {"task": "compare", **PLAIN, "undo": 30.0, "gold": gold_file(tmp_path / "gold.jsonl", 6), "gold_share": 0.5}
+    sources = study(fast, spec, played=groups(6, 2))
+    desk, ada = Desk(fast, random.Random(1)), person(fast, "Ada")
+    seen = set()
+    while (task := next_task(desk, ada)) is not None:
+        gold = task.shown[0].run != RUN
+        seen.add(gold)
+        desk.answer(task.id, ada, grade(task, True) if gold else {"preference": "1"})
+        assert desk.undo(task.id, ada)
+        assert desk.answer(task.id, ada, grade(task, False) if gold else {"preference": "1"}) == "corrected"
+        clock.now += 31
+        assert not {a.target for a in heard(fast, sources)} & ({a.group for a in task.shown} if gold else set())
+        assert not desk.undo(task.id, ada)
+    assert seen == {True, False}
+    assert all(s.right for s in desk.answers(RUN) if s.gold), "the first answer shows whether somebody knows"
 
 
 def test_good_raters_pass_gold_and_gold_never_trains(fast: turnwise.Ledger, tmp_path: Path) -> None:

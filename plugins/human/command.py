@@ -37,6 +37,7 @@ def rate(
         raise ConfigError(f"the rating service needs more packages: {install('people')} ({error})") from error
     from ...engine.checkpoint import open_ledger
     from . import raters
+    from .serve import ANSWERED, Patient
     from .service import make_app
     from .tables import prepare
 
@@ -66,4 +67,4 @@ def rate(
                 f"the service cannot listen on {host}:{port}: {error.strerror}. Choose another one with --port"
             ) from error
     print(f"The rating service is at {base}. Ctrl-C ends it; nothing is lost.", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, http=Patient, limit_concurrency=ANSWERED)

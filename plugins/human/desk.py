@@ -44,6 +44,10 @@ class DeskError(Exception):
     """What a rater asks for cannot be given; the message is for them."""
 
 
+class Used(DeskError):
+    """An answer that has trained: it cannot be taken back."""
+
+
 class NotYours(DeskError):
     """A task that this rater does not hold."""
 
@@ -321,15 +325,15 @@ class Desk:
         be corrected.
 
         Raises:
-            NotYours; DeskError: they may not work now, or it has trained.
+            NotYours; Used; DeskError: they may not work now.
         """
         now = self.ledger.clock()
         with self.ledger.writing() as db:
             lease = self._lease(db, id_, rater)
             _at_work(db, rater)
-            if lease["delivered"] or lease["gold"] is not None or lease["status"] != "answered":
-                if lease["delivered"] and _decided(db, lease["group"]):
-                    raise DeskError("This answer has been used already and cannot be taken back.")
+            if lease["delivered"] and lease["gold"] is None and _decided(db, lease["group"]):
+                raise Used("This answer has been used already and cannot be taken back.")
+            if lease["delivered"] or lease["status"] != "answered":
                 return False
             until = now + float(self._study(db, lease)["lease"])
             db.execute(LEASES.update().where(LEASES.c.id == id_).values(status="open", since=now, expires=until))
@@ -359,7 +363,7 @@ class Desk:
 
     def collect(self, run: str, source: str | None = None, undo: float | None = None) -> list[Answer]:
         """Writes into the ledger what raters can no longer take back, and returns it. One transaction: nothing is written twice or lost, whoever
-        collects, and however often they are killed.
+        collects, and however often they are killed. Gold can no longer be taken back from then on either, and goes nowhere.
 
         Args:
             undo: seconds for which an answer can be taken back; default: as its study says.
@@ -367,7 +371,6 @@ class Desk:
         now = self.ledger.clock()
         fresh = (
             ITEMS.c.run == run,
-            ITEMS.c.gold.is_(None),
             LEASES.c.status == "answered",
             LEASES.c.delivered < LEASES.c.attempt,
         )
@@ -385,6 +388,8 @@ class Desk:
             due = [row for row in found if _is_due(row, now, undo)]
             answers = []
             for row in due:
+                if row["gold"] is not None:
+                    continue
                 answer = _answer(row)
                 if row["delivered"] and not _decided(db, row["group"]):
                     answer = replace(answer, supersedes=derive_id(row["id"], row["delivered"]))
@@ -485,7 +490,7 @@ class Desk:
 
     def _gold(self, db: Connection, run: str, person: raters.Person, source: str) -> list[Any]:
         query = sa.select(ITEMS, sa.null().label("request"))
-        query = query.where(ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_not(None), ~_seen(person.id))
+        query = query.where(ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_not(None), ~_seen(person.id, source))
         found = db.execute(query.order_by(ITEMS.c.luck)).mappings().all()
         return self.luck.sample(found, len(found))
 
@@ -497,7 +502,7 @@ class Desk:
         query = sa.select(ITEMS, REQUESTS.c.id.label("request")).join(REQUESTS, REQUESTS.c.item == ITEMS.c.id)
         query = query.where(
             ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), REQUESTS.c.required == required, *_wanted(now),
-            _unfilled(), ~_held(now), ~_seen(person.id),
+            _unfilled(), ~_held(now), ~_seen(person.id, source),
         )  # fmt: skip
         at_random = query.where(ITEMS.c.luck < share).order_by(ITEMS.c.luck, REQUESTS.c.rater_slot)
         by_value = query.where(ITEMS.c.luck >= share)
@@ -603,13 +608,12 @@ def _held(now: float, besides: str = "") -> Any:
     return sa.select(LEASES.c.id).where(*live).exists()
 
 
-def _seen(rater: str) -> Any:
-    """Items this rater has had, or others of the same conversations where one of the two is gold."""
-    had = sa.select(LEASES.c.id).where(LEASES.c.item == ITEMS.c.id, LEASES.c.rater == rater).exists()
-    same = ITEMS.alias()
-    twin = sa.select(LEASES.c.id).join(same, same.c.id == LEASES.c.item)
-    twin = twin.where(LEASES.c.rater == rater, same.c.shown == ITEMS.c.shown, same.c.source == ITEMS.c.source)
-    return sa.or_(had, twin.exists())
+def _seen(rater: str, source: str) -> Any:
+    """Items of a source that this rater has had, or others of the same conversations (gold that was made of one). The conversations they
+    have seen are looked up once, not once per item."""
+    had = ITEMS.alias()
+    seen = sa.select(had.c.shown).join(LEASES, LEASES.c.item == had.c.id).where(LEASES.c.rater == rater, had.c.source == source)
+    return ITEMS.c.shown.in_(seen)
 
 
 def _decided(db: Connection, group: str) -> bool:
@@ -664,7 +668,7 @@ def read_gold(path: Path, task: str, run: str, stage: str) -> tuple[list[Episode
         kind: Any = "group" if isinstance(said, Comparison) else "episode"
         request = Request(kind, said.target, stage, 0, None, False, {"gold": said.id}, shown)
         try:
-            known.append((request, tasks.known(said)))
+            known.append((request, tasks.known(said, shown)))
         except ValueError as error:
             raise PreferenceError(f"{path}: {error}") from error
     return found.episodes, known

@@ -200,9 +200,10 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
             table += [agreement(f"{name}: {c}", own.of({r for r, own_ in stratum_of.items() if own_ == c})) for c in choices]
             table.append(agreement(f"between {name}s", between(own, stratum_of)))
         comparisons = [s.answer for s in mine if isinstance(s.answer, Comparison)]
-        trust = judge.aggregate(comparisons) if judge is not None and comparisons else Aggregate({}, {})
+        shared = any(len(unit) > 1 for unit in own.units)  # of raters who share nothing an estimate is what was assumed before
+        trust = judge.aggregate(comparisons) if judge is not None and shared else Aggregate({}, {})
         by_study[study.source] = {
-            "study": study, "agreement": table, "trust": trust.raters, "disputed": disputed(mine), "slots": desk.slots(run, study.source),
+            "study": study, "agreement": table, "trust": trust.raters, "disputed": disputed(mine), "slots": desk.slots(run, study.source), "shared": shared,
             "per_rater": [
                 agreement(names[p.id], versus(own, p.id)) for p in people if any(s.rater == p.id for s in mine)
             ],
@@ -294,7 +295,8 @@ def make_gold(ledger: Ledger, run: str, id_: str) -> None:
     leads = {p.id for p in raters.everybody(ledger, run) if p.role == "lead"}
     said = [s for s in Desk(ledger).answers(run, id_) if s.answer.status == "scored"]
     trusted = [s for s in said if s.rater in leads] or said
-    answers = {canonical_json(known(s.answer)) for s in trusted}
+    shown = list(ledger.episodes(json.loads(found["shown"])).values())
+    answers = {canonical_json(known(s.answer, shown)) for s in trusted}
     if len(answers) != 1 or (len(trusted) < 2 and trusted[0].rater not in leads):
         raise ValueError(
             "Raters do not agree on this item, or too few have seen it. Rate it yourself first; your answer is then the right one."

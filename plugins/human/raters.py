@@ -22,6 +22,7 @@ LINK = 14 * 86400.0  # seconds a link is good for
 SESSION = 30 * 86400.0
 GOLD_FIRST, GOLD_LAST = 4, 8  # gold answers before anybody is judged by them; how many of the latest count
 
+USED = "This link has been used or is too old. Ask the person who invited you for a new one."
 WHY = {
     "gated": "Several of your answers differ from what we know to be right. Please read the instructions once more; then you get a few "
     "tasks to try again.",
@@ -111,10 +112,14 @@ def enter(ledger: Ledger, run: str, secret: str) -> str:
         NoEntry: the link is unknown, used or too old.
     """
     cookie, now = secrets.token_urlsafe(32), ledger.clock()
+    known = sa.select(RATERS).where(RATERS.c.token == hashed(secret), RATERS.c.run == run, RATERS.c.token_expires >= now)
+    with ledger.reading() as db:  # strangers who guess keep nobody waiting
+        if db.execute(known).first() is None:
+            raise NoEntry(USED)
     with ledger.writing() as db:
-        found = db.execute(sa.select(RATERS).where(RATERS.c.token == hashed(secret), RATERS.c.run == run)).mappings().first()
-        if found is None or (found["token_expires"] or 0) < now:
-            raise NoEntry("This link has been used or is too old. Ask the person who invited you for a new one.")
+        found = db.execute(known).mappings().first()
+        if found is None:
+            raise NoEntry(USED)
         db.execute(RATERS.update().where(RATERS.c.id == found["id"]).values(token=None, token_expires=None))
         db.execute(SESSIONS.delete().where(SESSIONS.c.expires < now))
         row = {"id": hashed(cookie), "rater": found["id"], "csrf": secrets.token_urlsafe(24), "expires": now + SESSION}

@@ -27,13 +27,14 @@ from ...engine.ledger import Ledger, LedgerError
 from ...engine.plugins import Plugins
 from ...engine.suggest import did_you_mean
 from . import lead, raters
-from .desk import Desk, DeskError, NotYours
+from .desk import Desk, DeskError, NotYours, Used
 from .pages import filters, task_page
 from .render import instructions
 from .tables import prepare
 from .tasks import FormError
 
 HERE = Path(__file__).parent
+LETTERS = 100_000  # that the fields of a form may hold
 BODY, FORM = 1_000_000, b"application/x-www-form-urlencoded"  # bytes a request may have, and their kind
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; font-src 'self'; form-action 'self'; "
@@ -43,8 +44,10 @@ log = logging.getLogger("turnwise.rate")
 Text = Annotated[str, Form(max_length=200_000)]
 Id = Annotated[str, InPath(max_length=100, pattern=r"^[\w-]+$")]
 FIELDS = re.compile(
-    r"rank-\d+|turn-\d+|preference|first_wrong|all_bad|verdict|reason|why|comment|csrf|(aspect|stratum)-.{1,200}", re.DOTALL
+    r"rank-\d+|turn-\d+|preference|first_wrong|all_bad|verdict|reason|why|comment|csrf|(aspect|stratum)-.+", re.DOTALL
 )
+MOST = 50_000  # fields of a form: of a conversation's replies each is one
+NOTED, HOUR = 20, 3600.0  # notes of what was refused to a person, in so many seconds
 COLLECT, COUNT = 5.0, 20.0  # seconds between looks at what is due, and between counts of everybody's progress
 DONE = {
     "new": "Saved.", "again": "That was saved already.", "corrected": "Your correction is saved.",
@@ -64,13 +67,13 @@ class Refused(Exception):
 
 async def sent(request: Request) -> dict[str, str]:
     """The fields of a form whose names depend on the task; others are left out, and so is what no text can hold."""
-    form: FormData = await request.form()
+    form: FormData = await request.form(max_fields=MOST)
     whole = {
         k: str(v).encode("utf-8", "replace").decode().replace("\0", "\ufffd") for k, v in form.items() if FIELDS.fullmatch(k)
     }
-    if sum(map(len, whole.values())) > 100_000:
+    if sum(map(len, whole.values())) > LETTERS:
         raise HTTPException(413, "That is more than this service reads.")
-    return {k: v for k, v in whole.items() if k.isprintable()}
+    return whole
 
 
 class Sometimes:
@@ -103,7 +106,8 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         ledger: the run's.
         run: its id.
         plugins: where renderers and the aggregator that knows raters are looked up; default: those installed.
-        url: how raters reach the service, for links; default: the address by which the lead does.
+        url: how raters reach the service: where links lead, and forms may come from. Without it links are made for this machine only,
+            since anybody can claim another address.
         secure: cookies travel over https only.
     """
     prepare(ledger)
@@ -120,7 +124,7 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
     strata = Sometimes(lambda: lead.strata(ledger, run), COLLECT)
     everybody = Sometimes(lambda: {"slots": desk.slots(run), "agreed": lead.agreed(ledger, run)}, COUNT)
     collect = Sometimes(lambda: desk.collect(run), COLLECT)  # also when no run is there to do it
-    strangers = Sometimes(lambda: None, 60.0)
+    noted: dict[str, list[float]] = {}  # when refusals of the last hour were noted, by person; "" are strangers
     pages = Jinja2Templates(HERE / "templates")
     pages.env.filters |= dict(filters())
     pages.env.trim_blocks = pages.env.lstrip_blocks = True
@@ -136,10 +140,12 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         request.state.session = found
         return found
 
-    def rightful(request: Request, session: Annotated[raters.Session, Depends(who)], csrf: Text = "") -> raters.Session:
+    def rightful(
+        request: Request, session: Annotated[raters.Session, Depends(who)], form: Annotated[dict[str, str], Depends(sent)]
+    ) -> raters.Session:
         """A session that means what it sends: its token is in the form, or in the header that scripts send."""
         own_page(request)
-        if session.csrf not in (csrf, request.headers.get("x-csrf")):
+        if session.csrf not in (form.get("csrf"), request.headers.get("x-csrf")):
             refuse(session, request, "without the session's token")
             raise Refused(403, "This form is too old, or was not sent from here. Load the page again; nothing was changed.")
         return session
@@ -154,20 +160,22 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         return leading(request, session)
 
     def refuse(session: raters.Session | None, request: Request, why: str) -> None:
-        """Notes an attempt that was refused; of strangers one a minute, or they could keep everybody waiting."""
-        person = session.person.id if session else ""
-        log.warning("refused %s %s of %s: %s", request.method, request.url.path[:200], person or "somebody", why)
-        if session is None:
-            if time.monotonic() < strangers.until:
-                return
-            strangers()
+        """Notes an attempt that was refused; of a person twenty an hour, of all strangers one a minute: nobody fills the log or the records,
+        or keeps others waiting. What they sent is written so that it can neither end a line nor steer a terminal."""
+        person, now = session.person.id if session else "", time.monotonic()
+        before = [when for when in noted.get(person, ()) if when > now - (HOUR if session else 60.0)]
+        if len(before) >= (NOTED if session else 1):
+            return
+        noted[person] = [*before, now]
+        what = f"{request.method} {ascii(request.url.path[:200])[1:-1]}: {ascii(why)[1:-1]}"
+        log.warning("refused to %s: %s", person or "somebody", what)
         with ledger.writing() as db:
-            raters.note(db, run, person, "refused", f"{request.method} {request.url.path[:200]}: {why}", ledger.clock())
+            raters.note(db, run, person, "refused", what, ledger.clock())
 
     def own_page(request: Request) -> None:
         """Browsers say where a form was sent from."""
         origin = request.headers.get("origin")
-        own = {request.headers.get("host", ""), url.split("://")[-1].split("/")[0]}
+        own = {url.split("://")[-1].split("/")[0]} if url else {request.headers.get("host", "")}
         if origin is not None and origin.split("://")[-1] not in own:
             refuse(None, request, f"sent from {origin[:100]}")
             raise Refused(403, "This was not sent from the pages of this service.")
@@ -261,13 +269,16 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         return Response(status_code=204)
 
     @app.post("/task/{id}/skip", response_class=HTMLResponse)
-    def skip(request: Request, session: Sender, id: Id, why: Text = "") -> Response:
-        desk.skip(id, session.person.id, why)
+    def skip(request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]) -> Response:
+        desk.skip(id, session.person.id, form.get("why", ""))
         return onward(session, "skipped", id)
 
     @app.post("/task/{id}/undo", response_class=HTMLResponse)
     def undo(request: Request, session: Sender, id: Id) -> Response:
-        back = desk.undo(id, session.person.id)
+        try:
+            back = desk.undo(id, session.person.id)
+        except Used:  # gold is never used: both are told the same
+            back = False
         return go(f"/task/{id}?done={'undone' if back else 'handed-over'}")
 
     @app.post("/practice", response_class=HTMLResponse)
@@ -281,15 +292,8 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
 
     @app.get("/instructions", response_class=HTMLResponse)
     def instructions_page(request: Request, session: Someone) -> Response:
-        texts: dict[str, list[str]] = {}  # several studies may share one
-        for study in lead.studies(ledger, run):
-            texts.setdefault(study.instructions, []).append(study.settings["question"])
-        return page(
-            request,
-            "instructions",
-            gold=lead.has_gold(ledger, run),
-            texts=[(instructions(text), asked) for text, asked in texts.items()],
-        )
+        texts = [(study.settings["question"], instructions(study.instructions)) for study in lead.studies(ledger, run)]
+        return page(request, "instructions", gold=lead.has_gold(ledger, run), texts=texts)
 
     @app.get("/me", response_class=HTMLResponse)
     def me(request: Request, session: Someone) -> Response:
@@ -312,6 +316,8 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
 
     @app.post("/lead/raters", response_class=HTMLResponse)
     def invite(request: Request, session: SendingLead, name: Text, role: Text = "") -> Response:
+        if not url and request.url.hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise Refused(422, "This service was not told its address, so it can make no link: give make_app its `url`.")
         try:
             secret = raters.invite(ledger, run, name, role or None)
         except ValueError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
@@ -99,6 +100,13 @@ class People:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.undo < 0 or self.skips < 1 or (self.pairs is not None and self.pairs < 1):
             raise ValueError("undo must not be negative; skips and pairs must be at least 1")
+        self.aspects = _names("aspects", self.aspects)
+        if not isinstance(self.strata, Mapping):
+            raise ValueError(
+                f"strata must be names with their choices, such as {{language: [English, German]}}, got {self.strata!r}"
+            )
+        names = _names("strata", list(self.strata))
+        self.strata = {name: _names(f"strata: {name}", said) for name, said in zip(names, self.strata.values(), strict=True)}
         if self.task == "score" and not self.aspects:
             raise ValueError("the task score needs aspects")
         if self.gold is not None and not Path(self.gold).exists():
@@ -187,6 +195,28 @@ class People:
         if self._context is None:
             raise ValueError("open(context) comes before the first question")
         return self._context
+
+
+def _names(what: str, said: Any) -> list[str]:
+    """Names that raters choose or are asked about, as texts, also where YAML takes them for numbers, truth values, dates or nothing
+    (`yes` reads "True"; in quotes it stays itself).
+
+    Raises:
+        ValueError: no list, or a name that no form can send or that is there twice.
+    """
+    if isinstance(said, (str, Mapping)) or not isinstance(said, Iterable):
+        raise ValueError(f"{what} must be a list of texts, got {said!r}")
+    names = [str(name).strip(" \t\r\n") for name in said]
+    for name in names:
+        if not name or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+            raise ValueError(
+                f"{what}: {name!r} is no name a form can send: it is empty, or holds a line break or another control character"
+            )
+        if not any(unicodedata.category(c)[0] in "LMNPS" for c in name):
+            raise ValueError(f"{what}: nobody can see the name {name!r}")
+        if names.count(name) > 1:
+            raise ValueError(f"{what}: {name!r} is there twice")
+    return names
 
 
 def _text(instructions: str) -> str:

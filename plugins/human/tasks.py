@@ -21,7 +21,7 @@ GRADES = {
     -3: "A is much better", -2: "A is better", -1: "A is slightly better", 0: "Equally good",
     1: "B is slightly better", 2: "B is better", 3: "B is much better",
 }  # fmt: skip
-COMMENT = 10_000  # characters
+COMMENT = 10_000  # characters, as browsers count them: in UTF-16, a line break is one
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -46,9 +46,9 @@ def read(
     Raises:
         FormError: a field that is missing or holds what it cannot hold.
     """
-    comment = form.get("comment", "").strip()
-    if len(comment) > COMMENT:
-        raise FormError("comment", f"The comment is too long: {len(comment):,} of {COMMENT:,} characters.")
+    comment = form.get("comment", "").replace("\r\n", "\n").strip()
+    if (length := len(comment.encode("utf-16-le", "replace")) // 2) > COMMENT:
+        raise FormError("comment", f"The comment is too long: {length:,} of {COMMENT:,} characters.")
     said: dict[str, Any] = {"comment": comment, "shown": {"order": [e.id for e in shown]}, "details": dict(more)}
     kind: Any = Comparison if task in ("rank", "compare") else Feedback
     target = shown[0].group if task in ("rank", "compare") else shown[0].id
@@ -117,8 +117,11 @@ def common(episodes: Sequence[Episode]) -> int:
     return same
 
 
-def known(answer: Feedback | Comparison) -> dict[str, Any]:
+def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[str, Any]:
     """An answer as one that gold can be checked against: {"ranking": tiers}, {"score": number}, or {"first_wrong": turn, or None}.
+
+    Args:
+        shown: the conversations it is about, of which those that are ranked apart must differ.
 
     Raises:
         ValueError: it is none that somebody could get wrong, or it does not say enough.
@@ -126,15 +129,30 @@ def known(answer: Feedback | Comparison) -> dict[str, Any]:
     if isinstance(answer, Comparison):
         if len(answer.ranking) < 2:
             raise ValueError("an answer in which all are equal cannot be gold")
+        said = {e.id: tuple((m.role, m.content) for m in e.messages) for e in shown}
+        tiers = [{said[e] for e in tier if e in said} for tier in answer.ranking]
+        if any(one & other for i, one in enumerate(tiers) for other in tiers[i + 1 :]):
+            raise ValueError("of conversations with the same words nobody can know which is better: they cannot be gold")
         return {"ranking": [sorted(tier) for tier in answer.ranking]}
     if answer.turn_scores is None:
-        points = [answer.score] if answer.score is not None else list(answer.aspects.values())
-        if not points or sum(p or 0.0 for p in points) / len(points) == 0.5:
+        said_ = [answer.score] if answer.score is not None else list(answer.aspects.values())
+        points = [p for p in said_ if p is not None]
+        if any(not 0 <= p <= 1 for p in points):
+            raise ValueError(
+                f"scores that are gold lie in 0 (worst) to 1 (best), got {max(points, key=abs):g}: bring other scales there first, "
+                "such as (stars - 1) / 4"
+            )
+        mean = sum(points) / len(points) if points else 0.5
+        if abs(mean - 0.5) < 1e-9:
             raise ValueError("a score in the middle cannot be gold")
-        return {"score": sum(p or 0.0 for p in points) / len(points)}
+        return {"score": mean}
     if "first_wrong" in answer.details:
         return {"first_wrong": answer.details["first_wrong"]}
     marks = answer.turn_scores
+    if any(m not in (None, -1, 0, 1) for m in marks):
+        raise ValueError(
+            "marks that are gold are -1, 0 or 1, or true and false: of other numbers nobody knows from where on they are bad"
+        )
     if any(m is not None and m < 0 for m in marks):
         return {"first_wrong": next(k for k, m in enumerate(marks) if m is not None and m < 0)}
     if any(m is not None and m > 0 for m in marks):  # labels: true and false
@@ -158,4 +176,4 @@ def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
     if "first_wrong" in gold:
         return "first_wrong" in answer.details and answer.details["first_wrong"] == gold["first_wrong"]
     mean = sum(answer.aspects.values()) / len(answer.aspects)
-    return (mean > 0.5) == (gold["score"] > 0.5)
+    return (mean - 0.5) * (gold["score"] - 0.5) > 0

@@ -25,10 +25,11 @@ function start() {
   }
   const problem = $("#problem");
   if (problem) {
-    const field = document.getElementsByName(problem.dataset.field)[0];
-    if (field) { field.focus(); field.closest("fieldset, .card")?.scrollIntoView({ block: "center" }); }
-  }
-  if ($("#answer")) mark(0, false);
+    const field = document.getElementsByName(problem.dataset.field)[0], index = parts().findIndex((part) => part.contains(field));
+    problem.focus({ preventScroll: true }); // not the field: its arrows would change an answer
+    mark(index, false);
+    field?.closest("fieldset, .card")?.scrollIntoView({ block: "center" });
+  } else if ($("#answer")) mark(0, false);
   if ($("[data-again]")) setInterval(async () => { if ((await fetch("/more")).status === 200) location.assign("/"); }, 20000);
 }
 
@@ -86,7 +87,12 @@ const KINDS = {
   },
 };
 
+// A radio that was clicked must not keep the arrows; who came to it by Tab moves among its choices as everywhere, where no key is listed.
+let clicked = false;
+document.addEventListener("pointerdown", () => { clicked = true; });
+
 document.addEventListener("keydown", (event) => {
+  if (event.key === "Tab") clicked = false;
   const form = $("#answer"), writing = event.target.matches("textarea, select, input:not([type=radio], [type=checkbox])");
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && form && writing) { event.preventDefault(); form.requestSubmit(); return; }
   if (writing) { // in a dialog Enter sends what the dialog is for, not the whole answer
@@ -97,14 +103,15 @@ document.addEventListener("keydown", (event) => {
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if ($("dialog[open]")) return;
-  if (event.key.startsWith("Arrow") && event.target.matches("input")) return; // the browser moves among the choices of a group
   if (event.key === "?") { event.preventDefault(); open("keys"); return; }
   if (localStorage.getItem("keys") === "off") return;
   const onButton = event.target.matches("button, a, summary");
   if (event.key === "Enter" && onButton) return;
   let done = event.repeat && /^(Enter|[a-z])$/.test(event.key); // a key that is held down says it once
   if (form && !done) {
+    const arrow = event.key.startsWith("Arrow");
     done = KINDS[form.dataset.kind]?.(event.key);
+    if (arrow && event.target.matches("#answer input") && (done || clicked)) { event.target.blur(); done = true; }
     if (!done && event.key === "Enter") { form.requestSubmit(); done = true; }
     if (!done && event.key === "m") { $("#comment").focus(); done = true; }
     if (!done && event.key === "s") { open("pass"); done = true; }
