@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -190,12 +191,17 @@ def groups(draw: Any) -> tuple[dict[str, turnwise.Episode], list[turnwise.Compar
     return episodes, comparisons, scores
 
 
+def readable(text: str) -> str:
+    """Text as it comes back: half characters, which no file can hold, are replaced."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
 def content(episode: turnwise.Episode) -> tuple[str, ...]:
-    return tuple(f"{m.role}: {m.content}" for m in episode.messages if m is not episode.final)
+    return tuple(f"{m.role}: {readable(m.content)}" for m in episode.messages if m is not episode.final)
 
 
 def preferred(episodes: Mapping[str, turnwise.Episode], comparisons: Sequence[turnwise.Comparison]) -> Counter[Any]:
-    """Every strict preference by what was said, with how sure, by how much and by whom."""
+    """Every strict preference between different conversations, with how sure, by how much and by whom."""
     found: Counter[Any] = Counter()
     for c in comparisons:
         flat = [e for tier in c.ranking for e in tier]
@@ -203,8 +209,10 @@ def preferred(episodes: Mapping[str, turnwise.Episode], comparisons: Sequence[tu
             for b in flat[i + 1 :]:
                 sure = opinion(c, a, b)
                 assert sure is not None
-                if any(a in tier and b not in tier for tier in c.ranking):
-                    found[content(episodes[a]), content(episodes[b]), sure, c.strength or 0.0, c.stamp.rater] += 1
+                strict = any(a in tier and b not in tier for tier in c.ranking)
+                if strict and content(episodes[a]) != content(episodes[b]):
+                    pair = (content(episodes[a]), content(episodes[b]))
+                    found[*pair, sure, c.strength or 0.0, readable(c.stamp.rater)] += 1
     return found
 
 
@@ -232,7 +240,7 @@ def test_what_is_exported_and_imported_is_the_same(tmp_path: Path, group: Any) -
             what = (lambda f: f.score) if kind == "unpaired" else (lambda f: f.turn_scores)
             wanted = [f for f in scores if kind == "unpaired" or any(s is not None for s in f.turn_scores or ())]
             told = Counter((content(known[f.episode]), what(f), f.stamp.rater) for f in found.scores)
-            assert told == Counter((content(episodes[f.episode]), what(f), f.stamp.rater) for f in wanted)
+            assert told == Counter((content(episodes[f.episode]), what(f), readable(f.stamp.rater)) for f in wanted)
 
 
 def test_a_datasets_folder_holds_the_same_and_says_what_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
