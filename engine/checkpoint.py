@@ -54,7 +54,8 @@ class Position:
         start: number of the update after which that stage began; the checkpoint of that number is kept, since a reference policy
             is the policy as it was then.
         version: the policy's.
-        machine: what a bit-exact continuation depends on: threads, attention, device, processes, torch.
+        machine: what a bit-exact continuation depends on: threads, attention, device, processes, torch, and
+            the day that chat templates are given.
         ledger: what the ledger held, see `Ledger.mark`: one that holds less is not the run's.
     """
 

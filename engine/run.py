@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -134,6 +135,7 @@ class Run:
         self.updates = 0  # made so far, through the whole run
         self.start = 0  # the update after which the present stage began
         self.stage = ""
+        self.today = date.fromtimestamp(clock())  # chat templates may write it: a resumed run keeps it
         self.metrics: list[dict[str, Any]] = []
         self.stopping = False
         self.paused = ""  # why a source could not go on, where that ended the run
@@ -186,6 +188,7 @@ class Run:
             policy = given
         if self._resume:
             self._open()
+        policy.chat.today = self.today
         if self._stage_start is not None:
             try:
                 began = checkpoint.read(self._stage_start)
@@ -372,6 +375,7 @@ class Run:
             "device": policy.device.type if policy else "",
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "torch": torch.__version__,
+            "today": self.today.isoformat(),
         }
 
     # Opening the folder.
@@ -505,6 +509,8 @@ class Run:
             files.write(log, "".join(json.dumps(line) + "\n" for line in lines))
         self.metrics, self.updates, self.id = lines, position.update, position.run
         self._stage_start = self.folder / "checkpoints" / f"update-{position.start:06d}"
+        if then.get("today"):
+            self.today = date.fromisoformat(then["today"])
 
     def _own_ledger(self, found: Checkpoint) -> Ledger:
         """The ledger that the run wrote to, with everything that it held when the checkpoint was made.

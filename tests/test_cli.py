@@ -99,7 +99,10 @@ stages:
             "One of your own is given as an object, or named as",
         ),
         ("policy: x\nstages: [{rl: {env: turnwise/Maze-v0, learning_rate: 1}}]", "an option of the optimizer, called 'lr'"),
-        ("policy: x\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: grpo, learning_rate: 1}}}]", "Here it is called 'lr'"),
+        (
+            "policy: x\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: grpo, learning_rate: 1}}}]",
+            "Here it is called 'lr'",
+        ),
         ("policy: 3\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policy must be a model's folder or hub name"),
         ("3: 4", "keys must be words, got 3"),
         ("policy: \xff\udcff", "not valid YAML"),

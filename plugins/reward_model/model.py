@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ...engine.episode import Episode, Message
 from ...engine.learning import Row
 from ...engine.policy.chat import ChatFormat
 from ...engine.policy.model import Micro, divide
+from ...engine.policy.properties import context_length, trunk
 
 NOTE = "turnwise-reward-model.json"
 
@@ -38,6 +40,7 @@ class RewardModel:
         tokenizer: theirs.
         offsets: subtracted from each member's scores, so that the policy it was trained from scores 0 on average.
         notes: what else is known of it (what it was trained on).
+        today: the day that chat templates which write a date are given, as 2026-01-31.
     """
 
     def __init__(
@@ -46,10 +49,11 @@ class RewardModel:
         tokenizer: Any,
         offsets: Sequence[float] | None = None,
         notes: dict[str, Any] | None = None,
+        today: str | None = None,
     ) -> None:
         self.members = list(members)
         self.tokenizer = tokenizer
-        self.chat = ChatFormat(tokenizer)
+        self.chat = ChatFormat(tokenizer, today=date.fromisoformat(today) if today else None)
         self.offsets = list(offsets) if offsets is not None else [0.0] * len(self.members)
         self.notes = notes or {}
         for member in self.members:
@@ -92,7 +96,7 @@ class RewardModel:
         where = device or ("cuda" if torch.cuda.is_available() else None)
         if where is not None:
             members = [m.to(where) for m in members]
-        return cls(members, tokenizer, note.get("offsets"), note.get("notes"))
+        return cls(members, tokenizer, note.get("offsets"), note.get("notes"), note.get("today"))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes every member as a transformers model, and what makes them one reward model, whole or not at all."""
@@ -102,7 +106,12 @@ class RewardModel:
         for m, member in enumerate(self.members):
             member.save_pretrained(str(draft / f"member-{m}"))
             self.tokenizer.save_pretrained(str(draft / f"member-{m}"))
-        note = {"members": len(self.members), "offsets": self.offsets, "notes": self.notes}
+        note = {
+            "members": len(self.members),
+            "offsets": self.offsets,
+            "notes": self.notes,
+            "today": self.chat.today.isoformat(),
+        }
         (draft / NOTE).write_text(json.dumps(note, indent=2) + "\n")
         files.move(draft, target)
 
@@ -125,7 +134,7 @@ class RewardModel:
 
     @property
     def context_length(self) -> int:
-        return int(getattr(self.members[0].config, "max_position_embeddings", None) or 2**31)
+        return context_length(self.members[0].config.get_text_config())
 
     def fits(self, episode: Episode) -> bool:
         """Whether a conversation is short enough to be read."""
@@ -161,7 +170,7 @@ class RewardModel:
 
     def read(self, member: Any, micro: Micro) -> Tensor:
         """A member's raw scores at the positions of a micro-batch, [n], with gradient where enabled."""
-        states = member.base_model(input_ids=micro.ids, use_cache=False).last_hidden_state
+        states = trunk(member)(input_ids=micro.ids, use_cache=False).last_hidden_state
         return member.score(states[micro.row, micro.position]).squeeze(-1).float()
 
     @torch.no_grad()
@@ -193,11 +202,11 @@ def load_member(name: str, seed: int | None = None) -> tuple[Any, Any]:
 
     auto: Any = transformers
     try:
-        tokenizer = auto.AutoTokenizer.from_pretrained(name)
+        tokenizer = auto.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         with torch.random.fork_rng():
             torch.manual_seed(seed or 0)
             model = auto.AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, dtype=torch.float32, use_safetensors=True
+                name, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise RewardModelError(f"cannot load the reward model {name!r}: {type(error).__name__}: {error}") from error
