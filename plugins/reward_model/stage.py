@@ -91,7 +91,7 @@ class TrainRewardModel(Training, Stage):
             shared(run, None)  # read by all before it goes
             if run.is_main:
                 shutil.rmtree(name)
-        return RewardModel([m.to(device) for _, m in loaded], loaded[0][0])
+        return RewardModel([m.to(device) for _, m in loaded], loaded[0][0], today=run.today.isoformat())
 
     def _finish(self, run: Run, model: RewardModel, data: Data, held: Sequence[int], known: Sequence[str]) -> dict[str, float]:
         """Shifts the scores, measures what was held out, and saves."""
