@@ -7,6 +7,7 @@ finished conversation's row is reused by starting again at position 0. Padding i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,8 @@ class CachedModel:
     def __init__(self, model: Any, rows: int) -> None:
         self.model, self.config, self.rows = model, model.config.get_text_config(), rows
         self.device = model.get_input_embeddings().weight.device
+        named = inspect.signature(model.forward).parameters
+        self._argument = "cache" if "cache" in named else "past_key_values"  # newer transformers, and older ones
         self.style = self._find_style()
         self.reset()
 
@@ -165,9 +168,9 @@ class CachedModel:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions.clamp(min=0),
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{self._argument: self._cache},
         ).logits
         return logits[torch.arange(len(where), device=where.device), where]
 
