@@ -268,7 +268,8 @@ def envs(
     """Lists environments that speak, or checks one."""
     import gymnasium
 
-    from .environment import check_environment, dialogue_ids
+    from .env_check import check_environment
+    from .environment import dialogue_ids
 
     import_module(module)
     known = dialogue_ids()
