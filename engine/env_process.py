@@ -307,7 +307,8 @@ def main(descriptor: int) -> None:
 
     def end(*_: Any) -> None:
         for pid in made:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
@@ -333,8 +334,8 @@ def main(descriptor: int) -> None:
             made.add(pid)
             pipe.send((pid, ""))
         else:
-            pipe.send((_reap(*asked[1:]), ""))
             made.discard(asked[1])
+            pipe.send((_reap(*asked[1:]), ""))
 
 
 def _reap(pid: int, patience: float) -> int | None:
@@ -360,7 +361,6 @@ def _load(payload: bytes) -> tuple[EnvSpec, dict[str, Any]]:
 def serve(pipe: Connection, spec: EnvSpec | None, kwargs: Mapping[str, Any]) -> None:
     """Answers calls about one environment until the pipe is closed."""
     session = Session()
-    asyncio.set_event_loop(session.loop)
     while True:
         try:
             if session.awaited:  # its connections are looked after while nobody asks
@@ -368,6 +368,7 @@ def serve(pipe: Connection, spec: EnvSpec | None, kwargs: Mapping[str, Any]) -> 
             verb, *args = pipe.recv()
         except (EOFError, OSError):
             os._exit(0)
+        asyncio.set_event_loop(session.loop)  # asyncio.run, for one, leaves none
         call = getattr(session, verb)
         answer = guarded(lambda: call(spec, kwargs) if verb == "make" else call(*args))  # noqa: B023
         pipe.send(answer)

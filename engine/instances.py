@@ -109,7 +109,6 @@ class Instance:
     # What its thread does.
 
     def _live(self) -> None:
-        asyncio.set_event_loop(self._session.loop)
         with contextlib.suppress(Abandoned):
             try:
                 self._serve()
@@ -122,6 +121,7 @@ class Instance:
 
     def _serve(self) -> None:
         while (job := self._next()) is not None:
+            asyncio.set_event_loop(self._session.loop)  # asyncio.run, for one, leaves none
             answer = self._call(job.verb, *job.arguments)
             with self._busy:
                 self._working = False
