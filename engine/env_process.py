@@ -28,7 +28,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from .environment import EnvironmentBroke, Observation, Text, guarded, make_env, read
+from .environment import EnvironmentBroke, Observation, Text, guarded, make_env, read, text_of
 from .episode import Message
 
 STARTING = 60.0  # seconds an interpreter may take to come up, which is not the environment's fault
@@ -127,8 +127,7 @@ class Session:
         self._player = self._settled(self._players[name](self._env.unwrapped, random.Random(noise)))
 
     def reply(self, said: Sequence[Message]) -> str:
-        text = self._settled(self._player(said))
-        return text if isinstance(text, str) else str(text)
+        return text_of(self._settled(self._player(said)), "the reply")
 
     def copied(self) -> Any:
         """A copy of it as it is now, to go on from; None if it cannot be copied after all."""
@@ -312,8 +311,7 @@ def main(descriptor: int) -> None:
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
-    loaded, reason = guarded(lambda: _load(pipe.recv_bytes()))
-    spec, kwargs = loaded or (None, {})
+    spec, reason = guarded(lambda: _load(pipe.recv_bytes()))
     can_fork = sys.platform == "linux" and threading.active_count() == 1
     pipe.send((can_fork, reason))
     while True:
@@ -322,14 +320,14 @@ def main(descriptor: int) -> None:
         except (EOFError, OSError):
             end()
         if asked == "serve":
-            serve(pipe, spec, kwargs)
+            serve(pipe, spec)
         elif asked == "fork":
             handle = reduction.recv_handle(pipe)
             pid = os.fork()
             if not pid:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 pipe.close()
-                serve(Connection(handle), spec, kwargs)
+                serve(Connection(handle), spec)
             os.close(handle)
             made.add(pid)
             pipe.send((pid, ""))
@@ -350,15 +348,15 @@ def _reap(pid: int, patience: float) -> int | None:
     return os.waitstatus_to_exitcode(ended[1])
 
 
-def _load(payload: bytes) -> tuple[EnvSpec, dict[str, Any]]:
+def _load(payload: bytes) -> EnvSpec:
     """How to make the environment; imports it."""
-    spec, kwargs = pickle.loads(payload)
+    spec: EnvSpec = pickle.loads(payload)
     if isinstance(spec.entry_point, str):
         load_env_creator(spec.entry_point)
-    return spec, kwargs
+    return spec
 
 
-def serve(pipe: Connection, spec: EnvSpec | None, kwargs: Mapping[str, Any]) -> None:
+def serve(pipe: Connection, spec: EnvSpec) -> None:
     """Answers calls about one environment until the pipe is closed."""
     session = Session()
     while True:
@@ -370,5 +368,6 @@ def serve(pipe: Connection, spec: EnvSpec | None, kwargs: Mapping[str, Any]) -> 
             os._exit(0)
         asyncio.set_event_loop(session.loop)  # asyncio.run, for one, leaves none
         call = getattr(session, verb)
-        answer = guarded(lambda: call(spec, kwargs) if verb == "make" else call(*args))  # noqa: B023
-        pipe.send(answer)
+        answer = guarded(lambda: call(spec, *args) if verb == "make" else call(*args))  # noqa: B023
+        with contextlib.suppress(OSError):  # nobody waits any more
+            pipe.send(answer)

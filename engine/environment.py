@@ -145,7 +145,7 @@ def valid(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _text(value: Any, what: str, space: Space[Any] | None = None) -> str:
+def text_of(value: Any, what: str, space: Space[Any] | None = None) -> str:
     """Checks that something said is text that a tokenizer and a file take.
 
     Raises:
@@ -260,12 +260,12 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
         terminated, truncated = _flag(result[2], "terminated"), _flag(result[3], "truncated")
     system = info.get("system")
     return Observation(
-        Message("tool" if role == "tool" else "user", _text(obs, "the observation", space)),
+        Message("tool" if role == "tool" else "user", text_of(obs, "the observation", space)),
         reward,
         terminated,
         truncated,
         said,
-        None if system is None else _text(system, 'info["system"]'),
+        None if system is None else text_of(system, 'info["system"]'),
         _tools(info.get("tools")),
     )
 

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import os
 import queue
+import sys
 import threading
 import time
 import warnings
@@ -34,6 +35,7 @@ from .episode import Start, derive_id
 from .suggest import did_you_mean
 
 MAKING = ("make", "start", "move")
+PROCESSES = max(8, 2 * (os.cpu_count() or 1))
 SIDE_BY_SIDE = 64  # environments of one id that may be at work at a time, where they say that they can
 PATIENCE = 1.0  # seconds in which an abandoned thread may stop before it is named
 
@@ -152,11 +154,10 @@ class Instance:
 
     def _make(self) -> Traits | None:
         """Makes it here; None: it wants to live in a process."""
-        spec = gymnasium.spec(self.env_id)
-        assert spec.entry_point is not None
-        entry = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-        said = getattr(entry, "metadata", None)  # a class says so before it is made, a function does not
-        if isinstance(said, Mapping) and said.get("concurrency") == "process":
+        entry = gymnasium.spec(self.env_id).entry_point
+        if isinstance(entry, str):
+            load_env_creator(entry)
+        if _declared(self.env_id) == "process":
             return None
         traits = self._session.make(self.env_id, self.kwargs)
         if traits.metadata.get("concurrency") == "process":
@@ -167,14 +168,14 @@ class Instance:
 
     def _move(self) -> Traits:
         """Makes it in a process of its own."""
-        self._remote = Remote(self._home.load(self.env_id, self.kwargs))
-        traits = self._remote.call("make")  # a state cannot leave its process
+        self._remote = Remote(self._home.load(self.env_id))
+        traits = self._remote.call("make", self.kwargs)  # a state cannot leave its process
         self.traits = Traits({**traits.metadata, "snapshots": False}, traits.players)
         return self.traits
 
 
 class _Home:
-    """Where the processes of one kind of environment come from."""
+    """Where the processes of one environment id come from."""
 
     def __init__(self) -> None:
         self.template: Template | None = None
@@ -187,14 +188,14 @@ class _Home:
                 self.template = None
                 self.template = Template()
 
-    def load(self, env_id: str, kwargs: Mapping[str, Any]) -> Template:
+    def load(self, env_id: str) -> Template:
         """That interpreter, the environment imported; its own from now on if it cannot fork."""
         spec = gymnasium.spec(env_id)
         entry: Any = spec.entry_point
         if isinstance(entry, str) and entry.startswith("__main__:"):
             entry = load_env_creator(entry)  # the child has another __main__: what stands in the user's script goes by value
         try:
-            payload = cloudpickle.dumps((replace(spec, entry_point=entry, vector_entry_point=None), dict(kwargs)))
+            payload = cloudpickle.dumps(replace(spec, entry_point=entry, vector_entry_point=None))
         except Exception as error:
             raise EnvironmentBroke(
                 f"it cannot be sent to a process of its own ({type(error).__name__}: {error}): put it into a module and register it by "
@@ -249,6 +250,7 @@ class Environments:
         self._abandoned: list[tuple[Instance, str, float, float]] = []
         self._ended: list[Instance] = []
         self._warned: set[str] = set()
+        self._looked = 0.0
         self._done: queue.SimpleQueue[tuple[_Job, Any, str]] = queue.SimpleQueue()
 
     def metadata(self, env_id: str) -> Mapping[str, Any] | None:
@@ -276,7 +278,7 @@ class Environments:
         check_id(env_id)
         self._count[env_id] += 1
         self._making[env_id] += 1
-        return Instance(env_id, kwargs, self._homes.setdefault(key, _Home()), self._done)
+        return Instance(env_id, kwargs, self._homes.setdefault(env_id, _Home()), self._done)
 
     def give(self, instance: Instance, *, sound: bool) -> None:
         """Takes an environment back; one that failed is closed and never used again, one that is still at work abandoned."""
@@ -351,13 +353,19 @@ class Environments:
 
     def _lane(self, job: _Job) -> _Lane:
         env_id = job.instance.env_id
-        if self._metadata.get(env_id, {}).get("concurrency") in ("thread", "process"):
-            return self._lanes.setdefault(("side by side", env_id), _Lane(SIDE_BY_SIDE))
+        if self._way(env_id) == "process" or job.verb in ("start", "move"):
+            return self._lanes.setdefault(("process", env_id), _Lane(PROCESSES))
+        if self._way(env_id) == "thread":
+            return self._lanes.setdefault(("thread", env_id), _Lane(SIDE_BY_SIDE))
         if env_id not in self._hung:
             return self._lanes.setdefault((), _Lane(1))
         if job.verb == "close":
             return self._lanes.setdefault(("close", env_id), _Lane(SIDE_BY_SIDE))
         return self._lanes.setdefault((env_id,), _Lane(1))
+
+    def _way(self, env_id: str) -> str:
+        known = self._metadata.get(env_id)
+        return (_declared(env_id) or "serial") if known is None else known.get("concurrency", "serial")
 
     def _dispatch(self) -> list[_Job]:
         """Begins what may begin. Returns all that is under way."""
@@ -403,8 +411,7 @@ class Environments:
         instance = job.instance
         self._count[instance.env_id] -= 1
         self._abandoned.append((instance, job.verb, time.monotonic(), _busy_seconds(instance.thread)))
-        known = self._metadata.get(instance.env_id, {})
-        if known.get("concurrency", "serial") == "serial" and instance.env_id not in self._hung:
+        if self._way(instance.env_id) == "serial" and instance.env_id not in self._hung:
             self._hung.add(instance.env_id)
             queued = [waiting for lane in self._lanes.values() for waiting in lane.waiting]
             for lane in self._lanes.values():
@@ -416,6 +423,9 @@ class Environments:
     def _notice(self, *, last: bool = False) -> None:
         """Names the threads that were told to stop and did not."""
         now = time.monotonic()
+        if not last and now < self._looked + PATIENCE:
+            return
+        self._looked = now
         left = []
         for instance, verb, since, busy in self._abandoned:
             if not instance.thread.is_alive():
@@ -454,6 +464,16 @@ def check_id(env_id: str) -> None:
         gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
         raise LookupError(f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())}") from error
+
+
+def _declared(env_id: str) -> str | None:
+    """The way of working that a class states before one is made; None: a function makes it, or its module is not imported yet."""
+    entry: Any = gymnasium.spec(env_id).entry_point
+    if isinstance(entry, str):
+        module, _, name = entry.partition(":")
+        entry = getattr(sys.modules.get(module), name, None)
+    said = getattr(entry, "metadata", None)
+    return said.get("concurrency", "serial") if isinstance(said, Mapping) else None
 
 
 def _busy_seconds(thread: threading.Thread) -> float:

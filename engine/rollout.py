@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .environment import Observation, PlayerFunction
-from .episode import Ending, Episode, Message, Start, Turn, canonical_json, derive_id
+from .episode import Ending, Episode, Message, Start, Turn, derive_id
 from .instances import Environments, Instance
 
 if TYPE_CHECKING:
@@ -444,16 +444,15 @@ class _Play:
 
     def _begin(self) -> None:
         """Lets free rows take the next starts whose environments may be had."""
-        full: set[tuple[str, str]] = set()
+        full: set[str] = set()
         for index, (origin, slot) in list(self.waiting.items()) if self.rows else ():
             branch = origin if isinstance(origin, Branch) else None
             start = origin.parent.start if isinstance(origin, Branch) else origin
-            kind = (start.env, canonical_json(start.kwargs))
-            if kind in full or (branch and self._copied_soon(branch)):
+            if start.env in full or (branch and self._copied_soon(branch)):
                 continue
             instance = self.environments.take(start.env, start.kwargs)
             if instance is None:
-                full.add(kind)
+                full.add(start.env)
                 continue
             del self.waiting[index]
             if branch:
