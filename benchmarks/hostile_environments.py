@@ -77,7 +77,7 @@ class Coroutines(Threaded):
         await asyncio.sleep(0)
         return Hostile.reset(self, **more)
 
-    async def step(self, action: str) -> Any:
+    async def step(self, action: str) -> Any:  # type: ignore[override]
         await asyncio.sleep(0)
         return Hostile.step(self, action)
 
