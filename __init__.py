@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import judges
     from .engine.config import ConfigError, RunConfig, Section, Stage
-    from .engine.environment import Text, check_environment, replay, starts
+    from .engine.env_check import check_environment
+    from .engine.environment import Text, starts
     from .engine.episode import Episode, Message, Start, Turn
     from .engine.feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Question, Request, Stamp
     from .engine.hookspecs import hookimpl
+    from .engine.instances import replay
     from .engine.learning import Batch, Credit, CreditAssigner, NonFiniteError, Optimizer, Pairs
     from .engine.ledger import Ledger, LedgerError
     from .engine.plugins import PluginError, Plugins
@@ -36,12 +38,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "engine.config": ("ConfigError", "RunConfig", "Section", "Stage"),
-    "engine.environment": ("Text", "check_environment", "replay", "starts"),
+    "engine.env_check": ("check_environment",),
+    "engine.environment": ("Text", "starts"),
     "engine.episode": ("Episode", "Message", "Start", "Turn"),
     "engine.feedback": (
         "Comparison", "Context", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Question", "Request", "Stamp",
     ),
     "engine.hookspecs": ("hookimpl",),
+    "engine.instances": ("replay",),
     "engine.learning": ("Batch", "Credit", "CreditAssigner", "NonFiniteError", "Optimizer", "Pairs"),
     "engine.ledger": ("Ledger", "LedgerError"),
     "engine.plugins": ("PluginError", "Plugins"),

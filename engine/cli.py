@@ -6,12 +6,14 @@ Exit statuses: 0 it is done; 1 it cannot be, and the message says why; 2 the com
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,6 +88,7 @@ def _options(
 
 
 MODULE = typer.Option(help="Import this module first, which registers environments; `run` takes its hooks too.")
+KWARGS = typer.Option(help="What the environment is made with (gymnasium.make), as JSON.")
 LEDGER = typer.Option(help="The ledger's URL, where the one in the config had a password.")
 
 
@@ -178,6 +181,7 @@ def evaluate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
+    kwargs: Annotated[str, KWARGS] = "{}",
     seed: Annotated[int, typer.Option(help="Of the starts.")] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     module: Annotated[str | None, MODULE] = None,
@@ -185,23 +189,20 @@ def evaluate(
     """Plays a policy on starts of its own, next to scripted players; see --options for held-out content."""
     from dataclasses import asdict
 
-    from .config import ConfigError
     from .policy import Policy, Sampling
     from .progress import quiet
     from .rollout import PolicyPlayer, ScriptPlayer
     from .stages.evaluate import play_held_out, score
     from .stages.play import EnvConfig, check_envs
 
-    import_module(module)
-    try:
-        chosen = EnvConfig(id=env, options=json.loads(options))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--options is not JSON: {error}") from error
-    check_envs([chosen], player or [])
-    quiet()
-    own = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, max_new_tokens))
-    players: dict[str, Any] = {"policy": own} | {name: ScriptPlayer(name) for name in player or []}
-    table = {name: asdict(score(play_held_out(each, chosen, episodes, seed))) for name, each in players.items()}
+    with _only_our_output() if as_json else contextlib.nullcontext():
+        import_module(module)
+        chosen = EnvConfig(id=env, options=_mapping("--options", options), kwargs=_mapping("--kwargs", kwargs))
+        check_envs([chosen], player or [])
+        quiet()
+        own = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, max_new_tokens))
+        players: dict[str, Any] = {"policy": own} | {name: ScriptPlayer(name) for name in player or []}
+        table = {name: asdict(score(play_held_out(each, chosen, episodes, seed))) for name, each in players.items()}
     if as_json:
         print(json.dumps(table, indent=2))
     else:
@@ -242,10 +243,7 @@ def chat(
     import_module(module)
     if policy is None and env is None:
         raise ConfigError("name a policy to talk to, an --env to play yourself, or both to watch the policy play")
-    try:
-        chosen = json.loads(options)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--options is not JSON: {error}") from error
+    chosen = _mapping("--options", options)
     quiet()
     if env is None:
         assert policy is not None
@@ -317,12 +315,17 @@ def plugins_(context: typer.Context, as_json: Annotated[bool, typer.Option("--js
 @app.command()
 def envs(
     check: Annotated[str | None, typer.Option(help="Plays whole episodes of this environment and lists what is wrong.")] = None,
+    kwargs: Annotated[str, KWARGS] = "{}",
+    options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
+    episodes: Annotated[int, typer.Option(min=1, help="Starts to play.")] = 20,
+    limit: Annotated[float, typer.Option(min=0.01, help="Seconds that one call may take.")] = 10.0,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Lists environments that speak, or checks one."""
     import gymnasium
 
-    from .environment import check_environment, dialogue_ids
+    from .env_check import check_environment
+    from .environment import dialogue_ids
 
     import_module(module)
     known = dialogue_ids()
@@ -332,13 +335,45 @@ def envs(
         return
     if check not in gymnasium.registry:
         raise PluginError(f"no environment {check!r}.{did_you_mean(check, known)} Is its module imported? See --module.")
-    problems = check_environment(check)
+    asked = _mapping("--options", options)
+    problems = check_environment(check, episodes=episodes, limit=limit, options=asked, **_mapping("--kwargs", kwargs))
     for problem in problems:
         print(f"- {problem}")
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(f"{check}: {count if problems else 'nothing wrong'}")
     if problems:
         raise typer.Exit(1)
+
+
+def _mapping(name: str, text: str) -> dict[str, Any]:
+    """An option that is a JSON object.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from .config import ConfigError
+
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f'{name} must be a JSON object such as {{"size": 5}}, got {text}')
+    return value
+
+
+@contextlib.contextmanager
+def _only_our_output() -> Iterator[None]:
+    """Sends what environments print, from C too, to where errors go: the output is for who reads our JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def print_scores(table: dict[str, dict[str, Any]]) -> None:

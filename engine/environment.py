@@ -1,4 +1,4 @@
-"""Dialogues as Gymnasium environments: the text space, seeds and starts, stepping safely, and the checker.
+"""Dialogues as Gymnasium environments: the text space, what they may say and how it is read, seeds and starts.
 
 An environment is any `gymnasium.Env` whose observation is the new utterance and whose action is the reply, both `str`. The
 engine keeps the transcript. Optional conventions, all read from the unwrapped environment or its `info`:
@@ -16,22 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
-import copy
 import inspect
 import math
-import multiprocessing
-import queue
-import random
 import re
-import signal
 import threading
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -43,6 +35,10 @@ from .secrets import redact
 from .suggest import did_you_mean
 
 PlayerFunction = Callable[[Sequence[Message]], str]
+LARGEST = 1e15  # a reward beyond this is no reward
+_HALF = re.compile("[\ud800-\udfff]")
+# Gymnasium says so of every wrapper that has spaces of its own, which is what a text codec is.
+warnings.filterwarnings("ignore", message=".*is different from the unwrapped version.*")
 
 
 class Text(Space[str]):
@@ -96,9 +92,7 @@ def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
         TypeError: options its constructor does not take.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is different from the unwrapped version.*")
-            return gymnasium.make(env_id, **kwargs)
+        return gymnasium.make(env_id, **kwargs)
     except gymnasium.error.UnregisteredEnv as error:
         raise LookupError(f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())}") from error
     except gymnasium.error.Error as error:
@@ -134,32 +128,113 @@ class Observation:
 def _jsonable(value: Any) -> Any:
     """`info` as plain JSON data: numpy scalars become numbers, whatever JSON lacks becomes its text."""
     if isinstance(value, Mapping):
-        return {str(k): _jsonable(v) for k, v in value.items()}
+        return {valid(str(k)): _jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_jsonable(v) for v in value]
     if isinstance(value, np.generic):
         return _jsonable(value.item())
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    return str(value)
+    return valid(str(value))
 
 
-def _text(env: gymnasium.Env[str, str], value: Any) -> str:
+def valid(text: str) -> str:
+    """Text in which half characters (lone surrogates) are spelled out, so that everybody can write it."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def text_of(value: Any, what: str, space: Space[Any] | None = None) -> str:
+    """Checks that something said is text that a tokenizer and a file take.
+
+    Raises:
+        EnvironmentBroke: it is not; the first character at fault is named.
+    """
     if not isinstance(value, str):
-        raise EnvironmentBroke(f"the observation is {type(value).__name__}, not str")
-    if not env.observation_space.contains(value):
-        limit = getattr(env.observation_space, "max_length", None)
+        raise EnvironmentBroke(f"{what} is {type(value).__name__}, not str")
+    text = str.__str__(value)
+    if half := _HALF.search(text):
         raise EnvironmentBroke(
-            f"an observation of {len(value):,} characters is outside {env.observation_space}"
-            + (f" (limit {limit:,})" if limit else "")
+            f"{what} is not valid Unicode (U+{ord(half[0]):04X}, a lone surrogate, at character {half.start()}): decode bytes "
+            'with errors="replace"'
         )
-    return value
+    if space is None or space.contains(text):
+        return text
+    charset = space.character_set if isinstance(space, gymnasium.spaces.Text) else None
+    foreign = None if charset is None else next(((i, c) for i, c in enumerate(text) if c not in charset), None)
+    if foreign is not None:
+        place, sign = foreign
+        raise EnvironmentBroke(
+            f"{what} has {sign!r} (U+{ord(sign):04X}) at character {place}, which the charset of its space lacks; "
+            "turnwise.Text takes any"
+        )
+    limit = getattr(space, "max_length", None)
+    raise EnvironmentBroke(f"{what} of {len(text):,} characters is outside {space}" + (f" (limit {limit:,})" if limit else ""))
 
 
-def _read(env: gymnasium.Env[str, str], result: Any, *, stepped: bool) -> Observation:
-    """Checks what `reset` (obs, info) or `step` (obs, reward, terminated, truncated, info) returned."""
+def _number(value: Any, what: str) -> float:
+    """A finite number, small enough that sums and squares of it are finite too.
+
+    Raises:
+        EnvironmentBroke: it is none; text that spells a number is none either.
+    """
+    text = isinstance(value, (str, bytes, bytearray))
+    if text or (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biuf"):
+        raise EnvironmentBroke(f"{what} is {_short(value)}, not a number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise EnvironmentBroke(f"{what} is {_short(value)}, not a number") from None
+    if not math.isfinite(number):
+        raise EnvironmentBroke(f"{what} is {number}")
+    if abs(number) > LARGEST:
+        raise EnvironmentBroke(f"{what} is {number:g}; beyond {LARGEST:g} sums of such numbers mean nothing")
+    return number
+
+
+def _flag(value: Any, what: str) -> bool:
+    """True or False.
+
+    Raises:
+        EnvironmentBroke: neither bool nor 0 or 1. ("False" and NaN would count as true.)
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    number = None if value is None else _number(value, what)
+    if number not in (0.0, 1.0):
+        raise EnvironmentBroke(f"{what} is {_short(value)}, neither True nor False")
+    return bool(number)
+
+
+def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """Tool schemas: mappings with a name, or {"type": "function", "function": {"name": ...}}.
+
+    Raises:
+        EnvironmentBroke: something else, which a chat template would trip over.
+    """
+    if value is None:
+        return ()
+    wanted = 'info["tools"] must be a list of tool schemas, such as {"type": "function", "function": {"name": "search"}}'
+    if not isinstance(value, (list, tuple)):
+        raise EnvironmentBroke(f"{wanted}; it is {_short(value)}")
+    for tool in value:
+        inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
+            raise EnvironmentBroke(f"{wanted}; one of them is {_short(tool)}")
+        if not isinstance(inner.get("parameters") or {}, Mapping):
+            raise EnvironmentBroke(
+                f"the parameters of tool {inner['name']!r} must be a JSON schema, not {_short(inner['parameters'])}"
+            )
+    return tuple(_jsonable(value))
+
+
+def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
+    """Checks what `reset` (obs, info) or `step` (obs, reward, terminated, truncated, info) returned.
+
+    Raises:
+        EnvironmentBroke: part of it is not what it must be; the message says which and why.
+    """
     size = 5 if stepped else 2
     if not isinstance(result, tuple) or len(result) != size:
         shape = "(obs, reward, terminated, truncated, info)" if stepped else "(obs, info)"
@@ -167,29 +242,36 @@ def _read(env: gymnasium.Env[str, str], result: Any, *, stepped: bool) -> Observ
     obs, info = result[0], result[-1]
     if not isinstance(info, Mapping):
         raise EnvironmentBroke(f"info is {type(info).__name__}, not a mapping")
-    role = info.get("role", "user")
-    if role not in ("user", "tool"):
-        raise EnvironmentBroke(f'info["role"] is {role!r}; it may be "user" or "tool"')
-    said = {k: _jsonable(v) for k, v in info.items() if k not in ("role", "system", "tools")}
+    role: Any = info.get("role", "user")
+    if not (isinstance(role, str) and role in ("user", "tool")):
+        raise EnvironmentBroke(f'info["role"] is {_short(role)}; it may be "user" or "tool"')
+    said = {k: _jsonable(v) for k, v in info.items() if k not in ("role", "system", "tools", "success", "optimum")}
+    said = {valid(str(k)): v for k, v in said.items()}
+    if info.get("success") is not None:
+        said["success"] = _flag(info["success"], 'info["success"]')
+    if info.get("optimum") is not None:
+        try:
+            said["optimum"] = _number(info["optimum"], 'info["optimum"]')
+        except EnvironmentBroke as error:  # a remark about the start; the episode is sound without it
+            said["odd_optimum"] = str(error)
     reward, terminated, truncated = 0.0, False, False
     if stepped:
-        try:
-            reward = float(result[1])
-        except (TypeError, ValueError):
-            raise EnvironmentBroke(f"the reward is {_short(result[1])}, not a number") from None
-        if not math.isfinite(reward):
-            raise EnvironmentBroke(f"the reward is {reward}")
-        terminated, truncated = bool(result[2]), bool(result[3])
+        reward = _number(result[1], "the reward")
+        terminated, truncated = _flag(result[2], "terminated"), _flag(result[3], "truncated")
     system = info.get("system")
-    if system is not None and not isinstance(system, str):
-        raise EnvironmentBroke(f'info["system"] is {type(system).__name__}, not str')
     return Observation(
-        Message(role, _text(env, obs)), reward, terminated, truncated, said, system, tuple(_jsonable(info.get("tools") or ()))
+        Message("tool" if role == "tool" else "user", text_of(obs, "the observation", space)),
+        reward,
+        terminated,
+        truncated,
+        said,
+        None if system is None else text_of(system, 'info["system"]'),
+        _tools(info.get("tools")),
     )
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = valid(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -219,15 +301,7 @@ def settle(value: Any) -> Any:
     return background(awaited()).result()
 
 
-def _reset(env: gymnasium.Env[str, str], start: Start) -> Observation:
-    return _read(env, settle(env.reset(seed=start.seed, options=dict(start.options) or None)), stepped=False)
-
-
-def _step(env: gymnasium.Env[str, str], action: str) -> Observation:
-    return _read(env, settle(env.step(action)), stepped=True)
-
-
-def _guarded(work: Callable[[], Any]) -> tuple[Any, str]:
+def guarded(work: Callable[[], Any]) -> tuple[Any, str]:
     """(result, "") or (None, reason). Whatever an environment raises is its own, SystemExit and CancelledError included; this
     never runs on the main thread, so Ctrl-C does not arrive here."""
     try:
@@ -235,201 +309,13 @@ def _guarded(work: Callable[[], Any]) -> tuple[Any, str]:
     except EnvironmentBroke as error:
         return None, str(error)
     except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return None, redact(f"{type(error).__name__}: {error}") + f" ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
-
-
-class Worker:
-    """A daemon thread that does one thing at a time. One that hangs is abandoned; it cannot hold the exit."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[tuple[Any, str]]] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, daemon=True, name="turnwise-env").start()
-
-    def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job[1].put(_guarded(job[0]))
-
-    def submit(self, work: Callable[[], Any]) -> queue.SimpleQueue[tuple[Any, str]]:
-        answer: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
-        self._jobs.put((work, answer))
-        return answer
-
-    def stop(self) -> None:
-        """Ends the thread after what it is doing now."""
-        self._jobs.put(None)
-
-
-class ProcessEnv(gymnasium.Env[str, str]):
-    """An environment in a process of its own, for those that seed global state or crash the interpreter.
-
-    Args:
-        env_id, kwargs: as for `gymnasium.make`; the child imports the environment's module by itself.
-    """
-
-    def __init__(self, env_id: str, **kwargs: Any) -> None:
-        spec = gymnasium.spec(env_id)
-        local = make_env(env_id, **kwargs).unwrapped  # never reset or stepped: for its spaces and its players
-        self.observation_space, self.action_space = local.observation_space, local.action_space
-        self.metadata = dict(local.metadata)
-        self.players = {
-            name: lambda _, rng, make=make: make(local, rng) for name, make in (getattr(local, "players", None) or {}).items()
-        }
-        context = multiprocessing.get_context("spawn")
-        self._pipe, child = context.Pipe()
-        self._process = context.Process(target=_serve_env, args=(child, spec.to_json(), kwargs), daemon=True)
-        self._process.start()
-        child.close()
-
-    def _call(self, *message: Any) -> Any:
         try:
-            self._pipe.send(message)
-            kind, value = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            self._process.join(1.0)
-            raise EnvironmentBroke(f"its process died with exit code {self._process.exitcode}") from error
-        if kind == "error":
-            raise EnvironmentBroke(value)
-        return value
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        return self._call("reset", seed, options)
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        return self._call("step", action)
-
-    def close(self) -> None:
-        self._process.kill()
-
-
-def _serve_env(pipe: Any, spec_json: str, kwargs: dict[str, Any]) -> None:
-    """The child's side of `ProcessEnv`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends after saving
-    env: Any = None
-    while True:
-        try:
-            verb, *arguments = pipe.recv()
-        except EOFError:
-            return
-
-        def work(verb: str = verb, arguments: list[Any] = arguments) -> Any:
-            nonlocal env
-            if env is None:
-                env = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(spec_json), **kwargs)
-            if verb == "reset":
-                obs, info = settle(env.reset(seed=arguments[0], options=arguments[1]))
-                return obs, _jsonable_info(info)
-            obs, reward, terminated, truncated, info = settle(env.step(*arguments))
-            return obs, reward, terminated, truncated, _jsonable_info(info)
-
-        value, reason = _guarded(work)
-        pipe.send(("error", reason) if reason else ("value", value))
-
-
-def _jsonable_info(info: Any) -> Any:
-    return _jsonable(info) if isinstance(info, Mapping) else info
-
-
-class Stepper:
-    """Resets and steps many environments so that none can take the others along.
-
-    Serial environments run in the order given, on one thread, which is what makes a run repeatable; thread-safe ones run side
-    by side. Results come back in the order given, whatever the order of completion.
-
-    Args:
-        limit: seconds one reset or step may take before its environment counts as hung and is abandoned.
-        threads: how many thread-safe environments may step at a time.
-    """
-
-    def __init__(self, limit: float = 60.0, threads: int = 16) -> None:
-        self.limit = limit
-        self._serial = Worker()
-        self._pool = [Worker() for _ in range(threads)]
-
-    def run(self, jobs: Sequence[tuple[gymnasium.Env[str, str], Callable[[], Any]]]) -> list[tuple[Any, str]]:
-        """(result, "") or (None, reason) per job."""
-        results: list[tuple[Any, str]] = [(None, "")] * len(jobs)
-        serial: list[int] = []
-        side_by_side: list[int] = []
-        for i, (env, _) in enumerate(jobs):
-            (side_by_side if env.metadata.get("concurrency") in ("thread", "process") else serial).append(i)
-        for first in range(0, len(side_by_side), len(self._pool)):
-            wave = list(enumerate(side_by_side[first : first + len(self._pool)]))
-            answers = [self._pool[slot].submit(jobs[i][1]) for slot, i in wave]
-            deadline = time.monotonic() + self.limit
-            for (slot, i), answer in zip(wave, answers, strict=True):
-                results[i], hung = self._wait(answer, jobs[i][0], deadline)
-                if hung:
-                    self._pool[slot] = Worker()
-        for i in serial:
-            results[i], hung = self._wait(self._serial.submit(jobs[i][1]), jobs[i][0], time.monotonic() + self.limit)
-            if hung:
-                self._serial = Worker()
-        return results
-
-    def _wait(
-        self, answer: queue.SimpleQueue[tuple[Any, str]], env: gymnasium.Env[str, str], deadline: float
-    ) -> tuple[tuple[Any, str], bool]:
-        try:
-            return answer.get(timeout=max(0.0, deadline - time.monotonic())), False
-        except queue.Empty:
-            if isinstance(env, ProcessEnv):
-                env.close()  # frees the thread that waits for it, too
-            return (None, f"no answer within {self.limit:g} s; it was abandoned"), True
-
-    def close(self) -> None:
-        for worker in (self._serial, *self._pool):
-            worker.stop()
-
-    def reset(self, envs: Sequence[tuple[gymnasium.Env[str, str], Start]]) -> list[tuple[Observation | None, str]]:
-        return self.run([(env, partial(_reset, env, start)) for env, start in envs])
-
-    def step(self, envs: Sequence[tuple[gymnasium.Env[str, str], str]]) -> list[tuple[Observation | None, str]]:
-        return self.run([(env, partial(_step, env, action)) for env, action in envs])
-
-    def restore(
-        self, envs: Sequence[tuple[gymnasium.Env[str, str], Start, Sequence[str]]]
-    ) -> list[tuple[list[Observation], str]]:
-        """Resets each environment and plays its replies again.
-
-        Returns (observations, "") each, the one of reset first; they stop where the environment ends. Or what came before it
-        broke, and the reason.
-        """
-        found: list[tuple[list[Observation], str]] = []
-        for observation, reason in self.reset([(env, start) for env, start, _ in envs]):
-            found.append(([] if observation is None else [observation], f"reset: {reason}" if reason else ""))
-        for k in range(max((len(actions) for _, _, actions in envs), default=0)):
-            going = [
-                i
-                for i, ((_, _, actions), (seen, reason)) in enumerate(zip(envs, found, strict=True))
-                if not reason and k < len(actions) and not (seen[-1].terminated or seen[-1].truncated)
-            ]
-            stepped = self.step([(envs[i][0], envs[i][2][k]) for i in going])
-            for i, (observation, reason) in zip(going, stepped, strict=True):
-                seen = found[i][0]
-                found[i] = (seen, f"step {k + 1}: {reason}") if observation is None else ([*seen, observation], "")
-        return found
-
-
-def make_instance(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
-    """An environment to play in, in its own process if it declares that it is better off there.
-
-    Raises:
-        LookupError: no such environment.
-        TypeError: it does not take and give text.
-    """
-    env = make_env(env_id, **kwargs)
-    for name in ("observation", "action"):
-        space = getattr(env, f"{name}_space", None)
-        if not (isinstance(space, (Text, gymnasium.spaces.Text))):
-            raise TypeError(
-                f"environment {env_id!r} has {name} space {space}; a dialogue needs text in and text out. Wrap it with a "
-                "text codec (see docs/environments.md) and give it turnwise.Text spaces."
-            )
-    if env.metadata.get("concurrency") == "process":
-        env.close()
-        return ProcessEnv(env_id, **kwargs)
-    return env
+            said = str(error)
+        except Exception:  # its own text is broken too
+            said = "(its message cannot be read)"
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+        return None, valid(redact(f"{type(error).__name__}: {said}") + where)
 
 
 def starts(
@@ -447,126 +333,3 @@ def starts(
     place = int(derive_id("starts", env_id, seed)[:8], 16)
     seeds = [(place + first + i) % 2**32 for i in range(count)]
     return [Start(env_id, s, options or {}, kwargs or {}) for s in seeds]
-
-
-def replay(env: gymnasium.Env[str, str], start: Start, actions: Sequence[str], limit: float = 60.0) -> list[Observation]:
-    """Plays recorded replies again from a start: how a turn's state is reached once more, for branching and for audits.
-
-    Returns the observations, the one of reset first; they stop where the environment ends.
-
-    Raises:
-        EnvironmentBroke: the environment raised, hung or broke its contract.
-    """
-    stepper = Stepper(limit, threads=1)
-    [(observations, reason)] = stepper.restore([(env, start, actions)])
-    stepper.close()
-    if reason:
-        raise EnvironmentBroke(f"replay broke after {len(observations)} observations: {reason}")
-    return observations
-
-
-def snapshot(env: gymnasium.Env[str, str]) -> gymnasium.Env[str, str] | None:
-    """A copy of an environment in its present state, to go on from; None if it does not say that it can be copied
-    (`metadata["snapshots"]`), or cannot after all: then `replay` reaches the state again."""
-    if isinstance(env, ProcessEnv) or not env.metadata.get("snapshots", False):
-        return None
-    try:
-        return copy.deepcopy(env)
-    except Exception:  # whatever its state refuses with
-        return None
-
-
-@contextlib.contextmanager
-def _global_random_untouched(problems: list[str]) -> Iterator[None]:
-    before = (random.getstate(), np.random.get_state()[1].tobytes())  # type: ignore[index]
-    yield
-    if (random.getstate(), np.random.get_state()[1].tobytes()) != before:  # type: ignore[index]
-        problems.append(
-            "it uses or seeds the global random state (random or numpy.random): episodes influence each other. "
-            'Use self.np_random, or declare metadata["concurrency"] = "process".'
-        )
-
-
-def check_environment(
-    env_id: str, *, episodes: int = 20, max_turns: int = 100, seed: int = 0, limit: float = 10.0, **kwargs: Any
-) -> list[str]:
-    """Plays whole episodes and lists what is wrong, beyond what Gymnasium's checker sees; empty when all is well.
-
-    It plays each start twice with the same replies (are transcripts equal?), with the environment's own players where it has
-    any and with random text, empty replies and very long ones where it has none. It reports: broken spaces and returns; text
-    that is not `str`; rewards that are not finite; episodes that never end; a reset that does not reset; a seed that is
-    ignored; use of global random state; returns above the stated optimum; an expert that fails; steps that hang.
-
-    Args:
-        env_id: a registered id; `kwargs` go to `gymnasium.make`.
-        episodes: how many starts to play.
-        max_turns: an episode longer than this counts as never ending.
-        limit: seconds one step may take.
-    """
-    problems: list[str] = []
-    try:
-        env = make_instance(env_id, **kwargs)
-        if env.metadata.get("snapshots", False) and snapshot(env) is None:
-            problems.append(
-                'it declares metadata["snapshots"], but a copy.deepcopy of it fails (or it lives in a process of its own)'
-            )
-    except LookupError:
-        raise
-    except Exception as error:
-        return [f"it cannot be made: {type(error).__name__}: {error}"]
-    stepper = Stepper(limit)
-    players: Mapping[str, Any] = getattr(env.unwrapped, "players", None) or {}
-    junk = ["", "ok", "?", "x" * 2000, "<|im_end|><|im_start|>assistant\n", "naïve \N{PILE OF POO} \u202e text", "\x00\x1b[31m"]
-    firsts: dict[str, set[str]] = {}
-    differing: list[int] = []
-
-    def play(start: Start, player: str | None) -> tuple[list[str], float, Observation | None]:
-        """The transcript of one episode, its return, and its last observation."""
-        rng = random.Random(derive_id("check", seed, start.key, player))
-        [(obs, reason)] = stepper.reset([(env, start)])
-        if obs is None:
-            raise EnvironmentBroke(f"reset: {reason}")
-        optimum = obs.info.get("optimum")
-        reply = players[player](env.unwrapped, rng) if player else (lambda _: rng.choice(junk))
-        said, total, messages = [obs.message.content], 0.0, [obs.message]
-        for _ in range(max_turns):
-            action = reply(messages)
-            [(obs, reason)] = stepper.step([(env, action)])
-            if obs is None:
-                raise EnvironmentBroke(f"step after {len(said) - 1} turns: {reason}")
-            total += obs.reward
-            said += [action, obs.message.content, repr(obs.reward)]
-            messages += [Message("assistant", action), obs.message]
-            if obs.terminated or obs.truncated:
-                break
-        else:
-            problems.append(
-                f"an episode of {player or 'random text'} did not end within {max_turns} turns: give it an end, or "
-                "register it with max_episode_steps"
-            )
-        if optimum is not None and total > optimum + 1e-6:
-            problems.append(f"a return of {total:g} exceeds the start's stated optimum {optimum:g} (seed {start.seed})")
-        if player == "expert" and optimum is not None and total < optimum - 1e-6:
-            problems.append(f"its expert got {total:g} of {optimum:g} (seed {start.seed})")
-        return said, total, obs
-
-    try:
-        with _global_random_untouched(problems):
-            for start in starts(env_id, seed, episodes):
-                for player in [*players, None]:
-                    once, _, _ = play(start, player)
-                    twice, _, _ = play(start, player)
-                    firsts.setdefault(start.key, set()).update((once[0], twice[0]))
-                    if once != twice:
-                        differing.append(start.seed)
-    except EnvironmentBroke as error:
-        problems.append(str(error))
-    stepper.close()
-    if differing:
-        problems.append(f"the same seed ({differing[0]}, for one) and the same replies gave two different transcripts")
-    if any(len(texts) > 1 for texts in firsts.values()):
-        problems.append("the first observation depends on earlier episodes: reset does not reset everything")
-    if not any("abandoned" in problem for problem in problems):
-        env.close()
-    kinds = {re.sub(r"[-\d.]+", "#", problem): problem for problem in reversed(problems)}  # one example of each
-    return list(kinds.values())[::-1]

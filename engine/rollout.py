@@ -1,21 +1,20 @@
 """Plays many environments against one player, and gives back episodes.
 
-The schedule is deterministic: conversations take their turns together in a fixed order, environments step in slot order, and
-sampling noise is keyed by (seed, update, start, slot, turn). Playing the same starts again gives the same episodes.
+The schedule is deterministic: a policy's conversations take their turns together in a fixed order, serial environments step in
+slot order, and sampling noise is keyed by (seed, update, start, slot, turn). Playing the same starts again gives the same
+episodes. Scripts, which do not mind who else is replied to, go ahead as soon as their environment has answered.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import gymnasium
-
-from .environment import Observation, PlayerFunction, Stepper, make_instance, snapshot
+from .environment import Observation, PlayerFunction
 from .episode import Ending, Episode, Message, Start, Turn, derive_id
+from .instances import Environments, Instance
 
 if TYPE_CHECKING:
     from .policy import Backend, Policy, Sampling
@@ -67,14 +66,15 @@ class _Talk:
     start: Start
     slot: int
     row: int
-    env: gymnasium.Env[str, str]
+    env: Instance
     branch: Branch | None = None
     heard: Message | None = None
     turns: list[Turn] = field(default_factory=list)
     reset: Observation | None = None
     ids: list[int] = field(default_factory=list)
     fresh: list[int] = field(default_factory=list)  # ids since the last sampled token
-    state: Any = None  # what the player keeps: a backend's conversation, or a script
+    state: Any = None  # what the player keeps: a backend's conversation
+    steps: int = 0  # asked of the environment so far
 
     @property
     def messages(self) -> list[Message]:
@@ -87,7 +87,7 @@ class _Talk:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A player's reply to one conversation; None as `text`: it cannot go on, because of `stop` ("context")."""
+    """A player's reply to one conversation; None as `text`: it cannot go on, because of `stop` ("context"), and perhaps `failed`."""
 
     text: str | None
     prompt_ids: tuple[int, ...] = ()
@@ -96,6 +96,7 @@ class Reply:
     version: int = 0
     cut: bool = False
     stop: str = ""
+    failed: bool = False
 
 
 class Player(Protocol):
@@ -134,12 +135,19 @@ class PolicyPlayer:
         self.policy, self.sampling, self.history = policy, sampling, history
         self.backend: Backend = backend if backend is not None else InProcess(policy)
         self.rows = self.backend.rows
+        self._most = policy.context_length * max(map(len, policy.chat.tokenizer.get_vocab()))
+
+    def _overflows(self, talk: _Talk) -> bool:
+        """Whether what was said is longer, in characters, than a context full of the longest token: then it need not be tokenized."""
+        return sum(len(message.content) for message in talk.messages) > self._most
 
     def begin(self, talk: _Talk, where: Where) -> None:
         from .policy.backends import Conversation
 
         assert talk.reset is not None
         talk.state = Conversation(talk.row)
+        if self._overflows(talk):
+            return
         if talk.turns:
             talk.ids = [i for turn in talk.turns for i in (*turn.prompt_ids, *(turn.action_ids or ()))]
         else:
@@ -149,8 +157,10 @@ class PolicyPlayer:
         replies: list[Reply | None] = [None] * len(talks)
         asked = []
         for i, talk in enumerate(talks):
-            self._hear(talk)
-            if len(talk.ids) >= self.policy.context_length:
+            overflows = self._overflows(talk)
+            if not overflows:
+                self._hear(talk)
+            if overflows or len(talk.ids) >= self.policy.context_length:
                 replies[i] = Reply(None, stop="context")
                 continue
             conversation = talk.state
@@ -195,7 +205,7 @@ class PolicyPlayer:
 
     def final_ids(self, talk: _Talk) -> tuple[int, ...]:
         """Ids from the last sampled token to where the policy would have replied, as far as they fit the context."""
-        if not talk.turns or talk.turns[-1].action_ids is None:
+        if not talk.turns or talk.turns[-1].action_ids is None or self._overflows(talk):
             return ()
         self._hear(talk)
         room = max(0, self.policy.context_length - (len(talk.ids) - len(talk.fresh)))
@@ -206,6 +216,9 @@ class PolicyPlayer:
 
 class ScriptPlayer:
     """A scripted player: one of an environment's own (`"expert"`), or any function from a conversation to a reply.
+
+    A player of the environment's replies where the environment lives, under the same limit. A function is the caller's own: it
+    runs in the calling thread for as long as it likes.
 
     Args:
         player: name of one of the environment's players, or a function.
@@ -218,23 +231,131 @@ class ScriptPlayer:
         self.player = player
 
     def begin(self, talk: _Talk, where: Where) -> None:
-        if callable(self.player):
-            talk.state = self.player
-            return
-        players: Mapping[str, Any] = getattr(talk.env.unwrapped, "players", None) or {}
-        if self.player not in players:
-            raise LookupError(
-                f"environment {talk.start.env!r} has no player {self.player!r}; it has: {', '.join(players) or 'none'}"
-            )
-        place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
-        noise = random.Random(derive_id("player", where.seed, where.update, talk.start.key, talk.slot, *place))
-        talk.state = players[self.player](talk.env.unwrapped, noise)
+        pass
 
     def reply(self, talks: Sequence[_Talk], where: Where) -> list[Reply]:
-        return [Reply(str(talk.state([m for m in talk.messages if m.role != "system"]))) for talk in talks]
+        assert callable(self.player)
+        replies = []
+        for talk in talks:
+            try:
+                replies.append(Reply(str(self.player(_heard(talk)))))
+            except Exception as error:
+                replies.append(Reply(None, stop=f"player: {type(error).__name__}: {error}", failed=True))
+        return replies
 
     def final_ids(self, talk: _Talk) -> tuple[int, ...]:
         return ()
+
+
+def _heard(talk: _Talk) -> list[Message]:
+    return [m for m in talk.messages if m.role != "system"]
+
+
+class _Failed(Exception):
+    """A conversation that ends as failed, and why."""
+
+
+# A conversation asks for calls of its environment (a verb and its arguments) or, by None, for a reply.
+_Asked = tuple[Any, ...] | None
+
+
+def _converse(
+    talk: _Talk, player: Player, where: Where, max_turns: int, known: _States
+) -> Generator[_Asked, Any, tuple[Ending, str]]:
+    """One conversation from where it begins to its end. Returns how it ended, and why.
+
+    Raises:
+        _Failed: its environment, or a player of the environment's, failed.
+    """
+    own = player.player if isinstance(player, ScriptPlayer) and isinstance(player.player, str) else None
+    if talk.env.traits is None:
+        yield ("make",)
+    assert talk.env.traits is not None
+    if own is not None and own not in talk.env.traits.players:
+        has = ", ".join(talk.env.traits.players) or "none"
+        raise LookupError(f"environment {talk.start.env!r} has no player {own!r}; it has: {has}")
+    yield from _arrive(talk, known)
+    player.begin(talk, where)
+    if own is not None:
+        place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
+        yield ("player", own, derive_id("player", where.seed, where.update, talk.start.key, talk.slot, *place))
+    while True:
+        reply = Reply((yield ("reply", _heard(talk)))) if own is not None else (yield None)
+        if reply.failed:
+            raise _Failed(reply.stop)
+        if reply.text is None:
+            return "truncated", reply.stop
+        assert talk.heard is not None
+        said = (reply.prompt_ids, reply.action_ids, reply.logprobs, reply.version, reply.cut)
+        heard, talk.heard = talk.heard, None
+        try:
+            observation = yield ("step", reply.text)
+        except _Failed:
+            talk.turns.append(Turn(heard, reply.text, 0.0, *said))
+            raise
+        talk.turns.append(Turn(heard, reply.text, observation.reward, *said, dict(observation.info)))
+        talk.heard = observation.message
+        if observation.terminated:
+            return "terminated", ""
+        if observation.truncated:
+            return "truncated", str(observation.info.get("reason", "environment"))
+        if len(talk.turns) >= max_turns:
+            return "truncated", "max_turns"
+
+
+@dataclass(slots=True)
+class _States:
+    """Turns from which more than one conversation goes on: reached once and then copied, where the environment can be.
+
+    Attributes:
+        awaited: how many conversations still begin there.
+        reaching: turns that somebody is on the way to.
+        alone: turns that turned out to be no states to copy: everybody gets there alone.
+        copies: an environment's state and its observations, by turn.
+    """
+
+    awaited: Counter[tuple[str, int]]
+    reaching: set[tuple[str, int]] = field(default_factory=set)
+    alone: set[tuple[str, int]] = field(default_factory=set)
+    copies: dict[tuple[str, int], tuple[Any, list[Observation]]] = field(default_factory=dict)
+
+
+def _arrive(talk: _Talk, known: _States) -> Generator[_Asked, Any, None]:
+    """Brings a conversation's environment to where it begins: by reset, by playing a branch's replies again, or from a copy."""
+    branch = talk.branch
+    origin = branch.origin if branch else None
+    seen: list[Observation] = []
+    try:
+        if origin in known.copies:
+            state, seen = known.copies[origin]
+            if (yield ("adopt", state)):
+                talk.steps = len(seen) - 1
+            else:
+                seen = []
+        if not seen:
+            seen = [(yield ("reset", talk.start.seed, talk.start.options))]
+            for turn in branch.said if branch else ():
+                if seen[-1].terminated or seen[-1].truncated:
+                    break
+                seen.append((yield ("step", turn.action)))
+            copyable = talk.env.metadata.get("snapshots", False)
+            if copyable and origin is not None and known.awaited[origin] > 1 and origin not in known.copies:
+                state = yield ("copied",)
+                if state is not None:
+                    known.copies[origin] = (state, seen)
+    finally:
+        if origin is not None:
+            known.reaching.discard(origin)
+            if origin not in known.copies:
+                known.alone.add(origin)
+            known.awaited[origin] -= 1
+            if not known.awaited[origin]:
+                known.copies.pop(origin, None)
+    if branch and (why := _differs(branch, seen)):
+        raise _Failed(why)
+    talk.reset, talk.heard = seen[0], seen[-1].message
+    if branch:
+        talk.turns = list(branch.said)
 
 
 def rollout(
@@ -246,11 +367,12 @@ def rollout(
     step_limit: float = 60.0,
     max_failure_rate: float = 1.0,
     progress: Progress | None = None,
+    environments: Environments | None = None,
 ) -> list[Episode]:
     """Plays one episode per start and slot, as many at a time as the player has rows for.
 
-    A conversation that ends frees its row for the next start. One whose environment raises, hangs or breaks its space ends as
-    `failed`, alone.
+    A conversation that ends frees its row for the next start. One whose environment raises, hangs or breaks its space (when it
+    is made, reset or stepped, or in one of its players) ends as `failed`, alone.
 
     Args:
         player: who replies.
@@ -258,174 +380,160 @@ def rollout(
             again, or copied where it can be; one that then says something else ends as `failed`.
         where: for ids and noise.
         max_turns: truncates longer episodes with reason "max_turns".
-        step_limit: seconds a reset or step may take.
+        step_limit: seconds that making, a reset, a step, a reply of an environment's player, or closing may take.
         max_failure_rate: share of failed episodes above which the play stops.
-        progress: called after every round of turns.
+        progress: called whenever conversations have ended.
+        environments: those to play in, kept by the caller for the next time; default: made here and closed at the end.
 
     Returns:
         the episodes, in the order of the starts.
 
     Raises:
-        LookupError, TypeError: an environment that does not exist or does not take text.
+        LookupError: an environment or a player that does not exist.
         TooManyFailures: more environments failed than allowed; the message quotes the reasons.
     """
-    waiting = list(enumerate(starts))[::-1]
-    total = len(waiting)
-    done: dict[int, Episode] = {}
-    alive: list[_Talk] = []
-    rows = list(range(player.rows))[::-1]
-    idle: dict[str, list[gymnasium.Env[str, str]]] = {}
-    stepper = Stepper(step_limit)
-    awaited = Counter(start.origin for _, (start, _) in waiting if isinstance(start, Branch))
-    copies: dict[
-        tuple[str, int], tuple[gymnasium.Env[str, str], list[Observation]]
-    ] = {}  # states that more branches start from
+    own = environments if environments is not None else Environments()
+    own.limit = step_limit
+    play = _Play(player, list(starts), where, max_turns, max_failure_rate, progress, own)
+    try:
+        return play.episodes()
+    finally:
+        play.end()
+        if environments is None:
+            own.close()
 
-    def finish(talk: _Talk, ending: Ending, reason: str, final: Message | None) -> None:
-        talk.heard = final
-        final_ids = player.final_ids(talk) if ending == "truncated" and final is not None else ()
-        reset = talk.reset
-        done[talk.index] = Episode(
-            id=episode_id(where, talk.branch or talk.start, talk.slot),
+
+class _Play:
+    """A rollout under way: which conversations wait, which are alive and for what."""
+
+    def __init__(
+        self,
+        player: Player,
+        starts: Sequence[tuple[Start | Branch, int]],
+        where: Where,
+        max_turns: int,
+        max_failure_rate: float,
+        progress: Progress | None,
+        environments: Environments,
+    ) -> None:
+        self.player, self.where, self.max_turns, self.progress = player, where, max_turns, progress
+        self.max_failure_rate, self.total, self.environments = max_failure_rate, len(starts), environments
+        self.waiting = dict(enumerate(starts))
+        self.rows = list(range(player.rows))[::-1]
+        self.alive: dict[Instance, tuple[_Talk, Generator[_Asked, Any, tuple[Ending, str]]]] = {}
+        self.silent: dict[Instance, None] = {}  # those who wait for a reply
+        self.called: dict[Instance, str] = {}  # those who wait for their environment, and for what
+        self.done: dict[int, Episode] = {}
+        self.failed: list[str] = []
+        self.known = _States(Counter(start.origin for start, _ in starts if isinstance(start, Branch)))
+        self.together = not isinstance(player, ScriptPlayer)
+
+    def episodes(self) -> list[Episode]:
+        """Plays all. A policy replies when every conversation has heard its environment; a script whenever one has."""
+        while self.waiting or self.alive:
+            if not self.together or all(self.alive[instance][0].reset is None for instance in self.called):
+                self._begin()
+            if self.silent and not (self.together and self.called):
+                self._reply()
+                continue
+            for instance, value, reason in self.environments.wait():
+                place = self.called.pop(instance)
+                self._advance(instance, value, f"{place}: {reason}" if reason else "")
+            if self.progress:
+                self.progress(len(self.done), self.total)
+        return [self.done[i] for i in range(self.total)]
+
+    def _begin(self) -> None:
+        """Lets free rows take the next starts whose environments may be had."""
+        full: set[str] = set()
+        for index, (origin, slot) in list(self.waiting.items()) if self.rows else ():
+            branch = origin if isinstance(origin, Branch) else None
+            start = origin.parent.start if isinstance(origin, Branch) else origin
+            if start.env in full or (branch and self._copied_soon(branch)):
+                continue
+            instance = self.environments.take(start.env, start.kwargs)
+            if instance is None:
+                full.add(start.env)
+                continue
+            del self.waiting[index]
+            if branch:
+                self.known.reaching.add(branch.origin)
+            talk = _Talk(index, start, slot, self.rows.pop(), instance, branch)
+            self.alive[instance] = (talk, _converse(talk, self.player, self.where, self.max_turns, self.known))
+            self._advance(instance, None)
+            if not self.rows:
+                return
+
+    def _copied_soon(self, branch: Branch) -> bool:
+        """Whether somebody is on the way to where this branch begins, so that it can be copied then."""
+        origin = branch.origin
+        if origin in self.known.copies or origin in self.known.alone or origin not in self.known.reaching:
+            return False
+        said = self.environments.metadata(branch.parent.start.env)
+        return said is None or bool(said.get("snapshots", False))
+
+    def _reply(self) -> None:
+        asked = [instance for instance in self.alive if instance in self.silent]
+        self.silent.clear()
+        replies = self.player.reply([self.alive[instance][0] for instance in asked], self.where)
+        for instance, reply in zip(asked, replies, strict=True):
+            self._advance(instance, reply)
+
+    def _advance(self, instance: Instance, value: Any, failed: str = "") -> None:
+        """Goes on with one conversation: what it waited for is here, or failed."""
+        talk, conversation = self.alive[instance]
+        try:
+            asked = conversation.throw(_Failed(failed)) if failed else conversation.send(value)
+        except StopIteration as end:
+            self._finish(instance, *end.value)
+        except _Failed as error:
+            self._finish(instance, "failed", str(error))
+        else:
+            if asked is None:
+                self.silent[instance] = None
+                return
+            verb, *arguments = asked
+            talk.steps += verb == "step"
+            self.called[instance] = f"step {talk.steps}" if verb == "step" else "player" if verb == "reply" else str(verb)
+            self.environments.ask(instance, verb, *arguments)
+
+    def _finish(self, instance: Instance, ending: Ending, reason: str) -> None:
+        talk, _ = self.alive.pop(instance)
+        reset, final = talk.reset, talk.heard
+        self.done[talk.index] = Episode(
+            id=episode_id(self.where, talk.branch or talk.start, talk.slot),
             start=talk.start,
             turns=tuple(talk.turns),
             ending=ending,
             reason=reason,
-            run=where.run,
-            stage=where.stage,
-            update=where.update,
+            run=self.where.run,
+            stage=self.where.stage,
+            update=self.where.update,
             slot=talk.slot,
             origin=talk.branch.origin if talk.branch else None,
             system=reset.system if reset else None,
             tools=reset.tools if reset else (),
             final=final,
-            final_ids=final_ids,
-            history=player.history,
+            final_ids=self.player.final_ids(talk) if ending == "truncated" and final is not None else (),
+            history=self.player.history,
             info=dict(reset.info) if reset else {},
         )
-        rows.append(talk.row)
-        rows.sort(reverse=True)
-        if ending != "failed":  # a broken environment is not used again
-            idle.setdefault(derive_id(talk.start.env, talk.start.kwargs), []).append(talk.env)
-        alive.remove(talk)
-        failed = [e for e in done.values() if e.ending == "failed"]
-        if len(failed) > max_failure_rate * total:
-            reasons = sorted({e.reason for e in failed})[:3]
+        self.rows.append(talk.row)
+        self.rows.sort(reverse=True)
+        self.environments.give(instance, sound=ending != "failed")  # a broken environment is not used again
+        if ending == "failed":
+            self.failed.append(reason)
+        if len(self.failed) > self.max_failure_rate * self.total:
+            reasons = sorted(set(self.failed))[:3]
             raise TooManyFailures(
-                f"{len(failed)} of {total} episodes failed in their environment, more than max_failure_rate={max_failure_rate:g} "
-                f"allows. Reasons: {'; '.join(reasons)}"
+                f"{len(self.failed)} of {self.total} episodes failed in their environment, more than max_failure_rate="
+                f"{self.max_failure_rate:g} allows. Reasons: {'; '.join(reasons)}"
             )
 
-    try:
-        while waiting or alive:
-            # Free rows take the next starts.
-            begun = []
-            while waiting and rows:
-                index, (origin, slot) = waiting.pop()
-                branch = origin if isinstance(origin, Branch) else None
-                start = origin.parent.start if isinstance(origin, Branch) else origin
-                pool = idle.get(derive_id(start.env, start.kwargs))
-                env = pool.pop() if pool else make_instance(start.env, **start.kwargs)
-                talk = _Talk(index, start, slot, rows.pop(), env, branch)
-                alive.append(talk)
-                begun.append(talk)
-            for talk, (seen, why) in zip(begun, _reach(stepper, begun, copies, awaited), strict=True):
-                if not why and talk.branch:
-                    why = _differs(talk.branch, seen)
-                if why:
-                    finish(talk, "failed", why, None)
-                    continue
-                talk.reset, talk.heard = seen[0], seen[-1].message
-                if talk.branch:
-                    talk.turns = list(talk.branch.said)
-                player.begin(talk, where)
-
-            # Everybody replies, then every environment steps.
-            talks = list(alive)
-            replies = player.reply(talks, where) if talks else []
-            stepping = []
-            for talk, reply in zip(talks, replies, strict=True):
-                if reply.text is None:
-                    finish(talk, "truncated", reply.stop, talk.heard)
-                else:
-                    stepping.append((talk, reply))
-            results = stepper.step([(talk.env, reply.text or "") for talk, reply in stepping])
-            for (talk, reply), (observation, why) in zip(stepping, results, strict=True):
-                assert talk.heard is not None
-                talk.turns.append(
-                    Turn(
-                        talk.heard,
-                        reply.text or "",
-                        observation.reward if observation else 0.0,
-                        reply.prompt_ids,
-                        reply.action_ids,
-                        reply.logprobs,
-                        reply.version,
-                        reply.cut,
-                        dict(observation.info) if observation else {},
-                    )
-                )
-                if observation is None:
-                    finish(talk, "failed", f"step {len(talk.turns)}: {why}", None)
-                    continue
-                talk.heard = observation.message
-                if observation.terminated:
-                    finish(talk, "terminated", "", observation.message)
-                elif observation.truncated:
-                    finish(talk, "truncated", str(observation.info.get("reason", "environment")), observation.message)
-                elif len(talk.turns) >= max_turns:
-                    finish(talk, "truncated", "max_turns", observation.message)
-            if progress:
-                progress(len(done), total)
-    finally:
-        stepper.close()
-        for pool in idle.values():
-            for env in pool:
-                env.close()
-    return [done[i] for i in range(total)]
-
-
-def _reach(
-    stepper: Stepper,
-    talks: Sequence[_Talk],
-    copies: dict[tuple[str, int], tuple[gymnasium.Env[str, str], list[Observation]]],
-    awaited: Counter[tuple[str, int]],
-) -> list[tuple[list[Observation], str]]:
-    """Brings every conversation's environment to where it begins: by reset, by playing a branch's replies again, or from a copy."""
-    found: dict[int, tuple[list[Observation], str]] = {}
-    origins = [talk.branch.origin if talk.branch else None for talk in talks]
-    first = [i for i, origin in enumerate(origins) if origin is None or (origin not in copies and origin not in origins[:i])]
-    for wave in (first, [i for i in range(len(talks)) if i not in set(first)]):
-        replayed = []
-        for i in wave:
-            origin, talk = origins[i], talks[i]
-            if origin in copies:
-                state, seen = copies[origin]
-                copied = snapshot(state)
-            else:
-                copied = None
-            if copied is None:
-                replayed.append(i)
-            else:
-                talk.env.close()
-                talk.env, found[i] = copied, (seen, "")
-        jobs = [
-            (t.env, t.start, [turn.action for turn in t.branch.said] if t.branch else []) for t in (talks[i] for i in replayed)
-        ]
-        for i, (seen, why) in zip(replayed, stepper.restore(jobs), strict=True):
-            found[i] = (seen, why)
-            origin = origins[i]
-            if origin is not None and not why and awaited[origin] > 1 and origin not in copies:
-                kept = snapshot(talks[i].env)
-                if kept is not None:
-                    copies[origin] = (kept, seen)
-        for i in wave:
-            origin = origins[i]
-            if origin is not None:
-                awaited[origin] -= 1
-                if not awaited[origin]:
-                    copies.pop(origin, None)
-    return [found[i] for i in range(len(talks))]
+    def end(self) -> None:
+        """Gives back what is still in use, after an error."""
+        for instance in self.alive:
+            self.environments.give(instance, sound=False)
 
 
 def _differs(branch: Branch, seen: Sequence[Observation]) -> str:

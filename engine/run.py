@@ -47,6 +47,7 @@ from .plugins import Plugins
 from .secrets import redact, redacted
 
 if TYPE_CHECKING:
+    from .instances import Environments
     from .policy import Policy
 
 
@@ -169,6 +170,13 @@ class Run:
         return f"<Run {self.name!r} in {self.folder}, {self.updates} updates{', stopped' if self.stopping else ''}>"
 
     # What stages use.
+
+    @cached_property
+    def environments(self) -> Environments:
+        """The environments to play in, which live as long as the run is at work."""
+        from .instances import Environments
+
+        return Environments()
 
     @cached_property
     def policy(self) -> Policy:
@@ -459,6 +467,8 @@ class Run:
             raise ConfigError(f"the run's folder {self.folder} cannot be made or written to: {error}") from error
 
     def _close(self) -> None:
+        if (environments := self.__dict__.pop("environments", None)) is not None:
+            environments.close()
         if "_tracker" in self.__dict__ and self._tracker is not None:
             self._tracker.finish()
         if self.is_main and "ledger" in self.__dict__:

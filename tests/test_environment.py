@@ -16,7 +16,8 @@ import turnwise
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
-from turnwise.engine.environment import EnvironmentBroke, make_env, make_instance
+from turnwise.engine.environment import EnvironmentBroke, make_env
+from turnwise.engine.stages.play import EnvConfig, check_envs
 
 
 def played(env: str, count: int = 2, reply: str = "yes", **options: object) -> list[turnwise.Episode]:
@@ -117,7 +118,8 @@ def test_an_environment_in_its_own_process() -> None:
     assert (dead.ending, "exit code 7" in dead.reason) == ("failed", True)
     [hung] = played("test/OwnProcess-v0", 1, reply="hang", step_limit=3.0)
     assert (hung.ending, "no answer" in hung.reason) == ("failed", True)
-    assert "expert" in make_instance("test/OwnProcess-v0").players  # type: ignore[attr-defined]
+    [helped] = turnwise.rollout(turnwise.ScriptPlayer("expert"), [(turnwise.starts("test/OwnProcess-v0", 1, 1)[0], 0)])
+    assert (helped.ending, helped.turns[0].action) == ("terminated", "go on")
 
 
 @pytest.mark.parametrize(
@@ -145,12 +147,13 @@ def test_the_checker_passes_good_ones() -> None:
 
 
 def test_unknown_environments_and_wrong_spaces_say_what_to_do() -> None:
+    player = turnwise.ScriptPlayer(lambda said: "yes")
     with pytest.raises(LookupError, match=r"Did you mean 'turnwise/SupportDesk-v0'"):
-        make_instance("turnwise/SuportDesk-v0")
-    with pytest.raises(TypeError, match="Wrap it with a text codec"):
-        make_instance("test/Arrays-v0")
-    with pytest.raises(TypeError, match="depth"):
-        make_instance("turnwise/Maze-v0", depth=3)
+        turnwise.rollout(player, [(turnwise.Start("turnwise/SuportDesk-v0", 1), 0)])
+    with pytest.raises(turnwise.ConfigError, match="Wrap it with a text codec"):
+        check_envs([EnvConfig(id="test/Arrays-v0")])
+    with pytest.raises(turnwise.ConfigError, match="depth"):
+        check_envs([EnvConfig(id="turnwise/Maze-v0", kwargs={"depth": 3})])
     with pytest.raises(LookupError, match="has no player 'exprt'; it has: expert, random, demonstrator"):
         turnwise.rollout(turnwise.ScriptPlayer("exprt"), [(turnwise.starts("turnwise/Maze-v0", 1, 1)[0], 0)])
 
@@ -158,11 +161,11 @@ def test_unknown_environments_and_wrong_spaces_say_what_to_do() -> None:
 def test_replay_reaches_the_same_states() -> None:
     [start] = turnwise.starts("turnwise/Maze-v0", 3, 1)
     [episode] = turnwise.rollout(turnwise.ScriptPlayer("random"), [(start, 0)])
-    observations = turnwise.replay(make_instance(start.env), start, [t.action for t in episode.turns])
+    observations = turnwise.replay(start, [t.action for t in episode.turns])
     assert [o.message for o in observations] == [*(t.observation for t in episode.turns), episode.final]
     [bad] = turnwise.starts("test/Raises-v0", 1, 1)
-    with pytest.raises(EnvironmentBroke, match="replay broke after 1 observations"):
-        turnwise.replay(make_instance(bad.env), bad, ["x"])
+    with pytest.raises(EnvironmentBroke, match="replay broke after 1 observations: step: RuntimeError"):
+        turnwise.replay(bad, ["x"])
 
 
 def test_starts_are_distinct_and_32_bit() -> None:

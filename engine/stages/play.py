@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import Field
 
 from ..config import ConfigError, Section
-from ..environment import make_instance, starts
+from ..environment import EnvironmentBroke, starts
 from ..episode import Episode, Start
 from ..feedback import Request
+from ..instances import Environments, call
 from ..ledger import Answer
 from ..plugins import PluginError, Plugins
 from ..rollout import Branch, Player, Where, episode_id, rollout
@@ -59,18 +60,25 @@ def read_envs(value: Any) -> list[EnvConfig]:
 
 def check_envs(envs: Sequence[EnvConfig], players: Sequence[str] = (), plugins: Plugins | None = None) -> None:
     """Makes each environment once, so that a wrong id, option or player shows before the run."""
-    for env in envs:
-        try:
-            made = make_instance(env.id, **env.kwargs)
-            starts(env.id, 0, 1, env.options, env.kwargs)
-        except (LookupError, TypeError, ValueError) as error:
-            note = plugins.failures() if plugins is not None and isinstance(error, LookupError) else ""
-            raise ConfigError(f"{error}{note}") from error
-        own = getattr(made.unwrapped, "players", None) or {}
-        made.close()
-        for name in players:
-            if name not in own:
-                raise ConfigError(f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}")
+    environments = Environments()
+    try:
+        for env in envs:
+            try:
+                starts(env.id, 0, 1, env.options, env.kwargs)
+                made = environments.take(env.id, env.kwargs)
+                assert made is not None
+                own = call(environments, made, "make").players
+            except (LookupError, TypeError, ValueError) as error:
+                note = plugins.failures() if plugins is not None and isinstance(error, LookupError) else ""
+                raise ConfigError(f"{error}{note}") from error
+            except EnvironmentBroke as error:
+                raise ConfigError(f"environment {env.id!r}: {error}") from error
+            environments.give(made, sound=False)
+            for name in players:
+                if name not in own:
+                    raise ConfigError(f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}")
+    finally:
+        environments.close()
 
 
 def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
@@ -98,7 +106,7 @@ def play(run: Run, player: Player, chosen: Sequence[tuple[Start | Branch, int]],
     world, rank = _processes(run)
     recorded = shared(run, recorded)
     missing = [c for c, id_ in zip(chosen, ids, strict=True) if id_ not in recorded]
-    played = rollout(player, missing[rank::world], where, **options) if missing else []
+    played = rollout(player, missing[rank::world], where, environments=run.environments, **options) if missing else []
     if world > 1:
         from accelerate.utils import gather_object
 
