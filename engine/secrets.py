@@ -119,6 +119,12 @@ def _hide(found: re.Match[str]) -> str:
     value = next(group for group in found.groups()[1:] if group is not None)
     if not value or value in (HIDDEN, "None", "null", "none") or re.fullmatch(r"[\d.]{1,5}", value):
         return found[0]
+    if (
+        ":" in found[1]
+        and re.fullmatch(r"[A-Z]?[a-z]{1,12}", value)
+        and not re.search(r"pass|pwd|secret", found[1], re.IGNORECASE)
+    ):
+        return found[0]  # "invalid_api_key: Incorrect ..."
     return found[1] + found[0][len(found[1]) :].replace(value, HIDDEN)
 
 
