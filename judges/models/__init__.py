@@ -290,9 +290,9 @@ def said_error(body: Any) -> tuple[str, str, str]:
             kind, code, message = said_error(body[name])
             outer = str(body.get("message") or "")
             return kind or _text(body.get("type")), code or _text(body.get("code")), message or outer
-    details = body.get("details") if isinstance(body.get("details"), Mapping) else {}
-    inner = body.get("innererror") if isinstance(body.get("innererror"), Mapping) else {}
-    meta = body.get("metadata") if isinstance(body.get("metadata"), Mapping) else {}
+    details = mapping(body.get("details"))
+    inner = mapping(body.get("innererror"))
+    meta = mapping(body.get("metadata"))
     code = _text(body.get("code")) or _text(details.get("error_code"))
     if inner.get("code") and not code:
         code = _text(inner["code"])
@@ -416,6 +416,11 @@ def _check_url(name: str, url: str) -> None:
         good = False
     if not good:
         raise PluginError(f"the url of {name} must look like http://localhost:8000/v1, got {redact(url)!r}")
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A value of somebody else's JSON where an object is expected: that, or an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def count(value: Any) -> int:

@@ -16,13 +16,12 @@ from typing import Any
 
 from ...engine.plugins import PluginError
 from ...engine.secrets import redact
-from . import ModelError, Prompt, Reply, Usage, called, client_of, count, envelope, error_within, free_of, http_error
+from . import ModelError, Prompt, Reply, Usage, called, client_of, count, envelope, error_within, free_of, http_error, mapping
 
 _STOPS = {
     "end_turn": "end",
     "stop_sequence": "end",
     "max_tokens": "length",
-    "model_context_window_exceeded": "length",
     "refusal": "refused",
     "content_filter": "filtered",
     "guardrail_intervened": "filtered",
@@ -163,7 +162,7 @@ def read_message(body: Mapping[str, Any], request: str = "") -> Reply:
         raise error_within(body["error"])
     if body.get("type", "message") != "message" or not isinstance(body.get("content"), list):
         raise ModelError("server", redact(f"the answer is no message: {body!s}")[:300])
-    used = body.get("usage") if isinstance(body.get("usage"), Mapping) else {}
+    used = mapping(body.get("usage"))
     usage = Usage(
         *(
             count(used.get(n))

@@ -30,6 +30,7 @@ from . import (
     error_within,
     free_of,
     http_error,
+    mapping,
     said_error,
 )
 
@@ -120,7 +121,7 @@ class OpenAI:
         first = min(prompts)
         batch = await self._call(
             self._client.batches.create(
-                input_file_id=file.id, endpoint=self.path, completion_window="24h",  # type: ignore[arg-type]
+                input_file_id=file.id, endpoint=self.path, completion_window="24h",
                 metadata={"turnwise": first},
             )
         )  # fmt: skip
@@ -270,7 +271,7 @@ def read_response(body: Mapping[str, Any], request: str = "", limits: float = 0.
         ModelError: it is none, or says that it failed.
     """
     if body.get("error") and body.get("status") in (None, "failed"):
-        raise error_within(body["error"], paid=bool(_mapping(body.get("usage")).get("output_tokens")))
+        raise error_within(body["error"], paid=bool(mapping(body.get("usage")).get("output_tokens")))
     if not isinstance(body.get("output"), list):
         if isinstance(body.get("choices"), list):
             raise ModelError("account", "the server answers as Chat Completions do: use the provider openai-chat", lost=True)
@@ -281,13 +282,13 @@ def read_response(body: Mapping[str, Any], request: str = "", limits: float = 0.
         m for m in body["output"] if isinstance(m, Mapping) and m.get("type") == "message" and m.get("phase") != "commentary"
     ]
     text, refusal, parts = _content(messages[-1].get("content")) if messages else ("", "", [])
-    usage = _usage(_mapping(body.get("usage")), "input_tokens", "output_tokens", text)
+    usage = _usage(mapping(body.get("usage")), "input_tokens", "output_tokens", text)
     tokens = _tokens(t for p in parts for t in p.get("logprobs") or ())
     model = str(body.get("model") or "")
     if refusal:
         return Reply("refused", "", usage, refusal, model, request, limits)
     if body.get("status") not in ("completed", None):
-        why = str(_mapping(body.get("incomplete_details")).get("reason") or body.get("status"))
+        why = str(mapping(body.get("incomplete_details")).get("reason") or body.get("status"))
         return Reply(_stop(why), text, usage, why, model, request, limits)
     return Reply("end", text, usage, "", model, request, limits, tokens)
 
@@ -299,21 +300,21 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
         ModelError: it is none, or holds an error.
     """
     choices, model = body.get("choices"), str(body.get("model") or "")
-    first = _mapping(choices[0] if isinstance(choices, list) and choices else None)
-    message = _mapping(first.get("message"))
+    first = mapping(choices[0] if isinstance(choices, list) and choices else None)
+    message = mapping(first.get("message"))
     text, refusal, _ = _content(message.get("content") if message else first.get("text"))
-    used = _mapping(body.get("usage"))
+    used = mapping(body.get("usage"))
     usage = _usage(used, "prompt_tokens", "completion_tokens", text)
     for holder in (body, first):
         if holder.get("error"):
             raise error_within(holder["error"], paid=usage != Usage())
-    blocked = _mapping(body.get("promptFeedback") or body.get("prompt_feedback"))
+    blocked = mapping(body.get("promptFeedback") or body.get("prompt_feedback"))
     if why := str(blocked.get("blockReason") or blocked.get("block_reason") or ""):
         return Reply("filtered", "", usage, why, model, request, limits)
     if not isinstance(choices, list):
         if isinstance(body.get("output"), list):
             raise ModelError("account", "the server answers as Responses do: use the provider openai", lost=True)
-        said = _mapping(body.get("base_resp"))  # MiniMax
+        said = mapping(body.get("base_resp"))  # MiniMax
         kinds = {1002: 429, 1004: 401, 1008: 402, 1026: "content_filter", 1027: "content_filter", 1039: 429, 2049: 401}
         if code := count(said.get("status_code")):
             raise error_within({"code": kinds.get(code, 500), "message": f"{code} {said.get('status_msg')}"})
@@ -329,7 +330,7 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
         raise ModelError("server", f"ended by {why}", lost=True)
     if stop != "end":
         return Reply(stop, text, usage, why, model, request, limits)
-    tokens = _tokens(_mapping(first.get("logprobs")).get("content") or ())
+    tokens = _tokens(mapping(first.get("logprobs")).get("content") or ())
     thought = message.get("reasoning") or message.get("reasoning_content")
     empty = f"`reasoning` holds {len(str(thought))} characters" if thought and not text.strip() else ""
     return Reply("end", text, usage, empty, model, request, limits, tokens)
@@ -388,10 +389,6 @@ def _stop(why: str) -> Any:
     return next((stop for stop, names in _STOPS.items() if why.lower().removeprefix("finishreason.") in names), "other")
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _content(content: Any) -> tuple[str, str, list[Mapping[str, Any]]]:
     """Text and refusal of a message's content, one text or a list of parts, and the parts; thoughts are none of the text."""
     if isinstance(content, str):
@@ -410,11 +407,11 @@ def _usage(used: Mapping[str, Any], read: str, written: str, text: str) -> Usage
     Some servers (xAI, Gemini) count reasoning in the total but not in the output: the larger of both readings is booked, which is the output itself where
     reasoning is part of it. A count that is missing makes the whole unknown: `Usage()`.
     """
-    details = _mapping(used.get(f"{read}_details"))
+    details = mapping(used.get(f"{read}_details"))
     cached, stored = count(details.get("cached_tokens")), count(details.get("cache_write_tokens"))
     cached = cached or count(used.get("prompt_cache_hit_tokens"))
     prompt, output, total = count(used.get(read)), count(used.get(written)), count(used.get("total_tokens"))
-    thought = count(_mapping(used.get(f"{written}_details")).get("reasoning_tokens") or used.get("reasoning_tokens"))
+    thought = count(mapping(used.get(f"{written}_details")).get("reasoning_tokens") or used.get("reasoning_tokens"))
     output = output + thought if thought > output else output
     prompt = prompt or max(total - output, 0)
     output = max(output, total - prompt)
