@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +21,10 @@ PLAIN = (100 * PRICE[0] + 20 * PRICE[3]) / 1e6  # dollars of that
 
 def said(body: Mapping[str, Any]) -> str:
     schema = body["response_format"]["json_schema"]["schema"]
-    return json.dumps(verdict(schema, body["messages"][-1]["content"]))
+    asked = body["messages"][-1]["content"]
+    [id_] = re.findall(r"id of your verdict is (\w+)", asked)
+    schema["properties"]["verdict_id"]["enum"] = [id_]
+    return json.dumps(verdict(schema, asked))
 
 
 def ok(
@@ -152,7 +156,7 @@ DIALECTS: dict[str, tuple[Callable[[Any], tuple[int, Any]], str, str, int, Any]]
     "counts as texts": (used(prompt_tokens="100", completion_tokens="20.0"), "scored", "", 1, PLAIN),
     "prompt missing": (used(completion_tokens=20, total_tokens=120), "scored", "", 1, PLAIN),
     "output missing": (used(prompt_tokens=100), "scored", "", 1, MOST),
-    "only the total": (used(total_tokens=120), "scored", "", 1, dollars(120, 0)),
+    "only the total": (used(total_tokens=120), "scored", "", 1, MOST),
     "no usage": (lambda b: ok(b, usage={"x": 1}), "scored", "", 1, MOST),
     "usage is a list": (lambda b: ok(b, usage=[1]), "scored", "", 1, MOST),
 }  # fmt: skip
