@@ -218,10 +218,10 @@ def _typed(arguments: Any, schema: Mapping[str, Any]) -> Any:
         field = (schema.get("properties") or {}).get(name)
         kind = field.get("type") if isinstance(field, Mapping) else None
         kinds = set(kind if isinstance(kind, list) else [kind])
-        found[name] = str(value)
+        found[name] = plain = str(value)
         if not kinds & {"string", None} or (kinds & {"null"} and value == "null"):
             with contextlib.suppress(ValueError):
-                found[name] = parsed({"True": "true", "False": "false", "None": "null"}.get(value.strip(), value))
+                found[name] = parsed({"True": "true", "False": "false", "None": "null"}.get(plain.strip(), plain))
     return found
 
 
