@@ -13,7 +13,7 @@ WAYS: dict[str, tuple[Any, Usage]] = {
     "reasoning outside": ({**READ, "total_tokens": 1120}, Usage(100, 0, 0, 1020)),
     "no total": (READ, Usage(100, 0, 0, 20)),
     "a total that is too small": ({**READ, "total_tokens": 90}, Usage(100, 0, 0, 20)),
-    "a total alone": ({"completion_tokens": 20, "total_tokens": 120}, Usage(0, 0, 0, 20)),
+    "a total alone": ({"completion_tokens": 20, "total_tokens": 120}, Usage(100, 0, 0, 20)),
     "cached": ({**READ, "total_tokens": 120, "prompt_tokens_details": {"cached_tokens": 60}}, Usage(40, 60, 0, 20)),
     "text": ({"prompt_tokens": "100", "completion_tokens": "20.0", "total_tokens": "150"}, Usage(100, 0, 0, 50)),
     "floats": ({"prompt_tokens": 100.0, "completion_tokens": 20.0}, Usage(100, 0, 0, 20)),
