@@ -237,8 +237,11 @@ class BatchCaller(Caller):
         """An item's answer, booked once. Raises ModelError where the batch's answers cannot be had."""
         try:
             answer = (await self._answers(batch)).get(item.id) or ModelError("server", "the batch lacks this answer")
-        except ModelError:
+        except ModelError as error:
             self._settle(item)
+            if error.kind == "batch":  # for good: what is asked again goes in another batch
+                with self._ledger.writing() as db:
+                    db.execute(BATCHES.delete().where(BATCHES.c.key == item.key, BATCHES.c.batch == batch, *self._mine))
             raise
         entry = self._entry(item.key, answer, item.most, batch=True) if isinstance(answer, Reply) else None
         self._settle(item, entry)

@@ -182,7 +182,11 @@ class Caller:
             self._circuit.heard(answer)
             if isinstance(answer, Reply) or not answer.passes:
                 return Sent(answer, paid, requests)
-            pause = answer.after or min(BACKOFF * 2 ** (requests - 1), LONGEST) * (0.75 + 0.25 * self._chance.random())
+            pause = (
+                0.0
+                if answer.kind == "dialect"
+                else answer.after or min(BACKOFF * 2 ** (requests - 1), LONGEST) * (0.75 + 0.25 * self._chance.random())
+            )
             if requests >= REQUESTS or TIME.now() + pause > deadline():
                 return Sent(
                     ModelError(answer.kind, f"{answer} (given up after {requests} requests)", answer.status), paid, requests
@@ -208,7 +212,7 @@ class Caller:
         except TimeoutError:
             return ModelError("timeout", f"no answer within {self._timeout:g} seconds", lost=True)
         except ModelError as error:
-            return error
+            return error.answer
         except Exception as error:  # an answer of a shape that nobody thought of, or a model that is not well
             return ModelError("request", f"{type(error).__name__}: {error}", lost=True)
 
@@ -250,19 +254,19 @@ class Sent:
 def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
     """The verdict in a reply; or what another question should do better: "room" (it was cut off) or "wrong" (what was wrong with its form)."""
     if reply.stop in ("refused", "filtered"):
-        return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}"[:500]))
+        return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}")[:500])
     if reply.stop == "length":
         return {"room": reply.reason}
     if reply.stop != "end":
-        return Verdict("failed", {}, f"ended by {reply.reason}")
+        return Verdict("failed", {}, redact(f"ended by {reply.reason}")[:500])
     if not reply.text.strip():
-        return {"wrong": "it was empty"}
+        return {"wrong": f"it was empty: {reply.reason}" if reply.reason else "it was empty"}
     try:
         return Verdict("scored", dict(call.read(reply, nonce)))
     except Unreadable as error:
         return {"wrong": str(error)[:300]}
     except Exception as error:  # the judge's own mistake; what it was paid for is booked all the same
-        return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}"[:500]))
+        return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}")[:500])
 
 
 def _why(outcome: Mapping[str, Any]) -> str:
@@ -318,6 +322,8 @@ class Circuit:
             self._failures, self._cool, self.answered = 0, COOL, now
             if answer.limits > 0:
                 self._opens = max(self._opens, now + answer.limits)
+            return
+        if answer.kind == "dialect":
             return
         self._last = answer
         if answer.kind == "account":

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .models import Reply
-from .transcript import THOUGHTS
+from .transcript import thoughts_end
 
 
 def choice(reply: Reply, field: str, options: Sequence[str]) -> dict[str, float] | None:
@@ -53,10 +53,9 @@ _OPENING = re.compile(r'\s*"?')
 
 def _begins(text: str, path: Sequence[str]) -> int | None:
     """Where the value at a path of keys begins in an answer's JSON object, behind its opening quote."""
-    thoughts = THOUGHTS.match(text)
     above: list[str | None] = []  # keys of the objects that are open; None: a list
     key: str | None = None
-    for piece in _PIECE.finditer(text, text.find("{", thoughts.end() if thoughts else 0)):
+    for piece in _PIECE.finditer(text, text.find("{", thoughts_end(text))):
         match piece.group():
             case "{" | "[" as opened:
                 above.append(key if opened == "{" else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,7 @@ class ToolCalls:
 
     Calls are read as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them beside other text (Hermes, Qwen), or
     as a reply that is nothing but JSON: one call or a list of them, with `arguments` or `parameters` (Llama), after `[TOOL_CALLS]`
-    (Mistral), or in OpenAI's form with `function` or `tool_calls`; arguments may be an object, or a string that holds one. What stands in
+    (Mistral), as `<function=name><parameter=key>value</parameter></function>` (Qwen3-Coder), or in OpenAI's form with `function` or `tool_calls`; arguments may be an object, or a string that holds one. What stands in
     `<think>` is not looked at. Tools are read in OpenAI's, Anthropic's and MCP's form. An argument that a tool's `properties` do not name
     is an error unless its schema allows `additionalProperties`.
     """
@@ -165,10 +166,15 @@ def _tool(tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _calls(reply: str) -> list[str | Mapping[str, Any]]:
     """The calls a reply tries to make: as data where they could be read, else the text of what was tried."""
+    opened, closed = reply.find("<think>"), reply.find("</think>")
+    if closed >= 0 and not 0 <= opened < closed:  # the template opened the thoughts
+        reply = reply[closed + len("</think>") :]
     said = re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
     if "<tool_call>" in said:
         inside = [part.partition("</tool_call>") for part in said.split("<tool_call>")[1:]]
         return [each for text, end, _ in inside for each in (_read(text) if end else [text])]
+    if "<function=" in said:
+        return _in_xml(said)
     said = said.strip()
     if said.startswith("[TOOL_CALLS]"):
         return _read(said.removeprefix("[TOOL_CALLS]"))
@@ -184,7 +190,44 @@ def _calls(reply: str) -> list[str | Mapping[str, Any]]:
 _TRIED = re.compile(r'"(?:name|function)"\s*:.*"(?:arguments|parameters)"\s*:', re.DOTALL)  # JSON that broke, but meant a call
 
 
+_FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)</function>", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+
+
+def _in_xml(text: str) -> list[str | Mapping[str, Any]]:
+    """Calls as Qwen3-Coder writes them; their arguments are text, which the tool's schema says how to read."""
+    calls: list[str | Mapping[str, Any]] = []
+    for name, inner in _FUNCTION.findall(text):
+        names = [key for key, _ in _PARAMETER.findall(inner)]
+        if len(set(names)) != len(names) or _PARAMETER.sub("", inner).strip():
+            return [text]
+        calls.append({"name": name, "arguments": {key: _Text(value) for key, value in _PARAMETER.findall(inner)}})
+    return calls if calls and not _FUNCTION.sub("", text[text.find("<function=") :]).count("<function=") else [text]
+
+
+class _Text(str):
+    """An argument written as text, whatever its type."""
+
+
+def _typed(arguments: Any, schema: Mapping[str, Any]) -> Any:
+    """Arguments written as text in the types that a tool's schema gives them; what cannot be read stays text."""
+    if not isinstance(arguments, Mapping) or not any(isinstance(value, _Text) for value in arguments.values()):
+        return arguments
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        field = (schema.get("properties") or {}).get(name)
+        kind = field.get("type") if isinstance(field, Mapping) else None
+        kinds = set(kind if isinstance(kind, list) else [kind])
+        found[name] = plain = str(value)
+        if not kinds & {"string", None} or (kinds & {"null"} and value == "null"):
+            with contextlib.suppress(ValueError):
+                found[name] = parsed({"True": "true", "False": "false", "None": "null"}.get(plain.strip(), plain))
+    return found
+
+
 def _read(text: str) -> list[str | Mapping[str, Any]]:
+    if text.lstrip().startswith("<function="):
+        return _in_xml(text)
     try:
         return [each if isinstance(each, Mapping) else json.dumps(each) for each in _listed(parsed(text))] or [text]
     except ValueError:
@@ -220,5 +263,5 @@ def _call_error(call: str | Mapping[str, Any], tools: Mapping[str, Any]) -> str 
             arguments = parsed(arguments)
         except ValueError as error:
             return f"the arguments of {name!r} are not JSON: {error}"
-    wrong = error_of(tools[name], arguments)
+    wrong = error_of(tools[name], _typed(arguments, tools[name].schema))
     return None if wrong is None else f"{name!r} {wrong}"

@@ -129,10 +129,10 @@ def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Unreadable: with what is wrong, in words of our own: the model is told, outside of any block, so nothing of its answer is repeated.
     """
-    body = THOUGHTS.sub("", text, count=1).strip()
-    fence = re.fullmatch(r"```(?:json)?[ \t]*\n(.*)\n```", body, flags=re.DOTALL)
+    body = _LEFT.sub("", text[thoughts_end(text) :].strip()).strip()
+    fence = re.fullmatch(r"(```|~~~)(?:json)?\s*(.*?)\s*\1", body, flags=re.DOTALL | re.IGNORECASE)
     try:
-        found = json.loads(fence.group(1) if fence else body, object_pairs_hook=_once)
+        found = json.loads(fence.group(2) if fence else body, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"not one JSON object: {error}") from error
     if not isinstance(found, dict):
@@ -148,7 +148,24 @@ def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", flags=re.DOTALL)
+def thoughts_end(text: str) -> int:
+    """Where the answer begins, behind what a model thought: in tags, of which templates may have given the first to the model, or in channels.
+
+    Text that begins as an answer has no thoughts: what such tags say in it is quoted.
+    """
+    if re.match(r"[\s\ufeff]*(?:\{|```|~~~)", text):
+        return len(text) - len(text.lstrip("\ufeff \t\r\n"))
+    found = _FINAL.search(text) or _THOUGHTS.match(text)
+    return found.end() if found else 0
+
+
+_FINAL = re.compile(r"<\|channel\|>final(?:\s*<\|constrain\|>\s*json)?\s*<\|message\|>")
+_THOUGHTS = re.compile(
+    r".*?(?:</(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>)",
+    flags=re.DOTALL,
+)
+# Stop words that some servers leave at an answer's end.
+_LEFT = re.compile(r"(?:\s*(?:<\|[\w▁]+\|>|<｜[^｜<>]{1,40}｜>|</s>|<eos>|<end_of_turn>|<turn\|>|\[EOS\]))+\Z")
 _TYPES: dict[str, Any] = {
     "string": str,
     "boolean": bool,

@@ -21,6 +21,7 @@ from turnwise.judges import RubricJudge, calls
 from turnwise.judges.models import Prompt, Usage
 from turnwise.judges.prices import BATCH, PRICES, cost, price_of
 from turnwise.judges.store import VERDICTS, Cache
+from turnwise.plugins.demo.tiny import build_policy
 from typer.testing import CliRunner
 
 pytest.importorskip("anthropic")
@@ -51,7 +52,7 @@ def pipeline(server: ModelServer, cache: Path, *, updates: int = 1, groups: int 
     env = {"env": "turnwise/SupportDesk-v0", "players": ["expert", "random"], "group_size": 2, "groups": groups}
     return {
         "name": "run",
-        "policy": "none",
+        "policy": str(build_policy(cache.parent / "policy", ["hello there"] * 3, hidden=16, layers=1)),
         "stages": [{"rank": {**env, "updates": updates, "feedback": [feedback], "poll": 0.0}}],
     }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -18,10 +20,10 @@ import turnwise
 import uvicorn
 import yaml
 from rating import RUN, Client, groups, heard, serving, study, talk
-from turnwise.plugins.human import raters, serve
+from turnwise.plugins.human import raters, serve, service, tasks
 from turnwise.plugins.human.service import NOTED, make_app
 from turnwise.plugins.human.source import People
-from turnwise.plugins.human.tables import EVENTS, prepare
+from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, prepare
 
 PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
 
@@ -161,3 +163,48 @@ def test_half_open_connections_make_room(ledger: turnwise.Ledger, monkeypatch: p
         thread.join(60)
         for connection in half:
             connection.close()
+
+
+def test_the_count_of_everybody_does_not_tell_gold(
+    ledger: turnwise.Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever works alone, and slowly, sees the line move after every answer or after none."""
+    monkeypatch.setattr(service, "COUNT", 0.0)
+    path = tmp_path / "gold.jsonl"
+    says = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
+    said = [
+        {"prompt": says("user", f"q{i}"), "chosen": says("assistant", "good"), "rejected": says("assistant", "bad")}
+        for i in range(4)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in said), encoding="utf-8")
+    options = {"gold": str(path), "gold_share": 0.5, "random_share": 0.0, "undo": 0.0}
+    study(ledger, {"task": "compare", **options}, played=groups(4, 2))
+    with serving(ledger) as base:
+        ada = Client(base, ledger, "Ada")
+        ada.get("/")
+        for done in range(1, 9):
+            ada.send(f"/task/{ada.task}", {"csrf": ada.csrf, "preference": "-2"})
+            line = ada.get("/progress").text
+            assert re.findall(r"everybody, of late, (\d+)<", line) == [str(done)]
+            assert "<progress" not in line
+            ada.get("/")
+    with ledger.reading() as db:
+        gold = db.scalars(sa.select(ITEMS.c.gold.is_not(None)).join(LEASES, LEASES.c.item == ITEMS.c.id)).all()
+    assert sorted(gold) == [False] * 4 + [True] * 4
+
+
+def test_names_that_are_too_long_for_a_form_are_refused() -> None:
+    for options in ({"aspects": ["😀" * 20_001]}, {"strata": {"x": ["a" * 10_001, "b" * 10_000]}}):
+        with pytest.raises(ValueError, match="more than a form can send"):
+            People(task="score", **options)  # type: ignore[arg-type]
+    assert People(task="score", aspects=["😀" * 20_000]).aspects
+
+
+@pytest.mark.parametrize(
+    "form", [{"turn-1": "bad"}, {"turn-0": "good", "turn-1": "bad"}, {"first_wrong": "1"}, {"first_wrong": "none"}]
+)
+def test_a_mark_agrees_with_the_gold_that_is_made_of_it(form: dict[str, str]) -> None:
+    shown = (talk("e", ["q", "a", "and?", "b"]),)
+    said = tasks.read("mark", form, shown, (), 5, {})
+    assert tasks.agrees(said, tasks.known(said))
+    assert not tasks.agrees(said, {"first_wrong": 0})

@@ -170,7 +170,7 @@ def test_templates_that_cannot_work_say_so(tokenizer: Any, model_folder: Callabl
 
 
 def test_policies_that_cannot_be_loaded_say_so(tmp_path: Path, model_folder: Callable[..., Path]) -> None:
-    with pytest.raises(turnwise.PolicyError, match="no local folder"):
+    with pytest.raises(turnwise.PolicyError, match="no such folder"):
         turnwise.Policy.from_pretrained(tmp_path / "nothing")
     with pytest.raises(turnwise.PolicyError, match="cannot load"):
         (tmp_path / "empty").mkdir()

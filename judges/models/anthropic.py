@@ -15,14 +15,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...engine.plugins import PluginError
+from ...engine.secrets import redact
 from ...engine.suggest import install
-from . import ModelError, Prompt, Reply, Usage, called, envelope, free_of
+from . import ModelError, Prompt, Reply, Usage, called, client_of, count, envelope, error_within, free_of, http_error, mapping
 
 _STOPS = {
     "end_turn": "end",
     "stop_sequence": "end",
     "max_tokens": "length",
     "refusal": "refused",
+    "content_filter": "filtered",
+    "guardrail_intervened": "filtered",
 }
 
 
@@ -54,8 +57,13 @@ class Anthropic:
         self.name = f"anthropic:{model}"
         self._model, self._effort, self._extra, self._cache = model, effort, dict(extra or {}), cache
         self._sdk, self._http = anthropic, httpx2
-        self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=url, max_retries=0, timeout=None)
-        self.settings = {"effort": effort, "extra": free_of(extra, "max_tokens"), "url": str(self._client.base_url)}
+        self._client = client_of(
+            self.name, api_key, url,
+            lambda key, base: anthropic.AsyncAnthropic(
+                api_key=key, base_url=base, max_retries=0, timeout=httpx2.Timeout(None, connect=10.0)
+            ),
+        )  # fmt: skip
+        self.settings = {"effort": effort, "extra": free_of(extra, "max_tokens"), "url": redact(str(self._client.base_url))}
         if not (api_key or self._client.api_key or self._client.auth_token):
             raise PluginError(f"{self.name} needs a key: set ANTHROPIC_API_KEY, or give the model `api_key`")
 
@@ -103,8 +111,9 @@ class Anthropic:
                     answers[line.custom_id] = error
             elif result["type"] == "errored":
                 found = (result.get("error") or {}).get("error") or {}
-                kind = "request" if found.get("type") == "invalid_request_error" else "server"
-                answers[line.custom_id] = ModelError(kind, f"{found.get('type')}: {found.get('message')}")
+                kind, said = str(found.get("type")), f"{found.get('message')}"
+                status = 400 if kind == "invalid_request_error" else 500
+                answers[line.custom_id] = http_error(status, kind, "", said, {}).answer
             else:
                 answers[line.custom_id] = ModelError("server", f"the batch's request was {result['type']}")
         if not answers:
@@ -150,13 +159,17 @@ def read_message(body: Mapping[str, Any], request: str = "") -> Reply:
     Raises:
         ModelError: it is none.
     """
+    if body.get("error"):
+        raise error_within(body["error"])
     if body.get("type", "message") != "message" or not isinstance(body.get("content"), list):
-        raise ModelError("server", f"the answer is no message: {str(body)[:200]}")
-    used = body.get("usage") or {}
+        raise ModelError("server", redact(f"the answer is no message: {body!s}")[:300])
+    used = mapping(body.get("usage"))
     usage = Usage(
-        int(used.get("input_tokens") or 0), int(used.get("cache_read_input_tokens") or 0),
-        int(used.get("cache_creation_input_tokens") or 0), int(used.get("output_tokens") or 0),
-    )  # fmt: skip
+        *(
+            count(used.get(n))
+            for n in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
+        )
+    )
     text = "".join(str(block.get("text") or "") for block in body["content"] if block.get("type") == "text")
     why = str(body.get("stop_reason") or "end_turn")
     details = body.get("stop_details") or {}

@@ -347,6 +347,12 @@ class Desk:
         with self.ledger.reading() as db:
             return {"mine": db.scalar(mine) or 0, "today": db.scalar(mine.where(LEASES.c.answered > now - 86400)) or 0}
 
+    def said(self, run: str) -> int:
+        """How many answers everybody has given, gold among them: a count that stood still after gold would tell it."""
+        query = sa.select(sa.func.count()).select_from(LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item))
+        with self.ledger.reading() as db:
+            return db.scalar(query.where(ITEMS.c.run == run, LEASES.c.status == "answered")) or 0
+
     def slots(self, run: str, source: str | None = None) -> dict[str, int]:
         """How many slots there are, how many of them are filled, and how many wait for somebody."""
         now = self.ledger.clock()

@@ -122,7 +122,7 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
             )
     desk, cookie_ = Desk(ledger), cookie_name(run)
     strata = Sometimes(lambda: lead.strata(ledger, run), COLLECT)
-    everybody = Sometimes(lambda: {"slots": desk.slots(run), "agreed": lead.agreed(ledger, run)}, COUNT)
+    everybody = Sometimes(lambda: {"answers": desk.said(run), "agreed": lead.agreed(ledger, run)}, COUNT)
     collect = Sometimes(lambda: desk.collect(run), COLLECT)  # also when no run is there to do it
     noted: dict[str, list[float]] = {}  # when refusals of the last hour were noted, by person; "" are strangers
     pages = Jinja2Templates(HERE / "templates")

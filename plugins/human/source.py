@@ -31,6 +31,7 @@ from .tasks import LETTERS, TASKS
 from .value import information
 
 LOOK = 5.0  # seconds between looks at what is worth asking
+NAMES = 20_000  # characters that the names of one list may have: in a form, an emoji takes twelve bytes
 NEWEST = 2000  # open items that are looked at
 QUESTIONS = {
     "rank": "Which of these conversations went best for the person asking?",
@@ -216,6 +217,8 @@ def _names(what: str, said: Any) -> list[str]:
             raise ValueError(f"{what}: nobody can see the name {name!r}")
         if names.count(name) > 1:
             raise ValueError(f"{what}: {name!r} is there twice")
+    if (length := sum(map(len, names))) > NAMES:
+        raise ValueError(f"{what}: {length:,} characters of names are more than a form can send: {NAMES:,}")
     return names
 
 

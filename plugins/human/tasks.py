@@ -174,6 +174,9 @@ def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
         pairs = [(a, b) for i, tier in enumerate(tiers) for a in tier for lower in tiers[i + 1 :] for b in lower]
         return sum(place[a] < place[b] for a, b in pairs) >= 2 / 3 * len(pairs)
     if "first_wrong" in gold:
-        return "first_wrong" in answer.details and answer.details["first_wrong"] == gold["first_wrong"]
+        try:
+            return known(answer) == gold  # who marks the right reply bad has found it, chosen as the first or not
+        except ValueError:
+            return False
     mean = sum(answer.aspects.values()) / len(answer.aspects)
     return (mean - 0.5) * (gold["score"] - 0.5) > 0
