@@ -11,7 +11,7 @@ from typing import Any
 HIDDEN = "***"
 _NAMES = re.compile(r"(^|_|-)(api_?key|key|token|secret|password|passwd|credentials?|authorization)$", re.IGNORECASE)
 _SHAPES = re.compile(
-    r"\b(sk-[\w-]{12,}|hf_\w{16,}|gh[pousr]_\w{20,}|AKIA\w{12,})|(?<=Bearer )[\w.~+/-]+=*|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+    r"\b(sk-[\w-]{12,}|hf_\w{16,}|gh[pousr]_\w{20,}|AKIA\w{12,})|(?<=Bearer )\S+|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
 )
 
 

@@ -197,7 +197,7 @@ def read_response(body: Mapping[str, Any], request: str = "", limits: float = 0.
         error = body.get("error") or {}
         raise ModelError("server", f"{error.get('code')}: {error.get('message')}")
     used, details = body.get("usage") or {}, (body.get("usage") or {}).get("input_tokens_details") or {}
-    usage = _usage(used.get("input_tokens"), details, used.get("output_tokens"))
+    usage = _usage(used.get("input_tokens"), details, used.get("output_tokens"), used.get("total_tokens"))
     messages = [each for each in body["output"] if each.get("type") == "message" and each.get("phase") != "commentary"]
     parts = messages[-1].get("content") or [] if messages else []
     text = "".join(str(p.get("text") or "") for p in parts if p.get("type") == "output_text")
@@ -223,7 +223,8 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
     if not isinstance(choices, list):
         raise ModelError("server", f"the answer is no completion: {str(body)[:200]}")
     used = body.get("usage") or {}
-    usage = _usage(used.get("prompt_tokens"), used.get("prompt_tokens_details") or {}, used.get("completion_tokens"))
+    details = used.get("prompt_tokens_details") or {}
+    usage = _usage(used.get("prompt_tokens"), details, used.get("completion_tokens"), used.get("total_tokens"))
     model = str(body.get("model") or "")
     first = choices[0] if choices else {}
     message = first.get("message") or {}
@@ -237,10 +238,25 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
     return Reply("end", text, usage, "", model, request, limits, tokens)
 
 
-def _usage(total: Any, details: Mapping[str, Any], output: Any) -> Usage:
-    """Their input tokens include those read from and written to the cache; ours do not."""
-    read, written = int(details.get("cached_tokens") or 0), int(details.get("cache_write_tokens") or 0)
-    return Usage(max(int(total or 0) - read - written, 0), read, written, int(output or 0))
+def _usage(read: Any, details: Mapping[str, Any], written: Any, total: Any) -> Usage:
+    """Their input tokens include those read from and written to the cache; ours do not.
+
+    Some servers (xAI, Gemini) count reasoning in the total but not in the output: the larger of both readings is
+    booked, which is the output itself where reasoning is part of it.
+    """
+    cached, stored = _count(details.get("cached_tokens")), _count(details.get("cache_write_tokens"))
+    prompt, output = _count(read), _count(written)
+    if prompt:
+        output = max(output, _count(total) - prompt)
+    return Usage(max(prompt - cached - stored, 0), cached, stored, output)
+
+
+def _count(value: Any) -> int:
+    """A number of tokens, which some servers send as a float or as text; 0 for what is none."""
+    try:
+        return max(int(float(value)), 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _tokens(found: Any) -> tuple[Token, ...]:
