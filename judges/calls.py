@@ -250,11 +250,11 @@ class Sent:
 def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
     """The verdict in a reply; or what another question should do better: "room" (it was cut off) or "wrong" (what was wrong with its form)."""
     if reply.stop in ("refused", "filtered"):
-        return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}"[:500]))
+        return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}")[:500])
     if reply.stop == "length":
         return {"room": reply.reason}
     if reply.stop != "end":
-        return Verdict("failed", {}, f"ended by {reply.reason}")
+        return Verdict("failed", {}, redact(f"ended by {reply.reason}"))
     if not reply.text.strip():
         return {"wrong": "it was empty"}
     try:
@@ -262,13 +262,13 @@ def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
     except Unreadable as error:
         return {"wrong": str(error)[:300]}
     except Exception as error:  # the judge's own mistake; what it was paid for is booked all the same
-        return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}"[:500]))
+        return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}")[:500])
 
 
 def _why(outcome: Mapping[str, Any]) -> str:
     if "room" in outcome:
         return f"truncated: {outcome['room']}, with twice the tokens too"
-    return f"unreadable, also when asked again: {outcome['wrong']}"
+    return redact(f"unreadable, also when asked again: {outcome['wrong']}")
 
 
 class Circuit:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...engine.plugins import PluginError
+from ...engine.secrets import in_use, url_in_use
 from ...engine.suggest import install
 from . import ModelError, Prompt, Reply, Usage, called, envelope, free_of
 
@@ -55,6 +56,8 @@ class Anthropic:
         self._model, self._effort, self._extra, self._cache = model, effort, dict(extra or {}), cache
         self._sdk, self._http = anthropic, httpx2
         self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=url, max_retries=0, timeout=None)
+        in_use(self._client.api_key, self._client.auth_token)
+        url_in_use(self._client.base_url)
         self.settings = {"effort": effort, "extra": free_of(extra, "max_tokens"), "url": str(self._client.base_url)}
         if not (api_key or self._client.api_key or self._client.auth_token):
             raise PluginError(f"{self.name} needs a key: set ANTHROPIC_API_KEY, or give the model `api_key`")

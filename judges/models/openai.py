@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...engine.plugins import PluginError
+from ...engine.secrets import in_use, url_in_use
 from ...engine.suggest import install
 from . import ModelError, Prompt, Reply, Token, Usage, called, envelope, free_of, http_error
 
@@ -60,6 +61,8 @@ class OpenAI:
             raise PluginError(
                 f"{self.name} needs a key: set OPENAI_API_KEY, or give the model `api_key` or a `url` of your own"
             ) from error
+        in_use(self._client.api_key)
+        url_in_use(self._client.base_url)
         self.settings: Mapping[str, Any] = {
             "effort": effort, "extra": free_of(extra, "max_output_tokens", "max_completion_tokens", "max_tokens"),
             "url": str(self._client.base_url), "schema": schema,
