@@ -311,7 +311,7 @@ def _typed(text: str, schema: Mapping[str, Any], key: str) -> Any:
     """A value that was written as text: itself where the tool takes a text there, else what it is as JSON, or as Python writes it."""
     place = schema.get("properties", {}).get(key)
     if isinstance(place, Mapping):
-        whole = {k: schema[k] for k in ("$schema", "$defs", "definitions") if k in schema} | place
+        whole = {k: schema[k] for k in ("$schema", "$defs", "definitions") if k in schema} | dict(place)
         if error_of(validator(whole), text) is None:
             return text
     written = {"True": "true", "False": "false", "None": "null"}.get(text.strip(), text)

@@ -797,3 +797,15 @@ def test_tool_calls_of_every_family_of_models(reply: str, score: float | None) -
     if score is None:
         assert answer.status == "abstained"
         assert "form that is not known" in answer.reason
+
+
+def test_a_pattern_that_never_ends_costs_its_own_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    from turnwise.judges import rules
+
+    monkeypatch.setattr(rules, "SECONDS", 0.1)
+    endless = judges.Regex(r"^(\w|\w\w)+$")
+    answer = judged(endless, "a" * 60 + "!")
+    assert answer.status == "failed"
+    assert "did not end within" in answer.reason
+    assert judged(endless, "fine").score == 1.0
+    assert judged(judges.Forbidden([r"/^(\w|\w\w)+$/"]), "a" * 60 + "!").status == "failed"
