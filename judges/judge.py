@@ -91,7 +91,7 @@ class Asking(ABC):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         self._model = make_model(self.model, self.plugins)
-        self._price = price_of(self._model.name, self.prices)
+        self._price = price_of(self._model.name, self.prices, str(self._model.settings.get("url") or ""))
         if self.budget is not None and not (isinstance(self.budget, (int, float)) and self.budget > 0):
             raise ValueError(f"budget must be positive, got {self.budget}")
         if self.budget is not None and self._price is None:
