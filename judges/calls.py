@@ -102,6 +102,11 @@ class Caller:
         self._settled = asyncio.Event()
         self._chance = random.Random()
 
+    @property
+    def trouble(self) -> str:
+        """Why the last request brought no answer, in a few words; empty where it did."""
+        return self._circuit.trouble
+
     def key(self, call: Call) -> str:
         return content_key(self.version, call.key)
 
@@ -311,6 +316,10 @@ class Circuit:
         finally:
             if alone:
                 self._probe.release()
+
+    @property
+    def trouble(self) -> str:
+        return redact(f"{self._last.kind}: {self._last}")[:200] if self._failures and self._last is not None else ""
 
     def heard(self, answer: Reply | ModelError) -> None:
         now = TIME.now()

@@ -184,6 +184,7 @@ class ModelJudge(Asking):
 
     kind: ClassVar[Literal["episode", "group"]] = "episode"
     FREE: ClassVar[frozenset[str]] = Asking.FREE | {"canaries", "known_bad"}
+    gives: ClassVar[str] = "verdicts"  # what is waited for, in notes
     room: ClassVar[int] = 2  # conversations in one question, for judges that compare
     KINDS: ClassVar[Sequence[str]] = KINDS  # of canaries, unless others are named
 
@@ -255,6 +256,8 @@ class ModelJudge(Asking):
         if self._caller is not None and self._caller.account.spent:
             of = f" of {self.budget:g}" if self.budget is not None else ""
             note += f", {self._caller.account.spent:.2f}{of} dollars spent"
+        if self._caller is not None and (trouble := self._caller.trouble):
+            note += f"; asking again after {trouble}"
         return note
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from judging import KEY, PRICE, RUBRIC, WIRES, Scripted, Virtual, answers, booke
 from model_server import Fault, ModelServer, Received
 from turnwise.engine.config import ConfigError
 from turnwise.judges import RubricJudge, calls
-from turnwise.judges.models import Prompt, Usage
+from turnwise.judges.models import Prompt, Reply, Usage
 from turnwise.judges.prices import BATCH, PRICES, cost, price_of
 from turnwise.judges.store import VERDICTS, Cache
 from typer.testing import CliRunner
@@ -428,3 +428,17 @@ def test_verdicts_that_are_forgotten_are_asked_for_again(tmp_path: Path) -> None
     assert wrong.exit_code != 0
     assert not (tmp_path / "none.sqlite").exists()
     assert CliRunner().invoke(app, ["judges", str(tmp_path / "no-run"), "--forget", "all"], obj=plugins).exit_code != 0
+
+
+def test_what_is_waited_for_says_why(tmp_path: Path) -> None:
+    """The note of a judge whose server is out says so, without the key that the server repeats."""
+    from turnwise.judges.calls import Circuit
+    from turnwise.judges.models import ModelError
+
+    circuit = Circuit()
+    assert circuit.trouble == ""
+    circuit.heard(ModelError("server", "HTTP 500: no room for Bearer Hunter2Secret", 500))
+    assert circuit.trouble == "server: HTTP 500: no room for Bearer ***"
+    circuit.heard(Reply("end", "{}"))
+    assert circuit.trouble == ""
+    assert RubricJudge.gives == "verdicts"
