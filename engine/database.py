@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from .secrets import redact
+from .secrets import redact, url_in_use
 from .suggest import install
 
 ONE_WRITER = 0x7475726E  # the advisory lock's key: "turn"
@@ -55,6 +55,7 @@ class Database:
 
     def __init__(self, url: str | Path, lock_timeout: float = 30.0, *, create: bool = True) -> None:
         where = str(url) if "://" in str(url) else f"sqlite:///{url}"
+        url_in_use(where)
         self.url = redact(where)
         if not re.match(r"(sqlite|postgres(ql)?)(\+\w+)?:", where):
             raise self.error(

@@ -260,7 +260,7 @@ class FeedbackSource(Protocol):
     `close()`; `state_dict()` and `load_state_dict(state)`; `learn(run) -> metrics or None`, which the rl stage calls once per update, in
     the main process, before anything of it is judged; `plan(group, episodes) -> [Question]` where one question per episode
     (`kind = "episode"`) or one per group (`kind = "group"`) is not what it asks; `waiting() -> str`, which completes "waiting for 12
-    ratings (...)". A source whose answers are written to the ledger by somebody else returns nothing from `receive`, and says so: `answers_in_ledger = True`.
+    ratings (...)", and `gives = "verdicts"` where they are no ratings. A source whose answers are written to the ledger by somebody else returns nothing from `receive`, and says so: `answers_in_ledger = True`.
     """
 
     def request(self, requests: Sequence[Request]) -> None: ...

@@ -44,7 +44,7 @@ from .learning import NonFiniteError
 from .ledger import Ledger
 from .memory import OutOfMemory
 from .plugins import Plugins
-from .secrets import redact, redacted
+from .secrets import config_in_use, redact, redacted
 
 if TYPE_CHECKING:
     from .instances import Environments
@@ -132,6 +132,7 @@ class Run:
                 "dots: choose another name, or say where the run goes (folder)"
             )
         self.folder = Path(folder or config.folder or Path("runs") / self.name)
+        config_in_use(config.model_dump())
         self.id = derive_id(self.name, redacted(config.model_dump(exclude={"folder", "ledger"})))
         self.updates = 0  # made so far, through the whole run
         self.start = 0  # the update after which the present stage began

@@ -1,181 +1,531 @@
-"""Keeps secrets out of whatever is written: config dumps, failure reasons, logs.
+"""Keeps secrets out of whatever is written: config dumps, failure reasons, logs, ledgers, reports.
 
-A secret is known in three ways: by its value (`remember`, and environment variables named like one), by the name that
-it stands under, and by its shape.
+A secret is hidden three ways, since each alone misses some: by value, where it is in use (`in_use`, `urls_in_use`, `config_in_use`, and the
+environment), however it is quoted; by the name it stands beside (`api_key=...`, `Authorization: ...`, `?token=...`, a key of a mapping);
+and by its shape (`sk-...`, a JWT, a private key, the password of a URL).
 """
 
 from __future__ import annotations
 
 import base64
-import itertools
+import html
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 HIDDEN = "***"
+SHORT = 8  # a shorter value in use is found by name and place alone: hidden everywhere, it would take ordinary words along
 
-_in_use: set[str] = set()
+# Names. They are read word by word: clientSecret, client-secret and CLIENT_SECRET are one.
 
-# Names are read as words: apiKey, API-KEY and api_key are the same two.
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_ALWAYS = {
-    "password",
-    "passwords",
-    "passwd",
-    "pwd",
-    "passphrase",
-    "passcode",
-    "userpass",
-    "pgpassword",
-    "secret",
-    "secrets",
-    "credential",
-    "credentials",
-    "apikey",
-    "apikeys",
-    "accesskey",
-    "secretkey",
-    "privatekey",
-    "authtoken",
-    "accesstoken",
-    "authorization",
-    "bearer",
-    "cookie",
-    "cookies",
-    "dsn",
-    "jwt",
-    "webhook",
-    "sas",
-    "otp",
-}
-_LAST = {"key", "token", "auth", "pass", "pin", "signature", "sig", "connectionstring"}
-_PAIRS = {("connection", "string"), ("token", "value"), ("key", "id"), ("conn", "str"), ("private", "key"), ("api", "key")}
-_PERHAPS = {"keys", "tokens", "session", "sessionid"}  # hidden where the value looks like one
-_TOKENS = {
-    "bos",
-    "eos",
-    "pad",
-    "unk",
-    "sep",
-    "cls",
-    "mask",
-    "stop",
-    "special",
-    "control",
-    "image",
-    "added",
-    "max",
-    "new",
-}  # a tokenizer's
-
-_KINDS = r"api|access|secret|private|subscription|account|signing|encryption|shared|master|auth|license|service|client|storage"
-_NAMED = re.compile(
-    rf"""((?:(?:{_KINDS})[_\-. ]?keys?|(?<![a-z])pass(?:word|wd|phrase|code)s?|(?<=pg)password|(?<=_)password|pwd
-        |(?:client|shared|app|consumer)?[_-]?secret|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)(?<!stop_)token
-        |authorization|credentials?|set-cookie|cookie|(?<![a-z])dsn|(?<=[?&])(?:key|auth|sig|signature|pass|code|jwt))
-       ["']?(?:\s*=\s*|\s*:\s*))
-       (?:"((?:[^"\\\n]|\\.)*)"|'((?:[^'\\\n]|\\.)*)'|((?:(?:Basic|Bearer|Token|Digest)\s+)?[^\s"'&,;)}}\]]+))""",
-    re.IGNORECASE | re.VERBOSE,
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_SURE = frozenset(
+    [
+        "password",
+        "passwords",
+        "passwd",
+        "passphrase",
+        "passphrases",
+        "passcode",
+        "pwd",
+        "pw",
+        "secret",
+        "secrets",
+        "credential",
+        "credentials",
+        "cred",
+        "creds",
+        "authorization",
+        "auth",
+        "bearer",
+        "cookie",
+        "cookies",
+        "jwt",
+        "dsn",
+        "webhook",
+        "webhooks",
+        "sas",
+        "apikey",
+        "apikeys",
+        "accesskey",
+        "accesskeys",
+        "secretkey",
+        "secretkeys",
+        "privatekey",
+        "privatekeys",
+        "clientsecret",
+        "clientsecrets",
+        "authtoken",
+        "authtokens",
+        "accesstoken",
+        "accesstokens",
+        "refreshtoken",
+        "idtoken",
+        "bearertoken",
+        "apitoken",
+        "apitokens",
+        "appsecret",
+        "secrettoken",
+        "sessiontoken",
+        "sessionid",
+        "sessionkey",
+        "connectionstring",
+        "connstr",
+        "mnemonic",
+        "userpass",
+        "hfkey",
+        "signingkey",
+        "masterkey",
+        "authkey",
+        "subscriptionkey",
+        "encryptionkey",
+        "sharedkey",
+        "accountkey",
+        "apisecret",
+        "totp",
+        "otp",
+    ]
 )
+_WEAK = frozenset(
+    ["key", "keys", "token", "tokens", "session", "sessions", "pass", "pat", "signature", "sig", "pin"]
+)  # they mean other things as well
+_PLAIN_BEFORE = frozenset(  # ... after these: max_tokens, sort_key, eos_token
+    [
+        "max",
+        "min",
+        "new",
+        "num",
+        "n",
+        "no",
+        "number",
+        "prompt",
+        "completion",
+        "input",
+        "output",
+        "total",
+        "cached",
+        "reasoning",
+        "eos",
+        "bos",
+        "pad",
+        "unk",
+        "sep",
+        "cls",
+        "mask",
+        "special",
+        "stop",
+        "end",
+        "start",
+        "image",
+        "audio",
+        "video",
+        "generated",
+        "context",
+        "budget",
+        "added",
+        "extra",
+        "thinking",
+        "next",
+        "last",
+        "first",
+        "bad",
+        "ban",
+        "unknown",
+        "padding",
+        "begin",
+        "of",
+        "per",
+        "control",
+        "word",
+        "sub",
+        "primary",
+        "foreign",
+        "sort",
+        "group",
+        "partition",
+        "cache",
+        "public",
+        "map",
+        "dict",
+        "row",
+        "index",
+        "unique",
+        "hot",
+        "turn",
+        "answer",
+        "value",
+        "missing",
+        "chosen",
+        "rejected",
+        "pairs",
+        "train",
+        "eval",
+        "seen",
+        "think",
+        "tool",
+        "call",
+        "by",
+        "written",
+        "read",
+        "fresh",
+        "loss",
+        "all",
+        "boundary",
+        "pass",
+    ]
+)
+_PLAIN_AFTER = frozenset(  # ... and before these: what is said of a secret, and not the secret
+    [
+        "type",
+        "mode",
+        "method",
+        "methods",
+        "file",
+        "files",
+        "path",
+        "paths",
+        "name",
+        "names",
+        "count",
+        "counts",
+        "limit",
+        "limits",
+        "rate",
+        "rates",
+        "length",
+        "len",
+        "size",
+        "ttl",
+        "timeout",
+        "expiry",
+        "expires",
+        "field",
+        "fields",
+        "header",
+        "env",
+        "var",
+        "variable",
+        "provider",
+        "providers",
+        "enabled",
+        "required",
+        "rotation",
+        "policy",
+        "style",
+        "position",
+        "index",
+        "per",
+        "second",
+        "usage",
+        "error",
+        "errors",
+        "mean",
+        "std",
+        "sum",
+        "weight",
+        "weights",
+        "ratio",
+        "share",
+        "format",
+        "url",
+        "uri",
+        "endpoint",
+        "scheme",
+    ]
+)
+
+
+@lru_cache(4096)
+def _named(name: str) -> str:
+    """ "sure" where a value of this name is a secret, "bare" where it is one unless it looks like a word or a number, else ""."""
+    words = [w.lower() for w in _WORDS.findall(name)]
+    if not words or words[-1] in _PLAIN_AFTER - {"url", "uri"}:
+        return ""
+    joined = "_".join(words)
+    if words[-1] in ("url", "uri"):
+        return "sure" if words[0] in ("webhook", "webhooks") or words[-2:-1] in (["webhook"], ["sas"]) else ""
+    if re.search(r"(^|_)(connection_string|conn_str|pass_phrase|pass_word)s?(_|$)", joined) or _SURE & set(words):
+        return "sure"
+    for k in range(len(words)):
+        if words[k] in _WEAK and k >= len(words) - 2 and not (k and words[k - 1] in _PLAIN_BEFORE):
+            if k == len(words) - 1:
+                return "sure" if k and words[k] not in ("sessions",) else "bare"
+            if (
+                words[k + 1] in ("id", "value", "values", "data", "json", "string", "secret", "base", "b64", "pem")
+                or words[k + 1].isdigit()
+            ):
+                return "sure" if words[k] not in ("token", "tokens") or words[k + 1] != "id" else ""
+    return ""
+
+
+def _inner(outer: str, name: str) -> str:
+    """The name that says what a value within a mapping is: its own, unless the mapping's is one of secrets (`api_keys: {openai: ...}`)."""
+    return outer if _named(outer) == "sure" and not _named(name) else name
+
+
+def _random(value: str) -> bool:
+    """Whether a text looks made by a machine: no spaces, and letters with digits, or of both cases in one word."""
+    if len(value) < SHORT or any(c.isspace() for c in value):
+        return False
+    letters, digits = any(c.isalpha() for c in value), any(c.isdigit() for c in value)
+    return letters and (digits or bool(re.search(r"[a-z][A-Z]|[A-Z]{2}[a-z]", value)))
+
+
+# Shapes.
+
 _SHAPES = re.compile(
-    r"\b(?:sk|pk|rk|lf|gsk|xai|pplx|r8|hf|nvapi|dop|npm|pypi|fw|key|tgp|csk|whsec|shpat|dapi|lin_api|wandb)[-_][\w-]{10,}"
-    r"|\bgithub_pat_\w{10,}|\bgh[pousr]_\w{10,}|\bglpat-[\w-]{10,}|\bxox[a-z]-[\w-]{8,}|\bAIza[\w-]{12,}|\bya29\.[\w.-]{8,}"
-    r"|\b(?:AKIA|ASIA)\w{8,}|\beyJ[\w-]{4,}\.[\w-]{4,}\.[\w-]+|hooks\.slack\.com/services/\S+|discord(?:app)?\.com/api/webhooks/\S+"
-    r"|(?<=Bearer )\S+|(?<=bearer )\S{8,}|(?<=BEARER )\S{8,}|(?<=Basic )[\w+/=-]{6,}|(?<=basic )[\w+/-]{6,}={1,2}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----|\Z)"
+    r"|\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)*"  # JWT
+    r"|(?<![A-Za-z0-9])(?:"
+    r"(?:sk|rk|pk|ak|csk|pplx|xai|nvapi|tvly)-[\w-]{12,}"
+    r"|(?:sk|rk|pk|whsec|hf|api_org|gsk|r8|npm|tgp_v1|lsv2_[a-z]{2}|jina|wandb_v1|lin_api|lin_oauth|ntn|dckr_pat|shp(?:at|ca|pa|ss)|"
+    r"dop_v1|doo_v1|dor_v1|gh[pousr]|github_pat|sbp|phc|phx|esecret|hvs|sntrys|sntryu|glc|glsa|pscale_tkn)"
+    r"_[\w.-]{12,}"
+    r"|hv[sbr]\.[\w-]{20,}"
+    r"|gl(?:pat|oas|dt|rt|cbt|ptt|ft|imt|agent|soat)-[\w.-]{12,}|(?:xox[a-z]|xapp|xwfp)-[\w-]{10,}"
+    r"|(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|AIza[\w-]{20,}|ya29\.[\w-]{10,}|GOCSPX-[\w-]{16,}"
+    r"|SG\.[\w-]{16,}\.[\w-]{16,}|dapi[0-9a-f]{30,}|key-[0-9a-f]{32}|SK[0-9a-f]{32}|ATATT[\w=-]{20,}|pypi-AgE[\w-]{20,}"
+    r"|AGE-SECRET-KEY-1[A-Z0-9]{20,}|\d{8,10}:AA[\w-]{32,}|[\w~.]{3}\dQ~[\w~.-]{30,}|EAA[A-Za-z0-9]{40,}|sq0[a-z]{3}-[\w-]{20,}"
+    r")|(?<=hooks\.slack\.com/services/)[^\s\"'<>]+|(?<=hooks\.slack\.com/workflows/)[^\s\"'<>]+"
+    r"|(?<=/api/webhooks/)[^\s\"'<>]+",
+    re.DOTALL,
 )
-# A password may hold slashes, colons and, in databases' addresses, spaces; a port is none.
-_WEB = re.compile(
-    r"(?:(?<=http://)|(?<=https://)|(?<=ftp://)|(?<=ws://)|(?<=wss://))"
-    r"(?:[^\s:/@?#]*:(?!\d{1,5}(?:[/?#]|$))[^\s@]*|[^\s:/@?#]+)(?=@)"
+_SCHEME = re.compile(r"\b(?:Bearer(?=\s)|bearer(?=\s)|BEARER(?=\s)|Basic(?=\s)|basic(?=\s))\s+[\"']?([^\s\"'<>]+)")
+_SPOKEN = frozenset(
+    [
+        "token",
+        "tokens",
+        "auth",
+        "authentication",
+        "authorization",
+        "scheme",
+        "header",
+        "key",
+        "is",
+        "was",
+        "of",
+        "and",
+        "or",
+        "not",
+        "for",
+    ]
 )
-_ADDRESS = re.compile(r"(?<!http)(?<!https)(?<!ws)(?<!wss)(?<!ftp)://[^\s:/@?#]*:[^@\n]{0,300}?@(?:[^@\s/]*@)*")
+# The user and password of a URL: the password may hold any sign, and spaces where the URL is a database's.
+_USERINFO = re.compile(
+    r"(?P<scheme>\b[a-z][a-z0-9+.-]{1,40}://)"
+    r"(?P<who>[^/\s:@?#\[\"'<>]*:(?!\d{1,5}(?:[/\s,;)]|$))(?:(?!://)\S){0,500}@"
+    r"|[^/\s:@?#\[\"'<>]*:(?!\d{1,5}(?:[/\s,;)]|$))(?:(?!://)[^\n\"'<>@]){1,200}@(?=[\w.\[-]+(?:[:/?]|$))"
+    r"|[^/\s:@?#\[\"'<>]+@)",
+    re.IGNORECASE,
+)
+# name=value, name: value, "name": "value", {\"name\": \"value\"}
+_NAME = re.compile(
+    r"(?<![\w.-])(?P<name>[A-Za-z][\w.-]{1,63})(?P<sign>\\*[\"']?\s{0,3}(?:=>|:=|==?|:)\s{0,3})(?P<quote>\\*[\"'])?"
+)
+LOOK = 200  # as much of a value tells whether it is one
+_VALUE = re.compile(r"[^\s\"'&<>]+")
+_AUTH_SCHEME = re.compile(r"(?i)(?:basic|bearer|token|apikey|digest|negotiate)\s+")
+_SAID = re.compile(
+    r"(?i)\b(?:api[ -]?keys?|access[ -]?tokens?|tokens?|passwords?|secrets?)\b[^:=\n]{0,24}[:=]\s*[\"'`]?([^\s\"'`<>]+)"
+)
 
 
-def remember(secret: str | None) -> None:
-    """Has a secret in use hidden from now on, wherever it turns up in this process and however it is written."""
-    if secret and len(secret.strip()) >= 6:
-        _in_use.add(secret)
+def _hide_shape(match: re.Match[str]) -> str:
+    return HIDDEN if re.search(r"[0-9A-Z]", match[0]) else match[0]  # sk-learn-compatible
+
+
+def _hide_userinfo(match: re.Match[str]) -> str:
+    who = match["who"]
+    if ":" not in who and not re.search(r"http|^wss?:", match["scheme"], re.IGNORECASE):
+        return match[0]  # a database's or ssh's user without a password
+    return f"{match['scheme']}{HIDDEN}@"
+
+
+def _hide_beside(text: str) -> str:
+    """What stands beside the name of a secret."""
+    kept, done, at = [], 0, 0
+    while match := _NAME.search(text, at):
+        at, kind = match.end(), _named(match["name"])
+        if not kind:
+            continue
+        if match["quote"]:
+            end = text.find(match["quote"], at)
+            end = len(text) if end < 0 else end
+        else:
+            if scheme := _AUTH_SCHEME.match(text, at):
+                at = scheme.end()
+            end = found.end() if (found := _VALUE.match(text, at, at + LOOK)) else at
+        value = text[at : min(end, at + LOOK)]
+        certain = kind == "sure" and (set(match["name"].lower().split("_")) & _PASSWORDS or not _loose(match))
+        if value and (certain or text[match.start() - 1 : match.start()] in ("?", "&") or _random(value)):
+            if not match["quote"] and (found := _VALUE.match(text, at)):
+                end = found.end()
+            kept += [text[done:at], HIDDEN]
+            done = at = end
+    return "".join([*kept, text[done:]])
+
+
+def _loose(match: re.Match[str]) -> bool:
+    """Whether it may be a sentence as well: "auth: failed"."""
+    return match["name"].lower() in _SURE and ": " in match["sign"] and not match["quote"]
+
+
+_PASSWORDS = frozenset(["password", "passwd", "passphrase", "passcode", "pwd", "secret", "apikey"])
+_COOKIE = re.compile(r"(?i)((?:set-)?cookie[\"']?\s*[:=]\s*[\"']?)(?=[^\s=;\"']+=)[^\n\"'}]+")
+
+
+def _hide_scheme(match: re.Match[str]) -> str:
+    value = match[1]
+    basic = match[0][0] in "Bb" and match[0][1] == "a"
+    spoken = value.strip(".,;:").lower() in _SPOKEN
+    if spoken or ((basic or match[0][0] == "b") and not (_random(value) or value.endswith("=") or len(value) > 24)):
+        return match[0]
+    return match[0][: match.start(1) - match.start()] + HIDDEN
+
+
+def _hide_said(match: re.Match[str]) -> str:
+    value = match[1]
+    if not _random(value) or "://" in value:
+        return match[0]
+    return match[0][: match.start(1) - match.start()] + HIDDEN
+
+
+# Values.
+
+_used: dict[str, None] = {}
+
+
+def in_use(*values: Any) -> None:
+    """Remembers secrets of this process: from now on `redact` hides them, and whatever quoting makes of them. Empty ones and None are
+    nothing, and so is what is shorter than eight characters."""
+    for value in values:
+        if isinstance(value, str) and len(value.strip()) >= SHORT:
+            _used[value.strip()] = None
+
+
+def url_in_use(url: Any) -> None:
+    """Remembers the secrets of a URL: its password, or a token in its place, and those among its parameters."""
+    in_use(*_secrets_of_url(str(url)))
+
+
+def _secrets_of_url(url: str) -> Iterator[str]:
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return
+    if match := _USERINFO.match(url):
+        user, colon, password = match["who"][:-1].partition(":")
+        place = url[match.end() :]
+        for secret in (password, unquote(password)) if colon else ((user,) if "http" in scheme else ()):
+            if not colon or (
+                secret != user and not re.match(rf"{re.escape(secret)}\b|.*[/@]{re.escape(secret)}(?:$|\?)", place)
+            ):
+                yield secret  # one that equals the user's or the database's name is no secret
+    for pair in re.split(r"[?#&;]", rest)[1:]:
+        name, _, value = pair.partition("=")
+        if _named(name):
+            yield from (value, unquote_plus(value))
+
+
+def config_in_use(value: Any, name: str = "") -> None:
+    """Remembers the secrets in options: what stands under a name of secrets, and what is in URLs."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            config_in_use(each, _inner(name, str(key)))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for each in value:
+            config_in_use(each, name)
+    elif isinstance(value, str):
+        if _named(name) == "sure" or (_named(name) == "bare" and _random(value)):
+            in_use(value)
+        url_in_use(value)
+
+
+def _of_environment() -> Iterator[str]:
+    for name, value in os.environ.items():
+        if len(value) >= SHORT and not value.startswith(("/", "~", ".")):  # a path: PWD, SSH_AUTH_SOCK, ..._CREDENTIALS
+            if _named(name) == "sure" and ("://" not in value or "webhook" in name.lower()) and "session" not in name.lower():
+                yield value.strip()
+            elif "://" in value:
+                yield from (secret for secret in _secrets_of_url(value) if len(secret) >= SHORT)
+
+
+def _forms(value: str) -> Iterator[str]:
+    """A value, and what it looks like where it was quoted, escaped, or sent as a part of something in base64."""
+    plain = [value]
+    if re.search(r"\W", value):
+        once = [
+            repr(value)[1:-1],
+            repr(value.encode())[2:-1],
+            json.dumps(value)[1:-1],
+            json.dumps(value, ensure_ascii=False)[1:-1],
+        ]
+        plain += [*once, *(json.dumps(each)[1:-1] for each in once), *(repr(each)[1:-1] for each in once)]
+        plain += [quote(value), quote(value, safe=""), quote_plus(value), html.escape(value), html.escape(value, quote=False)]
+        plain += [value.replace("'", "''"), " ".join(value.split())]
+    yield from plain
+    raw = value.encode("utf-8", "surrogatepass")
+    for shift in range(3):  # the same bytes look three ways, by where they begin
+        coded = base64.b64encode(b"\0" * shift + raw).decode()
+        part = coded[(0, 2, 3)[shift] : len(coded) - (0, 3, 2)[(shift + len(raw)) % 3]]
+        if len(part) >= SHORT:
+            yield from (part, part.replace("+", "-").replace("/", "_"))
+
+
+@lru_cache(32)
+def _by_value(values: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds the values in all their forms, the longest first; one of letters or digits alone only where it stands alone, and of one that
+    was cut off somewhere (messages are) what is left, where that is much."""
+    found, cut = [], []
+    for form in sorted({form for value in values for form in _forms(value)}, key=len, reverse=True):
+        text = re.escape(form)
+        if form.isalpha() or form.isdigit():
+            text = rf"(?<![^\W_]){text}(?![^\W_])"
+        found.append(text)
+        least = max(12, len(form) // 3)
+        cut += [re.escape(form[:least]) + r"[^\s\"'<>]*"] if len(form) > least + 3 and not form.isalpha() else []
+    return re.compile("|".join(found + cut), re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """Text without secrets that are in use or stand in the environment, and without what looks like one."""
-    kept = {value for name, value in os.environ.items() if len(value) >= 8 and _secret(name)}
-    for secret in sorted(_in_use | kept, key=len, reverse=True):
-        for spelling in _spellings(secret):
-            if spelling in text:
-                text = text.replace(spelling, HIDDEN)
-    text = _ADDRESS.sub(f"://{HIDDEN}@", text)
-    text = _SHAPES.sub(HIDDEN, _WEB.sub(HIDDEN, text))
-    return _NAMED.sub(_hide, text)
+    """Text without what is a secret in use, stands beside a secret's name, or looks like one."""
+    if values := tuple(dict.fromkeys([*_used, *_of_environment()])):
+        text = _by_value(values).sub(HIDDEN, text)
+    text = _USERINFO.sub(_hide_userinfo, text)
+    text = _SHAPES.sub(_hide_shape, text)
+    text = _COOKIE.sub(rf"\1{HIDDEN}", text)
+    text = _hide_beside(text)
+    text = _SCHEME.sub(_hide_scheme, text)
+    return _SAID.sub(_hide_said, text)
 
 
-def _hide(found: re.Match[str]) -> str:
-    value = next(group for group in found.groups()[1:] if group is not None)
-    if not value or value in (HIDDEN, "None", "null", "none") or re.fullmatch(r"[\d.]{1,5}", value):
-        return found[0]
-    if (
-        ":" in found[1]
-        and re.fullmatch(r"[A-Z]?[a-z]{1,12}", value)
-        and not re.search(r"pass|pwd|secret", found[1], re.IGNORECASE)
-    ):
-        return found[0]  # "invalid_api_key: Incorrect ..."
-    return found[1] + found[0][len(found[1]) :].replace(value, HIDDEN)
-
-
-@lru_cache(maxsize=256)
-def _spellings(secret: str) -> tuple[str, ...]:
-    """How a secret may be written, the longest first: as it is, escaped, in a URL, in base64 (a part of Basic's)."""
-    bare = secret.strip()
-    found = {secret, bare, repr(bare)[1:-1], ascii(bare)[1:-1], json.dumps(bare)[1:-1], quote(bare, safe=""), quote_plus(bare)}
-    found |= {quote(bare), bare.encode().hex()}
-    raw = bare.encode()
-    for before in range(3):  # base64 of "user:password" has the password at one of three places in its groups
-        whole = base64.b64encode(b"\0" * before + raw).decode().rstrip("=")
-        inner = whole[(0, 2, 3)[before] : len(whole) - (1 if (before + len(raw)) % 3 else 0)]
-        if len(inner) >= 8:
-            found |= {inner, inner.replace("+", "-").replace("/", "_")}
-    return tuple(sorted((each for each in found if len(each) >= 6), key=len, reverse=True))
-
-
-def _secret(name: str) -> bool:
-    """Whether what stands under a name is a secret."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    if not words or (words[-1] in ("token", "tokens") and set(words[:-1]) & _TOKENS):
-        return False
-    if set(words) & _ALWAYS or words[-1] in _LAST or "".join(words[-2:]) in _ALWAYS:
-        return True
-    return any(pair in _PAIRS for pair in itertools.pairwise(words)) or words[-2:] == ["api", "keys"]
-
-
-def redacted(value: Any, name: str = "", *, below: bool = False) -> Any:
-    """Plain data for a dump: secrets hidden by the names they stand under, by value and by look.
-
-    Args:
-        name: what the value stands under.
-        below: whether something around it has a secret's name.
-
-    Returns:
-        The data; objects are shown by their type only.
-    """
-    secret = below or (bool(name) and _secret(name))
+def redacted(value: Any, name: str = "") -> Any:
+    """Plain data for a dump: secrets hidden by the name of their key or by their look, objects shown by their type only."""
+    kind = _named(name)
     if isinstance(value, Mapping):
-        return {redact(str(k)): redacted(v, str(k), below=secret) for k, v in value.items()}
+        named = value.get("name", value.get("key"))  # {"name": "Authorization", "value": ...}
+        pair = isinstance(named, str) and _named(named) == "sure" and "value" in value
+        return {redact(str(k)): redacted(v, named if pair and k == "value" else _inner(name, str(k))) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [redacted(v, name, below=below) for v in value]
-    if isinstance(value, (str, PurePath)):
-        value = str(value)
-        words = [word.lower() for word in _WORD.findall(name)]
-        perhaps = words[-1:] and words[-1] in _PERHAPS and not set(words) & _TOKENS and re.fullmatch(r"\S{8,}", value)
-        return HIDDEN if value and (secret or perhaps) else redact(value)
+        items = list(value)
+        if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], str) and _named(items[0]):
+            hide = _named(items[0]) == "sure" or _random(items[1])  # a header as a pair
+            return [items[0], HIDDEN if hide else redact(items[1])]
+        return [
+            HIDDEN if kind == "bare" and isinstance(v, str) and _random(v) else redacted(v, name if kind == "sure" else "")
+            for v in items
+        ]
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):
-        return HIDDEN if set(_WORD.findall(name.lower())) & {"password", "passwd", "pwd", "passphrase", "secret"} else value
-    kind = value if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else type(value)
-    return f"<{kind.__module__}.{kind.__qualname__}>"
+        return HIDDEN if kind == "sure" and set(name.lower().split("_")) & _PASSWORDS else value
+    if isinstance(value, (str, PurePath)):
+        value = str(value)
+        number = re.fullmatch(r"[\d.,+-]*", value) is not None and kind == "bare"
+        return HIDDEN if value and kind and not number else redact(value)
+    of = value if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else type(value)
+    return f"<{of.__module__}.{of.__qualname__}>"

@@ -21,7 +21,7 @@ from typing import Any
 from ..engine.episode import Episode
 from ..engine.feedback import Feedback
 from ..engine.suggest import did_you_mean
-from .rules import compiled
+from .rules import Pattern
 
 Reference = str | float | Sequence[str | float] | Mapping[str, str] | Callable[[Episode], Any]
 
@@ -37,7 +37,7 @@ class _Answer(ABC):
         self.reference = dict(reference) if isinstance(reference, Mapping) else reference
         if not callable(reference) and not isinstance(reference, Mapping):
             self._checked(_listed(reference))
-        self.pattern, self._pattern = pattern, compiled(pattern) if pattern is not None else None
+        self.pattern, self._pattern = pattern, Pattern(pattern) if pattern is not None else None
         if self._pattern is not None and self._pattern.groups > 1:
             raise ValueError(f"pattern {pattern!r} has {self._pattern.groups} groups; at most one, which is the answer")
 

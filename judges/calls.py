@@ -102,6 +102,11 @@ class Caller:
         self._settled = asyncio.Event()
         self._chance = random.Random()
 
+    @property
+    def trouble(self) -> str:
+        """Why the last request brought no answer, in a few words; empty where it did."""
+        return self._circuit.trouble
+
     def key(self, call: Call) -> str:
         return content_key(self.version, call.key)
 
@@ -272,7 +277,7 @@ def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
 def _why(outcome: Mapping[str, Any]) -> str:
     if "room" in outcome:
         return f"truncated: {outcome['room']}, with twice the tokens too"
-    return f"unreadable, also when asked again: {outcome['wrong']}"
+    return redact(f"unreadable, also when asked again: {outcome['wrong']}")
 
 
 class Circuit:
@@ -315,6 +320,10 @@ class Circuit:
         finally:
             if alone:
                 self._probe.release()
+
+    @property
+    def trouble(self) -> str:
+        return redact(f"{self._last.kind}: {self._last}")[:200] if self._failures and self._last is not None else ""
 
     def heard(self, answer: Reply | ModelError) -> None:
         now = TIME.now()

@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+class Forget(StrEnum):
+    """Which verdicts."""
+
+    ABSTAINED = "abstained"
+    ALL = "all"
+
+
+def _forget(folder: Path, which: Forget, models: Sequence[str], url: str | None) -> None:
+    from ..engine.checkpoint import read_config
+    from ..engine.config import ConfigError
+    from .store import Cache
+
+    read_config(folder)
+    where = url or str(folder.absolute().parent / "judges.sqlite")
+    if "://" not in where and not Path(where).is_file():
+        raise ConfigError(f"there is no cache at {where}: say where it is with --cache")
+    opened = Cache(where)
+    gone = opened.forget(models, abstained=which is Forget.ABSTAINED)
+    opened.close()
+    print(f"Forgot {gone} verdicts in {opened.url}. Runs that share it ask for them again; what ledgers hold stays.")
 
 
 def judges(
@@ -19,6 +43,15 @@ def judges(
     ] = None,
     ledger: Annotated[str | None, typer.Option(help="The ledger's URL, where the one in the config had a password.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    forget: Annotated[
+        Forget | None, typer.Option(help="Throw verdicts in the cache away, so that they are asked for again.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="With --forget: of this model alone; may be given several times.")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="With --forget: the cache, where it is not judges.sqlite beside the run.")
+    ] = None,
 ) -> None:
     """Says what the judges of a run did and cost, what fools and biases them, and what they are worth beside people."""
     from rich.console import Console
@@ -27,6 +60,11 @@ def judges(
     from ..engine.checkpoint import open_ledger
     from .audit import audit
 
+    if forget is not None:
+        _forget(folder, forget, model or (), cache)
+        return
+    if model or cache:
+        raise typer.BadParameter("--model and --cache belong to --forget")
     opened, run = open_ledger(folder, ledger)
     sections = audit(opened, run, people or (), own or ())
     opened.close()

@@ -25,7 +25,7 @@ from typing import Any
 from ..engine.episode import Episode
 from ..engine.feedback import Feedback
 from ..engine.suggest import did_you_mean
-from .rules import compiled
+from .rules import Pattern
 
 _END = re.compile(r"(?<=[?？؟])(?![!?！？؟])|(?<=[.!])(?=\s)|(?<=[。！\n])")  # of a sentence; a point inside (3.5) is none
 _QUESTION = re.compile(r"[?？؟][!?！？؟]*$")
@@ -53,9 +53,9 @@ class _Topic:
     """What a question may be about, and how its use shows."""
 
     name: str
-    asks: re.Pattern[str]
-    used_by: re.Pattern[str]
-    told: re.Pattern[str] | None
+    asks: Pattern
+    used_by: Pattern
+    told: Pattern | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,5 +163,5 @@ def _topic(number: int, given: Mapping[str, Any]) -> _Topic:
     for key in ("asks", "used_by"):
         if not given.get(key):
             raise ValueError(f"topic {number} needs `asks` and `used_by`, both regular expressions; it has {dict(given)}")
-    told = compiled(given["told"]) if given.get("told") else None
-    return _Topic(str(given.get("name", given["asks"])), compiled(given["asks"]), compiled(given["used_by"]), told)
+    told = Pattern(given["told"]) if given.get("told") else None
+    return _Topic(str(given.get("name", given["asks"])), Pattern(given["asks"]), Pattern(given["used_by"]), told)

@@ -91,7 +91,7 @@ class Asking(ABC):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         self._model = make_model(self.model, self.plugins)
-        self._price = price_of(self._model.name, self.prices)
+        self._price = price_of(self._model.name, self.prices, str(self._model.settings.get("url") or ""))
         if self.budget is not None and not (isinstance(self.budget, (int, float)) and self.budget > 0):
             raise ValueError(f"budget must be positive, got {self.budget}")
         if self.budget is not None and self._price is None:
@@ -184,6 +184,7 @@ class ModelJudge(Asking):
 
     kind: ClassVar[Literal["episode", "group"]] = "episode"
     FREE: ClassVar[frozenset[str]] = Asking.FREE | {"canaries", "known_bad"}
+    gives: ClassVar[str] = "verdicts"  # what is waited for, in notes
     room: ClassVar[int] = 2  # conversations in one question, for judges that compare
     KINDS: ClassVar[Sequence[str]] = KINDS  # of canaries, unless others are named
 
@@ -255,6 +256,8 @@ class ModelJudge(Asking):
         if self._caller is not None and self._caller.account.spent:
             of = f" of {self.budget:g}" if self.budget is not None else ""
             note += f", {self._caller.account.spent:.2f}{of} dollars spent"
+        if self._caller is not None and (trouble := self._caller.trouble):
+            note += f"; asking again after {trouble}"
         return note
 
     def close(self) -> None:

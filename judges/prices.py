@@ -2,13 +2,15 @@
 
 List prices as their vendors published them in 2025, written down from memory and not checked since: look before you rely on them, and override
 what has changed (`prices: {"openai:gpt-5-mini": [0.25, 0.025, 0.25, 2.0]}`). Batches cost half at both vendors. A model in this process
-is free; one on a server of your own costs what you say.
+is free, and so is one on a server of your own (this machine, a private network) unless you give a price.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from .models import Usage
 
@@ -25,12 +27,13 @@ PRICES: Mapping[str, tuple[float, float, float, float]] = {
 BATCH = 0.5
 
 
-def price_of(model: str, prices: Mapping[str, Sequence[float]]) -> tuple[float, float, float, float] | None:
+def price_of(model: str, prices: Mapping[str, Sequence[float]], url: str = "") -> tuple[float, float, float, float] | None:
     """What a model's tokens cost; None where nobody knows.
 
     Args:
         model: as `Model.name`; dated versions of a known name cost what it does.
         prices: the user's own, by the same names; four numbers, or two (input, output).
+        url: where it is served. On this machine or in a private network it costs nothing, unless one of the prices is its.
 
     Raises:
         ValueError: a price that is none.
@@ -39,10 +42,19 @@ def price_of(model: str, prices: Mapping[str, Sequence[float]]) -> tuple[float, 
     known = {**PRICES, **{n.replace("openai:", "openai-chat:"): p for n, p in PRICES.items()}, **own}
     if model in known:
         return known[model]
-    if model.startswith("local:"):
-        return (0.0, 0.0, 0.0, 0.0)
     dated = [name for name in known if model.startswith(f"{name}-2")]  # gpt-5-mini-2025-08-07, claude-haiku-4-5-20251001
-    return known[max(dated, key=len)] if dated else None
+    if dated:
+        return known[max(dated, key=len)]
+    return (0.0, 0.0, 0.0, 0.0) if model.startswith("local:") or _own(url) else None
+
+
+def _own(url: str) -> bool:
+    """Whether a server is on this machine or in a private network."""
+    host = (urlsplit(url).hostname or "") if url else ""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return bool(host) and ("." not in host or host.endswith((".local", ".internal", ".lan", ".localhost")))
 
 
 def cost(usage: Usage, price: tuple[float, float, float, float], batch: bool = False) -> float:

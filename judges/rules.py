@@ -10,9 +10,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+import regex
 
 from ..engine.episode import Episode
 from ..engine.feedback import Feedback
@@ -83,7 +86,7 @@ class Regex:
     def __init__(self, pattern: str, where: Literal["last", "any", "all"] = "any", forbid: bool = False) -> None:
         if where not in ("last", "any", "all"):
             raise ValueError(f"where must be 'last', 'any' or 'all', got {where!r}")
-        self._pattern = compiled(pattern)
+        self._pattern = Pattern(pattern)
         self.pattern, self.where, self.forbid = pattern, where, forbid
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
@@ -95,16 +98,42 @@ class Regex:
         return answers
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
-    """Searched without regard to case.
+SECONDS = 5.0  # of the processor, for one look of a pattern at one text
+
+
+class Pattern:
+    """A user's regular expression, searched without regard to case, in bounded time: one such as `(a|aa)+$` would never end on some
+    texts, and stop the run with it.
 
     Raises:
-        ValueError: it is not a regular expression.
+        ValueError: it is not a regular expression; from `search` and `finditer`, it took longer than `SECONDS`.
     """
-    try:
-        return re.compile(pattern, re.IGNORECASE)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+
+    def __init__(self, pattern: str) -> None:
+        try:
+            re.compile(pattern)  # Python's own syntax is what the page promises
+            self._found = regex.compile(pattern, regex.IGNORECASE)
+        except (re.error, regex.error, TypeError) as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        self.pattern, self.groups = pattern, self._found.groups
+
+    def search(self, text: str) -> Any:
+        with self._bounded():
+            return self._found.search(text, timeout=SECONDS)
+
+    def finditer(self, text: str) -> list[Any]:
+        with self._bounded():
+            return list(self._found.finditer(text, timeout=SECONDS))
+
+    @contextmanager
+    def _bounded(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            raise ValueError(
+                f"the pattern {self.pattern!r} did not end within {SECONDS:g} seconds on a reply: write it without repetitions "
+                "within repetitions"
+            ) from None
 
 
 class Forbidden:
@@ -151,14 +180,14 @@ class Forbidden:
         ]
 
 
-def _finder(entry: Any) -> tuple[re.Pattern[str], bool]:
+def _finder(entry: Any) -> tuple[Pattern | re.Pattern[str], bool]:
     """What to look for, and whether it is a phrase that must stand as whole words in folded text (else: a pattern, in text as it is)."""
     if not isinstance(entry, str) or not entry.strip():
         raise ValueError(
             f"a forbidden entry must be a word, a phrase or a /pattern/, got {entry!r}; numbers need quotes in YAML"
         )
     if len(entry) > 2 and entry.startswith("/") and entry.endswith("/"):
-        return compiled(entry[1:-1]), False
+        return Pattern(entry[1:-1]), False
     return re.compile(r"\s+".join(map(re.escape, _folded(entry).split()))), True
 
 

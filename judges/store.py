@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -169,6 +169,32 @@ class Cache(Database):
         with self.writing() as db:
             if db.scalar(sa.select(VERDICTS.c.key).where(VERDICTS.c.key == key)) is None:
                 db.execute(VERDICTS.insert().values(key=key, content=content, time=now))
+
+    def forget(self, models: Collection[str] = (), abstained: bool = False, since: float = 0.0) -> int:
+        """Throws verdicts away, so that they are asked for, and paid for, again. Returns how many.
+
+        Args:
+            models: of these alone, by name, with or without the provider, or by the dated name that answered; empty: of all.
+            abstained: only where the judge abstained.
+            since: only what came at or after this time.
+        """
+        with self.writing() as db:
+            rows = db.execute(sa.select(VERDICTS.c.key, VERDICTS.c.content).where(VERDICTS.c.time >= since)).all()
+            gone = []
+            for key, content in rows:
+                data = json.loads(content)
+                named = not models or any(_is(data["model"], name) for name in models)
+                if named and (data["status"] == "abstained" or not abstained):
+                    gone.append(key)
+            for start in range(0, len(gone), 500):
+                db.execute(VERDICTS.delete().where(VERDICTS.c.key.in_(gone[start : start + 500])))
+        return len(gone)
+
+
+def _is(answered: str, name: str) -> bool:
+    """Whether the model that answered is the one of a name: with its provider or without, and as dated as it calls itself."""
+    bare = name.partition(":")[2] or name
+    return answered in (name, bare) or answered.startswith(f"{bare}-2")
 
 
 @dataclass(frozen=True, slots=True)

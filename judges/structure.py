@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -122,10 +121,14 @@ class ToolCalls:
     arguments that the tool's schema asks for and no others. 1 or 0 for a reply that calls, no opinion of one that does not; the score is
     the mean over those that do, and a conversation without calls abstains. `details["errors"]` says what is wrong.
 
-    Calls are read as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them beside other text (Hermes, Qwen), or
-    as a reply that is nothing but JSON: one call or a list of them, with `arguments` or `parameters` (Llama), after `[TOOL_CALLS]`
-    (Mistral), as `<function=name><parameter=key>value</parameter></function>` (Qwen3-Coder), or in OpenAI's form with `function` or `tool_calls`; arguments may be an object, or a string that holds one. What stands in
-    `<think>` is not looked at. Tools are read in OpenAI's, Anthropic's and MCP's form. An argument that a tool's `properties` do not name
+    Calls are read as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them beside other text (Hermes, Qwen); as
+    `<function=NAME><parameter=KEY>VALUE</parameter></function>`, within `<tool_call>` or alone (Qwen3-Coder), or with JSON in place of the
+    parameters; as `<tool_call>NAME<arg_key>..</arg_key><arg_value>..</arg_value></tool_call>` (GLM); as `<invoke name="NAME">` with
+    `<parameter name="KEY">` (MiniMax, Claude); after `[TOOL_CALLS]` (Mistral, `NAME[ARGS]{...}` too), `<|python_tag|>` (Llama) or
+    `<|tool_call|>` (Granite, Phi); or as a reply that is nothing but JSON: one call or a list of them, with `arguments` or `parameters`,
+    or in OpenAI's form with `function` or `tool_calls`. Arguments may be an object, or a string that holds one; values that are written as
+    text are read by the type that the tool's schema gives them. A reply that calls in a form that is not known here gets no opinion
+    (`details["unknown"]`). Thoughts are not looked at: what stands in `<think>`, and all before a `</think>` that nothing opened. Tools are read in OpenAI's, Anthropic's and MCP's form. An argument that a tool's `properties` do not name
     is an error unless its schema allows `additionalProperties`.
     """
 
@@ -137,16 +140,25 @@ class ToolCalls:
         for episode in episodes:
             tools = {name: validator(schema) for name, schema in map(_tool, episode.tools)}
             turns: list[float | None] = []
-            errors = []
+            errors, unknown = [], []
             for k, turn in enumerate(episode.turns):
-                calls = _calls(turn.action)
+                try:
+                    calls = _calls(turn.action)
+                except UnknownForm as form:
+                    unknown.append({"turn": k, "form": str(form)})
+                    turns.append(None)
+                    continue
                 wrong = [error for call in calls if (error := _call_error(call, tools)) is not None]
                 errors += [{"turn": k, "error": error} for error in wrong]
                 turns.append(float(not wrong) if calls else None)
             called = [score for score in turns if score is not None]
             if called:
                 score = sum(called) / len(called)
-                answers.append(Feedback(episode.id, score=score, turn_scores=tuple(turns), details={"errors": errors}))
+                details = {"errors": errors} | ({"unknown": unknown} if unknown else {})
+                answers.append(Feedback(episode.id, score=score, turn_scores=tuple(turns), details=details))
+            elif unknown:
+                why = f"a tool was called in a form that is not known: {unknown[0]['form']}"
+                answers.append(Feedback.abstained(episode.id, why, details={"unknown": unknown}))
             else:
                 answers.append(Feedback.abstained(episode.id, "no tool was called"))
         return answers
@@ -164,20 +176,36 @@ def _tool(tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return inner["name"], schema
 
 
+class UnknownForm(ValueError):
+    """A reply calls in a form that is not read here: whether rightly, nobody can say."""
+
+
+class Texts(dict[str, str]):
+    """Arguments whose values were written as text, without their types."""
+
+
 def _calls(reply: str) -> list[str | Mapping[str, Any]]:
-    """The calls a reply tries to make: as data where they could be read, else the text of what was tried."""
-    opened, closed = reply.find("<think>"), reply.find("</think>")
-    if closed >= 0 and not 0 <= opened < closed:  # the template opened the thoughts
-        reply = reply[closed + len("</think>") :]
-    said = re.sub(r"<think>.*?(</think>|\Z)", "", reply, flags=re.DOTALL)
+    """The calls a reply tries to make: as data where they could be read, else the text of what was tried.
+
+    Raises:
+        UnknownForm: it makes them in another way.
+    """
+    said = _without_thoughts(reply)
     if "<tool_call>" in said:
         inside = [part.partition("</tool_call>") for part in said.split("<tool_call>")[1:]]
-        return [each for text, end, _ in inside for each in (_read(text) if end else [text])]
-    if "<function=" in said:
-        return _in_xml(said)
+        return [each for text, end, _ in inside for each in (_inside(text) if end else [text])]
+    if calls := _elements(said):
+        return calls
     said = said.strip()
-    if said.startswith("[TOOL_CALLS]"):
-        return _read(said.removeprefix("[TOOL_CALLS]"))
+    for mark in ("[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>"):
+        if mark in said:
+            text = said.partition(mark)[2].removesuffix("<|/tool_call|>").strip()
+            named = re.findall(r"\s*([\w.-]+)\[ARGS\](.*?)(?=\[TOOL_CALLS\]|\Z)", text, re.DOTALL)
+            if named:
+                return [{"name": name, "arguments": arguments} for name, arguments in named]
+            return _inside(text)
+    if form := _OTHER.search(said):
+        raise UnknownForm(f"{said[form.start() : form.start() + 100]!r}")
     if said[:1] not in ("{", "["):
         return []
     try:
@@ -187,47 +215,57 @@ def _calls(reply: str) -> list[str | Mapping[str, Any]]:
     return values if values and all(map(_is_call, values)) else []
 
 
+def _without_thoughts(reply: str) -> str:
+    """What was said aloud: some templates open the thoughts themselves, so that the reply has the end of them alone."""
+    said = re.sub(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", "", reply, flags=re.DOTALL)
+    said = re.sub(r"\[THINK\].*?(\[/THINK\]|\Z)", "", said, flags=re.DOTALL)
+    return re.split(r"</(?:think|thinking|reasoning)>|\[/THINK\]", said)[-1]
+
+
+def _inside(text: str) -> list[str | Mapping[str, Any]]:
+    """The calls between marks that say that there are some."""
+    if calls := _elements(text):
+        return calls
+    pairs = re.findall(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", text, re.DOTALL)
+    bare = re.fullmatch(r"\s*([\w.-]+)\s*(?:<arg_key>.*</arg_value>\s*)?", text, re.DOTALL)
+    if bare and (pairs or "_" in bare[1]):
+        return [{"name": bare[1], "arguments": Texts((key.strip(), value) for key, value in pairs)}]
+    if re.match(r"\s*(<|[\w.]+\s*[(:\[]|\[\s*[\w.]+\()", text):
+        raise UnknownForm(f"{text.strip()[:100]!r}")
+    return _read(text)
+
+
+def _elements(text: str) -> list[str | Mapping[str, Any]]:
+    """Calls as elements: `<function=NAME>`, `<invoke name="NAME">`, with parameters as elements or as JSON. One that does not end is
+    what was tried."""
+    calls: list[str | Mapping[str, Any]] = []
+    for start, name, inner, end in _ELEMENT.findall(text):
+        found = _PARAMETER.findall(inner)
+        if not end:
+            calls.append(f"{start}{inner}")
+        elif found or not inner.strip():
+            calls.append({"name": name, "arguments": Texts(found)})
+        else:
+            calls.append({"name": name, "arguments": inner})
+    return calls
+
+
+_ELEMENT = re.compile(
+    r"""(<(?:function=|function name=|invoke name=)["']?([\w.:-]+)["']?>)(.*?)(</function>|</invoke>|(?=<function=|<invoke )|\Z)""",
+    re.DOTALL,
+)
+_PARAMETER = re.compile(
+    r"""<parameter(?:=| name=)["']?([\w.:-]+)["']?[^>]*>\n?(.*?)\n?(?:</parameter>|(?=<parameter)|\Z)""", re.DOTALL
+)
+_OTHER = re.compile(  # DeepSeek, Kimi, Cohere, InternLM, Jamba, Gemma, gpt-oss, Llama's Python
+    r"<[|｜]tool[▁_]|<\|action_start\|>|<\|START_ACTION\|>|</?tool_calls?>|</?function_calls?>|<start_function_call>|```tool_code"
+    r"|<\|channel\|>commentary to=|<[\w-]+:tool_call>|<\|tool_|\A\[\s*[A-Za-z_][\w.]*\(.*\)\s*\]\Z",
+    re.DOTALL,
+)
 _TRIED = re.compile(r'"(?:name|function)"\s*:.*"(?:arguments|parameters)"\s*:', re.DOTALL)  # JSON that broke, but meant a call
 
 
-_FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)</function>", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-
-
-def _in_xml(text: str) -> list[str | Mapping[str, Any]]:
-    """Calls as Qwen3-Coder writes them; their arguments are text, which the tool's schema says how to read."""
-    calls: list[str | Mapping[str, Any]] = []
-    for name, inner in _FUNCTION.findall(text):
-        names = [key for key, _ in _PARAMETER.findall(inner)]
-        if len(set(names)) != len(names) or _PARAMETER.sub("", inner).strip():
-            return [text]
-        calls.append({"name": name, "arguments": {key: _Text(value) for key, value in _PARAMETER.findall(inner)}})
-    return calls if calls and not _FUNCTION.sub("", text[text.find("<function=") :]).count("<function=") else [text]
-
-
-class _Text(str):
-    """An argument written as text, whatever its type."""
-
-
-def _typed(arguments: Any, schema: Mapping[str, Any]) -> Any:
-    """Arguments written as text in the types that a tool's schema gives them; what cannot be read stays text."""
-    if not isinstance(arguments, Mapping) or not any(isinstance(value, _Text) for value in arguments.values()):
-        return arguments
-    found: dict[str, Any] = {}
-    for name, value in arguments.items():
-        field = (schema.get("properties") or {}).get(name)
-        kind = field.get("type") if isinstance(field, Mapping) else None
-        kinds = set(kind if isinstance(kind, list) else [kind])
-        found[name] = plain = str(value)
-        if not kinds & {"string", None} or (kinds & {"null"} and value == "null"):
-            with contextlib.suppress(ValueError):
-                found[name] = parsed({"True": "true", "False": "false", "None": "null"}.get(plain.strip(), plain))
-    return found
-
-
 def _read(text: str) -> list[str | Mapping[str, Any]]:
-    if text.lstrip().startswith("<function="):
-        return _in_xml(text)
     try:
         return [each if isinstance(each, Mapping) else json.dumps(each) for each in _listed(parsed(text))] or [text]
     except ValueError:
@@ -258,10 +296,26 @@ def _call_error(call: str | Mapping[str, Any], tools: Mapping[str, Any]) -> str 
     name, arguments = inner["name"], inner.get("arguments", inner.get("parameters", {}))
     if name not in tools:
         return f"no tool {name!r}.{did_you_mean(name, tools)}"
+    if isinstance(arguments, Texts):
+        arguments = {key: _typed(text, tools[name].schema, key) for key, text in arguments.items()}
     if isinstance(arguments, str):
         try:
             arguments = parsed(arguments)
         except ValueError as error:
             return f"the arguments of {name!r} are not JSON: {error}"
-    wrong = error_of(tools[name], _typed(arguments, tools[name].schema))
+    wrong = error_of(tools[name], arguments)
     return None if wrong is None else f"{name!r} {wrong}"
+
+
+def _typed(text: str, schema: Mapping[str, Any], key: str) -> Any:
+    """A value that was written as text: itself where the tool takes a text there, else what it is as JSON, or as Python writes it."""
+    place = schema.get("properties", {}).get(key)
+    if isinstance(place, Mapping):
+        whole = {k: schema[k] for k in ("$schema", "$defs", "definitions") if k in schema} | dict(place)
+        if error_of(validator(whole), text) is None:
+            return text
+    written = {"True": "true", "False": "false", "None": "null"}.get(text.strip(), text)
+    try:
+        return parsed(written)
+    except ValueError:
+        return text

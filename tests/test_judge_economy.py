@@ -18,7 +18,7 @@ from judging import KEY, PRICE, RUBRIC, WIRES, Scripted, Virtual, answers, booke
 from model_server import Fault, ModelServer, Received
 from turnwise.engine.config import ConfigError
 from turnwise.judges import RubricJudge, calls
-from turnwise.judges.models import Prompt, Usage
+from turnwise.judges.models import Prompt, Reply, Usage
 from turnwise.judges.prices import BATCH, PRICES, cost, price_of
 from turnwise.judges.store import VERDICTS, Cache
 from turnwise.plugins.demo.tiny import build_policy
@@ -388,3 +388,58 @@ def test_keys_stand_in_no_message_about_a_model() -> None:
     assert "my-own-secret" not in str(error.value)
     judge = RubricJudge(canaries=0, model={"provider": "openai", "model": "m", "api_key": "my-own-secret"}, rubric=RUBRIC)
     assert "my-own-secret" not in judge.version
+
+
+def test_a_server_of_ones_own_costs_nothing_unless_it_has_a_price() -> None:
+    free = (0, 0, 0, 0)
+    for url in (
+        "http://localhost:8000/v1",
+        "http://127.0.0.1:1/v1",
+        "http://10.1.2.3/v1",
+        "http://[::1]:80/",
+        "http://gpu-box/v1",
+    ):
+        assert price_of("openai-chat:qwen3-8b", {}, url) == free
+        assert price_of("openai-chat:qwen3-8b", {"openai-chat:qwen3-8b": [1, 2]}, url) == (1, 1, 1, 2)
+    assert price_of("openai-chat:grok", {}, "https://api.example.com/v1") is None
+    assert price_of("openai:gpt-5-mini", {}, "http://127.0.0.1:1/v1") == PRICES["openai:gpt-5-mini"], "a proxy to it"
+
+
+def test_verdicts_that_are_forgotten_are_asked_for_again(tmp_path: Path) -> None:
+    import typer
+    from turnwise.judges.store import Cache, Verdict
+
+    plugins, app = turnwise.Plugins(), typer.Typer()
+    plugins.call_commands(app)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("stages: []\n")
+    cache = Cache(tmp_path / "judges.sqlite")
+    for k, (status, who) in enumerate([("scored", "a"), ("abstained", "a"), ("abstained", "b-2026"), ("scored", "b-2026")]):
+        cache.put(str(k), Verdict(status, {}, model=who), now=float(k))  # type: ignore[arg-type]
+    left = lambda: [k for k in range(4) if cache.get(str(k)) is not None]  # noqa: E731
+    asked = ["judges", str(tmp_path / "run")]
+    for more, kept in ((["--forget", "abstained", "--model", "openai:a"], [0, 2, 3]), (["--forget", "abstained"], [0, 3])):
+        done = CliRunner().invoke(app, [*asked, *more], obj=plugins)
+        assert done.exit_code == 0, done.output
+        assert "Forgot 1 verdicts" in done.output
+        assert left() == kept
+    assert cache.forget(since=3.0) == 1
+    assert left() == [0]
+    wrong = CliRunner().invoke(app, [*asked, "--forget", "all", "--cache", str(tmp_path / "none.sqlite")], obj=plugins)
+    assert wrong.exit_code != 0
+    assert not (tmp_path / "none.sqlite").exists()
+    assert CliRunner().invoke(app, ["judges", str(tmp_path / "no-run"), "--forget", "all"], obj=plugins).exit_code != 0
+
+
+def test_what_is_waited_for_says_why(tmp_path: Path) -> None:
+    """The note of a judge whose server is out says so, without the key that the server repeats."""
+    from turnwise.judges.calls import Circuit
+    from turnwise.judges.models import ModelError
+
+    circuit = Circuit()
+    assert circuit.trouble == ""
+    circuit.heard(ModelError("server", "HTTP 500: no room for Bearer Hunter2Secret", 500))
+    assert circuit.trouble == "server: HTTP 500: no room for Bearer ***"
+    circuit.heard(Reply("end", "{}"))
+    assert circuit.trouble == ""
+    assert RubricJudge.gives == "verdicts"

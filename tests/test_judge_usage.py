@@ -30,4 +30,4 @@ def test_tokens_are_booked_for_every_way_of_counting(way: str) -> None:
 
 
 def test_a_key_after_bearer_is_hidden_whatever_its_signs() -> None:
-    assert redact("Authorization: Bearer ab!c$d%e:f rest") == "Authorization: *** rest"
+    assert redact("Authorization: Bearer ab!c$d%e:f rest") == "Authorization: Bearer *** rest"

@@ -645,7 +645,7 @@ def test_strata_travel_with_the_answers(fast: turnwise.Ledger) -> None:
 def test_the_note_says_who_is_at_it_and_how_long_it_will_take(fast: turnwise.Ledger, clock: Clock) -> None:
     sources = study(fast, {"task": "rank", "raters": 2, **PLAIN}, played=groups(12))
     people = sources.sources[0].given
-    assert people.waiting() == "0 raters active"  # type: ignore[attr-defined]
+    assert people.waiting().startswith("0 raters active: run `turnwise rate ")  # type: ignore[attr-defined]
     desk, ada = Desk(fast), person(fast, "Ada")
     for _ in range(4):
         rate(desk, ada)

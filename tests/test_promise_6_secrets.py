@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote, quote_plus
 
 import pytest
 import torch
 import turnwise
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from turnwise.engine import secrets as secrets_module
-from turnwise.engine.secrets import redact, redacted, remember
+from turnwise.engine.secrets import redact, redacted
 
 KEY = "sk-proj-abcdefghijklmnop1234567890"
 
@@ -126,77 +120,3 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path, model_folder: Callable[.
     with pytest.raises(turnwise.PolicyError):
         turnwise.Policy.from_pretrained(folder)
     assert not (tmp_path / "exploded").exists()
-
-
-VALUE = "Hunter2Secret"
-
-
-@pytest.mark.parametrize("name", ["api_key", "apiKey", "API-KEY", "OPENAI_API_KEY", "accessKey", "secretKey", "client_secret", "authToken", "auth", "pwd", "passphrase", "bearer", "cookie", "x-auth", "Set-Cookie", "Ocp-Apim-Subscription-Key", "private_key", "key_id", "sas", "connection_string", "dsn", "webhook", "session", "credential", "credentials_json", "token_value", "tokens", "keys", "api_keys", "secrets", "passwords", "PGPASSWORD", "dbPassword", "refreshToken", "id_token", "jwt", "webhook_url", "azure-openai-key"])  # fmt: skip
-def test_values_are_hidden_under_every_usual_name(name: str) -> None:
-    assert VALUE not in str(redacted({name: VALUE}))
-    assert VALUE not in str(redacted({"model": [{name: VALUE}]}))
-
-
-@pytest.mark.parametrize(
-    "name", ["stop_tokens", "eos_token", "max_tokens", "monkey", "author", "keyboard", "turnkey_model", "compass"]
-)
-def test_names_that_only_sound_like_secrets_stay(name: str) -> None:
-    assert redacted({name: "long-enough-text"}) == {name: "long-enough-text"}
-    assert redacted({name: 1024}) == {name: 1024}
-
-
-@pytest.mark.parametrize("text", [
-    "postgresql://bob:{}@h/db", "postgresql://bob:{}/x@h/db", "postgresql://bob:a {}@h/db", "postgresql://bob:p@{}@h/db",
-    "postgresql+psycopg://h/db?user=bob&password={}", "mysql://:{}@h/db", "https://{}@host/v1", "https://bob:{}@host:80/v1",
-    "https://host/v1?api_key={}", "https://host/v1?x=1&key={}&y=2", "bearer {}", "Authorization: Basic {}==", "x-api-key: {}",
-    "{{'api_key': '{}'}}", '{{"client_secret": "{}"}}', "password = {}", "AIzaSy{}abcdef", "xoxb-12-{}", "glpat-{}", "github_pat_11{}",
-    "eyJhbGciOi.eyJzdWIi.{}", "https://hooks.slack.com/services/T0/B0/{}", "dsn='host=h password={}'", "Proxy-Authorization: Basic {}=",
-    "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----",
-])  # fmt: skip
-def test_text_is_searched_for_shapes_and_names(text: str) -> None:
-    assert VALUE not in redact(text.format(VALUE))
-
-
-@pytest.mark.parametrize("text", [
-    "http://localhost:8000/v1 answered 404", "write to ann@example.org", "12 tokens, max_tokens=1024", "see http://h:80 or ann@b.org",
-    "the basic idea, the bearer of news", "eos_token='</s>'", "completion_tokens: 20", "the key is that it works: always",
-])  # fmt: skip
-def test_text_without_secrets_stays(text: str) -> None:
-    assert redact(text) == text
-
-
-@settings(deadline=None, max_examples=200)
-@given(
-    st.text(st.characters(codec="utf-8", exclude_categories=("Zs", "Zl", "Zp", "Cc")), min_size=12, max_size=40),
-    st.text(max_size=5),
-)
-def test_a_secret_in_use_is_hidden_in_every_spelling(secret: str, user: str) -> None:
-    remember(secret)
-    try:
-        basic = base64.b64encode(f"{user}:{secret}".encode()).decode()
-        inner = base64.b64encode(secret.encode()).decode().rstrip("=")
-        for written in (
-            secret,
-            repr(secret)[1:-1],
-            json.dumps(secret)[1:-1],
-            quote(secret),
-            quote(secret, safe=""),
-            quote_plus(secret),
-        ):
-            assert written not in redact(f"said {written} .")
-        assert inner[:-2] not in redact(f"said {inner} .")
-        assert basic not in redact(f"said {basic} .")
-    finally:
-        secrets_module._in_use.discard(secret)
-
-
-def test_redaction_takes_linear_time() -> None:
-    for text in (
-        "a" * 200_000,
-        "password" * 20_000,
-        "://" * 50_000,
-        "'api_key': '" * 10_000,
-        "Bearer " * 20_000,
-        "eyJaaaa." * 20_000,
-    ):
-        redact(text)  # a quadratic pattern would take minutes, which the suite's limit ends

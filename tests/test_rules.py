@@ -750,3 +750,62 @@ def test_no_reply_breaks_a_rule(replies: list[str]) -> None:
         [answer] = ask_judge(rule, [e])
         assert answer.status in ("scored", "abstained"), (rule, answer.reason)
         assert answer.score is None or answer.score <= 1.0
+
+
+def _xml(name: str = "weather", **values: str) -> str:
+    inner = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<function={name}>\n{inner}</function>"
+
+
+GLM = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
+FAMILIES = [
+    (f"I look.\n<tool_call>\n{_xml(city='Rome', days='3')}\n</tool_call>", 1.0),
+    (_xml(city="Rome"), 1.0),
+    (f"<tool_call>\n{_xml(city='3')}\n</tool_call>", 1.0),  # a text that looks like a number is a text where one is asked for
+    (f"<tool_call>\n{_xml(city='Rome', days='many')}\n</tool_call>", 0.0),
+    (f"<tool_call>\n{_xml(town='Rome')}\n</tool_call>", 0.0),
+    (f"<tool_call>\n{_xml('wether', city='Rome')}\n</tool_call>", 0.0),
+    (f"<tool_call>\n{_xml(city='Rome')[:-20]}\n", 0.0),
+    ('<function=weather>{"city": "Rome"}</function>', 1.0),
+    (GLM, 1.0),
+    (GLM.replace(">3<", ">0<"), 0.0),
+    (
+        '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Rome</parameter>\n</invoke>\n</minimax:tool_call>',
+        1.0,
+    ),
+    ('[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', 1.0),
+    ('<|python_tag|>{"name": "weather", "parameters": {"city": "Rome"}}', 1.0),
+    ('<|tool_call|>[{"name": "weather", "arguments": {"city": "Rome"}}]', 1.0),
+    (f"I could use <tool_call> here.\n</think>\n\n<tool_call>\n{GOOD}\n</tool_call>", 1.0),
+    (f"hm\n</think>\n{GOOD}", 1.0),
+    ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>", None),
+    (
+        '<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": "Rome"}<|tool_call_end|>',
+        None,
+    ),
+    ("[weather(city='Rome')]", None),
+    ("```tool_code\nweather(city='Rome')\n```", None),
+    ("<tool_call>weather(city='Rome')</tool_call>", None),
+]
+
+
+@pytest.mark.parametrize(("reply", "score"), FAMILIES)
+def test_tool_calls_of_every_family_of_models(reply: str, score: float | None) -> None:
+    """Valid is 1, wrong is 0, and a form that nobody here can read is neither."""
+    answer = judged(judges.ToolCalls(), reply, tools=(TOOLS["bare"],))
+    assert answer.score == score, answer
+    if score is None:
+        assert answer.status == "abstained"
+        assert "form that is not known" in answer.reason
+
+
+def test_a_pattern_that_never_ends_costs_its_own_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    from turnwise.judges import rules
+
+    monkeypatch.setattr(rules, "SECONDS", 0.1)
+    endless = judges.Regex(r"^(\w|\w\w)+$")
+    answer = judged(endless, "a" * 60 + "!")
+    assert answer.status == "failed"
+    assert "did not end within" in answer.reason
+    assert judged(endless, "fine").score == 1.0
+    assert judged(judges.Forbidden([r"/^(\w|\w\w)+$/"]), "a" * 60 + "!").status == "failed"

@@ -19,6 +19,7 @@ from ..ledger import Answer
 from ..plugins import PluginError, Plugins
 from ..rollout import Branch, Player, Where, episode_id, rollout
 from ..run import Run
+from ..secrets import redact
 from ..sources import Sources
 from ..suggest import did_you_mean
 
@@ -190,14 +191,14 @@ def listen(
 
 def waiting_note(run: Run, everybody: Sequence[Sources], groups: Sequence[str]) -> str:
     """What is waited for, for progress displays: "waiting for 12 ratings of 'people' (3 raters active, about 20 minutes)"."""
-    tells = {source.name: getattr(source.given, "waiting", None) for sources in everybody for source in sources.sources}
+    given = {source.name: source.given for sources in everybody for source in sources.sources}
     notes = []
     for name, count in Counter(r["source"] for r in run.ledger.open_requests(groups) if r["required"]).items():
         more = ""
-        if (tell := tells.get(name)) is not None:
+        if (tell := getattr(given.get(name), "waiting", None)) is not None:
             with contextlib.suppress(Exception):  # a note must not end a run
-                more = f" ({tell()})"
-        notes.append(f"{count} ratings of {name!r}{more}")
+                more = f" ({redact(tell())})"
+        notes.append(f"{count} {getattr(given.get(name), 'gives', 'ratings')} of {name!r}{more}")
     if again := sum(len(sources.waits_again(run.clock())) for sources in everybody):
         notes.append(f"{again} ratings of sources that failed")
     return "waiting for " + ", ".join(notes)

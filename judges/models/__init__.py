@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from ...engine.plugins import PluginError, Plugins, check_options
-from ...engine.secrets import redact, redacted, remember
+from ...engine.secrets import config_in_use, in_use, redact, redacted, url_in_use
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,7 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
         options: dict[str, Any] = {}
     else:
         options = dict(spec)
+        config_in_use(options)
         provider, name = str(options.pop("provider", "")), str(options.pop("model", ""))
     if isinstance(spec, Mapping) and not provider:
         raise PluginError(
@@ -398,8 +399,9 @@ def client_of(name: str, key: str | None, url: str | None, make: Callable[[str |
     if client.api_key:
         client.api_key = client.api_key.strip()
     _check_url(name, str(client.base_url))
-    for secret in (client.api_key, getattr(client, "auth_token", None), urllib.parse.urlsplit(str(client.base_url)).password):
-        remember(secret)
+    url_in_use(client.base_url)
+    for secret in (client.api_key, getattr(client, "auth_token", None)):
+        in_use(secret)
         if secret and not (secret.isascii() and secret.isprintable()):
             raise PluginError(
                 f"the key of {name} holds signs that no header can carry (a line break, a curly quote?): copy it again"

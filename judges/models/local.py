@@ -54,8 +54,19 @@ class Local:
 
         from ...engine.policy.chat import ChatFormat
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(self._where)
-        model: Any = AutoModelForCausalLM.from_pretrained(self._where, dtype=self._dtype, use_safetensors=True)
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(self._where, trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                self._where, dtype=self._dtype, use_safetensors=True, trust_remote_code=False
+            )
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise ModelError(
+                "account",
+                f"{self.name} brings code of its own, which a local judge does not run (trust_remote_code=False): serve it "
+                "where you trust it, and ask it by `openai-chat` and its `url`",
+            ) from error
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         chat = ChatFormat(tokenizer)
         grammar = llguidance.hf.from_tokenizer(tokenizer, n_vocab=model.config.vocab_size, eos_token=chat.end_id)

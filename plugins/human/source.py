@@ -190,6 +190,8 @@ class People:
         context = self._opened()
         active, seconds = Desk(context.ledger).pace(context.run, context.name)
         people = f"{active} rater{'s' if active != 1 else ''} active"
+        if not active:
+            return f"{people}: run `turnwise rate {context.folder}`"
         return people if seconds is None else f"{people}, about {_spell(seconds)}"
 
     def _opened(self) -> Context:
