@@ -4,7 +4,8 @@
 
 A question that is asked again after a kill is looked up first. Its batch is known: its results are waited for. It was being sent: the provider is asked for
 the batch with our ids before anything is sent again. What a batch leaves over (an answer that cannot be used, an item that failed or expired) is asked
-by itself, at the full price.
+by itself, at the full price. A batch that brings nothing at all is a failure, in the provider's own words: half the price was what was agreed. What was
+in it is sent in a new batch when it is asked again.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 
-from ..engine.secrets import redact
 from . import calls
-from .calls import Call, Caller, judged
-from .models import ModelError, Prompt, Reply, Usage
+from .calls import Call, Caller, judged, unanswered
+from .models import BatchFailed, ModelError, Prompt, Reply, Usage
+from .prices import BATCH
 from .store import BATCHES, Entry, Verdict
 from .transcript import new_nonce
 
@@ -103,12 +104,12 @@ class BatchCaller(Caller):
                 batch = await self._search(known.job)
                 known = self._row(key) if batch else None
             if known is not None:
-                item = Item(key, call, known.custom_id, known.nonce, self._most(call, known.nonce), done)
+                item = Item(key, call, known.custom_id, known.nonce, self._half(call, known.nonce), done)
                 self.account.reserve(item.most, already_sent=True)
                 answer = await self._result(known.batch, item)
             else:
                 nonce = new_nonce()
-                most = self._most(call, nonce)
+                most = self._half(call, nonce)
                 while not self.account.reserve(most):
                     self._settled.clear()
                     await self._settled.wait()
@@ -118,21 +119,21 @@ class BatchCaller(Caller):
                     self._sender = asyncio.ensure_future(self._send_soon())
                 answer = await done
         except ModelError as error:  # of the batch, not of this answer: it may be there yet, and is not paid for twice
-            return Verdict("failed", {}, redact(f"{error.kind}: {error}"))
+            return unanswered(error)
         return await self._judged(item, answer)
 
-    def _most(self, call: Call, nonce: str) -> float:
-        return self.most(call.write(nonce)) * 0.5
+    def _half(self, call: Call, nonce: str) -> float:
+        return self.most(call.write(nonce)) * BATCH
 
     async def _judged(self, item: Item, answer: Reply | ModelError) -> Verdict:
         paid, usage = 0.0, Usage()
         if isinstance(answer, Reply):
-            paid, usage = self._entry(item.key, answer, item.most, batch=True).cost, answer.usage
+            paid, usage = self._entry(item.key, answer, item.prompt, batch=True).cost, answer.usage
             outcome = judged(item.call, answer, item.nonce)
             if isinstance(outcome, Verdict):
                 return replace(outcome, cost=paid, usage=usage, requests=1, model=answer.model or self.model.name)
         elif not answer.passes:
-            return Verdict("failed", {}, redact(f"{answer.kind}: {answer}"), requests=1)
+            return replace(unanswered(answer), requests=1)
         alone = await super()._asked(item.call, item.key)
         return replace(alone, cost=alone.cost + paid, usage=alone.usage + usage, requests=alone.requests + 1)
 
@@ -237,13 +238,10 @@ class BatchCaller(Caller):
         """An item's answer, booked once. Raises ModelError where the batch's answers cannot be had."""
         try:
             answer = (await self._answers(batch)).get(item.id) or ModelError("server", "the batch lacks this answer")
-        except ModelError as error:
+        except ModelError:
             self._settle(item)
-            if error.kind == "batch":  # for good: what is asked again goes in another batch
-                with self._ledger.writing() as db:
-                    db.execute(BATCHES.delete().where(BATCHES.c.key == item.key, BATCHES.c.batch == batch, *self._mine))
             raise
-        entry = self._entry(item.key, answer, item.most, batch=True) if isinstance(answer, Reply) else None
+        entry = self._entry(item.key, answer, item.prompt, batch=True) if isinstance(answer, Reply) else None
         self._settle(item, entry)
         return answer
 
@@ -254,14 +252,24 @@ class BatchCaller(Caller):
 
     async def _answers(self, batch: str) -> Answers:
         """A batch's answers, for which all that wait for it look together."""
-        if batch not in self._waiting or (self._waiting[batch].done() and self._waiting[batch].exception()):
+        known = self._waiting.get(batch)
+        if known is None or (known.done() and known.exception() and not isinstance(known.exception(), BatchFailed)):
             self._waiting[batch] = asyncio.ensure_future(self._looked(batch))
         return await asyncio.shield(self._waiting[batch])
 
     async def _looked(self, batch: str) -> Answers:
-        while (found := await self._patiently(lambda: self.model.results(batch))) is None:  # type: ignore[attr-defined]
-            await calls.TIME.sleep(POLL)
-        return dict(found)
+        try:
+            while (found := await self._patiently(lambda: self.model.results(batch))) is None:  # type: ignore[attr-defined]
+                await calls.TIME.sleep(POLL)
+            answers = dict(found)
+            failed = [answer for answer in answers.values() if isinstance(answer, ModelError) and answer.passes]
+            if answers and len(failed) == len(answers):
+                raise BatchFailed(failed[0].kind, f"the batch {batch} as a whole brought no answer: {failed[0]}")
+            return answers
+        except BatchFailed:
+            with self._ledger.writing() as db:  # what is asked again is not looked for there
+                db.execute(BATCHES.delete().where(BATCHES.c.batch == batch, *self._mine))
+            raise
 
     async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         """What the provider says, asked again through an outage as long as there is patience."""
@@ -271,7 +279,7 @@ class BatchCaller(Caller):
                 return await ask()
             except ModelError as error:
                 wait = error.after or pause
-                if not error.passes or calls.TIME.now() + wait > until:
+                if isinstance(error, BatchFailed) or not error.passes or calls.TIME.now() + wait > until:
                     raise
             await calls.TIME.sleep(wait)
             pause = min(pause * 2, POLL)

@@ -3,7 +3,7 @@
 Of every answer the stop reason is read before the text. What follows from it:
 
     a verdict in the form that was asked     scored
-    refused, filtered                        abstained, with what the provider said
+    refused, filtered (with an error too)    abstained, with what the provider said
     cut off by the token limit               asked once more with twice the room, then failed; never re-asked as it was
     not in the form that was asked           asked once more with what was wrong with it, then failed
     rate limit, overload, server error,      waited for and sent again, as the server asks or ever longer, until `patience` is over,
@@ -27,7 +27,7 @@ from typing import Any
 
 from ..engine.secrets import redact
 from .models import Model, ModelError, Prompt, Reply, Usage
-from .prices import cost
+from .prices import BATCH, cost
 from .store import Account, Cache, Entry, Verdict, content_key, without_cost
 from .transcript import Unreadable, new_nonce
 
@@ -102,11 +102,6 @@ class Caller:
         self._settled = asyncio.Event()
         self._chance = random.Random()
 
-    @property
-    def trouble(self) -> str:
-        """Why the last request brought no answer, in a few words; empty where it did."""
-        return self._circuit.trouble
-
     def key(self, call: Call) -> str:
         return content_key(self.version, call.key)
 
@@ -150,7 +145,8 @@ class Caller:
             sent = await self._sent(prompt, key, deadline)
             paid, requests = paid + sent.cost, requests + sent.requests
             if isinstance(sent.reply, ModelError):
-                return Verdict("failed", {}, redact(f"{sent.reply.kind}: {sent.reply}"), paid, usage, requests)
+                usage = usage + sent.reply.usage
+                return replace(unanswered(sent.reply), cost=paid, usage=usage, requests=requests)
             reply = sent.reply
             usage = usage + reply.usage
             outcome = judged(call, reply, nonce)
@@ -174,7 +170,7 @@ class Caller:
                     entry = Entry(key, self.model.name, "cancelled", Usage(), most, certain=False)
                     try:
                         answer = await self._once(prompt)
-                        entry = self._entry(key, answer, most)
+                        entry = self._entry(key, answer, prompt)
                     finally:
                         self.account.settle(most, entry)
                         self._settled.set()
@@ -187,11 +183,7 @@ class Caller:
             self._circuit.heard(answer)
             if isinstance(answer, Reply) or not answer.passes:
                 return Sent(answer, paid, requests)
-            pause = (
-                0.0
-                if answer.kind == "dialect"
-                else answer.after or min(BACKOFF * 2 ** (requests - 1), LONGEST) * (0.75 + 0.25 * self._chance.random())
-            )
+            pause = answer.after or min(BACKOFF * 2 ** (requests - 1), LONGEST) * (0.75 + 0.25 * self._chance.random())
             if requests >= REQUESTS or TIME.now() + pause > deadline():
                 return Sent(
                     ModelError(answer.kind, f"{answer} (given up after {requests} requests)", answer.status), paid, requests
@@ -217,7 +209,7 @@ class Caller:
         except TimeoutError:
             return ModelError("timeout", f"no answer within {self._timeout:g} seconds", lost=True)
         except ModelError as error:
-            return error.answer
+            return error
         except Exception as error:  # an answer of a shape that nobody thought of, or a model that is not well
             return ModelError("request", f"{type(error).__name__}: {error}", lost=True)
 
@@ -230,21 +222,31 @@ class Caller:
 
     def most(self, prompt: Prompt) -> float:
         """The most that a request can cost: no text has more tokens than bytes."""
-        if self.price is None:
-            return 0.0
-        size = len((prompt.system + prompt.user + str(prompt.schema)).encode()) + 64
-        return (size * max(self.price[:3]) + prompt.max_tokens * self.price[3]) / 1e6
+        return sum(self._most(prompt))
 
-    def _entry(self, key: str, answer: Reply | ModelError, most: float, batch: bool = False) -> Entry:
-        """What a request is booked as: where nobody knows what it cost (its answer was lost on the way, or tells no tokens), the most it can
-        have cost."""
+    def _most(self, prompt: Prompt) -> tuple[float, float]:
+        """The same, of what is read and of what is written."""
+        if self.price is None:
+            return 0.0, 0.0
+        size = len((prompt.system + prompt.user + str(prompt.schema)).encode(errors="surrogatepass")) + 64
+        return size * max(self.price[:3]) / 1e6, prompt.max_tokens * self.price[3] / 1e6
+
+    def _entry(self, key: str, answer: Reply | ModelError, prompt: Prompt, batch: bool = False) -> Entry:
+        """What a request is booked as: where nobody knows what it cost (its answer was lost on the way, or does not tell its
+        tokens, or tells only one part of them), the most it can have cost."""
+        used, share = answer.usage, BATCH if batch else 1.0
         if isinstance(answer, ModelError):
-            lost = answer.lost
-            return Entry(key, self.model.name, answer.kind, Usage(), most if lost else 0.0, certain=not lost)
-        if answer.usage == Usage():
-            return Entry(key, self.model.name, answer.stop, Usage(), most, certain=not most)
-        paid = cost(answer.usage, self.price, batch) if self.price else 0.0
-        return Entry(key, self.model.name, answer.stop, answer.usage, paid)
+            status, wrote = answer.kind, True
+            if used == Usage() and not answer.lost:
+                return Entry(key, self.model.name, status, used, 0.0)
+        else:
+            status, wrote = answer.stop, bool(answer.text)
+        read, written = self._most(prompt)
+        paid = cost(used, self.price, batch) if self.price else 0.0
+        unread = not (used.fresh or used.read or used.written)
+        unwritten = not used.output and (unread or wrote)
+        paid += share * (read * unread + written * unwritten)
+        return Entry(key, self.model.name, status, used, paid, certain=not (self.price and (unread or unwritten)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,11 +261,11 @@ class Sent:
 def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
     """The verdict in a reply; or what another question should do better: "room" (it was cut off) or "wrong" (what was wrong with its form)."""
     if reply.stop in ("refused", "filtered"):
-        return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}")[:500])
+        return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}"[:500]))
     if reply.stop == "length":
         return {"room": reply.reason}
     if reply.stop != "end":
-        return Verdict("failed", {}, redact(f"ended by {reply.reason}")[:500])
+        return Verdict("failed", {}, f"ended by {reply.reason}")
     if not reply.text.strip():
         return {"wrong": f"it was empty: {reply.reason}" if reply.reason else "it was empty"}
     try:
@@ -271,13 +273,19 @@ def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
     except Unreadable as error:
         return {"wrong": str(error)[:300]}
     except Exception as error:  # the judge's own mistake; what it was paid for is booked all the same
-        return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}")[:500])
+        return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}"[:500]))
+
+
+def unanswered(error: ModelError) -> Verdict:
+    """The verdict where no answer came: a filter's word is one, everything else is a failure."""
+    status: Any = "abstained" if error.kind == "filtered" else "failed"
+    return Verdict(status, {}, redact(f"{error.kind}: {error}"))
 
 
 def _why(outcome: Mapping[str, Any]) -> str:
     if "room" in outcome:
         return f"truncated: {outcome['room']}, with twice the tokens too"
-    return redact(f"unreadable, also when asked again: {outcome['wrong']}")
+    return f"unreadable, also when asked again: {outcome['wrong']}"
 
 
 class Circuit:
@@ -321,18 +329,12 @@ class Circuit:
             if alone:
                 self._probe.release()
 
-    @property
-    def trouble(self) -> str:
-        return redact(f"{self._last.kind}: {self._last}")[:200] if self._failures and self._last is not None else ""
-
     def heard(self, answer: Reply | ModelError) -> None:
         now = TIME.now()
         if isinstance(answer, Reply):
             self._failures, self._cool, self.answered = 0, COOL, now
             if answer.limits > 0:
                 self._opens = max(self._opens, now + answer.limits)
-            return
-        if answer.kind == "dialect":
             return
         self._last = answer
         if answer.kind == "account":

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .models import Reply
-from .transcript import thoughts_end
+from .transcript import Unreadable, beginnings, json_within
 
 
 def choice(reply: Reply, field: str, options: Sequence[str]) -> dict[str, float] | None:
@@ -53,9 +53,13 @@ _OPENING = re.compile(r'\s*"?')
 
 def _begins(text: str, path: Sequence[str]) -> int | None:
     """Where the value at a path of keys begins in an answer's JSON object, behind its opening quote."""
+    try:
+        start, _ = json_within(text)
+    except Unreadable:  # tokens that are part of a character are no JSON
+        start = 0 if text.lstrip().startswith("{") else beginnings(text)[-1]
     above: list[str | None] = []  # keys of the objects that are open; None: a list
     key: str | None = None
-    for piece in _PIECE.finditer(text, text.find("{", thoughts_end(text))):
+    for piece in _PIECE.finditer(text, text.find("{", start)):
         match piece.group():
             case "{" | "[" as opened:
                 above.append(key if opened == "{" else None)

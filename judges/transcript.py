@@ -123,18 +123,13 @@ def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
     """The one JSON object that an answer is, with the fields of `expected` (a JSON schema), of their types, and no others; what is inside them
     is checked by the caller.
 
-    A fence around the whole and a model's thoughts before it are taken off; anything else beside the object makes it unreadable, and so
-    does a key that stands twice.
+    A fence around the whole, a model's thoughts before it and control tokens at its ends are taken off; anything else beside the object makes it
+    unreadable, and so does a key that stands twice.
 
     Raises:
         Unreadable: with what is wrong, in words of our own: the model is told, outside of any block, so nothing of its answer is repeated.
     """
-    body = _LEFT.sub("", text[thoughts_end(text) :].strip()).strip()
-    fence = re.fullmatch(r"(```|~~~)(?:json)?\s*(.*?)\s*\1", body, flags=re.DOTALL | re.IGNORECASE)
-    try:
-        found = json.loads(fence.group(2) if fence else body, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not one JSON object: {error}") from error
+    _, found = json_within(text)
     if not isinstance(found, dict):
         raise Unreadable(f"not a JSON object but {type(found).__name__}")
     fields = expected["properties"]
@@ -148,24 +143,54 @@ def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def thoughts_end(text: str) -> int:
-    """Where the answer begins, behind what a model thought: in tags, of which templates may have given the first to the model, or in channels.
+def json_within(text: str) -> tuple[int, Any]:
+    """The JSON that an answer is, and from where on it stands there. Tried in order: the text as it is, then what follows the
+    first and the last end of thoughts, since what is thought or said may name such an end.
 
-    Text that begins as an answer has no thoughts: what such tags say in it is quoted.
+    Raises:
+        Unreadable: there is none.
     """
-    if re.match(r"[\s\ufeff]*(?:\{|```|~~~)", text):
-        return len(text) - len(text.lstrip("\ufeff \t\r\n"))
-    found = _FINAL.search(text) or _THOUGHTS.match(text)
-    return found.end() if found else 0
+    for start in beginnings(text):
+        body = _bare(text[start:])
+        try:
+            return start, json.loads(body, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            wrong = error
+    raise Unreadable(f"not one JSON object: {wrong}") from wrong
 
 
-_FINAL = re.compile(r"<\|channel\|>final(?:\s*<\|constrain\|>\s*json)?\s*<\|message\|>")
-_THOUGHTS = re.compile(
-    r".*?(?:</(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>)",
-    flags=re.DOTALL,
+def beginnings(text: str) -> list[int]:
+    """Where an answer may begin: at once, or after the first or the last end of thoughts."""
+    ends = [match.end() for match in _THOUGHT.finditer(text)]
+    return list(dict.fromkeys((0, *ends[:1], *ends[-1:])))
+
+
+# Ends of thoughts. Where the chat template gives the beginning, or a server cuts it off, the end stands alone.
+_THOUGHT = re.compile(
+    r"</(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning)>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<\|channel\|>\s*final\b[^{}]{0,40}<\|message\|>"
+    r"|assistantfinal(?:\s*json)?(?=\s*\{)"
 )
-# Stop words that some servers leave at an answer's end.
-_LEFT = re.compile(r"(?:\s*(?:<\|[\w▁]+\|>|<｜[^｜<>]{1,40}｜>|</s>|<eos>|<end_of_turn>|<turn\|>|\[EOS\]))+\Z")
+_TOKEN = (  # but not the beginning of thoughts that do not end
+    r"<[|｜][^<>{}\"\n]{1,40}[|｜]>|</?(?!(?:\w+:)?(?:think|thought|reasoning))[A-Za-z][\w:▁-]{0,30}>|\[/?INST\]|\[DONE\]|###"
+)
+_TOKENS_BEFORE = re.compile(rf"(?:(?:{_TOKEN})\s*(?:(?:assistant|model|final)\b\s*)?)+")
+_TOKEN_AFTER = re.compile(rf"(?:{_TOKEN})\Z")
+_FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*\w*")
+
+
+def _bare(text: str) -> str:
+    """A text without control tokens at its ends, and without a fence around what is left."""
+    body = text.strip("\ufeff").strip()
+    if before := _TOKENS_BEFORE.match(body):
+        body = body[before.end() :]
+    while after := _TOKEN_AFTER.search(body[-64:]):
+        body = body[: len(body) - len(after.group())].rstrip()
+    fence = _FENCE.match(body)
+    if fence and body.endswith(fence[1]) and len(body) >= fence.end() + len(fence[1]):
+        return body[fence.end() : -len(fence[1])].strip()
+    return body
+
+
 _TYPES: dict[str, Any] = {
     "string": str,
     "boolean": bool,

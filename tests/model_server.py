@@ -178,6 +178,9 @@ class ModelServer:
             end), or a function of `Asked`.
         call_faults: of all other requests (files, batches), likewise; a function is given `Received`. Kinds of `SAID` and
             `ENDED` mean nothing there.
+        dialect: None, or what is answered instead by a server that is only almost compatible: a function of `Asked` that returns
+            status, body (JSON data, or bytes) and headers, or None where it answers as usual.
+        batch_errors: why OpenAI's batches are not accepted, as it writes it; empty: they are.
         batch_polls: so many looks see a batch in progress, the next one sees it ended; None: only `finish_batches()` ends it.
         usage: None, or changes the tokens that are reported and billed: a function of (Asked, Tokens).
         prefix: characters that OpenAI's cache works in: a repeated prompt is read from the cache in multiples of them.
@@ -197,6 +200,8 @@ class ModelServer:
         self.answer, self.token_logprobs, self._port = answer, token_logprobs, port
         self.faults: Schedule = ()
         self.call_faults: Schedule = ()
+        self.dialect: Callable[[Asked], tuple[int, Any, dict[str, str]] | None] | None = None
+        self.batch_errors: list[dict[str, Any]] = []
         self.batch_polls: int | None = 1
         self.usage: Callable[[Asked, Tokens], Tokens] | None = None
         self.prefix = 1024
@@ -407,7 +412,7 @@ class ModelServer:
             reply = self._error(Refusal(500, f"The test's own code failed: {error!r}"), anthropic)
             reply.headers["x-should-retry"] = "false"
         reply.fault = received.fault
-        reply.headers.update(self._headers(anthropic))
+        reply.headers = {**self._headers(anthropic), **reply.headers}
         return reply
 
     def _fault(self, schedule: str, about: Any) -> Fault | None:
@@ -460,6 +465,11 @@ class ModelServer:
         body = parse(received.body)
         check(wire, body)
         asked = received.asked = self._question(wire, body, received.headers)
+        if self.dialect is not None and (said := self.dialect(asked)) is not None:
+            status, content, headers = said
+            reply = Reply(status, content) if isinstance(content, bytes) else Reply.of(content, status)
+            reply.headers |= headers
+            return reply
         fault = received.fault = self._fault("faults", asked)
         if fault is not None and fault.kind in ENDED:
             raise ValueError(f"Only items of a batch end as {fault.kind!r}.")
@@ -596,7 +606,7 @@ class ModelServer:
         if wire not in ("chat", "responses") or request.get("completion_window") != "24h":
             raise Refusal(400, "endpoint and completion_window are not supported", param="endpoint")
         items: list[tuple[str, dict[str, Any]]] = []
-        errors: list[dict[str, Any]] = []
+        errors = list(self.batch_errors)
         for number, line in enumerate(file["content"].splitlines(), start=1):
             try:
                 given = json.loads(line)

@@ -128,7 +128,7 @@ MATRIX = {
     "pause": final(Fault("pause_turn"), "ended by pause_turn", ("messages",)),
     "tool": final(Fault("tool_use"), "ended by tool", ("messages", "chat")),
     "tool, responses": repaired("tool_use", "unreadable, also when asked again: it was empty", ("responses",)),
-    "failed": passing(Fault("failed"), "server: HTTP 500 server_error")._replace(wires=("responses",)),
+    "failed": passing(Fault("failed"), "server: server_error")._replace(wires=("responses",)),
     "missing field": repaired("missing_field", "unreadable, also when asked again: fields missing: ['levels']"),
     "extra text": repaired("extra_text", "unreadable, also when asked again: not one JSON object"),
     "fenced": accepted("fenced"),

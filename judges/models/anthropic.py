@@ -12,20 +12,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from ...engine.plugins import PluginError
-from ...engine.secrets import redact
 from ...engine.suggest import install
-from . import ModelError, Prompt, Reply, Usage, called, client_of, count, envelope, error_within, free_of, http_error, mapping
+from . import ModelError, Prompt, Reply, Usage, free_of
+from .wire import address_of, called, client_of, count, envelope, error_within, key_of, part
 
 _STOPS = {
     "end_turn": "end",
     "stop_sequence": "end",
     "max_tokens": "length",
     "refusal": "refused",
-    "content_filter": "filtered",
-    "guardrail_intervened": "filtered",
 }
 
 
@@ -57,14 +56,11 @@ class Anthropic:
         self.name = f"anthropic:{model}"
         self._model, self._effort, self._extra, self._cache = model, effort, dict(extra or {}), cache
         self._sdk, self._http = anthropic, httpx2
-        self._client = client_of(
-            self.name, api_key, url,
-            lambda key, base: anthropic.AsyncAnthropic(
-                api_key=key, base_url=base, max_retries=0, timeout=httpx2.Timeout(None, connect=10.0)
-            ),
-        )  # fmt: skip
-        self.settings = {"effort": effort, "extra": free_of(extra, "max_tokens"), "url": redact(str(self._client.base_url))}
-        if not (api_key or self._client.api_key or self._client.auth_token):
+        address = address_of(url, "ANTHROPIC_BASE_URL", self.name)
+        key = key_of(api_key, "ANTHROPIC_API_KEY", self.name)
+        self._client = client_of(partial(anthropic.AsyncAnthropic, api_key=key), anthropic, httpx2, address, self.name)
+        self.settings = {"effort": effort, "extra": free_of(extra, "max_tokens"), "url": str(self._client.base_url)}
+        if not (self._client.api_key or self._client.auth_token):
             raise PluginError(f"{self.name} needs a key: set ANTHROPIC_API_KEY, or give the model `api_key`")
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
@@ -110,10 +106,7 @@ class Anthropic:
                 except ModelError as error:
                     answers[line.custom_id] = error
             elif result["type"] == "errored":
-                found = (result.get("error") or {}).get("error") or {}
-                kind, said = str(found.get("type")), f"{found.get('message')}"
-                status = 400 if kind == "invalid_request_error" else 500
-                answers[line.custom_id] = http_error(status, kind, "", said, {}).answer
+                answers[line.custom_id] = error_within(result.get("error"))
             else:
                 answers[line.custom_id] = ModelError("server", f"the batch's request was {result['type']}")
         if not answers:
@@ -159,22 +152,21 @@ def read_message(body: Mapping[str, Any], request: str = "") -> Reply:
     Raises:
         ModelError: it is none.
     """
-    if body.get("error"):
-        raise error_within(body["error"])
-    if body.get("type", "message") != "message" or not isinstance(body.get("content"), list):
-        raise ModelError("server", redact(f"the answer is no message: {body!s}")[:300])
-    used = mapping(body.get("usage"))
+    used, found = part(body, "usage"), body.get("content")
     usage = Usage(
-        *(
-            count(used.get(n))
-            for n in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
-        )
-    )
-    text = "".join(str(block.get("text") or "") for block in body["content"] if block.get("type") == "text")
+        count(used.get("input_tokens")), count(used.get("cache_read_input_tokens")),
+        count(used.get("cache_creation_input_tokens")), count(used.get("output_tokens")),
+    )  # fmt: skip
+    if body.get("type") == "error" or (body.get("error") and not found):
+        raise error_within(body, usage)
     why = str(body.get("stop_reason") or "end_turn")
-    details = body.get("stop_details") or {}
-    reason = " ".join(str(details.get(k)) for k in ("category", "explanation") if details.get(k)) or why
     stop: Any = _STOPS.get(why, "other")
+    if body.get("type", "message") != "message" or not (isinstance(found, list) or stop == "refused"):
+        raise ModelError("server", f"the answer is no message: {str(body)[:200]}", usage=usage)
+    blocks = [block for block in found or () if isinstance(block, Mapping)]
+    text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
+    details = part(body, "stop_details")
+    reason = " ".join(str(details.get(k)) for k in ("category", "explanation") if details.get(k)) or why
     return Reply(stop, text, usage, "" if stop == "end" else reason, str(body.get("model") or ""), request)
 
 

@@ -13,26 +13,40 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ...engine.plugins import PluginError
-from ...engine.secrets import redact
 from ...engine.suggest import install
-from . import (
-    ModelError,
-    Prompt,
-    Reply,
-    Token,
-    Usage,
+from . import BatchFailed, ModelError, Prompt, Reply, Token, Usage, free_of
+from .wire import (
+    FILTERED,
+    address_of,
     called,
     client_of,
     count,
     envelope,
     error_within,
-    free_of,
     http_error,
-    mapping,
-    said_error,
+    key_of,
+    part,
+    plain_word,
+)
+
+_STOPS = {  # plain words of finish reasons
+    "": "end", "stop": "end", "eos": "end", "eostoken": "end", "endturn": "end", "stopsequence": "end", "complete": "end",
+    "length": "length", "maxtokens": "length", "modellength": "length", "maxoutputtokens": "length",
+}  # fmt: skip
+_BROKEN = ("error", "networkerror", "abort", "insufficientsystemresource")  # the server's own failures
+_LIMITS = ("max_completion_tokens", "max_tokens")
+_UNKNOWN = re.compile(
+    r"extra|unsupported|not.{0,12}support|unrecogni[sz]ed|unknown|unexpected|not permitted|forbidden", re.IGNORECASE
+)
+_NO_SYSTEM = re.compile(
+    r"(?:system|developer)['\"]? ?(?:role|message|prompt|instruction)s?\b.{0,40}\b(?:not|never|isn't|doesn't)\b"
+    r"|(?:not|n't) support.{0,20}(?:system|developer)|messages\[0\]\.role|roles must alternate"
+    r"|only user and assistant roles",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -68,20 +82,17 @@ class OpenAI:
         self.name = f"{'openai' if self.path == OpenAI.path else 'openai-chat'}:{model}"
         self._model, self._effort, self._extra, self._schema = model, effort, dict(extra or {}), schema
         self._sdk, self._http = openai, httpx2
+        address = address_of(url, "OPENAI_BASE_URL", self.name)
+        key = key_of(api_key, "" if url else "OPENAI_API_KEY", self.name) or ("none" if url else None)
         try:
-            self._client = client_of(
-                self.name, api_key, url,
-                lambda key, base: openai.AsyncOpenAI(
-                    api_key=key or ("none" if base else None), base_url=base, max_retries=0, timeout=httpx2.Timeout(None, connect=10.0)
-                ),
-            )  # fmt: skip
+            self._client = client_of(partial(openai.AsyncOpenAI, api_key=key), openai, httpx2, address, self.name)
         except openai.OpenAIError as error:
             raise PluginError(
                 f"{self.name} needs a key: set OPENAI_API_KEY, or give the model `api_key` or a `url` of your own"
             ) from error
         self.settings: Mapping[str, Any] = {
             "effort": effort, "extra": free_of(extra, "max_output_tokens", "max_completion_tokens", "max_tokens"),
-            "url": redact(str(self._client.base_url)), "schema": schema,
+            "url": str(self._client.base_url), "schema": schema,
         }  # fmt: skip
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
@@ -133,11 +144,9 @@ class OpenAI:
         state = await self._call(self._client.batches.retrieve(batch))
         if state.status not in ("completed", "failed", "expired", "cancelled"):
             return None
-        answers: dict[str, Reply | ModelError] = {}
         if not (state.output_file_id or state.error_file_id):
-            why = said_error([each.to_dict() for each in (state.errors.data or ())] if state.errors else [])
-            said = ": ".join(filter(None, (why[1], why[2]))) or "nothing is said of why"
-            raise ModelError("batch", f"the batch {batch} {state.status} as a whole: {said}"[:500])
+            raise _whole(batch, state.to_dict())
+        answers: dict[str, Reply | ModelError] = {}
         for file in filter(None, (state.output_file_id, state.error_file_id)):
             text = (await self._call(self._client.files.content(file))).text
             if not text.strip():
@@ -152,11 +161,11 @@ class OpenAI:
         response, error = line.get("response") or {}, line.get("error")
         try:
             if error or int(response.get("status_code") or 0) != 200:
-                kind, code, message = said_error(error or response.get("body") or "no answer")
-                raise http_error(int(response.get("status_code") or 500), kind, code, message, {})
+                status = int(response.get("status_code") or 0)
+                raise http_error(status, response.get("body"), {}) if status >= 400 else error_within(error or "no answer")
             return self.read(response.get("body") or {}, {})
         except ModelError as failed:
-            return failed.answer
+            return failed
 
     async def mine(self, since: float, ids: Sequence[str], results: Any = None) -> str | None:
         """The batch with these custom ids; None where there is none. For a process that was killed between sending a batch and writing down its id."""
@@ -178,14 +187,13 @@ class OpenAI:
 class OpenAIChat(OpenAI):
     """The same by Chat Completions, for servers that speak no Responses.
 
-    A server that refuses the limit's name or the system's message for what it is gets the question in its own dialect from then on.
+    Servers write a few things in their own way. A request that is refused for one of them is sent again in the other way at
+    once, and all further ones are sent so; batches, which cost when they are tried, need the options.
 
-    Args:
-        limit: what the field with the most tokens of an answer is called: "max_completion_tokens" or "max_tokens"; default: the first, and the other
-            where the server refuses that. A server that ignores the one it does not know needs to be told.
-        system: where instructions go: "system", a message of their own, or "user", into the user's; default: the first, and the other where the server
-            refuses that.
-        others: those of `OpenAI`.
+    Args: those of `OpenAI`, and
+    limit: the name of the answer's limit, "max_completion_tokens" or "max_tokens". Servers that ignore the one that they do
+        not know answer without a limit.
+    system: whether the instructions have a message of the system's; False: they begin the user's.
     """
 
     path = "/v1/chat/completions"
@@ -199,22 +207,21 @@ class OpenAIChat(OpenAI):
         effort: str | None = None,
         extra: Mapping[str, Any] | None = None,
         schema: str = "strict",
-        limit: str | None = None,
-        system: str | None = None,
+        limit: str = "max_completion_tokens",
+        system: bool = True,
     ) -> None:
-        if limit not in (None, "max_completion_tokens", "max_tokens"):
-            raise ValueError(f"limit must be 'max_completion_tokens' or 'max_tokens', got {limit!r}")
-        if system not in (None, "system", "user"):
-            raise ValueError(f"system must be 'system' or 'user', got {system!r}")
         super().__init__(model, api_key=api_key, url=url, effort=effort, extra=extra, schema=schema)
-        self._limit, self._system = limit or "max_completion_tokens", system or "system"
-        self._told = {"limit": limit, "system": system}
-        self.settings = {**self.settings, **{name: said for name, said in self._told.items() if said}}
+        if limit not in _LIMITS:
+            raise ValueError(f"limit must be one of {', '.join(_LIMITS)}, got {limit!r}")
+        if not isinstance(system, bool):
+            raise ValueError(f"system must be true or false, got {system!r}")
+        self._limit, self._system = limit, system
+        self.settings = {**self.settings, "system": system}
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         instructions = self._instructions(prompt)
         messages = [{"role": "system", "content": instructions}, {"role": "user", "content": prompt.user}]
-        if self._system == "user":
+        if not self._system:
             messages = [{"role": "user", "content": f"{instructions}\n\n{prompt.user}"}]
         body: dict[str, Any] = {"model": self._model, self._limit: prompt.max_tokens, "messages": messages}
         if self._schema == "strict":
@@ -227,42 +234,31 @@ class OpenAIChat(OpenAI):
         return body | self._extra
 
     async def ask(self, prompt: Prompt) -> Reply:
-        body = self.body(prompt)
-        extra = {key: body.pop(key) for key in self._extra}
-        try:
-            raw = await self._call(self._client.chat.completions.with_raw_response.create(**body, extra_body=extra or None))
-        except ModelError as error:
-            raise self._understood(error, body) from error
-        return self.read(envelope(raw.http_response), raw.headers)
+        learned: set[str] = set()
+        while True:
+            body = self.body(prompt)
+            extra = {key: body.pop(key) for key in self._extra}
+            try:
+                raw = await self._call(self._client.chat.completions.with_raw_response.create(**body, extra_body=extra or None))
+                return self.read(envelope(raw.http_response), raw.headers)
+            except ModelError as error:
+                if error.usage != Usage() or error.lost or (way := self._other_way(body, str(error))) in (None, *learned):
+                    raise
+                learned.add(str(way))
 
-    def _understood(self, error: ModelError, body: Mapping[str, Any]) -> ModelError:
-        """The error, or that the next request says it in the server's dialect."""
-        said = str(error)
-        if error.kind not in ("request", "server") or error.status not in (400, 422, 500):
-            return error
-        if "max_completion_tokens" in body and "max_completion_tokens" in said and self._told["limit"] is None:
-            self._limit = "max_tokens"
-            return ModelError("dialect", said, error.status)
-        if len(body["messages"]) > 1 and _NO_SYSTEM.search(said) and self._told["system"] is None:
-            self._system = "user"
-            return ModelError("dialect", said, error.status)
-        if self._schema == "strict" and re.search(r"response_format|json_schema|guided|grammar", said):
-            return ModelError(
-                error.kind, f"{said} (where the server knows no schemas: `schema: prompt`)", error.status, error.after
-            )
-        return error
+    def _other_way(self, body: Mapping[str, Any], error: str) -> str | None:
+        """What was wrong with how a request was written, changed for all that follow; None: nothing that could be changed."""
+        limit = next(name for name in _LIMITS if name in body)
+        if re.search(rf"\b{limit}\b", error) and _UNKNOWN.search(error):
+            self._limit = _LIMITS[1 - _LIMITS.index(limit)]
+            return "limit"
+        if body["messages"][0]["role"] == "system" and _NO_SYSTEM.search(error):
+            self._system = False
+            return "system"
+        return None
 
     def read(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Reply:
         return read_completion(body, headers.get("x-request-id", ""), _limits(headers))
-
-
-_NO_SYSTEM = re.compile(
-    r"system (?:role|message|prompt|instruction)s?\b.{0,40}(?:not |un)(?:be )?(?:supported|allowed|enabled)|(?:not|n't) support.{0,40}\bsystem\b"
-    r"|roles? must alternate|only user and assistant roles|(?:unknown|unexpected|invalid|unsupported)[^.]{0,30}role[^.]{0,20}system"
-    r"|role['\"`: ]+system|developer instruction is not enabled|role[^.]{0,40}must be[^.]{0,20}(?:user|assistant)"
-    r"|should be ['\"]?(?:user|assistant)['\"]? or",
-    re.IGNORECASE,
-)
 
 
 def read_response(body: Mapping[str, Any], request: str = "", limits: float = 0.0) -> Reply:
@@ -271,25 +267,22 @@ def read_response(body: Mapping[str, Any], request: str = "", limits: float = 0.
     Raises:
         ModelError: it is none, or says that it failed.
     """
-    if body.get("error") and body.get("status") in (None, "failed"):
-        raise error_within(body["error"], paid=bool(mapping(body.get("usage")).get("output_tokens")))
+    usage = _usage(body)
+    if body.get("status") == "failed" or (body.get("error") and not body.get("output")):
+        raise error_within(body, usage)
     if not isinstance(body.get("output"), list):
-        if isinstance(body.get("choices"), list):
-            raise ModelError("account", "the server answers as Chat Completions do: use the provider openai-chat", lost=True)
-        raise ModelError("server", redact(f"the answer is no response: {body!s}")[:300], lost=True)
-    if body.get("status") == "failed":
-        raise ModelError("server", "the response failed, nothing is said of why", lost=True)
-    messages = [
-        m for m in body["output"] if isinstance(m, Mapping) and m.get("type") == "message" and m.get("phase") != "commentary"
-    ]
-    text, refusal, parts = _content(messages[-1].get("content")) if messages else ("", "", [])
-    usage = _usage(mapping(body.get("usage")), "input_tokens", "output_tokens", text)
+        raise ModelError("server", f"the answer is no response: {str(body)[:200]}", usage=usage)
+    output = [each for each in body["output"] if isinstance(each, Mapping)]
+    messages = [each for each in output if each.get("type") == "message" and each.get("phase") != "commentary"]
+    text, refusal = _parts(messages[-1].get("content") if messages else None)
+    found = messages[-1].get("content") if messages else None
+    parts = [p for p in found if isinstance(p, Mapping)] if isinstance(found, list) else []
     tokens = _tokens(t for p in parts for t in p.get("logprobs") or ())
     model = str(body.get("model") or "")
     if refusal:
         return Reply("refused", "", usage, refusal, model, request, limits)
     if body.get("status") not in ("completed", None):
-        why = str(mapping(body.get("incomplete_details")).get("reason") or body.get("status"))
+        why = str(part(body, "incomplete_details").get("reason") or body.get("status"))
         return Reply(_stop(why), text, usage, why, model, request, limits)
     return Reply("end", text, usage, "", model, request, limits, tokens)
 
@@ -298,148 +291,128 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
     """A chat completion.
 
     Raises:
-        ModelError: it is none, or holds an error.
+        ModelError: it is none, or an error that came as one.
     """
-    choices, model = body.get("choices"), str(body.get("model") or "")
-    first = mapping(choices[0] if isinstance(choices, list) and choices else None)
-    message = mapping(first.get("message"))
-    text, refusal, _ = _content(message.get("content") if message else first.get("text"))
-    used = mapping(body.get("usage"))
-    usage = _usage(used, "prompt_tokens", "completion_tokens", text)
-    for holder in (body, first):
-        if holder.get("error"):
-            raise error_within(holder["error"], paid=usage != Usage())
-    blocked = mapping(body.get("promptFeedback") or body.get("prompt_feedback"))
-    if why := str(blocked.get("blockReason") or blocked.get("block_reason") or ""):
-        return Reply("filtered", "", usage, why, model, request, limits)
+    usage, choices = _usage(body), body.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
+    text, refusal = _parts(first["message"].get("content") if part(first, "message") else first.get("text"))
+    message, model = part(first, "message"), str(body.get("model") or "")
+    if first.get("error"):
+        raise error_within(first, usage, lost=bool(text) and usage == Usage())
+    if not first and (body.get("error") or body.get("object") == "error"):
+        raise error_within(body, usage)
+    blocked = part(body, "promptFeedback") or part(body, "prompt_feedback")
+    if why := blocked.get("blockReason") or blocked.get("block_reason"):
+        return Reply("filtered", "", usage, str(why), model, request, limits)
     if not isinstance(choices, list):
-        if isinstance(body.get("output"), list):
-            raise ModelError("account", "the server answers as Responses do: use the provider openai", lost=True)
-        said = mapping(body.get("base_resp"))  # MiniMax
-        kinds = {1002: 429, 1004: 401, 1008: 402, 1026: "content_filter", 1027: "content_filter", 1039: 429, 2049: 401}
-        if code := count(said.get("status_code")):
-            raise error_within({"code": kinds.get(code, 500), "message": f"{code} {said.get('status_msg')}"})
-        if body.get("object") == "error" or ("message" in body and "code" in body):
-            raise error_within(body)
-        raise ModelError("server", redact(f"the answer is no completion: {body!s}")[:300], lost=usage != Usage())
+        raise ModelError("server", f"the answer is no completion: {str(body)[:200]}", usage=usage)
     refusal = str(message.get("refusal") or refusal)
-    why = str(first.get("finish_reason") or "stop")
-    if refusal:
-        return Reply("refused", "", usage, refusal, model, request, limits)
+    why, native = str(first.get("finish_reason") or ""), str(first.get("native_finish_reason") or "")
     stop = _stop(why)
-    if stop == "other" and why.lower() in _PASSING:
-        raise ModelError("server", f"ended by {why}", lost=True)
+    if stop == "end" and not text and plain_word(native) in FILTERED:
+        stop, why = _stop(native), native
+    if stop == "refused" or (refusal and stop != "filtered"):
+        return Reply("refused", "", usage, refusal or why, model, request, limits)
+    if plain_word(why) in _BROKEN:
+        raise ModelError("server", f"ended by {why}", lost=bool(text) and usage == Usage(), usage=usage)
     if stop != "end":
         return Reply(stop, text, usage, why, model, request, limits)
-    tokens = _tokens(mapping(first.get("logprobs")).get("content") or ())
-    thought = message.get("reasoning") or message.get("reasoning_content")
-    empty = f"`reasoning` holds {len(str(thought))} characters" if thought and not text.strip() else ""
-    return Reply("end", text, usage, empty, model, request, limits, tokens)
-
-
-_STOPS = {
-    "end": [
-        "stop",
-        "end_turn",
-        "eos",
-        "eos_token",
-        "stop_sequence",
-        "stop_token",
-        "completed",
-        "complete",
-        "end",
-        "finish",
-        "finished",
-        "stop_str",
-    ],
-    "length": ["length", "max_tokens", "max_output_tokens", "model_length", "max_length", "token_limit"],
-    "filtered": [
-        "content_filter",
-        "content-filter",
-        "content_filtered",
-        "safety",
-        "recitation",
-        "blocklist",
-        "prohibited_content",
-        "spii",
-        "image_safety",
-        "filtered",
-        "sensitive",
-        "guardrail_intervened",
-        "moderation",
-        "risk_control",
-        "language",
-        "content_policy",
-    ],
-    "refused": ["refusal", "refused"],
-}
-_PASSING = {
-    "error",
-    "insufficient_system_resource",
-    "abort",
-    "aborted",
-    "network_error",
-    "engine_overloaded",
-    "overloaded",
-    "cancelled",
-    "timeout",
-}
+    thought = next((name for name in ("reasoning_content", "reasoning", "thinking") if message.get(name)), "")
+    reason = f"the server put all its text into `{thought}`" if thought and not text.strip() else ""
+    tokens = _tokens(_list(part(first, "logprobs").get("content")))
+    return Reply("end", text, usage, reason, model, request, limits, tokens)
 
 
 def _stop(why: str) -> Any:
-    return next((stop for stop, names in _STOPS.items() if why.lower().removeprefix("finishreason.") in names), "other")
+    """How an answer ended, of a finish reason in any server's words ("content_filter: RECITATION" in Gemini's)."""
+    word = plain_word(why.split(":")[0])
+    if word == "refusal":
+        return "refused"
+    return "filtered" if word in FILTERED else _STOPS.get(word, "other")
 
 
-def _content(content: Any) -> tuple[str, str, list[Mapping[str, Any]]]:
-    """Text and refusal of a message's content, one text or a list of parts, and the parts; thoughts are none of the text."""
-    if isinstance(content, str):
-        return content, "", []
-    parts = [{"text": p} if isinstance(p, str) else p for p in (content if isinstance(content, list) else [content])]
-    parts = [p for p in parts if isinstance(p, Mapping)]
-    text = "".join(
-        str(p.get("text") or "") for p in parts if p.get("type", "text") in ("text", "output_text") and not p.get("thought")
-    )
-    return text, " ".join(str(p.get("refusal")) for p in parts if p.get("type") == "refusal"), parts
+def _parts(content: Any) -> tuple[str, str]:
+    """The text and the refusal in a message's content: text, a list of parts less thoughts, or data that the server has parsed."""
+    if isinstance(content, Mapping) and "type" not in content and "text" not in content:
+        return json.dumps(content), ""
+    if not isinstance(content, (list, Mapping)):
+        return str(content or ""), ""
+    texts, refusals = [], []
+    for each in content if isinstance(content, list) else [content]:
+        if isinstance(each, str):
+            texts.append(each)
+        elif isinstance(each, Mapping) and each.get("type") == "refusal":
+            refusals.append(str(each.get("refusal") or "refused"))
+        elif isinstance(each, Mapping) and each.get("type", "text") in ("text", "output_text"):
+            texts.append(str(each.get("text") or ""))
+    return "".join(texts), " ".join(refusals)
 
 
-def _usage(used: Mapping[str, Any], read: str, written: str, text: str) -> Usage:
-    """Their input tokens include those read from and written to the cache; ours do not.
+def _whole(batch: str, state: Mapping[str, Any]) -> BatchFailed:
+    """Why a batch ended without an answer to any of its questions."""
+    errors = [e for e in _list(part(state, "errors").get("data")) if isinstance(e, Mapping)]
+    told = "; ".join(": ".join(str(e[k]) for k in ("code", "message") if e.get(k)) for e in errors[:3])
+    what = f"the batch {batch} as a whole is {state.get('status')}: {told or 'no question was answered'}"
+    return BatchFailed(error_within(errors).kind if errors else "busy", what[:500])
 
-    Some servers (xAI, Gemini) count reasoning in the total but not in the output: the larger of both readings is booked, which is the output itself where
-    reasoning is part of it. A count that is missing makes the whole unknown: `Usage()`.
+
+def _usage(body: Mapping[str, Any]) -> Usage:
+    """What was used, in any server's way of counting; 0 where it does not say, which `judges/calls.py` takes for unknown.
+
+    Their input tokens include those read from and written to the cache; ours do not. Some servers count reasoning in the total
+    but not in the output (xAI, Gemini), or beside it: the largest reading is booked, which is the output itself where reasoning
+    is part of it. A total without one of its parts gives that part; alone, it counts as output, which is the dearer.
     """
-    details = mapping(used.get(f"{read}_details"))
-    cached, stored = count(details.get("cached_tokens")), count(details.get("cache_write_tokens"))
-    cached = cached or count(used.get("prompt_cache_hit_tokens"))
-    prompt, output, total = count(used.get(read)), count(used.get(written)), count(used.get("total_tokens"))
-    thought = count(mapping(used.get(f"{written}_details")).get("reasoning_tokens") or used.get("reasoning_tokens"))
-    output = output + thought if thought > output else output
-    prompt = prompt or max(total - output, 0)
-    output = max(output, total - prompt)
-    if not prompt or (text.strip() and not output):
-        return Usage()
-    fresh = prompt - cached - stored
-    return Usage(fresh if fresh >= 0 else prompt, cached, stored, output)
+    used = part(body, "usage")
+    details = part(used, "prompt_tokens_details") or part(used, "input_tokens_details")
+    thoughts = part(used, "completion_tokens_details") or part(used, "output_tokens_details")
+
+    def first(*names: str) -> int:
+        return next((n for n in (count(used.get(name)) for name in names) if n), 0)
+
+    read, output, total = (
+        first("prompt_tokens", "input_tokens"),
+        first("completion_tokens", "output_tokens"),
+        first("total_tokens"),
+    )
+    cached = count(details.get("cached_tokens")) or first("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")
+    stored = count(details.get("cache_write_tokens")) or first("cache_creation_input_tokens")
+    if not read and output and total > output:
+        read = total - output
+    fresh = max(read - cached - stored, 0) if cached + stored <= read else read  # more than was read: counted beside it
+    reasoning = count(thoughts.get("reasoning_tokens")) or first("reasoning_tokens")
+    if reasoning > output:
+        output += reasoning
+    return Usage(fresh, cached, stored, max(output, total - max(read, fresh + cached + stored)))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _tokens(found: Any) -> tuple[Token, ...]:
-    try:
-        return tuple(
-            Token(
-                str(t.get("token") or ""), {str(a.get("token") or ""): float(a["logprob"]) for a in t.get("top_logprobs") or ()}
-            )
-            for t in found
-        )
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return ()  # of a shape of the server's own: the answer counts without them
+    """Log-probabilities as far as they are such: what a server sends beside a paid answer never costs it."""
+    tokens = []
+    for each in found:
+        if not isinstance(each, Mapping):
+            return ()
+        others = [a for a in _list(each.get("top_logprobs")) if isinstance(a, Mapping)]
+        try:
+            tokens.append(Token(str(each.get("token") or ""), {str(a.get("token") or ""): float(a["logprob"]) for a in others}))
+        except (KeyError, TypeError, ValueError):
+            return ()
+    return tuple(tokens)
 
 
 def _limits(headers: Mapping[str, str]) -> float:
-    """Seconds until there is room again ("1m6.5s"), where the headers say that there is none now."""
+    """Seconds until there is room again ("1m6.5s", or a number), where the headers say that there is none now."""
     waits = [0.0]
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "": 1.0}
     for name in ("requests", "tokens"):
-        if headers.get(f"x-ratelimit-remaining-{name}") == "0":
-            units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-            parts = re.findall(r"(\d+(?:\.\d+)?|\.\d+)(ms|h|m|s)", headers.get(f"x-ratelimit-reset-{name}", ""))
-            waits.append(sum(float(number) * units[unit] for number, unit in parts))
+        reset = headers.get(f"x-ratelimit-reset-{name}", "").strip()
+        number = r"\d+(?:\.\d+)?"
+        if headers.get(f"x-ratelimit-remaining-{name}", "").strip() != "0":
+            continue
+        if re.fullmatch(rf"(?:{number}(?:ms|h|m|s))+", reset) or re.fullmatch(r"\d{1,6}(?:\.\d+)?", reset):
+            waits.append(sum(float(n) * units[unit] for n, unit in re.findall(rf"({number})(ms|h|m|s|)", reset)))
     return max(waits)
