@@ -102,6 +102,11 @@ class Caller:
         self._settled = asyncio.Event()
         self._chance = random.Random()
 
+    @property
+    def trouble(self) -> str:
+        """Why the last request brought no answer, in a few words; empty where it did."""
+        return self._circuit.trouble
+
     def key(self, call: Call) -> str:
         return content_key(self.version, call.key)
 
@@ -261,11 +266,11 @@ class Sent:
 def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
     """The verdict in a reply; or what another question should do better: "room" (it was cut off) or "wrong" (what was wrong with its form)."""
     if reply.stop in ("refused", "filtered"):
-        return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}"[:500]))
+        return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}")[:500])
     if reply.stop == "length":
         return {"room": reply.reason}
     if reply.stop != "end":
-        return Verdict("failed", {}, f"ended by {reply.reason}")
+        return Verdict("failed", {}, redact(f"ended by {reply.reason}"))
     if not reply.text.strip():
         return {"wrong": f"it was empty: {reply.reason}" if reply.reason else "it was empty"}
     try:
@@ -273,7 +278,7 @@ def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
     except Unreadable as error:
         return {"wrong": str(error)[:300]}
     except Exception as error:  # the judge's own mistake; what it was paid for is booked all the same
-        return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}"[:500]))
+        return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}")[:500])
 
 
 def unanswered(error: ModelError) -> Verdict:
@@ -285,7 +290,7 @@ def unanswered(error: ModelError) -> Verdict:
 def _why(outcome: Mapping[str, Any]) -> str:
     if "room" in outcome:
         return f"truncated: {outcome['room']}, with twice the tokens too"
-    return f"unreadable, also when asked again: {outcome['wrong']}"
+    return redact(f"unreadable, also when asked again: {outcome['wrong']}")
 
 
 class Circuit:
@@ -328,6 +333,10 @@ class Circuit:
         finally:
             if alone:
                 self._probe.release()
+
+    @property
+    def trouble(self) -> str:
+        return redact(f"{self._last.kind}: {self._last}")[:200] if self._failures and self._last is not None else ""
 
     def heard(self, answer: Reply | ModelError) -> None:
         now = TIME.now()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from ...engine.plugins import PluginError, Plugins, check_options
-from ...engine.secrets import redacted
+from ...engine.secrets import config_in_use, redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,7 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
         options: dict[str, Any] = {}
     else:
         options = dict(spec)
+        config_in_use(options)
         provider, name = str(options.pop("provider", "")), str(options.pop("model", ""))
     if isinstance(spec, Mapping) and not provider:
         raise PluginError(

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from ...engine.plugins import PluginError
+from ...engine.secrets import in_use, url_in_use
 from ...engine.suggest import install
 from . import ModelError, Prompt, Reply, Usage, free_of
 from .wire import address_of, called, client_of, count, envelope, error_within, key_of, part
@@ -59,6 +60,8 @@ class Anthropic:
         address = address_of(url, "ANTHROPIC_BASE_URL", self.name)
         key = key_of(api_key, "ANTHROPIC_API_KEY", self.name)
         self._client = client_of(partial(anthropic.AsyncAnthropic, api_key=key), anthropic, httpx2, address, self.name)
+        in_use(self._client.api_key, self._client.auth_token)
+        url_in_use(self._client.base_url)
         self.settings = {"effort": effort, "extra": free_of(extra, "max_tokens"), "url": str(self._client.base_url)}
         if not (self._client.api_key or self._client.auth_token):
             raise PluginError(f"{self.name} needs a key: set ANTHROPIC_API_KEY, or give the model `api_key`")

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from ...engine.plugins import PluginError
+from ...engine.secrets import in_use, url_in_use
 from ...engine.suggest import install
 from . import BatchFailed, ModelError, Prompt, Reply, Token, Usage, free_of
 from .wire import (
@@ -90,6 +91,8 @@ class OpenAI:
             raise PluginError(
                 f"{self.name} needs a key: set OPENAI_API_KEY, or give the model `api_key` or a `url` of your own"
             ) from error
+        in_use(self._client.api_key)
+        url_in_use(self._client.base_url)
         self.settings: Mapping[str, Any] = {
             "effort": effort, "extra": free_of(extra, "max_output_tokens", "max_completion_tokens", "max_tokens"),
             "url": str(self._client.base_url), "schema": schema,
