@@ -268,6 +268,25 @@ def test_several_templates_are_used_as_tools_are() -> None:
     assert tokenizer.decode(context) == theirs
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_calls_reach_the_environment_and_several_results_come_back(special: bool) -> None:
+    """Whether or not the tokenizer marks the markers of a call as special."""
+    call = '<tool_call>\n{"name": "x"}\n</tool_call>'
+    tokenizer = build_tokenizer([WORDS], vocabulary=400)
+    tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t in ("<tool_call>", "</tool_call>")])
+    tokenizer.chat_template = turnwise.CHATML.replace(
+        "m['content']", "(m['content'] if not m.tool_calls else '<tool_call>' + m.tool_calls | tojson + '</tool_call>')"
+    )
+    chat = ChatFormat(tokenizer)
+    ids = tokenizer(call, add_special_tokens=False)["input_ids"]
+    start = tokenizer.convert_tokens_to_ids("<tool_call>")
+    assert ids[0] == start
+    assert chat.text([*ids, chat.end_id]) == call
+    said = [M("user", "hello"), M("assistant", "there"), M("tool", "one"), M("tool", "two"), M("assistant", "fine")]
+    ours = [i for prompt, reply in chat.conversation(said) for i in (*prompt, *reply)]
+    assert own_ids(tokenizer, said)[: len(ours)] == ours
+
+
 def test_replies_of_channels_are_read_by_their_last_one() -> None:
     tokenizer = tokenizer_of("gptoss")
     chat = ChatFormat(tokenizer)

@@ -99,6 +99,11 @@ class ChatFormat:
         self._closes = {i for i in self.stop_ids if i == closing[-1] or self._shows(i)}
         self._ends = self.stop_ids | self.control_ids.intersection([*closing, *last])
         self._header = self._channel()
+        # Special tokens that are the assistant's own words (a call of a tool): the template writes them, but frames nothing with them.
+        named = {tokenizer.bos_token_id, eos, tokenizer.pad_token_id, tokenizer.unk_token_id, *self._ends, *self._header}
+        self._unseen = special - {
+            i for text, i in self._controls.items() if i not in named and text not in frame and self._writes(text)
+        }
         said = [Message("user", "x"), Message("assistant", "y")]
         self.conversation([*said, *said])  # what cannot be laid out is refused now
 
@@ -273,9 +278,12 @@ class ChatFormat:
     def _shows(self, token: int) -> bool:
         """Whether the template itself ever closes a reply with this token (a call of a tool, perhaps)."""
         text = self.tokenizer.convert_ids_to_tokens(token)
+        return self._last_closing.startswith(text) or self._writes(text)
+
+    def _writes(self, text: str) -> bool:
+        """Whether the template's source holds a text."""
         source = self.tokenizer.chat_template
-        sources = list(source.values()) if isinstance(source, dict) else [source]
-        return self._last_closing.startswith(text) or any(text in source for source in sources)
+        return any(text in one for one in (source.values() if isinstance(source, dict) else [source]))
 
     def _channel(self) -> list[int]:
         """Ids that stand before the words for the other side where replies have channels; none elsewhere."""
@@ -399,7 +407,8 @@ class ChatFormat:
         starts = [i for i in range(len(ids) - size + 1) if ids[i : i + size] == self._header] if size else []
         if starts:
             ids = ids[starts[-1] + size :]
-        return self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+        shown = ids if special else [i for i in ids if i not in self._unseen]
+        return self.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
 
     def conversation(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -486,19 +495,18 @@ def _places(text: str, token: str, start: int, end: int) -> list[int]:
 
 
 def _check_roles(messages: Sequence[Message]) -> None:
-    """Refuses what no chat that alternates could have brought forth."""
-    before: Message | None = None
-    replied = False
+    """Refuses what no conversation that alternates could be. A reply may have made several calls of tools."""
+    before, replied = "", False
     for message in messages:
         if message.role == "assistant":
-            if before is None or (not replied and before.role == "system"):
-                raise ValueError("the assistant speaks before anybody else")
-            if before.role == "assistant":
+            if before == "assistant":
                 raise ValueError("two assistant messages follow each other")
+            if before not in ("user", "tool"):
+                raise ValueError("the assistant speaks before anybody else")
             replied = True
-        elif replied and (message.role == "system" or (before and before.role != "assistant")):
+        elif replied and (message.role == "system" or before not in ("assistant", "tool" if message.role == "tool" else "")):
             raise ValueError(f"a {message.role} message follows another one; roles must alternate after the first reply")
-        before = message
+        before = message.role
 
 
 CHATML = (
