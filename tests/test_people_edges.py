@@ -173,7 +173,7 @@ def test_the_count_of_everybody_does_not_tell_gold(
     path = tmp_path / "gold.jsonl"
     says = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
     said = [
-        {"prompt": says("user", f"q{i}"), "chosen": says("assistant", "good"), "rejected": says("assistant", "bad")}
+        {"prompt": says("user", f"q{i}"), "chosen": says("assistant", "upright"), "rejected": says("assistant", "crooked")}
         for i in range(4)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in said), encoding="utf-8")
@@ -183,7 +183,9 @@ def test_the_count_of_everybody_does_not_tell_gold(
         ada = Client(base, ledger, "Ada")
         ada.get("/")
         for done in range(1, 9):
-            ada.send(f"/task/{ada.task}", {"csrf": ada.csrf, "preference": "-2"})
+            first, second = ada.page.text.find("upright"), ada.page.text.find("crooked")
+            right = "2" if 0 <= second < first else "-2"  # gold is answered right: wrong gold may be tried again
+            ada.send(f"/task/{ada.task}", {"csrf": ada.csrf, "preference": right})
             line = ada.get("/progress").text
             assert re.findall(r"everybody, of late, (\d+)<", line) == [str(done)]
             assert "<progress" not in line
