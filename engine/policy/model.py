@@ -468,8 +468,9 @@ class Policy:
             merge: fold LoRA adapters into the weights and save a plain model; else only the adapters are saved.
         """
         model: Any = self._merged() if merge and self.is_lora else self.network.model
-        self.model.generation_config.eos_token_id = sorted(self.chat.stop_ids)
-        model.generation_config.eos_token_id = sorted(self.chat.stop_ids)
+        for each in (self.model, model):  # where generate() and servers look for what ends a reply
+            if each.generation_config is not None:
+                each.generation_config.eos_token_id = sorted(self.chat.stop_ids)
         model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
 
