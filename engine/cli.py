@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,6 +95,10 @@ LEDGER = typer.Option(help="The ledger's URL, where the one in the config had a 
 
 def import_module(module: str | None, plugins: Plugins | None = None) -> None:
     """Imports the module that `--module` names, from the current folder or installed; where it has hooks it is a plugin too."""
+    if module and (module.endswith(".py") or "/" in module):
+        raise PluginError(
+            f"--module {module}: name it as `import` does, such as {Path(module).stem}; it is looked for in this folder"
+        )
     try:
         if module:
             found = importlib.import_module(module)
@@ -115,7 +120,7 @@ def run_(
     """Does what a pipeline says: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
     from .checkpoint import read_evaluation
     from .config import RunConfig
-    from .progress import Display, quiet
+    from .progress import Display, in_a_line, quiet
     from .run import Run
     from .stages.measures import idle_stages, learned_nothing
 
@@ -130,24 +135,7 @@ def run_(
         run = Run(read, folder=folder, resume=resume, plugins=context.obj, on_status=display.show)
         for update in run:
             if run.is_main and not sys.stderr.isatty():
-                telling = (
-                    "outcome",
-                    "success",
-                    "kl",
-                    "loss",
-                    "comparisons",
-                    "rater_agreement",
-                    "source_agreement",
-                    "held_out/accuracy",
-                    "conversations",
-                    "changed",
-                )
-                shown = {k: update.metrics[k] for k in telling if k in update.metrics}
-                shown = shown or {k: v for k, v in update.metrics.items() if k.endswith("/success")}
-                note = "  trained on nothing" if update.metrics.get("trained") == 0 else ""
-                print(
-                    f"{update.stage} {update.number}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()) + note, flush=True
-                )
+                print(in_a_line(update), flush=True)
     if not run.is_main:
         return
     idle = {} if run.stopping else idle_stages(run.metrics)
@@ -179,7 +167,9 @@ def evaluate(
     episodes: Annotated[int, typer.Option(min=1)] = 300,
     player: Annotated[list[str] | None, typer.Option(help="Also these players of the environment, e.g. expert.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a reply; default: as in the run that trained the policy, else 256.")
+    ] = None,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     kwargs: Annotated[str, KWARGS] = "{}",
     seed: Annotated[int, typer.Option(help="Of the starts.")] = 20_000,
@@ -200,13 +190,34 @@ def evaluate(
         chosen = EnvConfig(id=env, options=_mapping("--options", options), kwargs=_mapping("--kwargs", kwargs))
         check_envs([chosen], player or [])
         quiet()
-        own = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, max_new_tokens))
+        limit = max_new_tokens or _trained_limit(Path(policy))
+        own = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, limit))
         players: dict[str, Any] = {"policy": own} | {name: ScriptPlayer(name) for name in player or []}
-        table = {name: asdict(score(play_held_out(each, chosen, episodes, seed))) for name, each in players.items()}
+        played = {name: play_held_out(each, chosen, episodes, seed) for name, each in players.items()}
+        table = {name: asdict(score(found)) for name, found in played.items()}
+    for name, found in played.items():
+        if reasons := Counter(e.reason for e in found if e.ending == "failed"):
+            [(reason, _)] = reasons.most_common(1)
+            print(f"{reasons.total()} of {len(found)} episodes of {name!r} failed and are left out: {reason}", file=sys.stderr)
     if as_json:
         print(json.dumps(table, indent=2))
     else:
         print_scores(table)
+
+
+def _trained_limit(policy: Path) -> int:
+    """The most tokens of a reply in the run whose policy it is, as its folder says; 256 where it says nothing."""
+    from .checkpoint import read_config
+    from .config import ConfigError, flat
+
+    try:
+        stages = [options or {} for stage in flat(read_config(policy.parent)["stages"]) for options in stage.values()]
+        found = [int(options["max_new_tokens"]) for options in stages if "max_new_tokens" in options]
+    except (ConfigError, KeyError, TypeError, ValueError):
+        found = []
+    limit, where = (found[-1], f", as in {policy.parent / 'config.yaml'}") if found else (256, "")
+    print(f"replies of at most {limit} tokens{where} (--max-new-tokens)", file=sys.stderr)
+    return limit
 
 
 @app.command()
@@ -384,7 +395,9 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
     number = lambda row, key, digits=3: f"{row[key]:.{digits}f}" if row.get(key) is not None else ""  # noqa: E731
     interval = lambda row, low, high: f"{row[low]:.3f} to {row[high]:.3f}"  # noqa: E731
     judged = any("proxy" in row for row in table.values())
-    shown = Table("player", "outcome", "success", "95 % interval", "turns", "questions", *(("proxy", "KL") if judged else ()))
+    broken = any(row.get("failed") for row in table.values())
+    more_columns = (*(("proxy", "KL") if judged else ()), *(("failed",) if broken else ()))
+    shown = Table("player", "outcome", "success", "95 % interval", "turns", "questions", *more_columns)
     pairs = Table("pair", "success", "95 % interval", "outcome", "95 % interval", "wins by the judge")
     for name, row in table.items():
         if "pairs" in row:
@@ -394,7 +407,8 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
             )  # fmt: skip
         else:
             columns = number(row, "outcome"), number(row, "success"), interval(row, "low", "high")
-            more = (number(row, "proxy"), number(row, "kl", 2)) if judged else ()
+            more: tuple[str, ...] = (number(row, "proxy"), number(row, "kl", 2)) if judged else ()
+            more += (f"{row['failed']} of {row['episodes']}",) if broken else ()
             shown.add_row(name, *columns, number(row, "turns", 2), number(row, "questions", 2), *more)
     console = Console()
     console.print(shown)

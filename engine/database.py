@@ -62,9 +62,11 @@ class Database:
                 f"the {self.what} {self.url} must be SQLite or PostgreSQL: sqlite:///file, or postgresql://user@host/database"
             )
         try:
-            self._engine = sa.create_engine(
-                re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where), pool_pre_ping=True, pool_logging_name=__name__
-            )
+            address = sa.make_url(re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where))
+            if address.get_backend_name() == "sqlite" and address.database and not address.database.startswith((":", "file:")):
+                # Connections are opened later, when the working directory may be another one.
+                address = address.set(database=str(Path(address.database).absolute()))
+            self._engine = sa.create_engine(address, pool_pre_ping=True, pool_logging_name=__name__)
             logging.getLogger(f"sqlalchemy.pool.impl.{type(self._engine.pool).__name__}.{__name__}").setLevel(
                 logging.CRITICAL
             )  # it would print the traceback of a connection that breaks off, beside the error that is raised

@@ -184,7 +184,9 @@ class Template:
         command = [sys.executable, "-P", "-c", code]
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environ = os.environ | {"PYTHONPATH": paths}
-        self._process = subprocess.Popen(command, pass_fds=[child.fileno()], stdin=subprocess.DEVNULL, env=environ)
+        self._process = subprocess.Popen(
+            command, pass_fds=[child.fileno()], stdin=subprocess.DEVNULL, env=environ, start_new_session=True
+        )
         child.close()
         if not self._pipe.poll(STARTING):
             self.kill()
@@ -254,6 +256,7 @@ class Template:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        _end_group(self._process.pid)
         self._pipe.close()
 
 
@@ -281,8 +284,7 @@ class Remote:
     def kill(self) -> None:
         """Ends the process from another thread: the call that waits for it returns."""
         if self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+            _end_group(self._pid)
 
     def end(self) -> None:
         """Ends the process for good."""
@@ -306,8 +308,7 @@ def main(descriptor: int) -> None:
 
     def end(*_: Any) -> None:
         for pid in made:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _end_group(pid)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
@@ -325,6 +326,7 @@ def main(descriptor: int) -> None:
             handle = reduction.recv_handle(pipe)
             pid = os.fork()
             if not pid:
+                os.setsid()
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 pipe.close()
                 serve(Connection(handle), spec)
@@ -339,13 +341,19 @@ def main(descriptor: int) -> None:
 def _reap(pid: int, patience: float) -> int | None:
     """The exit code of a fork; None if it had to be killed."""
     until = time.monotonic() + patience
-    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-        if time.monotonic() >= until:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return None
+    # Looked at without being taken away, so that its id is nobody else's when its group is ended.
+    while not (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and time.monotonic() < until:
         time.sleep(0.005)
-    return os.waitstatus_to_exitcode(ended[1])
+    _end_group(pid)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def _end_group(pid: int) -> None:
+    """Kills a process and those that it started: browsers and game servers must not outlive their environment."""
+    for kill in (os.killpg, os.kill):  # it has no group of its own yet in its first moments
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
 
 
 def _load(payload: bytes) -> EnvSpec:

@@ -36,6 +36,7 @@ from .suggest import did_you_mean
 
 PlayerFunction = Callable[[Sequence[Message]], str]
 LARGEST = 1e15  # a reward beyond this is no reward
+LONGEST = 4096  # bits of a whole number: Python writes none in digits, and reads none, that is much longer
 _HALF = re.compile("[\ud800-\udfff]")
 # Gymnasium says so of every wrapper that has spaces of its own, which is what a text codec is.
 warnings.filterwarnings("ignore", message=".*is different from the unwrapped version.*")
@@ -126,13 +127,21 @@ class Observation:
 
 
 def _jsonable(value: Any) -> Any:
-    """`info` as plain JSON data: numpy scalars become numbers, whatever JSON lacks becomes its text."""
+    """`info` as plain JSON data: numpy scalars become numbers, what JSON lacks becomes its text.
+
+    Raises:
+        RecursionError: it contains itself.
+    """
     if isinstance(value, Mapping):
         return {valid(str(k)): _jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_jsonable(v) for v in value]
-    if isinstance(value, np.generic):
-        return _jsonable(value.item())
+    if isinstance(value, np.floating):
+        value = float(value)
+    elif isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int) and value.bit_length() > LONGEST:
+        return hex(value)
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
@@ -222,11 +231,17 @@ def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
             raise EnvironmentBroke(f"{wanted}; one of them is {_short(tool)}")
-        if not isinstance(inner.get("parameters") or {}, Mapping):
+        schema = inner.get("parameters") or {}
+        properties = (schema.get("properties") or {}) if isinstance(schema, Mapping) else None
+        if not isinstance(properties, Mapping) or not all(isinstance(p, (Mapping, bool)) for p in properties.values()):
             raise EnvironmentBroke(
-                f"the parameters of tool {inner['name']!r} must be a JSON schema, not {_short(inner['parameters'])}"
+                f"the parameters of tool {inner['name']!r} must be a JSON schema whose properties are schemas by name, not "
+                f"{_short(inner['parameters'])}"
             )
-    return tuple(_jsonable(value))
+    try:
+        return tuple(_jsonable(value))
+    except RecursionError:
+        raise EnvironmentBroke('info["tools"] contains itself, or is nested too deeply to be written down') from None
 
 
 def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
@@ -245,8 +260,10 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
     role: Any = info.get("role", "user")
     if not (isinstance(role, str) and role in ("user", "tool")):
         raise EnvironmentBroke(f'info["role"] is {_short(role)}; it may be "user" or "tool"')
-    said = {k: _jsonable(v) for k, v in info.items() if k not in ("role", "system", "tools", "success", "optimum")}
-    said = {valid(str(k)): v for k, v in said.items()}
+    try:
+        said = _jsonable({k: v for k, v in info.items() if k not in ("role", "system", "tools", "success", "optimum")})
+    except RecursionError:
+        raise EnvironmentBroke("info contains itself, or is nested too deeply to be written down") from None
     if info.get("success") is not None:
         said["success"] = _flag(info["success"], 'info["success"]')
     if info.get("optimum") is not None:

@@ -444,18 +444,24 @@ class Environments:
         self._abandoned = left
         if last and left:
             kinds = Counter(instance.env_id for instance, *_ in left)
-            warnings.warn(
+            _tell(
                 f"{len(left)} abandoned threads of environments are still there: "
-                + ", ".join(f"{env_id} ({count})" for env_id, count in kinds.items()),
-                RuntimeWarning,
-                stacklevel=2,
+                + ", ".join(f"{env_id} ({count})" for env_id, count in kinds.items())
             )
 
     def _warn(self, env_id: str, kind: str, text: str) -> None:
         """Once per environment and kind."""
         if f"{env_id} {kind}" not in self._warned:
             self._warned.add(f"{env_id} {kind}")
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            _tell(text)
+
+
+def _tell(text: str) -> None:
+    """Warns, and no more than that where warnings are errors (an environment may have made them so)."""
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:
+        print(f"turnwise: warning: {text}", file=sys.stderr)
 
 
 def check_id(env_id: str) -> None:
@@ -463,7 +469,10 @@ def check_id(env_id: str) -> None:
     try:
         gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
-        raise LookupError(f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())}") from error
+        raise LookupError(
+            f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())} One of your own is registered when its module is imported "
+            "(on the command line: `--module NAME`), those that come with Turnwise by `turnwise.Plugins()`."
+        ) from error
 
 
 def _declared(env_id: str) -> str | None:

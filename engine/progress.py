@@ -10,8 +10,9 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
-from .run import Status
+from .run import Status, Update
 
 
 def quiet() -> None:
@@ -22,6 +23,25 @@ def quiet() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
+
+
+TOLD = ("outcome", "success", "kl", "loss", "rater_agreement", "source_agreement", "held_out/accuracy")
+COUNTS = ("comparisons", "conversations", "changed")
+
+
+def in_a_line(update: Update) -> str:
+    """What an update did, where no bars are shown."""
+    metrics = update.metrics
+    found = {key: metrics[key] for key in TOLD if key in metrics}
+    found = found or {key: value for key, value in metrics.items() if key.endswith("/success")}
+    shown = [f"{update.stage} {update.number}", *(f"{key} {value:.4f}" for key, value in found.items())]
+    shown += [f"{key} {metrics[key]:.0f}" for key in COUNTS if key in metrics]
+    if failed := metrics.get("failed_episodes"):
+        shown.append(f"{failed:.0f} episodes failed in their environment")
+    if metrics.get("trained") == 0:
+        shown.append("trained on nothing")
+    return "  ".join(shown)
 
 
 class Display:
@@ -34,10 +54,14 @@ class Display:
 
     def __init__(self, enabled: bool = True, log: bool = False) -> None:
         self._log, self._told = log, -math.inf
+        console = Console(stderr=True)
+        name, bar = (22, 24) if console.width >= 110 else (12, 8)
+        whole = Column(no_wrap=True, min_width=9)  # a narrow terminal cuts the notes, not the counters
         self._progress = Progress(
-            TextColumn("[bold]{task.description:<22}"), BarColumn(24), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True), transient=False, disable=not enabled,
+            TextColumn(f"[bold]{{task.description:<{name}}}", table_column=Column(no_wrap=True, min_width=name)), BarColumn(bar),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=whole),
+            TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+            console=console, transient=False, disable=not enabled,
         )  # fmt: skip
         self._stage: TaskID | None = None
         self._phase: TaskID | None = None

@@ -7,8 +7,9 @@ episodes. Scripts, which do not mind who else is replied to, go ahead as soon as
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -112,6 +113,21 @@ class Player(Protocol):
     def final_ids(self, talk: _Talk) -> tuple[int, ...]: ...
 
 
+@contextlib.contextmanager
+def _rendering() -> Iterator[None]:
+    """What one environment says or offers, and the chat template cannot show, fails its own conversation.
+
+    Raises:
+        _Failed: the template refused.
+    """
+    from .policy import TemplateError
+
+    try:
+        yield
+    except TemplateError as error:
+        raise _Failed(f"template: {error}") from error
+
+
 class PolicyPlayer:
     """A policy as a player: renders observations into ids, samples replies through a backend.
 
@@ -151,15 +167,20 @@ class PolicyPlayer:
         if talk.turns:
             talk.ids = [i for turn in talk.turns for i in (*turn.prompt_ids, *(turn.action_ids or ()))]
         else:
-            talk.ids = talk.fresh = self.policy.chat.prompt(talk.messages, talk.reset.tools)
+            with _rendering():
+                talk.ids = talk.fresh = self.policy.chat.prompt(talk.messages, talk.reset.tools)
 
     def reply(self, talks: Sequence[_Talk], where: Where) -> list[Reply]:
         replies: list[Reply | None] = [None] * len(talks)
         asked = []
         for i, talk in enumerate(talks):
             overflows = self._overflows(talk)
-            if not overflows:
-                self._hear(talk)
+            try:
+                if not overflows:
+                    self._hear(talk)
+            except _Failed as error:
+                replies[i] = Reply(None, stop=str(error), failed=True)
+                continue
             if overflows or len(talk.ids) >= self.policy.context_length:
                 replies[i] = Reply(None, stop="context")
                 continue
@@ -191,23 +212,25 @@ class PolicyPlayer:
         """Appends the latest observation to the ids, closing a reply that did not close itself."""
         if not talk.turns or talk.fresh:
             return
-        if self.history == "rerender":
-            assert talk.reset is not None
-            talk.ids = self.policy.chat.prompt(talk.messages, talk.reset.tools)
-            talk.state.cached = 0
-            talk.fresh = talk.ids
-            return
         assert talk.heard is not None
         assert talk.reset is not None
         chat = self.policy.chat
-        talk.fresh = chat.close(talk.ids) + chat.suffix(talk.heard, talk.reset.tools)
-        talk.ids = talk.ids + talk.fresh
+        with _rendering():
+            if self.history == "rerender":
+                talk.ids = talk.fresh = chat.prompt(talk.messages, talk.reset.tools)
+                talk.state.cached = 0
+            else:
+                talk.fresh = chat.close(talk.ids) + chat.suffix(talk.heard, talk.reset.tools)
+                talk.ids = talk.ids + talk.fresh
 
     def final_ids(self, talk: _Talk) -> tuple[int, ...]:
         """Ids from the last sampled token to where the policy would have replied, as far as they fit the context."""
         if not talk.turns or talk.turns[-1].action_ids is None or self._overflows(talk):
             return ()
-        self._hear(talk)
+        try:
+            self._hear(talk)
+        except _Failed:  # the template cannot show what came last: then nothing is known of that state
+            return ()
         room = max(0, self.policy.context_length - (len(talk.ids) - len(talk.fresh)))
         if self.history == "rerender":  # the whole context anew, or nothing: then the last reply's own row serves
             return tuple(talk.ids) if len(talk.ids) <= self.policy.context_length else ()

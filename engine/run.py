@@ -20,6 +20,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -131,7 +132,9 @@ class Run:
                 f"the run's name {self.name!r} is to be its folder under runs/, so it can hold no / or \\, no control character, and not only "
                 "dots: choose another name, or say where the run goes (folder)"
             )
-        self.folder = Path(folder or config.folder or Path("runs") / self.name)
+        self.folder = Path(
+            folder or config.folder or Path("runs") / self.name
+        ).absolute()  # an environment may change the directory
         config_in_use(config.model_dump())
         self.id = derive_id(self.name, redacted(config.model_dump(exclude={"folder", "ledger"})))
         self.updates = 0  # made so far, through the whole run
@@ -419,13 +422,16 @@ class Run:
             return  # the main process looks after the folder
         shown = json.loads(json.dumps(redacted(self.config.model_dump(mode="python", exclude_defaults=True)), default=str))
         used = any((self.folder / name).exists() for name in ("metrics.jsonl", "ledger.sqlite", "checkpoints"))
+        if used and self._is_unspent() and not (self._resume and int(os.environ.get("WORLD_SIZE", "1")) > 1):
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            used = False
         target = self.folder / "config.yaml"
         try:
             if used and not self._resume:
                 with contextlib.suppress(checkpoint.Damaged):
                     if checkpoint.read_config(self.folder) != shown:
                         raise ConfigError(
-                            f"the folder {self.folder} holds a run with another config; choose another folder or name"
+                            f"the folder {self.folder} holds a run with another config; choose another folder or name, or remove it"
                         )
                 raise ConfigError(
                     f"the folder {self.folder} holds this run's results already: go on with `turnwise run --resume` (or resume=True), "
@@ -439,6 +445,20 @@ class Run:
         except Exception:
             self._close()
             raise
+
+    def _is_unspent(self) -> bool:
+        """Whether the folder's run ended before anything was played, said or learned, so that another one may begin in its place."""
+        if {path.name for path in (self.folder / "checkpoints").glob("*")} - {"update-000000"}:
+            return False
+        try:
+            if (self.folder / "metrics.jsonl").exists() and checkpoint.read_metrics(self.folder):
+                return False
+            if (self.folder / "ledger.sqlite").exists():
+                with contextlib.closing(Ledger(self.folder / "ledger.sqlite", create=False)) as ledger:
+                    return not any(ledger.counts().values())
+        except (ConfigError, DatabaseError, checkpoint.CheckpointError):  # what is damaged may have held something
+            return False
+        return True
 
     def _claim(self) -> None:
         """One process at a time works in a folder. The lock is the operating system's: it ends with the process, however that ends."""

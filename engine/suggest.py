@@ -21,7 +21,7 @@ SYNONYMS = {
     "max_tokens": "max_new_tokens", "response_length": "max_new_tokens", "max_steps": "updates", "num_updates": "updates",
     "total_training_steps": "updates", "reward_funcs": "feedback", "reward_fn": "feedback", "rewards": "feedback",
     "dynamic_sampling": "resample", "environment": "env", "envs": "env", "model": "policy", "train": "run", "steps": "updates",
-    "reward": "feedback",
+    "reward": "feedback", "rank": "r", "lora_rank": "r", "lora_r": "r", "alpha": "lora_alpha",
 }  # fmt: skip
 # Which part of a stage an option belongs to, where it was given to another.
 PARTS = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from .config import RunConfig
 from .plugins import Plugins
-from .progress import Display, quiet
+from .progress import Display, in_a_line, quiet
 from .run import Run, Status
 from .stages.measures import idle_stages
 
@@ -55,10 +55,15 @@ def train(
         policy=policy, stages=[{"rl": stage}], seed=seed, threads=threads, folder=Path(folder) if folder else _new_folder(env)
     )
     quiet()
-    with Display(enabled=on_status is None and sys.stderr.isatty()) as display:
-        run = Run(config, plugins=plugins, on_status=on_status or display.show).finish()
-    if run.stopping:
-        print(f"turnwise: interrupted after update {run.updates}; everything is in {run.folder}", file=sys.stderr)
+    shown = on_status is None and sys.stderr.isatty()
+    with Display(enabled=shown, log=on_status is None) as display:
+        run = Run(config, plugins=plugins, on_status=on_status or display.show)
+        for update in run:
+            if on_status is None and not shown and run.is_main:
+                print(in_a_line(update), file=sys.stderr, flush=True)
+    if run.is_main and on_status is None:
+        how = "interrupted" if run.stopping else "finished"
+        print(f"turnwise: {how} after update {run.updates}; everything is in {run.folder}", file=sys.stderr)
     for label, why in ({} if run.stopping else idle_stages(run.metrics)).items():
         print(f"turnwise: {label} taught the policy nothing: {why}", file=sys.stderr)
     return run

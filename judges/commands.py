@@ -102,7 +102,7 @@ def estimate(
     from rich.table import Table
 
     from ..engine.cli import import_module
-    from ..engine.config import ConfigError, RunConfig
+    from ..engine.config import RunConfig
     from ..engine.progress import quiet
     from ..engine.run import Run
     from .estimate import estimate as estimated
@@ -114,7 +114,8 @@ def estimate(
     with tempfile.TemporaryDirectory() as folder:
         found = estimated(Run(RunConfig.load(config), folder=Path(folder) / "run", plugins=context.obj), sample)
     if not found:
-        raise ConfigError(f"{config} asks no model: nothing to estimate")
+        print("[]" if as_json else f"{config} asks no model: it costs nothing but time")
+        return
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
         return

@@ -137,13 +137,19 @@ class Arrays(gymnasium.Env):
 
 
 class Slow(Good):
-    """Thread-safe; each step waits until another one's is under way too."""
+    """Thread-safe; steps wait until two of them were under way at a time."""
 
     metadata = {"render_modes": [], "concurrency": "thread"}
-    together = threading.Barrier(2)
+    change = threading.Condition()
+    at_work = most = 0
 
     def step(self, action: str) -> tuple[Any, ...]:
-        self.together.wait(timeout=600)
+        with self.change:
+            Slow.at_work += 1
+            Slow.most = max(Slow.most, Slow.at_work)
+            self.change.notify_all()
+            self.change.wait_for(lambda: Slow.most > 1, timeout=600)
+            Slow.at_work -= 1
         return super().step(action)
 
 

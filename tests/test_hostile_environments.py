@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -131,3 +136,152 @@ def test_no_more_live_than_the_environment_says() -> None:
     gymnasium.registry.pop("test/Few-v0")
     assert [e.ending for e in episodes] == ["terminated"] * 12
     assert (Few.most, Few.live) == (2, 0)
+
+
+CYCLE: dict[str, object] = {}
+CYCLE["itself"] = CYCLE
+
+
+@pytest.mark.parametrize(
+    ("info", "kept"),
+    [
+        ({"n": 2**70}, {"n": 2**70}),
+        ({"n": 10**6000}, {"n": hex(10**6000)}),
+        ({"x": np.longdouble(0.5)}, {"x": 0.5}),
+        ({"z": np.clongdouble(1)}, {"z": str(np.clongdouble(1).item())}),
+        ({"t": np.datetime64("2026-11-29")}, {"t": "2026-11-29"}),
+    ],
+)
+def test_what_an_environment_notes_can_be_written_down(info: dict, kept: dict, tmp_path: Path) -> None:
+    GIVEN.append(("abc", 1.0, True, False, info))
+    [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)])
+    ledger = turnwise.Ledger(tmp_path / "l.sqlite")
+    ledger.add_episodes([episode])
+    assert ledger.episodes([episode.id])[episode.id].turns[0].info == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (("abc", 1.0, True, False, CYCLE), "step 1: info contains itself, or is nested too deeply"),
+        (
+            {"tools": [{"name": "f", "parameters": {"type": "object", "properties": ["a"]}}]},
+            "reset: the parameters of tool 'f' must be a JSON schema whose properties are schemas by name",
+        ),
+        (
+            {"tools": [{"name": "f", "parameters": {"properties": {"a": "string"}}}]},
+            "reset: the parameters of tool 'f' must be a JSON schema whose properties are schemas by name",
+        ),
+    ],
+)
+def test_what_cannot_be_written_down_costs_its_own_episode(given: object, reason: str) -> None:
+    GIVEN.append(given)
+    [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)])
+    assert episode.ending == "failed"
+    assert reason in episode.reason
+
+
+class Wanders(gymnasium.Env):
+    """Changes the working directory of the whole process."""
+
+    observation_space = action_space = turnwise.Text(1000)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+        os.chdir("/")
+        return "hello", {}
+
+    def step(self, action: str) -> tuple:
+        return "bye", float(len(action)), True, False, {}
+
+
+gymnasium.register("test/Wanders-v0", Wanders)
+
+
+def test_a_run_stays_where_it_began(model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rl = {"env": "test/Wanders-v0", "updates": 2, "groups": 2, "group_size": 2, "max_new_tokens": 4}
+    run = turnwise.Run({"policy": str(model_folder()), "folder": "r", "ledger": "sqlite:///own.sqlite", "stages": [{"rl": rl}]})
+    run.finish()
+    assert Path.cwd() == Path("/")
+    assert (tmp_path / "r" / "metrics.jsonl").exists()
+    assert turnwise.Ledger(tmp_path / "own.sqlite").counts()["episodes"] == 8
+
+
+class Starts(gymnasium.Env):
+    """Starts a program of its own, as a browser or a game server, and hangs."""
+
+    metadata = {"render_modes": [], "concurrency": "process"}
+    observation_space = action_space = turnwise.Text(1000)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+        self.program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        return str(self.program.pid), {}
+
+    def step(self, action: str) -> tuple:
+        if action == "hang":
+            time.sleep(600)
+        os._exit(3)
+
+
+gymnasium.register("test/Starts-v0", Starts)
+
+
+@pytest.mark.parametrize(("reply", "reason"), [("hang", "no answer within"), ("die", "its process died with exit code 3")])
+def test_what_an_environment_started_ends_with_it(reply: str, reason: str) -> None:
+    player = turnwise.ScriptPlayer(lambda said: reply)
+    [episode] = turnwise.rollout(player, [(turnwise.Start("test/Starts-v0", 1), 0)], step_limit=2.0)
+    assert reason in episode.reason
+    stat = Path("/proc", episode.turns[0].observation.content, "stat")
+    until = time.monotonic() + 60
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_close_that_fails_where_warnings_are_errors() -> None:
+    class Unclosable(Wanders):
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+            return "hello", {}
+
+        def close(self) -> None:
+            raise RuntimeError("it is stuck")
+
+    gymnasium.register("test/Unclosable-v0", Unclosable)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Unclosable-v0", 1), 0)])
+    gymnasium.registry.pop("test/Unclosable-v0")
+    assert episode.ending == "terminated"
+
+
+class Calls(gymnasium.Env):
+    """Answers as a tool where its options say so, which some chat templates have no place for."""
+
+    observation_space = action_space = turnwise.Text(1000)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+        self.role = (options or {}).get("role", "user")
+        return "hello", {}
+
+    def step(self, action: str) -> tuple:
+        return "a result", 1.0, False, False, {"role": self.role}
+
+
+gymnasium.register("test/Calls-v0", Calls)
+
+
+@pytest.mark.parametrize("history", ["append", "rerender"])
+def test_a_message_that_the_template_refuses_costs_its_own_episode(history: Any, model_folder: Callable[..., Path]) -> None:
+    policy = turnwise.Policy.from_pretrained(model_folder(), chat_template=NO_TOOLS)
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 4), history=history)
+    chosen = [(turnwise.Start("test/Calls-v0", k, {"role": role}), 0) for k, role in enumerate(["user", "tool", "user"])]
+    ok, refused, fine = turnwise.rollout(player, chosen, max_turns=2)
+    assert (ok.ending, fine.ending) == ("truncated", "truncated")
+    assert refused.ending == "failed"
+    assert refused.reason.startswith("template: ")
+    assert len(refused.turns) == 1, "what was said before is kept"
+
+
+NO_TOOLS = turnwise.CHATML.replace(
+    "{% for", "{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endfor %}{% for", 1
+)

@@ -486,6 +486,23 @@ def test_a_run_leaves_a_folder_that_tells_what_happened(model_folder: Callable[.
         run(tmp_path / "r", model_folder(), updates=3).finish()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ended_before_it_did_anything_gives_way_to_another(
+    model_folder: Callable[..., Path], tmp_path: Path, resume: bool
+) -> None:
+    def begin(**policy: Any) -> turnwise.Run:
+        rl = {"env": "turnwise/SupportDesk-v0", "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 4}
+        config = {"policy": {"model": str(model_folder()), **policy}, "name": "r", "stages": [{"rl": rl}]}
+        return turnwise.Run(config, folder=tmp_path / "r", resume=resume)
+
+    with pytest.raises(turnwise.PolicyError):
+        begin(lora={"rank": 4}).finish()
+    assert (tmp_path / "r" / "config.yaml").exists()
+    assert begin(lora={"r": 4}).finish().updates == 1
+    with pytest.raises(turnwise.ConfigError, match="another config.*or remove it|put it back"):
+        begin(lora={"r": 2}).finish()
+
+
 def test_ctrl_c_ends_after_the_update_with_everything_saved(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     import os
     import signal
@@ -563,6 +580,6 @@ def test_train_in_one_call(model_folder: Callable[..., Path], tmp_path: Path, mo
     }
     done = turnwise.train(str(model_folder()), **arguments, on_status=seen.append)
     again = turnwise.train(done.policy, **arguments)
-    assert (done.folder, again.folder) == (Path("runs/echo-v0-1"), Path("runs/echo-v0-2"))
+    assert (done.folder, again.folder) == (Path.cwd() / "runs/echo-v0-1", Path.cwd() / "runs/echo-v0-2")
     assert {"play", "update", "finished"} <= {s.phase for s in seen}
     assert isinstance(done.policy.reply([{"role": "user", "content": "hello"}], max_new_tokens=5), str)

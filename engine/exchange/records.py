@@ -121,7 +121,7 @@ def _values(path: Path) -> Iterator[tuple[str, Any, bool]]:
                         yield from ((f"{path} record {i}", each, odd) for i, each in enumerate(_parsed(text), 1))
                     elif line.strip():
                         started = True
-                        yield f"{path}:{number}", _parsed(line), _SURROGATE.search(line) is not None
+                        yield f"{path}:{number}", _parsed(line.rstrip("\r\n")), _SURROGATE.search(line) is not None
     except UnicodeDecodeError as error:
         name = encoding.removesuffix("-sig").upper()
         raise PreferenceError(f"{path}:{number + 1} is not text in {name}: {error}; write the file as UTF-8") from error

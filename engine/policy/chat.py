@@ -74,8 +74,8 @@ class ChatFormat:
         if not getattr(tokenizer, "chat_template", None):
             raise TemplateError(
                 "the tokenizer has no chat template, so it is unknown how a conversation becomes tokens. Use a chat or "
-                "instruct model, or set one: Policy.from_pretrained(..., chat_template=turnwise.CHATML) for a model that "
-                "you will fine-tune first."
+                "instruct model, or set one (`policy: {model: ..., chat_template: chatml}`) for a model that you will "
+                "fine-tune first."
             )
         self._begins: dict[tuple[str, str, bool, bool], int] = {}
         added = tokenizer.added_tokens_decoder

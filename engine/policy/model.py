@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,7 +28,7 @@ from ..learning import Batch, Row
 from ..suggest import did_you_mean, install
 from ..tensors import log_softmax_at
 from .backends import Conversation, InProcess, Sampling
-from .chat import ChatFormat
+from .chat import CHATML, ChatFormat
 from .properties import UnfitModel, changes_logits, context_length, trunk
 
 HEAD_ELEMENTS = 2**24  # logits of one chunk: 64 MiB in float32
@@ -256,7 +257,7 @@ class Policy:
             precision: "no", or "bf16" to compute in bfloat16 over float32 weights.
             device: "cpu", "cuda"; default: what accelerate finds.
             attention: transformers' attention implementation: "sdpa" or "eager".
-            chat_template: overrides the tokenizer's (`turnwise.CHATML` for base models).
+            chat_template: a Jinja template instead of the tokenizer's; "chatml" is `turnwise.CHATML`, for base models.
             trust_remote_code: run the Python files that come with the model; without it a model that
                 needs them is refused.
 
@@ -282,7 +283,7 @@ class Policy:
                 use_safetensors=True,  # nothing is unpickled
                 trust_remote_code=trust_remote_code,
             )
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, SafetensorError) as error:
             if "trust_remote_code" in str(error):
                 raise PolicyError(
                     f"the policy {str(name)!r} comes with Python files of its own, which are not run unasked. Read them, "
@@ -296,7 +297,12 @@ class Policy:
             known = "" if folder.is_dir() else " It is no local folder, and no model of that name could be fetched."
             raise PolicyError(f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}") from error
         if chat_template is not None:
-            tokenizer.chat_template = chat_template
+            if chat_template != "chatml" and "{" not in chat_template:
+                raise PolicyError(
+                    f"chat_template {chat_template!r} is no Jinja template: it has no {{{{ or {{%. Paste one, or write `chatml` for the one "
+                    "that is built in"
+                )
+            tokenizer.chat_template = CHATML if chat_template == "chatml" else chat_template
         if adapter.is_file() and lora is not None:
             raise PolicyError(f"{name} holds LoRA adapters already; leave `lora` out to train them on, or merge them first")
         if adapter.is_file():

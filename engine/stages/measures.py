@@ -71,6 +71,9 @@ def untaught(lines: Sequence[Mapping[str, Any]]) -> str:
     found = sorted((why for why in CAUSES if counts[why]), key=lambda why: -counts[why])
     shown = ", ".join(f"{counts[why]} were {CAUSES[why][0]}" for why in found)
     cure = f". {CAUSES[found[0]][1]}" if found else ""
+    outcomes = {line["outcome"] for line in lines if "outcome" in line}
+    if found[:1] == [SILENT] and len(lines) > 1 and len(outcomes) == 1:
+        cure = f". The reward was {outcomes.pop():g} in every update: is it computed as it should be?{cure[1:]}"
     return f"of {sum(counts.values())} conversations, {shown or 'none was played'}{cure}."
 
 

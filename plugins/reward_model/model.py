@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ...engine import files
@@ -208,7 +209,7 @@ def load_member(name: str, seed: int | None = None) -> tuple[Any, Any]:
             model = auto.AutoModelForSequenceClassification.from_pretrained(
                 name, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise RewardModelError(f"cannot load the reward model {name!r}: {type(error).__name__}: {error}") from error
     if getattr(tokenizer, "chat_template", None) is None:
         raise RewardModelError(f"the tokenizer of the reward model {name!r} has no chat template, which conversations need")
