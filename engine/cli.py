@@ -339,13 +339,10 @@ def envs(
     from .environment import dialogue_ids
 
     import_module(module)
-    known = dialogue_ids()
     if check is None:
-        for name in known:
+        for name in dialogue_ids():
             print(f"{name}  {gymnasium.registry[name].entry_point}")
         return
-    if check not in gymnasium.registry:
-        raise PluginError(f"no environment {check!r}.{did_you_mean(check, known)} Is its module imported? See --module.")
     asked = _mapping("--options", options)
     problems = check_environment(check, episodes=episodes, limit=limit, options=asked, **_mapping("--kwargs", kwargs))
     for problem in problems:

@@ -95,11 +95,19 @@ def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     try:
         return gymnasium.make(env_id, **kwargs)
     except gymnasium.error.UnregisteredEnv as error:
-        raise LookupError(f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())}") from error
+        raise LookupError(no_environment(env_id)) from error
     except gymnasium.error.Error as error:
         raise LookupError(f"environment {env_id!r} cannot be made: {error}") from error
     except ModuleNotFoundError as error:
         raise LookupError(f"environment {env_id!r} needs a module that is missing: {error}") from error
+
+
+def no_environment(env_id: str) -> str:
+    """What to say of an id that is not registered."""
+    return (
+        f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())} One of your own is registered when its module is imported (on "
+        "the command line: `--module NAME`), those that come with Turnwise by `turnwise.Plugins()`."
+    )
 
 
 def dialogue_ids() -> list[str]:

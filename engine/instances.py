@@ -30,9 +30,8 @@ import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
 from .env_process import STARTING, Remote, Session, Template, Traits
-from .environment import EnvironmentBroke, Observation, dialogue_ids, guarded
+from .environment import EnvironmentBroke, Observation, guarded, no_environment
 from .episode import Start, derive_id
-from .suggest import did_you_mean
 
 MAKING = ("make", "start", "move")
 PROCESSES = max(8, 2 * (os.cpu_count() or 1))
@@ -469,10 +468,7 @@ def check_id(env_id: str) -> None:
     try:
         gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
-        raise LookupError(
-            f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())} One of your own is registered when its module is imported "
-            "(on the command line: `--module NAME`), those that come with Turnwise by `turnwise.Plugins()`."
-        ) from error
+        raise LookupError(no_environment(env_id)) from error
 
 
 def _declared(env_id: str) -> str | None:

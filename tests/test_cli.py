@@ -194,6 +194,8 @@ def test_a_users_own_module_by_the_installed_command(model_folder: Callable[...,
         (["evaluate", "{model}", "--env", "turnwise/SupportDesk-v0", "--options", "{"], "--options is not JSON"),
         (["evaluate", "{parent}", "--env", "turnwise/Maze-v0"], "holds no model"),
         (["envs", "--check", "CartPole-v1"], "make: its observation space is Box("),
+        (["envs", "--check", "mine/Mine-v0"], "One of your own is registered when its module is imported"),
+        (["envs", "--check", "mine/Mine-v0", "--module", "mine.py"], "name it as `import` does, such as mine"),
     ],
 )
 def test_mistakes_on_the_command_line(
@@ -204,6 +206,44 @@ def test_mistakes_on_the_command_line(
     assert done.returncode == 1
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_an_evaluation_plays_as_the_run_did_and_shows_what_failed(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(
+        "import gymnasium, turnwise\n"
+        "class Half(gymnasium.Env):\n"
+        "    observation_space = action_space = turnwise.Text(1000)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        if seed % 2: raise RuntimeError('flaky')\n"
+        "        return 'hello', {}\n"
+        "    def step(self, action): return 'bye', float(len(action)), True, False, {}\n"
+        "gymnasium.register('half/Half-v0', Half)\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        f"policy: {model_folder()}\nthreads: 1\n"
+        "stages: [{rl: {env: half/Half-v0, updates: 1, groups: 4, group_size: 2, max_new_tokens: 5, max_failure_rate: 0.9}}]"
+    )
+    played = call("run", "c.yaml", "--module", "half", cwd=tmp_path)
+    assert (played.returncode, "4 episodes failed in their environment" in played.stdout) == (0, True), played.stderr
+    evaluated = ("evaluate", "runs/c/policy", "--env", "half/Half-v0", "--module", "half", "--episodes", "6")
+    shown = call(*evaluated, cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "replies of at most 5 tokens, as in runs/c/config.yaml (--max-new-tokens)" in shown.stderr
+    assert "3 of 6 episodes of 'policy' failed and are left out: reset: RuntimeError: flaky" in shown.stderr
+    assert "3 of 6" in shown.stdout
+    assert "replies of at most" not in call(*evaluated, "--max-new-tokens", "3", cwd=tmp_path).stderr
+
+
+def test_train_tells_what_it_does_where_no_terminal_is(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    code = (
+        "import turnwise\n"
+        f"turnwise.train({str(model_folder())!r}, 'turnwise/SupportDesk-v0', feedback=['environment', 'length'], updates=2, groups=2,"
+        " group_size=2, max_new_tokens=4)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    lines = done.stderr.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("rl ")] == ["rl 1", "rl 2"]
+    assert any(line.endswith(f"finished after update 2; everything is in {tmp_path}/runs/supportdesk-v0-1") for line in lines)
 
 
 @pytest.mark.slow

@@ -350,6 +350,7 @@ TWICE = task({"choices": ["answer1"]}, "choices", prompt="x", answer1="a", answe
 TWICE["annotations"][0]["result"] *= 2
 BROKEN: list[tuple[Any, str]] = [
     ("{", r":1 is not JSON"),
+    (json.dumps(PAIR) + "\n" + json.dumps(PAIR)[:-1] + "\n" + json.dumps(PAIR) + "\n", r":2 is not JSON: .*, column \d{2,}"),
     (b"\xff\xfa", r":1 is not text in UTF-8: .*; write the file as UTF-8"),
     (b"\xff\xfe", "holds no pair"),  # UTF-16, and empty
     ("", "holds no pair"),

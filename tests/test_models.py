@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,21 @@ def test_code_that_comes_with_a_model_is_not_run_unasked(tmp_path: Path, tokeniz
     with pytest.raises(turnwise.PolicyError, match="Python files of its own.*trust_remote_code: true"):
         turnwise.Policy.from_pretrained(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_is_damaged_is_one_message(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    shutil.copytree(model_folder(), tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(turnwise.PolicyError, match="cannot load the policy '.*/m'.*SafetensorError"):
+        turnwise.Policy.from_pretrained(tmp_path / "m")
+
+
+def test_the_built_in_template_is_named_and_what_is_none_refused(model_folder: Callable[..., Path]) -> None:
+    assert (
+        turnwise.Policy.from_pretrained(model_folder(), chat_template="chatml").chat.tokenizer.chat_template == turnwise.CHATML
+    )
+    with pytest.raises(turnwise.PolicyError, match="'CHATML' is no Jinja template.*`chatml`"):
+        turnwise.Policy.from_pretrained(model_folder(), chat_template="CHATML")
+    with pytest.raises(turnwise.PolicyError, match="lora: .*Here it is called 'r'"):
+        turnwise.Policy.from_pretrained(model_folder(), lora={"rank": 4})

@@ -154,7 +154,7 @@ def test_tools_reach_the_template() -> None:
 def test_templates_that_cannot_work_say_so(tokenizer: Any, model_folder: Callable[..., Path]) -> None:
     broken = build_tokenizer(["hello"], vocabulary=300)
     broken.chat_template = None
-    with pytest.raises(turnwise.TemplateError, match="no chat template.*CHATML"):
+    with pytest.raises(turnwise.TemplateError, match="no chat template.*chatml"):
         ChatFormat(broken)
     broken.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     with pytest.raises(turnwise.TemplateError, match="no token of its own"):
