@@ -270,7 +270,7 @@ def pipeline(folder: Path, model: str, module: str, **rl: Any) -> Path:
 @pytest.mark.parametrize(
     ("says", "reason"),
     [
-        (lambda episode: 1.0, "in groups whose members all did equally well. Play starts"),
+        (lambda episode: 1.0, "in groups whose members all did equally well. The reward was 1 in every update"),
         (lambda episode: None, "without a reward. Look at why"),
     ],
 )
