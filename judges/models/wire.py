@@ -45,7 +45,8 @@ _SAID_FILTERED = re.compile(
     re.IGNORECASE,
 )
 _SAID_ACCOUNT = re.compile(
-    r"credit balance|insufficient (?:balance|credits?|funds)|api.?key (?:is )?(?:not valid|invalid|expired)|invalid api.?key",
+    r"credit balance|insufficient (?:balance|credits?|funds)|api.?key (?:is )?(?:not valid|invalid|expired)"
+    r"|(?:invalid|incorrect) api.?key|AuthenticationError|not a valid model",
     re.IGNORECASE,
 )
 _BUSY = frozenset(("ratelimitexceeded", "ratelimiterror", "ratelimit", "overloadederror", "overloaded", "toomanyrequests",
@@ -309,6 +310,9 @@ def envelope(response: Any) -> Mapping[str, Any]:
         body = None
     if isinstance(body, list) and body and isinstance(body[0], Mapping):  # as Gemini wraps its errors
         body = body[0]
+    if body is None and re.match(r"\s*<(?:!doctype|html)\b", response.text, re.IGNORECASE):
+        told = f"HTTP {response.status_code} with a page instead of an answer (asked at {response.url}): is `url` the API's?"
+        raise ModelError("account", f"{told} It often ends in /v1", response.status_code)
     if not isinstance(body, Mapping):
         kind = response.headers.get("content-type", "no content type")
         raise ModelError(
