@@ -187,9 +187,19 @@ DIALECTS: dict[str, Dialect] = {
     "429 beside choices": Dialect(
         (lambda a, g: {**chat(None, usage=None), "error": {"code": 429, "message": "slow"}}, lambda a, g: chat(g)), requests=2
     ),
-    "a page with 200": refused(200, b"<!doctype html><html>Log in</html>", "failed", "/v1/chat/completions"),
+    "a page with 200": Dialect(
+        (lambda a, g: (200, b"<!doctype html><html>Log in</html>", {}),),
+        "failed", "/v1/chat/completions", requests=2, booked=2 * MOST, unread=2, unsure=2,
+    ),
     "a response, asked for a completion": refused(
         200, response([{"type": "output_text", "text": "{}"}], usage=None), "failed", "use the provider openai"
+    ),
+    "an answer of no known form": Dialect(
+        (lambda a, g: {"choices": {}, "usage": USED},), "failed", "form: the answer is no completion", requests=2, booked=1200
+    ),
+    "events": Dialect(
+        (lambda a, g: (200, b"data: {}\n\ndata: [DONE]\n\n", {"content-type": "text/event-stream"}),),
+        "failed", "form: HTTP 200 with", requests=2, booked=2 * MOST, unread=2, unsure=2,
     ),
     "a filter in 200": refused(200, {"error": {"code": "content_policy_violation", "message": "no"}}, "abstained", "filtered: "),
     "502 in a choice, once": Dialect(

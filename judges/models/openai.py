@@ -277,7 +277,7 @@ def read_response(body: Mapping[str, Any], request: str = "", limits: float = 0.
     if isinstance(body.get("choices"), list):
         raise ModelError("account", "this server speaks Chat Completions: use the provider openai-chat", usage=usage)
     if not isinstance(body.get("output"), list):
-        raise ModelError("server", f"the answer is no response: {str(body)[:200]}", usage=usage)
+        raise ModelError("form", f"the answer is no response: {str(body)[:200]}", usage=usage)
     output = [each for each in body["output"] if isinstance(each, Mapping)]
     messages = [each for each in output if each.get("type") == "message" and each.get("phase") != "commentary"]
     text, refusal = _parts(messages[-1].get("content") if messages else None)
@@ -313,7 +313,7 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
     if not isinstance(choices, list) and isinstance(body.get("output"), list):
         raise ModelError("account", "this server speaks Responses: use the provider openai", usage=usage)
     if not isinstance(choices, list):
-        raise ModelError("server", f"the answer is no completion: {str(body)[:200]}", usage=usage)
+        raise ModelError("form", f"the answer is no completion: {str(body)[:200]}", usage=usage)
     refusal = str(message.get("refusal") or refusal)
     why, native = str(first.get("finish_reason") or ""), str(first.get("native_finish_reason") or "")
     stop = _stop(why)
@@ -343,7 +343,8 @@ def _stop(why: str) -> Any:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json_within(text)[1], dict)
+        found = json_within(text)[1]
+        return isinstance(found, dict) and bool(found)
     except Unreadable:
         return False
 

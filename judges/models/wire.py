@@ -310,14 +310,11 @@ def envelope(response: Any) -> Mapping[str, Any]:
         body = None
     if isinstance(body, list) and body and isinstance(body[0], Mapping):  # as Gemini wraps its errors
         body = body[0]
-    if body is None and re.match(r"\s*<(?:!doctype|html)\b", response.text, re.IGNORECASE):
-        told = f"HTTP {response.status_code} with a page instead of an answer (asked at {response.url}): is `url` the API's?"
-        raise ModelError("account", f"{told} It often ends in /v1", response.status_code)
     if not isinstance(body, Mapping):
         kind = response.headers.get("content-type", "no content type")
         raise ModelError(
-            "server",
-            f"HTTP {response.status_code} with {len(response.content)} bytes of {kind}, no JSON object",
+            "form" if response.is_success and response.content else "server",
+            f"HTTP {response.status_code} with {len(response.content)} bytes of {kind}, no JSON object (asked at {response.url})",
             response.status_code,
             lost=True,
         )
