@@ -240,6 +240,9 @@ _PLAIN_AFTER = frozenset(  # ... and before these: what is said of a secret, and
 )
 
 
+_ENDS = ("password", "passwd", "secret", "apikey")  # pgpassword: libpq writes it as one word
+
+
 @lru_cache(4096)
 def _named(name: str) -> str:
     """ "sure" where a value of this name is a secret, "bare" where it is one unless it looks like a word or a number, else ""."""
@@ -249,7 +252,9 @@ def _named(name: str) -> str:
     joined = "_".join(words)
     if words[-1] in ("url", "uri"):
         return "sure" if words[0] in ("webhook", "webhooks") or words[-2:-1] in (["webhook"], ["sas"]) else ""
-    if re.search(r"(^|_)(connection_string|conn_str|pass_phrase|pass_word)s?(_|$)", joined) or _SURE & set(words):
+    if re.search(r"(^|_)(connection_string|conn_str|pass_phrase|pass_word)s?(_|$)", joined) or any(
+        w in _SURE or w.endswith(_ENDS) for w in words
+    ):
         return "sure"
     for k in range(len(words)):
         if words[k] in _WEAK and k >= len(words) - 2 and not (k and words[k - 1] in _PLAIN_BEFORE):
@@ -437,8 +442,9 @@ def config_in_use(value: Any, name: str = "") -> None:
         for key, each in value.items():
             config_in_use(each, _inner(name, str(key)))
     elif isinstance(value, (list, tuple, set, frozenset)):
-        for each in value:
-            config_in_use(each, name)
+        items = list(value)
+        for k, each in enumerate(items):
+            config_in_use(each, "password" if _after_flag(items, k) else name)
     elif isinstance(value, str):
         if _named(name) == "sure" or (_named(name) == "bare" and _random(value)):
             in_use(value)
@@ -447,9 +453,15 @@ def config_in_use(value: Any, name: str = "") -> None:
 
 def _of_environment() -> Iterator[str]:
     for name, value in os.environ.items():
-        if len(value) >= SHORT and not value.startswith(("/", "~", ".")):  # a path: PWD, SSH_AUTH_SOCK, ..._CREDENTIALS
+        if len(value) < SHORT or name == "PWD":
+            continue
+        words = [word.lower() for word in _WORDS.findall(name)]
+        password = any(word == "pwd" or word.endswith(_ENDS) for word in words)
+        if password or not value.startswith(("/", "~", ".")):  # a path: SSH_AUTH_SOCK, ..._CREDENTIALS
             if _named(name) == "sure" and ("://" not in value or "webhook" in name.lower()) and "session" not in name.lower():
                 yield value.strip()
+            elif words[:1] == ["key"] and words[-1] not in _PLAIN_AFTER and "://" not in value and _random(value):
+                yield value.strip()  # KEY_OPENAI
             elif "://" in value:
                 yield from (secret for secret in _secrets_of_url(value) if len(secret) >= SHORT)
 
@@ -503,6 +515,15 @@ def redact(text: str) -> str:
     return _SAID.sub(_hide_said, text)
 
 
+def _after_flag(items: list[Any], k: int) -> bool:
+    """Whether an item of a command is the secret that the flag before it names: `--api-key`, `VALUE`."""
+    flag, value = (items[k - 1], items[k]) if k else ("", "")
+    if not (isinstance(flag, str) and flag.startswith("-") and isinstance(value, str) and not value.startswith("-")):
+        return False
+    kind = _named(flag.lstrip("-"))
+    return "=" not in flag and (kind == "sure" or (kind == "bare" and _random(value)))
+
+
 def redacted(value: Any, name: str = "") -> Any:
     """Plain data for a dump: secrets hidden by the name of their key or by their look, objects shown by their type only."""
     kind = _named(name)
@@ -516,13 +537,16 @@ def redacted(value: Any, name: str = "") -> Any:
             hide = _named(items[0]) == "sure" or _random(items[1])  # a header as a pair
             return [items[0], HIDDEN if hide else redact(items[1])]
         return [
-            HIDDEN if kind == "bare" and isinstance(v, str) and _random(v) else redacted(v, name if kind == "sure" else "")
-            for v in items
+            HIDDEN
+            if (kind == "bare" and isinstance(v, str) and _random(v)) or _after_flag(items, k)
+            else redacted(v, name if kind == "sure" else "")
+            for k, v in enumerate(items)
         ]
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):
-        return HIDDEN if kind == "sure" and set(name.lower().split("_")) & _PASSWORDS else value
+        single = isinstance(value, int) and len(str(abs(value))) >= SHORT and not name.lower().endswith("s")
+        return HIDDEN if (kind and single) or (kind == "sure" and set(name.lower().split("_")) & _PASSWORDS) else value
     if isinstance(value, (str, PurePath)):
         value = str(value)
         number = re.fullmatch(r"[\d.,+-]*", value) is not None and kind == "bare"

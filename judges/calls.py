@@ -189,7 +189,7 @@ class Caller:
             if isinstance(answer, Reply) or not answer.passes:
                 return Sent(answer, paid, requests)
             pause = answer.after or min(BACKOFF * 2 ** (requests - 1), LONGEST) * (0.75 + 0.25 * self._chance.random())
-            if requests >= REQUESTS or TIME.now() + pause > deadline():
+            if requests >= (2 if answer.kind == "form" else REQUESTS) or TIME.now() + pause > deadline():
                 return Sent(
                     ModelError(answer.kind, f"{answer} (given up after {requests} requests)", answer.status), paid, requests
                 )

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import random
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,6 +99,13 @@ class Asking(ABC):
             raise ValueError(
                 f"nobody knows what {self._model.name} costs, so a budget cannot be held: give `prices: {{{self._model.name!r}: [input, output]}}`, "
                 "in dollars per million tokens"
+            )
+        guessed = self._price is not None and not any(self._price) and self._model.name not in self.prices
+        if self.budget is not None and guessed and self._model.settings.get("url"):
+            warnings.warn(
+                f"{self._model.name} at a server of your own costs 0 by assumption, so its budget never ends: "
+                f"if the server passes questions on to a paid model, give `prices: {{{self._model.name!r}: [input, output]}}`",
+                stacklevel=2,
             )
         if self.batch and not hasattr(self._model, "submit"):
             raise ValueError(f"{self._model.name} has no batches: leave `batch` out")

@@ -167,11 +167,11 @@ def beginnings(text: str) -> list[int]:
 
 # Ends of thoughts. Where the chat template gives the beginning, or a server cuts it off, the end stands alone.
 _THOUGHT = re.compile(
-    r"</(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning)>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<\|channel\|>\s*final\b[^{}]{0,40}<\|message\|>"
+    r"(?i:</(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|analysis|reflection|scratchpad)>)|<channel\|>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>|<\|channel\|>\s*final\b[^{}]{0,40}<\|message\|>"
     r"|assistantfinal(?:\s*json)?(?=\s*\{)"
 )
 _TOKEN = (  # but not the beginning of thoughts that do not end
-    r"<[|｜][^<>{}\"\n]{1,40}[|｜]>|</?(?!(?:\w+:)?(?:think|thought|reasoning))[A-Za-z][\w:▁-]{0,30}>|\[/?INST\]|\[DONE\]|###"
+    r"<[|｜][^<>{}\"\n]{1,40}[|｜]>|</?(?!(?i:(?:\w+:)?(?:think|thought|reasoning|analysis|reflection|scratchpad)))[A-Za-z][\w:▁-]{0,30}>|\[/?INST\]|\[DONE\]|###"
 )
 _TOKENS_BEFORE = re.compile(rf"(?:(?:{_TOKEN})\s*(?:(?:assistant|model|final)\b\s*)?)+")
 _TOKEN_AFTER = re.compile(rf"(?:{_TOKEN})\Z")

@@ -120,6 +120,11 @@ DIALECTS: dict[str, Dialect] = {
     "thoughts that name the end of thoughts": told(lambda g: f"I end with </think> now.\n</think>{g}"),
     "a verdict that names the end of thoughts": told(lambda g: g.replace("I read it.", "It wrote </think> twice.")),
     "thoughts and a fence": told(lambda g: f"<thinking>so</thinking>\n```json\n{g}\n```"),
+    "thoughts in capitals": told(lambda g: f"<Think>so</Think>{g}"),
+    "thoughts by other names": told(lambda g: f"<scratchpad>so</scratchpad>{g}"),
+    "an analysis": told(lambda g: f"<analysis>so</analysis>\n{g}"),
+    "a reflection": told(lambda g: f"<reflection>so</reflection>\n{g}"),
+    "thoughts in Gemma's channel": told(lambda g: f"<|channel>thought\nso<channel|>{g}"),
     "thoughts in brackets": told(lambda g: f"[THINK]so[/THINK]{g}"),
     "thoughts in a channel": told(
         lambda g: f"<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{g}<|return|>"
@@ -164,6 +169,11 @@ DIALECTS: dict[str, Dialect] = {
     ),
     "an end by an error, once": Dialect((lambda a, g: chat("", "error"), lambda a, g: chat(g)), requests=2, booked=600 + 600),
     "an end by the server": ended("insufficient_system_resource", "failed", "server: ended by", requests=MANY, booked=600 * MANY),
+    **{f"a verdict that ended by {w}": Dialect((lambda a, g, w=w: chat(g, w),)) for w in
+       ("tool_calls", "function_call", "done", "completed", "null", "unknown", "FINISH_REASON_STOP")},
+    "a verdict as a tool's arguments": Dialect(
+        (lambda a, g: chat(None, "tool_calls", tool_calls=[{"type": "function", "function": {"name": "v", "arguments": g}}]),)
+    ),
     "tool calls": ended("tool_calls", "failed", "ended by tool_calls"),
     # Errors inside 200.
     "402 in 200": refused(200, {"error": {"code": 402, "message": "Insufficient credits"}}, "failed", "account: HTTP 402"),
@@ -173,6 +183,23 @@ DIALECTS: dict[str, Dialect] = {
     "text as an error in 200": refused(200, {"error": "model runner has stopped"}, "failed", "server: model runner", MANY),
     "an error's object in 200": refused(
         200, {"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}, "failed", "too long"
+    ),
+    "429 beside choices": Dialect(
+        (lambda a, g: {**chat(None, usage=None), "error": {"code": 429, "message": "slow"}}, lambda a, g: chat(g)), requests=2
+    ),
+    "a page with 200": Dialect(
+        (lambda a, g: (200, b"<!doctype html><html>Log in</html>", {}),),
+        "failed", "/v1/chat/completions", requests=2, booked=2 * MOST, unread=2, unsure=2,
+    ),
+    "a response, asked for a completion": refused(
+        200, response([{"type": "output_text", "text": "{}"}], usage=None), "failed", "use the provider openai"
+    ),
+    "an answer of no known form": Dialect(
+        (lambda a, g: {"choices": {}, "usage": USED},), "failed", "form: the answer is no completion", requests=2, booked=1200
+    ),
+    "events": Dialect(
+        (lambda a, g: (200, b"data: {}\n\ndata: [DONE]\n\n", {"content-type": "text/event-stream"}),),
+        "failed", "form: HTTP 200 with", requests=2, booked=2 * MOST, unread=2, unsure=2,
     ),
     "a filter in 200": refused(200, {"error": {"code": "content_policy_violation", "message": "no"}}, "abstained", "filtered: "),
     "502 in a choice, once": Dialect(
@@ -208,6 +235,10 @@ DIALECTS: dict[str, Dialect] = {
         400, [{"error": {"code": 400, "message": "API key not valid", "status": "INVALID_ARGUMENT"}}],
         "failed", "account: HTTP 400 INVALID_ARGUMENT: API key not valid",
     ),
+    "a proxy's word on the key": refused(
+        400, {"error": {"message": "litellm.AuthenticationError: Incorrect API key provided"}}, "failed", "account: HTTP 400"
+    ),
+    "a model that is none": refused(400, {"error": {"message": "`x` is not a valid model ID"}}, "failed", "account: HTTP 400"),
     "no balance": refused(400, {"code": "Arrearage", "message": "Access denied"}, "failed", "account: HTTP 400 Arrearage"),
     "advice on billing with 429": refused(
         429, {"error": {"message": "slow down, or raise your credit balance"}}, "failed", "busy: HTTP 429", MANY

@@ -72,8 +72,8 @@ def status(number: int, code: str | None = None, **headers: str) -> Fault:
     return Fault("status", status=number, code=code, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
-def passing(fault: Fault, reason: str, lost: bool = False) -> Cell:
-    return Cell(fault, "failed", reason, MANY, lost=lost)
+def passing(fault: Fault, reason: str, lost: bool = False, requests: int = MANY) -> Cell:
+    return Cell(fault, "failed", reason, requests, lost=lost)
 
 
 def final(fault: Fault, reason: str, wires: tuple[str, ...] = WIRES, kind: str = "failed") -> Cell:
@@ -114,8 +114,8 @@ MATRIX = {
     "cut": passing(Fault("cut"), "connection: no answer: ", lost=True),
     "reset": passing(Fault("reset"), "connection: no answer: ", lost=True),
     "empty": passing(Fault("empty"), "server: HTTP 200 with 0 bytes", lost=True),
-    "not JSON": passing(Fault("not_json"), "server: HTTP 200 with 57 bytes of application/json, no JSON", lost=True),
-    "a page, 200": passing(Fault("html", status=200), "server: HTTP 200 with 106 bytes of text/html, no JSON", lost=True),
+    "not JSON": passing(Fault("not_json"), "form: HTTP 200 with 57 bytes of application/json, no JSON", lost=True, requests=2),
+    "a page, 200": passing(Fault("html", status=200), "form: HTTP 200 with 106 bytes of text/html, no JSON", lost=True, requests=2),
     "a page, 502": passing(Fault("html"), "server: HTTP 502"),
     "no content": repaired("empty_content", "unreadable, also when asked again: it was empty"),
     "truncated": repaired("truncated", "truncated: max"),

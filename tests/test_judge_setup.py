@@ -220,3 +220,13 @@ def test_a_filter_in_a_batch_abstains(wire: str, clock: None, tmp_path: Path) ->
         assert said[1].reason.startswith("filtered: HTTP 400 content_filter")
         assert server.stats()["questions"] == 0
     ledger.close()
+
+
+@pytest.mark.parametrize("url", ["http://localhost:4000/v1", "http://litellm:4000", "http://10.0.0.5"])
+def test_a_budget_that_never_ends_is_warned_of(url: str, recwarn: pytest.WarningsRecorder) -> None:
+    asked = make_model({"provider": "openai-chat", "model": "judge-1", "url": url})
+    RubricJudge(model=asked, rubric=RUBRIC)
+    RubricJudge(model=asked, rubric=RUBRIC, budget=1.0, prices={asked.name: [0.0, 0.0]})
+    assert not recwarn
+    with pytest.warns(UserWarning, match="its budget never ends.*give `prices"):
+        RubricJudge(model=asked, rubric=RUBRIC, budget=1.0)

@@ -84,6 +84,11 @@ def test_what_stands_under_a_name_of_secrets() -> None:
     assert redacted({"api_keys": {"openai": "a", "other": ["b"]}}) == {"api_keys": {"openai": "***", "other": ["***"]}}
     assert redacted({"headers": [["Authorization", "x y"]]}) == {"headers": [["Authorization", "***"]]}
     assert redacted({"name": "X-Api-Key", "value": "v"}) == {"name": "X-Api-Key", "value": "***"}
+    command = ["x", "--api-key", "a1b2c3d4e5f6", "--max-tokens", "512"]
+    assert redacted({"cmd": command}) == {"cmd": ["x", "--api-key", "***", "--max-tokens", "512"]}
+    assert redacted({"token": 123456789, "api_key": 123456789, "tokens": 123456789}) == {
+        "token": "***", "api_key": "***", "tokens": 123456789,
+    }  # fmt: skip
     assert redacted({"password": 12345678}) == {"password": "***"}
 
 
@@ -147,6 +152,11 @@ def test_the_environments_secrets_are_hidden_but_not_its_paths(monkeypatch: pyte
     monkeypatch.setenv("DATABASE_URL", "postgresql://b:in-the-url@h/d")
     monkeypatch.setenv("PWD", "/work/here")
     monkeypatch.setenv("DESKTOP_SESSION", "gnome-classic")
+    monkeypatch.setenv("MYSQL_PWD", "/Slash99pass")
+    monkeypatch.setenv("PGPASSWORD", "libpqs own one")
+    monkeypatch.setenv("KEY_OPENAI", "corpgw1a2b3c4d")
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent.12")
+    assert redact("/Slash99pass; libpqs own one; corpgw1a2b3c4d; /tmp/agent.12") == "***; ***; ***; /tmp/agent.12"
     assert redact("plain looking value; in-the-url; /work/here; gnome-classic") == "***; ***; /work/here; gnome-classic"
 
 

@@ -165,7 +165,7 @@ def read_message(body: Mapping[str, Any], request: str = "") -> Reply:
     why = str(body.get("stop_reason") or "end_turn")
     stop: Any = _STOPS.get(why, "other")
     if body.get("type", "message") != "message" or not (isinstance(found, list) or stop == "refused"):
-        raise ModelError("server", f"the answer is no message: {str(body)[:200]}", usage=usage)
+        raise ModelError("form", f"the answer is no message: {str(body)[:200]}", usage=usage)
     blocks = [block for block in found or () if isinstance(block, Mapping)]
     text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
     details = part(body, "stop_details")

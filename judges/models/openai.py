@@ -19,6 +19,7 @@ from typing import Any
 from ...engine.plugins import PluginError
 from ...engine.secrets import in_use, url_in_use
 from ...engine.suggest import install
+from ..transcript import Unreadable, json_within
 from . import BatchFailed, ModelError, Prompt, Reply, Token, Usage, free_of
 from .wire import (
     FILTERED,
@@ -226,7 +227,7 @@ class OpenAIChat(OpenAI):
         messages = [{"role": "system", "content": instructions}, {"role": "user", "content": prompt.user}]
         if not self._system:
             messages = [{"role": "user", "content": f"{instructions}\n\n{prompt.user}"}]
-        body: dict[str, Any] = {"model": self._model, self._limit: prompt.max_tokens, "messages": messages}
+        body: dict[str, Any] = {"model": self._model, self._limit: prompt.max_tokens, "messages": messages, "stream": False}
         if self._schema == "strict":
             form = {"name": "verdict", "strict": True, "schema": dict(prompt.schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
@@ -273,8 +274,10 @@ def read_response(body: Mapping[str, Any], request: str = "", limits: float = 0.
     usage = _usage(body)
     if body.get("status") == "failed" or (body.get("error") and not body.get("output")):
         raise error_within(body, usage)
+    if isinstance(body.get("choices"), list):
+        raise ModelError("account", "this server speaks Chat Completions: use the provider openai-chat", usage=usage)
     if not isinstance(body.get("output"), list):
-        raise ModelError("server", f"the answer is no response: {str(body)[:200]}", usage=usage)
+        raise ModelError("form", f"the answer is no response: {str(body)[:200]}", usage=usage)
     output = [each for each in body["output"] if isinstance(each, Mapping)]
     messages = [each for each in output if each.get("type") == "message" and each.get("phase") != "commentary"]
     text, refusal = _parts(messages[-1].get("content") if messages else None)
@@ -302,13 +305,15 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
     message, model = part(first, "message"), str(body.get("model") or "")
     if first.get("error"):
         raise error_within(first, usage, lost=bool(text) and usage == Usage())
-    if not first and (body.get("error") or body.get("object") == "error"):
+    if not text and (body.get("error") or body.get("object") == "error"):
         raise error_within(body, usage)
     blocked = part(body, "promptFeedback") or part(body, "prompt_feedback")
     if why := blocked.get("blockReason") or blocked.get("block_reason"):
         return Reply("filtered", "", usage, str(why), model, request, limits)
+    if not isinstance(choices, list) and isinstance(body.get("output"), list):
+        raise ModelError("account", "this server speaks Responses: use the provider openai", usage=usage)
     if not isinstance(choices, list):
-        raise ModelError("server", f"the answer is no completion: {str(body)[:200]}", usage=usage)
+        raise ModelError("form", f"the answer is no completion: {str(body)[:200]}", usage=usage)
     refusal = str(message.get("refusal") or refusal)
     why, native = str(first.get("finish_reason") or ""), str(first.get("native_finish_reason") or "")
     stop = _stop(why)
@@ -318,6 +323,8 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
         return Reply("refused", "", usage, refusal or why, model, request, limits)
     if plain_word(why) in _BROKEN:
         raise ModelError("server", f"ended by {why}", lost=bool(text) and usage == Usage(), usage=usage)
+    if stop == "other" and _is_object(text := text or _called_with(message)):
+        stop = "end"  # a word that nobody knows, after all that was asked for
     if stop != "end":
         return Reply(stop, text, usage, why, model, request, limits)
     thought = next((name for name in ("reasoning_content", "reasoning", "thinking") if message.get(name)), "")
@@ -332,6 +339,21 @@ def _stop(why: str) -> Any:
     if word == "refusal":
         return "refused"
     return "filtered" if word in FILTERED else _STOPS.get(word, "other")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        found = json_within(text)[1]
+        return isinstance(found, dict) and bool(found)
+    except Unreadable:
+        return False
+
+
+def _called_with(message: Mapping[str, Any]) -> str:
+    """The arguments of a message's one call of a tool, as which some servers have a schema answered."""
+    tools = [each for each in _list(message.get("tool_calls")) if isinstance(each, Mapping)]
+    calls = [part(each, "function") for each in tools] or [part(message, "function_call")]
+    return str(calls[0].get("arguments") or "") if len(calls) == 1 else ""
 
 
 def _parts(content: Any) -> tuple[str, str]:

@@ -45,7 +45,8 @@ _SAID_FILTERED = re.compile(
     re.IGNORECASE,
 )
 _SAID_ACCOUNT = re.compile(
-    r"credit balance|insufficient (?:balance|credits?|funds)|api.?key (?:is )?(?:not valid|invalid|expired)|invalid api.?key",
+    r"credit balance|insufficient (?:balance|credits?|funds)|api.?key (?:is )?(?:not valid|invalid|expired)"
+    r"|(?:invalid|incorrect) api.?key|AuthenticationError|not a valid model",
     re.IGNORECASE,
 )
 _BUSY = frozenset(("ratelimitexceeded", "ratelimiterror", "ratelimit", "overloadederror", "overloaded", "toomanyrequests",
@@ -312,8 +313,8 @@ def envelope(response: Any) -> Mapping[str, Any]:
     if not isinstance(body, Mapping):
         kind = response.headers.get("content-type", "no content type")
         raise ModelError(
-            "server",
-            f"HTTP {response.status_code} with {len(response.content)} bytes of {kind}, no JSON object",
+            "form" if response.is_success and response.content else "server",
+            f"HTTP {response.status_code} with {len(response.content)} bytes of {kind}, no JSON object (asked at {response.url})",
             response.status_code,
             lost=True,
         )
