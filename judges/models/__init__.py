@@ -99,8 +99,8 @@ class ModelError(Exception):
     """A request that got no answer.
 
     Attributes:
-        kind: "busy" (rate limit, overload), "server", "timeout" and "connection" pass; "form", an answer of no known form, may, and is paid for: it is asked once more; "request" is this one's fault, asking the same again is no
-            use; "account" (key, quota, billing, permission, no such model) would happen to every other request too; "filtered":
+        kind: "busy" (rate limit, overload), "server", "timeout" and "connection" pass; "form", an answer of no known form, may pass,
+            and is paid for: it is asked once more; "request" is this one's fault, asking the same again is no use; "account" (key, quota, billing, permission, no such model) would happen to every other request too; "filtered":
             the provider would not have this question answered, which is an answer of its own.
         status: HTTP status; 0: none came.
         after: seconds the server asks to wait.
