@@ -24,6 +24,7 @@ import typer.core
 from .plugins import PluginError, Plugins
 from .secrets import redact
 from .suggest import did_you_mean
+from .wording import one_line
 
 
 class Commands(typer.core.TyperGroup):
@@ -60,7 +61,8 @@ def main() -> None:
     except Exception as error:
         if not _is_for_the_user(error):
             raise
-        print(f"turnwise: {redact(str(error))}", file=sys.stderr)
+        lines = redact(str(error)).splitlines()  # it may quote an environment or a server
+        print("turnwise: " + "\n".join(map(one_line, lines)), file=sys.stderr)
         sys.exit(1)
 
 

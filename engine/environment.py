@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import inspect
 import math
 import re
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,12 +31,12 @@ import numpy as np
 from gymnasium.spaces import Space
 
 from .episode import Message, Start, derive_id
-from .secrets import redact
 from .suggest import did_you_mean
+from .wording import PartFailed, tried, valid, worded
 
 PlayerFunction = Callable[[Sequence[Message]], str]
 LARGEST = 1e15  # a reward beyond this is no reward
-LONGEST = 4096  # bits of a whole number: Python writes none in digits, and reads none, that is much longer
+BITS = 4096  # of a whole number: Python writes none in digits, and reads none, that is much longer
 _HALF = re.compile("[\ud800-\udfff]")
 # Gymnasium says so of every wrapper that has spaces of its own, which is what a text codec is.
 warnings.filterwarnings("ignore", message=".*is different from the unwrapped version.*")
@@ -81,8 +81,12 @@ class Text(Space[str]):
         return isinstance(other, Text) and other.max_length == self.max_length
 
 
-class EnvironmentBroke(Exception):
+class EnvironmentBroke(PartFailed):
     """An environment raised, hung or broke its space. The episode ends as failed with this reason."""
+
+
+class NoAnswer(PartFailed):
+    """A coroutine did not come back in time."""
 
 
 def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
@@ -148,18 +152,13 @@ def _jsonable(value: Any) -> Any:
         value = float(value)
     elif isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, int) and value.bit_length() > LONGEST:
+    if isinstance(value, int) and value.bit_length() > BITS:
         return hex(value)
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return valid(str(value))
-
-
-def valid(text: str) -> str:
-    """Text in which half characters (lone surrogates) are spelled out, so that everybody can write it."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def text_of(value: Any, what: str, space: Space[Any] | None = None) -> str:
@@ -300,47 +299,71 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-_loop: asyncio.AbstractEventLoop | None = None
-_loop_lock = threading.Lock()
+_loops: dict[str, asyncio.AbstractEventLoop] = {}
+_loops_lock = threading.Lock()
+LETTING_GO = 1.0  # seconds in which a loop must show that nothing blocks it
 
 
-def background(work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
-    """Starts a coroutine on the loop that all coroutines of a process share, on a daemon thread, so that sessions and clients opened in
-    one call still work in the next."""
-    global _loop
-    with _loop_lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, daemon=True, name="turnwise-loop").start()
-    return asyncio.run_coroutine_threadsafe(work, _loop)
+def background(work: Coroutine[Any, Any, Any], name: str = "turnwise-loop") -> concurrent.futures.Future[Any]:
+    """Starts a coroutine on the loop of this name, which all such coroutines of a process share, on a daemon thread, so that sessions and
+    clients opened in one call still work in the next."""
+    with _loops_lock:
+        if name not in _loops:
+            loop = _loops[name] = asyncio.new_event_loop()
+            threading.Thread(target=_turn, args=(loop,), daemon=True, name=name).start()
+        return asyncio.run_coroutine_threadsafe(work, _loops[name])
 
 
-def settle(value: Any) -> Any:
-    """The result of a call that may be a coroutine's."""
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Lets a loop turn for ever: SystemExit and KeyboardInterrupt of a task, which come out of it, are that task's."""
+    while True:
+        with contextlib.suppress(BaseException):
+            loop.run_forever()
+
+
+def settle(value: Any, limit: float | None = None) -> Any:
+    """The result of a call that may be a coroutine's: a judge's, a scripted player's.
+
+    Coroutines run on a loop apart from that of the model judges. One that is late is cancelled; where it blocks the loop, that is left
+    behind, and the next ones have another.
+
+    Args:
+        limit: seconds a coroutine may take; None: it is waited for.
+
+    Raises:
+        NoAnswer: it took longer.
+        PartFailed: it raised what would end a process (SystemExit) or a task (CancelledError).
+        Exception: whatever else it raised.
+    """
     if not inspect.isawaitable(value):
         return value
 
     async def awaited() -> Any:
-        return await value
+        try:
+            return await value
+        except Exception:
+            raise
+        except BaseException as error:
+            raise PartFailed(worded(error)) from error
 
-    return background(awaited()).result()
+    name = "turnwise-answers"
+    answer = background(awaited(), name)
+    done, _ = concurrent.futures.wait([answer], limit)
+    if done:
+        return answer.result()
+    answer.cancel()
+    if not concurrent.futures.wait([background(asyncio.sleep(0), name)], LETTING_GO).done:
+        with _loops_lock:
+            _loops.pop(name, None)
+    raise NoAnswer(f"no answer within {limit:g} s")
 
 
 def guarded(work: Callable[[], Any]) -> tuple[Any, str]:
-    """(result, "") or (None, reason). Whatever an environment raises is its own, SystemExit and CancelledError included; this
-    never runs on the main thread, so Ctrl-C does not arrive here."""
+    """`tried` where Ctrl-C does not arrive, on a thread or in a process of its own: KeyboardInterrupt is the environment's, too."""
     try:
-        return work(), ""
-    except EnvironmentBroke as error:
-        return None, str(error)
-    except BaseException as error:
-        try:
-            said = str(error)
-        except Exception:  # its own text is broken too
-            said = "(its message cannot be read)"
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
-        return None, valid(redact(f"{type(error).__name__}: {said}") + where)
+        return tried(work)
+    except KeyboardInterrupt as error:
+        return None, worded(error)
 
 
 def starts(

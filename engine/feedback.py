@@ -31,6 +31,13 @@ def _number(name: str, value: Any) -> float | None:
     return number
 
 
+def _check_texts(**texts: Any) -> None:
+    """Raises `ValueError` for what should be text and is not."""
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be text, got {type(value).__name__}")
+
+
 @dataclass(frozen=True, slots=True)
 class Stamp:
     """What the engine records about an answer. Judges leave it alone.
@@ -90,6 +97,7 @@ class Feedback:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
+        _check_texts(comment=self.comment, reason=self.reason, id=self.id)
         set_(self, "score", _number("score", self.score))
         if self.turn_scores is not None:
             set_(self, "turn_scores", tuple(_number("turn score", value) for value in self.turn_scores))
@@ -146,6 +154,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
+        _check_texts(comment=self.comment, reason=self.reason, aspect=self.aspect, id=self.id)
         set_(self, "ranking", tuple(tuple(tier) for tier in self.ranking))
         set_(self, "strength", _number("strength", self.strength))
         set_(self, "probability", _number("probability", self.probability))

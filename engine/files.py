@@ -42,7 +42,7 @@ def write(path: Path, content: str | bytes) -> None:
     draft = path.with_name(f".{path.name}.draft")
     try:
         with draft.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

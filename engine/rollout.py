@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from .environment import Observation, PlayerFunction
+from .environment import Observation, PlayerFunction, settle, text_of
 from .episode import Ending, Episode, Message, Start, Turn, derive_id
 from .instances import Environments, Instance
+from .secrets import redact
+from .wording import each_text, told, tried
 
 if TYPE_CHECKING:
     from .policy import Backend, Policy, Sampling
@@ -241,10 +244,10 @@ class ScriptPlayer:
     """A scripted player: one of an environment's own (`"expert"`), or any function from a conversation to a reply.
 
     A player of the environment's replies where the environment lives, under the same limit. A function is the caller's own: it
-    runs in the calling thread for as long as it likes.
+    runs in the calling thread for as long as it likes. What it raises, or says that is no text, fails the episode it replied in.
 
     Args:
-        player: name of one of the environment's players, or a function.
+        player: name of one of the environment's players, or a function; it may be a coroutine.
     """
 
     history: Literal["append", "rerender"] = "append"
@@ -258,13 +261,12 @@ class ScriptPlayer:
 
     def reply(self, talks: Sequence[_Talk], where: Where) -> list[Reply]:
         assert callable(self.player)
-        replies = []
-        for talk in talks:
-            try:
-                replies.append(Reply(str(self.player(_heard(talk)))))
-            except Exception as error:
-                replies.append(Reply(None, stop=f"player: {type(error).__name__}: {error}", failed=True))
-        return replies
+        said = [tried(partial(self._say, self.player, _heard(talk))) for talk in talks]
+        return [Reply(None, stop=f"player: {reason}", failed=True) if reason else Reply(text) for text, reason in said]
+
+    @staticmethod
+    def _say(player: PlayerFunction, heard: Sequence[Message]) -> str:
+        return text_of(settle(player(heard)), "the reply")
 
     def final_ids(self, talk: _Talk) -> tuple[int, ...]:
         return ()
@@ -272,6 +274,11 @@ class ScriptPlayer:
 
 def _heard(talk: _Talk) -> list[Message]:
     return [m for m in talk.messages if m.role != "system"]
+
+
+def _without_secrets(info: Mapping[str, Any]) -> dict[str, Any]:
+    """`info` as it is kept. Its names are the environment's (`info["secret"]` may be the word to guess): only texts tell secrets."""
+    return dict(each_text(redact, info))
 
 
 class _Failed(Exception):
@@ -316,12 +323,12 @@ def _converse(
         except _Failed:
             talk.turns.append(Turn(heard, reply.text, 0.0, *said))
             raise
-        talk.turns.append(Turn(heard, reply.text, observation.reward, *said, dict(observation.info)))
+        talk.turns.append(Turn(heard, reply.text, observation.reward, *said, _without_secrets(observation.info)))
         talk.heard = observation.message
         if observation.terminated:
             return "terminated", ""
         if observation.truncated:
-            return "truncated", str(observation.info.get("reason", "environment"))
+            return "truncated", told(str(observation.info.get("reason", "environment")))
         if len(talk.turns) >= max_turns:
             return "truncated", "max_turns"
 
@@ -539,7 +546,7 @@ class _Play:
             final=final,
             final_ids=self.player.final_ids(talk) if ending == "truncated" and final is not None else (),
             history=self.player.history,
-            info=dict(reset.info) if reset else {},
+            info=_without_secrets(reset.info) if reset else {},
         )
         self.rows.append(talk.row)
         self.rows.sort(reverse=True)

@@ -24,9 +24,12 @@ from .plugins import PluginError, Plugins, check_options
 from .rollout import TooManyFailures
 from .secrets import redact, redacted
 from .suggest import did_you_mean
+from .wording import each_text, told, tried, valid, worded
 
 ENVIRONMENT = "environment"
 LOOKS = 10
+LIMIT = 600.0  # seconds that a judge's coroutine may take for a call
+LATE = "no answer within"  # how the reason of one that took longer begins
 
 
 class FunctionJudge:
@@ -38,7 +41,7 @@ class FunctionJudge:
         self.version = version_of(function)
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
-        return [_said(episode, settle(self.function(episode))) for episode in episodes]
+        return [_said(episode, settle(self.function(episode), LIMIT)) for episode in episodes]
 
 
 def _said(episode: Episode, said: Any) -> Feedback:
@@ -81,13 +84,14 @@ class JudgeSource:
         if not requests:
             return []
         episodes = [r.episodes[0] for r in requests]
-        try:
-            answers = list(settle(self.judge.score(episodes)))  # type: ignore[union-attr]
-        except Exception as error:
-            # One bad episode must not spoil the others: ask again one by one.
-            if len(requests) > 1:
+        answers, reason = tried(lambda: list(settle(self.judge.score(episodes), LIMIT)))  # type: ignore[union-attr]
+        if reason:
+            # One bad episode must not spoil the others: ask again one by one, but not one that hangs.
+            if reason.startswith(LATE):
+                warnings.warn(f"judge {type(self.judge).__name__}: {reason}; it was given up", RuntimeWarning, stacklevel=2)
+            elif len(requests) > 1:
                 return [answer for request in requests for answer in self._score([request])]
-            return [self._failed(requests[0], f"{type(error).__name__}: {error}")]
+            return [self._failed(request, reason) for request in requests]
         if len(answers) != len(requests):
             return [self._failed(r, f"it gave {len(answers)} answers for {len(requests)} episodes") for r in requests]
         return [self._checked(r, answer) for r, answer in zip(requests, answers, strict=True)]
@@ -104,10 +108,9 @@ class JudgeSource:
         return self._stamped(request, answer)
 
     def _rank(self, request: Request) -> Answer:
-        try:
-            answer = settle(self.judge.rank(request.episodes))  # type: ignore[union-attr]
-        except Exception as error:
-            return self._failed(request, f"{type(error).__name__}: {error}")
+        answer, reason = tried(lambda: settle(self.judge.rank(request.episodes), LIMIT))  # type: ignore[union-attr]
+        if reason:
+            return self._failed(request, reason)
         if not isinstance(answer, Comparison) or answer.group != request.target:
             return self._failed(request, f"it must give a Comparison of group {request.target}, got {type(answer).__name__}")
         strangers = {e for tier in answer.ranking for e in tier} - {e.id for e in request.episodes}
@@ -484,9 +487,7 @@ class Sources:
                 if asked:
                     source.given.request(asked)
             except Exception as error:
-                raise TooManyFailures(
-                    f"feedback source {source.name!r} cannot be asked: {redact(f'{type(error).__name__}: {error}')}"
-                ) from error
+                raise TooManyFailures(f"feedback source {source.name!r} cannot be asked: {worded(error)}") from error
 
     def _requests(self, source: Source, groups: Mapping[str, Sequence[Episode]], now: float) -> list[Request]:
         deadline = None if source.deadline is None else now + source.deadline
@@ -545,9 +546,9 @@ class Sources:
             heard = list(source.given.receive())
         except Paused:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             self._silent[source.name] = self._silent.get(source.name, 0) + 1
-            said = redact(f"{type(error).__name__}: {error}")
+            said = worded(error)
             if self._silent[source.name] == 1:
                 warnings.warn(f"feedback source {source.name!r} could not be heard: {said}; trying again", stacklevel=2)
             if self._silent[source.name] >= LOOKS:
@@ -563,5 +564,5 @@ class Sources:
         again = self._again.pop(answer.stamp.request or "", None)
         if again is not None:
             answer = dataclasses.replace(answer, id=derive_id(answer.id, "again", again.failed), supersedes=again.failed)
-        hidden = {"reason": redact(answer.reason), "comment": redact(answer.comment), "details": redacted(answer.details)}
-        return dataclasses.replace(answer, stamp=stamp, **hidden)
+        comment, details = valid(redact(answer.comment)), each_text(valid, redacted(answer.details))
+        return dataclasses.replace(answer, stamp=stamp, reason=told(answer.reason), comment=comment, details=details)

@@ -56,8 +56,10 @@ def judges(
     """Says what the judges of a run did and cost, what fools and biases them, and what they are worth beside people."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ..engine.checkpoint import open_ledger
+    from ..engine.wording import one_line
     from .audit import audit
 
     if forget is not None:
@@ -77,14 +79,15 @@ def judges(
     for section in sections:
         console.print(f"\n[bold]{section.title}[/bold]")
         for line in section.lines:
-            console.print(line, markup=False)
+            console.print(one_line(line), markup=False)
         if len(section.columns) > 6:  # too wide for a terminal
             for row in section.rows:
-                console.print(", ".join(f"{c} {v}" for c, v in zip(section.columns, row, strict=True) if v), markup=False)
+                shown = ", ".join(f"{c} {v}" for c, v in zip(section.columns, row, strict=True) if v)
+                console.print(one_line(shown), markup=False)
         elif section.columns:
             table: Any = Table(*section.columns)
             for row in section.rows:
-                table.add_row(*row)
+                table.add_row(*(Text(one_line(cell)) for cell in row))
             console.print(table)
 
 

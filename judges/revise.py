@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 
 from ..engine import files
 from ..engine.config import ConfigError, Stage
-from ..engine.environment import settle, starts
+from ..engine.environment import background, starts
 from ..engine.episode import Episode, Message, derive_id
 from ..engine.feedback import Context
 from ..engine.plugins import check_options
@@ -150,7 +150,7 @@ class RevisingPlayer:
 
     def reply(self, talks: Sequence[Any], where: Where) -> list[Reply]:
         drafted = self.drafts.reply(talks, where)
-        rounds = settle(self._rounds(talks, drafted))
+        rounds = background(self._rounds(talks, drafted)).result()
         replies = []
         for talk, draft, own in zip(talks, drafted, rounds, strict=True):
             if draft.text is None:

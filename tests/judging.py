@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 import turnwise
 from model_server import Asked, ModelServer, Tokens
-from turnwise.engine.environment import settle
+from turnwise.engine.environment import background
 from turnwise.engine.feedback import Context, Question
 from turnwise.engine.sources import with_members
 from turnwise.judges import calls
@@ -196,7 +196,7 @@ def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
         clock.held = True
     judge.request(requests)
     if isinstance(clock, Virtual):
-        settle(asyncio.sleep(0))  # on the judges' loop: all of them have begun
+        background(asyncio.sleep(0)).result()  # on the judges' loop: all of them have begun
         clock.held = False
     heard: dict[str, Any] = {}
     while len(heard) < len(requests):

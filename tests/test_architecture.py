@@ -18,7 +18,7 @@ HOUSE = ("engine", "envs", "judges", "plugins")
 FLOORS = {
     0: ["engine.episode", "engine.feedback", "engine.tensors", "engine.suggest", "engine.overoptimisation", "engine.preferences",
         "engine.agreement", "engine.calibration", "engine.exchange", "engine.files"],
-    1: ["engine.hookspecs", "engine.plugins", "engine.environment", "engine.env_process", "engine.instances", "engine.env_check", "engine.learning", "engine.reward", "engine.database", "engine.ledger",
+    1: ["engine.hookspecs", "engine.plugins", "engine.environment", "engine.env_process", "engine.instances", "engine.env_check", "engine.wording", "engine.learning", "engine.reward", "engine.database", "engine.ledger",
         "engine.bias", "engine.judge_report", "engine.policy", "engine.secrets", "engine.memory", "engine.batch", "engine.builtin"],
     2: ["engine.rollout", "engine.sources", "engine.config", "engine.checkpoint", "engine.tracking", "engine.run", "engine.stages"],
     3: ["engine.progress", "engine.talk", "engine.train", "engine.report", "engine.cli"],

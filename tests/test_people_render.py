@@ -74,3 +74,25 @@ def test_no_message_takes_long(unit: str) -> None:
     began = time.process_time()
     assert seen(text) == visible(text)
     assert time.process_time() - began < 2.0, "thirty times what it takes"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1\ufe0f\u20e3",
+        "\u2764\ufe0f",
+        "\U0001f469\U0001f3fd\u200d\U0001f680",
+        "\u0645\u06cc\u200c\u062e",
+        "\u0915\u094d\u200d\u0937",
+        "\u845b\ufe00",
+    ],
+)
+def test_joiners_and_selectors_that_say_something_stay(text: str) -> None:
+    assert visible(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["a\ufe01b", "\u00e9\ufe0f", "3\ufe0fx", "\u2764\ufe0f\ufe0f", "\u00e9\u200cx", "x\u2065y", "x\ufff1y"]
+)
+def test_what_nobody_sees_is_spelled_out(text: str) -> None:
+    assert "\u27e8U+" in visible(text)

@@ -24,7 +24,7 @@ from turnwise.engine.checkpoint import open_ledger
 from turnwise.plugins.human import raters
 from turnwise.plugins.human.desk import Desk
 from turnwise.plugins.human.render import markdown, plain
-from turnwise.plugins.human.service import cookie_name, make_app
+from turnwise.plugins.human.service import cookie_name, make_app, place_of
 from turnwise.plugins.human.tables import EVENTS, LEASES, RATERS
 
 COOKIE = cookie_name(RUN)
@@ -533,3 +533,22 @@ def open_slots(folder: Path) -> bool:
     slots = Desk(ledger).slots(run)["slots"]
     ledger.close()
     return slots == 8
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "same"),
+    [
+        ("https://RATE.example.org", "https://rate.example.org", True),
+        ("https://rate.example.org:443/", "https://rate.example.org", True),
+        ("http://rate.example.org:80", "http://rate.example.org", True),
+        ("https://b\u00fccher.example", "https://xn--bcher-kva.example", True),
+        ("http://127.0.0.1:8000", "http://localhost:8000", True),
+        ("https://rate.example.org", "http://rate.example.org", False),
+        ("https://rate.example.org", "https://rate.example.org:8443", False),
+        ("https://rate.example.org", "https://evil.example", False),
+        ("https://rate.example.org", "null", False),
+        ("https://rate.example.org", "http://[", False),
+    ],
+)
+def test_an_address_is_the_same_however_it_is_spelled(url: str, origin: str, same: bool) -> None:
+    assert (place_of(url) == place_of(origin)) is same

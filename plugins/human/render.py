@@ -48,13 +48,21 @@ _BLANK = {
     0x2800,
     0x3164,
     0xFFA0,
+    0x2065,
+    *range(0xFFF0, 0xFFF9),
     0x2028,
     0x2029,
     *range(0x180B, 0x1810),
     *range(0xE0000, 0xE1000),
 }
-_JOINERS = re.compile("(?<![^\\x00-\\x7f\u200c\u200d])[\u200c\u200d]")  # beside ASCII they join nothing
-_SELECTORS = re.compile("(?<=[\\s\ufe00-\ufe0f])[\ufe00-\ufe0f]")  # a second one selects nothing
+# Joiners say something after letters of scripts that join, and within emoji; selectors after signs and ideographs.
+_JOINING = "\u0600-\u0dff\u0f00-\u109f\u1780-\u18af\ua8e0-\ua8ff\ufb50-\ufdff\ufe70-\ufeff\U00011000-\U00011fff"
+_SIGNS = "\u00a9\u00ae\u2000-\u2bff\u3000-\u303f\u3200-\u33ff\ufe0f\U0001f000-\U0001faff"
+_IDEOGRAPHS = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_JOINERS = re.compile(f"(?<![{_JOINING}{_SIGNS}])[\u200c\u200d]")
+_SELECTORS = re.compile(
+    f"(?<![{_SIGNS}{_IDEOGRAPHS}])[\ufe00-\ufe0f](?!(?<=[0-9#*].)\u20e3)|(?<=[\ufe00-\ufe0f])[\ufe00-\ufe0f]"
+)
 
 _SPAN = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
 _PLAIN = re.compile(r"\\[!-/:-@\[-`{-~]|(?<=\w)[*~]+(?=\w)|`+|\$[^$\n]+\$")  # `$...$`: stars in formulas multiply

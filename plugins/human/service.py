@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Form, Query, Request
 from fastapi import Path as InPath
@@ -92,6 +93,17 @@ class Sometimes:
             finally:
                 self.lock.release()
         return self.value
+
+
+def place_of(url: str) -> tuple[str, int | None]:
+    """Host and port of an address, however it is spelled: in capitals, with the port that goes without saying, in letters beyond ASCII."""
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip("."), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        host = host.encode("idna").decode() if host else ""
+    except ValueError:  # no address at all
+        return url, None
+    return ("localhost" if host in ("127.0.0.1", "::1") else host), port
 
 
 def cookie_name(run: str) -> str:
@@ -175,10 +187,10 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
     def own_page(request: Request) -> None:
         """Browsers say where a form was sent from."""
         origin = request.headers.get("origin")
-        own = {url.split("://")[-1].split("/")[0]} if url else {request.headers.get("host", "")}
-        if origin is not None and origin.split("://")[-1] not in own:
+        own = url or f"{origin.partition('://')[0]}://{request.headers.get('host', '')}" if origin else ""
+        if origin is not None and place_of(origin) != place_of(own):
             refuse(None, request, f"sent from {origin[:100]}")
-            raise Refused(403, "This was not sent from the pages of this service.")
+            raise Refused(403, "This was not sent from the pages of this service." + (f" Open it as {url}" if url else ""))
 
     Someone = Annotated[raters.Session, Depends(who)]
     Sender = Annotated[raters.Session, Depends(rightful)]
