@@ -10,53 +10,104 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import judges
-    from .engine.config import ConfigError, RunConfig, Section, Stage
-    from .engine.env_check import check_environment
-    from .engine.environment import Text, starts
-    from .engine.episode import Episode, Message, Start, Turn
-    from .engine.feedback import Comparison, Context, Feedback, FeedbackSource, GroupJudge, Judge, Question, Request, Stamp
+    from .engine.environments.checker import check_environment
+    from .engine.environments.pool import replay
+    from .engine.environments.registry import starts
+    from .engine.environments.space import Text
+    from .engine.errors import (
+        ConfigError,
+        LedgerError,
+        NonFiniteError,
+        PluginError,
+        PolicyError,
+        TemplateError,
+        TooManyFailures,
+    )
     from .engine.hookspecs import hookimpl
-    from .engine.instances import replay
-    from .engine.learning import Batch, Credit, CreditAssigner, NonFiniteError, Optimizer, Pairs
-    from .engine.ledger import Ledger, LedgerError
-    from .engine.plugins import PluginError, Plugins
-    from .engine.policy import CHATML, Backend, Conversation, Policy, PolicyError, Sample, Sampling, TemplateError
-    from .engine.reward import (
-        Aggregate,
+    from .engine.ledger.ledger import Ledger
+    from .engine.pipeline.config import RunConfig
+    from .engine.pipeline.plugins import Plugins
+    from .engine.pipeline.run import Run
+    from .engine.pipeline.section import Section
+    from .engine.pipeline.stage import Stage
+    from .engine.policy.chat import CHATML
+    from .engine.policy.policy import Policy
+    from .engine.protocols import (
         Aggregator,
+        Backend,
         Combiner,
-        Estimate,
-        NoReward,
-        RaterEstimate,
-        Rewards,
-        ranked_pairs,
-        ranking_scores,
-    )  # fmt: skip
-    from .engine.rollout import PolicyPlayer, ScriptPlayer, TooManyFailures, Where, rollout
-    from .engine.run import Run, Status, Update
+        Context,
+        CreditAssigner,
+        FeedbackSource,
+        GroupJudge,
+        Judge,
+        Optimizer,
+    )
+    from .engine.records.batch import Batch, Credit, Pairs
+    from .engine.records.episode import Episode, Message, Start, Turn
+    from .engine.records.feedback import Comparison, Feedback, Question, Request, Stamp
+    from .engine.records.rewards import Aggregate, Estimate, NoReward, RaterEstimate, Rewards, ranked_pairs, ranking_scores
+    from .engine.records.sampling import Conversation, Sample, Sampling
+    from .engine.records.update import Status, Update
+    from .engine.rollout.conversation import Where
+    from .engine.rollout.players import PolicyPlayer, ScriptPlayer
+    from .engine.rollout.rollout import rollout
     from .engine.train import train
 
+
 _HOMES = {
-    "engine.config": ("ConfigError", "RunConfig", "Section", "Stage"),
-    "engine.env_check": ("check_environment",),
-    "engine.environment": ("Text", "starts"),
-    "engine.episode": ("Episode", "Message", "Start", "Turn"),
-    "engine.feedback": (
-        "Comparison", "Context", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Question", "Request", "Stamp",
+    "engine.environments.checker": ("check_environment",),
+    "engine.environments.pool": ("replay",),
+    "engine.environments.registry": ("starts",),
+    "engine.environments.space": ("Text",),
+    "engine.errors": (
+        "ConfigError",
+        "LedgerError",
+        "NonFiniteError",
+        "PluginError",
+        "PolicyError",
+        "TemplateError",
+        "TooManyFailures",
     ),
     "engine.hookspecs": ("hookimpl",),
-    "engine.instances": ("replay",),
-    "engine.learning": ("Batch", "Credit", "CreditAssigner", "NonFiniteError", "Optimizer", "Pairs"),
-    "engine.ledger": ("Ledger", "LedgerError"),
-    "engine.plugins": ("PluginError", "Plugins"),
-    "engine.policy": ("CHATML", "Backend", "Conversation", "Policy", "PolicyError", "Sample", "Sampling", "TemplateError"),
-    "engine.reward": (
-        "Aggregate", "Aggregator", "Combiner", "Estimate", "NoReward", "RaterEstimate", "Rewards", "ranked_pairs", "ranking_scores",
+    "engine.ledger.ledger": ("Ledger",),
+    "engine.pipeline.config": ("RunConfig",),
+    "engine.pipeline.plugins": ("Plugins",),
+    "engine.pipeline.run": ("Run",),
+    "engine.pipeline.section": ("Section",),
+    "engine.pipeline.stage": ("Stage",),
+    "engine.policy.chat": ("CHATML",),
+    "engine.policy.policy": ("Policy",),
+    "engine.protocols": (
+        "Aggregator",
+        "Backend",
+        "Combiner",
+        "Context",
+        "CreditAssigner",
+        "FeedbackSource",
+        "GroupJudge",
+        "Judge",
+        "Optimizer",
     ),
-    "engine.rollout": ("PolicyPlayer", "ScriptPlayer", "TooManyFailures", "Where", "rollout"),
-    "engine.run": ("Run", "Status", "Update"),
+    "engine.records.batch": ("Batch", "Credit", "Pairs"),
+    "engine.records.episode": ("Episode", "Message", "Start", "Turn"),
+    "engine.records.feedback": ("Comparison", "Feedback", "Question", "Request", "Stamp"),
+    "engine.records.rewards": (
+        "Aggregate",
+        "Estimate",
+        "NoReward",
+        "RaterEstimate",
+        "Rewards",
+        "ranked_pairs",
+        "ranking_scores",
+    ),
+    "engine.records.sampling": ("Conversation", "Sample", "Sampling"),
+    "engine.records.update": ("Status", "Update"),
+    "engine.rollout.conversation": ("Where",),
+    "engine.rollout.players": ("PolicyPlayer", "ScriptPlayer"),
+    "engine.rollout.rollout": ("rollout",),
     "engine.train": ("train",),
-}  # fmt: skip
+}
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [

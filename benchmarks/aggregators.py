@@ -24,8 +24,8 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import kendalltau, t
 from turnwise import Aggregate, Comparison, Feedback, Stamp
-from turnwise.plugins.aggregators.answers import scores
 from turnwise.plugins.aggregators.bradley_terry import BradleyTerry
+from turnwise.plugins.aggregators.common import scores
 from turnwise.plugins.aggregators.dawid_skene import DawidSkene
 from turnwise.plugins.aggregators.rater_bradley_terry import RaterBradleyTerry
 

@@ -34,14 +34,15 @@ import numpy as np
 import torch
 import turnwise
 from scipy.optimize import isotonic_regression
-from turnwise.engine.environment import starts
-from turnwise.engine.episode import derive_id
-from turnwise.engine.learning import Row
-from turnwise.engine.policy.model import divide
-from turnwise.engine.rollout import Where, rollout
+from turnwise.engine.environments.registry import starts
+from turnwise.engine.policy.network import divide
+from turnwise.engine.records.batch import Row
+from turnwise.engine.rollout.conversation import Where
+from turnwise.engine.rollout.rollout import rollout
+from turnwise.engine.util.ids import derive_id
 from turnwise.judges.simulated import SimulatedPanel
-from turnwise.plugins.demo.demo import ENV, policy_player
-from turnwise.plugins.human.value import information
+from turnwise.plugins.demo.support_desk import ENV, policy_player
+from turnwise.plugins.human.information import information
 from turnwise.plugins.reward_model.model import RewardModel
 from turnwise.plugins.reward_model.training import Data, Ensemble, Training, finals
 

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from turnwise.engine.calibration import Drift, fit_correction, prediction_powered_mean
+from turnwise.engine.analysis.calibration import Drift, fit_correction, prediction_powered_mean
 
 PAGE = Path(__file__).parents[1] / "docs" / "calibration.md"
 MARKS = "<!-- tables: benchmarks/calibration.py -->", "<!-- end of tables -->"

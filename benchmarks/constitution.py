@@ -32,14 +32,24 @@ from typing import Any
 import turnwise
 import yaml
 from simulated_judge import CONSTITUTION, SimulatedModel
-from turnwise.engine.episode import Episode
-from turnwise.engine.policy import Policy
-from turnwise.engine.progress import quiet
-from turnwise.engine.stages.evaluate import paired, play_held_out, score
+from turnwise.engine.analysis.scores import paired, score
+from turnwise.engine.pipeline.progress import quiet
+from turnwise.engine.policy.policy import Policy
+from turnwise.engine.records.episode import Episode
+from turnwise.engine.stages.evaluate import play_held_out
 from turnwise.envs.support_desk import CONFUSED, LEAVES
-from turnwise.judges import Constitution
-from turnwise.plugins.demo.demo import ENV, EVALUATION_SEED, HELD_OUT, MAX_NEW_TOKENS, PPO, SFT, policy_player, small_model
-from turnwise.plugins.demo.road import BACKEND
+from turnwise.judges.constitutional.constitution import Constitution
+from turnwise.plugins.demo.rlhf import BACKEND
+from turnwise.plugins.demo.support_desk import (
+    ENV,
+    EVALUATION_SEED,
+    HELD_OUT,
+    MAX_NEW_TOKENS,
+    PPO,
+    SFT,
+    policy_player,
+    small_model,
+)
 
 PLAY = {"env": ENV, "max_new_tokens": MAX_NEW_TOKENS, "backend": BACKEND}
 REVISED = {"stage": "revise", "epochs": 3, "batch_size": 32, "lr": 2e-3, "micro_tokens": 16384}

@@ -39,10 +39,10 @@ import torch
 import turnwise
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from turnwise.engine.batch import make_batch
-from turnwise.engine.episode import Episode, Message, Start, Turn
-from turnwise.engine.learning import Batch
-from turnwise.engine.reward import Rewards
+from turnwise.engine.policy.batching import make_batch
+from turnwise.engine.records.batch import Batch
+from turnwise.engine.records.episode import Episode, Message, Start, Turn
+from turnwise.engine.records.rewards import Rewards
 from turnwise.envs.maze import MOVES, Maze
 from turnwise.plugins.credit.branch import BranchCredit
 from turnwise.plugins.credit.counterfactual import Counterfactual
@@ -466,10 +466,10 @@ LM_ENV: dict[str, Any] = {"id": "turnwise/Maze-v0", "kwargs": {"reward": "exit",
 
 
 def lm_cell(label: str, seed: int, folder: Path) -> dict[str, Any]:
-    from turnwise.engine.progress import quiet
+    from turnwise.engine.pipeline.progress import quiet
+    from turnwise.engine.stages.environments import EnvConfig
     from turnwise.engine.stages.evaluate import play_held_out
-    from turnwise.engine.stages.play import EnvConfig
-    from turnwise.plugins.demo.tiny import build_policy
+    from turnwise.plugins.demo.tiny_model import build_policy
 
     quiet()
     turnwise.Plugins()

@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from turnwise.engine.batch import make_batch
-from turnwise.engine.episode import Episode, Message, Start, Turn
-from turnwise.engine.learning import Batch
-from turnwise.engine.reward import Rewards
+from turnwise.engine.policy.batching import make_batch
+from turnwise.engine.records.batch import Batch
+from turnwise.engine.records.episode import Episode, Message, Start, Turn
+from turnwise.engine.records.rewards import Rewards
 from turnwise.engine.tensors import kl_estimate
 from turnwise.plugins.credit.branch import BranchCredit
 from turnwise.plugins.credit.counterfactual import Counterfactual

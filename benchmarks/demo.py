@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import turnwise
-from turnwise.engine.progress import quiet
-from turnwise.engine.stages.evaluate import play_held_out, score
-from turnwise.engine.stages.play import EnvConfig
+from turnwise.engine.analysis.scores import score
+from turnwise.engine.pipeline.progress import quiet
+from turnwise.engine.stages.environments import EnvConfig
+from turnwise.engine.stages.evaluate import play_held_out
 from turnwise.envs.support_desk import QUESTIONS, RESOLUTIONS
-from turnwise.plugins.demo.demo import ENV, EVALUATION_SEED, HELD_OUT, policy_player
+from turnwise.plugins.demo.support_desk import ENV, EVALUATION_SEED, HELD_OUT, policy_player
 
 STORIES = 400
 

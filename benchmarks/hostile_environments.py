@@ -20,7 +20,7 @@ from typing import Any
 
 import gymnasium
 import turnwise
-from turnwise.engine.instances import Environments
+from turnwise.engine.environments.pool import Environments
 
 HANG, LIMIT = 2.0, 0.5
 PLACES, HOWS, WAYS = (

@@ -1,4 +1,4 @@
-"""Judges with known faults, measured: planted biases against what `turnwise.engine.bias` finds, and canaries against gullible
+"""Judges with known faults, measured: planted biases against what `turnwise.engine.analysis.bias` finds, and canaries against gullible
 judges.
 
     python benchmarks/judge_bias.py            # three minutes on one core; writes the tables of docs/judge-bias.md
@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 from turnwise import Comparison, Episode, Feedback, Message, Stamp, Start, Turn
-from turnwise.engine.bias import Bias, position, self_preference, style
-from turnwise.judges.canaries import KINDS, Quarantine, Schedule
+from turnwise.engine.analysis.bias import Bias, position, self_preference, style
+from turnwise.judges.trust.canaries import KINDS, Quarantine, Schedule
 
 SEEDS = range(20)
 PAGE = Path(__file__).parents[1] / "docs" / "judge-bias.md"

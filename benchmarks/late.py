@@ -28,9 +28,10 @@ from typing import Any
 
 import turnwise
 from scipy import stats
-from turnwise.engine.progress import quiet
-from turnwise.engine.stages.evaluate import play_held_out, score
-from turnwise.plugins.demo.demo import EVALUATION_SEED, GRPO, HELD_OUT, SFT, play_run, policy_player, small_model
+from turnwise.engine.analysis.scores import score
+from turnwise.engine.pipeline.progress import quiet
+from turnwise.engine.stages.evaluate import play_held_out
+from turnwise.plugins.demo.support_desk import EVALUATION_SEED, GRPO, HELD_OUT, SFT, play_run, policy_player, small_model
 
 HOUR = 3600.0
 STORIES = 400

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import turnwise
-from turnwise.engine.policy.backends import InProcess
-from turnwise.engine.progress import quiet
-from turnwise.engine.stages.evaluate import play_held_out, score
-from turnwise.engine.stages.play import EnvConfig
-from turnwise.plugins.demo.tiny import build_policy
+from turnwise.engine.analysis.scores import score
+from turnwise.engine.pipeline.progress import quiet
+from turnwise.engine.policy.in_process import InProcess
+from turnwise.engine.stages.environments import EnvConfig
+from turnwise.engine.stages.evaluate import play_held_out
+from turnwise.plugins.demo.tiny_model import build_policy
 
 ENV = EnvConfig(id="turnwise/Maze-v0")
 TOKENS = 8

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 import turnwise
-from turnwise.engine.overoptimisation import fit_interval, fit_law
-from turnwise.engine.progress import quiet
-from turnwise.engine.stages.evaluate import bootstrap
-from turnwise.plugins.demo.demo import ENV, EVALUATION_SEED, HELD_OUT, MAX_NEW_TOKENS, PPO, SFT, small_model
-from turnwise.plugins.demo.road import BACKEND
+from turnwise.engine.analysis.overoptimisation import fit_interval, fit_law
+from turnwise.engine.analysis.scores import bootstrap
+from turnwise.engine.pipeline.progress import quiet
+from turnwise.plugins.demo.rlhf import BACKEND
+from turnwise.plugins.demo.support_desk import ENV, EVALUATION_SEED, HELD_OUT, MAX_NEW_TOKENS, PPO, SFT, small_model
 from turnwise.plugins.reward_model.judge import latest
 
 PANEL = {"source": "simulated-panel", "raters": 5, "noise": 0.3, "taste": 0.1, "bias": {"questions": 0.2}}

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import turnwise
-from turnwise.engine.sources import Sources
+from turnwise.engine.feedback.sources import Sources
 from turnwise.plugins.human import lead, raters
+from turnwise.plugins.human.agreement import agreed
 from turnwise.plugins.human.desk import Desk
 
 RUN = "run"
@@ -48,7 +49,7 @@ def measure(items: int) -> tuple[float, float, float, float]:
                 desk.answer(task, ada, {f"aspect-{a}": "4" for a in ("helpful", "honest", "harmless")})
         spent = (
             timed(lambda: desk.next(RUN, ada)), timed(lambda: desk.has_next(RUN, ada)),
-            timed(lambda: (desk.slots(RUN), lead.agreed(ledger, RUN))), timed(lambda: lead.overview(ledger, RUN)),
+            timed(lambda: (desk.slots(RUN), agreed(ledger, RUN))), timed(lambda: lead.overview(ledger, RUN)),
         )  # fmt: skip
         ledger.close()
     return spent

@@ -16,7 +16,9 @@ from typing import Any
 
 import turnwise
 from PIL import Image
-from turnwise.engine.rollout import ScriptPlayer, Where, rollout
+from turnwise.engine.rollout.conversation import Where
+from turnwise.engine.rollout.players import ScriptPlayer
+from turnwise.engine.rollout.rollout import rollout
 from turnwise.plugins.human import lead, raters
 from turnwise.plugins.human.desk import Desk
 

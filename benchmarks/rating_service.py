@@ -32,10 +32,12 @@ from pathlib import Path
 import httpx2
 import sqlalchemy as sa
 import turnwise
-from turnwise.engine.episode import derive_id
-from turnwise.engine.ledger import FEEDBACK, REQUESTS
-from turnwise.engine.rollout import ScriptPlayer, Where, rollout
-from turnwise.engine.sources import Sources
+from turnwise.engine.feedback.sources import Sources
+from turnwise.engine.ledger.tables import FEEDBACK, REQUESTS
+from turnwise.engine.rollout.conversation import Where
+from turnwise.engine.rollout.players import ScriptPlayer
+from turnwise.engine.rollout.rollout import rollout
+from turnwise.engine.util.ids import derive_id
 from turnwise.plugins.human import raters
 from turnwise.plugins.human.tables import LEASES
 
@@ -44,7 +46,7 @@ from databases import cluster, new_database
 
 SERVE = """
 import sys, uvicorn, turnwise
-from turnwise.plugins.human.service import make_app
+from turnwise.plugins.human.web.app import make_app
 uvicorn.run(make_app(turnwise.Ledger(sys.argv[1]), "run"), port=int(sys.argv[2]), log_level="error", access_log=False)
 """
 

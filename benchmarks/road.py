@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import turnwise
-from turnwise.plugins.demo.road import run_road
+from turnwise.plugins.demo.rlhf import run_road
 
 PLAYERS = ("expert", "random", "demonstrator", "sft", "best-of-4", "best-of-16", "ppo-rm", "grpo")
 

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turnwise.engine.episode import Message, derive_id
+from turnwise.engine.records.episode import Message
+from turnwise.engine.util.ids import derive_id
 from turnwise.envs.support_desk import _ASKS, _DOES, QUESTIONS, RESOLUTIONS, next_topic, read_facts, resolution
-from turnwise.judges import Constitution
-from turnwise.judges.models import ModelError, Prompt, Reply, Token, Usage
+from turnwise.judges.constitutional.constitution import Constitution
+from turnwise.judges.models.model import ModelError, Prompt, Reply, Token, Usage
 
 CONSTITUTION = Path(__file__).with_name("constitution.md")
 SURE = 0.9  # the probability of the verdict's token

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
 import typer.core
 
-from .plugins import PluginError, Plugins
-from .secrets import redact
-from .suggest import did_you_mean
-from .wording import one_line
+from .errors import PluginError
+from .pipeline.plugins import Plugins
+from .util.secrets import redact
+from .util.suggest import did_you_mean
+from .util.wording import one_line
 
 
 class Commands(typer.core.TyperGroup):
@@ -120,11 +120,11 @@ def run_(
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Does what a pipeline says: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
-    from .checkpoint import read_evaluation
-    from .config import RunConfig
-    from .progress import Display, in_a_line, quiet
-    from .run import Run
-    from .stages.measures import idle_stages, learned_nothing
+    from .pipeline.config import RunConfig
+    from .pipeline.folder import read_evaluation
+    from .pipeline.progress import Display, in_a_line, quiet
+    from .pipeline.run import Run
+    from .stages.rl.metrics import idle_stages, learned_nothing
 
     import_module(module, context.obj)
     read = RunConfig.load(config)
@@ -181,11 +181,13 @@ def evaluate(
     """Plays a policy on starts of its own, next to scripted players; see --options for held-out content."""
     from dataclasses import asdict
 
-    from .policy import Policy, Sampling
-    from .progress import quiet
-    from .rollout import PolicyPlayer, ScriptPlayer
-    from .stages.evaluate import play_held_out, score
-    from .stages.play import EnvConfig, check_envs
+    from .analysis.scores import score
+    from .pipeline.progress import quiet
+    from .policy.policy import Policy
+    from .records.sampling import Sampling
+    from .rollout.players import PolicyPlayer, ScriptPlayer
+    from .stages.environments import EnvConfig, check_envs
+    from .stages.evaluate import play_held_out
 
     with _only_our_output() if as_json else contextlib.nullcontext():
         import_module(module)
@@ -209,8 +211,9 @@ def evaluate(
 
 def _trained_limit(policy: Path) -> int:
     """The most tokens of a reply in the run whose policy it is, as its folder says; 256 where it says nothing."""
-    from .checkpoint import read_config
-    from .config import ConfigError, flat
+    from .errors import ConfigError
+    from .pipeline.config import flat
+    from .pipeline.folder import read_config
 
     try:
         stages = [options or {} for stage in flat(read_config(policy.parent)["stages"]) for options in stage.values()]
@@ -249,9 +252,9 @@ def chat(
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Talks to a policy, shows it at work in an environment, or lets you play an environment yourself."""
-    from . import talk
-    from .config import ConfigError
-    from .progress import quiet
+    from . import chat as talk
+    from .errors import ConfigError
+    from .pipeline.progress import quiet
 
     import_module(module)
     if policy is None and env is None:
@@ -280,9 +283,9 @@ def export(
     ledger: Annotated[str | None, LEDGER] = None,
 ) -> None:
     """Writes what raters and judges said of a run's conversations as others train on it: comparisons, scores, scores of turns."""
-    from .checkpoint import open_ledger
-    from .config import ConfigError
-    from .exchange import export_pairs, export_stepwise, export_unpaired, save
+    from .errors import ConfigError
+    from .exchange.writing import export_pairs, export_stepwise, export_unpaired, save
+    from .pipeline.folder import open_ledger
 
     opened, run = open_ledger(folder, ledger)
     comparisons, scores = opened.comparisons(run, stages=stage), opened.scores(run, stages=stage)
@@ -337,8 +340,8 @@ def envs(
     """Lists environments that speak, or checks one."""
     import gymnasium
 
-    from .env_check import check_environment
-    from .environment import dialogue_ids
+    from .environments.checker import check_environment
+    from .environments.registry import dialogue_ids
 
     import_module(module)
     if check is None:
@@ -361,7 +364,7 @@ def _mapping(name: str, text: str) -> dict[str, Any]:
     Raises:
         ConfigError: it is not.
     """
-    from .config import ConfigError
+    from .errors import ConfigError
 
     try:
         value = json.loads(text)

@@ -19,11 +19,12 @@ import pluggy
 if TYPE_CHECKING:
     from typer import Typer
 
-    from .episode import Episode
-    from .feedback import Comparison, Feedback
-    from .ledger import Ledger
-    from .report.section import Section
-    from .run import Run
+    from .ledger.ledger import Ledger
+    from .protocols import RunView
+    from .records.episode import Episode
+    from .records.feedback import Comparison, Feedback
+    from .records.report_section import Section
+
 
 hookspec = pluggy.HookspecMarker("turnwise")
 hookimpl = pluggy.HookimplMarker("turnwise")
@@ -103,21 +104,21 @@ def report_sections(ledger: Ledger, run: str) -> list[Section]:
 
 
 @hookspec
-def episodes_played(run: Run, episodes: Sequence[Episode]) -> None:
+def episodes_played(run: RunView, episodes: Sequence[Episode]) -> None:
     """A round of play is over and recorded."""
 
 
 @hookspec
-def feedback_received(run: Run, feedback: Sequence[Feedback | Comparison]) -> None:
+def feedback_received(run: RunView, feedback: Sequence[Feedback | Comparison]) -> None:
     """New feedback is recorded in the ledger, by a source or by another process that writes there. Each answer is told once; a run that
     was resumed tells again what there is on conversations that still wait."""
 
 
 @hookspec
-def update_finished(run: Run, update: int, metrics: Mapping[str, float]) -> None:
+def update_finished(run: RunView, update: int, metrics: Mapping[str, float]) -> None:
     """The policy was updated and the metrics are on disk."""
 
 
 @hookspec
-def run_finished(run: Run) -> None:
+def run_finished(run: RunView) -> None:
     """The last stage ended; not called for an interrupted run."""

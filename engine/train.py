@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig
-from .plugins import Plugins
-from .progress import Display, in_a_line, quiet
-from .run import Run, Status
-from .stages.measures import idle_stages
+from .pipeline.config import RunConfig
+from .pipeline.plugins import Plugins
+from .pipeline.progress import Display, in_a_line, quiet
+from .pipeline.run import Run
+from .records.update import Status
+from .stages.rl.metrics import idle_stages
 
 
 def train(

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Literal
 
 import gymnasium
 
-from ..engine.environment import Text
-from ..engine.episode import Message
+from ..engine.environments.space import Text
+from ..engine.records.episode import Message
 
 SYSTEM = "Find the way out. Say where you go: north, east, south or west."
 MOVES = {"north": (-1, 0), "east": (0, 1), "south": (1, 0), "west": (0, -1)}

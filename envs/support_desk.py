@@ -27,8 +27,8 @@ from typing import Any, ClassVar
 
 import gymnasium
 
-from ..engine.environment import Text
-from ..engine.episode import Message
+from ..engine.environments.space import Text
+from ..engine.records.episode import Message
 
 SYSTEM = "You help the customers of a shop. Ask only for what is missing, then say what you will do."
 

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 import gymnasium
 
-from ..engine.environment import Text
-from ..engine.episode import Message
+from ..engine.environments.space import Text
+from ..engine.records.episode import Message
 
 
 def _words(text: str) -> tuple[str, ...]:

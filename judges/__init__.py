@@ -10,42 +10,43 @@ from ..engine.hookspecs import Register, hookimpl
 if TYPE_CHECKING:
     from typer import Typer
 
-    from ..engine.ledger import Ledger
-    from ..engine.report.section import Section
-    from .answers import Exact, Numeric
-    from .checklist import ChecklistJudge
-    from .combine import Not, Rules
-    from .constitution import Constitution, ConstitutionJudge
-    from .economy import Economy
-    from .escalation import Escalation
-    from .judge import ModelJudge
-    from .listwise import ListwiseJudge
-    from .pairwise import PairwiseJudge
-    from .panel import Panel
-    from .rubric import Rubric
-    from .rules import Forbidden, Language, Length, Questions, Regex, Repetition, Turns
-    from .scoring import RubricJudge
+    from ..engine.ledger.ledger import Ledger
+    from ..engine.records.report_section import Section
+    from .combined.escalation import Escalation
+    from .combined.panel import Panel
+    from .constitutional.constitution import Constitution, ConstitutionJudge
+    from .llm.checklist import ChecklistJudge
+    from .llm.judge import ModelJudge
+    from .llm.listwise import ListwiseJudge
+    from .llm.pairwise import PairwiseJudge
+    from .llm.rubric import Rubric
+    from .llm.rubric_judge import RubricJudge
+    from .rules.answers import Exact, Numeric
+    from .rules.combine import Not, Rules
+    from .rules.economy import Economy
+    from .rules.structure import JsonSchema, ToolCalls
+    from .rules.text import Forbidden, Language, Length, Questions, Regex, Repetition, Turns
     from .simulated import SimulatedPanel
-    from .structure import JsonSchema, ToolCalls
+
 
 # Names are resolved when first used: the command line lists judges without loading what they need. (No `__dir__`: pluggy looks at all it
 # names.)
 _HOMES = {
-    "answers": ("Exact", "Numeric"),
-    "checklist": ("ChecklistJudge",),
-    "combine": ("Not", "Rules"),
-    "constitution": ("Constitution", "ConstitutionJudge"),
-    "economy": ("Economy",),
-    "escalation": ("Escalation",),
-    "judge": ("ModelJudge",),
-    "listwise": ("ListwiseJudge",),
-    "pairwise": ("PairwiseJudge",),
-    "panel": ("Panel",),
-    "rubric": ("Rubric",),
-    "rules": ("Forbidden", "Language", "Length", "Questions", "Regex", "Repetition", "Turns"),
-    "scoring": ("RubricJudge",),
+    "combined.escalation": ("Escalation",),
+    "combined.panel": ("Panel",),
+    "constitutional.constitution": ("Constitution", "ConstitutionJudge"),
+    "llm.checklist": ("ChecklistJudge",),
+    "llm.judge": ("ModelJudge",),
+    "llm.listwise": ("ListwiseJudge",),
+    "llm.pairwise": ("PairwiseJudge",),
+    "llm.rubric": ("Rubric",),
+    "llm.rubric_judge": ("RubricJudge",),
+    "rules.answers": ("Exact", "Numeric"),
+    "rules.combine": ("Not", "Rules"),
+    "rules.economy": ("Economy",),
+    "rules.structure": ("JsonSchema", "ToolCalls"),
+    "rules.text": ("Forbidden", "Language", "Length", "Questions", "Regex", "Repetition", "Turns"),
     "simulated": ("SimulatedPanel",),
-    "structure": ("JsonSchema", "ToolCalls"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -66,25 +67,25 @@ def __getattr__(name: str) -> Any:
 
 @hookimpl
 def register_judges(register: Register) -> None:
-    register("checklist", "turnwise.judges.checklist:ChecklistJudge")
-    register("constitution", "turnwise.judges.constitution:ConstitutionJudge")
-    register("economy", "turnwise.judges.economy:Economy")
-    register("exact", "turnwise.judges.answers:Exact")
-    register("forbidden", "turnwise.judges.rules:Forbidden")
-    register("json-schema", "turnwise.judges.structure:JsonSchema")
-    register("language", "turnwise.judges.rules:Language")
-    register("length", "turnwise.judges.rules:Length")
-    register("listwise", "turnwise.judges.listwise:ListwiseJudge")
-    register("not", "turnwise.judges.combine:Not")
-    register("numeric", "turnwise.judges.answers:Numeric")
-    register("pairwise", "turnwise.judges.pairwise:PairwiseJudge")
-    register("questions", "turnwise.judges.rules:Questions")
-    register("regex", "turnwise.judges.rules:Regex")
-    register("repetition", "turnwise.judges.rules:Repetition")
-    register("rubric", "turnwise.judges.scoring:RubricJudge")
-    register("rules", "turnwise.judges.combine:Rules")
-    register("tool-calls", "turnwise.judges.structure:ToolCalls")
-    register("turns", "turnwise.judges.rules:Turns")
+    register("checklist", "turnwise.judges.llm.checklist:ChecklistJudge")
+    register("constitution", "turnwise.judges.constitutional.constitution:ConstitutionJudge")
+    register("economy", "turnwise.judges.rules.economy:Economy")
+    register("exact", "turnwise.judges.rules.answers:Exact")
+    register("forbidden", "turnwise.judges.rules.text:Forbidden")
+    register("json-schema", "turnwise.judges.rules.structure:JsonSchema")
+    register("language", "turnwise.judges.rules.text:Language")
+    register("length", "turnwise.judges.rules.text:Length")
+    register("listwise", "turnwise.judges.llm.listwise:ListwiseJudge")
+    register("not", "turnwise.judges.rules.combine:Not")
+    register("numeric", "turnwise.judges.rules.answers:Numeric")
+    register("pairwise", "turnwise.judges.llm.pairwise:PairwiseJudge")
+    register("questions", "turnwise.judges.rules.text:Questions")
+    register("regex", "turnwise.judges.rules.text:Regex")
+    register("repetition", "turnwise.judges.rules.text:Repetition")
+    register("rubric", "turnwise.judges.llm.rubric_judge:RubricJudge")
+    register("rules", "turnwise.judges.rules.combine:Rules")
+    register("tool-calls", "turnwise.judges.rules.structure:ToolCalls")
+    register("turns", "turnwise.judges.rules.text:Turns")
 
 
 @hookimpl
@@ -97,19 +98,19 @@ def register_models(register: Register) -> None:
 
 @hookimpl
 def register_stages(register: Register) -> None:
-    register("revise", "turnwise.judges.revise:Revise")
+    register("revise", "turnwise.judges.constitutional.revise:Revise")
 
 
 @hookimpl
 def register_feedback_sources(register: Register) -> None:
-    register("escalation", "turnwise.judges.escalation:Escalation")
-    register("panel", "turnwise.judges.panel:Panel")
+    register("escalation", "turnwise.judges.combined.escalation:Escalation")
+    register("panel", "turnwise.judges.combined.panel:Panel")
     register("simulated-panel", "turnwise.judges.simulated:SimulatedPanel")
 
 
 @hookimpl
 def register_commands(app: Typer) -> None:
-    from . import commands
+    from .commands import commands
 
     app.command("estimate")(commands.estimate)
     app.command("judges")(commands.judges)
@@ -117,6 +118,6 @@ def register_commands(app: Typer) -> None:
 
 @hookimpl
 def report_sections(ledger: Ledger, run: str) -> list[Section]:
-    from .audit import audit
+    from .commands.audit import audit
 
     return audit(ledger, run)

@@ -20,9 +20,11 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from ..engine.episode import Episode, derive_id
-from ..engine.feedback import Comparison, Context, Request, Stamp
-from ..engine.suggest import did_you_mean
+from ..engine.protocols import Context
+from ..engine.records.episode import Episode
+from ..engine.records.feedback import Comparison, Request, Stamp
+from ..engine.util.ids import derive_id
+from ..engine.util.suggest import did_you_mean
 
 FEATURES: Mapping[str, Callable[[Episode], float]] = {
     "questions": lambda e: float(sum("?" in turn.action for turn in e.turns)),

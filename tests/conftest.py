@@ -19,7 +19,7 @@ import turnwise
 from browsers import CHROMIUM, chromium
 from databases import cluster, new_database, program
 from support import WORDS, configs
-from turnwise.plugins.demo.tiny import build_tokenizer
+from turnwise.plugins.demo.tiny_model import build_tokenizer
 
 hypothesis.settings.register_profile(  # how long an example takes says how busy the machine is
     "turnwise", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

@@ -39,7 +39,7 @@ import yaml
 from model_server import ModelServer
 from rating import next_task, person
 from safetensors.torch import load_file
-from turnwise.plugins.demo.tiny import build_policy
+from turnwise.plugins.demo.tiny_model import build_policy
 from turnwise.plugins.human.desk import Desk
 
 RENAMED: dict[str, str] = {}  # new name -> name at the commit where the hashes were recorded

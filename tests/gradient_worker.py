@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import turnwise
-from turnwise.engine.batch import make_batch
+from turnwise.engine.policy.batching import make_batch
 from turnwise.plugins.credit.gae import GAE
 from turnwise.plugins.credit.outcome import OutcomeCredit
 from turnwise.plugins.optimizers.grpo import GRPO

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import turnwise
 from judging import PRICE, RUBRIC, Virtual, answers, context, model, talk
-from turnwise.judges import RubricJudge, batches, calls
+from turnwise.judges.asking import batches, calls
+from turnwise.judges.llm.rubric_judge import RubricJudge
 
 
 def judge(wire: str, moment: str, url: str, folder: Path, kill: bool) -> None:

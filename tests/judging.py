@@ -15,14 +15,15 @@ from typing import Any
 import sqlalchemy as sa
 import turnwise
 from model_server import Asked, ModelServer, Tokens
-from turnwise.engine.environment import background
-from turnwise.engine.feedback import Context, Question
-from turnwise.engine.sources import with_members
-from turnwise.judges import calls
-from turnwise.judges.models import Prompt, Reply, Usage
+from turnwise.engine.feedback.specs import with_members
+from turnwise.engine.protocols import Context
+from turnwise.engine.records.feedback import Question
+from turnwise.engine.util.aio import background
+from turnwise.judges.asking import calls
+from turnwise.judges.asking.store import CALLS
 from turnwise.judges.models.anthropic import Anthropic
+from turnwise.judges.models.model import Prompt, Reply, Usage
 from turnwise.judges.models.openai import OpenAI, OpenAIChat
-from turnwise.judges.store import CALLS
 
 PRICE = (3.0, 0.3, 3.75, 15.0)  # dollars per million tokens: fresh, read from the cache, written to it, output
 WIRES = ("messages", "responses", "chat")

@@ -25,11 +25,13 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 import sqlalchemy
 import torch
 import turnwise
-import turnwise.engine.batch
 import turnwise.engine.policy
-import turnwise.plugins.demo.tiny
-from turnwise.engine.policy import backends, learner, model
-from turnwise.engine.progress import quiet
+import turnwise.engine.policy.batching
+import turnwise.plugins.demo.tiny_model
+from turnwise.engine.pipeline.progress import quiet
+from turnwise.engine.policy import in_process as backends
+from turnwise.engine.policy import learner
+from turnwise.engine.policy import policy as model
 
 
 class Clock:

@@ -10,8 +10,8 @@ import gymnasium
 import torch
 import transformers
 import turnwise
-from turnwise.engine.learning import Batch, Credit
-from turnwise.engine.policy.backends import InProcess
+from turnwise.engine.policy.in_process import InProcess
+from turnwise.engine.records.batch import Batch, Credit
 
 WORDS = "hello there how are you fine thanks what is it I do not know tell me more please yes no maybe the cat sat on a mat . ? ! , 1 2 3"
 SHORT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}

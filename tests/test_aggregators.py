@@ -20,9 +20,9 @@ from scipy.optimize import approx_fprime
 from scipy.special import expit
 from scipy.stats import kendalltau
 from turnwise import Aggregate, Comparison, Feedback, NoReward, Rewards, Stamp
-from turnwise.plugins.aggregators import answers
-from turnwise.plugins.aggregators.answers import Inverse, pairs, ranking_weight, scores
+from turnwise.plugins.aggregators import common as answers
 from turnwise.plugins.aggregators.bradley_terry import BradleyTerry
+from turnwise.plugins.aggregators.common import Inverse, pairs, ranking_weight, scores
 from turnwise.plugins.aggregators.dawid_skene import DawidSkene
 from turnwise.plugins.aggregators.majority import Majority
 from turnwise.plugins.aggregators.mean import GRID, Mean

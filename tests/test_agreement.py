@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from turnwise import Comparison, Stamp
-from turnwise.engine.agreement import alpha_interval, comparison_units, gwet_ac1, krippendorff_alpha, percent_agreement
+from turnwise.engine.analysis.agreement import alpha_interval, comparison_units, gwet_ac1, krippendorff_alpha, percent_agreement
 
 # Krippendorff's four observers and twelve units ("Computing Krippendorff's Alpha-Reliability", 2011, section C); 0 is missing.
 OBSERVERS = {

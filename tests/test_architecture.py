@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,23 @@ from turnwise.engine import hookspecs
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ("engine", "envs", "judges", "plugins")
-FLOORS = {
-    0: ["engine.episode", "engine.feedback", "engine.tensors", "engine.suggest", "engine.overoptimisation", "engine.preferences",
-        "engine.agreement", "engine.calibration", "engine.exchange", "engine.files"],
-    1: ["engine.hookspecs", "engine.plugins", "engine.environment", "engine.env_process", "engine.instances", "engine.env_check", "engine.wording", "engine.learning", "engine.reward", "engine.database", "engine.ledger",
-        "engine.bias", "engine.judge_report", "engine.policy", "engine.secrets", "engine.memory", "engine.batch", "engine.builtin"],
-    2: ["engine.rollout", "engine.sources", "engine.config", "engine.checkpoint", "engine.tracking", "engine.run", "engine.stages"],
-    3: ["engine.progress", "engine.talk", "engine.train", "engine.report", "engine.cli"],
-}  # fmt: skip
+# The rooms of `engine/`, from the ground up: a room imports from lower floors only. Rooms on one floor do not know one another.
+FLOORS = (
+    ("errors",),
+    ("tensors",),
+    ("util",),
+    ("records",),
+    ("environments", "policy", "ledger", "analysis"),
+    ("protocols",),
+    ("hookspecs",),
+    ("exchange", "rollout"),
+    ("pipeline",),
+    ("feedback",),
+    ("stages",),
+    ("report",),
+    ("train", "chat"),
+    ("cli",),
+)
 
 
 def modules() -> dict[str, Path]:
@@ -34,27 +44,15 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(name: str, path: Path, *, at_import_time: bool = False) -> set[str]:
-    """Turnwise modules that a module imports, as dotted names below the root."""
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    tree = ast.parse(path.read_text())
-    nodes = list(ast.walk(tree))
-    if at_import_time:
-        nodes = []
-        waiting: list[ast.AST] = list(tree.body)
-        while waiting:
-            node = waiting.pop()
-            nodes.append(node)
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                continue
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-                continue
-            waiting += ast.iter_child_nodes(node)
+def imports(name: str, text: str, known: Collection[str], *, package: bool = False) -> set[str]:
+    """Turnwise modules that a module imports, as dotted names below the root, wherever the import stands: at the top, in a
+    TYPE_CHECKING block, in a function."""
+    parts = name.split(".")
+    here = parts if package else parts[:-1]
     found = set()
-    known = modules()
-    for node in nodes:
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1]
+            base = here[: len(here) - node.level + 1]
             target = ".".join([*base, *(node.module.split(".") if node.module else [])])
             for alias in node.names:
                 whole = f"{target}.{alias.name}".strip(".")
@@ -65,42 +63,82 @@ def imports(name: str, path: Path, *, at_import_time: bool = False) -> set[str]:
     return found & set(known)
 
 
-def floor(name: str) -> int:
-    return next(level for level, names in FLOORS.items() if any(name == n or name.startswith(n + ".") for n in names))
+def graph(planted: Mapping[str, str] | None = None) -> dict[str, set[str]]:
+    """What every module imports.
+
+    Args:
+        planted: lines to add to the text of modules, to see a rule broken.
+    """
+    known = modules()
+    return {
+        name: imports(name, path.read_text() + (planted or {}).get(name, ""), known, package=path.name == "__init__.py")
+        - {name}
+        for name, path in known.items()
+    }
 
 
-def test_floors() -> None:
-    for name, path in modules().items():
-        if name == "engine" or not name.startswith("engine"):
-            continue
-        for target in imports(name, path, at_import_time=True):
-            if target.startswith("engine."):
-                assert floor(target) <= floor(name), f"{name} (floor {floor(name)}) imports {target} (floor {floor(target)})"
+def climbs(found: Mapping[str, set[str]]) -> list[str]:
+    """Imports within the engine that do not go down."""
+    floor = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+    within = [(n.split("."), t.split(".")) for n, targets in found.items() for t in targets if n[:7] == t[:7] == "engine."]
+    return sorted(f"{'.'.join(n)} -> {'.'.join(t)}" for n, t in within if n[1] != t[1] and floor[t[1]] >= floor[n[1]])
 
 
-def test_the_engine_knows_no_plugin_and_plugins_not_each_other() -> None:
-    for name, path in modules().items():
-        part = name.split(".")[0]
-        for target in imports(name, path):
-            other = target.split(".")[0]
-            assert other == "engine" or (part == other and part != "engine"), f"{name} imports {target}"
-
-
-def test_no_import_circles() -> None:
-    graph = {name: imports(name, path, at_import_time=True) - {name} for name, path in modules().items()}
+def circles(found: Mapping[str, set[str]]) -> list[str]:
+    """Ways that lead from a module through its imports back to it."""
     done: set[str] = set()
+    seen: list[str] = []
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, f"import circle: {' -> '.join([*trail[trail.index(name) :], name])}"
+        if name in trail:
+            seen.append(" -> ".join([*trail[trail.index(name) :], name]))
+            return
         if name in done:
             return
-        for target in graph[name]:
-            if not (name.startswith(target + ".") or target.startswith(name + ".")):  # a package and its own parts
+        for target in sorted(found[name]):
+            if not name.startswith(target + "."):  # a package is there before its parts
                 visit(target, (*trail, name))
         done.add(name)
 
-    for name in graph:
+    for name in found:
         visit(name, ())
+    return seen
+
+
+def test_rooms_know_lower_rooms_only() -> None:
+    assert climbs(graph()) == []
+    rooms = {path.name.removesuffix(".py") for path in (ROOT / "engine").iterdir() if path.suffix in ("", ".py")}
+    assert rooms - {"__init__", "__pycache__"} == {room for floor in FLOORS for room in floor}
+    assert len(rooms - {"__init__", "__pycache__"}) <= 19, "as many as one may keep in mind"
+
+
+PLACES = ("\nfrom {} import run\n", "\nif TYPE_CHECKING:\n    from {} import run\n", "\ndef f():\n    from {} import run\n")
+
+
+@pytest.mark.parametrize("place", PLACES, ids=["top", "types", "function"])
+def test_a_rule_that_is_broken_shows(place: str) -> None:
+    """One import planted in each of the three places where imports stand."""
+    assert climbs(graph({"engine.ledger.rows": place.format("..pipeline")})) == ["engine.ledger.rows -> engine.pipeline.run"]
+    found = circles(graph({"engine.pipeline.resume": place.format(".")}))
+    assert len(found) == 1
+    assert "engine.pipeline.resume" in found[0]
+    assert foreign(graph({"judges.simulated": place.format("..plugins")})) == ["judges.simulated -> plugins"]
+
+
+def foreign(found: Mapping[str, set[str]]) -> list[str]:
+    """Imports of another of the four parts of the house than the engine."""
+    pairs = [(n, t, n.split(".")[0], t.split(".")[0]) for n, targets in found.items() for t in targets]
+    return sorted(
+        f"{n} -> {t}" for n, t, own, other in pairs if other not in ("engine", own) or (own == "engine") > (other == "engine")
+    )
+
+
+def test_the_engine_knows_no_plugin_and_plugins_not_each_other() -> None:
+    assert foreign(graph()) == []
+
+
+def test_no_import_circles() -> None:
+    assert circles(graph()) == []
 
 
 def test_package_list_equals_the_folders() -> None:
@@ -202,7 +240,7 @@ def test_nothing_speaks_of_unfinished_work() -> None:
 
 
 def test_every_key_of_the_config_is_documented() -> None:
-    from turnwise.engine.config import PolicyConfig, RunConfig
+    from turnwise.engine.pipeline.config import PolicyConfig, RunConfig
 
     page = (ROOT / "docs" / "configuration.md").read_text()
     plugins = turnwise.Plugins()
@@ -225,7 +263,7 @@ def test_the_code_in_the_docs_runs() -> None:
 def test_the_pipelines_in_the_readme_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every YAML block: its keys are known and its parts fit together; nothing is loaded."""
     import yaml
-    from turnwise.engine.config import _Loader
+    from turnwise.engine.pipeline.config import _Loader
 
     monkeypatch.setenv("OPENAI_API_KEY", "k-test")
     blocks = [b.split("```")[0] for b in (ROOT / "README.md").read_text().split("```yaml\n")[1:]]

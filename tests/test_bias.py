@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
 from turnwise import Comparison, Episode, Feedback, Message, Stamp, Start, Turn
-from turnwise.engine import bias as module
-from turnwise.engine.bias import (
+from turnwise.engine.analysis import bias as module
+from turnwise.engine.analysis.bias import (
     LengthControl,
     bias_report,
     flips,

@@ -13,9 +13,9 @@ import pytest
 import torch
 import turnwise
 from support import ECHO, play
-from turnwise.engine.policy.backends import InProcess
+from turnwise.engine.policy.in_process import InProcess
 from turnwise.engine.report.credit import credited
-from turnwise.engine.rollout import Branch
+from turnwise.engine.rollout.conversation import Branch
 
 PLAYED: list[str] = []
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_ind
 from support import ECHO
 from turnwise import Comparison, Feedback, Stamp
-from turnwise.engine.calibration import (
+from turnwise.engine.analysis.calibration import (
     Correction,
     Drift,
     correlations,
@@ -30,9 +30,9 @@ from turnwise.engine.calibration import (
     same_order,
     worth,
 )
-from turnwise.engine.episode import Episode, Message, Start, Turn
-from turnwise.engine.judge_report import FEATURES, calibrate, named_features, on_scale
-from turnwise.engine.reward import NoReward, Rewards
+from turnwise.engine.analysis.judge_report import FEATURES, calibrate, named_features, on_scale
+from turnwise.engine.records.episode import Episode, Message, Start, Turn
+from turnwise.engine.records.rewards import NoReward, Rewards
 from turnwise.plugins.combiners.calibrated import Calibrated
 
 NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))

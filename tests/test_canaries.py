@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from turnwise import Episode, Message, Start, Turn
-from turnwise.engine.preferences import PreferenceError
-from turnwise.judges import canaries as module
-from turnwise.judges.canaries import (
+from turnwise.engine.errors import PreferenceError
+from turnwise.judges.trust import canaries as module
+from turnwise.judges.trust.canaries import (
     KINDS,
     Quarantine,
     Schedule,

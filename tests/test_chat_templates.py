@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerFast
-from turnwise.engine.policy import ChatFormat
-from turnwise.plugins.demo.tiny import build_tokenizer
+from turnwise.engine.policy.chat import ChatFormat
+from turnwise.plugins.demo.tiny_model import build_tokenizer
 
 M = turnwise.Message
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ import pytest
 import torch
 import turnwise
 from support import select
-from turnwise.engine.batch import make_batch
+from turnwise.engine.policy.batching import make_batch
 from turnwise.plugins.combiners.weighted import Weighted
 from turnwise.plugins.credit.gae import GAE
 from turnwise.plugins.credit.outcome import OutcomeCredit

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from turnwise.engine.environment import make_env
+from turnwise.engine.environments.registry import make_env
 
 SPEC = importlib.util.spec_from_file_location("credit_benchmark", Path(__file__).parents[1] / "benchmarks" / "credit.py")
 assert SPEC is not None

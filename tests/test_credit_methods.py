@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import select
 from test_credit_and_rewards import batch, episode
-from turnwise.engine.batch import make_batch
+from turnwise.engine.policy.batching import make_batch
 from turnwise.engine.tensors import bilevel_gae, gae, place_turn_rewards, returns_to_go, turn_advantages
 from turnwise.plugins.credit.branch import BranchCredit
 from turnwise.plugins.credit.counterfactual import Counterfactual

@@ -22,15 +22,15 @@ import torch
 import turnwise
 import yaml
 from databases import new_database
-from turnwise.engine import files
-from turnwise.engine.checkpoint import open_ledger
+from turnwise.engine.pipeline.folder import open_ledger
 from turnwise.engine.report.page import write_report
+from turnwise.engine.util import files
 
 LEDGERS = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")
 EVALUATE = {"env": "test/Echo-v0", "episodes": 2, "max_new_tokens": 3}
 RL = {"env": "test/Echo-v0", "updates": 3, "groups": 2, "group_size": 2, "max_new_tokens": 3, "optimizer": {"name": "grpo", "lr": 0.01},
       "feedback": ["environment", {"judge": "length", "max_words": 3}]}  # fmt: skip
-OURS = (turnwise.ConfigError, turnwise.LedgerError, turnwise.engine.checkpoint.CheckpointError, turnwise.PolicyError)
+OURS = (turnwise.ConfigError, turnwise.LedgerError, turnwise.engine.errors.CheckpointError, turnwise.PolicyError)
 
 
 def config(model: Path, **more: Any) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def test_a_judge_of_turns_alone_gives_credit(
 
 def test_the_rows_and_the_code_of_preference_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row of the page is read as what the page says that it becomes; the rows of our own formats hold nothing that is not written."""
-    from turnwise.engine.exchange import Ranked, export_pairs, export_stepwise, export_unpaired, import_data, read_records
+    from turnwise.engine.exchange.reading import import_data, read_records
+    from turnwise.engine.exchange.records import Ranked
+    from turnwise.engine.exchange.writing import export_pairs, export_stepwise, export_unpaired
 
     rows = blocks("preference-data.md", "json")
     kinds = ["Ranked", "Scored", "Scored", "Scored", "Ranked", "Ranked", "Ranked"]
@@ -178,7 +180,7 @@ def test_the_pages_code_and_options_of_people(tmp_path: Path, monkeypatch: pytes
 def test_the_pages_code_and_options_of_calibration(capsys: pytest.CaptureFixture[str]) -> None:
     import inspect
 
-    from turnwise.engine.judge_report import FEATURES
+    from turnwise.engine.analysis.judge_report import FEATURES
     from turnwise.plugins.combiners.calibrated import Calibrated
 
     text = (DOCS / "calibration.md").read_text()

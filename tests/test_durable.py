@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 import turnwise
-from turnwise.engine.checkpoint import CheckpointError, newest, read
+from turnwise.engine.errors import CheckpointError
+from turnwise.engine.pipeline.checkpoint import newest, read
 
 RL = {"env": "test/Echo-v0", "updates": 4, "groups": 2, "group_size": 3, "max_new_tokens": 5, "poll": 0.0}
 
@@ -243,7 +244,7 @@ def test_a_torn_first_checkpoint_of_a_later_stage(model_folder: Callable[..., Pa
 def test_a_checkpoint_that_is_there_is_not_written_again(stopped: Path) -> None:
     found = newest(stopped / "checkpoints")
     before = {f: f.stat().st_mtime_ns for f in found.folder.rglob("*")}
-    from turnwise.engine import checkpoint
+    from turnwise.engine.pipeline import checkpoint
 
     assert checkpoint.save(stopped / "checkpoints", found.position, None, {}) == found.folder
     assert {f: f.stat().st_mtime_ns for f in found.folder.rglob("*")} == before

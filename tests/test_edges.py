@@ -16,10 +16,10 @@ import turnwise
 import yaml
 from support import ECHO, play
 from test_optimizers import close, credited, flat_gradient, gradient_of, moved, token_logprobs
-from turnwise.engine.batch import make_batch
-from turnwise.engine.learning import Pairs
-from turnwise.engine.stages.evaluate import score
-from turnwise.engine.stages.measures import play_metrics
+from turnwise.engine.analysis.scores import score
+from turnwise.engine.policy.batching import make_batch
+from turnwise.engine.records.batch import Pairs
+from turnwise.engine.stages.rl.metrics import play_metrics
 from turnwise.engine.tensors import group_advantage, turn_advantages
 from turnwise.plugins.credit.counterfactual import Counterfactual
 from turnwise.plugins.credit.judged import against_other_conversations
@@ -243,8 +243,9 @@ gymnasium.register("test/Quiet-v0", Quiet)
 
 
 def test_training_and_evaluation_count_the_same_successes() -> None:
-    from turnwise.engine.environment import starts
-    from turnwise.engine.rollout import ScriptPlayer, rollout
+    from turnwise.engine.environments.registry import starts
+    from turnwise.engine.rollout.players import ScriptPlayer
+    from turnwise.engine.rollout.rollout import rollout
 
     episodes = rollout(ScriptPlayer(lambda messages: "x"), [(s, 0) for s in starts("test/Quiet-v0", 0, 40)], max_turns=3)
     arrived = sum(e.ending == "terminated" for e in episodes) / 40

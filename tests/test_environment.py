@@ -16,8 +16,9 @@ import turnwise
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
-from turnwise.engine.environment import EnvironmentBroke, make_env
-from turnwise.engine.stages.play import EnvConfig, check_envs
+from turnwise.engine.environments.registry import make_env
+from turnwise.engine.errors import EnvironmentBroke
+from turnwise.engine.stages.environments import EnvConfig, check_envs
 
 
 def played(env: str, count: int = 2, reply: str = "yes", **options: object) -> list[turnwise.Episode]:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import turnwise
-from turnwise.engine.environment import make_env
+from turnwise.engine.environments.registry import make_env
 from turnwise.envs import maze, support_desk, twenty_questions
 from turnwise.envs.support_desk import RESOLUTIONS, SupportDesk, draw_story
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import turnwise
-from turnwise.engine.stages.evaluate import bootstrap, paired
+from turnwise.engine.analysis.scores import bootstrap, paired
 
 ENV = {"id": "test/Echo-v0", "kwargs": {"turns": 2}}
 

@@ -16,19 +16,12 @@ import pytest
 import turnwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from turnwise.engine.checkpoint import open_ledger
-from turnwise.engine.exchange import (
-    Imported,
-    Ranked,
-    Scored,
-    export_pairs,
-    export_stepwise,
-    export_unpaired,
-    import_data,
-    read_records,
-    save,
-)
-from turnwise.engine.preferences import PreferenceError, opinion
+from turnwise.engine.analysis.preferences import opinion
+from turnwise.engine.errors import PreferenceError
+from turnwise.engine.exchange.reading import Imported, import_data, read_records
+from turnwise.engine.exchange.records import Ranked, Scored
+from turnwise.engine.exchange.writing import export_pairs, export_stepwise, export_unpaired, save
+from turnwise.engine.pipeline.folder import open_ledger
 
 M = turnwise.Message
 HERE = Path(__file__).parent / "exchange"
@@ -740,7 +733,7 @@ def test_export_of_a_run(model_folder: Callable[..., Path], tmp_path: Path, caps
 
 
 def test_aspects_count_as_their_mean() -> None:
-    from turnwise.engine.exchange import export_unpaired
+    from turnwise.engine.exchange.writing import export_unpaired
 
     turn = turnwise.Turn(turnwise.Message("user", "hi"), "yo", 0.0)
     e = turnwise.Episode("e", turnwise.Start("t/E-v0", 1), (turn,), "terminated")

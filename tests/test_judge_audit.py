@@ -14,14 +14,16 @@ import yaml
 from judging import bound
 from model_server import Fault, ModelServer
 from support import ECHO
-from turnwise.engine.episode import Episode, Message, Start, Turn
-from turnwise.engine.feedback import Comparison, Context, Feedback, Request, Stamp
-from turnwise.engine.ledger import Ledger
+from turnwise.engine.ledger.ledger import Ledger
+from turnwise.engine.protocols import Context
+from turnwise.engine.records.episode import Episode, Message, Start, Turn
+from turnwise.engine.records.feedback import Comparison, Feedback, Request, Stamp
 from turnwise.engine.report.page import write_report
-from turnwise.judges import PairwiseJudge, RubricJudge
-from turnwise.judges.audit import audit
-from turnwise.judges.estimate import estimate
-from turnwise.judges.models import Prompt, Reply, Usage
+from turnwise.judges.commands.audit import audit
+from turnwise.judges.commands.estimate import estimate
+from turnwise.judges.llm.pairwise import PairwiseJudge
+from turnwise.judges.llm.rubric_judge import RubricJudge
+from turnwise.judges.models.model import Prompt, Reply, Usage
 from turnwise.plugins.combiners.weighted import Weighted
 from typer.testing import CliRunner
 
@@ -164,7 +166,7 @@ class FirstShown:
 @pytest.mark.parametrize("bias", [0.0, 0.1, 0.2])
 def test_a_planted_position_bias_is_measured_within_three_points(bias: float, tmp_path: Path) -> None:
     """Through the judge and the ledger: 1000 pairs in both orders."""
-    from turnwise.engine.bias import position
+    from turnwise.engine.analysis.bias import position
 
     ledger = Ledger(tmp_path / "ledger.sqlite")
     episodes = [talk(i, 3 + i % 2 * 4 + i // 2 % 3, group=i // 2) for i in range(2000)]

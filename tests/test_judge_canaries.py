@@ -15,15 +15,20 @@ import pytest
 import sqlalchemy as sa
 import turnwise
 from support import ECHO
-from turnwise.engine.episode import Episode, Message, Start, Turn
-from turnwise.engine.feedback import Context, Paused, Request
-from turnwise.engine.ledger import Ledger
-from turnwise.judges import ChecklistJudge, PairwiseJudge, Panel, RubricJudge
-from turnwise.judges.audit import audit
-from turnwise.judges.canaries import KINDS, PARTED
-from turnwise.judges.judge import Quarantined
-from turnwise.judges.models import Prompt, Reply, Usage
-from turnwise.judges.store import CALLS, Account
+from turnwise.engine.errors import Paused
+from turnwise.engine.ledger.ledger import Ledger
+from turnwise.engine.protocols import Context
+from turnwise.engine.records.episode import Episode, Message, Start, Turn
+from turnwise.engine.records.feedback import Request
+from turnwise.judges.asking.store import CALLS, Account
+from turnwise.judges.combined.panel import Panel
+from turnwise.judges.commands.audit import audit
+from turnwise.judges.llm.checklist import ChecklistJudge
+from turnwise.judges.llm.pairwise import PairwiseJudge
+from turnwise.judges.llm.rubric_judge import RubricJudge
+from turnwise.judges.models.model import Prompt, Reply, Usage
+from turnwise.judges.trust.canaries import KINDS, PARTED
+from turnwise.judges.trust.watch import Quarantined
 
 GOOD = "I will send you a new one."
 

@@ -14,8 +14,9 @@ import pytest
 import turnwise
 from judging import PRICE, RUBRIC, Virtual, answers, booked, context, model, talk, unbiased
 from model_server import Asked, ModelServer
-from turnwise.judges import RubricJudge, calls
-from turnwise.judges.transcript import Unreadable, json_within
+from turnwise.judges.asking import calls
+from turnwise.judges.llm.rubric_judge import RubricJudge
+from turnwise.judges.llm.transcript import Unreadable, json_within
 
 pytest.importorskip("anthropic")
 pytest.importorskip("openai")

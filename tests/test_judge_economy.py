@@ -16,12 +16,13 @@ import turnwise
 import yaml
 from judging import KEY, PRICE, RUBRIC, WIRES, Scripted, Virtual, answers, booked, context, dollars, model, talk, unbiased
 from model_server import Fault, ModelServer, Received
-from turnwise.engine.config import ConfigError
-from turnwise.judges import RubricJudge, calls
-from turnwise.judges.models import Prompt, Reply, Usage
-from turnwise.judges.prices import BATCH, PRICES, cost, price_of
-from turnwise.judges.store import VERDICTS, Cache
-from turnwise.plugins.demo.tiny import build_policy
+from turnwise.engine.errors import ConfigError
+from turnwise.judges.asking import calls
+from turnwise.judges.asking.prices import BATCH, PRICES, cost, price_of
+from turnwise.judges.asking.store import VERDICTS, Cache
+from turnwise.judges.llm.rubric_judge import RubricJudge
+from turnwise.judges.models.model import Prompt, Reply, Usage
+from turnwise.plugins.demo.tiny_model import build_policy
 from typer.testing import CliRunner
 
 pytest.importorskip("anthropic")
@@ -144,8 +145,8 @@ def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(
 
 def test_a_budget_holds_against_answers_of_any_length_and_requests_that_are_lost(tmp_path: Path, clock: Virtual) -> None:
     """The dearest answers there can be, some of them lost: what was put aside is what they cost."""
-    from turnwise.judges.models import ModelError, Reply
-    from turnwise.judges.store import Account
+    from turnwise.judges.asking.store import Account
+    from turnwise.judges.models.model import ModelError, Reply
 
     sent: list[float] = []
 
@@ -165,7 +166,7 @@ def test_a_budget_holds_against_answers_of_any_length_and_requests_that_are_lost
         [turnwise.Request("episode", f"e{i}", "j", episodes=(talk(f"e{i}", f"{i} " * 50, seed=i),)) for i in range(200)]
     )
     account: Account = judge._caller.account
-    with pytest.raises(turnwise.engine.feedback.Paused, match="give it a larger `budget`"):
+    with pytest.raises(turnwise.engine.errors.Paused, match="give it a larger `budget`"):
         while True:
             judge.receive()
             assert account.spent + account.reserved <= 0.5 + 1e-9
@@ -366,7 +367,7 @@ def test_batches_need_a_model_that_has_them_and_a_run(server: ModelServer, tmp_p
 
 
 def test_a_cache_keeps_what_was_said_first_and_no_failure(tmp_path: Path) -> None:
-    from turnwise.judges.store import Verdict
+    from turnwise.judges.asking.store import Verdict
 
     cache = Cache(tmp_path / "c.sqlite")
     cache.put("a", Verdict("failed", {}, "no answer"), 0.0)
@@ -381,7 +382,7 @@ def test_a_cache_keeps_what_was_said_first_and_no_failure(tmp_path: Path) -> Non
 
 
 def test_keys_stand_in_no_message_about_a_model() -> None:
-    from turnwise.engine.plugins import PluginError
+    from turnwise.engine.errors import PluginError
 
     with pytest.raises(PluginError) as error:
         RubricJudge(canaries=0, model={"provider": "openai", "api_key": "my-own-secret"}, rubric=RUBRIC)
@@ -407,7 +408,7 @@ def test_a_server_of_ones_own_costs_nothing_unless_it_has_a_price() -> None:
 
 def test_verdicts_that_are_forgotten_are_asked_for_again(tmp_path: Path) -> None:
     import typer
-    from turnwise.judges.store import Cache, Verdict
+    from turnwise.judges.asking.store import Cache, Verdict
 
     plugins, app = turnwise.Plugins(), typer.Typer()
     plugins.call_commands(app)
@@ -433,8 +434,8 @@ def test_verdicts_that_are_forgotten_are_asked_for_again(tmp_path: Path) -> None
 
 def test_what_is_waited_for_says_why(tmp_path: Path) -> None:
     """The note of a judge whose server is out says so, without the key that the server repeats."""
-    from turnwise.judges.calls import Circuit
-    from turnwise.judges.models import ModelError
+    from turnwise.judges.asking.calls import Circuit
+    from turnwise.judges.models.model import ModelError
 
     circuit = Circuit()
     assert circuit.trouble == ""

@@ -37,8 +37,11 @@ from judging import (
     verdict,
 )
 from model_server import Asked, Fault, ModelServer
-from turnwise.judges import ListwiseJudge, PairwiseJudge, RubricJudge, calls
-from turnwise.judges.models import ModelError, Prompt
+from turnwise.judges.asking import calls
+from turnwise.judges.llm.listwise import ListwiseJudge
+from turnwise.judges.llm.pairwise import PairwiseJudge
+from turnwise.judges.llm.rubric_judge import RubricJudge
+from turnwise.judges.models.model import ModelError, Prompt
 
 pytest.importorskip("anthropic")
 pytest.importorskip("openai")
@@ -513,7 +516,7 @@ async def _cancelled(caller: calls.Caller, call: calls.Call) -> None:
 
 def test_who_goes_away_does_not_lose_what_is_paid_for(tmp_path: Path) -> None:
     """The answer to a question whose asker is gone is kept for the next one."""
-    from turnwise.judges.store import Account, Cache
+    from turnwise.judges.asking.store import Account, Cache
 
     async def say(prompt: Prompt) -> Any:
         await asyncio.sleep(0.1)
@@ -627,7 +630,7 @@ def test_a_server_that_takes_a_schema_and_ignores_it_is_never_scored(tmp_path: P
     import urllib.request
 
     from turnwise.judges.models.openai import OpenAI, OpenAIChat
-    from turnwise.plugins.demo.tiny import build_policy
+    from turnwise.plugins.demo.tiny_model import build_policy
 
     program = Path(sys.executable).with_name("transformers")
     if not program.exists():

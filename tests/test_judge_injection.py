@@ -25,15 +25,19 @@ from attacks import ATTACKS, FAMILIES, NONCE, Attack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from turnwise import Episode, Message, Start, Turn
-from turnwise.engine.feedback import Context, Request
-from turnwise.judges import ChecklistJudge, Constitution, ConstitutionJudge, ListwiseJudge, PairwiseJudge, RubricJudge
-from turnwise.judges.calls import Call, judged
-from turnwise.judges.constitution import Principle
-from turnwise.judges.models import Prompt, Reply, Token
-from turnwise.judges.revise import Critic
-from turnwise.judges.soft import choice
-from turnwise.judges.store import Verdict
-from turnwise.judges.transcript import Unreadable, fenced, names, new_nonce, read_json
+from turnwise.engine.protocols import Context
+from turnwise.engine.records.feedback import Request
+from turnwise.judges.asking.calls import Call, judged
+from turnwise.judges.asking.store import Verdict
+from turnwise.judges.constitutional.constitution import Constitution, ConstitutionJudge, Principle
+from turnwise.judges.constitutional.revise import Critic
+from turnwise.judges.llm.checklist import ChecklistJudge
+from turnwise.judges.llm.listwise import ListwiseJudge
+from turnwise.judges.llm.pairwise import PairwiseJudge
+from turnwise.judges.llm.rubric_judge import RubricJudge
+from turnwise.judges.llm.soft import choice
+from turnwise.judges.llm.transcript import Unreadable, fenced, names, new_nonce, read_json
+from turnwise.judges.models.model import Prompt, Reply, Token
 
 GOOD, BAD, PLACE = "Your order 4711 is on its way.", "I cannot tell.", "PLACEHOLDER"
 LONG = 1_000  # characters; longer attacks are tried in two places only

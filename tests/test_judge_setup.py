@@ -11,8 +11,9 @@ import turnwise
 from judging import KEY, PRICE, RUBRIC, Virtual, answers, booked, context, model, talk, unbiased
 from model_server import Fault, ModelServer
 from turnwise import PluginError
-from turnwise.judges import RubricJudge, calls
-from turnwise.judges.models import make_model
+from turnwise.judges.asking import calls
+from turnwise.judges.llm.rubric_judge import RubricJudge
+from turnwise.judges.models.model import make_model
 
 pytest.importorskip("anthropic")
 pytest.importorskip("openai")

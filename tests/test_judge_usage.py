@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from turnwise.engine.secrets import redact
-from turnwise.judges.models import Usage
+from turnwise.engine.util.secrets import redact
+from turnwise.judges.models.model import Usage
 from turnwise.judges.models.openai import read_completion
 
 READ = {"prompt_tokens": 100, "completion_tokens": 20}

@@ -18,24 +18,20 @@ from hypothesis import strategies as st
 from judging import RUBRIC, Scripted, answers, blocks, bound, context, model, quality, talk, unbiased, verdict
 from model_server import Asked, ModelServer
 from rating import RUN, fill, next_task, person
-from turnwise.engine.feedback import Comparison, Feedback, Request, Stamp
-from turnwise.engine.sources import Sources
-from turnwise.judges import (
-    ChecklistJudge,
-    Constitution,
-    ConstitutionJudge,
-    Escalation,
-    ListwiseJudge,
-    PairwiseJudge,
-    Panel,
-    Rubric,
-    RubricJudge,
-)
-from turnwise.judges.constitution import Principle
-from turnwise.judges.judge import Quarantined
-from turnwise.judges.models import Prompt, Reply, Token
-from turnwise.judges.soft import choice
-from turnwise.judges.transcript import names
+from turnwise.engine.feedback.sources import Sources
+from turnwise.engine.records.feedback import Comparison, Feedback, Request, Stamp
+from turnwise.judges.combined.escalation import Escalation
+from turnwise.judges.combined.panel import Panel
+from turnwise.judges.constitutional.constitution import Constitution, ConstitutionJudge, Principle
+from turnwise.judges.llm.checklist import ChecklistJudge
+from turnwise.judges.llm.listwise import ListwiseJudge
+from turnwise.judges.llm.pairwise import PairwiseJudge
+from turnwise.judges.llm.rubric import Rubric
+from turnwise.judges.llm.rubric_judge import RubricJudge
+from turnwise.judges.llm.soft import choice
+from turnwise.judges.llm.transcript import names
+from turnwise.judges.models.model import Prompt, Reply, Token
+from turnwise.judges.trust.watch import Quarantined
 
 WHICH = "Which is better?"
 SHOP = Constitution(
@@ -796,7 +792,7 @@ def test_people_come_second_where_the_judge_is_not_sure(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from turnwise.plugins.demo.tiny import build_policy
+    from turnwise.plugins.demo.tiny_model import build_policy
 
     return build_policy(tmp_path_factory.mktemp("tiny"), [json.dumps(RUBRIC)] * 4, context=4096, hidden=32, layers=1)
 
@@ -866,7 +862,7 @@ def test_a_local_answer_nobody_waits_for_ends_and_the_next_one_has_its_time(tiny
 
 def test_the_ids_of_a_call_are_bound_where_they_belong_and_nowhere_else() -> None:
     """A schema may use one object for several fields: binding one must not bind the others (a critique is no id)."""
-    from turnwise.judges.revise import SCHEMA
+    from turnwise.judges.constitutional.revise import SCHEMA
 
     bound = Prompt("", "", SCHEMA, choices={"answer_id": ["b222"]}).bound["properties"]
     assert bound["answer_id"] == {"type": "string", "enum": ["b222"]}

@@ -12,11 +12,11 @@ import pytest
 import torch
 import turnwise
 from support import ECHO
-from turnwise.engine.stages.late import ENDED, OLD
+from turnwise.engine.stages.rl.pending import ENDED, OLD
 from turnwise.engine.tensors import group_advantage, importance_weight
-from turnwise.judges import SimulatedPanel
+from turnwise.judges.simulated import SimulatedPanel
 from turnwise.plugins.optimizers.grpo import GRPO
-from turnwise.plugins.optimizers.losses import PolicyLoss
+from turnwise.plugins.optimizers.policy_loss import PolicyLoss
 
 HOUR = 3600.0
 RL = {"env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 6, "groups": 2, "group_size": 3, "max_new_tokens": 5, "poll": 600.0,

@@ -22,7 +22,8 @@ import turnwise
 from databases import new_database
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from turnwise.engine.ledger import FEEDBACK, Member
+from turnwise.engine.ledger.rows import Member
+from turnwise.engine.ledger.tables import FEEDBACK
 
 
 class Clock:

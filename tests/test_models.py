@@ -14,11 +14,12 @@ import transformers as T
 import turnwise
 from support import LLAMA_LIKE, play
 from test_promise_1_tokens import batch_of, plain_logprobs
-from turnwise.engine.batch import make_batch
-from turnwise.engine.policy.backends import InProcess
+from turnwise.engine.errors import UnfitModel
+from turnwise.engine.policy.batching import make_batch
+from turnwise.engine.policy.in_process import InProcess
 from turnwise.engine.policy.learner import Learner
-from turnwise.engine.policy.properties import UnfitModel, changes_logits, context_length, longest_span
-from turnwise.plugins.demo.tiny import build_model, build_tokenizer
+from turnwise.engine.policy.properties import changes_logits, context_length, longest_span
+from turnwise.plugins.demo.tiny_model import build_model, build_tokenizer
 
 TWO = ["sliding_attention", "full_attention"]
 

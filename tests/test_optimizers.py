@@ -13,13 +13,13 @@ import torch
 import turnwise
 from support import ECHO, play
 from torch import Tensor
-from turnwise.engine.batch import make_batch, written_batch
+from turnwise.engine.policy.batching import make_batch, written_batch
 from turnwise.engine.stages.preference import Label, _rows, label_batch, pair_labels
 from turnwise.engine.tensors import turn_sums
 from turnwise.plugins.optimizers.dpo import DPO, dpo_loss, parting
 from turnwise.plugins.optimizers.grpo import GRPO
 from turnwise.plugins.optimizers.kto import KTO, kto_loss, mismatched, segments
-from turnwise.plugins.optimizers.losses import PolicyLoss
+from turnwise.plugins.optimizers.policy_loss import PolicyLoss
 from turnwise.plugins.optimizers.ppo import PPO
 from turnwise.plugins.optimizers.rejection import Rejection, best_of_groups
 
@@ -278,7 +278,7 @@ def test_kto_learns_from_labels_and_from_pairs(model_folder: Callable[..., Path]
 
 
 def test_a_conversation_that_won_and_lost_is_labelled_both_ways() -> None:
-    from turnwise.engine.preferences import Pair
+    from turnwise.engine.analysis.preferences import Pair
 
     found = pair_labels([Pair("a", "b", 0.9, 0.0, 1), Pair("b", "c", 0.2, 0.0, 1), Pair("a", "c", 0.1, 0.0, 1)])
     assert set(found) == {Label("a", True), Label("b", False), Label("c", True), Label("a", False)}

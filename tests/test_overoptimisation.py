@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from turnwise.engine.overoptimisation import Law, best_of_n, fit_interval, fit_law, kl_best_of_n
+from turnwise.engine.analysis.overoptimisation import Law, best_of_n, fit_interval, fit_law, kl_best_of_n
 
 
 def test_kl_of_best_of_n() -> None:

@@ -17,10 +17,13 @@ import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rating import RUN, fill, groups, heard, next_task, person, study, talk
-from turnwise.engine.ledger import Member
-from turnwise.engine.preferences import PreferenceError
+from turnwise.engine.errors import PreferenceError
+from turnwise.engine.ledger.rows import Member
 from turnwise.plugins.human import lead, raters, tasks
-from turnwise.plugins.human.desk import Desk, DeskError, NotYours, Said
+from turnwise.plugins.human.agreement import judged
+from turnwise.plugins.human.answers import Said
+from turnwise.plugins.human.desk import Desk
+from turnwise.plugins.human.errors import DeskError, NotYours
 from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS, prepare
 
 
@@ -697,9 +700,9 @@ def test_what_is_left_unmarked_is_no_judgement() -> None:
         said("b", (None, -1.0, None), first_wrong=2),
         said("c", (1.0, -1.0, None)),
     ]
-    found = lead.judged(answers)
+    found = judged(answers)
     assert found.units == [{"a": 1.0, "c": 1.0}, {"a": "2", "b": "2"}, {"b": -1.0, "c": -1.0}]
-    assert lead.judged(answers, "first_wrong").units == [{"a": "2", "b": "2"}]
+    assert judged(answers, "first_wrong").units == [{"a": "2", "b": "2"}]
 
 
 # Forms.
@@ -753,7 +756,7 @@ def test_forms_mean_what_they_say() -> None:
 
 
 def test_information_is_what_voices_disagree_about() -> None:
-    from turnwise.plugins.human.value import information
+    from turnwise.plugins.human.information import information
 
     sure = 20.0
     assert information([[sure, -sure], [-sure, sure]]) == pytest.approx(1.0, abs=1e-6), (

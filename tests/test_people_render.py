@@ -10,7 +10,7 @@ import pytest
 import turnwise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from turnwise.plugins.human.render import markdown, plain, visible
+from turnwise.plugins.human.web.render import markdown, plain, visible
 
 
 def html(text: str) -> str:

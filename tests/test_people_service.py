@@ -20,12 +20,12 @@ import pytest
 import sqlalchemy as sa
 import turnwise
 from rating import RUN, Client, groups, heard, serving, study, talk
-from turnwise.engine.checkpoint import open_ledger
+from turnwise.engine.pipeline.folder import open_ledger
 from turnwise.plugins.human import raters
 from turnwise.plugins.human.desk import Desk
-from turnwise.plugins.human.render import markdown, plain
-from turnwise.plugins.human.service import cookie_name, make_app, place_of
 from turnwise.plugins.human.tables import EVENTS, LEASES, RATERS
+from turnwise.plugins.human.web.app import cookie_name, make_app, place_of
+from turnwise.plugins.human.web.render import markdown, plain
 
 COOKIE = cookie_name(RUN)
 PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
@@ -409,7 +409,7 @@ def test_whatever_fits_the_description_is_answered(database: str) -> None:
 
 SERVE = """
 import sys, uvicorn, turnwise
-from turnwise.plugins.human.service import make_app
+from turnwise.plugins.human.web.app import make_app
 uvicorn.run(make_app(turnwise.Ledger(sys.argv[1]), "run"), port=int(sys.argv[2]), log_level="error")
 """
 

@@ -16,7 +16,8 @@ import gymnasium
 import pytest
 import turnwise
 import typer
-from turnwise.engine.plugins import PluginError, Plugins
+from turnwise.engine.errors import PluginError
+from turnwise.engine.pipeline.plugins import Plugins
 
 
 def plugin(**functions: Callable[..., object]) -> types.ModuleType:

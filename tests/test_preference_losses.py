@@ -12,14 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from turnwise.plugins.optimizers.dpo import dpo_loss
-from turnwise.plugins.reward_model.losses import (
-    bradley_terry,
-    calibration_error,
-    centering,
-    combine,
-    k_wise,
-    plackett_luce,
-)
+from turnwise.plugins.reward_model.losses import bradley_terry, calibration_error, centering, combine, k_wise, plackett_luce
 
 R = [0.7, -1.3, 2.1, 0.0, -0.4]
 numbers = st.floats(-5, 5, allow_nan=False)

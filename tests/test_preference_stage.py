@@ -11,7 +11,7 @@ import pytest
 import torch
 import turnwise
 from support import play
-from turnwise.engine.preferences import Pair, pairs
+from turnwise.engine.analysis.preferences import Pair, pairs
 from turnwise.engine.stages.preference import _rows, preference_batch
 from turnwise.plugins.optimizers.dpo import DPO, dpo_loss
 
@@ -78,7 +78,7 @@ def test_it_learns_from_rankings_and_from_a_file_alike(model_folder: Callable[..
     assert learned[-1]["accuracy"] > max(0.65, learned[0]["accuracy"])
     assert learned[-1]["margin"] > 0.1
 
-    from turnwise.engine.exchange import export_pairs
+    from turnwise.engine.exchange.writing import export_pairs
 
     comparisons = done.ledger.comparisons(done.id)
     known = {e.id: e for e in done.ledger.run_episodes(done.id)}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import turnwise
-from turnwise.engine.preferences import connected, opinion, pairs, rater_agreement, source_agreement, truth_agreement
-from turnwise.judges import SimulatedPanel
+from turnwise.engine.analysis.preferences import connected, opinion, pairs, rater_agreement, source_agreement, truth_agreement
+from turnwise.judges.simulated import SimulatedPanel
 
 M = turnwise.Message
 

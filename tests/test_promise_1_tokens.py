@@ -10,7 +10,8 @@ import pytest
 import torch
 import turnwise
 from support import configs, play
-from turnwise.engine.batch import UntrainableEpisode, make_batch
+from turnwise.engine.errors import UntrainableEpisode
+from turnwise.engine.policy.batching import make_batch
 from turnwise.engine.policy.cache import CachedModel
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gpt2", "gemma", "gemma3-window", "gemma3-softcap", "mistral-window"]

@@ -81,7 +81,7 @@ def test_chunking_the_head_changes_nothing(
     model_folder: Callable[..., Path], episodes: list[turnwise.Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = change(fresh(model_folder), "grpo", episodes, OUTCOMES)
-    monkeypatch.setattr("turnwise.engine.policy.model.HEAD_ELEMENTS", 5 * 320)  # five tokens at a time
+    monkeypatch.setattr("turnwise.engine.policy.network.HEAD_ELEMENTS", 5 * 320)  # five tokens at a time
     assert_same(whole, change(fresh(model_folder), "grpo", episodes, OUTCOMES))
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import turnwise
 from safetensors.torch import load_file
-from turnwise.plugins.demo.tiny import build_policy
+from turnwise.plugins.demo.tiny_model import build_policy
 
 WORKER = Path(__file__).parent / "resume_worker.py"
 PIPELINE = """

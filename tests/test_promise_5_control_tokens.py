@@ -11,8 +11,8 @@ import turnwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
-from turnwise.engine.policy import ChatFormat
-from turnwise.plugins.demo.tiny import build_tokenizer
+from turnwise.engine.policy.chat import ChatFormat
+from turnwise.plugins.demo.tiny_model import build_tokenizer
 
 M = turnwise.Message
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import turnwise
-from turnwise.engine.secrets import redact, redacted
+from turnwise.engine.util.secrets import redact, redacted
 
 KEY = "sk-proj-abcdefghijklmnop1234567890"
 

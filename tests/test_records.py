@@ -11,8 +11,8 @@ import pytest
 import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
-from turnwise.engine.episode import canonical_json, derive_id
-from turnwise.engine.feedback import version_of
+from turnwise.engine.records.feedback import version_of
+from turnwise.engine.util.ids import canonical_json, derive_id
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

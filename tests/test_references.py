@@ -18,7 +18,7 @@ from torch import Tensor
 from turnwise.engine.tensors import clipped_policy_loss, clipped_value_loss, gae, group_advantage, kl_estimate
 from turnwise.plugins.optimizers.dpo import dpo_loss
 from turnwise.plugins.optimizers.kto import kto_loss
-from turnwise.plugins.optimizers.losses import PolicyLoss
+from turnwise.plugins.optimizers.policy_loss import PolicyLoss
 
 RECORDED = json.loads((Path(__file__).parent / "references" / "recorded.json").read_text())
 

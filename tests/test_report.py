@@ -154,7 +154,7 @@ def test_what_failed_is_shown_with_its_reason_and_one_update_is_no_before_and_af
 
 
 def open_run(folder: Path) -> tuple[str, Any]:
-    from turnwise.engine.checkpoint import open_ledger
+    from turnwise.engine.pipeline.folder import open_ledger
 
     ledger, run = open_ledger(folder, None)
     return run, ledger

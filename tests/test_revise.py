@@ -11,9 +11,9 @@ from typing import Any
 import gymnasium
 import pytest
 import turnwise
-from turnwise.engine.rollout import TooManyFailures
-from turnwise.judges import Constitution
-from turnwise.judges.models import ModelError, Prompt, Reply, Usage
+from turnwise.engine.errors import TooManyFailures
+from turnwise.judges.constitutional.constitution import Constitution
+from turnwise.judges.models.model import ModelError, Prompt, Reply, Usage
 
 PARROT = "test/Parrot-v0"
 

@@ -13,9 +13,10 @@ import torch
 import transformers
 import turnwise
 from support import WORDS, play
-from turnwise.engine.exchange import export_pairs, import_data
+from turnwise.engine.exchange.reading import import_data
+from turnwise.engine.exchange.writing import export_pairs
 from turnwise.plugins.combiners.weighted import Weighted
-from turnwise.plugins.demo.tiny import build_policy
+from turnwise.plugins.demo.tiny_model import build_policy
 from turnwise.plugins.reward_model.judge import RewardModelJudge
 from turnwise.plugins.reward_model.losses import bradley_terry
 from turnwise.plugins.reward_model.model import RewardModel, RewardModelError
@@ -225,7 +226,7 @@ def test_a_conversation_it_cannot_read_has_failed_and_scores_nothing(trained: tu
     for name in ("member-0", "member-1"):
         path = folder / name / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": 30}))
-    from turnwise.engine.sources import make_source
+    from turnwise.engine.feedback.specs import make_source
 
     episodes = trained.ledger.run_episodes(trained.id)[:4]
     source = make_source({"judge": "reward-model", "path": str(folder)}, turnwise.Plugins())
@@ -336,7 +337,7 @@ def test_verdicts_on_held_out_starts_train_nothing(model_folder: Callable[..., P
 def test_an_imported_file_holds_out_whole_starts(
     trained: turnwise.Run, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from turnwise.engine.exchange import import_data
+    from turnwise.engine.exchange.reading import import_data
 
     comparisons = trained.ledger.comparisons(trained.id)
     known = {e.id: e for e in trained.ledger.run_episodes(trained.id)}

@@ -12,8 +12,8 @@ import bad_envs
 import pytest
 import torch
 import turnwise
-from turnwise.engine.episode import derive_id
-from turnwise.engine.memory import OutOfMemory
+from turnwise.engine.errors import OutOfMemory
+from turnwise.engine.util.ids import derive_id
 
 
 def run(
@@ -525,7 +525,7 @@ def test_ctrl_c_ends_after_the_update_with_everything_saved(model_folder: Callab
 def test_stale_episodes_are_weighted(policy: turnwise.Policy) -> None:
     """With an older behaviour policy the weight is min(cap, prox / behaviour), and the first ratio is one."""
     from support import play
-    from turnwise.engine.batch import make_batch
+    from turnwise.engine.policy.batching import make_batch
     from turnwise.engine.tensors import importance_weight
 
     episodes = play(policy, 4)

@@ -13,9 +13,9 @@ import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
 from support import play
-from turnwise.engine.batch import make_batch
-from turnwise.engine.reward import clipped
-from turnwise.engine.stages.gold import BestSoFar
+from turnwise.engine.policy.batching import make_batch
+from turnwise.engine.records.rewards import clipped
+from turnwise.engine.stages.rl.early_stopping import BestSoFar
 from turnwise.plugins.optimizers.kl import KL
 
 

@@ -17,10 +17,13 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from turnwise import judges
-from turnwise.engine.feedback import version_of
-from turnwise.engine.sources import Sources, ask_judge, check_order, learners, make_members, make_source
-from turnwise.judges.answers import numbers
-from turnwise.judges.economy import content
+from turnwise.engine.feedback.judge_source import ask_judge
+from turnwise.engine.feedback.sources import Sources, check_order, learners
+from turnwise.engine.feedback.specs import make_members, make_source
+from turnwise.engine.records.feedback import version_of
+from turnwise.judges.rules import text as text_rules
+from turnwise.judges.rules.answers import numbers
+from turnwise.judges.rules.economy import content
 
 DESK = "turnwise/SupportDesk-v0"
 
@@ -82,7 +85,7 @@ def test_what_is_forbidden_is_found_as_whole_words(entry: str, reply: str, found
 
 @given(st.text(max_size=8).filter(str.strip), st.text(max_size=12), st.text(max_size=12))
 def test_a_forbidden_phrase_between_spaces_is_always_found(phrase: str, before: str, after: str) -> None:
-    if phrase.startswith("/") or not judges.rules._folded(phrase).split():
+    if phrase.startswith("/") or not text_rules._folded(phrase).split():
         return
     assert (
         judges.Forbidden([phrase])._said(f"{before} {phrase.upper()} {after}") or phrase.upper().casefold() != phrase.casefold()
@@ -727,11 +730,11 @@ def test_different_settings_are_different_versions() -> None:
 def test_what_must_be_installed_is_said_before_the_run(
     name: str, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judges.rules._identifier.cache_clear()
+    text_rules._identifier.cache_clear()
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"pip install .*'jsonschema"):
         make_source(spec, turnwise.Plugins())
-    judges.rules._identifier.cache_clear()
+    text_rules._identifier.cache_clear()
 
 
 @settings(deadline=None)  # the language model is loaded once
@@ -800,7 +803,7 @@ def test_tool_calls_of_every_family_of_models(reply: str, score: float | None) -
 
 
 def test_a_pattern_that_never_ends_costs_its_own_episode(monkeypatch: pytest.MonkeyPatch) -> None:
-    from turnwise.judges import rules
+    from turnwise.judges.rules import text as rules
 
     monkeypatch.setattr(rules, "SECONDS", 0.1)
     endless = judges.Regex(r"^(\w|\w\w)+$")

@@ -7,8 +7,8 @@ import json
 from urllib.parse import quote, quote_plus
 
 import pytest
-from turnwise.engine import secrets
-from turnwise.engine.secrets import config_in_use, in_use, redact, redacted, url_in_use
+from turnwise.engine.util import secrets
+from turnwise.engine.util.secrets import config_in_use, in_use, redact, redacted, url_in_use
 
 S = "Hunter2Secret"
 ODD = "co/rp\"gw=\\pä ss'wörd+1"

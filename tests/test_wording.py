@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import ECHO
 from test_cli import call
-from turnwise.engine import sources
-from turnwise.engine.wording import LONGEST, one_line, told, worded
+from turnwise.engine.feedback import sources
+from turnwise.engine.util.wording import LONGEST, one_line, told, worded
 
 KEY = "corpgw-SECRET-abcdef0123456789"
 

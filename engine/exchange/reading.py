@@ -9,9 +9,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..episode import Episode, Start, Turn, derive_id
-from ..feedback import Comparison, Feedback, Stamp
-from ..preferences import PreferenceError
+from ..errors import PreferenceError
+from ..records.episode import Episode, Start, Turn
+from ..records.feedback import Comparison, Feedback, Stamp
+from ..util.ids import derive_id
 from .records import (
     IMPORTED,
     Ranked,

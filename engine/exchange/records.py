@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..episode import Message
-from ..preferences import PreferenceError
-from ..suggest import install
+from ..errors import PreferenceError
+from ..records.episode import Message
+from ..util.suggest import install
 
 IMPORTED = "imported"  # the environment, the source and the rater of what was played and judged elsewhere
 Talk = tuple[Message, ...]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..episode import Message
-from ..preferences import PreferenceError
+from ..errors import PreferenceError
+from ..records.episode import Message
 from .records import Ranked, Scored, Talk, Unread, is_transcript, messages, number, transcript
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history", "messages", "chat", "conversation", "dialogue")  # fmt: skip

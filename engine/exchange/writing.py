@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..episode import Episode, Message
-from ..feedback import Comparison, Feedback
-from ..preferences import PreferenceError, liked
-from ..suggest import install
+from ..analysis.preferences import liked
+from ..errors import PreferenceError
+from ..records.episode import Episode, Message
+from ..records.feedback import Comparison, Feedback
+from ..util.suggest import install
 
 FORMATS = ("pairs", "unpaired", "stepwise")
 _SPEAKERS = {"user": "Human", "tool": "Tool", "assistant": "Assistant"}

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .properties import UnfitModel, context_length, layer_kinds, longest_span
+from ..errors import UnfitModel
+from .properties import context_length, layer_kinds, longest_span
 
 GROWTH = 64  # slots are allocated in blocks of this many positions
 

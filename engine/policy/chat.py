@@ -24,16 +24,13 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from ..episode import Message
+from ..errors import TemplateError
+from ..records.episode import Message
 
 MARK = "\ue000{}\ue001"  # private-use characters: in no template and no vocabulary of words
 ANCHOR = "\ue000"  # nothing merges with it, so what follows is tokenized as in the middle of a text
 THOUGHT = re.compile(r"</?think\w*>")  # the assistant's own words, also where a template opens them
 CLOCK = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
-
-
-class TemplateError(ValueError):
-    """The tokenizer's chat template cannot carry a multi-turn conversation. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

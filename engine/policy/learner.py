@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..episode import derive_id
-from ..learning import NonFiniteError, Row
-from .model import Micro, Policy
+from ..errors import NonFiniteError
+from ..records.batch import Row
+from ..util.ids import derive_id
+from .network import Micro
+from .policy import Policy
 
 HALF = {torch.bfloat16: 1.0, torch.float16: 1024.0}  # and what losses are scaled by: float16 has few small numbers
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..errors import UnfitModel
+
 CONTEXT = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length", "max_sequence_length",
     "n_ctx", "seq_length", "max_target_positions", "model_max_length",
@@ -18,10 +20,6 @@ CONTEXT = (
 SPAN = re.compile(r"window|chunk|local|block_size")
 LOGITS = re.compile(r"soft_?cap|logit|lm_head_mult|output_mult")
 ATTENTION = re.compile(r"attn|attention|router")
-
-
-class UnfitModel(ValueError):
-    """The model cannot be sampled from or trained exactly. The message says why."""
 
 
 def context_length(config: Any) -> int:

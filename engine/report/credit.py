@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ..episode import Episode
-from ..ledger import Ledger, Member
+from ..ledger.ledger import Ledger
+from ..ledger.rows import Member
+from ..records.episode import Episode
 from .transcript import printable
 
 State = tuple[Any, ...]  # a start and the replies so far

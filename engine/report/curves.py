@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..suggest import install
+from ..util.suggest import install
 
 
 def draw_curves(

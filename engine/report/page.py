@@ -18,20 +18,22 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .. import files
-from ..checkpoint import open_ledger, read_config, read_evaluation, read_metrics
-from ..config import ConfigError, flat
-from ..episode import Episode
-from ..feedback import Feedback
-from ..ledger import Ledger, Member
-from ..overoptimisation import fit_law
-from ..plugins import Plugins
-from ..secrets import redact
-from ..sources import ENVIRONMENT
-from ..stages.evaluate import bootstrap
-from ..stages.measures import idle_stages
-from ..stages.play import read_envs
-from ..suggest import install
+from ..analysis.overoptimisation import fit_law
+from ..analysis.scores import bootstrap
+from ..errors import ConfigError
+from ..feedback.specs import ENVIRONMENT
+from ..ledger.ledger import Ledger
+from ..ledger.rows import Member
+from ..pipeline.config import flat
+from ..pipeline.folder import open_ledger, read_config, read_evaluation, read_metrics
+from ..pipeline.plugins import Plugins
+from ..records.episode import Episode
+from ..records.feedback import Feedback
+from ..stages.environments import read_envs
+from ..stages.rl.metrics import idle_stages
+from ..util import files
+from ..util.secrets import redact
+from ..util.suggest import install
 from .credit import credited
 from .transcript import printable
 

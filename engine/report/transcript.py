@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..episode import Episode
+from ..records.episode import Episode
 
 SPEAKERS = {"system": "System", "user": "Customer", "assistant": "Agent", "tool": "Tool"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,124 +12,25 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from .. import files
-from ..config import ConfigError, Section, Stage
-from ..environment import starts
-from ..episode import Episode, canonical_json, derive_id
-from ..feedback import Comparison, Request
-from ..overoptimisation import best_of_n, kl_best_of_n
-from ..rollout import PolicyPlayer, ScriptPlayer, TooManyFailures, Where, rollout
-from ..run import Run, Update
-from ..sources import Sources, check_order
-from .play import EnvConfig, ask, check_envs, grouped, play, read_envs, shared
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What a player achieved.
-
-    Attributes:
-        outcome: mean return.
-        success: share of successes, see `Episode.succeeded`.
-        low, high: 95 % bootstrap interval of `success`.
-        outcome_low, outcome_high: the same of `outcome`.
-        turns, questions: per episode; a reply that contains "?" counts as a question.
-        episodes, failed: how many were played, and how many of them broke in their environment.
-        optimum: mean of the starts' optima, where the environment knows them.
-    """
-
-    outcome: float
-    success: float
-    low: float
-    high: float
-    outcome_low: float
-    outcome_high: float
-    turns: float
-    questions: float
-    episodes: int
-    failed: int
-    optimum: float | None = None
-
-
-def bootstrap(values: Sequence[float], seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean."""
-    data = np.asarray(values, dtype=float)
-    if not len(data):
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    means = data[rng.integers(len(data), size=(draws, len(data)))].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def score(episodes: Sequence[Episode]) -> Score:
-    """Sums up one player's episodes. Failed ones are counted and left out.
-
-    Raises:
-        TooManyFailures: every episode failed.
-    """
-    sound = [e for e in episodes if e.ending != "failed"]
-    if not sound:
-        raise TooManyFailures(f"all {len(episodes)} episodes failed: {episodes[0].reason if episodes else 'none was played'}")
-    returns = [e.env_return for e in sound]
-    successes = [float(e.succeeded) for e in sound]
-    optima = [e.info["optimum"] for e in sound if "optimum" in e.info]
-    return Score(
-        float(np.mean(returns)), float(np.mean(successes)), *bootstrap(successes), *bootstrap(returns),
-        turns=float(np.mean([len(e.turns) for e in sound])),
-        questions=float(np.mean([sum("?" in t.action for t in e.turns) for e in sound])),
-        episodes=len(episodes), failed=len(episodes) - len(sound), optimum=float(np.mean(optima)) if optima else None,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One player against another on the same starts, first minus second.
-
-    Attributes:
-        outcome, success: mean differences.
-        outcome_low, outcome_high, success_low, success_high: 95 % bootstrap intervals over the starts.
-        pairs: starts that both played to an end.
-        win_rate: share of starts on which a judge prefers the first player, ties half, each pair shown in both orders; None without
-            a judge.
-        win_low, win_high: its interval.
-        flips: share of the pairs whose verdict turned when their order did.
-        unjudged: pairs on which the judge failed or abstained; never counted as a loss or a tie.
-    """
-
-    outcome: float
-    outcome_low: float
-    outcome_high: float
-    success: float
-    success_low: float
-    success_high: float
-    pairs: int
-    win_rate: float | None = None
-    win_low: float | None = None
-    win_high: float | None = None
-    flips: float | None = None
-    unjudged: int = 0
-
-
-def paired(first: Sequence[Episode], second: Sequence[Episode], **judged: Any) -> Difference:
-    """Compares two players start by start; starts that either of them could not play are left out.
-
-    Args:
-        first, second: their episodes, in the order of the same starts.
-        judged: the fields of a judge's verdict.
-
-    Raises:
-        ValueError: other starts.
-    """
-    if [e.start.key for e in first] != [e.start.key for e in second]:
-        raise ValueError("a paired comparison needs both players' episodes from the same starts, in the same order")
-    sound = [(a, b) for a, b in zip(first, second, strict=True) if "failed" not in (a.ending, b.ending)]
-    outcomes = [a.env_return - b.env_return for a, b in sound]
-    successes = [float(a.succeeded) - float(b.succeeded) for a, b in sound]
-    mean = lambda values: float(np.mean(values)) if values else float("nan")  # noqa: E731
-    return Difference(
-        mean(outcomes), *bootstrap(outcomes), mean(successes), *bootstrap(successes), pairs=len(sound), **judged
-    )  # fmt: skip
+from ..analysis.overoptimisation import best_of_n, kl_best_of_n
+from ..analysis.scores import bootstrap, paired, score
+from ..environments.registry import starts
+from ..errors import ConfigError, TooManyFailures
+from ..feedback.sources import Sources, check_order
+from ..pipeline.processes import shared
+from ..pipeline.section import Section
+from ..pipeline.stage import Stage
+from ..protocols import RunView
+from ..records.episode import Episode
+from ..records.feedback import Comparison, Request
+from ..records.update import Update
+from ..rollout.conversation import Where
+from ..rollout.players import PolicyPlayer, ScriptPlayer
+from ..rollout.rollout import rollout
+from ..util import files
+from ..util.ids import canonical_json, derive_id
+from .collect import ask, grouped, play
+from .environments import EnvConfig, check_envs, read_envs
 
 
 def play_held_out(
@@ -140,7 +41,7 @@ def play_held_out(
     progress: Callable[[int, int], None] | None = None,
     where: Where = Where(stage="evaluate"),
     slots: Sequence[int] = (0,),
-    run: Run | None = None,
+    run: RunView | None = None,
 ) -> list[Episode]:
     """Plays the starts number 0 to `episodes - 1` that `seed` defines; the same for every player.
 
@@ -220,7 +121,7 @@ class Evaluate(Stage):
             raise ValueError(f"two players have the same name: {names}")
         return players
 
-    def check(self, run: Run) -> None:
+    def check(self, run: RunView) -> None:
         check_envs(self.env, [name for name in self.players if isinstance(name, str) and name != "policy"], run.plugins)
         others = [p.policy for p in self.players if isinstance(p, Other)] + ([self.best_of.policy] if self.best_of else [])
         for folder in others:
@@ -231,15 +132,16 @@ class Evaluate(Stage):
         if self.best_of and self._sources(run, self.best_of.judge).sources[0].kind != "episode":
             raise ConfigError("evaluate.best_of.judge must score single conversations (have `score`)")
 
-    def _sources(self, run: Run, spec: Any) -> Sources:
+    def _sources(self, run: RunView, spec: Any) -> Sources:
         sources = Sources.make([spec], run.plugins, 1.0)
         check_order([sources], run.before)
         if not sources.sources:
             raise ConfigError("evaluate: the environment's own reward is measured anyway; name a judge")
         return sources
 
-    def play(self, run: Run) -> Iterator[Update]:
-        from ..policy import Policy, Sampling
+    def play(self, run: RunView) -> Iterator[Update]:
+        from ..policy.policy import Policy
+        from ..records.sampling import Sampling
 
         if run.begin():
             return
@@ -275,7 +177,7 @@ class Evaluate(Stage):
             files.write(run.folder / "evaluation.json", json.dumps(table, indent=2) + "\n")
         yield run.finish_update({f"{key}/{k}": float(v) for key, row in table.items() for k, v in row.items() if v is not None})
 
-    def _judged(self, run: Run, first: Sequence[Episode], second: Sequence[Episode]) -> dict[str, Any] | None:
+    def _judged(self, run: RunView, first: Sequence[Episode], second: Sequence[Episode]) -> dict[str, Any] | None:
         """A judge's verdicts on every pair, shown in both orders; None: interrupted while waiting for them."""
         sources = self._sources(run, self.judge)
         [source] = sources.sources
@@ -299,7 +201,7 @@ class Evaluate(Stage):
             for key, (a, b) in pairs.items()
             for order in (0, 1)
         ]
-        sources.open(run.folder, run.ledger, run.config.seed, run.updates, run.id)
+        sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
             said = ask(run, [(sources, pairs)], poll=self.poll, requests=[requests])
         finally:
@@ -327,7 +229,9 @@ class Evaluate(Stage):
             "unjudged": len(pairs) - len(wins),
         }  # fmt: skip
 
-    def _best_of(self, run: Run, env: EnvConfig, sampling: Any, where: Where, first: int) -> dict[str, dict[str, Any]] | None:
+    def _best_of(
+        self, run: RunView, env: EnvConfig, sampling: Any, where: Where, first: int
+    ) -> dict[str, dict[str, Any]] | None:
         """A policy's conversations chosen by the judge's score, for every n, from the same N conversations per start.
 
         None: interrupted while waiting for the scores.
@@ -335,7 +239,7 @@ class Evaluate(Stage):
         Raises:
             TooManyFailures: the judge scored all conversations of no start.
         """
-        from ..policy import Policy
+        from ..policy.policy import Policy
 
         assert self.best_of is not None
         policy = run.policy if self.best_of.policy is None else Policy.from_pretrained(self.best_of.policy)
@@ -347,7 +251,7 @@ class Evaluate(Stage):
             return {}
         sources = self._sources(run, self.best_of.judge)
         groups = grouped(episodes)
-        sources.open(run.folder, run.ledger, run.config.seed, run.updates, run.id)
+        sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
             said = ask(run, [(sources, groups)], poll=self.poll)
         finally:

@@ -15,15 +15,20 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..config import ConfigError, Stage
-from ..episode import Episode, derive_id
-from ..exchange import Scored, import_data, read_records, shares_opening
-from ..feedback import Comparison
-from ..memory import explained_memory
-from ..preferences import Pair, PreferenceError, liked, pairs
-from ..run import Run, Update
-from ..suggest import did_you_mean
-from .play import component, shared
+from ..analysis.preferences import Pair, liked, pairs
+from ..errors import ConfigError, PreferenceError
+from ..exchange.reading import import_data, read_records, shares_opening
+from ..exchange.records import Scored
+from ..pipeline.parts import component
+from ..pipeline.processes import shared
+from ..pipeline.stage import Stage
+from ..protocols import RunView
+from ..records.episode import Episode
+from ..records.feedback import Comparison
+from ..records.update import Update
+from ..util.ids import derive_id
+from ..util.memory import explained_memory
+from ..util.suggest import did_you_mean
 
 Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
@@ -45,7 +50,7 @@ class Preference(Stage):
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)
 
-    def check(self, run: Run) -> None:
+    def check(self, run: RunView) -> None:
         if self.data is not None and not self.data.exists():
             raise ConfigError(f"preference.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
@@ -58,7 +63,7 @@ class Preference(Stage):
                 "'dpo' or 'kto' here, or the rl stage for it"
             )
 
-    def play(self, run: Run) -> Iterator[Update]:
+    def play(self, run: RunView) -> Iterator[Update]:
         optimizer = component(run.plugins, "optimizer", self.optimizer)
         policy = run.policy
         optimizer.setup(policy)
@@ -89,12 +94,12 @@ class Preference(Stage):
         updates = self.epochs * per_epoch
         for i in range(done, updates):
             epoch, place = divmod(i, per_epoch)
-            mine = _shuffled(fitting, episodes, derive_id("pairs", run.config.seed, run.stage, epoch))
+            mine = _shuffled(fitting, episodes, derive_id("pairs", run.seed, run.stage, epoch))
             mine = mine[place * self.batch_size : (place + 1) * self.batch_size]
             run.status("update", i + 1, updates, update=i + 1, updates=updates)
             with explained_memory("the update", "`micro_tokens` of the optimizer, or `batch_size`"):
                 batch = label_batch(mine, episodes, rows) if labelled else preference_batch(mine, episodes, rows)
-                batch.progress, batch.seed = i / updates, int(derive_id(run.config.seed, run.updates + 1)[:12], 16)
+                batch.progress, batch.seed = i / updates, int(derive_id(run.seed, run.updates + 1)[:12], 16)
                 optimizer.prepare(policy, batch)
                 metrics = optimizer.update(policy, batch)
             policy.version += 1
@@ -132,7 +137,7 @@ def _ids(item: Pair | Label) -> tuple[str, ...]:
     return (item.episode,) if isinstance(item, Label) else (item.first, item.second)
 
 
-def comparing(run: Run) -> list[str]:
+def comparing(run: RunView) -> list[str]:
     """The stages up to the present one that are there to have conversations compared: what they say is for training.
 
     Comparisons made elsewhere, in `evaluate` on held-out starts above all, are not.
@@ -141,7 +146,7 @@ def comparing(run: Run) -> list[str]:
     return [label for label in run.before if label in makes] + [run.stage]
 
 
-def check_weights(run: Run, section: str, weights: Mapping[str, float], data: Path | None) -> None:
+def check_weights(run: RunView, section: str, weights: Mapping[str, float], data: Path | None) -> None:
     """Refuses weights of sources that will not have compared anything, before anything is played; `data` and stages without `compared_by`
     may hold any: those are looked at when they have (`weighed`).
 
@@ -184,7 +189,7 @@ class Chosen:
         self.ids: list[str] = []
         self.liked: list[bool] = []  # of episodes; empty where `ids` are comparisons
 
-    def comparisons(self, run: Run, data: Path | None) -> list[Comparison]:
+    def comparisons(self, run: RunView, data: Path | None) -> list[Comparison]:
         """The comparisons, by group and id; the first call decides which.
 
         Raises:
@@ -210,7 +215,7 @@ class Chosen:
         wanted = set(self.ids)
         return [c for c in run.ledger.comparisons(run.id, everything=True) if c.id in wanted]
 
-    def labels(self, run: Run, data: Path, threshold: float | None = None) -> list[Label]:
+    def labels(self, run: RunView, data: Path, threshold: float | None = None) -> list[Label]:
         """The labels of a file, recorded as feedback; the first call decides which.
 
         Raises:
@@ -260,7 +265,7 @@ def label_batch(
     found: list[Label], episodes: Mapping[str, Episode], rows: Mapping[str, list[tuple[list[int], list[int]]] | None]
 ) -> Any:
     """Labelled conversations as one batch: what an optimizer that consumes labels trains on."""
-    from ..batch import written_batch
+    from ..policy.batching import written_batch
 
     said = [rows[label.episode] or [] for label in found]
     return written_batch([episodes[label.episode] for label in found], said, labels=[float(label.liked) for label in found])
@@ -270,7 +275,7 @@ def preference_batch(
     found: list[Pair], episodes: Mapping[str, Episode], rows: Mapping[str, list[tuple[list[int], list[int]]] | None]
 ) -> Any:
     """Pairs and their conversations as one batch: what an optimizer that consumes comparisons trains on."""
-    from ..batch import written_batch
+    from ..policy.batching import written_batch
 
     ids = list(dict.fromkeys(e for p in found for e in (p.first, p.second)))
     index = {id_: e for e, id_ in enumerate(ids)}

@@ -11,15 +11,21 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..config import ConfigError, Stage
-from ..environment import starts
-from ..episode import Episode, derive_id
-from ..exchange import import_data
-from ..feedback import Comparison
-from ..preferences import rater_agreement, source_agreement, truth_agreement
-from ..run import Run, Update
-from ..sources import Sources, learners
-from .play import EnvConfig, ask, check_envs, component, grouped, play, read_envs, shared
+from ..analysis.preferences import rater_agreement, source_agreement, truth_agreement
+from ..environments.registry import starts
+from ..errors import ConfigError
+from ..exchange.reading import import_data
+from ..feedback.sources import Sources, learners
+from ..pipeline.parts import component
+from ..pipeline.processes import shared
+from ..pipeline.stage import Stage
+from ..protocols import RunView
+from ..records.episode import Episode
+from ..records.feedback import Comparison
+from ..records.update import Update
+from ..util.ids import derive_id
+from .collect import ask, grouped, play
+from .environments import EnvConfig, check_envs, read_envs
 
 
 class Rank(Stage):
@@ -69,7 +75,7 @@ class Rank(Stage):
             raise ValueError("give `feedback`: sources that compare conversations")
         return self
 
-    def check(self, run: Run) -> None:
+    def check(self, run: RunView) -> None:
         if self.env is None:
             if self.data is None or not self.data.exists():
                 raise ConfigError(f"rank.data: there is no file or folder {self.data}")
@@ -78,11 +84,11 @@ class Rank(Stage):
         for env in self.env:
             self._sources(run, env)
 
-    def compared_by(self, run: Run) -> set[str] | None:
+    def compared_by(self, run: RunView) -> set[str] | None:
         """The names of the sources that will have compared; None: whoever a file names."""
         return None if self.env is None else {s.name for env in self.env for s in self._sources(run, env).sources}
 
-    def _sources(self, run: Run, env: EnvConfig) -> Sources:
+    def _sources(self, run: RunView, env: EnvConfig) -> Sources:
         sources = Sources.make(env.feedback if env.feedback is not None else self.feedback, run.plugins, self.max_failure_rate)
         odd = [s.name for s in sources.sources if s.kind != "group"]
         if odd or not sources.sources or sources.environment_weight is not None:
@@ -92,7 +98,7 @@ class Rank(Stage):
             )
         return sources
 
-    def play(self, run: Run) -> Iterator[Update]:
+    def play(self, run: RunView) -> Iterator[Update]:
         if self.data is not None:
             if run.begin() == 0:
                 yield self._import(run, self.data)
@@ -102,16 +108,16 @@ class Rank(Stage):
         done = run.begin(learners(sources))
         if run.is_main:
             for each in sources:
-                each.open(run.folder, run.ledger, run.config.seed, run.updates, run.id)
+                each.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
             yield from self._rounds(run, sources, players, done)
         finally:
             for each in sources:
                 each.close()
 
-    def _players(self, run: Run) -> list[Any]:
-        from ..policy import Sampling
-        from ..rollout import PolicyPlayer, ScriptPlayer
+    def _players(self, run: RunView) -> list[Any]:
+        from ..records.sampling import Sampling
+        from ..rollout.players import PolicyPlayer, ScriptPlayer
 
         players: list[Any] = []
         for name in self.players:
@@ -123,14 +129,14 @@ class Rank(Stage):
                 players.append(ScriptPlayer(name))
         return players
 
-    def _rounds(self, run: Run, sources: Sequence[Sources], players: Sequence[Any], done: int) -> Iterator[Update]:
-        from ..rollout import Where
+    def _rounds(self, run: RunView, sources: Sequence[Sources], players: Sequence[Any], done: int) -> Iterator[Update]:
+        from ..rollout.conversation import Where
 
         total = sum(env.weight for env in self.env)
-        seed = int(derive_id("starts", run.config.seed, run.stage)[:8], 16)
+        seed = int(derive_id("starts", run.seed, run.stage)[:8], 16)
         for i in range(done, self.updates):
             show = {"update": i + 1, "updates": self.updates}
-            where = Where(run.id, run.stage, run.updates + 1, run.config.seed)
+            where = Where(run.id, run.stage, run.updates + 1, run.seed)
             for player in players:
                 if hasattr(player, "backend"):
                     player.backend.refresh()
@@ -157,7 +163,7 @@ class Rank(Stage):
             answers = [a for each in said.values() for a in each if isinstance(a, Comparison)]
             yield run.finish_update(comparison_metrics(episodes, answers), episodes=episodes)
 
-    def _import(self, run: Run, path: Path) -> Update:
+    def _import(self, run: RunView, path: Path) -> Update:
         episodes, comparisons, scores = import_data(path, run=run.id, stage=run.stage, update=run.updates + 1)
         if run.is_main:
             run.ledger.add_episodes(episodes)

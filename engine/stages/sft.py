@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from ..config import ConfigError, Stage
-from ..environment import starts
-from ..episode import Episode, Message, derive_id
+from ..environments.registry import starts
+from ..errors import ConfigError, PreferenceError
 from ..exchange.records import MARKS, Unread, check_keys, holds, messages, rows, schemas, told_to
-from ..learning import Row
-from ..memory import explained_memory
-from ..preferences import PreferenceError
-from ..run import Run, Update
-from ..suggest import did_you_mean
-from .play import check_envs, play, read_envs
+from ..pipeline.stage import Stage
+from ..protocols import RunView
+from ..records.batch import Row
+from ..records.episode import Episode, Message
+from ..records.update import Update
+from ..util.ids import derive_id
+from ..util.memory import explained_memory
+from ..util.suggest import did_you_mean
+from .collect import play
+from .environments import check_envs, read_envs
 
 
 class Conversation(NamedTuple):
@@ -76,7 +79,7 @@ class SFT(Stage):
             )
         return self
 
-    def check(self, run: Run) -> None:
+    def check(self, run: RunView) -> None:
         if self.env is not None:
             check_envs(self.env, [self.player], run.plugins)
         elif self.stage is not None:
@@ -88,7 +91,7 @@ class SFT(Stage):
         elif not self.data or not self.data.exists():
             raise ConfigError(f"sft.data: there is no file or folder {self.data}")
 
-    def play(self, run: Run) -> Iterator[Update]:
+    def play(self, run: RunView) -> Iterator[Update]:
         from ..policy.learner import Learner, Sums
 
         policy = run.policy
@@ -99,7 +102,7 @@ class SFT(Stage):
         made = run.begin({"learner": learner}) * self.steps_per_update
         rows, metrics = self._rows(run)
         size = len(rows)
-        seed = int(derive_id("sft", run.config.seed, run.stage)[:12], 16)
+        seed = int(derive_id("sft", run.seed, run.stage)[:12], 16)
         per_epoch = math.ceil(size / self.batch_size)
         steps = self.epochs * per_epoch
         updates = math.ceil(steps / self.steps_per_update)
@@ -132,7 +135,7 @@ class SFT(Stage):
                     yield run.finish_update(metrics)
                     sums, tokens, metrics = Sums(), 0, {}
 
-    def _rows(self, run: Run) -> tuple[list[Row], dict[str, float]]:
+    def _rows(self, run: RunView) -> tuple[list[Row], dict[str, float]]:
         """One row of ids per conversation, only the assistant's tokens marked; and what there is to say of the data."""
         chat, limit = run.policy.chat, run.policy.context_length
         metrics: dict[str, float] = {}
@@ -169,17 +172,18 @@ class SFT(Stage):
             )
         return rows, {**metrics, "conversations": float(len(rows)), "cut_conversations": float(cut)}
 
-    def _played(self, run: Run) -> tuple[list[Conversation], dict[str, float]]:
-        from ..rollout import ScriptPlayer, Where
+    def _played(self, run: RunView) -> tuple[list[Conversation], dict[str, float]]:
+        from ..rollout.conversation import Where
+        from ..rollout.players import ScriptPlayer
 
         episodes: list[Episode] = []
         total = sum(env.weight for env in self.env)
         for env in self.env:
             count = max(1, round(self.episodes * env.weight / total))
-            seed = int(derive_id("demonstrations", run.config.seed, run.stage)[:8], 16)
+            seed = int(derive_id("demonstrations", run.seed, run.stage)[:8], 16)
             chosen = [(start, 0) for start in starts(env.id, seed, count, env.options, env.kwargs)]
             episodes += play(
-                run, ScriptPlayer(self.player), chosen, Where(run.id, run.stage, run.start + 1, run.config.seed),
+                run, ScriptPlayer(self.player), chosen, Where(run.id, run.stage, run.start + 1, run.seed),
                 progress=lambda done, total: run.status("demonstrations", done, total),
             )  # fmt: skip
         sound = [e for e in episodes if e.ending != "failed" and e.turns]

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from ...engine.plugins import PluginError
-from ...engine.secrets import in_use, url_in_use
-from ...engine.suggest import install
-from . import ModelError, Prompt, Reply, Usage, free_of
+from ...engine.errors import PluginError
+from ...engine.util.secrets import in_use, url_in_use
+from ...engine.util.suggest import install
+from .model import ModelError, Prompt, Reply, Usage, free_of
 from .wire import address_of, called, client_of, count, envelope, error_within, key_of, part
 
 _STOPS = {
@@ -86,7 +86,7 @@ class Anthropic:
         reply = read_message(envelope(raw.http_response), raw.headers.get("request-id", ""))
         return replace(reply, limits=_limits(raw.headers))
 
-    # Large jobs: `judges/batches.py`.
+    # Large jobs: `judges/asking/batches.py`.
 
     async def submit(self, prompts: Mapping[str, Prompt]) -> str:
         """Sends many questions as one batch; returns its id."""

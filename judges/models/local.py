@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...engine.episode import derive_id
-from ...engine.plugins import PluginError
-from ...engine.suggest import install
-from . import ModelError, Prompt, Reply, Token, Usage
+from ...engine.errors import PluginError
+from ...engine.util.ids import derive_id
+from ...engine.util.suggest import install
+from .model import ModelError, Prompt, Reply, Token, Usage
 
 
 class Local:
@@ -79,7 +79,7 @@ class Local:
     def _generated(self, prompt: Prompt, gone: threading.Event) -> Reply:
         import torch
 
-        from ...engine.episode import Message
+        from ...engine.records.episode import Message
 
         if self._loaded is None:
             self._loaded = self._load()

@@ -16,24 +16,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ...engine.plugins import PluginError
-from ...engine.secrets import in_use, url_in_use
-from ...engine.suggest import install
-from ..transcript import Unreadable, json_within
-from . import BatchFailed, ModelError, Prompt, Reply, Token, Usage, free_of
-from .wire import (
-    FILTERED,
-    address_of,
-    called,
-    client_of,
-    count,
-    envelope,
-    error_within,
-    http_error,
-    key_of,
-    part,
-    plain_word,
-)
+from ...engine.errors import PluginError
+from ...engine.util.secrets import in_use, url_in_use
+from ...engine.util.suggest import install
+from ..llm.transcript import Unreadable, json_within
+from .model import BatchFailed, ModelError, Prompt, Reply, Token, Usage, free_of
+from .wire import FILTERED, address_of, called, client_of, count, envelope, error_within, http_error, key_of, part, plain_word
 
 _STOPS = {  # plain words of finish reasons
     "": "end", "stop": "end", "eos": "end", "eostoken": "end", "endturn": "end", "stopsequence": "end", "complete": "end",
@@ -127,7 +115,7 @@ class OpenAI:
     def read(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Reply:
         return read_response(body, headers.get("x-request-id", ""), _limits(headers))
 
-    # Large jobs: `judges/batches.py`.
+    # Large jobs: `judges/asking/batches.py`.
 
     async def submit(self, prompts: Mapping[str, Prompt]) -> str:
         """Sends many questions as one batch; returns its id."""
@@ -382,7 +370,7 @@ def _whole(batch: str, state: Mapping[str, Any]) -> BatchFailed:
 
 
 def _usage(body: Mapping[str, Any]) -> Usage:
-    """What was used, in any server's way of counting; 0 where it does not say, which `judges/calls.py` takes for unknown.
+    """What was used, in any server's way of counting; 0 where it does not say, which `judges/asking/calls.py` takes for unknown.
 
     Their input tokens include those read from and written to the cache; ours do not. Some servers count reasoning in the total
     but not in the output (xAI, Gemini), or beside it: the largest reading is booked, which is the output itself where reasoning

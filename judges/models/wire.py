@@ -19,9 +19,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...engine.plugins import PluginError
-from ...engine.secrets import redact
-from . import ModelError, Usage
+from ...engine.errors import PluginError
+from ...engine.util.secrets import redact
+from .model import ModelError, Usage
 
 CONNECT = 10.0  # seconds to connect; what fails there was never sent, and costs nothing
 

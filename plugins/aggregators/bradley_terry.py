@@ -21,9 +21,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ...engine.feedback import Comparison, Feedback
-from ...engine.reward import Aggregate
-from .answers import EXACT, Floats, Inverse, agreement, centred_estimates, comparisons, pairs
+from ...engine.records.feedback import Comparison, Feedback
+from ...engine.records.rewards import Aggregate
+from .common import EXACT, Floats, Inverse, agreement, centred_estimates, comparisons, pairs
 
 
 class BradleyTerry:

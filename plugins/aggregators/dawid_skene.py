@@ -19,9 +19,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...engine.feedback import Comparison, Feedback
-from ...engine.reward import Aggregate, Estimate, RaterEstimate
-from .answers import Floats, Index, scores
+from ...engine.records.feedback import Comparison, Feedback
+from ...engine.records.rewards import Aggregate, Estimate, RaterEstimate
+from .common import Floats, Index, scores
 
 CLASSES = 20  # more distinct scores than this are no labels
 ROUNDS, ENOUGH = 1000, 1e-8  # of EM, and the change of a posterior that ends it

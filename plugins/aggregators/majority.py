@@ -16,9 +16,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from ...engine.feedback import Comparison, Feedback
-from ...engine.reward import Aggregate, Estimate, RaterEstimate, ranking_scores
-from .answers import EQUAL, comparisons, rater, scores
+from ...engine.analysis.agreement import EQUAL
+from ...engine.records.feedback import Comparison, Feedback
+from ...engine.records.rewards import Aggregate, Estimate, RaterEstimate, ranking_scores
+from .common import comparisons, rater, scores
 
 
 class Majority:

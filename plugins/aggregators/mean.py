@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...engine.feedback import Comparison, Feedback
-from ...engine.reward import Aggregate, Estimate, RaterEstimate
-from .answers import Floats, Index, Ints, scores
+from ...engine.records.feedback import Comparison, Feedback
+from ...engine.records.rewards import Aggregate, Estimate, RaterEstimate
+from .common import Floats, Index, Ints, scores
 
 GRID = np.linspace(0.005, 0.995, 100)  # values of rho
 

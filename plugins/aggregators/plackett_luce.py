@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import minimize
 
-from ...engine.feedback import Comparison, Feedback
-from ...engine.reward import Aggregate
-from .answers import EXACT, Floats, Index, Ints, Inverse, agreement, centred_estimates, comparisons
+from ...engine.records.feedback import Comparison, Feedback
+from ...engine.records.rewards import Aggregate
+from .common import EXACT, Floats, Index, Ints, Inverse, agreement, centred_estimates, comparisons
 
 
 class PlackettLuce:

@@ -37,9 +37,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ...engine.feedback import Comparison, Feedback
-from ...engine.reward import Aggregate, RaterEstimate
-from .answers import EXACT, Floats, Inverse, Pairs, centred_estimates, comparisons, pairs, rater
+from ...engine.records.feedback import Comparison, Feedback
+from ...engine.records.rewards import Aggregate, RaterEstimate
+from .common import EXACT, Floats, Inverse, Pairs, centred_estimates, comparisons, pairs, rater
 
 ROUNDS, STEPS = 300, 30  # rounds of EM at most, and steps in each: the next one goes on
 ENOUGH = 1e-6  # the change of a and b that ends it

@@ -25,9 +25,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ...engine.episode import Episode
-from ...engine.feedback import Comparison, Feedback, Stamp
-from ...engine.reward import Aggregate, Aggregator, Estimate, NoReward, Rewards, opinions, silence
+from ...engine.protocols import Aggregator
+from ...engine.records.episode import Episode
+from ...engine.records.feedback import Comparison, Feedback, Stamp
+from ...engine.records.rewards import Aggregate, Estimate, NoReward, Rewards, opinions, silence
 
 Answer = Feedback | Comparison
 

@@ -28,8 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import files
-from ...engine.calibration import (
+from ...engine.analysis.calibration import (
     KINDS,
     Correction,
     Drift,
@@ -39,12 +38,14 @@ from ...engine.calibration import (
     prediction_powered_mean,
     same_order,
 )
-from ...engine.episode import Episode, derive_id
-from ...engine.feedback import Comparison, Feedback
-from ...engine.judge_report import Feature, Ranges, check_ranges, luck, named_features, on_scale, scores_of
-from ...engine.reward import NoReward, Rewards
-from ...engine.run import Run
-from ...engine.suggest import did_you_mean
+from ...engine.analysis.judge_report import Feature, Ranges, check_ranges, luck, named_features, on_scale, scores_of
+from ...engine.protocols import RunView
+from ...engine.records.episode import Episode
+from ...engine.records.feedback import Comparison, Feedback
+from ...engine.records.rewards import NoReward, Rewards
+from ...engine.util import files
+from ...engine.util.ids import derive_id
+from ...engine.util.suggest import did_you_mean
 from .weighted import Weighted
 
 Answer = Feedback | Comparison
@@ -101,7 +102,7 @@ class Calibrated:
         self._warned: set[str] = set()
         self._corrections: dict[str, tuple[str, Correction]] = {}  # version of the judge, and its correction
 
-    def learn(self, run: Run) -> None:
+    def learn(self, run: RunView) -> None:
         """Takes up what people said of earlier updates' episodes since these have trained."""
         late: dict[str, list[str]] = {}
         for answer in self._late(run):
@@ -188,7 +189,7 @@ class Calibrated:
                     stacklevel=2,
                 )
 
-    def _late(self, run: Run) -> list[Answer]:
+    def _late(self, run: RunView) -> list[Answer]:
         """People's answers on kept episodes that came since; for an update that is made again those that were there the first time."""
         if not self._records:
             return []

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...engine.bias import LengthControl
-from ...engine.episode import Episode
-from ...engine.feedback import Comparison, Feedback
-from ...engine.reward import NoReward, Rewards, opinions, overall, ranking_scores, silence
-from ...engine.suggest import did_you_mean
+from ...engine.analysis.bias import LengthControl
+from ...engine.records.episode import Episode
+from ...engine.records.feedback import Comparison, Feedback
+from ...engine.records.rewards import NoReward, Rewards, opinions, overall, ranking_scores, silence
+from ...engine.util.suggest import did_you_mean
 
 
 class Weighted:

@@ -13,7 +13,7 @@ to no turn before it that led there.
 
 from __future__ import annotations
 
-from ...engine.learning import Batch, Credit
+from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import spread_turns, turn_advantages, turn_sums
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from ...engine.learning import Batch, Credit
+from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import apart, spread_turns, turn_sums
 
 

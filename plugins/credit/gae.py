@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 
-from ...engine.learning import Batch, Credit
+from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import bilevel_gae, gae, place_turn_rewards, spread_turns, turn_edges, turn_sums
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...engine.learning import Batch, Credit
+from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import group_advantage, returns_to_go, spread_turns, turn_sums
 
 

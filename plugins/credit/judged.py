@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...engine.config import ConfigError
-from ...engine.learning import Batch, Credit
+from ...engine.errors import ConfigError
+from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import apart, group_advantage, group_largest, spread_turns, turn_sums
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from ...engine.learning import Batch, Credit
+from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import group_advantage
 
 

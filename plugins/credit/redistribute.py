@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...engine.episode import Episode
-from ...engine.learning import Batch, Credit
+from ...engine.records.batch import Batch, Credit
+from ...engine.records.episode import Episode
 from ...engine.tensors import group_advantage, spread_turns, turn_sums
 
 

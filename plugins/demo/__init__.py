@@ -31,10 +31,10 @@ def register_commands(app: Typer) -> None:
         if road and (optimizer or credit):
             raise typer.BadParameter("--optimizer and --credit are for the plain demo, not for --road")
         if road:
-            from .road import run_road
+            from .rlhf import run_road
 
             run_road(folder or Path("runs/demo-road"), seed=seed, quick=quick)
         else:
-            from .demo import run_demo
+            from .support_desk import run_demo
 
             run_demo(folder or Path("runs/demo"), seed=seed, quick=quick, optimizer=optimizer, credit=credit)

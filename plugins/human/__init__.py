@@ -17,8 +17,8 @@ def register_feedback_sources(register: Register) -> None:
 
 @hookimpl
 def register_renderers(register: Register) -> None:
-    register("markdown", "turnwise.plugins.human.render:make_markdown")
-    register("plain", "turnwise.plugins.human.render:make_plain")
+    register("markdown", "turnwise.plugins.human.web.render:make_markdown")
+    register("plain", "turnwise.plugins.human.web.render:make_plain")
 
 
 @hookimpl

@@ -27,19 +27,19 @@ def rate(
     ] = False,
 ) -> None:
     """Serves the raters' web page of a run; prints a one-time link for its lead, who invites the others."""
-    from ...engine.config import ConfigError
-    from ...engine.suggest import install
+    from ...engine.errors import ConfigError
+    from ...engine.util.suggest import install
 
     try:
         import fastapi  # noqa: F401
         import uvicorn
     except ModuleNotFoundError as error:
         raise ConfigError(f"the rating service needs more packages: {install('people')} ({error})") from error
-    from ...engine.checkpoint import open_ledger
+    from ...engine.pipeline.folder import open_ledger
     from . import raters
-    from .serve import ANSWERED, Patient
-    from .service import make_app
     from .tables import prepare
+    from .web.app import make_app
+    from .web.serve import ANSWERED, Patient
 
     opened, run = open_ledger(folder, ledger)
     prepare(opened)

@@ -18,19 +18,23 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ...engine.episode import Episode, canonical_json, derive_id
-from ...engine.exchange import import_data
-from ...engine.feedback import Comparison, Feedback, Request, Stamp
-from ...engine.ledger import FEEDBACK, MEMBERS, REQUESTS, Answer, Ledger
-from ...engine.preferences import PreferenceError
+from ...engine.ledger.ledger import Ledger
+from ...engine.ledger.tables import FEEDBACK, REQUESTS
+from ...engine.records.episode import Episode
+from ...engine.records.feedback import Answer, Comparison, Feedback, Request
+from ...engine.util.ids import canonical_json, derive_id
 from . import raters, tasks
+from .answers import Said, Task, decode_answer, encode_answer, encode_form
+from .errors import DeskError, NotYours, Used
+from .gold import gold_order, read_gold
+from .queries import at_work, decided, held, is_due, leases, of_study, seen, unfilled, wanted
 from .tables import ITEMS, LEASES, RATERS, STUDIES
 
 ACTIVE = 900.0  # seconds without an answer after which a rater without a task counts as away
@@ -38,58 +42,6 @@ SAME = 10  # answers alike in a row that are flagged
 REMEMBERED = 1000  # conversations
 TRIES = 3  # at taking what was found before looking for it alone
 CLOSE = 50  # of the items worth most, among which begun ones come first and little-covered starts next
-
-
-class DeskError(Exception):
-    """What a rater asks for cannot be given; the message is for them."""
-
-
-class Used(DeskError):
-    """An answer that has trained: it cannot be taken back."""
-
-
-class NotYours(DeskError):
-    """A task that this rater does not hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """An item in a rater's hands.
-
-    Attributes:
-        shown: the conversations, in the order they are displayed.
-        draft: the form as they left it; after an answer, what they answered.
-        study: the options of its `People` source, with the task as it was when it was asked.
-    """
-
-    id: str
-    source: str
-    study: Mapping[str, Any]
-    shown: tuple[Episode, ...]
-    draft: Mapping[str, str]
-    status: str
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """An answer and how it came about.
-
-    Attributes:
-        seconds: from when the task was handed out.
-        chosen: how the item was: "value", "random" or "gold".
-        right: of gold, whether the first answer was.
-    """
-
-    item: str
-    source: str
-    task: str
-    rater: str
-    answer: Answer
-    seconds: float
-    chosen: str
-    right: bool | None
-    time: float
-    gold: bool
 
 
 class Desk:
@@ -168,8 +120,8 @@ class Desk:
     def _look(self, db: Connection, run: str, rater: str, now: float) -> tuple[list[Any], str, float] | None:
         """What this rater should have, the best first: a lease of theirs, or items with a slot each; how it was chosen, and until when they may
         keep it."""
-        person, studies = _at_work(db, rater), self._studies(db, run)
-        mine = _leases().where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
+        person, studies = at_work(db, rater), self._studies(db, run)
+        mine = leases().where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
         for lease in db.execute(mine.order_by(LEASES.c.since.desc())).mappings().all():
             if lease["source"] in studies and self._slot(db, lease, now)[0] == "new":
                 return [lease], "again", now + float(studies[lease["source"]]["lease"])
@@ -191,7 +143,7 @@ class Desk:
             return None
         slots = [row["request"] for row in found if row["request"]]
         free = (
-            set(db.scalars(sa.select(REQUESTS.c.id).where(REQUESTS.c.id.in_(slots), _unfilled(), ~_held(now))))
+            set(db.scalars(sa.select(REQUESTS.c.id).where(REQUESTS.c.id.in_(slots), unfilled(), ~held(now))))
             if slots
             else {None}
         )
@@ -236,15 +188,15 @@ class Desk:
         now = self.ledger.clock()
         with self.ledger.reading() as db:
             lease = self._lease(db, id_, rater)
-            _at_work(db, rater)
+            at_work(db, rater)
             seconds = float(self._study(db, lease)["lease"])
         mine = LEASES.update().where(LEASES.c.id == id_, LEASES.c.status == "open")
         with self.ledger.writing() as db:
             held = lease["expires"] > now  # while it lasts nobody else has its slot
             if held or self._take(db, self._lease(db, id_, rater), now) == "new":
-                db.execute(mine.values(draft=_form(form), expires=now + seconds))
+                db.execute(mine.values(draft=encode_form(form), expires=now + seconds))
             else:
-                db.execute(mine.values(draft=_form(form)))
+                db.execute(mine.values(draft=encode_form(form)))
 
     def answer(self, id_: str, rater: str, form: Mapping[str, str]) -> str:
         """Takes an answer, and says what became of it: "new"; "again" (nothing changed); "corrected"; "extra" (all slots were taken); "late"
@@ -256,14 +208,14 @@ class Desk:
         now = self.ledger.clock()
         with self.ledger.reading() as db:  # read before anybody has to wait for it
             lease = self._lease(db, id_, rater)
-            person, study = _at_work(db, rater), self._study(db, lease)
+            person, study = at_work(db, rater), self._study(db, lease)
         shown = self._shown(lease)
         with self.ledger.writing() as db:
             lease = self._lease(db, id_, rater)
             seconds = round(now - lease["since"], 1) if lease["seconds"] is None else lease["seconds"]
             more = {"seconds": seconds, "chosen": lease["chosen"]}
             said = tasks.read(study["task"], form, shown, study["aspects"], study["scale"], more)
-            content = _say(said)
+            content = encode_answer(said)
             if lease["status"] == "answered" and content == lease["answer"]:
                 return "again"
             result = "corrected" if lease["attempt"] else "new"
@@ -278,7 +230,12 @@ class Desk:
                 LEASES.update()
                 .where(LEASES.c.id == id_)
                 .values(
-                    status="answered", draft=_form(form), answer=content, attempt=lease["attempt"] + 1, passed=False, **first
+                    status="answered",
+                    draft=encode_form(form),
+                    answer=content,
+                    attempt=lease["attempt"] + 1,
+                    passed=False,
+                    **first,
                 )
             )
             if not lease["attempt"]:
@@ -296,18 +253,18 @@ class Desk:
         reason = reason.strip()[: tasks.COMMENT] or "passed on"
         with self.ledger.writing() as db:
             lease = self._lease(db, id_, rater)
-            person = _at_work(db, rater)
+            person = at_work(db, rater)
             if lease["status"] == "answered":
                 raise DeskError("This task has an answer; correct that instead.")
             now = self.ledger.clock()
             db.execute(
                 LEASES.update()
                 .where(LEASES.c.id == id_)
-                .values(status="skipped", passed=True, draft=_form({"reason": reason}), expires=now)
+                .values(status="skipped", passed=True, draft=encode_form({"reason": reason}), expires=now)
             )
             raters.note(db, person.run, rater, "skipped", reason, now, id_)
             study = self._study(db, lease)
-            passed = db.execute(_leases().where(LEASES.c.item == lease["item"], LEASES.c.passed)).mappings().all()
+            passed = db.execute(leases().where(LEASES.c.item == lease["item"], LEASES.c.passed)).mappings().all()
             if lease["gold"] is not None or len(passed) < int(study["skips"]):
                 return
             kind: Any = Comparison if study["task"] in ("rank", "compare") else Feedback
@@ -317,7 +274,7 @@ class Desk:
                     said = kind.abstained(
                         each["target"], why, shown={"order": json.loads(each["order"])}, details={"chosen": each["chosen"]}
                     )
-                    row = {"status": "answered", "answer": _say(said), "attempt": each["attempt"] + 1, "answered": now}
+                    row = {"status": "answered", "answer": encode_answer(said), "attempt": each["attempt"] + 1, "answered": now}
                     db.execute(LEASES.update().where(LEASES.c.id == each["id"]).values(**row))
 
     def undo(self, id_: str, rater: str) -> bool:
@@ -330,8 +287,8 @@ class Desk:
         now = self.ledger.clock()
         with self.ledger.writing() as db:
             lease = self._lease(db, id_, rater)
-            _at_work(db, rater)
-            if lease["delivered"] and lease["gold"] is None and _decided(db, lease["group"]):
+            at_work(db, rater)
+            if lease["delivered"] and lease["gold"] is None and decided(db, lease["group"]):
                 raise Used("This answer has been used already and cannot be taken back.")
             if lease["delivered"] or lease["status"] != "answered":
                 return False
@@ -360,9 +317,9 @@ class Desk:
         slots = slots.where(ITEMS.c.run == run, *([] if source is None else [ITEMS.c.source == source]))
         with self.ledger.reading() as db:
             return {
-                "filled": db.scalar(slots.where(~_unfilled())) or 0,
+                "filled": db.scalar(slots.where(~unfilled())) or 0,
                 "slots": db.scalar(slots) or 0,
-                "open": db.scalar(slots.where(_unfilled(), *_wanted(now))) or 0,
+                "open": db.scalar(slots.where(unfilled(), *wanted(now))) or 0,
             }
 
     # What the run collects.
@@ -381,23 +338,23 @@ class Desk:
             LEASES.c.delivered < LEASES.c.attempt,
         )
         query = sa.select(LEASES.c.answered, STUDIES.c.settings).join(ITEMS, ITEMS.c.id == LEASES.c.item)
-        query = query.join(STUDIES, _of_study()).where(*fresh)
+        query = query.join(STUDIES, of_study()).where(*fresh)
         with self.ledger.reading() as db:  # most often there is nothing, and nobody should wait for that
-            if not any(_is_due(row, now, undo) for row in db.execute(query).mappings()):
+            if not any(is_due(row, now, undo) for row in db.execute(query).mappings()):
                 return []
         whole = (
-            _leases(RATERS.c.strata, STUDIES.c.settings).join(RATERS, RATERS.c.id == LEASES.c.rater).join(STUDIES, _of_study())
+            leases(RATERS.c.strata, STUDIES.c.settings).join(RATERS, RATERS.c.id == LEASES.c.rater).join(STUDIES, of_study())
         )
         whole = whole.where(*fresh, *([] if source is None else [ITEMS.c.source == source]))
         with self.ledger.writing() as db:
             found = db.execute(whole.order_by(LEASES.c.answered, LEASES.c.id)).mappings().all()
-            due = [row for row in found if _is_due(row, now, undo)]
+            due = [row for row in found if is_due(row, now, undo)]
             answers = []
             for row in due:
                 if row["gold"] is not None:
                     continue
-                answer = _answer(row)
-                if row["delivered"] and not _decided(db, row["group"]):
+                answer = decode_answer(row)
+                if row["delivered"] and not decided(db, row["group"]):
                     answer = replace(answer, supersedes=derive_id(row["id"], row["delivered"]))
                 answers.append(answer)
             recorded = self.ledger.record(db, answers)
@@ -408,14 +365,14 @@ class Desk:
     def answers(self, run: str, item: str | None = None) -> list[Said]:
         """Everything raters said in this run (of one item), gold and what is not collected yet included, in the order it was said."""
         query = (
-            _leases(RATERS.c.strata, STUDIES.c.settings).join(RATERS, RATERS.c.id == LEASES.c.rater).join(STUDIES, _of_study())
+            leases(RATERS.c.strata, STUDIES.c.settings).join(RATERS, RATERS.c.id == LEASES.c.rater).join(STUDIES, of_study())
         )
         query = query.where(ITEMS.c.run == run, LEASES.c.status == "answered", *([] if item is None else [ITEMS.c.id == item]))
         with self.ledger.reading() as db:
             rows = list(db.execute(query.order_by(LEASES.c.answered, LEASES.c.id)).mappings())
         return [
             Said(
-                row["item"], row["source"], json.loads(row["ask"])["task"], row["rater"], _answer(row), row["seconds"] or 0.0,
+                row["item"], row["source"], json.loads(row["ask"])["task"], row["rater"], decode_answer(row), row["seconds"] or 0.0,
                 row["chosen"], row["right"], row["answered"], row["gold"] is not None,
             )
             for row in rows
@@ -450,7 +407,7 @@ class Desk:
 
     def _lease(self, db: Connection, id_: str, rater: str) -> Any:
         """A lease with its item."""
-        found = db.execute(_leases().where(LEASES.c.id == id_, LEASES.c.rater == rater)).mappings().first()
+        found = db.execute(leases().where(LEASES.c.id == id_, LEASES.c.rater == rater)).mappings().first()
         if found is None:
             raise NotYours("There is no such task among yours.")
         return found
@@ -470,9 +427,9 @@ class Desk:
         if lease["delivered"] and db.scalar(own.limit(1)) is not None:
             return "new", lease["request"]  # its slot is filled, by itself
         free = sa.select(REQUESTS.c.id).join(ITEMS, ITEMS.c.id == REQUESTS.c.item)
-        free = free.where(REQUESTS.c.item == lease["item"], _unfilled(), ~_held(now, besides=lease["id"]))
+        free = free.where(REQUESTS.c.item == lease["item"], unfilled(), ~held(now, besides=lease["id"]))
         free = free.order_by(REQUESTS.c.id != (lease["request"] or ""), REQUESTS.c.rater_slot).limit(1)
-        slot = db.scalar(free.where(*_wanted(now)))
+        slot = db.scalar(free.where(*wanted(now)))
         if slot is not None:
             return "new", slot
         return "late" if db.scalar(free) is not None else "extra", None
@@ -496,7 +453,7 @@ class Desk:
 
     def _gold(self, db: Connection, run: str, person: raters.Person, source: str) -> list[Any]:
         query = sa.select(ITEMS, sa.null().label("request"))
-        query = query.where(ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_not(None), ~_seen(person.id, source))
+        query = query.where(ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_not(None), ~seen(person.id, source))
         found = db.execute(query.order_by(ITEMS.c.luck)).mappings().all()
         return self.luck.sample(found, len(found))
 
@@ -507,8 +464,8 @@ class Desk:
         share = 1.0 if study["order"] == "random" else float(study["random_share"])
         query = sa.select(ITEMS, REQUESTS.c.id.label("request")).join(REQUESTS, REQUESTS.c.item == ITEMS.c.id)
         query = query.where(
-            ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), REQUESTS.c.required == required, *_wanted(now),
-            _unfilled(), ~_held(now), ~_seen(person.id, source),
+            ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), REQUESTS.c.required == required, *wanted(now),
+            unfilled(), ~held(now), ~seen(person.id, source),
         )  # fmt: skip
         at_random = query.where(ITEMS.c.luck < share).order_by(ITEMS.c.luck, REQUESTS.c.rater_slot)
         by_value = query.where(ITEMS.c.luck >= share)
@@ -559,7 +516,7 @@ class Desk:
         if count % SAME:
             return
         looks = {
-            _look(json.loads(a), json.loads(o)) for a, o in db.execute(mine.order_by(LEASES.c.answered.desc()).limit(SAME))
+            gold_order(json.loads(a), json.loads(o)) for a, o in db.execute(mine.order_by(LEASES.c.answered.desc()).limit(SAME))
         }
         if len(looks) == 1:
             raters.note(
@@ -571,122 +528,3 @@ class Desk:
                 now,
                 lease["id"],
             )
-
-
-def _at_work(db: Connection, rater: str) -> raters.Person:
-    """The rater, if they may work.
-
-    Raises:
-        DeskError: why not.
-    """
-    person = raters.person(db, rater)
-    if person.why:
-        raise DeskError(person.why)
-    return person
-
-
-def _leases(*more: Any) -> Any:
-    """Leases with their items."""
-    of_item = (ITEMS.c.run, ITEMS.c.source, ITEMS.c.target, ITEMS.c.group, ITEMS.c.gold, ITEMS.c.ask)
-    return sa.select(LEASES, *of_item, *more).join(ITEMS, ITEMS.c.id == LEASES.c.item)
-
-
-def _of_study() -> Any:
-    return sa.and_(STUDIES.c.run == ITEMS.c.run, STUDIES.c.source == ITEMS.c.source)
-
-
-def _unfilled() -> Any:
-    """Requests that neither the ledger nor a rater's answer has filled."""
-    in_ledger = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.request == REQUESTS.c.id).exists()
-    on_desk = sa.select(LEASES.c.id).where(LEASES.c.request == REQUESTS.c.id, LEASES.c.status == "answered").exists()
-    return sa.and_(~in_ledger, ~on_desk)
-
-
-def _wanted(now: float) -> tuple[Any, ...]:
-    """Requests that somebody still waits for; what nobody waited for is worth asking also after its group has trained."""
-    decided = sa.select(MEMBERS.c.episode).where(MEMBERS.c.group == ITEMS.c.group).exists()
-    return sa.or_(REQUESTS.c.deadline.is_(None), REQUESTS.c.deadline > now), sa.or_(~decided, ~REQUESTS.c.required)
-
-
-def _held(now: float, besides: str = "") -> Any:
-    """Requests that a rater has in their hands."""
-    live = (LEASES.c.request == REQUESTS.c.id, LEASES.c.status == "open", LEASES.c.expires > now, LEASES.c.id != besides)
-    return sa.select(LEASES.c.id).where(*live).exists()
-
-
-def _seen(rater: str, source: str) -> Any:
-    """Items of a source that this rater has had, or others of the same conversations (gold that was made of one). The conversations they
-    have seen are looked up once, not once per item."""
-    had = ITEMS.alias()
-    seen = sa.select(had.c.shown).join(LEASES, LEASES.c.item == had.c.id).where(LEASES.c.rater == rater, had.c.source == source)
-    return ITEMS.c.shown.in_(seen)
-
-
-def _decided(db: Connection, group: str) -> bool:
-    return db.scalar(sa.select(MEMBERS.c.group).where(MEMBERS.c.group == group).limit(1)) is not None
-
-
-def _is_due(row: Any, now: float, undo: float | None) -> bool:
-    return row["answered"] <= now - (json.loads(row["settings"])["undo"] if undo is None else undo)
-
-
-def _form(form: Mapping[str, str]) -> str:
-    """A form as JSON, without what belongs to the session."""
-    return json.dumps({k: v for k, v in form.items() if k != "csrf"})
-
-
-def _say(said: Answer) -> str:
-    """What was said, as JSON."""
-    keep = ("ranking", "strength", "score", "turn_scores", "aspects", "comment", "status", "reason", "shown", "details")
-    return canonical_json({"target": said.target} | {k: getattr(said, k) for k in keep if hasattr(said, k)})
-
-
-def _answer(row: Any) -> Answer:
-    """An answer as the ledger takes it."""
-    study, said = json.loads(row["settings"]), json.loads(row["answer"])
-    kind: type[Answer] = Comparison if "ranking" in said else Feedback
-    declared = json.loads(row["strata"])
-    stratum = next((declared[name] for name in study["strata"] if declared.get(name)), "")
-    stamp = Stamp(row["request"], row["source"], study["version"], row["answered"], 0.0, row["rater"], stratum)
-    return kind(said.pop("target"), **said, id=derive_id(row["id"], row["attempt"]), stamp=stamp)
-
-
-def read_gold(path: Path, task: str, run: str, stage: str) -> tuple[list[Episode], list[tuple[Request, dict[str, Any]]]]:
-    """Items whose answer is known, from a file: comparisons for rank and compare, scores or labels for score, scores of turns for mark (the
-    first negative one is where it went wrong; of labels, the first that is false).
-
-    Raises:
-        PreferenceError: the file holds something else, or an answer that any rater would get right.
-    """
-    found = import_data(path, run=run, stage=stage, update=0)
-    by_id = {e.id: e for e in found.episodes}
-    known: list[tuple[Request, dict[str, Any]]] = []
-    answers: list[Answer] = [*found.comparisons, *found.scores]
-    for said in answers:
-        if isinstance(said, Comparison):
-            shown = tuple(by_id[e] for tier in said.ranking for e in tier)
-            fits = task == "rank" or (task == "compare" and len(shown) == 2)
-        else:
-            shown = (by_id[said.episode],)
-            fits = task == ("mark" if said.turn_scores is not None else "score")
-        if not fits:
-            raise PreferenceError(f"{path} holds answers that cannot be gold for the task {task}")
-        kind: Any = "group" if isinstance(said, Comparison) else "episode"
-        request = Request(kind, said.target, stage, 0, None, False, {"gold": said.id}, shown)
-        try:
-            known.append((request, tasks.known(said, shown)))
-        except ValueError as error:
-            raise PreferenceError(f"{path}: {error}") from error
-    return found.episodes, known
-
-
-def _look(said: Mapping[str, Any], order: Sequence[str]) -> str:
-    """What an answer looks like from outside: which place was best, which points were given."""
-    if said["status"] != "scored":
-        return str(said["status"])
-    if "ranking" in said:
-        place = {e: i for i, tier in enumerate(said["ranking"]) for e in tier}
-        return "ranks " + " ".join(str(place[e] + 1) for e in order if e in place)
-    if said.get("turn_scores"):
-        return "all turns alike" if len(set(said["turn_scores"])) == 1 else str(said["turn_scores"])
-    return "points " + " ".join(f"{v:g}" for _, v in sorted(said["aspects"].items()))

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from ...engine.agreement import alpha_interval, comparison_units, gwet_ac1, krippendorff_alpha, percent_agreement
-from ...engine.episode import canonical_json, derive_id
-from ...engine.feedback import Comparison, Feedback
-from ...engine.ledger import Ledger
-from ...engine.reward import Aggregate, Aggregator
+from ...engine.analysis.agreement import percent_agreement
+from ...engine.ledger.ledger import Ledger
+from ...engine.protocols import Aggregator
+from ...engine.records.feedback import Comparison
+from ...engine.records.rewards import Aggregate
+from ...engine.util.ids import canonical_json, derive_id
 from . import raters
-from .desk import Desk, Said
-from .pages import blocks, folded
+from .agreement import agreement, between, judged, versus
+from .answers import Said
+from .desk import Desk
 from .tables import EVENTS, ITEMS, LEASES, STUDIES
 from .tasks import LETTERS, common, known
+from .web.pages import blocks, folded
 
 DISPUTED = 20  # items that are listed
-Units = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +39,6 @@ class Study:
     settings: Mapping[str, Any]
     instructions: str
     paused: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How far raters agree.
-
-    Attributes:
-        units: things that two raters judged.
-        percent, alpha, ac1: percent agreement, Krippendorff's alpha (with a 95 % interval from `low` to `high`), Gwet's AC1; None where
-            they are undefined.
-    """
-
-    name: str
-    units: int
-    percent: float | None
-    alpha: float | None
-    low: float | None
-    high: float | None
-    ac1: float | None
 
 
 def studies(ledger: Ledger, run: str) -> list[Study]:
@@ -82,95 +65,6 @@ def pause(ledger: Ledger, run: str, source: str, paused: bool) -> None:
     """Hands out no more tasks of a study, or does so again."""
     with ledger.writing() as db:
         db.execute(STUDIES.update().where(STUDIES.c.run == run, STUDIES.c.source == source).values(paused=paused))
-
-
-# Agreement.
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What there is to agree on: units (rater to value), the item each belongs to, and the level of measurement."""
-
-    units: Units
-    items: list[str]
-    level: Any
-
-    def of(self, some: Collection[str]) -> Judged:
-        """The same of some raters only."""
-        return Judged([{r: v for r, v in u.items() if r in some} for u in self.units], self.items, self.level)
-
-
-def judged(said: Iterable[Said], aspect: str | None = None) -> Judged:
-    """Pairs of conversations, points per aspect, marks per turn and where it went wrong first; what was left unmarked says nothing."""
-    by_item: dict[str, list[Said]] = defaultdict(list)
-    for each in said:
-        if each.answer.status == "scored":
-            by_item[each.item].append(each)
-    found: Units = []
-    items: list[str] = []
-    level = "nominal"
-    for item_, answers in by_item.items():
-        values: dict[Any, dict[str, Any]] = defaultdict(dict)
-        for each in answers:
-            answer = each.answer
-            if isinstance(answer, Feedback) and answer.turn_scores is not None:
-                for k, mark in enumerate(answer.turn_scores):
-                    if mark is not None and aspect != "first_wrong":
-                        values[k][each.rater] = mark
-                if "first_wrong" in answer.details and aspect in (None, "first_wrong"):
-                    values["first"][each.rater] = str(answer.details["first_wrong"])
-            elif isinstance(answer, Feedback):
-                level = "interval"
-                values.update({n: {**values[n], each.rater: v} for n, v in answer.aspects.items() if aspect in (None, n)})
-        comparisons = [s.answer for s in answers if isinstance(s.answer, Comparison)]
-        new = [*comparison_units(comparisons), *values.values()]
-        found += new
-        items += [item_] * len(new)
-    return Judged(found, items, level)
-
-
-def agreement(name: str, found: Judged) -> Agreement:
-    shared = [(u, item_) for u, item_ in zip(found.units, found.items, strict=True) if len(u) > 1]
-    units = [u for u, _ in shared]
-    level: Any = found.level if all(isinstance(v, (int, float)) for u in units for v in u.values()) else "nominal"
-    interval = (
-        alpha_interval(units, level, clusters=[c for _, c in shared], samples=300) if len({c for _, c in shared}) > 2 else None
-    )
-    low, high = interval if interval is not None else (None, None)
-    return Agreement(name, len(units), percent_agreement(units), krippendorff_alpha(units, level), low, high, gwet_ac1(units))
-
-
-def between(found: Judged, stratum_of: Mapping[str, str]) -> Judged:
-    """As strata see it: each says the mean of its raters' points, or what most of them say; where these are divided, it says nothing."""
-    seen: Units = []
-    for unit in found.units:
-        votes: dict[str, list[Any]] = defaultdict(list)
-        for rater, value in unit.items():
-            if stratum_of.get(rater):
-                votes[stratum_of[rater]].append(value)
-        if found.level == "interval":
-            seen.append({s: statistics.mean(v) for s, v in votes.items()})
-        else:
-            most = {s: Counter(v).most_common(2) for s, v in votes.items()}
-            seen.append({s: top[0][0] for s, top in most.items() if len(top) == 1 or top[0][1] > top[1][1]})
-    return Judged(seen, found.items, found.level)
-
-
-def versus(found: Judged, rater: str) -> Judged:
-    """One rater with each of the others, two by two: what the others think of one another does not count."""
-    both = [
-        ({rater: u[rater], o: u[o]}, i)
-        for u, i in zip(found.units, found.items, strict=True)
-        if rater in u
-        for o in u
-        if o != rater
-    ]
-    return Judged([u for u, _ in both], [i for _, i in both], found.level)
-
-
-def agreed(ledger: Ledger, run: str) -> float | None:
-    """Percent agreement of everybody, for the progress line."""
-    return percent_agreement(judged(s for s in Desk(ledger).answers(run) if not s.gold).units)
 
 
 # The page.

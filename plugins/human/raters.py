@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ...engine.ledger import Ledger
+from ...engine.ledger.ledger import Ledger
+from .errors import NoEntry
 from .tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS
 
 LINK = 14 * 86400.0  # seconds a link is good for
@@ -29,10 +30,6 @@ WHY = {
     "blocked": "Your account rests for now. Please write to the person who invited you.",
     "paused": "Your account is paused. Please write to the person who invited you.",
 }
-
-
-class NoEntry(Exception):
-    """A link or session that opens nothing. The message is for whoever holds it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,19 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import sqlalchemy as sa
 
-from ...engine.episode import Episode, derive_id
-from ...engine.feedback import Comparison, Context, Feedback, Question, Request
-from ...engine.ledger import FEEDBACK, REQUESTS, Ledger
-from ...engine.reward import ranking_scores
-from ...engine.suggest import did_you_mean
-from .desk import Desk, read_gold
+from ...engine.ledger.ledger import Ledger
+from ...engine.ledger.tables import FEEDBACK, REQUESTS
+from ...engine.protocols import Context
+from ...engine.records.episode import Episode
+from ...engine.records.feedback import Comparison, Feedback, Question, Request
+from ...engine.records.rewards import ranking_scores
+from ...engine.util.ids import derive_id
+from ...engine.util.suggest import did_you_mean
+from .desk import Desk
+from .gold import read_gold
+from .information import information
 from .tables import ITEMS, prepare
 from .tasks import LETTERS, TASKS
-from .value import information
 
 LOOK = 5.0  # seconds between looks at what is worth asking
 NAMES = 20_000  # characters that the names of one list may have: in a form, an emoji takes twelve bytes

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from ...engine.database import Words
-from ...engine.ledger import Ledger
+from ...engine.ledger.database import Words
+from ...engine.ledger.ledger import Ledger
 
 metadata = sa.MetaData()
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...engine.episode import Episode
-from ...engine.feedback import Comparison, Feedback
+from ...engine.records.episode import Episode
+from ...engine.records.feedback import Comparison, Feedback
+from .errors import FormError
 
 TASKS = ("rank", "compare", "score", "mark")
 GRADES = {
@@ -23,14 +24,6 @@ GRADES = {
 }  # fmt: skip
 COMMENT = 10_000  # characters, as browsers count them: in UTF-16, a line break is one
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-class FormError(ValueError):
-    """What a form says cannot be an answer. The message is for the rater; `field` names the input."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 def read(

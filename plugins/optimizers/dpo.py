@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from ...engine.episode import Episode
-from ...engine.learning import Batch
-from ...engine.policy import Policy
 from ...engine.policy.learner import Learner, positive, settings
+from ...engine.policy.policy import Policy
+from ...engine.records.batch import Batch
+from ...engine.records.episode import Episode
 from ...engine.tensors import turn_sums
 
 Form = Literal["sigmoid", "ipo", "hinge"]

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ...engine.learning import Batch
-from ...engine.policy import Policy
 from ...engine.policy.learner import Learner, Sums, positive, settings
+from ...engine.policy.policy import Policy
+from ...engine.records.batch import Batch
 from ...engine.tensors import importance_weight, kl_estimate
 from .kl import KL
-from .losses import Form, Mean, Normalise, PolicyLoss, staleness_metrics
+from .policy_loss import Form, Mean, Normalise, PolicyLoss, staleness_metrics
 
 
 class GRPO:

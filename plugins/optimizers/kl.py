@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...engine.learning import Batch
-from ...engine.policy import Policy
+from ...engine.policy.policy import Policy
+from ...engine.records.batch import Batch
 from ...engine.tensors import kl_estimate
 
 ROUNDING = 1e-5  # nats: how far log-probs of one token by one policy are apart when other rows are in the batch (float32)

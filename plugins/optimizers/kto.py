@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.batch import row_of
-from ...engine.learning import Batch, Row
-from ...engine.policy import Policy
+from ...engine.policy.batching import row_of
 from ...engine.policy.learner import Learner, positive, settings
+from ...engine.policy.policy import Policy
+from ...engine.records.batch import Batch, Row
 
 
 def kto_loss(ratio: Tensor, liked: Tensor, z0: Tensor | float, beta: float, up: float = 1.0, down: float = 1.0) -> Tensor:

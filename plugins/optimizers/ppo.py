@@ -22,13 +22,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...engine.learning import Batch
-from ...engine.policy import Policy
 from ...engine.policy.learner import Learner, Sums, positive, settings
-from ...engine.policy.model import Micro, Output
+from ...engine.policy.network import Micro, Output
+from ...engine.policy.policy import Policy
+from ...engine.records.batch import Batch
 from ...engine.tensors import clipped_value_loss, explained_variance, importance_weight, kl_estimate
 from .kl import KL
-from .losses import Form, Mean, Normalise, PolicyLoss, staleness_metrics
+from .policy_loss import Form, Mean, Normalise, PolicyLoss, staleness_metrics
 
 
 class Critic(nn.Module):

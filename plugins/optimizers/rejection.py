@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...engine.learning import Batch
-from ...engine.policy import Policy
 from ...engine.policy.learner import Learner, Sums, positive, settings
+from ...engine.policy.policy import Policy
+from ...engine.records.batch import Batch
 from ...engine.tensors import rounding
 
 

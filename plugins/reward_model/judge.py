@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from ...engine.config import ConfigError
-from ...engine.episode import Episode
-from ...engine.feedback import Context, Feedback, Stamp
+from ...engine.errors import ConfigError
+from ...engine.protocols import Context
+from ...engine.records.episode import Episode
+from ...engine.records.feedback import Feedback, Stamp
 from .losses import combine
 from .model import NOTE, RewardModel
 from .retrain import Retrain, Versions

@@ -19,17 +19,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ...engine import files
-from ...engine.episode import Episode, Message
-from ...engine.learning import Row
+from ...engine.errors import TurnwiseError
 from ...engine.policy.chat import ChatFormat
-from ...engine.policy.model import Micro, divide
+from ...engine.policy.network import Micro, divide
 from ...engine.policy.properties import context_length, trunk
+from ...engine.records.batch import Row
+from ...engine.records.episode import Episode, Message
+from ...engine.util import files
 
 NOTE = "turnwise-reward-model.json"
 
 
-class RewardModelError(Exception):
+class RewardModelError(TurnwiseError):
     """A reward model cannot be loaded or used. The message says what to do."""
 
 

@@ -24,11 +24,11 @@ from typing import Any
 
 from pydantic import Field
 
-from ...engine import files
-from ...engine.episode import derive_id
-from ...engine.feedback import Comparison
-from ...engine.run import Run
+from ...engine.protocols import RunView
+from ...engine.records.feedback import Comparison
 from ...engine.stages.preference import comparing
+from ...engine.util import files
+from ...engine.util.ids import derive_id
 from .model import NOTE, RewardModel
 from .training import Data, Ensemble, Training, finals, place
 
@@ -65,7 +65,7 @@ class Versions:
         self._folder, self._path = folder, _within(path, folder)
         self._take(self._load())
 
-    def learn(self, run: Run) -> dict[str, float]:
+    def learn(self, run: RunView) -> dict[str, float]:
         """Trains a new version if it is time, and says what came of it; the engine calls this before an update."""
         self._version = run.folder / "reward-model" / f"update-{run.updates:06d}"
         self._refusal = run.folder / "reward-model" / f"refused-{run.updates:06d}.json"
@@ -76,7 +76,7 @@ class Versions:
         found = self._compete(run, comparisons, fresh) if len(fresh) >= self.options.every else {}
         return found or {"reward_model/fresh": float(len(fresh))}
 
-    def _written(self, run: Run) -> dict[str, float]:
+    def _written(self, run: RunView) -> dict[str, float]:
         """Takes up what was decided before this update when it was made the first time; empty where nothing was."""
         notes = _notes(self._version / NOTE)
         if notes.get("run") == run.id and "switched" in notes:
@@ -89,7 +89,7 @@ class Versions:
             return _metrics(notes)
         return {}
 
-    def _compete(self, run: Run, comparisons: Sequence[Comparison], fresh: set[str]) -> dict[str, float]:
+    def _compete(self, run: RunView, comparisons: Sequence[Comparison], fresh: set[str]) -> dict[str, float]:
         """Trains a version, has it compete with the present one on what neither has seen, and writes down which of them judges.
 
         Empty where there is nothing to tell them apart by yet: no start was compared for the first time, or raters only saw ties.
@@ -97,7 +97,7 @@ class Versions:
         model, options = self._load(), self.options
         data, _ = Data.readable(run.ledger, comparisons, model)
         known = {start for start, said in zip(data.starts, data.by_group, strict=True) if any(c.id not in fresh for c in said)}
-        new = sorted(set(data.starts) - known, key=lambda start: place(run.config.seed, start))
+        new = sorted(set(data.starts) - known, key=lambda start: place(run.seed, start))
         aside = set(new[: math.ceil(options.held_out * len(new))])
         train = [g for g, start in enumerate(data.starts) if start not in self._held | aside]
         held = [g for g, start in enumerate(data.starts) if start in aside]
@@ -106,7 +106,7 @@ class Versions:
         was = data.measure(finals(model, data.episodes, options.micro_tokens).mean(1), held)
         if "accuracy" not in was:
             return {}
-        seeds = [derive_id("retrain", run.config.seed, run.stage, run.updates, m) for m in range(len(model.members))]
+        seeds = [derive_id("retrain", run.seed, run.stage, run.updates, m) for m in range(len(model.members))]
         for step in options.fit(Ensemble(model, options), data, train, seeds):
             run.status("fit", step.made, step.steps)
         values = finals(model, data.episodes, options.micro_tokens)
@@ -151,7 +151,7 @@ class Versions:
         self._heard |= set(notes.get("known", ()))
         self._held |= set(notes.get("held", ()))
 
-    def _comparisons(self, run: Run) -> list[Comparison]:
+    def _comparisons(self, run: RunView) -> list[Comparison]:
         """What the run has had compared, by whomever and however late, up to this update: one that goes on finds later answers too."""
         found = run.ledger.comparisons(run.id, stages=comparing(run))
         shown = run.ledger.episodes([c.ranking[0][0] for c in found if c.id not in self._heard])

@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from ...engine.config import ConfigError, Stage
-from ...engine.episode import derive_id
-from ...engine.run import Run, Update
-from ...engine.stages.play import shared
+from ...engine.errors import ConfigError
+from ...engine.pipeline.processes import shared
+from ...engine.pipeline.stage import Stage
+from ...engine.protocols import RunView
+from ...engine.records.update import Update
 from ...engine.stages.preference import Chosen, Weights, check_weights, comparing, weighed
+from ...engine.util.ids import derive_id
 from .model import RewardModel, load_member
 from .training import Data, Ensemble, Training, finals
 
@@ -45,21 +47,21 @@ class TrainRewardModel(Training, Stage):
     weights: Weights = {}
     steps_per_update: int = Field(default=25, ge=1)
 
-    def check(self, run: Run) -> None:
+    def check(self, run: RunView) -> None:
         if self.data is not None and not self.data.exists():
             raise ConfigError(f"reward-model.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
             raise ConfigError("reward-model has nothing to learn from: put a `rank` stage before it, or give `data`")
         check_weights(run, "reward-model", self.weights, self.data)
 
-    def play(self, run: Run) -> Iterator[Update]:
+    def play(self, run: RunView) -> Iterator[Update]:
         chosen, ensemble = Chosen(), Ensemble(self._beginning(run), self)
         model = ensemble.model
         done = run.begin({"chosen": chosen, "members": ensemble})
         comparisons = weighed("reward-model", chosen.comparisons(run, self.data), self.weights)
         data, long = Data.readable(run.ledger, comparisons, model, self.weights)
-        train, held = data.split(self.held_out, run.config.seed)
-        seeds = [derive_id("reward-model", run.config.seed, run.stage, m) for m in range(self.members)]
+        train, held = data.split(self.held_out, run.seed)
+        seeds = [derive_id("reward-model", run.seed, run.stage, m) for m in range(self.members)]
         updates = -(-self.steps(train) // self.steps_per_update)
         losses: list[float] = []
         for step in self.fit(ensemble, data, train, seeds, done * self.steps_per_update):
@@ -75,9 +77,9 @@ class TrainRewardModel(Training, Stage):
                     metrics |= self._finish(run, model, data, held, chosen.ids)
                 yield run.finish_update(metrics)
 
-    def _beginning(self, run: Run) -> RewardModel:
+    def _beginning(self, run: RunView) -> RewardModel:
         """The members before they learn: the same model, each with a head of its own."""
-        seed = int(derive_id("head", run.config.seed, run.stage)[:8], 16)
+        seed = int(derive_id("head", run.seed, run.stage)[:8], 16)
         name = self.model
         if name is None:
             name = str(run.folder / ".reward-model-start")
@@ -93,7 +95,9 @@ class TrainRewardModel(Training, Stage):
                 shutil.rmtree(name)
         return RewardModel([m.to(device) for _, m in loaded], loaded[0][0], today=run.today.isoformat())
 
-    def _finish(self, run: Run, model: RewardModel, data: Data, held: Sequence[int], known: Sequence[str]) -> dict[str, float]:
+    def _finish(
+        self, run: RunView, model: RewardModel, data: Data, held: Sequence[int], known: Sequence[str]
+    ) -> dict[str, float]:
         """Shifts the scores, measures what was held out, and saves."""
         values = finals(model, data.episodes, self.micro_tokens)
         means = values[data.latest()].mean(0)

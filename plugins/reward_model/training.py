@@ -11,14 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...engine.config import Section
-from ...engine.episode import Episode, derive_id
-from ...engine.feedback import Comparison
-from ...engine.ledger import Ledger
-from ...engine.memory import explained_memory
+from ...engine.analysis.preferences import Pair, connected, opinion, pairs, rater_agreement, truth_agreement
+from ...engine.ledger.ledger import Ledger
+from ...engine.pipeline.section import Section
 from ...engine.policy.learner import Learner
-from ...engine.policy.model import divide
-from ...engine.preferences import Pair, connected, opinion, pairs, rater_agreement, truth_agreement
+from ...engine.policy.network import divide
+from ...engine.records.episode import Episode
+from ...engine.records.feedback import Comparison
+from ...engine.util.ids import derive_id
+from ...engine.util.memory import explained_memory
 from .losses import bradley_terry, calibration_error, centering, k_wise, plackett_luce
 from .model import RewardModel
 

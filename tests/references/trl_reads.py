@@ -26,8 +26,8 @@ import torch
 import transformers
 import trl
 import turnwise
-from turnwise.engine.exchange import export_pairs, export_stepwise, export_unpaired, save
-from turnwise.plugins.demo.tiny import build_tokenizer
+from turnwise.engine.exchange.writing import export_pairs, export_stepwise, export_unpaired, save
+from turnwise.plugins.demo.tiny_model import build_tokenizer
 
 datasets.disable_progress_bars()
 transformers.utils.logging.set_verbosity_error()

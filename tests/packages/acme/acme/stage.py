@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 import turnwise
-from turnwise.engine.batch import make_batch
-from turnwise.engine.sources import Sources
+from turnwise.engine.feedback.sources import Sources
+from turnwise.engine.policy.batching import make_batch
 
 
 class Offline(turnwise.Stage):

@@ -1,0 +1,1 @@
+"""Statistics over records: agreement, calibration, bias, preferences, scores."""

@@ -1,0 +1,623 @@
+"""What a judge's verdicts follow beside the content: the place on the page, length and format, its own family.
+
+Pure functions in numpy. Everything is measured on answers a run holds anyway (in force, of one judge; `bias_report` takes many
+and sorts them). One unit serves all that is said of pairs: the net win rate, P(wins) - P(loses); "3 points" are 0.03 of it.
+
+Position. A verdict shows K episodes in an order, the k-th (from 0) in place p = k / (K - 1), and gives each a normalised rank
+s in [0, 1], 1 the best (for two: the probability that it wins). What the first place is worth over the last is minus the slope
+of s on p; for a pair s_first - s_last:
+
+    bias = mean of  - sum_k (p_k - 1/2)(s_k - 1/2) / sum_k (p_k - 1/2)^2
+
+A judge that ignores the content with probability b and ranks as shown has bias b, whatever it thinks of the content: in the
+mean over an order and its reverse the content cancels. So where enough was looked at in both orders, that alone is used, the
+mean of the two being one observation; else every verdict is one, and the order must have been drawn at random. The deviation
+of the estimate over n such observations:
+
+    both orders  sqrt(v / n)          v = b (1 - b) where the judge is sure of the content, (1 - b^2) / 2 where it tosses a coin
+    one order    sqrt((1 - b^2) / n)
+
+Style and family. Of two episodes i (shown first, where that is known) and j, with d the difference of a feature, sd its root
+mean square, and r what a reference says (people, a gold judge), in one logistic regression with a N(0, 10) prior:
+
+    logit P(i beats j) = side + sum_f beta_f tanh(d_f / sd_f) + rho (r_i - r_j) / sd_r
+    effect of f        = 2 sigma(beta_f tanh(1)) - 1
+
+(after Dubois et al. 2024, arXiv:2404.04475; features as in the style control of LMSYS, 2024). The effect is the net win rate of
+what has one sd more of f over an equally good one. Scores: the same terms, centred in each group, against the score in sd
+within groups, by least squares; the effect is beta_f tanh(1) sd. Self-preference is the effect of "written by the judge's own
+family", a linear term.
+
+Without a reference an effect may be deserved. With a noisy one a part of it may be: where longer replies are better, length
+tells the judge's good taste better than a single person's scores do, and passes for a bias. Two references with independent
+errors cure that: r is then what the second and the features of style predict of the first (regression calibration, Carroll et
+al. 2006, Measurement Error in Nonlinear Models, ch. 4). What noise is left makes effects smaller, since pairs that look equal
+are not quite.
+
+Intervals are 95 %, groups being what was drawn: percentiles of the bootstrap over groups for means, cluster-robust errors
+(Liang and Zeger 1986, doi:10.1093/biomet/73.1.13) with Student's t for regressions. Two verdicts that nobody gave, one for
+either extreme, are drawn along with the means, so that thirty pairs without a fault do not prove that there is none (Bonett
+and Price 2012, doi:10.3102/1076998611411915).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+from scipy.stats import t as student
+
+from ..records.episode import Episode
+from ..records.feedback import Comparison, Feedback
+from ..records.rewards import overall, ranking_scores
+from .preferences import opinion
+
+Floats = NDArray[np.float64]
+Answers = Iterable[Feedback | Comparison]
+
+FEWEST = 10  # groups: below, nothing is estimated
+LINEAR = {"reference", "own family"}  # terms of the regressions that no tanh bends
+PRIOR = 0.1  # precision of the prior of a coefficient
+DRAWS = 1000  # of the bootstrap
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """One measured bias of one judge.
+
+    Attributes:
+        kind: "position", "flips", "own family", or a feature of style ("length", ...).
+        estimate, low, high: the effect and its 95 % interval, in `unit`.
+        unit: "net win rate" in [-1, 1] (100 points are 1), "share" in [0, 1], or "sd" of the judge's scores within groups.
+        n: verdicts, pairs or scores it rests on.
+        sentence: the same for people to read.
+        rater, version: of whom it is said; empty where the caller knows.
+    """
+
+    kind: str
+    estimate: float
+    low: float
+    high: float
+    unit: str
+    n: int
+    sentence: str
+    rater: str = ""
+    version: str = ""
+
+
+def bias_report(
+    answers: Answers,
+    episodes: Iterable[Episode],
+    *,
+    reference: Mapping[str, float] | None = None,
+    second: Mapping[str, float] | None = None,
+    authors: Mapping[str, str] | None = None,
+    families: Mapping[str, str] | None = None,
+) -> list[Bias]:
+    """Every bias of every judge that there is enough to measure, judges in the order of their names.
+
+    Args:
+        answers: in force, of any number of judges; a judge is `stamp.rater` (`stamp.source` where that is empty) in one
+            `stamp.version`.
+        episodes: what was judged.
+        reference: episode id to what it is worth by a better judge: people's scores, an aggregate, a gold judge.
+        second: the same by others, with errors of their own; give the scores of one half of the people here and of the other
+            half there.
+        authors: episode id to the model family that wrote it.
+        families: judge to the family that it is of; with `reference` and `authors`, self-preference is measured.
+    """
+    played = {episode.id: episode for episode in episodes}
+    judges: dict[tuple[str, str], list[Feedback | Comparison]] = defaultdict(list)
+    for answer in answers:
+        if answer.status == "scored":
+            judges[answer.stamp.rater or answer.stamp.source, answer.stamp.version].append(answer)
+    report: list[Bias] = []
+    for (rater, version), said in sorted(judges.items()):
+        found = [position(said), flips(said), *style(said, played, reference, second)]
+        if reference is not None and authors is not None and families is not None and rater in families:
+            found += self_preference(said, played, authors, families[rater], reference, second)
+        report += [replace(bias, rater=rater, version=version) for bias in found if bias is not None]
+    return report
+
+
+# Position
+
+
+class Look(NamedTuple):
+    """What a judge made of some episodes in one order.
+
+    Attributes:
+        by: the judge, its version and the aspect.
+        order: ids as shown.
+        scores: normalised ranks in [0, 1], in this order.
+    """
+
+    group: str
+    by: tuple[str, str, str]
+    order: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+def looks(answers: Answers) -> Iterator[Look]:
+    """Every look of which it is known what was shown where.
+
+    A comparison says so by `shown["order"]`, episode ids as displayed; those it did not rank are passed over. A judge that
+    looks at a pair more than once for one comparison puts `details["orders"]` instead, [{"order": [id, id], "first": p}, ...],
+    p being the probability (1, 0.5, 0) that what was shown first is better, None where that look failed; of a ranking "tiers" instead of
+    "first", the place of each as shown, 0 the best.
+
+    Raises:
+        ValueError: `details["orders"]` of another form.
+    """
+    for answer in answers:
+        if not isinstance(answer, Comparison) or answer.status != "scored":
+            continue
+        by = answer.stamp.rater or answer.stamp.source, answer.stamp.version, answer.aspect
+        if "orders" in answer.details:
+            for entry in answer.details["orders"]:
+                yield from (Look(answer.group, by, order, scores) for order, scores in _entry(entry, answer.group))
+            continue
+        worth = ranking_scores(answer)
+        if answer.probability is not None and len(worth) == 2:
+            worth = {a: opinion(answer, a, b) or 0.0 for a, b in (tuple(worth), tuple(worth)[::-1])}
+        order = tuple(e for e in answer.shown.get("order", ()) if e in worth)
+        if sorted(order) == sorted(worth):
+            yield Look(answer.group, by, order, tuple(worth[e] for e in order))
+
+
+def _entry(entry: Any, group: str) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+    """One look: the ids as shown, and how each did; none where it failed."""
+    try:
+        order = tuple(map(str, entry["order"]))
+        if len(set(order)) != len(order) or len(order) < 2:
+            raise ValueError("ids must differ")
+        if "tiers" in entry:
+            tiers = [int(tier) for tier in entry["tiers"]]
+            if len(tiers) != len(order):
+                raise ValueError("a tier for each id")
+            beaten = [sum((other > own) + 0.5 * (other == own) for other in tiers) - 0.5 for own in tiers]
+            yield order, tuple(each / (len(order) - 1) for each in beaten)
+        elif entry["first"] is not None:
+            if len(order) != 2 or not 0 <= entry["first"] <= 1:
+                raise ValueError("a probability for two")
+            yield order, (float(entry["first"]), 1 - float(entry["first"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"details['orders'] of a comparison of group {group} holds {entry!r} ({error}); needed: {{order: [id, id], first: p}} with p in [0, 1] or "
+            "None, or {order: ids, tiers: places}"
+        ) from error
+
+
+def position(answers: Answers) -> Bias | None:
+    """How much more often what is shown first wins than what is shown last, see the top of this file; None: too few groups.
+
+    Below zero, the last place is liked better.
+    """
+    seen = list(looks(answers))
+    turned = _turned(seen)
+    known = "in both orders"
+    values = [(group, (_slope(one) + _slope(other)) / 2) for group, one, other in turned]
+    if len({group for group, _ in values}) < FEWEST:
+        known = "in one order each, drawn at random if this is to mean anything"
+        values = [(look.group, _slope(look.scores)) for look in seen]
+    found = _mean([v for _, v in values], [g for g, _ in values], (-1.0, 1.0))
+    if found is None:
+        return None
+    what = f"what is shown first wins {_points(*found)} than what is shown last, {_count(len(values), 'comparison')} {known}"
+    return Bias("position", *found, "net win rate", len(values), what)
+
+
+def flips(answers: Answers) -> Bias | None:
+    """The share of pairs, judged in both orders, whose winner changes with the order; a win that becomes a tie is half one."""
+    pairs = [
+        (group, one[0], other[1]) for group, one, other in _turned(looks(answers)) if len(one) == 2
+    ]  # twice of the same episode
+    changed = [abs(np.sign(one - 0.5) - np.sign(other - 0.5)) / 2 for _, one, other in pairs]
+    found = _mean(changed, [group for group, _, _ in pairs], (0.0, 1.0))
+    if found is None:
+        return None
+    said = f"{100 * found[0]:.1f} % ({100 * found[1]:.1f} to {100 * found[2]:.1f}) of the verdicts change with the order"
+    return Bias("flips", *found, "share", len(pairs), f"{said}, {_count(len(pairs), 'pair')}")
+
+
+def rank_by_place(answers: Answers) -> dict[int, Floats]:
+    """The mean normalised rank by place, [K], for each number K of episodes shown; an unbiased judge has 1/2 everywhere."""
+    by_size: dict[int, list[tuple[float, ...]]] = defaultdict(list)
+    for look in looks(answers):
+        by_size[len(look.scores)].append(look.scores)
+    return {size: np.mean(rows, axis=0) for size, rows in sorted(by_size.items())}
+
+
+def _turned(seen: Iterable[Look]) -> list[tuple[str, Floats, Floats]]:
+    """(group, scores in an order, scores in the reverse order) of all that was looked at both ways; repeats are averaged."""
+    by_order: dict[tuple[str, tuple[str, str, str], tuple[str, ...]], list[tuple[float, ...]]] = defaultdict(list)
+    for look in seen:
+        by_order[look.group, look.by, look.order].append(look.scores)
+    return [
+        (group, np.mean(rows, axis=0), np.mean(by_order[group, by, order[::-1]], axis=0))
+        for (group, by, order), rows in by_order.items()
+        if order < order[::-1] and (group, by, order[::-1]) in by_order
+    ]
+
+
+def _slope(scores: ArrayLike) -> float:
+    s = np.asarray(scores, float)
+    place = np.linspace(0, 1, len(s)) - 0.5
+    return float(-(place @ (s - 0.5)) / (place @ place))
+
+
+# Style and self-preference
+
+_CODE = re.compile(r"```.*?(```|\Z)", re.DOTALL)
+_MARKS = {
+    "lists": re.compile(r"^[ \t]*(?:[-*+]|\d+[.)])[ \t]+\S", re.MULTILINE),
+    "headers": re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE),
+    "bold": re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__"),
+}
+_ASKS = re.compile("[?？؟]")
+_AGREES = re.compile(
+    r"\W*(?:(?:what |that(?:'|’)s |that is )?an? )?"
+    r"(?:(?:(?:great|good|excellent|fantastic|wonderful|brilliant|insightful|interesting|fascinating) "
+    r"(?:question|point|idea|thinking|observation|catch|job|choice)|excellent|perfect|fantastic|wonderful|brilliant|"
+    r"absolutely|certainly|definitely|"
+    r"of course|exactly|indeed|sure(?: thing)?|i (?:completely |totally |fully |absolutely |couldn(?:'|’)t )?agree|"
+    r"you(?:(?:'|’)re| are) (?:(?:so|absolutely|completely|totally|quite) )?(?:right|correct)|"
+    r"(?:thank you|thanks) for (?:asking|sharing|pointing))\b)",
+    re.IGNORECASE,
+)
+_MORE = {
+    "length": "of {:.0f} characters more",
+    "lists": "with {:.1f} more list items",
+    "headers": "with {:.1f} more headers",
+    "bold": "with {:.1f} more bold passages",
+    "questions": "that ask in {:.0%} more of their turns",
+    "openers": "that open with praise or agreement in {:.0%} more of their turns",
+}
+
+
+def style_features(episode: Episode) -> dict[str, float]:
+    """What the assistant's replies look like: `length` (characters in all), counts of list items, headers and bold passages
+    (Markdown outside of code), the share of replies that ask (`questions`) and that begin with praise or agreement (`openers`,
+    English)."""
+    said = [turn.action for turn in episode.turns]
+    prose = [_CODE.sub("", text) for text in said]
+    marks = {name: float(sum(len(mark.findall(text)) for text in prose)) for name, mark in _MARKS.items()}
+    share = lambda pattern: sum(bool(pattern(text)) for text in prose) / max(len(prose), 1)  # noqa: E731
+    return {
+        "length": float(sum(map(len, said))),
+        **marks,
+        "questions": share(_ASKS.search),
+        "openers": share(_AGREES.match),
+    }
+
+
+def style(
+    answers: Answers,
+    episodes: Mapping[str, Episode],
+    reference: Mapping[str, float] | None = None,
+    second: Mapping[str, float] | None = None,
+) -> list[Bias]:
+    """How much a judge likes one sd more of each feature of style, all others and the reference being equal.
+
+    A feature that differs in fewer than ten groups is left out. From comparisons in net win rate, from scores in sd.
+
+    Args:
+        answers: of one judge.
+        episodes: by id; what is said of others is passed over.
+        reference, second: episode id to worth, see the top of this file; what they do not know is passed over.
+    """
+    looks_like = {name: style_features(episode) for name, episode in episodes.items()}
+    features = {name: {e: row[name] for e, row in looks_like.items()} for name in (*_MORE,)}
+    found = []
+    for effect in _effects(answers, episodes, features, reference, second):
+        who = f"replies {_MORE[effect.name].format(effect.sd)}"
+        found.append(effect.bias(who, "those that the reference holds equal" if reference else "the others"))
+    return (
+        found if reference else [replace(b, sentence=b.sentence + "; without a reference, it may be deserved") for b in found]
+    )
+
+
+def self_preference(
+    answers: Answers,
+    episodes: Mapping[str, Episode],
+    authors: Mapping[str, str],
+    family: str,
+    reference: Mapping[str, float],
+    second: Mapping[str, float] | None = None,
+) -> list[Bias]:
+    """How much a judge prefers what its own family wrote to what others wrote, the reference being equal.
+
+    One entry from comparisons in net win rate, one from scores in sd; none where fewer than ten groups hold both kinds.
+
+    Args:
+        authors: episode id to the family that wrote it; what others judged of is passed over.
+        family: the judge's own.
+        reference, second: episode id to worth, by somebody who is not of the family.
+    """
+    own = {"own family": {e: float(authors[e] == family) for e in episodes if e in authors}}
+    return [
+        effect.bias(f"replies by {family}, its own family,", "others that the reference holds equal")
+        for effect in _effects(answers, episodes, own, reference, second)
+    ]
+
+
+class _Effect(NamedTuple):
+    name: str
+    sd: float
+    unit: str
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+    def bias(self, who: str, against: str) -> Bias:
+        found = self.estimate, self.low, self.high
+        if self.unit == "sd":
+            size, least, most, negative = _upright(*found)
+            said = f"{who} score {size:.2f} sd ({least:.2f} to {most:.2f}) {'lower' if negative else 'higher'} than {against}"
+        else:
+            said = f"{who} win {_points(*found)} than {against}"
+        number = _count(self.n, "score" if self.unit == "sd" else "pair")
+        return Bias(self.name, *found, self.unit, self.n, f"{said}, {number}")
+
+
+def _effects(
+    answers: Answers,
+    episodes: Mapping[str, Episode],
+    features: Mapping[str, Mapping[str, float]],
+    reference: Mapping[str, float] | None,
+    second: Mapping[str, float] | None,
+) -> Iterator[_Effect]:
+    """What one sd more of each feature does (one more of a linear one), to comparisons and to scores; all by episode id."""
+    said = list(answers)
+    opinions = {"reference": reference, "second": second if reference else None}
+    terms = {**features, **{name: value for name, value in opinions.items() if value}}
+    known = set(episodes).intersection(*terms.values())
+
+    pairs = [pair for pair in _pairs(said) if pair.first in known and pair.second in known]
+    columns = {name: np.array([value[p.first] - value[p.second] for p in pairs]) for name, value in terms.items()}
+    wins, sides = np.array([p.wins for p in pairs]), np.array([p.side for p in pairs])
+    for name, sd, low, beta, high in _fit(columns, [p.group for p in pairs], wins, sides):
+        reach = 1 / sd if name in LINEAR else np.tanh(1)
+        estimate, least, most = (float(2 * expit(b * reach) - 1) for b in (beta, low, high))
+        yield _Effect(name, sd, "net win rate", estimate, least, most, len(pairs))
+
+    marks: dict[str, list[float]] = defaultdict(list)
+    for answer in said:
+        if isinstance(answer, Feedback) and answer.episode in known and (number := overall(answer)) is not None:
+            marks[answer.episode].append(number)
+    groups = [episodes[e].group for e in marks]
+    columns = {name: _centred([value[e] for e in marks], groups) for name, value in terms.items()}
+    scores = _centred([float(np.mean(each)) for each in marks.values()], groups)
+    spread = float(np.sqrt((scores**2).mean())) if len(scores) else 0.0
+    if spread > 0:
+        for name, sd, low, beta, high in _fit(columns, groups, scores / spread, None):
+            reach = 1 / sd if name in LINEAR else float(np.tanh(1))
+            yield _Effect(name, sd, "sd", beta * reach, low * reach, high * reach, len(scores))
+
+
+class _Pair(NamedTuple):
+    """`wins` is the probability that the first is better; `side` 1 where it was shown first, 0 where nobody knows."""
+
+    group: str
+    first: str
+    second: str
+    wins: float
+    side: float
+
+
+def _pairs(answers: Answers) -> Iterator[_Pair]:
+    for answer in answers:
+        if not isinstance(answer, Comparison) or answer.status != "scored":
+            continue
+        seen = list(looks([answer]))
+        for look in seen:
+            for (one, high), (other, low) in combinations(zip(look.order, look.scores, strict=True), 2):
+                wins = high if len(look.order) == 2 else (1 + float(np.sign(high - low))) / 2
+                yield _Pair(look.group, one, other, wins, 1.0)
+        if not seen:
+            for one, other in combinations([e for tier in answer.ranking for e in tier], 2):
+                yield _Pair(answer.group, one, other, opinion(answer, one, other) or 0.0, 0.0)
+
+
+def _fit(
+    columns: Mapping[str, Floats], groups: Sequence[Hashable], said: Floats, side: Floats | None
+) -> Iterator[tuple[str, float, float, float, float]]:
+    """(name, sd, low, coefficient, high) of every feature that differs in enough groups.
+
+    Args:
+        columns: [N] differences of each feature, of "reference" and of "second", where there are such.
+        groups: [N].
+        said: [N] probabilities, for the logistic regression; or centred scores, for least squares.
+        side: [N] of the logistic regression; None: least squares.
+    """
+    number = np.unique(np.array(groups, dtype=str), return_inverse=True)[1] if len(groups) else np.zeros(0, int)
+    count = len(set(groups))
+    kept: dict[str, tuple[float, Floats]] = {}
+    for name, d in columns.items():
+        if name == "second":
+            continue
+        differs = np.abs(d) > 1e-9 * np.abs(d).max(initial=0.0)
+        if len(set(number[differs])) >= FEWEST:
+            sd = float(np.sqrt((d**2).mean()))
+            x = d / sd if name in LINEAR else np.tanh(d / sd)
+            kept[name] = sd, x if side is not None else _centred(x, groups)
+    if "second" in columns and "reference" in kept:
+        sd, first = kept.pop("reference")
+        known = np.stack([*(x for _, x in kept.values()), columns["second"]], 1)
+        kept["reference"] = sd, np.asarray(known @ np.linalg.lstsq(known, first, rcond=None)[0], np.float64)
+    design = [x for _, x in kept.values()] + ([side] if side is not None and side.any() else [])
+    if not kept or count <= 2 * len(design):
+        return
+    x = np.stack(design, 1)
+    beta, inverse = _logistic(x, said) if side is not None else _least_squares(x, said)
+    residual = said - (expit(x @ beta) if side is not None else x @ beta)
+    pull = np.zeros((count, x.shape[1]))
+    np.add.at(pull, number, residual[:, None] * x)
+    error = np.sqrt(np.diagonal(inverse @ (pull.T @ pull) @ inverse) * count / (count - 1))
+    wide = student.ppf(0.975, count - 1) * error
+    for k, (name, (sd, _)) in enumerate(kept.items()):
+        if name != "reference":
+            yield name, sd, float(beta[k] - wide[k]), float(beta[k]), float(beta[k] + wide[k])
+
+
+def _logistic(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """[F] the mode under a N(0, 1 / PRIOR) prior, by Newton's method, and the inverse of the loss's Hessian there."""
+    loss = lambda b: float((np.logaddexp(0, x @ b) - y * (x @ b)).sum() + PRIOR * (b @ b) / 2)  # noqa: E731
+    beta = np.zeros(x.shape[1])
+    while True:
+        chance = expit(x @ beta)
+        slope = x.T @ (chance - y) + PRIOR * beta
+        inverse = np.linalg.inv((x * (chance * (1 - chance))[:, None]).T @ x + PRIOR * np.eye(len(beta)))
+        step = inverse @ slope
+        before = loss(beta)
+        while loss(beta - step) > before + 1e-12 * abs(before):
+            step = step / 2
+        beta = beta - step
+        if np.abs(step).max() < 1e-8:
+            return beta, inverse
+
+
+def _least_squares(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """The same for y = x b + e, e ~ N(0, 1)."""
+    inverse = np.linalg.inv(x.T @ x + PRIOR * np.eye(x.shape[1])).astype(np.float64)
+    return inverse @ (x.T @ y), inverse
+
+
+# Scores at equal length
+
+
+def length_slope(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], ridge: float = 5.0) -> tuple[float, float]:
+    """How much a judge's score follows length within groups, and the scale of lengths, for `length_controlled`.
+
+    With x = tanh((length - its group's mean) / sd) less its group's mean, slope = sum x s / (sum x^2 + ridge): towards 0 with
+    little data.
+
+    Args:
+        scores, lengths: [N].
+        groups: [N].
+        ridge: in units of sum x^2, to which one episode adds about 0.4.
+
+    Returns:
+        slope, in the scores' unit per x; sd, the root mean square deviation of lengths from their group's mean.
+    """
+    away = _centred(lengths, groups)
+    sd = float(np.sqrt((away**2).mean())) if len(away) else 0.0
+    x = _stretch(lengths, groups, sd)
+    return float(x @ _centred(scores, groups) / (x @ x + ridge)), sd
+
+
+def length_controlled(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], slope: float, sd: float) -> Floats:
+    """[N] the scores that a judge would have given, were all of a group equally long (the idea of Dubois et al. 2024,
+    arXiv:2404.04475, within groups): score - slope x. Groups keep their means. What length truly earned is taken away with the
+    rest."""
+    return np.asarray(scores, float) - slope * _stretch(lengths, groups, sd)
+
+
+class LengthControl:
+    """Length control for a judge in a run: learns from the groups it has scored lately, since a policy's lengths and a judge's
+    taste change.
+
+    Args:
+        window: how many groups it remembers.
+        ridge: see `length_slope`.
+
+    Raises:
+        ValueError: a window below 1 or a ridge that is not positive.
+    """
+
+    def __init__(self, window: int = 512, ridge: float = 5.0) -> None:
+        if window < 1 or not ridge > 0:
+            raise ValueError(f"window must be at least 1 and ridge positive, got {window} and {ridge}")
+        self.window, self.ridge = window, ridge
+        self.slope, self.sd = 0.0, 0.0
+        self._groups: deque[tuple[list[float], list[float]]] = deque(maxlen=window)
+
+    def fit(self, scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable]) -> LengthControl:
+        """Adds what was scored, [N] each, failed and abstained left out; a group must be given whole."""
+        s, n = np.asarray(scores, float), np.asarray(lengths, float)
+        for group in dict.fromkeys(groups):
+            mine = np.array([g == group for g in groups])
+            if mine.sum() > 1:
+                self._groups.append((s[mine].tolist(), n[mine].tolist()))
+        return self._refit()
+
+    def _refit(self) -> LengthControl:
+        number = [g for g, (s, _) in enumerate(self._groups) for _ in s]
+        s, n = ([v for each in self._groups for v in each[k]] for k in (0, 1))
+        self.slope, self.sd = length_slope(s, n, number, self.ridge)
+        return self
+
+    def apply(self, scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable]) -> Floats:
+        """[N] scores at equal length; unchanged as long as nothing was learned."""
+        return length_controlled(scores, lengths, groups, self.slope, self.sd)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {"groups": [list(each) for each in self._groups]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._groups = deque(((list(s), list(n)) for s, n in state["groups"]), maxlen=self.window)
+        self._refit()
+
+
+def _stretch(lengths: ArrayLike, groups: Sequence[Hashable], sd: float) -> Floats:
+    """[N] tanh of a length's deviation from its group's mean in sd, centred again."""
+    away = _centred(lengths, groups)
+    return _centred(np.tanh(away / sd), groups) if sd > 0 else np.zeros(len(away))
+
+
+# Means, intervals, words
+
+
+def _centred(values: ArrayLike, groups: Sequence[Hashable]) -> Floats:
+    """[N] less the mean of its group."""
+    v = np.asarray(values, float)
+    number = {group: k for k, group in enumerate(dict.fromkeys(groups))}
+    at = np.array([number[group] for group in groups], dtype=int)
+    if len(at) != len(v):
+        raise ValueError(f"{len(v)} values, but {len(at)} groups")
+    return v - (np.bincount(at, v) / np.maximum(np.bincount(at), 1))[at] if len(v) else v
+
+
+def _mean(values: Sequence[float], clusters: Sequence[str], ends: tuple[float, float]) -> tuple[float, float, float] | None:
+    """The mean and its 95 % interval by the bootstrap over clusters; None with fewer than FEWEST of them.
+
+    One value at either end is drawn along. Clusters are put in the order of what they hold, so that names and the order of
+    answers change nothing.
+    """
+    total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for value, cluster in zip(values, clusters, strict=True):
+        total[cluster][0] += value
+        total[cluster][1] += 1
+    if len(total) < FEWEST:
+        return None
+    sums, counts = np.array(sorted([*map(tuple, total.values()), (ends[0], 1.0), (ends[1], 1.0)])).T
+    rng = np.random.default_rng(0)
+    means = np.empty(DRAWS)
+    for b in range(DRAWS):
+        times = np.bincount(rng.integers(len(sums), size=len(sums)), minlength=len(sums))
+        means[b] = (times @ sums) / (times @ counts)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean(values)), float(low), float(high)
+
+
+def _upright(estimate: float, low: float, high: float) -> tuple[float, float, float, bool]:
+    """The three turned so that the estimate is positive, and whether they had to be."""
+    return (-estimate, -high, -low, True) if estimate < 0 else (estimate, low, high, False)
+
+
+def _points(estimate: float, low: float, high: float) -> str:
+    size, least, most, negative = _upright(estimate, low, high)
+    return f"{100 * size:.1f} points ({100 * least:.1f} to {100 * most:.1f}) {'less' if negative else 'more'} often"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -1,0 +1,466 @@
+"""A judge beside the people who looked at some of the same episodes: from answers to numbers, and to sentences. The statistics: `engine/calibration`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise, permutations
+
+import numpy as np
+
+from ..records.episode import Episode
+from ..records.feedback import Comparison, Feedback
+from ..records.rewards import overall, ranked_pairs, ranking_scores
+from ..util.ids import derive_id
+from ..util.suggest import did_you_mean
+from .agreement import krippendorff_alpha
+from .calibration import (
+    Correction,
+    Correlations,
+    Drift,
+    Interval,
+    Order,
+    PoweredMean,
+    Worth,
+    correlations,
+    fit_correction,
+    mean_difference,
+    mean_interval,
+    order_of,
+    prediction_powered_mean,
+    same_order,
+    worth,
+)
+from .preferences import rater_agreement
+
+Answer = Feedback | Comparison
+Feature = str | Callable[[Episode], float]
+Ranges = Mapping[str, Sequence[float]]
+
+FEATURES: Mapping[str, Callable[[Episode], float]] = {
+    "words": lambda e: sum(len(turn.action.split()) for turn in e.turns) / max(len(e.turns), 1),
+    "turns": lambda e: float(len(e.turns)),
+    "questions": lambda e: sum(turn.action.count("?") for turn in e.turns) / max(len(e.turns), 1),
+    "lines": lambda e: sum(turn.action.count("\n") for turn in e.turns) / max(len(e.turns), 1),
+}
+"""What a correction may take into account, by name: words, question marks and line breaks per reply, and turns."""
+
+
+def named_features(features: Sequence[Feature]) -> dict[str, Callable[[Episode], float]]:
+    """Features by name; a function goes by its own name.
+
+    Raises:
+        ValueError: an unknown name, or one that is there twice.
+    """
+    found: dict[str, Callable[[Episode], float]] = {}
+    for feature in features:
+        name = feature if isinstance(feature, str) else getattr(feature, "__name__", type(feature).__name__)
+        if isinstance(feature, str) and feature not in FEATURES:
+            raise ValueError(f"there is no feature {feature!r}.{did_you_mean(feature, FEATURES)}")
+        if name in found:
+            raise ValueError(f"two features are called {name!r}")
+        found[name] = FEATURES[feature] if isinstance(feature, str) else feature
+    return found
+
+
+def check_ranges(ranges: Ranges, names: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """Ranges by source.
+
+    Raises:
+        ValueError: a source that is not there, or a range that is none.
+    """
+    known, found = list(names), {}
+    for name, limits in ranges.items():
+        if name not in known:
+            raise ValueError(f"ranges names the source {name!r}, which takes no part.{did_you_mean(name, known)}")
+        if len(limits) != 2 or not -math.inf < limits[0] < limits[1] < math.inf:
+            raise ValueError(f"the range of {name!r} must be [lowest, highest], got {limits!r}")
+        found[name] = (float(limits[0]), float(limits[1]))
+    return found
+
+
+def on_scale(value: float, source: str, judge: str, ranges: Ranges) -> float:
+    """A person's score on the judge's scale: the straight line from the range of the source to the judge's, [0, 1] where that has none. A source
+    without a range is on the judge's scale already."""
+    if source not in ranges:
+        return value
+    (low, high), (bottom, top) = ranges[source], ranges.get(judge, (0.0, 1.0))
+    return bottom + (value - low) / (high - low) * (top - bottom)
+
+
+def scores_of(answer: Answer) -> dict[str, float]:
+    """What an answer says of episodes as wholes, by id: a score or the mean of the aspects; a ranking as the share of the others each beats. Empty
+    where it failed, abstained or speaks of turns only."""
+    if isinstance(answer, Comparison):
+        return dict(ranking_scores(answer)) if answer.status == "scored" else {}
+    score = overall(answer)
+    return {} if score is None else {answer.episode: score}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A judge and people over some of the episodes: all, those of one version of the judge, or of a window of updates.
+
+    People's score of an episode is the mean over its raters, on the judge's scale (`ranges`). What rests on levels is None where either side ranked:
+    scores of rankings have mean 1/2 in every group, whatever is thought of it.
+
+    Attributes:
+        name: "all", "version ...", "updates 1 to 20".
+        labels, judged: episodes that people scored too, and all that the judge scored.
+        mean: what people would say on average.
+        bias: mean of people's score less the judge's.
+        worth: in human ratings.
+        correlations: of the two.
+        order, order_within: how often the judge orders two episodes as people do; of all pairs, and of pairs of one start.
+        alpha: Krippendorff's, at interval level, between the judge and people's mean.
+        correction: of single scores.
+    """
+
+    name: str
+    labels: int
+    judged: int
+    mean: PoweredMean | None
+    bias: Interval | None
+    worth: Worth | None
+    correlations: Correlations | None
+    order: Order | None
+    order_within: Order | None
+    alpha: float | None
+    correction: Correction
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Two versions of a judge that followed one another: how much the bias of the second lies above that of the first."""
+
+    before: str
+    after: str
+    difference: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """The judge drifted, see `calibration.Drift`.
+
+    Attributes:
+        update: where it was raised; `began`: where the drift most likely began.
+        shift: mean of people's score less the judge's from there on, less that before.
+        labels: residuals heard until then.
+    """
+
+    update: int
+    began: int
+    shift: float
+    labels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A judge by what people said. `whole` is None where no episode has both.
+
+    Attributes:
+        versions, windows: in order of the updates; those with at least two labelled episodes.
+        changes: from each version to the next.
+        alarm: None: no drift was noticed, at a chance of 1 % of a false alarm over the whole run.
+        watched: residuals the alarm has heard.
+        rankings: how often the judge orders two episodes as a person's ranking does.
+        people_correlation: of two people's scores of one episode; people_alpha: Krippendorff's among people, at interval level.
+        people_agreement: the chance that two people order a pair alike, over pairs that both ordered. These three are what a judge can be expected
+            to reach; None where no two people looked at the same.
+    """
+
+    judge: str
+    people: tuple[str, ...]
+    whole: Part | None
+    versions: tuple[Part, ...] = ()
+    windows: tuple[Part, ...] = ()
+    changes: tuple[Change, ...] = ()
+    alarm: Alarm | None = None
+    watched: int = 0
+    rankings: Order | None = None
+    people_correlation: Interval | None = None
+    people_alpha: float | None = None
+    people_agreement: float | None = None
+
+    def lines(self) -> list[str]:
+        """In sentences."""
+        people = ", ".join(self.people) or "people"
+        if self.whole is None:
+            return [
+                f"{self.judge}: no episode was scored by the judge and by people ({people}); nothing can be said of it yet."
+            ]
+        part = self.whole
+        said = [f"{self.judge}: people ({people}) scored {part.labels} of the {part.judged} episodes that it judged."]
+        said += _about(part)
+        if self.rankings is not None:
+            said.append(f"It orders {_order(self.rankings)} that people ranked as they do.")
+        if self.people_agreement is not None:
+            said.append(f"Two people order a pair alike in {self.people_agreement:.0%} of the cases.")
+        if self.people_correlation is not None:
+            alpha = "" if self.people_alpha is None else f"; alpha among people {self.people_alpha:.2f}"
+            said.append(f"Two people's scores of one episode correlate at {_spoken(self.people_correlation)}{alpha}.")
+        for change in self.changes:
+            d = change.difference
+            known = "no change can be told" if d.low <= 0 <= d.high else "that is a change"
+            said.append(f"From version {change.before} to {change.after} its bias moved by {_spoken(d, signed=True)}: {known}.")
+        for part in (*(self.versions if len(self.versions) > 1 else ()), *(self.windows if len(self.windows) > 1 else ())):
+            bias = "" if part.bias is None else f", bias {_spoken(part.bias, signed=True)}"
+            r = "" if part.correlations is None else f", correlation {_spoken(part.correlations.pearson)}"
+            value = "" if part.worth is None else f", worth {_spoken(part.worth.ratings, 0)} ratings"
+            said.append(f"{part.name}: {part.labels} labels{bias}{r}{value}.")
+        if self.alarm is not None:
+            a = self.alarm
+            said.append(
+                f"It DRIFTED: from about update {a.began} on people's score less the judge's is {a.shift:+.3g} from what it was; noticed in update "
+                f"{a.update}, after {a.labels} labelled starts."
+            )
+        elif self.watched:
+            said.append(f"No drift was noticed over {self.watched} labelled starts (false alarms: 1 % over a whole run).")
+        return said
+
+
+def _about(part: Part) -> list[str]:
+    said = []
+    if part.worth is not None:
+        ratings, limit = part.worth.ratings, part.worth.limit
+        if part.mean is not None and not part.mean.power:
+            said.append(
+                f"This judge is worth no human ratings: it agrees with people too little to help ({part.labels} labels)."
+            )
+        else:
+            most = "without limit" if math.isinf(limit) else f"up to {limit:.0f}"
+            said.append(
+                f"This judge is worth {_spoken(ratings, 0)} human ratings: so many more would narrow people's interval as much as it does; "
+                f"{most} if it judged ever more episodes."
+            )
+    if part.mean is not None:
+        said.append(
+            f"People would say {_spoken(part.mean.mean)} on average; from their scores alone {_spoken(part.mean.human)}; the judge itself says "
+            f"{part.mean.judge:.3g}."
+        )
+    if part.bias is not None:
+        b = part.bias
+        how = "is not shown to be biased" if b.low <= 0 <= b.high else "scores too low" if b.estimate > 0 else "scores too high"
+        said.append(f"It {how}: people's score less the judge's is {_spoken(b, signed=True)}.")
+    if part.correlations is not None:
+        c, alpha = part.correlations, "" if part.alpha is None else f"; alpha {part.alpha:.2f}"
+        said.append(f"Its scores correlate with people's at {_spoken(c.pearson)} (ranks: {_spoken(c.spearman)}{alpha}).")
+    for order, what in ((part.order, "of episodes"), (part.order_within, "of episodes of one start")):
+        if order is not None:
+            said.append(f"It orders {_order(order)} {what} as people do.")
+    kind = {"none": "no correction is shown to help", "shift": f"a shift of {part.correction.intercept:+.3g} helps"}
+    linear = f"{part.correction.intercept:.3g} + {part.correction.slope:.3g} x its score"
+    more = "".join(f" {w:+.3g} x {name}" for name, w in (part.correction.weights or {}).items())
+    how = kind.get(part.correction.kind, f"people's scores are told better by {linear}{more}")
+    off = (
+        ""
+        if math.isinf(part.correction.sd)
+        else f"; single scores are then off by {part.correction.sd:.3g} (standard deviation)"
+    )
+    return [*said, f"Of its single scores, {how}{off}."]
+
+
+def _order(order: Order) -> str:
+    share, of_ties = order.share, f", {order.judge_ties} left open" if order.judge_ties else ""
+    return f"{share.estimate:.0%} ({share.low:.0%} to {share.high:.0%}) of {order.pairs} pairs{of_ties}"
+
+
+def _spoken(interval: Interval, digits: int | None = None, signed: bool = False) -> str:
+    def number(x: float) -> str:
+        return f"{x:.{digits}f}" if digits is not None and math.isfinite(x) else f"{x:{'+' if signed else ''}.3g}"
+
+    if math.isinf(interval.width) and math.isinf(interval.low):
+        return f"{number(interval.estimate)} (too few labels for an interval)"
+    return f"{number(interval.estimate)} ({number(interval.low)} to {number(interval.high)})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """An episode that the judge scored; `human` is None where no person did."""
+
+    episode: Episode
+    version: str
+    judge: float
+    human: float | None
+
+
+def calibrate(
+    judge_answers: Sequence[Answer],
+    human_answers: Sequence[Answer],
+    episodes: Iterable[Episode],
+    *,
+    ranges: Ranges | None = None,
+    features: Sequence[Feature] = (),
+    windows: int = 4,
+    level: float = 0.95,
+) -> Calibration:
+    """Everything that can be said of a judge by people's answers on some of its episodes. Pure: the same answers give the same numbers.
+
+    Args:
+        judge_answers: of one judge (one `stamp.source`), in force, of all its versions (`stamp.version`); late ones too.
+        human_answers: of people, from any sources.
+        episodes: those the answers speak of; answers on others are passed over.
+        ranges: source to [lowest, highest], where people's scale is not the judge's; see `on_scale`.
+        features: of episodes, for the correction of single scores: names of `FEATURES`, or functions of an episode.
+        windows: of updates, with about equally many labels and at least 20 each.
+        level: of the intervals.
+
+    Raises:
+        ValueError: answers of several judges, an unknown feature, or ranges that cannot be used.
+    """
+    judges = sorted({a.stamp.source for a in judge_answers})
+    if len(judges) > 1:
+        raise ValueError(f"calibrate looks at one judge at a time, got answers of {', '.join(map(repr, judges))}")
+    judge, people = judges[0] if judges else "", tuple(sorted({a.stamp.source for a in human_answers}))
+    limits, functions = check_ranges(ranges or {}, [judge, *people, *(ranges or {})]), named_features(features)
+    known = {e.id: e for e in episodes}
+    said = _means(judge_answers, known, judge, {})
+    versions: dict[str, str] = {}
+    for answer in sorted(judge_answers, key=lambda a: (a.stamp.time, a.id)):
+        versions |= dict.fromkeys(scores_of(answer), answer.stamp.version)
+    theirs = _means(human_answers, known, judge, limits)
+    rows = [
+        _Row(
+            known[id_],
+            versions[id_],
+            _mean(list(said[id_].values())),
+            _mean(list(theirs[id_].values())) if id_ in theirs else None,
+        )
+        for id_ in sorted(said, key=lambda i: (known[i].update, known[i].group, known[i].slot, i))
+    ]
+    levels = not any(isinstance(a, Comparison) and a.status == "scored" for a in (*judge_answers, *human_answers))
+    labelled = [row for row in rows if row.human is not None]
+    if not labelled:
+        return Calibration(judge, people, None)
+    part = lambda name, some: _part(name, some, functions, levels, level)  # noqa: E731
+    by_version: dict[str, list[_Row]] = {}
+    for row in rows:
+        by_version.setdefault(row.version, []).append(row)
+    parts = {v: part(f"version {v or 'unnamed'}", some) for v, some in by_version.items() if _labels(some) > 1}
+    names = list(parts)
+    alarm, watched = _watched(labelled) if levels else (None, 0)
+    rankings = [a for a in human_answers if isinstance(a, Comparison) and a.status == "scored"]
+    own = (
+        [[said for _, said in sorted(theirs[id_].items())] for id_ in sorted(theirs) if len(theirs[id_]) > 1] if levels else []
+    )
+    twice = [(i, a, b) for i, values in enumerate(own) for a, b in permutations(values, 2)]
+    of_people = (
+        correlations([a for _, a, _ in twice], [b for *_, b in twice], [i for i, *_ in twice], level=level) if twice else None
+    )
+    return Calibration(
+        judge=judge,
+        people=people,
+        whole=part("all", rows),
+        versions=tuple(parts.values()),
+        windows=tuple(part(name, some) for name, some in _windows(rows, windows)),
+        changes=tuple(_change(one, other, by_version, level) for one, other in pairwise(names)) if levels else (),
+        alarm=alarm,
+        watched=watched,
+        rankings=_ranked(rankings, {row.episode.id: row.judge for row in rows}, level),
+        people_correlation=None if of_people is None else of_people.pearson,
+        people_alpha=krippendorff_alpha(list(theirs.values()), "interval") if levels else None,
+        people_agreement=rater_agreement(rankings),
+    )
+
+
+def _means(answers: Sequence[Answer], known: Mapping[str, Episode], judge: str, ranges: Ranges) -> dict[str, dict[str, float]]:
+    """By episode and rater; of several answers of one rater the mean."""
+    heard: dict[str, dict[str, list[float]]] = {}
+    for answer in answers:
+        rater = answer.stamp.rater or answer.stamp.source
+        for id_, value in scores_of(answer).items():
+            if id_ in known:
+                heard.setdefault(id_, {}).setdefault(rater, []).append(on_scale(value, answer.stamp.source, judge, ranges))
+    return {id_: {rater: _mean(values) for rater, values in own.items()} for id_, own in heard.items()}
+
+
+def _part(
+    name: str, rows: Sequence[_Row], functions: Mapping[str, Callable[[Episode], float]], levels: bool, level: float
+) -> Part:
+    labelled, others = [r for r in rows if r.human is not None], [r for r in rows if r.human is None]
+    f, y = [r.judge for r in labelled], [r.human for r in labelled if r.human is not None]
+    groups, elsewhere = [r.episode.group for r in labelled], [r.episode.group for r in others]
+    unlabelled, clusters = [r.judge for r in others], (elsewhere, groups)
+    columns = {n: [function(r.episode) for r in labelled] for n, function in functions.items()}
+    return Part(
+        name=name,
+        labels=len(labelled),
+        judged=len(rows),
+        mean=prediction_powered_mean(unlabelled, f, y, clusters, level) if levels else None,
+        bias=mean_interval(np.subtract(y, f), groups, level) if levels else None,
+        worth=worth(unlabelled, f, y, clusters, level=level) if levels else None,
+        correlations=correlations(f, y, groups, level=level),
+        order=same_order(f, y, groups, level=level) if levels else None,
+        order_within=same_order(f, y, groups, within=True, level=level),
+        alpha=krippendorff_alpha([{"judge": a, "people": b} for a, b in zip(f, y, strict=True)], "interval")
+        if levels
+        else None,
+        correction=fit_correction(f, y, columns, groups),
+    )
+
+
+def _labels(rows: Sequence[_Row]) -> int:
+    return sum(row.human is not None for row in rows)
+
+
+def _windows(rows: Sequence[_Row], most: int) -> list[tuple[str, list[_Row]]]:
+    """Updates that follow one another, with about equally many labels."""
+    count = min(most, _labels(rows) // 20)
+    if count < 2:
+        return []
+    found: list[list[_Row]] = [[]]
+    seen = 0
+    for update in sorted({row.episode.update for row in rows}):
+        if seen >= len(found) * _labels(rows) / count:
+            found.append([])
+        own = [row for row in rows if row.episode.update == update]
+        found[-1] += own
+        seen += _labels(own)
+    named = ((f"updates {some[0].episode.update} to {some[-1].episode.update}", some) for some in found if _labels(some) > 1)
+    return list(named)
+
+
+def _change(one: str, other: str, by_version: Mapping[str, Sequence[_Row]], level: float) -> Change:
+    sides = [[row for row in by_version[version] if row.human is not None] for version in (one, other)]
+    first, second = ([(row.human or 0.0) - row.judge for row in side] for side in sides)
+    groups = ([row.episode.group for row in sides[0]], [row.episode.group for row in sides[1]])
+    return Change(one or "unnamed", other or "unnamed", mean_difference(first, second, groups, level))
+
+
+def _watched(labelled: Sequence[_Row]) -> tuple[Alarm | None, int]:
+    """The alarm over all labelled starts, in order of their updates."""
+    drift, updates = Drift(), []
+    by_group: dict[str, list[_Row]] = {}
+    for row in labelled:
+        by_group.setdefault(row.episode.group, []).append(row)
+    for own in by_group.values():
+        updates.append(own[0].episode.update)
+        drift.add(_mean([(row.human or 0.0) - row.judge for row in own]), luck(own[0].episode))
+    if drift.alarm is None or drift.began is None:
+        return None, len(drift)
+    return Alarm(updates[drift.alarm - 1], updates[drift.began], drift.shift, drift.alarm), len(drift)
+
+
+def luck(episode: Episode) -> float:
+    """A number in [0, 1) for an episode's start, which no score depends on: what breaks ties in `Drift`."""
+    return int(derive_id("luck", episode.stage, episode.update, episode.start.key)[:12], 16) / 16**12
+
+
+def _ranked(rankings: Sequence[Comparison], said: Mapping[str, float], level: float) -> Order | None:
+    """People's rankings against the judge's scores, pair by pair."""
+    human, judge, groups = [], [], []
+    for comparison in rankings:
+        strict = set(ranked_pairs(comparison))
+        for pair in combinations(scores_of(comparison), 2):
+            if pair[0] in said and pair[1] in said:
+                human.append(1.0 if pair in strict else -1.0 if pair[::-1] in strict else 0.0)
+                judge.append(float(np.sign(said[pair[0]] - said[pair[1]])))
+                groups.append(comparison.group)
+    place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    numbers = [place[group] for group in groups]
+    return order_of(human, judge, (numbers, numbers), level=level) if human else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

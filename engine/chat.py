@@ -1,0 +1,82 @@
+"""`turnwise chat`: a person and a policy, a policy and an environment, or a person and an environment, in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from .environments.registry import starts
+from .records.episode import Message
+from .report.transcript import printable
+from .rollout.players import PolicyPlayer, ScriptPlayer
+from .rollout.rollout import rollout
+from .stages.environments import EnvConfig, check_envs
+
+HELP = "An empty line or Ctrl-D ends it."
+
+
+def with_policy(policy: str, system: str | None, temperature: float, max_new_tokens: int, seed: int) -> None:
+    """Talks to a policy until the person stops."""
+    from .policy.policy import Policy
+
+    console = Console()
+    model = Policy.from_pretrained(policy)
+    said = [Message("system", system)] if system else []
+    console.print(f"[dim]{escape(policy)}. {HELP}[/dim]")
+    while (line := _ask("you")) is not None:
+        said.append(Message("user", line))
+        reply = model.reply(said, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed + len(said))
+        said.append(Message("assistant", reply))
+        _say(console, "policy", reply)
+
+
+def in_environment(
+    env: str, options: dict[str, Any], seed: int, policy: str | None, temperature: float, max_new_tokens: int
+) -> None:
+    """Plays one episode: the policy as the agent, or the person."""
+    from .policy.policy import Policy
+    from .records.sampling import Sampling
+
+    console = Console()
+    check_envs([EnvConfig(id=env, options=options)])
+    shown = 0
+
+    def person(conversation: Sequence[Message]) -> str:
+        nonlocal shown
+        for message in conversation[shown:]:
+            if message.role != "assistant":
+                _say(console, message.role, message.content)
+        shown = len(conversation)
+        line = _ask("you")
+        if line is None:
+            raise SystemExit("Left the conversation.")
+        return line
+
+    player: Any
+    if policy is None:
+        console.print(f"[dim]You are the agent in {escape(env)}. {HELP}[/dim]")
+        player = ScriptPlayer(person)
+    else:
+        player = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, max_new_tokens))
+    [episode] = rollout(player, [(start, 0) for start in starts(env, seed, 1, options)])
+    for message in episode.messages[0 if policy else len(episode.messages) - (1 if episode.final else 0) :]:
+        _say(console, "policy" if message.role == "assistant" else message.role, message.content)
+    ended = episode.ending + (f" ({episode.reason})" if episode.reason else "")
+    success = "" if episode.success is None else f", {'success' if episode.success else 'no success'}"
+    console.print(f"{escape(ended)}; return {episode.env_return:g}{success}", style="bold")
+
+
+def _ask(who: str) -> str | None:
+    """A line from the person; None when they are done."""
+    try:
+        line = input(f"{who}> ").strip()
+    except EOFError:
+        return None
+    return line or None
+
+
+def _say(console: Console, who: str, text: str) -> None:
+    console.print(f"[bold]{escape(who)}[/bold]  {escape(printable(text))}", highlight=False)

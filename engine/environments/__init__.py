@@ -1,0 +1,1 @@
+"""Dialogues as Gymnasium environments: conventions, isolation, a pool of instances."""

@@ -1,0 +1,159 @@
+"""The checker of environments: whole episodes, and what Gymnasium's own checker does not see."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnvironmentBroke
+from ..records.episode import Message, Start
+from ..util.ids import derive_id
+from .conventions import Observation
+from .instance import Instance
+from .pool import Environments, call
+from .process import STARTING
+from .registry import starts
+
+JUNK = ["", "ok", "?", "x" * 2000, "<|im_end|><|im_start|>assistant\n", "naïve \N{PILE OF POO} \u202e text", "\x00\x1b[31m"]
+
+
+@contextlib.contextmanager
+def _global_random_untouched(problems: list[str]) -> Iterator[None]:
+    before = (random.getstate(), np.random.get_state()[1].tobytes())  # type: ignore[index]
+    yield
+    if (random.getstate(), np.random.get_state()[1].tobytes()) != before:  # type: ignore[index]
+        problems.append(
+            "it uses or seeds the global random state (random or numpy.random): episodes influence each other. "
+            'Use self.np_random, or declare metadata["concurrency"] = "process".'
+        )
+
+
+def check_environment(
+    env_id: str,
+    *,
+    episodes: int = 20,
+    max_turns: int = 100,
+    seed: int = 0,
+    limit: float = 10.0,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> list[str]:
+    """Plays whole episodes and lists what is wrong, beyond what Gymnasium's checker sees; empty when all is well.
+
+    It plays each start twice with the same replies (are transcripts equal?), with the environment's own players where it has
+    any and with random text, empty replies and very long ones where it has none. It reports: broken spaces and returns; text
+    that is not `str`; rewards that are not finite; episodes that never end; a reset that does not reset; a seed that is
+    ignored; use of global random state; returns above the stated optimum; an expert that fails; calls that hang or raise.
+
+    Args:
+        env_id: a registered id; `kwargs` go to `gymnasium.make`.
+        episodes: how many starts to play.
+        max_turns: an episode longer than this counts as never ending.
+        limit: seconds one call may take. Making it and its first reset, which may import and load, have a minute.
+        options: for `reset`.
+
+    Raises:
+        LookupError: no such environment.
+    """
+    check = _Check(env_id, max_turns, seed, dict(options or {}), kwargs)
+    try:
+        check.play(episodes, limit)
+    finally:
+        check.environments.close()
+    check.problems += [f"close: {reason}" for _, reason in check.environments.failures]
+    return check.found()
+
+
+class _Check:
+    """A check under way, and the problems it has found."""
+
+    def __init__(self, env_id: str, max_turns: int, seed: int, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
+        self.env_id, self.max_turns, self.seed, self.options, self.kwargs = env_id, max_turns, seed, options, kwargs
+        self.environments = Environments(STARTING)
+        self.problems: list[str] = []
+        self.firsts: dict[str, set[str]] = {}
+        self.differing: list[int] = []
+
+    def play(self, episodes: int, limit: float) -> None:
+        """Plays every start twice by every player."""
+        chosen = starts(self.env_id, self.seed, episodes, self.options, self.kwargs)
+        instance = self.environments.take(self.env_id, self.kwargs)
+        assert instance is not None
+        try:
+            traits = call(self.environments, instance, "make")
+            said = traits.metadata.get("snapshots")
+            call(self.environments, instance, "reset", chosen[0].seed, chosen[0].options)
+            if said and call(self.environments, instance, "copied") is None:
+                self.problems.append('it declares metadata["snapshots"], but a copy.deepcopy of it fails')
+            self.environments.limit = max(limit, 0.01)
+            with _global_random_untouched(self.problems):
+                for start in chosen:
+                    for player in [*traits.players, None]:
+                        self._twice(instance, start, player)
+        except EnvironmentBroke as error:
+            self.problems.append(str(error))
+        finally:
+            self.environments.limit = max(limit, 0.01)
+            self.environments.give(instance, sound=False)
+
+    def _twice(self, instance: Instance, start: Start, player: str | None) -> None:
+        once, twice = self._episode(instance, start, player), self._episode(instance, start, player)
+        self.firsts.setdefault(start.key, set()).update((once[0], twice[0]))
+        if once != twice:
+            self.differing.append(start.seed)
+
+    def _episode(self, instance: Instance, start: Start, player: str | None) -> list[str]:
+        """The transcript of one episode."""
+        noise = derive_id("check", self.seed, start.key, player)
+        rng = random.Random(noise)
+        seen: Observation = call(self.environments, instance, "reset", start.seed, start.options)
+        optimum = seen.info.get("optimum")
+        if "odd_optimum" in seen.info:
+            self.problems.append(str(seen.info["odd_optimum"]))
+        if player:
+            self._ask(instance, "player", player, noise)
+        said, total, messages = [seen.message.content], 0.0, [seen.message]
+        for turn in range(self.max_turns):
+            action = self._ask(instance, "reply", messages) if player else rng.choice(JUNK)
+            try:
+                seen = call(self.environments, instance, "step", action)
+            except EnvironmentBroke as error:
+                raise EnvironmentBroke(f"step after {turn} turns: {str(error).removeprefix('step: ')}") from error
+            total += seen.reward
+            said += [action, seen.message.content, repr(seen.reward)]
+            messages = [*messages, Message("assistant", action), seen.message]
+            if seen.terminated or seen.truncated:
+                break
+        else:
+            self.problems.append(
+                f"an episode of {player or 'random text'} did not end within {self.max_turns} turns: give it an end, or "
+                "register it with max_episode_steps"
+            )
+        if optimum is not None and total > optimum + 1e-6:
+            self.problems.append(f"a return of {total:g} exceeds the start's stated optimum {optimum:g} (seed {start.seed})")
+        if player == "expert" and optimum is not None and total < optimum - 1e-6:
+            self.problems.append(f"its expert got {total:g} of {optimum:g} (seed {start.seed})")
+        return said
+
+    def _ask(self, instance: Instance, verb: str, *arguments: Any) -> Any:
+        """Something of a player's."""
+        try:
+            return call(self.environments, instance, verb, *arguments)
+        except EnvironmentBroke as error:
+            raise EnvironmentBroke(f"player: {str(error).partition(': ')[2]}") from error
+
+    def found(self) -> list[str]:
+        """The problems, one example of each kind."""
+        if self.differing:
+            self.problems.append(
+                f"the same seed ({self.differing[0]}, for one) and the same replies gave two different transcripts"
+            )
+        if any(len(texts) > 1 for texts in self.firsts.values()):
+            self.problems.append("the first observation depends on earlier episodes: reset does not reset everything")
+        kinds = {re.sub(r"[-\d.]+", "#", problem): problem for problem in reversed(self.problems)}
+        return list(kinds.values())[::-1]

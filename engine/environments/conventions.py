@@ -1,0 +1,219 @@
+"""Dialogues as Gymnasium environments: the text space, what they may say and how it is read, seeds and starts.
+
+An environment is any `gymnasium.Env` whose observation is the new utterance and whose action is the reply, both `str`. The
+engine keeps the transcript. Optional conventions, all read from the unwrapped environment or its `info`:
+
+- `info["system"]`, `info["role"]` ("user" or "tool"), `info["tools"]` at reset; `info["role"]` at every step;
+- `info["success"]` (bool) at the last step; `info["optimum"]` at reset, the best return this start allows;
+- `metadata["concurrency"]`: "serial" (default: all environments step in order on one thread), "thread" (thread-safe, or
+  `reset`/`step` are coroutines) or "process" (each in a process of its own);
+- `metadata["snapshots"]`: True if a `copy.deepcopy` of it goes on by itself; branching then copies a state instead of replaying it;
+- `metadata["special_tokens"]`: True to receive replies with the tokenizer's special tokens in the text;
+- `players`, a mapping from names ("expert", "random", "demonstrator") to `(env, rng) -> (conversation -> reply)`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Space
+
+from ..errors import EnvironmentBroke
+from ..records.episode import Message
+from ..util.wording import tried, valid, worded
+
+PlayerFunction = Callable[[Sequence[Message]], str]
+LARGEST = 1e15  # a reward beyond this is no reward
+BITS = 4096  # of a whole number: Python writes none in digits, and reads none, that is much longer
+_HALF = re.compile("[\ud800-\udfff]")
+# Gymnasium says so of every wrapper that has spaces of its own, which is what a text codec is.
+warnings.filterwarnings("ignore", message=".*is different from the unwrapped version.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What came back from reset or step, checked."""
+
+    message: Message
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+def _jsonable(value: Any) -> Any:
+    """`info` as plain JSON data: numpy scalars become numbers, what JSON lacks becomes its text.
+
+    Raises:
+        RecursionError: it contains itself.
+    """
+    if isinstance(value, Mapping):
+        return {valid(str(k)): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, np.floating):
+        value = float(value)
+    elif isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int) and value.bit_length() > BITS:
+        return hex(value)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return valid(str(value))
+
+
+def text_of(value: Any, what: str, space: Space[Any] | None = None) -> str:
+    """Checks that something said is text that a tokenizer and a file take.
+
+    Raises:
+        EnvironmentBroke: it is not; the first character at fault is named.
+    """
+    if not isinstance(value, str):
+        raise EnvironmentBroke(f"{what} is {type(value).__name__}, not str")
+    text = str.__str__(value)
+    if half := _HALF.search(text):
+        raise EnvironmentBroke(
+            f"{what} is not valid Unicode (U+{ord(half[0]):04X}, a lone surrogate, at character {half.start()}): decode bytes "
+            'with errors="replace"'
+        )
+    if space is None or space.contains(text):
+        return text
+    charset = space.character_set if isinstance(space, gymnasium.spaces.Text) else None
+    foreign = None if charset is None else next(((i, c) for i, c in enumerate(text) if c not in charset), None)
+    if foreign is not None:
+        place, sign = foreign
+        raise EnvironmentBroke(
+            f"{what} has {sign!r} (U+{ord(sign):04X}) at character {place}, which the charset of its space lacks; "
+            "turnwise.Text takes any"
+        )
+    limit = getattr(space, "max_length", None)
+    raise EnvironmentBroke(f"{what} of {len(text):,} characters is outside {space}" + (f" (limit {limit:,})" if limit else ""))
+
+
+def _number(value: Any, what: str) -> float:
+    """A finite number, small enough that sums and squares of it are finite too.
+
+    Raises:
+        EnvironmentBroke: it is none; text that spells a number is none either.
+    """
+    text = isinstance(value, (str, bytes, bytearray))
+    if text or (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biuf"):
+        raise EnvironmentBroke(f"{what} is {_short(value)}, not a number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise EnvironmentBroke(f"{what} is {_short(value)}, not a number") from None
+    if not math.isfinite(number):
+        raise EnvironmentBroke(f"{what} is {number}")
+    if abs(number) > LARGEST:
+        raise EnvironmentBroke(f"{what} is {number:g}; beyond {LARGEST:g} sums of such numbers mean nothing")
+    return number
+
+
+def _flag(value: Any, what: str) -> bool:
+    """True or False.
+
+    Raises:
+        EnvironmentBroke: neither bool nor 0 or 1. ("False" and NaN would count as true.)
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    number = None if value is None else _number(value, what)
+    if number not in (0.0, 1.0):
+        raise EnvironmentBroke(f"{what} is {_short(value)}, neither True nor False")
+    return bool(number)
+
+
+def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """Tool schemas: mappings with a name, or {"type": "function", "function": {"name": ...}}.
+
+    Raises:
+        EnvironmentBroke: something else, which a chat template would trip over.
+    """
+    if value is None:
+        return ()
+    wanted = 'info["tools"] must be a list of tool schemas, such as {"type": "function", "function": {"name": "search"}}'
+    if not isinstance(value, (list, tuple)):
+        raise EnvironmentBroke(f"{wanted}; it is {_short(value)}")
+    for tool in value:
+        inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
+            raise EnvironmentBroke(f"{wanted}; one of them is {_short(tool)}")
+        schema = inner.get("parameters") or {}
+        properties = (schema.get("properties") or {}) if isinstance(schema, Mapping) else None
+        if not isinstance(properties, Mapping) or not all(isinstance(p, (Mapping, bool)) for p in properties.values()):
+            raise EnvironmentBroke(
+                f"the parameters of tool {inner['name']!r} must be a JSON schema whose properties are schemas by name, not "
+                f"{_short(inner['parameters'])}"
+            )
+    try:
+        return tuple(_jsonable(value))
+    except RecursionError:
+        raise EnvironmentBroke('info["tools"] contains itself, or is nested too deeply to be written down') from None
+
+
+def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
+    """Checks what `reset` (obs, info) or `step` (obs, reward, terminated, truncated, info) returned.
+
+    Raises:
+        EnvironmentBroke: part of it is not what it must be; the message says which and why.
+    """
+    size = 5 if stepped else 2
+    if not isinstance(result, tuple) or len(result) != size:
+        shape = "(obs, reward, terminated, truncated, info)" if stepped else "(obs, info)"
+        raise EnvironmentBroke(f"{'step' if stepped else 'reset'} must return {shape}, got {_short(result)}")
+    obs, info = result[0], result[-1]
+    if not isinstance(info, Mapping):
+        raise EnvironmentBroke(f"info is {type(info).__name__}, not a mapping")
+    role: Any = info.get("role", "user")
+    if not (isinstance(role, str) and role in ("user", "tool")):
+        raise EnvironmentBroke(f'info["role"] is {_short(role)}; it may be "user" or "tool"')
+    try:
+        said = _jsonable({k: v for k, v in info.items() if k not in ("role", "system", "tools", "success", "optimum")})
+    except RecursionError:
+        raise EnvironmentBroke("info contains itself, or is nested too deeply to be written down") from None
+    if info.get("success") is not None:
+        said["success"] = _flag(info["success"], 'info["success"]')
+    if info.get("optimum") is not None:
+        try:
+            said["optimum"] = _number(info["optimum"], 'info["optimum"]')
+        except EnvironmentBroke as error:  # a remark about the start; the episode is sound without it
+            said["odd_optimum"] = str(error)
+    reward, terminated, truncated = 0.0, False, False
+    if stepped:
+        reward = _number(result[1], "the reward")
+        terminated, truncated = _flag(result[2], "terminated"), _flag(result[3], "truncated")
+    system = info.get("system")
+    return Observation(
+        Message("tool" if role == "tool" else "user", text_of(obs, "the observation", space)),
+        reward,
+        terminated,
+        truncated,
+        said,
+        None if system is None else text_of(system, 'info["system"]'),
+        _tools(info.get("tools")),
+    )
+
+
+def _short(value: Any) -> str:
+    text = valid(repr(value))
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def guarded(work: Callable[[], Any]) -> tuple[Any, str]:
+    """`tried` where Ctrl-C does not arrive, on a thread or in a process of its own: KeyboardInterrupt is the environment's, too."""
+    try:
+        return tried(work)
+    except KeyboardInterrupt as error:
+        return None, worded(error)

@@ -1,0 +1,1 @@
+"""Ask feedback sources and collect their answers."""

@@ -1,0 +1,115 @@
+"""Judges that answer at once, as feedback sources."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..protocols import GroupJudge, Judge
+from ..records.episode import Episode
+from ..records.feedback import Answer, Comparison, Feedback, Request, version_of
+from ..util.aio import settle
+from ..util.ids import canonical_json, derive_id
+from ..util.wording import tried
+from .sources import LATE, LIMIT
+
+
+class FunctionJudge:
+    """A judge from a plain function of an episode. It returns a number, the episode's score; a sequence with one number (or None, no
+    opinion) per turn, its turn scores; a `Feedback`; or None to abstain. It may be a coroutine."""
+
+    def __init__(self, function: Callable[[Episode], Any]) -> None:
+        self.function = function
+        self.version = version_of(function)
+
+    def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        return [_said(episode, settle(self.function(episode), LIMIT)) for episode in episodes]
+
+
+def _said(episode: Episode, said: Any) -> Feedback:
+    if isinstance(said, Feedback):
+        return said
+    if hasattr(said, "tolist"):  # an array of numbers, or a single one
+        said = said.tolist()
+    if isinstance(said, Sequence) and not isinstance(said, (str, bytes)):
+        if all(number is None for number in said):
+            return Feedback.abstained(episode.id, "no opinion of any turn")
+        return Feedback(episode.id, turn_scores=tuple(said))
+    return Feedback.abstained(episode.id) if said is None else Feedback(episode.id, score=said)
+
+
+class JudgeSource:
+    """A judge as a source: what is requested is answered at the next `receive`."""
+
+    def __init__(self, judge: Judge | GroupJudge) -> None:
+        self.judge = judge
+        self._waiting: list[Request] = []
+
+    def request(self, requests: Sequence[Request]) -> None:
+        self._waiting += requests
+
+    def receive(self) -> list[Answer]:
+        waiting, self._waiting = self._waiting, []
+        if isinstance(self.judge, GroupJudge):
+            return [self._rank(request) for request in waiting]
+        return self._score(waiting)
+
+    def _score(self, requests: Sequence[Request]) -> list[Answer]:
+        if not requests:
+            return []
+        episodes = [r.episodes[0] for r in requests]
+        answers, reason = tried(lambda: list(settle(self.judge.score(episodes), LIMIT)))  # type: ignore[union-attr]
+        if reason:
+            # One bad episode must not spoil the others: ask again one by one, but not one that hangs.
+            if reason.startswith(LATE):
+                warnings.warn(f"judge {type(self.judge).__name__}: {reason}; it was given up", RuntimeWarning, stacklevel=2)
+            elif len(requests) > 1:
+                return [answer for request in requests for answer in self._score([request])]
+            return [self._failed(request, reason) for request in requests]
+        if len(answers) != len(requests):
+            return [self._failed(r, f"it gave {len(answers)} answers for {len(requests)} episodes") for r in requests]
+        return [self._checked(r, answer) for r, answer in zip(requests, answers, strict=True)]
+
+    def _checked(self, request: Request, answer: Any) -> Answer:
+        if not isinstance(answer, Feedback):
+            return self._failed(request, f"it gave {type(answer).__name__}, not Feedback")
+        if answer.episode != request.target:
+            return self._failed(request, f"it answered for episode {answer.episode!r} instead; answers must keep the order")
+        if answer.turn_scores is not None and len(answer.turn_scores) != len(request.episodes[0].turns):
+            return self._failed(
+                request, f"it scored {len(answer.turn_scores)} turns of an episode of {len(request.episodes[0].turns)}"
+            )
+        return self._stamped(request, answer)
+
+    def _rank(self, request: Request) -> Answer:
+        answer, reason = tried(lambda: settle(self.judge.rank(request.episodes), LIMIT))  # type: ignore[union-attr]
+        if reason:
+            return self._failed(request, reason)
+        if not isinstance(answer, Comparison) or answer.group != request.target:
+            return self._failed(request, f"it must give a Comparison of group {request.target}, got {type(answer).__name__}")
+        strangers = {e for tier in answer.ranking for e in tier} - {e.id for e in request.episodes}
+        if strangers:
+            return self._failed(request, f"it ranked episodes that were not shown: {sorted(strangers)[:3]}")
+        return self._stamped(request, answer)
+
+    def _failed(self, request: Request, reason: str) -> Answer:
+        kind: type[Answer] = Feedback if request.kind == "episode" else Comparison
+        return self._stamped(request, kind.failed(request.target, reason))
+
+    def _stamped(self, request: Request, answer: Answer) -> Answer:
+        try:
+            canonical_json({"shown": dict(answer.shown), "details": dict(answer.details)})
+        except (TypeError, ValueError) as error:
+            return self._failed(request, f"`shown` or `details` is not plain JSON data: {error}")
+        return dataclasses.replace(
+            answer, id=answer.id or derive_id(request.id, "answer"), stamp=dataclasses.replace(answer.stamp, request=request.id)
+        )
+
+
+def ask_judge(judge: Judge, episodes: Sequence[Episode]) -> list[Feedback]:
+    """What a judge says of each episode, in order. Whatever it does wrong is a `failed` answer, as in a run; nothing is raised."""
+    source = JudgeSource(judge)
+    source.request([Request("episode", episode.id, "", episodes=(episode,)) for episode in episodes])
+    return [answer for answer in source.receive() if isinstance(answer, Feedback)]

@@ -1,0 +1,1 @@
+"""The ledger: episodes, requests, feedback, training records."""

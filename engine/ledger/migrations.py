@@ -1,0 +1,27 @@
+"""Bring the tables of an older ledger up to date."""
+
+from __future__ import annotations
+
+import uuid
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from .tables import INFO, METADATA, SCHEMA
+
+
+def migrate(db: Connection, schema: int) -> dict[str, str]:
+    """Makes the tables of an older ledger those of today; returns what its `info` says of it now."""
+    if schema < 2:
+        db.exec_driver_sql("ALTER TABLE members ADD COLUMN credit VARCHAR NOT NULL DEFAULT '[]'")
+    if schema < 3:
+        db.exec_driver_sql("ALTER TABLE requests ADD COLUMN item VARCHAR NOT NULL DEFAULT ''")
+        db.exec_driver_sql("ALTER TABLE requests ADD COLUMN shown VARCHAR NOT NULL DEFAULT '[]'")
+    for table in METADATA.tables.values():
+        for index in table.indexes:
+            index.create(db, checkfirst=True)
+    now = dict(db.execute(sa.select(INFO.c.key, INFO.c.value)).tuples().all()) | {"schema": str(SCHEMA)}
+    now.setdefault("id", uuid.uuid4().hex)
+    db.execute(INFO.delete())
+    db.execute(INFO.insert(), [{"key": key, "value": value} for key, value in now.items()])
+    return now

@@ -1,0 +1,1 @@
+"""Runs: config, plugins, stages, checkpoints, resume."""

@@ -1,0 +1,19 @@
+"""The engine's own entries in the registries, by the same hooks as everybody else's."""
+
+from __future__ import annotations
+
+from ..hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_backends(register: Register) -> None:
+    register("in-process", "turnwise.engine.policy.in_process:InProcess")
+
+
+@hookimpl
+def register_stages(register: Register) -> None:
+    register("sft", "turnwise.engine.stages.sft:SFT")
+    register("rank", "turnwise.engine.stages.rank:Rank")
+    register("preference", "turnwise.engine.stages.preference:Preference")
+    register("rl", "turnwise.engine.stages.rl.stage:RL")
+    register("evaluate", "turnwise.engine.stages.evaluate:Evaluate")

@@ -1,0 +1,174 @@
+"""The run's config: what a YAML file or the arguments of `turnwise.train` say. Unknown keys are refused, with near ones named."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import Field, field_validator
+
+from ..errors import ConfigError
+from .section import WHOLE, Section
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it today: `1e-3` is a number, not a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+class PolicyConfig(Section):
+    """Which model to align, see `Policy.from_pretrained`."""
+
+    called: ClassVar[str] = "policy"
+
+    model: str
+    lora: dict[str, Any] | None = None
+    dtype: str = "float32"
+    precision: str = "no"
+    device: str | None = None
+    attention: str = "sdpa"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+
+
+class RunConfig(Section):
+    """A whole run.
+
+    Attributes:
+        policy: a model's folder or hub name, its options, or a `Policy`.
+        stages: each a mapping with the stage's name as its one key.
+        seed: everything random derives from it.
+        name: of the run; default: the folder's.
+        folder: where config, ledger, metrics and checkpoints go; default: `runs/<name>`.
+        ledger: URL, if not the SQLite file in the folder.
+        threads: torch's threads; default: what torch finds.
+        checkpoint_every: updates between checkpoints; the end of every stage is one too.
+        keep_checkpoints: how many of the latest to keep.
+        trackers: "tensorboard", "wandb", or any other that accelerate knows.
+    """
+
+    called: ClassVar[str] = WHOLE
+
+    policy: Any
+    stages: list[dict[str, Any]] = Field(min_length=1)
+    seed: int = 0
+    name: str = ""
+    folder: Path | None = None
+    ledger: str | None = None
+    threads: int | None = Field(default=None, ge=1)
+    checkpoint_every: int = Field(default=10, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    trackers: list[str] = []
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _list(cls, stages: Any) -> Any:
+        if isinstance(stages, (str, Mapping)):
+            names = [stages] if isinstance(stages, str) else list(stages)
+            raise ValueError(
+                f"it must be a list, one entry per stage with its name and its options, as in `stages: [{{{names[0] if names else 'rl'}: "
+                f"{{...}}}}]`, or in lines of their own that begin with `- `; got {'a mapping' if isinstance(stages, Mapping) else 'a name'}"
+            )
+        return stages
+
+    @field_validator("stages")
+    @classmethod
+    def _one_key(cls, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for i, stage in enumerate(flat(stages)):
+            if not isinstance(stage, Mapping) or len(stage) != 1:
+                shown = list(stage) if isinstance(stage, Mapping) else stage
+                raise ValueError(f"stage {i + 1} must have one key, its name, as in `- rl: {{updates: 50}}`; got {shown}")
+            for place, value in _numbers(stage):
+                if not math.isfinite(value):
+                    raise ValueError(f"{place} must be a finite number, got {value}")
+        return stages
+
+    @field_validator("policy")
+    @classmethod
+    def _policy(cls, policy: Any) -> Any:
+        if isinstance(policy, (str, Path)):
+            return PolicyConfig(model=str(policy))
+        return PolicyConfig(**policy) if isinstance(policy, Mapping) else policy
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunConfig:
+        """Reads a YAML file. Relative model folders are looked for beside the file first.
+
+        Raises:
+            ConfigError: no such file, not YAML, or a config that is wrong.
+        """
+        path = Path(path)
+        if path.is_dir():
+            own = path / "config.yaml"
+            raise ConfigError(
+                f"{path} is a folder, and a run is made from a config, a file in YAML."
+                + (
+                    f" To go on with the run that it holds, give the config it was started with, folder={str(path)!r} and resume=True (where it "
+                    f"was plain data, {own} is that config); to look at it, use `turnwise report {path}`."
+                    if own.is_file()
+                    else ""
+                )
+            )
+        try:
+            data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        except OSError as error:
+            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} must hold a mapping with `policy` and `stages`, not {type(data).__name__}")
+        odd = [key for key in data if not isinstance(key, str)]
+        if odd:
+            raise ConfigError(f"{path}: keys must be words, got {odd[0]!r}")
+        data.setdefault("name", path.stem)
+        config = cls(**data)
+        if not isinstance(config.policy, PolicyConfig):
+            raise ConfigError(
+                f"{path}: policy must be a model's folder or hub name, or a mapping with `model`, got {config.policy!r}"
+            )
+        beside = path.parent / config.policy.model
+        if beside.is_dir():
+            config.policy.model = str(beside)
+        return config
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Every float in plain data, and where it stands."""
+    if isinstance(value, float):
+        yield place, value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _numbers(each, f"{place}.{key}" if place else str(key))
+
+
+def flat(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Stages with every `repeat: {times: 3, stages: [...]}` written out.
+
+    Raises:
+        ValueError: a repetition without a positive number of times or without stages.
+    """
+    result: list[dict[str, Any]] = []
+    for stage in stages:
+        if isinstance(stage, Mapping) and list(stage) == ["repeat"]:
+            loop = stage["repeat"]
+            if (
+                not isinstance(loop, Mapping)
+                or set(loop) != {"times", "stages"}
+                or not isinstance(loop["times"], int)
+                or loop["times"] < 1
+            ):
+                raise ValueError(
+                    f"repeat needs `times`, at least 1, and `stages`, as in `- repeat: {{times: 3, stages: [...]}}`; got {loop!r}"
+                )
+            result += flat(loop["stages"]) * loop["times"]
+        else:
+            result.append(stage)  # type: ignore[arg-type]
+    return result

@@ -1,0 +1,179 @@
+"""The forward pass: log-probs and values at action tokens, in micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UnfitModel
+from ..records.batch import Row
+from ..tensors import log_softmax_at
+from .properties import changes_logits, trunk
+
+HEAD_ELEMENTS = 2**24  # logits of one chunk: 64 MiB in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """Some rows of a batch, padded, and where their action tokens are. B rows, L tokens, n action tokens.
+
+    Attributes:
+        ids: [B, L] long.
+        row, position, target: [n] each: which row, which position in it, which token.
+        episode, action: [n] each: where the token stands in the batch's [E, A].
+        ends: [B] last position of each row.
+        weight: 0 for a row repeated only so that every process runs the same number of forward passes, else 1.
+    """
+
+    ids: Tensor
+    row: Tensor
+    position: Tensor
+    target: Tensor
+    episode: Tensor
+    action: Tensor
+    ends: Tensor
+    rows: tuple[Row, ...]
+    weight: float = 1.0
+
+    def take(self, per_token: Tensor) -> Tensor:
+        """The entries of an [E, A] tensor at this micro-batch's action tokens, [n], on the model's device."""
+        return per_token[self.episode, self.action].to(self.ids.device)
+
+
+def divide(rows: Sequence[Row], tokens: int, device: torch.device) -> list[Micro]:
+    """Divides rows into padded micro-batches of at most `tokens` tokens (a single row may have more), similar lengths together."""
+    parts: list[list[Row]] = []
+    for row in sorted(rows, key=lambda r: len(r.ids), reverse=True):
+        if parts and len(parts[-1][0].ids) * (len(parts[-1]) + 1) <= tokens:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return [micro_batch(part, device) for part in parts]
+
+
+def micro_batch(rows: list[Row], device: torch.device) -> Micro:
+    length = max(len(r.ids) for r in rows)
+    ids = torch.tensor([[*r.ids, *([0] * (length - len(r.ids)))] for r in rows])
+    row = torch.tensor([b for b, r in enumerate(rows) for _ in r.positions], dtype=torch.long)
+    position = torch.tensor([p for r in rows for p in r.positions], dtype=torch.long)
+    episode = torch.tensor([r.episode for r in rows for _ in r.positions], dtype=torch.long)
+    action = torch.tensor([r.first + i for r in rows for i in range(len(r.positions))], dtype=torch.long)
+    ends = torch.tensor([len(r.ids) - 1 for r in rows])
+    target = ids[row, position]
+    ids, row, position, target, ends = (t.to(device) for t in (ids, row, position, target, ends))
+    return Micro(ids, row, position, target, episode, action, ends, tuple(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the network says of the action tokens: log-probs and entropies [n], the hidden states they were predicted from
+    [n, H], and the hidden state at the end of each row [B, H]."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    hidden: Tensor
+    end_hidden: Tensor
+
+
+class Network(nn.Module):
+    """One forward call for everything an update needs, so that wrappers like DDP see every parameter used.
+
+    Args:
+        model: a causal language model, with or without LoRA layers.
+        tokens: ids that are tokens. Embeddings are often padded: the other ids are never sampled and
+            have probability 0 in training. None: all are.
+
+    Raises:
+        UnfitModel: its hidden states are not one vector per token, or it has none below its head.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Collection[int] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        vocabulary = self.lm.get_input_embeddings().weight.shape[0]
+        missing = sorted(set(range(vocabulary)).difference(tokens)) if tokens is not None else []
+        self.missing = torch.tensor(missing)
+        self.head_is_plain = self._head_is_plain()
+
+    @property
+    def lm(self) -> Any:
+        """The transformers model itself, with any LoRA layers in place."""
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @torch.no_grad()
+    def _head_is_plain(self) -> bool:
+        """Whether logits are just the output embedding of the last hidden state (no soft cap, no scaling)."""
+        lm = self.lm
+        ids = torch.arange(min(4, lm.get_input_embeddings().weight.shape[0]), device=lm.device).unsqueeze(0)
+        training = lm.training
+        logits = lm.eval()(input_ids=ids, use_cache=False).logits
+        states = trunk(lm)(input_ids=ids, use_cache=False).last_hidden_state
+        lm.train(training)
+        if states.shape[:2] != ids.shape or states.ndim != 3:
+            raise UnfitModel(
+                f"{type(lm).__name__} has hidden states of shape {tuple(states.shape)} for {ids.shape[1]} tokens; "
+                "one vector per token is needed to train it"
+            )
+        if changes_logits(lm.config.get_text_config()):
+            return False
+        head = lm.get_output_embeddings()
+        if head is None or head.weight.shape[1] != states.shape[2]:
+            return False
+        exact = logits.dtype in (torch.float32, torch.float64)
+        return bool(torch.allclose(logits, head(states), atol=1e-5 if exact else 1e-1, rtol=1e-4 if exact else 1e-3))
+
+    def only_tokens(self, logits: Tensor) -> Tensor:
+        """Logits [..., V] in which ids that are no token have no chance."""
+        if not len(self.missing):
+            return logits
+        return logits.index_fill(-1, self.missing.to(logits.device), torch.finfo(logits.dtype).min)
+
+    def forward(self, ids: Tensor, row: Tensor, position: Tensor, target: Tensor, ends: Tensor, temperature: float) -> Output:
+        """Right padding needs no mask: causal attention never looks ahead."""
+        lm = self.lm
+        if self.head_is_plain:
+            states = trunk(lm)(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = states[row, position - 1]
+            logprobs, entropy = self._head(hidden, target, temperature)
+        else:
+            states, logits = self._row_by_row(ids, row, position)
+            hidden = states[row, position - 1]
+            logprobs, entropy = log_softmax_at(self.only_tokens(logits / temperature), target)
+        return Output(logprobs, entropy, hidden, states[torch.arange(len(ids), device=ids.device), ends])
+
+    def _head(self, hidden: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        head = self.lm.get_output_embeddings()
+
+        def score(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.only_tokens(head(part))
+            return log_softmax_at(logits / temperature if temperature != 1.0 else logits, wanted)
+
+        size = max(1, HEAD_ELEMENTS // head.weight.shape[0])
+        if len(target) <= size:
+            return score(hidden, target)
+        parts = []
+        for part, wanted in zip(hidden.split(size), target.split(size), strict=True):
+            if torch.is_grad_enabled():
+                parts.append(checkpoint(score, part, wanted, use_reentrant=False))
+            else:
+                parts.append(score(part, wanted))
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _row_by_row(self, ids: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """For models that do something to their logits: their own forward, keeping action positions only."""
+        states: list[Tensor] = []
+        logits = []
+        hook = trunk(self.lm).register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state))
+        try:
+            for b in range(len(ids)):
+                out = self.lm(input_ids=ids[b : b + 1], use_cache=False, logits_to_keep=position[row == b] - 1)
+                logits.append(out.logits[0])
+        finally:
+            hook.remove()
+        return torch.cat(states), torch.cat(logits)

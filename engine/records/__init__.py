@@ -1,0 +1,1 @@
+"""What the data is: episodes, feedback, rewards, batches."""

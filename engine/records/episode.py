@@ -1,0 +1,192 @@
+"""What was played: messages, turns, episodes. Frozen records; feedback is added beside them, never inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..util.ids import canonical_json, derive_id
+
+Role = Literal["system", "user", "assistant", "tool"]
+Ending = Literal["terminated", "truncated", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One utterance of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What an episode began with. Episodes of one update that share a start form a group.
+
+    Attributes:
+        env: id of the environment.
+        seed, options: what `reset` received.
+        kwargs: what `gymnasium.make` received.
+
+    Raises:
+        TypeError: options or kwargs that are not plain JSON data.
+    """
+
+    env: str
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("options", "kwargs"):
+            object.__setattr__(self, name, json.loads(canonical_json(dict(getattr(self, name)))))
+
+    @property
+    def key(self) -> str:
+        return derive_id(self.env, self.seed, self.options, self.kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One observation and the reply to it.
+
+    The conversation in tokens is the concatenation of every turn's `prompt_ids + action_ids`: sampled ids are kept as
+    sampled. Only `action_ids` were chosen by the policy; an end-of-turn token that had to be added after a reply cut
+    at the limit stands at the head of the next turn's `prompt_ids`, where nothing is trained.
+
+    Attributes:
+        observation: what the environment said.
+        action: the reply as text, as the environment received it.
+        reward: the environment's own reward for the reply.
+        prompt_ids: tokens the policy read since its last sampled token (with `history: rerender`, the whole context).
+        action_ids: tokens the policy sampled, its end-of-turn token included. None: the reply was not sampled by a
+            policy of ours (a script, a person, an import); RL refuses such turns.
+        logprobs: log-probability of each action token under the distribution it was sampled from, same length.
+        policy_version: number of policy updates made before the reply was sampled.
+        cut: the reply ended at the token limit, not by an end-of-turn token.
+        info: what the environment's step said beside the observation, plain JSON data.
+    """
+
+    observation: Message
+    action: str
+    reward: float
+    prompt_ids: tuple[int, ...] = ()
+    action_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    policy_version: int = 0
+    cut: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.action_ids is None) != (self.logprobs is None):
+            raise ValueError("a turn has both action_ids and logprobs, or neither")
+        if self.action_ids is not None and self.logprobs is not None and len(self.action_ids) != len(self.logprobs):
+            raise ValueError(f"{len(self.action_ids)} action_ids but {len(self.logprobs)} logprobs")
+        if self.action_ids == ():
+            raise ValueError("a sampled reply has at least one token, its end-of-turn token")
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """The turns from reset to the end, never changed after they were played.
+
+    Attributes:
+        id: derived from (run, stage, update, start, slot in the group), so that a replay finds the same ids.
+        ending: `terminated` (the task's own end, also where the environment says both), `truncated` (cut from outside:
+            values are bootstrapped here), or `failed` (the environment broke: counted and shown, never trained on, never
+            reward 0).
+        run, stage, update: where it was played; `update` counts through the whole run.
+        slot: its place in its group.
+        origin: (episode id, turn) it was branched off from; its earlier turns are copies. None: played from reset.
+        reason: why it was truncated or failed ("max_turns", "context", "environment" when it said so itself, or
+            an exception's text).
+        system: the system prompt, if the environment gave one.
+        tools: tool schemas the environment offered, JSON data.
+        final: the observation after the last reply, if the environment gave one.
+        final_ids: tokens of that observation, up to where the policy would have replied: what a critic reads to
+            value the state an episode was truncated in.
+        history: how the trained context was made, see `Turn.prompt_ids`.
+        info: what reset said, plain JSON data (`optimum`, when the environment knows it).
+    """
+
+    id: str
+    start: Start
+    turns: tuple[Turn, ...]
+    ending: Ending
+    reason: str = ""
+    run: str = ""
+    stage: str = ""
+    update: int = 0
+    slot: int = 0
+    origin: tuple[str, int] | None = None
+    system: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    final: Message | None = None
+    final_ids: tuple[int, ...] = ()
+    history: Literal["append", "rerender"] = "append"
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The key of its group: (run, stage, update, start); branches form groups of their own."""
+        return derive_id(self.run, self.stage, self.update, self.start.key, self.origin)
+
+    @property
+    def env_return(self) -> float:
+        """The sum of the environment's own rewards."""
+        return sum(turn.reward for turn in self.turns)
+
+    @property
+    def success(self) -> bool | None:
+        """Whether the task succeeded, where the environment says so (`info["success"]` of the last step)."""
+        value = self.turns[-1].info.get("success") if self.turns else None
+        return None if value is None else bool(value)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it counts as a success, one rule for every number of successes: what the environment says; where it does not say, whether
+        the episode came to its own end. One that was cut and of which nothing was said is none."""
+        return self.ending == "terminated" if self.success is None else self.success
+
+    def state(self, turn: int) -> tuple[Any, ...]:
+        """What the conversation was when a turn began, to tell which conversations share it: the start and the replies so far, by their tokens
+        where a policy sampled them (other tokens may be read as the same text, and lead elsewhere)."""
+        return (self.start.key, *(t.action if t.action_ids is None else t.action_ids for t in self.turns[:turn]))
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation as people read it, the system prompt and the final observation included."""
+        said = [Message("system", self.system)] if self.system is not None else []
+        for turn in self.turns:
+            said += [turn.observation, Message("assistant", turn.action)]
+        return tuple(said + ([self.final] if self.final else []))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; `Episode.from_dict` reads it back equal."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Episode:
+        message = lambda m: Message(**m)  # noqa: E731
+        values = dict(data)
+        values["start"] = Start(**data["start"])
+        values["final"] = message(data["final"]) if data["final"] else None
+        values["final_ids"] = tuple(data["final_ids"])
+        values["tools"] = tuple(data["tools"])
+        values["origin"] = tuple(data["origin"]) if data["origin"] else None
+        values["turns"] = tuple(
+            Turn(
+                **{
+                    **turn,
+                    "observation": message(turn["observation"]),
+                    "prompt_ids": tuple(turn["prompt_ids"]),
+                    "action_ids": None if turn["action_ids"] is None else tuple(turn["action_ids"]),
+                    "logprobs": None if turn["logprobs"] is None else tuple(turn["logprobs"]),
+                }
+            )
+            for turn in data["turns"]
+        )
+        return cls(**values)

@@ -1,0 +1,269 @@
+"""What was said of it: feedback on an episode, comparisons of a group, and the protocols of those who give them.
+
+A plugin author writes one of three: a `Judge` (one episode at a time, at once), a `GroupJudge` (compares what started
+alike) or a `FeedbackSource` (answers when it answers: people, batch APIs). The engine makes a source of any judge.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..util.ids import derive_id
+from .episode import Episode
+
+Status = Literal["scored", "abstained", "failed"]
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, str) or not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number or None, got {value!r}; use Feedback.failed(...) for failures")
+    return number
+
+
+def _check_texts(**texts: Any) -> None:
+    """Raises `ValueError` for what should be text and is not."""
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be text, got {type(value).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the engine records about an answer. Judges leave it alone.
+
+    Attributes:
+        request: the request that was answered; None for feedback nobody asked for.
+        source, version: who said it, and which version of them.
+        time: when it was received, seconds on the run's clock.
+        cost: money or tokens' price, in the currency of the run's budget.
+        rater, stratum: who within the source, where it has several people or models, and the stratum they belong to.
+    """
+
+    request: str | None = None
+    source: str = ""
+    version: str = ""
+    time: float = 0.0
+    cost: float = 0.0
+    rater: str = ""
+    stratum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What one rater said of one episode.
+
+    Attributes:
+        episode: id of the episode.
+        score: one number for the whole episode.
+        turn_scores: one number, or None for "no opinion", per turn.
+        aspects: named scores ("helpful": 0.8).
+        comment: free text.
+        status: `scored`; `abstained` (looked, would not say) or `failed` (could not look). The last two are never a
+            number: they carry no score and give the reason.
+        shown: what the rater saw and in which order, JSON data; required to measure position bias later.
+        details: whatever else was said (a rationale, the first wrong turn), JSON data.
+        id: made by the giver. The same id with the same content (everything but the stamp) again is a no-op, with other
+            content an error. Left empty by judges: the engine derives it from the request and the attempt.
+        supersedes: id of an earlier feedback that this one corrects.
+
+    Raises:
+        ValueError: a score that is not finite; a score together with a status other than `scored`; `scored` without any
+            score.
+    """
+
+    episode: str
+    score: float | None = None
+    turn_scores: tuple[float | None, ...] | None = None
+    aspects: Mapping[str, float] = field(default_factory=dict)
+    comment: str = ""
+    status: Status = "scored"
+    reason: str = ""
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    supersedes: str | None = None
+    stamp: Stamp = field(default=Stamp(), compare=False)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        _check_texts(comment=self.comment, reason=self.reason, id=self.id)
+        set_(self, "score", _number("score", self.score))
+        if self.turn_scores is not None:
+            set_(self, "turn_scores", tuple(_number("turn score", value) for value in self.turn_scores))
+        set_(self, "aspects", {str(name): _number(f"aspect {name!r}", value) for name, value in self.aspects.items()})
+        said = (self.score, *(self.turn_scores or ()), *self.aspects.values())
+        says_something = any(value is not None for value in said)
+        if self.status == "scored" and not says_something:
+            raise ValueError("scored feedback needs a score, turn_scores or aspects; use Feedback.abstained(...) otherwise")
+        if self.status != "scored" and says_something:
+            raise ValueError(f"{self.status} feedback must not carry a score")
+
+    @classmethod
+    def failed(cls, episode: str, reason: str, **fields: Any) -> Feedback:
+        return cls(episode, status="failed", reason=reason, **fields)
+
+    @classmethod
+    def abstained(cls, episode: str, reason: str = "", **fields: Any) -> Feedback:
+        return cls(episode, status="abstained", reason=reason, **fields)
+
+    @property
+    def target(self) -> str:
+        return self.episode
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What one rater said of a group: a ranking with ties.
+
+    Attributes:
+        group: key of the group (`Episode.group`).
+        ranking: tiers of episode ids, best first; ids in one tier are tied. Episodes left out were not compared.
+        strength: how much better the first tier is, in the rater's own grades (1 slightly, 2 clearly, ...), if asked.
+        probability: for two episodes, how sure the rater is that the first is better, in [0.5, 1]; a soft label.
+        aspect: what they were compared on; empty: as a whole.
+
+    Raises:
+        ValueError: an episode ranked twice; an empty tier; a ranking together with a status other than `scored`; `scored`
+            with fewer than two episodes.
+    """
+
+    group: str
+    ranking: tuple[tuple[str, ...], ...] = ()
+    strength: float | None = None
+    probability: float | None = None
+    aspect: str = ""
+    comment: str = ""
+    status: Status = "scored"
+    reason: str = ""
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    supersedes: str | None = None
+    stamp: Stamp = field(default=Stamp(), compare=False)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        _check_texts(comment=self.comment, reason=self.reason, aspect=self.aspect, id=self.id)
+        set_(self, "ranking", tuple(tuple(tier) for tier in self.ranking))
+        set_(self, "strength", _number("strength", self.strength))
+        set_(self, "probability", _number("probability", self.probability))
+        if not all(self.ranking):
+            raise ValueError("an empty tier in the ranking")
+        ranked = [episode for tier in self.ranking for episode in tier]
+        if len(set(ranked)) != len(ranked):
+            raise ValueError("an episode stands twice in the ranking")
+        if self.status == "scored" and len(ranked) < 2:
+            raise ValueError("a scored comparison ranks at least two episodes")
+        if self.status != "scored" and ranked:
+            raise ValueError(f"a comparison that {self.status} must not carry a ranking")
+
+    @classmethod
+    def failed(cls, group: str, reason: str, **fields: Any) -> Comparison:
+        return cls(group, status="failed", reason=reason, **fields)
+
+    @classmethod
+    def abstained(cls, group: str, reason: str = "", **fields: Any) -> Comparison:
+        return cls(group, status="abstained", reason=reason, **fields)
+
+    @property
+    def target(self) -> str:
+        return self.group
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a source wants to be asked about a group, see `FeedbackSource`.
+
+    Attributes:
+        target: an episode's id or the group's key.
+        episodes: what there is to look at.
+        ask: what exactly is asked, JSON data.
+    """
+
+    target: str
+    episodes: tuple[Episode, ...]
+    ask: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question to a source: score this episode, or compare this group.
+
+    Attributes:
+        kind: "episode" or "group".
+        target: the episode's id or the group's key.
+        source: name of the source asked.
+        rater_slot: 0 .. overlap-1, when several raters answer the same question.
+        deadline: seconds on the run's clock after which it counts as expired; None: waits for ever.
+        required: a group trains only when its required requests are closed; the others are for calibration and audits.
+        ask: what exactly is asked, where a source knows several tasks (aspects, mark turns, ...), JSON data.
+        episodes: what there is to look at; one episode, or those of the group to be compared.
+    """
+
+    kind: Literal["episode", "group"]
+    target: str
+    source: str
+    rater_slot: int = 0
+    deadline: float | None = None
+    required: bool = True
+    ask: Mapping[str, Any] = field(default_factory=dict)
+    episodes: tuple[Episode, ...] = ()
+
+    @property
+    def group(self) -> str:
+        """The group that waits for it."""
+        return self.episodes[0].group if self.episodes else self.target
+
+    @property
+    def item(self) -> str:
+        """What is asked, the same for every rater."""
+        return derive_id(self.kind, self.target, self.source, dict(self.ask), [e.id for e in self.episodes])
+
+    @property
+    def id(self) -> str:
+        shown = [e.id for e in self.episodes]
+        return derive_id(self.kind, self.target, self.source, self.rater_slot, dict(self.ask), shown)
+
+
+def version_of(source: Any) -> str:
+    """A source's own `.version`, else a hash of its source code and of its settings (public attributes that are JSON data or functions).
+
+    Two differently configured judges must never pass for one another: verdicts are cached and compared by version.
+    """
+    declared = getattr(source, "version", None)
+    if declared is not None:
+        return str(declared)
+    settings: dict[str, Any] = {}
+    while True:
+        if isinstance(source, functools.partial):
+            settings |= {"args": repr(source.args), "keywords": repr(source.keywords)}
+            source = source.func
+        elif inspect.ismethod(source):
+            settings["self"] = version_of(source.__self__)
+            source = source.__func__
+        else:
+            break
+    for name, value in sorted(getattr(source, "__dict__", {}).items()):
+        if not name.startswith("_"):
+            plain = isinstance(value, (str, int, float, bool, list, tuple, dict, type(None)))
+            settings[name] = repr(value) if plain else version_of(value) if inspect.isfunction(value) else ""
+    kind = source if inspect.isfunction(source) or inspect.isclass(source) else type(source)
+    try:
+        code = inspect.getsource(kind)
+    except (OSError, TypeError):
+        code = f"{kind.__module__}.{kind.__qualname__}"
+    return "src-" + derive_id(code, settings)
+
+
+Answer = Feedback | Comparison

@@ -1,0 +1,47 @@
+"""What a run tells of its updates and of what it is doing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .episode import Episode
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update did.
+
+    Attributes:
+        number: counts through the whole run, from 1.
+        stage: name of its stage.
+        metrics: numbers, as written to metrics.jsonl.
+        episodes: those played for it.
+    """
+
+    number: int
+    stage: str
+    metrics: Mapping[str, float]
+    episodes: Sequence[Episode] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a run is doing, for progress displays.
+
+    Attributes:
+        stage, phase: "rl", "play" | "feedback" | "update" | ...
+        done, total: of the phase.
+        update, updates: of the stage.
+        metrics: of the last update.
+        note: "waiting for 12 ratings of 'people' (3 raters active)".
+    """
+
+    stage: str
+    phase: str
+    done: int = 0
+    total: int = 0
+    update: int = 0
+    updates: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""

@@ -1,0 +1,89 @@
+"""Bring an environment to the turn a conversation begins at: by reset, by replay, or from a copy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..environments.conventions import Observation
+from .conversation import Branch, LiveEpisode
+
+
+class ConversationFailed(Exception):
+    """A conversation that ends as failed, and why."""
+
+
+# A conversation asks for calls of its environment (a verb and its arguments) or, by None, for a reply.
+Call = tuple[Any, ...] | None
+
+
+@dataclass(slots=True)
+class States:
+    """Turns from which more than one conversation goes on: reached once and then copied, where the environment can be.
+
+    Attributes:
+        awaited: how many conversations still begin there.
+        reaching: turns that somebody is on the way to.
+        alone: turns that turned out to be no states to copy: everybody gets there alone.
+        copies: an environment's state and its observations, by turn.
+    """
+
+    awaited: Counter[tuple[str, int]]
+    reaching: set[tuple[str, int]] = field(default_factory=set)
+    alone: set[tuple[str, int]] = field(default_factory=set)
+    copies: dict[tuple[str, int], tuple[Any, list[Observation]]] = field(default_factory=dict)
+
+
+def arrive(talk: LiveEpisode, known: States) -> Generator[Call, Any, None]:
+    """Brings a conversation's environment to where it begins: by reset, by playing a branch's replies again, or from a copy."""
+    branch = talk.branch
+    origin = branch.origin if branch else None
+    seen: list[Observation] = []
+    try:
+        if origin in known.copies:
+            state, seen = known.copies[origin]
+            if (yield ("adopt", state)):
+                talk.steps = len(seen) - 1
+            else:
+                seen = []
+        if not seen:
+            seen = [(yield ("reset", talk.start.seed, talk.start.options))]
+            for turn in branch.said if branch else ():
+                if seen[-1].terminated or seen[-1].truncated:
+                    break
+                seen.append((yield ("step", turn.action)))
+            copyable = talk.env.metadata.get("snapshots", False)
+            if copyable and origin is not None and known.awaited[origin] > 1 and origin not in known.copies:
+                state = yield ("copied",)
+                if state is not None:
+                    known.copies[origin] = (state, seen)
+    finally:
+        if origin is not None:
+            known.reaching.discard(origin)
+            if origin not in known.copies:
+                known.alone.add(origin)
+            known.awaited[origin] -= 1
+            if not known.awaited[origin]:
+                known.copies.pop(origin, None)
+    if branch and (why := differs(branch, seen)):
+        raise ConversationFailed(why)
+    talk.reset, talk.heard = seen[0], seen[-1].message
+    if branch:
+        talk.turns = list(branch.said)
+
+
+def differs(branch: Branch, seen: Sequence[Observation]) -> str:
+    """Why a replay is not the conversation it branches off from, if it is not."""
+    recorded = [turn.observation for turn in branch.parent.turns[: branch.turn + 1]]
+    replayed = [observation.message for observation in seen]
+    if replayed[: len(recorded)] == recorded and len(replayed) == branch.turn + 1:
+        return ""
+    same = next(
+        (k for k, (a, b) in enumerate(zip(recorded, replayed, strict=False)) if a != b), min(len(recorded), len(replayed))
+    )
+    return (
+        f"replay: the same replies led to another observation at turn {same + 1}; an environment whose words depend on more than its seed "
+        "and the replies cannot be branched"
+    )

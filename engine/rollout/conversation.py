@@ -1,0 +1,88 @@
+"""Where episodes are played, where they branch off, and one conversation in the making."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..environments.conventions import Observation
+from ..environments.instance import Instance
+from ..records.episode import Episode, Message, Start, Turn
+from ..util.ids import derive_id
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where in a run episodes are played; their ids and their noise derive from it."""
+
+    run: str = ""
+    stage: str = ""
+    update: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Where a conversation is continued anew: its first `turn` turns are played again, token for token, then the player goes on."""
+
+    parent: Episode
+    turn: int
+
+    @property
+    def origin(self) -> tuple[str, int]:
+        return (self.parent.id, self.turn)
+
+    @property
+    def said(self) -> tuple[Turn, ...]:
+        return self.parent.turns[: self.turn]
+
+
+def episode_id(where: Where, start: Start | Branch, slot: int) -> str:
+    """The id of the episode played there from this start or branch, in this slot of its group."""
+    key = start.key if isinstance(start, Start) else start.origin
+    return derive_id(where.run, where.stage, where.update, key, slot)
+
+
+@dataclass(slots=True)
+class LiveEpisode:
+    """One episode in the making."""
+
+    index: int
+    start: Start
+    slot: int
+    row: int
+    env: Instance
+    branch: Branch | None = None
+    heard: Message | None = None
+    turns: list[Turn] = field(default_factory=list)
+    reset: Observation | None = None
+    ids: list[int] = field(default_factory=list)
+    fresh: list[int] = field(default_factory=list)  # ids since the last sampled token
+    state: Any = None  # what the player keeps: a backend's conversation
+    steps: int = 0  # asked of the environment so far
+
+    @property
+    def messages(self) -> list[Message]:
+        assert self.reset is not None
+        said = [Message("system", self.reset.system)] if self.reset.system is not None else []
+        for turn in self.turns:
+            said += [turn.observation, Message("assistant", turn.action)]
+        return [*said, self.heard] if self.heard else said
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A player's reply to one conversation; None as `text`: it cannot go on, because of `stop` ("context"), and perhaps `failed`."""
+
+    text: str | None
+    prompt_ids: tuple[int, ...] = ()
+    action_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    version: int = 0
+    cut: bool = False
+    stop: str = ""
+    failed: bool = False
+
+
+def spoken(talk: LiveEpisode) -> list[Message]:
+    return [m for m in talk.messages if m.role != "system"]

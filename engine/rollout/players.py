@@ -1,0 +1,190 @@
+"""Who replies: a policy through a backend, or a script."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from ..environments.conventions import PlayerFunction, text_of
+from ..records.episode import Message
+from ..util.aio import settle
+from ..util.ids import derive_id
+from ..util.wording import tried
+from .arriving import ConversationFailed
+from .conversation import LiveEpisode, Reply, Where, spoken
+
+if TYPE_CHECKING:
+    from ..policy.policy import Policy
+    from ..protocols import Backend
+    from ..records.sampling import Sampling
+
+
+class Player(Protocol):
+    """Whatever replies: a policy, a script, a person."""
+
+    rows: int
+    history: Literal["append", "rerender"]
+
+    def begin(self, talk: LiveEpisode, where: Where) -> None: ...
+
+    def reply(self, talks: Sequence[LiveEpisode], where: Where) -> Sequence[Reply]: ...
+
+    def final_ids(self, talk: LiveEpisode) -> tuple[int, ...]: ...
+
+
+@contextlib.contextmanager
+def _rendering() -> Iterator[None]:
+    """What one environment says or offers, and the chat template cannot show, fails its own conversation.
+
+    Raises:
+        _Failed: the template refused.
+    """
+    from ..errors import TemplateError
+
+    try:
+        yield
+    except TemplateError as error:
+        raise ConversationFailed(f"template: {error}") from error
+
+
+class PolicyPlayer:
+    """A policy as a player: renders observations into ids, samples replies through a backend.
+
+    Args:
+        policy: the policy.
+        backend: what samples for it; default: in process.
+        sampling: temperature and length of replies.
+        history: "append" trains on exactly the sampled context; "rerender" renders the whole conversation anew at every turn,
+            for templates that must rewrite history, and trains one row per turn.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        sampling: Sampling,
+        backend: Backend | None = None,
+        history: Literal["append", "rerender"] = "append",
+    ) -> None:
+        from ..policy.in_process import InProcess
+
+        self.policy, self.sampling, self.history = policy, sampling, history
+        self.backend: Backend = backend if backend is not None else InProcess(policy)
+        self.rows = self.backend.rows
+        self._most = policy.context_length * max(map(len, policy.chat.tokenizer.get_vocab()))
+
+    def _overflows(self, talk: LiveEpisode) -> bool:
+        """Whether what was said is longer, in characters, than a context full of the longest token: then it need not be tokenized."""
+        return sum(len(message.content) for message in talk.messages) > self._most
+
+    def begin(self, talk: LiveEpisode, where: Where) -> None:
+        from ..records.sampling import Conversation
+
+        assert talk.reset is not None
+        talk.state = Conversation(talk.row)
+        if self._overflows(talk):
+            return
+        if talk.turns:
+            talk.ids = [i for turn in talk.turns for i in (*turn.prompt_ids, *(turn.action_ids or ()))]
+        else:
+            with _rendering():
+                talk.ids = talk.fresh = self.policy.chat.prompt(talk.messages, talk.reset.tools)
+
+    def reply(self, talks: Sequence[LiveEpisode], where: Where) -> list[Reply]:
+        replies: list[Reply | None] = [None] * len(talks)
+        asked = []
+        for i, talk in enumerate(talks):
+            overflows = self._overflows(talk)
+            try:
+                if not overflows:
+                    self._hear(talk)
+            except ConversationFailed as error:
+                replies[i] = Reply(None, stop=str(error), failed=True)
+                continue
+            if overflows or len(talk.ids) >= self.policy.context_length:
+                replies[i] = Reply(None, stop="context")
+                continue
+            conversation = talk.state
+            conversation.ids = talk.ids
+            conversation.messages = talk.messages
+            key = (where.seed, where.update, talk.start.key, talk.slot, len(talk.turns))
+            place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
+            conversation.seed = int(derive_id("noise", *key, *place), 16)
+            asked.append(i)
+        samples = self.backend.reply([talks[i].state for i in asked], self.sampling) if asked else []
+        for i, sample in zip(asked, samples, strict=True):
+            talk = talks[i]
+            prompt = tuple(talk.ids if self.history == "rerender" else talk.fresh)
+            talk.ids = talk.ids + list(sample.ids)
+            special = bool(talk.env.metadata.get("special_tokens", False))
+            replies[i] = Reply(
+                self.policy.chat.text(sample.ids, special=special),
+                prompt,
+                sample.ids,
+                sample.logprobs,
+                self.policy.version,
+                sample.cut,
+            )
+            talk.fresh = []
+        return [reply for reply in replies if reply is not None]
+
+    def _hear(self, talk: LiveEpisode) -> None:
+        """Appends the latest observation to the ids, closing a reply that did not close itself."""
+        if not talk.turns or talk.fresh:
+            return
+        assert talk.heard is not None
+        assert talk.reset is not None
+        chat = self.policy.chat
+        with _rendering():
+            if self.history == "rerender":
+                talk.ids = talk.fresh = chat.prompt(talk.messages, talk.reset.tools)
+                talk.state.cached = 0
+            else:
+                talk.fresh = chat.close(talk.ids) + chat.suffix(talk.heard, talk.reset.tools)
+                talk.ids = talk.ids + talk.fresh
+
+    def final_ids(self, talk: LiveEpisode) -> tuple[int, ...]:
+        """Ids from the last sampled token to where the policy would have replied, as far as they fit the context."""
+        if not talk.turns or talk.turns[-1].action_ids is None or self._overflows(talk):
+            return ()
+        try:
+            self._hear(talk)
+        except ConversationFailed:  # the template cannot show what came last: then nothing is known of that state
+            return ()
+        room = max(0, self.policy.context_length - (len(talk.ids) - len(talk.fresh)))
+        if self.history == "rerender":  # the whole context anew, or nothing: then the last reply's own row serves
+            return tuple(talk.ids) if len(talk.ids) <= self.policy.context_length else ()
+        return tuple(talk.fresh[:room])
+
+
+class ScriptPlayer:
+    """A scripted player: one of an environment's own (`"expert"`), or any function from a conversation to a reply.
+
+    A player of the environment's replies where the environment lives, under the same limit. A function is the caller's own: it
+    runs in the calling thread for as long as it likes. What it raises, or says that is no text, fails the episode it replied in.
+
+    Args:
+        player: name of one of the environment's players, or a function; it may be a coroutine.
+    """
+
+    history: Literal["append", "rerender"] = "append"
+    rows = 256
+
+    def __init__(self, player: str | PlayerFunction) -> None:
+        self.player = player
+
+    def begin(self, talk: LiveEpisode, where: Where) -> None:
+        pass
+
+    def reply(self, talks: Sequence[LiveEpisode], where: Where) -> list[Reply]:
+        assert callable(self.player)
+        said = [tried(partial(self._say, self.player, spoken(talk))) for talk in talks]
+        return [Reply(None, stop=f"player: {reason}", failed=True) if reason else Reply(text) for text, reason in said]
+
+    @staticmethod
+    def _say(player: PlayerFunction, heard: Sequence[Message]) -> str:
+        return text_of(settle(player(heard)), "the reply")
+
+    def final_ids(self, talk: LiveEpisode) -> tuple[int, ...]:
+        return ()

@@ -1,0 +1,252 @@
+"""Plays many environments against one player, and gives back episodes.
+
+The schedule is deterministic: a policy's conversations take their turns together in a fixed order, serial environments step in
+slot order, and sampling noise is keyed by (seed, update, start, slot, turn). Playing the same starts again gives the same
+episodes. Scripts, which do not mind who else is replied to, go ahead as soon as their environment has answered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+from ..environments.instance import Instance
+from ..environments.pool import Environments
+from ..errors import TooManyFailures
+from ..records.episode import Ending, Episode, Start, Turn
+from ..util.ids import derive_id
+from ..util.secrets import redact
+from ..util.wording import each_text, told
+from .arriving import Call, ConversationFailed, States, arrive
+from .conversation import Branch, LiveEpisode, Reply, Where, episode_id, spoken
+from .players import Player, ScriptPlayer
+
+Progress = Callable[[int, int], None]  # (episodes finished, episodes in all)
+
+
+def _without_secrets(info: Mapping[str, Any]) -> dict[str, Any]:
+    """`info` as it is kept. Its names are the environment's (`info["secret"]` may be the word to guess): only texts tell secrets."""
+    return dict(each_text(redact, info))
+
+
+def _converse(
+    talk: LiveEpisode, player: Player, where: Where, max_turns: int, known: States
+) -> Generator[Call, Any, tuple[Ending, str]]:
+    """One conversation from where it begins to its end. Returns how it ended, and why.
+
+    Raises:
+        _Failed: its environment, or a player of the environment's, failed.
+    """
+    own = player.player if isinstance(player, ScriptPlayer) and isinstance(player.player, str) else None
+    if talk.env.traits is None:
+        yield ("make",)
+    assert talk.env.traits is not None
+    if own is not None and own not in talk.env.traits.players:
+        has = ", ".join(talk.env.traits.players) or "none"
+        raise LookupError(f"environment {talk.start.env!r} has no player {own!r}; it has: {has}")
+    yield from arrive(talk, known)
+    player.begin(talk, where)
+    if own is not None:
+        place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
+        yield ("player", own, derive_id("player", where.seed, where.update, talk.start.key, talk.slot, *place))
+    while True:
+        reply = Reply((yield ("reply", spoken(talk)))) if own is not None else (yield None)
+        if reply.failed:
+            raise ConversationFailed(reply.stop)
+        if reply.text is None:
+            return "truncated", reply.stop
+        assert talk.heard is not None
+        said = (reply.prompt_ids, reply.action_ids, reply.logprobs, reply.version, reply.cut)
+        heard, talk.heard = talk.heard, None
+        try:
+            observation = yield ("step", reply.text)
+        except ConversationFailed:
+            talk.turns.append(Turn(heard, reply.text, 0.0, *said))
+            raise
+        talk.turns.append(Turn(heard, reply.text, observation.reward, *said, _without_secrets(observation.info)))
+        talk.heard = observation.message
+        if observation.terminated:
+            return "terminated", ""
+        if observation.truncated:
+            return "truncated", told(str(observation.info.get("reason", "environment")))
+        if len(talk.turns) >= max_turns:
+            return "truncated", "max_turns"
+
+
+def rollout(
+    player: Player,
+    starts: Iterable[tuple[Start | Branch, int]],
+    where: Where = Where(),
+    *,
+    max_turns: int = 1000,
+    step_limit: float = 60.0,
+    max_failure_rate: float = 1.0,
+    progress: Progress | None = None,
+    environments: Environments | None = None,
+) -> list[Episode]:
+    """Plays one episode per start and slot, as many at a time as the player has rows for.
+
+    A conversation that ends frees its row for the next start. One whose environment raises, hangs or breaks its space (when it
+    is made, reset or stepped, or in one of its players) ends as `failed`, alone.
+
+    Args:
+        player: who replies.
+        starts: (start, slot in its group). A branch is a start too: its environment is brought to that turn by playing the same replies
+            again, or copied where it can be; one that then says something else ends as `failed`.
+        where: for ids and noise.
+        max_turns: truncates longer episodes with reason "max_turns".
+        step_limit: seconds that making, a reset, a step, a reply of an environment's player, or closing may take.
+        max_failure_rate: share of failed episodes above which the play stops.
+        progress: called whenever conversations have ended.
+        environments: those to play in, kept by the caller for the next time; default: made here and closed at the end.
+
+    Returns:
+        the episodes, in the order of the starts.
+
+    Raises:
+        LookupError: an environment or a player that does not exist.
+        TooManyFailures: more environments failed than allowed; the message quotes the reasons.
+    """
+    own = environments if environments is not None else Environments()
+    own.limit = step_limit
+    play = _Play(player, list(starts), where, max_turns, max_failure_rate, progress, own)
+    try:
+        return play.episodes()
+    finally:
+        play.end()
+        if environments is None:
+            own.close()
+
+
+class _Play:
+    """A rollout under way: which conversations wait, which are alive and for what."""
+
+    def __init__(
+        self,
+        player: Player,
+        starts: Sequence[tuple[Start | Branch, int]],
+        where: Where,
+        max_turns: int,
+        max_failure_rate: float,
+        progress: Progress | None,
+        environments: Environments,
+    ) -> None:
+        self.player, self.where, self.max_turns, self.progress = player, where, max_turns, progress
+        self.max_failure_rate, self.total, self.environments = max_failure_rate, len(starts), environments
+        self.waiting = dict(enumerate(starts))
+        self.rows = list(range(player.rows))[::-1]
+        self.alive: dict[Instance, tuple[LiveEpisode, Generator[Call, Any, tuple[Ending, str]]]] = {}
+        self.silent: dict[Instance, None] = {}  # those who wait for a reply
+        self.called: dict[Instance, str] = {}  # those who wait for their environment, and for what
+        self.done: dict[int, Episode] = {}
+        self.failed: list[str] = []
+        self.known = States(Counter(start.origin for start, _ in starts if isinstance(start, Branch)))
+        self.together = not isinstance(player, ScriptPlayer)
+
+    def episodes(self) -> list[Episode]:
+        """Plays all. A policy replies when every conversation has heard its environment; a script whenever one has."""
+        while self.waiting or self.alive:
+            if not self.together or all(self.alive[instance][0].reset is None for instance in self.called):
+                self._begin()
+            if self.silent and not (self.together and self.called):
+                self._reply()
+                continue
+            for instance, value, reason in self.environments.wait():
+                place = self.called.pop(instance)
+                self._advance(instance, value, f"{place}: {reason}" if reason else "")
+            if self.progress:
+                self.progress(len(self.done), self.total)
+        return [self.done[i] for i in range(self.total)]
+
+    def _begin(self) -> None:
+        """Lets free rows take the next starts whose environments may be had."""
+        full: set[str] = set()
+        for index, (origin, slot) in list(self.waiting.items()) if self.rows else ():
+            branch = origin if isinstance(origin, Branch) else None
+            start = origin.parent.start if isinstance(origin, Branch) else origin
+            if start.env in full or (branch and self._copied_soon(branch)):
+                continue
+            instance = self.environments.take(start.env, start.kwargs)
+            if instance is None:
+                full.add(start.env)
+                continue
+            del self.waiting[index]
+            if branch:
+                self.known.reaching.add(branch.origin)
+            talk = LiveEpisode(index, start, slot, self.rows.pop(), instance, branch)
+            self.alive[instance] = (talk, _converse(talk, self.player, self.where, self.max_turns, self.known))
+            self._advance(instance, None)
+            if not self.rows:
+                return
+
+    def _copied_soon(self, branch: Branch) -> bool:
+        """Whether somebody is on the way to where this branch begins, so that it can be copied then."""
+        origin = branch.origin
+        if origin in self.known.copies or origin in self.known.alone or origin not in self.known.reaching:
+            return False
+        said = self.environments.metadata(branch.parent.start.env)
+        return said is None or bool(said.get("snapshots", False))
+
+    def _reply(self) -> None:
+        asked = [instance for instance in self.alive if instance in self.silent]
+        self.silent.clear()
+        replies = self.player.reply([self.alive[instance][0] for instance in asked], self.where)
+        for instance, reply in zip(asked, replies, strict=True):
+            self._advance(instance, reply)
+
+    def _advance(self, instance: Instance, value: Any, failed: str = "") -> None:
+        """Goes on with one conversation: what it waited for is here, or failed."""
+        talk, conversation = self.alive[instance]
+        try:
+            asked = conversation.throw(ConversationFailed(failed)) if failed else conversation.send(value)
+        except StopIteration as end:
+            self._finish(instance, *end.value)
+        except ConversationFailed as error:
+            self._finish(instance, "failed", str(error))
+        else:
+            if asked is None:
+                self.silent[instance] = None
+                return
+            verb, *arguments = asked
+            talk.steps += verb == "step"
+            self.called[instance] = f"step {talk.steps}" if verb == "step" else "player" if verb == "reply" else str(verb)
+            self.environments.ask(instance, verb, *arguments)
+
+    def _finish(self, instance: Instance, ending: Ending, reason: str) -> None:
+        talk, _ = self.alive.pop(instance)
+        reset, final = talk.reset, talk.heard
+        self.done[talk.index] = Episode(
+            id=episode_id(self.where, talk.branch or talk.start, talk.slot),
+            start=talk.start,
+            turns=tuple(talk.turns),
+            ending=ending,
+            reason=reason,
+            run=self.where.run,
+            stage=self.where.stage,
+            update=self.where.update,
+            slot=talk.slot,
+            origin=talk.branch.origin if talk.branch else None,
+            system=reset.system if reset else None,
+            tools=reset.tools if reset else (),
+            final=final,
+            final_ids=self.player.final_ids(talk) if ending == "truncated" and final is not None else (),
+            history=self.player.history,
+            info=_without_secrets(reset.info) if reset else {},
+        )
+        self.rows.append(talk.row)
+        self.rows.sort(reverse=True)
+        self.environments.give(instance, sound=ending != "failed")  # a broken environment is not used again
+        if ending == "failed":
+            self.failed.append(reason)
+        if len(self.failed) > self.max_failure_rate * self.total:
+            reasons = sorted(set(self.failed))[:3]
+            raise TooManyFailures(
+                f"{len(self.failed)} of {self.total} episodes failed in their environment, more than max_failure_rate="
+                f"{self.max_failure_rate:g} allows. Reasons: {'; '.join(reasons)}"
+            )
+
+    def end(self) -> None:
+        """Gives back what is still in use, after an error."""
+        for instance in self.alive:
+            self.environments.give(instance, sound=False)

@@ -1,0 +1,1 @@
+"""Helpers without knowledge of the domain: ids, files, secrets, near names, coroutines, memory."""

@@ -1,0 +1,72 @@
+"""Run coroutines from ordinary code, on one loop per process."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import inspect
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+from ..errors import NoAnswer, PartFailed
+from .wording import worded
+
+_loops: dict[str, asyncio.AbstractEventLoop] = {}
+_loops_lock = threading.Lock()
+LETTING_GO = 1.0  # seconds in which a loop must show that nothing blocks it
+
+
+def background(work: Coroutine[Any, Any, Any], name: str = "turnwise-loop") -> concurrent.futures.Future[Any]:
+    """Starts a coroutine on the loop of this name, which all such coroutines of a process share, on a daemon thread, so that sessions and
+    clients opened in one call still work in the next."""
+    with _loops_lock:
+        if name not in _loops:
+            loop = _loops[name] = asyncio.new_event_loop()
+            threading.Thread(target=_turn, args=(loop,), daemon=True, name=name).start()
+        return asyncio.run_coroutine_threadsafe(work, _loops[name])
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Lets a loop turn for ever: SystemExit and KeyboardInterrupt of a task, which come out of it, are that task's."""
+    while True:
+        with contextlib.suppress(BaseException):
+            loop.run_forever()
+
+
+def settle(value: Any, limit: float | None = None) -> Any:
+    """The result of a call that may be a coroutine's: a judge's, a scripted player's.
+
+    Coroutines run on a loop apart from that of the model judges. One that is late is cancelled; where it blocks the loop, that is left
+    behind, and the next ones have another.
+
+    Args:
+        limit: seconds a coroutine may take; None: it is waited for.
+
+    Raises:
+        NoAnswer: it took longer.
+        PartFailed: it raised what would end a process (SystemExit) or a task (CancelledError).
+        Exception: whatever else it raised.
+    """
+    if not inspect.isawaitable(value):
+        return value
+
+    async def awaited() -> Any:
+        try:
+            return await value
+        except Exception:
+            raise
+        except BaseException as error:
+            raise PartFailed(worded(error)) from error
+
+    name = "turnwise-answers"
+    answer = background(awaited(), name)
+    done, _ = concurrent.futures.wait([answer], limit)
+    if done:
+        return answer.result()
+    answer.cancel()
+    if not concurrent.futures.wait([background(asyncio.sleep(0), name)], LETTING_GO).done:
+        with _loops_lock:
+            _loops.pop(name, None)
+    raise NoAnswer(f"no answer within {limit:g} s")

@@ -1,0 +1,95 @@
+"""Files that no crash can tear: written beside the old one, put on the disk, and moved into its place.
+
+A file that is written in place is empty between the moment it is opened and the moment the disk has its content; one that is renamed without
+being synced may be empty after a power loss. Whatever a run writes goes through here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import FileError
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """A mapping written as JSON.
+
+    Raises:
+        FileError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it should hold a mapping, not {type(found).__name__}")
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} is damaged ({error}): put it back as it was") from error
+    return found
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Puts a file in place whole: whoever looks, whenever the process or the machine stops, sees the old content or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old content stands.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("wb") as file:
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def append(path: Path, line: str) -> None:
+    """Adds a line to a file and returns when the disk has it. A crash leaves the lines before, and at most a part of this one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync(path.parent)
+
+
+def move(draft: Path, target: Path) -> None:
+    """Puts a folder in place whole, with everything in it on the disk; one that was there is moved aside first, and then removed.
+
+    Args:
+        draft: the new folder; it must lie on the target's disk, best beside it.
+
+    Raises:
+        OSError: it cannot be put there.
+    """
+    for path in [*draft.rglob("*"), draft]:
+        sync(path)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(draft, target)
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Returns when the disk holds a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,69 @@
+"""How what others say and raise is worded: reasons of failures, without secrets, in one one_line line."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import PartFailed
+from .secrets import redact
+
+LONGEST = 2000  # characters of a reason
+READ = 10 * LONGEST  # as much of it is searched for secrets before it is cut
+_STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def valid(text: str) -> str:
+    """Text in which half characters (lone surrogates) are spelled out, so that everybody can write it."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def one_line(text: str) -> str:
+    """Text in which whatever steers a terminal or ends its line is spelled out: control and direction signs, half characters."""
+    return _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def told(text: str, most: int = LONGEST) -> str:
+    """Somebody else's words as a reason: one one_line line without secrets, of at most so many characters."""
+    line = one_line(redact(text[:READ]))
+    if len(line) <= most and len(text) <= READ:
+        return line
+    rest = f"... ({len(text):,} characters)"
+    return line[: most - len(rest)] + rest
+
+
+def worded(error: BaseException) -> str:
+    """What failed, in the one way in which every reason says it: `Type: message (file:line)`, as `told`.
+
+    An exception whose own text cannot be had is named all the same.
+    """
+    try:
+        said = str.__str__(str(error))
+    except BaseException:
+        said = "(its message cannot be read)"
+    if isinstance(error, PartFailed):
+        return told(said)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = told(f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})", 300) if frames else ""
+    return told(f"{type(error).__name__}: {said}", LONGEST - len(where)) + where
+
+
+def each_text(change: Callable[[str], str], data: Any) -> Any:
+    """Plain data in which every text, keys included, is changed."""
+    if isinstance(data, str):
+        return change(data)
+    if isinstance(data, Mapping):
+        return {each_text(change, key): each_text(change, value) for key, value in data.items()}
+    return [each_text(change, value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def tried(work: Callable[[], Any]) -> tuple[Any, str]:
+    """(result, "") or (None, reason), whatever it raises; only KeyboardInterrupt, the user's Ctrl-C, goes on."""
+    try:
+        return work(), ""
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return None, worded(error)

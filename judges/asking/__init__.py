@@ -1,0 +1,1 @@
+"""Ask models: options, calls, batches, cache, prices."""

@@ -1,0 +1,1 @@
+"""Judging and revising by a constitution."""

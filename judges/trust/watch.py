@@ -1,0 +1,23 @@
+"""Watch a judge with canaries, and quarantine it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from ...engine.errors import Paused
+from .canaries import Quarantine, Schedule
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is known of a judge's soundness, shared by all that ask it in a run, and how many it is asked at once."""
+
+    quarantine: Quarantine
+    schedule: Schedule
+    serving: asyncio.Semaphore
+    alone: asyncio.Lock
+
+
+class Quarantined(Paused):
+    """A judge fell for conversations that are known to be bad: it is asked no more."""
