@@ -21,6 +21,7 @@
       OutOfMemory              memory ran out
       TooManyFailures          more environments or judges failed than the run allows
       Paused                   a source waits for a decision: its budget is spent, it is in quarantine
+      Interrupted              the run was asked to end while a stage waited
 
 Judges and plugins derive theirs from `TurnwiseError` too, in their own rooms. The command line prints an error of this tree as
 one line; any other one is a bug and keeps its traceback.
@@ -120,4 +121,11 @@ class Paused(TurnwiseError):
     """Raised by a source that cannot go on before a decision is made: its budget is spent, it is in quarantine.
 
     The run ends as if it had been interrupted, with everything kept and this message, and can be resumed.
+    """
+
+
+class Interrupted(TurnwiseError):
+    """Raised within a stage when the run is asked to end while feedback is awaited.
+
+    What was played and asked is kept, nothing trains; the run catches it and ends.
     """

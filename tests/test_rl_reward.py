@@ -128,11 +128,11 @@ def test_clip_and_whitening_reach_the_update(model_folder: Callable[..., Path], 
 def test_best_so_far(policy: turnwise.Policy) -> None:
     best = BestSoFar(policy)
     before = [p.detach().clone() for p in policy.parameters()]
-    best.hear(0.5, 1)
+    best.record(0.5, 1)
     for parameter in policy.parameters():
         parameter.data += 1.0
-    best.hear(0.4, 2)
-    best.hear(0.5, 3)
+    best.record(0.4, 2)
+    best.record(0.5, 3)
     assert (best.value, best.update, best.waited) == (0.5, 1, 2), "as good is not better"
     again = BestSoFar(policy)
     again.load_state_dict(best.state_dict())

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from ..errors import Interrupted
 from ..protocols import RunView
+
+Result = TypeVar("Result")
 
 
 def shared(run: RunView, value: Any) -> Any:
@@ -15,6 +20,22 @@ def shared(run: RunView, value: Any) -> Any:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]
+
+
+def decided(run: RunView, work: Callable[[], Result]) -> Result:
+    """Does work in the main process, which may wait for feedback, and returns its result on every process.
+
+    Raises:
+        Interrupted: the run was asked to end meanwhile; on every process, or the others would wait for ever.
+    """
+    done: tuple[Result] | None = None
+    if run.is_main:
+        with contextlib.suppress(Interrupted):
+            done = (work(),)
+    done = shared(run, done)
+    if done is None:
+        raise Interrupted
+    return done[0]
 
 
 def processes(run: RunView) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..errors import CheckpointError, ConfigError, Damaged, DatabaseError, NonFiniteError, OutOfMemory, Paused
+from ..errors import CheckpointError, ConfigError, Damaged, DatabaseError, Interrupted, NonFiniteError, OutOfMemory, Paused
 from ..ledger.ledger import Ledger
 from ..records.episode import Episode
 from ..records.update import Status, Update
@@ -293,6 +293,8 @@ class Run:
                     yield update
                     if self._all_stop():
                         break
+            except Interrupted:
+                pass  # asked to end while it waited
             except (NonFiniteError, OutOfMemory) as error:
                 kept = sorted((self.folder / "checkpoints").glob("update-*"))
                 raise type(error)(f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}.") from error

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import Interrupted
 from ..feedback.sources import Sources
 from ..pipeline.processes import processes, shared
 from ..protocols import RunView
@@ -61,7 +62,7 @@ def ask(
     poll: float,
     requests: Sequence[Sequence[Request]] | None = None,
     show: Mapping[str, int] = {},
-) -> dict[str, list[Answer]] | None:
+) -> dict[str, list[Answer]]:
     """Asks for feedback and waits until no required answer is missing.
 
     Args:
@@ -71,7 +72,10 @@ def ask(
         show: for the progress display.
 
     Returns:
-        what was said, by group. None: the run was interrupted while waiting; what was played and asked is kept.
+        answers by group.
+
+    Raises:
+        Interrupted: the run was asked to end while answers were awaited; what was played and asked is kept.
     """
     groups = {key: members for _, own in asked for key, members in own.items()}
     everybody, told = [sources for sources, _ in asked], set[str]()
@@ -82,7 +86,7 @@ def ask(
         if len(ready) == len(groups):
             return said
         if run.stopping:
-            return None
+            raise Interrupted
         run.status("feedback", len(ready), len(groups), note=waiting_note(run, everybody, list(groups)), **show)
         run.sleep(poll)
 

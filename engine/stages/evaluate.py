@@ -17,7 +17,7 @@ from ..analysis.scores import bootstrap, paired, score
 from ..environments.registry import starts
 from ..errors import ConfigError, TooManyFailures
 from ..feedback.sources import Sources, check_order
-from ..pipeline.processes import shared
+from ..pipeline.processes import decided
 from ..pipeline.section import Section
 from ..pipeline.stage import Stage
 from ..protocols import RunView
@@ -163,22 +163,23 @@ class Evaluate(Stage):
                 table[label + name] = asdict(score(played[name]))
             [first, *others] = players
             for name in others:
-                judged = self._judged(run, played[first], played[name]) if self.judge is not None and run.is_main else {}
-                judged = shared(run, judged)
-                if judged is None:
-                    return
+                two = played[first], played[name]
+                judged = {} if self.judge is None else decided(run, lambda: self._judged(run, *two))  # noqa: B023
                 table[f"{label}{first} - {name}"] = asdict(paired(played[first], played[name], **judged))
             if self.best_of:
-                best = shared(run, self._best_of(run, env, sampling, where, len(players)))
-                if best is None:
-                    return
+                many = self._many(run, env, sampling, where, len(players))
+                best = decided(run, partial(self._best_of, run, many))
                 table |= {label + name: row for name, row in best.items()}
         if run.is_main:
             files.write(run.folder / "evaluation.json", json.dumps(table, indent=2) + "\n")
         yield run.finish_update({f"{key}/{k}": float(v) for key, row in table.items() for k, v in row.items() if v is not None})
 
-    def _judged(self, run: RunView, first: Sequence[Episode], second: Sequence[Episode]) -> dict[str, Any] | None:
-        """A judge's verdicts on every pair, shown in both orders; None: interrupted while waiting for them."""
+    def _judged(self, run: RunView, first: Sequence[Episode], second: Sequence[Episode]) -> dict[str, Any]:
+        """A judge's verdicts on every pair, shown in both orders.
+
+        Raises:
+            Interrupted: the run was asked to end while they were awaited.
+        """
         sources = self._sources(run, self.judge)
         [source] = sources.sources
         pairs = {
@@ -206,8 +207,6 @@ class Evaluate(Stage):
             said = ask(run, [(sources, pairs)], poll=self.poll, requests=[requests])
         finally:
             sources.close()
-        if said is None:
-            return None
         wanted = {r.id: r for r in requests}
         wins: list[float] = []
         flips = 0
@@ -229,16 +228,8 @@ class Evaluate(Stage):
             "unjudged": len(pairs) - len(wins),
         }  # fmt: skip
 
-    def _best_of(
-        self, run: RunView, env: EnvConfig, sampling: Any, where: Where, first: int
-    ) -> dict[str, dict[str, Any]] | None:
-        """A policy's conversations chosen by the judge's score, for every n, from the same N conversations per start.
-
-        None: interrupted while waiting for the scores.
-
-        Raises:
-            TooManyFailures: the judge scored all conversations of no start.
-        """
+    def _many(self, run: RunView, env: EnvConfig, sampling: Any, where: Where, first: int) -> list[Episode]:
+        """Plays as many conversations per start as `best_of` chooses from."""
         from ..policy.policy import Policy
 
         assert self.best_of is not None
@@ -246,9 +237,17 @@ class Evaluate(Stage):
         size = max(self.best_of.n)
         show = partial(run.status, f"best of {size}")
         slots = range(first, first + size)
-        episodes = play_held_out(PolicyPlayer(policy, sampling), env, self.episodes, self.seed, show, where, slots, run)
-        if not run.is_main:
-            return {}
+        return play_held_out(PolicyPlayer(policy, sampling), env, self.episodes, self.seed, show, where, slots, run)
+
+    def _best_of(self, run: RunView, episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
+        """Chooses conversations by the judge's score, for every n, from the same many conversations per start.
+
+        Raises:
+            Interrupted: the run was asked to end while the scores were awaited.
+            TooManyFailures: the judge scored all conversations of no start.
+        """
+        assert self.best_of is not None
+        size = max(self.best_of.n)
         sources = self._sources(run, self.best_of.judge)
         groups = grouped(episodes)
         sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
@@ -256,8 +255,6 @@ class Evaluate(Stage):
             said = ask(run, [(sources, groups)], poll=self.poll)
         finally:
             sources.close()
-        if said is None:
-            return None
         [source] = sources.sources
         found = {
             a.target: a.score  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..exchange.reading import import_data
 from ..feedback.sources import Sources, learners
 from ..pipeline.parts import component
-from ..pipeline.processes import shared
+from ..pipeline.processes import decided
 from ..pipeline.stage import Stage
 from ..protocols import RunView
 from ..records.episode import Episode
@@ -157,10 +157,8 @@ class Rank(Stage):
                 mine = [played[s.key, slot] for s in own for slot in range(self.group_size)]
                 episodes += mine
                 asked.append((each, grouped(mine)))
-            said = shared(run, ask(run, asked, poll=self.poll, show=show) if run.is_main else None)
-            if said is None:  # interrupted while waiting: what was played and asked is kept
-                break
-            answers = [a for each in said.values() for a in each if isinstance(a, Comparison)]
+            feedback = decided(run, lambda: ask(run, asked, poll=self.poll, show=show))  # noqa: B023
+            answers = [a for each in feedback.values() for a in each if isinstance(a, Comparison)]
             yield run.finish_update(comparison_metrics(episodes, answers), episodes=episodes)
 
     def _import(self, run: RunView, path: Path) -> Update:

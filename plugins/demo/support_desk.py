@@ -39,7 +39,8 @@ from ...engine.rollout.players import PolicyPlayer, ScriptPlayer
 from ...engine.rollout.rollout import rollout
 from ...engine.stages.environments import EnvConfig
 from ...engine.stages.evaluate import play_held_out
-from ...engine.stages.rl.stage import RL as RLStage
+from ...engine.stages.rl.parts import make_parts
+from ...engine.stages.rl.settings import RLSettings
 from ...engine.util.suggest import install
 from .tiny_model import build_policy
 
@@ -86,7 +87,7 @@ def rl_stages(optimizer: str, credit: str) -> dict[str, dict[str, Any]]:
     stage = {**(PPO if name == "ppo" and "group" not in needs else GRPO), "optimizer": options, "credit": credit or None}
     if "branches" in needs:  # two continuations of every turn, of fewer conversations
         stage |= {"credit": {"name": credit, "rollouts": 2}, "groups": 8}
-    RLStage(**stage).parts(plugins)
+    make_parts(RLSettings(**stage), plugins)
     return {f"{name}-{credit}" if credit else name: stage}
 
 

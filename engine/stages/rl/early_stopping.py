@@ -1,50 +1,35 @@
-"""Early stopping on a measure that is not trained on."""
+"""Stops early by a measure that is not trained on, and goes back to the best policy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
-from ...pipeline.section import Section
-
-
-class Gold(Section):
-    """Early stopping: the environment's own return on held-out starts, played every few updates.
-
-    The policy that did best is kept; when it has not been beaten `patience` times in a row the stage ends, and the policy goes back to
-    it, as it does at the stage's end. What is trained on may be a proxy (a reward model); this is the measure it stands for.
-
-    Attributes:
-        episodes: how many starts; the same every time.
-        every: updates between measurements; the start is measured too.
-        patience: measurements without a new best after which the stage ends; None: only measures, and keeps the last policy.
-        options: for `reset`, to choose held-out content; default: those of the training environment.
-        seed: of the starts.
-    """
-
-    episodes: int = Field(default=200, ge=1)
-    every: int = Field(default=5, ge=1)
-    patience: int | None = Field(default=3, ge=1)
-    options: dict[str, Any] | None = None
-    seed: int = 30_000
+from ...environments.registry import starts
+from ...errors import TooManyFailures
+from ...protocols import RunView
+from ...rollout.conversation import Where
+from ..collect import play
+from .metrics import mean
+from .settings import RLSettings
 
 
 class BestSoFar:
-    """The policy that did best on the gold measure, and how often it has not been beaten since."""
+    """Keeps the policy that did best on the gold measure, and counts how often it has not been beaten since."""
 
     def __init__(self, policy: Any) -> None:
         self.policy, self.value, self.update, self.waited = policy, float("-inf"), 0, 0
         self.weights: list[Any] = []
 
-    def hear(self, value: float, update: int) -> None:
+    def record(self, value: float, update: int) -> None:
+        """Records a measurement, and keeps the policy where it is the best so far."""
         self.waited += 1
         if value > self.value:
             self.value, self.update, self.waited = value, update, 0
             self.weights = [p.detach().cpu().clone() for p in self.policy.parameters()]
 
     def put_back(self) -> None:
+        """Puts the best policy's weights back in place."""
         import torch
 
         with torch.no_grad():
@@ -59,3 +44,72 @@ class BestSoFar:
         self.weights = [state[f"weights.{i}"] for i in range(len(state) - 3)]
         self.value = float("-inf") if state["value"] is None else float(state["value"])
         self.update, self.waited = int(state["update"]), int(state["waited"])
+
+
+class EarlyStopping:
+    """Measures the policy every few updates of a stage, as its `gold` says; without `gold` it does nothing.
+
+    Args:
+        player: the policy, as it replies.
+    """
+
+    def __init__(self, run: RunView, settings: RLSettings, player: Any) -> None:
+        self.run, self.settings, self.player = run, settings, player
+        self.best = BestSoFar(run.policy)
+
+    def states(self) -> dict[str, Any]:
+        """Returns what a checkpoint must keep, by name."""
+        return {"gold": self.best} if self.settings.gold else {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the best policy was not beaten for as long as one is to wait."""
+        gold = self.settings.gold
+        return gold is not None and gold.patience is not None and self.best.waited >= gold.patience
+
+    def before(self, i: int) -> dict[str, float]:
+        """Measures the policy that the stage begins with, before its first update."""
+        return self._measure(0) if self.settings.gold and i == 0 else {}
+
+    def after(self, i: int) -> dict[str, float]:
+        """Measures the policy after update i where it is time to; at the end the best one is put back."""
+        gold, last = self.settings.gold, i + 1 == self.settings.updates
+        if gold is None or not ((i + 1) % gold.every == 0 or last):
+            return {}
+        self.player.backend.refresh()
+        metrics = self._measure(i + 1)
+        if gold.patience is not None and (last or self.is_over):
+            self.best.put_back()
+            metrics["gold/kept_update"] = float(self.best.update)
+        return metrics
+
+    def _measure(self, made: int) -> dict[str, float]:
+        """Plays the gold measure's starts with the policy as it is, after `made` updates of this stage.
+
+        Raises:
+            TooManyFailures: more environments failed than allowed, or all of them; that is no measurement.
+        """
+        run, settings, gold = self.run, self.settings, self.settings.gold
+        assert gold is not None
+        values: list[float] = []
+        successes: list[float] = []
+        for env in settings.env:
+            options = env.options if gold.options is None else gold.options
+            own = starts(env.id, gold.seed, gold.episodes, options, env.kwargs)
+            where = Where(run.id, f"{run.stage}/gold-{made}", run.updates + 1, gold.seed)
+            played = play(
+                run,
+                self.player,
+                [(start, 0) for start in own],
+                where,
+                max_turns=settings.max_turns,
+                step_limit=settings.step_limit,
+                max_failure_rate=settings.max_failure_rate,
+            )
+            sound = [e for e in played if e.ending != "failed"]
+            values += [e.env_return for e in sound]
+            successes += [float(e.succeeded) for e in sound]
+        if not values:
+            raise TooManyFailures(f"gold: no conversation of {gold.episodes} could be played to its end; nothing was measured")
+        self.best.record(mean(values), run.updates + (made > 0))
+        return {"gold/return": mean(values), "gold/success": mean(successes)}

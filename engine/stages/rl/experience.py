@@ -1,53 +1,58 @@
-"""The parts of an RL stage, and what one update collects."""
+"""What one update of `rl` is made from."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from ...feedback.sources import Sources
-from ...protocols import RunView
 from ...records.episode import Episode
 from ...records.feedback import Answer
 from ...records.rewards import NoReward, Rewards
 
 
 @dataclass(slots=True)
-class Parts:
-    """The swappable parts of one RL stage."""
-
-    optimizer: Any
-    credit: Any
-    sources: list[Sources]  # one per environment of the mixture
-    combiners: list[Any]
-
-
-@dataclass(slots=True)
 class Experience:
-    """What an update plays and hears: the conversations, what was said of them, and their rewards."""
+    """Holds the conversations that an update collects, the feedback on them, and their rewards.
 
-    run: RunView
-    parts: Parts
-    player: Any
-    show: dict[str, int]
-    env_of: dict[str, int]  # which environment of the mixture a start is of
+    Attributes:
+        progress: fields of the progress display.
+        env_of: index of the environment in the mixture, by key of the start.
+        rewards: by episode id.
+        feedback: by group.
+        metrics: of how the conversations came about.
+        play_seconds, feedback_seconds: time spent, continuations of branches included.
+        spend: cost of the feedback.
+        answers: how many, by status.
+    """
+
+    progress: Mapping[str, int]
+    env_of: dict[str, int] = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
     rewards: dict[str, Rewards | NoReward] = field(default_factory=dict)
-    said: dict[str, list[Answer]] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)  # of how it came about
-    played: float = 0.0  # seconds, continuations included
-    heard: float = 0.0
+    feedback: dict[str, list[Answer]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    play_seconds: float = 0.0
+    feedback_seconds: float = 0.0
     spend: float = 0.0
-    answers: Counter[str] = field(default_factory=Counter)  # by status
+    answers: Counter[str] = field(default_factory=Counter)
 
     def add(
-        self, episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward], said: Mapping[str, list[Answer]]
+        self,
+        episodes: Sequence[Episode],
+        rewards: Mapping[str, Rewards | NoReward],
+        feedback: Mapping[str, list[Answer]],
     ) -> None:
-        """Conversations of which all was said."""
+        """Adds episodes whose feedback is complete."""
         self.episodes += episodes
         self.rewards |= rewards
-        self.said |= said
-        self.spend += sum(a.stamp.cost for each in said.values() for a in each)
-        self.answers.update(a.status for each in said.values() for a in each)
+        self.feedback |= feedback
+        self.spend += sum(answer.stamp.cost for answers in feedback.values() for answer in answers)
+        self.answers.update(answer.status for answers in feedback.values() for answer in answers)
+
+    def add_costs(self, other: Experience) -> None:
+        """Adds what other conversations took, which train nothing: time, money, and answers by status."""
+        self.play_seconds += other.play_seconds
+        self.feedback_seconds += other.feedback_seconds
+        self.spend += other.spend
+        self.answers += other.answers

@@ -21,21 +21,21 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from ...errors import ConfigError
+from ...errors import ConfigError, Interrupted
 from ...ledger.rows import Member
 from ...pipeline.processes import shared
 from ...protocols import RunView
 from ...records.episode import Episode, Start
 from ...records.feedback import Answer
-from ...rollout.conversation import Where, episode_id
+from ...rollout.conversation import episode_id
 from ..collect import grouped, listen, waiting_note
-
-if TYPE_CHECKING:
-    from .experience import Experience, Parts
-    from .stage import RL
-
+from .collect import Collector
+from .experience import Experience
+from .parts import Parts
+from .records import trainable
+from .settings import RLSettings
 
 OLD, ENDED = "too old", "stage ended"  # why groups leave without training
 
@@ -63,62 +63,70 @@ class Step:
 
     Attributes:
         play: how many groups to play.
-        heard: groups that all was said of: those that train, and those that nobody gave a reward.
-        said: what was said of these.
+        complete: groups with complete feedback: those that train, and those that got no reward.
+        feedback: on these, by group.
     """
 
     what: Literal["look", "play", "wait", "train", "stop"]
     play: int = 0
-    heard: tuple[Group, ...] = ()
-    said: Mapping[str, list[Answer]] = field(default_factory=dict)
+    complete: tuple[Group, ...] = ()
+    feedback: Mapping[str, list[Answer]] = field(default_factory=dict)
 
 
-class Pending:
-    """The groups of an `rl` stage that were played and have not trained, in the order they were played.
+class Pending(Collector):
+    """Holds the groups of an `rl` stage that were played and have not trained, in the order they were played.
 
     Of several processes the main one decides, and holds them after a resume.
     """
 
-    def __init__(self, run: RunView, stage: RL, parts: Parts) -> None:
-        self.run, self.stage, self.parts = run, stage, parts
+    def __init__(self, run: RunView, settings: RLSettings, parts: Parts, player: Any) -> None:
+        super().__init__(run, settings, parts, player)
         self.rounds = 0  # played in this stage
         self.groups: list[Group] = []
         self.too_old = 0  # episodes given up since the last update
         self._asked: set[str] = set()  # groups that this process has asked about
-        self._told: set[str] = set()  # answers that listeners know
+        self._notified: set[str] = set()  # ids of the answers that listeners know
         self._judged: tuple[Any, set[str]] = (None, set())
 
-    def gather(self, experience: Experience, i: int) -> bool:
-        """Fills the experience with the groups of update i of the stage, playing and waiting as need be. False: the run is to stop."""
+    def collect(self, i: int) -> Experience:
+        """Returns the groups of update i of the stage, playing and waiting as need be.
+
+        Raises:
+            Interrupted: the run is to stop.
+        """
         run, began, waited = self.run, time.perf_counter(), 0.0
+        experience = Experience(self.progress(i))
         self._adopt(experience)
         self._forget_ended()
         self._leave_out_old()
         step = shared(run, self._recorded() if run.is_main else None)
         while step.what not in ("train", "stop"):
             if step.what == "play":
-                self._play(experience, *self.stage.starts(run, self.rounds, step.play))
+                self._play(experience, *self.starts(self.rounds, step.play))
             elif step.what == "wait" and run.is_main:
                 since = run.clock()
-                run.sleep(self.stage.poll)
+                run.sleep(self.settings.poll)
                 waited += run.clock() - since
             step = shared(run, self._step(experience, i) if run.is_main else None)
         if step.what == "stop":
-            return False
-        gone = {group.key for group in step.heard}
+            raise Interrupted
+        gone = {group.key for group in step.complete}
         self.groups = [group for group in self.groups if group.key not in gone]
-        experience.env_of |= {e.start.key: group.env for group in step.heard for e in group.episodes}
-        episodes = [e for group in step.heard for e in group.episodes]
-        rewards = self.stage.combine(self.parts, episodes, experience.env_of, step.said) if run.is_main else {}
-        experience.add(episodes, shared(run, rewards), step.said)
-        experience.heard = time.perf_counter() - began - experience.played
+        experience.env_of |= {e.start.key: group.env for group in step.complete for e in group.episodes}
+        episodes = [e for group in step.complete for e in group.episodes]
+        rewards = self.combine(episodes, experience.env_of, step.feedback) if run.is_main else {}
+        experience.add(episodes, shared(run, rewards), step.feedback)
+        experience.feedback_seconds = time.perf_counter() - began - experience.play_seconds
         experience.metrics = {
             "pending": float(sum(len(group.episodes) for group in self.groups)),
             "too_old": float(self.too_old),
             "seconds/waited": waited,
         }
         self.too_old = 0
-        return True
+        return experience
+
+    def states(self) -> dict[str, Any]:
+        return {"pending": self}
 
     def close(self) -> None:
         """What is left when the stage ends will not train: it is recorded, so that nobody is asked about it any more."""
@@ -126,14 +134,11 @@ class Pending:
 
     # What is played.
 
-    def _where(self) -> Where:
-        return Where(self.run.id, self.run.stage, self.run.updates + 1, self.run.seed)
-
     def _adopt(self, experience: Experience) -> None:
         """Takes up the rounds of the present update that the ledger holds already; they were played before a kill."""
-        run, where = self.run, self._where()
+        run, where = self.run, self.place()
         while True:
-            chosen, env_of = self.stage.starts(run, self.rounds, self.stage.groups)
+            chosen, env_of = self.starts(self.rounds, self.settings.groups)
             ids = {episode_id(where, start, slot): start.key for start, slot in chosen}
             there = {ids[id_] for id_ in run.ledger.episodes(list(ids))} if run.is_main else set()
             there = shared(run, there)
@@ -143,11 +148,11 @@ class Pending:
 
     def _play(self, experience: Experience, chosen: Sequence[tuple[Start, int]], env_of: Mapping[str, int]) -> None:
         """Plays a round."""
-        played = grouped(self.stage.play_round(experience, chosen, self._where()))
+        played = grouped(self.play_round(experience, chosen, self.place()))
         self.rounds += 1
         self.groups += [Group(key, env_of[own[0].start.key], tuple(own)) for key, own in played.items()]
         if self.rounds == 1:
-            self.stage.check_turns(self.run, [e for own in played.values() for e in own])
+            self.check_turns([e for own in played.values() for e in own])
 
     # What leaves without training.
 
@@ -160,7 +165,7 @@ class Pending:
 
     def _leave_out_old(self) -> None:
         """Gives up what is too old for the present update, answered or not, and for every later one."""
-        old = [group for group in self.groups if group.age(self.run.policy.version) > self.stage.staleness]
+        old = [group for group in self.groups if group.age(self.run.policy.version) > self.settings.staleness]
         self._leave_out(old, self.run.updates + 1, OLD)
         self.too_old += sum(len(group.episodes) for group in old)
 
@@ -181,35 +186,35 @@ class Pending:
         mine = [group for group in self.groups if group.key in decided]
         if not mine:
             return Step("look")
-        said: dict[str, list[Answer]] = {group.key: [] for group in mine}
+        feedback: dict[str, list[Answer]] = {group.key: [] for group in mine}
         group_of = {id_: m.group for m in members for id_ in m.feedback}
         for answer in run.ledger.answers(list(group_of)):
-            said[group_of[answer.id]].append(answer)
-        return Step("train", heard=tuple(mine), said=said)
+            feedback[group_of[answer.id]].append(answer)
+        return Step("train", complete=tuple(mine), feedback=feedback)
 
     def _step(self, experience: Experience, i: int) -> Step:
-        """Asks about what is new, hears what there is, and says what is to be done next."""
-        run, stage = self.run, self.stage
+        """Asks about new groups, polls the sources, and decides what to do next."""
+        run, settings = self.run, self.settings
         self._ask()
-        found, said = listen(run, self.parts.sources, {group.key: group.episodes for group in self.groups}, self._told)
-        ready, needed = set(found), (stage.updates - i) * stage.groups
+        found, feedback = listen(run, self.parts.sources, {group.key: group.episodes for group in self.groups}, self._notified)
+        ready, needed = set(found), (settings.updates - i) * settings.groups
         # Combiners may take long over many raters' answers: they are asked only where it can matter that a group has no reward.
-        matters = len(ready) >= min(stage.groups, len(self.groups)) or len(self.groups) >= needed
-        silent = self._without_reward([group for group in self.groups if group.key in ready], said) if matters else set()
+        matters = len(ready) >= min(settings.groups, len(self.groups)) or len(self.groups) >= needed
+        silent = self._without_reward([group for group in self.groups if group.key in ready], feedback) if matters else set()
         alive = [group for group in self.groups if group.key not in silent]
-        chosen = {group.key for group in [group for group in alive if group.key in ready][: stage.groups]}
-        if len(chosen) == stage.groups:
-            heard = tuple(group for group in self.groups if group.key in chosen | silent)
-            return Step("train", heard=heard, said={group.key: said[group.key] for group in heard})
+        chosen = {group.key for group in [group for group in alive if group.key in ready][: settings.groups]}
+        if len(chosen) == settings.groups:
+            complete = tuple(group for group in self.groups if group.key in chosen | silent)
+            return Step("train", complete=complete, feedback={group.key: feedback[group.key] for group in complete})
         if run.stopping:
             return Step("stop")
         waiting = [group for group in alive if group.key not in ready]
         # Ahead of the present update only while answers are awaited, and never more than the stage's updates need.
-        count = min(stage.groups, (needed if waiting else stage.groups) - len(alive))
-        if count > 0 and (len(waiting) + count) * stage.group_size <= stage.pending:
+        count = min(settings.groups, (needed if waiting else settings.groups) - len(alive))
+        if count > 0 and (len(waiting) + count) * settings.group_size <= settings.pending:
             return Step("play", play=count)
         note = waiting_note(run, self.parts.sources, [group.key for group in waiting])
-        run.status("feedback", len(chosen), stage.groups, note=note, **experience.show)
+        run.status("feedback", len(chosen), settings.groups, note=note, **experience.progress)
         return Step("wait")
 
     def _ask(self) -> None:
@@ -221,20 +226,20 @@ class Pending:
                 sources.ask(own, self.run.ledger, beside=beside)
         self._asked |= {group.key for group in new}
 
-    def _without_reward(self, groups: Sequence[Group], said: Mapping[str, list[Answer]]) -> set[str]:
+    def _without_reward(self, groups: Sequence[Group], feedback: Mapping[str, list[Answer]]) -> set[str]:
         """Of groups that all was said of, those in which nothing can train: nobody answered, or everybody abstained or failed."""
-        seen = [(group.key, [answer.id for answer in said[group.key]]) for group in groups]
+        seen = [(group.key, [answer.id for answer in feedback[group.key]]) for group in groups]
         if seen != self._judged[0]:
             combiners = self.parts.combiners  # they only try: what they learn is learned when an update is made
             before = [copy.deepcopy(c.state_dict()) if hasattr(c, "state_dict") else None for c in combiners]
             env_of = {e.start.key: group.env for group in groups for e in group.episodes}
-            rewards = self.stage.combine(self.parts, [e for group in groups for e in group.episodes], env_of, said)
+            rewards = self.combine([e for group in groups for e in group.episodes], env_of, feedback)
             for combiner, state in zip(combiners, before, strict=True):
                 if state is not None:
                     combiner.load_state_dict(state)
-            within = "group" in self.parts.credit.needs
-            silent = {g.key for g in groups if not self.stage.members(g.episodes, rewards, within)[0]}
-            if len(silent) > self.stage.groups >= len(self._judged[1]):
+            min_group = self.settings.min_group if "group" in self.parts.credit.needs else 0
+            silent = {g.key for g in groups if not trainable(g.episodes, rewards, min_group)[0]}
+            if len(silent) > self.settings.groups >= len(self._judged[1]):
                 warnings.warn(
                     f"{len(silent)} groups were played for this update and got no reward at all: nobody answered in time, or all abstained "
                     "or failed. Are there raters at work, and is the `deadline` long enough?",

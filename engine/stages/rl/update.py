@@ -1,32 +1,120 @@
-"""From collected episodes to a batch."""
+"""One update: from collected experience to a changed policy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from typing import Any, cast
 
-from ...records.episode import Episode
+from ...errors import NonFiniteError
+from ...records.rewards import Rewards
+from ...util.ids import derive_id
+from ...util.memory import explained_memory
+from .branches import audit, branch_values
+from .collect import Collector
+from .experience import Experience
+from .metrics import SILENT, credit_metrics, drift, feedback_metrics, groups_with_signal, play_metrics
+from .records import record_training, trainable
 
 
-def make_rl_batch(
-    used: Sequence[Episode], rewards: Mapping[str, Any], version: int, temperature: float, progress: float, seed: str
-) -> Any:
-    from ...policy.batching import make_batch
+class Trainer:
+    """Trains the policy on what a collector collects."""
 
-    return make_batch(
-        used,
-        [rewards[e.id] for e in used],
-        version=version,
-        temperature=temperature,
-        progress=progress,
-        seed=int(seed[:12], 16),
-    )
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+        self.run, self.settings, self.parts = collector.run, collector.settings, collector.parts
+
+    def update(self, experience: Experience, i: int) -> dict[str, float]:
+        """Makes update i of the stage. Returns its metrics.
+
+        Raises:
+            Interrupted: the run was asked to end while branches were judged; nothing was trained.
+            NonFiniteError: an outcome, an advantage or a value target is not a finite number.
+        """
+        run, number = self.run, self.run.updates + 1
+        self.collector.check_turns(experience.episodes)
+        used, left_out = self._choose(experience)
+        metrics = play_metrics(experience.episodes, experience.rewards) | experience.metrics
+        metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()} | {"trained": 0.0}
+        if used:
+            run.status("update", **experience.progress)
+            with explained_memory("the update", "`micro_tokens` of the optimizer, or `groups`"):
+                batch, scale = self._batch(used, experience, i, number)
+                if self.settings.pending:
+                    ages = batch.staleness.double()
+                    metrics |= {"staleness/mean": float(ages.mean()), "staleness/max": float(ages.max())}
+                metrics |= self._credit(batch, scale, experience, i, number)
+                silent = zip(used, batch.signal.tolist(), strict=True)
+                left_out |= {e.id: SILENT for e, has_signal in silent if not has_signal}
+                if run.is_main:  # before the step: whoever trained is known even if the process dies in it
+                    record_training(run, number, experience, left_out, batch, scale)
+                made = self.parts.optimizer.update(run.policy, batch)
+                metrics |= {**made, "trained": float(batch.signal.sum())}
+                run.policy.version += int(made.get("steps", 1) > 0)
+        elif run.is_main:
+            record_training(run, number, experience, left_out)
+        failed = experience.answers["failed"] / max(experience.answers.total(), 1)
+        return {
+            **metrics,
+            **feedback_metrics(self.parts.combiners),
+            "drift": drift(run.policy, experience.episodes),
+            "judge_failure_rate": failed,
+            "spend": experience.spend,
+        }
+
+    def _choose(self, experience: Experience) -> tuple[list[Any], dict[str, str]]:
+        """Returns the episodes that train, and by id why others are left out."""
+        within_groups = "group" in self.parts.credit.needs
+        min_group = self.settings.min_group if within_groups else 0
+        used, left_out = trainable(experience.episodes, experience.rewards, min_group)
+        if self.settings.resample:  # what was replaced does not train
+            kept = set(groups_with_signal(experience.episodes, experience.rewards))
+            left_out |= {e.id: SILENT for e in used if e.group not in kept}
+            used = [e for e in used if e.group in kept]
+        return used, left_out
+
+    def _batch(self, used: list[Any], experience: Experience, i: int, number: int) -> tuple[Any, float]:
+        """Returns the batch, its rewards whitened where wanted, and what they were divided by."""
+        from ...policy.batching import make_batch
+
+        settings = self.settings
+        batch = make_batch(
+            used,
+            [cast(Rewards, experience.rewards[e.id]) for e in used],  # those without one are left out
+            version=self.run.policy.version,
+            temperature=settings.temperature,
+            progress=i / settings.updates,
+            seed=int(derive_id(self.run.seed, number)[:12], 16),
+        )
+        scale = spread(batch.outcome) if settings.reward_whiten else 1.0
+        batch.outcome, batch.turn_rewards = batch.outcome / scale, batch.turn_rewards / scale
+        return batch, scale
+
+    def _credit(self, batch: Any, scale: float, experience: Experience, i: int, number: int) -> dict[str, float]:
+        """Assigns credit to the batch. Returns metrics of it."""
+        run, settings, parts, metrics = self.run, self.settings, self.parts, dict[str, float]()
+        parts.optimizer.prepare(run.policy, batch)
+        if "branches" in parts.credit.needs:
+            values, metrics = branch_values(
+                self.collector, experience, batch.episodes, parts.credit.branches, "branches", number
+            )
+            batch.branch_values = values / scale
+        batch.credit = parts.credit.assign(batch)
+        check_finite(batch)
+        if "advantages" in parts.optimizer.consumes:
+            metrics |= credit_metrics(batch)
+        if settings.audit and (i % settings.audit.every == 0 or i + 1 == settings.updates):
+            metrics |= audit(self.collector, experience, batch, number, scale)
+        if parts.credit.needs & {"group", "branches"}:  # where no advantage means: as good as expected
+            batch.signal = outcome_signal(batch)
+        groups, silent = int(batch.group.max()) + 1, len(set(batch.group[~batch.signal].tolist()))
+        metrics |= {"groups_without_signal": float(silent), "groups_without_signal_share": silent / groups}
+        if hasattr(parts.credit, "fit"):
+            parts.credit.fit(batch)
+        return metrics
 
 
 def check_finite(batch: Any) -> None:
-    """Raises NonFiniteError when an outcome, an advantage or a value target is not a finite number."""
-    from ...errors import NonFiniteError
-
+    """Raises `NonFiniteError` when an outcome, an advantage or a value target is not a finite number."""
     for name, tensor in (
         ("outcome", batch.outcome),
         ("advantage", batch.credit.advantages),
@@ -35,13 +123,13 @@ def check_finite(batch: Any) -> None:
         if tensor is not None and not bool(tensor.isfinite().all()):
             bad = [batch.episodes[e].id for e in range(len(tensor)) if not bool(tensor[e].isfinite().all())]
             raise NonFiniteError(
-                f"the {name} of {len(bad)} episodes is not a finite number: {', '.join(bad[:5])}. Look at what their feedback sources "
-                "said and at the weights of the combiner; nothing was trained on them."
+                f"the {name} of {len(bad)} episodes is not a finite number: {', '.join(bad[:5])}. Look at what their "
+                "feedback sources said and at the weights of the combiner; nothing was trained on them."
             )
 
 
 def spread(outcome: Any) -> float:
-    """The standard deviation of the outcomes; 1 where they differ by rounding only."""
+    """Returns the standard deviation of outcomes [E]; 1 where they differ by rounding only."""
     from ...tensors import rounding
 
     spread = float(outcome.double().std(correction=0))
@@ -49,7 +137,7 @@ def spread(outcome: Any) -> float:
 
 
 def outcome_signal(batch: Any) -> Any:
-    """[E] whether any action token of the episode's group has an advantage."""
+    """Returns [E] whether any action token of the episode's group has an advantage."""
     import torch
 
     return torch.isin(batch.group, batch.group[(batch.credit.advantages != 0).any(1)])

@@ -1,0 +1,189 @@
+"""Plays the conversations of an update and has them judged.
+
+`Collector` is what every way of collecting has in common: which starts, how they are played, how feedback becomes rewards.
+`InStep` waits for all feedback on an update's own conversations; `Pending` (pending.py) plays on while answers are awaited.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...environments.registry import starts
+from ...errors import ConfigError, PluginError
+from ...pipeline.processes import decided
+from ...protocols import RunView
+from ...records.episode import Episode, Start
+from ...records.feedback import Answer
+from ...records.rewards import NoReward, Rewards, clipped
+from ...rollout.conversation import Branch, Where
+from ...util.ids import derive_id
+from ...util.memory import explained_memory
+from ..collect import ask, grouped, play
+from .experience import Experience
+from .metrics import groups_with_signal
+from .parts import Parts, part_name
+from .settings import RLSettings
+
+
+class Collector:
+    """Collects the experience of updates.
+
+    Args:
+        run: the run.
+        settings: options of the stage.
+        parts: the stage's parts; its sources are open.
+        player: the policy, as it replies.
+    """
+
+    def __init__(self, run: RunView, settings: RLSettings, parts: Parts, player: Any) -> None:
+        self.run, self.settings, self.parts, self.player = run, settings, parts, player
+
+    def collect(self, i: int) -> Experience:
+        """Collects the conversations of update i of the stage, with all required feedback on them.
+
+        Raises:
+            Interrupted: the run is to end; what was played and asked is kept, and nothing trains.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how it collects")
+
+    def states(self) -> dict[str, Any]:
+        """Returns what a checkpoint must keep of this collector, by name."""
+        return {}
+
+    def close(self) -> None:
+        """Ends the stage: records what will not train any more."""
+
+    def progress(self, i: int) -> dict[str, int]:
+        """Returns the fields of the progress display in update i."""
+        return {"update": i + 1, "updates": self.settings.updates}
+
+    def place(self) -> Where:
+        """Returns where the present update's conversations are played: their ids and noise derive from it."""
+        return Where(self.run.id, self.run.stage, self.run.updates + 1, self.run.seed)
+
+    def starts(self, i: int, count: int, again: int = 0) -> tuple[list[tuple[Start, int]], dict[str, int]]:
+        """Draws the starts of round i.
+
+        Args:
+            count: how many groups.
+            again: the round of resampling; its starts are others than those of any other round.
+
+        Returns:
+            (start, slot) pairs, group by group, and the index of its environment for every start's key.
+        """
+        run, settings = self.run, self.settings
+        more = ("again",) if again else ()
+        rng = random.Random(derive_id("mixture", run.seed, run.stage, i, *more, *((again,) if again else ())))
+        seed = int(derive_id("starts", run.seed, run.stage, *more)[:8], 16)
+        first = (i * settings.resample + again - 1 if again else i) * settings.groups
+        chosen, env_of = [], {}
+        for g in range(count):
+            [index] = rng.choices(range(len(settings.env)), [env.weight for env in settings.env])
+            env = settings.env[index]
+            [start] = starts(env.id, seed, 1, env.options, env.kwargs, first=first + g)
+            env_of[start.key] = index
+            chosen += [(start, slot) for slot in range(settings.group_size)]
+        return chosen, env_of
+
+    def play_round(
+        self, experience: Experience, chosen: Sequence[tuple[Start | Branch, int]], where: Where, purpose: str = ""
+    ) -> list[Episode]:
+        """Plays conversations and records them; `purpose` as in `judged_round`."""
+        settings, began = self.settings, time.perf_counter()
+        with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
+            episodes = play(
+                self.run,
+                self.player,
+                chosen,
+                where,
+                max_turns=settings.max_turns,
+                step_limit=settings.step_limit,
+                max_failure_rate=1.0 if purpose else settings.max_failure_rate,
+                progress=lambda done, total: self.run.status(purpose or "play", done, total, **experience.progress),
+            )
+        experience.play_seconds += time.perf_counter() - began
+        return episodes
+
+    def judged_round(
+        self, experience: Experience, chosen: Sequence[tuple[Start | Branch, int]], where: Where, purpose: str = ""
+    ) -> None:
+        """Plays conversations, has them judged, and adds them to the experience.
+
+        Args:
+            purpose: what they are played for, where they are not to train; combiners do not learn from them.
+
+        Raises:
+            Interrupted: the run was asked to end while feedback was awaited.
+        """
+        run = self.run
+        episodes = self.play_round(experience, chosen, where, purpose)
+        began = time.perf_counter()
+
+        def judged() -> tuple[list[Episode], dict[str, Rewards | NoReward], dict[str, list[Answer]]]:
+            groups = grouped(episodes)
+            asked = [
+                (sources, {k: m for k, m in groups.items() if experience.env_of[m[0].start.key] == index})
+                for index, sources in enumerate(self.parts.sources)
+            ]
+            feedback = ask(run, asked, poll=self.settings.poll, show=experience.progress)
+            return episodes, self.combine(episodes, experience.env_of, feedback, fit=not purpose), feedback
+
+        experience.add(*decided(run, judged))
+        experience.feedback_seconds += time.perf_counter() - began
+
+    def combine(
+        self,
+        episodes: Sequence[Episode],
+        env_of: Mapping[str, int],
+        feedback: Mapping[str, list[Answer]],
+        fit: bool = True,
+    ) -> dict[str, Rewards | NoReward]:
+        """Turns feedback by group into rewards by episode id. Episodes that failed have none."""
+        by_env: dict[int, dict[str, list[Episode]]] = {}
+        for episode in episodes:
+            by_env.setdefault(env_of[episode.start.key], {}).setdefault(episode.group, []).append(episode)
+        rewards: dict[str, Rewards | NoReward] = {}
+        for index, groups in by_env.items():
+            combiner = self.parts.combiners[index]
+            if fit and hasattr(combiner, "fit"):
+                combiner.fit([answer for key in groups for answer in feedback[key]])
+            for key, members in groups.items():
+                sound = [e for e in members if e.ending != "failed" and e.turns]
+                combined = combiner.combine(sound, feedback[key]) if sound else []
+                if len(combined) != len(sound):
+                    raise PluginError(
+                        f"combiner {part_name(self.settings.combiner)!r} gave {len(combined)} rewards for a group of "
+                        f"{len(sound)} episodes"
+                    )
+                if self.settings.reward_clip is not None:
+                    limit = self.settings.reward_clip
+                    combined = [clipped(r, limit) if isinstance(r, Rewards) else r for r in combined]
+                rewards |= {e.id: r for e, r in zip(sound, combined, strict=True)}
+        return rewards
+
+    def check_turns(self, episodes: Sequence[Episode]) -> None:
+        """Raises `ConfigError` when no conversation could even begin."""
+        if not any(e.turns or e.ending == "failed" for e in episodes):
+            raise ConfigError(
+                "no episode had a single turn: the first prompt does not fit the policy's context of "
+                f"{self.run.policy.context_length} tokens"
+            )
+
+
+class InStep(Collector):
+    """Plays the groups of an update and waits for all feedback on them."""
+
+    def collect(self, i: int) -> Experience:
+        experience = Experience(self.progress(i))
+        missing = self.settings.groups
+        for again in range(1 + self.settings.resample):
+            chosen, env_of = self.starts(i, missing, again)
+            experience.env_of.update(env_of)
+            self.judged_round(experience, chosen, self.place())
+            missing = self.settings.groups - len(groups_with_signal(experience.episodes, experience.rewards))
+            if not missing:
+                break
+        return experience

@@ -1,0 +1,111 @@
+"""The options of the stage `rl`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from ...feedback.specs import ENVIRONMENT
+from ...pipeline.section import Section
+from ...pipeline.stage import Stage
+from ..environments import EnvConfig, read_envs
+
+
+class Gold(Section):
+    """Early stopping: the environment's own return on held-out starts, played every few updates.
+
+    The policy that did best is kept; when it has not been beaten `patience` times in a row the stage ends, and the policy goes back to
+    it, as it does at the stage's end. What is trained on may be a proxy (a reward model); this is the measure it stands for.
+
+    Attributes:
+        episodes: how many starts; the same every time.
+        every: updates between measurements; the start is measured too.
+        patience: measurements without a new best after which the stage ends; None: only measures, and keeps the last policy.
+        options: for `reset`, to choose held-out content; default: those of the training environment.
+        seed: of the starts.
+    """
+
+    episodes: int = Field(default=200, ge=1)
+    every: int = Field(default=5, ge=1)
+    patience: int | None = Field(default=3, ge=1)
+    options: dict[str, Any] | None = None
+    seed: int = 30_000
+
+
+class Audit(Section):
+    """The truth about the credit: for some conversations every turn's start is valued by many conversations continued from there with the
+    present policy. Their differences are the true advantages of the turns, up to sampling noise; nothing of it trains.
+
+    Attributes:
+        episodes: how many conversations of an update.
+        rollouts: how many continuations of each turn's start.
+        every: updates between audits; the first update is audited, and the last.
+    """
+
+    episodes: int = Field(default=8, ge=1)
+    rollouts: int = Field(default=32, ge=2)
+    every: int = Field(default=25, ge=1)
+
+
+class RLSettings(Stage):
+    """Describe reinforcement learning on conversations: what is played, judged and trained on.
+
+    Attributes:
+        env: an id, a list of (id, weight), or of mappings like `EnvConfig`.
+        updates: how many.
+        groups, group_size: starts per update, and episodes per start.
+        optimizer, credit, combiner: a registered name, or a mapping with `name` and options.
+        feedback: sources; "environment" is the environment's own reward.
+        temperature, max_new_tokens, max_turns, history: how it is played.
+        backend: what samples, and its options.
+        reward_clip: outcomes are kept within plus and minus this.
+        reward_whiten: rewards are divided by the standard deviation of the update's outcomes (their mean stays).
+        gold: watches a measure that is not trained on, and ends the stage when it falls, see `Gold`.
+        pending: how many episodes may wait for answers while play goes on, see `Pending`; 0: each update waits for its own.
+        staleness: how many versions older than the policy an episode may be that trains; where play goes on.
+        resample: how many times groups in which all outcomes are equal are replaced by new ones before an update (DAPO's dynamic sampling).
+        audit: measures the credit against the truth, see `Audit`.
+        min_group: groups with fewer rewarded episodes are dropped, where credit compares within groups.
+        max_failure_rate: of environments, and of each source's answers; above it the run stops.
+        step_limit: seconds an environment may take for a step.
+        poll: seconds between looks for answers that come later.
+    """
+
+    env: Any
+    updates: int = Field(default=100, ge=1)
+    groups: int = Field(default=16, ge=1)
+    group_size: int = Field(default=8, ge=1)
+    optimizer: Any = "grpo"
+    credit: Any = None
+    combiner: Any = "weighted"
+    feedback: list[Any] = [ENVIRONMENT]
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    max_turns: int = Field(default=1000, ge=1)
+    history: Literal["append", "rerender"] = "append"
+    backend: Any = "in-process"
+    reward_clip: float | None = Field(default=None, gt=0)
+    reward_whiten: bool = False
+    gold: Gold | None = None
+    pending: int = Field(default=0, ge=0)
+    staleness: int = Field(default=8, ge=1)
+    resample: int = Field(default=0, ge=0)
+    audit: Audit | None = None
+    min_group: int = Field(default=2, ge=1)
+    max_failure_rate: float = Field(default=0.5, ge=0, le=1)
+    step_limit: float = Field(default=60.0, gt=0)
+    poll: float = Field(default=1.0, ge=0)
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: Any) -> list[EnvConfig]:
+        return read_envs(value)
+
+    @field_validator("feedback", mode="before")
+    @classmethod
+    def _feedback(cls, value: Any) -> list[Any]:
+        sources = value if isinstance(value, list) else [value]
+        if not sources:
+            raise ValueError("at least one source is needed, or there is nothing to learn from; the default is ['environment']")
+        return sources
