@@ -119,12 +119,12 @@ __all__ = [
     "ranked_pairs", "ranking_scores", "replay", "rollout", "starts", "train",
 ]  # fmt: skip
 
-__version__ = "0.1.0"
-
 
 def __getattr__(name: str) -> Any:
     if name == "judges":
         return import_module(".judges", __name__)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("turnwise")
     if name not in _HOME:
         raise AttributeError(f"module 'turnwise' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
