@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import ECHO
 from test_cli import call
-from turnwise.engine.feedback import sources
+from turnwise.engine.feedback import judge_source
 from turnwise.engine.util.wording import LONGEST, one_line, told, worded
 
 KEY = "corpgw-SECRET-abcdef0123456789"
@@ -96,7 +96,7 @@ def test_a_judge_that_breaks_costs_its_own_answer(
 
 
 def test_a_judge_that_hangs_fails_and_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LIMIT", 0.2)
+    monkeypatch.setattr(judge_source, "LIMIT", 0.2)
     episode = play(lambda said: "x")
 
     class Sleeps:
@@ -116,10 +116,10 @@ def test_a_judge_that_hangs_fails_and_holds_up_no_other(monkeypatch: pytest.Monk
 
     for hanging in (Sleeps(), Blocks()):
         with pytest.warns(RuntimeWarning, match=r"no answer within 0\.2 s; it was given up"):
-            answers = sources.ask_judge(hanging, [episode, episode])
+            answers = judge_source.ask_judge(hanging, [episode, episode])
         assert [(a.status, a.reason) for a in answers] == [("failed", "no answer within 0.2 s")] * 2
-    monkeypatch.setattr(sources, "LIMIT", 60.0)
-    assert [a.status for a in sources.ask_judge(Fine(), [episode])] == ["scored"]
+    monkeypatch.setattr(judge_source, "LIMIT", 60.0)
+    assert [a.status for a in judge_source.ask_judge(Fine(), [episode])] == ["scored"]
 
 
 def test_half_a_character_in_somebodys_words_stops_no_report(model_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from ..records.feedback import Answer, Comparison, Feedback, Request, version_of
 from ..util.aio import settle
 from ..util.ids import canonical_json, derive_id
 from ..util.wording import tried
-from .sources import LATE, LIMIT
+
+LIMIT = 600.0  # seconds that a judge's coroutine may take for a call
+LATE = "no answer within"  # how the reason of one that took longer begins
 
 
 class FunctionJudge:

@@ -25,8 +25,6 @@ from ..util.wording import each_text, told, valid, worded
 from .specs import ENVIRONMENT, Source, judge_of, make_source, with_members
 
 LOOKS = 10
-LIMIT = 600.0  # seconds that a judge's coroutine may take for a call
-LATE = "no answer within"  # how the reason of one that took longer begins
 
 
 def _luck(source: str, episode: Episode) -> float:
