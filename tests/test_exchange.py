@@ -349,6 +349,8 @@ BROKEN: list[tuple[Any, str]] = [
     ("", "holds no pair"),
     ("[1]", r"record 1 is no record but int; known are pairs"),
     ({**PAIR, "margin": float("nan")}, "`margin` must be a finite number, got nan"),
+    ({**PAIR, "score_chosen": 1, "score_rejected": 1, "margin": 2}, "the scores are equal"),
+    ({**PAIR, "score_chosen": 1, "score_rejected": 1, "probability": 0.9}, "the scores are equal"),
     ({**PAIR, "margin": "much"}, "`margin` must be a finite number, got 'much'"),
     ({**PAIR, "margin": 10**400}, "an integer beyond all floats"),
     ({**PAIR, "margin": True}, "`margin` must be a finite number, got True"),

@@ -133,6 +133,10 @@ def _pair(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked:
         raise PreferenceError(
             f"{where}: the rejected one has the higher score, {given}: which is preferred? Mend it or leave it out"
         )
+    if apart == 0 and ((margin or 0) > 0 or (probability or 0.5) > 0.5):
+        raise PreferenceError(
+            f"{where}: the scores are equal, {given}, and `margin` or `probability` says that one is better: mend it or leave it out"
+        )
     if apart == 0:
         return Ranked(where, talks, ((0, 1),), details=given)
     return Ranked(where, talks, ((0,), (1,)), strength=margin, probability=probability, details=given)

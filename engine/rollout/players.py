@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..environments.conventions import PlayerFunction, text_of
-from ..records.episode import Message
 from ..util.aio import settle
 from ..util.ids import derive_id
-from ..util.wording import tried
+from ..util.wording import worded
 from .arriving import ConversationFailed
 from .conversation import LiveEpisode, Reply, Where, spoken
 
@@ -179,12 +177,13 @@ class ScriptPlayer:
 
     def reply(self, talks: Sequence[LiveEpisode], where: Where) -> list[Reply]:
         assert callable(self.player)
-        said = [tried(partial(self._say, self.player, spoken(talk))) for talk in talks]
-        return [Reply(None, stop=f"player: {reason}", failed=True) if reason else Reply(text) for text, reason in said]
-
-    @staticmethod
-    def _say(player: PlayerFunction, heard: Sequence[Message]) -> str:
-        return text_of(settle(player(heard)), "the reply")
+        replies = []
+        for talk in talks:
+            try:
+                replies.append(Reply(text_of(settle(self.player(spoken(talk))), "the reply")))
+            except Exception as error:  # SystemExit is the caller's own way out
+                replies.append(Reply(None, stop=f"player: {worded(error)}", failed=True))
+        return replies
 
     def final_ids(self, talk: LiveEpisode) -> tuple[int, ...]:
         return ()
