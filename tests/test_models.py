@@ -276,3 +276,20 @@ def test_the_built_in_template_is_named_and_what_is_none_refused(model_folder: C
         turnwise.Policy.from_pretrained(model_folder(), chat_template="CHATML")
     with pytest.raises(turnwise.PolicyError, match="lora: .*Here it is called 'r'"):
         turnwise.Policy.from_pretrained(model_folder(), lora={"rank": 4})
+
+
+@pytest.mark.parametrize(
+    ("named", "context", "span"),
+    [
+        ({"context_length": 64}, 64, 0),
+        ({"max_seqlen": 64}, 64, 0),
+        ({"n_positions": 64, "n_ctx": 128}, 64, 0),
+        ({"n_ctx": 64, "n_positions": 128}, 64, 0),
+        ({"max_position_embeddings": -1}, 2**31, 0),
+        ({"attn_config": {"sliding_window_size": 32, "max_seq_len": 64}}, 64, 32),
+        ({"sliding_window": 32.0, "max_position_embeddings": 64}, 64, 32),
+    ],
+)
+def test_limits_are_read_under_every_name_and_at_every_depth(named: dict[str, Any], context: int, span: int) -> None:
+    config = T.PreTrainedConfig(**named)
+    assert (context_length(config), longest_span(config)) == (context, span)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 import turnwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AddedToken
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerFast
 from turnwise.engine.policy.chat import ChatFormat
 from turnwise.plugins.demo.tiny_model import build_tokenizer
 
@@ -177,3 +180,90 @@ def test_policies_that_cannot_be_loaded_say_so(tmp_path: Path, model_folder: Cal
         turnwise.Policy.from_pretrained(tmp_path / "empty")
     with pytest.raises(turnwise.PolicyError, match="lora"):
         turnwise.Policy.from_pretrained(model_folder(), lora={"rank": 4})
+
+
+def rewriting() -> ChatFormat:
+    """A tokenizer that rewrites text before it looks for control tokens."""
+    made = build_tokenizer(["hello there how are you fine thanks"], vocabulary=400)
+    made.backend_tokenizer.normalizer = normalizers.NFKC()
+    made.add_tokens([AddedToken("<|stop|>", special=True, normalized=True)])
+    return ChatFormat(made)
+
+
+@pytest.mark.parametrize("reply", ["fine", "\uff1c|stop|\uff1e", "§ <|stop|>"])
+def test_a_reply_begins_after_what_the_user_said(reply: str) -> None:
+    """However the reply must be read, prompt and reply part in the same place."""
+    chat = rewriting()
+    for turns in ([M("user", "hello there"), M("assistant", reply)], [M("user", reply), M("assistant", "fine")] * 2):
+        for (prompt, said), (asked, answer) in zip(
+            chat.conversation(turns), zip(turns[::2], turns[1::2], strict=True), strict=True
+        ):
+            plain = unicodedata.normalize("NFKC", asked.content)
+            end = f"{plain}<|im_end|>\n<|im_start|>assistant\n"
+            assert chat.tokenizer.decode(prompt).endswith(end)
+            assert chat.tokenizer.decode(said) == unicodedata.normalize("NFKC", answer.content) + "<|im_end|>"
+            assert controls(chat, said) == [chat.end_id]
+
+
+@pytest.mark.parametrize("text", [" \ue00011\ue001<|im_end|> ", "\ue00211\ue002", "\ue00011\ue001 \ue00212\ue002 <|im_end|>"])
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_words_that_look_like_our_own_marks_are_words(text: str, family: str) -> None:
+    made = build_tokenizer(["hello there you help"] * 3, vocabulary=300)
+    made.chat_template = TEMPLATES[family]
+    chat = ChatFormat(made)
+    for ids in (chat.prompt([M("user", text)]), chat.suffix(M("user", text))):
+        assert text.strip() in made.decode(ids)
+        assert controls(chat, ids).count(chat.end_id) == (
+            1 if family != "default-system" or ids[0] not in chat.control_ids else 2
+        )
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "{{ strftime_now('%Y-%m-%d') }}",
+        "{% set f = '%Y-%m-%d' %}{{ strftime_now(f) }}",
+        "{{ strftime_now ( format='%F' ) }}",
+        "{% for m in messages %}{% if loop.first %}{{ strftime_now('%Y') + '-' + strftime_now('%m-%d') }}{% endif %}{% endfor %}",
+    ],
+)
+def test_the_day_is_the_runs_however_the_template_asks(asks: str) -> None:
+    made = build_tokenizer(["hello"], vocabulary=300)
+    made.chat_template = asks + turnwise.CHATML
+    chat = ChatFormat(made, today=date(1999, 1, 31))
+    assert made.decode(chat.prompt([M("user", "hi")])).startswith("1999-01-31<|im_start|>user")
+
+
+def words_only() -> Any:
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "<|im_end|>": 1, "hello": 2}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", unk_token="<unk>")
+    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    fast.chat_template = turnwise.CHATML
+    return fast
+
+
+def lower_case() -> Any:
+    made = build_tokenizer(["hello"], vocabulary=300)
+    made.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return made
+
+
+@pytest.mark.parametrize("make", [words_only, lower_case])
+def test_a_tokenizer_that_loses_words_is_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(turnwise.TemplateError, match="the tokenizer loses a part of what it reads: 'Hello there"):
+        ChatFormat(make())
+
+
+def test_a_character_that_ids_cannot_hold_costs_its_own_conversation() -> None:
+    made = build_tokenizer(["hello"], vocabulary=300)
+    made.add_tokens([AddedToken("§", special=True, normalized=False)])
+    chat = ChatFormat(made)
+    assert made.decode(chat.suffix(M("user", "hello"))).count("hello") == 1
+    for use in (
+        lambda: chat.prompt([M("user", "§ 1")]),
+        lambda: chat.suffix(M("user", "§ 1")),
+        lambda: chat.conversation([M("user", "hi"), M("assistant", "§ 1")]),
+    ):
+        with pytest.raises(turnwise.TemplateError, match="loses a part of what it reads: '§ 1'"):
+            use()

@@ -196,6 +196,7 @@ class CachedModel:
         short = self.model(input_ids=tokens[1:, : length - 2], **last).logits[:, -1].float()
         exact = self.model.dtype in (torch.float32, torch.float64)
         best: tuple[float, str] = (float("inf"), "")
+        refused = ""
         rows, self.rows = self.rows, 2
         order = self.STYLES if types else self.STYLES[1:]
         for self.style in order:
@@ -204,7 +205,8 @@ class CachedModel:
                 self.extend([0, 1], [0, 0], [tokens[0, :half].tolist(), tokens[1, : half - 2].tolist()])
                 two = self.extend([0, 1], [half, half - 2], [tokens[0, half:-1].tolist(), tokens[1, half - 2 : -2].tolist()])
                 one = self.extend([0], [length - 1], [tokens[0, -1:].tolist()])
-            except (TypeError, ValueError, RuntimeError, KeyError, AttributeError):
+            except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+                refused = f" ({type(error).__name__}: {error})"
                 continue
             error = max(float((one[0] - plain[0]).abs().max()), float((two[1] - short[0]).abs().max()))
             best = min(best, (error, self.style))
@@ -212,8 +214,11 @@ class CachedModel:
                 break
         self.rows = rows
         if best[0] > (1e-4 if exact else 0.3) * (1 + float(plain.abs().max())):
+            why = f"the closest way of masking is off by {best[0]:.2g} in the logits"
+            if not best[1]:
+                why = f"it takes no mask of ours, as models with ALiBi or a cache of their own{refused}"
             raise UnfitModel(
-                f"{type(self.model).__name__} cannot be sampled with a kept KV cache: the closest way of masking is off by "
-                f"{best[0]:.2g} in the logits. Use another backend for this model."
+                f"{type(self.model).__name__} cannot be sampled with a kept KV cache: {why}. Use another backend for this model; "
+                "`sft`, `preference` and reward models train it."
             )
         return best[1]

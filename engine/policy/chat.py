@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -29,8 +30,9 @@ from ..records.episode import Message
 
 MARK = "\ue000{}\ue001"  # private-use characters: in no template and no vocabulary of words
 ANCHOR = "\ue000"  # nothing merges with it, so what follows is tokenized as in the middle of a text
+PLAIN = "Hello there.\n\nHow are  you, on day 3?"
+ANY = "  two\ttabs\n\n\n- \u00fc\u00f1\u00ed\u00e7\u00f6\u0111\u00e9, \u6f22\u5b57, \u0417\u0434\u0440\u0430, \u0645\u0631\u062d\u0628\u0627, \U0001f642\u200d {x: [1]} `y` \\ ~ |"
 THOUGHT = re.compile(r"</?think\w*>")  # the assistant's own words, also where a template opens them
-CLOCK = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,12 @@ class ChatFormat:
             for i, token in added.items()
             if i in special or (token.content in frame and token.content.strip() and not THOUGHT.fullmatch(token.content))
         }
+        own = [token for token in added.values() if token.content not in self._controls]
+        self._drops = any(len(text) == 1 for text in self._controls) or any(t.lstrip or t.rstrip for t in own)
         self._normalizes = any(added[i].normalized for i in self._controls.values())
         self.control_ids = frozenset({*self._controls.values(), *special})
+        self._check_kept(PLAIN)  # what loses these loses a part of every conversation
+        self._drops = self._drops or not self._keeps(ANY)
         self._closing, self._last_closing = self._closings()
         closing = self._encode(self._closing)
         last = self._encode(self._last_closing)
@@ -168,7 +174,9 @@ class ChatFormat:
             the messages in the order in which the template shows them, and the pieces of text before,
             between and after them.
         """
-        marks = [MARK.format(i + 10) for i in range(len(messages))]
+        words = "".join(m.content for m in messages) + str(tools or "")
+        free = next(chr(c) for c in range(0xE002, 0xF8FF) if chr(c) not in words)  # or the words would pass for marks
+        marks = [f"{free}{i + 10}{free}" for i in range(len(messages))]
         shown = [m if i == real else Message(m.role, mark) for i, (m, mark) in enumerate(zip(messages, marks, strict=True))]
         text = self._render(shown, generate=generate, tools=tools)
         for i, (message, mark) in enumerate(zip(messages, marks, strict=True)):
@@ -308,24 +316,44 @@ class ChatFormat:
         anchor, ids = self._encode(ANCHOR), self._encode(ANCHOR + text)
         return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode(text)
 
-    def _tokenize(self, text: str, contents: Sequence[tuple[int, int]], start: int = 0, end: int | None = None) -> list[int]:
-        """Ids of text[start:end], in which what stands in `contents` becomes no control token."""
+    def _tokenize(
+        self,
+        text: str,
+        contents: Sequence[tuple[int, int]],
+        start: int = 0,
+        end: int | None = None,
+        apart: bool | None = None,
+    ) -> list[int]:
+        """Returns the ids of text[start:end], in which what stands in `contents` becomes no control token.
+
+        Args:
+            apart: whether contents are read character by character; None: where it cannot be had otherwise.
+        """
         end = len(text) if end is None else end
         spans = [(max(a, start), min(b, end)) for a, b in contents if a < end and b > start]
+        if apart is None:
+            ids, apart = self._joined(text, spans, start, end)
+        elif not apart:
+            ids, _ = self._joined(text, spans, start, end)
+        if not apart:
+            return ids
+        bounds = [start, *(at for span in spans for at in span), end]
+        ids = self._encode(text[bounds[0] : bounds[1]])
+        for (a, b), (c, d) in zip(spans, zip(bounds[2::2], bounds[3::2], strict=True), strict=True):
+            ids = ids + [i for character in text[a:b] for i in self._character(character)] + self._encode(text[c:d])
+        return ids
+
+    def _joined(self, text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> tuple[list[int], bool]:
+        """Returns the ids of text[start:end] in as few pieces as control tokens spelled in it allow, and whether some content
+        became a control token all the same: the tokenizer rewrites text before it looks for tokens."""
         cuts = {at + 1 for a, b in spans for token in self._controls for at in _places(text, token, a, b)}
         ids = self._pieces(text, sorted(cut for cut in cuts if start < cut < end), start, end)
-        if cuts or (self._normalizes and spans):
-            bounds = [start, *(at for span in spans for at in span), end]
-            frames = [self._encode(text[a:b]) for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
-            allowed = [i for frame in frames for i in frame if i in self.control_ids]
-            if [i for i in ids if i in self.control_ids] != allowed:
-                # A tokenizer that rewrites text before it looks for tokens: character by character.
-                ids = []
-                for k, frame in enumerate(frames):
-                    ids += frame
-                    if k < len(spans):
-                        ids += [i for c in text[slice(*spans[k])] for i in self._character(c)]
-        return ids
+        if not cuts and not (self._normalizes and spans):
+            return ids, False
+        bounds = [start, *(at for span in spans for at in span), end]
+        frames = [self._encode(text[a:b]) for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
+        allowed = [i for frame in frames for i in frame if i in self.control_ids]
+        return ids, [i for i in ids if i in self.control_ids] != allowed
 
     def _pieces(self, text: str, cuts: Sequence[int], start: int, end: int) -> list[int]:
         bounds = [start, *cuts, end]
@@ -346,6 +374,22 @@ class ChatFormat:
         """
         return self._tokenize(text, [(0, len(text))])
 
+    def _keeps(self, text: str) -> bool:
+        """Whether ids hold all of a text, but for the space around it and for forms that Unicode calls compatible."""
+        back = self.tokenizer.decode(self.encode_text(text), clean_up_tokenization_spaces=False)
+        return unicodedata.normalize("NFKC", back).strip() == unicodedata.normalize("NFKC", text).strip()
+
+    def _check_kept(self, *texts: str) -> None:
+        """Raises `TemplateError` for the first text that ids cannot hold: characters without a token, spaces and capitals that
+        the tokenizer drops."""
+        for text in texts:
+            if not self._keeps(text):
+                back = self.tokenizer.decode(self.encode_text(text), clean_up_tokenization_spaces=False)
+                raise TemplateError(
+                    f"the tokenizer loses a part of what it reads: {text[:80]!r} becomes {back[:80]!r}. A tokenizer of bytes, or "
+                    "one that falls back to bytes, keeps everything"
+                )
+
     def _spells(self, text: str) -> bool:
         return self._normalizes or any(token in text for token in self._controls if token)
 
@@ -356,6 +400,8 @@ class ChatFormat:
             TemplateError: the template refuses the conversation.
             ValueError: text that is not valid Unicode.
         """
+        if self._drops:
+            self._check_kept(*(m.content for m in messages))
         if not any(self._spells(m.content) for m in messages):
             return self._encode(self._render(messages, generate=True, tools=tools))
         whole = self._rendered(messages, True, tools)
@@ -367,6 +413,8 @@ class ChatFormat:
         Args:
             tools: those that the conversation began with; templates may look at them again.
         """
+        if self._drops:
+            self._check_kept(observation.content)
         mark = MARK.format(5)
         said = [Message("user", "x"), Message("assistant", mark), observation]
         if self._spells(observation.content):
@@ -424,9 +472,14 @@ class ChatFormat:
             raise ValueError("no assistant message in the conversation")
         messages = list(messages)[: replies[-1] + 1]
         _check_roles(messages)
+        if self._drops:
+            self._check_kept(*(m.content for m in messages))
         whole = self._rendered(messages, False, tools)
         text, contents = whole.text, sorted(whole.spans)
         turns: list[tuple[list[int], list[int]]] = []
+        # One way of reading for the whole, or a reply would begin where two ways part: within what the user said.
+        until = whole.spans[replies[-1]][1] + len(self._last_closing)
+        apart = self._joined(text, [span for span in contents if span[0] < until], 0, until)[1]
         start = overlap = 0  # each turn but the first is read from the token that closed the reply before it
         for i in replies:
             closing = self._last_closing if i == replies[-1] else self._closing
@@ -437,11 +490,11 @@ class ChatFormat:
                 )
             end += len(closing)
             begin = self._reply_begins(messages, whole, i, tools)
-            ids = self._tokenize(text, contents, start, end)
-            asked = _alike(ids, self._tokenize(text, contents, start, begin))
+            ids = self._tokenize(text, contents, start, end, apart)
+            asked = _alike(ids, self._tokenize(text, contents, start, begin, apart))
             turns.append((ids[overlap:asked], ids[asked:]))
             start, overlap = end - len(closing) + self._closing_start(closing), 1
-        if [i for turn in turns for part in turn for i in part] != self._tokenize(text, contents, 0, end):
+        if [i for turn in turns for part in turn for i in part] != self._tokenize(text, contents, 0, end, apart):
             raise TemplateError(
                 "the tokenizer reads the conversation otherwise in one piece than turn by turn: "
                 "its end token takes text before it along"
@@ -472,8 +525,15 @@ class ChatFormat:
 
 @lru_cache(maxsize=64)
 def _dated(template: str, today: date) -> str:
-    """Answers a template's requests for the present time with one day: prompts must not change at midnight."""
-    return CLOCK.sub(lambda call: repr(today.strftime(call[1] or call[2] or "")), template)
+    """Answers a template's requests for the present time with one day, since prompts must not change at midnight.
+
+    However the template asks, it calls this macro and not the function of that name.
+    """
+    if "strftime_now" not in template:
+        return template
+    parts = [*(f"%-{c}" for c in "dmyHIMSj"), *(f"%{c}" for c in "aAbBcCdDeFgGhHIjklmMnprRsStTuUVwWxXyYzZ")]
+    answers = "".join(f" | replace({part!r}, {today.strftime(part)!r})" for part in parts)
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{answers} }}}}{{%- endmacro -%}}{template}"
 
 
 def _alike(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -13,23 +13,27 @@ from typing import Any
 
 from ..errors import UnfitModel
 
-CONTEXT = (
-    "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length", "max_sequence_length",
-    "n_ctx", "seq_length", "max_target_positions", "model_max_length",
-)  # fmt: skip
+CONTEXT = re.compile(
+    r"(n_|max_|maximum_)(target_)?position(s|_embeddings)|(max_)?(seq|sequence|context|model_max)_?(len|length)|max_(seq|context)_?len|n_ctx"
+    r"|context_(size|window)"
+)
 SPAN = re.compile(r"window|chunk|local|block_size")
-LOGITS = re.compile(r"soft_?cap|logit|lm_head_mult|output_mult")
+LOGITS = re.compile(r"soft_?cap|logit|lm_head_mult|output_mult|(^|_)cap$")
 ATTENTION = re.compile(r"attn|attention|router")
 
 
 def context_length(config: Any) -> int:
-    """Returns the most tokens the model may read, 2**31 where its config names no limit.
+    """Returns the most tokens the model may read: the smallest limit that its config names, nested parts included; 2**31 where it
+    names none, as of models whose attention fades with distance.
 
     A "longrope" table is another one beyond the length that the model was first trained on, and
     which of the two a token gets depends on the longest position of the call: neither kept keys nor
     padded batches are exact there, so the context ends at that length.
     """
-    limit = next((int(v) for v in (getattr(config, name, None) for name in CONTEXT) if v), 2**31)
+    named = {name: getattr(config, name, None) for name in getattr(config, "attribute_map", {})}
+    found = [v for part in (named, *_tables(config.to_dict())) for name, v in part.items() if CONTEXT.fullmatch(str(name))]
+    limit = min((int(v) for v in found if isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0), default=2**31)
+    limit = min(limit, 2**31)
     for rope in _tables(config.to_dict()):
         if "longrope" in (rope.get("rope_type"), rope.get("type")):
             first = rope.get("original_max_position_embeddings")
@@ -55,10 +59,10 @@ def layer_kinds(config: Any) -> set[str]:
 def longest_span(config: Any) -> int:
     """Returns the largest number of the config that may be the reach of a local attention, 0 if none."""
     found = [0]
-    for name, value in config.to_dict().items():
-        if SPAN.search(name):
+    for name, value in ((n, v) for part in _tables(config.to_dict()) for n, v in part.items()):
+        if SPAN.search(str(name)):
             several = value if isinstance(value, (list, tuple)) else [value]
-            found += [v for v in several if isinstance(v, int) and not isinstance(v, bool)]
+            found += [int(v) for v in several if isinstance(v, (int, float)) and not isinstance(v, bool)]
     return max(found)
 
 

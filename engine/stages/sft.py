@@ -205,7 +205,7 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
     for where, record in rows(path):
         if not isinstance(record, Mapping):
             raise PreferenceError(f"{where} is no record but {type(record).__name__}")
-        split = record.get("messages") is None and "prompt" in record and "completion" in record
+        split = not holds(record.get("messages")) and "prompt" in record and "completion" in record
         keys = ("prompt", "completion") if split else ("messages",)
         if not any(holds(record.get(key)) for key in keys):
             raise PreferenceError(
