@@ -205,8 +205,8 @@ class CachedModel:
                 self.extend([0, 1], [0, 0], [tokens[0, :half].tolist(), tokens[1, : half - 2].tolist()])
                 two = self.extend([0, 1], [half, half - 2], [tokens[0, half:-1].tolist(), tokens[1, half - 2 : -2].tolist()])
                 one = self.extend([0], [length - 1], [tokens[0, -1:].tolist()])
-            except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-                refused = f" ({type(error).__name__}: {error})"
+            except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as raised:
+                refused = f" ({type(raised).__name__}: {raised})"
                 continue
             error = max(float((one[0] - plain[0]).abs().max()), float((two[1] - short[0]).abs().max()))
             best = min(best, (error, self.style))
