@@ -85,6 +85,9 @@ def test_no_message_takes_long(unit: str) -> None:
         "\u0645\u06cc\u200c\u062e",
         "\u0915\u094d\u200d\u0937",
         "\u845b\ufe00",
+        "\u2229\ufe00",
+        "\u203c\ufe0f",
+        "\U0001f3f3\ufe0f\u200d\U0001f308",
     ],
 )
 def test_joiners_and_selectors_that_say_something_stay(text: str) -> None:
@@ -92,7 +95,24 @@ def test_joiners_and_selectors_that_say_something_stay(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a\ufe01b", "\u00e9\ufe0f", "3\ufe0fx", "\u2764\ufe0f\ufe0f", "\u00e9\u200cx", "x\u2065y", "x\ufff1y"]
+    "text",
+    [
+        "a\ufe01b",
+        "\u00e9\ufe0f",
+        "3\ufe0fx",
+        "\u2764\ufe0f\ufe0f",
+        "\u00e9\u200cx",
+        "x\u2065y",
+        "x\ufff1y",
+        "\u4e2d\ufe05",
+        "\u201c\ufe03",
+        "\u2026\u200d",
+        "\U0001f642\u200c",
+        "\u0627\u200c\u200c",
+        "\u0915\u200d\u200d",
+        "\u2764\ufe05",
+        "\U0001d159",
+    ],
 )
 def test_what_nobody_sees_is_spelled_out(text: str) -> None:
     assert "\u27e8U+" in visible(text)

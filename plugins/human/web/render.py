@@ -49,19 +49,27 @@ _BLANK = {
     0x3164,
     0xFFA0,
     0x2065,
+    0x1D159,
     *range(0xFFF0, 0xFFF9),
     0x2028,
     0x2029,
     *range(0x180B, 0x1810),
     *range(0xE0000, 0xE1000),
 }
-# Joiners say something after letters of scripts that join, and within emoji; selectors after signs and ideographs.
-_JOINING = "\u0600-\u0dff\u0f00-\u109f\u1780-\u18af\ua8e0-\ua8ff\ufb50-\ufdff\ufe70-\ufeff\U00011000-\U00011fff"
-_SIGNS = "\u00a9\u00ae\u2000-\u2bff\u3000-\u303f\u3200-\u33ff\ufe0f\U0001f000-\U0001faff"
-_IDEOGRAPHS = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_JOINERS = re.compile(f"(?<![{_JOINING}{_SIGNS}])[\u200c\u200d]")
-_SELECTORS = re.compile(
-    f"(?<![{_SIGNS}{_IDEOGRAPHS}])[\ufe00-\ufe0f](?!(?<=[0-9#*].)\u20e3)|(?<=[\ufe00-\ufe0f])[\ufe00-\ufe0f]"
+# What has no shape and yet says something: a joiner after a letter of a script that joins, or between emoji; a selector after what it selects
+# a form of, in the ranges that Unicode has forms for.
+_JOINING = (
+    "\u0600-\u0dff\u0f00-\u109f\u1780-\u18af\ua8e0-\ua8ff\ua980-\ua9ff\uaa60-\uaa7f\ufb50-\ufdff\ufe70-\ufefc"
+    "\U00010ac0-\U00010aff\U00010d00-\U00010d3f\U00011000-\U00011fff\U0001e900-\U0001e95f"
+)
+_EMOJI = (
+    "\u00a9\u00ae\u203c\u2049\u2122\u2139\u2194-\u2199\u21a9\u21aa\u231a\u231b\u2328\u23cf\u23e9-\u23fa\u24c2\u25aa\u25ab\u25b6"
+    "\u25c0\u25fb-\u25fe\u2600-\u27bf\u2934\u2935\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
+)
+_SHAPING = re.compile(
+    f"((?<=[{_JOINING}])[\u200c\u200d]|(?<=[{_EMOJI}\ufe0f])\u200d(?=[{_EMOJI}])|(?<=[0-9#*])\ufe0f(?=\u20e3)|(?<=[{_EMOJI}])[\ufe0e\ufe0f]"
+    "|(?<=[\u2200-\u22ff\u2a00-\u2aff])\ufe00|(?<=[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])[\ufe00-\ufe02])"
+    "|[\u200c\u200d\ufe00-\ufe0f]"
 )
 
 _SPAN = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
@@ -73,7 +81,7 @@ def visible(text: str) -> str:
     text = text.replace("\r\n", "\n").translate(_CONTROL)
     if text.isascii():
         return text
-    text = _SELECTORS.sub(_code, _JOINERS.sub(_code, text))
+    text = _SHAPING.sub(lambda found: found[1] or _code(found[0]), text)
     return "".join(_code(c) if _is_unseen(c) else c for c in text)
 
 
@@ -84,8 +92,8 @@ def _is_unseen(character: str) -> bool:
     return unicodedata.category(character) == "Cf" and code not in _PRINTED and character not in "\u200c\u200d"
 
 
-def _code(found: str | re.Match[str]) -> str:
-    return f"⟨U+{ord(found if isinstance(found, str) else found[0]):04X}⟩"
+def _code(character: str) -> str:
+    return f"⟨U+{ord(character):04X}⟩"
 
 
 def plain(message: Message) -> str:
