@@ -543,7 +543,10 @@ def open_slots(folder: Path) -> bool:
         ("http://rate.example.org:80", "http://rate.example.org", True),
         ("https://b\u00fccher.example", "https://xn--bcher-kva.example", True),
         ("http://127.0.0.1:8000", "http://localhost:8000", True),
+        ("https://fa\u00df.example", "https://xn--fa-hia.example", True),
+        ("http://[0:0:0:0:0:0:0:1]:8000", "http://localhost:8000", True),
         ("https://rate.example.org", "http://rate.example.org", False),
+        ("http://rate.example.org:443", "https://rate.example.org", False),
         ("https://rate.example.org", "https://rate.example.org:8443", False),
         ("https://rate.example.org", "https://evil.example", False),
         ("https://rate.example.org", "null", False),
@@ -552,3 +555,11 @@ def open_slots(folder: Path) -> bool:
 )
 def test_an_address_is_the_same_however_it_is_spelled(url: str, origin: str, same: bool) -> None:
     assert (place_of(url) == place_of(origin)) is same
+
+
+@pytest.mark.parametrize("url", ["rate.example.org", "https://", "ftp://rate.example.org", "http://[", "http://h:port"])
+def test_an_address_that_is_none_is_refused_at_once(ledger: turnwise.Ledger, url: str) -> None:
+    """Compared as nothing, it would be the same as the origin of a page that has none ("null")."""
+    study(ledger, {"task": "score", **PLAIN}, played=groups(1, 1))
+    with pytest.raises(ValueError, match=re.escape(repr(url))):
+        make_app(ledger, RUN, url=url)

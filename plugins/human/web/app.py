@@ -4,12 +4,15 @@ Every page works without scripts; scripts add the keyboard, drafts and a progres
 session, the session's token in the form, and come from this service's own pages. What is refused is noted for the lead.
 """
 
+import contextlib
+import ipaddress
 import json
 import logging
 import math
 import re
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +41,7 @@ from .render import instructions
 
 HERE = Path(__file__).parent
 LETTERS = 100_000  # that the fields of a form may hold
+PORTS = {"http": 80, "https": 443}
 BODY, FORM = 1_000_000, b"application/x-www-form-urlencoded"  # bytes a request may have, and their kind
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; font-src 'self'; form-action 'self'; "
@@ -89,15 +93,25 @@ class Sometimes:
         return self.value
 
 
-def place_of(url: str) -> tuple[str, int | None]:
-    """Host and port of an address, however it is spelled: in capitals, with the port that goes without saying, in letters beyond ASCII."""
+def place_of(url: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port of an address, however it is spelled: in capitals, with the port that goes without saying, in letters beyond
+    ASCII or what stands for them. None: it is no address of a page."""
     try:
         parts = urlsplit(url)
-        host, port = (parts.hostname or "").rstrip("."), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        host = host.encode("idna").decode() if host else ""
-    except ValueError:  # no address at all
-        return url, None
-    return ("localhost" if host in ("127.0.0.1", "::1") else host), port
+        host = ".".join(_letters(label) for label in (parts.hostname or "").rstrip(".").split("."))
+        port = parts.port or PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    with contextlib.suppress(ValueError):  # a name
+        host = ipaddress.ip_address(host).compressed
+    return (parts.scheme, "localhost" if host in ("127.0.0.1", "::1") else host, port) if host else None
+
+
+def _letters(label: str) -> str:
+    """A part of a host's name as it is meant: browsers send `xn--` and ASCII for what has other letters."""
+    if label.startswith("xn--"):
+        return label[4:].encode("ascii").decode("punycode")
+    return unicodedata.normalize("NFKC", label)
 
 
 def cookie_name(run: str) -> str:
@@ -116,6 +130,8 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
             since anybody can claim another address.
         secure: cookies travel over https only.
     """
+    if url and place_of(url) is None:
+        raise ValueError(f"url must be the address that raters open, such as https://rate.example.org, got {url!r}")
     prepare(ledger)
     plugins = plugins if plugins is not None else Plugins()
     shows: Mapping[str, Any] = {name: plugins.create("renderer", name) for name in plugins.names("renderer")}
@@ -182,7 +198,7 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         """Browsers say where a form was sent from."""
         origin = request.headers.get("origin")
         own = url or f"{origin.partition('://')[0]}://{request.headers.get('host', '')}" if origin else ""
-        if origin is not None and place_of(origin) != place_of(own):
+        if origin is not None and (place_of(origin) is None or place_of(origin) != place_of(own)):
             refuse(None, request, f"sent from {origin[:100]}")
             raise Refused(403, "This was not sent from the pages of this service." + (f" Open it as {url}" if url else ""))
 
