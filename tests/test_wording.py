@@ -13,10 +13,13 @@ import pytest
 import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
+from rating import groups
 from support import ECHO
 from test_cli import call
+from turnwise.engine.errors import PartFailed
 from turnwise.engine.feedback import judge_source
-from turnwise.engine.util.wording import LONGEST, one_line, told, worded
+from turnwise.engine.feedback.sources import Sources
+from turnwise.engine.util.wording import LONGEST, one_line, told, tried, worded
 
 KEY = "corpgw-SECRET-abcdef0123456789"
 
@@ -114,12 +117,96 @@ def test_a_judge_that_hangs_fails_and_holds_up_no_other(monkeypatch: pytest.Monk
             await asyncio.sleep(0)
             return [turnwise.Feedback(e.id, score=1.0) for e in episodes]
 
+    late, given_up = "no answer within 0.2 s", "it was not asked: 3 calls before had no answer within 0.2 s"
     for hanging in (Sleeps(), Blocks()):
-        with pytest.warns(RuntimeWarning, match=r"no answer within 0\.2 s; it was given up"):
-            answers = judge_source.ask_judge(hanging, [episode, episode])
-        assert [(a.status, a.reason) for a in answers] == [("failed", "no answer within 0.2 s")] * 2
+        with pytest.warns(RuntimeWarning, match=rf"judge {type(hanging).__name__}: no answer within 0\.2 s; a coroutine"):
+            answers = judge_source.ask_judge(hanging, [episode] * 4)
+        assert [(a.status, a.reason) for a in answers] == [("failed", late)] * 2 + [("failed", given_up)] * 2
     monkeypatch.setattr(judge_source, "LIMIT", 60.0)
     assert [a.status for a in judge_source.ask_judge(Fine(), [episode])] == ["scored"]
+
+
+def test_a_judge_that_hangs_on_one_episode_answers_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_source, "LIMIT", 0.5)
+    episodes = [play(lambda said: "x"), play(lambda said: "hang"), play(lambda said: "y")]
+
+    async def judge(episode: turnwise.Episode) -> float:
+        await asyncio.sleep(3600 if episode.turns[0].action == "hang" else 0)
+        return 1.0
+
+    with pytest.warns(RuntimeWarning, match="judge judge: no answer within"):
+        answers = judge_source.ask_judge(judge_source.FunctionJudge(judge), episodes)
+    assert [a.status for a in answers] == ["scored", "failed", "scored"]
+
+
+def test_a_function_that_takes_long_is_named_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_source, "LIMIT", 0.1)
+
+    def slow(episode: turnwise.Episode) -> float:
+        time.sleep(1.0)
+        return 1.0
+
+    with pytest.warns(RuntimeWarning, match="judge slow: no answer within .* a function is waited for"):
+        [answer] = judge_source.ask_judge(judge_source.FunctionJudge(slow), [play(lambda said: "x")])
+    assert answer.score == 1.0
+
+
+def deep() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(20_000):
+        found = {"in": found}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"status": "fine"}, "status must be one of scored, abstained, failed, got 'fine'"),
+        ({"id": 7}, "id must be text, got int"),
+        ({"supersedes": 7}, "supersedes must be the id of a feedback, got int"),
+        ({"supersedes": "abc"}, "it corrects an earlier answer"),
+        ({"stamp": None}, "stamp must be a Stamp, got NoneType"),
+        ({"details": deep()}, "`shown` or `details` is not plain JSON data"),
+    ],
+)
+def test_a_field_that_is_not_what_it_must_be_costs_the_answer(fields: dict[str, Any], reason: str) -> None:
+    [answer] = judge_source.ask_judge(judge_source.FunctionJudge(gives(**fields)), [play(lambda said: "x")])
+    assert answer.status == "failed"
+    assert reason in answer.reason
+
+
+def test_a_failure_without_words_is_a_failure() -> None:
+    def silent() -> None:
+        raise PartFailed("")
+
+    assert tried(silent) == (None, "PartFailed")
+
+
+def test_a_judges_own_ids_do_not_collide() -> None:
+    episodes = [episode for members in groups(1, 2).values() for episode in members]
+    one, other = judge_source.ask_judge(judge_source.FunctionJudge(gives(id="mine")), episodes)
+    assert one.id != other.id
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(None, "it gave NoneType, neither Feedback nor Comparison"), (SystemExit("bye"), "SystemExit: bye")],
+)
+def test_a_source_that_gives_no_answers_is_not_heard(given: Any, said: str, tmp_path: Path) -> None:
+    class Odd:
+        def request(self, requests: Any) -> None:
+            pass
+
+        def receive(self) -> list[Any]:
+            if given is not None:
+                raise given
+            return [given]
+
+    ledger = turnwise.Ledger(tmp_path / "l.sqlite")
+    sources = Sources.make([Odd()], turnwise.Plugins(), 1.0)
+    with pytest.warns(UserWarning, match=said):
+        assert sources.receive(ledger) == []
+    ledger.close()
 
 
 def test_half_a_character_in_somebodys_words_stops_no_report(model_folder: Callable[..., Path], tmp_path: Path) -> None:

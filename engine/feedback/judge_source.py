@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from ..util.wording import tried
 
 LIMIT = 600.0  # seconds that a judge's coroutine may take for a call
 LATE = "no answer within"  # how the reason of one that took longer begins
+HANGS = 3  # calls without an answer, after which the judge is not asked again in this round
 
 
 class FunctionJudge:
@@ -48,12 +50,14 @@ class JudgeSource:
     def __init__(self, judge: Judge | GroupJudge) -> None:
         self.judge = judge
         self._waiting: list[Request] = []
+        self._late = 0  # calls of this round that had no answer
+        self._named = False
 
     def request(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
 
     def receive(self) -> list[Answer]:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._late = self._waiting, [], 0
         if isinstance(self.judge, GroupJudge):
             return [self._rank(request) for request in waiting]
         return self._score(waiting)
@@ -62,17 +66,42 @@ class JudgeSource:
         if not requests:
             return []
         episodes = [r.episodes[0] for r in requests]
-        answers, reason = tried(lambda: list(settle(self.judge.score(episodes), LIMIT)))  # type: ignore[union-attr]
+        answers, reason = self._ask(lambda: list(settle(self.judge.score(episodes), LIMIT)))  # type: ignore[union-attr]
         if reason:
-            # One bad episode must not spoil the others: ask again one by one, but not one that hangs.
-            if reason.startswith(LATE):
-                warnings.warn(f"judge {type(self.judge).__name__}: {reason}; it was given up", RuntimeWarning, stacklevel=2)
-            elif len(requests) > 1:
+            # One bad episode must not spoil the others: ask again one by one.
+            if len(requests) > 1:
                 return [answer for request in requests for answer in self._score([request])]
-            return [self._failed(request, reason) for request in requests]
+            return [self._failed(requests[0], reason)]
         if len(answers) != len(requests):
             return [self._failed(r, f"it gave {len(answers)} answers for {len(requests)} episodes") for r in requests]
         return [self._checked(r, answer) for r, answer in zip(requests, answers, strict=True)]
+
+    def _ask(self, work: Callable[[], Any]) -> tuple[Any, str]:
+        """One call of the judge, as `tried`. One that does not come back is named, once; after some of them no more are made."""
+        if self._late >= HANGS:
+            return None, f"it was not asked: {HANGS} calls before had no answer within {LIMIT:g} s"
+        timer = threading.Timer(LIMIT, self._name)
+        timer.daemon = True
+        timer.start()
+        try:
+            answer, reason = tried(work)
+        finally:
+            timer.cancel()
+        if reason.startswith(LATE):
+            self._late += 1
+            self._name()
+        return answer, reason
+
+    def _name(self) -> None:
+        if not self._named:
+            self._named = True
+            judge = self.judge.function if isinstance(self.judge, FunctionJudge) else self.judge
+            warnings.warn(
+                f"judge {getattr(judge, '__name__', type(judge).__name__)}: no answer within {LIMIT:g} s; a coroutine is given up, "
+                "a function is waited for",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _checked(self, request: Request, answer: Any) -> Answer:
         if not isinstance(answer, Feedback):
@@ -86,7 +115,7 @@ class JudgeSource:
         return self._stamped(request, answer)
 
     def _rank(self, request: Request) -> Answer:
-        answer, reason = tried(lambda: settle(self.judge.rank(request.episodes), LIMIT))  # type: ignore[union-attr]
+        answer, reason = self._ask(lambda: settle(self.judge.rank(request.episodes), LIMIT))  # type: ignore[union-attr]
         if reason:
             return self._failed(request, reason)
         if not isinstance(answer, Comparison) or answer.group != request.target:
@@ -103,10 +132,12 @@ class JudgeSource:
     def _stamped(self, request: Request, answer: Answer) -> Answer:
         try:
             canonical_json({"shown": dict(answer.shown), "details": dict(answer.details)})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             return self._failed(request, f"`shown` or `details` is not plain JSON data: {error}")
+        if answer.supersedes is not None:
+            return self._failed(request, "it corrects an earlier answer; a judge that answers at once has none to correct")
         return dataclasses.replace(
-            answer, id=answer.id or derive_id(request.id, "answer"), stamp=dataclasses.replace(answer.stamp, request=request.id)
+            answer, id=derive_id(request.id, "answer"), stamp=dataclasses.replace(answer.stamp, request=request.id)
         )
 
 

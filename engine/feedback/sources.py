@@ -18,7 +18,7 @@ from ..ledger.ledger import Ledger
 from ..pipeline.plugins import Plugins
 from ..protocols import Context
 from ..records.episode import Episode
-from ..records.feedback import Answer, Question, Request
+from ..records.feedback import Answer, Comparison, Feedback, Question, Request
 from ..util.ids import derive_id
 from ..util.secrets import redact, redacted
 from ..util.wording import each_text, told, valid, worded
@@ -163,7 +163,7 @@ class Sources:
             try:
                 if asked:
                     source.given.request(asked)
-            except Exception as error:
+            except (Exception, SystemExit, GeneratorExit) as error:
                 raise TooManyFailures(f"feedback source {source.name!r} cannot be asked: {worded(error)}") from error
 
     def _requests(self, source: Source, groups: Mapping[str, Sequence[Episode]], now: float) -> list[Request]:
@@ -221,6 +221,9 @@ class Sources:
         """A look that raises is tried again at the next poll; ten in a row stop the run."""
         try:
             heard = list(source.given.receive())
+            for answer in heard:
+                if not isinstance(answer, (Feedback, Comparison)):
+                    raise TypeError(f"it gave {type(answer).__name__}, neither Feedback nor Comparison")
         except Paused:
             raise
         except (Exception, SystemExit, GeneratorExit) as error:

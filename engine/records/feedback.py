@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..util.ids import derive_id
 from .episode import Episode
@@ -31,11 +31,17 @@ def _number(name: str, value: Any) -> float | None:
     return number
 
 
-def _check_texts(**texts: Any) -> None:
-    """Raises `ValueError` for what should be text and is not."""
-    for name, value in texts.items():
-        if not isinstance(value, str):
+def _check_fields(answer: Feedback | Comparison) -> None:
+    """Raises `ValueError` for a field of another type than it has."""
+    for name in ("comment", "reason", "id"):
+        if not isinstance(value := getattr(answer, name), str):
             raise ValueError(f"{name} must be text, got {type(value).__name__}")
+    if not isinstance(answer.supersedes, (str, type(None))):
+        raise ValueError(f"supersedes must be the id of a feedback, got {type(answer.supersedes).__name__}")
+    if answer.status not in get_args(Status):
+        raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {answer.status!r}")
+    if not isinstance(answer.stamp, Stamp):
+        raise ValueError(f"stamp must be a Stamp, got {type(answer.stamp).__name__}; judges leave it alone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ class Feedback:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        _check_texts(comment=self.comment, reason=self.reason, id=self.id)
+        _check_fields(self)
         set_(self, "score", _number("score", self.score))
         if self.turn_scores is not None:
             set_(self, "turn_scores", tuple(_number("turn score", value) for value in self.turn_scores))
@@ -154,7 +160,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        _check_texts(comment=self.comment, reason=self.reason, aspect=self.aspect, id=self.id)
+        _check_fields(self)
         set_(self, "ranking", tuple(tuple(tier) for tier in self.ranking))
         set_(self, "strength", _number("strength", self.strength))
         set_(self, "probability", _number("probability", self.probability))

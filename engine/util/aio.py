@@ -55,9 +55,11 @@ def settle(value: Any, limit: float | None = None) -> Any:
     async def awaited() -> Any:
         try:
             return await value
-        except Exception:
-            raise
         except BaseException as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                return None  # it was late: nobody hears what it says to that
+            if isinstance(error, Exception):
+                raise
             raise PartFailed(worded(error)) from error
 
     name = "turnwise-answers"

@@ -1,4 +1,4 @@
-"""How what others say and raise is worded: reasons of failures, without secrets, in one one_line line."""
+"""How what others say and raise is worded: reasons of failures, without secrets, in one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def one_line(text: str) -> str:
 
 
 def told(text: str, most: int = LONGEST) -> str:
-    """Somebody else's words as a reason: one one_line line without secrets, of at most so many characters."""
+    """Somebody else's words as a reason: one line without secrets, of at most so many characters."""
     line = one_line(redact(text[:READ]))
     if len(line) <= most and len(text) <= READ:
         return line
@@ -43,11 +43,12 @@ def worded(error: BaseException) -> str:
         said = str.__str__(str(error))
     except BaseException:
         said = "(its message cannot be read)"
+    name = type(error).__name__
     if isinstance(error, PartFailed):
-        return told(said)
+        return told(said or name)  # an empty reason would be none
     frames = traceback.extract_tb(error.__traceback__)
     where = told(f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})", 300) if frames else ""
-    return told(f"{type(error).__name__}: {said}", LONGEST - len(where)) + where
+    return told(f"{name}: {said}" if said else name, LONGEST - len(where)) + where
 
 
 def each_text(change: Callable[[str], str], data: Any) -> Any:

@@ -77,7 +77,7 @@ def judges(
     if not sections:
         console.print(f"Nobody has judged anything in {folder}.")
     for section in sections:
-        console.print(f"\n[bold]{section.title}[/bold]")
+        console.print(Text(f"\n{one_line(section.title)}", style="bold"))
         for line in section.lines:
             console.print(one_line(line), markup=False)
         if len(section.columns) > 6:  # too wide for a terminal
