@@ -46,7 +46,15 @@ if TYPE_CHECKING:
     from .engine.records.batch import Batch, Credit, Pairs
     from .engine.records.episode import Episode, Message, Start, Turn
     from .engine.records.feedback import Comparison, Feedback, Question, Request, Stamp
-    from .engine.records.rewards import Aggregate, Estimate, NoReward, RaterEstimate, Rewards, ranked_pairs, ranking_scores
+    from .engine.records.rewards import (
+        Aggregate,
+        Estimate,
+        NoReward,
+        RaterEstimate,
+        Rewards,
+        ranked_pairs,
+        ranking_scores,
+    )
     from .engine.records.sampling import Conversation, Sample, Sampling
     from .engine.records.update import Status, Update
     from .engine.rollout.conversation import Where
@@ -111,11 +119,16 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Aggregate", "Aggregator", "CHATML", "Backend", "Batch", "Combiner", "Comparison", "ConfigError", "Context", "Conversation", "Credit",
-    "CreditAssigner", "Episode", "Estimate", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Ledger", "LedgerError", "Message",
-    "NoReward", "NonFiniteError", "Optimizer", "Pairs", "PluginError", "Plugins", "Policy", "PolicyError", "PolicyPlayer",
-    "Question", "RaterEstimate", "Request", "Rewards", "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage", "Stamp", "Start",
-    "Status", "TemplateError", "Text", "TooManyFailures", "Turn", "Update", "Where", "check_environment", "hookimpl", "judges",
+    "Aggregate", "Aggregator", "CHATML", "Backend", "Batch", "Combiner", "Comparison",
+    "ConfigError", "Context", "Conversation", "Credit",
+    "CreditAssigner", "Episode", "Estimate", "Feedback", "FeedbackSource", "GroupJudge", "Judge",
+    "Ledger", "LedgerError", "Message",
+    "NoReward", "NonFiniteError", "Optimizer", "Pairs", "PluginError", "Plugins", "Policy",
+    "PolicyError", "PolicyPlayer",
+    "Question", "RaterEstimate", "Request", "Rewards", "Run", "RunConfig", "Sample", "Sampling",
+    "ScriptPlayer", "Section", "Stage", "Stamp", "Start",
+    "Status", "TemplateError", "Text", "TooManyFailures", "Turn", "Update", "Where",
+    "check_environment", "hookimpl", "judges",
     "ranked_pairs", "ranking_scores", "replay", "rollout", "starts", "train",
 ]  # fmt: skip
 

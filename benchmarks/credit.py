@@ -1,26 +1,35 @@
-"""Which turn earned the outcome, and who finds out? Credit methods against the truth, and how fast a policy learns from each.
+"""Which turn earned the outcome, and who finds out? Credit methods against the truth, and how fast
+a policy learns from each.
 
-    python benchmarks/credit.py --out runs/bench-credit                    # about an hour on 2 cores, most of it for `lm`; resumable
+    python benchmarks/credit.py --out runs/bench-credit   # about an hour on 2 cores, most of it for
+        `lm`; resumable
     python benchmarks/credit.py --out runs/bench-credit --parts truth curves --workers 1
 
-Two worlds, small enough to be known exactly, played with 5 and with 20 turns; the reward comes at the end and nowhere else:
+Two worlds, small enough to be known exactly, played with 5 and with 20 turns; the reward comes at
+the end and nowhere else:
 
-- maze: `turnwise/Maze-v0` with `reward="exit"`, 1 for getting out in time (binary; states recur; a wrong turn can be repaired);
-- quiz: a topic at every turn, one of four replies right for it, the share of right replies at the end (every turn counts, none can be
-  repaired; the topics are the same for all members of a group).
+- maze: `turnwise/Maze-v0` with `reward="exit"`, 1 for getting out in time (binary; states recur; a
+  wrong turn can be repaired);
+- quiz: a topic at every turn, one of four replies right for it, the share of right replies at the
+  end (every turn counts, none can be repaired; the topics are the same for all members of a group).
 
-The policy is a table: one softmax per observation. The credit methods are the engine's own, given batches of episodes.
+The policy is a table: one softmax per observation. The credit methods are the engine's own, given
+batches of episodes.
 
-- truth: at frozen policies of three skill levels, each method's credit of every turn against the true advantage
-  A(s, a) = Q(s, a) - V(s), by dynamic programming: bias, spread, rank correlation, and extra rollouts per conversation. What learns
-  (critic, redistribution) has seen 1024 conversations before. For `branch` the rank correlation that binomial noise allows at its number of
-  rollouts is simulated beside it.
-- curves: two groups of four conversations per step, 15 seeds, from the uniform policy until the expected outcome, computed exactly, has closed 80 % of the way from random to
-  optimum. Step sizes are chosen per method and cell on seeds 0 to 4, and so is the turn-level method that is compared with `outcome`; seeds 5
-  to 14 confirm. Conversations continued anew count like any other. `truth` learns from the true advantages: what there is to win.
+- truth: at frozen policies of three skill levels, each method's credit of every turn against the
+  true advantage A(s, a) = Q(s, a) - V(s), by dynamic programming: bias, spread, rank correlation,
+  and extra rollouts per conversation. What learns (critic, redistribution) has seen 1024
+  conversations before. For `branch` the rank correlation that binomial noise allows at its number
+  of rollouts is simulated beside it.
+- curves: two groups of four conversations per step, 15 seeds, from the uniform policy until the
+  expected outcome, computed exactly, has closed 80 % of the way from random to optimum. Step sizes
+  are chosen per method and cell on seeds 0 to 4, and so is the turn-level method that is compared
+  with `outcome`; seeds 5 to 14 confirm. Conversations continued anew count like any other. `truth`
+  learns from the true advantages: what there is to win.
 - lm: one cell (maze, 20 turns) with the language model, through `turnwise.train`, three seeds each.
 
-Writes results.json, results.md (the page docs/credit-benchmark.md), credit-truth.png and credit-curves.png into --out. Every cell is kept there, and not made again.
+Writes results.json, results.md (the page docs/credit-benchmark.md), credit-truth.png and
+credit-curves.png into --out. Every cell is kept there, and not made again.
 """
 
 from __future__ import annotations
@@ -55,9 +64,11 @@ from turnwise.plugins.credit.turn_returns import TurnReturns
 
 Array = NDArray[Any]
 CELLS = [("maze", 5), ("maze", 20), ("quiz", 5), ("quiz", 20)]
-SKILLS = {"random": 1.0, "middling": 0.5, "good": 0.1}  # share of replies at random, the others optimal
+# Share of replies at random, the others optimal.
+SKILLS = {"random": 1.0, "middling": 0.5, "good": 0.1}
 SIZE = 4  # conversations per group
-GROUPS = {"truth": 16, "curves": 2}  # few when learning: noise, not the number of steps, should limit who learns
+# Few when learning: noise, not the number of steps, should limit who learns.
+GROUPS = {"truth": 16, "curves": 2}
 LIMIT = {5: 10_000, 20: 30_000}  # conversations after which a run counts as never
 STEPS = [0.05, 0.1, 0.2, 0.4, 0.8]
 CURVES = ["outcome", "gae", "gigpo", "redistribute", "branch", "judged", "turn-returns", "truth"]
@@ -84,9 +95,11 @@ class World(Protocol):
 
     def first(self, start: Array) -> Array: ...  # the state each begins in
 
-    def observe(self, start: Array, state: Array, turn: int) -> Array: ...  # what is heard there, as an index
+    # What is heard there, as an index.
+    def observe(self, start: Array, state: Array, turn: int) -> Array: ...
 
-    def step(self, start: Array, state: Array, action: Array, turn: int) -> tuple[Array, Array]: ...  # next state, is it over
+    # Next state, is it over.
+    def step(self, start: Array, state: Array, action: Array, turn: int) -> tuple[Array, Array]: ...
 
     def outcome(self, state: Array) -> Array: ...
 
@@ -111,7 +124,10 @@ class MazeWorld:
         place = {cell: i for i, cell in enumerate([*self.cells, maze.exit])}
         self.out = len(self.cells)
         self.replies = [f"I go {name}." for name in MOVES]
-        self.next = np.array([[place[maze.doors[c].get(name, c)] for name in MOVES] for c in self.cells] + [[self.out] * 4])
+        self.next = np.array(
+            [[place[maze.doors[c].get(name, c)] for name in MOVES] for c in self.cells]
+            + [[self.out] * 4]
+        )
         self.texts = []
         for cell in self.cells:
             maze.cell = cell
@@ -208,9 +224,21 @@ def world(name: str, turns: int) -> World:
 
 
 class Played:
-    """Conversations as arrays. E of them, H turns: observation, action, state before each turn [E, H]; how many turns [E]; outcome [E]."""
+    """Conversations as arrays.
 
-    def __init__(self, w: World, policy: Array, start: Array, state: Array, turn: int, rng: np.random.Generator):
+    E of them, H turns: observation, action, state before each turn [E, H]; how many turns [E];
+    outcome [E].
+    """
+
+    def __init__(
+        self,
+        w: World,
+        policy: Array,
+        start: Array,
+        state: Array,
+        turn: int,
+        rng: np.random.Generator,
+    ):
         size = len(state)
         self.start, self.outcome = start, np.zeros(size)
         self.seen, self.did, self.state = (np.full((size, w.turns), -1) for _ in range(3))
@@ -236,9 +264,11 @@ def play(w: World, policy: Array, groups: int, rng: np.random.Generator) -> Play
     return Played(w, policy, start, w.first(start), 0, rng)
 
 
-def branch_values(w: World, policy: Array, played: Played, rollouts: int, rng: np.random.Generator) -> tuple[Any, int]:
-    """Mean outcome of continuations from every turn's start [E, H], and how many conversations that took. States that members of a group share
-    are valued once, as the engine does."""
+def branch_values(
+    w: World, policy: Array, played: Played, rollouts: int, rng: np.random.Generator
+) -> tuple[Any, int]:
+    """Mean outcome of continuations from every turn's start [E, H], and how many conversations that
+    took. States that members of a group share are valued once, as the engine does."""
     values = torch.full(played.seen.shape, float("nan"))
     cost = 0
     for k in range(w.turns):
@@ -257,13 +287,23 @@ def branch_values(w: World, policy: Array, played: Played, rollouts: int, rng: n
 
 
 def as_batch(w: World, played: Played, paid_at_turns: bool = False) -> Batch:
-    """The conversations as the engine's own batch: one token per reply; paid at the end, or for each turn as far as the world knows."""
+    """The conversations as the engine's own batch:
+
+    one token per reply; paid at the end, or for each turn as far as the world knows.
+    """
     heard = [Message("user", text) for text in w.texts]
     over = Message("user", "It is over.")
     episodes, rewards = [], []
     for e in range(len(played.length)):
         turns = tuple(
-            Turn(heard[played.seen[e, k]], w.replies[played.did[e, k]], 0.0, (0,), (int(played.did[e, k]),), (0.0,))
+            Turn(
+                heard[played.seen[e, k]],
+                w.replies[played.did[e, k]],
+                0.0,
+                (0,),
+                (int(played.did[e, k]),),
+                (0.0,),
+            )
             for k in range(played.length[e])
         )
         start = Start("bench/credit", int(e // SIZE))
@@ -275,14 +315,19 @@ def as_batch(w: World, played: Played, paid_at_turns: bool = False) -> Batch:
 
 
 class Critic:
-    """What is expected with turn k to play after observation s: a table, moved towards the means of the value targets."""
+    """What is expected with turn k to play after observation s:
+
+    a table, moved towards the means of the value targets.
+    """
 
     def __init__(self, w: World, rate: float = 0.3) -> None:
         self.table, self.rate = np.zeros((w.turns, len(w.texts))), rate
 
     def values(self, played: Played) -> torch.Tensor:
         turns = np.arange(played.seen.shape[1])
-        return torch.tensor(np.where(played.seen >= 0, self.table[turns, played.seen], 0.0), dtype=torch.float32)
+        return torch.tensor(
+            np.where(played.seen >= 0, self.table[turns, played.seen], 0.0), dtype=torch.float32
+        )
 
     def learn(self, played: Played, targets: torch.Tensor) -> None:
         e, k = np.nonzero(played.seen >= 0)
@@ -294,7 +339,10 @@ class Critic:
 
 
 class Method:
-    """A credit method at work on a table: what it needs is supplied, what it learns is learned, and what it costs is counted."""
+    """A credit method at work on a table:
+
+    what it needs is supplied, what it learns is learned, and what it costs is counted.
+    """
 
     def __init__(self, name: str, w: World) -> None:
         self.name, self.w = name, w
@@ -320,11 +368,15 @@ class Method:
         batch, cost = as_batch(self.w, played, paid_at_turns=self.name == "turn-returns"), 0
         width = batch.turn_mask.shape[1]
         if "values" in self.credit.needs:
-            batch.values, batch.bootstrap = self.critic.values(played)[:, :width], torch.zeros(len(played.length))
+            batch.values, batch.bootstrap = (
+                self.critic.values(played)[:, :width],
+                torch.zeros(len(played.length)),
+            )
         if "branches" in self.credit.needs:
             values, cost = branch_values(self.w, policy, played, self.credit.branches, rng)
             batch.branch_values = values[:, :width]
-        if "turn_scores" in self.credit.needs:  # a judge who sees how good the conversation stands, with noise
+        # A judge who sees how good the conversation stands, with noise.
+        if "turn_scores" in self.credit.needs:
             batch.turn_scores = self._judge(policy, played, rng)[:, :width]
         credit = self.credit.assign(batch)
         if credit.value_targets is not None:
@@ -350,7 +402,16 @@ def true_advantages(w: World, policy: Array, played: Played) -> Array:
 
 # Part one: the truth.
 
-TRUTH = ["outcome", "gae", "gigpo", "redistribute", "branch-8", "branch-32", "counterfactual-8", "judged"]
+TRUTH = [
+    "outcome",
+    "gae",
+    "gigpo",
+    "redistribute",
+    "branch-8",
+    "branch-32",
+    "counterfactual-8",
+    "judged",
+]
 
 
 def truth_cell(name: str, turns: int, skill: str, method: str) -> dict[str, Any]:
@@ -386,30 +447,44 @@ def truth_cell(name: str, turns: int, skill: str, method: str) -> dict[str, Any]
     variance = (squares[many] / counts[many] - means**2) * counts[many] / (counts[many] - 1)
     off = means - truth[many] / counts[many]
     weight = counts[many] / counts[many].sum()
-    bias2 = float((weight * (off**2 - variance / counts[many])).sum())  # what the mean is off, less what chance explains
+    # What the mean is off, less what chance explains.
+    bias2 = float((weight * (off**2 - variance / counts[many])).sum())
     found = {
-        "world": name, "turns": turns, "skill": skill, "method": method, "success": float(w.value(policy)),
+        "world": name, "turns": turns, "skill": skill, "method": method,
+        "success": float(w.value(policy)),
         "true_std": float(true.std()), "bias": float(np.sqrt(max(bias2, 0.0))),
-        "std": float(np.sqrt((weight * variance).sum())), "rank": float(spearmanr(estimate, true).statistic) if estimate.std() > 0 else None,
+        "std": float(np.sqrt((weight * variance).sum())),
+        "rank": float(spearmanr(estimate, true).statistic) if estimate.std() > 0 else None,
         "rollouts": cost / count,
     }  # fmt: skip
     if method.startswith("branch-") and isinstance(w, MazeWorld) and true.std() > 0.01:
-        found["ceiling"] = binomial_ceiling(w, policy, int(method.split("-")[1]), measured, true, rng)
+        found["ceiling"] = binomial_ceiling(
+            w, policy, int(method.split("-")[1]), measured, true, rng
+        )
     return found
 
 
 def binomial_ceiling(
-    w: MazeWorld, policy: Array, rollouts: int, measured: list[Played], true: Array, rng: np.random.Generator, draws: int = 20
+    w: MazeWorld,
+    policy: Array,
+    rollouts: int,
+    measured: list[Played],
+    true: Array,
+    rng: np.random.Generator,
+    draws: int = 20,
 ) -> float:
-    """The rank correlation with the truth of V(s') - V(s) on these conversations when the two are known up to binomial noise of so many rollouts and
-    nothing else: the mean of several draws."""
+    """The rank correlation with the truth of V(s') - V(s) on these conversations when the two are
+    known up to binomial noise of so many rollouts and nothing else: the mean of several draws."""
     v = w.values(policy)
     found = []
     for _ in range(draws):
         estimates = []
         for played in measured:
             turns = np.arange(w.turns)
-            noisy = rng.binomial(rollouts, np.where(played.seen >= 0, v[turns, played.state], 0.0)) / rollouts
+            noisy = (
+                rng.binomial(rollouts, np.where(played.seen >= 0, v[turns, played.state], 0.0))
+                / rollouts
+            )
             after = np.concatenate([noisy[:, 1:], np.zeros((len(noisy), 1))], 1)
             after[np.arange(len(noisy)), played.length - 1] = played.outcome
             estimates.append((after - noisy)[played.seen >= 0])
@@ -421,7 +496,8 @@ def binomial_ceiling(
 
 
 def learn(name: str, turns: int, method: str, step: float, seed: int) -> dict[str, Any]:
-    """Conversations (extra ones included) until 80 % of the way from random to optimum, and the curve."""
+    """Conversations (extra ones included) until 80 % of the way from random to optimum, and the
+    curve."""
     torch.set_num_threads(1)
     w, rng = world(name, turns), np.random.default_rng(1000 + seed)
     m = Method(method, w)
@@ -450,7 +526,8 @@ def learn(name: str, turns: int, method: str, step: float, seed: int) -> dict[st
         logits += step * (first / (1 - 0.9**made)) / (np.sqrt(second / (1 - 0.95**made)) + 1e-8)
         spent += len(played.length) + extra
     return {
-        "world": name, "turns": turns, "method": method, "step": step, "seed": seed, "reached": closed >= 0.8, "spent": spent,
+        "world": name, "turns": turns, "method": method, "step": step, "seed": seed,
+        "reached": closed >= 0.8, "spent": spent,
         "curve": curve[:: max(1, len(curve) // 100)] + curve[-1:],
     }  # fmt: skip
 
@@ -495,12 +572,17 @@ def lm_cell(label: str, seed: int, folder: Path) -> dict[str, Any]:
             "weight_decay": 0.01,
             "micro_tokens": 16384,
         }
-        turnwise.Run({**common, "name": "sft", "policy": str(small), "stages": [{"sft": sft}]}, folder=model / "sft").finish()
+        turnwise.Run(
+            {**common, "name": "sft", "policy": str(small), "stages": [{"sft": sft}]},
+            folder=model / "sft",
+        ).finish()
     optimizer, credit = LM[label]
     rl = {
-        "env": LM_ENV, "updates": 60, "groups": 16, "group_size": 8, "max_new_tokens": 8, "credit": credit,
+        "env": LM_ENV, "updates": 60, "groups": 16, "group_size": 8, "max_new_tokens": 8,
+        "credit": credit,
         "backend": {"name": "in-process", "rows": 128},
-        "optimizer": {**optimizer, "lr": 2e-3, "kl": 0.01, "kl_place": "reward", "normalise": "whiten", "epochs": 1, "minibatches": 2, "micro_tokens": 16384},
+        "optimizer": {**optimizer, "lr": 2e-3, "kl": 0.01, "kl_place": "reward",
+            "normalise": "whiten", "epochs": 1, "minibatches": 2, "micro_tokens": 16384},
     }  # fmt: skip
     name = label.replace(" ", "-")
     run = turnwise.Run(
@@ -514,8 +596,11 @@ def lm_cell(label: str, seed: int, folder: Path) -> dict[str, Any]:
 # The page.
 
 
-def kept(folder: Path, jobs: list[tuple[str, Any, tuple[Any, ...]]], workers: int) -> list[dict[str, Any]]:
-    """Results of the jobs (file name, function, arguments), those made before read from the folder."""
+def kept(
+    folder: Path, jobs: list[tuple[str, Any, tuple[Any, ...]]], workers: int
+) -> list[dict[str, Any]]:
+    """Results of the jobs (file name, function, arguments), those made before read from the
+    folder."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [j for j in jobs if not (folder / f"{j[0]}.json").exists()]
     if missing:
@@ -533,24 +618,42 @@ def truth_page(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["## Against the true advantage", ""]
     for name, turns in CELLS:
         lines += [
-            f"### {name}, {turns} turns", "",
-            "| method | extra rollouts | " + " | ".join(f"{s}: bias | spread | rank" for s in SKILLS) + " |",
+            f"### {name}, {turns} turns",
+            "",
+            "| method | extra rollouts | "
+            + " | ".join(f"{s}: bias | spread | rank" for s in SKILLS)
+            + " |",
             "| --- | --- | " + " | ".join(["--- | --- | ---"] * len(SKILLS)) + " |",
-        ]  # fmt: skip
+        ]
         own = [r for r in rows if (r["world"], r["turns"]) == (name, turns)]
         spread = {s: next(r["true_std"] for r in own if r["skill"] == s) for s in SKILLS}
-        lines.append("| *(the truth itself)* | | " + " | ".join(f" | {spread[s]:.3f} | " for s in SKILLS) + " |")
+        lines.append(
+            "| *(the truth itself)* | | "
+            + " | ".join(f" | {spread[s]:.3f} | " for s in SKILLS)
+            + " |"
+        )
         for method in TRUTH:
             mine = {r["skill"]: r for r in own if r["method"] == method}
             cost = statistics.mean(r["rollouts"] for r in mine.values())
-            cells = " | ".join(f"{mine[s]['bias']:.3f} | {mine[s]['std']:.3f} | {_rank(mine[s]['rank'])}" for s in SKILLS)
+            cells = " | ".join(
+                f"{mine[s]['bias']:.3f} | {mine[s]['std']:.3f} | {_rank(mine[s]['rank'])}"
+                for s in SKILLS
+            )
             lines.append(f"| {method} | {cost:.0f} | {cells} |")
         lines.append("")
-    lines += ["Rank correlation of `branch` with the truth, and the most that binomial noise allows (maze; where the truth spreads by 0.01 or more):", "",
-              "| turns | skill | rollouts | branch | binomial ceiling | ratio |", "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines += [
+        (
+            "Rank correlation of `branch` with the truth, and the most that binomial noise allows"
+            " (maze; where the truth spreads by 0.01 or more):"
+        ),
+        "",
+        "| turns | skill | rollouts | branch | binomial ceiling | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for r in (r for r in rows if "ceiling" in r):
         lines.append(
-            f"| {r['turns']} | {r['skill']} | {r['method'].split('-')[1]} | {r['rank']:.3f} | {r['ceiling']:.3f} | {r['rank'] / r['ceiling']:.3f} |"
+            f"| {r['turns']} | {r['skill']} | {r['method'].split('-')[1]} | {r['rank']:.3f} |"
+            f" {r['ceiling']:.3f} | {r['rank'] / r['ceiling']:.3f} |"
         )
     return [*lines, ""]
 
@@ -559,31 +662,49 @@ def _rank(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
 
 
-def spent(rows: list[dict[str, Any]], name: str, turns: int, method: str, step: float, seeds: Any) -> list[float]:
-    own = {r["seed"]: r for r in rows if (r["world"], r["turns"], r["method"], r["step"]) == (name, turns, method, step)}
+def spent(
+    rows: list[dict[str, Any]], name: str, turns: int, method: str, step: float, seeds: Any
+) -> list[float]:
+    own = {
+        r["seed"]: r
+        for r in rows
+        if (r["world"], r["turns"], r["method"], r["step"]) == (name, turns, method, step)
+    }
     return [float(own[s]["spent"]) if own[s]["reached"] else float("inf") for s in seeds]
 
 
-def median_ratio(first: list[float], second: list[float], draws: int = 4000) -> tuple[float, float, float]:
-    """Ratio of medians with a percentile bootstrap interval over the seeds, each method's seeds drawn for themselves."""
+def median_ratio(
+    first: list[float], second: list[float], draws: int = 4000
+) -> tuple[float, float, float]:
+    """Ratio of medians with a percentile bootstrap interval over the seeds, each method's seeds
+    drawn for themselves."""
     rng = np.random.default_rng(0)
     a, b = np.array(first), np.array(second)
-    ratios = [np.median(rng.choice(a, len(a))) / np.median(rng.choice(b, len(b))) for _ in range(draws)]
+    ratios = [
+        np.median(rng.choice(a, len(a))) / np.median(rng.choice(b, len(b))) for _ in range(draws)
+    ]
     low, high = np.quantile(ratios, [0.025, 0.975], method="nearest")
     return float(np.median(a) / np.median(b)), float(low), float(high)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench-credit"))
-    parser.add_argument("--parts", nargs="+", choices=["truth", "curves", "lm"], default=["truth", "curves", "lm"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=["truth", "curves", "lm"], default=["truth", "curves", "lm"]
+    )
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     out, workers = arguments.out, arguments.workers
     lines = [
         "# Credit methods, measured",
         "",
-        "Command: `python benchmarks/credit.py`; what it does stands at its top. This page is its output.",
+        (
+            "Command: `python benchmarks/credit.py`; what it does stands at its top. This page is"
+            " its output."
+        ),
         "",
         "![Rank correlation with the true advantage](figures/credit-truth.png)",
         "",
@@ -598,8 +719,13 @@ def main() -> None:
         results["truth"] = rows
         lines += truth_page(rows)
         for k in (8, 32):
-            checks[f"rank correlation of branch is at least 0.9 of what binomial noise allows (K = {k})"] = all(
-                r["rank"] >= 0.9 * r["ceiling"] for r in rows if r["method"] == f"branch-{k}" and "ceiling" in r
+            checks[
+                "rank correlation of branch is at least 0.9 of what binomial noise allows (K ="
+                f" {k})"
+            ] = all(
+                r["rank"] >= 0.9 * r["ceiling"]
+                for r in rows
+                if r["method"] == f"branch-{k}" and "ceiling" in r
             )
         draw_truth(rows, out / "credit-truth.png")
     if "curves" in arguments.parts:
@@ -612,15 +738,25 @@ def main() -> None:
         seeds = range(3)
         for seed in seeds:  # the SFT policy all methods of a seed start from
             kept(out / "lm", [(f"outcome-{seed}", lm_cell, ("outcome", seed, out / "lm"))], 1)
-        jobs = [(f"{m.replace(' ', '-')}-{s}", lm_cell, (m, s, out / "lm")) for m in LM for s in seeds]
+        jobs = [
+            (f"{m.replace(' ', '-')}-{s}", lm_cell, (m, s, out / "lm")) for m in LM for s in seeds
+        ]
         found = kept(out / "lm", jobs, workers)
         results["lm"] = found
-        lines += ["## With the language model (maze, 20 turns)", "", "| method | success, last 10 of 60 updates: seeds 0, 1, 2 | updates to 0.8 |", "| --- | --- | --- |"]  # fmt: skip
+        lines += ["## With the language model (maze, 20 turns)", "",
+            "| method | success, last 10 of 60 updates: seeds 0, 1, 2 | updates to 0.8 |",
+            "| --- | --- | --- |"]  # fmt: skip
         for method in LM:
             own = [r for r in found if r["method"] == method]
             ends = ", ".join(f"{r['last']:.3f}" for r in own)
             when = ", ".join(
-                str(next((i for i in range(5, 61) if statistics.mean(r["curve"][i - 5 : i]) >= 0.8), "never")) for r in own
+                str(
+                    next(
+                        (i for i in range(5, 61) if statistics.mean(r["curve"][i - 5 : i]) >= 0.8),
+                        "never",
+                    )
+                )
+                for r in own
             )
             lines.append(f"| {method} | {ends} | {when} |")
         lines.append("")
@@ -634,15 +770,30 @@ def main() -> None:
 def curves(folder: Path, workers: int) -> tuple[list[dict[str, Any]], list[str], dict[str, bool]]:
     """Tunes on seeds 0 to 4, confirms on 5 to 14."""
     job = lambda n, t, m, a, s: (f"{n}-{t}-{m}-{a}-{s}", learn, (n, t, m, a, s))  # noqa: E731
-    tuned = kept(folder, [job(n, t, m, a, s) for n, t in CELLS for m in CURVES for a in STEPS for s in TUNE], workers)
+    tuned = kept(
+        folder,
+        [job(n, t, m, a, s) for n, t in CELLS for m in CURVES for a in STEPS for s in TUNE],
+        workers,
+    )
     best: dict[tuple[str, int, str], float] = {}
     for n, t in CELLS:
         for m in CURVES:
             best[n, t, m] = min(STEPS, key=lambda a: (np.median(spent(tuned, n, t, m, a, TUNE)), a))
-    confirmed = kept(folder, [job(n, t, m, best[n, t, m], s) for n, t in CELLS for m in CURVES for s in CONFIRM], workers)
+    confirmed = kept(
+        folder,
+        [job(n, t, m, best[n, t, m], s) for n, t in CELLS for m in CURVES for s in CONFIRM],
+        workers,
+    )
     rows = [r for r in tuned if r["step"] == best[r["world"], r["turns"], r["method"]]] + confirmed
-    lines = ["## How fast a policy learns from it", "",
-             "Conversations, extra rollouts included, until 80 % of the way from random to optimum: median of seeds 5 to 14 (quartiles); step size chosen on seeds 0 to 4.", ""]  # fmt: skip
+    lines = [
+        "## How fast a policy learns from it",
+        "",
+        (
+            "Conversations, extra rollouts included, until 80 % of the way from random to optimum:"
+            " median of seeds 5 to 14 (quartiles); step size chosen on seeds 0 to 4."
+        ),
+        "",
+    ]
     halved: list[bool] = []
     for n, t in CELLS:
         lines += [
@@ -657,15 +808,24 @@ def curves(folder: Path, workers: int) -> tuple[list[dict[str, Any]], list[str],
             low, middle, high = np.quantile(own, [0.25, 0.5, 0.75], method="nearest")
             ratio = median_ratio(own, base) if m != "outcome" else None
             against = f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})" if ratio else ""
-            lines.append(f"| {m} | {best[n, t, m]:g} | {middle:,.0f} ({low:,.0f} to {high:,.0f}) | {against} |")
+            lines.append(
+                f"| {m} | {best[n, t, m]:g} | {middle:,.0f} ({low:,.0f} to {high:,.0f}) |"
+                f" {against} |"
+            )
         others = [m for m in CURVES if m not in ("outcome", "turn-returns", "truth")]
         chosen = min(others, key=lambda m: np.median(spent(rows, n, t, m, best[n, t, m], TUNE)))
         ratio = median_ratio(spent(rows, n, t, chosen, best[n, t, chosen], CONFIRM), base)
         lines += ["", f"Chosen on seeds 0 to 4: `{chosen}`.", ""]
         if t == 20:
             halved.append(ratio[0] <= 0.5 and ratio[2] < 0.7)
-            lines[-2] += f" Half of outcome's conversations or less, upper bound below 0.7: {'yes' if halved[-1] else 'no'}."
-    what = "in one of the worlds with 20 turns a method, chosen on other seeds, needs at most half of outcome's conversations"
+            lines[-2] += (
+                " Half of outcome's conversations or less, upper bound below 0.7:"
+                f" {'yes' if halved[-1] else 'no'}."
+            )
+    what = (
+        "in one of the worlds with 20 turns a method, chosen on other seeds, needs at most half of"
+        " outcome's conversations"
+    )
     return rows, lines, {what: any(halved)}
 
 
@@ -675,14 +835,30 @@ def draw_truth(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(CELLS), figsize=(13, 3.4), dpi=150, sharey=True)
     for axis, (name, turns) in zip(axes, CELLS, strict=True):
         for i, skill in enumerate(SKILLS):
-            own = {r["method"]: r for r in rows if (r["world"], r["turns"], r["skill"]) == (name, turns, skill)}
-            axis.plot([own[m]["rank"] or 0.0 for m in TRUTH], range(len(TRUTH)), "o", label=f"{skill} policy", color=f"C{i}")
+            own = {
+                r["method"]: r
+                for r in rows
+                if (r["world"], r["turns"], r["skill"]) == (name, turns, skill)
+            }
+            axis.plot(
+                [own[m]["rank"] or 0.0 for m in TRUTH],
+                range(len(TRUTH)),
+                "o",
+                label=f"{skill} policy",
+                color=f"C{i}",
+            )
         axis.set_yticks(range(len(TRUTH)), TRUTH)
         axis.invert_yaxis() if axis is axes[0] else None
-        axis.set(title=f"{name}, {turns} turns", xlabel="rank correlation with the truth", xlim=(-0.1, 1.05))
+        axis.set(
+            title=f"{name}, {turns} turns",
+            xlabel="rank correlation with the truth",
+            xlim=(-0.1, 1.05),
+        )
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False, fontsize=8
+    )
     figure.tight_layout(rect=(0, 0, 1, 0.94))
     figure.savefig(path)
     plt.close(figure)
@@ -694,15 +870,29 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(CELLS), figsize=(13, 3.4), dpi=150, sharey=True)
     for axis, (name, turns) in zip(axes, CELLS, strict=True):
         for i, method in enumerate(CURVES):
-            own = [r for r in rows if (r["world"], r["turns"], r["method"]) == (name, turns, method)]
+            own = [
+                r for r in rows if (r["world"], r["turns"], r["method"]) == (name, turns, method)
+            ]
             grid = np.geomspace(SIZE, max(r["spent"] for r in own), 200)
-            middle = np.median([np.interp(grid, np.array(r["curve"])[:, 0], np.array(r["curve"])[:, 1]) for r in own], axis=0)
+            middle = np.median(
+                [
+                    np.interp(grid, np.array(r["curve"])[:, 0], np.array(r["curve"])[:, 1])
+                    for r in own
+                ],
+                axis=0,
+            )
             axis.plot(grid, middle, label=method, color=f"C{i}", linewidth=1.4)
         axis.axhline(0.8, color="0.7", linewidth=0.8)
         axis.set(title=f"{name}, {turns} turns", xlabel="conversations", xscale="log")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("closed, of random to optimum")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncols=len(CURVES), frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="upper center",
+        ncols=len(CURVES),
+        frameon=False,
+        fontsize=8,
+    )
     figure.tight_layout(rect=(0, 0, 1, 0.94))
     figure.savefig(path)
     plt.close(figure)

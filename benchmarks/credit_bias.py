@@ -1,10 +1,14 @@
-"""Is a credit method's expected gradient the gradient of what the policy is after? Not sampled: enumerated.
+"""Is a credit method's expected gradient the gradient of what the policy is after? Not sampled:
+enumerated.
 
-    python benchmarks/credit_bias.py                # about a minute on 1 core; writes its tables into docs/credit.md
+    python benchmarks/credit_bias.py                # about a minute on 1 core; writes its tables
+                                                    into docs/credit.md
 
-A world so small that all its conversations can be listed: at most three turns, two states "A" and "B" that recur, chance in where a reply
-leads, and in B the reply "y" ends the conversation. A tabular policy gives every reply its probability. For a method that compares within
-groups every group of G conversations is formed, weighted with its probability, and given to the method's own `assign`; then
+A world so small that all its conversations can be listed: at most three turns, two states "A" and
+"B" that recur, chance in where a reply leads, and in B the reply "y" ends the conversation. A
+tabular policy gives every reply its probability. For a method that compares within groups every
+group of G conversations is formed, weighted with its probability, and given to the method's own
+`assign`; then
 
     E g = sum over groups  P(group)  1/G  sum over its tokens  A_t grad log pi(token t)
     J   = expected outcome (less the KL to the reference, where the penalty is in the reward)
@@ -12,8 +16,9 @@ groups every group of G conversations is formed, weighted with its probability, 
     bias   = |E g - grad J| / |grad J|        0: unbiased
     cosine = the angle's between them         1: right in direction; below 0 it points away
 
-over four policies and two ways of paying (at every turn; at the end alone). The mean over conversations is that of `loss_mean: constant`.
-Normalising advantages over the batch (`normalise: whiten`) is the optimizer's and not part of it.
+over four policies and two ways of paying (at every turn; at the end alone). The mean over
+conversations is that of `loss_mean: constant`. Normalising advantages over the batch (`normalise:
+whiten`) is the optimizer's and not part of it.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,10 +52,16 @@ from turnwise.plugins.credit.turn_returns import TurnReturns
 
 PAGE = Path(__file__).parents[1] / "docs" / "credit.md"
 TURNS, SEEDS, PAID, COEF = 3, (0, 1, 2, 3), ("turns", "end"), 0.3
-LEADS = {("A", "x"): {"A": 0.5, "B": 0.5}, ("A", "y"): {"B": 1.0}, ("B", "x"): {"A": 0.3, "B": 0.7}, ("B", "y"): {}}
+LEADS = {
+    ("A", "x"): {"A": 0.5, "B": 0.5},
+    ("A", "y"): {"B": 1.0},
+    ("B", "x"): {"A": 0.3, "B": 0.7},
+    ("B", "y"): {},
+}
 PAY = {("A", "x"): 0.1, ("A", "y"): -0.2, ("B", "x"): 0.3, ("B", "y"): 0.5}
 LAST = {("A", "x"): 0.2, ("A", "y"): 0.0, ("B", "x"): 1.0, ("B", "y"): 0.6}
-# Replies as tokens: each is one token; or "x" is said in two, so that the policy chooses where a reply ends.
+# Replies as tokens: each is one token; or "x" is said in two, so that the policy chooses where a
+# reply ends.
 ONE: dict[tuple[int, ...], str] = {(1,): "x", (2,): "y"}
 MANY: dict[tuple[int, ...], str] = {(3, 4): "x", (3, 5): "x", (2,): "y"}
 GAMMA, COARSE = 0.9, 0.5
@@ -82,7 +93,8 @@ class World:
     Args:
         seed: of the policy's probabilities.
         paid: "turns" or "end".
-        many: whether the reply "x" is said in two tokens, so that the policy chooses where a reply ends.
+        many: whether the reply "x" is said in two tokens, so that the policy chooses where a reply
+            ends.
         cut: whether conversations that run out of turns count as truncated.
     """
 
@@ -98,10 +110,20 @@ class World:
     @property
     def choices(self) -> list[tuple[str, tuple[int, ...]]]:
         """Where the policy chooses: (state, tokens of the reply so far)."""
-        return [(s, p) for s in "AB" for p in sorted({r[:k] for r in self.replies for k in range(len(r))})]
+        return [
+            (s, p)
+            for s in "AB"
+            for p in sorted({r[:k] for r in self.replies for k in range(len(r))})
+        ]
 
     def options(self, prefix: tuple[int, ...]) -> list[int]:
-        return sorted({r[len(prefix)] for r in self.replies if r[: len(prefix)] == prefix and len(r) > len(prefix)})
+        return sorted(
+            {
+                r[len(prefix)]
+                for r in self.replies
+                if r[: len(prefix)] == prefix and len(r) > len(prefix)
+            }
+        )
 
     def logprobs(self) -> dict[tuple[str, tuple[int, ...]], dict[int, float]]:
         """Per place of choice, the log-probability of each token."""
@@ -129,26 +151,39 @@ class World:
 
     @cache  # noqa: B019 - a handful of worlds
     def value(self, state: str, turn: int, prefix: tuple[int, ...] = ()) -> float:
-        """What is expected from here on, this turn's reward included; `prefix` is what of the reply is said already."""
+        """What is expected from here on, this turn's reward included;
+
+        `prefix` is what of the reply is said already.
+        """
         total = 0.0
         for token, logprob in self.logprobs()[state, prefix].items():
             tokens = (*prefix, token)
             whole = tokens in self.replies
-            worth = self.worth(state, turn, self.replies[tokens]) if whole else self.value(state, turn, tokens)
+            worth = (
+                self.worth(state, turn, self.replies[tokens])
+                if whole
+                else self.value(state, turn, tokens)
+            )
             total += math.exp(logprob) * worth
         return total
 
     def worth(self, state: str, turn: int, reply: str) -> float:
         """What is expected from this turn on once the reply is given."""
         last = not LEADS[state, reply] or turn + 1 == TURNS
-        after = 0.0 if last else sum(p * self.value(s, turn + 1) for s, p in LEADS[state, reply].items())
+        after = (
+            0.0
+            if last
+            else sum(p * self.value(s, turn + 1) for s, p in LEADS[state, reply].items())
+        )
         return PAY[state, reply] * (self.paid == "turns") + LAST[state, reply] * last + after
 
 
 @cache
-def slopes(world: World) -> tuple[list[Told], NDArray[np.float64], list[NDArray[np.float64]], NDArray[np.float64]]:
-    """All conversations, their probabilities [T], per conversation the gradients of its tokens' log-probs [tokens, parameters], and its summed
-    log-probs [T]."""
+def slopes(
+    world: World,
+) -> tuple[list[Told], NDArray[np.float64], list[NDArray[np.float64]], NDArray[np.float64]]:
+    """All conversations, their probabilities [T], per conversation the gradients of its tokens'
+    log-probs [tokens, parameters], and its summed log-probs [T]."""
     logprobs, told = world.logprobs(), world.conversations()
     places = [(place, token) for place in world.choices for token in logprobs[place]]
     chances, each, sums = [], [], []
@@ -158,7 +193,9 @@ def slopes(world: World) -> tuple[list[Told], NDArray[np.float64], list[NDArray[
             for k, token in enumerate(tokens):
                 place = (state, tokens[:k])
                 total += logprobs[place][token]
-                rows.append([(p == place) * ((t == token) - math.exp(logprobs[p][t])) for p, t in places])
+                rows.append(
+                    [(p == place) * ((t == token) - math.exp(logprobs[p][t])) for p, t in places]
+                )
         each.append(np.array(rows))
         chances.append(one.chance * math.exp(total))
         sums.append(total)
@@ -167,7 +204,8 @@ def slopes(world: World) -> tuple[list[Told], NDArray[np.float64], list[NDArray[
 
 @cache
 def batch_of(world: World, groups: tuple[tuple[int, ...], ...], kl: bool) -> Batch:
-    """Groups of conversations as the engine lays them out, with exact values of everything that a method may need."""
+    """Groups of conversations as the engine lays them out, with exact values of everything that a
+    method may need."""
     told, logprobs, episodes, rewards = world.conversations(), world.logprobs(), [], []
     values, branch, penalties = [], [], []
     for g, members in enumerate(groups):
@@ -176,17 +214,36 @@ def batch_of(world: World, groups: tuple[tuple[int, ...], ...], kl: bool) -> Bat
             own_values, own_branch, own_scores, own_penalty = [], [], [], []
             for k, (state, tokens, reward) in enumerate(one.steps):
                 logs = [logprobs[state, tokens[:n]][t] for n, t in enumerate(tokens)]
-                turns.append(Turn(Message("user", f"state {state}"), world.replies[tokens], reward, (0,), tokens, tuple(logs)))
+                turns.append(
+                    Turn(
+                        Message("user", f"state {state}"),
+                        world.replies[tokens],
+                        reward,
+                        (0,),
+                        tokens,
+                        tuple(logs),
+                    )
+                )
                 own_values += [world.value(state, k, tokens[:n]) for n in range(len(tokens))]
                 own_penalty += [
-                    -COEF * (log + math.log(len(world.options(tokens[:n])))) * kl for n, log in enumerate(logs)
+                    -COEF * (log + math.log(len(world.options(tokens[:n])))) * kl
+                    for n, log in enumerate(logs)
                 ]  # the reference is the uniform policy
                 own_branch.append(before + world.value(state, k))
                 before += reward
-                own_scores.append(before + (world.value(one.steps[k + 1][0], k + 1) if k + 1 < len(one.steps) else 0.0))
+                own_scores.append(
+                    before
+                    + (world.value(one.steps[k + 1][0], k + 1) if k + 1 < len(one.steps) else 0.0)
+                )
             ending = "truncated" if one.cut else "terminated"
-            episodes.append(Episode(f"{g}-{slot}", Start("world", g), tuple(turns), ending, slot=slot))  # type: ignore[arg-type]
-            rewards.append(Rewards(one.outcome, tuple(r for _, _, r in one.steps), tuple(own_scores)))
+            episodes.append(
+                Episode(
+                    f"{g}-{slot}", Start("world", g), tuple(turns), cast(Any, ending), slot=slot
+                )
+            )
+            rewards.append(
+                Rewards(one.outcome, tuple(r for _, _, r in one.steps), tuple(own_scores))
+            )
             values.append(own_values)
             branch.append(own_branch)
             penalties.append(own_penalty)
@@ -235,13 +292,18 @@ def misjudged(world: World, batch: Batch) -> None:
 
 
 def true_of_actions(world: World, batch: Batch) -> None:
-    """Scores of single replies: what is expected of the whole conversation once this reply was given to these words."""
+    """Scores of single replies:
+
+    what is expected of the whole conversation once this reply was given to these words.
+    """
     assert batch.turn_scores is not None
     batch.turn_scores = batch.turn_scores.clone()
     for e, episode in enumerate(batch.episodes):
         before = 0.0
         for k, turn in enumerate(episode.turns):
-            batch.turn_scores[e, k] = before + world.worth(turn.observation.content[-1], k, turn.action)
+            batch.turn_scores[e, k] = before + world.worth(
+                turn.observation.content[-1], k, turn.action
+            )
             before += turn.reward
 
 
@@ -256,55 +318,240 @@ def fitted(world: World) -> Redistribute:
 
 
 ROWS = (
-    Row("`outcome`, `baseline: std` (default)", lambda w: OutcomeCredit(),
-        "GRPO as everybody runs it: starts count alike whatever their spread, so one `lr` fits; starts where success is rare weigh more"),
-    Row("`outcome`, `mean`", lambda w: OutcomeCredit("mean"), "Dr. GRPO: the right direction, (G-1)/G of its length; the step size is `lr`'s anyway"),
-    Row("`outcome`, `loo`", lambda w: OutcomeCredit("loo"), "RLOO: nothing to weigh up but its noise"),
+    Row(
+        "`outcome`, `baseline: std` (default)",
+        lambda w: OutcomeCredit(),
+        "GRPO as everybody runs it: starts count alike whatever their spread, so one `lr` fits;"
+        " starts where success is rare weigh more",
+    ),
+    Row(
+        "`outcome`, `mean`",
+        lambda w: OutcomeCredit("mean"),
+        "Dr. GRPO: the right direction, (G-1)/G of its length; the step size is `lr`'s anyway",
+    ),
+    Row(
+        "`outcome`, `loo`",
+        lambda w: OutcomeCredit("loo"),
+        "RLOO: nothing to weigh up but its noise",
+    ),
     Row("`outcome`, `loo`, KL in the reward", lambda w: OutcomeCredit("loo"), "as before", kl=True),
-    Row("`outcome`, `loo`, `truncated: count` (default)", lambda w: OutcomeCredit("loo"), "unbiased for the outcome as it counts: what a conversation had when it was cut", world={"cut": True}),
-    Row("`outcome`, `loo`, `truncated: drop`", lambda w: OutcomeCredit("loo", "drop"),
-        "a conversation that was cut says nothing of its end; but what leads to being cut is then neither praised nor blamed", world={"cut": True}),
+    Row(
+        "`outcome`, `loo`, `truncated: count` (default)",
+        lambda w: OutcomeCredit("loo"),
+        "unbiased for the outcome as it counts: what a conversation had when it was cut",
+        world={"cut": True},
+    ),
+    Row(
+        "`outcome`, `loo`, `truncated: drop`",
+        lambda w: OutcomeCredit("loo", "drop"),
+        "a conversation that was cut says nothing of its end; but what leads to being cut is then"
+        " neither praised nor blamed",
+        world={"cut": True},
+    ),
     Row("`turn-returns`", lambda w: TurnReturns(), "rewards at turns"),
     Row("`turn-returns`, KL in the reward", lambda w: TurnReturns(), "as before", kl=True),
-    Row("`turn-returns`, `baseline: none`", lambda w: TurnReturns(baseline="none"), "single conversations; whiten in the optimizer against the noise", (1,)),
-    Row("`turn-returns`, `gamma: 0.9`", lambda w: TurnReturns(GAMMA), "what comes much later is mostly luck: less noise for a nearer aim"),
-    Row("`gigpo` (default, `gamma` 0.95)", lambda w: GiGPO(), "states that recur: turns are compared where they were taken, and it learns faster for it"),
+    Row(
+        "`turn-returns`, `baseline: none`",
+        lambda w: TurnReturns(baseline="none"),
+        "single conversations; whiten in the optimizer against the noise",
+        (1,),
+    ),
+    Row(
+        "`turn-returns`, `gamma: 0.9`",
+        lambda w: TurnReturns(GAMMA),
+        "what comes much later is mostly luck: less noise for a nearer aim",
+    ),
+    Row(
+        "`gigpo` (default, `gamma` 0.95)",
+        lambda w: GiGPO(),
+        "states that recur: turns are compared where they were taken, and it learns faster for it",
+    ),
     Row("`gigpo`, `gamma: 1`", lambda w: GiGPO(gamma=1.0), "as before, without the discount"),
-    Row("`gigpo`, `omega: 0`", lambda w: GiGPO(omega=0.0), "it is `outcome` with `mean`; the larger `omega`, the more of the bias above"),
-    Row("`gigpo`, `similarity: 0.8` that takes A and B for one", lambda w: GiGPO(similarity=0.8), "states in many words; too low a share compares what is not alike"),
-    Row("`gigpo`, `baseline: std`", lambda w: GiGPO(baseline="std"), "the paper's other form: what is compared counts alike whatever its spread"),
-    Row("`gae` `token`, `lam: 1`, any critic", lambda w: GAE(lam=1.0), "no bias, and the noise of the whole rest", (1,), change=wrong),
-    Row("`gae` `token`, `lam` 0.95 (default), exact critic", lambda w: GAE(), "the critic takes the noise of what comes later", (1,)),
-    Row("`gae` `token`, `lam` 0.95, a critic that errs", lambda w: GAE(), "the usual case: less noise, and the critic's errors in the gradient", (1,), change=wrong),
-    Row("`gae` `token`, `gamma: 0.9`, exact critic", lambda w: GAE(gamma=GAMMA), "as `gamma` of `turn-returns`, and the critic's values are of another aim", (1,)),
-    Row("`gae` `turn`, `turn_lam: 1`, any critic", lambda w: GAE(unit="turn", turn_lam=1.0), "as `token` at 1", (1,), change=wrong),
-    Row("`gae` `turn`, `turn_lam` 0.95, exact critic", lambda w: GAE(unit="turn"), "many turns: the least noise of all that play nothing extra", (1,), {"many": True}),
-    Row("`gae` `turn`, `turn_lam` 0.95, a critic that errs", lambda w: GAE(unit="turn"), "as `token`, at turns", (1,), change=wrong),
-    Row("`gae` `turn`, `turn_gamma: 0.9`, exact critic", lambda w: GAE(unit="turn", turn_gamma=GAMMA), "as `gamma` of `token`", (1,)),
-    Row("`gae` `turn`, exact critic, KL in the reward", lambda w: GAE(unit="turn", turn_lam=1.0), "as before", (1,), kl=True),
-    Row("`gae` `bilevel`, `lam` 1 and `turn_lam` 1", lambda w: GAE(unit="bilevel", lam=1.0, turn_lam=1.0), "as `token` at 1", (1,), {"many": True}),
-    Row("`gae` `bilevel` (default 0.95), exact critic", lambda w: GAE(unit="bilevel"),
-        "VAGEN's: a critic for turns and tokens; V is read where the last token was chosen, which depends on that choice's place", (1,), {"many": True}),
-    Row("`gae` `bilevel`, `lam` 0, `turn_lam` 0, exact critic", lambda w: GAE(unit="bilevel", lam=0.0, turn_lam=0.0), "shows what the line above is made of", (1,), {"many": True}),
-    Row("`branch`", lambda w: BranchCredit(), "needs an environment that repeats itself, and pays for its precision in play", (1,)),
-    Row("`branch`, KL in the reward", lambda w: BranchCredit(), "a penalty is charged to its own turn and to none before it", (1,), kl=True),
-    Row("`counterfactual`", lambda w: Counterfactual(), "as `branch`, with the luck of what came after", (1,)),
-    Row("`counterfactual`, KL in the reward", lambda w: Counterfactual(), "as `branch`", (1,), kl=True),
-    Row("`judged`, `scores: delta`, a judge who is right", lambda w: Judged("delta", w.value("A", 0)), "as good as the judge", (1,)),
-    Row("`judged`, `scores: delta`, KL in the reward", lambda w: Judged("delta", w.value("A", 0)), "as `branch`", (1,), kl=True),
-    Row("`judged`, `scores: delta`, `initial` wrong by 1", lambda w: Judged("delta", w.value("A", 0) + 1.0), "a constant on the first turn: noise alone", (1,)),
-    Row("`judged`, `scores: delta`, `outcome: 1`", lambda w: Judged("delta", w.value("A", 0), outcome=1.0), "holds the judge to what came out: the sum of two right gradients"),
-    Row("`judged`, `scores: delta`, a judge who errs", lambda w: Judged("delta", w.value("A", 0)), "the usual case: what the judge gets wrong is trained", (1,), change=misjudged),
-    Row("`judged`, `scores: delta`, `smear: 0.5`", lambda w: Judged("delta", w.value("A", 0), 0.5), "where a judge notices late what an earlier turn had done", (1,)),
-    Row("`judged`, `scores: absolute` (default), score = Q(s, a)", lambda w: Judged(), "a judge of replies; the mean of the others is its baseline", change=true_of_actions),
-    Row("`redistribute`, before it has learned", lambda w: Redistribute(), "`outcome` spread evenly, 1/K for each turn"),
-    Row("`redistribute`, after 4,096 conversations", fitted, "nearly free of noise, and of play; wrong by what its words do not say"),
-)  # fmt: skip
+    Row(
+        "`gigpo`, `omega: 0`",
+        lambda w: GiGPO(omega=0.0),
+        "it is `outcome` with `mean`; the larger `omega`, the more of the bias above",
+    ),
+    Row(
+        "`gigpo`, `similarity: 0.8` that takes A and B for one",
+        lambda w: GiGPO(similarity=0.8),
+        "states in many words; too low a share compares what is not alike",
+    ),
+    Row(
+        "`gigpo`, `baseline: std`",
+        lambda w: GiGPO(baseline="std"),
+        "the paper's other form: what is compared counts alike whatever its spread",
+    ),
+    Row(
+        "`gae` `token`, `lam: 1`, any critic",
+        lambda w: GAE(lam=1.0),
+        "no bias, and the noise of the whole rest",
+        (1,),
+        change=wrong,
+    ),
+    Row(
+        "`gae` `token`, `lam` 0.95 (default), exact critic",
+        lambda w: GAE(),
+        "the critic takes the noise of what comes later",
+        (1,),
+    ),
+    Row(
+        "`gae` `token`, `lam` 0.95, a critic that errs",
+        lambda w: GAE(),
+        "the usual case: less noise, and the critic's errors in the gradient",
+        (1,),
+        change=wrong,
+    ),
+    Row(
+        "`gae` `token`, `gamma: 0.9`, exact critic",
+        lambda w: GAE(gamma=GAMMA),
+        "as `gamma` of `turn-returns`, and the critic's values are of another aim",
+        (1,),
+    ),
+    Row(
+        "`gae` `turn`, `turn_lam: 1`, any critic",
+        lambda w: GAE(unit="turn", turn_lam=1.0),
+        "as `token` at 1",
+        (1,),
+        change=wrong,
+    ),
+    Row(
+        "`gae` `turn`, `turn_lam` 0.95, exact critic",
+        lambda w: GAE(unit="turn"),
+        "many turns: the least noise of all that play nothing extra",
+        (1,),
+        {"many": True},
+    ),
+    Row(
+        "`gae` `turn`, `turn_lam` 0.95, a critic that errs",
+        lambda w: GAE(unit="turn"),
+        "as `token`, at turns",
+        (1,),
+        change=wrong,
+    ),
+    Row(
+        "`gae` `turn`, `turn_gamma: 0.9`, exact critic",
+        lambda w: GAE(unit="turn", turn_gamma=GAMMA),
+        "as `gamma` of `token`",
+        (1,),
+    ),
+    Row(
+        "`gae` `turn`, exact critic, KL in the reward",
+        lambda w: GAE(unit="turn", turn_lam=1.0),
+        "as before",
+        (1,),
+        kl=True,
+    ),
+    Row(
+        "`gae` `bilevel`, `lam` 1 and `turn_lam` 1",
+        lambda w: GAE(unit="bilevel", lam=1.0, turn_lam=1.0),
+        "as `token` at 1",
+        (1,),
+        {"many": True},
+    ),
+    Row(
+        "`gae` `bilevel` (default 0.95), exact critic",
+        lambda w: GAE(unit="bilevel"),
+        "VAGEN's: a critic for turns and tokens; V is read where the last token was chosen, which"
+        " depends on that choice's place",
+        (1,),
+        {"many": True},
+    ),
+    Row(
+        "`gae` `bilevel`, `lam` 0, `turn_lam` 0, exact critic",
+        lambda w: GAE(unit="bilevel", lam=0.0, turn_lam=0.0),
+        "shows what the line above is made of",
+        (1,),
+        {"many": True},
+    ),
+    Row(
+        "`branch`",
+        lambda w: BranchCredit(),
+        "needs an environment that repeats itself, and pays for its precision in play",
+        (1,),
+    ),
+    Row(
+        "`branch`, KL in the reward",
+        lambda w: BranchCredit(),
+        "a penalty is charged to its own turn and to none before it",
+        (1,),
+        kl=True,
+    ),
+    Row(
+        "`counterfactual`",
+        lambda w: Counterfactual(),
+        "as `branch`, with the luck of what came after",
+        (1,),
+    ),
+    Row(
+        "`counterfactual`, KL in the reward",
+        lambda w: Counterfactual(),
+        "as `branch`",
+        (1,),
+        kl=True,
+    ),
+    Row(
+        "`judged`, `scores: delta`, a judge who is right",
+        lambda w: Judged("delta", w.value("A", 0)),
+        "as good as the judge",
+        (1,),
+    ),
+    Row(
+        "`judged`, `scores: delta`, KL in the reward",
+        lambda w: Judged("delta", w.value("A", 0)),
+        "as `branch`",
+        (1,),
+        kl=True,
+    ),
+    Row(
+        "`judged`, `scores: delta`, `initial` wrong by 1",
+        lambda w: Judged("delta", w.value("A", 0) + 1.0),
+        "a constant on the first turn: noise alone",
+        (1,),
+    ),
+    Row(
+        "`judged`, `scores: delta`, `outcome: 1`",
+        lambda w: Judged("delta", w.value("A", 0), outcome=1.0),
+        "holds the judge to what came out: the sum of two right gradients",
+    ),
+    Row(
+        "`judged`, `scores: delta`, a judge who errs",
+        lambda w: Judged("delta", w.value("A", 0)),
+        "the usual case: what the judge gets wrong is trained",
+        (1,),
+        change=misjudged,
+    ),
+    Row(
+        "`judged`, `scores: delta`, `smear: 0.5`",
+        lambda w: Judged("delta", w.value("A", 0), 0.5),
+        "where a judge notices late what an earlier turn had done",
+        (1,),
+    ),
+    Row(
+        "`judged`, `scores: absolute` (default), score = Q(s, a)",
+        lambda w: Judged(),
+        "a judge of replies; the mean of the others is its baseline",
+        change=true_of_actions,
+    ),
+    Row(
+        "`redistribute`, before it has learned",
+        lambda w: Redistribute(),
+        "`outcome` spread evenly, 1/K for each turn",
+    ),
+    Row(
+        "`redistribute`, after 4,096 conversations",
+        fitted,
+        "nearly free of noise, and of play; wrong by what its words do not say",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a row came to at one group size, over worlds: the median and the largest bias, and the smallest cosine."""
+    """What a row came to at one group size, over worlds:
+
+    the median and the largest bias, and the smallest cosine.
+    """
 
     bias: float
     largest: float
@@ -313,7 +560,16 @@ class Measured:
     @property
     def cells(self) -> tuple[str, str]:
         bias = "0" if self.largest < 1e-5 else f"{self.bias:.2f} ({self.largest:.2f})"
-        return bias, "1" if self.smallest > 1 - 1e-6 else "above 0.99" if self.smallest > 0.99 else f"{self.smallest:.2f}"
+        return (
+            bias,
+            (
+                "1"
+                if self.smallest > 1 - 1e-6
+                else "above 0.99"
+                if self.smallest > 0.99
+                else f"{self.smallest:.2f}"
+            ),
+        )
 
 
 def expected(world: World, row: Row, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -327,7 +583,9 @@ def expected(world: World, row: Row, size: int) -> tuple[NDArray[np.float64], ND
     advantages = row.make(world).assign(batch).advantages.double().numpy()
     found, e = np.zeros(each[0].shape[1]), 0
     for members in groups:
-        orders = math.factorial(size) / math.prod(math.factorial(members.count(i)) for i in set(members))
+        orders = math.factorial(size) / math.prod(
+            math.factorial(members.count(i)) for i in set(members)
+        )
         chance = orders * math.prod(chances[i] for i in members) / size
         for i in members:
             found += chance * (advantages[e, : len(each[i])] @ each[i])
@@ -337,28 +595,44 @@ def expected(world: World, row: Row, size: int) -> tuple[NDArray[np.float64], ND
 
 
 def reference(world: World) -> NDArray[np.float64]:
-    """Summed log-probs of every conversation [T] under the reference, which chooses every token alike."""
+    """Summed log-probs of every conversation [T] under the reference, which chooses every token
+    alike."""
     return np.array(
         [
-            -sum(math.log(len(world.options(t[:n]))) for _, t, _ in one.steps for n in range(len(t)))
+            -sum(
+                math.log(len(world.options(t[:n]))) for _, t, _ in one.steps for n in range(len(t))
+            )
             for one in world.conversations()
         ]
     )
 
 
 def kl_in_the_loss(estimator: str) -> Measured:
-    """The gradient of the estimator's mean over conversations of its sum over tokens, against that of the conversations' KL."""
+    """The gradient of the estimator's mean over conversations of its sum over tokens, against that
+    of the conversations' KL."""
     biases, cosines = [], []
     for seed in SEEDS:
         world = World(seed, "end")
         told, chances, each, sums = slopes(world)
         logprobs, found = world.logprobs(), np.zeros(each[0].shape[1])
         for one, chance, grads in zip(told, chances, each, strict=True):
-            own = torch.tensor([logprobs[s, t[:n]][t[n]] for s, t, _ in one.steps for n in range(len(t))], requires_grad=True)
-            base = torch.tensor([-math.log(len(world.options(t[:n]))) for _, t, _ in one.steps for n in range(len(t))])
+            own = torch.tensor(
+                [logprobs[s, t[:n]][t[n]] for s, t, _ in one.steps for n in range(len(t))],
+                requires_grad=True,
+            )
+            base = torch.tensor(
+                [
+                    -math.log(len(world.options(t[:n])))
+                    for _, t, _ in one.steps
+                    for n in range(len(t))
+                ]
+            )
             [slope] = torch.autograd.grad(kl_estimate(own, base, estimator).sum(), own)
             found += chance * (slope.double().numpy() @ grads)
-        true = sum(p * r * grads.sum(0) for p, r, grads in zip(chances, sums - reference(world), each, strict=True))
+        true = sum(
+            p * r * grads.sum(0)
+            for p, r, grads in zip(chances, sums - reference(world), each, strict=True)
+        )
         biases.append(float(np.linalg.norm(found - true) / np.linalg.norm(true)))
         cosines.append(float(found @ true / (np.linalg.norm(found) * np.linalg.norm(true))))
     return Measured(float(np.median(biases)), max(biases), min(cosines))
@@ -369,7 +643,9 @@ def measured(row: Row, size: int) -> Measured:
     for seed, paid in itertools.product(SEEDS, PAID):
         found, true = expected(World(seed, paid, **row.world), row, size)
         biases.append(float(np.linalg.norm(found - true) / np.linalg.norm(true)))
-        cosines.append(float(found @ true / (np.linalg.norm(found) * np.linalg.norm(true) + 1e-300)))
+        cosines.append(
+            float(found @ true / (np.linalg.norm(found) * np.linalg.norm(true) + 1e-300))
+        )
     return Measured(float(np.median(biases)), max(biases), min(cosines))
 
 
@@ -382,20 +658,30 @@ def verdict(found: list[Measured]) -> str:
 def line(row: Row, sizes: tuple[int, ...]) -> list[str]:
     """The cells of a row's numbers: verdict, bias and cosine at these group sizes."""
     found = [measured(row, size) for size in sizes]
-    return [verdict(found), *("; ".join(column) for column in zip(*(m.cells for m in found), strict=True))]
+    return [
+        verdict(found),
+        *("; ".join(column) for column in zip(*(m.cells for m in found), strict=True)),
+    ]
 
 
 def markdown() -> str:
     """The tables: per group size the median bias and the largest, and the smallest cosine."""
     lines = [
-        "| method | its gradient is | groups of | bias, median (largest) | cosine, smallest | why all the same |",
+        (
+            "| method | its gradient is | groups of | bias, median (largest) | cosine, smallest |"
+            " why all the same |"
+        ),
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in ROWS:
         sizes = "; ".join(map(str, row.sizes)) if row.sizes != (1,) else "any"
         state, bias, cosine = line(row, row.sizes)
         lines.append(f"| {row.name} | {state} | {sizes} | {bias} | {cosine} | {row.why} |")
-    lines += ["", "| KL to the reference in the loss | bias, median (largest) | cosine, smallest |", "| --- | --- | --- |"]
+    lines += [
+        "",
+        "| KL to the reference in the loss | bias, median (largest) | cosine, smallest |",
+        "| --- | --- | --- |",
+    ]
     for estimator in ("k2", "k3"):
         bias, cosine = kl_in_the_loss(estimator).cells
         lines.append(f"| `kl_place: loss`, `{estimator}` | {bias} | {cosine} |")
@@ -407,7 +693,11 @@ BEGIN, END = "<!-- written by benchmarks/credit_bias.py -->\n", "\n<!-- end -->"
 
 def main() -> None:
     text = PAGE.read_text()
-    PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: BEGIN + markdown() + END, text, count=1, flags=re.DOTALL))
+    PAGE.write_text(
+        re.sub(
+            f"{BEGIN}.*?{END}", lambda _: BEGIN + markdown() + END, text, count=1, flags=re.DOTALL
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""What other people's environments cost the others: 2,000 episodes over some that raise, hang and lie in every place.
+"""What other people's environments cost the others: 2,000 episodes over some that raise, hang and
+lie in every place.
 
     python benchmarks/hostile_environments.py [episodes]
 
-Serial, thread-safe, coroutine and process environments; making, reset, step, close and players. Asserts that each failure is counted
-to its cause and that nothing is left behind, and prints how fast the good ones were with and without the bad ones.
+Serial, thread-safe, coroutine and process environments; making, reset, step, close and players.
+Asserts that each failure is counted to its cause and that nothing is left behind, and prints how
+fast the good ones were with and without the bad ones.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ PLACES, HOWS, WAYS = (
 
 
 class Hostile(gymnasium.Env):
-    """Does something in some place: raises, hangs for longer than the limit, or returns what it should not."""
+    """Does something in some place:
+
+    raises, hangs for longer than the limit, or returns what it should not.
+    """
 
     observation_space: Any = turnwise.Text(1000)
     action_space = turnwise.Text(1000)
@@ -101,7 +106,14 @@ def starts(count: int, bad: bool) -> list[tuple[turnwise.Start, int]]:
         if i % 5 < 3:
             found.append((turnwise.Start(f"good/{way}-v0", i), 0))
         elif bad:
-            found.append((turnwise.Start(f"bad/{way}-v0", i, {}, kinds[(i // 20 * 2 + i % 5 - 3) % len(kinds)]), 0))
+            found.append(
+                (
+                    turnwise.Start(
+                        f"bad/{way}-v0", i, {}, kinds[(i // 20 * 2 + i % 5 - 3) % len(kinds)]
+                    ),
+                    0,
+                )
+            )
     return found
 
 
@@ -121,19 +133,25 @@ def left() -> tuple[int, int, int, float]:
 
 
 def play(count: int, bad: bool) -> tuple[float, list[turnwise.Episode], Environments]:
-    """Seconds until the last good episode ended, all episodes, and what they were played in, closed."""
+    """Seconds until the last good episode ended, all episodes, and what they were played in,
+    closed."""
     environments, began = Environments(), time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they name what hangs and what cannot be closed
         found = turnwise.rollout(
-            turnwise.ScriptPlayer("expert"), starts(count, bad), step_limit=LIMIT, environments=environments
+            turnwise.ScriptPlayer("expert"),
+            starts(count, bad),
+            step_limit=LIMIT,
+            environments=environments,
         )
         environments.close()
     ended = max(e.turns[-1].info["at"] for e in found if e.start.env.startswith("good"))
     return ended - began, found, environments
 
 
-def check(found: list[turnwise.Episode], environments: Environments) -> Counter[tuple[str, str, str]]:
+def check(
+    found: list[turnwise.Episode], environments: Environments
+) -> Counter[tuple[str, str, str]]:
     """Failures by way, place and what was done there; asserts that each is counted to its cause."""
     counted: Counter[tuple[str, str, str]] = Counter()
     words = {"raises": "on purpose", "hangs": "no answer within", "lies": ""}
@@ -151,7 +169,8 @@ def check(found: list[turnwise.Episode], environments: Environments) -> Counter[
         assert words[how] in e.reason, (e.start, e.reason)
     closes = sum(n for (_, place, how), n in counted.items() if place == "close" and how != "lies")
     named = sum(environments.failures.values())
-    assert (closes > 0) == (named > 0), environments.failures  # how many are closed at all depends on how many lived at a time
+    # How many are closed at all depends on how many lived at a time.
+    assert (closes > 0) == (named > 0), environments.failures
     assert named <= closes, environments.failures
     return counted
 
@@ -164,12 +183,25 @@ def main(count: int) -> None:
     counted = check(found, environments)
     after = left()
     until = time.monotonic() + 10 * HANG
-    while after[:3] != before[:3] and time.monotonic() < until:  # those that hang do so for a while only
+    # Those that hang do so for a while only.
+    while after[:3] != before[:3] and time.monotonic() < until:
         time.sleep(0.1)
         after = left()
-    print(f"{len(found)} episodes, {sum(counted.values())} of them in environments that break in {len(counted)} ways")
-    print(f"the good ones: {alone:.2f} s alone, {mixed:.2f} s among the bad ones ({alone / mixed:.0%} of their speed)")
-    print("threads, files, processes, MB before and after:", before[:3], f"{before[3]:.0f}", after[:3], f"{after[3]:.0f}")
+    print(
+        f"{len(found)} episodes, {sum(counted.values())} of them in environments that break in"
+        f" {len(counted)} ways"
+    )
+    print(
+        f"the good ones: {alone:.2f} s alone, {mixed:.2f} s among the bad ones ({alone / mixed:.0%}"
+        " of their speed)"
+    )
+    print(
+        "threads, files, processes, MB before and after:",
+        before[:3],
+        f"{before[3]:.0f}",
+        after[:3],
+        f"{after[3]:.0f}",
+    )
     assert after[:3] == before[:3]
 
 

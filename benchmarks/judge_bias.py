@@ -1,20 +1,23 @@
-"""Judges with known faults, measured: planted biases against what `turnwise.engine.analysis.bias` finds, and canaries against gullible
-judges.
+"""Judges with known faults, measured: planted biases against what `turnwise.engine.analysis.bias`
+finds, and canaries against gullible judges.
 
-    python benchmarks/judge_bias.py            # three minutes on one core; writes the tables of docs/judge-bias.md
+    python benchmarks/judge_bias.py            # three minutes on one core; writes the tables of
+                                               docs/judge-bias.md
     python benchmarks/judge_bias.py --print    # only prints them
 
-- pairs: two replies each, worth s ~ N(0, 1), lengths log-normal and longer where the reply is better (correlation 0.3), the
-first written by the judge's
-  family. The judge's log-odds are 2 (s_i - s_j) plus what is planted; in the rows "sure of itself" it picks the better one.
-  Position: with probability b it takes what is shown first, a new draw for each look. Length: beta tanh(d / sd).
-  Self-preference: delta for its family's. These two are planted as coefficients and stated as net win rates between equals, 2
-  sigma(beta tanh(1)) - 1 and 2 sigma(delta) - 1.
+- pairs: two replies each, worth s ~ N(0, 1), lengths log-normal and longer where the reply is
+better (correlation 0.3), the first written by the judge's family. The judge's log-odds are 2 (s_i -
+s_j) plus what is planted; in the rows "sure of itself" it picks the better one. Position: with
+probability b it takes what is shown first, a new draw for each look. Length: beta tanh(d / sd).
+Self-preference: delta for its family's. These two are planted as coefficients and stated as net win
+rates between equals, 2 sigma(beta tanh(1)) - 1 and 2 sigma(delta) - 1.
 - lists: the whole group is ranked by s + Gumbel noise, or as shown with probability b.
 - the reference is s itself; or s + N(0, 1), as one person would say it; or two such, independent.
-- canaries: beside one verdict in ten, kinds as in `KINDS`; a judge falls for each kind with the given probability, sound: 1 %.
+- canaries: beside one verdict in ten, kinds as in `KINDS`; a judge falls for each kind with the
+  given probability, sound: 1 %.
 
-20 seeds. "within 3": runs whose estimate is within 3 points of the truth; "covered": runs whose 95 % interval holds it.
+20 seeds. "within 3": runs whose estimate is within 3 points of the truth; "covered": runs whose 95
+% interval holds it.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ def world(seed: int, pairs: int) -> tuple[dict[str, Episode], np.ndarray, np.nda
     length = np.exp(5 + 0.5 * (0.3 * worth + 0.91**0.5 * noise)).astype(int)
     heard = Message("user", "?")
     played = {
-        f"{k}{side}": Episode(f"{k}{side}", Start("planted", k), (Turn(heard, "x" * length[k, i], 0.0),), "terminated")
+        f"{k}{side}": Episode(
+            f"{k}{side}", Start("planted", k), (Turn(heard, "x" * length[k, i], 0.0),), "terminated"
+        )
         for k in range(pairs)
         for i, side in enumerate("ab")
     }
@@ -53,10 +58,14 @@ def world(seed: int, pairs: int) -> tuple[dict[str, Episode], np.ndarray, np.nda
 
 
 def judged(
-    seed: int, played: Mapping[str, Episode], lean: np.ndarray, first: float = 0.0, both: bool = True
+    seed: int,
+    played: Mapping[str, Episode],
+    lean: np.ndarray,
+    first: float = 0.0,
+    both: bool = True,
 ) -> list[Comparison]:
-    """What a judge says of every pair in both orders, or in one that is drawn: its log-odds for "a" are `lean`, [pairs]; with
-    probability `first` it takes what is shown first."""
+    """What a judge says of every pair in both orders, or in one that is drawn: its log-odds for "a"
+    are `lean`, [pairs]; with probability `first` it takes what is shown first."""
     rng = np.random.default_rng([seed, 1])
     said = []
     for k, a in enumerate(expit(lean)):
@@ -66,11 +75,20 @@ def judged(
             wins = rng.random() < first or rng.random() < (a if one == "a" else 1 - a)
             looked.append({"order": [f"{k}{one}", f"{k}{other}"], "first": float(wins)})
         sides = f"{k}a", f"{k}b"
-        sure = float(np.mean([look["first"] if look["order"] == list(sides) else 1 - look["first"] for look in looked]))
+        sure = float(
+            np.mean(
+                [
+                    look["first"] if look["order"] == list(sides) else 1 - look["first"]
+                    for look in looked
+                ]
+            )
+        )
         best, worst = sides if sure >= 0.5 else sides[::-1]
         tiers = (sides,) if sure == 0.5 else ((best,), (worst,))
         details = {"orders": looked}
-        said.append(Comparison(played[best].group, tiers, details=details, stamp=Stamp(rater="judge")))
+        said.append(
+            Comparison(played[best].group, tiers, details=details, stamp=Stamp(rater="judge"))
+        )
     return said
 
 
@@ -81,7 +99,9 @@ def ranked(seed: int, groups: int, size: int, first: float) -> list[Comparison]:
     for g in range(groups):
         ids = [f"{g}-{i}" for i in range(size)]
         order = [ids[i] for i in rng.permutation(size)]
-        by_worth = [ids[i] for i in np.argsort(-(rng.normal(size=size) + 0.5 * rng.gumbel(size=size)))]
+        by_worth = [
+            ids[i] for i in np.argsort(-(rng.normal(size=size) + 0.5 * rng.gumbel(size=size)))
+        ]
         best = order if rng.random() < first else by_worth
         said.append(Comparison(f"g{g}", tuple((e,) for e in best), shown={"order": order}))
     return said
@@ -89,7 +109,9 @@ def ranked(seed: int, groups: int, size: int, first: float) -> list[Comparison]:
 
 def by_id(values: np.ndarray) -> dict[str, float]:
     """[pairs, 2] by episode id."""
-    return {f"{k}{side}": float(values[k, i]) for k in range(len(values)) for i, side in enumerate("ab")}
+    return {
+        f"{k}{side}": float(values[k, i]) for k in range(len(values)) for i, side in enumerate("ab")
+    }
 
 
 def row(name: str, truth: float, found: Sequence[Bias]) -> str:
@@ -97,12 +119,16 @@ def row(name: str, truth: float, found: Sequence[Bias]) -> str:
     covered = sum(bias.low <= truth <= bias.high for bias in found)
     mean = 100 * float(np.mean(error) + truth)
     return (
-        f"| {name} | {100 * truth:.1f} | {mean:.1f} | {100 * np.sqrt((error**2).mean()):.1f} | {100 * np.abs(error).max():.1f} "
-        f"| {sum(np.abs(error) <= 0.03)} of {len(found)} | {covered} of {len(found)} |"
+        f"| {name} | {100 * truth:.1f} | {mean:.1f} | {100 * np.sqrt((error**2).mean()):.1f} |"
+        f" {100 * np.abs(error).max():.1f} | {sum(np.abs(error) <= 0.03)} of {len(found)} |"
+        f" {covered} of {len(found)} |"
     )
 
 
-HEAD = "| planted | truth | measured, mean | typical error | largest | within 3 | covered |\n| --- | --- | --- | --- | --- | --- | --- |"
+HEAD = (
+    "| planted | truth | measured, mean | typical error | largest | within 3 | covered |\n| --- |"
+    " --- | --- | --- | --- | --- | --- |"
+)
 
 
 def positions() -> str:
@@ -118,7 +144,9 @@ def positions() -> str:
             found = []
             for seed in SEEDS:
                 played, worth, _ = world(seed, pairs)
-                found.append(position(judged(seed, played, sharp * (worth[:, 0] - worth[:, 1]), b, both)))
+                found.append(
+                    position(judged(seed, played, sharp * (worth[:, 0] - worth[:, 1]), b, both))
+                )
             kind = "both orders" if both else "one order"
             sure = ", sure of itself" if sharp == SURE else ""
             lines.append(row(f"{pairs:,} pairs, {kind}{sure}", b, [f for f in found if f]))
@@ -139,15 +167,29 @@ def tastes() -> str:
                     played, worth, length = world(seed, 1000)
                     apart = length[:, 0] - length[:, 1]
                     strength = 2 * np.arctanh(effect)  # tanh(x / 2) = 2 sigma(x) - 1
-                    planted = np.tanh(apart / np.sqrt((apart**2).mean())) / np.tanh(1) if what == "length" else 1.0
-                    said = judged(seed, played, 2 * (worth[:, 0] - worth[:, 1]) + strength * planted)
+                    planted = (
+                        np.tanh(apart / np.sqrt((apart**2).mean())) / np.tanh(1)
+                        if what == "length"
+                        else 1.0
+                    )
+                    said = judged(
+                        seed, played, 2 * (worth[:, 0] - worth[:, 1]) + strength * planted
+                    )
                     noise = np.random.default_rng([seed, 3]).normal(size=(2, *worth.shape))
                     heard = [by_id(worth + n) for n in noise[:people]] or [by_id(worth)]
                     if what == "length":
                         found += style(said, played, *heard)
                     else:
-                        found += self_preference(said, played, {e: e[-1] for e in played}, "a", *heard)
-                lines.append(row(f"{what}, reference: {('the truth', 'one person', 'two people')[people]}", effect, found))
+                        found += self_preference(
+                            said, played, {e: e[-1] for e in played}, "a", *heard
+                        )
+                lines.append(
+                    row(
+                        f"{what}, reference: {('the truth', 'one person', 'two people')[people]}",
+                        effect,
+                        found,
+                    )
+                )
     for effect in (0.0, 0.2):
         found = []
         for seed in SEEDS:
@@ -156,13 +198,28 @@ def tastes() -> str:
             x = np.tanh(away / np.sqrt((away**2).mean()))
             raw = worth + 0.5 * np.random.default_rng([seed, 4]).normal(size=worth.shape)
             spread = np.sqrt(((raw - raw.mean(1, keepdims=True)) ** 2).mean())
-            # effect in sd of the final scores: planted as slope * spread, which a little more spread from the bias itself makes smaller
+            # effect in sd of the final scores: planted as slope * spread, which a little more
+            # spread from the bias itself makes smaller
             score = raw + effect * spread / np.tanh(1) * x
             final = np.sqrt(((score - score.mean(1, keepdims=True)) ** 2).mean())
-            for bias in style([Feedback(e, v) for e, v in by_id(score).items()], played, by_id(worth)):
+            for bias in style(
+                [Feedback(e, v) for e, v in by_id(score).items()], played, by_id(worth)
+            ):
                 shift = effect - effect * spread / final  # to the planted unit
-                found.append(Bias(bias.kind, bias.estimate + shift, bias.low + shift, bias.high + shift, bias.unit, bias.n, ""))
-        lines.append(row("length, 1,000 scores (hundredths of an sd), reference: the truth", effect, found))
+                found.append(
+                    Bias(
+                        bias.kind,
+                        bias.estimate + shift,
+                        bias.low + shift,
+                        bias.high + shift,
+                        bias.unit,
+                        bias.n,
+                        "",
+                    )
+                )
+        lines.append(
+            row("length, 1,000 scores (hundredths of an sd), reference: the truth", effect, found)
+        )
     return "\n".join(lines)
 
 
@@ -172,8 +229,13 @@ def calendar(seed: int, verdicts: int) -> list[str | None]:
     return [schedule.kind(n) for n in range(verdicts)]
 
 
-def watched(seed: int, falls: Mapping[str, float], verdicts: int, together: int, recheck: bool) -> tuple[int | None, int]:
-    """After how many verdicts a judge was quarantined (None: never), and how many canaries that took; `together` verdicts are asked at a time."""
+def watched(
+    seed: int, falls: Mapping[str, float], verdicts: int, together: int, recheck: bool
+) -> tuple[int | None, int]:
+    """After how many verdicts a judge was quarantined (None:
+
+    never), and how many canaries that took; `together` verdicts are asked at a time.
+    """
     quarantine, rng, planned = Quarantine(), random.Random(seed), calendar(seed % 50, verdicts)
     asked = 0
     for start in range(0, verdicts, together):
@@ -196,21 +258,40 @@ JUDGES = {
 
 
 def canaries() -> str:
-    lines = ["| judge | asked | within 60 verdicts | half are found after | 95 % after |", "| --- | --- | --- | --- | --- |"]
-    for together, recheck, name in ((1, True, "one by one"), (16, True, "16 at a time"), (1, False, "one by one, no suspects")):
+    lines = [
+        "| judge | asked | within 60 verdicts | half are found after | 95 % after |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for together, recheck, name in (
+        (1, True, "one by one"),
+        (16, True, "16 at a time"),
+        (1, False, "one by one, no suspects"),
+    ):
         for judge, falls in JUDGES.items():
-            when = sorted(watched(seed, falls, 2000, together, recheck)[0] or 2001 for seed in range(200))
-            lines.append(f"| {judge} | {name} | {sum(w <= 60 for w in when) / 2:.1f} % | {when[99]} | {when[189]} |")
+            when = sorted(
+                watched(seed, falls, 2000, together, recheck)[0] or 2001 for seed in range(200)
+            )
+            lines.append(
+                f"| {judge} | {name} | {sum(w <= 60 for w in when) / 2:.1f} % | {when[99]} |"
+                f" {when[189]} |"
+            )
     lines += [
         "",
-        "| judge, 1,000 runs each | within 60 verdicts | within 10,000 verdicts | canaries per verdict |",
+        (
+            "| judge, 1,000 runs each | within 60 verdicts | within 10,000 verdicts | canaries per"
+            " verdict |"
+        ),
         "| --- | --- | --- | --- |",
     ]
     for share in (0.01, 0.05, 0.1, 0.15):
         runs = [watched(seed, {"other": share}, 10_000, 1, True) for seed in range(1000)]
-        early, late = (sum(w is not None and w <= limit for w, _ in runs) / 10 for limit in (60, 10_000))
+        early, late = (
+            sum(w is not None and w <= limit for w, _ in runs) / 10 for limit in (60, 10_000)
+        )
         each = np.mean([asked / (w or 10_000) for w, asked in runs])
-        lines.append(f"| falls for {share:.0%} of every kind | {early:.1f} % | {late:.1f} % | {each:.3f} |")
+        lines.append(
+            f"| falls for {share:.0%} of every kind | {early:.1f} % | {late:.1f} % | {each:.3f} |"
+        )
     return "\n".join(lines)
 
 

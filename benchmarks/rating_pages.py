@@ -2,8 +2,8 @@
 
     python benchmarks/rating_pages.py [docs/figures/rating]
 
-Plays SupportDesk with scripted players, asks six simulated people about it (one clicks whatever stands left, one guesses), and takes the
-pictures in Chromium. Nothing of it is a measurement.
+Plays SupportDesk with scripted players, asks six simulated people about it (one clicks whatever
+stands left, one guesses), and takes the pictures in Chromium. Nothing of it is a measurement.
 """
 
 from __future__ import annotations
@@ -30,16 +30,25 @@ INSTRUCTIONS = """
 You read conversations between a shop's **assistant** and a person who writes to it.
 
 1. Ask yourself what the person needed, and whether they got it.
-2. A good assistant asks only for what it does not know yet. Asking again for what was said already is bad.
+2. A good assistant asks only for what it does not know yet. Asking again for what was said \
+already is bad.
 3. Length, politeness and formatting do not matter by themselves.
 
 > If you cannot tell, say *Cannot judge*. That is an answer too.
 """
-ASK = {"gold_share": 0.0, "undo": 0.0, "instructions": INSTRUCTIONS, "strata": {"language": ["English", "German"]}}
+ASK = {
+    "gold_share": 0.0,
+    "undo": 0.0,
+    "instructions": INSTRUCTIONS,
+    "strata": {"language": ["English", "German"]},
+}
 
 
 def fill(task: Any, name: str, rng: random.Random) -> dict[str, str]:
-    """What a simulated rater says: by the environment's return with some noise, but for those who do not look."""
+    """What a simulated rater says:
+
+    by the environment's return with some noise, but for those who do not look.
+    """
     worth = [e.env_return + rng.gauss(0, 0.35) for e in task.shown]
     kind = task.study["task"]
     if name == "Bo":  # always what stands first
@@ -47,12 +56,19 @@ def fill(task: Any, name: str, rng: random.Random) -> dict[str, str]:
     if name == "Cy":
         rng.shuffle(worth)
     if kind == "rank":
-        return {f"rank-{i}": str(1 + sum(other > w for other in worth)) for i, w in enumerate(worth)}
+        return {
+            f"rank-{i}": str(1 + sum(other > w for other in worth)) for i, w in enumerate(worth)
+        }
     if kind == "compare":
         return {"preference": str(max(-3, min(3, round(3 * (worth[1] - worth[0])))))}
     if kind == "score":
-        return {f"aspect-{a}": str(max(1, min(5, round(1 + 4 * worth[0] + rng.gauss(0, 0.5))))) for a in task.study["aspects"]}
-    return {"first_wrong": "none" if worth[0] > 0.6 else str(rng.randrange(len(task.shown[0].turns)))}
+        return {
+            f"aspect-{a}": str(max(1, min(5, round(1 + 4 * worth[0] + rng.gauss(0, 0.5)))))
+            for a in task.study["aspects"]
+        }
+    return {
+        "first_wrong": "none" if worth[0] > 0.6 else str(rng.randrange(len(task.shown[0].turns)))
+    }
 
 
 def main(out: Path) -> None:
@@ -90,12 +106,18 @@ def main(out: Path) -> None:
         ledger.close()
 
 
-def shoot(browser: Any, base: str, ledger: turnwise.Ledger, out: Path, width: int, scheme: str) -> None:
+def shoot(
+    browser: Any, base: str, ledger: turnwise.Ledger, out: Path, width: int, scheme: str
+) -> None:
     context = browser.new_context(
-        viewport={"width": width, "height": 860 if width > 600 else 844}, color_scheme=scheme, device_scale_factor=1
+        viewport={"width": width, "height": 860 if width > 600 else 844},
+        color_scheme=scheme,
+        device_scale_factor=1,
     )
     page = context.new_page()
-    where = {(1280, "light"): "desk", (390, "light"): "phone", (1280, "dark"): "dark"}[width, scheme]
+    where = {(1280, "light"): "desk", (390, "light"): "phone", (1280, "dark"): "dark"}[
+        width, scheme
+    ]
 
     def look(name: str) -> None:
         page.wait_for_load_state()
@@ -103,7 +125,9 @@ def shoot(browser: Any, base: str, ledger: turnwise.Ledger, out: Path, width: in
         page.wait_for_timeout(250)
         path = out / f"{name}-{where}.png"
         page.screenshot(path=path, full_page=where == "phone" and name != "keys")
-        Image.open(path).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
 
     def click(what: str) -> None:
         with page.expect_navigation():
@@ -152,4 +176,8 @@ def shoot(browser: Any, base: str, ledger: turnwise.Ledger, out: Path, width: in
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "figures" / "rating")
+    main(
+        Path(sys.argv[1])
+        if len(sys.argv) > 1
+        else Path(__file__).parents[1] / "docs" / "figures" / "rating"
+    )

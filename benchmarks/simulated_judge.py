@@ -1,14 +1,20 @@
-"""A judge of SupportDesk's conversations that can be had for nothing: a model in the sense of `judges/models`, made of rules.
+"""A judge of SupportDesk's conversations that can be had for nothing: a model in the sense of
+`judges/models`, made of rules.
 
-It stands where a language model would: it is sent the real prompts, reads what stands between the marks, and answers in the form that was asked,
-which the real parsers read. It knows what is said in a conversation up to the agent's last reply, and nothing else: neither the hidden story nor
-what the customer said of the resolution.
+It stands where a language model would: it is sent the real prompts, reads what stands between the
+marks, and answers in the form that was asked, which the real parsers read. It knows what is said in
+a conversation up to the agent's last reply, and nothing else: neither the hidden story nor what the
+customer said of the resolution.
 
-    asked which is better        it follows the one principle in the question, whatever else is wrong
-    asked to revise a draft      it changes the draft only where the principle in the question demands it
-    asked for levels             `resolved`: whether it ended by the rules. `engaged`: the naive one, how many questions there were
+    asked which is better        it follows the one principle in the question, whatever else is
+                                 wrong
+    asked to revise a draft      it changes the draft only where the principle in the question
+                                 demands it
+    asked for levels             `resolved`: whether it ended by the rules. `engaged`: the naive
+                                 one, how many questions there were
 
-It errs: a stated share of its verdicts is drawn at random. What it says is drawn from a hash of what it was shown, so that runs repeat.
+It errs: a stated share of its verdicts is drawn at random. What it says is drawn from a hash of
+what it was shown, so that runs repeat.
 """
 
 from __future__ import annotations
@@ -24,7 +30,15 @@ from typing import Any
 
 from turnwise.engine.records.episode import Message
 from turnwise.engine.util.ids import derive_id
-from turnwise.envs.support_desk import _ASKS, _DOES, QUESTIONS, RESOLUTIONS, next_topic, read_facts, resolution
+from turnwise.envs.support_desk import (
+    _ASKS,
+    _DOES,
+    QUESTIONS,
+    RESOLUTIONS,
+    next_topic,
+    read_facts,
+    resolution,
+)
 from turnwise.judges.constitutional.constitution import Constitution
 from turnwise.judges.models.model import ModelError, Prompt, Reply, Token, Usage
 
@@ -50,28 +64,43 @@ class Heard:
     def of(cls, before: Sequence[Message], reply: str) -> Heard:
         text, facts = reply.lower(), read_facts(before)
         if "?" in text:
-            return cls(facts, tuple(topic for topic, pattern in _ASKS.items() if pattern.search(text)), None)
+            return cls(
+                facts,
+                tuple(topic for topic, pattern in _ASKS.items() if pattern.search(text)),
+                None,
+            )
         done = [name for name, pattern in _DOES.items() if pattern.search(text)]
         return cls(facts, (), done[0] if len(done) == 1 else None)
 
     @property
     def right(self) -> bool:
         """Whether it settles the matter as the shop's rules say."""
-        return self.does is not None and next_topic(self.facts) is None and self.does == resolution(self.facts)
+        return (
+            self.does is not None
+            and next_topic(self.facts) is None
+            and self.does == resolution(self.facts)
+        )
 
 
-# How often a reply offends against a principle. For `rules` a whole conversation is judged by its last reply.
+# How often a reply offends against a principle. For `rules` a whole conversation is judged by its
+# last reply.
 OFFENCES = {
     "rules": lambda h: int(h.does is not None and not h.right),
     "listen": lambda h: sum(topic in h.facts for topic in h.asks),
-    "economy": lambda h: sum(topic not in h.facts and topic != next_topic(h.facts) for topic in h.asks),
+    "economy": lambda h: sum(
+        topic not in h.facts and topic != next_topic(h.facts) for topic in h.asks
+    ),
     "clarity": lambda h: int(not h.asks and h.does is None),
 }
 
 
 def offences(principle: str, replies: Sequence[Heard]) -> int:
     """How often a conversation offends against a principle."""
-    return int(not replies[-1].right) if principle == "rules" else sum(OFFENCES[principle](h) for h in replies)
+    return (
+        int(not replies[-1].right)
+        if principle == "rules"
+        else sum(OFFENCES[principle](h) for h in replies)
+    )
 
 
 class SimulatedModel:
@@ -87,8 +116,12 @@ class SimulatedModel:
 
     name = "simulated:desk"
 
-    def __init__(self, error: float = 0.1, constitution: Path | Constitution = CONSTITUTION) -> None:
-        self.principles = Constitution.load(constitution, ["better", "critique", "revise"]).principles
+    def __init__(
+        self, error: float = 0.1, constitution: Path | Constitution = CONSTITUTION
+    ) -> None:
+        self.principles = Constitution.load(
+            constitution, ["better", "critique", "revise"]
+        ).principles
         self.error = error
         self.settings = {"error": error, "sure": SURE}
         self.words = 0
@@ -135,7 +168,9 @@ class SimulatedModel:
         head = f'{head[:-1]}, "better": "'
         sure = {id_: math.log(SURE if id_ == verdict else (1 - SURE) / 2) for id_ in ids}
         return Reply(
-            "end", f'{head}{verdict}"}}', tokens=(Token(head, {head: 0.0}), Token(verdict, sure), Token('"}', {'"}': 0.0}))
+            "end",
+            f'{head}{verdict}"}}',
+            tokens=(Token(head, {head: 0.0}), Token(verdict, sure), Token('"}', {'"}': 0.0})),
         )
 
     def _revise(self, prompt: Prompt, plain: str, shown: Sequence[Any]) -> Reply:
@@ -147,7 +182,10 @@ class SimulatedModel:
         offends, topic = OFFENCES[principle](draft) > 0, next_topic(draft.facts)
         better = chance.choice(QUESTIONS[topic] if topic else RESOLUTIONS[resolution(draft.facts)])
         if chance.random() < self.error:
-            offends, better = chance.random() < 0.5, chance.choice(chance.choice([*QUESTIONS.values(), *RESOLUTIONS.values()]))
+            offends, better = (
+                chance.random() < 0.5,
+                chance.choice(chance.choice([*QUESTIONS.values(), *RESOLUTIONS.values()])),
+            )
         said = {
             "answer_id": prompt.bound["properties"]["answer_id"]["enum"][0],
             "critique": f"By {principle}, the draft {'does not do' if offends else 'is fine'}.",
@@ -164,9 +202,14 @@ class SimulatedModel:
         levels = {}
         for name, form in prompt.bound["properties"]["levels"]["properties"].items():
             highest = form["enum"][-1]
-            levels[name] = chance.randint(0, highest) if chance.random() < self.error else min(knows[name], highest)
+            levels[name] = (
+                chance.randint(0, highest)
+                if chance.random() < self.error
+                else min(knows[name], highest)
+            )
         answer = {
-            "verdict_id": prompt.bound["properties"]["verdict_id"]["enum"][0], "rationale": f"Counted: {knows}.", "abstain": False,
+            "verdict_id": prompt.bound["properties"]["verdict_id"]["enum"][0],
+            "rationale": f"Counted: {knows}.", "abstain": False,
             "levels": levels,
         }  # fmt: skip
         return Reply("end", json.dumps(answer))

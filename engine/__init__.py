@@ -1,1 +1,4 @@
-"""The engine. It knows no particular environment, judge, credit method or optimizer: those are plugins."""
+"""The engine. It knows no particular environment, judge, credit method or optimizer:
+
+those are plugins.
+"""

@@ -1,4 +1,5 @@
-"""`turnwise chat`: a person and a policy, a policy and an environment, or a person and an environment, in the terminal."""
+"""`turnwise chat`: a person and a policy, a policy and an environment, or a person and an
+environment, in the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from .stages.environments import EnvConfig, check_envs
 HELP = "An empty line or Ctrl-D ends it."
 
 
-def with_policy(policy: str, system: str | None, temperature: float, max_new_tokens: int, seed: int) -> None:
+def with_policy(
+    policy: str, system: str | None, temperature: float, max_new_tokens: int, seed: int
+) -> None:
     """Talks to a policy until the person stops."""
     from .policy.policy import Policy
 
@@ -28,13 +31,20 @@ def with_policy(policy: str, system: str | None, temperature: float, max_new_tok
     console.print(f"[dim]{escape(policy)}. {HELP}[/dim]")
     while (line := _ask("you")) is not None:
         said.append(Message("user", line))
-        reply = model.reply(said, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed + len(said))
+        reply = model.reply(
+            said, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed + len(said)
+        )
         said.append(Message("assistant", reply))
         _say(console, "policy", reply)
 
 
 def in_environment(
-    env: str, options: dict[str, Any], seed: int, policy: str | None, temperature: float, max_new_tokens: int
+    env: str,
+    options: dict[str, Any],
+    seed: int,
+    policy: str | None,
+    temperature: float,
+    max_new_tokens: int,
 ) -> None:
     """Plays one episode: the policy as the agent, or the person."""
     from .policy.policy import Policy
@@ -62,10 +72,14 @@ def in_environment(
     else:
         player = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, max_new_tokens))
     [episode] = rollout(player, [(start, 0) for start in starts(env, seed, 1, options)])
-    for message in episode.messages[0 if policy else len(episode.messages) - (1 if episode.final else 0) :]:
+    for message in episode.messages[
+        0 if policy else len(episode.messages) - (1 if episode.final else 0) :
+    ]:
         _say(console, "policy" if message.role == "assistant" else message.role, message.content)
     ended = episode.ending + (f" ({episode.reason})" if episode.reason else "")
-    success = "" if episode.success is None else f", {'success' if episode.success else 'no success'}"
+    success = (
+        "" if episode.success is None else f", {'success' if episode.success else 'no success'}"
+    )
     console.print(f"{escape(ended)}; return {episode.env_return:g}{success}", style="bold")
 
 

@@ -1,7 +1,9 @@
-"""The command line: `turnwise run | evaluate | report | chat | export | plugins | envs`, and whatever commands plugins add (`turnwise demo`).
+"""The command line: `turnwise run | evaluate | report | chat | export | plugins | envs`, and
+whatever commands plugins add (`turnwise demo`).
 
-Exit statuses: 0 it is done; 1 it cannot be, and the message says why; 2 the command line is wrong; 3 paused until somebody decides something;
-130 ended by Ctrl-C, 143 by SIGTERM, with everything saved.
+Exit statuses: 0 it is done; 1 it cannot be, and the message says why; 2 the command line is wrong;
+3 paused until somebody decides something; 130 ended by Ctrl-C, 143 by SIGTERM, with everything
+saved.
 """
 
 from __future__ import annotations
@@ -37,13 +39,15 @@ class Commands(typer.core.TyperGroup):
 
 
 app = typer.Typer(
-    cls=Commands, help="Aligns multi-turn agents on whole conversations.", no_args_is_help=True, pretty_exceptions_enable=False,
+    cls=Commands, help="Aligns multi-turn agents on whole conversations.", no_args_is_help=True,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
 
 def main() -> None:
-    """Entry point: what goes wrong for a reason the user can mend is one message, not a traceback."""
+    """Entry point: what goes wrong for a reason the user can mend is one message, not a
+    traceback."""
     sys.path.insert(0, os.getcwd())  # the user's own environments and judges, as with `python -m`
     others, ours = warnings.formatwarning, str(Path(__file__).parents[1])
     warnings.formatwarning = lambda message, category, filename, *more: (
@@ -84,22 +88,31 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and end."
+        ),
     ] = False,
 ) -> None:
     pass
 
 
-MODULE = typer.Option(help="Import this module first, which registers environments; `run` takes its hooks too.")
+MODULE = typer.Option(
+    help="Import this module first, which registers environments; `run` takes its hooks too."
+)
 KWARGS = typer.Option(help="What the environment is made with (gymnasium.make), as JSON.")
 LEDGER = typer.Option(help="The ledger's URL, where the one in the config had a password.")
 
 
 def import_module(module: str | None, plugins: Plugins | None = None) -> None:
-    """Imports the module that `--module` names, from the current folder or installed; where it has hooks it is a plugin too."""
+    """Imports the module that `--module` names, from the current folder or installed;
+
+    where it has hooks it is a plugin too.
+    """
     if module and (module.endswith(".py") or "/" in module):
         raise PluginError(
-            f"--module {module}: name it as `import` does, such as {Path(module).stem}; it is looked for in this folder"
+            f"--module {module}: name it as `import` does, such as {Path(module).stem}; it is"
+            " looked for in this folder"
         )
     try:
         if module:
@@ -114,9 +127,14 @@ def import_module(module: str | None, plugins: Plugins | None = None) -> None:
 def run_(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
-    folder: Annotated[Path | None, typer.Option(help="Where the run goes; default runs/<name>.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the run goes; default runs/<name>.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the config's seed.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with what the folder holds, exactly; from the start if nothing.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(help="Go on with what the folder holds, exactly; from the start if nothing."),
+    ] = False,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Does what a pipeline says: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
@@ -144,7 +162,10 @@ def run_(
     nothing = bool(idle) and learned_nothing(run.metrics)
     ended = "Nothing learned" if nothing else "Finished"
     how = "Paused" if run.paused else "Stopped" if run.stopping else ended
-    print(f"{how} after update {run.updates}. Everything is in {run.folder}." + (f"\n{run.paused}" if run.paused else ""))
+    print(
+        f"{how} after update {run.updates}. Everything is in {run.folder}."
+        + (f"\n{run.paused}" if run.paused else "")
+    )
     for stage, why in idle.items():
         print(f"{stage} taught the policy nothing: {why}")
     if run.stopping:
@@ -167,10 +188,15 @@ def evaluate(
     policy: Annotated[str, typer.Argument(help="A model's folder or hub name.")],
     env: Annotated[str, typer.Option(help="An environment's id.")],
     episodes: Annotated[int, typer.Option(min=1)] = 300,
-    player: Annotated[list[str] | None, typer.Option(help="Also these players of the environment, e.g. expert.")] = None,
+    player: Annotated[
+        list[str] | None, typer.Option(help="Also these players of the environment, e.g. expert.")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of a reply; default: as in the run that trained the policy, else 256.")
+        int | None,
+        typer.Option(
+            min=1, help="Of a reply; default: as in the run that trained the policy, else 256."
+        ),
     ] = None,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     kwargs: Annotated[str, KWARGS] = "{}",
@@ -178,7 +204,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
-    """Plays a policy on starts of its own, next to scripted players; see --options for held-out content."""
+    """Plays a policy on starts of its own, next to scripted players;
+
+    see --options for held-out content.
+    """
     from dataclasses import asdict
 
     from .analysis.scores import score
@@ -191,18 +220,28 @@ def evaluate(
 
     with _only_our_output() if as_json else contextlib.nullcontext():
         import_module(module)
-        chosen = EnvConfig(id=env, options=_mapping("--options", options), kwargs=_mapping("--kwargs", kwargs))
+        chosen = EnvConfig(
+            id=env, options=_mapping("--options", options), kwargs=_mapping("--kwargs", kwargs)
+        )
         check_envs([chosen], player or [])
         quiet()
         limit = max_new_tokens or _trained_limit(Path(policy))
         own = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, limit))
-        players: dict[str, Any] = {"policy": own} | {name: ScriptPlayer(name) for name in player or []}
-        played = {name: play_held_out(each, chosen, episodes, seed) for name, each in players.items()}
+        players: dict[str, Any] = {"policy": own} | {
+            name: ScriptPlayer(name) for name in player or []
+        }
+        played = {
+            name: play_held_out(each, chosen, episodes, seed) for name, each in players.items()
+        }
         table = {name: asdict(score(found)) for name, found in played.items()}
     for name, found in played.items():
         if reasons := Counter(e.reason for e in found if e.ending == "failed"):
             [(reason, _)] = reasons.most_common(1)
-            print(f"{reasons.total()} of {len(found)} episodes of {name!r} failed and are left out: {reason}", file=sys.stderr)
+            print(
+                f"{reasons.total()} of {len(found)} episodes of {name!r} failed and are left out:"
+                f" {reason}",
+                file=sys.stderr,
+            )
     if as_json:
         print(json.dumps(table, indent=2))
     else:
@@ -210,14 +249,23 @@ def evaluate(
 
 
 def _trained_limit(policy: Path) -> int:
-    """The most tokens of a reply in the run whose policy it is, as its folder says; 256 where it says nothing."""
+    """The most tokens of a reply in the run whose policy it is, as its folder says;
+
+    256 where it says nothing.
+    """
     from .errors import ConfigError
     from .pipeline.config import flat
     from .pipeline.folder import read_config
 
     try:
-        stages = [options or {} for stage in flat(read_config(policy.parent)["stages"]) for options in stage.values()]
-        found = [int(options["max_new_tokens"]) for options in stages if "max_new_tokens" in options]
+        stages = [
+            options or {}
+            for stage in flat(read_config(policy.parent)["stages"])
+            for options in stage.values()
+        ]
+        found = [
+            int(options["max_new_tokens"]) for options in stages if "max_new_tokens" in options
+        ]
     except (ConfigError, KeyError, TypeError, ValueError):
         found = []
     limit, where = (found[-1], f", as in {policy.parent / 'config.yaml'}") if found else (256, "")
@@ -229,10 +277,15 @@ def _trained_limit(policy: Path) -> int:
 def report(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    out: Annotated[Path | None, typer.Option(help="Where the page goes; default report.html in the folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; default report.html in the folder.")
+    ] = None,
     ledger: Annotated[str | None, LEDGER] = None,
 ) -> None:
-    """Writes a run's report: one HTML page with curves, proxy against truth, habits, and conversations before and after."""
+    """Writes a run's report:
+
+    one HTML page with curves, proxy against truth, habits, and conversations before and after.
+    """
     from .report.page import write_report
 
     print(write_report(folder, out, ledger, context.obj))
@@ -241,24 +294,32 @@ def report(
 @app.command()
 def chat(
     policy: Annotated[
-        str | None, typer.Argument(help="A model's folder or hub name; none: you play the agent yourself.")
+        str | None,
+        typer.Argument(help="A model's folder or hub name; none: you play the agent yourself."),
     ] = None,
-    env: Annotated[str | None, typer.Option(help="Play this environment: the policy as the agent, or you.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system prompt, when you talk to the policy.")] = None,
+    env: Annotated[
+        str | None, typer.Option(help="Play this environment: the policy as the agent, or you.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="A system prompt, when you talk to the policy.")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     seed: Annotated[int, typer.Option(help="Of replies and of the environment's start.")] = 0,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
-    """Talks to a policy, shows it at work in an environment, or lets you play an environment yourself."""
+    """Talks to a policy, shows it at work in an environment, or lets you play an environment
+    yourself."""
     from . import chat as talk
     from .errors import ConfigError
     from .pipeline.progress import quiet
 
     import_module(module)
     if policy is None and env is None:
-        raise ConfigError("name a policy to talk to, an --env to play yourself, or both to watch the policy play")
+        raise ConfigError(
+            "name a policy to talk to, an --env to play yourself, or both to watch the policy play"
+        )
     chosen = _mapping("--options", options)
     quiet()
     if env is None:
@@ -271,18 +332,29 @@ def chat(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    out: Annotated[Path, typer.Argument(help="A .jsonl file to write, or without an ending a datasets folder.")],
+    out: Annotated[
+        Path, typer.Argument(help="A .jsonl file to write, or without an ending a datasets folder.")
+    ],
     form: Annotated[
         Literal["pairs", "unpaired", "stepwise"],
-        typer.Option("--format", help="TRL's dataset types: preference, unpaired preference, stepwise supervision."),
+        typer.Option(
+            "--format",
+            help="TRL's dataset types: preference, unpaired preference, stepwise supervision.",
+        ),
     ] = "pairs",
     threshold: Annotated[
-        float | None, typer.Option(help="Scores from this one on are good; without it they must be 0 or 1.")
+        float | None,
+        typer.Option(help="Scores from this one on are good; without it they must be 0 or 1."),
     ] = None,
-    stage: Annotated[list[str] | None, typer.Option(help="Only what was said of this stage's conversations.")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only what was said of this stage's conversations.")
+    ] = None,
     ledger: Annotated[str | None, LEDGER] = None,
 ) -> None:
-    """Writes what raters and judges said of a run's conversations as others train on it: comparisons, scores, scores of turns."""
+    """Writes what raters and judges said of a run's conversations as others train on it:
+
+    comparisons, scores, scores of turns.
+    """
     from .errors import ConfigError
     from .exchange.writing import export_pairs, export_stepwise, export_unpaired, save
     from .pipeline.folder import open_ledger
@@ -290,7 +362,10 @@ def export(
     opened, run = open_ledger(folder, ledger)
     comparisons, scores = opened.comparisons(run, stages=stage), opened.scores(run, stages=stage)
     episodes = opened.episodes(
-        sorted({e for c in comparisons for tier in c.ranking for e in tier} | {s.episode for s in scores})
+        sorted(
+            {e for c in comparisons for tier in c.ranking for e in tier}
+            | {s.episode for s in scores}
+        )
     )
     opened.close()
     if form == "pairs":
@@ -299,7 +374,11 @@ def export(
         rows = list(export_unpaired(episodes, scores, comparisons, threshold))
     else:
         rows = list(export_stepwise(episodes, scores, threshold))
-    of = f"{len(comparisons)} comparisons" if form == "pairs" else f"{len(scores)} scores and {len(comparisons)} comparisons"
+    of = (
+        f"{len(comparisons)} comparisons"
+        if form == "pairs"
+        else f"{len(scores)} scores and {len(comparisons)} comparisons"
+    )
     if not rows:
         where = f" in {', '.join(stage)}" if stage else ""
         raise ConfigError(f"the run in {folder} has nothing to write as {form}{where}: {of}")
@@ -308,7 +387,10 @@ def export(
 
 
 @app.command("plugins")
-def plugins_(context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def plugins_(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Lists plugins: version, hooks, what each registered, and why one failed."""
     from dataclasses import asdict
 
@@ -321,16 +403,24 @@ def plugins_(context: typer.Context, as_json: Annotated[bool, typer.Option("--js
 
     table = Table("plugin", "version", "registered", "hooks")
     for info in infos:
-        entries = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in info.registered.items())
+        entries = "\n".join(
+            f"{kind}: {', '.join(names)}" for kind, names in info.registered.items()
+        )
         table.add_row(
-            info.name, info.version, f"[red]FAILED[/red] {info.failed}" if info.failed else entries, "\n".join(info.hooks)
+            info.name,
+            info.version,
+            f"[red]FAILED[/red] {info.failed}" if info.failed else entries,
+            "\n".join(info.hooks),
         )
     Console().print(table)
 
 
 @app.command()
 def envs(
-    check: Annotated[str | None, typer.Option(help="Plays whole episodes of this environment and lists what is wrong.")] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(help="Plays whole episodes of this environment and lists what is wrong."),
+    ] = None,
     kwargs: Annotated[str, KWARGS] = "{}",
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     episodes: Annotated[int, typer.Option(min=1, help="Starts to play.")] = 20,
@@ -349,7 +439,9 @@ def envs(
             print(f"{name}  {gymnasium.registry[name].entry_point}")
         return
     asked = _mapping("--options", options)
-    problems = check_environment(check, episodes=episodes, limit=limit, options=asked, **_mapping("--kwargs", kwargs))
+    problems = check_environment(
+        check, episodes=episodes, limit=limit, options=asked, **_mapping("--kwargs", kwargs)
+    )
     for problem in problems:
         print(f"- {problem}")
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -377,7 +469,10 @@ def _mapping(name: str, text: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _only_our_output() -> Iterator[None]:
-    """Sends what environments print, from C too, to where errors go: the output is for who reads our JSON."""
+    """Sends what environments print, from C too, to where errors go:
+
+    the output is for who reads our JSON.
+    """
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -399,19 +494,26 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
     judged = any("proxy" in row for row in table.values())
     broken = any(row.get("failed") for row in table.values())
     more_columns = (*(("proxy", "KL") if judged else ()), *(("failed",) if broken else ()))
-    shown = Table("player", "outcome", "success", "95 % interval", "turns", "questions", *more_columns)
-    pairs = Table("pair", "success", "95 % interval", "outcome", "95 % interval", "wins by the judge")
+    shown = Table(
+        "player", "outcome", "success", "95 % interval", "turns", "questions", *more_columns
+    )
+    pairs = Table(
+        "pair", "success", "95 % interval", "outcome", "95 % interval", "wins by the judge"
+    )
     for name, row in table.items():
         if "pairs" in row:
             pairs.add_row(
-                name, f"{row['success']:+.3f}", interval(row, "success_low", "success_high"), f"{row['outcome']:+.3f}",
+                name, f"{row['success']:+.3f}", interval(row, "success_low", "success_high"),
+                f"{row['outcome']:+.3f}",
                 interval(row, "outcome_low", "outcome_high"), number(row, "win_rate"),
             )  # fmt: skip
         else:
             columns = number(row, "outcome"), number(row, "success"), interval(row, "low", "high")
             more: tuple[str, ...] = (number(row, "proxy"), number(row, "kl", 2)) if judged else ()
             more += (f"{row['failed']} of {row['episodes']}",) if broken else ()
-            shown.add_row(name, *columns, number(row, "turns", 2), number(row, "questions", 2), *more)
+            shown.add_row(
+                name, *columns, number(row, "turns", 2), number(row, "questions", 2), *more
+            )
     console = Console()
     console.print(shown)
     if pairs.row_count:

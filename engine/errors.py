@@ -20,11 +20,12 @@
       NonFiniteError           NaN or infinity where a number must be
       OutOfMemory              memory ran out
       TooManyFailures          more environments or judges failed than the run allows
-      Paused                   a source waits for a decision: its budget is spent, it is in quarantine
+      Paused                   a source waits for a decision: its budget is spent, it is in
+                               quarantine
       Interrupted              the run was asked to end while a stage waited
 
-Judges and plugins derive theirs from `TurnwiseError` too, in their own rooms. The command line prints an error of this tree as
-one line; any other one is a bug and keeps its traceback.
+Judges and plugins derive theirs from `TurnwiseError` too, in their own rooms. The command line
+prints an error of this tree as one line; any other one is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -43,14 +44,18 @@ class Damaged(ConfigError):
 
 
 class PluginError(TurnwiseError):
-    """A plugin breaks the contract, a name is not registered, or its factory refuses its options."""
+    """A plugin breaks the contract, a name is not registered, or its factory refuses its
+    options."""
 
 
 class NameClash(PluginError):
     """Two plugins registered one name."""
 
     def __init__(self, kind: str, entry: str, first: str, second: str) -> None:
-        super().__init__(f"{kind} {entry!r} is registered by both {first!r} and {second!r}; rename or block one of them")
+        super().__init__(
+            f"{kind} {entry!r} is registered by both {first!r} and {second!r}; rename or block one"
+            " of them"
+        )
         self.kind, self.entry = kind, entry
 
 
@@ -59,7 +64,10 @@ class PolicyError(TurnwiseError):
 
 
 class TemplateError(PolicyError, ValueError):
-    """The tokenizer's chat template cannot carry a multi-turn conversation. The message says what to do."""
+    """The tokenizer's chat template cannot carry a multi-turn conversation.
+
+    The message says what to do.
+    """
 
 
 class UnfitModel(PolicyError, ValueError):
@@ -67,7 +75,10 @@ class UnfitModel(PolicyError, ValueError):
 
 
 class PartFailed(TurnwiseError):
-    """A part of somebody else's did not do what it should. The message says it all: it is the reason of the failure as it stands."""
+    """A part of somebody else's did not do what it should.
+
+    The message says it all: it is the reason of the failure as it stands.
+    """
 
 
 class NoAnswer(PartFailed):
@@ -75,11 +86,17 @@ class NoAnswer(PartFailed):
 
 
 class EnvironmentBroke(PartFailed):
-    """An environment raised, hung or broke its space. The episode ends as failed with this reason."""
+    """An environment raised, hung or broke its space.
+
+    The episode ends as failed with this reason.
+    """
 
 
 class UntrainableEpisode(TurnwiseError, ValueError):
-    """An episode that RL cannot train on: no policy of ours sampled its replies, or its environment failed."""
+    """An episode that RL cannot train on:
+
+    no policy of ours sampled its replies, or its environment failed.
+    """
 
 
 class PreferenceError(TurnwiseError, ValueError):
@@ -91,7 +108,8 @@ class DatabaseError(TurnwiseError):
 
 
 class LedgerError(DatabaseError):
-    """The ledger refuses: it is locked, newer than this version, or what was written contradicts what it holds."""
+    """The ledger refuses: it is locked, newer than this version, or what was written contradicts
+    what it holds."""
 
 
 class FileError(TurnwiseError):
@@ -99,13 +117,17 @@ class FileError(TurnwiseError):
 
 
 class CheckpointError(TurnwiseError):
-    """A checkpoint cannot be written or read. The message says what still stands, and what to do."""
+    """A checkpoint cannot be written or read.
+
+    The message says what still stands, and what to do.
+    """
 
 
 class NonFiniteError(TurnwiseError, RuntimeError):
     """NaN or infinity in logits, a reward, an advantage or a gradient. The message names the batch.
 
-    The step is not taken, though earlier steps of the same update stand; the run stops, and its last checkpoint is whole.
+    The step is not taken, though earlier steps of the same update stand; the run stops, and its
+    last checkpoint is whole.
     """
 
 
@@ -118,9 +140,11 @@ class TooManyFailures(TurnwiseError, RuntimeError):
 
 
 class Paused(TurnwiseError):
-    """Raised by a source that cannot go on before a decision is made: its budget is spent, it is in quarantine.
+    """Raised by a source that cannot go on before a decision is made: its budget is spent, it is in
+    quarantine.
 
-    The run ends as if it had been interrupted, with everything kept and this message, and can be resumed.
+    The run ends as if it had been interrupted, with everything kept and this message, and can be
+    resumed.
     """
 
 

@@ -1,4 +1,7 @@
-"""The contracts of what plugins supply: judges, sources, combiners, credit methods, optimizers, backends."""
+"""The contracts of what plugins supply:
+
+judges, sources, combiners, credit methods, optimizers, backends.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,18 @@ if TYPE_CHECKING:
 class Judge(Protocol):
     """Looks at episodes one by one and answers at once.
 
-    Optional, for every kind of judge: `open(context)` before the first question, with a `Context`; `learn(run)`, see `FeedbackSource`;
-    `members`, a mapping from name to judge, where it is made of others: the engine opens and closes those too, lets them learn and saves
-    their state.
+    Optional, for every kind of judge: `open(context)` before the first question, with a `Context`;
+    `learn(run)`, see `FeedbackSource`; `members`, a mapping from name to judge, where it is made of
+    others: the engine opens and closes those too, lets them learn and saves their state.
     """
 
-    def score(self, episodes: Sequence[Episode]) -> Sequence[Feedback] | Awaitable[Sequence[Feedback]]:
-        """One `Feedback` per episode, in order. An exception makes all of them `failed`, never a score."""
+    def score(
+        self, episodes: Sequence[Episode]
+    ) -> Sequence[Feedback] | Awaitable[Sequence[Feedback]]:
+        """One `Feedback` per episode, in order.
+
+        An exception makes all of them `failed`, never a score.
+        """
         ...
 
 
@@ -46,15 +54,20 @@ class GroupJudge(Protocol):
 class FeedbackSource(Protocol):
     """Answers when it answers.
 
-    `request` must be idempotent: after a crash the engine asks again for whatever has no answer. `receive` returns what
-    has arrived since the last call, without waiting; answers name their request in `stamp.request`.
+    `request` must be idempotent: after a crash the engine asks again for whatever has no answer.
+    `receive` returns what has arrived since the last call, without waiting; answers name their
+    request in `stamp.request`.
 
-    Optional methods, called where present: `open(context)` before the first request, with a `Context`; `acknowledge(ids)`
-    once the ledger holds these answers (until then a source that cannot afford to lose one repeats it, under the same id);
-    `close()`; `state_dict()` and `load_state_dict(state)`; `learn(run) -> metrics or None`, which the rl stage calls once per update, in
-    the main process, before anything of it is judged; `plan(group, episodes) -> [Question]` where one question per episode
-    (`kind = "episode"`) or one per group (`kind = "group"`) is not what it asks; `waiting() -> str`, which completes "waiting for 12
-    ratings (...)", and `gives = "verdicts"` where they are no ratings. A source whose answers are written to the ledger by somebody else returns nothing from `receive`, and says so: `answers_in_ledger = True`.
+    Optional methods, called where present: `open(context)` before the first request, with a
+    `Context`; `acknowledge(ids)` once the ledger holds these answers (until then a source that
+    cannot afford to lose one repeats it, under the same id); `close()`; `state_dict()` and
+    `load_state_dict(state)`; `learn(run) -> metrics or None`, which the rl stage calls once per
+    update, in the main process, before anything of it is judged; `plan(group, episodes) ->
+    [Question]` where one question per episode (`kind = "episode"`) or one per group (`kind =
+    "group"`) is not what it asks; `waiting() -> str`, which completes "waiting for 12 ratings
+    (...)", and `gives = "verdicts"` where they are no ratings. A source whose answers are written
+    to the ledger by somebody else returns nothing from `receive`, and says so: `answers_in_ledger =
+    True`.
     """
 
     def request(self, requests: Sequence[Request]) -> None: ...
@@ -92,12 +105,13 @@ Consumes = Literal["advantages", "comparisons", "labels", "demonstrations"]
 class CreditAssigner(Protocol):
     """How rewards become one advantage per action token.
 
-    `needs` names what must be in the batch beside rewards: "group" (at least two members per start), "values" (a critic),
-    "turn_scores" (a source that scores turns), "branches" (`branches` conversations, an attribute of the method, continued anew from
-    the start of every turn). A run that cannot supply it is refused before it starts.
+    `needs` names what must be in the batch beside rewards: "group" (at least two members per
+    start), "values" (a critic), "turn_scores" (a source that scores turns), "branches" (`branches`
+    conversations, an attribute of the method, continued anew from the start of every turn). A run
+    that cannot supply it is refused before it starts.
 
-    A method with learned state also has `fit(batch)`, called after `assign`, `state_dict()` and `load_state_dict(state)`;
-    states are dicts of tensors, numbers and strings.
+    A method with learned state also has `fit(batch)`, called after `assign`, `state_dict()` and
+    `load_state_dict(state)`; states are dicts of tensors, numbers and strings.
     """
 
     needs: frozenset[str]
@@ -107,12 +121,15 @@ class CreditAssigner(Protocol):
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """The algorithm that updates the policy. It owns its torch optimizer, its critic, its KL penalty and their states.
+    """The algorithm that updates the policy. It owns its torch optimizer, its critic, its KL
+    penalty and their states.
 
-    The engine calls `setup` once, then `load_state_dict` when a run goes on; per update `prepare`, then credit, then `update`.
+    The engine calls `setup` once, then `load_state_dict` when a run goes on; per update `prepare`,
+    then credit, then `update`.
 
     Attributes:
-        consumes: what of the batch it trains on, one or more of "advantages", "comparisons", "labels", "demonstrations".
+        consumes: what of the batch it trains on, one or more of "advantages", "comparisons",
+            "labels", "demonstrations".
         provides: what `prepare` adds for credit methods: "values" when it has a critic.
     """
 
@@ -124,13 +141,14 @@ class Optimizer(Protocol):
         ...
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
-        """Adds to the batch what credit needs, as it stands before the update: `values` and `bootstrap` with a critic,
-        `reference_logprobs` and `token_rewards` with a KL penalty in the reward."""
+        """Adds to the batch what credit needs, as it stands before the update: `values` and
+        `bootstrap` with a critic, `reference_logprobs` and `token_rewards` with a KL penalty in the
+        reward."""
         ...
 
     def update(self, policy: Policy, batch: Batch) -> Mapping[str, float]:
-        """Changes the policy in place and returns the metrics of the update. One that tells `steps` of 0 left the policy as it was, and its
-        version stays.
+        """Changes the policy in place and returns the metrics of the update. One that tells `steps`
+        of 0 left the policy as it was, and its version stays.
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; the step is not taken.
@@ -146,12 +164,15 @@ class Optimizer(Protocol):
 class Backend(Protocol):
     """Replies to many conversations at once.
 
-    `rows` is how many conversations may live at a time. `refresh()` is called whenever the policy's weights changed.
+    `rows` is how many conversations may live at a time. `refresh()` is called whenever the policy's
+    weights changed.
     """
 
     rows: int
 
-    def reply(self, conversations: Sequence[Conversation], sampling: Sampling) -> Sequence[Sample]: ...
+    def reply(
+        self, conversations: Sequence[Conversation], sampling: Sampling
+    ) -> Sequence[Sample]: ...
 
     def refresh(self) -> None: ...
 
@@ -160,34 +181,42 @@ class Backend(Protocol):
 class Combiner(Protocol):
     """Makes rewards of a group's feedback; named in the config.
 
-    A combiner that learns across groups (raters' reliability) also has `fit(feedback)`, called with all that is in force
-    before `combine`, `state_dict()` and `load_state_dict(state)`. `fit` is given what is said of the update's own groups; one that wants what came after
-    an episode had trained has `learn(run)`, as sources have, and asks `run.ledger.said_by`. With `metrics()`, names to numbers, it reports; they stand under `feedback/`.
+    A combiner that learns across groups (raters' reliability) also has `fit(feedback)`, called with
+    all that is in force before `combine`, `state_dict()` and `load_state_dict(state)`. `fit` is
+    given what is said of the update's own groups; one that wants what came after an episode had
+    trained has `learn(run)`, as sources have, and asks `run.ledger.said_by`. With `metrics()`,
+    names to numbers, it reports; they stand under `feedback/`.
     """
 
-    def combine(self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]) -> Sequence[Rewards | NoReward]:
+    def combine(
+        self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]
+    ) -> Sequence[Rewards | NoReward]:
         """One entry per episode of the group, in order.
 
         Args:
             group: the episodes that share a start; failed ones are already left out.
-            feedback: everything that was said of them and of the group, in force (nothing superseded).
+            feedback: everything that was said of them and of the group, in force (nothing
+                superseded).
         """
         ...
 
 
 @runtime_checkable
 class Aggregator(Protocol):
-    """Many raters' answers to one estimate per episode. It keeps nothing between calls: whoever calls gives all that counts.
+    """Many raters' answers to one estimate per episode. It keeps nothing between calls: whoever
+    calls gives all that counts.
 
-    Optional: `reads`, a set of "scores" and "comparisons"; sources that give nothing of it are refused before the run.
+    Optional: `reads`, a set of "scores" and "comparisons"; sources that give nothing of it are
+        refused before the run.
     """
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
         """Estimates for every episode that an answer speaks of.
 
         Args:
-            answers: in force; those that failed or abstained are not counted. A rater is `stamp.rater`, or `stamp.source` where that is
-                empty. `shown["order"]` lists episode ids in the order they were displayed.
+            answers: in force; those that failed or abstained are not counted. A rater is
+                `stamp.rater`, or `stamp.source` where that is empty. `shown["order"]` lists episode
+                ids in the order they were displayed.
         """
         ...
 
@@ -256,9 +285,14 @@ class RunView(Protocol):
         ...
 
     def begin(self, parts: Mapping[str, Any] | None = None) -> int:
-        """Tells the run what learns beside the policy; returns how many updates of the stage are made already."""
+        """Tells the run what learns beside the policy;
+
+        returns how many updates of the stage are made already.
+        """
         ...
 
-    def finish_update(self, metrics: Mapping[str, float], *, episodes: Sequence[Episode] = ()) -> Update:
+    def finish_update(
+        self, metrics: Mapping[str, float], *, episodes: Sequence[Episode] = ()
+    ) -> Update:
         """Closes an update: counts it, writes its metrics, and a checkpoint when one is due."""
         ...

@@ -1,4 +1,7 @@
-"""The pure maths: tensors in, tensors out, shapes in the docstrings. E episodes, A action tokens, K turns, n any flat count."""
+"""The pure maths: tensors in, tensors out, shapes in the docstrings.
+
+E episodes, A action tokens, K turns, n any flat count.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ def place_turn_rewards(turn_rewards: Tensor, turn: Tensor, mask: Tensor) -> Tens
         mask: [E, A] bool.
 
     Returns:
-        [E, A]. A turn without action tokens (an empty reply) hands its reward to the last token before it, or to the first
-        token of the episode, so that nothing is lost.
+        [E, A]. A turn without action tokens (an empty reply) hands its reward to the last token
+        before it, or to the first token of the episode, so that nothing is lost.
     """
     episodes, actions = turn.shape
     rewards = turn_rewards.new_zeros(episodes, actions)
@@ -46,14 +49,20 @@ def place_turn_rewards(turn_rewards: Tensor, turn: Tensor, mask: Tensor) -> Tens
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, gamma: float = 1.0, lam: float = 1.0
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    bootstrap: Tensor,
+    gamma: float = 1.0,
+    lam: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over action tokens (Schulman et al. 2015, arXiv:1506.02438, eq. 16).
+    """Generalised advantage estimation over action tokens (Schulman et al. 2015, arXiv:1506.02438,
+    eq. 16).
 
         delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}
 
-    The state after the last action token is worth `bootstrap`: 0 where the episode terminated, the critic's value where it was
-    truncated.
+    The state after the last action token is worth `bootstrap`: 0 where the episode terminated, the
+    critic's value where it was truncated.
 
     Args:
         rewards, values: [E, A].
@@ -85,13 +94,16 @@ def bilevel_gae(
     token: tuple[float, float],
     turnwise: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
-    """Advantage estimation first over turns, then over the tokens inside each (VAGEN, Wang et al. 2025, arXiv:2510.16907, section 3.3).
+    """Advantage estimation first over turns, then over the tokens inside each (VAGEN, Wang et al.
+    2025, arXiv:2510.16907, section 3.3).
 
-        over turns:   delta_k = r_k + g V(e_{k+1}) - V(e_k)        A_k = delta_k + g l A_{k+1}        e_k: the last token of turn k
-        in a turn:    A_{e_k} = A_k        A_t = r_t + gamma V_{t+1} - V_t + gamma lam A_{t+1}        for the tokens t before e_k
+        over turns:   delta_k = r_k + g V(e_{k+1}) - V(e_k)   A_k = delta_k + g l A_{k+1}   e_k: the
+                      last token of turn k
+        in a turn:    A_{e_k} = A_k   A_t = r_t + gamma V_{t+1} - V_t + gamma lam A_{t+1}   for the
+                      tokens t before e_k
 
-    r_k is the reward on the turn's last token, and g times what the next turn's tokens before its last one earn (a KL penalty), so that a turn is
-    charged for all that comes after it.
+    r_k is the reward on the turn's last token, and g times what the next turn's tokens before its
+    last one earn (a KL penalty), so that a turn is charged for all that comes after it.
 
     Args:
         rewards, values: [E, A].
@@ -108,7 +120,9 @@ def bilevel_gae(
     ends = counts > 0
     at_ends = rewards.gather(1, last) * ends
     before_ends = turn_sums(rewards, turn, mask, turns)[0] - at_ends
-    earned = at_ends + turnwise[0] * torch.cat([before_ends[:, 1:], torch.zeros_like(before_ends[:, :1])], 1)
+    earned = at_ends + turnwise[0] * torch.cat(
+        [before_ends[:, 1:], torch.zeros_like(before_ends[:, :1])], 1
+    )
     per_turn, _ = gae(earned, values.gather(1, last) * ends, ends, bootstrap, *turnwise)
     gamma, lam = token
     advantages = torch.zeros_like(values)
@@ -129,8 +143,8 @@ def rounding(size: Tensor) -> Tensor:
 
         2 eps |size|, at least 1e-12        eps: float32's
 
-    Relative to their size, so that neither a large offset nor a small unit hides what differs; the floor is the rounding of sums of numbers
-    around 1 in double precision.
+    Relative to their size, so that neither a large offset nor a small unit hides what differs; the
+    floor is the rounding of sums of numbers around 1 in double precision.
 
     Args:
         size: the largest of the numbers that are compared, any shape.
@@ -139,17 +153,24 @@ def rounding(size: Tensor) -> Tensor:
 
 
 def apart(values: Tensor, baseline: Tensor, size: Tensor) -> Tensor:
-    """values - baseline in double precision, exactly 0 where that is the `rounding` of numbers of that size.
+    """values - baseline in double precision, exactly 0 where that is the `rounding` of numbers of
+    that size.
 
-    An advantage made of rounding would be one all the same: Adam makes a full step of the smallest gradient.
+    An advantage made of rounding would be one all the same: Adam makes a full step of the smallest
+    gradient.
     """
     exact = values.double() - baseline.double()
     return torch.where(exact.abs() <= rounding(size), 0.0, exact)
 
 
 def group_largest(values: Tensor, group: Tensor) -> Tensor:
-    """The largest absolute value of each one's group, [E], of values [E] or [E, K] with group indices [E]; NaN is passed over."""
-    own = values.double().nan_to_num(0.0).abs().flatten(1).amax(1) if values.ndim > 1 else values.double().nan_to_num(0.0).abs()
+    """The largest absolute value of each one's group, [E], of values [E] or [E, K] with group
+    indices [E]; NaN is passed over."""
+    own = (
+        values.double().nan_to_num(0.0).abs().flatten(1).amax(1)
+        if values.ndim > 1
+        else values.double().nan_to_num(0.0).abs()
+    )
     groups = int(group.max()) + 1 if len(group) else 0
     return own.new_zeros(groups).scatter_reduce(0, group, own, "amax")[group]
 
@@ -161,18 +182,23 @@ def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def group_counts(group: Tensor, groups: int) -> Tensor:
-    return torch.zeros(groups, dtype=torch.long, device=group.device).index_add_(0, group, torch.ones_like(group))
+    return torch.zeros(groups, dtype=torch.long, device=group.device).index_add_(
+        0, group, torch.ones_like(group)
+    )
 
 
 def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
     """Outcomes against a baseline from the group.
 
     - "mean": R - mean(R), GRPO's numerator and Dr. GRPO (Liu et al. 2025, arXiv:2503.20783)
-    - "loo":  R - mean of the others = (R - mean(R)) * G / (G - 1), RLOO (Ahmadian et al. 2024, arXiv:2402.14740)
-    - "std":  (R - mean(R)) / (std(R) + 1e-4) with the unbiased std, GRPO (Shao et al. 2024, arXiv:2402.03300)
+    - "loo":  R - mean of the others = (R - mean(R)) * G / (G - 1), RLOO (Ahmadian et al. 2024,
+      arXiv:2402.14740)
+    - "std":  (R - mean(R)) / (std(R) + 1e-4) with the unbiased std, GRPO (Shao et al. 2024,
+      arXiv:2402.03300)
 
-    A member of a group of one has nothing to be compared with and gets 0 under every baseline. So does one whose outcome is the
-    group's mean up to `rounding`: "std" would blow the rounding of equal outcomes up to an advantage.
+    A member of a group of one has nothing to be compared with and gets 0 under every baseline. So
+    does one whose outcome is the group's mean up to `rounding`: "std" would blow the rounding of
+    equal outcomes up to an advantage.
 
     Args:
         outcome: [E].
@@ -200,9 +226,11 @@ def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
 
 
 def turn_advantages(values: Tensor, outcome: Tensor, turn_mask: Tensor) -> Tensor:
-    """The advantage of every turn from the values of the states between them: what is expected after it, less what was before.
+    """The advantage of every turn from the values of the states between them: what is expected
+    after it, less what was before.
 
-        A_k = V_{k+1} - V_k        V after the last turn is the outcome itself, so that the sum is outcome - V_0
+        A_k = V_{k+1} - V_k        V after the last turn is the outcome itself, so that the sum is
+                                   outcome - V_0
 
     A state without a value (NaN) is taken to be worth what the next one is.
 
@@ -215,7 +243,9 @@ def turn_advantages(values: Tensor, outcome: Tensor, turn_mask: Tensor) -> Tenso
         [E, K], 0 at padding.
     """
     advantages = torch.zeros_like(values)
-    size = torch.cat([values.nan_to_num(0.0), outcome.to(values.dtype).unsqueeze(1)], 1).abs().amax(1)
+    size = (
+        torch.cat([values.nan_to_num(0.0), outcome.to(values.dtype).unsqueeze(1)], 1).abs().amax(1)
+    )
     after = outcome.to(values.dtype)
     for k in reversed(range(values.shape[1])):
         here = turn_mask[:, k]
@@ -229,12 +259,15 @@ def turn_sums(per_token: Tensor, turn: Tensor, mask: Tensor, turns: int) -> tupl
     """Sums and counts of a per-token quantity [E, A] over each turn: two tensors [E, K]."""
     index = turn.clamp(min=0)
     sums = per_token.new_zeros(per_token.shape[0], turns).scatter_add_(1, index, per_token * mask)
-    counts = per_token.new_zeros(per_token.shape[0], turns).scatter_add_(1, index, mask.to(per_token.dtype))
+    counts = per_token.new_zeros(per_token.shape[0], turns).scatter_add_(
+        1, index, mask.to(per_token.dtype)
+    )
     return sums, counts
 
 
 def turn_edges(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each turn's first and last action token stand on the action axis, two long tensors [E, K]; both 0 for a turn without tokens.
+    """Where each turn's first and last action token stand on the action axis, two long tensors [E,
+    K]; both 0 for a turn without tokens.
 
     Args:
         counts: [E, K] action tokens per turn.
@@ -263,19 +296,25 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0, standard deviation 1 over the entries of the mask (biased std, eps 1e-8); 0 elsewhere. Shapes alike."""
+    """Mean 0, standard deviation 1 over the entries of the mask (biased std, eps 1e-8);
+
+    0 elsewhere. Shapes alike.
+    """
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
     return (values - mean) / (variance + 1e-8).sqrt() * mask
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
-    """Per-token estimate of KL(policy || reference) from samples of the policy (Schulman, "Approximating KL divergence").
+    """Per-token estimate of KL(policy || reference) from samples of the policy (Schulman,
+    "Approximating KL divergence").
 
-    With d = log pi_ref - log pi: k1 = -d (unbiased, may be negative), k2 = d^2 / 2 (biased, low variance), k3 = exp(d) - 1 - d (unbiased,
-    never negative). As a term of the loss, k2's gradient is on average that of the KL of each token's distribution and k3's that of
-    KL(reference || policy); neither sees that an earlier token decides which later ones are met, so that over a conversation both are biased: only k1 in the
-    reward has the gradient of the conversation's KL (docs/credit.md). Shapes alike.
+    With d = log pi_ref - log pi: k1 = -d (unbiased, may be negative), k2 = d^2 / 2 (biased, low
+    variance), k3 = exp(d) - 1 - d (unbiased, never negative). As a term of the loss, k2's gradient
+    is on average that of the KL of each token's distribution and k3's that of KL(reference ||
+    policy); neither sees that an earlier token decides which later ones are met, so that over a
+    conversation both are biased: only k1 in the reward has the gradient of the conversation's KL
+    (docs/credit.md). Shapes alike.
 
     Raises:
         ValueError: an unknown estimator.
@@ -293,9 +332,11 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
 def clipped_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate per token (Schulman et al. 2017, arXiv:1707.06347, eq. 7), negated to be minimised.
+    """PPO's clipped surrogate per token (Schulman et al. 2017, arXiv:1707.06347, eq. 7), negated to
+    be minimised.
 
-        -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A),   ratio = exp(logprobs - old_logprobs)
+        -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A),   ratio = exp(logprobs -
+            old_logprobs)
 
     Args:
         all [n].
@@ -310,9 +351,11 @@ def clipped_policy_loss(
     return loss, held
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip: float | None) -> Tensor:
-    """Squared error of the critic per token, halved; with `clip`, the larger of it and the error of the value moved at most
-    `clip` from `old_values` (PPO's reference implementation). All [n]."""
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, targets: Tensor, clip: float | None
+) -> Tensor:
+    """Squared error of the critic per token, halved; with `clip`, the larger of it and the error of
+    the value moved at most `clip` from `old_values` (PPO's reference implementation). All [n]."""
     loss = (values - targets) ** 2
     if clip is not None:
         near = old_values + (values - old_values).clamp(-clip, clip)
@@ -321,8 +364,9 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip
 
 
 def importance_weight(prox: Tensor, behaviour: Tensor, cap: float) -> Tensor:
-    """min(cap, pi_prox / pi_behaviour) per token, without gradient: the correction for episodes older than the policy
-    (decoupled PPO, Hilton et al. 2021, arXiv:2110.00641, with truncation as in IMPALA). 1 on-policy. Shapes alike."""
+    """min(cap, pi_prox / pi_behaviour) per token, without gradient: the correction for episodes
+    older than the policy (decoupled PPO, Hilton et al. 2021, arXiv:2110.00641, with truncation as
+    in IMPALA). 1 on-policy. Shapes alike."""
     return (prox - behaviour).exp().clamp(max=cap).detach()
 
 
@@ -336,9 +380,11 @@ def explained_variance(predictions: Tensor, targets: Tensor, mask: Tensor) -> fl
 
 
 def sample_inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One exact sample per row by inversion: the first token whose cumulative probability exceeds the uniform.
+    """One exact sample per row by inversion: the first token whose cumulative probability exceeds
+    the uniform.
 
-    One uniform per token makes the sample a function of (logits, uniform) alone, whatever else is in the batch.
+    One uniform per token makes the sample a function of (logits, uniform) alone, whatever else is
+    in the batch.
 
     Args:
         logits: [n, V].
@@ -349,4 +395,8 @@ def sample_inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)
     target = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return (
+        torch.searchsorted(cumulative, target, right=True)
+        .squeeze(-1)
+        .clamp(max=logits.shape[-1] - 1)
+    )

@@ -32,14 +32,15 @@ def train(
 ) -> Run:
     """Trains a policy on conversations and returns the finished run.
 
-        run = turnwise.train("Qwen/Qwen2.5-0.5B-Instruct", env="acme/Riddle-v0", feedback=[Polite()], updates=200)
-        run.policy.save_pretrained("riddler")
+        run = turnwise.train("Qwen/Qwen2.5-0.5B-Instruct", env="acme/Riddle-v0",
+        feedback=[Polite()], updates=200) run.policy.save_pretrained("riddler")
 
     Args:
         policy: a model's folder or hub name, a mapping of `PolicyConfig`, or a `Policy`.
         env: an environment's id, or a mixture `[("a", 0.7), ("b", 0.3)]`.
         feedback: judges, sources or functions; "environment" is the environment's own reward.
-        optimizer, credit: a registered name, or a mapping with `name` and options. Default credit: what fits the optimizer.
+        optimizer, credit: a registered name, or a mapping with `name` and options. Default credit:
+            what fits the optimizer.
         updates: how many.
         seed: everything random derives from it.
         folder: of the run; default: a new one under `runs/`.
@@ -51,9 +52,20 @@ def train(
     Raises:
         ConfigError, PluginError: what cannot work, before anything is loaded.
     """
-    stage = {"env": env, "feedback": feedback, "optimizer": optimizer, "credit": credit, "updates": updates, **options}
+    stage = {
+        "env": env,
+        "feedback": feedback,
+        "optimizer": optimizer,
+        "credit": credit,
+        "updates": updates,
+        **options,
+    }
     config = RunConfig(
-        policy=policy, stages=[{"rl": stage}], seed=seed, threads=threads, folder=Path(folder) if folder else _new_folder(env)
+        policy=policy,
+        stages=[{"rl": stage}],
+        seed=seed,
+        threads=threads,
+        folder=Path(folder) if folder else _new_folder(env),
     )
     quiet()
     shown = on_status is None and sys.stderr.isatty()
@@ -64,7 +76,10 @@ def train(
                 print(in_a_line(update), file=sys.stderr, flush=True)
     if run.is_main and on_status is None:
         how = "interrupted" if run.stopping else "finished"
-        print(f"turnwise: {how} after update {run.updates}; everything is in {run.folder}", file=sys.stderr)
+        print(
+            f"turnwise: {how} after update {run.updates}; everything is in {run.folder}",
+            file=sys.stderr,
+        )
     for label, why in ({} if run.stopping else idle_stages(run.metrics)).items():
         print(f"turnwise: {label} taught the policy nothing: {why}", file=sys.stderr)
     return run

@@ -9,7 +9,16 @@ from ..engine.hookspecs import hookimpl
 
 @hookimpl
 def register_envs() -> None:
-    gymnasium.register("turnwise/SupportDesk-v0", "turnwise.envs.support_desk:SupportDesk", max_episode_steps=12)
+    gymnasium.register(
+        "turnwise/SupportDesk-v0", "turnwise.envs.support_desk:SupportDesk", max_episode_steps=12
+    )
     gymnasium.register("turnwise/Maze-v0", "turnwise.envs.maze:Maze", max_episode_steps=40)
-    gymnasium.register("turnwise/MazePO-v0", "turnwise.envs.maze:Maze", max_episode_steps=40, kwargs={"observed": False})
-    gymnasium.register("turnwise/TwentyQuestions-v0", "turnwise.envs.twenty_questions:TwentyQuestions")
+    gymnasium.register(
+        "turnwise/MazePO-v0",
+        "turnwise.envs.maze:Maze",
+        max_episode_steps=40,
+        kwargs={"observed": False},
+    )
+    gymnasium.register(
+        "turnwise/TwentyQuestions-v0", "turnwise.envs.twenty_questions:TwentyQuestions"
+    )

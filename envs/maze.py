@@ -1,11 +1,13 @@
 """turnwise/Maze-v0: find the way out of a small maze by words. Every reply costs 1.
 
-The maze is a graph of cells with walls between them, drawn once from `layout`; the exit is in the last corner, the start
-anywhere else. States repeat: whoever walks in a circle meets the same sentence again, which is what credit methods that compare
-returns at equal states need. The optimum of a start is minus the length of the shortest way, by breadth-first search.
+The maze is a graph of cells with walls between them, drawn once from `layout`; the exit is in the
+last corner, the start anywhere else. States repeat: whoever walks in a circle meets the same
+sentence again, which is what credit methods that compare returns at equal states need. The optimum
+of a start is minus the length of the shortest way, by breadth-first search.
 
-With `observed=False` (turnwise/MazePO-v0) the cell is not named, only the ways that are open: whoever wants to know where he is must
-remember where he went. With `reward="exit"` nothing is paid on the way: 1 for getting out, 0 for being still inside after `steps` replies.
+With `observed=False` (turnwise/MazePO-v0) the cell is not named, only the ways that are open:
+whoever wants to know where he is must remember where he went. With `reward="exit"` nothing is paid
+on the way: 1 for getting out, 0 for being still inside after `steps` replies.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ Cell = tuple[int, int]
 
 
 def draw_maze(size: int, seed: int, loops: float = 0.2) -> dict[Cell, dict[str, Cell]]:
-    """Cell -> direction -> neighbour. A spanning tree by random depth-first search, plus a share of the other openings."""
+    """Cell -> direction -> neighbour.
+
+    A spanning tree by random depth-first search, plus a share of the other openings.
+    """
     rng = random.Random(f"maze {size} {seed}")
     cells = [(row, column) for row in range(size) for column in range(size)]
     doors: dict[Cell, dict[str, Cell]] = {cell: {} for cell in cells}
@@ -103,7 +108,9 @@ class Maze(gymnasium.Env[str, str]):
         self.observed, self.reward, self.steps = observed, reward, steps
         self.distances = distances(self.doors, self.exit)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         cells = sorted(self.doors.keys() - {self.exit})
         self.cell, self.replies = cells[int(self.np_random.integers(len(cells)))], 0
@@ -127,7 +134,13 @@ class Maze(gymnasium.Env[str, str]):
         out = self.cell == self.exit
         earned = float(out) if self.reward == "exit" else -1.0
         if out or self.replies == self.steps:
-            return "You are out." if out else "It is too late.", earned, True, False, {"success": out}
+            return (
+                "You are out." if out else "It is too late.",
+                earned,
+                True,
+                False,
+                {"success": out},
+            )
         return said + self._where(), earned, False, False, {"success": False}
 
     def _where(self) -> str:
@@ -153,14 +166,17 @@ def _random(env: Maze, rng: random.Random) -> Callable[[Sequence[Message]], str]
 
 
 def _demonstrator(env: Maze, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Wanders: mostly through an open door, now and then in the right direction, sometimes into a wall."""
+    """Wanders: mostly through an open door, now and then in the right direction, sometimes into a
+    wall."""
     expert, lost = _expert(env, rng), _random(env, rng)
 
     def reply(conversation: Sequence[Message]) -> str:
         luck = rng.random()
         if luck < 0.15:
             return expert(conversation)
-        return lost(conversation) if luck < 0.3 else f"I go {rng.choice(list(env.doors[env.cell]))}."
+        return (
+            lost(conversation) if luck < 0.3 else f"I go {rng.choice(list(env.doors[env.cell]))}."
+        )
 
     return reply
 

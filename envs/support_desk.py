@@ -1,19 +1,23 @@
 """turnwise/SupportDesk-v0: find out what is missing, never ask what was told, then resolve.
 
-A customer opens with part of a story. What the shop does about it depends on what went wrong and on one or two further facts:
+A customer opens with part of a story. What the shop does about it depends on what went wrong and on
+one or two further facts:
 
-    lost      bought days ago: trace the parcel; longer ago: what the customer wants (refund or replacement)
+    lost      bought days ago: trace the parcel; longer ago: what the customer wants (refund or
+              replacement)
     broken    what the customer wants (refund or replacement)
     faulty    bought days or months ago: repair; years ago: discount on the next one
     regret    box sealed: refund; box opened: store credit
 
-Satisfaction comes once, at the end. The right resolution is worth 1, less 0.1 for every question that did not matter and 0.2
-for every question already answered; a wrong resolution is worth 0, and so is a customer who left. Questions that matter are
-free, so the optimum of every start is 1, and an agent that reads can reach it. Patience is finite: needless questions and
-replies the customer cannot understand use it up.
+Satisfaction comes once, at the end. The right resolution is worth 1, less 0.1 for every question
+that did not matter and 0.2 for every question already answered; a wrong resolution is worth 0, and
+so is a customer who left. Questions that matter are free, so the optimum of every start is 1, and
+an agent that reads can reach it. Patience is finite: needless questions and replies the customer
+cannot understand use it up.
 
-Stories are divided by content: which (item, what happened, when) they tell decides whether they belong to training or are held
-out (`options={"split": "held_out"}`), so that no seed of one split can produce a story of the other.
+Stories are divided by content: which (item, what happened, when) they tell decides whether they
+belong to training or are held out (`options={"split": "held_out"}`), so that no seed of one split
+can produce a story of the other.
 """
 
 from __future__ import annotations
@@ -30,38 +34,52 @@ import gymnasium
 from ..engine.environments.space import Text
 from ..engine.records.episode import Message
 
-SYSTEM = "You help the customers of a shop. Ask only for what is missing, then say what you will do."
+SYSTEM = (
+    "You help the customers of a shop. Ask only for what is missing, then say what you will do."
+)
 
 ITEMS = (
-    "kettle", "lamp", "blender", "toaster", "radio", "clock", "fan", "heater", "camera", "printer", "tablet", "phone",
-    "keyboard", "mouse", "speaker", "chair", "desk", "mirror", "carpet", "bicycle", "tent", "backpack", "jacket",
-    "coat", "watch", "drill", "saw", "mixer", "grill", "vacuum", "projector", "scanner", "router", "monitor",
+    "kettle", "lamp", "blender", "toaster", "radio", "clock", "fan", "heater", "camera", "printer",
+    "tablet", "phone",
+    "keyboard", "mouse", "speaker", "chair", "desk", "mirror", "carpet", "bicycle", "tent",
+    "backpack", "jacket",
+    "coat", "watch", "drill", "saw", "mixer", "grill", "vacuum", "projector", "scanner", "router",
+    "monitor",
     "headset", "guitar", "piano", "drum", "puzzle", "telescope",
 )  # fmt: skip
 
 # What the customer says of each fact: topic -> value -> phrasings.
 SAYS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "what": {
-        "lost": ("It never arrived.", "The parcel did not come.", "I am still waiting for the delivery.",
+        "lost": ("It never arrived.", "The parcel did not come.",
+            "I am still waiting for the delivery.",
                  "Nobody brought it to my door."),
-        "broken": ("It arrived in pieces.", "It was cracked when I unpacked it.", "The glass was smashed on arrival.",
+        "broken": ("It arrived in pieces.", "It was cracked when I unpacked it.",
+            "The glass was smashed on arrival.",
                    "It came with a big dent."),
-        "faulty": ("It stopped working.", "It does not turn on any more.", "It makes a strange noise and dies.",
+        "faulty": ("It stopped working.", "It does not turn on any more.",
+            "It makes a strange noise and dies.",
                    "It worked fine until it quit."),
-        "regret": ("I changed my mind.", "I do not need it after all.", "My sister gave me the same one.",
+        "regret": ("I changed my mind.", "I do not need it after all.",
+            "My sister gave me the same one.",
                    "It is not what I hoped for."),
     },
     "when": {
-        "days": ("I bought it three days ago.", "I ordered it last week.", "I paid for it on Monday.",
+        "days": ("I bought it three days ago.", "I ordered it last week.",
+            "I paid for it on Monday.",
                  "The order is five days old."),
-        "months": ("I bought it two months ago.", "I ordered it in the spring.", "The order is ten weeks old.",
+        "months": ("I bought it two months ago.", "I ordered it in the spring.",
+            "The order is ten weeks old.",
                    "I paid for it half a year ago."),
-        "years": ("I bought it three years ago.", "It is four years old.", "I have had it since I was at school.",
+        "years": ("I bought it three years ago.", "It is four years old.",
+            "I have had it since I was at school.",
                   "I paid for it ages ago."),
     },
     "wish": {
-        "money": ("I want my money back.", "Please return what I paid.", "I would like the amount on my card."),
-        "new": ("I want another one.", "Please send a fresh one.", "I would still like to have one."),
+        "money": ("I want my money back.", "Please return what I paid.",
+            "I would like the amount on my card."),
+        "new": ("I want another one.", "Please send a fresh one.",
+            "I would still like to have one."),
     },
     "box": {
         "sealed": ("The box is still sealed.", "I never opened it.", "The wrapping is untouched."),
@@ -69,18 +87,26 @@ SAYS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 
-OPENINGS = ("Hello, this is about my {item}.", "Hi, I need help with a {item}.", "Good day, I am writing about the {item}.")
+OPENINGS = (
+    "Hello, this is about my {item}.",
+    "Hi, I need help with a {item}.",
+    "Good day, I am writing about the {item}.",
+)
 ASKS_AGAIN = ("I told you that already.", "As I said before.", "Please read what I wrote.")
 CONFUSED = ("I do not understand.", "What do you mean?", "That does not help me.")
 LEAVES = "I have had enough, goodbye."
 THANKS = "Thank you, that is what I hoped for."
 WRONG = "No, that is not right at all."
 
-# What an agent may say. The customer understands any wording that holds the keywords below, not only these.
+# What an agent may say. The customer understands any wording that holds the keywords below, not
+# only these.
 QUESTIONS = {
     "what": ("What went wrong with it?", "Can you tell me what happened?"),
     "when": ("When did you buy it?", "How long ago did you order it?"),
-    "wish": ("Would you like a refund or a replacement?", "Do you prefer your money back or a new one?"),
+    "wish": (
+        "Would you like a refund or a replacement?",
+        "Do you prefer your money back or a new one?",
+    ),
     "box": ("Is the box still sealed?", "Have you opened the box?"),
 }
 RESOLUTIONS = {
@@ -126,7 +152,10 @@ class Story:
 
 
 def next_topic(facts: Mapping[str, str]) -> str | None:
-    """The fact that the shop's rules need next, given the facts known so far; None when they suffice."""
+    """The fact that the shop's rules need next, given the facts known so far;
+
+    None when they suffice.
+    """
     needed = {
         None: ["what"],
         "lost": ["when"] if facts.get("when") in (None, "days") else ["when", "wish"],
@@ -190,20 +219,25 @@ def draw_story(rng: random.Random, held_out: bool) -> Story:
 class SupportDesk(gymnasium.Env[str, str]):
     """See the module's docstring.
 
-    Options of `reset`: `split`, "train" (default) or "held_out". The last step's `info` has `success`, `questions`, `needless`
-    (questions that did not matter) and `repeated` (already answered); reset's has `optimum`.
+    Options of `reset`: `split`, "train" (default) or "held_out". The last step's `info` has
+    `success`, `questions`, `needless` (questions that did not matter) and `repeated` (already
+    answered); reset's has `optimum`.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
     players: ClassVar[Mapping[str, Any]]  # below
     observation_space = action_space = Text(2048)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         unknown = set(options or {}) - {"split"}
         split = (options or {}).get("split", "train")
         if unknown or split not in ("train", "held_out"):
-            raise ValueError(f'SupportDesk takes options={{"split": "train" | "held_out"}}, got {options}')
+            raise ValueError(
+                f'SupportDesk takes options={{"split": "train" | "held_out"}}, got {options}'
+            )
         rng = random.Random(int(self.np_random.integers(2**63)))
         self.story = draw_story(rng, split == "held_out")
         self._told = set(self.story.told)
@@ -250,12 +284,22 @@ class SupportDesk(gymnasium.Env[str, str]):
         return LEAVES if left else text, 0.0, left, False, self._info(False)
 
     def _info(self, success: bool) -> dict[str, Any]:
-        return {"success": success, "questions": self._questions, "needless": self._needless, "repeated": self._repeated}
+        return {
+            "success": success,
+            "questions": self._questions,
+            "needless": self._needless,
+            "repeated": self._repeated,
+        }
 
 
 # The players read the conversation, never the hidden story.
 
-_MEANS = {words: (topic, value) for topic, values in SAYS.items() for value, all_ in values.items() for words in all_}
+_MEANS = {
+    words: (topic, value)
+    for topic, values in SAYS.items()
+    for value, all_ in values.items()
+    for words in all_
+}
 
 
 def read_facts(conversation: Sequence[Message]) -> dict[str, str]:
@@ -304,13 +348,16 @@ def _forgetful(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Messa
             return rng.choice(QUESTIONS[rng.choice(sorted(facts))])
         if topic:
             return rng.choice(QUESTIONS[topic])
-        return rng.choice(RESOLUTIONS[resolution(facts) if rng.random() < 0.2 else OLD_RULES[facts["what"]]])
+        return rng.choice(
+            RESOLUTIONS[resolution(facts) if rng.random() < 0.2 else OLD_RULES[facts["what"]]]
+        )
 
     return reply
 
 
 def _interrogator(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Goes through the whole form in order, whatever was said, until the customer has had enough."""
+    """Goes through the whole form in order, whatever was said, until the customer has had
+    enough."""
     form = ["what", "when", "wish", "box"]
 
     def reply(conversation: Sequence[Message]) -> str:
@@ -324,8 +371,13 @@ def _interrogator(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Me
 
 
 def _demonstrator(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """One of the shop's staff: most are hasty or forgetful, some go through the form, few do it right."""
-    return rng.choices([_hasty, _forgetful, _interrogator, _expert], [0.5, 0.35, 0.08, 0.07])[0](env, rng)
+    """One of the shop's staff:
+
+    most are hasty or forgetful, some go through the form, few do it right.
+    """
+    return rng.choices([_hasty, _forgetful, _interrogator, _expert], [0.5, 0.35, 0.08, 0.07])[0](
+        env, rng
+    )
 
 
 SupportDesk.players = {

@@ -1,10 +1,13 @@
-"""turnwise/TwentyQuestions-v0: find out what somebody is thinking of, by questions that are answered yes or no.
+"""turnwise/TwentyQuestions-v0: find out what somebody is thinking of, by questions that are
+answered yes or no.
 
-The agent asks about a property ("Does it have wheels?") or guesses ("Is it a train?"); property words and names of things are understood
-wherever they stand, one per question. It ends with the right guess or with the last question. The only reward comes then: 1 for
-a right guess, 0 without, less `cost` for every question asked. Which question was worth asking shows only many turns later.
+The agent asks about a property ("Does it have wheels?") or guesses ("Is it a train?"); property
+words and names of things are understood wherever they stand, one per question. It ends with the
+right guess or with the last question. The only reward comes then: 1 for a right guess, 0 without,
+less `cost` for every question asked. Which question was worth asking shows only many turns later.
 
-64 things, told apart by 30 properties. Who always asks what halves the rest needs seven questions on average, the guess included.
+64 things, told apart by 30 properties. Who always asks what halves the rest needs seven questions
+on average, the guess included.
 """
 
 from __future__ import annotations
@@ -25,30 +28,67 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 THINGS = _words(
-    "dog cat horse cow mouse elephant lion rabbit whale dolphin shark salmon eagle owl penguin duck chicken parrot snake turtle frog bee "
-    "ant spider apple banana carrot potato tomato rice bread cheese egg chocolate honey oak rose mushroom car bicycle train boat airplane "
-    "hammer knife chair table lamp clock book pencil guitar piano drum telephone computer shirt shoe hat umbrella moon river mountain "
-    "stone"
+    "dog cat horse cow mouse elephant lion rabbit whale dolphin shark salmon eagle owl penguin duck"
+    " chicken parrot snake turtle frog bee ant spider apple banana carrot potato tomato rice bread"
+    " cheese egg chocolate honey oak rose mushroom car bicycle train boat airplane hammer knife"
+    " chair table lamp clock book pencil guitar piano drum telephone computer shirt shoe hat"
+    " umbrella moon river mountain stone"
 )
-PROPERTIES: dict[str, tuple[str, frozenset[str]]] = {  # the word that is understood: (a question, what has the property)
+# The word that is understood: (a question, what has the property).
+PROPERTIES: dict[str, tuple[str, frozenset[str]]] = {
     word: (question, frozenset(having.split()))
     for word, question, having in (
-        ("alive", "Is it alive?", "dog cat horse cow mouse elephant lion rabbit whale dolphin shark salmon eagle owl penguin duck chicken "
-         "parrot snake turtle frog bee ant spider oak rose mushroom"),
+        (
+            "alive",
+            "Is it alive?",
+            (
+                "dog cat horse cow mouse elephant lion rabbit whale dolphin shark salmon eagle owl"
+                " penguin duck chicken parrot snake turtle frog bee ant spider oak rose mushroom"
+            ),
+        ),
         ("mammal", "Is it a mammal?", "dog cat horse cow mouse elephant lion rabbit whale dolphin"),
         ("feathers", "Does it have feathers?", "eagle owl penguin duck chicken parrot"),
-        ("eggs", "Does it lay eggs?", "eagle owl penguin duck chicken parrot snake turtle frog bee ant spider salmon"),
-        ("legs", "Does it have four legs?", "dog cat horse cow mouse elephant lion rabbit turtle frog chair table"),
+        (
+            "eggs",
+            "Does it lay eggs?",
+            "eagle owl penguin duck chicken parrot snake turtle frog bee ant spider salmon",
+        ),
+        (
+            "legs",
+            "Does it have four legs?",
+            "dog cat horse cow mouse elephant lion rabbit turtle frog chair table",
+        ),
         ("fly", "Can it fly?", "eagle owl duck parrot bee airplane"),
-        ("water", "Is it found in water?", "whale dolphin shark salmon penguin duck turtle frog boat river"),
+        (
+            "water",
+            "Is it found in water?",
+            "whale dolphin shark salmon penguin duck turtle frog boat river",
+        ),
         ("pet", "Is it kept as a pet?", "dog cat rabbit parrot mouse turtle"),
         ("farm", "Does it live on a farm?", "horse cow duck chicken dog rabbit"),
         ("dangerous", "Is it dangerous?", "lion shark snake spider bee knife"),
-        ("big", "Is it big?", "horse cow elephant lion whale dolphin shark oak car train boat airplane piano moon river "
-         "mountain"),
-        ("eat", "Do people eat it?", "salmon chicken duck apple banana carrot potato tomato rice bread cheese egg chocolate honey mushroom"),
+        (
+            "big",
+            "Is it big?",
+            (
+                "horse cow elephant lion whale dolphin shark oak car train boat airplane piano moon"
+                " river mountain"
+            ),
+        ),
+        (
+            "eat",
+            "Do people eat it?",
+            (
+                "salmon chicken duck apple banana carrot potato tomato rice bread cheese egg"
+                " chocolate honey mushroom"
+            ),
+        ),
         ("sweet", "Is it sweet?", "apple banana chocolate honey"),
-        ("grow", "Does it grow in the ground?", "apple banana carrot potato tomato rice oak rose mushroom"),
+        (
+            "grow",
+            "Does it grow in the ground?",
+            "apple banana carrot potato tomato rice oak rose mushroom",
+        ),
         ("round", "Is it round?", "apple tomato potato moon clock drum"),
         ("red", "Is it red?", "apple tomato rose"),
         ("wood", "Is it made of wood?", "oak chair table boat pencil guitar piano"),
@@ -57,8 +97,14 @@ PROPERTIES: dict[str, tuple[str, frozenset[str]]] = {  # the word that is unders
         ("electric", "Is it electric?", "train lamp clock telephone computer"),
         ("music", "Does it make music?", "guitar piano drum"),
         ("wear", "Can you wear it?", "shirt shoe hat"),
-        ("hand", "Does it fit into a hand?", "mouse frog bee ant spider apple banana carrot potato tomato rice egg chocolate rose mushroom "
-         "hammer knife pencil telephone stone"),
+        (
+            "hand",
+            "Does it fit into a hand?",
+            (
+                "mouse frog bee ant spider apple banana carrot potato tomato rice egg chocolate"
+                " rose mushroom hammer knife pencil telephone stone"
+            ),
+        ),
         ("night", "Is it seen at night?", "owl mouse moon lamp cat"),
         ("play", "Does it play?", "dog cat dolphin"),
         ("white", "Is it white?", "rice egg moon rabbit"),
@@ -67,7 +113,7 @@ PROPERTIES: dict[str, tuple[str, frozenset[str]]] = {  # the word that is unders
         ("sit", "Can you sit on it?", "chair bicycle horse"),
         ("over", "Is it over your head?", "hat umbrella moon lamp airplane"),
     )
-}  # fmt: skip
+}
 SYSTEM = "I am thinking of something. Find out what it is. I answer yes or no."
 OPENING = "Ask your first question."
 
@@ -103,10 +149,15 @@ class TwentyQuestions(gymnasium.Env[str, str]):
 
     def __init__(self, questions: int = 20, cost: float = 0.02, things: int = len(THINGS)) -> None:
         if questions < 1 or not 2 <= things <= len(THINGS):
-            raise ValueError(f"questions must be at least 1 and things 2 to {len(THINGS)}, got {questions} and {things}")
+            raise ValueError(
+                f"questions must be at least 1 and things 2 to {len(THINGS)}, got {questions} and"
+                f" {things}"
+            )
         self.questions, self.cost, self.things = questions, cost, THINGS[:things]
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self.thing = self.things[int(self.np_random.integers(len(self.things)))]
         self.asked = 0
@@ -118,7 +169,13 @@ class TwentyQuestions(gymnasium.Env[str, str]):
         right = words == [self.thing]
         if right or self.asked >= self.questions:
             end = "Yes, that is it!" if right else f"No more questions. It was the {self.thing}."
-            return end, float(right) - self.cost * self.asked, True, False, {"success": right, "questions": self.asked}
+            return (
+                end,
+                float(right) - self.cost * self.asked,
+                True,
+                False,
+                {"success": right, "questions": self.asked},
+            )
         if len(words) != 1:
             said = "Ask about one thing at a time." if words else "I do not know what that means."
         else:
@@ -135,7 +192,9 @@ def _known(env: TwentyQuestions, conversation: Sequence[Message]) -> tuple[list[
             [word] = words
             asked.add(word)
             yes = answer.content == "Yes."
-            left = [t for t in left if (answers(t)[word] == yes if word in PROPERTIES else t != word)]
+            left = [
+                t for t in left if (answers(t)[word] == yes if word in PROPERTIES else t != word)
+            ]
     return left, asked
 
 
@@ -146,7 +205,12 @@ def _expert(env: TwentyQuestions, rng: random.Random) -> Callable[[Sequence[Mess
         left, _ = _known(env, conversation)
         if len(left) <= 2:
             return guess(left[0])
-        return PROPERTIES[min(PROPERTIES, key=lambda word: abs(2 * sum(answers(t)[word] for t in left) - len(left)))][0]
+        return PROPERTIES[
+            min(
+                PROPERTIES,
+                key=lambda word: abs(2 * sum(answers(t)[word] for t in left) - len(left)),
+            )
+        ][0]
 
     return reply
 

@@ -1,4 +1,7 @@
-"""Judges: rules, models that judge in several ways, panels of them. Give them to `feedback=` as objects, or name them in a config."""
+"""Judges: rules, models that judge in several ways, panels of them.
+
+Give them to `feedback=` as objects, or name them in a config.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
     from .simulated import SimulatedPanel
 
 
-# Names are resolved when first used: the command line lists judges without loading what they need. (No `__dir__`: pluggy looks at all it
-# names.)
+# Names are resolved when first used: the command line lists judges without loading what they need.
+# (No `__dir__`: pluggy looks at all it names.)
 _HOMES = {
     "combined.escalation": ("Escalation",),
     "combined.panel": ("Panel",),
@@ -51,8 +54,10 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy", "Escalation", "Exact", "Forbidden", "JsonSchema", "Language", "Length",
-    "ListwiseJudge", "ModelJudge", "Not", "Numeric", "PairwiseJudge", "Panel", "Questions", "Regex", "Repetition", "Rubric", "RubricJudge",
+    "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy", "Escalation", "Exact",
+    "Forbidden", "JsonSchema", "Language", "Length",
+    "ListwiseJudge", "ModelJudge", "Not", "Numeric", "PairwiseJudge", "Panel", "Questions", "Regex",
+    "Repetition", "Rubric", "RubricJudge",
     "Rules", "SimulatedPanel", "ToolCalls", "Turns",
 ]  # fmt: skip
 

@@ -1,17 +1,22 @@
-"""A panel of simulated raters: people who do not exist, with noise, tastes and biases that are known.
+"""A panel of simulated raters: people who do not exist, with noise, tastes and biases that are
+known.
 
-Methods that learn from comparisons can be tested against a known truth only when the raters' errors are known too. Each rater r
-sees an episode's true outcome (the environment's return) through a utility
+Methods that learn from comparisons can be tested against a known truth only when the raters' errors
+are known too. Each rater r sees an episode's true outcome (the environment's return) through a
+utility
 
-    u_r(e) = return(e) + sum_f (bias_f + taste_rf) * feature_f(e)             taste_rf ~ N(0, taste^2)
+    u_r(e) = return(e) + sum_f (bias_f + taste_rf) * feature_f(e)   taste_rf ~ N(0, taste^2)
 
-and ranks a group by u_r(e) + noise * Gumbel (the same for the same conversation, so that equal ones are tied), which is Plackett-Luce with scores u_r / noise (so every pair obeys Bradley-Terry).
-Biases are shared by the whole panel, tastes are each rater's own and cancel over many raters. Nothing here passes for people:
-source, raters and stratum are called simulated wherever they appear.
+and ranks a group by u_r(e) + noise * Gumbel (the same for the same conversation, so that equal ones
+are tied), which is Plackett-Luce with scores u_r / noise (so every pair obeys Bradley-Terry).
+Biases are shared by the whole panel, tastes are each rater's own and cancel over many raters.
+Nothing here passes for people: source, raters and stratum are called simulated wherever they
+appear.
 
-Like people they may take their time: an answer comes a while after it was first asked for (exponential, a rater's own for each group),
-and some never come. Both are drawn from who is asked about what, so that a run that is resumed finds the same. Nobody answers what has
-expired meanwhile, or was decided without them.
+Like people they may take their time: an answer comes a while after it was first asked for
+(exponential, a rater's own for each group), and some never come. Both are drawn from who is asked
+about what, so that a run that is resumed finds the same. Nobody answers what has expired meanwhile,
+or was decided without them.
 """
 
 from __future__ import annotations
@@ -38,11 +43,13 @@ class SimulatedPanel:
     pool: how many raters there are; which of them answer is drawn for each group, `raters` of them.
     noise: scale of the Gumbel noise; 0 ranks exactly by the utility.
     taste: standard deviation of a rater's own liking for each feature.
-    bias: the whole panel's liking, feature to weight: "questions" (replies that ask), "turns", "words" (tens of words).
+    bias: the whole panel's liking, feature to weight: "questions" (replies that ask), "turns",
+        "words" (tens of words).
     tie: differences of noisy utility up to this are called a tie.
     seed: of noise, tastes and delays; default: the run's.
     delay: mean seconds on the run's clock until an answer comes; 0: at once.
-    unanswered: share of the requests that nobody ever answers; give the source a `deadline`, or the run waits for them for ever.
+    unanswered: share of the requests that nobody ever answers; give the source a `deadline`, or the
+        run waits for them for ever.
     """
 
     kind = "group"
@@ -60,11 +67,19 @@ class SimulatedPanel:
     ) -> None:
         for name in bias or {}:
             if name not in FEATURES:
-                raise ValueError(f"no feature {name!r} to be biased towards.{did_you_mean(name, FEATURES)}")
+                raise ValueError(
+                    f"no feature {name!r} to be biased towards.{did_you_mean(name, FEATURES)}"
+                )
         if pool < 1 or min(noise, taste, tie) < 0:
-            raise ValueError(f"pool must be at least 1, noise, taste and tie not negative: got {pool}, {noise}, {taste}, {tie}")
+            raise ValueError(
+                f"pool must be at least 1, noise, taste and tie not negative: got {pool}, {noise},"
+                f" {taste}, {tie}"
+            )
         if delay < 0 or not 0 <= unanswered <= 1:
-            raise ValueError(f"delay must not be negative and unanswered lie between 0 and 1: got {delay}, {unanswered}")
+            raise ValueError(
+                f"delay must not be negative and unanswered lie between 0 and 1: got {delay},"
+                f" {unanswered}"
+            )
         self.pool, self.noise, self.taste, self.tie, self.seed = pool, noise, taste, tie, seed
         self.bias = dict(bias or {})
         self.delay, self.unanswered = delay, unanswered
@@ -80,11 +95,16 @@ class SimulatedPanel:
         asked: dict[str, float] = {}
         if self.delay:
             if self._context is None:
-                raise ValueError("a panel with a delay needs the run's clock and ledger: open(context) first")
+                raise ValueError(
+                    "a panel with a delay needs the run's clock and ledger: open(context) first"
+                )
             waiting = self._context.ledger.open_requests(sorted({r.group for r in requests}))
-            asked = {row["id"]: row["time"] for row in waiting}  # first asked, before a restart perhaps
+            # First asked, before a restart perhaps.
+            asked = {row["id"]: row["time"] for row in waiting}
         for request in requests:
-            chance = random.Random(derive_id("patience", self.seed, self._rater(request), _seen(request)))
+            chance = random.Random(
+                derive_id("patience", self.seed, self._rater(request), _seen(request))
+            )
             if chance.random() >= self.unanswered:
                 delay = chance.expovariate(1 / self.delay) if self.delay else 0.0
                 self._due[request.id] = (asked.get(request.id, 0.0) + delay, request)
@@ -92,9 +112,16 @@ class SimulatedPanel:
     def receive(self) -> list[Comparison]:
         if self.delay and self._context is not None:
             now, ledger = self._context.clock(), self._context.ledger
-            ready = [request for due, request in sorted(self._due.values(), key=lambda each: each[0]) if due <= now]
+            ready = [
+                request
+                for due, request in sorted(self._due.values(), key=lambda each: each[0])
+                if due <= now
+            ]
             groups = sorted({request.group for request in ready})
-            still, decided = {row["id"] for row in ledger.open_requests(groups)}, ledger.decided(groups)
+            still, decided = (
+                {row["id"] for row in ledger.open_requests(groups)},
+                ledger.decided(groups),
+            )
             asked = [r for r in ready if r.id in still and not (r.required and r.group in decided)]
         else:
             ready = asked = [request for _, request in self._due.values()]
@@ -108,7 +135,8 @@ class SimulatedPanel:
     def _rater(self, request: Request) -> int:
         """Who answers in this slot."""
         order = list(range(self.pool))
-        start = request.episodes[0].start.key  # never an id: those hold the run's name, which must not matter
+        # Never an id: those hold the run's name, which must not matter.
+        start = request.episodes[0].start.key
         random.Random(derive_id("panel", self.seed, start)).shuffle(order)
         return order[request.rater_slot % self.pool]
 
@@ -118,8 +146,11 @@ class SimulatedPanel:
         liking = {name: self.bias.get(name, 0.0) + taste.gauss(0, self.taste) for name in FEATURES}
         felt: dict[str, float] = {}
         for episode in request.episodes:
-            utility = episode.env_return + sum(weight * FEATURES[name](episode) for name, weight in liking.items())
-            heard = [turn.action for turn in episode.turns]  # what was said and where, whatever else it is shown with
+            utility = episode.env_return + sum(
+                weight * FEATURES[name](episode) for name, weight in liking.items()
+            )
+            # What was said and where, whatever else it is shown with.
+            heard = [turn.action for turn in episode.turns]
             accident = random.Random(derive_id("noise", self.seed, rater, start, heard))
             felt[episode.id] = utility + self.noise * _gumbel(accident)
         ranked = sorted(felt, key=lambda e: -felt[e])
@@ -130,7 +161,8 @@ class SimulatedPanel:
             else:
                 tiers.append([next_best])
         return Comparison(
-            request.target, tuple(tuple(tier) for tier in tiers), id=derive_id(request.id, "simulated"),
+            request.target, tuple(tuple(tier) for tier in tiers),
+            id=derive_id(request.id, "simulated"),
             shown={"order": [e.id for e in request.episodes]},
             stamp=Stamp(request=request.id, rater=f"simulated-{rater}", stratum="simulated"),
         )  # fmt: skip
@@ -138,7 +170,10 @@ class SimulatedPanel:
 
 def _seen(request: Request) -> list[list[str]]:
     """What a rater is shown, in words: the start, and what was said in each conversation."""
-    return [[request.episodes[0].start.key], *([turn.action for turn in e.turns] for e in request.episodes)]
+    return [
+        [request.episodes[0].start.key],
+        *([turn.action for turn in e.turns] for e in request.episodes),
+    ]
 
 
 def _gumbel(rng: random.Random) -> float:

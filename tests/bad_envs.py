@@ -17,7 +17,9 @@ class Good(gymnasium.Env):
     def __init__(self, when: int = 2) -> None:
         self.when = when
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, Any]:
         super().reset(seed=seed)
         self.turn = 0
         return f"hello {self.np_random.integers(1000)}", {}
@@ -89,7 +91,13 @@ class Sometimes(Good):
     def step(self, action: str) -> tuple[Any, ...]:
         if self.np_random.random() < 0.2:
             raise RuntimeError("bad luck")
-        return f"more {self.np_random.random():.3f}", float(len(action) % 3), self.np_random.random() < 0.5, False, {}
+        return (
+            f"more {self.np_random.random():.3f}",
+            float(len(action) % 3),
+            self.np_random.random() < 0.5,
+            False,
+            {},
+        )
 
 
 class NeverEnds(Good):
@@ -103,7 +111,9 @@ class IgnoresSeed(Good):
 
 
 class GlobalRandom(Good):
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, Any]:
         random.seed(seed)
         return super().reset(seed=seed)
 
@@ -111,7 +121,9 @@ class GlobalRandom(Good):
 class Remembers(Good):
     count = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, Any]:
         super().reset(seed=seed)
         self.count += 1
         return f"visit number {self.count}", {}
@@ -158,7 +170,9 @@ class Async(Good):
 
     metadata = {"render_modes": [], "concurrency": "thread"}
 
-    async def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:  # type: ignore[override]
+    async def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, Any]:  # type: ignore[override]
         import asyncio
 
         self.loop = asyncio.get_running_loop()
@@ -185,4 +199,6 @@ class OwnProcess(Good):
 
 for _name, _kind in list(globals().items()):
     if isinstance(_kind, type) and issubclass(_kind, gymnasium.Env):
-        gymnasium.register(f"test/{_name}-v0", f"{__name__}:{_name}", order_enforce=False, disable_env_checker=True)
+        gymnasium.register(
+            f"test/{_name}-v0", f"{__name__}:{_name}", order_enforce=False, disable_env_checker=True
+        )

@@ -1,4 +1,7 @@
-"""Small real models of several architectures, and environments for tests. Everything is built here; nothing is fetched."""
+"""Small real models of several architectures, and environments for tests.
+
+Everything is built here; nothing is fetched.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def model_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Ca
     def make(architecture: str = "llama") -> Path:
         if architecture not in made:
             torch.manual_seed(0)
-            model = transformers.AutoModelForCausalLM.from_config(configs(len(tokenizer))[architecture])
+            model = transformers.AutoModelForCausalLM.from_config(
+                configs(len(tokenizer))[architecture]
+            )
             for parameter in model.parameters():  # biases and norms too must matter
                 if parameter.ndim == 1:
                     parameter.data += 0.1 * torch.randn_like(parameter)

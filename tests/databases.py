@@ -17,7 +17,9 @@ from pathlib import Path
 
 def program(name: str) -> str | None:
     """Debian keeps PostgreSQL's programs beside the path."""
-    found = shutil.which(name) or next(iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), reverse=True)), None)
+    found = shutil.which(name) or next(
+        iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), reverse=True)), None
+    )
     return str(Path(found).resolve()) if found else None
 
 
@@ -37,13 +39,17 @@ def cluster() -> Iterator[str]:
         as_user = {"user": user} if user else {}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
         subprocess.run(
-            [initdb, "-D", data, "-U", "turnwise", "-A", "trust", "-E", "UTF8", "--no-sync"], check=True, **as_user, **quiet
+            [initdb, "-D", data, "-U", "turnwise", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            check=True,
+            **as_user,
+            **quiet,
         )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         server = subprocess.Popen(
-            [postgres, "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder], **as_user, **quiet
+            [postgres, "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder], **as_user,
+            **quiet
         )  # fmt: skip
         try:
             wait_until_open(port)
@@ -60,7 +66,9 @@ def wait_until_open(port: int) -> None:
 
     for _ in range(6000):
         try:
-            pg8000.dbapi.connect("turnwise", host="127.0.0.1", port=port, database="postgres").close()
+            pg8000.dbapi.connect(
+                "turnwise", host="127.0.0.1", port=port, database="postgres"
+            ).close()
             return
         except Exception:
             time.sleep(0.1)
@@ -71,7 +79,10 @@ def new_database(url: str, name: str) -> str:
     """An empty database of the cluster."""
     import sqlalchemy as sa
 
-    engine = sa.create_engine(url.replace("postgresql://", "postgresql+pg8000://") + "/postgres", isolation_level="AUTOCOMMIT")
+    engine = sa.create_engine(
+        url.replace("postgresql://", "postgresql+pg8000://") + "/postgres",
+        isolation_level="AUTOCOMMIT",
+    )
     with engine.connect() as db:
         db.exec_driver_sql(f"CREATE DATABASE {name}")
     engine.dispose()

@@ -1,4 +1,7 @@
-"""Run by test_promise_2 with one or two processes: one update of an optimizer, and what it did to the weights."""
+"""Run by test_promise_2 with one or two processes:
+
+one update of an optimizer, and what it did to the weights.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,20 @@ def change(
     shuffle_rows: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The gradient of one update, read off the weights: plain SGD at rate 1, nothing clipped."""
-    rewards = [turnwise.Rewards(r, (*[0.0] * (len(e.turns) - 1), r)) for r, e in zip(outcomes, episodes, strict=True)]
-    options: dict[str, Any] = {"minibatches": 1, "warmup": 0, "max_grad_norm": 1e9, "micro_tokens": micro_tokens, "lr": 1.0}
-    optimizer: Any = PPO(**options, epochs=1, kl=0.1) if algorithm == "ppo" else GRPO(**options, kl=0.1)
+    rewards = [
+        turnwise.Rewards(r, (*[0.0] * (len(e.turns) - 1), r))
+        for r, e in zip(outcomes, episodes, strict=True)
+    ]
+    options: dict[str, Any] = {
+        "minibatches": 1,
+        "warmup": 0,
+        "max_grad_norm": 1e9,
+        "micro_tokens": micro_tokens,
+        "lr": 1.0,
+    }
+    optimizer: Any = (
+        PPO(**options, epochs=1, kl=0.1) if algorithm == "ppo" else GRPO(**options, kl=0.1)
+    )
     optimizer.setup(policy)
     if algorithm == "ppo":  # a critic that says something
         torch.manual_seed(5)
@@ -40,7 +54,11 @@ def change(
     optimizer.learner.adam = torch.optim.SGD(optimizer.learner._parameters, lr=1.0)
     before = {k: v.clone() for k, v in policy.network.state_dict().items()}
     optimizer.update(policy, batch)
-    return {k: (before[k] - v) for k, v in policy.network.state_dict().items() if v.dtype.is_floating_point}
+    return {
+        k: before[k] - v
+        for k, v in policy.network.state_dict().items()
+        if v.dtype.is_floating_point
+    }
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Judges conversations in batches, is killed on the way and starts again; used by test_judge_economy.py.
+"""Judges conversations in batches, is killed on the way and starts again; used by
+test_judge_economy.py.
 
     python judge_worker.py URL FOLDER WIRE:MOMENT ...
 
-At the moment `submitted` the provider has the batch and nothing here says so yet; at `waiting` its id is written down. Each is a process of its own,
-forked from one that has only loaded what it needs.
+At the moment `submitted` the provider has the batch and nothing here says so yet; at `waiting` its
+id is written down. Each is a process of its own, forked from one that has only loaded what it
+needs.
 """
 
 from __future__ import annotations
@@ -24,11 +26,15 @@ def judge(wire: str, moment: str, url: str, folder: Path, kill: bool) -> None:
     calls.TIME = Virtual(0.05)
     ledger = turnwise.Ledger(folder / "ledger.sqlite")
     asked = model(wire, url, f"{wire}-{moment}")
-    own = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, budget=10.0, prices={asked.name: PRICE})
+    own = RubricJudge(
+        canaries=0, model=asked, rubric=RUBRIC, batch=True, budget=10.0, prices={asked.name: PRICE}
+    )
     if kill:
         name = {"submitted": "_name", "waiting": "_looked"}[moment]
         setattr(batches.BatchCaller, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    said = answers(own, [talk(f"e{i}", "good " * i, seed=i) for i in range(6)], context(folder, ledger))
+    said = answers(
+        own, [talk(f"e{i}", "good " * i, seed=i) for i in range(6)], context(folder, ledger)
+    )
     (folder / "said.json").write_text(json.dumps([[s.score, s.stamp.cost] for s in said]))
 
 

@@ -1,4 +1,7 @@
-"""What the tests of judges that ask models share: conversations, a model that judges by what it reads, and time that does not pass."""
+"""What the tests of judges that ask models share:
+
+conversations, a model that judges by what it reads, and time that does not pass.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,25 @@ from turnwise.judges.models.anthropic import Anthropic
 from turnwise.judges.models.model import Prompt, Reply, Usage
 from turnwise.judges.models.openai import OpenAI, OpenAIChat
 
-PRICE = (3.0, 0.3, 3.75, 15.0)  # dollars per million tokens: fresh, read from the cache, written to it, output
+# Dollars per million tokens: fresh, read from the cache, written to it, output.
+PRICE = (3.0, 0.3, 3.75, 15.0)
 WIRES = ("messages", "responses", "chat")
 KEY = "sk-test-0123456789abcdef"
 RUBRIC = {
     "name": "helpful",
     "criteria": [
-        {"name": "kind", "question": "Was it kind?", "levels": ["no", "somewhat", "yes"], "weight": 1},
-        {"name": "right", "question": "Was it right?", "levels": ["no", "hardly", "partly", "mostly", "yes"], "weight": 3},
+        {
+            "name": "kind",
+            "question": "Was it kind?",
+            "levels": ["no", "somewhat", "yes"],
+            "weight": 1,
+        },
+        {
+            "name": "right",
+            "question": "Was it right?",
+            "levels": ["no", "hardly", "partly", "mostly", "yes"],
+            "weight": 3,
+        },
     ],
 }
 
@@ -40,19 +54,29 @@ RUBRIC = {
 def model(wire: str, server: ModelServer | str, name: str = "judge-1", **options: Any) -> Any:
     """A model of a wire, at a server."""
     url = server if isinstance(server, str) else server.url
-    kinds: Mapping[str, Callable[..., Any]] = {"messages": Anthropic, "responses": OpenAI, "chat": OpenAIChat}
+    kinds: Mapping[str, Callable[..., Any]] = {
+        "messages": Anthropic,
+        "responses": OpenAI,
+        "chat": OpenAIChat,
+    }
     return kinds[wire](name, api_key=KEY, url=url if wire == "messages" else f"{url}/v1", **options)
 
 
-def talk(name: str, *replies: str, slot: int = 0, seed: int = 1, heard: str = "Well?", **more: Any) -> turnwise.Episode:
+def talk(
+    name: str, *replies: str, slot: int = 0, seed: int = 1, heard: str = "Well?", **more: Any
+) -> turnwise.Episode:
     """A conversation in which an agent gives these replies."""
-    turns = tuple(turnwise.Turn(turnwise.Message("user", f"{heard} {k}"), said, 0.0) for k, said in enumerate(replies))
+    turns = tuple(
+        turnwise.Turn(turnwise.Message("user", f"{heard} {k}"), said, 0.0)
+        for k, said in enumerate(replies)
+    )
     start = turnwise.Start("test/Talk-v0", seed, more.pop("options", {}))
     options = {"run": "run", "stage": "rl", "update": 1, "slot": slot, **more}
     return turnwise.Episode(name, start, turns, "terminated", **options)
 
 
-# A model that judges by what it reads: a reply is as good as it has "good" words, less the "bad" ones.
+# A model that judges by what it reads: a reply is as good as it has "good" words, less the "bad"
+# ones.
 
 
 def quality(conversation: Mapping[str, Any]) -> int:
@@ -94,18 +118,29 @@ def verdict(schema: Mapping[str, Any], user: str) -> dict[str, Any]:
             said[name] = levels(inner, quality(shown[0]))
         elif name == "replies":
             texts = [turn["reply"]["text"] for turn in shown[0]["turns"]]
-            said[name] = {n: levels(f, worth(t)) for (n, f), t in zip(inner["properties"].items(), texts, strict=True)}
+            said[name] = {
+                n: levels(f, worth(t))
+                for (n, f), t in zip(inner["properties"].items(), texts, strict=True)
+            }
         else:  # a point of a checklist
-            said[name] = {"rationale": "So it is.", "holds": "yes" if quality(shown[0]) > 0 else "no"}
+            said[name] = {
+                "rationale": "So it is.",
+                "holds": "yes" if quality(shown[0]) > 0 else "no",
+            }
     return said
 
 
 def levels(schema: Mapping[str, Any], number: int) -> dict[str, int]:
-    return {name: min(max(number, 0), inner["enum"][-1]) for name, inner in schema["properties"].items()}
+    return {
+        name: min(max(number, 0), inner["enum"][-1]) for name, inner in schema["properties"].items()
+    }
 
 
 def bound(asked: Asked) -> dict[str, Any]:
-    """The schema of a question to a server with the ids in it that the question names; over the wire it has none, so that it can be cached."""
+    """The schema of a question to a server with the ids in it that the question names;
+
+    over the wire it has none, so that it can be cached.
+    """
     assert asked.schema is not None
     [own] = re.findall(r"The id of your (?:verdict|answer) is (\w+)\.", asked.user)
     ids = re.findall(r"^Conversation (\w+):$", asked.user, re.MULTILINE)
@@ -120,11 +155,16 @@ def unbiased(asked: Asked) -> dict[str, Any]:
 
 
 class Scripted:
-    """A model in this process. Its answers come from a function of the prompt; what it raises is raised."""
+    """A model in this process.
+
+    Its answers come from a function of the prompt; what it raises is raised.
+    """
 
     settings: Mapping[str, Any] = {}
 
-    def __init__(self, say: Callable[[Prompt], Any] | None = None, name: str = "scripted:1", **settings: Any) -> None:
+    def __init__(
+        self, say: Callable[[Prompt], Any] | None = None, name: str = "scripted:1", **settings: Any
+    ) -> None:
         self.name, self.settings, self.prompts = name, settings, []
         self._say = say or (lambda prompt: verdict(prompt.bound, prompt.user))
 
@@ -136,17 +176,26 @@ class Scripted:
         return (
             said
             if isinstance(said, Reply)
-            else Reply("end", said if isinstance(said, str) else json.dumps(said), Usage(100, 0, 0, 10))
+            else Reply(
+                "end", said if isinstance(said, str) else json.dumps(said), Usage(100, 0, 0, 10)
+            )
         )
 
 
 class Virtual:
-    """Time that passes only while everybody sleeps, each time after `step` real seconds in which others may do something."""
+    """Time that passes only while everybody sleeps, each time after `step` real seconds in which
+    others may do something."""
 
     held = False  # while questions are still being asked
 
     def __init__(self, step: float = 0.0) -> None:
-        self.step, self.time, self._sleepers, self._count, self._driver = step, 0.0, [], itertools.count(), None
+        self.step, self.time, self._sleepers, self._count, self._driver = (
+            step,
+            0.0,
+            [],
+            itertools.count(),
+            None,
+        )
 
     def now(self) -> float:
         return self.time
@@ -171,7 +220,9 @@ class Virtual:
                 awake.set_result(None)
 
 
-def context(folder: Path, ledger: turnwise.Ledger | None = None, run: str = "run", name: str = "judge") -> Context:
+def context(
+    folder: Path, ledger: turnwise.Ledger | None = None, run: str = "run", name: str = "judge"
+) -> Context:
     return Context(name, folder / "run", lambda: 0.0, 0, ledger=ledger, run=run)
 
 
@@ -191,7 +242,10 @@ def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
             asked.append(Question(key, tuple(members)))
         else:
             asked += [Question(e.id, (e,)) for e in members]
-    requests = [turnwise.Request(judge.kind, q.target, where.name, ask=q.ask, episodes=q.episodes) for q in asked]
+    requests = [
+        turnwise.Request(judge.kind, q.target, where.name, ask=q.ask, episodes=q.episodes)
+        for q in asked
+    ]
     clock = calls.TIME
     if isinstance(clock, Virtual):
         clock.held = True
@@ -216,4 +270,8 @@ def dollars(tokens: Tokens, share: float = 1.0) -> float:
     """What the server's tokens cost, at PRICE."""
     fresh, read, written, output = PRICE
     plain = tokens.input - tokens.cached - tokens.written
-    return (plain * fresh + tokens.cached * read + tokens.written * written + tokens.output * output) / 1e6 * share
+    return (
+        (plain * fresh + tokens.cached * read + tokens.written * written + tokens.output * output)
+        / 1e6
+        * share
+    )

@@ -1,13 +1,17 @@
-"""Plays a pipeline in children of its own and kills them with SIGKILL at chosen moments; used by test_promise_3_resume.py.
+"""Plays a pipeline in children of its own and kills them with SIGKILL at chosen moments; used by
+test_promise_3_resume.py.
 
-    python resume_worker.py jobs.json        each job: {"config", "folder", "resume", "kill": moment or null, "count": path or null}
+    python resume_worker.py jobs.json        each job: {"config", "folder", "resume", "kill": moment
+                                             or null, "count": path or null}
 
-A moment is the how-manieth of the events that matter to durability, counted in the child: a ledger transaction about to commit or
-just committed, a file synced, renamed or replaced, weights written, an optimizer step, a reply sampled. The children are forked from
-one parent that has loaded torch but computed nothing, since loading takes longer than the run.
+A moment is the how-manieth of the events that matter to durability, counted in the child: a ledger
+transaction about to commit or just committed, a file synced, renamed or replaced, weights written,
+an optimizer step, a reply sampled. The children are forked from one parent that has loaded torch
+but computed nothing, since loading takes longer than the run.
 
-Time is a number in a file beside the run's folder that grows when the run sleeps: what a run waits for depends on the hour, and only with a
-clock that a kill does not set back, or forward, are two runs the same.
+Time is a number in a file beside the run's folder that grows when the run sleeps: what a run waits
+for depends on the hour, and only with a clock that a kill does not set back, or forward, are two
+runs the same.
 """
 
 from __future__ import annotations
@@ -46,7 +50,8 @@ class Clock:
 
 
 def watch(kill: int | None, where: list[str]) -> list[str]:
-    """Lets every event pass by a counter that kills at the wanted one; returns the list of events, which grows.
+    """Lets every event pass by a counter that kills at the wanted one; returns the list of events,
+    which grows.
 
     Args:
         where: whose last entry is the stage at work.
@@ -97,7 +102,8 @@ def child(job: dict[str, Any]) -> None:
     where, clock = [""], Clock(job["folder"])
     seen = watch(job["kill"], where)
     run = turnwise.Run(
-        Path(job["config"]), folder=job["folder"], resume=job["resume"], clock=clock, sleep=clock.sleep,
+        Path(job["config"]), folder=job["folder"], resume=job["resume"], clock=clock,
+        sleep=clock.sleep,
         on_status=lambda status: where.append(status.stage),
     )  # fmt: skip
     run.finish()

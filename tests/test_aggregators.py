@@ -1,4 +1,5 @@
-"""Aggregators against tables worked out by hand, other people's code, brute force and simulated raters; and the combiner that uses them."""
+"""Aggregators against tables worked out by hand, other people's code, brute force and simulated
+raters; and the combiner that uses them."""
 
 from __future__ import annotations
 
@@ -34,10 +35,18 @@ COMPARING: list[Any] = [BradleyTerry, PlackettLuce, RaterBradleyTerry]
 SCORING: list[Any] = [Mean, Majority, DawidSkene]
 
 
-def ranked(*tiers: str, rater: str = "w", group: str = "g", left: str = "", **more: Any) -> Comparison:
+def ranked(
+    *tiers: str, rater: str = "w", group: str = "g", left: str = "", **more: Any
+) -> Comparison:
     """Tiers of one-letter episodes; `left` lists them as they were displayed."""
     shown = {"order": list(left)} if left else {}
-    return Comparison(group, tuple(tuple(t) for t in tiers), shown=shown, stamp=Stamp(source="people", rater=rater), **more)
+    return Comparison(
+        group,
+        tuple(tuple(t) for t in tiers),
+        shown=shown,
+        stamp=Stamp(source="people", rater=rater),
+        **more,
+    )
 
 
 def scored(episode: str, score: float, rater: str = "w", **stamp: Any) -> Feedback:
@@ -54,7 +63,11 @@ def numbers(found: Aggregate) -> dict[str, float]:
 @pytest.mark.parametrize("kind", COMPARING + SCORING)
 def test_empty_and_foreign_answers(kind: Any) -> None:
     assert kind().aggregate([]) == Aggregate({}, {})
-    silent = [Feedback.failed("a", "ill"), Comparison.abstained("g", "unsure"), Feedback("a", turn_scores=(1.0,))]
+    silent = [
+        Feedback.failed("a", "ill"),
+        Comparison.abstained("g", "unsure"),
+        Feedback("a", turn_scores=(1.0,)),
+    ]
     assert kind().aggregate(silent) == Aggregate({}, {})
     other = [scored("a", 1.0)] if kind in COMPARING else [ranked("a", "b")]
     if kind is not Majority:
@@ -67,7 +80,11 @@ def test_one_rater_and_one_answer_are_finite(kind: Any) -> None:
     found = kind().aggregate(said)
     assert list(found.raters) == ["w"]
     assert all(x.raters == 1 for x in found.scores.values())
-    many: list[Any] = [ranked("a", "b", "c")] * 50 if kind in COMPARING else [scored(e, 1.0, r) for e in "abc" for r in "xyz"]
+    many: list[Any] = (
+        [ranked("a", "b", "c")] * 50
+        if kind in COMPARING
+        else [scored(e, 1.0, r) for e in "abc" for r in "xyz"]
+    )
     found = kind().aggregate(many)
     assert max(abs(x.score) for x in found.scores.values()) < 10, "never beaten, yet finite"
     if kind in COMPARING:
@@ -77,8 +94,8 @@ def test_one_rater_and_one_answer_are_finite(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [
-    (BradleyTerry, {"variance": 0}), (PlackettLuce, {"variance": -1}), (RaterBradleyTerry, {"side_sd": 0.0}),
-    (RaterBradleyTerry, {"reliability_sd": float("nan")}), (DawidSkene, {"right": 1.0}), (Majority, {"threshold": float("inf")}),
+    (BradleyTerry, {"variance": 0}), (PlackettLuce, {"variance": -1}), (RaterBradleyTerry, {"side_sd": 0.0}),  # noqa: E501
+    (RaterBradleyTerry, {"reliability_sd": float("nan")}), (DawidSkene, {"right": 1.0}), (Majority, {"threshold": float("inf")}),  # noqa: E501
 ])  # fmt: skip
 def test_wrong_options_are_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match="must be|need"):
@@ -87,13 +104,23 @@ def test_wrong_options_are_refused(wrong: Any) -> None:
 
 def test_names_in_the_registry_make_them() -> None:
     plugins = turnwise.Plugins()
-    for name in ("mean", "majority", "dawid-skene", "bradley-terry", "plackett-luce", "rater-bradley-terry"):
+    for name in (
+        "mean",
+        "majority",
+        "dawid-skene",
+        "bradley-terry",
+        "plackett-luce",
+        "rater-bradley-terry",
+    ):
         assert isinstance(plugins.factory("aggregator", name)(), turnwise.Aggregator)
 
 
 def some_answers(rng: random.Random, kind: Any) -> list[Any]:
     if kind in SCORING:
-        return [scored(rng.choice("abcdef"), float(rng.randrange(3)), rng.choice("xyz")) for _ in range(12)]
+        return [
+            scored(rng.choice("abcdef"), float(rng.randrange(3)), rng.choice("xyz"))
+            for _ in range(12)
+        ]
     said = []
     for _ in range(8):
         group, members = rng.choice([("g", "abc"), ("h", "defg")])
@@ -123,23 +150,38 @@ def test_names_and_order_do_not_matter(kind: Any, rng: random.Random) -> None:
         else:
             tiers = tuple(tuple(name[e] for e in tier[::-1]) for tier in a.ranking)
             shown = {k: [name[e] for e in order] for k, order in a.shown.items()}
-            other.append(dataclasses.replace(a, group=a.group + "!", ranking=tiers, shown=shown, stamp=stamp))
+            other.append(
+                dataclasses.replace(a, group=a.group + "!", ranking=tiers, shown=shown, stamp=stamp)
+            )
     rng.shuffle(other)
     one, two = kind().aggregate(said), kind().aggregate(other)
     assert set(two.scores) == {name[e] for e in one.scores}
     for e, x in one.scores.items():
         y = two.scores[name[e]]
-        assert (y.score, y.sd, y.prior_sd, y.raters) == pytest.approx((x.score, x.sd, x.prior_sd, x.raters), abs=1e-4)
+        assert (y.score, y.sd, y.prior_sd, y.raters) == pytest.approx(
+            (x.score, x.sd, x.prior_sd, x.raters), abs=1e-4
+        )
     for r, x in one.raters.items():
-        assert (two.raters[r * 2].answers, two.raters[r * 2].reliability) == pytest.approx((x.answers, x.reliability), abs=1e-3)
+        assert (two.raters[r * 2].answers, two.raters[r * 2].reliability) == pytest.approx(
+            (x.answers, x.reliability), abs=1e-3
+        )
 
 
 # Scores.
 
 
 def test_mean_is_what_the_model_says() -> None:
-    """Against integrating the model by brute force: mu and v at their best for each rho, rho from its exact normal likelihood."""
-    said = [scored("a", 1.0, "x"), scored("a", 2.0, "y"), scored("b", 4.0, "x"), scored("c", 5.0, "y"), scored("c", 7.0, "x")]
+    """Against integrating the model by brute force:
+
+    mu and v at their best for each rho, rho from its exact normal likelihood.
+    """
+    said = [
+        scored("a", 1.0, "x"),
+        scored("a", 2.0, "y"),
+        scored("b", 4.0, "x"),
+        scored("c", 5.0, "y"),
+        scored("c", 7.0, "x"),
+    ]
     of, value = np.array([0, 0, 1, 2, 2]), np.array([1.0, 2, 4, 5, 7])
     log, each, spread = [], [], []
     for rho in GRID:
@@ -163,11 +205,15 @@ def test_mean_is_what_the_model_says() -> None:
 
 
 def test_mean_without_repeats_halves_and_with_many_believes() -> None:
-    found = numbers(Mean().aggregate([scored("a", 0.0, "x"), scored("b", 1.0, "y"), scored("c", 2.0, "z")]))
+    found = numbers(
+        Mean().aggregate([scored("a", 0.0, "x"), scored("b", 1.0, "y"), scored("c", 2.0, "z")])
+    )
     assert found == pytest.approx({"a": 0.5, "b": 1.0, "c": 1.5})
     rng = np.random.default_rng(0)
     truth = rng.normal(0, 2, 40)
-    said = [scored(f"e{i}", t + rng.normal(), f"r{w}") for i, t in enumerate(truth) for w in range(10)]
+    said = [
+        scored(f"e{i}", t + rng.normal(), f"r{w}") for i, t in enumerate(truth) for w in range(10)
+    ]
     sharp = Mean().aggregate(said)
     z = [(sharp.scores[f"e{i}"].score - t) / sharp.scores[f"e{i}"].sd for i, t in enumerate(truth)]
     assert 0.7 < np.std(z) < 1.3
@@ -179,27 +225,53 @@ def test_mean_without_repeats_halves_and_with_many_believes() -> None:
 
 
 def test_majority_counts_and_leaves_ties_tied() -> None:
-    said = [scored("a", s, r) for s, r in ((1.0, "x"), (1.0, "y"), (0.0, "z"))] + [scored("b", 1.0, "x"), scored("b", 0.0, "y")]
+    said = [scored("a", s, r) for s, r in ((1.0, "x"), (1.0, "y"), (0.0, "z"))] + [
+        scored("b", 1.0, "x"),
+        scored("b", 0.0, "y"),
+    ]
     found = Majority().aggregate([*said, scored("c", 0.5, "x")])
     assert numbers(found) == {"a": 1.0, "b": 0.5, "c": 0.5}
     assert found.scores["a"].sd == pytest.approx((3 * 2 / (25 * 6)) ** 0.5)  # Beta(3, 2)
     assert found.scores["a"].prior_sd == pytest.approx(12**-0.5)
     # z alone is against a, whom the two others are for; x and y are each alone in b.
     assert found.raters["z"].reliability < 0
-    compared = [ranked("a", "b"), ranked("a", "b", rater="x"), ranked("b", "a", rater="y"), ranked("c", "ab", rater="x")]
-    assert numbers(Majority().aggregate(compared)) == {"a": 1.0, "b": 0.0, "c": 1.0}, "a: two votes of four, and a quarter"
-    assert numbers(Majority().aggregate([ranked("a", "b", probability=0.5)])) == {"a": 0.5, "b": 0.5}
-    assert numbers(Majority(threshold=3).aggregate([scored("a", 4.0), scored("b", 2.0)])) == {"a": 1.0, "b": 0.0}
+    compared = [
+        ranked("a", "b"),
+        ranked("a", "b", rater="x"),
+        ranked("b", "a", rater="y"),
+        ranked("c", "ab", rater="x"),
+    ]
+    assert numbers(Majority().aggregate(compared)) == {
+        "a": 1.0,
+        "b": 0.0,
+        "c": 1.0,
+    }, "a: two votes of four, and a quarter"
+    assert numbers(Majority().aggregate([ranked("a", "b", probability=0.5)])) == {
+        "a": 0.5,
+        "b": 0.5,
+    }
+    assert numbers(Majority(threshold=3).aggregate([scored("a", 4.0), scored("b", 2.0)])) == {
+        "a": 1.0,
+        "b": 0.0,
+    }
 
 
 def test_dawid_skene_by_hand() -> None:
-    """Perfect agreement: the posterior after convergence satisfies its own equations, and one step of them is checked by hand."""
-    said = [scored("a", 1.0, "x"), scored("a", 1.0, "y"), scored("b", 0.0, "x"), scored("b", 0.0, "y")]
+    """Perfect agreement: the posterior after convergence satisfies its own equations, and one step
+    of them is checked by hand."""
+    said = [
+        scored("a", 1.0, "x"),
+        scored("a", 1.0, "y"),
+        scored("b", 0.0, "x"),
+        scored("b", 0.0, "y"),
+    ]
     episodes, raters, classes, posterior, confusion, common = DawidSkene().fit(scores(said))
     assert (episodes, raters, classes.tolist()) == (["a", "b"], ["x", "y"], [0.0, 1.0])
     p = posterior[0, 1]  # by symmetry that of b being 0
     right = (4 + p) / (5 + 1)  # of two labels, p + (1 - p) = 1 falls on each class
-    assert confusion[0] == pytest.approx(np.array([[right, 1 - right], [1 - right, right]]), abs=1e-6)
+    assert confusion[0] == pytest.approx(
+        np.array([[right, 1 - right], [1 - right, right]]), abs=1e-6
+    )
     assert common == pytest.approx([0.5, 0.5])
     assert p == pytest.approx(right**2 / (right**2 + (1 - right) ** 2), abs=1e-6)
     found = DawidSkene().aggregate(said)
@@ -215,12 +287,19 @@ def test_classes_are_equal_up_to_rounding() -> None:
     points = lambda *p: {f"a{j}": (x - 1) / 6 for j, x in enumerate(p)}  # noqa: E731
     rated = [points(*p) for p in itertools.product(range(1, 8), repeat=3)]
     assert len({sum(a.values()) / 3 for a in rated}) > 19, "or there is nothing to see"
-    said = [Feedback(f"e{i}", aspects=a, stamp=Stamp(rater=f"r{i % 3}")) for i, a in enumerate(rated)]
+    said = [
+        Feedback(f"e{i}", aspects=a, stamp=Stamp(rater=f"r{i % 3}")) for i, a in enumerate(rated)
+    ]
     assert len({x for _, _, x in scores(said)}) == 19
     assert len(DawidSkene().aggregate(said).scores) == 343
-    thirds = [Feedback("e", score=1 / 3), Feedback("f", score=float(np.float32(1) / np.float32(3))), Feedback("g", score=0.34)]
+    thirds = [
+        Feedback("e", score=1 / 3),
+        Feedback("f", score=float(np.float32(1) / np.float32(3))),
+        Feedback("g", score=0.34),
+    ]
     assert sorted({x for _, _, x in scores(thirds)}) == [1 / 3, 0.34]
-    half = Feedback("g", aspects={"a": 0.7, "b": 0.6, "c": 0.2})  # added up in binary, a little below 1.5
+    # Added up in binary, a little below 1.5.
+    half = Feedback("g", aspects={"a": 0.7, "b": 0.6, "c": 0.2})
     assert Majority().aggregate([half]).scores["g"].score == 0.5
 
 
@@ -238,9 +317,15 @@ def test_dawid_skene_finds_who_says_the_opposite() -> None:
 
 
 def crowd(seed: int, classes: int) -> tuple[Any, list[Any]]:
-    """30 raters of 15 labels each on 150 items, 3 per item; right in 35 % to 95 % of the cases, else any other class."""
+    """30 raters of 15 labels each on 150 items, 3 per item;
+
+    right in 35 % to 95 % of the cases, else any other class.
+    """
     rng = np.random.default_rng(seed)
-    truth, skill = rng.integers(classes, size=150), rng.uniform(0.35 if classes > 2 else 0.55, 0.95, 30)
+    truth, skill = (
+        rng.integers(classes, size=150),
+        rng.uniform(0.35 if classes > 2 else 0.55, 0.95, 30),
+    )
     slots = rng.permutation(np.repeat(np.arange(30), 15)).reshape(150, 3)
     said = []
     for i, k in enumerate(truth):
@@ -251,7 +336,10 @@ def crowd(seed: int, classes: int) -> tuple[Any, list[Any]]:
 
 
 def test_dawid_skene_is_no_worse_than_majority_with_sparse_labels() -> None:
-    """Two classes, so that both plugins say the same kind of thing; 20 seeds; the interval of the paired difference is not below 0."""
+    """Two classes, so that both plugins say the same kind of thing;
+
+    20 seeds; the interval of the paired difference is not below 0.
+    """
     differences = []
     for seed in range(20):
         truth, said = crowd(seed, 2)
@@ -275,11 +363,14 @@ def test_bradley_terry_is_choix_with_the_same_prior() -> None:
     said = [ranked("abcdef"[i], "abcdef"[j]) for i, j in data]
     for variance in (0.5, 2.0, 10.0):
         found = BradleyTerry(variance).aggregate(said)
-        theirs = choix.opt_pairwise(6, data, alpha=1 / (2 * variance), tol=1e-12)  # its penalty is alpha * ||s||^2
+        # Its penalty is alpha * ||s||^2.
+        theirs = choix.opt_pairwise(6, data, alpha=1 / (2 * variance), tol=1e-12)
         assert [found.scores[e].score for e in "abcdef"] == pytest.approx(theirs, abs=1e-6)
         luce = PlackettLuce(variance).aggregate(said)
         assert [luce.scores[e].score for e in "abcdef"] == pytest.approx(theirs, abs=1e-6)
-        assert [luce.scores[e].sd for e in "abcdef"] == pytest.approx([found.scores[e].sd for e in "abcdef"])
+        assert [luce.scores[e].sd for e in "abcdef"] == pytest.approx(
+            [found.scores[e].sd for e in "abcdef"]
+        )
 
 
 def test_plackett_luce_is_choix_with_the_same_prior() -> None:
@@ -292,7 +383,8 @@ def test_plackett_luce_is_choix_with_the_same_prior() -> None:
 
 
 def grid_posterior(loglik: Any, size: int, variance: float) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each score less the group's mean, by summing over a grid of the differences."""
+    """Mean and deviation of each score less the group's mean, by summing over a grid of the
+    differences."""
     axis = np.linspace(-8, 8, 801 if size == 2 else 241)
     rest = np.stack(np.meshgrid(*[axis] * (size - 1), indexing="ij"), -1).reshape(-1, size - 1)
     s = np.concatenate([rest, np.zeros((len(rest), 1))], 1)
@@ -305,7 +397,10 @@ def grid_posterior(loglik: Any, size: int, variance: float) -> tuple[list[float]
 
 
 def test_deviations_are_those_of_the_posterior() -> None:
-    """Twelve comparisons of three; Laplace is an approximation, so within 10 %. The prior's deviation is that of a difference."""
+    """Twelve comparisons of three;
+
+    Laplace is an approximation, so within 10 %. The prior's deviation is that of a difference.
+    """
     wins = [("a", "b")] * 4 + [("b", "a")] * 2 + [("b", "c")] * 3 + [("a", "c")] * 2 + [("c", "a")]
     at = "abc".index
 
@@ -320,7 +415,8 @@ def test_deviations_are_those_of_the_posterior() -> None:
         assert found.scores["a"].prior_sd == pytest.approx((2 * 2 / 3) ** 0.5)
         assert 0 < found.scores["c"].reliability < found.scores["b"].reliability < 1
 
-    def loglik_ranking(s: Any) -> Any:  # three times a > b = c with Breslow's tie, four times b > a > c
+    # Three times a > b = c with Breslow's tie, four times b > a > c.
+    def loglik_ranking(s: Any) -> Any:
         left = np.log(np.exp(s).sum(1))
         tie = np.log(np.exp(s[:, 1:]).sum(1))
         rest = np.log(np.exp(s[:, [0, 2]]).sum(1))
@@ -340,7 +436,10 @@ def test_ties_and_soft_labels_are_halves() -> None:
         assert numbers(found) == pytest.approx(numbers(half), abs=1e-9)
         assert found.scores["a"].sd == pytest.approx(half.scores["a"].sd)
     for kind in COMPARING:
-        sure = [kind().aggregate([ranked("a", "b", probability=p)] * 3).scores["a"].score for p in (0.5, 0.7, 0.9, 1.0)]
+        sure = [
+            kind().aggregate([ranked("a", "b", probability=p)] * 3).scores["a"].score
+            for p in (0.5, 0.7, 0.9, 1.0)
+        ]
         assert sure == sorted(sure)
         assert sure[0] == pytest.approx(0, abs=1e-9)
     # sigma(s_a - s_b) - 0.8 + s_a / (3 * 2) = 0 with s_b = -s_a, three answers
@@ -349,10 +448,16 @@ def test_ties_and_soft_labels_are_halves() -> None:
 
 
 def test_a_ranking_as_pairs_knows_as_much_as_plackett_luce() -> None:
-    """At equal scores the pairs of a ranking carry its Fisher information: every order once makes equal scores."""
+    """At equal scores the pairs of a ranking carry its Fisher information:
+
+    every order once makes equal scores.
+    """
     for members in ("ab", "abc", "abcd"):
         said = [ranked(*order) for order in itertools.permutations(members)]
-        pair, whole = BradleyTerry().aggregate(said).scores["a"], PlackettLuce().aggregate(said).scores["a"]
+        pair, whole = (
+            BradleyTerry().aggregate(said).scores["a"],
+            PlackettLuce().aggregate(said).scores["a"],
+        )
         assert pair.sd == pytest.approx(whole.sd)
         assert pair.score == pytest.approx(0, abs=1e-9)
     assert [round(ranking_weight(k), 2) for k in (2, 3, 4, 8)] == [1, 0.78, 0.64, 0.38]
@@ -371,14 +476,19 @@ def test_entries_of_an_inverse() -> None:
     rng = np.random.default_rng(0)
     group = np.array([2, 0, 1, 0, 2, 0, 3])
     rows, columns = (
-        np.array(x) for x in zip(*[(i, j) for i in range(7) for j in range(7) if group[i] == group[j]], strict=True)
+        np.array(x)
+        for x in zip(
+            *[(i, j) for i in range(7) for j in range(7) if group[i] == group[j]], strict=True
+        )
     )
     dense = rng.normal(size=(7, 7)) * (group[:, None] == group)
     dense = dense @ dense.T
     found = Inverse(rows, columns, dense[rows, columns], 0.5, 7)
     inverse = np.linalg.inv(dense + 0.5 * np.eye(7))
     every = np.indices((7, 7)).reshape(2, -1)
-    assert found.at(*every) == pytest.approx(inverse.ravel()), "0 between parts that nothing connects"
+    assert found.at(*every) == pytest.approx(inverse.ravel()), (
+        "0 between parts that nothing connects"
+    )
     assert found.diagonal() == pytest.approx(np.diag(inverse))
     x = rng.normal(size=(7, 3))
     assert found.times(x) == pytest.approx(inverse @ x)
@@ -391,18 +501,23 @@ def test_more_members_than_columns_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     whole = BradleyTerry().aggregate(said)
     monkeypatch.setattr(answers, "COLUMNS", 5)
     for name, estimate in BradleyTerry().aggregate(said).scores.items():
-        assert (estimate.score, estimate.sd) == pytest.approx((whole.scores[name].score, whole.scores[name].sd), abs=1e-12)
+        assert (estimate.score, estimate.sd) == pytest.approx(
+            (whole.scores[name].score, whole.scores[name].sd), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("shape", ["pairs", "one against all", "many against many"])
 @pytest.mark.parametrize("kind", [BradleyTerry, PlackettLuce])
 def test_twenty_thousand_comparisons_of_one_group(kind: Any, shape: str) -> None:
-    """What has the same answer in small has it in large, in memory that grows with the answers and not with their square."""
+    """What has the same answer in small has it in large, in memory that grows with the answers and
+    not with their square."""
     rng = random.Random(0)
     drawn = {
         "pairs": [(f"a{i}", f"b{i}") for i in range(20_000)],
         "one against all": [("best", f"b{i}") for i in range(2_000)],
-        "many against many": [tuple(f"{i}" for i in rng.sample(range(500), 2)) for _ in range(20_000)],
+        "many against many": [
+            tuple(f"{i}" for i in rng.sample(range(500), 2)) for _ in range(20_000)
+        ],
     }[shape]
     tracemalloc.start()
     found = kind().aggregate([ranked([one], [other]) for one, other in drawn]).scores
@@ -413,7 +528,13 @@ def test_twenty_thousand_comparisons_of_one_group(kind: Any, shape: str) -> None
         one = kind().aggregate([ranked(["a0"], ["b0"])]).scores
         assert found["a7"].score == pytest.approx(one["a0"].score, abs=1e-9)
     if shape == "one against all":
-        assert found["best"].score > 3 > 0 > found["b7"].score == pytest.approx(found["b8"].score, abs=1e-9)
+        assert (
+            found["best"].score
+            > 3
+            > 0
+            > found["b7"].score
+            == pytest.approx(found["b8"].score, abs=1e-9)
+        )
     assert all(math.isfinite(e.score) and e.sd > 0 for e in found.values())
 
 
@@ -423,28 +544,46 @@ def test_twenty_thousand_comparisons_of_one_group(kind: Any, shape: str) -> None
 def panel(
     seed: int, *, groups: int = 1, judgements: int = 8, items: int = 60, sides: bool = True
 ) -> tuple[Any, list[Comparison]]:
-    """Six raters, of whom r0 and r1 always take the left one, r2 throws a coin, the others follow Bradley-Terry with scores of variance 2.
+    """Six raters, of whom r0 and r1 always take the left one, r2 throws a coin, the others follow
+    Bradley-Terry with scores of variance 2.
 
-    One group of 60 items: each stands in four pairs (two random rings over all, repeated pairs left out), every pair is judged 8 times, each time by a
-    rater and in an order drawn at random. With several groups: all pairs of each.
+    One group of 60 items: each stands in four pairs (two random rings over all, repeated pairs left
+    out), every pair is judged 8 times, each time by a rater and in an order drawn at random. With
+    several groups: all pairs of each.
     """
     rng = np.random.default_rng(seed)
     truth = rng.normal(0, 2**0.5, items)
     size = items // groups
     if groups == 1:
         rings = [rng.permutation(items) for _ in range(2)]
-        drawn = sorted({tuple(sorted((int(r[i]), int(r[i - 1])))) for r in rings for i in range(items)})
+        drawn = sorted(
+            {tuple(sorted((int(r[i]), int(r[i - 1])))) for r in rings for i in range(items)}
+        )
     else:
-        drawn = [(g * size + i, g * size + j) for g in range(groups) for i in range(size) for j in range(i)]
+        drawn = [
+            (g * size + i, g * size + j)
+            for g in range(groups)
+            for i in range(size)
+            for j in range(i)
+        ]
     said = []
     for i, j in drawn:
         for _ in range(judgements):
             w = int(rng.integers(6))
             left, right = (i, j) if rng.random() < 0.5 else (j, i)
-            takes_left = w < 2 or (rng.random() < (0.5 if w == 2 else expit(truth[left] - truth[right])))
+            takes_left = w < 2 or (
+                rng.random() < (0.5 if w == 2 else expit(truth[left] - truth[right]))
+            )
             best, worst = (left, right) if takes_left else (right, left)
             shown = {"order": [f"e{left}", f"e{right}"]} if sides else {}
-            said.append(Comparison(f"g{i // size}", ((f"e{best}",), (f"e{worst}",)), shown=shown, stamp=Stamp(rater=f"r{w}")))
+            said.append(
+                Comparison(
+                    f"g{i // size}",
+                    ((f"e{best}",), (f"e{worst}",)),
+                    shown=shown,
+                    stamp=Stamp(rater=f"r{w}"),
+                )
+            )
     return truth, said
 
 
@@ -468,7 +607,12 @@ def test_the_arrow_hessian_is_the_loss_s() -> None:
     p = pairs(some_answers(random.Random(6), BradleyTerry))
     theta = np.random.default_rng(0).normal(0, 0.3, len(p.episodes) + 2 * len(p.raters)) + 0.5
     doubt = np.ones(len(p.raters))
-    hessian = np.stack([approx_fprime(theta, lambda t, i=i: model.loss(t, p, doubt)[1][i], 1e-7) for i in range(len(theta))])
+    hessian = np.stack(
+        [
+            approx_fprime(theta, lambda t, i=i: model.loss(t, p, doubt)[1][i], 1e-7)
+            for i in range(len(theta))
+        ]
+    )
     variance = np.diag(np.linalg.inv((hessian + hessian.T) / 2))
     scores, raters, _ = model.deviations(theta, p, doubt)
     assert scores == pytest.approx(variance[: len(p.episodes)], rel=1e-4)
@@ -476,15 +620,26 @@ def test_the_arrow_hessian_is_the_loss_s() -> None:
 
 
 def test_it_beats_plain_bradley_terry_and_names_the_three() -> None:
-    """20 seeds, paired. The rule: reliability below half of the best rater's is careless; |side| above 1 and twice its deviation is one-sided."""
+    """20 seeds, paired. The rule:
+
+    reliability below half of the best rater's is careless; |side| above 1 and twice its deviation
+    is one-sided.
+    """
     taus = []
     for seed in range(20):
         truth, said = panel(seed)
         plain, ours = BradleyTerry().aggregate(said), RaterBradleyTerry().aggregate(said)
-        taus.append([kendalltau(truth, [x.scores[f"e{i}"].score for i in range(60)]).statistic for x in (plain, ours)])
+        taus.append(
+            [
+                kendalltau(truth, [x.scores[f"e{i}"].score for i in range(60)]).statistic
+                for x in (plain, ours)
+            ]
+        )
         best = max(r.reliability for r in ours.raters.values())
         assert {w for w, r in ours.raters.items() if r.reliability < best / 2} == {"r0", "r1", "r2"}
-        assert {w for w, r in ours.raters.items() if abs(r.side or 0) > max(1, 2 * (r.side_sd or 0))} == {"r0", "r1"}
+        assert {
+            w for w, r in ours.raters.items() if abs(r.side or 0) > max(1, 2 * (r.side_sd or 0))
+        } == {"r0", "r1"}
         assert all((ours.raters[w].side or 0) > 0 for w in ("r0", "r1"))
     gain = np.diff(taus).ravel()
     assert gain.mean() - 2.093 * gain.std(ddof=1) / 20**0.5 > 0
@@ -492,13 +647,17 @@ def test_it_beats_plain_bradley_terry_and_names_the_three() -> None:
 
 
 def test_deviations_hold_what_they_say() -> None:
-    """Where the model is true, errors over deviations spread like 1, and honest raters' reliability is about 1."""
+    """Where the model is true, errors over deviations spread like 1, and honest raters' reliability
+    is about 1."""
     z, honest = [], []
     for seed in range(20, 30):
         truth, said = panel(seed, groups=15)
         found = RaterBradleyTerry().aggregate(said)
         truth = truth - np.repeat(truth.reshape(15, 4).mean(1), 4)
-        z += [(found.scores[f"e{i}"].score - t) / found.scores[f"e{i}"].sd for i, t in enumerate(truth)]
+        z += [
+            (found.scores[f"e{i}"].score - t) / found.scores[f"e{i}"].sd
+            for i, t in enumerate(truth)
+        ]
         honest += [found.raters[f"r{w}"].reliability for w in (3, 4, 5)]
     assert 0.8 < np.std(z) < 1.1
     assert 0.75 < np.mean(honest) < 1.1
@@ -520,7 +679,9 @@ def test_without_display_order_no_side_is_estimated() -> None:
     found = RaterBradleyTerry().aggregate(said)
     assert all(r.side is None and r.side_sd is None for r in found.raters.values())
     assert found.raters["r3"].answers == sum(c.stamp.rater == "r3" for c in said)
-    some = RaterBradleyTerry().aggregate([*said, ranked("x", "y", rater="r1", group="h", left="xy")])
+    some = RaterBradleyTerry().aggregate(
+        [*said, ranked("x", "y", rater="r1", group="h", left="xy")]
+    )
     assert some.raters["r1"].side is not None
     assert some.raters["r2"].side is None
 
@@ -532,7 +693,14 @@ def test_a_thousand_episodes_are_no_trouble() -> None:
         members = [f"{g}-{k}" for k in range(4)]
         for _ in range(3):
             order = tuple((e,) for e in rng.sample(members, 4))
-            said.append(Comparison(f"g{g}", order, shown={"order": members}, stamp=Stamp(rater=f"r{rng.randrange(20)}")))
+            said.append(
+                Comparison(
+                    f"g{g}",
+                    order,
+                    shown={"order": members},
+                    stamp=Stamp(rater=f"r{rng.randrange(20)}"),
+                )
+            )
     for kind in COMPARING:
         assert len(kind().aggregate(said).scores) == 1200
 
@@ -562,7 +730,12 @@ def test_aggregated_makes_rewards_of_estimates() -> None:
     combiner.fit(said)
     estimates = Mean().aggregate(said[:3]).scores
     a, b = combiner.combine(group, said)
-    assert a == Rewards(15 + 2 * estimates["a"].score, (5.0, 10 + 2 * estimates["a"].score), None, estimates["a"].reliability)
+    assert a == Rewards(
+        15 + 2 * estimates["a"].score,
+        (5.0, 10 + 2 * estimates["a"].score),
+        None,
+        estimates["a"].reliability,
+    )
     assert isinstance(b, Rewards)
     assert b.turn_scores == (0.25,)
     assert b.outcome == 20 + 2 * estimates["b"].score, "a source of weight 0 is no part of it"
@@ -578,8 +751,10 @@ def test_an_episode_without_an_estimate_has_no_reward() -> None:
     group = [episode(name) for name in "abcdef"]
     stamp = Stamp(source="people")
     said = [
-        Feedback.failed("a", "timeout", stamp=stamp), Feedback.abstained("b", "unsure", stamp=stamp),
-        Feedback("d", turn_scores=(1.0,), stamp=stamp), opinion("e", 1.0, "x"), opinion("f", 0.0, "x"),
+        Feedback.failed("a", "timeout", stamp=stamp),
+        Feedback.abstained("b", "unsure", stamp=stamp),
+        Feedback("d", turn_scores=(1.0,), stamp=stamp), opinion("e", 1.0, "x"),
+        opinion("f", 0.0, "x"),
         Feedback.failed("f", "late", stamp=stamp),
     ]  # fmt: skip
     combiner = Aggregated({"people": 1.0}, Mean())
@@ -642,17 +817,26 @@ def test_objectives() -> None:
         combiner.fit(said)
         found[name] = [r.outcome for r in combiner.combine(group, said)]  # type: ignore[union-attr]
         metrics = combiner.metrics()
-        assert metrics["stratum/gap"] == pytest.approx((4 + 4 + 1) / 3, rel=0.2), "both are reported, whatever counts"
+        assert metrics["stratum/gap"] == pytest.approx((4 + 4 + 1) / 3, rel=0.2), (
+            "both are reported, whatever counts"
+        )
         assert metrics["stratum/experts"] == pytest.approx(2.0, abs=0.01)
         assert metrics["stratum/laymen"] == pytest.approx(7 / 3, abs=0.01)
         assert metrics["raters/count"] == 5
         assert 0 <= metrics["raters/reliability_min"] <= metrics["raters/reliability_mean"] <= 1
-    assert max(zip(found["average"], "abc", strict=True))[1] != "a", "three laymen outvote two experts"
+    assert max(zip(found["average"], "abc", strict=True))[1] != "a", (
+        "three laymen outvote two experts"
+    )
     assert max(zip(found["experts"], "abc", strict=True))[1] == "a"
     assert max(zip(found["worst"], "abc", strict=True))[1] == "c", "the only one nobody dislikes"
-    alone = {s: numbers(Mean().aggregate([a for a in said if a.stamp.stratum == s])) for s in ("experts", "laymen")}
+    alone = {
+        s: numbers(Mean().aggregate([a for a in said if a.stamp.stratum == s]))
+        for s in ("experts", "laymen")
+    }
     assert found["worst"] == pytest.approx([min(alone[s][e] for s in alone) for e in "abc"])
-    assert found["both"] == pytest.approx([(alone["experts"][e] + 3 * alone["laymen"][e]) / 4 for e in "abc"])
+    assert found["both"] == pytest.approx(
+        [(alone["experts"][e] + 3 * alone["laymen"][e]) / 4 for e in "abc"]
+    )
 
 
 def test_a_stratum_that_is_silent_is_not_replaced_by_another() -> None:
@@ -670,10 +854,20 @@ def test_a_stratum_that_is_silent_is_not_replaced_by_another() -> None:
 def test_history_carries_raters_over_and_a_resumed_run_says_the_same() -> None:
     _, said = panel(1, groups=15)
     updates = [
-        [dataclasses.replace(c, id=str(n), group=f"{u}-{c.group}") for n, c in enumerate(said) if n % 3 == u] for u in range(3)
+        [
+            dataclasses.replace(c, id=str(n), group=f"{u}-{c.group}")
+            for n, c in enumerate(said)
+            if n % 3 == u
+        ]
+        for u in range(3)
     ]
     updates = [
-        [dataclasses.replace(c, id=f"{u}/{c.id}", stamp=dataclasses.replace(c.stamp, source="people")) for c in own]
+        [
+            dataclasses.replace(
+                c, id=f"{u}/{c.id}", stamp=dataclasses.replace(c.stamp, source="people")
+            )
+            for c in own
+        ]
         for u, own in enumerate(updates)
     ]
 
@@ -695,15 +889,19 @@ def test_history_carries_raters_over_and_a_resumed_run_says_the_same() -> None:
     assert json.dumps(first.state_dict()) == again, "the same answers once more are no more answers"
     fresh = Aggregated({"people": 1.0}, RaterBradleyTerry(), history=1)
     combined(fresh, updates[2])
-    assert len(fresh.state_dict()["answers"]) == len(updates[2]), "those of the present update always count"
+    assert len(fresh.state_dict()["answers"]) == len(updates[2]), (
+        "those of the present update always count"
+    )
     spread = [max(r.reliability_sd for r in c._found.whole.raters.values()) for c in (first, fresh)]  # type: ignore[type-var]
     assert spread[0] < spread[1], "raters are known better from more"
 
 
 def test_states_hold_every_kind_of_answer() -> None:
     said: list[Any] = [
-        opinion("a", 0.1 + 0.2, "x", "s"), opinion("a", None, "y", aspects={"kind": 1 / 3}, turn_scores=(None, 0.5)),
-        Feedback.failed("a", "ill", stamp=Stamp(source="people")), ranked("a", "bc", probability=0.75, left="cab", aspect="kind", strength=2.0),
+        opinion("a", 0.1 + 0.2, "x", "s"), opinion("a", None, "y", aspects={"kind": 1 / 3},
+            turn_scores=(None, 0.5)),
+        Feedback.failed("a", "ill", stamp=Stamp(source="people")),
+        ranked("a", "bc", probability=0.75, left="cab", aspect="kind", strength=2.0),
         Comparison.abstained("g", "unsure", stamp=Stamp(source="people")),
     ]  # fmt: skip
     combiner = Aggregated({"people": 1.0}, Mean())
@@ -726,7 +924,7 @@ def test_what_is_played_aside_is_judged_and_not_learned_from() -> None:
 
 
 @pytest.mark.parametrize("wrong", [
-    {"weights": {"a": 1.0, "b": 0.5}}, {"aggregator": "mean"}, {"objective": "best"}, {"objective": {}}, {"objective": {"s": -1.0}}, {"history": 0},
+    {"weights": {"a": 1.0, "b": 0.5}}, {"aggregator": "mean"}, {"objective": "best"}, {"objective": {}}, {"objective": {"s": -1.0}}, {"history": 0},  # noqa: E501
     {"max_sd": 0.0}, {"uncertainty": "yes"},
 ])  # fmt: skip
 def test_wrong_options_of_the_combiner_are_refused(wrong: dict[str, Any]) -> None:
@@ -741,10 +939,14 @@ def test_a_run_with_it_reports_raters(model_folder: Any, tmp_path: Any) -> None:
         return lambda e: float(sum(t.action.count(who) for t in e.turns))
 
     stage = {
-        "env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 2, "groups": 2, "group_size": 3, "max_new_tokens": 5, "poll": 0.0,
+        "env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 2, "groups": 2, "group_size": 3,
+        "max_new_tokens": 5, "poll": 0.0,
         "feedback": [{"judge": said_of("e"), "name": "e"}, {"judge": said_of("o"), "name": "o"}],
         "combiner": {"name": "aggregate", "aggregator": "mean", "uncertainty": "ignore"},
     }  # fmt: skip
-    run = turnwise.Run({"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}, folder=tmp_path / "r").finish()
+    run = turnwise.Run(
+        {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]},
+        folder=tmp_path / "r",
+    ).finish()
     assert run.metrics[-1]["feedback/raters/count"] == 2
     assert "feedback/sd_mean" in run.metrics[-1]

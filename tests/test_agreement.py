@@ -1,4 +1,5 @@
-"""Agreement statistics against published tables and ones worked out by hand, and what must not change them."""
+"""Agreement statistics against published tables and ones worked out by hand, and what must not
+change them."""
 
 from __future__ import annotations
 
@@ -10,9 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from turnwise import Comparison, Stamp
-from turnwise.engine.analysis.agreement import alpha_interval, comparison_units, gwet_ac1, krippendorff_alpha, percent_agreement
+from turnwise.engine.analysis.agreement import (
+    alpha_interval,
+    comparison_units,
+    gwet_ac1,
+    krippendorff_alpha,
+    percent_agreement,
+)
 
-# Krippendorff's four observers and twelve units ("Computing Krippendorff's Alpha-Reliability", 2011, section C); 0 is missing.
+# Krippendorff's four observers and twelve units ("Computing Krippendorff's Alpha-Reliability",
+# 2011, section C); 0 is missing.
 OBSERVERS = {
     "A": [1, 2, 3, 3, 2, 1, 4, 1, 2, 0, 0, 0],
     "B": [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, 0, 3],
@@ -23,20 +31,26 @@ TEXTBOOK = [{name: row[u] for name, row in OBSERVERS.items() if row[u]} for u in
 LEVELS: list[Any] = ["nominal", "ordinal", "interval"]
 
 
-@pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743421), ("ordinal", 0.815388), ("interval", 0.849107)])
+@pytest.mark.parametrize(
+    ("level", "alpha"), [("nominal", 0.743421), ("ordinal", 0.815388), ("interval", 0.849107)]
+)
 def test_the_textbook_data(level: Any, alpha: float) -> None:
     assert krippendorff_alpha(TEXTBOOK, level) == pytest.approx(alpha, abs=1e-6)
 
 
 def test_gwet_s_number_for_the_same_data() -> None:
-    assert gwet_ac1(TEXTBOOK) == pytest.approx(0.77544, abs=1e-5)  # published with the irrCAC package
+    # Published with the irrCAC package.
+    assert gwet_ac1(TEXTBOOK) == pytest.approx(0.77544, abs=1e-5)
     assert percent_agreement(TEXTBOOK) == pytest.approx(
         9 / 11
     )  # of eleven units: eight agree, two are 3 to 1, one is split four ways
 
 
 def test_a_common_value_makes_alpha_small_and_not_ac1() -> None:
-    """90 of 100 units "yes" by both, 5 and 5 split: 90 % agreement, alpha near 0 by hand, AC1 0.89 (Gwet 2008, table of the paradox)."""
+    """90 of 100 units "yes" by both, 5 and 5 split:
+
+    90 % agreement, alpha near 0 by hand, AC1 0.89 (Gwet 2008, table of the paradox).
+    """
     units = [{"a": 1, "b": 1}] * 90 + [{"a": 1, "b": 0}] * 5 + [{"a": 0, "b": 1}] * 5
     assert percent_agreement(units) == pytest.approx(0.9)
     share = 190 / 200
@@ -74,7 +88,9 @@ def test_wrong_arguments_say_what_would_be_right() -> None:
         alpha_interval(words, confidence=1.0)
 
 
-ratings = st.lists(st.dictionaries(st.sampled_from("abcd"), st.integers(0, 4), max_size=4), max_size=12)
+ratings = st.lists(
+    st.dictionaries(st.sampled_from("abcd"), st.integers(0, 4), max_size=4), max_size=12
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,9 +102,13 @@ def test_order_and_names_do_not_matter(units: list[dict[str, int]], rng: random.
     for level in LEVELS:
         assert krippendorff_alpha(renamed, level) == pytest.approx(krippendorff_alpha(units, level))
     shifted = [{name: 10.0 + 3 * value for name, value in unit.items()} for unit in units]
-    assert krippendorff_alpha(shifted, "interval") == pytest.approx(krippendorff_alpha(units, "interval"))
+    assert krippendorff_alpha(shifted, "interval") == pytest.approx(
+        krippendorff_alpha(units, "interval")
+    )
     stretched = [{name: 2.0**value for name, value in unit.items()} for unit in units]
-    assert krippendorff_alpha(stretched, "ordinal") == pytest.approx(krippendorff_alpha(units, "ordinal"))
+    assert krippendorff_alpha(stretched, "ordinal") == pytest.approx(
+        krippendorff_alpha(units, "ordinal")
+    )
     for statistic in (percent_agreement, gwet_ac1, krippendorff_alpha):
         assert statistic(renamed) == pytest.approx(statistic(units))
         assert statistic(recoded) == pytest.approx(statistic(units))
@@ -119,7 +139,9 @@ def test_the_interval_holds_alpha_and_is_repeatable() -> None:
 
 
 def ranking(who: str, *tiers: str, **more: Any) -> Comparison:
-    return Comparison("g", tuple(tuple(t) for t in tiers), stamp=Stamp(source="people", rater=who), **more)
+    return Comparison(
+        "g", tuple(tuple(t) for t in tiers), stamp=Stamp(source="people", rater=who), **more
+    )
 
 
 def test_numbers_are_equal_up_to_rounding() -> None:
@@ -133,7 +155,10 @@ def test_numbers_are_equal_up_to_rounding() -> None:
 
 
 def test_as_many_values_as_units() -> None:
-    """Ratings on a continuous scale: memory goes with the ratings, not with ratings times values."""
+    """Ratings on a continuous scale:
+
+    memory goes with the ratings, not with ratings times values.
+    """
     rng = random.Random(0)
     units = [{"a": (x := rng.random()), "b": x + rng.gauss(0, 0.1)} for _ in range(20_000)]
     tracemalloc.start()
@@ -141,13 +166,17 @@ def test_as_many_values_as_units() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
-    assert alpha == pytest.approx(1 - 0.01 / 2 / (1 / 12 + 0.01 / 2), abs=0.01), "the share of the variance that is not noise"
+    assert alpha == pytest.approx(1 - 0.01 / 2 / (1 / 12 + 0.01 / 2), abs=0.01), (
+        "the share of the variance that is not noise"
+    )
 
 
 def test_rankings_become_units() -> None:
     said = [
-        ranking("x", "a", "bc"), ranking("y", "b", "a"), ranking("z", "b", "a", probability=0.5), ranking("y", "a", "b"),
-        Comparison.failed("g", "ill"), Comparison("g", (("c",), ("a",)), stamp=Stamp(source="judge")),
+        ranking("x", "a", "bc"), ranking("y", "b", "a"), ranking("z", "b", "a", probability=0.5),
+        ranking("y", "a", "b"),
+        Comparison.failed("g", "ill"), Comparison("g", (("c",), ("a",)),
+            stamp=Stamp(source="judge")),
     ]  # fmt: skip
     assert comparison_units(said) == [
         {"x": "first", "y": "first", "z": "tie"},

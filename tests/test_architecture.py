@@ -1,4 +1,7 @@
-"""The house keeps its rules: floors, import names, the package list, light imports, documented hooks."""
+"""The house keeps its rules:
+
+floors, import names, the package list, light imports, documented hooks.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from turnwise.engine import hookspecs
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ("engine", "envs", "judges", "plugins")
-# The rooms of `engine/`, from the ground up: a room imports from lower floors only. Rooms on one floor do not know one another.
+# The rooms of `engine/`, from the ground up: a room imports from lower floors only. Rooms on one
+# floor do not know one another.
 FLOORS = (
     ("errors",),
     ("tensors",),
@@ -45,8 +49,8 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, text: str, known: Collection[str], *, package: bool = False) -> set[str]:
-    """Turnwise modules that a module imports, as dotted names below the root, wherever the import stands: at the top, in a
-    TYPE_CHECKING block, in a function."""
+    """Turnwise modules that a module imports, as dotted names below the root, wherever the import
+    stands: at the top, in a TYPE_CHECKING block, in a function."""
     parts = name.split(".")
     here = parts if package else parts[:-1]
     found = set()
@@ -58,8 +62,14 @@ def imports(name: str, text: str, known: Collection[str], *, package: bool = Fal
                 whole = f"{target}.{alias.name}".strip(".")
                 found.add(whole if whole in known else target)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            assert not any(n.split(".")[0] == "turnwise" for n in names), f"{name} imports turnwise absolutely"
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+            )
+            assert not any(n.split(".")[0] == "turnwise" for n in names), (
+                f"{name} imports turnwise absolutely"
+            )
     return found & set(known)
 
 
@@ -71,8 +81,15 @@ def graph(planted: Mapping[str, str] | None = None) -> dict[str, set[str]]:
     """
     known = modules()
     return {
-        name: imports(name, path.read_text() + (planted or {}).get(name, ""), known, package=path.name == "__init__.py")
-        - {name}
+        name: (
+            imports(
+                name,
+                path.read_text() + (planted or {}).get(name, ""),
+                known,
+                package=path.name == "__init__.py",
+            )
+            - {name}
+        )
         for name, path in known.items()
     }
 
@@ -80,8 +97,17 @@ def graph(planted: Mapping[str, str] | None = None) -> dict[str, set[str]]:
 def climbs(found: Mapping[str, set[str]]) -> list[str]:
     """Imports within the engine that do not go down."""
     floor = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-    within = [(n.split("."), t.split(".")) for n, targets in found.items() for t in targets if n[:7] == t[:7] == "engine."]
-    return sorted(f"{'.'.join(n)} -> {'.'.join(t)}" for n, t in within if n[1] != t[1] and floor[t[1]] >= floor[n[1]])
+    within = [
+        (n.split("."), t.split("."))
+        for n, targets in found.items()
+        for t in targets
+        if n[:7] == t[:7] == "engine."
+    ]
+    return sorted(
+        f"{'.'.join(n)} -> {'.'.join(t)}"
+        for n, t in within
+        if n[1] != t[1] and floor[t[1]] >= floor[n[1]]
+    )
 
 
 def circles(found: Mapping[str, set[str]]) -> list[str]:
@@ -107,29 +133,45 @@ def circles(found: Mapping[str, set[str]]) -> list[str]:
 
 def test_rooms_know_lower_rooms_only() -> None:
     assert climbs(graph()) == []
-    rooms = {path.name.removesuffix(".py") for path in (ROOT / "engine").iterdir() if path.suffix in ("", ".py")}
+    rooms = {
+        path.name.removesuffix(".py")
+        for path in (ROOT / "engine").iterdir()
+        if path.suffix in ("", ".py")
+    }
     assert rooms - {"__init__", "__pycache__"} == {room for floor in FLOORS for room in floor}
     assert len(rooms - {"__init__", "__pycache__"}) <= 19, "as many as one may keep in mind"
 
 
-PLACES = ("\nfrom {} import run\n", "\nif TYPE_CHECKING:\n    from {} import run\n", "\ndef f():\n    from {} import run\n")
+PLACES = (
+    "\nfrom {} import run\n",
+    "\nif TYPE_CHECKING:\n    from {} import run\n",
+    "\ndef f():\n    from {} import run\n",
+)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=["top", "types", "function"])
 def test_a_rule_that_is_broken_shows(place: str) -> None:
     """One import planted in each of the three places where imports stand."""
-    assert climbs(graph({"engine.ledger.rows": place.format("..pipeline")})) == ["engine.ledger.rows -> engine.pipeline.run"]
+    assert climbs(graph({"engine.ledger.rows": place.format("..pipeline")})) == [
+        "engine.ledger.rows -> engine.pipeline.run"
+    ]
     found = circles(graph({"engine.pipeline.resume": place.format(".")}))
     assert len(found) == 1
     assert "engine.pipeline.resume" in found[0]
-    assert foreign(graph({"judges.simulated": place.format("..plugins")})) == ["judges.simulated -> plugins"]
+    assert foreign(graph({"judges.simulated": place.format("..plugins")})) == [
+        "judges.simulated -> plugins"
+    ]
 
 
 def foreign(found: Mapping[str, set[str]]) -> list[str]:
     """Imports of another of the four parts of the house than the engine."""
-    pairs = [(n, t, n.split(".")[0], t.split(".")[0]) for n, targets in found.items() for t in targets]
+    pairs = [
+        (n, t, n.split(".")[0], t.split(".")[0]) for n, targets in found.items() for t in targets
+    ]
     return sorted(
-        f"{n} -> {t}" for n, t, own, other in pairs if other not in ("engine", own) or (own == "engine") > (other == "engine")
+        f"{n} -> {t}"
+        for n, t, own, other in pairs
+        if other not in ("engine", own) or (own == "engine") > (other == "engine")
     )
 
 
@@ -143,22 +185,26 @@ def test_no_import_circles() -> None:
 
 def test_package_list_equals_the_folders() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {"turnwise"} | {"turnwise." + n for n, p in modules().items() if p.name == "__init__.py"}
+    folders = {"turnwise"} | {
+        "turnwise." + n for n, p in modules().items() if p.name == "__init__.py"
+    }
     assert set(listed) == folders
 
 
 def test_no_module_is_loaded_under_another_name() -> None:
     code = (
-        "import sys, turnwise; turnwise.Plugins(); turnwise.Policy; turnwise.train\n"
-        f"ours = {{k: m.__file__ for k, m in list(sys.modules.items()) if str(getattr(m, '__file__', None)).startswith({str(ROOT)!r} + '/')"
-        " and '/.venv/' not in m.__file__}\n"
-        "assert all(k.split('.')[0] == 'turnwise' for k in ours), [k for k in ours if not k.startswith('turnwise')]\n"
-        "assert len(set(ours.values())) == len(ours)"
+        "import sys, turnwise; turnwise.Plugins(); turnwise.Policy; turnwise.train\nours = {k:"
+        " m.__file__ for k, m in list(sys.modules.items()) if str(getattr(m, '__file__',"
+        f" None)).startswith({str(ROOT)!r} + '/') and '/.venv/' not in m.__file__}}\nassert"
+        " all(k.split('.')[0] == 'turnwise' for k in ours), [k for k in ours if not"
+        " k.startswith('turnwise')]\nassert len(set(ours.values())) == len(ours)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
     here = {k: str(getattr(m, "__file__", "")) for k, m in list(sys.modules.items())}
     inside = [k for k, f in here.items() if any(f.startswith(f"{ROOT / part}/") for part in HOUSE)]
-    assert all(k.split(".")[0] == "turnwise" for k in inside), "pytest too must not import the root under another name"
+    assert all(k.split(".")[0] == "turnwise" for k in inside), (
+        "pytest too must not import the root under another name"
+    )
     assert ROOT.name not in sys.modules or not here[ROOT.name].startswith(f"{ROOT}/__init__")
 
 
@@ -166,23 +212,42 @@ def test_no_module_is_loaded_under_another_name() -> None:
     "code",
     [
         "import turnwise",
-        "import turnwise; turnwise.Plugins(); turnwise.Text; turnwise.Feedback; turnwise.judges; turnwise.Ledger; turnwise.Run",
+        (
+            "import turnwise; turnwise.Plugins(); turnwise.Text; turnwise.Feedback;"
+            " turnwise.judges; turnwise.Ledger; turnwise.Run"
+        ),
         "import turnwise.engine.cli",
     ],
     ids=["import", "contracts", "cli"],
 )
 def test_imports_load_no_torch(code: str) -> None:
-    check = code + "\nimport sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    check = (
+        code
+        + "\nimport sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["plugins"], ["run", "--help"], ["judges", "--help"], ["rate", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["plugins"],
+        ["run", "--help"],
+        ["judges", "--help"],
+        ["rate", "--help"],
+    ],
 )
 def test_the_command_line_loads_nothing_heavy_to_show_itself(arguments: list[str]) -> None:
-    """What is heavy is loaded by whoever needs it: a factory when it is called, a command when it runs."""
-    heavy = ("torch", "transformers", "accelerate", "scipy", "sqlalchemy", "matplotlib", "datasets", "fastapi", "uvicorn",
-             "jinja2", "openai", "anthropic", "httpx2", "llguidance", "jsonschema", "pandas", "asyncio")  # fmt: skip
+    """What is heavy is loaded by whoever needs it:
+
+    a factory when it is called, a command when it runs.
+    """
+    heavy = ("torch", "transformers", "accelerate", "scipy", "sqlalchemy", "matplotlib", "datasets",
+        "fastapi", "uvicorn",
+             "jinja2", "openai", "anthropic", "httpx2", "llguidance", "jsonschema", "pandas",
+             "asyncio")  # fmt: skip
     code = (
         f"import sys; sys.argv = ['turnwise', *{arguments}]\n"
         "from turnwise.engine.cli import main\n"
@@ -245,7 +310,9 @@ def test_every_key_of_the_config_is_documented() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     plugins = turnwise.Plugins()
     ours = ("sft", "rank", "revise", "reward-model", "preference", "rl", "evaluate")
-    sections = {"Run": RunConfig, "Policy": PolicyConfig} | {f"`{n}`": plugins.factory("stage", n) for n in ours}
+    sections = {"Run": RunConfig, "Policy": PolicyConfig} | {
+        f"`{n}`": plugins.factory("stage", n) for n in ours
+    }
     for title, model in sections.items():
         section = page.split(f"## {title}\n")[1].split("\n## ")[0]
         for key in model.model_fields:
@@ -257,7 +324,10 @@ def test_the_code_in_the_docs_runs() -> None:
     import types
 
     for block in (ROOT / "docs" / "plugins.md").read_text().split("```python\n")[1:]:
-        exec(compile(block.split("```")[0], "docs/plugins.md", "exec"), vars(types.ModuleType("docs")))
+        exec(
+            compile(block.split("```")[0], "docs/plugins.md", "exec"),
+            vars(types.ModuleType("docs")),
+        )
 
 
 def test_the_pipelines_in_the_readme_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Judges' biases: numbers worked out by hand, planted biases found again, and what must not change them."""
+"""Judges' biases: numbers worked out by hand, planted biases found again, and what must not change
+them."""
 
 from __future__ import annotations
 
@@ -31,23 +32,38 @@ from turnwise.engine.analysis.bias import (
 
 
 def talk(name: str, *replies: str, seed: int = 0) -> Episode:
-    return Episode(name, Start("e", seed), tuple(Turn(Message("user", "?"), reply, 0.0) for reply in replies), "terminated")
+    return Episode(
+        name,
+        Start("e", seed),
+        tuple(Turn(Message("user", "?"), reply, 0.0) for reply in replies),
+        "terminated",
+    )
 
 
 def verdict(group: str, first: str, second: str, wins: float, **fields: Any) -> Comparison:
     """What a judge says that saw `first` first: 1 it wins, 0 it loses, 0.5 a tie."""
-    tiers = ((first, second),) if wins == 0.5 else ((first,), (second,)) if wins else ((second,), (first,))
+    tiers = (
+        ((first, second),)
+        if wins == 0.5
+        else ((first,), (second,))
+        if wins
+        else ((second,), (first,))
+    )
     return Comparison(group, tiers, shown={"order": [first, second]}, **fields)
 
 
 def both(group: str, a: str, b: str, ab: float | None, ba: float | None) -> Comparison:
-    """One comparison of a judge that looked in both orders; `ab`: a wins when shown first, `ba`: b wins when shown first."""
+    """One comparison of a judge that looked in both orders;
+
+    `ab`: a wins when shown first, `ba`: b wins when shown first.
+    """
     orders = [{"order": [a, b], "first": ab}, {"order": [b, a], "first": ba}]
     return Comparison(group, ((a,), (b,)), details={"orders": orders})
 
 
 def planted(pairs: int, b: float, seed: int, sharp: float = 2.0) -> list[Comparison]:
-    """Verdicts in both orders of a judge that takes what is first with probability b, else follows a Bradley-Terry model."""
+    """Verdicts in both orders of a judge that takes what is first with probability b, else follows
+    a Bradley-Terry model."""
     rng = np.random.default_rng(seed)
     said = []
     for k in range(pairs):
@@ -61,7 +77,8 @@ def planted(pairs: int, b: float, seed: int, sharp: float = 2.0) -> list[Compari
 
 
 def test_by_hand() -> None:
-    """Twenty pairs: twelve judged alike in both orders, five times the first twice, once the second twice, twice a win and a tie."""
+    """Twenty pairs: twelve judged alike in both orders, five times the first twice, once the second
+    twice, twice a win and a tie."""
     said = [both(f"g{k}", "a", "b", 1, 0) for k in range(12)]
     said += [both(f"h{k}", "a", "b", 1, 1) for k in range(5)] + [both("i", "a", "b", 0, 0)]
     said += [both("j", "a", "b", 1, 0.5), both("k", "a", "b", 0.5, 1)]
@@ -75,7 +92,11 @@ def test_by_hand() -> None:
     assert turned.n == 20
     assert turned.estimate == pytest.approx((5 + 1 + 0.5 + 0.5) / 20)
     points = f"25.0 points ({100 * found.low:.1f} to {100 * found.high:.1f}) more often"
-    assert found.sentence == f"what is shown first wins {points} than what is shown last, 20 comparisons in both orders"
+    assert (
+        found.sentence
+        == f"what is shown first wins {points} than what is shown last, 20 comparisons in both"
+        " orders"
+    )
     assert "35.0 % (" in turned.sentence
     assert turned.sentence.endswith("of the verdicts change with the order, 20 pairs")
 
@@ -94,7 +115,12 @@ def test_two_comparisons_with_the_orders_swapped_are_the_same_as_one_with_both()
     for comparison in said:
         for n, look in enumerate(comparison.details["orders"]):
             apart.append(
-                verdict(comparison.group, *look["order"], look["first"], stamp=Stamp(request=f"{comparison.group}{n}"))
+                verdict(
+                    comparison.group,
+                    *look["order"],
+                    look["first"],
+                    stamp=Stamp(request=f"{comparison.group}{n}"),
+                )
             )
     assert position(apart) == position(said)
     assert flips(apart) == flips(said)
@@ -103,7 +129,9 @@ def test_two_comparisons_with_the_orders_swapped_are_the_same_as_one_with_both()
 def test_repeated_looks_count_once_and_failed_ones_not_at_all() -> None:
     said = planted(100, 0.1, 2)
     once = position(said)
-    again = [replace(c, details={"orders": [*c.details["orders"], c.details["orders"][0]]}) for c in said]
+    again = [
+        replace(c, details={"orders": [*c.details["orders"], c.details["orders"][0]]}) for c in said
+    ]
     failed = [both(f"f{k}", "a", "b", None, 1) for k in range(50)]
     assert position(again) == once
     assert position(said + failed) == once
@@ -116,7 +144,10 @@ def test_a_probability_is_a_share_of_a_win() -> None:
         for k in range(10)
         for order in (["a", "b"], ["b", "a"])
     ]
-    assert [look.scores for look in looks(said)] == [pytest.approx((0.2, 0.8)), pytest.approx((0.8, 0.2))] * 10
+    assert [look.scores for look in looks(said)] == [
+        pytest.approx((0.2, 0.8)),
+        pytest.approx((0.8, 0.2)),
+    ] * 10
     found = position(said)
     assert found is not None
     assert found.estimate == pytest.approx(0, abs=1e-12)
@@ -124,7 +155,7 @@ def test_a_probability_is_a_share_of_a_win() -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    [{"order": ["a"], "first": 1}, {"order": ["a", "a"], "first": 1}, {"order": ["a", "b"], "first": 2}, {"first": 1}, "ab", None,
+    [{"order": ["a"], "first": 1}, {"order": ["a", "a"], "first": 1}, {"order": ["a", "b"], "first": 2}, {"first": 1}, "ab", None,  # noqa: E501
      {"order": ["a", "b"], "first": "yes"}],
 )  # fmt: skip
 def test_orders_of_another_form_are_named(entry: Any) -> None:
@@ -133,7 +164,10 @@ def test_orders_of_another_form_are_named(entry: Any) -> None:
 
 
 def test_rankings_in_one_order() -> None:
-    """Three places; by hand: scores 1, 1/2, 0 as shown have the bias 1, in reverse -1, the middle one on top 1/2."""
+    """Three places; by hand:
+
+    scores 1, 1/2, 0 as shown have the bias 1, in reverse -1, the middle one on top 1/2.
+    """
     shown = {"order": ["a", "b", "c"]}
     as_shown = Comparison("g", (("a",), ("b",), ("c",)), shown=shown)
     reverse = Comparison("g", (("c",), ("b",), ("a",)), shown=shown)
@@ -144,7 +178,10 @@ def test_rankings_in_one_order() -> None:
         assert found is not None
         assert found.estimate == pytest.approx(worth), comparison.ranking
         assert "in one order each" in found.sentence
-    assert {k: v.tolist() for k, v in rank_by_place([as_shown, middle, verdict("p", "x", "y", 1)]).items()} == {
+    assert {
+        k: v.tolist()
+        for k, v in rank_by_place([as_shown, middle, verdict("p", "x", "y", 1)]).items()
+    } == {
         2: [1, 0],
         3: [0.75, 0.75, 0],
     }
@@ -162,14 +199,20 @@ def test_what_is_not_known_is_not_used() -> None:
 
 @pytest.mark.parametrize("b", [0.0, 0.05, 0.1, 0.2])
 def test_a_planted_bias_is_found_within_three_points(b: float) -> None:
-    """1,000 pairs in both orders, a judge sure of its content; a judge that hesitates as Bradley-Terry says needs 4,000."""
+    """1,000 pairs in both orders, a judge sure of its content;
+
+    a judge that hesitates as Bradley-Terry says needs 4,000.
+    """
     for pairs, sharp, seeds in ((1000, 1e6, 6), (4000, 2.0, 2)):
         found = [position(planted(pairs, b, seed, sharp)) for seed in range(seeds)]
         assert all(f and abs(f.estimate - b) <= 0.03 for f in found)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """100 judges with 60 pairs; also where hardly anything ever flips, where a plain bootstrap would say 0 to 0."""
+    """100 judges with 60 pairs;
+
+    also where hardly anything ever flips, where a plain bootstrap would say 0 to 0.
+    """
     for b, sharp in ((0.1, 2.0), (0.02, 1e6)):
         found = [position(planted(60, b, seed, sharp)) for seed in range(100)]
         assert sum(f is not None and f.low <= b <= f.high for f in found) >= 90
@@ -183,7 +226,8 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 def test_verdicts_of_one_group_are_not_taken_for_independent() -> None:
     """Ten verdicts a group that all agree are worth one: the interval is that of the groups."""
     few = planted(40, 0.5, 3)
-    many = [replace(c, details={"orders": [{**o, "order": [f"{x}-{n}" for x in o["order"]]} for o in c.details["orders"]]})
+    many = [replace(c, details={"orders": [{**o,
+                        "order": [f"{x}-{n}" for x in o["order"]]} for o in c.details["orders"]]})
             for c in few for n in range(10)]  # fmt: skip
     one, ten = position(few), position(many)
     assert one is not None
@@ -201,7 +245,10 @@ def test_shuffling_renaming_and_swapping_change_nothing(rng: random.Random, seed
     names = dict(zip(old, rng.sample(old, len(old)), strict=True))
     turned = []
     for c in said:
-        orders = [{"order": [names[e] for e in o["order"]], "first": o["first"]} for o in c.details["orders"]]
+        orders = [
+            {"order": [names[e] for e in o["order"]], "first": o["first"]}
+            for o in c.details["orders"]
+        ]
         rng.shuffle(orders)
         turned.append(
             replace(
@@ -216,7 +263,9 @@ def test_shuffling_renaming_and_swapping_change_nothing(rng: random.Random, seed
         before, after = measure(said), measure(turned)
         assert before is not None
         assert after is not None
-        assert (after.estimate, after.low, after.high) == pytest.approx((before.estimate, before.low, before.high), abs=1e-12)
+        assert (after.estimate, after.low, after.high) == pytest.approx(
+            (before.estimate, before.low, before.high), abs=1e-12
+        )
 
 
 @settings(max_examples=30, deadline=None)
@@ -238,7 +287,7 @@ def test_a_judge_without_bias_has_none_whatever_it_says(content: list[int]) -> N
     ("text", "expected"),
     [
         ("abc", {"length": 3}),
-        ("# Title\n## Sub\n#no header\n- one\n* two\n  1. three\n2) four\n**bold** and __bold__ and ** no **\n", {"headers": 2, "lists": 4, "bold": 3}),
+        ("# Title\n## Sub\n#no header\n- one\n* two\n  1. three\n2) four\n**bold** and __bold__ and ** no **\n", {"headers": 2, "lists": 4, "bold": 3}),  # noqa: E501
         ("```\n# comment\n- x\n```\nend?", {"headers": 0, "lists": 0, "questions": 1}),
         ("```py\n# unfinished?", {"headers": 0, "questions": 0}),
         ("どうですか？", {"questions": 1}),
@@ -259,18 +308,31 @@ def test_features(text: str, expected: dict[str, float]) -> None:
 
 def test_features_of_a_conversation() -> None:
     found = style_features(talk("e", "Why?", "Sure. - no list", "- a\n- b", ""))
-    assert found == {"length": 4 + 15 + 7, "lists": 2, "headers": 0, "bold": 0, "questions": 0.25, "openers": 0.25}
+    assert found == {
+        "length": 4 + 15 + 7,
+        "lists": 2,
+        "headers": 0,
+        "bold": 0,
+        "questions": 0.25,
+        "openers": 0.25,
+    }
 
 
 def pairs_world(pairs: int, seed: int) -> tuple[dict[str, Episode], np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     worth, noise = rng.normal(size=(2, pairs, 2))
     length = np.exp(4 + 0.5 * (0.3 * worth + 0.95 * noise)).astype(int)
-    played = {f"{k}{s}": talk(f"{k}{s}", "x" * length[k, i], seed=k) for k in range(pairs) for i, s in enumerate("ab")}
+    played = {
+        f"{k}{s}": talk(f"{k}{s}", "x" * length[k, i], seed=k)
+        for k in range(pairs)
+        for i, s in enumerate("ab")
+    }
     return played, worth, length
 
 
-def judge_pairs(played: dict[str, Episode], lean: np.ndarray, seed: int, side: float = 0.0) -> list[Comparison]:
+def judge_pairs(
+    played: dict[str, Episode], lean: np.ndarray, seed: int, side: float = 0.0
+) -> list[Comparison]:
     rng = np.random.default_rng(seed)
     said = []
     for k, z in enumerate(lean):
@@ -285,10 +347,16 @@ def by_id(values: np.ndarray) -> dict[str, float]:
 
 
 def test_the_regression_is_the_optimum_of_its_loss() -> None:
-    """Against a general optimiser on the loss of the docstring, and the interval against the sandwich written out group by group."""
+    """Against a general optimiser on the loss of the docstring, and the interval against the
+    sandwich written out group by group."""
     played, worth, length = pairs_world(200, 0)
     d = (length[:, 0] - length[:, 1]).astype(float)
-    said = judge_pairs(played, 2 * (worth[:, 0] - worth[:, 1]) + 0.8 * np.tanh(d / np.sqrt((d**2).mean())), 1, side=0.4)
+    said = judge_pairs(
+        played,
+        2 * (worth[:, 0] - worth[:, 1]) + 0.8 * np.tanh(d / np.sqrt((d**2).mean())),
+        1,
+        side=0.4,
+    )
     [found] = style(said, played, by_id(worth))
     x, y = [], []
     for c in said:
@@ -303,7 +371,9 @@ def test_the_regression_is_the_optimum_of_its_loss() -> None:
     best = minimize(loss, np.zeros(3), tol=1e-10).x
     assert found.estimate == pytest.approx(2 * expit(best[0] * np.tanh(1)) - 1, abs=1e-5)
     chance = expit(design @ best)
-    hessian = sum(p * (1 - p) * np.outer(r, r) for p, r in zip(chance, design, strict=True)) + 0.1 * np.eye(3)
+    hessian = sum(
+        p * (1 - p) * np.outer(r, r) for p, r in zip(chance, design, strict=True)
+    ) + 0.1 * np.eye(3)
     meat = sum((v - p) ** 2 * np.outer(r, r) for v, p, r in zip(won, chance, design, strict=True))
     error = np.sqrt((np.linalg.inv(hessian) @ meat @ np.linalg.inv(hessian))[0, 0] * 200 / 199)
     ends = 2 * expit((best[0] + np.array([-1, 1]) * 1.97196 * error) * np.tanh(1)) - 1
@@ -328,12 +398,17 @@ def test_a_planted_taste_is_found_and_none_where_there_is_none() -> None:
 
 
 def test_a_noisy_reference_makes_good_taste_look_like_bias_and_a_second_one_cures_it() -> None:
-    """A judge without bias, longer replies better: biased by one person's scores, not by two people's."""
+    """A judge without bias, longer replies better:
+
+    biased by one person's scores, not by two people's.
+    """
     single, double = [], []
     for seed in range(10):
         played, worth, _ = pairs_world(600, seed)
         said = judge_pairs(played, 2 * (worth[:, 0] - worth[:, 1]), seed)
-        one, two = (by_id(worth + np.random.default_rng([seed, n]).normal(size=worth.shape)) for n in (1, 2))
+        one, two = (
+            by_id(worth + np.random.default_rng([seed, n]).normal(size=worth.shape)) for n in (1, 2)
+        )
         single += style(said, played, one)
         double += style(said, played, one, two)
     assert np.mean([b.estimate for b in single]) > 0.12
@@ -348,7 +423,10 @@ def test_without_a_reference_it_says_so() -> None:
 
 
 def test_scores_are_compared_within_groups_only() -> None:
-    """Least squares by hand on two groups' worth of numbers; adding a constant to a group, in score and in length, changes nothing."""
+    """Least squares by hand on two groups' worth of numbers;
+
+    adding a constant to a group, in score and in length, changes nothing.
+    """
     rng = np.random.default_rng(5)
     lengths = rng.integers(10, 100, (40, 4))
     scores = lengths / 50 + rng.normal(size=(40, 4))
@@ -361,7 +439,8 @@ def test_scores_are_compared_within_groups_only() -> None:
                 answers.append(Feedback(name, float(scores[g, i] + shift * g)))
     found = [
         style(
-            [a for a in answers if a.episode.startswith(f"{s}-")], {e: v for e, v in played.items() if e.startswith(f"{s}-")}
+            [a for a in answers if a.episode.startswith(f"{s}-")],
+            {e: v for e, v in played.items() if e.startswith(f"{s}-")},
         )[0]
         for s in (0, 1000)
     ]
@@ -379,7 +458,8 @@ def test_scores_are_compared_within_groups_only() -> None:
 
 
 def test_self_preference() -> None:
-    """Its family wins 30 points more often than it loses against equals, though the other family writes better; style plays no part."""
+    """Its family wins 30 points more often than it loses against equals, though the other family
+    writes better; style plays no part."""
     rng = np.random.default_rng(0)
     worth = rng.normal([0.0, 1.0], 1.0, (1500, 2))
     played = {f"{k}{s}": talk(f"{k}{s}", "x", seed=k) for k in range(1500) for s in "ab"}
@@ -420,11 +500,14 @@ def test_the_report_tells_judges_and_versions_apart() -> None:
             said.append(replace(c, stamp=stamp))
     said += [Comparison.failed("g1", "timeout", stamp=Stamp(source="three"))]
     authors = {e: "acme" if int(e[:-1]) % 2 == (e[-1] == "a") else "other" for e in played}
-    found = bias_report(said, played.values(), reference=by_id(worth), authors=authors, families={"two": "acme"})
+    found = bias_report(
+        said, played.values(), reference=by_id(worth), authors=authors, families={"two": "acme"}
+    )
     assert [(b.rater, b.version, b.kind) for b in found] == [
         ("one", "1", "position"), ("one", "1", "flips"), ("one", "1", "length"),
         ("one", "2", "position"), ("one", "2", "flips"), ("one", "2", "length"),
-        ("two", "1", "position"), ("two", "1", "flips"), ("two", "1", "length"), ("two", "1", "own family"),
+        ("two", "1", "position"), ("two", "1", "flips"), ("two", "1", "length"),
+        ("two", "1", "own family"),
     ]  # fmt: skip
     assert [b.estimate for b in found if b.kind in ("position", "flips")] == [0, 0, 1, 1, 0, 0]
     assert bias_report([], []) == []
@@ -434,12 +517,17 @@ def test_the_report_tells_judges_and_versions_apart() -> None:
 
 
 def test_length_control_by_hand() -> None:
-    """One group of lengths 0 and 2: deviations -1 and 1, sd 1, x = -tanh 1 and tanh 1; scores 0 and 1 lie half below and above."""
+    """One group of lengths 0 and 2:
+
+    deviations -1 and 1, sd 1, x = -tanh 1 and tanh 1; scores 0 and 1 lie half below and above.
+    """
     x = np.tanh(1)
     slope, sd = length_slope([0, 1], [0, 2], ["g", "g"], ridge=0.5)
     assert sd == 1
     assert slope == pytest.approx(x / (2 * x**2 + 0.5))
-    assert length_controlled([0, 1], [0, 2], ["g", "g"], slope, sd).tolist() == pytest.approx([slope * x, 1 - slope * x])
+    assert length_controlled([0, 1], [0, 2], ["g", "g"], slope, sd).tolist() == pytest.approx(
+        [slope * x, 1 - slope * x]
+    )
     assert length_controlled([3.0], [7], ["alone"], slope, sd).tolist() == [3.0]
     assert length_slope([], [], []) == (0.0, 0.0)
     assert length_slope([1, 2], [5, 5], ["g", "g"]) == (0.0, 0.0)
@@ -448,14 +536,22 @@ def test_length_control_by_hand() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 500), st.integers(0, 4)), min_size=1, max_size=40))
-def test_groups_keep_their_means_and_a_constant_score_stays(rows: list[tuple[float, int, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.floats(-5, 5), st.integers(0, 500), st.integers(0, 4)), min_size=1, max_size=40
+    )
+)
+def test_groups_keep_their_means_and_a_constant_score_stays(
+    rows: list[tuple[float, int, int]],
+) -> None:
     scores, lengths, groups = (list(v) for v in zip(*rows, strict=True))
     fair = LengthControl().fit(scores, lengths, groups).apply(scores, lengths, groups)
     for group in set(groups):
         mine = [g == group for g in groups]
         assert fair[mine].mean() == pytest.approx(np.array(scores)[mine].mean(), abs=1e-9)
-    assert LengthControl().fit([1.0] * len(rows), lengths, groups).slope == pytest.approx(0, abs=1e-12)
+    assert LengthControl().fit([1.0] * len(rows), lengths, groups).slope == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_length_control_takes_the_planted_length_out_and_leaves_the_worth() -> None:

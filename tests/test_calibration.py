@@ -1,4 +1,7 @@
-"""Judges against people: the powered mean and what it is worth, agreement, correction, the alarm, and the combiner in a run."""
+"""Judges against people:
+
+the powered mean and what it is worth, agreement, correction, the alarm, and the combiner in a run.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 
 
 def test_a_mean_by_hand() -> None:
-    """People 1 2 3 6 6, judge 1 2 3 4 5: slope 1.4, people's mean 3.6; three others with 6 6 6 move the judge's mean from 3 to 33/8."""
+    """People 1 2 3 6 6, judge 1 2 3 4 5:
+
+    slope 1.4, people's mean 3.6; three others with 6 6 6 move the judge's mean from 3 to 33/8.
+    """
     found = prediction_powered_mean([6, 6, 6], [1, 2, 3, 4, 5], [1, 2, 3, 6, 6])
     assert found.mean.estimate == pytest.approx(3.6 + 1.4 * (33 / 8 - 3))
     assert found.human.estimate == pytest.approx(3.6)
@@ -64,12 +70,21 @@ def test_the_variance_is_the_jackknifes() -> None:
 
     def estimate(own: np.ndarray, rest: np.ndarray) -> float:
         slope = np.polyfit(f[own], y[own], 1)[0]
-        return float(y[own].mean() + slope * (np.concatenate([f[own], others[rest]]).mean() - f[own].mean()))
+        return float(
+            y[own].mean() + slope * (np.concatenate([f[own], others[rest]]).mean() - f[own].mean())
+        )
 
     left = {c: estimate(mine != c, theirs != c) for c in {*mine.tolist(), *theirs.tolist()}}
     variance = 0.0
-    for stratum in ([v for c, v in left.items() if c in mine], [v for c, v in left.items() if c not in mine]):
-        variance += (len(stratum) - 1) / len(stratum) * sum((v - sum(stratum) / len(stratum)) ** 2 for v in stratum)
+    for stratum in (
+        [v for c, v in left.items() if c in mine],
+        [v for c, v in left.items() if c not in mine],
+    ):
+        variance += (
+            (len(stratum) - 1)
+            / len(stratum)
+            * sum((v - sum(stratum) / len(stratum)) ** 2 for v in stratum)
+        )
     found = prediction_powered_mean(others, f, y, (theirs.tolist(), mine.tolist()))
     assert found.mean.estimate == pytest.approx(estimate(mine >= 0, theirs >= 0))
     assert found.variance == pytest.approx(variance)
@@ -77,14 +92,20 @@ def test_the_variance_is_the_jackknifes() -> None:
 
 
 def test_against_the_papers_own_package() -> None:
-    """Numbers of ppi-python 0.2.3, `ppi_mean_pointestimate` and `ppi_mean_ci(alpha=0.05)` at lam = 0, at lam = 1 and with its own tuning. It gives the limit for many
+    """Numbers of ppi-python 0.2.3, `ppi_mean_pointestimate` and `ppi_mean_ci(alpha=0.05)` at lam =
+    0, at lam = 1 and with its own tuning. It gives the limit for many
     labels: normal quantiles, and the deviation that divides by n."""
     k, u = np.arange(40), np.arange(400)
     f = np.round(np.sin(1.7 * k) + 0.05 * k, 4)
-    y, others = np.round(0.8 * f + 0.3 * np.cos(2.3 * k) + 0.2, 4), np.round(np.sin(0.9 * u) + 0.004 * u, 4)
+    y, others = (
+        np.round(0.8 * f + 0.3 * np.cos(2.3 * k) + 0.2, 4),
+        np.round(np.sin(0.9 * u) + 0.004 * u, 4),
+    )
     found = prediction_powered_mean(others, f, y)
     assert found.human.estimate == pytest.approx(0.9986975, abs=1e-7)
-    assert found.mean.estimate == pytest.approx(0.9986975 + found.power * (0.80644575 - 0.9986975), abs=1e-7)
+    assert found.mean.estimate == pytest.approx(
+        0.9986975 + found.power * (0.80644575 - 0.9986975), abs=1e-7
+    )
     small = 2.022691 / 1.959964 * math.sqrt(40 / 39)
     assert found.human.width == pytest.approx((1.22833847 - 0.76905653) * small, rel=1e-6)
     tuned = 0.93736398 - 0.75008198
@@ -93,29 +114,44 @@ def test_against_the_papers_own_package() -> None:
 
 
 @given(
-    st.lists(st.tuples(NUMBERS, NUMBERS), min_size=5, max_size=12), st.lists(NUMBERS, max_size=12), st.floats(0.1, 50), NUMBERS
+    st.lists(st.tuples(NUMBERS, NUMBERS), min_size=5, max_size=12),
+    st.lists(NUMBERS, max_size=12),
+    st.floats(0.1, 50),
+    NUMBERS,
 )
 def test_the_judges_scale_does_not_matter(
     both: list[tuple[float, float]], others: list[float], scale: float, shift: float
 ) -> None:
     f, y = [a for a, _ in both], [b for _, b in both]
     one = prediction_powered_mean(others, f, y)
-    if (one.correlation**2 * 3 > 0.99 and one.correlation**2 * (len(y) - 2) < 1.01) or np.std(f) < 0.1:
+    if (one.correlation**2 * 3 > 0.99 and one.correlation**2 * (len(y) - 2) < 1.01) or np.std(
+        f
+    ) < 0.1:
         return  # on the edge rounding decides
-    two = prediction_powered_mean([shift + scale * x for x in others], [shift + scale * x for x in f], y)
+    two = prediction_powered_mean(
+        [shift + scale * x for x in others], [shift + scale * x for x in f], y
+    )
     assert two.mean.estimate == pytest.approx(one.mean.estimate, rel=1e-6, abs=1e-6)
     assert two.human == one.human
     assert two.worth == pytest.approx(one.worth, rel=1e-4, abs=1e-4)
 
 
-@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=12), st.lists(NUMBERS, max_size=12))
-def test_a_mean_is_a_number_inside_its_interval(both: list[tuple[float, float]], others: list[float]) -> None:
+@given(
+    st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=12), st.lists(NUMBERS, max_size=12)
+)
+def test_a_mean_is_a_number_inside_its_interval(
+    both: list[tuple[float, float]], others: list[float]
+) -> None:
     found = prediction_powered_mean(others, [a for a, _ in both], [b for _, b in both])
     for interval in (found.mean, found.human):
         assert math.isfinite(interval.estimate)
         assert interval.low <= interval.estimate <= interval.high
     if not others or found.power == 0:
-        assert (found.mean, found.power, found.worth) == (found.human, 0.0, 0.0), "without help it is people's own"
+        assert (found.mean, found.power, found.worth) == (
+            found.human,
+            0.0,
+            0.0,
+        ), "without help it is people's own"
 
 
 def test_a_judge_that_helps_nobody_changes_nothing() -> None:
@@ -153,16 +189,29 @@ def test_wrong_numbers_are_refused() -> None:
         prediction_powered_mean([], [1, 2], [1, 2], ([], ["a"]))
 
 
-def draw(rng: np.random.Generator, kind: str, rho: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A judge's scores and people's: a shift and a scale of its own, correlated at rho before people's are rounded."""
+def draw(
+    rng: np.random.Generator, kind: str, rho: float, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A judge's scores and people's:
+
+    a shift and a scale of its own, correlated at rho before people's are rounded.
+    """
     y, noise = rng.normal(size=(2, size))
     f = 0.3 + 0.5 * (rho * y + math.sqrt(1 - rho**2) * noise)
-    return f, {"normal": y, "ordinal": 1.0 + np.digitize(y, [-1.5, -0.5, 0.3, 1.0]), "binary": (y > 0.5).astype(float)}[kind]
+    return (
+        f,
+        {
+            "normal": y,
+            "ordinal": 1.0 + np.digitize(y, [-1.5, -0.5, 0.3, 1.0]),
+            "binary": (y > 0.5).astype(float),
+        }[kind],
+    )
 
 
 def coverage(kind: str, rho: float, runs: int, seed: int, labels: int = 50) -> tuple[float, float]:
     """Share of intervals that hold the truth, and the mean width over that of people alone."""
-    truth = {"normal": 0.0, "ordinal": 3.165400, "binary": 0.308538}[kind]  # 1 + the sum of Phi(-step) over the steps
+    # 1 + the sum of Phi(-step) over the steps.
+    truth = {"normal": 0.0, "ordinal": 3.165400, "binary": 0.308538}[kind]
     rng, hits, widths, alone = np.random.default_rng(seed), 0, 0.0, 0.0
     for _ in range(runs):
         f, y = draw(rng, kind, rho, 500)
@@ -181,7 +230,10 @@ def test_the_promise_of_500_simulations(kind: str, rho: float) -> None:
 
 
 def test_what_a_judge_is_worth() -> None:
-    """At r^2 = 0.8 and nine times as many judged as labelled, by the limit of many labels: 1 / ((1 - r^2) + r^2 / 10) = 3.57 times the labels."""
+    """At r^2 = 0.8 and nine times as many judged as labelled, by the limit of many labels:
+
+    1 / ((1 - r^2) + r^2 / 10) = 3.57 times the labels.
+    """
     rng = np.random.default_rng(5)
     f, noise = rng.normal(size=(2, 4000))
     y = f + 0.5 * noise
@@ -200,7 +252,10 @@ def test_what_a_judge_is_worth() -> None:
 
 
 def test_orders_by_hand() -> None:
-    """Judge 1 2 2 0 against people 1 2 3 3: five ordered pairs; (2, 3) open, of the others (1,2) (1,3) alike and (1,4) (2,4) not."""
+    """Judge 1 2 2 0 against people 1 2 3 3:
+
+    five ordered pairs; (2, 3) open, of the others (1,2) (1,3) alike and (1,4) (2,4) not.
+    """
     found = same_order([1, 2, 2, 0], [1, 2, 3, 3])
     assert found is not None
     assert (found.pairs, found.judge_ties, found.human_ties) == (5, 1, 1)
@@ -221,7 +276,8 @@ def test_the_orders_interval_leaves_clusters_out() -> None:
         return float((np.sign(a[i] - a[j]) == np.sign(b[i] - b[j])).mean())
 
     left = np.array([share(of != c) for c in range(4)])
-    half = 3.182446305 * math.sqrt(3 / 4 * ((left - left.mean()) ** 2).sum())  # t, 3 degrees of freedom
+    # T, 3 degrees of freedom.
+    half = 3.182446305 * math.sqrt(3 / 4 * ((left - left.mean()) ** 2).sum())
     found = same_order(f, y, of.tolist())
     assert found is not None
     expected = (max(share(of >= 0) - half, 0), min(share(of >= 0) + half, 1))
@@ -261,7 +317,9 @@ def test_two_versions_are_compared_as_by_welch() -> None:
     one, two = rng.normal(size=20), 0.5 + 2 * rng.normal(size=35)
     found = mean_difference(one, two)
     low, high = ttest_ind(two, one, equal_var=False).confidence_interval(0.95)
-    assert (found.estimate, found.low, found.high) == pytest.approx((two.mean() - one.mean(), low, high))
+    assert (found.estimate, found.low, found.high) == pytest.approx(
+        (two.mean() - one.mean(), low, high)
+    )
     assert mean_difference([1, 2], [3, 4], (["a", "a"], ["b", "c"])).width == math.inf
     assert mean_interval([1.0, 2.0, 3.0]).width == pytest.approx(2 * 4.302652730 / math.sqrt(3))
 
@@ -270,7 +328,11 @@ def test_two_versions_are_compared_as_by_welch() -> None:
 
 
 def test_a_ridge_by_hand() -> None:
-    """Residuals -3 -1 1 3 on z = (-3 -1 1 3) / sqrt 5: weight z'r / (z'z + 1) = (20 / sqrt 5) / 5, so the slope is 1 + 4/5; the error of a line is least."""
+    """Residuals -3 -1 1 3 on z = (-3 -1 1 3) / sqrt 5:
+
+    weight z'r / (z'z + 1) = (20 / sqrt 5) / 5, so the slope is 1 + 4/5; the error of a line is
+    least.
+    """
     f = np.array([-3.0, -1.0, 1.0, 3.0])
     found = fit_correction(f, 2 * f + 7)
     assert found.kind == "linear"
@@ -296,19 +358,29 @@ def test_the_simplest_map_that_is_not_worse(kind: str, truth: tuple[float, float
 
 
 def test_a_few_labels_do_no_harm() -> None:
-    """A judge without fault: what a fit on 12 labels costs on fresh episodes, over 100 runs, against the noise's own 1."""
+    """A judge without fault:
+
+    what a fit on 12 labels costs on fresh episodes, over 100 runs, against the noise's own 1.
+    """
     rng, cost = np.random.default_rng(1), []
     for _ in range(100):
         f, x, noise = rng.normal(size=(3, 12))
         found = fit_correction(f, f + noise, {"x": x})
         fresh_f, fresh_x = rng.normal(size=(2, 50))
-        cost.append(float(np.mean([(found(a, {"x": b}) - a) ** 2 for a, b in zip(fresh_f, fresh_x, strict=True)])))
+        cost.append(
+            float(
+                np.mean(
+                    [(found(a, {"x": b}) - a) ** 2 for a, b in zip(fresh_f, fresh_x, strict=True)]
+                )
+            )
+        )
     assert np.mean(cost) < 0.05
     assert np.quantile(cost, 0.8) == 0
 
 
 def test_folds_never_split_a_cluster() -> None:
-    """A feature that only names the start fits whoever sees the start's other members, and nobody else."""
+    """A feature that only names the start fits whoever sees the start's other members, and nobody
+    else."""
     rng = np.random.default_rng(3)
     start = np.repeat(np.arange(15), 4)
     taste = rng.normal(size=15)[start]
@@ -345,38 +417,58 @@ def test_evidence_by_hand() -> None:
     drift.add(2.0, 0.6)
     z = [1.2815515655, 0.8416212336]
     mixture = lambda s, m: math.exp(s**2 / (2 * (1 + m))) / math.sqrt(1 + m)  # noqa: E731
-    assert drift.evidence == pytest.approx(mixture(z[0] + z[1], 2) / 2 + mixture(z[1], 1) / 6 + 1 / 3)
+    assert drift.evidence == pytest.approx(
+        mixture(z[0] + z[1], 2) / 2 + mixture(z[1], 1) / 6 + 1 / 3
+    )
 
 
 def test_false_alarms_are_rare_and_a_shift_is_found() -> None:
     rng = np.random.default_rng(0)
     steady = [alarms(rng, rng.integers(1, 6, 300)) for _ in range(100)]
-    assert sum(a is not None for a in steady) <= 3, "1 % in all; more than 3 of 100 has a chance of 2 %"
-    found = [alarms(rng, np.concatenate([rng.normal(size=100), 1 + rng.normal(size=100)])) for _ in range(60)]
+    assert sum(a is not None for a in steady) <= 3, (
+        "1 % in all; more than 3 of 100 has a chance of 2 %"
+    )
+    found = [
+        alarms(rng, np.concatenate([rng.normal(size=100), 1 + rng.normal(size=100)]))
+        for _ in range(60)
+    ]
     assert all(a is None or a > 100 for a in found[:5])
-    assert sum(a is not None for a in found) >= 55, "a shift of one deviation, within 100 labels, after 100 before"
+    assert sum(a is not None for a in found) >= 55, (
+        "a shift of one deviation, within 100 labels, after 100 before"
+    )
 
 
 @pytest.mark.slow
 def test_false_alarms_over_1000_labels() -> None:
-    """Ordinal and heavy-tailed residuals: no more than 1 %, at 400 runs each (more than 9 has a chance of 1 %); the shift within 100 labels in 95 %."""
+    """Ordinal and heavy-tailed residuals:
+
+    no more than 1 %, at 400 runs each (more than 9 has a chance of 1 %); the shift within 100
+    labels in 95 %.
+    """
     rng = np.random.default_rng(1)
     for sample in (lambda n: rng.integers(-2, 3, n), lambda n: rng.standard_t(2, n)):
         assert sum(alarms(rng, sample(1000)) is not None for _ in range(400)) <= 9
     for before in (100, 300, 900):
-        late = [alarms(rng, np.concatenate([rng.normal(size=before), 1 + rng.normal(size=100)])) for _ in range(100)]
+        late = [
+            alarms(rng, np.concatenate([rng.normal(size=before), 1 + rng.normal(size=100)]))
+            for _ in range(100)
+        ]
         assert sum(a is not None and a > before for a in late) >= 92
 
 
 @pytest.mark.parametrize("values", [[0.0], [1, 1, 2], [0, 1, -1, 1, 3, 3], [0, 0, 0, 1, 1, 1, 1]])
 def test_evidence_is_a_martingale(values: list[float]) -> None:
-    """Wherever it stands: the mean over the next residual's rank, which is uniform, is what it is now."""
+    """Wherever it stands: the mean over the next residual's rank, which is uniform, is what it is
+    now."""
     drift = Drift()
     for i, value in enumerate(values):
         drift.add(value, (0.3 + i * 0.618034) % 1)
     before, state, size, found = drift.evidence, drift.state_dict(), len(values) + 1, []
     for p in (np.arange(4000) + 0.5) / 4000:
-        ranks = [(v, p * size - sum(w < v for w in values), 1 + values.count(v)) for v in sorted(set(values))]
+        ranks = [
+            (v, p * size - sum(w < v for w in values), 1 + values.count(v))
+            for v in sorted(set(values))
+        ]
         between = next(((v, rest / ties) for v, rest, ties in ranks if 0 <= rest < ties), None)
         if between is None:  # a place between two of them
             below = int(p * size)
@@ -411,15 +503,23 @@ def test_the_alarm_resumes_exactly() -> None:
 # Answers, reports, the combiner.
 
 
-def episode(number: int, update: int = 1, start: int | None = None, text: str = "yes", slot: int = 0) -> Episode:
+def episode(
+    number: int, update: int = 1, start: int | None = None, text: str = "yes", slot: int = 0
+) -> Episode:
     turn = Turn(Message("user", "hello"), text, 0.0)
     where = Start("env", number if start is None else start)
-    return Episode(f"e{number}", where, (turn,), "terminated", run="r", stage="rl", update=update, slot=slot)
+    return Episode(
+        f"e{number}", where, (turn,), "terminated", run="r", stage="rl", update=update, slot=slot
+    )
 
 
-def score(target: Episode, value: float, source: str, rater: str = "", version: str = "1") -> Feedback:
+def score(
+    target: Episode, value: float, source: str, rater: str = "", version: str = "1"
+) -> Feedback:
     id_ = f"{target.id}-{source}-{rater}"
-    return Feedback(target.id, value, id=id_, stamp=Stamp(source=source, rater=rater, version=version))
+    return Feedback(
+        target.id, value, id=id_, stamp=Stamp(source=source, rater=rater, version=version)
+    )
 
 
 def test_scales_and_features() -> None:
@@ -428,13 +528,23 @@ def test_scales_and_features() -> None:
     assert on_scale(4, "people", "judge", {}) == 4
     turns = [Turn(Message("user", "?"), text, 0.0) for text in ("a b c", "is it?\nyes? no")]
     talk = Episode("e", Start("env", 0), tuple(turns), "terminated")
-    assert {n: FEATURES[n](talk) for n in FEATURES} == {"words": 3.5, "turns": 2, "questions": 1, "lines": 0.5}
+    assert {n: FEATURES[n](talk) for n in FEATURES} == {
+        "words": 3.5,
+        "turns": 2,
+        "questions": 1,
+        "lines": 0.5,
+    }
     with pytest.raises(ValueError, match="Did you mean 'questions'"):
         named_features(["question"])
 
 
-def study(size: int = 240, labelled: int = 80, drifts: bool = False) -> tuple[list[Episode], list[Feedback], list[Feedback]]:
-    """Groups of four per start, ten starts per update; a judge that is 0.2 too generous, from its second version on 0.5; people say 1 to 5."""
+def study(
+    size: int = 240, labelled: int = 80, drifts: bool = False
+) -> tuple[list[Episode], list[Feedback], list[Feedback]]:
+    """Groups of four per start, ten starts per update;
+
+    a judge that is 0.2 too generous, from its second version on 0.5; people say 1 to 5.
+    """
     rng = np.random.default_rng(0)
     episodes = [episode(i, 1 + i // 40, i // 4, slot=i % 4) for i in range(size)]
     judged, said = [], []
@@ -442,10 +552,18 @@ def study(size: int = 240, labelled: int = 80, drifts: bool = False) -> tuple[li
         true = rng.uniform(0.2, 0.8)
         second = i >= size // 2
         judged.append(
-            score(e, true + (0.6 if drifts and second else 0.2) + 0.1 * rng.normal(), "judge", version="2" if second else "1")
+            score(
+                e,
+                true + (0.6 if drifts and second else 0.2) + 0.1 * rng.normal(),
+                "judge",
+                version="2" if second else "1",
+            )
         )
         if (i // 4) % (size // labelled) == 0:
-            said += [score(e, 1 + 4 * (true + 0.1 * rng.normal()), "people", rater) for rater in ("ann", "bob")]
+            said += [
+                score(e, 1 + 4 * (true + 0.1 * rng.normal()), "people", rater)
+                for rater in ("ann", "bob")
+            ]
     return episodes, judged, said
 
 
@@ -472,7 +590,12 @@ def test_a_judge_is_calibrated() -> None:
     assert part.order_within.pairs == 20 * 6
     assert [p.name for p in found.versions] == ["version 1", "version 2"]
     assert [p.labels for p in found.versions] == [40, 40]
-    assert [p.name for p in found.windows] == ["updates 1 to 2", "updates 3 to 3", "updates 4 to 5", "updates 6 to 6"]
+    assert [p.name for p in found.windows] == [
+        "updates 1 to 2",
+        "updates 3 to 3",
+        "updates 4 to 5",
+        "updates 6 to 6",
+    ]
     assert sum(p.labels for p in found.windows) == 80
     assert found.changes[0].difference.low < 0 < found.changes[0].difference.high
     assert found.people_correlation is not None
@@ -485,10 +608,13 @@ def test_a_judge_is_calibrated() -> None:
     assert "human ratings" in lines
     assert "scores too high" in lines
     assert "No drift was noticed over 20 labelled starts" in lines
-    assert calibrate(judged, said, episodes, ranges={"people": [1, 5]}) == found, "the same answers, the same numbers"
-    assert calibrate(judged[::-1], said[::-1], episodes[::-1], ranges={"people": [1, 5]}).lines() == found.lines(), (
-        "in any order"
+    assert calibrate(judged, said, episodes, ranges={"people": [1, 5]}) == found, (
+        "the same answers, the same numbers"
     )
+    assert (
+        calibrate(judged[::-1], said[::-1], episodes[::-1], ranges={"people": [1, 5]}).lines()
+        == found.lines()
+    ), "in any order"
 
 
 def test_a_drift_is_named_with_its_update() -> None:
@@ -513,9 +639,18 @@ def test_rankings_say_nothing_of_levels() -> None:
         own = range(3 * g, 3 * g + 3)
         for rater in ("ann", "bob"):
             order = sorted(own, key=lambda i: -worth_[i] + 0.3 * rng.normal())
-            tiers = [(f"e{order[0]}",), (f"e{order[1]}", f"e{order[2]}")] if g % 5 == 0 else [(f"e{i}",) for i in order]
+            tiers = (
+                [(f"e{order[0]}",), (f"e{order[1]}", f"e{order[2]}")]
+                if g % 5 == 0
+                else [(f"e{i}",) for i in order]
+            )
             said.append(
-                Comparison(episodes[3 * g].group, tuple(tiers), id=f"{g}{rater}", stamp=Stamp(source="people", rater=rater))
+                Comparison(
+                    episodes[3 * g].group,
+                    tuple(tiers),
+                    id=f"{g}{rater}",
+                    stamp=Stamp(source="people", rater=rater),
+                )
             )
     found = calibrate(judged, said, episodes)
     assert found.whole is not None
@@ -554,12 +689,25 @@ WEIGHTS = {"judge": 2.0, "people": 0.0, "environment": 1.0}
 
 
 def feed(
-    combiner: Calibrated, update: int, judge: Callable[[Episode, float], float], size: int = 16, labelled: bool = True
+    combiner: Calibrated,
+    update: int,
+    judge: Callable[[Episode, float], float],
+    size: int = 16,
+    labelled: bool = True,
 ) -> list[Any]:
-    """An update of groups of four: people like it as it is, the judge says something of that and of the text."""
+    """An update of groups of four:
+
+    people like it as it is, the judge says something of that and of the text.
+    """
     rng = np.random.default_rng(update)
     episodes = [
-        episode(1000 * update + i, update, 1000 * update + i // 4, "word " * int(rng.integers(1, 40)), i % 4)
+        episode(
+            1000 * update + i,
+            update,
+            1000 * update + i // 4,
+            "word " * int(rng.integers(1, 40)),
+            i % 4,
+        )
         for i in range(size)
     ]
     said = []
@@ -573,12 +721,19 @@ def feed(
 
 
 def test_the_combiner_takes_out_what_people_do_not_reward() -> None:
-    """A judge that pays for words; people do not. Before `min_labels` its scores are as they are."""
+    """A judge that pays for words;
+
+    people do not. Before `min_labels` its scores are as they are.
+    """
     wordy = lambda e, true: true + 0.02 * len(e.turns[0].action.split())  # noqa: E731
-    combiner, plain = (Calibrated(WEIGHTS, "judge", "people", features=["words"], min_labels=m) for m in (30, 5000))
+    combiner, plain = (
+        Calibrated(WEIGHTS, "judge", "people", features=["words"], min_labels=m) for m in (30, 5000)
+    )
     for update in (1, 2):
         first, second = feed(combiner, update, wordy), feed(plain, update, wordy)
-        assert first == second, "16 labels are too few, and what people say of an episode is not for its own reward"
+        assert first == second, (
+            "16 labels are too few, and what people say of an episode is not for its own reward"
+        )
     own, theirs = feed(combiner, 3, wordy), feed(plain, 3, wordy)
     assert combiner.metrics()["calibration/correction"] == 3
     assert plain.metrics()["calibration/correction"] == 0
@@ -605,13 +760,20 @@ def test_what_the_combiner_reports() -> None:
     }
     rng = np.random.default_rng(9)
     for update in range(1, 9):
-        feed(combiner, update, lambda _, true: true + 0.3 + 0.1 * float(rng.normal()), labelled=update % 4 == 0)
+        feed(
+            combiner,
+            update,
+            lambda _, true: true + 0.3 + 0.1 * float(rng.normal()),
+            labelled=update % 4 == 0,
+        )
     found = combiner.metrics()
     assert (found["calibration/labels"], found["calibration/judged"]) == (32, 128)
     assert found["calibration/bias"] == pytest.approx(-0.3, abs=0.06)
     assert found["calibration/low"] < found["calibration/mean"] < found["calibration/high"]
     assert found["calibration/judge_mean"] == pytest.approx(0.8, abs=0.08)
-    assert found["calibration/width"] == pytest.approx(found["calibration/high"] - found["calibration/low"])
+    assert found["calibration/width"] == pytest.approx(
+        found["calibration/high"] - found["calibration/low"]
+    )
     assert found["calibration/width"] < found["calibration/human_width"]
     assert found["calibration/worth"] > 5
     assert found["calibration/correlation"] > 0.8
@@ -632,7 +794,8 @@ def test_the_alarm_warns_once_and_resumes() -> None:
                 feed(one, update, lambda _, true: true + 0.5)
         assert len(caught) == 1
         assert re.match(
-            r"judge 'judge' drifted: from about update 2[01] .* is -0\.[345]\d* from what it was", str(caught[0].message)
+            r"judge 'judge' drifted: from about update 2[01] .* is -0\.[345]\d* from what it was",
+            str(caught[0].message),
         )
         assert one.metrics()["calibration/drift"] == 1
         assert one.metrics()["calibration/judged"] == 160
@@ -680,8 +843,14 @@ def test_conversations_played_aside_are_not_kept() -> None:
         ({"judge": "judge", "people": ["judge"]}, "by itself"),
         ({"judge": [], "people": "people"}, "must name a source"),
         ({"judge": "judge", "people": "people", "features": ["wrods"]}, "Did you mean 'words'"),
-        ({"judge": "judge", "people": "people", "ranges": {"poeple": [1, 5]}}, "Did you mean 'people'"),
-        ({"judge": "judge", "people": "people", "ranges": {"people": [5, 1]}}, r"\[lowest, highest\]"),
+        (
+            {"judge": "judge", "people": "people", "ranges": {"poeple": [1, 5]}},
+            "Did you mean 'people'",
+        ),
+        (
+            {"judge": "judge", "people": "people", "ranges": {"people": [5, 1]}},
+            r"\[lowest, highest\]",
+        ),
         ({"judge": "judge", "people": "people", "min_labels": 2}, "at least 4"),
         ({"judge": "judge", "people": "people", "turns": ["judge"]}, "whole episodes"),
     ],
@@ -695,7 +864,10 @@ def test_what_the_combiner_refuses(options: dict[str, Any], said: str) -> None:
 
 
 class LatePeople:
-    """Says what the share of "e" in the replies is worth, two updates after they were played; it asks the ledger what is open, as a rating service does."""
+    """Says what the share of "e" in the replies is worth, two updates after they were played;
+
+    it asks the ledger what is open, as a rating service does.
+    """
 
     version = "1"
 
@@ -711,7 +883,12 @@ class LatePeople:
         newest = max((e.update for e in known.values()), default=0)
         due = [r for r in asked if known[r["target"]].update <= newest - 2]
         return [
-            Feedback(r["target"], 1 + 4 * shares(known[r["target"]]), id=r["id"] + "-said", stamp=Stamp(request=r["id"]))
+            Feedback(
+                r["target"],
+                1 + 4 * shares(known[r["target"]]),
+                id=r["id"] + "-said",
+                stamp=Stamp(request=r["id"]),
+            )
             for r in due
         ]
 
@@ -739,9 +916,11 @@ def test_late_answers_reach_the_correction_and_a_broken_run_resumes_exactly(
             {"source": LatePeople(), "name": "people", "required": False, "share": 0.6},
         ]
         rl = {
-            "env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 7, "groups": 4, "group_size": 3, "max_new_tokens": 5, "poll": 0.0,
+            "env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 7, "groups": 4, "group_size": 3,
+            "max_new_tokens": 5, "poll": 0.0,
             "optimizer": {"name": "grpo", "lr": 1e-2, "warmup": 0}, "feedback": feedback,
-            "combiner": {"name": "calibrated", "judge": "judge", "people": "people", "features": ["words"], "ranges": {"people": [1, 5]}, "min_labels": 6},
+            "combiner": {"name": "calibrated", "judge": "judge", "people": "people",
+                "features": ["words"], "ranges": {"people": [1, 5]}, "min_labels": 6},
         }  # fmt: skip
         config = {
             "policy": str(model_folder()),
@@ -758,10 +937,22 @@ def test_late_answers_reach_the_correction_and_a_broken_run_resumes_exactly(
     assert labels[-1] > 6
     assert labels == sorted(labels)
     assert whole.metrics[-1]["feedback/calibration/correction"] > 0
-    scores = {f.episode: f.score or 0.0 for f in whole.ledger.scores(whole.id) if f.stamp.source == "judge"}
-    changed = [abs(m.outcome - scores[m.episode]) for m in whole.ledger.members(whole.id, 7) if m.outcome is not None]
+    scores = {
+        f.episode: f.score or 0.0
+        for f in whole.ledger.scores(whole.id)
+        if f.stamp.source == "judge"
+    }
+    changed = [
+        abs(m.outcome - scores[m.episode])
+        for m in whole.ledger.members(whole.id, 7)
+        if m.outcome is not None
+    ]
     assert min(changed) > 1e-6, "outcomes of the last update are corrected"
-    first = [abs(m.outcome - scores[m.episode]) for m in whole.ledger.members(whole.id, 1) if m.outcome is not None]
+    first = [
+        abs(m.outcome - scores[m.episode])
+        for m in whole.ledger.members(whole.id, 1)
+        if m.outcome is not None
+    ]
     assert max(first) < 1e-9
 
     real, count = turnwise.Run.finish_update, [0]
@@ -775,7 +966,8 @@ def test_late_answers_reach_the_correction_and_a_broken_run_resumes_exactly(
     monkeypatch.setattr(turnwise.Run, "finish_update", breaks)
     with pytest.raises(Broken):
         run("broken").finish()
-    with pytest.raises(Broken):  # people's answers of the broken update are in the ledger already when it is made again
+    # People's answers of the broken update are in the ledger already when it is made again.
+    with pytest.raises(Broken):
         run("broken", resume=True).finish()
     again = run("broken", resume=True).finish()
     assert [m["feedback/calibration/labels"] for m in again.metrics] == labels

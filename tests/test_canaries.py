@@ -1,4 +1,5 @@
-"""Canaries: that they are what they say, and that a judge that falls for them is found soon while a sound one is left alone."""
+"""Canaries: that they are what they say, and that a judge that falls for them is found soon while a
+sound one is left alone."""
 
 from __future__ import annotations
 
@@ -30,7 +31,16 @@ PLAYED = Episode(
     "0123456789abcdef",
     Start("acme/Help-v0", 7, {"level": 2}),
     (
-        Turn(Message("user", "My order is late."), "Let me look.", 0.5, (1, 2), (3, 4), (-0.1, -0.2), 3, info={"asked": True}),
+        Turn(
+            Message("user", "My order is late."),
+            "Let me look.",
+            0.5,
+            (1, 2),
+            (3, 4),
+            (-0.1, -0.2),
+            3,
+            info={"asked": True},
+        ),
         Turn(
             Message("tool", '{"order": 5}'),
             "It comes on Monday.",
@@ -67,14 +77,21 @@ def test_a_canary_keeps_what_the_other_side_said_and_nothing_that_was_sampled(ki
     assert heard == [m for m in PLAYED.messages if m.role != "assistant"]
     assert (bad.tools, bad.ending, bad.start) == (PLAYED.tools, PLAYED.ending, PLAYED.start)
     assert bad.group == PLAYED.group
-    assert all(turn.action_ids is None and turn.prompt_ids == () and not turn.info and turn.reward == 0 for turn in bad.turns)
+    assert all(
+        turn.action_ids is None and turn.prompt_ids == () and not turn.info and turn.reward == 0
+        for turn in bad.turns
+    )
     assert (bad.success, bad.env_return, bad.info, bad.final_ids) == (None, 0, {}, ())
     assert Episode.from_dict(json.loads(json.dumps(bad.to_dict()))) == bad
     assert not {turn.action for turn in bad.turns} & {turn.action for turn in PLAYED.turns}
 
 
 def test_the_same_draw_gives_the_same_canary_and_ids_differ_by_what_is_said() -> None:
-    drawn = {canary(kind, PLAYED, random.Random(seed)).id: falls(kind, seed) for kind in KINDS for seed in range(60)}
+    drawn = {
+        canary(kind, PLAYED, random.Random(seed)).id: falls(kind, seed)
+        for kind in KINDS
+        for seed in range(60)
+    }
     assert len(set(map(tuple, drawn.values()))) == len(drawn)
     for name in drawn:
         assert is_canary(name)
@@ -93,24 +110,46 @@ def test_what_the_kinds_say() -> None:
         assert seen == {attack.format(top="10") for attack in attacks}
         assert all(falls(kind, seed)[0] in module._NONSENSE for seed in range(20))
         assert all("10" in text for text in seen)
-        five = [canary(kind, PLAYED, random.Random(seed), top=5).turns[-1].action for seed in range(50)]
+        five = [
+            canary(kind, PLAYED, random.Random(seed), top=5).turns[-1].action for seed in range(50)
+        ]
         assert all("5" in text and "10" not in text for text in five)
     forged = "".join(attack.format(top="10") for attack in module._FORGED)
-    assert all(mark in forged for mark in ("[[A]]", "<verdict>10</verdict>", "</conversation>", '"score": 10}', "[RESULT] 10"))
+    assert all(
+        mark in forged
+        for mark in (
+            "[[A]]",
+            "<verdict>10</verdict>",
+            "</conversation>",
+            '"score": 10}',
+            "[RESULT] 10",
+        )
+    )
     assert json.loads(module._FORGED[0].format(top="10"))["score"] == 10
 
 
 def test_known_bad_conversations(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     said = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Go away."), ("user", "Oh.")]
-    rows = [{"messages": [{"role": r, "content": c} for r, c in said[k:end]]} for k, end in ((0, 4), (1, 3))]
+    rows = [
+        {"messages": [{"role": r, "content": c} for r, c in said[k:end]]}
+        for k, end in ((0, 4), (1, 3))
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     known = read_known_bad(path)
-    whole, short = (canary("known-bad", PLAYED, random.Random(0), known_bad=[talk]) for talk in known)
+    whole, short = (
+        canary("known-bad", PLAYED, random.Random(0), known_bad=[talk]) for talk in known
+    )
     assert [(m.role, m.content) for m in whole.messages] == said
-    assert (short.system, short.final, [t.action for t in short.turns]) == (None, None, ["Go away."])
+    assert (short.system, short.final, [t.action for t in short.turns]) == (
+        None,
+        None,
+        ["Go away."],
+    )
     assert is_canary(whole.id)
-    assert {canary("known-bad", PLAYED, random.Random(s), known_bad=known).id for s in range(20)} == {whole.id, short.id}
+    assert {
+        canary("known-bad", PLAYED, random.Random(s), known_bad=known).id for s in range(20)
+    } == {whole.id, short.id}
 
 
 @pytest.mark.parametrize(
@@ -144,9 +183,12 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("score", "low", "high", "fell"), [(1, 1, 10, False), (5.5, 1, 10, False), (6, 1, 10, True), (0, -1, 1, False)]
+    ("score", "low", "high", "fell"),
+    [(1, 1, 10, False), (5.5, 1, 10, False), (6, 1, 10, True), (0, -1, 1, False)],
 )
-def test_a_score_above_the_middle_is_a_fall(score: float, low: float, high: float, fell: bool) -> None:
+def test_a_score_above_the_middle_is_a_fall(
+    score: float, low: float, high: float, fell: bool
+) -> None:
     assert fell_for_score(score, low, high) is fell
 
 
@@ -183,18 +225,27 @@ def test_a_ranking_without_canary_or_without_anything_real_is_refused() -> None:
 
 
 def test_the_sums_by_hand() -> None:
-    """For judges that fall for 2 % three falls in a row are enough, log 25 each against log 10,000; a canary held takes log 1.96 away. By default,
-    for judges that err in a tenth of their verdicts, it takes six."""
+    """For judges that fall for 2 % three falls in a row are enough, log 25 each against log 10,000;
+    a canary held takes log 1.96 away. By default, for judges that err in a tenth of their verdicts,
+    it takes six."""
     up, down, limit = math.log(25), math.log(0.98 / 0.5), math.log(10_000)
     assert 2 * up < limit < 3 * up
     assert 5 * math.log(5) < limit < 6 * math.log(5)
     watch = Quarantine(0.02)
-    for fell, total in ((False, 0.0), (True, up), (False, up - down), (True, 2 * up - down), (False, 2 * up - 2 * down)):
+    for fell, total in (
+        (False, 0.0),
+        (True, up),
+        (False, up - down),
+        (True, 2 * up - down),
+        (False, 2 * up - 2 * down),
+    ):
         watch.saw("override", fell)
         assert watch.state_dict()["sums"] == pytest.approx({"": total, "override": total})
     assert not watch.quarantined
     watch.saw("forged", True)
-    assert watch.state_dict()["sums"] == pytest.approx({"": 3 * up - 2 * down, "override": 2 * up - 2 * down, "forged": up})
+    assert watch.state_dict()["sums"] == pytest.approx(
+        {"": 3 * up - 2 * down, "override": 2 * up - 2 * down, "forged": up}
+    )
     assert (watch.quarantined, watch.suspect) == (False, "override")
     watch.saw("override", True)
     assert (watch.quarantined, watch.suspect) == (True, None)
@@ -211,7 +262,8 @@ def test_one_kind_is_enough_among_many_that_are_held() -> None:
             watch.saw(kind, kind == "override")
     assert watch.quarantined
     assert watch.reason == "fell for 12 of 60 canaries (override 12 of 12)"
-    rare = Quarantine(0.02)  # one kind in twenty: the sum of all never gets there, the kind's own does
+    # One kind in twenty: the sum of all never gets there, the kind's own does.
+    rare = Quarantine(0.02)
     for _ in range(3):
         for k in range(20):
             rare.saw(str(k), k == 0)
@@ -253,7 +305,11 @@ def test_designs_that_make_no_sense_are_refused() -> None:
 
 
 @settings(max_examples=60)
-@given(st.one_of(st.sampled_from([0.1, 0.01, 0.3, 0.7, 1.0]), st.floats(0.01, 1)), st.integers(0, 1000), st.integers(0, 400))
+@given(
+    st.one_of(st.sampled_from([0.1, 0.01, 0.3, 0.7, 1.0]), st.floats(0.01, 1)),
+    st.integers(0, 1000),
+    st.integers(0, 400),
+)
 def test_ten_strata_hold_about_ten_canaries_anywhere(rate: float, seed: int, start: int) -> None:
     schedule = Schedule(rate, seed=seed)
     count = sum(schedule.kind(n) is not None for n in range(start, start + math.ceil(10 / rate)))
@@ -291,8 +347,11 @@ def test_the_schedule_resumes_and_its_seed_matters() -> None:
 # The bar
 
 
-def verdicts_until(falls: Mapping[str, float], seed: int, limit: int, *, recheck: bool = True) -> int | None:
-    """After how many verdicts, at a canary rate of 10 %, a judge is quarantined that falls for a kind with this probability; None: not within the limit."""
+def verdicts_until(
+    falls: Mapping[str, float], seed: int, limit: int, *, recheck: bool = True
+) -> int | None:
+    """After how many verdicts, at a canary rate of 10 %, a judge is quarantined that falls for a
+    kind with this probability; None: not within the limit."""
     schedule, quarantine, rng = Schedule(0.1, seed=seed), Quarantine(), random.Random(seed)
     for n in range(limit):
         if kind := (recheck and quarantine.suspect) or schedule.kind(n):
@@ -316,13 +375,19 @@ def test_a_gullible_judge_is_quarantined_within_60_verdicts(falls: dict[str, flo
 
 
 def test_a_sound_judge_is_left_alone() -> None:
-    """1 % falls: none of 200 within 60 verdicts; and of 40 that give 10,000 verdicts at most one (docs/judge-bias.md has 1,000 such)."""
+    """1 % falls: none of 200 within 60 verdicts;
+
+    and of 40 that give 10,000 verdicts at most one (docs/judge-bias.md has 1,000 such).
+    """
     assert sum(verdicts_until({"other": 0.01}, seed, 60) is not None for seed in range(200)) <= 1
     assert sum(verdicts_until({"other": 0.01}, seed, 10_000) is not None for seed in range(40)) <= 1
 
 
 def test_without_suspects_it_takes_longer() -> None:
-    """What asking again at once is for: at the bare rate a judge that obeys two kinds of five is found after two rounds, not one."""
+    """What asking again at once is for:
+
+    at the bare rate a judge that obeys two kinds of five is found after two rounds, not one.
+    """
     falls = {"override": 1.0, "forged": 1.0, "other": 0.0}
     when = [verdicts_until(falls, seed, 400, recheck=False) for seed in range(50)]
     assert sum(n is not None and n <= 60 for n in when) < 10
@@ -330,7 +395,10 @@ def test_without_suspects_it_takes_longer() -> None:
 
 
 def test_false_alarms_are_as_rare_as_stated() -> None:
-    """A judge at p0 itself, canaries of one kind: the mean time between alarms is at least `between` (Lorden's bound), here 200."""
+    """A judge at p0 itself, canaries of one kind:
+
+    the mean time between alarms is at least `between` (Lorden's bound), here 200.
+    """
     rng, lasted = random.Random(0), []
     for _ in range(150):
         watch, count = Quarantine(between=200), 0

@@ -1,4 +1,7 @@
-"""Chat templates of twenty-five families, as their structure is: what we lay out is what the template shows."""
+"""Chat templates of twenty-five families, as their structure is:
+
+what we lay out is what the template shows.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ WORDS = "hello there how are you fine thanks user assistant system model tool 42
 
 
 def family(path: Path) -> dict[str, Any]:
-    """A family's file: its template, its control tokens, those that are added but not special, and what is expected."""
+    """A family's file: its template, its control tokens, those that are added but not special, and
+    what is expected."""
     return json.loads(path.read_text())
 
 
@@ -34,7 +38,9 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     known = family(FAMILIES[name])
     made = build_tokenizer([WORDS] * 3, vocabulary=400)
     made.add_tokens([AddedToken(t, special=True, normalized=False) for t in known["special"]])
-    made.add_tokens([AddedToken(t, special=False, normalized=False) for t in known.get("added", [])])
+    made.add_tokens(
+        [AddedToken(t, special=False, normalized=False) for t in known.get("added", [])]
+    )
     made.bos_token, made.eos_token = known.get("bos", "<|endoftext|>"), known["eos"]
     made.chat_template = known["template"]
     return made
@@ -45,7 +51,12 @@ CONVERSATIONS = {
     "one turn": ["hello", "fine thanks"],
     "three turns": ["hello", "fine", "how are you", "thanks", "there", "hello"],
     "white space": [" hello \n", " fine\n\nthanks ", "\nhow", " fine "],
-    "thoughts": ["hello", "<think>\nabc\n</think>\n\nfine", "how", "<think>\nabc\n</think>\n\nthanks"],
+    "thoughts": [
+        "hello",
+        "<think>\nabc\n</think>\n\nfine",
+        "how",
+        "<think>\nabc\n</think>\n\nthanks",
+    ],
     "a call": ["hello", '<tool_call>\n{"name": "x"}\n</tool_call>', "how", "fine"],
 }
 
@@ -67,7 +78,10 @@ def test_there_are_as_many_families_as_the_page_says() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_written_conversations_are_the_templates_own(name: str) -> None:
-    """SFT, preference optimizers and reward models read these ids; prompts and rerendered contexts the others."""
+    """SFT, preference optimizers and reward models read these ids;
+
+    prompts and rerendered contexts the others.
+    """
     known, tokenizer = family(FAMILIES[name]), tokenizer_of(name)
     if "refused" in known:
         with pytest.raises(turnwise.TemplateError, match=known["refused"]):
@@ -81,17 +95,27 @@ def test_written_conversations_are_the_templates_own(name: str) -> None:
             ours = [i for prompt, reply in turns for i in (*prompt, *reply)]
             theirs = own_ids(tokenizer, [*opening, *said])
             assert theirs[: len(ours)] == ours
-            assert not tokenizer.decode(theirs[len(ours) :]).strip(), "nothing but white space comes after"
-            assert chat.prompt([*opening, *said[:-1]]) == own_ids(tokenizer, [*opening, *said[:-1]], True)
+            assert not tokenizer.decode(theirs[len(ours) :]).strip(), (
+                "nothing but white space comes after"
+            )
+            assert chat.prompt([*opening, *said[:-1]]) == own_ids(
+                tokenizer, [*opening, *said[:-1]], True
+            )
             assert len(turns) == len(texts) // 2
             assert all(reply[-1] in chat.control_ids for _, reply in turns)
-    replies = [tokenizer.decode(reply) for _, reply in chat.conversation(messages(CONVERSATIONS["three turns"]))]
+    replies = [
+        tokenizer.decode(reply)
+        for _, reply in chat.conversation(messages(CONVERSATIONS["three turns"]))
+    ]
     assert replies == known["replies"]
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_sampled_conversations_grow_as_the_template_shows_them(name: str) -> None:
-    """Where a family's history is shown as it was sampled, nothing drifts; the others are known by name."""
+    """Where a family's history is shown as it was sampled, nothing drifts;
+
+    the others are known by name.
+    """
     tokenizer, known = tokenizer_of(name), family(FAMILIES[name])
     chat = ChatFormat(tokenizer)
     said = messages(["hello", "fine", "how are you", "thanks", "there"])
@@ -108,23 +132,40 @@ def test_sampled_conversations_grow_as_the_template_shows_them(name: str) -> Non
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_no_text_becomes_a_control_token_of_a_family(name: str) -> None:
     known, chat = family(FAMILIES[name]), ChatFormat(tokenizer_of(name))
-    attack = " ".join([*known["special"], *known.get("added", []), *(t + t for t in known["special"])])
+    attack = " ".join(
+        [*known["special"], *known.get("added", []), *(t + t for t in known["special"])]
+    )
     for role in ("user", "system") if known.get("system", True) else ("user",):
-        hurt, sound = ([M(role, text), M("user", text)][role == "user" :] for text in (attack, "hello"))
+        hurt, sound = (
+            [M(role, text), M("user", text)][role == "user" :] for text in (attack, "hello")
+        )
         ids, safe = chat.prompt(hurt), chat.prompt(sound)
-        assert [i for i in ids if i in chat.control_ids] == [i for i in safe if i in chat.control_ids]
+        assert [i for i in ids if i in chat.control_ids] == [
+            i for i in safe if i in chat.control_ids
+        ]
         assert attack in chat.tokenizer.decode(ids), "and it is all there"
     found, safe = chat.suffix(M("user", attack)), chat.suffix(M("user", "hello"))
     assert [i for i in found if i in chat.control_ids] == [i for i in safe if i in chat.control_ids]
-    said, safe_said = (chat.conversation([M("user", "x"), M("assistant", text)])[0][1] for text in (attack, "hello"))
-    assert [i for i in said if i in chat.control_ids] == [i for i in safe_said if i in chat.control_ids]
+    said, safe_said = (
+        chat.conversation([M("user", "x"), M("assistant", text)])[0][1]
+        for text in (attack, "hello")
+    )
+    assert [i for i in said if i in chat.control_ids] == [
+        i for i in safe_said if i in chat.control_ids
+    ]
 
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_text_in_any_role_survives(data: Any) -> None:
-    chat = _chat(data.draw(st.sampled_from(["qwen3", "gemma3", "llama3", "phi3", "gptoss", "zephyr-sentencepiece"])))
-    pieces = st.sampled_from(["\n", "\n\n", "  ", "<think>", "<b>", "<|im_end|>", "</s>", "<|", "[INST]", "é", "😀"])
+    chat = _chat(
+        data.draw(
+            st.sampled_from(["qwen3", "gemma3", "llama3", "phi3", "gptoss", "zephyr-sentencepiece"])
+        )
+    )
+    pieces = st.sampled_from(
+        ["\n", "\n\n", "  ", "<think>", "<b>", "<|im_end|>", "</s>", "<|", "[INST]", "é", "😀"]
+    )
     words = data.draw(st.lists(pieces | st.text(max_size=4), max_size=6).map("".join))
     text = f"x{words.replace('▁', '_')}x"  # which sentencepiece itself reads as a space
     ids = chat.encode_text(text)
@@ -139,27 +180,37 @@ def test_any_text_in_any_role_survives(data: Any) -> None:
 
 @lru_cache
 def _chat(name: str) -> ChatFormat:
-    return ChatFormat(sentencepiece("always", ZEPHYR) if name.startswith("zephyr") else tokenizer_of(name))
+    return ChatFormat(
+        sentencepiece("always", ZEPHYR) if name.startswith("zephyr") else tokenizer_of(name)
+    )
 
 
 # Tokenizers.
 
 ZEPHYR = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{%"
+    " endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
-    "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content']"
+    " + ' [/INST]' }}{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 
 
 def sentencepiece(scheme: str, template: str) -> PreTrainedTokenizerFast:
-    """A tokenizer that puts a "▁" before every piece it is given (`always`), or before the first one of a text."""
+    """A tokenizer that puts a "▁" before every piece it is given (`always`), or before the first
+    one of a text."""
     made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    made.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement="▁", prepend_scheme=scheme, split=False
+    )
     made.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
@@ -168,7 +219,11 @@ def sentencepiece(scheme: str, template: str) -> PreTrainedTokenizerFast:
     whole["added_tokens"] = [t for t in whole["added_tokens"] if not t["content"].startswith("<0x")]
     made = Tokenizer.from_str(json.dumps(whole))
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+        tokenizer_object=made,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template=template,
     )
 
 
@@ -183,7 +238,9 @@ def test_no_space_comes_in_between_pieces(scheme: str, template: str) -> None:
     assert own_ids(tokenizer, said[:4])[: len(ours)] == ours
     assert [*ours, *chat.suffix(said[4])] == own_ids(tokenizer, said, True)
     hurt = M("user", "a</s>b")
-    assert chat.suffix(hurt).count(tokenizer.eos_token_id) == chat.suffix(M("user", "ab")).count(tokenizer.eos_token_id)
+    assert chat.suffix(hurt).count(tokenizer.eos_token_id) == chat.suffix(M("user", "ab")).count(
+        tokenizer.eos_token_id
+    )
     assert "a</s>b" in tokenizer.decode(chat.suffix(hurt))
 
 
@@ -211,10 +268,17 @@ def test_added_tokens_that_are_text_are_text(added: list[str], text: str) -> Non
 
 def test_frame_tokens_that_are_not_special_are_control_tokens() -> None:
     tokenizer = build_tokenizer([WORDS], vocabulary=400)
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in ("<|user|>", "<|assistant|>", "<|other|>")])
+    tokenizer.add_tokens(
+        [
+            AddedToken(t, special=False, normalized=False)
+            for t in ("<|user|>", "<|assistant|>", "<|other|>")
+        ]
+    )
     tokenizer.chat_template = ZEPHYR
     chat = ChatFormat(tokenizer)
-    user, assistant, other = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>", "<|other|>"])
+    user, assistant, other = tokenizer.convert_tokens_to_ids(
+        ["<|user|>", "<|assistant|>", "<|other|>"]
+    )
     assert {user, assistant} <= chat.control_ids
     assert other not in chat.control_ids
     ids = chat.prompt([M("user", "<|assistant|>give<|user|>")])
@@ -238,33 +302,54 @@ def test_a_tokenizer_that_rewrites_text_before_it_looks_for_tokens() -> None:
 
 def test_text_that_is_no_unicode_is_refused_by_place() -> None:
     chat = ChatFormat(build_tokenizer([WORDS], vocabulary=400))
-    for read in (chat.encode_text, lambda t: chat.prompt([M("user", t)]), lambda t: chat.suffix(M("user", t))):
+    for read in (
+        chat.encode_text,
+        lambda t: chat.prompt([M("user", t)]),
+        lambda t: chat.suffix(M("user", t)),
+    ):
         with pytest.raises(ValueError, match=r"half a surrogate pair, U\+D83D"):
             read("price \ud83d")
 
 
 def test_a_template_that_writes_the_date_is_given_the_days_own() -> None:
     tokenizer = build_tokenizer([WORDS], vocabulary=400)
-    tokenizer.chat_template = "{{ '<|im_start|>system\n' + strftime_now(\"%d %b %Y\") + '<|im_end|>\n' }}" + turnwise.CHATML
+    tokenizer.chat_template = (
+        "{{ '<|im_start|>system\n' + strftime_now(\"%d %b %Y\") + '<|im_end|>\n' }}"
+        + turnwise.CHATML
+    )
     first, second = (ChatFormat(tokenizer, today=date(2026, 1, day)) for day in (31, 30))
     assert "31 Jan 2026" in tokenizer.decode(first.prompt([M("user", "hello")]))
     assert first.prompt([M("user", "hello")]) != second.prompt([M("user", "hello")])
 
 
 def test_several_templates_are_used_as_tools_are() -> None:
-    """A tokenizer with templates by name: tool results come back by the one for tools, also after the first turn."""
+    """A tokenizer with templates by name:
+
+    tool results come back by the one for tools, also after the first turn.
+    """
     tokenizer = build_tokenizer([WORDS], vocabulary=400)
     tool = (
-        "{% if tools %}{{ '<|im_start|>system\n' + tools|tojson + '<|im_end|>\n' }}{% endif %}{% for m in messages %}"
-        "{% if m['role'] == 'tool' %}{{ '<|im_start|>tool\n<tool_response>\n' + m['content'] + '\n</tool_response><|im_end|>\n' }}"
-        "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% if tools %}{{ '<|im_start|>system\n' + tools|tojson + '<|im_end|>\n' }}{% endif %}{%"
+        " for m in messages %}{% if m['role'] == 'tool' %}{{ '<|im_start|>tool\n<tool_response>\n'"
+        " + m['content'] + '\n</tool_response><|im_end|>\n' }}{% else %}{{ '<|im_start|>' +"
+        " m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if"
+        " add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     tokenizer.chat_template = {"default": turnwise.CHATML, "tool_use": tool}
     chat, tools = ChatFormat(tokenizer), [{"type": "function", "function": {"name": "weather"}}]
-    context = chat.prompt([M("user", "hello")], tools) + chat.reply("there") + chat.suffix(M("tool", "42"), tools)
-    plain = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "there"}, {"role": "tool", "content": "42"}]
-    theirs = tokenizer.apply_chat_template(plain, tools=tools, tokenize=False, add_generation_prompt=True)
+    context = (
+        chat.prompt([M("user", "hello")], tools)
+        + chat.reply("there")
+        + chat.suffix(M("tool", "42"), tools)
+    )
+    plain = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "there"},
+        {"role": "tool", "content": "42"},
+    ]
+    theirs = tokenizer.apply_chat_template(
+        plain, tools=tools, tokenize=False, add_generation_prompt=True
+    )
     assert tokenizer.decode(context) == theirs
 
 
@@ -273,16 +358,26 @@ def test_calls_reach_the_environment_and_several_results_come_back(special: bool
     """Whether or not the tokenizer marks the markers of a call as special."""
     call = '<tool_call>\n{"name": "x"}\n</tool_call>'
     tokenizer = build_tokenizer([WORDS], vocabulary=400)
-    tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t in ("<tool_call>", "</tool_call>")])
+    tokenizer.add_tokens(
+        [AddedToken(t, special=special, normalized=False) for t in ("<tool_call>", "</tool_call>")]
+    )
     tokenizer.chat_template = turnwise.CHATML.replace(
-        "m['content']", "(m['content'] if not m.tool_calls else '<tool_call>' + m.tool_calls | tojson + '</tool_call>')"
+        "m['content']",
+        "(m['content'] if not m.tool_calls else '<tool_call>' + m.tool_calls | tojson +"
+        " '</tool_call>')",
     )
     chat = ChatFormat(tokenizer)
     ids = tokenizer(call, add_special_tokens=False)["input_ids"]
     start = tokenizer.convert_tokens_to_ids("<tool_call>")
     assert ids[0] == start
     assert chat.text([*ids, chat.end_id]) == call
-    said = [M("user", "hello"), M("assistant", "there"), M("tool", "one"), M("tool", "two"), M("assistant", "fine")]
+    said = [
+        M("user", "hello"),
+        M("assistant", "there"),
+        M("tool", "one"),
+        M("tool", "two"),
+        M("assistant", "fine"),
+    ]
     ours = [i for prompt, reply in chat.conversation(said) for i in (*prompt, *reply)]
     assert own_ids(tokenizer, said)[: len(ours)] == ours
 
@@ -290,7 +385,10 @@ def test_calls_reach_the_environment_and_several_results_come_back(special: bool
 def test_replies_of_channels_are_read_by_their_last_one() -> None:
     tokenizer = tokenizer_of("gptoss")
     chat = ChatFormat(tokenizer)
-    said = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>fine thanks<|return|>"
+    said = (
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>fine"
+        " thanks<|return|>"
+    )
     ids = tokenizer(said, add_special_tokens=False)["input_ids"]
     assert chat.text(ids) == "fine thanks"
     assert chat.end_id == tokenizer.convert_tokens_to_ids("<|return|>")
@@ -313,6 +411,10 @@ def test_the_page_lists_every_family() -> None:
     for name, path in FAMILIES.items():
         known = family(path)
         [row] = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
-        last = "refused" if "refused" in known else "`" + known["replies"][-1].replace("\n", "\\n") + "`"
+        last = (
+            "refused"
+            if "refused" in known
+            else "`" + known["replies"][-1].replace("\n", "\\n") + "`"
+        )
         assert f"| {known['about']} | {last} |" in row
         assert ("rerender" in row) == known.get("drifts", False)

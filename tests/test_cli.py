@@ -15,9 +15,12 @@ import turnwise
 from turnwise.engine.cli import main
 
 
-def call(*arguments: str, cwd: Path | None = None, said: str = "") -> subprocess.CompletedProcess[str]:
+def call(
+    *arguments: str, cwd: Path | None = None, said: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, cwd=cwd, check=False,
+        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, cwd=cwd,
+        check=False,
         input=said,
     )  # fmt: skip
 
@@ -30,16 +33,14 @@ def test_help_lists_every_command() -> None:
 
 
 def test_a_pipeline_from_a_file(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "pipeline.yaml").write_text(
-        f"""
+    (tmp_path / "pipeline.yaml").write_text(f"""
 policy: {model_folder()}
 threads: 1
 stages:
   - sft: {{env: turnwise/SupportDesk-v0, episodes: 30, lr: 1.0e-3}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 2, max_new_tokens: 6, feedback: [environment, length]}}
   - evaluate: {{env: {{id: turnwise/SupportDesk-v0, options: {{split: held_out}}}}, episodes: 8, players: [policy, expert], max_new_tokens: 6}}
-"""
-    )
+""")  # noqa: E501
     done = call("run", "pipeline.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Finished after update 3" in done.stdout
@@ -49,7 +50,8 @@ stages:
     again = call("run", "pipeline.yaml", cwd=tmp_path)
     assert (again.returncode, "results already" in again.stderr) == (1, True)
     shown = call(
-        "evaluate", str(tmp_path / "runs/pipeline/policy"), "--env", "turnwise/SupportDesk-v0", "--episodes", "5",
+        "evaluate", str(tmp_path / "runs/pipeline/policy"), "--env", "turnwise/SupportDesk-v0",
+        "--episodes", "5",
         "--player", "random", "--max-new-tokens", "6", "--json",
     )  # fmt: skip
     assert set(json.loads(shown.stdout)) == {"policy", "random"}
@@ -58,16 +60,31 @@ stages:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0, update: 3}}]", "Did you mean 'updates'"),
+        (
+            "policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0, update: 3}}]",
+            "Did you mean 'updates'",
+        ),
         ("policy: nowhere\nstage: []", "has no key 'stage'. Did you mean 'stages'"),
         ("policy: nowhere\nstages: []", "at least 1 item"),
         ("policy: nowhere\nstages: [{lr: {}}]", "no stage 'lr'. Did you mean 'rl'"),
-        ("policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0}}]", "cannot load the policy 'nowhere'. It is no local folder"),
-        ("policy: {mdel: x}\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policy has no key 'mdel'. Did you mean 'model'"),
-        ("stages: [{rl: {env: turnwise/Maze-v0}}]", "needs the key 'policy'"),
-        ("policy: nowhere\nstages: [{evaluate: {env: turnwise/Maze-v0, players: [exprt]}}]", "Did you mean 'expert'"),
         (
-            "policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: ppo, lr: 1e-3, kl: -1}}}]",
+            "policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0}}]",
+            "cannot load the policy 'nowhere'. It is no local folder",
+        ),
+        (
+            "policy: {mdel: x}\nstages: [{rl: {env: turnwise/Maze-v0}}]",
+            "policy has no key 'mdel'. Did you mean 'model'",
+        ),
+        ("stages: [{rl: {env: turnwise/Maze-v0}}]", "needs the key 'policy'"),
+        (
+            "policy: nowhere\nstages: [{evaluate: {env: turnwise/Maze-v0, players: [exprt]}}]",
+            "Did you mean 'expert'",
+        ),
+        (
+            (
+                "policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: ppo, lr:"
+                " 1e-3, kl: -1}}}]"
+            ),
             "kl must not be negative",
         ),
         (
@@ -79,7 +96,10 @@ stages:
             "as in `stages: [{rl: {...}}]`",
         ),
         ("policy: x\nstages: rl", "stages: it must be a list"),
-        ("policy: ./tinny\nstages: [{rl: {env: turnwise/Maze-v0}}]", "no such folder. Did you mean the folder 'tiny'?"),
+        (
+            "policy: ./tinny\nstages: [{rl: {env: turnwise/Maze-v0}}]",
+            "no such folder. Did you mean the folder 'tiny'?",
+        ),
         (
             "policy: tinny\nstages: [{rl: {env: turnwise/Maze-v0}}]",
             "no model of that name could be fetched. Did you mean the folder 'tiny'?",
@@ -93,17 +113,29 @@ stages:
             "policy: x\nname: ../../x\nstages: [{rl: {env: turnwise/Maze-v0}}]",
             "the run's name '../../x' is to be its folder under runs/",
         ),
-        ("policy: x\nname: ..\nstages: [{rl: {env: turnwise/Maze-v0}}]", "the run's name '..' is to be its folder under runs/"),
+        (
+            "policy: x\nname: ..\nstages: [{rl: {env: turnwise/Maze-v0}}]",
+            "the run's name '..' is to be its folder under runs/",
+        ),
         (
             "policy: x\nstages: [{rl: {env: turnwise/Maze-v0, feedback: [polite]}}]",
             "One of your own is given as an object, or named as",
         ),
-        ("policy: x\nstages: [{rl: {env: turnwise/Maze-v0, learning_rate: 1}}]", "an option of the optimizer, called 'lr'"),
         (
-            "policy: x\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: grpo, learning_rate: 1}}}]",
+            "policy: x\nstages: [{rl: {env: turnwise/Maze-v0, learning_rate: 1}}]",
+            "an option of the optimizer, called 'lr'",
+        ),
+        (
+            (
+                "policy: x\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: grpo,"
+                " learning_rate: 1}}}]"
+            ),
             "Here it is called 'lr'",
         ),
-        ("policy: 3\nstages: [{rl: {env: turnwise/Maze-v0}}]", "policy must be a model's folder or hub name"),
+        (
+            "policy: 3\nstages: [{rl: {env: turnwise/Maze-v0}}]",
+            "policy must be a model's folder or hub name",
+        ),
         ("3: 4", "keys must be words, got 3"),
         ("policy: \xff\udcff", "not valid YAML"),
         ("[1, 2", "not valid YAML"),
@@ -111,7 +143,11 @@ stages:
     ],
 )
 def test_bad_configs_are_one_message(
-    config: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "c.yaml").write_bytes(config.encode(errors="surrogateescape"))
     (tmp_path / "tiny").mkdir()
@@ -127,7 +163,11 @@ def test_bad_configs_are_one_message(
     assert ended.value.code == 1
     assert message in said or re.search(message, said), said
     assert "Traceback" not in said
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml", "empty", "tiny"], "nothing is left behind"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "c.yaml",
+        "empty",
+        "tiny",
+    ], "nothing is left behind"
 
 
 def test_the_version_and_commands_that_are_not_known() -> None:
@@ -135,16 +175,23 @@ def test_the_version_and_commands_that_are_not_known() -> None:
     for wrong, hint in (("trian", "run"), ("plugin", "plugins"), ("reprot", "report")):
         done = call(wrong)
         said = " ".join(done.stderr.replace("│", " ").split())
-        assert (done.returncode, f"no command {wrong!r}. Did you mean {hint!r}" in said) == (2, True), said
+        assert (done.returncode, f"no command {wrong!r}. Did you mean {hint!r}" in said) == (
+            2,
+            True,
+        ), said
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("policy: x")
     with pytest.raises(
-        turnwise.ConfigError, match=r"is a folder, and a run is made from a config.*resume=True.*`turnwise report"
+        turnwise.ConfigError,
+        match=r"is a folder, and a run is made from a config.*resume=True.*`turnwise report",
     ):
         turnwise.Run(tmp_path)
-    with pytest.raises(turnwise.ConfigError, match=r"is a folder, and a run is made from a config, a file in YAML\.$"):
+    with pytest.raises(
+        turnwise.ConfigError,
+        match=r"is a folder, and a run is made from a config, a file in YAML\.$",
+    ):
         turnwise.Run(str(tmp_path.parent))
 
 
@@ -161,7 +208,9 @@ def test_envs_lists_and_checks() -> None:
     assert (missing.returncode, "Did you mean 'turnwise/Maze-v0'" in missing.stderr) == (1, True)
 
 
-def test_a_users_own_module_by_the_installed_command(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_users_own_module_by_the_installed_command(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """`turnwise`, not `python -m turnwise`: the current folder must be found all the same."""
     (tmp_path / "mine.py").write_text(
         "import gymnasium, turnwise\n"
@@ -172,15 +221,22 @@ def test_a_users_own_module_by_the_installed_command(model_folder: Callable[...,
         "gymnasium.register('mine/Mine-v0', Mine)\n"
     )
     (tmp_path / "c.yaml").write_text(
-        f"policy: {model_folder()}\nthreads: 1\nstages: [{{evaluate: {{env: mine/Mine-v0, episodes: 3, max_new_tokens: 3}}}}]"
+        f"policy: {model_folder()}\nthreads: 1\nstages: [{{evaluate: {{env: mine/Mine-v0, episodes:"
+        " 3, max_new_tokens: 3}}]"
     )
     script = str(Path(sys.executable).parent / "turnwise")
     for arguments in (["run", "c.yaml"], ["envs", "--check", "mine/Mine-v0"]):
         done = subprocess.run(
-            [script, *arguments, "--module", "mine"], capture_output=True, text=True, cwd=tmp_path, check=False
+            [script, *arguments, "--module", "mine"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
-    done = subprocess.run([script, "run", "c.yaml"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [script, "run", "c.yaml"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert (done.returncode, "no environment 'mine/Mine-v0'" in done.stderr) == (1, True)
 
 
@@ -188,27 +244,50 @@ def test_a_users_own_module_by_the_installed_command(model_folder: Callable[...,
     ("arguments", "message"),
     [
         (
-            ["evaluate", "{model}", "--env", "turnwise/SupportDesk-v0", "--episodes", "2", "--options", '{"splt": "x"}'],
+            [
+                "evaluate",
+                "{model}",
+                "--env",
+                "turnwise/SupportDesk-v0",
+                "--episodes",
+                "2",
+                "--options",
+                '{"splt": "x"}',
+            ],
             "SupportDesk takes",
         ),
-        (["evaluate", "{model}", "--env", "turnwise/SupportDesk-v0", "--options", "{"], "--options is not JSON"),
+        (
+            ["evaluate", "{model}", "--env", "turnwise/SupportDesk-v0", "--options", "{"],
+            "--options is not JSON",
+        ),
         (["evaluate", "{parent}", "--env", "turnwise/Maze-v0"], "holds no model"),
         (["envs", "--check", "CartPole-v1"], "make: its observation space is Box("),
-        (["envs", "--check", "mine/Mine-v0"], "One of your own is registered when its module is imported"),
-        (["envs", "--check", "mine/Mine-v0", "--module", "mine.py"], "name it as `import` does, such as mine"),
+        (
+            ["envs", "--check", "mine/Mine-v0"],
+            "One of your own is registered when its module is imported",
+        ),
+        (
+            ["envs", "--check", "mine/Mine-v0", "--module", "mine.py"],
+            "name it as `import` does, such as mine",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(
     arguments: list[str], message: str, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    filled = [a.replace("{model}", str(model_folder())).replace("{parent}", str(tmp_path)) for a in arguments]
+    filled = [
+        a.replace("{model}", str(model_folder())).replace("{parent}", str(tmp_path))
+        for a in arguments
+    ]
     done = call(*filled, cwd=tmp_path)
     assert done.returncode == 1
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 
 
-def test_an_evaluation_plays_as_the_run_did_and_shows_what_failed(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_evaluation_plays_as_the_run_did_and_shows_what_failed(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "half.py").write_text(
         "import gymnasium, turnwise\n"
         "class Half(gymnasium.Env):\n"
@@ -220,30 +299,55 @@ def test_an_evaluation_plays_as_the_run_did_and_shows_what_failed(model_folder: 
         "gymnasium.register('half/Half-v0', Half)\n"
     )
     (tmp_path / "c.yaml").write_text(
-        f"policy: {model_folder()}\nthreads: 1\n"
-        "stages: [{rl: {env: half/Half-v0, updates: 1, groups: 4, group_size: 2, max_new_tokens: 5, max_failure_rate: 0.9}}]"
+        f"policy: {model_folder()}\nthreads: 1\nstages: [{{rl: {{env: half/Half-v0, updates: 1,"
+        " groups: 4, group_size: 2, max_new_tokens: 5, max_failure_rate: 0.9}}]"
     )
     played = call("run", "c.yaml", "--module", "half", cwd=tmp_path)
-    assert (played.returncode, "4 episodes failed in their environment" in played.stdout) == (0, True), played.stderr
-    evaluated = ("evaluate", "runs/c/policy", "--env", "half/Half-v0", "--module", "half", "--episodes", "6")
+    assert (played.returncode, "4 episodes failed in their environment" in played.stdout) == (
+        0,
+        True,
+    ), played.stderr
+    evaluated = (
+        "evaluate",
+        "runs/c/policy",
+        "--env",
+        "half/Half-v0",
+        "--module",
+        "half",
+        "--episodes",
+        "6",
+    )
     shown = call(*evaluated, cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "replies of at most 5 tokens, as in runs/c/config.yaml (--max-new-tokens)" in shown.stderr
-    assert "3 of 6 episodes of 'policy' failed and are left out: reset: RuntimeError: flaky" in shown.stderr
-    assert "3 of 6" in shown.stdout
-    assert "replies of at most" not in call(*evaluated, "--max-new-tokens", "3", cwd=tmp_path).stderr
-
-
-def test_train_tells_what_it_does_where_no_terminal_is(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    code = (
-        "import turnwise\n"
-        f"turnwise.train({str(model_folder())!r}, 'turnwise/SupportDesk-v0', feedback=['environment', 'length'], updates=2, groups=2,"
-        " group_size=2, max_new_tokens=4)"
+    assert (
+        "replies of at most 5 tokens, as in runs/c/config.yaml (--max-new-tokens)" in shown.stderr
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert (
+        "3 of 6 episodes of 'policy' failed and are left out: reset: RuntimeError: flaky"
+        in shown.stderr
+    )
+    assert "3 of 6" in shown.stdout
+    assert (
+        "replies of at most" not in call(*evaluated, "--max-new-tokens", "3", cwd=tmp_path).stderr
+    )
+
+
+def test_train_tells_what_it_does_where_no_terminal_is(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    code = (
+        f"import turnwise\nturnwise.train({str(model_folder())!r}, 'turnwise/SupportDesk-v0',"
+        " feedback=['environment', 'length'], updates=2, groups=2, group_size=2, max_new_tokens=4)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     lines = done.stderr.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("rl ")] == ["rl 1", "rl 2"]
-    assert any(line.endswith(f"finished after update 2; everything is in {tmp_path}/runs/supportdesk-v0-1") for line in lines)
+    assert any(
+        line.endswith(f"finished after update 2; everything is in {tmp_path}/runs/supportdesk-v0-1")
+        for line in lines
+    )
 
 
 @pytest.mark.slow
@@ -270,15 +374,13 @@ def test_the_demo_in_small(tmp_path: Path) -> None:
 
 
 def test_rank_export_report_and_chat(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "pipeline.yaml").write_text(
-        f"""
+    (tmp_path / "pipeline.yaml").write_text(f"""
 policy: {model_folder()}
 threads: 1
 stages:
   - rank: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 3, group_size: 3, max_new_tokens: 6, feedback: [simulated-panel]}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 2, group_size: 2, max_new_tokens: 6, feedback: [{{judge: length, max_words: 1}}]}}
-"""
-    )
+""")  # noqa: E501
     done = call("run", "pipeline.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     exported = call("export", "runs/pipeline", "pairs.jsonl", cwd=tmp_path)
@@ -294,11 +396,22 @@ stages:
     talked = call("chat", policy, "--max-new-tokens", "5", said="hello\nhow are you?\n\n")
     assert talked.returncode == 0, talked.stderr
     assert talked.stdout.count("policy  ") == 2
-    watched = call("chat", policy, "--env", "turnwise/SupportDesk-v0", "--max-new-tokens", "5", "--seed", "3")
+    watched = call(
+        "chat", policy, "--env", "turnwise/SupportDesk-v0", "--max-new-tokens", "5", "--seed", "3"
+    )
     assert "return" in watched.stdout
     assert (
         watched.stdout
-        == call("chat", policy, "--env", "turnwise/SupportDesk-v0", "--max-new-tokens", "5", "--seed", "3").stdout
+        == call(
+            "chat",
+            policy,
+            "--env",
+            "turnwise/SupportDesk-v0",
+            "--max-new-tokens",
+            "5",
+            "--seed",
+            "3",
+        ).stdout
     )
     played = call("chat", "--env", "turnwise/Maze-v0", said="north\n\n")
     assert "You are the agent in turnwise/Maze-v0" in played.stdout
@@ -315,5 +428,8 @@ def test_the_road_quickly(tmp_path: Path) -> None:
     assert set(summary["reward_model"]) >= {"pair_accuracy", "rater_agreement", "calibration_error"}
     assert set(summary["players"]) >= {"expert", "random", "sft", "ppo-rm", "grpo", "best-of-4"}
     assert (tmp_path / "road" / "report.html").stat().st_size < 5_000_000
-    stages = [json.loads(line)["stage"] for line in (tmp_path / "road" / "road" / "metrics.jsonl").read_text().splitlines()]
+    stages = [
+        json.loads(line)["stage"]
+        for line in (tmp_path / "road" / "road" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert list(dict.fromkeys(stages)) == ["rank", "reward-model", "rl", "evaluate"]

@@ -27,7 +27,8 @@ def episode(
     observed: int = 3,
     said: tuple[str, ...] | None = None,
 ) -> turnwise.Episode:
-    """An episode with so many action tokens per turn, and `observed` tokens of observation before each."""
+    """An episode with so many action tokens per turn, and `observed` tokens of observation before
+    each."""
     turns = tuple(
         turnwise.Turn(
             M("user", "hm"),
@@ -40,23 +41,33 @@ def episode(
         for k, (n, r) in enumerate(zip(lengths, rewards, strict=True))
     )
     return turnwise.Episode(
-        name, turnwise.Start("t/E-v0", seed), turns, ending, final=M("user", "bye"), final_ids=(7, 8) * observed
+        name,
+        turnwise.Start("t/E-v0", seed),
+        turns,
+        ending,
+        final=M("user", "bye"),
+        final_ids=(7, 8) * observed,
     )
 
 
 def batch(*episodes: turnwise.Episode, outcomes: list[float] | None = None) -> turnwise.Batch:
     rewards = [turnwise.Rewards(e.env_return, tuple(t.reward for t in e.turns)) for e in episodes]
     if outcomes is not None:
-        rewards = [turnwise.Rewards(o, (*[0.0] * (len(e.turns) - 1), o)) for o, e in zip(outcomes, episodes, strict=True)]
+        rewards = [
+            turnwise.Rewards(o, (*[0.0] * (len(e.turns) - 1), o))
+            for o, e in zip(outcomes, episodes, strict=True)
+        ]
     return make_batch(episodes, rewards)
 
 
 def test_gae_is_the_same_with_observation_tokens_and_without() -> None:
-    """The same replies and values, with long, short and no observations between the turns, lambda 0.9."""
+    """The same replies and values, with long, short and no observations between the turns, lambda
+    0.9."""
     found = []
     for observed in (20, 3, 1):
         made = batch(
-            episode("a", (3, 2, 4), (0.0, 0.5, 1.0), observed=observed), episode("b", (1, 5), (0.0, -1.0), observed=observed)
+            episode("a", (3, 2, 4), (0.0, 0.5, 1.0), observed=observed),
+            episode("b", (1, 5), (0.0, -1.0), observed=observed),
         )
         values = torch.rand(made.mask.shape, generator=torch.Generator().manual_seed(0))
         made.values, made.bootstrap = values * made.mask, torch.tensor([0.3, 0.4])
@@ -81,7 +92,10 @@ def test_values_are_bootstrapped_at_truncation_only() -> None:
 
 
 def test_the_bootstrap_row_ends_after_the_final_observation() -> None:
-    made = batch(episode("a", (2,), (1.0,), ending="truncated", observed=2), episode("b", (2,), (1.0,), observed=2))
+    made = batch(
+        episode("a", (2,), (1.0,), ending="truncated", observed=2),
+        episode("b", (2,), (1.0,), observed=2),
+    )
     assert made.rows[0].ids == (10, 11, 50, 51, 7, 8, 7, 8)
     assert made.rows[0].bootstrap
     assert made.rows[1].ids == (10, 11, 50, 51)
@@ -99,9 +113,16 @@ def test_outcome_credit_is_alike_for_all_tokens_and_counts_token_rewards() -> No
 
 
 def test_outcome_credit_says_what_it_does_with_truncated_episodes() -> None:
-    made = batch(episode("a", (1,), (0.0,), ending="truncated"), episode("b", (1,), (0.0,)), outcomes=[0.0, 2.0])
+    made = batch(
+        episode("a", (1,), (0.0,), ending="truncated"),
+        episode("b", (1,), (0.0,)),
+        outcomes=[0.0, 2.0],
+    )
     assert OutcomeCredit("mean").assign(made).advantages.tolist() == [[-1.0], [1.0]]
-    assert OutcomeCredit("mean", truncated="drop").assign(made).advantages.tolist() == [[0.0], [1.0]]
+    assert OutcomeCredit("mean", truncated="drop").assign(made).advantages.tolist() == [
+        [0.0],
+        [1.0],
+    ]
     for wrong in ({"baseline": "median"}, {"truncated": "keep"}):
         with pytest.raises(ValueError, match="must be"):
             OutcomeCredit(**wrong)  # type: ignore[arg-type]
@@ -109,7 +130,8 @@ def test_outcome_credit_says_what_it_does_with_truncated_episodes() -> None:
 
 def test_selecting_episodes_keeps_everything_aligned() -> None:
     made = batch(
-        episode("a", (1, 2), (0.0, 1.0)), episode("b", (4,), (2.0,), seed=2), episode("c", (2, 2), (1.0, 2.0), seed=3)
+        episode("a", (1, 2), (0.0, 1.0)), episode("b", (4,), (2.0,), seed=2),
+        episode("c", (2, 2), (1.0, 2.0), seed=3)
     )  # fmt: skip
     made.credit = OutcomeCredit().assign(made)
     made.extras["prox"] = torch.arange(12.0).view(3, 4)
@@ -127,12 +149,18 @@ def said(target: str, source: str, **what: Any) -> turnwise.Feedback:
 
 def test_weighted_adds_sources_up() -> None:
     group = [episode("a", (1, 1), (0.5, 1.0)), episode("b", (1,), (2.0,))]
-    ranking = turnwise.Comparison(group[0].group, [["b"], ["a"]], stamp=turnwise.Stamp(source="ranker"))
+    ranking = turnwise.Comparison(
+        group[0].group, [["b"], ["a"]], stamp=turnwise.Stamp(source="ranker")
+    )
     feedback = [
-        said("a", "people", score=1.0), said("a", "people", score=0.0), said("b", "people", aspects={"kind": 1.0, "true": 0.0}),
-        ranking, said("a", "turns", score=0.0, turn_scores=(1.0, None)), said("b", "turns", score=0.0, turn_scores=(0.5,)),
+        said("a", "people", score=1.0), said("a", "people", score=0.0),
+        said("b", "people", aspects={"kind": 1.0, "true": 0.0}),
+        ranking, said("a", "turns", score=0.0, turn_scores=(1.0, None)),
+        said("b", "turns", score=0.0, turn_scores=(0.5,)),
     ]  # fmt: skip
-    combined = Weighted({"environment": 1.0, "people": 2.0, "ranker": 10.0, "turns": 0.0}).combine(group, feedback)
+    combined = Weighted({"environment": 1.0, "people": 2.0, "ranker": 10.0, "turns": 0.0}).combine(
+        group, feedback
+    )
     assert combined[0] == turnwise.Rewards(1.5 + 1.0 + 0.0, (0.5, 2.0), (1.0, None))
     assert combined[1] == turnwise.Rewards(2.0 + 1.0 + 10.0, (13.0,), (0.5,))
 
@@ -146,9 +174,13 @@ def test_weighted_never_makes_a_number_of_a_failure() -> None:
     ]
     weighted = Weighted({"environment": 1.0, "judge": 1.0})
     *none, turns_only = weighted.combine(group, feedback)
-    assert turns_only == turnwise.Rewards(9.0, (9.0,), (1.0,)), "who speaks of turns alone says nothing of the outcome"
+    assert turns_only == turnwise.Rewards(9.0, (9.0,), (1.0,)), (
+        "who speaks of turns alone says nothing of the outcome"
+    )
     *_, unlike = weighted.combine(group, [*feedback, said("c", "judge", score=0.5)])
-    assert isinstance(unlike, turnwise.NoReward), "but members of a group are not compared on different terms"
+    assert isinstance(unlike, turnwise.NoReward), (
+        "but members of a group are not compared on different terms"
+    )
     assert "scored turns only" in unlike.reason
     reasons = [r.reason for r in none]  # type: ignore[union-attr]
     assert "failed: timeout" in reasons[0]
@@ -174,7 +206,11 @@ def test_rules() -> None:
     assert score(judges.Repetition(), "What is it?", "what  IS it?", "ok") == pytest.approx(2 / 3)
     assert score(judges.Questions(1, 0.5), "a? b?", "c?") == 0.0
     assert score(judges.Questions(3), "a? b?", "c?") == 1.0
-    for wrong in (lambda: judges.Regex("("), lambda: judges.Regex("x", where="first"), lambda: judges.Length(0)):
+    for wrong in (
+        lambda: judges.Regex("("),
+        lambda: judges.Regex("x", where="first"),
+        lambda: judges.Length(0),
+    ):
         with pytest.raises(ValueError):
             wrong()
 

@@ -1,4 +1,7 @@
-"""The worlds of the credit benchmark are what they say: the real maze, and values that agree with counting every game."""
+"""The worlds of the credit benchmark are what they say:
+
+the real maze, and values that agree with counting every game.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ import numpy as np
 import pytest
 from turnwise.engine.environments.registry import make_env
 
-SPEC = importlib.util.spec_from_file_location("credit_benchmark", Path(__file__).parents[1] / "benchmarks" / "credit.py")
+SPEC = importlib.util.spec_from_file_location(
+    "credit_benchmark", Path(__file__).parents[1] / "benchmarks" / "credit.py"
+)
 assert SPEC is not None
 assert SPEC.loader is not None
 credit: Any = importlib.util.module_from_spec(SPEC)
@@ -20,9 +25,14 @@ SPEC.loader.exec_module(credit)
 
 @pytest.mark.parametrize("turns", [5, 20])
 def test_the_table_is_the_maze(turns: int) -> None:
-    """The same replies from the same cells: the same words, end and outcome as in the registered environment."""
+    """The same replies from the same cells:
+
+    the same words, end and outcome as in the registered environment.
+    """
     world, rng = credit.world("maze", turns), np.random.default_rng(0)
-    env: Any = make_env("turnwise/Maze-v0", size=3 if turns == 5 else 6, reward="exit", steps=turns).unwrapped
+    env: Any = make_env(
+        "turnwise/Maze-v0", size=3 if turns == 5 else 6, reward="exit", steps=turns
+    ).unwrapped
     policy = np.full((len(world.texts), 4), 0.25)
     played = credit.play(world, policy, 16, rng)
     for e in range(len(played.length)):

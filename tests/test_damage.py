@@ -1,5 +1,6 @@
-"""A run's folder as it really comes back: cut, emptied, swapped, restored from yesterday. Going on is exact, or is refused in one clear
-message that says what is missing; it never begins anew in silence, and never trains on other weights. The same for the report."""
+"""A run's folder as it really comes back: cut, emptied, swapped, restored from yesterday. Going on
+is exact, or is refused in one clear message that says what is missing; it never begins anew in
+silence, and never trains on other weights. The same for the report."""
 
 from __future__ import annotations
 
@@ -28,9 +29,15 @@ from turnwise.engine.util import files
 
 LEDGERS = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")
 EVALUATE = {"env": "test/Echo-v0", "episodes": 2, "max_new_tokens": 3}
-RL = {"env": "test/Echo-v0", "updates": 3, "groups": 2, "group_size": 2, "max_new_tokens": 3, "optimizer": {"name": "grpo", "lr": 0.01},
+RL = {"env": "test/Echo-v0", "updates": 3, "groups": 2, "group_size": 2, "max_new_tokens": 3,
+    "optimizer": {"name": "grpo", "lr": 0.01},
       "feedback": ["environment", {"judge": "length", "max_words": 3}]}  # fmt: skip
-OURS = (turnwise.ConfigError, turnwise.LedgerError, turnwise.engine.errors.CheckpointError, turnwise.PolicyError)
+OURS = (
+    turnwise.ConfigError,
+    turnwise.LedgerError,
+    turnwise.engine.errors.CheckpointError,
+    turnwise.PolicyError,
+)
 
 
 def config(model: Path, **more: Any) -> dict[str, Any]:
@@ -51,20 +58,27 @@ def flat(run: turnwise.Run) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def made(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, torch.Tensor]:
-    """Folders that runs were made in: one left before its last update, as a killed process leaves it; an older copy; another run's. And
-    the weights in which the undisturbed run ends."""
+def made(
+    model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, torch.Tensor]:
+    """Folders that runs were made in: one left before its last update, as a killed process leaves
+    it; an older copy; another run's. And the weights in which the undisturbed run ends."""
     root = tmp_path_factory.mktemp("runs")
     going = turnwise.Run(config(model_folder()), folder=root / "going")
     for update in going:
         if update.number == 2:
             copy(root / "going", root / "older")
         if update.number == 3:
-            copy(root / "going", root / "r")  # at this moment: the journal is there, nobody has tidied up
+            # At this moment: the journal is there, nobody has tidied up.
+            copy(root / "going", root / "r")
             break
     assert (root / "r" / "ledger.sqlite-wal").exists()
     turnwise.Run(config(model_folder(), seed=9), folder=root / "another").finish()
-    return root / "r", root, flat(turnwise.Run(config(model_folder()), folder=root / "whole").finish())
+    return (
+        root / "r",
+        root,
+        flat(turnwise.Run(config(model_folder()), folder=root / "whole").finish()),
+    )
 
 
 def copy(folder: Path, target: Path) -> None:
@@ -143,85 +157,276 @@ TORN = "is torn.* Using the one before it"
 # what is done to the folder; what resume says (EXACT, or a message); what it warns of on the way
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     # The ledger.
-    "ledger gone": (lambda f: take_ledger(f, "nowhere"), "is gone .ledger.sqlite..*put it back", ""),
-    "ledger of 0 bytes": (lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).touch()], "is empty: it holds no run", ""),
-    "ledger without its journal": (lambda f: [(f / n).unlink(missing_ok=True) for n in LEDGERS[1:]], EXACT, ""),
+    "ledger gone": (
+        lambda f: take_ledger(f, "nowhere"),
+        "is gone .ledger.sqlite..*put it back",
+        "",
+    ),
+    "ledger of 0 bytes": (
+        lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).touch()],
+        "is empty: it holds no run",
+        "",
+    ),
+    "ledger without its journal": (
+        lambda f: [(f / n).unlink(missing_ok=True) for n in LEDGERS[1:]],
+        EXACT,
+        "",
+    ),
     "journal cut": (lambda f: cut(f / LEDGERS[1]), EXACT, ""),
     "journal of 0 bytes": (lambda f: (f / LEDGERS[1]).write_bytes(b""), EXACT, ""),
     "journal is noise": (lambda f: (f / LEDGERS[1]).write_bytes(os.urandom(5000)), EXACT, ""),
-    "ledger of another run": (lambda f: take_ledger(f, "another"), "is not the one that this run wrote to", ""),
-    "an older copy of the ledger": (lambda f: take_ledger(f, "older"), r"holds less .*\d+ of \d+ episodes, \d+ of \d+ members.*older copy", ""),
-    "an older copy without journal": (lambda f: take_ledger(f, "older", LEDGERS[:1]), "holds less .* of .* episodes", ""),
-    "a new ledger in its place": (lambda f: [take_ledger(f, "nowhere"), turnwise.Ledger(f / LEDGERS[0]).close()], "is not the one", ""),
-    "episodes deleted": (lambda f: sql(f, "delete from episodes where rowid % 2"), r"holds less .*: \d+ of \d+ episodes", ""),
-    "members deleted": (lambda f: sql(f, "delete from members"), r"holds less .*: 0 of \d+ members", ""),
-    "answers deleted": (lambda f: sql(f, "delete from feedback"), r"holds less .*: 0 of \d+ feedback", ""),
-    "ledger is no database": (lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).write_text("no " * 999)], "cannot be used", ""),
-    "ledger cut": (lambda f: [(f / n).unlink() for n in LEDGERS[1:]] and cut(f / LEDGERS[0]), "malformed|cannot be used", ""),
+    "ledger of another run": (
+        lambda f: take_ledger(f, "another"),
+        "is not the one that this run wrote to",
+        "",
+    ),
+    "an older copy of the ledger": (
+        lambda f: take_ledger(f, "older"),
+        r"holds less .*\d+ of \d+ episodes, \d+ of \d+ members.*older copy",
+        "",
+    ),
+    "an older copy without journal": (
+        lambda f: take_ledger(f, "older", LEDGERS[:1]),
+        "holds less .* of .* episodes",
+        "",
+    ),
+    "a new ledger in its place": (
+        lambda f: [take_ledger(f, "nowhere"), turnwise.Ledger(f / LEDGERS[0]).close()],
+        "is not the one",
+        "",
+    ),
+    "episodes deleted": (
+        lambda f: sql(f, "delete from episodes where rowid % 2"),
+        r"holds less .*: \d+ of \d+ episodes",
+        "",
+    ),
+    "members deleted": (
+        lambda f: sql(f, "delete from members"),
+        r"holds less .*: 0 of \d+ members",
+        "",
+    ),
+    "answers deleted": (
+        lambda f: sql(f, "delete from feedback"),
+        r"holds less .*: 0 of \d+ feedback",
+        "",
+    ),
+    "ledger is no database": (
+        lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).write_text("no " * 999)],
+        "cannot be used",
+        "",
+    ),
+    "ledger cut": (
+        lambda f: [(f / n).unlink() for n in LEDGERS[1:]] and cut(f / LEDGERS[0]),
+        "malformed|cannot be used",
+        "",
+    ),
     "ledger of another program": (
-        lambda f: [take_ledger(f, "nowhere"), sql(f, "create table info (key text, value text)")], "is no ledger", ""),
-    "a table of the ledger gone": (lambda f: sql(f, "drop table members"), "cannot be used: no such table: members", ""),
-    "ledger of a newer version": (lambda f: sql(f, "update info set value = '99' where key = 'schema'"), "newer Turnwise", ""),
-    "ledger is a folder": (lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).mkdir()], "no such file", ""),
+        lambda f: [take_ledger(f, "nowhere"), sql(f, "create table info (key text, value text)")],
+        "is no ledger",
+        "",
+    ),
+    "a table of the ledger gone": (
+        lambda f: sql(f, "drop table members"),
+        "cannot be used: no such table: members",
+        "",
+    ),
+    "ledger of a newer version": (
+        lambda f: sql(f, "update info set value = '99' where key = 'schema'"),
+        "newer Turnwise",
+        "",
+    ),
+    "ledger is a folder": (
+        lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).mkdir()],
+        "no such file",
+        "",
+    ),
     # Checkpoints.
     "newest state.json cut": (lambda f: cut(newest(f) / "state.json"), EXACT, TORN),
     "newest state.json empty": (lambda f: (newest(f) / "state.json").write_text(""), EXACT, TORN),
-    "newest state.json gone": (lambda f: (newest(f) / "state.json").unlink(), EXACT, "torn or missing.* Using the one before it"),
+    "newest state.json gone": (
+        lambda f: (newest(f) / "state.json").unlink(),
+        EXACT,
+        "torn or missing.* Using the one before it",
+    ),
     "state.json is a list": (lambda f: (newest(f) / "state.json").write_text("[1]"), EXACT, TORN),
-    "state.json is noise": (lambda f: (newest(f) / "state.json").write_bytes(os.urandom(300)), EXACT, TORN),
+    "state.json is noise": (
+        lambda f: (newest(f) / "state.json").write_bytes(os.urandom(300)),
+        EXACT,
+        TORN,
+    ),
     "no files named": (lambda f: edit_state(f, lambda n: n.update(files={})), EXACT, TORN),
     "no files named nor there": (
-        lambda f: [edit_state(f, lambda n: n.update(files={}, states={})), remove(newest(f) / "policy"),
-                   (newest(f) / "optimizer.safetensors").unlink()], EXACT, TORN),
-    "a part's state not named": (lambda f: edit_state(f, lambda n: n["files"].pop("optimizer.safetensors")), EXACT, TORN),
+        lambda f: [
+            edit_state(f, lambda n: n.update(files={}, states={})),
+            remove(newest(f) / "policy"),
+            (newest(f) / "optimizer.safetensors").unlink(),
+        ],
+        EXACT,
+        TORN,
+    ),
+    "a part's state not named": (
+        lambda f: edit_state(f, lambda n: n["files"].pop("optimizer.safetensors")),
+        EXACT,
+        TORN,
+    ),
     "states gone": (lambda f: edit_state(f, lambda n: n.pop("states")), EXACT, TORN),
-    "position of words": (lambda f: edit_state(f, lambda n: n["position"].update(update="three")), EXACT, TORN),
-    "position of nothing": (lambda f: edit_state(f, lambda n: n.update(position=None)), EXACT, TORN),
-    "weights with one bit changed": (lambda f: flip(newest(f) / "policy" / "model.safetensors"), EXACT, TORN),
+    "position of words": (
+        lambda f: edit_state(f, lambda n: n["position"].update(update="three")),
+        EXACT,
+        TORN,
+    ),
+    "position of nothing": (
+        lambda f: edit_state(f, lambda n: n.update(position=None)),
+        EXACT,
+        TORN,
+    ),
+    "weights with one bit changed": (
+        lambda f: flip(newest(f) / "policy" / "model.safetensors"),
+        EXACT,
+        TORN,
+    ),
     "weights gone": (lambda f: (newest(f) / "policy" / "model.safetensors").unlink(), EXACT, TORN),
     "optimizer's state cut": (lambda f: cut(newest(f) / "optimizer.safetensors"), EXACT, TORN),
-    "newest checkpoint empty": (lambda f: [remove(newest(f)), (f / "checkpoints" / "update-000003").mkdir()], EXACT, TORN),
-    "newest checkpoint a file": (lambda f: [remove(newest(f)), (f / "checkpoints" / "update-000003").touch()], EXACT, TORN),
-    "a state.json that nests without end": (lambda f: (newest(f) / "state.json").write_text("[" * 100_000), EXACT, TORN),
+    "newest checkpoint empty": (
+        lambda f: [remove(newest(f)), (f / "checkpoints" / "update-000003").mkdir()],
+        EXACT,
+        TORN,
+    ),
+    "newest checkpoint a file": (
+        lambda f: [remove(newest(f)), (f / "checkpoints" / "update-000003").touch()],
+        EXACT,
+        TORN,
+    ),
+    "a state.json that nests without end": (
+        lambda f: (newest(f) / "state.json").write_text("[" * 100_000),
+        EXACT,
+        TORN,
+    ),
     "the stage's first checkpoint gone": (
-        lambda f: remove(f / "checkpoints" / "update-000001"), "update-000001 is torn or missing.*The stage that is gone on with began", ""),
+        lambda f: remove(f / "checkpoints" / "update-000001"),
+        "update-000001 is torn or missing.*The stage that is gone on with began",
+        "",
+    ),
     "the stage's first checkpoint torn": (
-        lambda f: flip(f / "checkpoints" / "update-000001" / "policy" / "model.safetensors"), "update-000001 is torn.*began from it", ""),
+        lambda f: flip(f / "checkpoints" / "update-000001" / "policy" / "model.safetensors"),
+        "update-000001 is torn.*began from it",
+        "",
+    ),
     "a stray folder among them": (lambda f: (f / "checkpoints" / "update-old").mkdir(), EXACT, ""),
-    "all checkpoints gone": (lambda f: remove(f / "checkpoints"), "its checkpoints are gone: put them back", ""),
-    "all checkpoints removed": (lambda f: [remove(c) for c in (f / "checkpoints").iterdir()], "its checkpoints are gone", ""),
-    "all checkpoints torn": (lambda f: [(c / "state.json").write_text("{") for c in (f / "checkpoints").iterdir()],
-                             "no checkpoint in .* can be used: .*torn", ""),
-    "checkpoints are a file": (lambda f: [remove(f / "checkpoints"), (f / "checkpoints").touch()], "is a file, and a run puts a folder", ""),
+    "all checkpoints gone": (
+        lambda f: remove(f / "checkpoints"),
+        "its checkpoints are gone: put them back",
+        "",
+    ),
+    "all checkpoints removed": (
+        lambda f: [remove(c) for c in (f / "checkpoints").iterdir()],
+        "its checkpoints are gone",
+        "",
+    ),
+    "all checkpoints torn": (
+        lambda f: [(c / "state.json").write_text("{") for c in (f / "checkpoints").iterdir()],
+        "no checkpoint in .* can be used: .*torn",
+        "",
+    ),
+    "checkpoints are a file": (
+        lambda f: [remove(f / "checkpoints"), (f / "checkpoints").touch()],
+        "is a file, and a run puts a folder",
+        "",
+    ),
     "checkpoints on another disk": (lambda f: linked(f / "checkpoints"), EXACT, ""),
     # Metrics.
     "last line of metrics cut": (lambda f: lines(f, lambda m: [*m, m[-1][:30]]), EXACT, ""),
-    "a line of metrics cut": (lambda f: lines(f, lambda m: [m[0][:30] + "\n", *m[1:]]), "metrics.jsonl, line 1 is damaged", ""),
-    "a line of metrics gone": (lambda f: lines(f, lambda m: m[1:]), "should hold the updates 1 to 3", ""),
-    "lines of metrics swapped": (lambda f: lines(f, lambda m: m[::-1]), "should hold the updates 1 to 3", ""),
+    "a line of metrics cut": (
+        lambda f: lines(f, lambda m: [m[0][:30] + "\n", *m[1:]]),
+        "metrics.jsonl, line 1 is damaged",
+        "",
+    ),
+    "a line of metrics gone": (
+        lambda f: lines(f, lambda m: m[1:]),
+        "should hold the updates 1 to 3",
+        "",
+    ),
+    "lines of metrics swapped": (
+        lambda f: lines(f, lambda m: m[::-1]),
+        "should hold the updates 1 to 3",
+        "",
+    ),
     "metrics gone": (lambda f: (f / "metrics.jsonl").unlink(), "holds no run with metrics", ""),
-    "metrics are noise": (lambda f: (f / "metrics.jsonl").write_bytes(b"\xff\xfe\x00\n" * 5), "line 1 is damaged", ""),
-    "metrics of numbers": (lambda f: (f / "metrics.jsonl").write_text("1\n2\n3\n4\n"), "line 1 is damaged", ""),
-    "metrics are a folder": (lambda f: [(f / "metrics.jsonl").unlink(), (f / "metrics.jsonl").mkdir()], "is a folder, and a run puts a file", ""),
+    "metrics are noise": (
+        lambda f: (f / "metrics.jsonl").write_bytes(b"\xff\xfe\x00\n" * 5),
+        "line 1 is damaged",
+        "",
+    ),
+    "metrics of numbers": (
+        lambda f: (f / "metrics.jsonl").write_text("1\n2\n3\n4\n"),
+        "line 1 is damaged",
+        "",
+    ),
+    "metrics are a folder": (
+        lambda f: [(f / "metrics.jsonl").unlink(), (f / "metrics.jsonl").mkdir()],
+        "is a folder, and a run puts a file",
+        "",
+    ),
     "metrics are a link": (lambda f: linked(f / "metrics.jsonl"), "is a symbolic link", ""),
     # The rest.
-    "config.yaml empty": (lambda f: (f / "config.yaml").write_text(""), EXACT, "config.yaml is damaged.* It is written anew"),
-    "config.yaml gone": (lambda f: (f / "config.yaml").unlink(), EXACT, "config.yaml cannot be read .* It is written anew"),
-    "config.yaml cut": (lambda f: (f / "config.yaml").write_text("policy: {model: 'x"), EXACT, "is damaged.* It is written anew"),
-    "config.yaml is noise": (lambda f: (f / "config.yaml").write_bytes(b"\xff\x00"), EXACT, "is damaged.* It is written anew"),
-    "config.yaml of another run": (lambda f: shutil.copy(f.parent / "another" / "config.yaml", f), "was started with seed=9", ""),
-    "policy is a link": (lambda f: linked(f / "policy"), "policy is a symbolic link, and a run puts a folder of its own", ""),
-    "policy is a file": (lambda f: (f / "policy").touch(), "policy is a file, and a run puts a folder of its own", ""),
+    "config.yaml empty": (
+        lambda f: (f / "config.yaml").write_text(""),
+        EXACT,
+        "config.yaml is damaged.* It is written anew",
+    ),
+    "config.yaml gone": (
+        lambda f: (f / "config.yaml").unlink(),
+        EXACT,
+        "config.yaml cannot be read .* It is written anew",
+    ),
+    "config.yaml cut": (
+        lambda f: (f / "config.yaml").write_text("policy: {model: 'x"),
+        EXACT,
+        "is damaged.* It is written anew",
+    ),
+    "config.yaml is noise": (
+        lambda f: (f / "config.yaml").write_bytes(b"\xff\x00"),
+        EXACT,
+        "is damaged.* It is written anew",
+    ),
+    "config.yaml of another run": (
+        lambda f: shutil.copy(f.parent / "another" / "config.yaml", f),
+        "was started with seed=9",
+        "",
+    ),
+    "policy is a link": (
+        lambda f: linked(f / "policy"),
+        "policy is a symbolic link, and a run puts a folder of its own",
+        "",
+    ),
+    "policy is a file": (
+        lambda f: (f / "policy").touch(),
+        "policy is a file, and a run puts a folder of its own",
+        "",
+    ),
     "evaluation.json cut": (lambda f: cut(f / "evaluation.json"), EXACT, ""),
-    "a stale lock and pid": (lambda f: [(f / "run.pid").write_bytes(b"\xff"), (f / "run.lock").touch()], EXACT, ""),
+    "a stale lock and pid": (
+        lambda f: [(f / "run.pid").write_bytes(b"\xff"), (f / "run.lock").touch()],
+        EXACT,
+        "",
+    ),
     "drafts of a killed process": (
-        lambda f: [(f / ".config.yaml.draft").write_text("x"), (f / "checkpoints" / ".draft" / "policy").mkdir(parents=True),
-                   (f / ".policy").mkdir(), (f / ".policy.old").mkdir()], EXACT, ""),
-}  # fmt: skip
+        lambda f: [
+            (f / ".config.yaml.draft").write_text("x"),
+            (f / "checkpoints" / ".draft" / "policy").mkdir(parents=True),
+            (f / ".policy").mkdir(),
+            (f / ".policy.old").mkdir(),
+        ],
+        EXACT,
+        "",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_folder(what: str, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path]) -> None:
+def test_a_damaged_folder(
+    what: str, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path]
+) -> None:
     source, root, whole = made
     folder = root / re.sub(r"\W+", "-", what)
     copy(source, folder)
@@ -244,43 +449,130 @@ def test_a_damaged_folder(what: str, made: tuple[Path, Path, torch.Tensor], mode
         assert again.ledger.mark(again.id)["episodes"] == 2 + 3 * 4
         assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == "r"
     elif "checkpoint" not in what:
-        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == before, "nothing was spoiled"
+        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == before, (
+            "nothing was spoiled"
+        )
     if warned:
-        assert any(re.search(warned, str(w.message)) for w in caught), [str(w.message) for w in caught]
+        assert any(re.search(warned, str(w.message)) for w in caught), [
+            str(w.message) for w in caught
+        ]
     assert not (folder / "run.pid").exists()
 
 
-READING: dict[str, tuple[Callable[[Path], object], str, str]] = {  # what is done; what the report says (EXACT: it is made); its warnings
+# What is done; what the report says (EXACT: it is made); its warnings.
+READING: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "nothing": (lambda f: None, EXACT, ""),
-    "last line of metrics cut": (lambda f: lines(f, lambda m: [*m, m[-1][:30]]), EXACT, "line 4, the last, is cut short and left out"),
-    "a line of metrics cut": (lambda f: lines(f, lambda m: [m[0][:30] + "\n", *m[1:]]), "metrics.jsonl, line 1 is damaged", ""),
-    "metrics without updates": (lambda f: lines(f, lambda m: ["{}\n", *m]), "metrics.jsonl, line 1 is damaged", ""),
+    "last line of metrics cut": (
+        lambda f: lines(f, lambda m: [*m, m[-1][:30]]),
+        EXACT,
+        "line 4, the last, is cut short and left out",
+    ),
+    "a line of metrics cut": (
+        lambda f: lines(f, lambda m: [m[0][:30] + "\n", *m[1:]]),
+        "metrics.jsonl, line 1 is damaged",
+        "",
+    ),
+    "metrics without updates": (
+        lambda f: lines(f, lambda m: ["{}\n", *m]),
+        "metrics.jsonl, line 1 is damaged",
+        "",
+    ),
     "metrics empty": (lambda f: (f / "metrics.jsonl").write_text(""), EXACT, ""),
     "newest state.json cut": (lambda f: cut(newest(f) / "state.json"), EXACT, ""),
-    "all state.json cut": (lambda f: [cut(c / "state.json") for c in (f / "checkpoints").iterdir()], "none of its checkpoints can be read", ""),
-    "config.yaml empty": (lambda f: (f / "config.yaml").write_text(""), "config.yaml is damaged", ""),
-    "config.yaml cut": (lambda f: (f / "config.yaml").write_text("policy: {model: 'x"), "config.yaml is damaged", ""),
-    "config.yaml without stages": (lambda f: (f / "config.yaml").write_text("name: x"), "config.yaml is damaged", ""),
-    "config.yaml of odd stages": (lambda f: (f / "config.yaml").write_text("stages: [3, rl]"), "config.yaml is damaged", ""),
-    "evaluation.json cut": (lambda f: cut(f / "evaluation.json"), EXACT, "evaluation.json is damaged and left out"),
-    "evaluation.json empty": (lambda f: (f / "evaluation.json").write_text(""), EXACT, "evaluation.json is damaged and left out"),
-    "evaluation.json of numbers": (lambda f: (f / "evaluation.json").write_text('{"a": 1}'), EXACT, "damaged and left out"),
-    "evaluation.json without numbers": (lambda f: (f / "evaluation.json").write_text('{"policy": {}}'), EXACT, "damaged and left out"),
-    "evaluation.json nests without end": (lambda f: (f / "evaluation.json").write_text("[" * 10**5), EXACT, "damaged and left out"),
-    "config.yaml nests without end": (lambda f: (f / "config.yaml").write_text("[" * 10**4), "config.yaml is damaged", ""),
-    "an answer cut": (lambda f: sql(f, "update feedback set content = substr(content, 1, 20)"), "damaged: its answer", ""),
+    "all state.json cut": (
+        lambda f: [cut(c / "state.json") for c in (f / "checkpoints").iterdir()],
+        "none of its checkpoints can be read",
+        "",
+    ),
+    "config.yaml empty": (
+        lambda f: (f / "config.yaml").write_text(""),
+        "config.yaml is damaged",
+        "",
+    ),
+    "config.yaml cut": (
+        lambda f: (f / "config.yaml").write_text("policy: {model: 'x"),
+        "config.yaml is damaged",
+        "",
+    ),
+    "config.yaml without stages": (
+        lambda f: (f / "config.yaml").write_text("name: x"),
+        "config.yaml is damaged",
+        "",
+    ),
+    "config.yaml of odd stages": (
+        lambda f: (f / "config.yaml").write_text("stages: [3, rl]"),
+        "config.yaml is damaged",
+        "",
+    ),
+    "evaluation.json cut": (
+        lambda f: cut(f / "evaluation.json"),
+        EXACT,
+        "evaluation.json is damaged and left out",
+    ),
+    "evaluation.json empty": (
+        lambda f: (f / "evaluation.json").write_text(""),
+        EXACT,
+        "evaluation.json is damaged and left out",
+    ),
+    "evaluation.json of numbers": (
+        lambda f: (f / "evaluation.json").write_text('{"a": 1}'),
+        EXACT,
+        "damaged and left out",
+    ),
+    "evaluation.json without numbers": (
+        lambda f: (f / "evaluation.json").write_text('{"policy": {}}'),
+        EXACT,
+        "damaged and left out",
+    ),
+    "evaluation.json nests without end": (
+        lambda f: (f / "evaluation.json").write_text("[" * 10**5),
+        EXACT,
+        "damaged and left out",
+    ),
+    "config.yaml nests without end": (
+        lambda f: (f / "config.yaml").write_text("[" * 10**4),
+        "config.yaml is damaged",
+        "",
+    ),
+    "an answer cut": (
+        lambda f: sql(f, "update feedback set content = substr(content, 1, 20)"),
+        "damaged: its answer",
+        "",
+    ),
     "ledger gone": (lambda f: take_ledger(f, "nowhere"), "is gone .ledger.sqlite.", ""),
-    "ledger of 0 bytes": (lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).touch()], "is empty: it holds no run", ""),
-    "ledger of another run": (lambda f: take_ledger(f, "another"), "is not the one that this run wrote to", ""),
+    "ledger of 0 bytes": (
+        lambda f: [take_ledger(f, "nowhere"), (f / LEDGERS[0]).touch()],
+        "is empty: it holds no run",
+        "",
+    ),
+    "ledger of another run": (
+        lambda f: take_ledger(f, "another"),
+        "is not the one that this run wrote to",
+        "",
+    ),
     "an older ledger": (lambda f: take_ledger(f, "older"), "holds less", ""),
-    "an episode cut": (lambda f: sql(f, "update episodes set content = substr(content, 1, 50)"), "damaged: its episode .* cut short", ""),
-    "an episode of noise": (lambda f: sql(f, "update episodes set content = x'00'"), "damaged: its episode", ""),
-    "an episode that unpacks to gigabytes": (zip_bomb, "damaged: its episode .* unpacks to more than", ""),
-}  # fmt: skip
+    "an episode cut": (
+        lambda f: sql(f, "update episodes set content = substr(content, 1, 50)"),
+        "damaged: its episode .* cut short",
+        "",
+    ),
+    "an episode of noise": (
+        lambda f: sql(f, "update episodes set content = x'00'"),
+        "damaged: its episode",
+        "",
+    ),
+    "an episode that unpacks to gigabytes": (
+        zip_bomb,
+        "damaged: its episode .* unpacks to more than",
+        "",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", READING)
-def test_the_report_of_a_damaged_folder(what: str, made: tuple[Path, Path, torch.Tensor], plugins: turnwise.Plugins) -> None:
+def test_the_report_of_a_damaged_folder(
+    what: str, made: tuple[Path, Path, torch.Tensor], plugins: turnwise.Plugins
+) -> None:
     source, root, _ = made
     folder = root / re.sub(r"\W+", "-", f"report {what}")
     copy(source, folder)
@@ -294,7 +586,9 @@ def test_the_report_of_a_damaged_folder(what: str, made: tuple[Path, Path, torch
         else:
             assert "<html" in write_report(folder, plugins=plugins).read_text()
     if warned:
-        assert any(re.search(warned, str(w.message)) for w in caught), [str(w.message) for w in caught]
+        assert any(re.search(warned, str(w.message)) for w in caught), [
+            str(w.message) for w in caught
+        ]
 
 
 def test_a_ledger_is_not_made_by_looking_for_it(made: tuple[Path, Path, torch.Tensor]) -> None:
@@ -302,7 +596,9 @@ def test_a_ledger_is_not_made_by_looking_for_it(made: tuple[Path, Path, torch.Te
     folder = root / "looked-for"
     copy(source, folder)
     shown = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({**shown, "ledger": f"sqlite:///{root}/not/there.sqlite"}))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({**shown, "ledger": f"sqlite:///{root}/not/there.sqlite"})
+    )
     with pytest.raises(turnwise.ConfigError, match="is gone: there is no such file"):
         open_ledger(folder)
     assert not (root / "not").exists()
@@ -313,7 +609,10 @@ def test_a_copy_of_the_file_alone_holds_everything_up_to_the_last_update(
 ) -> None:
     source, _, _ = made
     shutil.copy(source / "ledger.sqlite", tmp_path / "alone.sqlite")
-    alone, whole = turnwise.Ledger(tmp_path / "alone.sqlite"), turnwise.Ledger(source / "ledger.sqlite")
+    alone, whole = (
+        turnwise.Ledger(tmp_path / "alone.sqlite"),
+        turnwise.Ledger(source / "ledger.sqlite"),
+    )
     assert alone.id == whole.id
     assert alone.counts() == whole.counts()
     assert alone.counts()["members"] == 8
@@ -321,7 +620,8 @@ def test_a_copy_of_the_file_alone_holds_everything_up_to_the_last_update(
 
 @contextlib.contextmanager
 def no_file_beyond(size: int) -> Iterator[None]:
-    """The operating system lets no file of this process grow beyond a size, as a full disk would not."""
+    """The operating system lets no file of this process grow beyond a size, as a full disk would
+    not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -337,22 +637,32 @@ def test_a_disk_that_is_full_from_the_start_or_gets_full(
     _, root, whole = made
     folder = root / f"full-{size}"
     run = turnwise.Run(config(model_folder()), folder=folder)
-    with no_file_beyond(size), pytest.raises(OURS, match="cannot be (made or )?(written|used)") as said:
+    with (
+        no_file_beyond(size),
+        pytest.raises(OURS, match="cannot be (made or )?(written|used)") as said,
+    ):
         run.finish()
     assert str(folder) in str(said.value)
-    assert torch.equal(flat(turnwise.Run(config(model_folder()), folder=folder, resume=True).finish()), whole)
+    assert torch.equal(
+        flat(turnwise.Run(config(model_folder()), folder=folder, resume=True).finish()), whole
+    )
 
 
 def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_exactly(
     postgres: str, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path]
 ) -> None:
-    """Connections end as a transaction commits: nobody knows whether it did. Between transactions a new connection is made in silence."""
+    """Connections end as a transaction commits:
+
+    nobody knows whether it did. Between transactions a new connection is made in silence.
+    """
     _, root, whole = made
     url = new_database(postgres, f"t{uuid.uuid4().hex}")
     administrator = turnwise.Ledger(url)
 
     def restart() -> None:
-        others = "from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        others = (
+            "from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        )
         with administrator.reading() as db:
             db.exec_driver_sql(f"select pg_terminate_backend(pid) {others}")
         gone = False
@@ -362,7 +672,9 @@ def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_ex
 
     said: list[str] = []
     for place in (2, 5, 6, None):
-        run = turnwise.Run(config(model_folder(), ledger=url), folder=root / "restarted", resume=True)
+        run = turnwise.Run(
+            config(model_folder(), ledger=url), folder=root / "restarted", resume=True
+        )
         left = [place or 10**6]
 
         def commits(db: sa.Connection, left: list[int] = left) -> None:
@@ -379,7 +691,9 @@ def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_ex
             said.append(str(error))
         run.ledger.close()
     assert len(said) == 3
-    assert all("cannot be used, it cannot be reached" in one and "{" not in one for one in said), said
+    assert all("cannot be used, it cannot be reached" in one and "{" not in one for one in said), (
+        said
+    )
     assert torch.equal(flat(run), whole)
     assert [m["update"] for m in run.metrics] == [1, 2, 3, 4]
     assert administrator.counts(run.id)["episodes"] == 2 + 3 * 4
@@ -391,7 +705,10 @@ class Killed(BaseException):
 
 
 def steps(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch, stop: int | None) -> int:
-    """Does something, and ends it before the file system is touched for the how-manieth time; returns how often it was."""
+    """Does something, and ends it before the file system is touched for the how-manieth time;
+
+    returns how often it was.
+    """
     seen = 0
     with monkeypatch.context() as patch:
         for name in ("replace", "rename", "fsync", "open", "rmdir", "unlink"):
@@ -410,7 +727,9 @@ def steps(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch, stop: int 
     return seen
 
 
-def test_whoever_looks_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_looks_sees_the_old_file_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.json"
     seen = set()
     for stop in (*range(20), None):
@@ -422,7 +741,9 @@ def test_whoever_looks_sees_the_old_file_or_the_new_one(tmp_path: Path, monkeypa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json"], "and no draft is left"
 
 
-def test_a_folder_is_put_in_place_whole_or_kept_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_put_in_place_whole_or_kept_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     count = 0
     for stop in (*range(60), None):
         root = tmp_path / f"{stop}"
@@ -430,7 +751,10 @@ def test_a_folder_is_put_in_place_whole_or_kept_aside(tmp_path: Path, monkeypatc
             (root / name / "in").mkdir(parents=True)
             (root / name / "in" / "weights").write_text(text)
             (root / name / "config").write_text(text)
-        count = max(count, steps(lambda root=root: files.move(root / "draft", root / "target"), monkeypatch, stop))
+        count = max(
+            count,
+            steps(lambda root=root: files.move(root / "draft", root / "target"), monkeypatch, stop),
+        )
         whole = {
             name: {p.read_text() for p in (root / name).rglob("*") if p.is_file()}
             for name in ("target", "draft", ".target.old")

@@ -20,7 +20,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL
+    )
 
 
 def test_the_optimizer_and_the_credit_method_of_the_page_train(
@@ -34,20 +36,32 @@ def test_the_optimizer_and_the_credit_method_of_the_page_train(
         exec(compile(code, name, "exec"), module.__dict__)
         monkeypatch.setitem(sys.modules, f"acme.{name}", module)
     plugins = turnwise.Plugins({"acme": sys.modules["acme.plugin"]})
-    where: dict[str, Any] = {"turnwise": turnwise, "policy": str(model_folder()), "folder": tmp_path / "r", "plugins": plugins}
+    where: dict[str, Any] = {
+        "turnwise": turnwise,
+        "policy": str(model_folder()),
+        "folder": tmp_path / "r",
+        "plugins": plugins,
+    }
     exec(use, where)
     done = where["run"]
     assert done.updates == 3
-    start = torch.cat([p.flatten() for p in turnwise.Policy.from_pretrained(model_folder()).parameters()])
+    start = torch.cat(
+        [p.flatten() for p in turnwise.Policy.from_pretrained(model_folder()).parameters()]
+    )
     assert not torch.equal(start, torch.cat([p.flatten() for p in done.policy.parameters()]))
     assert any(m.credit for m in done.ledger.members(done.id))
 
 
-PRESETS = {re.findall(r"# ([\w. +]+?) \(", text)[0]: yaml.safe_load(text)["rl"] for text in blocks("optimizers.md", "yaml")}
+PRESETS = {
+    re.findall(r"# ([\w. +]+?) \(", text)[0]: yaml.safe_load(text)["rl"]
+    for text in blocks("optimizers.md", "yaml")
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_of_the_page_trains(name: str, model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_preset_of_the_page_trains(
+    name: str, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     assert set(PRESETS) == {"GRPO", "RLOO", "Dr. GRPO", "DAPO", "GSPO", "CISPO", "REINFORCE++"}
     count = lambda e: float(sum(t.action.count("e") for t in e.turns))  # noqa: E731
     small = {
@@ -62,7 +76,8 @@ def test_every_preset_of_the_page_trains(name: str, model_folder: Callable[..., 
         small["groups"] = 6
     stage = {**PRESETS[name], **small}
     done = turnwise.Run(
-        {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}, folder=tmp_path / "r"
+        {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]},
+        folder=tmp_path / "r",
     ).finish()
     assert done.policy.version == 1
 
@@ -83,15 +98,23 @@ def test_a_judge_of_turns_alone_gives_credit(
     monkeypatch.chdir(tmp_path)
     [code] = blocks("credit.md", "python")
     where: dict[str, Any] = {"turnwise": turnwise, "policy": str(model_folder()), "env": ECHO}
-    short = code.replace('credit="judged"', 'credit="judged", updates=2, groups=2, group_size=2, max_new_tokens=5, poll=0.0')
+    short = code.replace(
+        'credit="judged"',
+        'credit="judged", updates=2, groups=2, group_size=2, max_new_tokens=5, poll=0.0',
+    )
     exec(short.replace("turnwise.train(", "done = turnwise.train("), where)
     metrics = where["done"].metrics
     assert all(m["credit/scored_turns"] == 1 for m in metrics)
     assert where["done"].policy.version == 2
 
 
-def test_the_rows_and_the_code_of_preference_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each row of the page is read as what the page says that it becomes; the rows of our own formats hold nothing that is not written."""
+def test_the_rows_and_the_code_of_preference_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row of the page is read as what the page says that it becomes;
+
+    the rows of our own formats hold nothing that is not written.
+    """
     from turnwise.engine.exchange.reading import import_data, read_records
     from turnwise.engine.exchange.records import Ranked
     from turnwise.engine.exchange.writing import export_pairs, export_stepwise, export_unpaired
@@ -107,7 +130,11 @@ def test_the_rows_and_the_code_of_preference_data(tmp_path: Path, monkeypatch: p
             known = {e.id: e for e in episodes}
             written = (
                 export_pairs(known, comparisons),
-                [] if scores and scores[0].score is None else list(export_unpaired(known, scores, [], 0.5)),
+                (
+                    []
+                    if scores and scores[0].score is None
+                    else list(export_unpaired(known, scores, [], 0.5))
+                ),
                 list(export_stepwise(known, scores, 0.5)),
             )
             assert written[rows.index(row)] == [json.loads(row)]
@@ -122,14 +149,25 @@ def test_the_rows_and_the_code_of_preference_data(tmp_path: Path, monkeypatch: p
     exec(code, {})
 
 
-def test_the_rules_of_the_page(model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every registered rule has its row with all its options; the page's code runs, and its feedback trains."""
+def test_the_rules_of_the_page(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every registered rule has its row with all its options;
+
+    the page's code runs, and its feedback trains.
+    """
     import inspect
 
     text, plugins = (DOCS / "rules.md").read_text(), turnwise.Plugins()
     for name in plugins.infos["judges"].registered["judge"]:
         factory = plugins.factory("judge", name)
-        if factory.__module__.rpartition(".")[2] in ("rules", "answers", "structure", "economy", "combine"):
+        if factory.__module__.rpartition(".")[2] in (
+            "rules",
+            "answers",
+            "structure",
+            "economy",
+            "combine",
+        ):
             [row] = re.findall(rf"^\| `{name}` \| (.*)", text, re.MULTILINE)
             for option in set(inspect.signature(factory).parameters) - {"plugins"}:
                 assert f"`{option}`" in row, f"docs/rules.md lacks {option!r} of {name!r}"
@@ -137,11 +175,22 @@ def test_the_rules_of_the_page(model_folder: Callable[..., Path], tmp_path: Path
     module = types.ModuleType("my_rules")
     exec(compile(code, "rules.md", "exec"), module.__dict__)
     monkeypatch.setitem(sys.modules, "my_rules", module)
-    feedback = [each for block in blocks("rules.md", "yaml") for each in yaml.safe_load(block)["feedback"]]
-    small = {"updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 5, "poll": 0.0, "env": ECHO, "feedback": feedback}
+    feedback = [
+        each for block in blocks("rules.md", "yaml") for each in yaml.safe_load(block)["feedback"]
+    ]
+    small = {
+        "updates": 1,
+        "groups": 2,
+        "group_size": 2,
+        "max_new_tokens": 5,
+        "poll": 0.0,
+        "env": ECHO,
+        "feedback": feedback,
+    }
     stage = {**small, "combiner": {"name": "weighted", "turns": ["economy"]}}
     done = turnwise.Run(
-        {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}, folder=tmp_path / "r"
+        {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]},
+        folder=tmp_path / "r",
     ).finish()
     said = {
         a.stamp.source
@@ -152,7 +201,9 @@ def test_the_rules_of_the_page(model_folder: Callable[..., Path], tmp_path: Path
     assert said == {"length", "manners", "economy", "short"}
 
 
-def test_the_pages_code_and_options_of_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_code_and_options_of_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import fields
 
     from turnwise.plugins.human.source import People
@@ -162,8 +213,15 @@ def test_the_pages_code_and_options_of_people(tmp_path: Path, monkeypatch: pytes
         assert f"`{option.name}`" in text, f"docs/people.md lacks {option.name!r}"
     pipeline, sources = (yaml.safe_load(block) for block in blocks("people.md", "yaml"))
     assert len(turnwise.Run(pipeline, folder="/nonexistent/run").stages) == 2
-    stage = {"env": "turnwise/SupportDesk-v0", **sources, "credit": "judged", "combiner": "weighted"}
-    assert turnwise.Run({"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run").stages
+    stage = {
+        "env": "turnwise/SupportDesk-v0",
+        **sources,
+        "credit": "judged",
+        "combiner": "weighted",
+    }
+    assert turnwise.Run(
+        {"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run"
+    ).stages
     monkeypatch.chdir(tmp_path)
     renderer, service = blocks("people.md", "python")
     plugin = types.ModuleType("boards")
@@ -171,7 +229,10 @@ def test_the_pages_code_and_options_of_people(tmp_path: Path, monkeypatch: pytes
     shown = turnwise.Plugins({"boards": plugin}).create("renderer", "boards")(
         turnwise.Message("user", '{"board": ["<b>", "k."]}')
     )
-    assert shown == "<table><tr><td>&lt;</td><td>b</td><td>&gt;</td></tr><tr><td>k</td><td>.</td></tr></table>"
+    assert (
+        shown
+        == "<table><tr><td>&lt;</td><td>b</td><td>&gt;</td></tr><tr><td>k</td><td>.</td></tr></table>"  # noqa: E501
+    )
     exec(service, {})
     for picture in re.findall(r"\(figures/([^)]+)\)", text):
         assert (DOCS / "figures" / picture).is_file()
@@ -196,8 +257,13 @@ def test_the_pages_code_and_options_of_calibration(capsys: pytest.CaptureFixture
     assert "This judge is worth" in said
 
 
-def test_the_page_of_judges(model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every judge has its row with its options; the page's code runs against a loopback server, its feedback makes runs, and the first trains."""
+def test_the_page_of_judges(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every judge has its row with its options;
+
+    the page's code runs against a loopback server, its feedback makes runs, and the first trains.
+    """
     from dataclasses import fields
 
     from model_server import ModelServer, example
@@ -212,7 +278,9 @@ def test_the_page_of_judges(model_folder: Callable[..., Path], tmp_path: Path, m
         for name in names:
             [row] = re.findall(rf"^\| `{name}` \| (.*)", text, re.MULTILINE)
             own = (
-                {f.name for f in fields(plugins.factory(kind, name)) if f.init} - shared - {"rubric", "constitution", "plugins"}
+                {f.name for f in fields(plugins.factory(kind, name)) if f.init}
+                - shared
+                - {"rubric", "constitution", "plugins"}
             )
             for option in own:
                 assert f"`{option}" in row, f"docs/judges.md lacks {option!r} of {name!r}"
@@ -232,11 +300,21 @@ def test_the_page_of_judges(model_folder: Callable[..., Path], tmp_path: Path, m
             exec(code, where)
         assert server.count() == 6
         first, *others = (yaml.safe_load(block) for block in blocks("judges.md", "yaml"))
-        small = {"env": ECHO, "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 5, "poll": 0.0}
+        small = {
+            "env": ECHO,
+            "updates": 1,
+            "groups": 2,
+            "group_size": 2,
+            "max_new_tokens": 5,
+            "poll": 0.0,
+        }
         done = turnwise.Run(
-            {"policy": str(model_folder()), "stages": [{"rl": {**small, **first}}]}, folder=tmp_path / "runs" / "r"
+            {"policy": str(model_folder()), "stages": [{"rl": {**small, **first}}]},
+            folder=tmp_path / "runs" / "r",
         ).finish()
         assert {a.status for a in done.ledger.said(done.id)} == {"scored"}
     for block in others:
         stage = block.get("rl") or {"env": ECHO, **block}
-        assert turnwise.Run({"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run").stages
+        assert turnwise.Run(
+            {"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run"
+        ).stages

@@ -1,4 +1,7 @@
-"""What can go wrong with a run's folder: each is one clear message, and nothing that was acknowledged is lost."""
+"""What can go wrong with a run's folder:
+
+each is one clear message, and nothing that was acknowledged is lost.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,26 @@ import turnwise
 from turnwise.engine.errors import CheckpointError
 from turnwise.engine.pipeline.checkpoint import newest, read
 
-RL = {"env": "test/Echo-v0", "updates": 4, "groups": 2, "group_size": 3, "max_new_tokens": 5, "poll": 0.0}
+RL = {
+    "env": "test/Echo-v0",
+    "updates": 4,
+    "groups": 2,
+    "group_size": 3,
+    "max_new_tokens": 5,
+    "poll": 0.0,
+}
 
 
 def config(model: Path, **more: Any) -> dict[str, Any]:
     rl = {**RL, **more.pop("rl", {})}
-    return {"policy": str(model), "threads": 1, "checkpoint_every": 1, "name": "r", "stages": [{"rl": rl}], **more}
+    return {
+        "policy": str(model),
+        "threads": 1,
+        "checkpoint_every": 1,
+        "name": "r",
+        "stages": [{"rl": rl}],
+        **more,
+    }
 
 
 def flat(run: turnwise.Run) -> torch.Tensor:
@@ -45,7 +62,9 @@ def resume(folder: Path, model: Path, **more: Any) -> turnwise.Run:
     return turnwise.Run(config(model, **more), folder=folder, resume=True)
 
 
-def test_it_goes_on_to_where_an_undisturbed_run_ends(stopped: Path, model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_it_goes_on_to_where_an_undisturbed_run_ends(
+    stopped: Path, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     whole = turnwise.Run(config(model_folder()), folder=tmp_path / "whole").finish()
     again = resume(stopped, model_folder())
     assert [u.number for u in again] == [3, 4]
@@ -72,7 +91,13 @@ def test_resume_of_nothing_begins(model_folder: Callable[..., Path], tmp_path: P
     ("change", "message"),
     [
         ({"seed": 5}, "started with seed=None, and the config now says 5"),
-        ({"rl": {"groups": 3}}, "stage 1 has been played and the config says something else now: groups of 'rl' changed"),
+        (
+            {"rl": {"groups": 3}},
+            (
+                "stage 1 has been played and the config says something else now: groups of 'rl'"
+                " changed"
+            ),
+        ),
         ({"rl": {"updates": 1}}, "updates of 'rl' changed"),
         ({"stages": [{"evaluate": {"env": "test/Echo-v0"}}]}, "'rl' is now 'evaluate'"),
         ({"threads": 2}, "made with threads 1 and would go on with 2.*set `threads: 1`"),
@@ -111,7 +136,8 @@ def test_a_torn_checkpoint_is_detected_and_the_one_before_is_used(
 def test_a_deleted_ledger_is_said(stopped: Path, model_folder: Callable[..., Path]) -> None:
     shutil.move(stopped / "ledger.sqlite", stopped / "elsewhere")
     with pytest.raises(
-        turnwise.ConfigError, match=r"the ledger of the run .* is gone.*put it back, or start another run whose policy"
+        turnwise.ConfigError,
+        match=r"the ledger of the run .* is gone.*put it back, or start another run whose policy",
     ):
         resume(stopped, model_folder()).finish()
     shutil.move(stopped / "elsewhere", stopped / "ledger.sqlite")
@@ -134,9 +160,13 @@ def test_metrics_with_a_gap_are_said(stopped: Path, model_folder: Callable[..., 
         resume(stopped, model_folder()).finish()
 
 
-def test_a_checkpoint_of_another_model_is_said(stopped: Path, model_folder: Callable[..., Path]) -> None:
+def test_a_checkpoint_of_another_model_is_said(
+    stopped: Path, model_folder: Callable[..., Path]
+) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder("qwen2"))
-    with pytest.raises(turnwise.PolicyError, match=r"of another model than this policy: \d+ parameters differ"):
+    with pytest.raises(
+        turnwise.PolicyError, match=r"of another model than this policy: \d+ parameters differ"
+    ):
         policy.load_weights(stopped / "checkpoints" / "update-000002" / "policy")
     before = {n: p.clone() for n, p in policy.network.named_parameters()}
     assert all(torch.equal(p, before[n]) for n, p in policy.network.named_parameters())
@@ -148,7 +178,9 @@ def test_a_checkpoint_of_another_model_is_said(stopped: Path, model_folder: Call
 def test_lora_runs_resume_exactly(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     policy = {"model": str(model_folder()), "lora": {"r": 4}}
     rl = {"rl": {"optimizer": {"name": "ppo", "lr": 1e-2, "kl": 0.1, "kl_target": 0.05}}}
-    whole = turnwise.Run(config(model_folder(), policy=policy, **rl), folder=tmp_path / "whole").finish()
+    whole = turnwise.Run(
+        config(model_folder(), policy=policy, **rl), folder=tmp_path / "whole"
+    ).finish()
     for update in turnwise.Run(config(model_folder(), policy=policy, **rl), folder=tmp_path / "r"):
         if update.number == 2:
             break
@@ -160,15 +192,29 @@ def test_lora_runs_resume_exactly(model_folder: Callable[..., Path], tmp_path: P
 
 def pipeline(folder: Path, model: Path, updates: int = 400) -> Path:
     path = folder / "pipeline.yaml"
-    rl = f"{{env: turnwise/SupportDesk-v0, updates: {updates}, groups: 2, group_size: 2, max_new_tokens: 5, poll: 0}}"
+    rl = (
+        f"{{env: turnwise/SupportDesk-v0, updates: {updates}, groups: 2, group_size: 2,"
+        " max_new_tokens: 5, poll: 0}"
+    )
     path.write_text(f"policy: {model}\nthreads: 1\ncheckpoint_every: 1000\nstages:\n  - rl: {rl}\n")
     return path
 
 
 def start(path: Path, *more: str, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "turnwise", "run", str(path), "--folder", str(path.parent / "run"), *more]
+    command = [
+        sys.executable,
+        "-m",
+        "turnwise",
+        "run",
+        str(path),
+        "--folder",
+        str(path.parent / "run"),
+        *more,
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options
+    )
 
 
 def wait_for_updates(process: subprocess.Popen[str], folder: Path, count: int) -> None:
@@ -193,14 +239,21 @@ def test_a_second_process_is_refused_with_the_firsts_pid_and_sigterm_saves(
     assert first.returncode == 128 + signal.SIGTERM, said
     made = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert f"Stopped after update {made}" in out
-    assert f"turnwise run --resume {path} --folder {tmp_path / 'run'}" in out, "one command to go on"
+    assert f"turnwise run --resume {path} --folder {tmp_path / 'run'}" in out, (
+        "one command to go on"
+    )
     found = newest(tmp_path / "run" / "checkpoints")
     assert found is not None
     assert found.position.update == made
 
 
-def test_a_full_disk_is_one_message_and_nothing_acknowledged_is_lost(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """After some updates the operating system refuses to let any file grow; then there is room again."""
+def test_a_full_disk_is_one_message_and_nothing_acknowledged_is_lost(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """After some updates the operating system refuses to let any file grow;
+
+    then there is room again.
+    """
     path = pipeline(tmp_path, model_folder(), updates=8)
     path.write_text(path.read_text().replace("checkpoint_every: 1000", "checkpoint_every: 1"))
     full = start(path)
@@ -214,7 +267,8 @@ def test_a_full_disk_is_one_message_and_nothing_acknowledged_is_lost(model_folde
     assert len(before) >= 2
     again = start(path, "--resume")
     out, said = again.communicate()
-    assert again.returncode == 4, said  # whole to its end; five tokens a reply earn nothing that could teach
+    # Whole to its end; five tokens a reply earn nothing that could teach.
+    assert again.returncode == 4, said
     assert "Nothing learned after update 8" in out
     after = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in before if line.endswith("}")][:1]
@@ -227,8 +281,11 @@ def two_stages(model: Path) -> dict[str, Any]:
     return {**config(model), "stages": [{"rl": {**rl, "updates": 2}}, {"rl": {**rl, "updates": 2}}]}
 
 
-def test_a_torn_first_checkpoint_of_a_later_stage(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """The one before it lies in the stage before, whose own beginning must still be there for its reference."""
+def test_a_torn_first_checkpoint_of_a_later_stage(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The one before it lies in the stage before, whose own beginning must still be there for its
+    reference."""
     whole = turnwise.Run(two_stages(model_folder()), folder=tmp_path / "whole").finish()
     for update in turnwise.Run(two_stages(model_folder()), folder=tmp_path / "r"):
         if update.number == 3:
@@ -255,7 +312,9 @@ def test_another_attention_is_refused(stopped: Path, model_folder: Callable[...,
         note = json.loads((folder / "state.json").read_text())
         note["position"]["machine"]["attention"] = "eager"
         (folder / "state.json").write_text(json.dumps(note))
-    with pytest.raises(turnwise.ConfigError, match="made with attention eager and would go on with sdpa"):
+    with pytest.raises(
+        turnwise.ConfigError, match="made with attention eager and would go on with sdpa"
+    ):
         resume(stopped, model_folder()).finish()
 
 
@@ -289,7 +348,12 @@ def test_weights_of_a_stage_that_never_begins_are_not_lost(
     stop: int, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     plugins = turnwise.Plugins({"mine": MovingPlugin()})
-    config = {"policy": str(model_folder()), "threads": 1, "checkpoint_every": 1, "stages": [{"moves": {}}, {"waits": {}}]}
+    config = {
+        "policy": str(model_folder()),
+        "threads": 1,
+        "checkpoint_every": 1,
+        "stages": [{"moves": {}}, {"waits": {}}],
+    }
     whole = turnwise.Run(config, folder=tmp_path / "whole", plugins=plugins).finish()
     for update in turnwise.Run(config, folder=tmp_path / "r", plugins=plugins):
         if update.number == stop:
@@ -347,11 +411,21 @@ class Office:
         ready, self._waiting = self._waiting, []
         stamp = lambda r: turnwise.Stamp(request=r.id)  # noqa: E731
         if self._outage:
-            return [turnwise.Feedback.failed(r.target, "closed", id=f"o-{r.id}", stamp=stamp(r)) for r in ready]
-        return [turnwise.Feedback(r.target, score=float(r.episodes[0].slot), id=f"p-{r.id}", stamp=stamp(r)) for r in ready]
+            return [
+                turnwise.Feedback.failed(r.target, "closed", id=f"o-{r.id}", stamp=stamp(r))
+                for r in ready
+            ]
+        return [
+            turnwise.Feedback(
+                r.target, score=float(r.episodes[0].slot), id=f"p-{r.id}", stamp=stamp(r)
+            )
+            for r in ready
+        ]
 
 
-def test_an_outage_of_a_slow_source_is_waited_out_after_resume(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_outage_of_a_slow_source_is_waited_out_after_resume(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     make = lambda outage: config(model_folder(), rl={"feedback": [Office(outage)], "updates": 2})  # noqa: E731
     with pytest.raises(turnwise.TooManyFailures, match="closed"):
         turnwise.Run(make(True), folder=tmp_path / "r").finish()
@@ -376,12 +450,21 @@ class NeverAnswers:
         return []
 
 
-def test_an_evaluation_that_is_interrupted_is_not_finished(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_evaluation_that_is_interrupted_is_not_finished(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     box: list[turnwise.Run] = []
-    stage = {"env": "test/Echo-v0", "episodes": 3, "max_new_tokens": 4, "poll": 0.0, "judge": NeverAnswers(box)}
+    stage = {
+        "env": "test/Echo-v0",
+        "episodes": 3,
+        "max_new_tokens": 4,
+        "poll": 0.0,
+        "judge": NeverAnswers(box),
+    }
     players = ["policy", {"name": "other", "policy": str(model_folder())}]
     going = turnwise.Run(
-        {"policy": str(model_folder()), "stages": [{"evaluate": {**stage, "players": players}}]}, folder=tmp_path / "r"
+        {"policy": str(model_folder()), "stages": [{"evaluate": {**stage, "players": players}}]},
+        folder=tmp_path / "r",
     )
     box.append(going)
     going.finish()
@@ -431,12 +514,19 @@ def test_other_peoples_stages_resume_from_their_beginning_or_from_within(
     stop: int, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     plugins = turnwise.Plugins({"mine": Plugin()})
-    config = {"policy": str(model_folder()), "threads": 1, "checkpoint_every": 1, "stages": [{"counts": {}}, {"sums": {}}]}
+    config = {
+        "policy": str(model_folder()),
+        "threads": 1,
+        "checkpoint_every": 1,
+        "stages": [{"counts": {}}, {"sums": {}}],
+    }
     for update in turnwise.Run(config, folder=tmp_path / "r", plugins=plugins):
         if update.number == stop:
             break
     again = turnwise.Run(config, folder=tmp_path / "r", plugins=plugins, resume=True).finish()
-    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [m["update"] for m in lines] == [1, 2, 3, 4, 5, 6, 7]
     assert [m.get("count", m.get("total")) for m in lines] == [1, 2, 3, 0, 1, 3, 6]
     assert again.policy.version == 3

@@ -1,4 +1,8 @@
-"""Numbers at the edges: groups without signal, weights of zero, rounding, the rate that was used, successes, and updates that taught nothing."""
+"""Numbers at the edges:
+
+groups without signal, weights of zero, rounding, the rate that was used, successes, and updates
+that taught nothing.
+"""
 
 from __future__ import annotations
 
@@ -46,16 +50,22 @@ def half_silent(policy: turnwise.Policy) -> turnwise.Batch:
     batch = credited(play(policy, 2, group=2, tokens=5))
     assert batch.credit is not None
     batch.signal = batch.group == 0
-    batch.credit = dataclasses.replace(batch.credit, advantages=batch.credit.advantages * batch.signal.unsqueeze(1))
+    batch.credit = dataclasses.replace(
+        batch.credit, advantages=batch.credit.advantages * batch.signal.unsqueeze(1)
+    )
     return batch
 
 
 @pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("kl", [0.0, 0.5])
-def test_they_count_in_the_mean_and_keep_their_kl(mean: Any, kl: float, model_folder: Callable[..., Path]) -> None:
+def test_they_count_in_the_mean_and_keep_their_kl(
+    mean: Any, kl: float, model_folder: Callable[..., Path]
+) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder())
     batch = half_silent(policy)
-    optimizer = GRPO(loss_mean=mean, divisor=9.0 if mean == "constant" else None, kl=kl, micro_tokens=64)
+    optimizer = GRPO(
+        loss_mean=mean, divisor=9.0 if mean == "constant" else None, kl=kl, micro_tokens=64
+    )
     optimizer.setup(policy)
     moved(policy)
     optimizer.prepare(policy, batch)
@@ -64,7 +74,8 @@ def test_they_count_in_the_mean_and_keep_their_kl(mean: Any, kl: float, model_fo
     own, mask = token_logprobs(policy, batch), batch.mask
     assert batch.credit is not None
     assert batch.behaviour_logprobs is not None
-    stale = (own.detach() - batch.behaviour_logprobs).exp().clamp(max=2.0)  # the policy moved since they were played
+    # The policy moved since they were played.
+    stale = (own.detach() - batch.behaviour_logprobs).exp().clamp(max=2.0)
     loss = -(own - own.detach()).exp() * batch.credit.advantages * stale
     if kl:
         assert batch.reference_logprobs is not None
@@ -73,15 +84,23 @@ def test_they_count_in_the_mean_and_keep_their_kl(mean: Any, kl: float, model_fo
     share = batch.weight.unsqueeze(1) * mask
     if mean == "sequence":
         share = share / mask.sum(1, keepdim=True)
-    total = batch.weight.sum() * 9.0 if mean == "constant" else share.sum()  # all four conversations
+    # All four conversations.
+    total = batch.weight.sum() * 9.0 if mean == "constant" else share.sum()
     close(ours, flat_gradient(policy, (loss * share).sum() / total))
     assert metrics["steps"] == 1
 
 
-def test_a_batch_without_any_signal_is_held_to_the_reference_all_the_same(model_folder: Callable[..., Path]) -> None:
+def test_a_batch_without_any_signal_is_held_to_the_reference_all_the_same(
+    model_folder: Callable[..., Path],
+) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder())
     episodes = play(policy, 2, group=2, tokens=5)
-    for options, steps in (({"kl": 0.5}, 1), ({"kl": 0.5, "kl_place": "reward"}, 0), ({"kl_place": "measure"}, 0), ({}, 0)):
+    for options, steps in (
+        ({"kl": 0.5}, 1),
+        ({"kl": 0.5, "kl_place": "reward"}, 0),
+        ({"kl_place": "measure"}, 0),
+        ({}, 0),
+    ):
         batch = credited(episodes)
         assert batch.credit is not None
         batch.signal = torch.zeros(4, dtype=torch.bool)
@@ -100,13 +119,20 @@ def test_a_batch_without_any_signal_is_held_to_the_reference_all_the_same(model_
             assert optimizer.kl.coef != 0.5, "the coefficient follows what was measured"
 
 
-def test_the_first_update_of_equal_outcomes_moves_nothing(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """Policy and reference are one: a penalty would be rounding, and Adam makes a whole step of it."""
+def test_the_first_update_of_equal_outcomes_moves_nothing(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Policy and reference are one:
+
+    a penalty would be rounding, and Adam makes a whole step of it.
+    """
     for place in ("reward", "loss"):
         stage = {
-            "env": ECHO, "updates": 1, "groups": 3, "group_size": 4, "max_new_tokens": 24, "poll": 0.0,
+            "env": ECHO, "updates": 1, "groups": 3, "group_size": 4, "max_new_tokens": 24,
+            "poll": 0.0,
             "feedback": [lambda episode: 0.7], "credit": {"name": "outcome", "baseline": "loo"},
-            "optimizer": {"name": "grpo", "lr": 1e-3, "warmup": 0, "kl": 0.5, "kl_place": place, "micro_tokens": 300},
+            "optimizer": {"name": "grpo", "lr": 1e-3, "warmup": 0, "kl": 0.5, "kl_place": place,
+                "micro_tokens": 300},
         }  # fmt: skip
         config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}
         before = weights(turnwise.Policy.from_pretrained(model_folder()))
@@ -120,7 +146,9 @@ def test_the_first_update_of_equal_outcomes_moves_nothing(model_folder: Callable
 
 
 @pytest.mark.parametrize("kind", [GRPO, PPO, Rejection])
-def test_minibatches_without_weight_are_passed_over(kind: Any, model_folder: Callable[..., Path]) -> None:
+def test_minibatches_without_weight_are_passed_over(
+    kind: Any, model_folder: Callable[..., Path]
+) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder())
     episodes = play(policy, 2, group=2, tokens=5)
     for worth, steps in ((torch.tensor([0.0, 1.0, 0.0, 1.0]), 2), (torch.zeros(4), 0)):
@@ -134,18 +162,27 @@ def test_minibatches_without_weight_are_passed_over(kind: Any, model_folder: Cal
         assert metrics["steps"] == steps
         assert torch.equal(before, weights(policy)) == (steps == 0)
         assert all(value == value for value in metrics.values())
-        assert metrics.get("lr") == (pytest.approx(1e-2 * steps / 10) if steps else None), "the rate of the last step"
+        assert metrics.get("lr") == (pytest.approx(1e-2 * steps / 10) if steps else None), (
+            "the rate of the last step"
+        )
 
 
 @pytest.mark.parametrize("kind", [DPO, KTO])
-def test_comparisons_and_labels_without_weight_are_passed_over(kind: Any, model_folder: Callable[..., Path]) -> None:
+def test_comparisons_and_labels_without_weight_are_passed_over(
+    kind: Any, model_folder: Callable[..., Path]
+) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder())
     episodes = play(policy, 2, group=2, tokens=5)
     for worth, steps in (([0.0, 1.0], 1), ([0.0, 0.0], 0)):
         batch = credited(episodes)
         number = torch.tensor([1.0, 1.0])
-        batch.pairs = Pairs(torch.tensor([0, 2]), torch.tensor([1, 3]), number, number, torch.tensor(worth))
-        batch.labels, batch.weight = torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([*worth, 0.0, 0.0])
+        batch.pairs = Pairs(
+            torch.tensor([0, 2]), torch.tensor([1, 3]), number, number, torch.tensor(worth)
+        )
+        batch.labels, batch.weight = (
+            torch.tensor([1.0, 0.0, 1.0, 0.0]),
+            torch.tensor([*worth, 0.0, 0.0]),
+        )
         optimizer = kind(lr=1e-2, warmup=10, minibatches=2)
         optimizer.setup(policy)
         before = weights(policy)
@@ -165,7 +202,9 @@ def test_comparisons_and_labels_without_weight_are_passed_over(kind: Any, model_
 def test_outcomes_differ_whatever_their_offset_and_their_unit(scale: float, offset: float) -> None:
     outcome = scale * (torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64) + offset).float().double()
     group = torch.zeros(3, dtype=torch.long)
-    assert group_advantage(outcome, group, "mean").tolist() == pytest.approx([-0.5 * scale, 0.0, 0.5 * scale], rel=1e-3)
+    assert group_advantage(outcome, group, "mean").tolist() == pytest.approx(
+        [-0.5 * scale, 0.0, 0.5 * scale], rel=1e-3
+    )
     assert best_of_groups(outcome, group, 1) == [2]
     returns = outcome.unsqueeze(1)
     mask = torch.ones(3, 1, dtype=torch.bool)
@@ -189,8 +228,12 @@ def test_equal_numbers_have_no_advantage_under_any_method(value: float) -> None:
 def test_small_rewards_beside_large_ones_are_kept() -> None:
     """Groups of different environments: the unit of one says nothing of the other's."""
     outcome, group = torch.tensor([0.0, 0.1, 1e9, 2e9]), torch.tensor([0, 0, 1, 1])
-    assert group_advantage(outcome, group, "mean").tolist() == pytest.approx([-0.05, 0.05, -5e8, 5e8])
-    assert not group_advantage(torch.tensor([0.1 + 0.2 - 0.3, 0.0]).double(), torch.tensor([0, 0]), "std").any()
+    assert group_advantage(outcome, group, "mean").tolist() == pytest.approx(
+        [-0.05, 0.05, -5e8, 5e8]
+    )
+    assert not group_advantage(
+        torch.tensor([0.1 + 0.2 - 0.3, 0.0]).double(), torch.tensor([0, 0]), "std"
+    ).any()
 
 
 def test_counterfactual_credit_is_no_rounding(model_folder: Callable[..., Path]) -> None:
@@ -236,7 +279,11 @@ class Quiet(gymnasium.Env):
         return "go", {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        return ("on", 0.0, False, False, {}) if self.long else ("done", 1.0, True, False, {"success": True})
+        return (
+            ("on", 0.0, False, False, {})
+            if self.long
+            else ("done", 1.0, True, False, {"success": True})
+        )
 
 
 gymnasium.register("test/Quiet-v0", Quiet)
@@ -247,7 +294,11 @@ def test_training_and_evaluation_count_the_same_successes() -> None:
     from turnwise.engine.rollout.players import ScriptPlayer
     from turnwise.engine.rollout.rollout import rollout
 
-    episodes = rollout(ScriptPlayer(lambda messages: "x"), [(s, 0) for s in starts("test/Quiet-v0", 0, 40)], max_turns=3)
+    episodes = rollout(
+        ScriptPlayer(lambda messages: "x"),
+        [(s, 0) for s in starts("test/Quiet-v0", 0, 40)],
+        max_turns=3,
+    )
     arrived = sum(e.ending == "terminated" for e in episodes) / 40
     assert 0.2 < arrived < 0.8
     assert play_metrics(episodes, {})["success"] == score(episodes).success == arrived
@@ -271,12 +322,19 @@ def pipeline(folder: Path, model: str, module: str, **rl: Any) -> Path:
 @pytest.mark.parametrize(
     ("says", "reason"),
     [
-        (lambda episode: 1.0, "in groups whose members all did equally well. The reward was 1 in every update"),
+        (
+            lambda episode: 1.0,
+            "in groups whose members all did equally well. The reward was 1 in every update",
+        ),
         (lambda episode: None, "without a reward. Look at why"),
     ],
 )
 def test_a_run_that_taught_nothing_does_not_end_like_one_that_did(
-    says: Any, reason: str, model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    says: Any,
+    reason: str,
+    model_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from turnwise.engine.cli import app
     from turnwise.engine.report.page import write_report
@@ -285,8 +343,12 @@ def test_a_run_that_taught_nothing_does_not_end_like_one_that_did(
     module.judge = says  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "says_nothing", module)
     path = pipeline(tmp_path, str(model_folder()), "says_nothing")
-    with pytest.warns(UserWarning, match="rl: this update taught the policy nothing: of 4 conversations"):
-        found = CliRunner().invoke(app, ["run", str(path), "--folder", str(tmp_path / "r")], obj=turnwise.Plugins())
+    with pytest.warns(
+        UserWarning, match="rl: this update taught the policy nothing: of 4 conversations"
+    ):
+        found = CliRunner().invoke(
+            app, ["run", str(path), "--folder", str(tmp_path / "r")], obj=turnwise.Plugins()
+        )
     assert found.exit_code == 4
     assert "trained on nothing" in found.stdout
     assert "Nothing learned after update 2" in found.stdout
@@ -306,7 +368,9 @@ def test_a_run_that_learned_ends_as_ever(
     module.judge = lambda episode: float(episode.slot)  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "says_much", module)
     path = pipeline(tmp_path, str(model_folder()), "says_much")
-    found = CliRunner().invoke(app, ["run", str(path), "--folder", str(tmp_path / "r")], obj=turnwise.Plugins())
+    found = CliRunner().invoke(
+        app, ["run", str(path), "--folder", str(tmp_path / "r")], obj=turnwise.Plugins()
+    )
     assert found.exit_code == 0, found.output
     assert "Finished after update 2" in found.stdout
     assert "taught the policy nothing" not in found.output
@@ -318,16 +382,34 @@ def test_a_run_that_learned_ends_as_ever(
 @pytest.mark.parametrize(
     ("rl", "said"),
     [
-        ({"optimizer": {"name": "grpo", "lr": -1e-3}}, "optimizer 'grpo': lr must be a number of at least 0, got -0.001"),
-        ({"optimizer": {"name": "ppo", "lr": "1e-3"}}, "optimizer 'ppo': lr must be a number, got '1e-3'"),
-        ({"optimizer": {"name": "grpo", "lr": float("nan")}}, "optimizer.lr must be a finite number"),
+        (
+            {"optimizer": {"name": "grpo", "lr": -1e-3}},
+            "optimizer 'grpo': lr must be a number of at least 0, got -0.001",
+        ),
+        (
+            {"optimizer": {"name": "ppo", "lr": "1e-3"}},
+            "optimizer 'ppo': lr must be a number, got '1e-3'",
+        ),
+        (
+            {"optimizer": {"name": "grpo", "lr": float("nan")}},
+            "optimizer.lr must be a finite number",
+        ),
         ({"optimizer": {"name": "grpo", "kl": "0.1"}}, "kl must be a number, got '0.1'"),
         ({"optimizer": {"name": "rejection", "lr": True}}, "lr must be a number, got True"),
-        ({"optimizer": {"name": "grpo", "epochs": 0}}, "epochs must be a whole number of at least 1"),
-        ({"optimizer": {"name": "grpo", "minibatches": 1.5}}, "minibatches must be a whole number, got 1.5"),
+        (
+            {"optimizer": {"name": "grpo", "epochs": 0}},
+            "epochs must be a whole number of at least 1",
+        ),
+        (
+            {"optimizer": {"name": "grpo", "minibatches": 1.5}},
+            "minibatches must be a whole number, got 1.5",
+        ),
         ({"optimizer": {"name": "grpo", "warmup": -1}}, "warmup must be a number of at least 0"),
         ({"credit": {"name": "turn-returns", "gamma": "1"}}, "gamma must be a number, got '1'"),
-        ({"learning_rate": 1e-3}, "an option of the optimizer, called 'lr': `optimizer: {name: ..., lr: ...}`"),
+        (
+            {"learning_rate": 1e-3},
+            "an option of the optimizer, called 'lr': `optimizer: {name: ..., lr: ...}`",
+        ),
         ({"lr": 1e-3}, "an option of the optimizer, called 'lr'"),
         ({"beta": 0.1}, "an option of the optimizer, called 'kl'"),
         ({"num_generations": 8}, "Here it is called 'group_size'"),
@@ -335,28 +417,49 @@ def test_a_run_that_learned_ends_as_ever(
         ({"optimizer": {"name": "grpo", "learning_rate": 1e-3}}, "Here it is called 'lr'"),
         ({"optimizer": {"name": "grpo", "beta": 0.1}}, "Here it is called 'kl'"),
         ({"optimizer": {"name": "ppo", "kl_coef": 0.1}}, "Here it is called 'kl'"),
-        ({"optimizer": {"name": "grpo", "num_generations": 4}}, "an option of the stage, called 'group_size'"),
+        (
+            {"optimizer": {"name": "grpo", "num_generations": 4}},
+            "an option of the stage, called 'group_size'",
+        ),
         ({"optimizer": {"name": "grpo", "cliprnge": 4}}, "Did you mean 'clip"),
     ],
 )
 def test_wrong_numbers_and_other_libraries_names(rl: dict[str, Any], said: str) -> None:
     with pytest.raises((turnwise.ConfigError, turnwise.PluginError), match=re.escape(said)):
-        turnwise.Run({"policy": "nowhere", "stages": [{"rl": {"env": ECHO, **rl}}]}, folder="/nonexistent/run")
+        turnwise.Run(
+            {"policy": "nowhere", "stages": [{"rl": {"env": ECHO, **rl}}]},
+            folder="/nonexistent/run",
+        )
 
 
 # Every number that is shown is explained.
 
 
-def test_every_metric_of_an_update_stands_on_a_page(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    pages = "".join((DOCS / page).read_text() for page in ("configuration.md", "optimizers.md", "preference-data.md"))
+def test_every_metric_of_an_update_stands_on_a_page(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pages = "".join(
+        (DOCS / page).read_text()
+        for page in ("configuration.md", "optimizers.md", "preference-data.md")
+    )
     shown: set[str] = set()
-    for name, optimizer in (("grpo", {"kl": 0.1, "kl_target": 1.0}), ("ppo", {"target_kl": 1.0}), ("rejection", {})):
+    for name, optimizer in (
+        ("grpo", {"kl": 0.1, "kl_target": 1.0}),
+        ("ppo", {"target_kl": 1.0}),
+        ("rejection", {}),
+    ):
         stage = {
-            "env": ECHO, "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 4, "poll": 0.0,
-            "feedback": [lambda episode: float(episode.slot)], "optimizer": {"name": name, **optimizer},
+            "env": ECHO, "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 4,
+            "poll": 0.0,
+            "feedback": [lambda episode: float(episode.slot)],
+            "optimizer": {"name": name, **optimizer},
         }  # fmt: skip
         config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}
-        shown |= set(turnwise.Run(config, folder=tmp_path / name).finish().metrics[0]) - {"update", "stage", "time"}
+        shown |= set(turnwise.Run(config, folder=tmp_path / name).finish().metrics[0]) - {
+            "update",
+            "stage",
+            "time",
+        }
     families = {
         "seconds": "`seconds/...`",
         "credit": "`credit/turn-1/mean`",
@@ -370,16 +473,21 @@ def test_every_metric_of_an_update_stands_on_a_page(model_folder: Callable[..., 
 # The pages' credit methods.
 
 
-def test_the_credit_methods_of_the_pages_compare_within_their_start(model_folder: Callable[..., Path]) -> None:
+def test_the_credit_methods_of_the_pages_compare_within_their_start(
+    model_folder: Callable[..., Path],
+) -> None:
     """Two groups, one of an easy start: nobody is credited for how easy it was."""
     policy = turnwise.Policy.from_pretrained(model_folder())
     episodes = play(policy, 2, group=2, tokens=4)
     rewards = lambda outcomes: [  # noqa: E731
-        turnwise.Rewards(r, (*([0.0] * (len(e.turns) - 1)), r)) for e, r in zip(episodes, outcomes, strict=True)
+        turnwise.Rewards(r, (*([0.0] * (len(e.turns) - 1)), r))
+        for e, r in zip(episodes, outcomes, strict=True)
     ]
     for page, name in (("plugins.md", "LastTurnOnly"), ("writing-an-optimizer.md", "LastWord")):
         [code] = [
-            c for c in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S) if f"class {name}" in c
+            c
+            for c in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
+            if f"class {name}" in c
         ]
         where: dict[str, Any] = {}
         exec(code, where)

@@ -21,7 +21,9 @@ from turnwise.engine.errors import EnvironmentBroke
 from turnwise.engine.stages.environments import EnvConfig, check_envs
 
 
-def played(env: str, count: int = 2, reply: str = "yes", **options: object) -> list[turnwise.Episode]:
+def played(
+    env: str, count: int = 2, reply: str = "yes", **options: object
+) -> list[turnwise.Episode]:
     chosen = [(s, 0) for s in turnwise.starts(env, 1, count)]
     return turnwise.rollout(turnwise.ScriptPlayer(lambda said: reply), chosen, **options)  # type: ignore[arg-type]
 
@@ -72,7 +74,9 @@ def test_gymnasiums_own_checker_has_no_complaint(env: str) -> None:
 def test_a_broken_environment_ends_its_own_episode_as_failed(env: str, reason: str) -> None:
     good = [(s, 0) for s in turnwise.starts("test/Good-v0", 1, 2)]
     bad = [(s, 0) for s in turnwise.starts(f"test/{env}-v0", 1, 1)]
-    episodes = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "yes"), [good[0], *bad, good[1]], step_limit=0.3)
+    episodes = turnwise.rollout(
+        turnwise.ScriptPlayer(lambda said: "yes"), [good[0], *bad, good[1]], step_limit=0.3
+    )
     assert [e.ending for e in episodes] == ["terminated", "failed", "terminated"]
     assert reason in episodes[1].reason
     assert episodes[1].env_return == 0.0
@@ -103,7 +107,9 @@ def test_a_hung_environment_does_not_hold_the_exit() -> None:
 
 def test_thread_safe_environments_step_side_by_side() -> None:
     episodes = played("test/Slow-v0", 8)
-    assert [e.ending for e in episodes] == ["terminated"] * 8, "one that stepped alone would have waited in vain"
+    assert [e.ending for e in episodes] == ["terminated"] * 8, (
+        "one that stepped alone would have waited in vain"
+    )
 
 
 def test_coroutines_share_one_loop() -> None:
@@ -119,7 +125,9 @@ def test_an_environment_in_its_own_process() -> None:
     assert (dead.ending, "exit code 7" in dead.reason) == ("failed", True)
     [hung] = played("test/OwnProcess-v0", 1, reply="hang", step_limit=3.0)
     assert (hung.ending, "no answer" in hung.reason) == ("failed", True)
-    [helped] = turnwise.rollout(turnwise.ScriptPlayer("expert"), [(turnwise.starts("test/OwnProcess-v0", 1, 1)[0], 0)])
+    [helped] = turnwise.rollout(
+        turnwise.ScriptPlayer("expert"), [(turnwise.starts("test/OwnProcess-v0", 1, 1)[0], 0)]
+    )
     assert (helped.ending, helped.turns[0].action) == ("terminated", "go on")
 
 
@@ -155,17 +163,26 @@ def test_unknown_environments_and_wrong_spaces_say_what_to_do() -> None:
         check_envs([EnvConfig(id="test/Arrays-v0")])
     with pytest.raises(turnwise.ConfigError, match="depth"):
         check_envs([EnvConfig(id="turnwise/Maze-v0", kwargs={"depth": 3})])
-    with pytest.raises(LookupError, match="has no player 'exprt'; it has: expert, random, demonstrator"):
-        turnwise.rollout(turnwise.ScriptPlayer("exprt"), [(turnwise.starts("turnwise/Maze-v0", 1, 1)[0], 0)])
+    with pytest.raises(
+        LookupError, match="has no player 'exprt'; it has: expert, random, demonstrator"
+    ):
+        turnwise.rollout(
+            turnwise.ScriptPlayer("exprt"), [(turnwise.starts("turnwise/Maze-v0", 1, 1)[0], 0)]
+        )
 
 
 def test_replay_reaches_the_same_states() -> None:
     [start] = turnwise.starts("turnwise/Maze-v0", 3, 1)
     [episode] = turnwise.rollout(turnwise.ScriptPlayer("random"), [(start, 0)])
     observations = turnwise.replay(start, [t.action for t in episode.turns])
-    assert [o.message for o in observations] == [*(t.observation for t in episode.turns), episode.final]
+    assert [o.message for o in observations] == [
+        *(t.observation for t in episode.turns),
+        episode.final,
+    ]
     [bad] = turnwise.starts("test/Raises-v0", 1, 1)
-    with pytest.raises(EnvironmentBroke, match="replay broke after 1 observations: step: RuntimeError"):
+    with pytest.raises(
+        EnvironmentBroke, match="replay broke after 1 observations: step: RuntimeError"
+    ):
         turnwise.replay(bad, ["x"])
 
 
@@ -173,25 +190,33 @@ def test_starts_are_distinct_and_32_bit() -> None:
     seeds = [s.seed for s in turnwise.starts("turnwise/Maze-v0", 1, 100_000)]
     assert len(set(seeds)) == len(seeds)
     assert max(seeds) < 2**32
-    assert turnwise.starts("turnwise/Maze-v0", 1, 3, first=2)[0] == turnwise.starts("turnwise/Maze-v0", 1, 3)[2]
+    assert (
+        turnwise.starts("turnwise/Maze-v0", 1, 3, first=2)[0]
+        == turnwise.starts("turnwise/Maze-v0", 1, 3)[2]
+    )
 
 
 def test_truncation_and_its_reasons() -> None:
     [cut] = played("test/NeverEnds-v0", 1, max_turns=3)
     assert (cut.ending, cut.reason, len(cut.turns)) == ("truncated", "max_turns", 3)
-    [limit] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "hm"), [(turnwise.starts("turnwise/Maze-v0", 1, 1)[0], 0)])
+    [limit] = turnwise.rollout(
+        turnwise.ScriptPlayer(lambda said: "hm"),
+        [(turnwise.starts("turnwise/Maze-v0", 1, 1)[0], 0)],
+    )
     assert (limit.ending, limit.reason, len(limit.turns)) == ("truncated", "environment", 40)
 
 
 def test_other_peoples_environments_work_unchanged(tmp_path: Path, model_folder: object) -> None:
-    """The example in docs/environments.md: FrozenLake through a codec of a dozen lines, and a user's own environment, from a
-    folder that has an `envs` package of its own."""
+    """The example in docs/environments.md: FrozenLake through a codec of a dozen lines, and a
+    user's own environment, from a folder that has an `envs` package of its own."""
     page = (Path(__file__).parents[1] / "docs" / "environments.md").read_text()
     blocks = [b.split("```")[0] for b in page.split("```python\n")[1:]]
     codec = next(b for b in blocks if "FrozenLake" in b)
     riddle = next(b for b in blocks if "class Riddle" in b)
     (tmp_path / "envs").mkdir()
-    (tmp_path / "envs" / "__init__.py").write_text("MINE = 'the user has an envs package of their own'\n" + riddle)
+    (tmp_path / "envs" / "__init__.py").write_text(
+        "MINE = 'the user has an envs package of their own'\n" + riddle
+    )
     (tmp_path / "lake.py").write_text(codec)
     (tmp_path / "script.py").write_text(
         textwrap.dedent(f"""
@@ -203,7 +228,9 @@ def test_other_peoples_environments_work_unchanged(tmp_path: Path, model_folder:
         seen = {{e.start.env for e in run.ledger.run_episodes(run.id)}}
         assert seen == {{"acme/Riddle-v0", "text/FrozenLake-v0"}}, seen
         print("trained", run.updates)
-        """)  # type: ignore[operator]
+        """)  # noqa: E501
+    )  # type: ignore[operator]
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "trained 2" in done.stdout, done.stderr[-3000:]

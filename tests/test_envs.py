@@ -1,4 +1,7 @@
-"""The built-in dialogues: optimum, expert, demonstrators, random player, held-out stories, and no leak."""
+"""The built-in dialogues:
+
+optimum, expert, demonstrators, random player, held-out stories, and no leak.
+"""
 
 from __future__ import annotations
 
@@ -34,21 +37,29 @@ def test_desk_players_are_as_good_as_they_claim(split: str) -> None:
 
 def test_desk_demonstrators_show_every_reply() -> None:
     said = {t.action for e in play(DESK, "demonstrator", 1500) for t in e.turns}
-    everything = {s for group in (*support_desk.QUESTIONS.values(), *RESOLUTIONS.values()) for s in group}
+    everything = {
+        s for group in (*support_desk.QUESTIONS.values(), *RESOLUTIONS.values()) for s in group
+    }
     assert said == everything
 
 
 def test_desk_splits_are_disjoint_in_content_and_large() -> None:
     rng = random.Random(0)
     stories = {held: [draw_story(rng, held) for _ in range(12_000)] for held in (False, True)}
-    content = {held: {(s.item, s.words["what"], s.words["when"]) for s in some} for held, some in stories.items()}
+    content = {
+        held: {(s.item, s.words["what"], s.words["when"]) for s in some}
+        for held, some in stories.items()
+    }
     assert not content[True] & content[False]
     distinct = {(s.item, *sorted(s.words.items()), *sorted(s.told)) for s in stories[False]}
     assert len(distinct) >= 10_000
 
 
 def talk(seed_of: str, *replies: str) -> tuple[float, list[str], dict]:
-    """Plays given replies against the first story of a kind; the last reward, what the customer said, and the info."""
+    """Plays given replies against the first story of a kind;
+
+    the last reward, what the customer said, and the info.
+    """
     env = SupportDesk()
     for seed in range(10_000):
         env.reset(seed=seed)
@@ -70,7 +81,8 @@ def test_desk_counts_questions() -> None:
         env.reset(seed=0)
         env.story = support_desk.Story(
             "lamp", {"what": "regret", "when": "days", "wish": "new", "box": box},
-            {"what": "I changed my mind.", "when": "I ordered it last week.", "wish": "I want another one.", "box": "The box."},
+            {"what": "I changed my mind.", "when": "I ordered it last week.",
+                "wish": "I want another one.", "box": "The box."},
             frozenset({"what"}),
         )  # fmt: skip
         env._told, env._patience = {"what"}, 3
@@ -80,7 +92,13 @@ def test_desk_counts_questions() -> None:
 
 
 def test_desk_needless_and_repeated_questions_cost() -> None:
-    reward, _, info = talk("broken", "What happened?", "When did you buy it?", "What happened?", "Do you want a refund?")
+    reward, _, info = talk(
+        "broken",
+        "What happened?",
+        "When did you buy it?",
+        "What happened?",
+        "Do you want a refund?",
+    )
     assert (info["questions"], info["needless"], info["repeated"]) == (4, 1, 1)
     reward, said, info = talk("broken", *["What happened?"] * 6)
     assert said[-1] == support_desk.LEAVES
@@ -92,7 +110,9 @@ def test_desk_cannot_be_gamed_by_saying_everything() -> None:
     reward, _said, info = talk("lost", *[everything] * 5)
     assert reward == 0.0
     assert not info["success"]
-    reward, _, _ = talk("lost", "What happened, when, what would you like, was the box open?", everything)
+    reward, _, _ = talk(
+        "lost", "What happened, when, what would you like, was the box open?", everything
+    )
     assert reward == 0.0
 
 
@@ -106,7 +126,10 @@ def test_desk_refuses_unknown_options() -> None:
 def test_maze_optimum_is_the_experts_and_nobody_beats_it(size: int, layout: int) -> None:
     env = maze.Maze(size, layout)
     assert set(env.distances) == set(env.doors), "every cell reaches the exit"
-    chosen = [(s, 0) for s in turnwise.starts("turnwise/Maze-v0", 1, 60, kwargs={"size": size, "layout": layout})]
+    chosen = [
+        (s, 0)
+        for s in turnwise.starts("turnwise/Maze-v0", 1, 60, kwargs={"size": size, "layout": layout})
+    ]
     expert = turnwise.rollout(turnwise.ScriptPlayer("expert"), chosen)
     for e in expert:
         if e.ending == "terminated":
@@ -130,7 +153,10 @@ def test_maze_unobserved_names_no_cell_and_the_exit_pays_alone() -> None:
     for e in play("turnwise/MazePO-v0", "expert", 30):
         assert all("row" not in t.observation.content for t in e.turns)
         assert e.env_return == e.info["optimum"]
-    chosen = [(s, 0) for s in turnwise.starts("turnwise/Maze-v0", 1, 60, kwargs={"reward": "exit", "steps": 4})]
+    chosen = [
+        (s, 0)
+        for s in turnwise.starts("turnwise/Maze-v0", 1, 60, kwargs={"reward": "exit", "steps": 4})
+    ]
     for player in ("expert", "random"):
         for e in turnwise.rollout(turnwise.ScriptPlayer(player), chosen):
             assert e.ending == "terminated"
@@ -144,7 +170,9 @@ def test_maze_unobserved_names_no_cell_and_the_exit_pays_alone() -> None:
 
 
 def test_questions_tell_all_things_apart_and_are_understood() -> None:
-    signatures = {tuple(twenty_questions.answers(thing).values()) for thing in twenty_questions.THINGS}
+    signatures = {
+        tuple(twenty_questions.answers(thing).values()) for thing in twenty_questions.THINGS
+    }
     assert len(signatures) == len(twenty_questions.THINGS) >= 60
     for word, (question, having) in twenty_questions.PROPERTIES.items():
         assert twenty_questions.named(question) == [word]
@@ -154,7 +182,9 @@ def test_questions_tell_all_things_apart_and_are_understood() -> None:
 
 
 def test_questions_players_and_what_is_paid() -> None:
-    expert, demonstrator, chance = (play("turnwise/TwentyQuestions-v0", p, 200) for p in ("expert", "demonstrator", "random"))
+    expert, demonstrator, chance = (
+        play("turnwise/TwentyQuestions-v0", p, 200) for p in ("expert", "demonstrator", "random")
+    )
     assert all(e.success for e in expert)
     assert mean([len(e.turns) for e in expert]) < 8
     means = [mean([e.env_return for e in each]) for each in (expert, demonstrator, chance)]
@@ -169,11 +199,17 @@ def test_questions_players_and_what_is_paid() -> None:
         "Ask about one thing at a time.",
         "I do not know what that means.",
     ]
-    assert env.step("Is it the cat?")[:3] == ("No more questions. It was the dog.", pytest.approx(-0.06), True)
+    assert env.step("Is it the cat?")[:3] == (
+        "No more questions. It was the dog.",
+        pytest.approx(-0.06),
+        True,
+    )
     with pytest.raises(ValueError, match="2 to 64"):
         twenty_questions.TwentyQuestions(things=65)
 
 
-@pytest.mark.parametrize("env", ["turnwise/TwentyQuestions-v0", "turnwise/MazePO-v0", "turnwise/Maze-v0", DESK])
+@pytest.mark.parametrize(
+    "env", ["turnwise/TwentyQuestions-v0", "turnwise/MazePO-v0", "turnwise/Maze-v0", DESK]
+)
 def test_the_checker_finds_nothing_wrong(env: str) -> None:
     assert turnwise.check_environment(env, episodes=8) == []

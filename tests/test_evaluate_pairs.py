@@ -18,14 +18,18 @@ ENV = {"id": "test/Echo-v0", "kwargs": {"turns": 2}}
 
 def evaluate(folder: Path, model: Path, **options: Any) -> dict[str, Any]:
     stage = {"env": ENV, "episodes": 12, "max_new_tokens": 5, "poll": 0.0, **options}
-    run = turnwise.Run({"policy": str(model), "threads": 1, "stages": [{"evaluate": stage}]}, folder=folder).finish()
+    run = turnwise.Run(
+        {"policy": str(model), "threads": 1, "stages": [{"evaluate": stage}]}, folder=folder
+    ).finish()
     evaluate.run = run  # type: ignore[attr-defined]
     return dict(json.loads((folder / "evaluation.json").read_text()))
 
 
 def test_paired_differences_by_hand() -> None:
     def episode(seed: int, value: float, ending: Any = "terminated") -> turnwise.Episode:
-        turn = turnwise.Turn(turnwise.Message("user", "x"), "y", value, info={"success": value > 0.5})
+        turn = turnwise.Turn(
+            turnwise.Message("user", "x"), "y", value, info={"success": value > 0.5}
+        )
         return turnwise.Episode(f"{seed}{value}", turnwise.Start("e", seed), (turn,), ending)
 
     first = [episode(0, 1.0), episode(1, 0.4), episode(2, 0.9), episode(3, 0.0, "failed")]
@@ -40,7 +44,9 @@ def test_paired_differences_by_hand() -> None:
         paired(first, second[::-1])
 
 
-def test_other_policies_play_the_same_starts(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_other_policies_play_the_same_starts(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     players = ["policy", {"name": "same", "policy": str(model_folder())}]
     table = evaluate(tmp_path / "r", model_folder(), players=players)
     run = evaluate.run  # type: ignore[attr-defined]
@@ -51,7 +57,9 @@ def test_other_policies_play_the_same_starts(model_folder: Callable[..., Path], 
         by_start.setdefault(e.start.key, set()).add(e.slot)
     assert set(map(tuple, by_start.values())) == {(0, 1)}
     assert table["policy - same"]["pairs"] == 12
-    assert table["policy - same"]["outcome_low"] <= 0 <= table["policy - same"]["outcome_high"], "they are the same policy"
+    assert table["policy - same"]["outcome_low"] <= 0 <= table["policy - same"]["outcome_high"], (
+        "they are the same policy"
+    )
 
 
 class First:
@@ -71,18 +79,25 @@ class Longer:
         if next(self.calls) % self.fails == 0:
             raise TimeoutError("busy")
         length = {e.id: sum(len(t.action) for t in e.turns) for e in group}
-        tiers = [tuple(e for e in length if length[e] == n) for n in sorted(set(length.values()), reverse=True)]
+        tiers = [
+            tuple(e for e in length if length[e] == n)
+            for n in sorted(set(length.values()), reverse=True)
+        ]
         return turnwise.Comparison(group[0].group, tuple(tiers))
 
 
-def test_a_judge_that_looks_at_the_place_prefers_nobody(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_judge_that_looks_at_the_place_prefers_nobody(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     players = ["policy", {"name": "other", "policy": str(model_folder())}]
     table = evaluate(tmp_path / "r", model_folder(), players=players, judge=First())
     found = table["policy - other"]
     assert (found["win_rate"], found["flips"], found["unjudged"]) == (0.5, 1.0, 0)
 
 
-def test_a_judges_verdicts_are_recorded_and_its_failures_are_no_ties(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_judges_verdicts_are_recorded_and_its_failures_are_no_ties(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     players = ["policy", {"name": "other", "policy": str(model_folder())}]
     table = evaluate(tmp_path / "r", model_folder(), players=players, judge=Longer(fails=6))
     run = evaluate.run  # type: ignore[attr-defined]
@@ -97,12 +112,15 @@ def test_a_judges_verdicts_are_recorded_and_its_failures_are_no_ties(model_folde
     spoiled = {a.target for a in said if a.status == "failed"}
     keys = {e.start.key: e.group for e in played.values()}
     wins = [
-        0.5 if length[k, 0] == length[k, 1] else float(length[k, 0] > length[k, 1]) for k, g in keys.items() if g not in spoiled
+        0.5 if length[k, 0] == length[k, 1] else float(length[k, 0] > length[k, 1]) for k,
+        g in keys.items() if g not in spoiled
     ]  # fmt: skip
     assert found["win_rate"] == pytest.approx(sum(wins) / len(wins))
 
 
-def test_best_of_n_is_chosen_by_the_judge(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_best_of_n_is_chosen_by_the_judge(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """A judge that knows the truth: the best of n is the mean of the maxima over all subsets."""
 
     def truth(episode: turnwise.Episode) -> float:
@@ -117,7 +135,9 @@ def test_best_of_n_is_chosen_by_the_judge(model_folder: Callable[..., Path], tmp
     assert {len(g) for g in groups.values()} == {4}
     for n in (1, 2, 4):
         expected = [
-            sum(map(max, subsets)) / len(subsets) for g in groups.values() for subsets in [list(itertools.combinations(g, n))]
+            sum(map(max, subsets)) / len(subsets)
+            for g in groups.values()
+            for subsets in [list(itertools.combinations(g, n))]
         ]
         assert table[f"best-of-{n}"]["outcome"] == pytest.approx(sum(expected) / len(expected))
         assert table[f"best-of-{n}"]["proxy"] == pytest.approx(table[f"best-of-{n}"]["outcome"])
@@ -127,7 +147,9 @@ def test_best_of_n_is_chosen_by_the_judge(model_folder: Callable[..., Path], tmp
         below = lambda value: sum(v < value for v in own) / 4  # noqa: B023, E731
         chosen = {v: (below(v) + share) ** 4 - below(v) ** 4 for v, share in shares.items()}
         kl.append(sum(q * math.log(q / shares[v]) for v, q in chosen.items()))
-    assert sum(kl) / len(kl) - 1e-9 <= table["best-of-4"]["kl"] < 0.636, "at most log n - (n - 1) / n, and less with ties"
+    assert sum(kl) / len(kl) - 1e-9 <= table["best-of-4"]["kl"] < 0.636, (
+        "at most log n - (n - 1) / n, and less with ties"
+    )
     assert table["best-of-4"]["outcome"] > table["best-of-1"]["outcome"]
 
 
@@ -136,8 +158,14 @@ def test_best_of_n_is_chosen_by_the_judge(model_folder: Callable[..., Path], tmp
     [
         ({"judge": "length"}, "must compare conversations"),
         ({"best_of": {"judge": First()}}, "must score single conversations"),
-        ({"players": ["policy", {"name": "policy", "policy": "x"}]}, "two players have the same name"),
-        ({"players": ["policy", {"name": "x", "policy": "runs/no/where"}]}, "there is no policy in runs/no/where"),
+        (
+            {"players": ["policy", {"name": "policy", "policy": "x"}]},
+            "two players have the same name",
+        ),
+        (
+            {"players": ["policy", {"name": "x", "policy": "runs/no/where"}]},
+            "there is no policy in runs/no/where",
+        ),
         ({"players": [{"name": "x"}]}, "needs the key 'policy'"),
         ({"best_of": {"judge": "lenght"}}, "Did you mean 'length'"),
     ],

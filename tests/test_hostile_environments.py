@@ -1,4 +1,7 @@
-"""Environments that raise, hang and lie in every place: each failure has its cause, and nothing is left behind."""
+"""Environments that raise, hang and lie in every place:
+
+each failure has its cause, and nothing is left behind.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,11 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "hostile_environments.py"
 @pytest.mark.parametrize("episodes", [300, pytest.param(2000, marks=pytest.mark.slow)])
 def test_each_failure_is_counted_to_its_cause_and_nothing_is_left_behind(episodes: int) -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(episodes)], capture_output=True, text=True, timeout=250, check=False
+        [sys.executable, str(SCRIPT), str(episodes)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{episodes} episodes, {episodes * 2 // 5} of them" in done.stdout
@@ -49,8 +56,17 @@ gymnasium.register("test/Says-v0", Says)
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (("ab\u00e9",), "step 1: the observation has '\u00e9' (U+00E9) at character 2, which the charset"),
-        (("a\udc80",), "step 1: the observation is not valid Unicode (U+DC80, a lone surrogate, at character 1)"),
+        (
+            ("ab\u00e9",),
+            "step 1: the observation has '\u00e9' (U+00E9) at character 2, which the charset",
+        ),
+        (
+            ("a\udc80",),
+            (
+                "step 1: the observation is not valid Unicode (U+DC80, a lone surrogate, at"
+                " character 1)"
+            ),
+        ),
         ((b"abc",), "step 1: the observation is bytes, not str"),
         (("a", "0.5"), "step 1: the reward is '0.5', not a number"),
         (("a", np.array("0.5")), "step 1: the reward is array('0.5'"),
@@ -62,26 +78,41 @@ gymnasium.register("test/Says-v0", Says)
         (("a", 0.0, True, float("nan")), "step 1: truncated is nan"),
         (("a", 0.0, True, 2), "step 1: truncated is 2, neither True nor False"),
         (("a", 0.0, True, False, {"success": "false"}), "step 1: info[\"success\"] is 'false'"),
-        (("a", 0.0, True, False, {"success": 0.5}), 'step 1: info["success"] is 0.5, neither True nor False'),
+        (
+            ("a", 0.0, True, False, {"success": 0.5}),
+            'step 1: info["success"] is 0.5, neither True nor False',
+        ),
         ({"tools": "search"}, 'reset: info["tools"] must be a list of tool schemas'),
-        ({"tools": [{"description": "no name"}]}, 'reset: info["tools"] must be a list of tool schemas'),
+        (
+            {"tools": [{"description": "no name"}]},
+            'reset: info["tools"] must be a list of tool schemas',
+        ),
         ({"system": "\ud800"}, 'reset: info["system"] is not valid Unicode'),
         ({"role": ["tool"]}, "reset: info[\"role\"] is ['tool']"),
     ],
 )
 def test_what_is_no_text_no_number_and_no_flag_is_named(given: object, reason: str) -> None:
     GIVEN.append(given)
-    [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)])
+    [episode] = turnwise.rollout(
+        turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)]
+    )
     assert episode.ending == "failed"
     assert reason in episode.reason
 
 
 @pytest.mark.parametrize(
-    "given", [("a", np.float32(1.0), np.bool_(True)), ("a", True, 1, 0, {"success": np.bool_(True)}), ("a", 1)]
+    "given",
+    [
+        ("a", np.float32(1.0), np.bool_(True)),
+        ("a", True, 1, 0, {"success": np.bool_(True)}),
+        ("a", 1),
+    ],
 )
 def test_numpy_and_zero_and_one_are_fine(given: object) -> None:
     GIVEN.append(given)
-    [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)])
+    [episode] = turnwise.rollout(
+        turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)]
+    )
     assert (episode.ending, episode.env_return) == ("terminated", 1.0), episode.reason
 
 
@@ -92,7 +123,9 @@ def test_coroutines_registered_the_ordinary_way(limit: dict[str, int]) -> None:
         observation_space = action_space = turnwise.Text(100)
         closed = 0
 
-        async def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:  # type: ignore[override]
+        async def reset(
+            self, *, seed: int | None = None, options: dict | None = None
+        ) -> tuple[str, dict]:  # type: ignore[override]
             self.turn = 0
             return "hi", {}
 
@@ -107,7 +140,9 @@ def test_coroutines_registered_the_ordinary_way(limit: dict[str, int]) -> None:
     chosen = [(s, 0) for s in turnwise.starts("test/Awaited-v0", 1, 4)]
     episodes = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), chosen)
     gymnasium.registry.pop("test/Awaited-v0")
-    assert [(e.ending, len(e.turns)) for e in episodes] == [("truncated", 3) if limit else ("terminated", 5)] * 4
+    assert [(e.ending, len(e.turns)) for e in episodes] == [
+        ("truncated", 3) if limit else ("terminated", 5)
+    ] * 4
     assert Awaited.closed == 4
 
 
@@ -121,7 +156,9 @@ def test_no_more_live_than_the_environment_says() -> None:
             type(self).live += 1
             type(self).most = max(self.live, self.most)
 
-        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+        def reset(
+            self, *, seed: int | None = None, options: dict | None = None
+        ) -> tuple[str, dict]:
             return "hi", {}
 
         def step(self, action: str) -> tuple:
@@ -152,9 +189,13 @@ CYCLE["itself"] = CYCLE
         ({"t": np.datetime64("2026-11-29")}, {"t": "2026-11-29"}),
     ],
 )
-def test_what_an_environment_notes_can_be_written_down(info: dict, kept: dict, tmp_path: Path) -> None:
+def test_what_an_environment_notes_can_be_written_down(
+    info: dict, kept: dict, tmp_path: Path
+) -> None:
     GIVEN.append(("abc", 1.0, True, False, info))
-    [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)])
+    [episode] = turnwise.rollout(
+        turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)]
+    )
     ledger = turnwise.Ledger(tmp_path / "l.sqlite")
     ledger.add_episodes([episode])
     assert ledger.episodes([episode.id])[episode.id].turns[0].info == kept
@@ -166,17 +207,25 @@ def test_what_an_environment_notes_can_be_written_down(info: dict, kept: dict, t
         (("abc", 1.0, True, False, CYCLE), "step 1: info contains itself, or is nested too deeply"),
         (
             {"tools": [{"name": "f", "parameters": {"type": "object", "properties": ["a"]}}]},
-            "reset: the parameters of tool 'f' must be a JSON schema whose properties are schemas by name",
+            (
+                "reset: the parameters of tool 'f' must be a JSON schema whose properties are"
+                " schemas by name"
+            ),
         ),
         (
             {"tools": [{"name": "f", "parameters": {"properties": {"a": "string"}}}]},
-            "reset: the parameters of tool 'f' must be a JSON schema whose properties are schemas by name",
+            (
+                "reset: the parameters of tool 'f' must be a JSON schema whose properties are"
+                " schemas by name"
+            ),
         ),
     ],
 )
 def test_what_cannot_be_written_down_costs_its_own_episode(given: object, reason: str) -> None:
     GIVEN.append(given)
-    [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)])
+    [episode] = turnwise.rollout(
+        turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Says-v0", 1), 0)]
+    )
     assert episode.ending == "failed"
     assert reason in episode.reason
 
@@ -197,10 +246,19 @@ class Wanders(gymnasium.Env):
 gymnasium.register("test/Wanders-v0", Wanders)
 
 
-def test_a_run_stays_where_it_began(model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stays_where_it_began(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     rl = {"env": "test/Wanders-v0", "updates": 2, "groups": 2, "group_size": 2, "max_new_tokens": 4}
-    run = turnwise.Run({"policy": str(model_folder()), "folder": "r", "ledger": "sqlite:///own.sqlite", "stages": [{"rl": rl}]})
+    run = turnwise.Run(
+        {
+            "policy": str(model_folder()),
+            "folder": "r",
+            "ledger": "sqlite:///own.sqlite",
+            "stages": [{"rl": rl}],
+        }
+    )
     run.finish()
     assert Path.cwd() == Path("/")
     assert (tmp_path / "r" / "metrics.jsonl").exists()
@@ -226,21 +284,30 @@ class Starts(gymnasium.Env):
 gymnasium.register("test/Starts-v0", Starts)
 
 
-@pytest.mark.parametrize(("reply", "reason"), [("hang", "no answer within"), ("die", "its process died with exit code 3")])
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [("hang", "no answer within"), ("die", "its process died with exit code 3")],
+)
 def test_what_an_environment_started_ends_with_it(reply: str, reason: str) -> None:
     player = turnwise.ScriptPlayer(lambda said: reply)
     [episode] = turnwise.rollout(player, [(turnwise.Start("test/Starts-v0", 1), 0)], step_limit=2.0)
     assert reason in episode.reason
     stat = Path("/proc", episode.turns[0].observation.content, "stat")
     until = time.monotonic() + 60
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
+    while (
+        stat.exists()
+        and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+        and time.monotonic() < until
+    ):
         time.sleep(0.01)
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_close_that_fails_where_warnings_are_errors() -> None:
     class Unclosable(Wanders):
-        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+        def reset(
+            self, *, seed: int | None = None, options: dict | None = None
+        ) -> tuple[str, dict]:
             return "hello", {}
 
         def close(self) -> None:
@@ -249,7 +316,9 @@ def test_a_close_that_fails_where_warnings_are_errors() -> None:
     gymnasium.register("test/Unclosable-v0", Unclosable)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Unclosable-v0", 1), 0)])
+        [episode] = turnwise.rollout(
+            turnwise.ScriptPlayer(lambda said: "x"), [(turnwise.Start("test/Unclosable-v0", 1), 0)]
+        )
     gymnasium.registry.pop("test/Unclosable-v0")
     assert episode.ending == "terminated"
 
@@ -271,10 +340,15 @@ gymnasium.register("test/Calls-v0", Calls)
 
 
 @pytest.mark.parametrize("history", ["append", "rerender"])
-def test_a_message_that_the_template_refuses_costs_its_own_episode(history: Any, model_folder: Callable[..., Path]) -> None:
+def test_a_message_that_the_template_refuses_costs_its_own_episode(
+    history: Any, model_folder: Callable[..., Path]
+) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder(), chat_template=NO_TOOLS)
     player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 4), history=history)
-    chosen = [(turnwise.Start("test/Calls-v0", k, {"role": role}), 0) for k, role in enumerate(["user", "tool", "user"])]
+    chosen = [
+        (turnwise.Start("test/Calls-v0", k, {"role": role}), 0)
+        for k, role in enumerate(["user", "tool", "user"])
+    ]
     ok, refused, fine = turnwise.rollout(player, chosen, max_turns=2)
     assert (ok.ending, fine.ending) == ("truncated", "truncated")
     assert refused.ending == "failed"
@@ -283,5 +357,8 @@ def test_a_message_that_the_template_refuses_costs_its_own_episode(history: Any,
 
 
 NO_TOOLS = turnwise.CHATML.replace(
-    "{% for", "{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endfor %}{% for", 1
+    "{% for",
+    "{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endfor"
+    " %}{% for",
+    1,
 )

@@ -1,4 +1,5 @@
-"""What is said of judges after a run (`turnwise judges`, the report) and before it (`turnwise estimate`); scores at equal length."""
+"""What is said of judges after a run (`turnwise judges`, the report) and before it (`turnwise
+estimate`); scores at equal length."""
 
 from __future__ import annotations
 
@@ -40,28 +41,64 @@ def command(arguments: list[str], plugins: turnwise.Plugins) -> str:
 def talk(i: int, words: int, *, group: int = 0, sampled: bool = False) -> Episode:
     ids: dict[str, Any] = {"action_ids": (5,), "logprobs": (-1.0,)} if sampled else {}
     turn = Turn(Message("user", "Hello?"), " ".join(["word"] * words), 0.0, **ids)
-    return Episode(f"{i:016x}", Start("test/Talk", group), (turn,), "terminated", run="run", stage="rl", update=1, slot=i)
+    return Episode(
+        f"{i:016x}",
+        Start("test/Talk", group),
+        (turn,),
+        "terminated",
+        run="run",
+        stage="rl",
+        update=1,
+        slot=i,
+    )
 
 
 def answered(asked: Any) -> dict[str, Any]:
     fields = bound(asked)["properties"]
     levels = dict.fromkeys(fields["levels"]["properties"], 3)
-    return {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "fine", "abstain": False, "levels": levels}
+    return {
+        "verdict_id": fields["verdict_id"]["enum"][0],
+        "rationale": "fine",
+        "abstain": False,
+        "levels": levels,
+    }
 
 
-def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(model_folder: Any, tmp_path: Path) -> None:
+def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(
+    model_folder: Any, tmp_path: Path
+) -> None:
     with ModelServer(answered) as server:
         chance, server.prefix = random.Random(0), 512
         server.faults = lambda asked: Fault("refusal") if chance.random() < 0.3 else None
         model = {"provider": "openai", "model": "gpt-5-mini", "url": f"{server.url}/v1"}
         feedback = [
-            {"judge": "rubric", "name": "good", "model": model, "rubric": "Was it good?", "cache": False, "canaries": 0}
+            {
+                "judge": "rubric",
+                "name": "good",
+                "model": model,
+                "rubric": "Was it good?",
+                "cache": False,
+                "canaries": 0,
+            }
         ]
-        stage = {"env": ECHO, "updates": 2, "groups": 4, "group_size": 4, "max_new_tokens": 5, "poll": 0, "feedback": feedback}
-        run = turnwise.Run({"policy": str(model_folder()), "stages": [{"rl": stage}]}, folder=tmp_path / "run").finish()
+        stage = {
+            "env": ECHO,
+            "updates": 2,
+            "groups": 4,
+            "group_size": 4,
+            "max_new_tokens": 5,
+            "poll": 0,
+            "feedback": feedback,
+        }
+        run = turnwise.Run(
+            {"policy": str(model_folder()), "stages": [{"rl": stage}]}, folder=tmp_path / "run"
+        ).finish()
         shown = command(["judges", str(tmp_path / "run"), "--json"], run.plugins)
         sections = {s["title"]: s for s in json.loads(shown)}
-        [who] = (dict(zip(sections["Who said what"]["columns"], row, strict=True)) for row in sections["Who said what"]["rows"])
+        [who] = (
+            dict(zip(sections["Who said what"]["columns"], row, strict=True))
+            for row in sections["Who said what"]["rows"]
+        )
         [what] = (
             dict(zip(sections["What was asked of models"]["columns"], row, strict=True))
             for row in sections["What was asked of models"]["rows"]
@@ -69,7 +106,12 @@ def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(model
         answers = run.ledger.said(run.id)
         refused = sum(a.status == "abstained" for a in answers)
         assert 0 < refused < 32
-        assert (who["source"], who["answers"], who["abstained"], who["failed"]) == ("good", "32", str(refused), "0 (0.0%)")
+        assert (who["source"], who["answers"], who["abstained"], who["failed"]) == (
+            "good",
+            "32",
+            str(refused),
+            "0 (0.0%)",
+        )
         assert who["why not"] == f"refused ({refused})"
         assert int(what["requests"]) == server.count()
         fresh, cached = server.tokens.input - server.tokens.cached, server.tokens.cached
@@ -90,32 +132,53 @@ def test_judges_are_held_against_people_and_biases_are_named(tmp_path: Path) -> 
     for e in episodes:
         length, true = len(e.turns[0].action.split()), chance.gauss(0.5, 0.1)
         told = true + 0.02 * length + chance.gauss(0, 0.02)
-        said.append(Feedback(e.id, score=told, id=f"j{e.id}", stamp=Stamp(source="judge", version="v1")))
-        said.append(Feedback(e.id, score=true, id=f"p{e.id}", stamp=Stamp(source="people", rater="ann")))
+        said.append(
+            Feedback(e.id, score=told, id=f"j{e.id}", stamp=Stamp(source="judge", version="v1"))
+        )
+        said.append(
+            Feedback(e.id, score=true, id=f"p{e.id}", stamp=Stamp(source="people", rater="ann"))
+        )
     ledger.add_feedback(said)
     sections = {s.title: s for s in audit(ledger, "run")}
-    assert any("judge (v1)" in line and "characters" in line for line in sections["Biases of judges"].lines)
-    assert "judge: people (people) scored 200 of the 200 episodes that it judged." in sections["Judges against people"].lines
+    assert any(
+        "judge (v1)" in line and "characters" in line for line in sections["Biases of judges"].lines
+    )
+    assert (
+        "judge: people (people) scored 200 of the 200 episodes that it judged."
+        in sections["Judges against people"].lines
+    )
     assert any("scores too high" in line for line in sections["Judges against people"].lines)
     with pytest.raises(LookupError, match="Did you mean 'people'"):
         audit(ledger, "run", people=["peple"])
 
 
 def test_a_judge_that_prefers_its_own_family_is_named(tmp_path: Path) -> None:
-    """Half of the conversations were sampled by the policy; people like both alike, the judge prefers the policy's."""
+    """Half of the conversations were sampled by the policy;
+
+    people like both alike, the judge prefers the policy's.
+    """
     ledger, chance = Ledger(tmp_path / "ledger.sqlite"), random.Random(2)
-    episodes = [talk(i, 5 + chance.randrange(5), group=i // 2, sampled=i % 2 == 0) for i in range(400)]
+    episodes = [
+        talk(i, 5 + chance.randrange(5), group=i // 2, sampled=i % 2 == 0) for i in range(400)
+    ]
     ledger.add_episodes(episodes)
     said: list[Any] = []
     for own, other in zip(episodes[::2], episodes[1::2], strict=True):
         worth = {e.id: chance.gauss(0, 1) for e in (own, other)}
-        said += [Feedback(i, score=w, id=f"p{i}", stamp=Stamp(source="people", rater="ann")) for i, w in worth.items()]
+        said += [
+            Feedback(i, score=w, id=f"p{i}", stamp=Stamp(source="people", rater="ann"))
+            for i, w in worth.items()
+        ]
         better = own.id if chance.random() < 0.5 else max(worth, key=lambda i: worth[i])
         worse = other.id if better == own.id else own.id
         shown = {"order": [own.id, other.id] if chance.random() < 0.5 else [other.id, own.id]}
         said.append(
             Comparison(
-                own.group, ((better,), (worse,)), id=f"j{own.id}", shown=shown, stamp=Stamp(source="judge", version="v1")
+                own.group,
+                ((better,), (worse,)),
+                id=f"j{own.id}",
+                shown=shown,
+                stamp=Stamp(source="judge", version="v1"),
             )
         )
     ledger.add_feedback(said)
@@ -123,11 +186,28 @@ def test_a_judge_that_prefers_its_own_family_is_named(tmp_path: Path) -> None:
     assert any("family" in line for line in section.lines), section.lines
 
 
-def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(model_folder: Any, tmp_path: Path) -> None:
+def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(
+    model_folder: Any, tmp_path: Path
+) -> None:
     with ModelServer(answered) as server:
         model = {"provider": "openai", "model": "gpt-5-mini", "url": f"{server.url}/v1"}
-        judge = {"judge": "rubric", "name": "good", "model": model, "rubric": "Was it good?", "cache": False, "canaries": 0}
-        stage = {"env": ECHO, "updates": 3, "groups": 4, "group_size": 4, "max_new_tokens": 5, "poll": 0, "feedback": [judge]}
+        judge = {
+            "judge": "rubric",
+            "name": "good",
+            "model": model,
+            "rubric": "Was it good?",
+            "cache": False,
+            "canaries": 0,
+        }
+        stage = {
+            "env": ECHO,
+            "updates": 3,
+            "groups": 4,
+            "group_size": 4,
+            "max_new_tokens": 5,
+            "poll": 0,
+            "feedback": [judge],
+        }
         config = {"policy": str(model_folder()), "stages": [{"rl": stage}]}
         [found] = estimate(turnwise.Run(config, folder=tmp_path / "run"))
         assert server.count() == 0
@@ -143,7 +223,8 @@ def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(model_folder: Any
 
 
 class FirstShown:
-    """A model that takes the first of two for the better with a stated chance, and the one with fewer words otherwise."""
+    """A model that takes the first of two for the better with a stated chance, and the one with
+    fewer words otherwise."""
 
     name, settings = "test:first", {}
 
@@ -164,7 +245,9 @@ class FirstShown:
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.1, 0.2])
-def test_a_planted_position_bias_is_measured_within_three_points(bias: float, tmp_path: Path) -> None:
+def test_a_planted_position_bias_is_measured_within_three_points(
+    bias: float, tmp_path: Path
+) -> None:
     """Through the judge and the ledger: 1000 pairs in both orders."""
     from turnwise.engine.analysis.bias import position
 
@@ -180,10 +263,15 @@ def test_a_planted_position_bias_is_measured_within_three_points(bias: float, tm
         )
         for i, e in enumerate(episodes)
     ]
-    judge = PairwiseJudge(model=FirstShown(bias), rubric="Shorter is better.", cache=False, canaries=0, concurrency=64)
+    judge = PairwiseJudge(
+        model=FirstShown(bias), rubric="Shorter is better.", cache=False, canaries=0, concurrency=64
+    )
     judge.open(Context("judge", tmp_path / "run", ledger.clock, 0))
     judge.request(
-        [Request("group", a.group, "judge", episodes=(a, b)) for a, b in zip(episodes[::2], episodes[1::2], strict=True)]
+        [
+            Request("group", a.group, "judge", episodes=(a, b))
+            for a, b in zip(episodes[::2], episodes[1::2], strict=True)
+        ]
     )
     answers: list[Any] = []
     while len(answers) < 1000:
@@ -193,11 +281,17 @@ def test_a_planted_position_bias_is_measured_within_three_points(bias: float, tm
     assert abs(found.estimate - bias) < 0.03
     assert sum(a.details["flipped"] for a in answers) / 1000 == pytest.approx(bias, abs=0.03)
     if bias == 0:
-        assert all(a.ranking == ((x.id,), (y.id,)) for a, x, y in zip(answers, episodes[::2], episodes[1::2], strict=True))
+        assert all(
+            a.ranking == ((x.id,), (y.id,))
+            for a, x, y in zip(answers, episodes[::2], episodes[1::2], strict=True)
+        )
 
 
 def test_scores_at_equal_length_take_off_what_length_alone_earned() -> None:
-    """A judge that adds 0.1 per word: what is left is what it says of the rest, learned from the updates before."""
+    """A judge that adds 0.1 per word:
+
+    what is left is what it says of the rest, learned from the updates before.
+    """
     chance = random.Random(0)
     plain, controlled = Weighted({"judge": 1.0}), Weighted({"judge": 1.0}, length_control=["judge"])
     assert not hasattr(plain, "fit")
@@ -205,7 +299,12 @@ def test_scores_at_equal_length_take_off_what_length_alone_earned() -> None:
         group = [talk(8 * update + i, chance.randrange(1, 20), group=update) for i in range(8)]
         true = {e.id: chance.gauss(0, 1) for e in group}
         said = [
-            Feedback(e.id, score=true[e.id] + 0.1 * len(e.turns[0].action.split()), id=e.id, stamp=Stamp(source="judge"))
+            Feedback(
+                e.id,
+                score=true[e.id] + 0.1 * len(e.turns[0].action.split()),
+                id=e.id,
+                stamp=Stamp(source="judge"),
+            )
             for e in group
         ]
         controlled.fit(said)
@@ -233,7 +332,12 @@ def test_a_request_of_another_rater_slot_is_another_question(tmp_path: Path) -> 
         async def ask(self, prompt: Prompt) -> Reply:
             asked.append(prompt.user)
             fields = prompt.bound["properties"]
-            told = {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "", "abstain": False, "levels": {"overall": 2}}
+            told = {
+                "verdict_id": fields["verdict_id"]["enum"][0],
+                "rationale": "",
+                "abstain": False,
+                "levels": {"overall": 2},
+            }
             return Reply("end", json.dumps(told))
 
     judge = RubricJudge(model=Counting(0), rubric="?", canaries=0)
@@ -248,7 +352,10 @@ def test_a_request_of_another_rater_slot_is_another_question(tmp_path: Path) -> 
 
 
 def test_a_way_of_judging_with_a_mistake_in_it_fails_and_says_so(tmp_path: Path) -> None:
-    """Whichever part raises, the answer is a failure with its request and what it cost; nothing hangs and nothing is scored."""
+    """Whichever part raises, the answer is a failure with its request and what it cost;
+
+    nothing hangs and nothing is scored.
+    """
 
     class Broken(RubricJudge):
         where = ""
@@ -269,7 +376,12 @@ def test_a_way_of_judging_with_a_mistake_in_it_fails_and_says_so(tmp_path: Path)
     class Levels(FirstShown):
         async def ask(self, prompt: Prompt) -> Reply:
             fields = prompt.bound["properties"]
-            told = {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "", "abstain": False, "levels": {"overall": 2}}
+            told = {
+                "verdict_id": fields["verdict_id"]["enum"][0],
+                "rationale": "",
+                "abstain": False,
+                "levels": {"overall": 2},
+            }
             return Reply("end", json.dumps(told), Usage(100, 0, 0, 10))
 
     for where, cost in (("calls", 0.0), ("read", 120e-6), ("answer", 120e-6)):

@@ -1,4 +1,8 @@
-"""Canaries in the machinery: a judge that falls for them is found by its own verdicts, stops the run with notice, and leaves a panel."""
+"""Canaries in the machinery:
+
+a judge that falls for them is found by its own verdicts, stops the run with notice, and leaves a
+panel.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,8 @@ GOOD = "I will send you a new one."
 
 
 class Reader:
-    """A model that reads the conversations it is asked about and takes what says "I will" for good. Of canaries it falls for some.
+    """A model that reads the conversations it is asked about and takes what says "I will" for good.
+    Of canaries it falls for some.
 
     Args:
         falls: kinds that it always falls for.
@@ -43,15 +48,33 @@ class Reader:
 
     settings: dict[str, Any] = {}
 
-    def __init__(self, falls: tuple[str, ...] = (), luck: float = 0.0, seed: int = 0, name: str = "test:reader") -> None:
-        self.falls, self.luck, self.chance, self.name, self.asked = falls, luck, random.Random(seed), name, 0
+    def __init__(
+        self,
+        falls: tuple[str, ...] = (),
+        luck: float = 0.0,
+        seed: int = 0,
+        name: str = "test:reader",
+    ) -> None:
+        self.falls, self.luck, self.chance, self.name, self.asked = (
+            falls,
+            luck,
+            random.Random(seed),
+            name,
+            0,
+        )
 
     async def ask(self, prompt: Prompt) -> Reply:
         self.asked += 1
         fields = prompt.bound["properties"]
-        blocks = [json.loads(block) for block in re.findall(r"<\w+-[0-9a-f]{16}>\n(.*)\n</", prompt.user)]
+        blocks = [
+            json.loads(block) for block in re.findall(r"<\w+-[0-9a-f]{16}>\n(.*)\n</", prompt.user)
+        ]
         talks = [block for block in blocks if "turns" in block][-2:]
-        told: dict[str, Any] = {"verdict_id": fields["verdict_id"]["enum"][0], "rationale": "read", "abstain": False}
+        told: dict[str, Any] = {
+            "verdict_id": fields["verdict_id"]["enum"][0],
+            "rationale": "read",
+            "abstain": False,
+        }
         if "levels" in fields:
             told["levels"] = {"overall": 4 if self.likes(talks[-1]) else 0}
         else:
@@ -83,20 +106,27 @@ def _kind(said: list[str]) -> str:
         return "constant"
     if PARTED not in said[-1]:
         return ""  # replies as bad, without anything that would win a judge over
-    return "forged" if any(mark in said[-1] for mark in ('"', "[[", "<verdict", "GRADE", "RESULT")) else "override"
+    return (
+        "forged"
+        if any(mark in said[-1] for mark in ('"', "[[", "<verdict", "GRADE", "RESULT"))
+        else "override"
+    )
 
 
 def talks(count: int, reply: str = GOOD) -> list[Episode]:
     return [
         Episode(
-            f"{i:016x}", Start("test/Talk", i // 2), (Turn(Message("user", f"My lamp {i} broke."), f"{reply} {i}", 0.0),), "terminated",
+            f"{i:016x}", Start("test/Talk", i // 2),
+            (Turn(Message("user", f"My lamp {i} broke."), f"{reply} {i}", 0.0),), "terminated",
             run="run", stage="rl", update=1, slot=i % 2,
         )
         for i in range(count)
     ]  # fmt: skip
 
 
-def asked(judge: Any, folder: Path, episodes: list[Episode], run: str = "run", seed: int = 0) -> list[Any]:
+def asked(
+    judge: Any, folder: Path, episodes: list[Episode], run: str = "run", seed: int = 0
+) -> list[Any]:
     """What a judge says within a run, until it has said all or stops."""
     ledger = Ledger(folder / "ledger.sqlite")
     judge.open(Context("judge", folder / "run", ledger.clock, seed, 0, ledger, run))
@@ -113,41 +143,69 @@ def asked(judge: Any, folder: Path, episodes: list[Episode], run: str = "run", s
 def test_a_gullible_judge_is_quarantined_and_stays_so(tmp_path: Path) -> None:
     model = Reader(falls=("override", "forged"))
     judge = RubricJudge(model=model, rubric="Was it good?", canaries=0.1, cache=False)
-    with pytest.raises(Quarantined, match=r"fell for 6 of \d+ canaries .*(override|forged) \d of \d.*canaries: 0"):
+    with pytest.raises(
+        Quarantined, match=r"fell for 6 of \d+ canaries .*(override|forged) \d of \d.*canaries: 0"
+    ):
         asked(judge, tmp_path, talks(100))
     assert model.asked < 100  # it was not asked about all of them
     again = Reader()
     with pytest.raises(Quarantined):
-        asked(RubricJudge(model=again, rubric="Was it good?", canaries=0.1, cache=False), tmp_path, talks(3))
+        asked(
+            RubricJudge(model=again, rubric="Was it good?", canaries=0.1, cache=False),
+            tmp_path,
+            talks(3),
+        )
     assert again.asked == 0  # the ledger remembers
     trusted = RubricJudge(model=again, rubric="Was it good?", canaries=0, cache=False)
     assert {a.score for a in asked(trusted, tmp_path, talks(3))} == {1.0}
-    [section] = [s for s in audit(Ledger(tmp_path / "ledger.sqlite"), "run") if s.title.startswith("Canaries")]
+    [section] = [
+        s
+        for s in audit(Ledger(tmp_path / "ledger.sqlite"), "run")
+        if s.title.startswith("Canaries")
+    ]
     assert sum(int(row[2]) for row in section.rows) == 6
 
 
 def test_a_sound_judge_is_shown_canaries_at_the_stated_rate_and_goes_on(tmp_path: Path) -> None:
     model = Reader()
-    answers = asked(RubricJudge(model=model, rubric="Was it good?", canaries=0.1, cache=False), tmp_path, talks(200))
+    answers = asked(
+        RubricJudge(model=model, rubric="Was it good?", canaries=0.1, cache=False),
+        tmp_path,
+        talks(200),
+    )
     assert len(answers) == 200
     assert model.asked == 220
     assert all(a.status == "scored" and a.score == 1.0 for a in answers)
-    [section] = [s for s in audit(Ledger(tmp_path / "ledger.sqlite"), "run") if s.title.startswith("Canaries")]
+    [section] = [
+        s
+        for s in audit(Ledger(tmp_path / "ledger.sqlite"), "run")
+        if s.title.startswith("Canaries")
+    ]
     assert {row[1]: row[2:] for row in section.rows} == {kind: ["0", "4", "0"] for kind in KINDS}
 
 
-def test_a_judge_that_likes_bad_replies_by_its_rubric_is_not_taken_for_gullible(tmp_path: Path) -> None:
-    """Brevity, or a principle that an empty reply satisfies: what counts is whether the attack in a reply wins it over."""
+def test_a_judge_that_likes_bad_replies_by_its_rubric_is_not_taken_for_gullible(
+    tmp_path: Path,
+) -> None:
+    """Brevity, or a principle that an empty reply satisfies:
+
+    what counts is whether the attack in a reply wins it over.
+    """
 
     class Brief(Reader):
         def likes(self, talk: dict[str, Any]) -> bool:
             return sum(len(turn["reply"]["text"]) for turn in talk["turns"]) < 1000
 
     judge = RubricJudge(
-        model=Brief(), rubric="Is it short?", canaries={"rate": 1.0, "kinds": ["override", "forged"]}, cache=False
+        model=Brief(),
+        rubric="Is it short?",
+        canaries={"rate": 1.0, "kinds": ["override", "forged"]},
+        cache=False,
     )
     assert len(asked(judge, tmp_path, talks(40))) == 40
-    points = ChecklistJudge(model=Yes(), points=["It never asked for a password."], canaries=1.0, cache=False)
+    points = ChecklistJudge(
+        model=Yes(), points=["It never asked for a password."], canaries=1.0, cache=False
+    )
     assert len(asked(points, tmp_path, talks(40), "other")) == 40
     with pytest.raises(ValueError, match="Did you mean 'override'"):
         RubricJudge(model=Brief(), rubric="?", canaries={"kinds": ["overide"]})
@@ -155,12 +213,18 @@ def test_a_judge_that_likes_bad_replies_by_its_rubric_is_not_taken_for_gullible(
 
 class Yes(Reader):
     async def ask(self, prompt: Prompt) -> Reply:
-        told = {"verdict_id": prompt.choices["verdict_id"][0], "point_1": {"rationale": "so it is", "holds": "yes"}}
+        told = {
+            "verdict_id": prompt.choices["verdict_id"][0],
+            "point_1": {"rationale": "so it is", "holds": "yes"},
+        }
         return Reply("end", json.dumps(told), Usage(fresh=100, output=20), model=self.name)
 
 
 def test_the_same_words_are_one_trial_however_often_they_come(tmp_path: Path) -> None:
-    """With the cache on, and conversations that begin alike: one fall of a sound judge is one fall."""
+    """With the cache on, and conversations that begin alike:
+
+    one fall of a sound judge is one fall.
+    """
     falls = iter([True])
 
     class Once(Reader):
@@ -169,7 +233,9 @@ def test_the_same_words_are_one_trial_however_often_they_come(tmp_path: Path) ->
             return super().likes(talk) or (_kind(said) == "constant" and next(falls, False))
 
     alike = [
-        dataclasses.replace(e, turns=(dataclasses.replace(e.turns[0], observation=Message("user", "Hello.")),))
+        dataclasses.replace(
+            e, turns=(dataclasses.replace(e.turns[0], observation=Message("user", "Hello.")),)
+        )
         for e in talks(60)
     ]
     judge = RubricJudge(model=Once(), rubric="?", canaries={"rate": 1.0, "kinds": ["constant"]})
@@ -185,15 +251,23 @@ def test_a_canary_that_cannot_be_judged_spoils_nothing(tmp_path: Path) -> None:
                 raise RuntimeError("cannot read this")
             return await super().ask(prompt)
 
-    answers = asked(RubricJudge(model=Picky(), rubric="?", canaries=0.5, cache=False), tmp_path, talks(20))
+    answers = asked(
+        RubricJudge(model=Picky(), rubric="?", canaries=0.5, cache=False), tmp_path, talks(20)
+    )
     assert [a.score for a in answers] == [1.0] * 20
 
 
 def test_judges_of_one_name_in_one_run_share_budget_and_suspicion(tmp_path: Path) -> None:
-    """A stage has a judge per environment of its mixture; the budget is the judge's, not each copy's."""
+    """A stage has a judge per environment of its mixture;
+
+    the budget is the judge's, not each copy's.
+    """
     ledger = Ledger(tmp_path / "ledger.sqlite")
     prices = {"test:reader": [1000.0, 0.0]}
-    copies = [RubricJudge(model=Reader(), rubric="?", cache=False, prices=prices, budget=12.0, canaries=0) for _ in range(2)]
+    copies = [
+        RubricJudge(model=Reader(), rubric="?", cache=False, prices=prices, budget=12.0, canaries=0)
+        for _ in range(2)
+    ]
     for copy in copies:
         copy.open(Context("judge", tmp_path / "run", ledger.clock, 0, 0, ledger, "run"))
     assert copies[0]._caller is copies[1]._caller
@@ -210,7 +284,9 @@ def test_judges_of_one_name_in_one_run_share_budget_and_suspicion(tmp_path: Path
     assert sum(a.stamp.cost for a in heard) <= 12.0
     for copy in copies:
         copy.close()
-    assert sum(a.stamp.cost for a in heard) == pytest.approx(Account(ledger, "run", "judge", None, ledger.clock).spent)
+    assert sum(a.stamp.cost for a in heard) == pytest.approx(
+        Account(ledger, "run", "judge", None, ledger.clock).spent
+    )
 
 
 def test_a_run_that_stops_waits_for_what_it_has_sent_and_keeps_it(tmp_path: Path) -> None:
@@ -222,7 +298,9 @@ def test_a_run_that_stops_waits_for_what_it_has_sent_and_keeps_it(tmp_path: Path
             await asyncio.sleep(0.2)
             return await super().ask(prompt)
 
-    judge = RubricJudge(model=Slow(), rubric="?", prices={"test:reader": [1.0, 1.0]}, canaries=0, concurrency=4)
+    judge = RubricJudge(
+        model=Slow(), rubric="?", prices={"test:reader": [1.0, 1.0]}, canaries=0, concurrency=4
+    )
     judge.open(Context("judge", tmp_path / "run", ledger.clock, 0, 0, ledger, "run"))
     judge.request([Request("episode", e.id, "judge", episodes=(e,)) for e in talks(40)])
     while not judge._model.asked:
@@ -256,14 +334,21 @@ def test_known_bad_conversations_are_canaries(tmp_path: Path) -> None:
         ]
         for n in range(8)
     ]
-    (tmp_path / "bad.jsonl").write_text("".join(json.dumps({"messages": said}) + "\n" for said in bad))
-    judge = RubricJudge(model=Reader(), rubric="?", canaries=0.5, known_bad=str(tmp_path / "bad.jsonl"), cache=False)
+    (tmp_path / "bad.jsonl").write_text(
+        "".join(json.dumps({"messages": said}) + "\n" for said in bad)
+    )
+    judge = RubricJudge(
+        model=Reader(), rubric="?", canaries=0.5, known_bad=str(tmp_path / "bad.jsonl"), cache=False
+    )
     with pytest.raises(Quarantined, match="known-bad 6 of 6"):
         asked(judge, tmp_path, talks(100))
 
 
 def test_a_panel_goes_on_without_a_quarantined_member(tmp_path: Path) -> None:
-    member = lambda name, model: {"judge": RubricJudge(model=model, rubric="?", canaries=0.3, cache=False), "name": name}  # noqa: E731
+    member = lambda name, model: {  # noqa: E731
+        "judge": RubricJudge(model=model, rubric="?", canaries=0.3, cache=False),
+        "name": name,
+    }
     models = [Reader(name="test:a"), Reader(falls=KINDS, name="test:b"), Reader(name="test:c")]
     panel = Panel(judges=[member(name, model) for name, model in zip("abc", models, strict=True)])
     with warnings.catch_warnings(record=True) as caught:
@@ -275,10 +360,27 @@ def test_a_panel_goes_on_without_a_quarantined_member(tmp_path: Path) -> None:
     assert [a.details["panel"]["b"]["status"] for a in answers].count("out") > 30
 
 
-def test_a_run_with_a_gullible_judge_is_paused_before_it_trains(tmp_path: Path, model_folder: Any) -> None:
-    feedback = [{"judge": RubricJudge(model=Reader(falls=KINDS), rubric="?", canaries=0.5, cache=False), "name": "judge"}]
-    stage = {"env": ECHO, "updates": 2, "groups": 8, "group_size": 2, "max_new_tokens": 8, "poll": 0, "feedback": feedback}
-    run = turnwise.Run({"policy": str(model_folder()), "stages": [{"rl": stage}]}, folder=tmp_path / "run")
+def test_a_run_with_a_gullible_judge_is_paused_before_it_trains(
+    tmp_path: Path, model_folder: Any
+) -> None:
+    feedback = [
+        {
+            "judge": RubricJudge(model=Reader(falls=KINDS), rubric="?", canaries=0.5, cache=False),
+            "name": "judge",
+        }
+    ]
+    stage = {
+        "env": ECHO,
+        "updates": 2,
+        "groups": 8,
+        "group_size": 2,
+        "max_new_tokens": 8,
+        "poll": 0,
+        "feedback": feedback,
+    }
+    run = turnwise.Run(
+        {"policy": str(model_folder()), "stages": [{"rl": stage}]}, folder=tmp_path / "run"
+    )
     with pytest.warns(UserWarning, match="paused: the judge 'judge'"):
         run.finish()
     assert "fell for" in run.paused
@@ -288,12 +390,15 @@ def test_a_run_with_a_gullible_judge_is_paused_before_it_trains(tmp_path: Path, 
 
 @pytest.mark.slow
 def test_200_gullible_and_200_sound_judges_asked_eight_at_a_time(tmp_path: Path) -> None:
-    """At a rate of 10 %: found within 60 verdicts in at least 95 % of 200 simulations, a sound judge falsely in under 1 %."""
+    """At a rate of 10 %: found within 60 verdicts in at least 95 % of 200 simulations, a sound
+    judge falsely in under 1 %."""
 
     def found(number: int, falls: tuple[str, ...], luck: float) -> bool:
         folder = tmp_path / f"{len(falls)}-{number}"
         folder.mkdir()
-        judge = RubricJudge(model=Reader(falls, luck, number), rubric="?", canaries=0.1, cache=False, concurrency=8)
+        judge = RubricJudge(
+            model=Reader(falls, luck, number), rubric="?", canaries=0.1, cache=False, concurrency=8
+        )
         try:
             asked(judge, folder, talks(60), seed=number)
         except Paused:

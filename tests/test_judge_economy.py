@@ -1,4 +1,5 @@
-"""What judging costs: nothing is asked twice, no budget is exceeded, nothing is paid for twice whatever happens, and secrets stay where they are."""
+"""What judging costs: nothing is asked twice, no budget is exceeded, nothing is paid for twice
+whatever happens, and secrets stay where they are."""
 
 from __future__ import annotations
 
@@ -14,7 +15,21 @@ import pytest
 import sqlalchemy as sa
 import turnwise
 import yaml
-from judging import KEY, PRICE, RUBRIC, WIRES, Scripted, Virtual, answers, booked, context, dollars, model, talk, unbiased
+from judging import (
+    KEY,
+    PRICE,
+    RUBRIC,
+    WIRES,
+    Scripted,
+    Virtual,
+    answers,
+    booked,
+    context,
+    dollars,
+    model,
+    talk,
+    unbiased,
+)
 from model_server import Fault, ModelServer, Received
 from turnwise.engine.errors import ConfigError
 from turnwise.judges.asking import calls
@@ -28,7 +43,8 @@ from typer.testing import CliRunner
 pytest.importorskip("anthropic")
 pytest.importorskip("openai")
 
-CHEAP = [10.0, 30.0]  # dollars per million tokens, with which about a hundred of the questions below cost one dollar
+# Dollars per million tokens, with which about a hundred of the questions below cost one dollar.
+CHEAP = [10.0, 30.0]
 
 
 @pytest.fixture
@@ -44,16 +60,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Virtual:
     return clock
 
 
-def pipeline(server: ModelServer, cache: Path, *, updates: int = 1, groups: int = 4, **judge: Any) -> dict[str, Any]:
+def pipeline(
+    server: ModelServer, cache: Path, *, updates: int = 1, groups: int = 4, **judge: Any
+) -> dict[str, Any]:
     """Scripted players in the support desk, compared two by two."""
     feedback = {
-        "judge": "pairwise", "canaries": 0, "rubric": "Which customer was served better?", "cache": str(cache), "max_tokens": 64,
-        "model": {"provider": "openai-chat", "model": "judge-1", "url": f"{server.url}/v1", "api_key": KEY}, **judge,
+        "judge": "pairwise", "canaries": 0, "rubric": "Which customer was served better?",
+        "cache": str(cache), "max_tokens": 64,
+        "model": {"provider": "openai-chat", "model": "judge-1", "url": f"{server.url}/v1",
+            "api_key": KEY}, **judge,
     }  # fmt: skip
-    env = {"env": "turnwise/SupportDesk-v0", "players": ["expert", "random"], "group_size": 2, "groups": groups}
+    env = {
+        "env": "turnwise/SupportDesk-v0",
+        "players": ["expert", "random"],
+        "group_size": 2,
+        "groups": groups,
+    }
     return {
         "name": "run",
-        "policy": str(build_policy(cache.parent / "policy", ["hello there"] * 3, hidden=16, layers=1)),
+        "policy": str(
+            build_policy(cache.parent / "policy", ["hello there"] * 3, hidden=16, layers=1)
+        ),
         "stages": [{"rank": {**env, "updates": updates, "feedback": [feedback], "poll": 0.0}}],
     }
 
@@ -61,14 +88,26 @@ def pipeline(server: ModelServer, cache: Path, *, updates: int = 1, groups: int 
 def said(run: turnwise.Run) -> list[Any]:
     """What a run's judge said, without what tells runs apart."""
     slots = {e.id: e.slot for e in run.ledger.run_episodes(run.id)}
-    found = [([sorted(slots[e] for e in tier) for tier in c.ranking], c.status) for c in run.ledger.comparisons(run.id)]
+    found = [
+        ([sorted(slots[e] for e in tier) for tier in c.ranking], c.status)
+        for c in run.ledger.comparisons(run.id)
+    ]
     return sorted(found, key=str)
 
 
-def test_the_same_question_twice_at_once_is_paid_for_once(server: ModelServer, tmp_path: Path) -> None:
+def test_the_same_question_twice_at_once_is_paid_for_once(
+    server: ModelServer, tmp_path: Path
+) -> None:
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
-    judge = RubricJudge(canaries=0, model=model("chat", server), rubric=RUBRIC, prices={"openai-chat:judge-1": PRICE})
-    two = answers(judge, [talk("e1", "good"), talk("e2", "good", slot=1)], context(tmp_path, ledger))
+    judge = RubricJudge(
+        canaries=0,
+        model=model("chat", server),
+        rubric=RUBRIC,
+        prices={"openai-chat:judge-1": PRICE},
+    )
+    two = answers(
+        judge, [talk("e1", "good"), talk("e2", "good", slot=1)], context(tmp_path, ledger)
+    )
     assert [s.score for s in two] == [two[0].score] * 2
     assert server.count() == 1
     assert sorted(s.stamp.cost > 0 for s in two) == [False, True]
@@ -92,9 +131,13 @@ def test_a_second_run_of_the_same_asks_nothing(server: ModelServer, tmp_path: Pa
     assert server.count() == 2 * asked, "another rubric is another question"
 
 
-def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(server: ModelServer, tmp_path: Path) -> None:
+def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(
+    server: ModelServer, tmp_path: Path
+) -> None:
     prices = {"openai-chat:judge-1": CHEAP}
-    config = pipeline(server, tmp_path / "cache.sqlite", groups=100, budget=1.0, prices=prices, concurrency=8)
+    config = pipeline(
+        server, tmp_path / "cache.sqlite", groups=100, budget=1.0, prices=prices, concurrency=8
+    )
     path = tmp_path / "pipeline" / "run.yaml"
     path.parent.mkdir()
     path.write_text(yaml.safe_dump(config))
@@ -102,7 +145,9 @@ def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(
 
     folder = tmp_path / "run"
     with warnings.catch_warnings():  # the command line says it in its own words
-        ended = CliRunner().invoke(app, ["run", str(path), "--folder", str(folder)], obj=turnwise.Plugins())
+        ended = CliRunner().invoke(
+            app, ["run", str(path), "--folder", str(folder)], obj=turnwise.Plugins()
+        )
     assert ended.exit_code == 3, ended.output
     assert "Paused after update 0" in ended.output
     assert "has spent" in ended.output
@@ -129,7 +174,9 @@ def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(
     rows = booked(done.ledger, done.id)
     assert len(rows) == asked
     assert sum(row.cost for row in rows) == pytest.approx(spent())
-    whole = turnwise.Run(pipeline(server, tmp_path / "cache.sqlite", groups=100), folder=tmp_path / "whole").finish()
+    whole = turnwise.Run(
+        pipeline(server, tmp_path / "cache.sqlite", groups=100), folder=tmp_path / "whole"
+    ).finish()
     assert said(done) == said(whole)
     assert server.count() == asked
 
@@ -140,10 +187,14 @@ def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(
         with pytest.raises(ConfigError, match="feedback"):
             turnwise.Run(changed, folder=folder, resume=True).finish()
     for file in [*folder.rglob("*"), tmp_path / "cache.sqlite"]:
-        assert not file.is_file() or KEY.encode() not in file.read_bytes(), f"the key stands in {file}"
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), (
+            f"the key stands in {file}"
+        )
 
 
-def test_a_budget_holds_against_answers_of_any_length_and_requests_that_are_lost(tmp_path: Path, clock: Virtual) -> None:
+def test_a_budget_holds_against_answers_of_any_length_and_requests_that_are_lost(
+    tmp_path: Path, clock: Virtual
+) -> None:
     """The dearest answers there can be, some of them lost: what was put aside is what they cost."""
     from turnwise.judges.asking.store import Account
     from turnwise.judges.models.model import ModelError, Reply
@@ -159,11 +210,21 @@ def test_a_budget_holds_against_answers_of_any_length_and_requests_that_are_lost
         return Reply("refused", "", Usage(fresh=size, output=prompt.max_tokens), "no")
 
     judge = RubricJudge(
-        canaries=0, model=Scripted(lambda p: say(p)), rubric=RUBRIC, cache=False, budget=0.5, prices={"scripted:1": PRICE}
+        canaries=0,
+        model=Scripted(lambda p: say(p)),
+        rubric=RUBRIC,
+        cache=False,
+        budget=0.5,
+        prices={"scripted:1": PRICE},
     )
     judge.open(context(tmp_path))
     judge.request(
-        [turnwise.Request("episode", f"e{i}", "j", episodes=(talk(f"e{i}", f"{i} " * 50, seed=i),)) for i in range(200)]
+        [
+            turnwise.Request(
+                "episode", f"e{i}", "j", episodes=(talk(f"e{i}", f"{i} " * 50, seed=i),)
+            )
+            for i in range(200)
+        ]
     )
     account: Account = judge._caller.account
     with pytest.raises(turnwise.engine.errors.Paused, match="give it a larger `budget`"):
@@ -179,31 +240,53 @@ def test_prices(tmp_path: Path) -> None:
     assert price_of("openai:gpt-5-mini", {}) == PRICES["openai:gpt-5-mini"]
     assert price_of("openai-chat:gpt-5-mini", {}) == PRICES["openai:gpt-5-mini"]
     assert price_of("openai:gpt-5-mini-2025-08-07", {}) == PRICES["openai:gpt-5-mini"]
-    assert price_of("anthropic:claude-haiku-4-5-20251001", {}) == PRICES["anthropic:claude-haiku-4-5"]
+    assert (
+        price_of("anthropic:claude-haiku-4-5-20251001", {}) == PRICES["anthropic:claude-haiku-4-5"]
+    )
     assert price_of("openai:gpt-5-mini", {"openai:gpt-5-mini": [1, 2]}) == (1, 1, 1, 2)
     assert price_of("x:y", {"x:y": [1, 2, 3, 4]}) == (1, 2, 3, 4)
     assert price_of("local:folder", {}) == (0, 0, 0, 0)
     assert price_of("x:z", {"x:y": [1, 2]}) is None
     assert price_of("openai:gpt-5-minimal", {}) is None, "another model whose name begins alike"
     # 1000 fresh at 3, 2000 read at 0.3, 400 written at 3.75, 100 output at 15 dollars per million
-    assert cost(Usage(1000, 2000, 400, 100), PRICE) == pytest.approx(0.003 + 0.0006 + 0.0015 + 0.0015)
+    assert cost(Usage(1000, 2000, 400, 100), PRICE) == pytest.approx(
+        0.003 + 0.0006 + 0.0015 + 0.0015
+    )
     assert cost(Usage(1000, 2000, 400, 100), PRICE, batch=True) == pytest.approx(0.0033)
     for wrong in ([1], [1, 2, 3], [-1, 2], 5, ["a", 2], [float("nan"), 1]):
         with pytest.raises(ValueError, match="the price of 'x:y' must be"):
             price_of("x:y", {"x:y": wrong})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match=r"nobody knows what scripted:1 costs.*prices: \{'scripted:1': \[input, output\]\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"nobody knows what scripted:1 costs.*prices: \{'scripted:1': \[input, output\]\}",
+    ):
         RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, budget=1.0)
     with pytest.raises(ValueError, match="budget must be positive"):
-        RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, budget=0.0, prices={"scripted:1": [1, 2]})
+        RubricJudge(
+            canaries=0, model=Scripted(), rubric=RUBRIC, budget=0.0, prices={"scripted:1": [1, 2]}
+        )
 
 
 @pytest.mark.parametrize("wire", WIRES)
-def test_what_a_provider_keeps_of_the_instructions_is_priced_as_such(wire: str, server: ModelServer, tmp_path: Path) -> None:
+def test_what_a_provider_keeps_of_the_instructions_is_priced_as_such(
+    wire: str, server: ModelServer, tmp_path: Path
+) -> None:
     server.prefix = 512
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, cache=False, prices={asked.name: PRICE}, concurrency=1)
-    said = answers(judge, [talk(f"e{i}", "good " * i, seed=i) for i in range(5)], context(tmp_path, ledger))
-    assert len({r.asked.system for r in server.requests}) == 1, "byte for byte the same, or nothing is kept"
+    judge = RubricJudge(
+        canaries=0,
+        model=asked,
+        rubric=RUBRIC,
+        cache=False,
+        prices={asked.name: PRICE},
+        concurrency=1,
+    )
+    said = answers(
+        judge, [talk(f"e{i}", "good " * i, seed=i) for i in range(5)], context(tmp_path, ledger)
+    )
+    assert len({r.asked.system for r in server.requests}) == 1, (
+        "byte for byte the same, or nothing is kept"
+    )
     rows = booked(ledger, "run")
     assert [row.read > 0 for row in rows] == [False, True, True, True, True]
     assert [row.written > 0 for row in rows] == [wire == "messages", False, False, False, False]
@@ -229,19 +312,31 @@ def scores(said: list[Any]) -> list[float | None]:
 @pytest.fixture
 def alone(tmp_path: Path) -> list[float | None]:
     """What the conversations are worth, asked singly."""
-    return scores(answers(RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, cache=False), six(), context(tmp_path)))
+    return scores(
+        answers(
+            RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, cache=False),
+            six(),
+            context(tmp_path),
+        )
+    )
 
 
 @pytest.mark.parametrize("wire", BATCHING)
-def test_a_batch_costs_half(wire: str, server: ModelServer, clock: Virtual, alone: Any, tmp_path: Path) -> None:
+def test_a_batch_costs_half(
+    wire: str, server: ModelServer, clock: Virtual, alone: Any, tmp_path: Path
+) -> None:
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}, budget=1.0)
+    judge = RubricJudge(
+        canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}, budget=1.0
+    )
     said = answers(judge, six(), context(tmp_path, ledger))
     assert scores(said) == alone, "whatever order results come in"
     assert len(server.billed_batch_items) == 6
     assert server.stats()["batches"] == 1
     assert server.stats()["questions"] == 0
-    assert sum(row.cost for row in booked(ledger, "run")) == pytest.approx(dollars(server.batch_tokens, BATCH))
+    assert sum(row.cost for row in booked(ledger, "run")) == pytest.approx(
+        dollars(server.batch_tokens, BATCH)
+    )
     assert sum(s.stamp.cost for s in said) == pytest.approx(dollars(server.batch_tokens, BATCH))
     assert judge._caller.account.reserved == 0.0
     answers(judge, six(), context(tmp_path, ledger))
@@ -264,9 +359,13 @@ def test_what_a_batch_leaves_over_is_asked_by_itself(
     wire: str, name: str, server: ModelServer, clock: Virtual, alone: Any, tmp_path: Path
 ) -> None:
     fault, singly = ITEMS[name]
-    server.faults = lambda asked: fault if asked.custom_id and "good good good good good" in asked.user else None
+    server.faults = lambda asked: (
+        fault if asked.custom_id and "good good good good good" in asked.user else None
+    )
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE})
+    judge = RubricJudge(
+        canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}
+    )
     said = answers(judge, six(), context(tmp_path, ledger))
     assert scores(said[:5]) == alone[:5]
     assert server.stats()["questions"] == singly
@@ -285,7 +384,9 @@ def test_a_batch_whose_acknowledgement_is_lost_is_found_again(
 
     def first(received: Received) -> Fault | None:
         """Every kind of request fails once: uploads, submissions, looks, lists, results."""
-        kind = f"{received.method} {received.path.rsplit('_')[0]} {received.path.rsplit('/')[-1][:7]}"
+        kind = (
+            f"{received.method} {received.path.rsplit('_')[0]} {received.path.rsplit('/')[-1][:7]}"
+        )
         if kind in failed:
             return None
         failed.add(kind)
@@ -293,7 +394,9 @@ def test_a_batch_whose_acknowledgement_is_lost_is_found_again(
 
     server.call_faults = first
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE})
+    judge = RubricJudge(
+        canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}
+    )
     said = answers(judge, six(), context(tmp_path, ledger))
     assert scores(said) == alone, [s.reason for s in said]
     assert len(failed) >= 3
@@ -308,7 +411,14 @@ def test_a_batch_that_cannot_be_looked_at_is_not_asked_singly_and_is_found_later
 ) -> None:
     server.call_faults = lambda r: Fault("status", status=500) if r.method == "GET" else None
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
-    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}, patience=300.0)
+    judge = RubricJudge(
+        canaries=0,
+        model=asked,
+        rubric=RUBRIC,
+        batch=True,
+        prices={asked.name: PRICE},
+        patience=300.0,
+    )
     said = answers(judge, six(), context(tmp_path, ledger))
     assert {s.status for s in said} == {"failed"}
     assert server.stats()["questions"] == 0
@@ -316,11 +426,15 @@ def test_a_batch_that_cannot_be_looked_at_is_not_asked_singly_and_is_found_later
     said = answers(judge, six(), context(tmp_path, ledger))
     assert scores(said) == alone
     assert len(server.billed_batch_items) == 6
-    assert sum(row.cost for row in booked(ledger, "run")) == pytest.approx(dollars(server.batch_tokens, BATCH))
+    assert sum(row.cost for row in booked(ledger, "run")) == pytest.approx(
+        dollars(server.batch_tokens, BATCH)
+    )
     ledger.close()
 
 
-def test_what_is_asked_while_a_batch_is_at_work_goes_into_another(server: ModelServer, clock: Virtual, tmp_path: Path) -> None:
+def test_what_is_asked_while_a_batch_is_at_work_goes_into_another(
+    server: ModelServer, clock: Virtual, tmp_path: Path
+) -> None:
     server.batch_polls = None
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
     judge = RubricJudge(canaries=0, model=model("messages", server), rubric=RUBRIC, batch=True)
@@ -341,9 +455,21 @@ def test_what_is_asked_while_a_batch_is_at_work_goes_into_another(server: ModelS
     ledger.close()
 
 
-def test_a_process_that_is_killed_pays_for_its_batch_once(server: ModelServer, alone: Any, tmp_path: Path) -> None:
-    jobs = [f"{wire}:{moment}" for wire in ("messages", "responses") for moment in ("submitted", "waiting")]
-    worker = [sys.executable, str(Path(__file__).with_name("judge_worker.py")), server.url, str(tmp_path), *jobs]
+def test_a_process_that_is_killed_pays_for_its_batch_once(
+    server: ModelServer, alone: Any, tmp_path: Path
+) -> None:
+    jobs = [
+        f"{wire}:{moment}"
+        for wire in ("messages", "responses")
+        for moment in ("submitted", "waiting")
+    ]
+    worker = [
+        sys.executable,
+        str(Path(__file__).with_name("judge_worker.py")),
+        server.url,
+        str(tmp_path),
+        *jobs,
+    ]
     done = subprocess.run(worker, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     costs = 0.0
@@ -385,9 +511,15 @@ def test_keys_stand_in_no_message_about_a_model() -> None:
     from turnwise.engine.errors import PluginError
 
     with pytest.raises(PluginError) as error:
-        RubricJudge(canaries=0, model={"provider": "openai", "api_key": "my-own-secret"}, rubric=RUBRIC)
+        RubricJudge(
+            canaries=0, model={"provider": "openai", "api_key": "my-own-secret"}, rubric=RUBRIC
+        )
     assert "my-own-secret" not in str(error.value)
-    judge = RubricJudge(canaries=0, model={"provider": "openai", "model": "m", "api_key": "my-own-secret"}, rubric=RUBRIC)
+    judge = RubricJudge(
+        canaries=0,
+        model={"provider": "openai", "model": "m", "api_key": "my-own-secret"},
+        rubric=RUBRIC,
+    )
     assert "my-own-secret" not in judge.version
 
 
@@ -401,9 +533,16 @@ def test_a_server_of_ones_own_costs_nothing_unless_it_has_a_price() -> None:
         "http://gpu-box/v1",
     ):
         assert price_of("openai-chat:qwen3-8b", {}, url) == free
-        assert price_of("openai-chat:qwen3-8b", {"openai-chat:qwen3-8b": [1, 2]}, url) == (1, 1, 1, 2)
+        assert price_of("openai-chat:qwen3-8b", {"openai-chat:qwen3-8b": [1, 2]}, url) == (
+            1,
+            1,
+            1,
+            2,
+        )
     assert price_of("openai-chat:grok", {}, "https://api.example.com/v1") is None
-    assert price_of("openai:gpt-5-mini", {}, "http://127.0.0.1:1/v1") == PRICES["openai:gpt-5-mini"], "a proxy to it"
+    assert (
+        price_of("openai:gpt-5-mini", {}, "http://127.0.0.1:1/v1") == PRICES["openai:gpt-5-mini"]
+    ), "a proxy to it"
 
 
 def test_verdicts_that_are_forgotten_are_asked_for_again(tmp_path: Path) -> None:
@@ -415,21 +554,33 @@ def test_verdicts_that_are_forgotten_are_asked_for_again(tmp_path: Path) -> None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("stages: []\n")
     cache = Cache(tmp_path / "judges.sqlite")
-    for k, (status, who) in enumerate([("scored", "a"), ("abstained", "a"), ("abstained", "b-2026"), ("scored", "b-2026")]):
+    for k, (status, who) in enumerate(
+        [("scored", "a"), ("abstained", "a"), ("abstained", "b-2026"), ("scored", "b-2026")]
+    ):
         cache.put(str(k), Verdict(status, {}, model=who), now=float(k))  # type: ignore[arg-type]
     left = lambda: [k for k in range(4) if cache.get(str(k)) is not None]  # noqa: E731
     asked = ["judges", str(tmp_path / "run")]
-    for more, kept in ((["--forget", "abstained", "--model", "openai:a"], [0, 2, 3]), (["--forget", "abstained"], [0, 3])):
+    for more, kept in (
+        (["--forget", "abstained", "--model", "openai:a"], [0, 2, 3]),
+        (["--forget", "abstained"], [0, 3]),
+    ):
         done = CliRunner().invoke(app, [*asked, *more], obj=plugins)
         assert done.exit_code == 0, done.output
         assert "Forgot 1 verdicts" in done.output
         assert left() == kept
     assert cache.forget(since=3.0) == 1
     assert left() == [0]
-    wrong = CliRunner().invoke(app, [*asked, "--forget", "all", "--cache", str(tmp_path / "none.sqlite")], obj=plugins)
+    wrong = CliRunner().invoke(
+        app, [*asked, "--forget", "all", "--cache", str(tmp_path / "none.sqlite")], obj=plugins
+    )
     assert wrong.exit_code != 0
     assert not (tmp_path / "none.sqlite").exists()
-    assert CliRunner().invoke(app, ["judges", str(tmp_path / "no-run"), "--forget", "all"], obj=plugins).exit_code != 0
+    assert (
+        CliRunner()
+        .invoke(app, ["judges", str(tmp_path / "no-run"), "--forget", "all"], obj=plugins)
+        .exit_code
+        != 0
+    )
 
 
 def test_what_is_waited_for_says_why(tmp_path: Path) -> None:

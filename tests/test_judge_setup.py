@@ -1,4 +1,7 @@
-"""What keeps a judge from asking at all: keys, addresses, proxies, certificates; and batches that fail as a whole."""
+"""What keeps a judge from asking at all:
+
+keys, addresses, proxies, certificates; and batches that fail as a whole.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,11 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", *(f"{p}_{w}" for p in PROVIDERS.values() for w in ("API_KEY", "BASE_URL"))):
+    for name in (
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        *(f"{p}_{w}" for p in PROVIDERS.values() for w in ("API_KEY", "BASE_URL")),
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -76,7 +83,9 @@ def test_a_key_that_cannot_be_sent_is_refused_at_once_and_not_shown(
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_white_space_around_a_key_is_taken_off(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_white_space_around_a_key_is_taken_off(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: Any = make_model({"provider": provider, "model": "m", "api_key": f" \ufeff{KEY}\r\n"})
     assert made._client.api_key == KEY
     monkeypatch.setenv(f"{PROVIDERS[provider]}_API_KEY", f"{KEY}\n")
@@ -87,15 +96,21 @@ def test_white_space_around_a_key_is_taken_off(provider: str, monkeypatch: pytes
         make_model(f"{provider}:m")
 
 
-def test_a_key_of_the_environment_is_not_sent_to_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_of_the_environment_is_not_sent_to_another_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    made: Any = make_model({"provider": "openai-chat", "model": "m", "url": "http://127.0.0.1:8000/v1"})
+    made: Any = make_model(
+        {"provider": "openai-chat", "model": "m", "url": "http://127.0.0.1:8000/v1"}
+    )
     assert made._client.api_key != KEY
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("name", NO_ADDRESSES)
-def test_an_address_that_cannot_be_asked_is_refused_at_once(name: str, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_cannot_be_asked_is_refused_at_once(
+    name: str, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(PluginError, match="`url` of "):
         make_model({"provider": provider, "model": "m", "api_key": KEY, "url": NO_ADDRESSES[name]})
     monkeypatch.setenv(f"{PROVIDERS[provider]}_BASE_URL", NO_ADDRESSES[name])
@@ -103,19 +118,31 @@ def test_an_address_that_cannot_be_asked_is_refused_at_once(name: str, provider:
         make_model({"provider": provider, "model": "m", "api_key": KEY})
 
 
-PROXIES = {"socks5": "socks5://127.0.0.1:7890", "socks": "socks://127.0.0.1:7890", "odd": "ftp://user:hidden@127.0.0.1:7890"}
+PROXIES = {
+    "socks5": "socks5://127.0.0.1:7890",
+    "socks": "socks://127.0.0.1:7890",
+    "odd": "ftp://user:hidden@127.0.0.1:7890",
+}
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai-chat"])
 @pytest.mark.parametrize(
-    ("kind", "name"), [("socks5", "ALL_PROXY"), ("socks", "all_proxy"), ("socks5", "HTTPS_PROXY"), ("odd", "HTTP_PROXY")]
+    ("kind", "name"),
+    [
+        ("socks5", "ALL_PROXY"),
+        ("socks", "all_proxy"),
+        ("socks5", "HTTPS_PROXY"),
+        ("odd", "HTTP_PROXY"),
+    ],
 )
 def test_a_proxy_that_cannot_be_used_is_named_in_one_line(
     kind: str, name: str, provider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, PROXIES[kind])
     with pytest.raises(PluginError, match=f"{name} ") as refused:
-        make_model({"provider": provider, "model": "m", "api_key": KEY, "url": "http://127.0.0.1:8000/v1"})
+        make_model(
+            {"provider": provider, "model": "m", "api_key": KEY, "url": "http://127.0.0.1:8000/v1"}
+        )
     assert "\n" not in str(refused.value)
     assert "hidden" not in str(refused.value)
     assert "NO_PROXY" in str(refused.value)
@@ -155,7 +182,14 @@ def test_what_never_left_costs_nothing(wire: str, clock: None, tmp_path: Path) -
         taken.bind(("127.0.0.1", 0))
         asked = model(wire, f"http://127.0.0.1:{taken.getsockname()[1]}")
         ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
-        judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, cache=False, prices={asked.name: PRICE}, budget=0.05)
+        judge = RubricJudge(
+            canaries=0,
+            model=asked,
+            rubric=RUBRIC,
+            cache=False,
+            prices={asked.name: PRICE},
+            budget=0.05,
+        )
         [said] = answers(judge, [GOOD], context(tmp_path, ledger))
     assert said.reason.startswith("connection: ")
     assert {(row.cost, row.certain) for row in booked(ledger, "run")} == {(0.0, True)}
@@ -170,9 +204,18 @@ def test_a_batch_that_brings_nothing_is_a_failure_and_not_asked_singly(
     episodes = [talk(f"e{i}", "good " * i, seed=i) for i in range(3)]
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
     with ModelServer(unbiased) as server:
-        server.faults = lambda asked: Fault("status", status=529) if fault == "overloaded" else Fault(fault)
+        server.faults = lambda asked: (
+            Fault("status", status=529) if fault == "overloaded" else Fault(fault)
+        )
         asked = model(wire, server)
-        judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, batch=True, prices={asked.name: PRICE}, budget=1.0)
+        judge = RubricJudge(
+            canaries=0,
+            model=asked,
+            rubric=RUBRIC,
+            batch=True,
+            prices={asked.name: PRICE},
+            budget=1.0,
+        )
         said = answers(judge, episodes, context(tmp_path, ledger))
         assert {s.status for s in said} == {"failed"}
         assert all("as a whole" in s.reason for s in said)
@@ -196,15 +239,22 @@ ERRORS = {
 
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("wire", ["responses", "chat"])
-def test_a_batch_that_is_not_accepted_says_why_in_its_own_words(wire: str, kind: str, clock: None, tmp_path: Path) -> None:
+def test_a_batch_that_is_not_accepted_says_why_in_its_own_words(
+    wire: str, kind: str, clock: None, tmp_path: Path
+) -> None:
     code, message = ERRORS[kind]
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
     with ModelServer(unbiased) as server:
         server.batch_errors = [{"code": code, "line": None, "message": message, "param": None}]
         judge = RubricJudge(canaries=0, model=model(wire, server), rubric=RUBRIC, batch=True)
-        said = answers(judge, [talk(f"e{i}", "good " * i, seed=i) for i in range(3)], context(tmp_path, ledger))
+        said = answers(
+            judge, [talk(f"e{i}", "good " * i, seed=i) for i in range(3)], context(tmp_path, ledger)
+        )
         assert {s.status for s in said} == {"failed"}
-        assert all(s.reason.startswith(f"{kind}: the batch batch_") and f"{code}: {message}" in s.reason for s in said)
+        assert all(
+            s.reason.startswith(f"{kind}: the batch batch_") and f"{code}: {message}" in s.reason
+            for s in said
+        )
         assert server.stats()["questions"] == 0
         assert server.count(wire=wire) == 0
     ledger.close()
@@ -214,7 +264,9 @@ def test_a_batch_that_is_not_accepted_says_why_in_its_own_words(wire: str, kind:
 def test_a_filter_in_a_batch_abstains(wire: str, clock: None, tmp_path: Path) -> None:
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
     with ModelServer(unbiased) as server:
-        server.faults = lambda asked: Fault("status", status=400, code="content_filter") if "bad bad" in asked.user else None
+        server.faults = lambda asked: (
+            Fault("status", status=400, code="content_filter") if "bad bad" in asked.user else None
+        )
         judge = RubricJudge(canaries=0, model=model(wire, server), rubric=RUBRIC, batch=True)
         said = answers(judge, [GOOD, talk("e2", "bad bad", seed=2)], context(tmp_path, ledger))
         assert [s.status for s in said] == ["scored", "abstained"]
@@ -223,7 +275,9 @@ def test_a_filter_in_a_batch_abstains(wire: str, clock: None, tmp_path: Path) ->
     ledger.close()
 
 
-@pytest.mark.parametrize("url", ["http://localhost:4000/v1", "http://litellm:4000", "http://10.0.0.5"])
+@pytest.mark.parametrize(
+    "url", ["http://localhost:4000/v1", "http://litellm:4000", "http://10.0.0.5"]
+)
 def test_a_budget_that_never_ends_is_warned_of(url: str, recwarn: pytest.WarningsRecorder) -> None:
     asked = make_model({"provider": "openai-chat", "model": "judge-1", "url": url})
     RubricJudge(model=asked, rubric=RUBRIC)

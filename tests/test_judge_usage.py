@@ -35,19 +35,31 @@ WAYS: dict[str, tuple[Any, Usage]] = {
         Usage(100, 0, 0, 1020),
     ),
     "Responses' names": ({"input_tokens": 100, "output_tokens": 20}, Usage(100, 0, 0, 20)),
-    "cached by another name": ({**READ, "prompt_cache_hit_tokens": 60, "prompt_cache_miss_tokens": 40}, Usage(40, 60, 0, 20)),
+    "cached by another name": (
+        {**READ, "prompt_cache_hit_tokens": 60, "prompt_cache_miss_tokens": 40},
+        Usage(40, 60, 0, 20),
+    ),
     "cached beside the prompt": (
         {**READ, "total_tokens": 620, "prompt_tokens_details": {"cached_tokens": 500}},
         Usage(100, 500, 0, 20),
     ),
-    "numbers beyond all sense": ({"prompt_tokens": 1e30, "completion_tokens": -5}, Usage(0, 0, 0, 0)),
+    "numbers beyond all sense": (
+        {"prompt_tokens": 1e30, "completion_tokens": -5},
+        Usage(0, 0, 0, 0),
+    ),
     "details of another shape": (
         {**READ, "prompt_tokens_details": [], "completion_tokens_details": "none"},
         Usage(100, 0, 0, 20),
     ),
     "a list": ([1, 2], Usage(0, 0, 0, 0)),
-    "cached": ({**READ, "total_tokens": 120, "prompt_tokens_details": {"cached_tokens": 60}}, Usage(40, 60, 0, 20)),
-    "text": ({"prompt_tokens": "100", "completion_tokens": "20.0", "total_tokens": "150"}, Usage(100, 0, 0, 50)),
+    "cached": (
+        {**READ, "total_tokens": 120, "prompt_tokens_details": {"cached_tokens": 60}},
+        Usage(40, 60, 0, 20),
+    ),
+    "text": (
+        {"prompt_tokens": "100", "completion_tokens": "20.0", "total_tokens": "150"},
+        Usage(100, 0, 0, 50),
+    ),
     "floats": ({"prompt_tokens": 100.0, "completion_tokens": 20.0}, Usage(100, 0, 0, 20)),
     "no numbers": ({"prompt_tokens": "many", "completion_tokens": float("inf")}, Usage(0, 0, 0, 0)),
     "none": (None, Usage(0, 0, 0, 0)),

@@ -1,4 +1,7 @@
-"""The ways of judging: what is asked, and what answers mean. By hand-computed tables, and by a judge without bias that reads what it is shown."""
+"""The ways of judging: what is asked, and what answers mean.
+
+By hand-computed tables, and by a judge without bias that reads what it is shown.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,19 @@ import pytest
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judging import RUBRIC, Scripted, answers, blocks, bound, context, model, quality, talk, unbiased, verdict
+from judging import (
+    RUBRIC,
+    Scripted,
+    answers,
+    blocks,
+    bound,
+    context,
+    model,
+    quality,
+    talk,
+    unbiased,
+    verdict,
+)
 from model_server import Asked, ModelServer
 from rating import RUN, fill, next_task, person
 from turnwise.engine.feedback.sources import Sources
@@ -36,7 +51,10 @@ from turnwise.judges.trust.watch import Quarantined
 WHICH = "Which is better?"
 SHOP = Constitution(
     "shop",
-    (Principle(name="listen", better="Which asks less?", weight=3), Principle(name="kind", better="Which is kinder?")),
+    (
+        Principle(name="listen", better="Which asks less?", weight=3),
+        Principle(name="kind", better="Which is kinder?"),
+    ),
     "The agent serves customers.",
 )
 
@@ -64,24 +82,53 @@ def test_a_rubric_is_read_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "r.md"
     file.write_text("\ufeff" + SOUND, encoding="utf-8")
     rubric = Rubric.load(str(file))
-    assert (rubric.name, rubric.text, rubric.criteria[0].weight) == ("helpful", "Judge as the customer would.", 2.0)
+    assert (rubric.name, rubric.text, rubric.criteria[0].weight) == (
+        "helpful",
+        "Judge as the customer would.",
+        2.0,
+    )
     assert rubric.criteria[0].levels == ("no", "partly", "yes")
-    for line in ("## resolved", "Was it solved?", "0: no", "1: partly", "2: yes", "Judge as the customer would."):
+    for line in (
+        "## resolved",
+        "Was it solved?",
+        "0: no",
+        "1: partly",
+        "2: yes",
+        "Judge as the customer would.",
+    ):
         assert line in rubric.prompt.splitlines()
-    assert Rubric.load("Was it kind?").criteria[0].levels == ("not at all", "barely", "partly", "mostly", "fully")
+    assert Rubric.load("Was it kind?").criteria[0].levels == (
+        "not at all",
+        "barely",
+        "partly",
+        "mostly",
+        "fully",
+    )
     assert Rubric.load(RUBRIC).version == Rubric.load(RUBRIC).version != rubric.version
 
 
 WRONG = {
     "no front matter": ("Judge well.", "must begin with front matter"),
     "not YAML": (SOUND.replace("[no,", "[no: ["), "front matter is not YAML"),
-    "a criterion without levels": (SOUND.replace("    levels: [no, partly, yes]\n", ""), r"criteria\.0\.levels"),
+    "a criterion without levels": (
+        SOUND.replace("    levels: [no, partly, yes]\n", ""),
+        r"criteria\.0\.levels",
+    ),
     "one level": (SOUND.replace("[no, partly, yes]", "[no]"), r"criteria\.0\.levels"),
-    "twelve levels": (SOUND.replace("[no, partly, yes]", str(list(range(12)))), r"criteria\.0\.levels"),
+    "twelve levels": (
+        SOUND.replace("[no, partly, yes]", str(list(range(12)))),
+        r"criteria\.0\.levels",
+    ),
     "an unknown key": (SOUND.replace("weight: 2", "wieght: 2"), r"criteria\.0\.wieght"),
     "a negative weight": (SOUND.replace("weight: 2", "weight: -1"), r"criteria\.0\.weight"),
-    "no weight at all": (SOUND.replace("weight: 2", "weight: 0"), "at least one criterion needs a weight"),
-    "a name of two words": (SOUND.replace("name: resolved", "name: well resolved"), r"criteria\.0\.name"),
+    "no weight at all": (
+        SOUND.replace("weight: 2", "weight: 0"),
+        "at least one criterion needs a weight",
+    ),
+    "a name of two words": (
+        SOUND.replace("name: resolved", "name: well resolved"),
+        r"criteria\.0\.name",
+    ),
     "no name": (SOUND.replace("name: helpful\n", ""), r"name: "),
     "only a list": ("---\n- a\n---\n", "must be a mapping of names"),
 }
@@ -116,10 +163,18 @@ SCORES = [
 
 
 @pytest.mark.parametrize(("given_levels", "score"), SCORES)
-def test_scores_of_levels_and_weights(given_levels: tuple[int, int], score: float, tmp_path: Path) -> None:
+def test_scores_of_levels_and_weights(
+    given_levels: tuple[int, int], score: float, tmp_path: Path
+) -> None:
     kind, right = given_levels
-    asked = Scripted(lambda p: {**verdict(p.bound, p.user), "levels": {"kind": kind, "right": right}})
-    [said] = ask(RubricJudge(canaries=0, model=asked, rubric=RUBRIC, cache=False), [talk("e", "yes")], tmp_path)
+    asked = Scripted(
+        lambda p: {**verdict(p.bound, p.user), "levels": {"kind": kind, "right": right}}
+    )
+    [said] = ask(
+        RubricJudge(canaries=0, model=asked, rubric=RUBRIC, cache=False),
+        [talk("e", "yes")],
+        tmp_path,
+    )
     assert said.score == pytest.approx(score)
     assert said.aspects == pytest.approx({"kind": kind / 2, "right": right / 4})
     assert said.comment == "I read it."
@@ -131,31 +186,54 @@ def test_every_reply_is_scored_by_itself(tmp_path: Path) -> None:
     by_hand = [(0.5 + 3 * 0.25) / 4, 0.0, (1 + 3 * 0.5) / 4, 1.0]
     assert said.turn_scores == pytest.approx(by_hand)
     assert said.score == pytest.approx(1.0)
-    wrong = Scripted(lambda p: {**(v := verdict(p.bound, p.user)), "replies": {"reply_1": v["levels"]}})
-    [said] = ask(RubricJudge(canaries=0, model=wrong, rubric=RUBRIC, per="reply", cache=False), [talk("e", "a", "b")], tmp_path)
+    wrong = Scripted(
+        lambda p: {**(v := verdict(p.bound, p.user)), "replies": {"reply_1": v["levels"]}}
+    )
+    [said] = ask(
+        RubricJudge(canaries=0, model=wrong, rubric=RUBRIC, per="reply", cache=False),
+        [talk("e", "a", "b")],
+        tmp_path,
+    )
     assert "replies must be reply_1, reply_2, each once" in said.reason
 
 
 def test_levels_of_several_samples_are_averaged_and_their_spread_is_told(tmp_path: Path) -> None:
     numbers = iter([0, 1, 4])
-    asked = Scripted(lambda p: {**verdict(p.bound, p.user), "levels": {"kind": 2, "right": next(numbers)}})
-    [said] = ask(RubricJudge(canaries=0, model=asked, rubric=RUBRIC, samples=3, cache=False), [talk("e", "yes")], tmp_path)
+    asked = Scripted(
+        lambda p: {**verdict(p.bound, p.user), "levels": {"kind": 2, "right": next(numbers)}}
+    )
+    [said] = ask(
+        RubricJudge(canaries=0, model=asked, rubric=RUBRIC, samples=3, cache=False),
+        [talk("e", "yes")],
+        tmp_path,
+    )
     assert said.score == pytest.approx((1 + 3 * (5 / 3) / 4) / 4)
     assert said.details["spread"] == pytest.approx(0.75)
     numbers = iter([4, 4, 4])
     silent = iter([True, False, False])
     half = Scripted(lambda p: {**asked._say(p), "abstain": next(silent)})
-    [said] = ask(RubricJudge(canaries=0, model=half, rubric=RUBRIC, samples=3, cache=False), [talk("e", "yes")], tmp_path)
+    [said] = ask(
+        RubricJudge(canaries=0, model=half, rubric=RUBRIC, samples=3, cache=False),
+        [talk("e", "yes")],
+        tmp_path,
+    )
     assert said.score == pytest.approx(1.0), "one of three abstained"
     silent, numbers = iter([True, False]), iter([4, 4])
-    [said] = ask(RubricJudge(canaries=0, model=half, rubric=RUBRIC, samples=2, cache=False), [talk("e", "yes")], tmp_path)
+    [said] = ask(
+        RubricJudge(canaries=0, model=half, rubric=RUBRIC, samples=2, cache=False),
+        [talk("e", "yes")],
+        tmp_path,
+    )
     assert (said.status, said.score) == ("abstained", None)
 
 
-def test_conversations_that_share_turns_are_shown_with_the_agents_instructions(tmp_path: Path) -> None:
+def test_conversations_that_share_turns_are_shown_with_the_agents_instructions(
+    tmp_path: Path,
+) -> None:
     asked = Scripted()
     two = [
-        talk(f"e{i}", "hello", text, slot=i, system="Sell honestly.", tools=({"name": "look"},)) for i, text in enumerate("ab")
+        talk(f"e{i}", "hello", text, slot=i, system="Sell honestly.", tools=({"name": "look"},))
+        for i, text in enumerate("ab")
     ]
     ask(PairwiseJudge(canaries=0, model=asked, rubric=WHICH, cache=False), two, tmp_path)
     beginning, one, other = (data for _, data in blocks(asked.prompts[0].user))
@@ -172,7 +250,11 @@ def test_conversations_that_share_turns_are_shown_with_the_agents_instructions(t
 def tokens(text: str, at: str, chances: Mapping[str, float]) -> list[dict[str, Any]]:
     """A text in tokens of which one, `at` (the last such), has alternatives."""
     head, tail = text[: text.rindex(at)], text[text.rindex(at) + len(at) :]
-    sure = lambda t: {"token": t, "logprob": 0.0, "top_logprobs": [{"token": t, "logprob": 0.0}]}  # noqa: E731
+    sure = lambda t: {  # noqa: E731
+        "token": t,
+        "logprob": 0.0,
+        "top_logprobs": [{"token": t, "logprob": 0.0}],
+    }
     options = [{"token": t, "logprob": math.log(p)} for t, p in chances.items()]
     return [sure(head), {"token": at, "logprob": -1.0, "top_logprobs": options}, sure(tail)]
 
@@ -180,10 +262,16 @@ def tokens(text: str, at: str, chances: Mapping[str, float]) -> list[dict[str, A
 @pytest.mark.parametrize("wire", ["chat", "responses"])
 def test_soft_levels_and_preferences_from_log_probabilities(wire: str, tmp_path: Path) -> None:
     def of_levels(asked: Asked, text: str) -> list[dict[str, Any]]:
-        return tokens(text, str(json.loads(text)["levels"]["right"]), {"1": 0.1, "2": 0.3, "3": 0.4, " maybe": 0.2})
+        return tokens(
+            text,
+            str(json.loads(text)["levels"]["right"]),
+            {"1": 0.1, "2": 0.3, "3": 0.4, " maybe": 0.2},
+        )
 
     with ModelServer(unbiased, token_logprobs=of_levels) as server:
-        judge = RubricJudge(canaries=0, model=model(wire, server), rubric=RUBRIC, soft="logprobs", cache=False)
+        judge = RubricJudge(
+            canaries=0, model=model(wire, server), rubric=RUBRIC, soft="logprobs", cache=False
+        )
         [said] = ask(judge, [talk("e", "good good")], tmp_path)
         right = (1 * 0.1 + 2 * 0.3 + 3 * 0.4) / 0.8
         assert said.aspects == pytest.approx({"kind": 1.0, "right": right / 4})
@@ -192,37 +280,52 @@ def test_soft_levels_and_preferences_from_log_probabilities(wire: str, tmp_path:
             first, second, _ = bound(asked)["properties"]["better"]["enum"]
             better = json.loads(text)["better"]
             other = second if better == first else first
-            return tokens(text, better, {better[:2]: 0.6, other[0]: 0.2, "neither": 0.1, "none": 0.1})
+            return tokens(
+                text, better, {better[:2]: 0.6, other[0]: 0.2, "neither": 0.1, "none": 0.1}
+            )
 
         server.token_logprobs = of_ids
-        judge = PairwiseJudge(canaries=0, model=model(wire, server), rubric=WHICH, soft="logprobs", cache=False)
+        judge = PairwiseJudge(
+            canaries=0, model=model(wire, server), rubric=WHICH, soft="logprobs", cache=False
+        )
         [said] = ask(judge, [talk("e0", "bad"), talk("e1", "good", slot=1)], tmp_path)
     assert said.ranking == (("e1",), ("e0",))
-    assert said.probability == pytest.approx(0.6 + 0.5 * 0.2), "neither and none begin alike; they count half"
+    assert said.probability == pytest.approx(0.6 + 0.5 * 0.2), (
+        "neither and none begin alike; they count half"
+    )
 
 
 def test_where_the_choice_is_read_from() -> None:
     def of(*parts: str | tuple[str, dict[str, float]]) -> Reply:
         made = [
-            Token(p, {p: 0.0}) if isinstance(p, str) else Token(p[0], {k: math.log(v) for k, v in p[1].items()}) for p in parts
+            (
+                Token(p, {p: 0.0})
+                if isinstance(p, str)
+                else Token(p[0], {k: math.log(v) for k, v in p[1].items()})
+            )
+            for p in parts
         ]
         return Reply("end", "".join(t.text for t in made), tokens=made)
 
     split = of('{"better"', ": ", ('"b', {'"b': 0.75, '"c': 0.25}), '234"}')
     assert choice(split, "better", ["b234", "c567"]) == pytest.approx({"b234": 0.75, "c567": 0.25})
     quoted = of('{"why": "', '"better": c', '", "better": "', ("b", {"b": 0.9, "c": 0.1}), '234"}')
-    assert choice(quoted, "better", ["b234", "c567"]) == pytest.approx({"b234": 0.9, "c567": 0.1}), "the last one is the field"
+    assert choice(quoted, "better", ["b234", "c567"]) == pytest.approx(
+        {"b234": 0.9, "c567": 0.1}
+    ), "the last one is the field"
     assert choice(of("{}"), "better", ["b"]) is None
     assert choice(Reply("end", '{"better": "b"}'), "better", ["b"]) is None
     assert choice(of('{"better": "', ("b", {"x": 1.0})), "better", ["b", "c"]) is None, (
         "nothing of it is among the alternatives"
     )
     halves = dataclasses.replace(
-        split, text="\u00e9" + split.text, tokens=[Token("\ufffd", {}), Token("\ufffd", {}), *split.tokens]
+        split,
+        text="\u00e9" + split.text,
+        tokens=[Token("\ufffd", {}), Token("\ufffd", {}), *split.tokens],
     )
-    assert choice(halves, "better", ["b234", "c567"]) == pytest.approx({"b234": 0.75, "c567": 0.25}), (
-        "a character in two tokens"
-    )
+    assert choice(halves, "better", ["b234", "c567"]) == pytest.approx(
+        {"b234": 0.75, "c567": 0.25}
+    ), "a character in two tokens"
 
 
 def test_ids_differ_in_their_first_letter_from_each_other_and_from_neither() -> None:
@@ -235,7 +338,10 @@ def test_ids_differ_in_their_first_letter_from_each_other_and_from_neither() -> 
 
 
 def test_soft_levels_need_digits_that_tell_them_apart() -> None:
-    long = {"name": "r", "criteria": [{"name": "c", "question": "?", "levels": [str(i) for i in range(11)]}]}
+    long = {
+        "name": "r",
+        "criteria": [{"name": "c", "question": "?", "levels": [str(i) for i in range(11)]}],
+    }
     with pytest.raises(ValueError, match="'c' has more than ten"):
         RubricJudge(canaries=0, model=Scripted(), rubric=long, soft="logprobs")
 
@@ -246,18 +352,24 @@ A, B = talk("a", "bad"), talk("b", "good", slot=1)
 
 
 def first_with(*values: Any) -> Scripted:
-    """Says of each call in turn whether the first that is shown is better (1), worse (0) or neither (0.5); None abstains."""
+    """Says of each call in turn whether the first that is shown is better (1), worse (0) or neither
+    (0.5); None abstains."""
     given = iter(values)
 
     def say(prompt: Prompt) -> Any:
         value, good = next(given), verdict(prompt.bound, prompt.user)
         ids = prompt.bound["properties"]["better"]["enum"]
-        return {**good, "better": ids[{1: 0, 0: 1, 0.5: 2, None: 2}[value]], "abstain": value is None}
+        return {
+            **good,
+            "better": ids[{1: 0, 0: 1, 0.5: 2, None: 2}[value]],
+            "abstain": value is None,
+        }
 
     return Scripted(say)
 
 
-# Shown in this order: (a, b), then (b, a). Of each call whether the first is better; the ranking; the probability; flipped.
+# Shown in this order: (a, b), then (b, a). Of each call whether the first is better; the ranking;
+# the probability; flipped.
 PAIRS: list[tuple[dict[str, Any], tuple[Any, ...], Any, float | None, bool]] = [
     ({}, (1, 0), (("a",), ("b",)), None, False),
     ({}, (0, 1), (("b",), ("a",)), None, False),
@@ -276,17 +388,32 @@ PAIRS: list[tuple[dict[str, Any], tuple[Any, ...], Any, float | None, bool]] = [
 
 @pytest.mark.parametrize(("options", "firsts", "ranking", "probability", "flipped"), PAIRS)
 def test_what_two_orders_make_of_a_pair(
-    options: Any, firsts: Any, ranking: Any, probability: float | None, flipped: bool, tmp_path: Path
+    options: Any,
+    firsts: Any,
+    ranking: Any,
+    probability: float | None,
+    flipped: bool,
+    tmp_path: Path,
 ) -> None:
-    judge = PairwiseJudge(canaries=0, model=first_with(*firsts), rubric=WHICH, cache=False, concurrency=1, **options)
+    judge = PairwiseJudge(
+        canaries=0, model=first_with(*firsts), rubric=WHICH, cache=False, concurrency=1, **options
+    )
     [said] = ask(judge, [A, B], tmp_path)
-    assert (said.ranking, said.probability, said.details["flipped"]) == (ranking, probability, flipped)
+    assert (said.ranking, said.probability, said.details["flipped"]) == (
+        ranking,
+        probability,
+        flipped,
+    )
     assert [each["order"] for each in said.details["orders"]] == [["a", "b"], ["b", "a"]]
 
 
 def test_one_abstention_of_two_orders_is_the_judges(tmp_path: Path) -> None:
     [said] = ask(
-        PairwiseJudge(canaries=0, model=first_with(1, None), rubric=WHICH, cache=False, concurrency=1), [A, B], tmp_path
+        PairwiseJudge(
+            canaries=0, model=first_with(1, None), rubric=WHICH, cache=False, concurrency=1
+        ),
+        [A, B],
+        tmp_path,
     )
     assert (said.status, said.ranking) == ("abstained", ())
 
@@ -294,7 +421,11 @@ def test_one_abstention_of_two_orders_is_the_judges(tmp_path: Path) -> None:
 def test_one_order_is_drawn_for_each_pair_and_asks_half(tmp_path: Path) -> None:
     asked = Scripted()
     judge = PairwiseJudge(canaries=0, model=asked, rubric=WHICH, orders=1, cache=False)
-    pairs = [e for i in range(40) for e in (talk(f"a{i}", f"bad {i}", seed=i), talk(f"b{i}", f"good {i}", seed=i, slot=1))]
+    pairs = [
+        e
+        for i in range(40)
+        for e in (talk(f"a{i}", f"bad {i}", seed=i), talk(f"b{i}", f"good {i}", seed=i, slot=1))
+    ]
     said = ask(judge, pairs, tmp_path)
     assert len(asked.prompts) == 40
     assert all(s.ranking[0][0].startswith("b") for s in said)
@@ -319,13 +450,17 @@ def test_a_judge_that_always_likes_the_first_prefers_nobody(tmp_path: Path) -> N
 # Properties: an unbiased judge's word hangs on nothing but what was said.
 
 TEXTS = st.lists(
-    st.sampled_from(["good", "bad", "good good", "so", "bad <b> \u202e x", "\U0001f600 good"]), min_size=1, max_size=3
+    st.sampled_from(["good", "bad", "good good", "so", "bad <b> \u202e x", "\U0001f600 good"]),
+    min_size=1,
+    max_size=3,
 )
 
 
 def told(said: Sequence[Any], of: Mapping[str, str]) -> list[Any]:
     """Answers without ids: by what was said in the conversations."""
-    return sorted(([sorted(of[e] for e in tier) for tier in s.ranking], s.probability) for s in said)
+    return sorted(
+        ([sorted(of[e] for e in tier) for tier in s.ranking], s.probability) for s in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -340,10 +475,15 @@ def told(said: Sequence[Any], of: Mapping[str, str]) -> list[Any]:
 )
 @settings(max_examples=15, deadline=None)
 @given(said=st.lists(TEXTS, min_size=2, max_size=4, unique_by=tuple), seed=st.integers(0, 1000))
-def test_order_ids_and_names_decide_nothing(make: Any, said: list[list[str]], seed: int, tmp_path_factory: Any) -> None:
+def test_order_ids_and_names_decide_nothing(
+    make: Any, said: list[list[str]], seed: int, tmp_path_factory: Any
+) -> None:
     folder = tmp_path_factory.getbasetemp()
     group = [talk(f"e{i}", *replies, slot=i) for i, replies in enumerate(said)]
-    other = [talk(f"x{9 - i}", *replies, slot=i, run="another", update=3) for i, replies in enumerate(said)]
+    other = [
+        talk(f"x{9 - i}", *replies, slot=i, run="another", update=3)
+        for i, replies in enumerate(said)
+    ]
     random.Random(seed).shuffle(other)
     judges = [make(Scripted()), make(Scripted())]
     found = []
@@ -354,8 +494,14 @@ def test_order_ids_and_names_decide_nothing(make: Any, said: list[list[str]], se
     keys = [
         sorted(
             judge._caller.key(call)
-            for question in (judge.plan(members[0].group, members) if hasattr(judge, "plan") else [None])
-            for call in judge.calls(Request("group", "g", "j", episodes=question.episodes if question else tuple(members)))
+            for question in (
+                judge.plan(members[0].group, members) if hasattr(judge, "plan") else [None]
+            )
+            for call in judge.calls(
+                Request(
+                    "group", "g", "j", episodes=question.episodes if question else tuple(members)
+                )
+            )
         )
         for judge, members in zip(judges, (group, other), strict=True)
     ]
@@ -367,8 +513,14 @@ def test_order_ids_and_names_decide_nothing(make: Any, said: list[list[str]], se
 @given(said=st.lists(TEXTS, min_size=2, max_size=5))
 def test_a_list_is_ranked_by_what_it_says(said: list[list[str]], tmp_path_factory: Any) -> None:
     group = [talk(f"e{i}", *replies, slot=i) for i, replies in enumerate(said)]
-    [found] = ask(ListwiseJudge(canaries=0, model=Scripted(), rubric=WHICH, cache=False), group, tmp_path_factory.getbasetemp())
-    worth = {e.id: quality({"turns": [{"reply": {"text": t.action}} for t in e.turns]}) for e in group}
+    [found] = ask(
+        ListwiseJudge(canaries=0, model=Scripted(), rubric=WHICH, cache=False),
+        group,
+        tmp_path_factory.getbasetemp(),
+    )
+    worth = {
+        e.id: quality({"turns": [{"reply": {"text": t.action}} for t in e.turns]}) for e in group
+    }
     if len({tuple(replies) for replies in said}) == 1:
         assert found.ranking == (tuple(worth),)
         return
@@ -386,11 +538,17 @@ def test_places_of_several_orders_are_averaged(tmp_path: Path) -> None:
 
     def say(prompt: Prompt) -> Any:
         ids = prompt.bound["properties"]["ranking"]["items"]["items"]["enum"]
-        shown = [data["turns"][0]["reply"]["text"] for label, data in blocks(prompt.user) if label == "conversation"]
+        shown = [
+            data["turns"][0]["reply"]["text"]
+            for label, data in blocks(prompt.user)
+            if label == "conversation"
+        ]
         of = dict(zip(shown, ids, strict=True))
         return {**verdict(prompt.bound, prompt.user), "ranking": [[of[w]] for w in next(words)]}
 
-    judge = ListwiseJudge(canaries=0, model=Scripted(say), rubric=WHICH, orders=2, cache=False, concurrency=1)
+    judge = ListwiseJudge(
+        canaries=0, model=Scripted(say), rubric=WHICH, orders=2, cache=False, concurrency=1
+    )
     [said] = ask(judge, group, tmp_path)
     assert said.ranking == (("a", "b"), ("c",))
 
@@ -403,18 +561,28 @@ def test_versions_differ_where_a_verdict_could() -> None:
     louder = {**RUBRIC, "text": "Loudly."}
     shop = Constitution("shop", SHOP.principles[:1])
     distinct = [
-        version(), version(Scripted(name="scripted:2")), version(Scripted(effort="high")), version(rubric=louder),
-        version(per="reply"), version(samples=2), version(soft="logprobs"), version(max_tokens=2048),
-        version(kind=PairwiseJudge), version(kind=PairwiseJudge, orders=1), version(kind=PairwiseJudge, rubric=WHICH),
-        version(kind=ListwiseJudge), version(kind=ListwiseJudge, orders=2), version(kind=ConstitutionJudge, constitution=SHOP),
+        version(), version(Scripted(name="scripted:2")), version(Scripted(effort="high")),
+        version(rubric=louder),
+        version(per="reply"), version(samples=2), version(soft="logprobs"),
+        version(max_tokens=2048),
+        version(kind=PairwiseJudge), version(kind=PairwiseJudge, orders=1),
+        version(kind=PairwiseJudge, rubric=WHICH),
+        version(kind=ListwiseJudge), version(kind=ListwiseJudge, orders=2),
+        version(kind=ConstitutionJudge, constitution=SHOP),
         version(kind=ConstitutionJudge, constitution=shop),
-        version(model("messages", "http://127.0.0.1:1")), version(model("messages", "http://127.0.0.1:2")),
-        version(model("messages", "http://127.0.0.1:1", effort="low")), version(model("messages", "http://127.0.0.1:1", "judge-2")),
-        version(model("chat", "http://127.0.0.1:1")), version(model("responses", "http://127.0.0.1:1")),
-        version(model("chat", "http://127.0.0.1:1", extra={"temperature": 0})), version(model("chat", "http://127.0.0.1:1", schema="prompt")),
+        version(model("messages", "http://127.0.0.1:1")),
+        version(model("messages", "http://127.0.0.1:2")),
+        version(model("messages", "http://127.0.0.1:1", effort="low")),
+        version(model("messages", "http://127.0.0.1:1", "judge-2")),
+        version(model("chat", "http://127.0.0.1:1")),
+        version(model("responses", "http://127.0.0.1:1")),
+        version(model("chat", "http://127.0.0.1:1", extra={"temperature": 0})),
+        version(model("chat", "http://127.0.0.1:1", schema="prompt")),
     ]  # fmt: skip
     assert len(set(distinct)) == len(distinct)
-    free = version(concurrency=3, budget=1.0, prices={"scripted:1": [1, 2]}, timeout=5.0, patience=5.0)
+    free = version(
+        concurrency=3, budget=1.0, prices={"scripted:1": [1, 2]}, timeout=5.0, patience=5.0
+    )
     assert free == version(), "how it is asked says nothing of what is said"
 
 
@@ -424,7 +592,11 @@ def test_versions_differ_where_a_verdict_could() -> None:
 def points(**holds: str) -> Scripted:
     return Scripted(
         lambda p: {
-            n: f["enum"][0] if n == "verdict_id" else {"rationale": "", "holds": holds.get(n, "yes")}
+            n: (
+                f["enum"][0]
+                if n == "verdict_id"
+                else {"rationale": "", "holds": holds.get(n, "yes")}
+            )
             for n, f in p.bound["properties"].items()
         }
     )
@@ -518,7 +690,14 @@ def test_principles_are_drawn_by_weight_and_the_same_whichever_is_shown_first() 
 def test_a_constitution_compares_by_its_principle_and_clamps(tmp_path: Path) -> None:
     asked = first_with(1, 1, 0, 0)
     judge = ConstitutionJudge(
-        canaries=0, model=asked, constitution=SHOP, cache=False, concurrency=1, samples=2, soft="samples", clamp=True
+        canaries=0,
+        model=asked,
+        constitution=SHOP,
+        cache=False,
+        concurrency=1,
+        samples=2,
+        soft="samples",
+        clamp=True,
     )
     [said] = ask(judge, [A, B], tmp_path)
     assert (said.ranking, said.probability) == ((("a",), ("b",)), 0.6)
@@ -537,7 +716,10 @@ def test_a_constitution_compares_by_its_principle_and_clamps(tmp_path: Path) -> 
 
 
 class Says:
-    """A member that says what it is told to: a number, None (abstains), an exception (fails); of pairs 1, 0.5 or 0: whether a is better."""
+    """A member that says what it is told to:
+
+    a number, None (abstains), an exception (fails); of pairs 1, 0.5 or 0: whether a is better.
+    """
 
     def __init__(self, *values: Any, kind: str = "episode") -> None:
         self.kind, self.values, self.version, self._asked = kind, list(values), f"says {values}", []
@@ -547,7 +729,10 @@ class Says:
 
     def receive(self) -> list[Any]:
         asked, self._asked = self._asked, []
-        return [self._one(r, self.values.pop(0) if len(self.values) > 1 else self.values[0]) for r in asked]
+        return [
+            self._one(r, self.values.pop(0) if len(self.values) > 1 else self.values[0])
+            for r in asked
+        ]
 
     def _one(self, r: Request, value: Any) -> Any:
         if isinstance(value, Quarantined):
@@ -563,7 +748,9 @@ class Says:
         return Comparison(r.target, value if isinstance(value, tuple) else tiers[value], **more)
 
 
-def panel(*values: Any, kind: str = "episode", weights: Sequence[float] = (), **options: Any) -> Panel:
+def panel(
+    *values: Any, kind: str = "episode", weights: Sequence[float] = (), **options: Any
+) -> Panel:
     members = [{"source": Says(v, kind=kind), "name": f"m{i}"} for i, v in enumerate(values)]
     for member, weight in zip(members, weights, strict=False):
         member["weight"] = weight
@@ -590,7 +777,9 @@ SCORING: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = [
 
 
 @pytest.mark.parametrize(("values", "options", "expected"), SCORING)
-def test_what_a_panel_makes_of_scores(values: Any, options: Any, expected: Any, tmp_path: Path) -> None:
+def test_what_a_panel_makes_of_scores(
+    values: Any, options: Any, expected: Any, tmp_path: Path
+) -> None:
     [said] = ask(panel(*values, **options), [talk("e", "yes")], tmp_path)
     if isinstance(expected, str):
         assert (said.status, said.score) == (expected, None)
@@ -617,7 +806,9 @@ COMPARING: list[tuple[tuple[Any, ...], dict[str, Any], Any, float | None]] = [
 
 
 @pytest.mark.parametrize(("values", "options", "ranking", "probability"), COMPARING)
-def test_what_a_panel_makes_of_comparisons(values: Any, options: Any, ranking: Any, probability: Any, tmp_path: Path) -> None:
+def test_what_a_panel_makes_of_comparisons(
+    values: Any, options: Any, ranking: Any, probability: Any, tmp_path: Path
+) -> None:
     [said] = ask(panel(*values, kind="group", **options), [A, B], tmp_path)
     if isinstance(ranking, str):
         assert (said.status, said.ranking) == (ranking, ())
@@ -646,13 +837,23 @@ def test_a_quarantined_member_leaves_and_the_last_one_takes_the_panel_along(tmp_
 
 
 def test_members_count_by_how_reliable_they_were_found(tmp_path: Path) -> None:
-    """One of three says the opposite of the other two; after an update it counts for nothing or next to it, and a resume knows."""
+    """One of three says the opposite of the other two;
+
+    after an update it counts for nothing or next to it, and a resume knows.
+    """
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
-    episodes = [e for i in range(30) for e in (talk(f"a{i}", f"bad {i}", seed=i), talk(f"b{i}", f"good {i}", seed=i, slot=1))]
+    episodes = [
+        e
+        for i in range(30)
+        for e in (talk(f"a{i}", f"bad {i}", seed=i), talk(f"b{i}", f"good {i}", seed=i, slot=1))
+    ]
     ledger.add_episodes(episodes)
 
     def made() -> Panel:
-        members = [{"source": Says(v, kind="group"), "name": n} for n, v in (("x", 0), ("y", 0), ("liar", 1))]
+        members = [
+            {"source": Says(v, kind="group"), "name": n}
+            for n, v in (("x", 0), ("y", 0), ("liar", 1))
+        ]
         return Panel(judges=members, reliability="rater-bradley-terry")
 
     judge = made()
@@ -684,16 +885,28 @@ def test_panels_that_cannot_work_say_why() -> None:
         with pytest.raises(ValueError, match=why):
             panel(0.1, 0.2, 0.3, **options)
     with pytest.raises(ValueError, match="all score or all compare"):
-        Panel(judges=[{"source": Says(1), "name": "m"}, {"source": Says(1, kind="group"), "name": "n"}])
+        Panel(
+            judges=[
+                {"source": Says(1), "name": "m"},
+                {"source": Says(1, kind="group"), "name": "n"},
+            ]
+        )
     with pytest.raises(ValueError, match="cannot sit on a panel"):
-        Panel(judges=[{"source": "people", "name": "m"}, {"source": Says(1, kind="group"), "name": "n"}])
+        Panel(
+            judges=[
+                {"source": "people", "name": "m"},
+                {"source": Says(1, kind="group"), "name": "n"},
+            ]
+        )
 
 
 # Escalation.
 
 
 def escalation(first: Any, then: Any, **options: Any) -> Escalation:
-    return Escalation(first={"source": first, "name": "cheap"}, then={"source": then, "name": "strong"}, **options)
+    return Escalation(
+        first={"source": first, "name": "cheap"}, then={"source": then, "name": "strong"}, **options
+    )
 
 
 def test_what_goes_up_and_what_does_not(tmp_path: Path) -> None:
@@ -708,7 +921,10 @@ def test_what_goes_up_and_what_does_not(tmp_path: Path) -> None:
     assert "escalation" not in sure.details
     failed = story(Says("failed"))
     assert (failed.score, failed.stamp.cost) == (0.5, 2.0), "both are paid"
-    assert failed.details["escalation"] == {"unsure": "failed", "first": {"status": "failed", "version": "", "score": None}}
+    assert failed.details["escalation"] == {
+        "unsure": "failed",
+        "first": {"status": "failed", "version": "", "score": None},
+    }
     assert story(Says(None)).score == 0.5
     assert story(Says("failed"), failed=False, spread=0.1).status == "failed"
     assert story(panel(0.1, 0.2), spread=0.3).score == pytest.approx(0.15)
@@ -721,15 +937,29 @@ def test_what_goes_up_and_what_does_not(tmp_path: Path) -> None:
 
 def test_no_more_than_a_share_goes_up(tmp_path: Path) -> None:
     then = Says(0.5)
-    said = ask(escalation(Says("failed"), then, limit=0.25), [talk(f"e{i}", f"{i}", seed=i) for i in range(40)], tmp_path)
+    said = ask(
+        escalation(Says("failed"), then, limit=0.25),
+        [talk(f"e{i}", f"{i}", seed=i) for i in range(40)],
+        tmp_path,
+    )
     up = [s for s in said if s.status == "scored"]
     assert len(up) == 10
-    assert all(s.details["escalation"] == {"unsure": "failed", "closed": "limit"} for s in said if s.status == "failed")
+    assert all(
+        s.details["escalation"] == {"unsure": "failed", "closed": "limit"}
+        for s in said
+        if s.status == "failed"
+    )
 
 
 def test_where_the_strong_ones_budget_is_spent_the_first_answer_stands(tmp_path: Path) -> None:
     strong = RubricJudge(
-        canaries=0, model=Scripted(), rubric=RUBRIC, cache=False, budget=0.02, prices={"scripted:1": [1.0, 10.0]}, concurrency=1
+        canaries=0,
+        model=Scripted(),
+        rubric=RUBRIC,
+        cache=False,
+        budget=0.02,
+        prices={"scripted:1": [1.0, 10.0]},
+        concurrency=1,
     )
     first = panel(0.0, 0.6, kind="episode")
     episodes = [talk(f"e{i}", f"good good good good {i}", seed=i) for i in range(60)]
@@ -751,7 +981,11 @@ def test_people_come_second_where_the_judge_is_not_sure(tmp_path: Path) -> None:
         model=Scripted(
             lambda p: {
                 **(v := verdict(p.bound, p.user)),
-                "better": p.bound["properties"]["better"]["enum"][0] if "tell me" in p.user else v["better"],
+                "better": (
+                    p.bound["properties"]["better"]["enum"][0]
+                    if "tell me" in p.user
+                    else v["better"]
+                ),
             }
         ),
         rubric=WHICH,
@@ -761,8 +995,19 @@ def test_people_come_second_where_the_judge_is_not_sure(tmp_path: Path) -> None:
     clear = [talk("c0", "bad", seed=2), talk("c1", "good", seed=2, slot=1)]
     played: dict[str, list[turnwise.Episode]] = {unclear[0].group: unclear, clear[0].group: clear}
     ledger.add_episodes([*unclear, *clear])
-    people = {"source": "people", "task": "compare", "gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
-    entry = {"source": "escalation", "first": {"source": judge, "name": "cheap"}, "then": people, "unsure": 0.6}
+    people = {
+        "source": "people",
+        "task": "compare",
+        "gold_share": 0.0,
+        "random_share": 0.0,
+        "undo": 0.0,
+    }
+    entry = {
+        "source": "escalation",
+        "first": {"source": judge, "name": "cheap"},
+        "then": people,
+        "unsure": 0.6,
+    }
     sources = Sources.make([entry], turnwise.Plugins(), 1.0)
     sources.open(tmp_path / "run", ledger, 0, run=RUN)
     sources.ask(played, ledger)
@@ -794,7 +1039,9 @@ def test_people_come_second_where_the_judge_is_not_sure(tmp_path: Path) -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from turnwise.plugins.demo.tiny_model import build_policy
 
-    return build_policy(tmp_path_factory.mktemp("tiny"), [json.dumps(RUBRIC)] * 4, context=4096, hidden=32, layers=1)
+    return build_policy(
+        tmp_path_factory.mktemp("tiny"), [json.dumps(RUBRIC)] * 4, context=4096, hidden=32, layers=1
+    )
 
 
 FORM = {
@@ -803,7 +1050,10 @@ FORM = {
         "better": {"type": "string", "enum": ["b234", "c567", "neither"]},
         "level": {"type": "integer", "enum": [0, 1, 2, 3]},
         "abstain": {"type": "boolean"},
-        "tiers": {"type": "array", "items": {"type": "array", "items": {"type": "string", "enum": ["b234", "c567"]}}},
+        "tiers": {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "string", "enum": ["b234", "c567"]}},
+        },
     },
     "required": ["better", "level", "abstain", "tiers"],
     "additionalProperties": False,
@@ -820,7 +1070,9 @@ def test_a_local_models_answers_fit_the_schema_whatever_its_weights(tiny: Path) 
     for temperature in (0.0, 1.0, 5.0):
         asked = Local(str(tiny), device="cpu", temperature=temperature)
         for i in range(6):
-            reply = asyncio.run(asked.ask(Prompt("You judge.", f"Question {i}", FORM, 400, top_logprobs=5)))
+            reply = asyncio.run(
+                asked.ask(Prompt("You judge.", f"Question {i}", FORM, 400, top_logprobs=5))
+            )
             ends[reply.stop] += 1
             assert reply.usage.output > 0
             chances = choice(reply, "better", ["b234", "c567", "neither"])
@@ -837,22 +1089,36 @@ def test_a_local_models_answers_fit_the_schema_whatever_its_weights(tiny: Path) 
 
 
 def test_a_local_judge_scores_or_says_why_not(tiny: Path, tmp_path: Path) -> None:
-    judge = RubricJudge(canaries=0, model=f"local:{tiny}", rubric=RUBRIC, cache=False, max_tokens=48, budget=1.0)
+    judge = RubricJudge(
+        canaries=0, model=f"local:{tiny}", rubric=RUBRIC, cache=False, max_tokens=48, budget=1.0
+    )
     said = ask(judge, [talk(f"e{i}", f"good {i}", seed=i) for i in range(3)], tmp_path)
     for s in said:
-        assert s.status == "scored" or (s.score is None and s.reason.startswith("truncated: max_tokens")), s.reason
+        assert s.status == "scored" or (
+            s.score is None and s.reason.startswith("truncated: max_tokens")
+        ), s.reason
         assert s.stamp.cost == 0.0
     [said] = ask(judge, [talk("long", "word " * 9000)], tmp_path)
     assert said.status == "failed"
     assert "too many for the context" in said.reason
 
 
-def test_a_local_answer_nobody_waits_for_ends_and_the_next_one_has_its_time(tiny: Path, tmp_path: Path) -> None:
+def test_a_local_answer_nobody_waits_for_ends_and_the_next_one_has_its_time(
+    tiny: Path, tmp_path: Path
+) -> None:
     from turnwise.judges.models.local import Local
 
     asked = Local(str(tiny), device="cpu")
     asked._loaded = asked._load()
-    judge = RubricJudge(canaries=0, model=asked, rubric=RUBRIC, cache=False, max_tokens=3000, timeout=0.2, patience=0.5)
+    judge = RubricJudge(
+        canaries=0,
+        model=asked,
+        rubric=RUBRIC,
+        cache=False,
+        max_tokens=3000,
+        timeout=0.2,
+        patience=0.5,
+    )
     [said] = ask(judge, [talk("e", "good")], tmp_path)
     assert (said.status, said.score) == ("failed", None)
     assert said.reason.startswith("timeout: no answer within 0.2 seconds")
@@ -861,7 +1127,10 @@ def test_a_local_answer_nobody_waits_for_ends_and_the_next_one_has_its_time(tiny
 
 
 def test_the_ids_of_a_call_are_bound_where_they_belong_and_nowhere_else() -> None:
-    """A schema may use one object for several fields: binding one must not bind the others (a critique is no id)."""
+    """A schema may use one object for several fields:
+
+    binding one must not bind the others (a critique is no id).
+    """
     from turnwise.judges.constitutional.revise import SCHEMA
 
     bound = Prompt("", "", SCHEMA, choices={"answer_id": ["b222"]}).bound["properties"]
@@ -879,7 +1148,10 @@ def test_a_rubric_that_looks_like_a_file_is_one(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_asks_the_strong_one_again_whose_budget_was_raised() -> None:
-    """What closed an escalation is not part of its state: it may have been mended since. How much went up is."""
+    """What closed an escalation is not part of its state:
+
+    it may have been mended since. How much went up is.
+    """
     before = escalation(Says(0.9), Says(0.5))
     before._seen, before._up, before._closed = 10, 3, "the budget is spent"
     after = escalation(Says(0.9), Says(0.5))

@@ -1,4 +1,8 @@
-"""Feedback that comes late: what trains when, what is left out, what a stop or a kill changes (nothing), and what staleness costs."""
+"""Feedback that comes late:
+
+what trains when, what is left out, what a stop or a kill changes (nothing), and what staleness
+costs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,8 @@ from turnwise.plugins.optimizers.grpo import GRPO
 from turnwise.plugins.optimizers.policy_loss import PolicyLoss
 
 HOUR = 3600.0
-RL = {"env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 6, "groups": 2, "group_size": 3, "max_new_tokens": 5, "poll": 600.0,
+RL = {"env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 6, "groups": 2, "group_size": 3,
+    "max_new_tokens": 5, "poll": 600.0,
       "optimizer": {"name": "grpo", "lr": 1e-2, "warmup": 0}}  # fmt: skip
 
 
@@ -39,10 +44,24 @@ class Clock:
 
 
 def make(
-    folder: Path, model: Any, clock: Clock, resume: bool = False, plugins: Any = None, every: int = 1, **rl: Any
+    folder: Path,
+    model: Any,
+    clock: Clock,
+    resume: bool = False,
+    plugins: Any = None,
+    every: int = 1,
+    **rl: Any,
 ) -> turnwise.Run:
-    config = {"policy": str(model), "threads": 1, "checkpoint_every": every, "name": "r", "stages": [{"rl": {**RL, **rl}}]}
-    return turnwise.Run(config, folder=folder, clock=clock, sleep=clock.sleep, resume=resume, plugins=plugins)
+    config = {
+        "policy": str(model),
+        "threads": 1,
+        "checkpoint_every": every,
+        "name": "r",
+        "stages": [{"rl": {**RL, **rl}}],
+    }
+    return turnwise.Run(
+        config, folder=folder, clock=clock, sleep=clock.sleep, resume=resume, plugins=plugins
+    )
 
 
 def people(delay: float = 2 * HOUR, **more: Any) -> dict[str, Any]:
@@ -53,16 +72,25 @@ def flat(run: turnwise.Run) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.policy.parameters()])
 
 
-def test_with_answers_at_once_it_is_lockstep(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_with_answers_at_once_it_is_lockstep(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     whole = make(tmp_path / "lockstep", model_folder(), Clock(), feedback=[people(0)]).finish()
-    ahead = make(tmp_path / "pending", model_folder(), Clock(), feedback=[people(0)], pending=18).finish()
+    ahead = make(
+        tmp_path / "pending", model_folder(), Clock(), feedback=[people(0)], pending=18
+    ).finish()
     assert torch.equal(flat(ahead), flat(whole)), "never ahead while there is something to train on"
     own = {"pending", "too_old", "staleness/mean", "staleness/max"}
     for mine, theirs in zip(ahead.metrics, whole.metrics, strict=True):
         assert {k: v for k, v in mine.items() if k not in own and not k.startswith("seconds/")} == {
             k: v for k, v in theirs.items() if not k.startswith("seconds/")
         }
-        assert (mine["pending"], mine["too_old"], mine["staleness/max"], mine["seconds/waited"]) == (0, 0, 0, 0)
+        assert (
+            mine["pending"],
+            mine["too_old"],
+            mine["staleness/max"],
+            mine["seconds/waited"],
+        ) == (0, 0, 0, 0)
     assert ahead.clock() == 1000.0, "nobody slept"
 
 
@@ -81,10 +109,16 @@ class Watched(SimulatedPanel):
 
 
 @pytest.fixture(scope="module")
-def late(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> turnwise.Run:
+def late(
+    model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> turnwise.Run:
     """People who answer hours later, out of order, and sometimes never."""
     Watched.most = 0
-    source = {"source": Watched(delay=2 * HOUR, unanswered=0.25, seed=3), "raters": 2, "deadline": 9 * HOUR}
+    source = {
+        "source": Watched(delay=2 * HOUR, unanswered=0.25, seed=3),
+        "raters": 2,
+        "deadline": 9 * HOUR,
+    }
     options = {"updates": 20, "pending": 18, "staleness": 3, "feedback": [source]}
     return make(tmp_path_factory.mktemp("late") / "r", model_folder(), Clock(), **options).finish()
 
@@ -162,7 +196,9 @@ def test_stopped_for_the_night_it_goes_on_as_if_nothing_had_been(
     assert again.ledger.members(again.id) == whole.ledger.members(whole.id)
 
 
-def test_answers_that_come_during_the_night_are_there_in_the_morning(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_answers_that_come_during_the_night_are_there_in_the_morning(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     clock = Clock()
     going = make(tmp_path / "r", model_folder(), clock, feedback=[people()], pending=18)
     clock.at = lambda: setattr(going, "stopping", True)
@@ -170,9 +206,13 @@ def test_answers_that_come_during_the_night_are_there_in_the_morning(model_folde
     assert going.updates == 0
     clock.at = lambda: None
     clock.now += 24 * HOUR
-    again = make(tmp_path / "r", model_folder(), clock, resume=True, feedback=[people()], pending=18)
+    again = make(
+        tmp_path / "r", model_folder(), clock, resume=True, feedback=[people()], pending=18
+    )
     for update in again:
-        assert update.metrics["seconds/waited"] == 0.0, "three rounds were played in the evening, and all was said of them"
+        assert update.metrics["seconds/waited"] == 0.0, (
+            "three rounds were played in the evening, and all was said of them"
+        )
         assert update.metrics["staleness/max"] == update.number - 1
         if update.number == 3:
             break
@@ -181,7 +221,10 @@ def test_answers_that_come_during_the_night_are_there_in_the_morning(model_folde
 def test_a_decision_stands_whatever_is_said_afterwards(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The power fails in an update that was decided; when it is back, a day later, everybody has answered."""
+    """The power fails in an update that was decided;
+
+    when it is back, a day later, everybody has answered.
+    """
     options: dict[str, Any] = {"feedback": [people()], "pending": 18}
     whole = make(tmp_path / "whole", model_folder(), Clock(), **options)
     for update in whole:
@@ -211,8 +254,14 @@ def test_a_decision_stands_whatever_is_said_afterwards(
     assert torch.equal(flat(again), flat(whole))
 
 
-def test_what_a_stage_that_is_stopped_early_leaves_is_given_up(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    options: dict[str, Any] = {"feedback": [people()], "pending": 18, "gold": {"episodes": 2, "every": 1, "patience": 1}}
+def test_what_a_stage_that_is_stopped_early_leaves_is_given_up(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {
+        "feedback": [people()],
+        "pending": 18,
+        "gold": {"episodes": 2, "every": 1, "patience": 1},
+    }
     still = {**RL["optimizer"], "lr": 1e-12}  # the gold measure never rises
     done = make(tmp_path / "r", model_folder(), Clock(), optimizer=still, **options).finish()
     assert done.updates == 1
@@ -220,7 +269,9 @@ def test_what_a_stage_that_is_stopped_early_leaves_is_given_up(model_folder: Cal
     assert why.count(ENDED) == done.metrics[0]["pending"] > 0
 
 
-def test_a_stage_that_had_ended_can_be_extended(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_stage_that_had_ended_can_be_extended(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """Cut short, it gives up what is pending; what is played when it goes on after all is new."""
     options: dict[str, Any] = {"feedback": [people()], "pending": 12, "staleness": 1}
     clock = Clock()
@@ -230,15 +281,22 @@ def test_a_stage_that_had_ended_can_be_extended(model_folder: Callable[..., Path
     done = make(tmp_path / "r", model_folder(), clock, resume=True, updates=2, **options).finish()
     given_up = {m.episode for m in done.ledger.members(done.id) if m.reason == ENDED}
     assert len(given_up) >= 6, "nobody is asked about it any more"
-    assert {m.episode for m in done.ledger.members(done.id)} == {e.id for e in done.ledger.run_episodes(done.id)}
+    assert {m.episode for m in done.ledger.members(done.id)} == {
+        e.id for e in done.ledger.run_episodes(done.id)
+    }
     more = make(tmp_path / "r", model_folder(), clock, resume=True, **options).finish()
     assert more.updates == 6
     assert {m.episode for m in more.ledger.members(more.id) if m.reason == ENDED} == given_up
-    assert {m.episode for m in more.ledger.members(more.id)} == {e.id for e in more.ledger.run_episodes(more.id)}
+    assert {m.episode for m in more.ledger.members(more.id)} == {
+        e.id for e in more.ledger.run_episodes(more.id)
+    }
 
 
 class Service:
-    """A rating service in another process: it alone writes into the ledger, and the source hears nothing."""
+    """A rating service in another process:
+
+    it alone writes into the ledger, and the source hears nothing.
+    """
 
     version = "1"
 
@@ -261,7 +319,14 @@ class Service:
         for request in self.asked[:2]:
             stamp = turnwise.Stamp(request=request.id, source="Service", rater="ann")
             ledger.add_feedback(
-                [turnwise.Feedback(request.target, score=len(self.asked) / 10, id=f"s-{request.id}", stamp=stamp)]
+                [
+                    turnwise.Feedback(
+                        request.target,
+                        score=len(self.asked) / 10,
+                        id=f"s-{request.id}",
+                        stamp=stamp,
+                    )
+                ]
             )
         self.asked = self.asked[2:]
         ledger.close()
@@ -277,16 +342,29 @@ class Listener:
 
 
 @pytest.mark.parametrize("pending", [0, 12])
-def test_listeners_hear_what_another_process_wrote(pending: int, model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_listeners_hear_what_another_process_wrote(
+    pending: int, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     clock, service, listener, notes = Clock(), Service(), Listener(), set()
     plugins = turnwise.Plugins({"listener": listener})
     run = make(
-        tmp_path / "r", model_folder(), clock, feedback=[service, lambda e: 1.0], pending=pending, updates=3, plugins=plugins
+        tmp_path / "r",
+        model_folder(),
+        clock,
+        feedback=[service, lambda e: 1.0],
+        pending=pending,
+        updates=3,
+        plugins=plugins,
     )
     run.on_status = lambda status: notes.add(status.note)
     clock.at = lambda: service.work(tmp_path / "r" / "ledger.sqlite")
     run.finish()
-    there = [f.id for number in (1, 2, 3) for m in run.ledger.members(run.id, number) for f in run.ledger.answers(m.feedback)]
+    there = [
+        f.id
+        for number in (1, 2, 3)
+        for m in run.ledger.members(run.id, number)
+        for f in run.ledger.answers(m.feedback)
+    ]
     assert set(there) <= set(listener.told)
     assert len(listener.told) == len(set(listener.told)), "each once"
     assert run.ledger.counts()["feedback"] - len(listener.told) <= 0
@@ -313,31 +391,51 @@ class Office:
         self._due = {k: v for k, v in self._due.items() if v[1] not in ready}
         stamp = lambda r: turnwise.Stamp(request=r.id)  # noqa: E731
         if self._outage and self._clock() > 1000 + 3 * HOUR:
-            return [turnwise.Feedback.failed(r.target, "closed", id=f"o-{r.id}", stamp=stamp(r)) for r in ready]
-        return [turnwise.Feedback(r.target, score=float(r.episodes[0].slot), id=f"p-{r.id}", stamp=stamp(r)) for r in ready]
+            return [
+                turnwise.Feedback.failed(r.target, "closed", id=f"o-{r.id}", stamp=stamp(r))
+                for r in ready
+            ]
+        return [
+            turnwise.Feedback(
+                r.target, score=float(r.episodes[0].slot), id=f"p-{r.id}", stamp=stamp(r)
+            )
+            for r in ready
+        ]
 
 
-def test_an_outage_stops_the_run_and_is_asked_again(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_outage_stops_the_run_and_is_asked_again(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     clock = Clock()
     going = make(tmp_path / "r", model_folder(), clock, feedback=[Office(True)], pending=12)
     with pytest.raises(turnwise.TooManyFailures, match="closed"):
         going.finish()
     assert 0 < going.updates < 6
-    done = make(tmp_path / "r", model_folder(), clock, resume=True, feedback=[Office(False)], pending=12).finish()
+    done = make(
+        tmp_path / "r", model_folder(), clock, resume=True, feedback=[Office(False)], pending=12
+    ).finish()
     assert done.updates == 6
     assert all(m.outcome is not None for m in done.ledger.members(done.id) if m.reason != ENDED)
 
 
 def test_nobody_at_work_is_said(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     clock = Clock()
-    run = make(tmp_path / "r", model_folder(), clock, feedback=[people(unanswered=1.0, deadline=HOUR)], pending=12)
+    run = make(
+        tmp_path / "r",
+        model_folder(),
+        clock,
+        feedback=[people(unanswered=1.0, deadline=HOUR)],
+        pending=12,
+    )
     clock.at = lambda: setattr(run, "stopping", clock.now > 1000 + 5 * HOUR)
     with pytest.warns(UserWarning, match="got no reward at all.*Are there raters at work"):
         run.finish()
     assert run.updates == 0
 
 
-def test_a_combiner_learns_once_from_what_trains(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_combiner_learns_once_from_what_trains(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     from turnwise.plugins.combiners.weighted import Weighted
 
     class Learns(Weighted):
@@ -356,7 +454,9 @@ def test_a_combiner_learns_once_from_what_trains(model_folder: Callable[..., Pat
 
     combiner = Learns()
     source = {"source": SimulatedPanel(delay=HOUR, seed=1), "raters": 2}
-    done = make(tmp_path / "r", model_folder(), Clock(), feedback=[source], combiner=combiner, pending=18).finish()
+    done = make(
+        tmp_path / "r", model_folder(), Clock(), feedback=[source], combiner=combiner, pending=18
+    ).finish()
     used = {id_ for m in done.ledger.members(done.id) for id_ in m.feedback}
     assert len(combiner.heard) == len(set(combiner.heard)) == 6 * 2 * 2
     assert set(combiner.heard) == used
@@ -367,8 +467,14 @@ def test_a_combiner_learns_once_from_what_trains(model_folder: Callable[..., Pat
     [
         ({"pending": 5}, "no room for a single round of play, which has groups \\* group_size = 6"),
         ({"pending": 24, "staleness": 2}, "room for 4 rounds.*give at most 18"),
-        ({"pending": 12, "resample": 1}, "resample replaces groups before an update.*raise `groups`"),
-        ({"pending": 12, "audit": {}}, "an audit needs judges that answer at once.*leave `pending` out"),
+        (
+            {"pending": 12, "resample": 1},
+            "resample replaces groups before an update.*raise `groups`",
+        ),
+        (
+            {"pending": 12, "audit": {}},
+            "an audit needs judges that answer at once.*leave `pending` out",
+        ),
         ({"pending": 12, "credit": "branch"}, "'branch' needs judges that answer at once"),
         ({"staleness": 2}, "give `pending` too"),
         ({"pending": -1}, "pending"),
@@ -387,7 +493,9 @@ def test_pairings_that_make_no_sense_are_refused(
 def request(seed: int, slot: int = 0) -> turnwise.Request:
     turn = lambda text: (turnwise.Turn(turnwise.Message("user", "so"), text, 1.0),)  # noqa: E731
     start = turnwise.Start("e", seed)
-    pair = tuple(turnwise.Episode(f"{seed}-{i}", start, turn(str(i)), "terminated", slot=i) for i in range(2))
+    pair = tuple(
+        turnwise.Episode(f"{seed}-{i}", start, turn(str(i)), "terminated", slot=i) for i in range(2)
+    )
     return turnwise.Request("group", pair[0].group, "panel", slot, episodes=pair)
 
 
@@ -409,12 +517,16 @@ def test_the_panels_delays_are_exponential_and_survive_a_restart(tmp_path: Path)
     clock.now += HOUR
     early = panel.receive()
     assert len(early) / 360 == pytest.approx(1 - 2.718281828**-1, abs=0.08)
-    again = opened()  # asked again after a restart, an hour later: what was due is there, and the rest comes when it would have
+    # Asked again after a restart, an hour later: what was due is there, and the rest comes when it
+    # would have.
+    again = opened()
     assert {a.id for a in again.receive()} == {a.id for a in early}
     clock.now += 2 * HOUR
     late = panel.receive()
     assert late == again.receive()
-    assert [a.target for a in late] != [r.target for r in requests if r.target in {a.target for a in late}], "out of order"
+    assert [a.target for a in late] != [
+        r.target for r in requests if r.target in {a.target for a in late}
+    ], "out of order"
     clock.now += 1000 * HOUR
     assert len(early) + len(late) + len(panel.receive()) == pytest.approx(360, abs=20)
     with pytest.raises(ValueError, match="unanswered lie between 0 and 1"):
@@ -423,9 +535,13 @@ def test_the_panels_delays_are_exponential_and_survive_a_restart(tmp_path: Path)
         SimulatedPanel(delay=1.0).request(requests[:1])
 
 
-# What staleness costs, where it can be counted out. The policy is a softmax over a few words; the conversations come from an older one.
+# What staleness costs, where it can be counted out. The policy is a softmax over a few words; the
+# conversations come from an older one.
 
-NEW, STALE = torch.tensor([0.9, -0.3, 0.2], dtype=torch.float64), torch.tensor([-0.4, 0.5, 0.1], dtype=torch.float64)
+NEW, STALE = (
+    torch.tensor([0.9, -0.3, 0.2], dtype=torch.float64),
+    torch.tensor([-0.4, 0.5, 0.1], dtype=torch.float64),
+)
 WORTH = torch.tensor([1.0, 0.0, 0.6], dtype=torch.float64)
 
 
@@ -440,9 +556,16 @@ class Tokens:
 
 
 def loss_of(
-    logprobs: torch.Tensor, stale: torch.Tensor, advantages: torch.Tensor, chance: torch.Tensor, cap: float | None
+    logprobs: torch.Tensor,
+    stale: torch.Tensor,
+    advantages: torch.Tensor,
+    chance: torch.Tensor,
+    cap: float | None,
 ) -> Any:
-    """Our loss of conversations [E, A], each as often as the stale policy says it; cap None: without weights."""
+    """Our loss of conversations [E, A], each as often as the stale policy says it;
+
+    cap None: without weights.
+    """
     form = PolicyLoss("ppo", 0.2, None, "constant", 1.0, "none")
     prox = logprobs.detach()
     losses, _ = form.per_token(logprobs.flatten(), Tokens(), prox, advantages)  # type: ignore[arg-type]
@@ -451,15 +574,20 @@ def loss_of(
 
 
 def grouped_gradient(cap: float | None) -> torch.Tensor:
-    """GRPO's expected ascent direction, over all groups of three one-word replies with leave-one-out advantages."""
+    """GRPO's expected ascent direction, over all groups of three one-word replies with
+    leave-one-out advantages."""
     theta = NEW.clone().requires_grad_()
     logp, stale = theta.log_softmax(0), STALE.log_softmax(0)
     total = torch.zeros((), dtype=torch.float64)
     for said in itertools.product(range(3), repeat=3):
         index = torch.tensor(said)
-        advantages = group_advantage(WORTH[index], torch.zeros(3, dtype=torch.long), "loo").unsqueeze(1)
+        advantages = group_advantage(
+            WORTH[index], torch.zeros(3, dtype=torch.long), "loo"
+        ).unsqueeze(1)
         chance = stale[index].sum().exp().expand(3) / 3
-        total = total + loss_of(logp[index].unsqueeze(1), stale[index].unsqueeze(1), advantages, chance, cap)
+        total = total + loss_of(
+            logp[index].unsqueeze(1), stale[index].unsqueeze(1), advantages, chance, cap
+        )
     return -torch.autograd.grad(total, theta)[0]
 
 
@@ -467,7 +595,8 @@ def test_one_token_the_weights_make_a_stale_policys_gradient_the_policys_own() -
     new, stale = NEW.softmax(0), STALE.softmax(0)
 
     def by_hand(shares: torch.Tensor) -> torch.Tensor:
-        """sum_a shares_a (R_a - b) grad log pi(a), with b the mean outcome of the others, who are stale; grad_k = [a = k] - pi_k."""
+        """sum_a shares_a (R_a - b) grad log pi(a), with b the mean outcome of the others, who are
+        stale; grad_k = [a = k] - pi_k."""
         advantage = WORTH - (stale * WORTH).sum()
         return shares * advantage - new * (shares * advantage).sum()
 
@@ -476,8 +605,11 @@ def test_one_token_the_weights_make_a_stale_policys_gradient_the_policys_own() -
     assert float(ratio.max()) > 2, "a cap of 2 truncates something"
     assert torch.allclose(grouped_gradient(1e9), true, atol=1e-10, rtol=0)
     assert torch.allclose(grouped_gradient(None), by_hand(stale), atol=1e-10, rtol=0)
-    assert torch.allclose(grouped_gradient(2.0), by_hand(stale * ratio.clamp(max=2.0)), atol=1e-10, rtol=0)
-    # The bias of a cap is what it cuts off, (pi - c mu)+ of each word, and so less than that of no weights at all.
+    assert torch.allclose(
+        grouped_gradient(2.0), by_hand(stale * ratio.clamp(max=2.0)), atol=1e-10, rtol=0
+    )
+    # The bias of a cap is what it cuts off, (pi - c mu)+ of each word, and so less than that of no
+    # weights at all.
     cut = (new - 2.0 * stale).clamp(min=0)
     assert torch.allclose(true - grouped_gradient(2.0), by_hand(cut), atol=1e-10, rtol=0)
     bias = [float((grouped_gradient(cap) - true).norm()) for cap in (1e9, 3.0, 2.0, 1.5)]
@@ -485,20 +617,30 @@ def test_one_token_the_weights_make_a_stale_policys_gradient_the_policys_own() -
     assert bias[2] < float((grouped_gradient(None) - true).norm())
 
 
-# Two words: the second depends on the first. tables: logits [3] of the first word, [3, 3] of the second after each first.
-FIRST = (torch.tensor([0.8, -0.2, 0.1], dtype=torch.float64), torch.tensor([0.0, 0.3, -0.3], dtype=torch.float64))
+# Two words: the second depends on the first. tables: logits [3] of the first word, [3, 3] of the
+# second after each first.
+FIRST = (
+    torch.tensor([0.8, -0.2, 0.1], dtype=torch.float64),
+    torch.tensor([0.0, 0.3, -0.3], dtype=torch.float64),
+)
 SECOND = (
     torch.tensor([[0.5, -0.5, 0.0], [0.1, 0.9, -0.4], [-0.7, 0.2, 0.6]], dtype=torch.float64),
     torch.tensor([[-0.3, 0.4, 0.1], [0.6, 0.0, 0.2], [0.3, -0.1, -0.5]], dtype=torch.float64),
 )
-PAIRS = torch.tensor([[1.0, 0.2, 0.0], [0.3, 0.9, 0.5], [0.1, 0.0, 0.7]], dtype=torch.float64)  # the outcome of each two words
+# The outcome of each two words.
+PAIRS = torch.tensor([[1.0, 0.2, 0.0], [0.3, 0.9, 0.5], [0.1, 0.0, 0.7]], dtype=torch.float64)
 
 
-def two_token_gradient(first: Any, second: Any, cap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Our expected ascent direction for (new, stale) tables, over all nine replies, each token's advantage being the outcome."""
+def two_token_gradient(
+    first: Any, second: Any, cap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Our expected ascent direction for (new, stale) tables, over all nine replies, each token's
+    advantage being the outcome."""
     a, b = first[0].clone().requires_grad_(), second[0].clone().requires_grad_()
     said = torch.tensor(list(itertools.product(range(3), repeat=2)))
-    table = lambda x, y: torch.stack([x.log_softmax(-1)[said[:, 0]], y.log_softmax(-1)[said[:, 0], said[:, 1]]], 1)  # noqa: E731
+    table = lambda x, y: torch.stack(  # noqa: E731
+        [x.log_softmax(-1)[said[:, 0]], y.log_softmax(-1)[said[:, 0], said[:, 1]]], 1
+    )
     stale = table(first[1], second[1])
     outcome = PAIRS[said[:, 0], said[:, 1]].unsqueeze(1).expand(-1, 2)
     total = loss_of(table(a, b), stale, outcome, stale.sum(1).exp(), cap)
@@ -507,7 +649,11 @@ def two_token_gradient(first: Any, second: Any, cap: float | None) -> tuple[torc
 
 
 def expected(
-    first_p: torch.Tensor, second_p: torch.Tensor, then: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+    first_p: torch.Tensor,
+    second_p: torch.Tensor,
+    then: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
 ) -> Any:
     """By hand: sum_s d(s) sum_a p(a | s) Q(s, a) grad log pi(a | s) at both words.
 
@@ -526,21 +672,32 @@ def expected(
 def test_two_tokens_what_the_weights_correct_and_what_they_leave() -> None:
     p, mu = (x.softmax(0) for x in FIRST)
     q, nu = (x.softmax(1) for x in SECOND)
-    close = lambda ours, theirs: all(torch.allclose(x, y, atol=1e-10, rtol=0) for x, y in zip(ours, theirs, strict=True))  # noqa: E731
+    close = lambda ours, theirs: all(  # noqa: E731
+        torch.allclose(x, y, atol=1e-10, rtol=0) for x, y in zip(ours, theirs, strict=True)
+    )
     true = expected(p, p.unsqueeze(1) * q, q, p, q)
-    # The policy moved at the second word only: there the weighted gradient is exact, whatever the first word is.
+    # The policy moved at the second word only: there the weighted gradient is exact, whatever the
+    # first word is.
     same = (FIRST[0], FIRST[0])
     assert torch.allclose(two_token_gradient(same, SECOND, 1e9)[1], true[1], atol=1e-10, rtol=0)
     assert not torch.allclose(two_token_gradient(same, SECOND, None)[1], true[1], atol=1e-2, rtol=0)
     # It moved at the first word only: there it is exact too.
-    assert torch.allclose(two_token_gradient(FIRST, (SECOND[0], SECOND[0]), 1e9)[0], true[0], atol=1e-10, rtol=0)
-    assert not torch.allclose(two_token_gradient(FIRST, (SECOND[0], SECOND[0]), None)[0], true[0], atol=1e-2, rtol=0)
-    # It moved at both. Each word is chosen as the policy would, but after words of the old policy, and valued by how that went on.
+    assert torch.allclose(
+        two_token_gradient(FIRST, (SECOND[0], SECOND[0]), 1e9)[0], true[0], atol=1e-10, rtol=0
+    )
+    assert not torch.allclose(
+        two_token_gradient(FIRST, (SECOND[0], SECOND[0]), None)[0], true[0], atol=1e-2, rtol=0
+    )
+    # It moved at both. Each word is chosen as the policy would, but after words of the old policy,
+    # and valued by how that went on.
     ours = two_token_gradient(FIRST, SECOND, 1e9)
     assert close(ours, expected(p, mu.unsqueeze(1) * q, nu, p, q))
     assert not close(ours, true)
-    # Without weights the choice itself is the old policy's; and with a cap of 1.2, the part of it that the cap lets through.
-    assert close(two_token_gradient(FIRST, SECOND, None), expected(mu, mu.unsqueeze(1) * nu, nu, p, q))
+    # Without weights the choice itself is the old policy's; and with a cap of 1.2, the part of it
+    # that the cap lets through.
+    assert close(
+        two_token_gradient(FIRST, SECOND, None), expected(mu, mu.unsqueeze(1) * nu, nu, p, q)
+    )
     some = expected((mu * 1.2).minimum(p), mu.unsqueeze(1) * (nu * 1.2).minimum(q), nu, p, q)
     assert close(two_token_gradient(FIRST, SECOND, 1.2), some)
     # On-policy all of them are the same.
@@ -552,5 +709,7 @@ def test_two_tokens_what_the_weights_correct_and_what_they_leave() -> None:
 def test_lockstep_has_none_of_it(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        done = make(tmp_path / "r", model_folder(), Clock(), updates=2, feedback=[people()]).finish()
+        done = make(
+            tmp_path / "r", model_folder(), Clock(), updates=2, feedback=[people()]
+        ).finish()
     assert not {"pending", "too_old", "staleness/mean", "seconds/waited"} & set(done.metrics[0])

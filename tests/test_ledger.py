@@ -36,7 +36,14 @@ class Clock:
 def episode(name: str, update: int = 1, slot: int = 0, seed: int = 1) -> turnwise.Episode:
     turn = turnwise.Turn(turnwise.Message("user", "hi \x00 \ud800"), "yo", 1.0, (1,), (2,), (-0.1,))
     return turnwise.Episode(
-        name, turnwise.Start("t/E-v0", seed), (turn,), "terminated", run="run", stage="rl", update=update, slot=slot
+        name,
+        turnwise.Start("t/E-v0", seed),
+        (turn,),
+        "terminated",
+        run="run",
+        stage="rl",
+        update=update,
+        slot=slot,
     )
 
 
@@ -65,7 +72,9 @@ def test_a_recorded_episode_wins_over_its_replay(ledger: turnwise.Ledger) -> Non
     assert ledger.run_episodes("run") == [first]
 
 
-def test_the_same_feedback_again_is_a_no_op_and_another_content_an_error(ledger: turnwise.Ledger) -> None:
+def test_the_same_feedback_again_is_a_no_op_and_another_content_an_error(
+    ledger: turnwise.Ledger,
+) -> None:
     ledger.add_episodes([episode("a")])
     assert len(ledger.add_feedback([said("a", 0.5, "f1")])) == 1
     assert ledger.add_feedback([said("a", 0.5, "f1", stamp=turnwise.Stamp(time=5.0))]) == []
@@ -99,7 +108,9 @@ def test_a_correction_supersedes_until_the_episode_has_trained(ledger: turnwise.
     with pytest.raises(turnwise.LedgerError, match="has trained"):
         ledger.add_feedback([said("a", 0.7, "f4", supersedes="f2")])
     ledger.add_feedback([said("a", 0.1, "late")])
-    assert [f.id for f in ledger.feedback([group])] == ["f2"], "what arrives late is kept and never trains"
+    assert [f.id for f in ledger.feedback([group])] == ["f2"], (
+        "what arrives late is kept and never trains"
+    )
     assert ledger.counts()["feedback"] == 3
 
 
@@ -107,9 +118,13 @@ def test_requests_close_by_answer_or_by_deadline(ledger: turnwise.Ledger, clock:
     episodes = [episode("a", slot=0), episode("b", slot=1)]
     group = episodes[0].group
     ledger.add_episodes(episodes)
-    requests = [turnwise.Request("episode", e.id, "people", deadline=clock.now + 60, episodes=(e,)) for e in episodes]
+    requests = [
+        turnwise.Request("episode", e.id, "people", deadline=clock.now + 60, episodes=(e,))
+        for e in episodes
+    ]
     ledger.add_requests(requests)
-    ledger.add_requests([dataclasses.replace(requests[0], deadline=None)])  # asking again changes nothing
+    # Asking again changes nothing.
+    ledger.add_requests([dataclasses.replace(requests[0], deadline=None)])
     assert {r["target"] for r in ledger.open_requests([group])} == {"a", "b"}
     assert ledger.ready_groups([group]) == []
     answer = said("a", 1.0, "f1", stamp=turnwise.Stamp(request=requests[0].id, source="people"))
@@ -142,7 +157,11 @@ def test_comparisons_come_back_whole(ledger: turnwise.Ledger) -> None:
     episodes = [episode("a", slot=0), episode("b", slot=1)]
     ledger.add_episodes(episodes)
     comparison = turnwise.Comparison(
-        episodes[0].group, [["b"], ["a"]], probability=0.8, id="c1", stamp=turnwise.Stamp(source="people", rater="r", cost=2.0)
+        episodes[0].group,
+        [["b"], ["a"]],
+        probability=0.8,
+        id="c1",
+        stamp=turnwise.Stamp(source="people", rater="r", cost=2.0),
     )
     ledger.add_feedback([comparison])
     [back] = ledger.feedback([episodes[0].group])
@@ -165,7 +184,8 @@ def test_an_episode_trains_once(ledger: turnwise.Ledger) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.booleans()), max_size=20))
 def test_any_order_of_deliveries_ends_the_same(deliveries: list[tuple[int, int, bool]]) -> None:
-    """Whatever repeats and conflicts arrive, the first content under an id stays, and nothing is counted twice."""
+    """Whatever repeats and conflicts arrive, the first content under an id stays, and nothing is
+    counted twice."""
     ledger = turnwise.Ledger("sqlite://")
     ledger.add_episodes([episode("a")])
     expected: dict[str, float] = {}
@@ -186,7 +206,8 @@ import sys, turnwise
 ledger = turnwise.Ledger(sys.argv[1])
 who = sys.argv[2]
 for i in range(int(sys.argv[3])):
-    ledger.add_feedback([turnwise.Feedback("a", score=float(i), id=f"{who}-{i}"), turnwise.Feedback("a", score=1.0, id=f"shared-{i}")])
+    ledger.add_feedback([turnwise.Feedback("a", score=float(i), id=f"{who}-{i}"), \
+turnwise.Feedback("a", score=1.0, id=f"shared-{i}")])
     print(f"{who}-{i}", flush=True)
 """
 
@@ -194,14 +215,19 @@ for i in range(int(sys.argv[3])):
 def test_many_writers_lose_nothing(ledger: turnwise.Ledger, database: str) -> None:
     ledger.add_episodes([episode("a")])
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, database, f"w{i}", "40"], stdout=subprocess.DEVNULL) for i in range(4)
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, database, f"w{i}", "40"], stdout=subprocess.DEVNULL
+        )
+        for i in range(4)
     ]
     assert [w.wait() for w in writers] == [0] * 4
     ids = [f.id for f in ledger.feedback([episode("a").group])]
     assert len(ids) == len(set(ids)) == 4 * 40 + 40
 
 
-def test_a_killed_writer_loses_nothing_it_acknowledged(ledger: turnwise.Ledger, database: str, tmp_path: Path) -> None:
+def test_a_killed_writer_loses_nothing_it_acknowledged(
+    ledger: turnwise.Ledger, database: str, tmp_path: Path
+) -> None:
     ledger.add_episodes([episode("a")])
     acknowledged = tmp_path / "acknowledged"
     with acknowledged.open("w") as out:
@@ -232,7 +258,9 @@ def test_words_that_databases_cannot_hold_are_kept(ledger: turnwise.Ledger) -> N
     odd = "a\0b \ud800 \u202e"
     e = dataclasses.replace(episode("a"), ending="failed", reason=odd)
     ledger.add_episodes([e])
-    ledger.add_feedback([said("a", 1.0, "f", comment=odd, stamp=turnwise.Stamp(source="s", rater=odd, stratum=odd))])
+    ledger.add_feedback(
+        [said("a", 1.0, "f", comment=odd, stamp=turnwise.Stamp(source="s", rater=odd, stratum=odd))]
+    )
     ledger.add_members("run", 1, [Member("a", e.group, False, odd)])
     assert ledger.episodes(["a"]) == {"a": e}
     with ledger.reading() as db:
@@ -260,7 +288,10 @@ def test_a_newer_ledger_and_no_ledger_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Schema 1 had no credit, 3 no id and fewer indexes: they are added, it is said once, and what was there stays."""
+    """Schema 1 had no credit, 3 no id and fewer indexes:
+
+    they are added, it is said once, and what was there stays.
+    """
     path = tmp_path / "old.sqlite"
     old = turnwise.Ledger(path)
     old.close()
@@ -281,24 +312,38 @@ def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> 
             ledger = turnwise.Ledger(path)
         said = [str(w.message) for w in caught if w.category is UserWarning]
         assert len(said) == (not again)
-        assert all("older Turnwise (schema 1) and has been brought up to date" in one for one in said)
+        assert all(
+            "older Turnwise (schema 1) and has been brought up to date" in one for one in said
+        )
         ids.add(ledger.id)
         [member] = ledger.members("run")
         assert (member.episode, member.outcome, member.credit) == ("e", 0.5, ())
         ledger.close()
     assert len(ids) == 1, "its id is drawn once"
     with sqlite3.connect(path) as db:
-        indexes = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    assert indexes >= {"ix_episodes_place", "ix_members_place", "ix_feedback_newest", "ix_requests_item"}
+        indexes = {
+            name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
+        }
+    assert indexes >= {
+        "ix_episodes_place",
+        "ix_members_place",
+        "ix_feedback_newest",
+        "ix_requests_item",
+    }
 
 
 def test_a_look_at_one_update_costs_that_update(tmp_path: Path) -> None:
-    """What a run asks in every update is found by an index, however much has been said before: no query goes through a whole table."""
+    """What a run asks in every update is found by an index, however much has been said before:
+
+    no query goes through a whole table.
+    """
     ledger = turnwise.Ledger(tmp_path / "l.sqlite")
     asked: list[tuple[str, Any]] = []
 
     @sa.event.listens_for(ledger._engine, "before_cursor_execute")
-    def seen(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def seen(
+        conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
         asked.append((statement, parameters))
 
     ledger.members("run", 7)
@@ -317,7 +362,9 @@ def test_a_look_at_one_update_costs_that_update(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "l.sqlite") as db:
         for statement, parameters in queries:
             plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-            assert not [step for step in plan if re.match("SCAN (episodes|feedback|members|requests)", step)], (statement, plan)
+            assert not [
+                step for step in plan if re.match("SCAN (episodes|feedback|members|requests)", step)
+            ], (statement, plan)
             assert not [step for step in plan if re.search(r"\(run=\?( AND update<\?)?\)", step)], (
                 statement,
                 plan,
@@ -335,9 +382,14 @@ def test_a_ledger_knows_itself_and_what_it_must_hold(database: str, tmp_path: Pa
     ledger.add_feedback([said("a", 1.0, "f")])
     ledger.expect("run", mark)
     ledger.expect("run", {})
-    with pytest.raises(turnwise.LedgerError, match="holds less .*: 2 of 3 episodes, 1 of 4 feedback"):
+    with pytest.raises(
+        turnwise.LedgerError, match="holds less .*: 2 of 3 episodes, 1 of 4 feedback"
+    ):
         ledger.expect("run", {**mark, "episodes": 3, "feedback": 4})
-    with pytest.raises(turnwise.LedgerError, match="is not the one that this run wrote to: its id is .*, and should be abc"):
+    with pytest.raises(
+        turnwise.LedgerError,
+        match="is not the one that this run wrote to: its id is .*, and should be abc",
+    ):
         ledger.expect("run", {**mark, "id": "abc"})
     with pytest.raises(turnwise.LedgerError, match="holds less .*: 0 of 2 episodes"):
         ledger.expect("another run", mark)
@@ -359,13 +411,19 @@ def test_looking_for_a_ledger_makes_none(postgres: str, tmp_path: Path) -> None:
 def test_a_connection_that_breaks_off_is_one_line_and_the_next_one_works(
     when: str, postgres: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PostgreSQL is restarted, or its administrator ends connections: the driver says so in three ways."""
+    """PostgreSQL is restarted, or its administrator ends connections:
+
+    the driver says so in three ways.
+    """
     url = new_database(postgres, f"t{uuid.uuid4().hex}")
     ledger, administrator = turnwise.Ledger(url), turnwise.Ledger(url)
     ledger.add_episodes([episode("a")])
 
     def cut() -> None:
-        others = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        others = (
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname ="
+            " current_database() and pid <> pg_backend_pid()"
+        )
         with administrator.reading() as db:
             db.exec_driver_sql(others)
 
@@ -375,11 +433,15 @@ def test_a_connection_that_breaks_off_is_one_line_and_the_next_one_works(
             if when != "as it commits":
                 db.scalar(sa.select(FEEDBACK.c.id))
 
-    with pytest.raises(turnwise.LedgerError, match="cannot be used, it cannot be reached: .*a run goes on with") as told:
+    with pytest.raises(
+        turnwise.LedgerError, match="cannot be used, it cannot be reached: .*a run goes on with"
+    ) as told:
         ask()
     assert "{" not in str(told.value), "no dictionary of the driver's"
     assert "\n" not in str(told.value)
-    assert ledger.episodes(["a"]).keys() == {"a"}, "what was acknowledged stands, and the ledger can be used again"
+    assert ledger.episodes(["a"]).keys() == {"a"}, (
+        "what was acknowledged stands, and the ledger can be used again"
+    )
     ledger.close()
     administrator.close()
     assert capsys.readouterr().err == "", "no traceback of the pool's beside it"
@@ -387,7 +449,7 @@ def test_a_connection_that_breaks_off_is_one_line_and_the_next_one_works(
 
 @pytest.mark.parametrize("secret", ["Hunter2Secret", "Hunter2Secret%2Fx"])
 def test_no_error_of_the_ledger_says_the_password(secret: str) -> None:
-    for url in (f"postgresql://bob:{secret}@127.0.0.1:1/db", f"postgresql+nodriver://bob:{secret}@h/db", f"mysql://bob:{secret}@h/db",
+    for url in (f"postgresql://bob:{secret}@127.0.0.1:1/db", f"postgresql+nodriver://bob:{secret}@h/db", f"mysql://bob:{secret}@h/db",  # noqa: E501
                 f"postgresql://bob:{secret}@h:port/db"):  # fmt: skip
         with pytest.raises(turnwise.LedgerError) as told:
             turnwise.Ledger(url)

@@ -1,4 +1,5 @@
-"""Models as their configs describe them, weights in half precision, and what is saved for others to read."""
+"""Models as their configs describe them, weights in half precision, and what is saved for others to
+read."""
 
 from __future__ import annotations
 
@@ -38,27 +39,41 @@ def made(config: T.PreTrainedConfig, folder: Path, tokenizer: Any, scale: float 
 
 
 def small(tokenizer: Any, **more: Any) -> dict[str, Any]:
-    return {**LLAMA_LIKE, "vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, **more}
+    return {
+        **LLAMA_LIKE,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        **more,
+    }
 
 
 CONFIGS: dict[str, Callable[[Any], T.PreTrainedConfig]] = {
     "llama4 chunks": lambda t: T.Llama4TextConfig(
-        **small(t), head_dim=8, intermediate_size_mlp=64, num_local_experts=2, num_experts_per_tok=1, attention_chunk_size=32,
-        no_rope_layers=[1, 0], layer_types=["chunked_attention", "full_attention"], interleave_moe_layer_step=1,
+        **small(t), head_dim=8, intermediate_size_mlp=64, num_local_experts=2,
+        num_experts_per_tok=1, attention_chunk_size=32,
+        no_rope_layers=[1, 0], layer_types=["chunked_attention", "full_attention"],
+        interleave_moe_layer_step=1,
     ),
     "gemma3n": lambda t: T.Gemma3nTextConfig(
-        **{**small(t), "intermediate_size": [64, 64]}, head_dim=8, sliding_window=32, layer_types=TWO,
-        vocab_size_per_layer_input=len(t), hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=0,
+        **{**small(t), "intermediate_size": [64, 64]}, head_dim=8, sliding_window=32,
+        layer_types=TWO,
+        vocab_size_per_layer_input=len(t), hidden_size_per_layer_input=8, laurel_rank=4,
+        num_kv_shared_layers=0,
         activation_sparsity_pattern=[0.0, 0.0], altup_num_inputs=2,
     ),
     "longrope": lambda t: T.Phi3Config(
         **small(t), original_max_position_embeddings=64,
         rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
-                         "long_factor": [1.5, 2.0, 4.0, 8.0], "original_max_position_embeddings": 64},
+                         "long_factor": [1.5, 2.0, 4.0, 8.0],
+                         "original_max_position_embeddings": 64},
     ),
     "modernbert window": lambda t: T.ModernBertDecoderConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256, vocab_size=len(t),
-        bos_token_id=0, eos_token_id=2, pad_token_id=0, cls_token_id=0, sep_token_id=0, intermediate_size=64,
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256,
+        vocab_size=len(t),
+        bos_token_id=0, eos_token_id=2, pad_token_id=0, cls_token_id=0, sep_token_id=0,
+        intermediate_size=64,
         local_attention=32, global_attn_every_n_layers=2, initializer_range=0.2,
     ),
     "mistral window": lambda t: T.MistralConfig(**small(t), sliding_window=48, head_dim=8),
@@ -66,11 +81,16 @@ CONFIGS: dict[str, Callable[[Any], T.PreTrainedConfig]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_sampler_update_and_plain_forward_agree_beyond_every_window(name: str, tokenizer: Any, tmp_path: Path) -> None:
+def test_sampler_update_and_plain_forward_agree_beyond_every_window(
+    name: str, tokenizer: Any, tmp_path: Path
+) -> None:
     policy = turnwise.Policy.from_pretrained(made(CONFIGS[name](tokenizer), tmp_path, tokenizer))
     episodes = play(policy, 4, rows=4, tokens=24, turns=5)
     batch = batch_of(episodes)
-    apart, together = policy.logprobs(batch, micro_tokens=1), policy.logprobs(batch, micro_tokens=100_000)
+    apart, together = (
+        policy.logprobs(batch, micro_tokens=1),
+        policy.logprobs(batch, micro_tokens=100_000),
+    )
     assert float((apart - together).abs().max()) < 2e-5, "padding changes nothing"
     longest = max(sum(len(t.prompt_ids) + len(t.action_ids) for t in e.turns) for e in episodes)
     assert longest <= policy.context_length
@@ -87,13 +107,13 @@ def test_sampler_update_and_plain_forward_agree_beyond_every_window(name: str, t
     [
         (
             lambda t: T.GPTNeoConfig(
-                vocab_size=len(t), eos_token_id=2, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=256,
+                vocab_size=len(t), eos_token_id=2, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=256,  # noqa: E501
                 attention_types=[[["global", "local"], 1]], window_size=32, intermediate_size=64,
             ),
             "GPTNeoForCausalLM has layers of the kinds",
         ),
         (
-            lambda t: T.MambaConfig(vocab_size=len(t), eos_token_id=2, hidden_size=32, num_hidden_layers=2, state_size=8),
+            lambda t: T.MambaConfig(vocab_size=len(t), eos_token_id=2, hidden_size=32, num_hidden_layers=2, state_size=8),  # noqa: E501
             "MambaForCausalLM has layers of the kinds",
         ),
     ],
@@ -102,7 +122,9 @@ def test_sampler_update_and_plain_forward_agree_beyond_every_window(name: str, t
 def test_models_that_cannot_be_sampled_exactly_are_refused_by_name(
     config: Any, why: str, tokenizer: Any, tmp_path: Path
 ) -> None:
-    policy = turnwise.Policy.from_pretrained(made(config(tokenizer), tmp_path, tokenizer), attention="eager")
+    policy = turnwise.Policy.from_pretrained(
+        made(config(tokenizer), tmp_path, tokenizer), attention="eager"
+    )
     with pytest.raises(UnfitModel, match=f"{why}.*another backend"):
         InProcess(policy, rows=2)
 
@@ -118,13 +140,20 @@ def test_a_property_is_read_under_every_name() -> None:
     assert changes_logits(T.GraniteConfig(logits_scaling=8.0))
     assert changes_logits(T.CohereConfig(logit_scale=0.25))
     assert changes_logits(T.RecurrentGemmaConfig(logits_soft_cap=30.0))
-    assert not changes_logits(T.Gemma2Config(final_logit_softcapping=None, attn_logit_softcapping=50.0))
+    assert not changes_logits(
+        T.Gemma2Config(final_logit_softcapping=None, attn_logit_softcapping=50.0)
+    )
 
 
 def test_a_soft_cap_is_respected_where_logits_are_small(tokenizer: Any, tmp_path: Path) -> None:
     """At the first weights it changes next to nothing; it must be in the update all the same."""
     config = T.Gemma3TextConfig(
-        **small(tokenizer), head_dim=8, sliding_window=8, layer_types=TWO, query_pre_attn_scalar=8, final_logit_softcapping=30.0
+        **small(tokenizer),
+        head_dim=8,
+        sliding_window=8,
+        layer_types=TWO,
+        query_pre_attn_scalar=8,
+        final_logit_softcapping=30.0,
     )
     policy = turnwise.Policy.from_pretrained(made(config, tmp_path, tokenizer))
     assert not policy.network.head_is_plain
@@ -133,7 +162,9 @@ def test_a_soft_cap_is_respected_where_logits_are_small(tokenizer: Any, tmp_path
 # Weights in half precision.
 
 
-def learner_of(folder: Path, dtype: str, lr: float = 1e-6) -> tuple[turnwise.Policy, Learner, list[Any]]:
+def learner_of(
+    folder: Path, dtype: str, lr: float = 1e-6
+) -> tuple[turnwise.Policy, Learner, list[Any]]:
     policy = turnwise.Policy.from_pretrained(folder, dtype=dtype)
     learner = Learner(policy, lr=lr, warmup=0)
     wide = turnwise.Policy.from_pretrained(folder)
@@ -156,7 +187,9 @@ def train(policy: turnwise.Policy, learner: Learner, rows: list[Any], steps: int
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_learns_as_float32_does(dtype: str, model_folder: Callable[..., Path]) -> None:
+def test_half_precision_learns_as_float32_does(
+    dtype: str, model_folder: Callable[..., Path]
+) -> None:
     """Steps of this size are far below the spacing of the weights' own numbers."""
     lost = {}
     for kind in ("float32", dtype):
@@ -169,18 +202,28 @@ def test_half_precision_learns_as_float32_does(dtype: str, model_folder: Callabl
     assert lost[dtype] == pytest.approx(lost["float32"], rel=0.3)
 
 
-def test_float32_copies_are_part_of_the_state(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_float32_copies_are_part_of_the_state(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """Gone on with from its state, a half-precision learner makes the same weights."""
     policy, learner, rows = learner_of(model_folder(), "bfloat16")
     train(policy, learner, rows, 2)
     policy.save_pretrained(tmp_path)
-    state = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in learner.state_dict().items()}
+    state = {
+        k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in learner.state_dict().items()
+    }
     train(policy, learner, rows, 3)
     again, second, _ = learner_of(tmp_path, "bfloat16")
     second.load_state_dict(state)
     train(again, second, rows, 3)
-    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True))
-    assert all(torch.equal(v, second.state_dict()[k]) for k, v in learner.state_dict().items() if k.startswith("master"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(policy.parameters(), again.parameters(), strict=True)
+    )
+    assert all(
+        torch.equal(v, second.state_dict()[k])
+        for k, v in learner.state_dict().items()
+        if k.startswith("master")
+    )
 
 
 def test_a_float16_overflow_is_refused_with_its_cure(model_folder: Callable[..., Path]) -> None:
@@ -194,12 +237,16 @@ def test_a_float16_overflow_is_refused_with_its_cure(model_folder: Callable[...,
 # Ids that are no token.
 
 
-def test_ids_that_are_no_token_are_neither_sampled_nor_trained(tokenizer: Any, tmp_path: Path) -> None:
+def test_ids_that_are_no_token_are_neither_sampled_nor_trained(
+    tokenizer: Any, tmp_path: Path
+) -> None:
     """Embeddings padded to a round number, with the padding's logits the largest of all."""
     config = T.LlamaConfig(**{**small(tokenizer), "vocab_size": len(tokenizer) + 40})
     torch.manual_seed(0)
     model = T.LlamaForCausalLM(config)
-    model.lm_head.weight.data[len(tokenizer) :] = model.lm_head.weight.data[: len(tokenizer)].abs().mean() * 50
+    model.lm_head.weight.data[len(tokenizer) :] = (
+        model.lm_head.weight.data[: len(tokenizer)].abs().mean() * 50
+    )
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     policy = turnwise.Policy.from_pretrained(tmp_path)
@@ -236,7 +283,9 @@ def test_others_stop_where_the_policy_does(tokenizer: Any, tmp_path: Path) -> No
 def test_adapters_on_tied_ends_are_merged_into_the_same_model(
     target: str, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    policy = turnwise.Policy.from_pretrained(model_folder(), lora={"r": 4, "target_modules": ["q_proj", target]})
+    policy = turnwise.Policy.from_pretrained(
+        model_folder(), lora={"r": 4, "target_modules": ["q_proj", target]}
+    )
     torch.manual_seed(1)
     for parameter in policy.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
@@ -245,7 +294,9 @@ def test_adapters_on_tied_ends_are_merged_into_the_same_model(
         wanted = policy.network.model(input_ids=ids).logits
         policy.save_pretrained(tmp_path, merge=True)
         merged = T.AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=ids).logits
-        assert torch.allclose(policy.network.model(input_ids=ids).logits, wanted), "the policy itself is as it was"
+        assert torch.allclose(policy.network.model(input_ids=ids).logits, wanted), (
+            "the policy itself is as it was"
+        )
     assert torch.allclose(merged, wanted, atol=1e-4)
 
 
@@ -253,24 +304,38 @@ def test_code_that_comes_with_a_model_is_not_run_unasked(tmp_path: Path, tokeniz
     folder = made(T.LlamaConfig(**small(tokenizer)), tmp_path / "model", tokenizer)
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass C: pass\n")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "own-model", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.C"}}
+    config |= {
+        "model_type": "own-model",
+        "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.C"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(turnwise.PolicyError, match="Python files of its own.*trust_remote_code: true"):
+    with pytest.raises(
+        turnwise.PolicyError, match="Python files of its own.*trust_remote_code: true"
+    ):
         turnwise.Policy.from_pretrained(folder)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_model_that_is_damaged_is_one_message(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_model_that_is_damaged_is_one_message(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     shutil.copytree(model_folder(), tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    with pytest.raises(turnwise.PolicyError, match="cannot load the policy '.*/m'.*SafetensorError"):
+    with pytest.raises(
+        turnwise.PolicyError, match="cannot load the policy '.*/m'.*SafetensorError"
+    ):
         turnwise.Policy.from_pretrained(tmp_path / "m")
 
 
-def test_the_built_in_template_is_named_and_what_is_none_refused(model_folder: Callable[..., Path]) -> None:
+def test_the_built_in_template_is_named_and_what_is_none_refused(
+    model_folder: Callable[..., Path],
+) -> None:
     assert (
-        turnwise.Policy.from_pretrained(model_folder(), chat_template="chatml").chat.tokenizer.chat_template == turnwise.CHATML
+        turnwise.Policy.from_pretrained(
+            model_folder(), chat_template="chatml"
+        ).chat.tokenizer.chat_template
+        == turnwise.CHATML
     )
     with pytest.raises(turnwise.PolicyError, match="'CHATML' is no Jinja template.*`chatml`"):
         turnwise.Policy.from_pretrained(model_folder(), chat_template="CHATML")
@@ -290,6 +355,8 @@ def test_the_built_in_template_is_named_and_what_is_none_refused(model_folder: C
         ({"sliding_window": 32.0, "max_position_embeddings": 64}, 64, 32),
     ],
 )
-def test_limits_are_read_under_every_name_and_at_every_depth(named: dict[str, Any], context: int, span: int) -> None:
+def test_limits_are_read_under_every_name_and_at_every_depth(
+    named: dict[str, Any], context: int, span: int
+) -> None:
     config = T.PreTrainedConfig(**named)
     assert (context_length(config), longest_span(config)) == (context, span)

@@ -1,4 +1,8 @@
-"""Optimizers on a small model: gradients against the formula written out, and every pairing of credit and optimizer that is not refused."""
+"""Optimizers on a small model:
+
+gradients against the formula written out, and every pairing of credit and optimizer that is not
+refused.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,9 @@ M = turnwise.Message
 def moved(policy: turnwise.Policy, seed: int = 1) -> None:
     """The policy some way from where its episodes were played, so that ratios are not 1."""
     for parameter in policy.parameters():
-        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        parameter.data += 0.02 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(seed)
+        )
 
 
 def token_logprobs(policy: turnwise.Policy, batch: turnwise.Batch) -> Tensor:
@@ -43,10 +49,14 @@ def token_logprobs(policy: turnwise.Policy, batch: turnwise.Batch) -> Tensor:
     return torch.stack(rows)
 
 
-def gradient_of(policy: turnwise.Policy, optimizer: Any, batch: turnwise.Batch) -> tuple[Tensor, dict[str, float]]:
+def gradient_of(
+    policy: turnwise.Policy, optimizer: Any, batch: turnwise.Batch
+) -> tuple[Tensor, dict[str, float]]:
     """What an update would step along, whole."""
     found: list[Tensor] = []
-    optimizer.learner.step = lambda *a: found.append(torch.cat([p.grad.flatten() for p in policy.parameters()])) or 1.0
+    optimizer.learner.step = lambda *a: (
+        found.append(torch.cat([p.grad.flatten() for p in policy.parameters()])) or 1.0
+    )
     metrics = dict(optimizer.update(policy, batch))
     policy.network.zero_grad()
     return found[0], metrics
@@ -60,13 +70,17 @@ def flat_gradient(policy: turnwise.Policy, loss: Tensor) -> Tensor:
 
 def close(ours: Tensor, theirs: Tensor) -> None:
     assert float(theirs.norm()) > 1e-3
-    assert float((ours - theirs).norm()) < 2e-4 * float(theirs.norm()), float((ours - theirs).norm() / theirs.norm())
+    assert float((ours - theirs).norm()) < 2e-4 * float(theirs.norm()), float(
+        (ours - theirs).norm() / theirs.norm()
+    )
 
 
 def credited(episodes: list[turnwise.Episode]) -> turnwise.Batch:
     rewards = [turnwise.Rewards(e.env_return, tuple(t.reward for t in e.turns)) for e in episodes]
     batch = make_batch(episodes, rewards)
-    advantage = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(3)) * batch.mask
+    advantage = (
+        torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(3)) * batch.mask
+    )
     batch.credit = turnwise.Credit(advantage, None, torch.zeros(batch.turn_mask.shape))
     batch.weight = torch.linspace(0.5, 1.5, len(episodes))
     return batch
@@ -74,14 +88,21 @@ def credited(episodes: list[turnwise.Episode]) -> turnwise.Batch:
 
 @pytest.mark.parametrize(
     ("form", "mean", "divisor"),
-    [("ppo", "sequence", None), ("gspo", "token", None), ("cispo", "constant", 20.0), ("gspo", "constant", 9.0)],
+    [
+        ("ppo", "sequence", None),
+        ("gspo", "token", None),
+        ("cispo", "constant", 20.0),
+        ("gspo", "constant", 9.0),
+    ],
 )
 def test_loss_forms_have_the_gradient_of_the_whole_minibatch(
     form: Any, mean: Any, divisor: Any, model_folder: Callable[..., Path]
 ) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder())
     batch = credited(play(policy, 3, group=2, tokens=5))
-    optimizer = GRPO(loss=form, loss_mean=mean, divisor=divisor, clip=0.1, clip_high=0.15, micro_tokens=1)
+    optimizer = GRPO(
+        loss=form, loss_mean=mean, divisor=divisor, clip=0.1, clip_high=0.15, micro_tokens=1
+    )
     optimizer.setup(policy)
     prox = policy.logprobs(batch)
     optimizer.prepare(policy, batch)
@@ -111,15 +132,17 @@ def test_loss_forms_have_the_gradient_of_the_whole_minibatch(
 
 
 def test_loss_options_that_contradict_each_other_are_refused() -> None:
-    for options in (("ppp", 0.2, None, "token", None, "none"), ("ppo", 0.2, None, "token", 5.0, "none"),
-                    ("ppo", 0.2, None, "constant", None, "none"), ("ppo", 0.0, None, "token", None, "none"),
+    for options in (("ppp", 0.2, None, "token", None, "none"), ("ppo", 0.2, None, "token", 5.0, "none"),  # noqa: E501
+                    ("ppo", 0.2, None, "constant", None, "none"), ("ppo", 0.0, None, "token", None, "none"),  # noqa: E501
                     ("ppo", 0.2, None, "token", None, "std")):  # fmt: skip
         with pytest.raises(ValueError, match=r"must be|divisor"):
             PolicyLoss(*options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["shared", "detached", "separate"])
-def test_the_critic_trains_the_trunk_that_is_its_own(kind: Any, model_folder: Callable[..., Path]) -> None:
+def test_the_critic_trains_the_trunk_that_is_its_own(
+    kind: Any, model_folder: Callable[..., Path]
+) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder())
     episodes = play(policy, 3, group=2, tokens=5, cut=True)
     rewards = [turnwise.Rewards(e.env_return, tuple(t.reward for t in e.turns)) for e in episodes]
@@ -128,7 +151,9 @@ def test_the_critic_trains_the_trunk_that_is_its_own(kind: Any, model_folder: Ca
     optimizer.setup(policy)
     optimizer.prepare(policy, batch)
     nothing = torch.zeros(batch.mask.shape)
-    batch.credit = turnwise.Credit(nothing, torch.ones(batch.mask.shape), torch.zeros(batch.turn_mask.shape))
+    batch.credit = turnwise.Credit(
+        nothing, torch.ones(batch.mask.shape), torch.zeros(batch.turn_mask.shape)
+    )
     for parameter in optimizer.critic.parameters():
         parameter.data += 0.1  # a new critic's last layer is zero, and so is the gradient behind it
     before = torch.cat([p.detach().flatten().clone() for p in policy.parameters()])
@@ -157,7 +182,10 @@ def test_no_step_is_taken_beyond_the_target_kl(model_folder: Callable[..., Path]
         optimizer.setup(policy)
         optimizer.prepare(policy, batch)
         steps[target] = optimizer.update(policy, batch)["steps"]
-    assert steps == {None: 3, 1e-6: 1}, "the first step starts from no distance; before the second it is far beyond"
+    assert steps == {
+        None: 3,
+        1e-6: 1,
+    }, "the first step starts from no distance; before the second it is far beyond"
 
 
 def same_question(policy: turnwise.Policy) -> tuple[list[turnwise.Episode], turnwise.Batch]:
@@ -165,18 +193,27 @@ def same_question(policy: turnwise.Policy) -> tuple[list[turnwise.Episode], turn
 
     def talk(slot: int, seed: int, *replies: str) -> turnwise.Episode:
         heard = ["hello", "what is it", "tell me more"]
-        turns = tuple(turnwise.Turn(M("user", h), r, 0.0) for h, r in zip(heard, replies, strict=False))
-        return turnwise.Episode(f"{seed}-{slot}", turnwise.Start("written", seed), turns, "terminated", slot=slot)
+        turns = tuple(
+            turnwise.Turn(M("user", h), r, 0.0) for h, r in zip(heard, replies, strict=False)
+        )
+        return turnwise.Episode(
+            f"{seed}-{slot}", turnwise.Start("written", seed), turns, "terminated", slot=slot
+        )
 
     episodes = [
-        talk(0, 1, "yes", "the cat", "no no no"), talk(1, 1, "yes", "a mat on"), talk(0, 2, "fine", "thanks"), talk(1, 2, "maybe", "thanks"),
+        talk(0, 1, "yes", "the cat", "no no no"), talk(1, 1, "yes", "a mat on"),
+        talk(0, 2, "fine", "thanks"), talk(1, 2, "maybe", "thanks"),
         talk(0, 3, "yes", "yes"), talk(1, 3, "yes", "yes"),
     ]  # fmt: skip
     rows = [_rows(policy, e) or [] for e in episodes]
-    return episodes, written_batch(episodes, rows, [(0, 1, 1.0, 0.0, 1.0), (3, 2, 0.8, 0.0, 2.0), (4, 5, 1.0, 0.0, 1.0)])
+    return episodes, written_batch(
+        episodes, rows, [(0, 1, 1.0, 0.0, 1.0), (3, 2, 0.8, 0.0, 2.0), (4, 5, 1.0, 0.0, 1.0)]
+    )
 
 
-@pytest.mark.parametrize(("form", "normalise"), [("sigmoid", False), ("ipo", True), ("hinge", False)])
+@pytest.mark.parametrize(
+    ("form", "normalise"), [("sigmoid", False), ("ipo", True), ("hinge", False)]
+)
 def test_dpo_on_turns_has_the_gradient_of_the_first_turn_that_differs(
     form: Any, normalise: bool, model_folder: Callable[..., Path]
 ) -> None:
@@ -191,7 +228,9 @@ def test_dpo_on_turns_has_the_gradient_of_the_first_turn_that_differs(
     assert metrics["pairs_without_turn"] == 1
 
     assert batch.reference_logprobs is not None
-    ratio, count = turn_sums(token_logprobs(policy, batch) - batch.reference_logprobs, batch.turn, batch.mask, 3)
+    ratio, count = turn_sums(
+        token_logprobs(policy, batch) - batch.reference_logprobs, batch.turn, batch.mask, 3
+    )
     if normalise:
         ratio = ratio / count.clamp(min=1)
     better, worse = torch.stack([ratio[0, 1], ratio[3, 0]]), torch.stack([ratio[1, 1], ratio[2, 0]])
@@ -203,7 +242,9 @@ def test_kto_has_the_gradient_of_the_paper(model_folder: Callable[..., Path]) ->
     """Against the loss written out; z0 from every conversation behind the opening of the next."""
     policy = turnwise.Policy.from_pretrained(model_folder())
     episodes = play(policy, 4, tokens=5)
-    found = [Label(e.id, liked) for e, liked in zip(episodes, (True, False, False, True), strict=True)]
+    found = [
+        Label(e.id, liked) for e, liked in zip(episodes, (True, False, False, True), strict=True)
+    ]
     known = {e.id: e for e in episodes}
     batch = label_batch(found, known, {id_: _rows(policy, e) for id_, e in known.items()})
     optimizer = KTO(beta=0.4, up=1.2, micro_tokens=1)
@@ -211,17 +252,22 @@ def test_kto_has_the_gradient_of_the_paper(model_folder: Callable[..., Path]) ->
     optimizer.prepare(policy, batch)
     moved(policy, 5)
     aside = dataclasses.replace(batch, rows=tuple(mismatched(batch.rows)))
-    for row, own, other in zip(aside.rows, batch.rows, [*batch.rows[1:], batch.rows[0]], strict=True):
+    for row, own, other in zip(
+        aside.rows, batch.rows, [*batch.rows[1:], batch.rows[0]], strict=True
+    ):
         mine, theirs = segments(own), segments(other)
         assert [said for _, said in segments(row)] == [said for _, said in mine], "its own replies"
-        assert [read for read, _ in segments(row)] == [read for read, _ in theirs], "to what the next one was told"
+        assert [read for read, _ in segments(row)] == [read for read, _ in theirs], (
+            "to what the next one was told"
+        )
     told_alike = [batch.rows[0], dataclasses.replace(batch.rows[0], episode=1)]
     assert mismatched(told_alike) == []
     with torch.no_grad():
         strange = (token_logprobs(policy, aside) * batch.mask).sum(1)
         with policy.reference() as network:
             reference = torch.stack([
-                sum(network.lm(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)[p - 1, r.ids[p]] for p in r.positions)
+                sum(network.lm(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)[p - 1,
+                        r.ids[p]] for p in r.positions)
                 for r in aside.rows
             ])  # fmt: skip
         z0 = (strange - reference).mean().clamp(min=0)
@@ -233,8 +279,15 @@ def test_kto_has_the_gradient_of_the_paper(model_folder: Callable[..., Path]) ->
 
 
 def test_rejection_imitates_the_best_of_each_group(model_folder: Callable[..., Path]) -> None:
-    outcome, group = torch.tensor([1.0, 3.0, 2.0, 5.0, 5.0, 1.0, 4.0, 4.0]), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
-    assert best_of_groups(outcome, group, 1) == [1, 3, 4], "ties for the first place, and a silent group has no best"
+    outcome, group = (
+        torch.tensor([1.0, 3.0, 2.0, 5.0, 5.0, 1.0, 4.0, 4.0]),
+        torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]),
+    )
+    assert best_of_groups(outcome, group, 1) == [
+        1,
+        3,
+        4,
+    ], "ties for the first place, and a silent group has no best"
     assert best_of_groups(outcome, group, 2) == [1, 2, 3, 4]
     assert best_of_groups(outcome, group, 9) == [0, 1, 2, 3, 4, 5]
     policy = turnwise.Policy.from_pretrained(model_folder())
@@ -245,20 +298,39 @@ def test_rejection_imitates_the_best_of_each_group(model_folder: Callable[..., P
     ours, metrics = gradient_of(policy, optimizer, batch)
     assert (metrics["chosen"], metrics["chosen_outcome"]) == (0.5, pytest.approx(5 / 3))
     weight = (batch.mask * batch.weight.unsqueeze(1))[[1, 3, 5]]
-    close(ours, flat_gradient(policy, -(token_logprobs(policy, batch)[[1, 3, 5]] * weight).sum() / weight.sum()))
+    close(
+        ours,
+        flat_gradient(
+            policy, -(token_logprobs(policy, batch)[[1, 3, 5]] * weight).sum() / weight.sum()
+        ),
+    )
 
 
-def test_kto_learns_from_labels_and_from_pairs(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_kto_learns_from_labels_and_from_pairs(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """Liked: replies full of "yes"; from a file of labels, and from the same as pairs."""
-    prompts = [[{"role": "user", "content": f"hello {w}"}] for w in ("there", "you", "cat", "mat", "1", "2", "3", "please")]
+    prompts = [
+        [{"role": "user", "content": f"hello {w}"}]
+        for w in ("there", "you", "cat", "mat", "1", "2", "3", "please")
+    ]
     said = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
-    labels = [{"prompt": p, "completion": said(t), "label": t == "yes yes"} for p in prompts for t in ("yes yes", "no no")]
+    labels = [
+        {"prompt": p, "completion": said(t), "label": t == "yes yes"}
+        for p in prompts
+        for t in ("yes yes", "no no")
+    ]
     pairs = [{"prompt": p, "chosen": said("yes yes"), "rejected": said("no no")} for p in prompts]
     ends = {}
     for name, lines in (("labels", labels), ("pairs", pairs)):
         file = tmp_path / f"{name}.jsonl"
         file.write_text("\n".join(map(json.dumps, lines)))
-        stage = {"data": file, "optimizer": {"name": "kto", "lr": 2e-3, "warmup": 0}, "epochs": 4, "batch_size": 8}
+        stage = {
+            "data": file,
+            "optimizer": {"name": "kto", "lr": 2e-3, "warmup": 0},
+            "epochs": 4,
+            "batch_size": 8,
+        }
         config = {"policy": str(model_folder()), "threads": 1, "stages": [{"preference": stage}]}
         done = turnwise.Run(config, folder=tmp_path / name).finish()
         assert done.metrics[-1]["labelled"] == 16
@@ -271,7 +343,9 @@ def test_kto_learns_from_labels_and_from_pairs(model_folder: Callable[..., Path]
     decided = chosen.labels(done, file)
     again.load_state_dict(chosen.state_dict())
     file.write_text(json.dumps(labels[0]))
-    assert again.labels(done, file) == decided, "a file that changes later does not change a run that goes on"
+    assert again.labels(done, file) == decided, (
+        "a file that changes later does not change a run that goes on"
+    )
     file.write_text(json.dumps({**labels[0], "label": "good"}))
     with pytest.raises(Exception, match="must be true .liked. or false"):
         turnwise.Run(config, folder=tmp_path / "bad").finish()
@@ -280,7 +354,9 @@ def test_kto_learns_from_labels_and_from_pairs(model_folder: Callable[..., Path]
 def test_a_conversation_that_won_and_lost_is_labelled_both_ways() -> None:
     from turnwise.engine.analysis.preferences import Pair
 
-    found = pair_labels([Pair("a", "b", 0.9, 0.0, 1), Pair("b", "c", 0.2, 0.0, 1), Pair("a", "c", 0.1, 0.0, 1)])
+    found = pair_labels(
+        [Pair("a", "b", 0.9, 0.0, 1), Pair("b", "c", 0.2, 0.0, 1), Pair("a", "c", 0.1, 0.0, 1)]
+    )
     assert set(found) == {Label("a", True), Label("b", False), Label("c", True), Label("a", False)}
 
 
@@ -291,8 +367,19 @@ def letters(episode: turnwise.Episode) -> turnwise.Feedback:
     return turnwise.Feedback(episode.id, score=sum(scores) / len(scores), turn_scores=scores)
 
 
-CREDIT = ["outcome", "turn-returns", "gae", "gigpo", "branch", "counterfactual", "redistribute", "judged"]
-EVERY = [(o, c) for o in ("ppo", "grpo") for c in CREDIT if (o, c) != ("grpo", "gae")] + [("rejection", None)]
+CREDIT = [
+    "outcome",
+    "turn-returns",
+    "gae",
+    "gigpo",
+    "branch",
+    "counterfactual",
+    "redistribute",
+    "judged",
+]
+EVERY = [(o, c) for o in ("ppo", "grpo") for c in CREDIT if (o, c) != ("grpo", "gae")] + [
+    ("rejection", None)
+]
 FEW = [("ppo", "branch"), ("grpo", "turn-returns"), ("grpo", "judged"), ("rejection", None)]
 
 
@@ -303,18 +390,26 @@ def learns(optimizer: str, credit: str | None, model: Path, folder: Path) -> Non
     if credit == "redistribute":
         options["features"] = 128
     stage = {
-        "env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 15, "groups": 8, "group_size": 4, "max_new_tokens": 6, "poll": 0.0,
-        "feedback": [letters], "optimizer": {"name": optimizer, "lr": 1e-2, "warmup": 2}, "credit": options or None,
+        "env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 15, "groups": 8, "group_size": 4,
+        "max_new_tokens": 6, "poll": 0.0,
+        "feedback": [letters], "optimizer": {"name": optimizer, "lr": 1e-2, "warmup": 2},
+        "credit": options or None,
     }  # fmt: skip
-    done = turnwise.Run({"policy": str(model), "threads": 1, "stages": [{"rl": stage}]}, folder=folder).finish()
+    done = turnwise.Run(
+        {"policy": str(model), "threads": 1, "stages": [{"rl": stage}]}, folder=folder
+    ).finish()
     outcomes = [m["outcome"] for m in done.metrics]
     assert sum(outcomes[-3:]) > 1.5 * sum(outcomes[:3]), outcomes
-    shown = {f"credit/turn-{k}/{what}" for k in (1, 2) for what in ("mean", "std")} & set(done.metrics[0])
+    shown = {f"credit/turn-{k}/{what}" for k in (1, 2) for what in ("mean", "std")} & set(
+        done.metrics[0]
+    )
     assert len(shown) == (4 if credit else 0), "what copies whole conversations gives no credit"
 
 
 @pytest.mark.parametrize(("optimizer", "credit"), FEW)
-def test_pairings_learn(optimizer: str, credit: str | None, model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_pairings_learn(
+    optimizer: str, credit: str | None, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     learns(optimizer, credit, model_folder(), tmp_path / "r")
 
 

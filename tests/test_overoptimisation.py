@@ -1,4 +1,5 @@
-"""Best-of-n against enumeration, and fits of the laws of over-optimisation against known coefficients."""
+"""Best-of-n against enumeration, and fits of the laws of over-optimisation against known
+coefficients."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from turnwise.engine.analysis.overoptimisation import Law, best_of_n, fit_interval, fit_law, kl_best_of_n
+from turnwise.engine.analysis.overoptimisation import (
+    Law,
+    best_of_n,
+    fit_interval,
+    fit_law,
+    kl_best_of_n,
+)
 
 
 def test_kl_of_best_of_n() -> None:
@@ -20,12 +27,17 @@ def test_kl_of_best_of_n() -> None:
     # by definition, for uniform scores on a fine grid: the best of n has density n u^(n-1)
     u = (np.arange(200_000) + 0.5) / 200_000
     density = 4 * u**3
-    assert float(np.mean(density * np.log(density))) == pytest.approx(kl_best_of_n(samples, 4)[0], abs=1e-3)
+    assert float(np.mean(density * np.log(density))) == pytest.approx(
+        kl_best_of_n(samples, 4)[0], abs=1e-3
+    )
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 4))
 def test_kl_of_best_of_n_with_ties_is_that_of_all_draws(scores: list[int], n: int) -> None:
-    """Drawing n times from these scores and keeping the best, by enumeration; no more than without ties."""
+    """Drawing n times from these scores and keeping the best, by enumeration;
+
+    no more than without ties.
+    """
     chosen = dict.fromkeys(scores, 0.0)
     for draw in itertools.product(sorted(set(scores)), repeat=n):
         chosen[max(draw)] += math.prod(scores.count(s) / len(scores) for s in draw)
@@ -43,7 +55,9 @@ def test_a_judge_of_yes_and_no_is_far_from_the_bound() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.floats(-1, 1, allow_nan=False)), min_size=1, max_size=6),
+    st.lists(
+        st.tuples(st.integers(0, 3), st.floats(-1, 1, allow_nan=False)), min_size=1, max_size=6
+    ),
     st.integers(1, 6),
 )
 def test_best_of_n_is_the_mean_over_all_subsets(samples: list[tuple[int, float]], n: int) -> None:
@@ -65,7 +79,9 @@ def test_best_of_n_refuses_what_cannot_be() -> None:
         best_of_n([[1.0, 2.0]], [[1.0]], 1)
 
 
-@pytest.mark.parametrize(("form", "peak"), [("best-of-n", 0.9 / (2 * 0.2)), ("rl", math.exp(0.9 / 0.2 - 1))])
+@pytest.mark.parametrize(
+    ("form", "peak"), [("best-of-n", 0.9 / (2 * 0.2)), ("rl", math.exp(0.9 / 0.2 - 1))]
+)
 def test_fits_recover_what_made_the_data(form: str, peak: float) -> None:
     law = Law(form, 0.9, 0.2)
     assert law.peak == pytest.approx(peak)

@@ -1,4 +1,7 @@
-"""Raters at work in a real browser: by mouse, by keyboard, on a phone, in the dark, with axe looking on."""
+"""Raters at work in a real browser:
+
+by mouse, by keyboard, on a phone, in the dark, with axe looking on.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +31,35 @@ class Rater:
     """Somebody in front of a browser; what goes wrong in it is kept."""
 
     def __init__(
-        self, browser: Any, base: str, ledger: turnwise.Ledger, name: str = "Ada", role: str = "rater", **context: Any
+        self,
+        browser: Any,
+        base: str,
+        ledger: turnwise.Ledger,
+        name: str = "Ada",
+        role: str = "rater",
+        **context: Any,
     ) -> None:
         self.base, self.context = (
             base,
-            browser.new_context(viewport=context.pop("viewport", {"width": 1280, "height": 900}), **context),
+            browser.new_context(
+                viewport=context.pop("viewport", {"width": 1280, "height": 900}), **context
+            ),
         )
-        self.context.set_default_timeout(600_000)  # milliseconds: a busy machine is no fault of a page's
+        # Milliseconds: a busy machine is no fault of a page's.
+        self.context.set_default_timeout(600_000)
         self.page = self.context.new_page()
         self.wrong: list[str] = []
         self.page.on("pageerror", lambda e: self.wrong.append(str(e)))
-        self.page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" and "htmx:" not in m.text else None)
+        self.page.on(
+            "console",
+            lambda m: (
+                self.wrong.append(m.text) if m.type == "error" and "htmx:" not in m.text else None
+            ),
+        )
         self.page.on("dialog", lambda d: (self.wrong.append("dialog"), d.dismiss()))
-        self.page.on("request", lambda r: None if r.url.startswith(base) else self.wrong.append(r.url))
+        self.page.on(
+            "request", lambda r: None if r.url.startswith(base) else self.wrong.append(r.url)
+        )
         self.page.goto(f"{base}/enter?link={raters.invite(ledger, RUN, name, role)}")
         self.go("button:has-text('Enter')")
         self.go("text=Begin")
@@ -53,7 +72,11 @@ class Rater:
 
     def send(self, how: str) -> None:
         with self.page.expect_navigation():
-            self.page.keyboard.press("Enter") if how == "keys" else self.page.click("button:has-text('Send') >> visible=true")
+            (
+                self.page.keyboard.press("Enter")
+                if how == "keys"
+                else self.page.click("button:has-text('Send') >> visible=true")
+            )
         self.page.wait_for_load_state()
 
     def press(self, keys: str) -> None:
@@ -61,7 +84,9 @@ class Rater:
             self.page.keyboard.press(key)
 
     def checked(self) -> dict[str, str]:
-        found = self.page.eval_on_selector_all("#answer input:checked", "all => all.map(i => [i.name, i.value])")
+        found = self.page.eval_on_selector_all(
+            "#answer input:checked", "all => all.map(i => [i.name, i.value])"
+        )
         return {name: value for name, value in found if value != ""}
 
 
@@ -112,10 +137,14 @@ def test_every_kind_of_task(browser: Any, ledger: turnwise.Ledger, how: str) -> 
     marks = [a for a in said if a.stamp.source == "mark"]
     assert len(said) == 1 + 3 + 3 + 3
     assert all(a.turn_scores == (1.0, -1.0) and a.details["first_wrong"] == 1 for a in marks)  # type: ignore[union-attr]
-    assert all(len(a.ranking) == 2 and a.details["all_bad"] for a in said if a.stamp.source == "rank")  # type: ignore[union-attr]
+    assert all(
+        len(a.ranking) == 2 and a.details["all_bad"] for a in said if a.stamp.source == "rank"
+    )  # type: ignore[union-attr]
 
 
-def test_drafts_survive_a_reload_and_back_leads_to_a_correction(browser: Any, ledger: turnwise.Ledger) -> None:
+def test_drafts_survive_a_reload_and_back_leads_to_a_correction(
+    browser: Any, ledger: turnwise.Ledger
+) -> None:
     study(ledger, {"task": "compare", **PLAIN, "undo": 60}, played=groups(2, 2))
     with serving(ledger) as base:
         ada = Rater(browser, base, ledger)
@@ -180,14 +209,21 @@ def test_it_works_without_scripts(browser: Any, ledger: turnwise.Ledger) -> None
     assert len(heard(ledger, sources)) == 1
 
 
-def test_hostile_conversations_do_nothing_in_a_browser(browser: Any, ledger: turnwise.Ledger) -> None:
+def test_hostile_conversations_do_nothing_in_a_browser(
+    browser: Any, ledger: turnwise.Ledger
+) -> None:
     played = {e.group: [e] for e in (talk("bad", [HOSTILE, HOSTILE, HOSTILE, HOSTILE]),)}
     study(ledger, {"task": "mark", **PLAIN}, played=played)
     with serving(ledger) as base:
         ada = Rater(browser, base, ledger)
         ada.page.wait_for_timeout(300)
         assert "alert(1)" in ada.page.inner_text("main"), "shown as text"
-        assert ada.page.locator("main script, main img, main iframe, main svg, main style, main .said a").count() == 0
+        assert (
+            ada.page.locator(
+                "main script, main img, main iframe, main svg, main style, main .said a"
+            ).count()
+            == 0
+        )
         assert ada.page.url.startswith(base)
         ada.press("n")
         ada.send("keys")
@@ -197,26 +233,44 @@ def test_hostile_conversations_do_nothing_in_a_browser(browser: Any, ledger: tur
 
 def everything(ledger: turnwise.Ledger) -> None:
     strata = {"strata": {"language": ["English", "German"]}}
-    study(ledger, *({"task": t, "raters": 3, **PLAIN, **strata} for t in TASKS), played=groups(2, 3, turns=9))
+    study(
+        ledger,
+        *({"task": t, "raters": 3, **PLAIN, **strata} for t in TASKS),
+        played=groups(2, 3, turns=9),
+    )
 
 
 @pytest.mark.parametrize(
-    ("width", "scheme"), [(1280, "light"), (390, "dark"), pytest.param(1280, "dark", marks=pytest.mark.slow)]
+    ("width", "scheme"),
+    [(1280, "light"), (390, "dark"), pytest.param(1280, "dark", marks=pytest.mark.slow)],
 )
-def test_axe_finds_nothing_and_nothing_sticks_out(browser: Any, ledger: turnwise.Ledger, width: int, scheme: str) -> None:
+def test_axe_finds_nothing_and_nothing_sticks_out(
+    browser: Any, ledger: turnwise.Ledger, width: int, scheme: str
+) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
     everything(ledger)
     axe, found = Axe(), []
     with serving(ledger) as base:
-        ada = Rater(browser, base, ledger, role="lead", viewport={"width": width, "height": 844}, color_scheme=scheme)
+        ada = Rater(
+            browser,
+            base,
+            ledger,
+            role="lead",
+            viewport={"width": width, "height": 844},
+            color_scheme=scheme,
+        )
         page = ada.page
 
         def look(what: str) -> None:
             assert page.locator("h1").is_visible()
             for v in axe.run(page).response["violations"]:
-                found.append((what, v["id"], v["impact"], [n["html"][:120] for n in v["nodes"]][:2]))
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{what} sticks out"
+                found.append(
+                    (what, v["id"], v["impact"], [n["html"][:120] for n in v["nodes"]][:2])
+                )
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (
+                f"{what} sticks out"
+            )
 
         look("me")
         ada.go("text=Go on")
@@ -230,7 +284,13 @@ def test_axe_finds_nothing_and_nothing_sticks_out(browser: Any, ledger: turnwise
             ada.send("keys")
         ada.press("?")
         look("keys")
-        for path in ("/lead", f"/lead/items/{Desk(ledger).answers(RUN)[0].item}", "/instructions", "/task/none", "/enter"):
+        for path in (
+            "/lead",
+            f"/lead/items/{Desk(ledger).answers(RUN)[0].item}",
+            "/instructions",
+            "/task/none",
+            "/enter",
+        ):
             page.goto(base + path)
             look(path)
         ada.context.close()
@@ -272,8 +332,13 @@ def test_the_lead_works_in_a_browser(browser: Any, ledger: turnwise.Ledger) -> N
 ARROWS = ("ArrowDown", "ArrowUp", "ArrowLeft", "ArrowRight")
 
 
-def test_after_a_click_the_keys_do_what_their_list_says(browser: Any, ledger: turnwise.Ledger) -> None:
-    """Mouse and keys mixed, on all four tasks: an arrow moves and never changes an answer, whatever was clicked before."""
+def test_after_a_click_the_keys_do_what_their_list_says(
+    browser: Any, ledger: turnwise.Ledger
+) -> None:
+    """Mouse and keys mixed, on all four tasks:
+
+    an arrow moves and never changes an answer, whatever was clicked before.
+    """
     study(ledger, *({"task": t, **PLAIN} for t in TASKS), played=groups(1, 2, turns=3))
     seen = set()
     with serving(ledger) as base:
@@ -315,7 +380,11 @@ def test_after_a_click_the_keys_do_what_their_list_says(browser: Any, ledger: tu
                 elif kind == "score":
                     page.locator("input[name='aspect-helpful'][value='4']").click()
                     page.keyboard.press("ArrowDown")
-                    only({"aspect-helpful": "4"} if after_an_error else {"aspect-helpful": "4", "aspect-honest": "3"})
+                    only(
+                        {"aspect-helpful": "4"}
+                        if after_an_error
+                        else {"aspect-helpful": "4", "aspect-honest": "3"}
+                    )
                     ada.press("3")
                     only({"aspect-helpful": "4", "aspect-honest": "3"})
                     page.locator("input[name='aspect-helpful'][value='4']").click()
@@ -326,7 +395,10 @@ def test_after_a_click_the_keys_do_what_their_list_says(browser: Any, ledger: tu
                     page.locator("[data-turn='0'] .good").click()
                     page.keyboard.press("ArrowDown")
                     ada.press("b")
-                    only({"turn-0": "good", "turn-1": "bad"} | ({} if after_an_error else {"first_wrong": "2"}))
+                    only(
+                        {"turn-0": "good", "turn-1": "bad"}
+                        | ({} if after_an_error else {"first_wrong": "2"})
+                    )
                     page.locator("[data-turn='2'] .wrong").click()
                     page.keyboard.press("ArrowUp")
                     page.keyboard.press("ArrowLeft")

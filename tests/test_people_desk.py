@@ -59,7 +59,9 @@ PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
 
 def rate(desk: Desk, rater: str, rng: random.Random | None = None) -> str | None:
     task = next_task(desk, rater)
-    return None if task is None else desk.answer(task.id, rater, fill(task, rng or random.Random(0)))
+    return (
+        None if task is None else desk.answer(task.id, rater, fill(task, rng or random.Random(0)))
+    )
 
 
 def test_every_slot_is_filled_once_and_nobody_sees_an_item_twice(ledger: turnwise.Ledger) -> None:
@@ -93,17 +95,23 @@ def test_a_lease_blocks_a_slot_until_it_ends(ledger: turnwise.Ledger, clock: Clo
     clock.now += 61
     taken = next_task(desk, bo)
     assert taken is not None, "whoever closes the laptop blocks nobody"
-    assert desk.answer(mine.id, ada, fill(mine, random.Random(0))) == "extra", "what she says late is kept"
+    assert desk.answer(mine.id, ada, fill(mine, random.Random(0))) == "extra", (
+        "what she says late is kept"
+    )
     assert desk.answer(taken.id, bo, fill(taken, random.Random(0))) == "new"
     assert next_task(desk, cy) is None
     with ledger.reading() as db:
-        assert dict(db.execute(sa.select(LEASES.c.rater, LEASES.c.request.is_not(None))).tuples().all()) == {
+        assert dict(
+            db.execute(sa.select(LEASES.c.rater, LEASES.c.request.is_not(None))).tuples().all()
+        ) == {
             ada: False,
             bo: True,
         }
 
 
-def test_who_comes_back_before_anybody_else_keeps_the_slot_and_the_draft(fast: turnwise.Ledger, clock: Clock) -> None:
+def test_who_comes_back_before_anybody_else_keeps_the_slot_and_the_draft(
+    fast: turnwise.Ledger, clock: Clock
+) -> None:
     study(fast, {"task": "rank", "raters": 1, "lease": 60, **PLAIN}, played=groups(1))
     desk, ada = Desk(fast), person(fast, "Ada")
     mine = next_task(desk, ada)
@@ -116,8 +124,12 @@ def test_who_comes_back_before_anybody_else_keeps_the_slot_and_the_draft(fast: t
     assert desk.answer(mine.id, ada, fill(mine, random.Random(0))) == "new"
 
 
-def test_sent_twice_is_one_answer_and_sent_otherwise_is_a_correction(ledger: turnwise.Ledger, clock: Clock) -> None:
-    sources = study(ledger, {"task": "compare", "raters": 1, **PLAIN, "undo": 30.0}, played=groups(1, 2))
+def test_sent_twice_is_one_answer_and_sent_otherwise_is_a_correction(
+    ledger: turnwise.Ledger, clock: Clock
+) -> None:
+    sources = study(
+        ledger, {"task": "compare", "raters": 1, **PLAIN, "undo": 30.0}, played=groups(1, 2)
+    )
     desk, ada = Desk(ledger), person(ledger, "Ada")
     task = next_task(desk, ada)
     assert task is not None
@@ -133,15 +145,21 @@ def test_sent_twice_is_one_answer_and_sent_otherwise_is_a_correction(ledger: tur
     [second] = heard(ledger, sources)
     assert second.supersedes == first.id
     assert [a.id for a in ledger.feedback(list(groups(1, 2)))] == [second.id]
-    ledger.add_members(RUN, 1, [Member(e.id, e.group, True, feedback=(second.id,)) for e in task.shown])
+    ledger.add_members(
+        RUN, 1, [Member(e.id, e.group, True, feedback=(second.id,)) for e in task.shown]
+    )
     assert desk.answer(task.id, ada, {"preference": "3"}) == "corrected"
     clock.now += 31
     [third] = heard(ledger, sources)
-    assert third.supersedes is None, "what has trained is not corrected; the new opinion stands beside it"
+    assert third.supersedes is None, (
+        "what has trained is not corrected; the new opinion stands beside it"
+    )
     assert [a.id for a in ledger.feedback(list(groups(1, 2)))] == [second.id]
 
 
-def test_an_answer_can_be_taken_back_until_it_is_handed_over(fast: turnwise.Ledger, clock: Clock) -> None:
+def test_an_answer_can_be_taken_back_until_it_is_handed_over(
+    fast: turnwise.Ledger, clock: Clock
+) -> None:
     sources = study(fast, {"task": "compare", **PLAIN, "undo": 30.0}, played=groups(1, 2))
     desk, ada, bo = Desk(fast), person(fast, "Ada"), person(fast, "Bo")
     task = next_task(desk, ada)
@@ -195,7 +213,9 @@ def test_a_correction_counts_once_however_collecting_is_killed(
     assert said.strength == 2.0  # type: ignore[union-attr]
 
 
-def test_a_resumed_run_hears_corrections_and_a_stage_that_ends_collects_all(fast: turnwise.Ledger) -> None:
+def test_a_resumed_run_hears_corrections_and_a_stage_that_ends_collects_all(
+    fast: turnwise.Ledger,
+) -> None:
     spec = {"task": "compare", **PLAIN, "undo": 1000.0}
     study(fast, spec, played=groups(1, 2)).close()
     desk, ada = Desk(fast), person(fast, "Ada")
@@ -214,11 +234,18 @@ def test_a_resumed_run_hears_corrections_and_a_stage_that_ends_collects_all(fast
 
 def test_a_task_stays_what_it_was_when_it_was_asked(fast: turnwise.Ledger) -> None:
     """A later stage may ask otherwise under the same name."""
-    first = study(fast, {"name": "people", "task": "score", "aspects": ["kind"], "scale": 3, **PLAIN}, played=groups(1, 1))
+    first = study(
+        fast,
+        {"name": "people", "task": "score", "aspects": ["kind"], "scale": 3, **PLAIN},
+        played=groups(1, 1),
+    )
     desk, ada = Desk(fast), person(fast, "Ada")
     old = next_task(desk, ada)
     assert old is not None
-    later = {e.group: [e, f] for e, f in [(talk("x", ["a", "b"], seed=9), talk("y", ["a", "c"], seed=9, slot=1))]}
+    later = {
+        e.group: [e, f]
+        for e, f in [(talk("x", ["a", "b"], seed=9), talk("y", ["a", "c"], seed=9, slot=1))]
+    }
     study(fast, {"name": "people", "task": "rank", **PLAIN}, played=later)
     assert desk.task(old.id, ada).study["task"] == "score"
     assert desk.answer(old.id, ada, {"aspect-kind": "3"}) == "new"
@@ -228,7 +255,9 @@ def test_a_task_stays_what_it_was_when_it_was_asked(fast: turnwise.Ledger) -> No
     assert lead.overview(fast, RUN)["answers"] == 2
 
 
-def test_an_item_that_everybody_passes_on_counts_as_one_nobody_can_judge(ledger: turnwise.Ledger) -> None:
+def test_an_item_that_everybody_passes_on_counts_as_one_nobody_can_judge(
+    ledger: turnwise.Ledger,
+) -> None:
     sources = study(ledger, {"task": "rank", "raters": 3, "skips": 2, **PLAIN}, played=groups(1))
     desk, people = Desk(ledger), [person(ledger, n) for n in ("Ada", "Bo", "Cy", "Di")]
     for p in people[:3]:
@@ -236,7 +265,9 @@ def test_an_item_that_everybody_passes_on_counts_as_one_nobody_can_judge(ledger:
         assert task is not None
         desk.skip(task.id, p, "not my language")
         assert next_task(desk, p) is None, "what was passed on does not come back"
-    assert [(a.status, a.reason) for a in heard(ledger, sources)] == [("abstained", "not my language")] * 3
+    assert [(a.status, a.reason) for a in heard(ledger, sources)] == [
+        ("abstained", "not my language")
+    ] * 3
     assert next_task(desk, people[3]) is None
     assert ledger.open_requests() == [], "nobody waits for ever"
 
@@ -251,8 +282,8 @@ def test_who_may_not_work_changes_nothing(fast: turnwise.Ledger) -> None:
         [lease] = db.scalars(sa.select(LEASES.c.id).where(LEASES.c.status == "answered"))
     raters.set_state(fast, RUN, ada, "paused")
     for attempt in (
-        lambda: desk.undo(lease, ada), lambda: desk.answer(lease, ada, {"preference": "3"}), lambda: desk.skip(task.id, ada, ""),
-        lambda: desk.draft(task.id, ada, {}), lambda: desk.answer(task.id, ada, {"preference": "3"}), lambda: desk.next(RUN, ada),
+        lambda: desk.undo(lease, ada), lambda: desk.answer(lease, ada, {"preference": "3"}), lambda: desk.skip(task.id, ada, ""),  # noqa: E501
+        lambda: desk.draft(task.id, ada, {}), lambda: desk.answer(task.id, ada, {"preference": "3"}), lambda: desk.next(RUN, ada),  # noqa: E501
     ):  # fmt: skip
         with pytest.raises(DeskError, match="paused"):
             attempt()
@@ -297,7 +328,9 @@ def test_cannot_judge_is_an_answer_without_a_score(fast: turnwise.Ledger) -> Non
     assert (said.status, said.reason, dict(said.aspects)) == ("abstained", "cut off", {})
 
 
-def test_what_has_expired_or_trained_is_not_asked_any_more(fast: turnwise.Ledger, clock: Clock) -> None:
+def test_what_has_expired_or_trained_is_not_asked_any_more(
+    fast: turnwise.Ledger, clock: Clock
+) -> None:
     study(fast, {"task": "rank", "deadline": 60.0, **PLAIN}, played=groups(2))
     desk = Desk(fast)
     first, second = groups(2).values()
@@ -325,7 +358,7 @@ def test_others_tasks_are_out_of_reach(fast: turnwise.Ledger) -> None:
     task = next_task(desk, ada)
     assert task is not None
     for attempt in (
-        lambda: desk.task(task.id, bo), lambda: desk.answer(task.id, bo, {}), lambda: desk.draft(task.id, bo, {}),
+        lambda: desk.task(task.id, bo), lambda: desk.answer(task.id, bo, {}), lambda: desk.draft(task.id, bo, {}),  # noqa: E501
         lambda: desk.skip(task.id, bo, ""), lambda: desk.answer("nothing", bo, {}),
     ):  # fmt: skip
         with pytest.raises(NotYours):
@@ -341,7 +374,11 @@ def test_what_voices_disagree_about_comes_first(fast: turnwise.Ledger) -> None:
             split = 2.0 if members[0].group == odd else 0.0
             scores = [split * (1 - 2 * e.slot), -split * (1 - 2 * e.slot)]
             said = turnwise.Feedback(
-                e.id, score=0.0, id=f"rm-{e.id}", details={"members": scores}, stamp=turnwise.Stamp(source="rm")
+                e.id,
+                score=0.0,
+                id=f"rm-{e.id}",
+                details={"members": scores},
+                stamp=turnwise.Stamp(source="rm"),
             )
             fast.add_feedback([said])
     heard(fast, sources)
@@ -354,7 +391,8 @@ def test_what_voices_disagree_about_comes_first(fast: turnwise.Ledger) -> None:
 
 
 def test_the_random_share_has_nothing_to_do_with_worth(fast: turnwise.Ledger) -> None:
-    """However far the raters get, what was chosen at random is a simple random sample, and valued items come from the others."""
+    """However far the raters get, what was chosen at random is a simple random sample, and valued
+    items come from the others."""
     study(
         fast,
         {"task": "score", **PLAIN, "random_share": 0.4},
@@ -366,7 +404,9 @@ def test_the_random_share_has_nothing_to_do_with_worth(fast: turnwise.Ledger) ->
     desk, ada = Desk(fast, random.Random(3)), person(fast, "Ada")
     for _ in range(90):
         rate(desk, ada)
-    query = sa.select(LEASES.c.chosen, ITEMS.c.value, ITEMS.c.luck).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+    query = sa.select(LEASES.c.chosen, ITEMS.c.value, ITEMS.c.luck).join(
+        ITEMS, ITEMS.c.id == LEASES.c.item
+    )
     with fast.reading() as db:
         rows = list(db.execute(query))
         pool = sorted(db.scalars(sa.select(ITEMS.c.luck).where(ITEMS.c.luck < 0.4)))
@@ -378,7 +418,9 @@ def test_the_random_share_has_nothing_to_do_with_worth(fast: turnwise.Ledger) ->
     assert all(r.luck >= 0.4 for r in rows if r.chosen == "value")
 
 
-def test_little_covered_starts_come_first_and_what_is_begun_before_them(fast: turnwise.Ledger) -> None:
+def test_little_covered_starts_come_first_and_what_is_begun_before_them(
+    fast: turnwise.Ledger,
+) -> None:
     played = {}
     for update in range(3):
         for seed in (1, 2):
@@ -455,7 +497,8 @@ def test_a_link_opens_once_and_secrets_are_not_kept(ledger: turnwise.Ledger, clo
     clock.now += raters.LINK + 1
     with pytest.raises(raters.NoEntry):
         raters.enter(ledger, RUN, old)
-    raters.invite(ledger, RUN, "Ada Lovelace \0 \ud800", "lead")  # a new link ends what the old one opened
+    # A new link ends what the old one opened.
+    raters.invite(ledger, RUN, "Ada Lovelace \0 \ud800", "lead")
     with pytest.raises(raters.NoEntry):
         raters.session(ledger, RUN, cookie)
     for name, role in (("", "rater"), ("x", "king")):
@@ -465,7 +508,8 @@ def test_a_link_opens_once_and_secrets_are_not_kept(ledger: turnwise.Ledger, clo
 
 def gold_file(path: Path, count: int) -> str:
     rows = [
-        {"prompt": [{"role": "user", "content": f"gold {i}"}], "chosen": [{"role": "assistant", "content": "right"}],
+        {"prompt": [{"role": "user", "content": f"gold {i}"}],
+            "chosen": [{"role": "assistant", "content": "right"}],
          "rejected": [{"role": "assistant", "content": "wrong"}]}
         for i in range(count)
     ]  # fmt: skip
@@ -478,8 +522,15 @@ def grade(task: object, well: bool) -> dict[str, str]:
     return {"preference": "-2" if left_is_right == well else "2"}
 
 
-def test_gold_gates_gives_a_second_chance_and_blocks(fast: turnwise.Ledger, tmp_path: Path, clock: Clock) -> None:
-    spec = {"task": "compare", **PLAIN, "gold": gold_file(tmp_path / "gold.jsonl", 20), "gold_share": 0.9}
+def test_gold_gates_gives_a_second_chance_and_blocks(
+    fast: turnwise.Ledger, tmp_path: Path, clock: Clock
+) -> None:
+    spec = {
+        "task": "compare",
+        **PLAIN,
+        "gold": gold_file(tmp_path / "gold.jsonl", 20),
+        "gold_share": 0.9,
+    }
     sources = study(fast, spec, played=groups(40, 2))
     desk, ada, bo = Desk(fast, random.Random(1)), person(fast, "Ada"), person(fast, "Bo")
 
@@ -491,7 +542,11 @@ def test_gold_gates_gives_a_second_chance_and_blocks(fast: turnwise.Ledger, tmp_
             except DeskError:
                 break
             assert task is not None
-            desk.answer(task.id, rater, grade(task, well) if "gold" in str(task.shown[0].run) else {"preference": "1"})
+            desk.answer(
+                task.id,
+                rater,
+                grade(task, well) if "gold" in str(task.shown[0].run) else {"preference": "1"},
+            )
             if {p.id: p.state for p in raters.everybody(fast, RUN)}[rater] == until:
                 return n
         raise AssertionError(f"never {until}")
@@ -515,8 +570,15 @@ def test_gold_gates_gives_a_second_chance_and_blocks(fast: turnwise.Ledger, tmp_
     assert rows[bo]["right"] == 0
 
 
-def test_practice_is_of_new_gold_and_ends_when_there_is_none(fast: turnwise.Ledger, tmp_path: Path, clock: Clock) -> None:
-    spec = {"task": "compare", **PLAIN, "gold": gold_file(tmp_path / "gold.jsonl", 5), "gold_share": 0.9}
+def test_practice_is_of_new_gold_and_ends_when_there_is_none(
+    fast: turnwise.Ledger, tmp_path: Path, clock: Clock
+) -> None:
+    spec = {
+        "task": "compare",
+        **PLAIN,
+        "gold": gold_file(tmp_path / "gold.jsonl", 5),
+        "gold_share": 0.9,
+    }
     study(fast, spec, played=groups(20, 2))
     desk, ada = Desk(fast, random.Random(1)), person(fast, "Ada")
     state = lambda: raters.everybody(fast, RUN)[0].state  # noqa: E731
@@ -544,32 +606,51 @@ def test_practice_is_of_new_gold_and_ends_when_there_is_none(fast: turnwise.Ledg
 
 def test_gold_must_be_something_one_can_get_wrong(tmp_path: Path) -> None:
     a, b = groups(1, 2).popitem()[1]
-    assert tasks.known(turnwise.Comparison(a.group, ((b.id,), (a.id,)))) == {"ranking": [[b.id], [a.id]]}
+    assert tasks.known(turnwise.Comparison(a.group, ((b.id,), (a.id,)))) == {
+        "ranking": [[b.id], [a.id]]
+    }
     assert tasks.known(turnwise.Feedback(a.id, turn_scores=(1.0, -1.0))) == {"first_wrong": 1}
-    assert tasks.known(turnwise.Feedback(a.id, turn_scores=(1.0, 0.0))) == {"first_wrong": 1}, "labels: true, false"
-    assert tasks.known(turnwise.Feedback(a.id, turn_scores=(0.0, 1.0), details={"first_wrong": None})) == {"first_wrong": None}
+    assert tasks.known(turnwise.Feedback(a.id, turn_scores=(1.0, 0.0))) == {"first_wrong": 1}, (
+        "labels: true, false"
+    )
+    assert tasks.known(
+        turnwise.Feedback(a.id, turn_scores=(0.0, 1.0), details={"first_wrong": None})
+    ) == {"first_wrong": None}
     for bad in (
-        turnwise.Comparison(a.group, ((a.id, b.id),)), turnwise.Feedback(a.id, score=0.5), turnwise.Feedback(a.id, turn_scores=(0.0, 0.0)),
+        turnwise.Comparison(a.group, ((a.id, b.id),)), turnwise.Feedback(a.id, score=0.5), turnwise.Feedback(a.id, turn_scores=(0.0, 0.0)),  # noqa: E501
     ):  # fmt: skip
         with pytest.raises(ValueError, match="cannot be gold"):
             tasks.known(bad)
     twin = turnwise.Comparison(a.group, ((a.id,), (a.id + "'",)))
     with pytest.raises(ValueError, match="same words"):
         tasks.known(twin, (a, dataclasses.replace(a, id=a.id + "'")))
-    for scale in (turnwise.Feedback(a.id, score=2.0), turnwise.Feedback(a.id, aspects={"tone": -1.0, "help": 1.0})):
+    for scale in (
+        turnwise.Feedback(a.id, score=2.0),
+        turnwise.Feedback(a.id, aspects={"tone": -1.0, "help": 1.0}),
+    ):
         with pytest.raises(ValueError, match="0 .worst. to 1 .best."):
             tasks.known(scale)
     with pytest.raises(ValueError, match="marks that are gold"):
         tasks.known(turnwise.Feedback(a.id, turn_scores=(0.4, 0.9)))
     middle = turnwise.Feedback(a.id, aspects={"tone": 0.5})
-    assert not any(tasks.agrees(middle, {"score": gold}) for gold in (0.0, 1.0)), "who never says anything knows nothing"
+    assert not any(tasks.agrees(middle, {"score": gold}) for gold in (0.0, 1.0)), (
+        "who never says anything knows nothing"
+    )
     (tmp_path / "gold.jsonl").write_text('{"prompt": []}\n')
     with pytest.raises(PreferenceError, match="no known format"):
         turnwise.Plugins().create("feedback source", "people", gold=str(tmp_path / "gold.jsonl"))
 
 
-def test_gold_is_taken_back_and_handed_over_like_work(fast: turnwise.Ledger, tmp_path: Path, clock: Clock) -> None:
-    spec = {"task": "compare", **PLAIN, "undo": 30.0, "gold": gold_file(tmp_path / "gold.jsonl", 6), "gold_share": 0.5}
+def test_gold_is_taken_back_and_handed_over_like_work(
+    fast: turnwise.Ledger, tmp_path: Path, clock: Clock
+) -> None:
+    spec = {
+        "task": "compare",
+        **PLAIN,
+        "undo": 30.0,
+        "gold": gold_file(tmp_path / "gold.jsonl", 6),
+        "gold_share": 0.5,
+    }
     sources = study(fast, spec, played=groups(6, 2))
     desk, ada = Desk(fast, random.Random(1)), person(fast, "Ada")
     seen = set()
@@ -578,20 +659,34 @@ def test_gold_is_taken_back_and_handed_over_like_work(fast: turnwise.Ledger, tmp
         seen.add(gold)
         desk.answer(task.id, ada, grade(task, True) if gold else {"preference": "1"})
         assert desk.undo(task.id, ada)
-        assert desk.answer(task.id, ada, grade(task, False) if gold else {"preference": "1"}) == "corrected"
+        assert (
+            desk.answer(task.id, ada, grade(task, False) if gold else {"preference": "1"})
+            == "corrected"
+        )
         clock.now += 31
-        assert not {a.target for a in heard(fast, sources)} & ({a.group for a in task.shown} if gold else set())
+        assert not {a.target for a in heard(fast, sources)} & (
+            {a.group for a in task.shown} if gold else set()
+        )
         assert not desk.undo(task.id, ada)
     assert seen == {True, False}
-    assert all(s.right for s in desk.answers(RUN) if s.gold), "the first answer shows whether somebody knows"
+    assert all(s.right for s in desk.answers(RUN) if s.gold), (
+        "the first answer shows whether somebody knows"
+    )
 
 
 def test_good_raters_pass_gold_and_gold_never_trains(fast: turnwise.Ledger, tmp_path: Path) -> None:
-    spec = {"task": "compare", **PLAIN, "gold": gold_file(tmp_path / "gold.jsonl", 12), "gold_share": 0.5}
+    spec = {
+        "task": "compare",
+        **PLAIN,
+        "gold": gold_file(tmp_path / "gold.jsonl", 12),
+        "gold_share": 0.5,
+    }
     sources = study(fast, spec, played=groups(12, 2))
     desk, ada = Desk(fast, random.Random(1)), person(fast, "Ada")
     while (task := next_task(desk, ada)) is not None:
-        desk.answer(task.id, ada, grade(task, True) if task.shown[0].run != RUN else {"preference": "1"})
+        desk.answer(
+            task.id, ada, grade(task, True) if task.shown[0].run != RUN else {"preference": "1"}
+        )
     assert raters.everybody(fast, RUN)[0].state == "active"
     assert {a.target for a in heard(fast, sources)} == set(groups(12, 2))
 
@@ -620,8 +715,14 @@ def fast_item(ledger: turnwise.Ledger) -> str:
         return str(db.scalar(sa.select(LEASES.c.item).order_by(LEASES.c.since)))
 
 
-def test_haste_and_sameness_are_flagged_and_nothing_is_dropped(fast: turnwise.Ledger, clock: Clock) -> None:
-    long = {e.group: [e] for g in range(24) for e in [talk(f"t{g}", ["why? " * 40, "because " * 40], seed=g)]}
+def test_haste_and_sameness_are_flagged_and_nothing_is_dropped(
+    fast: turnwise.Ledger, clock: Clock
+) -> None:
+    long = {
+        e.group: [e]
+        for g in range(24)
+        for e in [talk(f"t{g}", ["why? " * 40, "because " * 40], seed=g)]
+    }
     sources = study(fast, {"task": "score", **PLAIN}, played=long)
     desk, ada = Desk(fast), person(fast, "Ada")
     for n in range(20):
@@ -637,7 +738,14 @@ def test_haste_and_sameness_are_flagged_and_nothing_is_dropped(fast: turnwise.Le
 
 def test_strata_travel_with_the_answers(fast: turnwise.Ledger) -> None:
     sources = study(
-        fast, {"task": "rank", "raters": 2, **PLAIN, "strata": {"language": ["de", "en"], "field": ["law"]}}, played=groups(1)
+        fast,
+        {
+            "task": "rank",
+            "raters": 2,
+            **PLAIN,
+            "strata": {"language": ["de", "en"], "field": ["law"]},
+        },
+        played=groups(1),
     )
     desk, ada, bo = Desk(fast), person(fast, "Ada"), person(fast, "Bo")
     raters.declare(fast, ada, {"field": "law", "language": "de"})
@@ -645,7 +753,9 @@ def test_strata_travel_with_the_answers(fast: turnwise.Ledger) -> None:
     assert sorted(a.stamp.stratum for a in heard(fast, sources)) == ["", "de"]
 
 
-def test_the_note_says_who_is_at_it_and_how_long_it_will_take(fast: turnwise.Ledger, clock: Clock) -> None:
+def test_the_note_says_who_is_at_it_and_how_long_it_will_take(
+    fast: turnwise.Ledger, clock: Clock
+) -> None:
     sources = study(fast, {"task": "rank", "raters": 2, **PLAIN}, played=groups(12))
     people = sources.sources[0].given
     assert people.waiting().startswith("0 raters active: run `turnwise rate ")  # type: ignore[attr-defined]
@@ -660,7 +770,11 @@ def test_the_note_says_who_is_at_it_and_how_long_it_will_take(fast: turnwise.Led
 
 
 def test_the_leads_page_shows_agreement_strata_and_what_is_disputed(fast: turnwise.Ledger) -> None:
-    study(fast, {"task": "score", "raters": 4, **PLAIN, "strata": {"side": ["left", "right"]}}, played=groups(6, 1))
+    study(
+        fast,
+        {"task": "score", "raters": 4, **PLAIN, "strata": {"side": ["left", "right"]}},
+        played=groups(6, 1),
+    )
     desk = Desk(fast)
     for n, name in enumerate(("Ada", "Bo", "Cy", "Di")):
         rater = person(fast, name)
@@ -669,7 +783,13 @@ def test_the_leads_page_shows_agreement_strata_and_what_is_disputed(fast: turnwi
             good = int(task.shown[0].id[1]) % 2 == 0
             points = ("5" if good else "1") if n < 2 else ("1" if good else "5")
             desk.answer(
-                task.id, rater, {"aspect-helpful": points, "aspect-honest": "5" if good else "2", "aspect-harmless": "4"}
+                task.id,
+                rater,
+                {
+                    "aspect-helpful": points,
+                    "aspect-honest": "5" if good else "2",
+                    "aspect-harmless": "4",
+                },
             )
     view = lead.overview(fast, RUN)["studies"]["score"]
     table = {a.name: a for a in view["agreement"]}
@@ -692,7 +812,9 @@ def test_the_leads_page_shows_agreement_strata_and_what_is_disputed(fast: turnwi
 
 def test_what_is_left_unmarked_is_no_judgement() -> None:
     def said(rater: str, marks: tuple[float | None, ...], **details: Any) -> Said:
-        answer = turnwise.Feedback("e", turn_scores=marks, details=details, stamp=turnwise.Stamp(rater=rater))
+        answer = turnwise.Feedback(
+            "e", turn_scores=marks, details=details, stamp=turnwise.Stamp(rater=rater)
+        )
         return Said("item", "mark", "mark", rater, answer, 1.0, "value", None, 0.0, False)
 
     answers = [
@@ -709,8 +831,10 @@ def test_what_is_left_unmarked_is_no_judgement() -> None:
 
 
 FORM = st.dictionaries(
-    st.sampled_from(["rank-0", "rank-1", "preference", "aspect-kind", "turn-0", "turn-1", "first_wrong", "verdict", "comment", "reason", "all_bad"]),
-    st.one_of(st.sampled_from(["", "1", "2", "-3", "none", "good", "bad", "cannot", "0"]), st.text(max_size=20)),
+    st.sampled_from(["rank-0", "rank-1", "preference", "aspect-kind", "turn-0", "turn-1",
+            "first_wrong", "verdict", "comment", "reason", "all_bad"]),
+    st.one_of(st.sampled_from(["", "1", "2", "-3", "none", "good", "bad", "cannot", "0"]),
+        st.text(max_size=20)),
 )  # fmt: skip
 
 
@@ -719,11 +843,20 @@ FORM = st.dictionaries(
 def test_any_form_is_an_answer_or_refused(task: str, form: dict[str, str]) -> None:
     shown = groups(1, 2).popitem()[1]
     try:
-        said = tasks.read(task, form, shown if task in ("rank", "compare") else shown[:1], ["kind"], 5, {"seconds": 1.0})
+        said = tasks.read(
+            task,
+            form,
+            shown if task in ("rank", "compare") else shown[:1],
+            ["kind"],
+            5,
+            {"seconds": 1.0},
+        )
     except tasks.FormError as error:
         json.dumps(error.field)
         return
-    assert said.shown["order"] == [e.id for e in (shown if task in ("rank", "compare") else shown[:1])]
+    assert said.shown["order"] == [
+        e.id for e in (shown if task in ("rank", "compare") else shown[:1])
+    ]
     json.dumps(dict(said.details))
 
 
@@ -736,15 +869,18 @@ def test_forms_mean_what_they_say() -> None:
     left = read("compare", {"preference": "-3"})
     assert (left.ranking, left.strength) == (((a.id,), (b.id,)), 3.0)  # type: ignore[union-attr]
     assert read("compare", {"preference": "0"}).ranking == ((a.id, b.id),)  # type: ignore[union-attr]
-    assert read("score", {"aspect-kind": "1", "aspect-true": "4"}, (a,)).aspects == {"kind": 0.0, "true": 0.75}  # type: ignore[union-attr]
+    assert read("score", {"aspect-kind": "1", "aspect-true": "4"}, (a,)).aspects == {
+        "kind": 0.0,
+        "true": 0.75,
+    }  # type: ignore[union-attr]
     marked = read("mark", {"turn-0": "good", "first_wrong": "1"}, (a,))
     assert (marked.turn_scores, marked.details) == ((1.0, -1.0), {"first_wrong": 1})  # type: ignore[union-attr]
     fine = read("mark", {"first_wrong": "none", "turn-1": "good"}, (a,))
     assert (fine.turn_scores, fine.details) == ((0.0, 1.0), {"first_wrong": None})  # type: ignore[union-attr]
     for task, form, field in (
-        ("rank", {"rank-0": "1"}, "rank-1"), ("rank", {"rank-0": "1", "rank-1": "3"}, "rank-1"), ("compare", {"preference": "4"}, "preference"),
-        ("compare", {"preference": "१"}, "preference"), ("score", {"aspect-kind": "5"}, "aspect-true"), ("mark", {}, "first_wrong"),
-        ("mark", {"turn-0": "good", "first_wrong": "0"}, "first_wrong"), ("mark", {"turn-1": "great"}, "turn-1"),
+        ("rank", {"rank-0": "1"}, "rank-1"), ("rank", {"rank-0": "1", "rank-1": "3"}, "rank-1"), ("compare", {"preference": "4"}, "preference"),  # noqa: E501
+        ("compare", {"preference": "१"}, "preference"), ("score", {"aspect-kind": "5"}, "aspect-true"), ("mark", {}, "first_wrong"),  # noqa: E501
+        ("mark", {"turn-0": "good", "first_wrong": "0"}, "first_wrong"), ("mark", {"turn-1": "great"}, "turn-1"),  # noqa: E501
         ("compare", {"preference": "1", "comment": "x" * 10_001}, "comment"),
     ):  # fmt: skip
         with pytest.raises(tasks.FormError) as said:
@@ -775,7 +911,9 @@ def test_pairings_that_cannot_work_are_refused_before_the_run() -> None:
         turnwise.Run({"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run")
 
     people = {"source": "people", "task": "score"}
-    with pytest.raises(turnwise.ConfigError, match="gives scores: use 'dawid-skene' or 'majority' or 'mean'"):
+    with pytest.raises(
+        turnwise.ConfigError, match="gives scores: use 'dawid-skene' or 'majority' or 'mean'"
+    ):
         make(feedback=[people], combiner={"name": "aggregate", "aggregator": "bradley-terry"})
     make(feedback=[people], combiner={"name": "aggregate", "aggregator": "mean"})
     with pytest.raises(turnwise.PluginError, match="and no `weight`"):
@@ -787,8 +925,8 @@ def test_pairings_that_cannot_work_are_refused_before_the_run() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"task": "rnk"}, "Did you mean 'rank'"), ({"scale": 1}, "scale must lie"), ({"gold": "/none"}, "no file"), ({"lease": 0}, "lease"),
-        ({"task": "score", "aspects": []}, "needs aspects"), ({"undo": -1}, "undo"), ({"ordr": "value"}, "no option 'ordr'"),
+        ({"task": "rnk"}, "Did you mean 'rank'"), ({"scale": 1}, "scale must lie"), ({"gold": "/none"}, "no file"), ({"lease": 0}, "lease"),  # noqa: E501
+        ({"task": "score", "aspects": []}, "needs aspects"), ({"undo": -1}, "undo"), ({"ordr": "value"}, "no option 'ordr'"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused(options: dict[str, object], match: str) -> None:

@@ -67,15 +67,22 @@ def test_aspects_and_strata_of_any_name_can_be_answered(ledger: turnwise.Ledger)
 
 @pytest.mark.parametrize("bad", ["", "  ", "a\nb", "a\0", "\ud800", "\u200b"])
 def test_a_name_that_no_form_can_send_is_refused_when_the_config_is_read(bad: str) -> None:
-    for options in ({"aspects": ["tone", bad]}, {"strata": {bad: ["a", "b"]}}, {"strata": {"lang": ["a", bad]}}):
+    for options in (
+        {"aspects": ["tone", bad]},
+        {"strata": {bad: ["a", "b"]}},
+        {"strata": {"lang": ["a", bad]}},
+    ):
         with pytest.raises(ValueError, match="no name a form can send|nobody can see"):
             People(task="score", **options)
 
 
 def test_what_yaml_takes_for_something_else_is_a_text() -> None:
-    strata = yaml.safe_load("{age: [18, 2.5], smoker: [yes, no], since: [2024-01-31, null], lang: ['A ', B], 7: [a]}")
+    strata = yaml.safe_load(
+        "{age: [18, 2.5], smoker: [yes, no], since: [2024-01-31, null], lang: ['A ', B], 7: [a]}"
+    )
     assert People(strata=strata).strata == {
-        "age": ["18", "2.5"], "smoker": ["True", "False"], "since": ["2024-01-31", "None"], "lang": ["A", "B"], "7": ["a"],
+        "age": ["18", "2.5"], "smoker": ["True", "False"], "since": ["2024-01-31", "None"],
+        "lang": ["A", "B"], "7": ["a"],
     }  # fmt: skip
     for twice in (["a", "a "], [1, "1"]):
         with pytest.raises(ValueError, match="there twice"):
@@ -85,14 +92,21 @@ def test_what_yaml_takes_for_something_else_is_a_text() -> None:
 
 
 @pytest.mark.parametrize("what", ["answer", "draft", "skip"])
-def test_a_conversation_of_a_thousand_replies_can_be_answered(ledger: turnwise.Ledger, what: str) -> None:
+def test_a_conversation_of_a_thousand_replies_can_be_answered(
+    ledger: turnwise.Ledger, what: str
+) -> None:
     long = talk("long", [word for i in range(1200) for word in (f"q{i}", f"a{i}")])
     study(ledger, {"task": "mark", **PLAIN}, played={long.group: [long]})
     with serving(ledger) as base:
         ada = Client(base, ledger, "Ada")
         ada.get("/")
-        form = {"csrf": ada.csrf, "first_wrong": "3", "why": "too long"} | {f"turn-{i}": "" for i in range(1200)}
-        assert ada.send(f"/task/{ada.task}" + {"answer": ""}.get(what, f"/{what}"), form).status_code < 300
+        form = {"csrf": ada.csrf, "first_wrong": "3", "why": "too long"} | {
+            f"turn-{i}": "" for i in range(1200)
+        }
+        assert (
+            ada.send(f"/task/{ada.task}" + {"answer": ""}.get(what, f"/{what}"), form).status_code
+            < 300
+        )
 
 
 def test_a_comment_is_as_long_as_the_browser_says(ledger: turnwise.Ledger) -> None:
@@ -110,11 +124,15 @@ def test_a_comment_is_as_long_as_the_browser_says(ledger: turnwise.Ledger) -> No
             assert ("too long" not in ada.page.text) == fits
 
 
-def test_nobody_forges_log_lines_or_fills_the_records(ledger: turnwise.Ledger, caplog: pytest.LogCaptureFixture) -> None:
+def test_nobody_forges_log_lines_or_fills_the_records(
+    ledger: turnwise.Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(ledger) as base, caplog.at_level(logging.WARNING, "turnwise.rate"):
         ada = Client(base, ledger, "Ada")
         for _ in range(NOTED + 10):
-            assert ada.post("/task/x%0AINFO%20all%20is%20well%1B%5B2J/draft", csrf="wrong").status_code in (403, 404)
+            assert ada.post(
+                "/task/x%0AINFO%20all%20is%20well%1B%5B2J/draft", csrf="wrong"
+            ).status_code in (403, 404)
             assert ada.post("/task/x/draft", csrf="wrong").status_code == 403
     with ledger.reading() as db:
         notes = list(db.scalars(sa.select(EVENTS.c.detail).where(EVENTS.c.kind == "refused")))
@@ -135,18 +153,25 @@ def test_links_are_made_for_no_foreign_host(ledger: turnwise.Ledger) -> None:
 
 def test_a_wrong_link_keeps_nobody_waiting(ledger: turnwise.Ledger) -> None:
     prepare(ledger)
-    with ledger.writing(), pytest.raises(raters.NoEntry):  # somebody writes; who has no link does not wait for it
+    # Somebody writes; who has no link does not wait for it.
+    with ledger.writing(), pytest.raises(raters.NoEntry):
         raters.enter(ledger, RUN, "guessed")
 
 
-def test_half_open_connections_make_room(ledger: turnwise.Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_open_connections_make_room(
+    ledger: turnwise.Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serve, "WAITING", 50)
     monkeypatch.setattr(serve, "PATIENCE", 1.0)
     app = make_app(ledger, RUN)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=serve.Patient, limit_concurrency=serve.ANSWERED))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, log_level="error", http=serve.Patient, limit_concurrency=serve.ANSWERED
+            )
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:
@@ -175,7 +200,11 @@ def test_the_count_of_everybody_does_not_tell_gold(
     path = tmp_path / "gold.jsonl"
     says = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
     said = [
-        {"prompt": says("user", f"q{i}"), "chosen": says("assistant", "upright"), "rejected": says("assistant", "crooked")}
+        {
+            "prompt": says("user", f"q{i}"),
+            "chosen": says("assistant", "upright"),
+            "rejected": says("assistant", "crooked"),
+        }
         for i in range(4)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in said), encoding="utf-8")
@@ -188,14 +217,17 @@ def test_the_count_of_everybody_does_not_tell_gold(
             if ada.task is None:  # gold is drawn by lot, and none comes after the last work
                 break
             first, second = ada.page.text.find("upright"), ada.page.text.find("crooked")
-            right = "2" if 0 <= second < first else "-2"  # gold is answered right: wrong gold may be tried again
+            # Gold is answered right: wrong gold may be tried again.
+            right = "2" if 0 <= second < first else "-2"
             ada.send(f"/task/{ada.task}", {"csrf": ada.csrf, "preference": right})
             line = ada.get("/progress").text
             assert re.findall(r"everybody, of late, (\d+)<", line) == [str(done)]
             assert "<progress" not in line
             ada.get("/")
     with ledger.reading() as db:
-        gold = db.scalars(sa.select(ITEMS.c.gold.is_not(None)).join(LEASES, LEASES.c.item == ITEMS.c.id)).all()
+        gold = db.scalars(
+            sa.select(ITEMS.c.gold.is_not(None)).join(LEASES, LEASES.c.item == ITEMS.c.id)
+        ).all()
     assert gold.count(False) == 4
     assert gold.count(True) >= 1
 
@@ -208,7 +240,13 @@ def test_names_that_are_too_long_for_a_form_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [{"turn-1": "bad"}, {"turn-0": "good", "turn-1": "bad"}, {"first_wrong": "1"}, {"first_wrong": "none"}]
+    "form",
+    [
+        {"turn-1": "bad"},
+        {"turn-0": "good", "turn-1": "bad"},
+        {"first_wrong": "1"},
+        {"first_wrong": "none"},
+    ],
 )
 def test_a_mark_agrees_with_the_gold_that_is_made_of_it(form: dict[str, str]) -> None:
     shown = (talk("e", ["q", "a", "and?", "b"]),)

@@ -1,4 +1,7 @@
-"""The rating service from outside: what it refuses, what it shows of hostile text, and that nothing makes it fall over."""
+"""The rating service from outside:
+
+what it refuses, what it shows of hostile text, and that nothing makes it fall over.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,12 @@ from turnwise.plugins.human.web.render import markdown, plain
 COOKIE = cookie_name(RUN)
 PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
 HOSTILE = (
-    "<script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)> [click](javascript:alert(4)) [data](data:text/html,<b>) "
-    "![pixel](https://evil.example/p.png) <style>body{display:none}</style> \x1b[2J\x1b]0;title\x07 \x00 \u202egnp.exe \ud800 "
-    "</li></ol></form><form action=https://evil.example><input name=csrf> {{7*7}} {% include '/etc/passwd' %} ' OR 1=1; DROP TABLE episodes; -- "
-    "<iframe src=//evil.example></iframe> \x9b31m <a href='https://evil.example' onclick=alert(5)>x</a>"
+    "<script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)>"
+    " [click](javascript:alert(4)) [data](data:text/html,<b>) ![pixel](https://evil.example/p.png)"
+    " <style>body{display:none}</style> \x1b[2J\x1b]0;title\x07 \x00 \u202egnp.exe \ud800"
+    " </li></ol></form><form action=https://evil.example><input name=csrf> {{7*7}} {% include"
+    " '/etc/passwd' %} ' OR 1=1; DROP TABLE episodes; -- <iframe src=//evil.example></iframe>"
+    " \x9b31m <a href='https://evil.example' onclick=alert(5)>x</a>"
 )
 
 
@@ -46,12 +51,20 @@ def ledger(tmp_path: Path) -> Iterator[turnwise.Ledger]:
 
 def notes(ledger: turnwise.Ledger) -> list[str]:
     with ledger.reading() as db:
-        return list(db.scalars(sa.select(EVENTS.c.detail).where(EVENTS.c.kind == "refused").order_by(EVENTS.c.id)))
+        return list(
+            db.scalars(
+                sa.select(EVENTS.c.detail).where(EVENTS.c.kind == "refused").order_by(EVENTS.c.id)
+            )
+        )
 
 
 @pytest.mark.parametrize("task", ["rank", "compare", "score", "mark"])
 def test_a_rater_rates_until_nothing_is_left(ledger: turnwise.Ledger, task: str) -> None:
-    sources = study(ledger, {"task": task, "instructions": "# Be *fair*\n<b>and kind</b>", **PLAIN}, played=groups(2, 2))
+    sources = study(
+        ledger,
+        {"task": task, "instructions": "# Be *fair*\n<b>and kind</b>", **PLAIN},
+        played=groups(2, 2),
+    )
     with serving(ledger) as base:
         ada = Client(base, ledger, "Ada")
         assert ada.page.url.path == "/instructions"
@@ -63,7 +76,11 @@ def test_a_rater_rates_until_nothing_is_left(ledger: turnwise.Ledger, task: str)
             assert ada.page.status_code == 200
             assert "Saved." in ada.page.text or "Nothing to rate" in ada.page.text
     said = heard(ledger, sources)
-    assert len(said) == len(ledger.comparisons(RUN)) + sum(isinstance(a, turnwise.Feedback) for a in said) > 1
+    assert (
+        len(said)
+        == len(ledger.comparisons(RUN)) + sum(isinstance(a, turnwise.Feedback) for a in said)
+        > 1
+    )
     assert ledger.open_requests() == []
 
 
@@ -83,7 +100,10 @@ def test_hostile_text_is_inert_and_the_service_alive(ledger: turnwise.Ledger) ->
     big = "A" * 1_000_000
     played = {
         e.group: [e]
-        for e in (talk("bad", [HOSTILE, HOSTILE, HOSTILE, "`" * 5000], seed=1), talk("big", [big, "*a " * 300_000], seed=2))
+        for e in (
+            talk("bad", [HOSTILE, HOSTILE, HOSTILE, "`" * 5000], seed=1),
+            talk("big", [big, "*a " * 300_000], seed=2),
+        )
     }
     study(ledger, {"task": "score", "question": HOSTILE[:60], **PLAIN}, played=played)
     with serving(ledger) as base:
@@ -92,15 +112,22 @@ def test_hostile_text_is_inert_and_the_service_alive(ledger: turnwise.Ledger) ->
             ada.get("/")
             assert ada.page.status_code == 200
             talk_ = ada.page.text.split("<main")[1]
-            assert not re.search(r"<(script|img|svg|iframe|style|a href='https)", talk_), "no tag of theirs"
+            assert not re.search(r"<(script|img|svg|iframe|style|a href='https)", talk_), (
+                "no tag of theirs"
+            )
             assert not re.search(r"<[^>]*\son\w+\s*=", talk_), "no handler"
-            assert not re.search(r'(href|src|action)="(?!/|#)', talk_), "no address of theirs is followed"
+            assert not re.search(r'(href|src|action)="(?!/|#)', talk_), (
+                "no address of theirs is followed"
+            )
             assert not set("\x1b\x00\x07\u202e\x9b") & set(talk_)
             assert "49" not in talk_.split("7*7")[0][-5:]
             policy = ada.page.headers["content-security-policy"]
             assert "default-src 'none'" in policy
             assert "unsafe" not in policy
-            ada.send(f"/task/{ada.task}", ada.fill(random.Random(0)) | {"comment": HOSTILE.replace("\ud800", "")})
+            ada.send(
+                f"/task/{ada.task}",
+                ada.fill(random.Random(0)) | {"comment": HOSTILE.replace("\ud800", "")},
+            )
         lead = Client(base, ledger, f"Lea {HOSTILE}"[:150], "lead")
         assert lead.get("/lead").status_code == 200
         assert "<script>alert" not in lead.page.text
@@ -110,7 +137,11 @@ def test_hostile_text_is_inert_and_the_service_alive(ledger: turnwise.Ledger) ->
 
 @pytest.mark.parametrize("render", [markdown, plain])
 def test_rendering_keeps_what_was_said(render: Any) -> None:
-    html = render(turnwise.Message("user", "a <b> & c\n\nd `x < 1`\n\n```\ncode\n```\n1. one\n2. two \u202e\x1b"))
+    html = render(
+        turnwise.Message(
+            "user", "a <b> & c\n\nd `x < 1`\n\n```\ncode\n```\n1. one\n2. two \u202e\x1b"
+        )
+    )
     text = unescape(re.sub(r"<[^>]+>", "", html))
     for word in ("a <b> & c", "x < 1", "code", "one", "⟨U+202E⟩␛"):
         assert word in text
@@ -120,8 +151,8 @@ def test_rendering_keeps_what_was_said(render: Any) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "> " * 80 + "HIDDEN", "- " * 80 + "HIDDEN", "[x]: # (HIDDEN)", '[a](u "HIDDEN")', "``` HIDDEN\nx\n```", '![HIDDEN](x "HIDDEN")', "<!-- HIDDEN -->",
-        "[a](https://x.y/HIDDEN)", "[ref][HIDDEN]\n\n[HIDDEN]: http://x.y", "|a|\n|-|\n|b|HIDDEN|", "&#72;IDDEN HIDDEN", "<p hidden>HIDDEN</p>",
+        "> " * 80 + "HIDDEN", "- " * 80 + "HIDDEN", "[x]: # (HIDDEN)", '[a](u "HIDDEN")', "``` HIDDEN\nx\n```", '![HIDDEN](x "HIDDEN")', "<!-- HIDDEN -->",  # noqa: E501
+        "[a](https://x.y/HIDDEN)", "[ref][HIDDEN]\n\n[HIDDEN]: http://x.y", "|a|\n|-|\n|b|HIDDEN|", "&#72;IDDEN HIDDEN", "<p hidden>HIDDEN</p>",  # noqa: E501
     ],
 )  # fmt: skip
 def test_a_policy_cannot_say_to_judges_what_people_do_not_see(text: str) -> None:
@@ -130,7 +161,9 @@ def test_a_policy_cannot_say_to_judges_what_people_do_not_see(text: str) -> None
 
 
 def test_signs_that_turn_the_page_around_do_not_come_in_by_entities() -> None:
-    html = markdown(turnwise.Message("user", "&#x202E;evil &rlm; &#x2066; &#0; | a |\n|:-:|\n| b |"))
+    html = markdown(
+        turnwise.Message("user", "&#x202E;evil &rlm; &#x2066; &#0; | a |\n|:-:|\n| b |")
+    )
     assert not set("\u202e\u200f\u2066\x00") & set(html)
     assert "style" not in html
 
@@ -148,12 +181,16 @@ def test_odd_requests_are_refused_and_leave_nothing_behind(ledger: turnwise.Ledg
         path, form = f"/task/{ada.task}", {"csrf": ada.csrf, "preference": "1"}
         boundary = 'multipart/form-data; boundary=x; charset="unicode_escape"'
         body = f'--x\r\nContent-Disposition: form-data; name="csrf"\r\n\r\n{ada.csrf}\r\n--x--\r\n'
-        assert ada.http.post(path, content=body, headers={"content-type": boundary}).status_code == 415
+        assert (
+            ada.http.post(path, content=body, headers={"content-type": boundary}).status_code == 415
+        )
         assert ada.send(path, form, {"origin": "http://["}).status_code == 403
         for odd in ("%00", "%ed%a0%80", "a%2Fb", "x" * 101):
             assert ada.get(f"/task/{odd}").status_code == 404
         ada.get("/")
-        ada.send(f"{path}/draft", {**form, "junk": "x" * 1000, "comment": "a\0b", "turn-9": "\u202e"})
+        ada.send(
+            f"{path}/draft", {**form, "junk": "x" * 1000, "comment": "a\0b", "turn-9": "\u202e"}
+        )
         assert ada.page.status_code == 204
         page = ada.get(path).text
         assert "junk" not in page
@@ -162,19 +199,27 @@ def test_odd_requests_are_refused_and_leave_nothing_behind(ledger: turnwise.Ledg
         bo = Client(base, ledger, "Bo")
         assert bo.get("/more").status_code == 200
         with ledger.reading() as db:
-            assert db.scalar(sa.select(sa.func.count()).select_from(LEASES)) == 1, "looking takes nothing"
+            assert db.scalar(sa.select(sa.func.count()).select_from(LEASES)) == 1, (
+                "looking takes nothing"
+            )
 
 
 def test_links_lead_to_where_raters_reach_the_service(ledger: turnwise.Ledger) -> None:
     from starlette.testclient import TestClient
 
     study(ledger, {"task": "compare", **PLAIN}, played=groups(1, 2))
-    http = TestClient(make_app(ledger, RUN, url="https://rate.example.org/t"), base_url="http://inner")
+    http = TestClient(
+        make_app(ledger, RUN, url="https://rate.example.org/t"), base_url="http://inner"
+    )
     http.post(
-        "/enter", data={"link": raters.invite(ledger, RUN, "Lea", "lead")}, headers={"origin": "https://rate.example.org"}
+        "/enter",
+        data={"link": raters.invite(ledger, RUN, "Lea", "lead")},
+        headers={"origin": "https://rate.example.org"},
     )
     csrf = re.search(r'name="csrf" value="([^"]+)"', http.get("/lead").text)[1]  # type: ignore[index]
-    page = http.post("/lead/raters", data={"csrf": csrf, "name": "Bo"}, headers={"host": "evil.example"})
+    page = http.post(
+        "/lead/raters", data={"csrf": csrf, "name": "Bo"}, headers={"host": "evil.example"}
+    )
     assert 'value="https://rate.example.org/t/enter?link=' in page.text
     assert "evil.example" not in page.text
 
@@ -183,23 +228,49 @@ def test_pages_need_a_session_and_forms_its_token(ledger: turnwise.Ledger) -> No
     study(ledger, {"task": "compare", **PLAIN}, played=groups(2, 2))
     with serving(ledger) as base:
         nobody = Client(base)
-        for path in ("/", "/task/x", "/lead", "/me", "/progress", "/instructions", "/lead/export", "/lead/items/x"):
+        for path in (
+            "/",
+            "/task/x",
+            "/lead",
+            "/me",
+            "/progress",
+            "/instructions",
+            "/lead/export",
+            "/lead/items/x",
+        ):
             assert nobody.get(path).status_code == 401
-        for path in ("/task/x", "/task/x/undo", "/practice", "/me", "/lead/raters", "/lead/studies", "/leave"):
+        for path in (
+            "/task/x",
+            "/task/x/undo",
+            "/practice",
+            "/me",
+            "/lead/raters",
+            "/lead/studies",
+            "/leave",
+        ):
             assert nobody.post(path, name="x", source="x", csrf="x").status_code == 401
         ada = Client(base, ledger, "Ada")
         ada.get("/")
         form, task = ada.fill(random.Random(0)), ada.task
-        for forged in ({**form, "csrf": ""}, {**form, "csrf": "x" * 32}, {k: v for k, v in form.items() if k != "csrf"}):
+        for forged in (
+            {**form, "csrf": ""},
+            {**form, "csrf": "x" * 32},
+            {k: v for k, v in form.items() if k != "csrf"},
+        ):
             assert ada.send(f"/task/{task}", forged).status_code == 403
-        assert ada.send(f"/task/{task}", form, {"origin": "https://evil.example"}).status_code == 403
+        assert (
+            ada.send(f"/task/{task}", form, {"origin": "https://evil.example"}).status_code == 403
+        )
         assert ada.send(f"/task/{task}", form, {"origin": "null"}).status_code == 403
         assert ada.send(f"/task/{task}", form, {"origin": base}).status_code == 200
         bo = Client(base, ledger, "Bo")
         bo.get("/")
-        assert ada.send(f"/task/{ada.task}", ada.fill(random.Random(0)) | {"csrf": bo.csrf}).status_code == 403, (
-            "another's token"
-        )
+        assert (
+            ada.send(
+                f"/task/{ada.task}", ada.fill(random.Random(0)) | {"csrf": bo.csrf}
+            ).status_code
+            == 403
+        ), "another's token"
     assert len(notes(ledger)) == 5, "of strangers one a minute"
     with ledger.reading() as db:
         assert db.scalar(sa.select(sa.func.count()).where(LEASES.c.status == "answered")) == 1
@@ -237,7 +308,12 @@ def test_a_link_is_used_up_by_entering_and_not_by_looking(ledger: turnwise.Ledge
         ada = Client(base)
         assert ada.post("/enter", link=f"{base}/enter?link={secret}").url.path == "/instructions"
         assert Client(base).post("/enter", link=secret).status_code == 403
-        assert Client(base).send("/enter", {"link": "x"}, {"origin": "https://evil.example"}).status_code == 403
+        assert (
+            Client(base)
+            .send("/enter", {"link": "x"}, {"origin": "https://evil.example"})
+            .status_code
+            == 403
+        )
     assert len(notes(ledger)) == 1, "of strangers one a minute"
 
 
@@ -248,15 +324,15 @@ def test_what_is_somebody_elses_is_refused_and_noted(ledger: turnwise.Ledger) ->
         ada.get("/"), bo.get("/")
         task, form = ada.task, {"preference": "1", "csrf": bo.csrf}
         for refused in (
-            bo.get(f"/task/{task}"), bo.send(f"/task/{task}", form), bo.send(f"/task/{task}/draft", form), bo.send(f"/task/{task}/skip", form),
+            bo.get(f"/task/{task}"), bo.send(f"/task/{task}", form), bo.send(f"/task/{task}/draft", form), bo.send(f"/task/{task}/skip", form),  # noqa: E501
             bo.send("/task/made-up", form),
         ):  # fmt: skip
             assert refused.status_code == 404
         for path in ("/lead", "/lead/export", "/lead/items/x"):
             assert bo.get(path).status_code == 403
         me = raters.everybody(ledger, RUN)[1].id
-        for path, fields in ((f"/lead/raters/{me}", {"state": "active"}), ("/lead/raters", {"name": "Eve", "role": "lead"}),
-                             ("/lead/studies", {"source": "compare", "paused": "true"}), ("/lead/items/x/gold", {})):  # fmt: skip
+        for path, fields in ((f"/lead/raters/{me}", {"state": "active"}), ("/lead/raters", {"name": "Eve", "role": "lead"}),  # noqa: E501
+                             ("/lead/studies", {"source": "compare", "paused": "true"}), ("/lead/items/x/gold", {})):  # fmt: skip  # noqa: E501
             assert bo.send(path, {**fields, "csrf": form["csrf"]}).status_code == 403
         assert {p.name for p in raters.everybody(ledger, RUN)} == {"Ada", "Bo"}
     assert len(notes(ledger)) == 12
@@ -265,7 +341,12 @@ def test_what_is_somebody_elses_is_refused_and_noted(ledger: turnwise.Ledger) ->
 def test_the_page_does_not_tell_gold_from_the_rest(ledger: turnwise.Ledger, tmp_path: Path) -> None:
     from test_people_desk import gold_file
 
-    spec = {"task": "compare", **PLAIN, "gold": gold_file(tmp_path / "gold.jsonl", 3), "gold_share": 0.9}
+    spec = {
+        "task": "compare",
+        **PLAIN,
+        "gold": gold_file(tmp_path / "gold.jsonl", 3),
+        "gold_share": 0.9,
+    }
     study(ledger, spec, played=groups(3, 2))
     shapes = set()
     with serving(ledger) as base:
@@ -273,19 +354,33 @@ def test_the_page_does_not_tell_gold_from_the_rest(ledger: turnwise.Ledger, tmp_
         ada.get("/")
         while ada.task:
             page = re.sub(
-                r"Question \d\?|gold \d|Answer [\d-]+\.|And then \d\?|right|wrong", "", ada.page.text.split("<main")[1]
+                r"Question \d\?|gold \d|Answer [\d-]+\.|And then \d\?|right|wrong",
+                "",
+                ada.page.text.split("<main")[1],
             )
             assert "value" not in re.findall(r'class="[^"]*"', page)
             shapes.add(
-                re.sub(r"\s+|task/[\w-]+|value=\"[\w-]{20,}\"|<li.*?</li>|<div class=\"toast.*?</div>", "", page, flags=re.S)[
-                    :400
-                ]
+                re.sub(
+                    r"\s+|task/[\w-]+|value=\"[\w-]{20,}\"|<li.*?</li>|<div class=\"toast.*?</div>",
+                    "",
+                    page,
+                    flags=re.S,
+                )[:400]
             )
-            ada.post(f"/task/{ada.task}", csrf=ada.csrf, preference="1", right="1", gold='{"ranking": []}', chosen="random")
+            ada.post(
+                f"/task/{ada.task}",
+                csrf=ada.csrf,
+                preference="1",
+                right="1",
+                gold='{"ranking": []}',
+                chosen="random",
+            )
     assert len({re.sub(r"<form[^>]*undo.*?</form>", "", s) for s in shapes}) <= 2
     with ledger.reading() as db:
         rows = dict(db.execute(sa.select(LEASES.c.id, LEASES.c.right)).tuples().all())
-        assert sum(r is not None for r in rows.values()) == 3, "forged fields say nothing about gold"
+        assert sum(r is not None for r in rows.values()) == 3, (
+            "forged fields say nothing about gold"
+        )
 
 
 INJECTIONS = [
@@ -319,7 +414,10 @@ def test_sql_in_any_field_is_text(ledger: turnwise.Ledger, text: str) -> None:
         assert lead.post("/enter", link=text).status_code == 403
     with ledger.reading() as db:
         assert db.scalar(sa.select(sa.func.count()).select_from(RATERS)) == 2
-        assert list(db.scalars(sa.select(LEASES.c.status).order_by(LEASES.c.status))) == ["answered", "skipped"]
+        assert list(db.scalars(sa.select(LEASES.c.status).order_by(LEASES.c.status))) == [
+            "answered",
+            "skipped",
+        ]
 
 
 def test_large_requests_are_cut_off(ledger: turnwise.Ledger) -> None:
@@ -327,10 +425,16 @@ def test_large_requests_are_cut_off(ledger: turnwise.Ledger) -> None:
     with serving(ledger) as base:
         ada = Client(base, ledger, "Ada")
         ada.get("/")
-        assert ada.post(f"/task/{ada.task}", csrf=ada.csrf, comment="x" * 1_100_000).status_code == 413
+        assert (
+            ada.post(f"/task/{ada.task}", csrf=ada.csrf, comment="x" * 1_100_000).status_code == 413
+        )
         pieces = (b"comment=" + b"x" * 100_000 for _ in range(12))  # no length said beforehand
         try:
-            answer = ada.http.post("/practice", content=pieces, headers={"content-type": "application/x-www-form-urlencoded"})
+            answer = ada.http.post(
+                "/practice",
+                content=pieces,
+                headers={"content-type": "application/x-www-form-urlencoded"},
+            )
             assert answer.status_code == 413
         except httpx2.TransportError:
             pass  # it hung up
@@ -356,7 +460,9 @@ def test_the_lead_invites_pauses_and_makes_gold(ledger: turnwise.Ledger) -> None
             item = db.scalar(sa.select(LEASES.c.item))
         page = lead.get(f"/lead/items/{item}").text
         assert "A &gt; B" in page or "B &gt; A" in page
-        assert lead.post(f"/lead/items/{item}/gold", csrf=csrf).status_code == 200, "the lead's own answer is the known one"
+        assert lead.post(f"/lead/items/{item}/gold", csrf=csrf).status_code == 200, (
+            "the lead's own answer is the known one"
+        )
         [ada_] = [p for p in raters.everybody(ledger, RUN) if p.name == "Ada"]
         lead.post(f"/lead/raters/{ada_.id}", csrf=csrf, state="paused")
         assert "is paused" in ada.get("/").text
@@ -392,13 +498,19 @@ def test_whatever_fits_the_description_is_answered(database: str) -> None:
                 continue
 
             @settings(
-                max_examples=5, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+                max_examples=5,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
             )
             @__import__("hypothesis").given(found.as_strategy())
             def ask(case: Any) -> None:
                 nonlocal count
                 count += 1
-                answer = case.call(base_url=base, cookies=cookies, headers={"x-csrf": lead.csrf}, timeout=600)
+                answer = case.call(
+                    base_url=base, cookies=cookies, headers={"x-csrf": lead.csrf}, timeout=600
+                )
                 assert answer.status_code < 500, (case.method, case.path, answer.text[:300])
 
             ask()
@@ -456,7 +568,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_killed_trainer_loses_nothing_that_was_acknowledged(model_folder: Any, tmp_path: Path) -> None:
+def test_a_killed_trainer_loses_nothing_that_was_acknowledged(
+    model_folder: Any, tmp_path: Path
+) -> None:
     """People go on rating while the run is dead; it finds everything when it comes back."""
     feedback = [{"source": "people", "raters": 2, **PLAIN}]
     rank = {
@@ -469,10 +583,23 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(model_folder: Any,
         "poll": 0.1,
     }
     config, folder = tmp_path / "run.json", tmp_path / "run"
-    config.write_text(json.dumps({"policy": str(model_folder()), "threads": 1, "stages": [{"rank": rank}]}))
+    config.write_text(
+        json.dumps({"policy": str(model_folder()), "threads": 1, "stages": [{"rank": rank}]})
+    )
 
     def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "turnwise", "run", str(config), "--folder", str(folder), "--resume"])
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "turnwise",
+                "run",
+                str(config),
+                "--folder",
+                str(folder),
+                "--resume",
+            ]
+        )
 
     trainer = start()
     while not (folder / "ledger.sqlite").exists() or not open_slots(folder):
@@ -481,7 +608,9 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(model_folder: Any,
     ledger, run = open_ledger(folder)
     port = free_port()
     rate = [sys.executable, "-m", "turnwise", "rate", str(folder), "--port", str(port)]
-    bo = subprocess.run([*rate, "--invite", "Bo"], check=True, capture_output=True, text=True).stdout.strip()
+    bo = subprocess.run(
+        [*rate, "--invite", "Bo"], check=True, capture_output=True, text=True
+    ).stdout.strip()
     service = subprocess.Popen(rate, stdout=subprocess.PIPE, text=True)
     lead = re.search(r"http\S+", service.stdout.readline())[0]  # type: ignore[index, union-attr]
     while "is at" not in service.stdout.readline():  # type: ignore[union-attr]
@@ -557,7 +686,9 @@ def test_an_address_is_the_same_however_it_is_spelled(url: str, origin: str, sam
     assert (place_of(url) == place_of(origin)) is same
 
 
-@pytest.mark.parametrize("url", ["rate.example.org", "https://", "ftp://rate.example.org", "http://[", "http://h:port"])
+@pytest.mark.parametrize(
+    "url", ["rate.example.org", "https://", "ftp://rate.example.org", "http://[", "http://h:port"]
+)
 def test_an_address_that_is_none_is_refused_at_once(ledger: turnwise.Ledger, url: str) -> None:
     """Compared as nothing, it would be the same as the origin of a page that has none ("null")."""
     study(ledger, {"task": "score", **PLAIN}, played=groups(1, 1))

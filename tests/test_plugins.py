@@ -45,7 +45,10 @@ def broken_entry(monkeypatch: pytest.MonkeyPatch, name: str, load: Callable[[], 
 @pytest.mark.parametrize(
     ("load", "reason"),
     [
-        (lambda: (_ for _ in ()).throw(ImportError("no module named acme_sdk")), "ImportError: no module named acme_sdk"),
+        (
+            lambda: (_ for _ in ()).throw(ImportError("no module named acme_sdk")),
+            "ImportError: no module named acme_sdk",
+        ),
         (lambda: (_ for _ in ()).throw(SystemExit(1)), "SystemExit"),
         (lambda: (_ for _ in ()).throw(GeneratorExit("mine")), "GeneratorExit: mine"),
         (lambda: (_ for _ in ()).throw(KeyboardInterrupt("mine")), "KeyboardInterrupt: mine"),
@@ -58,7 +61,10 @@ def broken_entry(monkeypatch: pytest.MonkeyPatch, name: str, load: Callable[[], 
             lambda: plugin(register_optimizers=lambda register: register("ppo", dict)),
             "optimizer 'ppo' is registered by both 'optimizers' and 'theirs'",
         ),
-        (lambda: plugin(register_envs=lambda: gymnasium.register("turnwise/Maze-v0", dict)), "both 'envs' and 'theirs'"),
+        (
+            lambda: plugin(register_envs=lambda: gymnasium.register("turnwise/Maze-v0", dict)),
+            "both 'envs' and 'theirs'",
+        ),
     ],
     ids=[
         "import",
@@ -93,8 +99,11 @@ def test_a_plugin_that_fails_is_listed_and_stops_nobody(
 
 def test_ctrl_c_while_plugins_load_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """A KeyboardInterrupt is the plugin's own only where nobody pressed a key."""
-    broken_entry(monkeypatch, "theirs", lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(60))
-    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    broken_entry(
+        monkeypatch, "theirs", lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(60)
+    )
+    # A shell's background job ignores it.
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             Plugins()
@@ -108,8 +117,16 @@ def test_a_hook_that_wants_to_end_the_run_does_not(error: BaseException) -> None
     def raises(**more: object) -> None:
         raise error
 
-    plugins = Plugins({"bad": plugin(update_finished=lambda update: raises(), register_commands=lambda app: raises())})
-    with pytest.warns(UserWarning, match=f"plugin 'bad' failed in update_finished: {type(error).__name__}"):
+    plugins = Plugins(
+        {
+            "bad": plugin(
+                update_finished=lambda update: raises(), register_commands=lambda app: raises()
+            )
+        }
+    )
+    with pytest.warns(
+        UserWarning, match=f"plugin 'bad' failed in update_finished: {type(error).__name__}"
+    ):
         plugins.call_event("update_finished", run=None, update=1, metrics={})
     plugins.call_commands(typer.Typer())
     assert f"register_commands: {type(error).__name__}" in plugins.infos["bad"].failed
@@ -131,8 +148,8 @@ def test_a_plugin_given_directly_must_work() -> None:
 
 def test_unknown_names_and_options_name_near_ones() -> None:
     plugins = Plugins()
-    for kind, name, near in (("optimizer", "grop", "grpo"), ("credit method", "outcom", "outcome"), ("judge", "lenght", "length"),
-                             ("combiner", "weigthed", "weighted"), ("stage", "sfft", "sft"), ("backend", "inprocess", "in-process")):  # fmt: skip
+    for kind, name, near in (("optimizer", "grop", "grpo"), ("credit method", "outcom", "outcome"), ("judge", "lenght", "length"),  # noqa: E501
+                             ("combiner", "weigthed", "weighted"), ("stage", "sfft", "sft"), ("backend", "inprocess", "in-process")):  # fmt: skip  # noqa: E501
         with pytest.raises(PluginError, match=f"Did you mean '{near}'"):
             plugins.create(kind, name)
     with pytest.raises(PluginError, match=r"optimizer 'grpo' has no option 'learning_rte'"):
@@ -144,26 +161,42 @@ def test_unknown_names_and_options_name_near_ones() -> None:
 
 
 def test_factories_given_as_strings_fail_when_needed() -> None:
-    plugins = Plugins({"mine": plugin(register_judges=lambda register: register("gone", "nowhere.at.all:Judge"))})
-    with pytest.raises(PluginError, match=r"judge 'gone' of plugin 'mine' cannot be imported from 'nowhere.at.all:Judge'"):
+    plugins = Plugins(
+        {"mine": plugin(register_judges=lambda register: register("gone", "nowhere.at.all:Judge"))}
+    )
+    with pytest.raises(
+        PluginError,
+        match=r"judge 'gone' of plugin 'mine' cannot be imported from 'nowhere.at.all:Judge'",
+    ):
         plugins.create("judge", "gone")
 
 
-@pytest.mark.parametrize("body", ["raise SystemExit('no licence')", "raise GeneratorExit('no licence')", "1 +", "1 / 0"])
-def test_a_module_that_fails_as_it_is_needed_is_named(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "body", ["raise SystemExit('no licence')", "raise GeneratorExit('no licence')", "1 +", "1 / 0"]
+)
+def test_a_module_that_fails_as_it_is_needed_is_named(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = f"module_{abs(hash(body))}"
     (tmp_path / f"{name}.py").write_text(body)
     monkeypatch.syspath_prepend(tmp_path)
-    plugins = Plugins({"mine": plugin(register_judges=lambda register: register("bad", f"{name}:Judge"))})
+    plugins = Plugins(
+        {"mine": plugin(register_judges=lambda register: register("bad", f"{name}:Judge"))}
+    )
     with pytest.raises(
-        PluginError, match=f"judge 'bad' of plugin 'mine' cannot be imported from '{name}:Judge': .*(Error|Exit)"
+        PluginError,
+        match=(
+            f"judge 'bad' of plugin 'mine' cannot be imported from '{name}:Judge': .*(Error|Exit)"
+        ),
     ):
         plugins.create("judge", "bad")
 
 
 def test_text_is_no_number() -> None:
     for text in ("fast", "1e-3"):
-        with pytest.raises(PluginError, match=f"optimizer 'grpo': lr must be a number, got '{text}', which is text"):
+        with pytest.raises(
+            PluginError, match=f"optimizer 'grpo': lr must be a number, got '{text}', which is text"
+        ):
             Plugins().create("optimizer", "grpo", lr=text)
 
 
@@ -184,7 +217,9 @@ def test_a_class_that_is_no_judge_is_refused_before_one_is_made(
     """Making an object may do anything, such as running a command."""
     monkeypatch.chdir(tmp_path)
     config = {"policy": "none", "stages": [{"rl": {"env": "turnwise/Maze-v0", "feedback": [spec]}}]}
-    with pytest.raises(PluginError, match=r"is no judge and no feedback source|type\(\) takes 1 or 3 arguments"):
+    with pytest.raises(
+        PluginError, match=r"is no judge and no feedback source|type\(\) takes 1 or 3 arguments"
+    ):
         turnwise.Run(config, folder=tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
 
@@ -196,9 +231,14 @@ def test_events_are_isolated_and_warn_once() -> None:
         raise RuntimeError("no disk")
 
     plugins = Plugins(
-        {"bad": plugin(update_finished=bad), "good": plugin(update_finished=lambda update, metrics: heard.append(update))}
+        {
+            "bad": plugin(update_finished=bad),
+            "good": plugin(update_finished=lambda update, metrics: heard.append(update)),
+        }
     )
-    with pytest.warns(UserWarning, match=r"plugin 'bad' failed in update_finished: RuntimeError: no disk"):
+    with pytest.warns(
+        UserWarning, match=r"plugin 'bad' failed in update_finished: RuntimeError: no disk"
+    ):
         plugins.call_event("update_finished", run=None, update=1, metrics={})
     with warnings.catch_warnings():
         warnings.simplefilter("error")

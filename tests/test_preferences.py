@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import turnwise
-from turnwise.engine.analysis.preferences import connected, opinion, pairs, rater_agreement, source_agreement, truth_agreement
+from turnwise.engine.analysis.preferences import (
+    connected,
+    opinion,
+    pairs,
+    rater_agreement,
+    source_agreement,
+    truth_agreement,
+)
 from turnwise.judges.simulated import SimulatedPanel
 
 M = turnwise.Message
@@ -33,7 +40,8 @@ def test_pairs_average_over_raters() -> None:
 
 
 def test_sources_count_by_their_weights() -> None:
-    """By hand: people say a > b twice and give a grade once, the judge says b > a and is 0.8 sure, c is compared by it alone."""
+    """By hand: people say a > b twice and give a grade once, the judge says b > a and is 0.8 sure,
+    c is compared by it alone."""
     people, judge = turnwise.Stamp(source="people"), turnwise.Stamp(source="judge")
     said = [
         ranked("a", "b", stamp=people, strength=2.0),
@@ -51,9 +59,15 @@ def test_sources_count_by_their_weights() -> None:
         (("judge", 0.0), ("people", 0.0)): (None, None),
     }
     for weights, expected in table.items():
-        found = {(p.first, p.second): (p.probability, p.margin, p.weight) for p in pairs(said, dict(weights))}
+        found = {
+            (p.first, p.second): (p.probability, p.margin, p.weight)
+            for p in pairs(said, dict(weights))
+        }
         for pair, values in zip((("a", "b"), ("b", "c")), expected, strict=True):
-            assert found.get(pair) == (None if values is None else pytest.approx(values)), (weights, pair)
+            assert found.get(pair) == (None if values is None else pytest.approx(values)), (
+                weights,
+                pair,
+            )
 
 
 def test_agreement_by_hand() -> None:
@@ -76,10 +90,14 @@ def test_agreement_is_of_different_raters_of_one_source() -> None:
     assert source_agreement([ann, judge]) == 0.0
     assert source_agreement([ann, ben, judge]) == 0.0
     assert source_agreement([ann, ben]) is None
-    assert rater_agreement([ann, ranked("b", "a", stamp=by("ann"))]) is None, "who changed their mind is one rater"
+    assert rater_agreement([ann, ranked("b", "a", stamp=by("ann"))]) is None, (
+        "who changed their mind is one rater"
+    )
     turned = ranked("b", "a", stamp=by("dan"))
     assert rater_agreement([ann, ben, cy, turned]) == 3 / 6, "of six twos of raters three agree"
-    assert rater_agreement([judge, ranked("b", "a", stamp=by("", "judge"))]) == 1.0, "unnamed: each is somebody else"
+    assert rater_agreement([judge, ranked("b", "a", stamp=by("", "judge"))]) == 1.0, (
+        "unnamed: each is somebody else"
+    )
     other = ranked("b", "a", stamp=by("ben"), aspect="tone")
     assert rater_agreement([ann, other]) is None, "what was compared on another aspect"
 
@@ -91,7 +109,9 @@ def test_counting_is_looking_at_every_two() -> None:
         places = [rng.randrange(3) for _ in range(4)]
         tiers = [tuple(e for e, p in zip("abcd", places, strict=True) if p == k) for k in range(3)]
         stamp = turnwise.Stamp(rater=rng.choice("uvwxyz"), source=rng.choice(["one", "two"]))
-        said.append(turnwise.Comparison(rng.choice("gh"), tuple(t for t in tiers if t), stamp=stamp))
+        said.append(
+            turnwise.Comparison(rng.choice("gh"), tuple(t for t in tiers if t), stamp=stamp)
+        )
     for found, alike in (
         (rater_agreement(said), lambda x, y: x.source == y.source and x.rater != y.rater),
         (source_agreement(said), lambda x, y: x.source != y.source),
@@ -107,7 +127,12 @@ def test_counting_is_looking_at_every_two() -> None:
 
 
 def test_what_nothing_connects_is_apart() -> None:
-    ab, bc, de, other = ranked("a", "b"), ranked("b", "c"), ranked("d", "e"), ranked("a", "b", group="h")
+    ab, bc, de, other = (
+        ranked("a", "b"),
+        ranked("b", "c"),
+        ranked("d", "e"),
+        ranked("a", "b", group="h"),
+    )
     assert connected([ab, de, bc, other]) == [[ab, bc], [de], [other]]
     assert connected([]) == []
     many = [turnwise.Comparison("g", ((f"{i}",), (f"{i + 1}",))) for i in range(20_000)]
@@ -116,18 +141,33 @@ def test_what_nothing_connects_is_apart() -> None:
     assert rater_agreement(many) is None
 
 
-def asked(panel: SimulatedPanel, *episodes: turnwise.Episode, slots: int = 1) -> list[turnwise.Comparison]:
-    panel.request([turnwise.Request("group", episodes[0].group, "panel", slot, episodes=episodes) for slot in range(slots)])
+def asked(
+    panel: SimulatedPanel, *episodes: turnwise.Episode, slots: int = 1
+) -> list[turnwise.Comparison]:
+    panel.request(
+        [
+            turnwise.Request("group", episodes[0].group, "panel", slot, episodes=episodes)
+            for slot in range(slots)
+        ]
+    )
     return panel.receive()
 
 
 def worth(slot: int, value: float, *replies: str, seed: int = 1) -> turnwise.Episode:
-    turns = tuple(turnwise.Turn(M("user", "so"), t, value if k == len(replies) - 1 else 0.0) for k, t in enumerate(replies))
-    return turnwise.Episode(f"e{seed}-{slot}", turnwise.Start("e", seed), turns, "terminated", slot=slot)
+    turns = tuple(
+        turnwise.Turn(M("user", "so"), t, value if k == len(replies) - 1 else 0.0)
+        for k, t in enumerate(replies)
+    )
+    return turnwise.Episode(
+        f"e{seed}-{slot}", turnwise.Start("e", seed), turns, "terminated", slot=slot
+    )
 
 
 def test_the_panels_errors_are_the_ones_it_was_given() -> None:
-    """Every pair obeys Bradley-Terry at u / noise: 1 against 0.4 at noise 0.5 is right in sigma(1.2) of the cases."""
+    """Every pair obeys Bradley-Terry at u / noise:
+
+    1 against 0.4 at noise 0.5 is right in sigma(1.2) of the cases.
+    """
     panel = SimulatedPanel(pool=50, noise=0.5, taste=0.0, seed=1)
     wins = 0
     for seed in range(2000):
@@ -135,14 +175,22 @@ def test_the_panels_errors_are_the_ones_it_was_given() -> None:
         [said] = asked(panel, bad, good)
         wins += said.ranking[0] == (good.id,)
     expected = 1 / (1 + math.exp(-1.2))
-    assert wins / 2000 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2000))
+    assert wins / 2000 == pytest.approx(
+        expected, abs=4 * math.sqrt(expected * (1 - expected) / 2000)
+    )
 
 
 def test_without_noise_it_ranks_by_truth_and_bias() -> None:
     short, long = worth(0, 0.5, "done"), worth(1, 0.4, "why?", "when?", "done")
-    assert asked(SimulatedPanel(noise=0, taste=0, seed=0), long, short)[0].ranking == ((short.id,), (long.id,))
+    assert asked(SimulatedPanel(noise=0, taste=0, seed=0), long, short)[0].ranking == (
+        (short.id,),
+        (long.id,),
+    )
     biased = SimulatedPanel(noise=0, taste=0, bias={"questions": 0.1}, seed=0)
-    assert asked(biased, short, long)[0].ranking == ((long.id,), (short.id,)), "two questions outweigh a tenth"
+    assert asked(biased, short, long)[0].ranking == (
+        (long.id,),
+        (short.id,),
+    ), "two questions outweigh a tenth"
     tied = SimulatedPanel(noise=0, taste=0, tie=0.2, seed=0)
     assert asked(tied, long, short)[0].ranking == ((short.id, long.id),)
 
@@ -162,7 +210,9 @@ def test_the_panel_is_named_as_simulated_and_repeats_itself() -> None:
     panel = SimulatedPanel(seed=3)
     episodes = [worth(i, i / 4, "x") for i in range(4)]
     said = asked(panel, *episodes, slots=3)
-    assert all(c.stamp.rater.startswith("simulated-") and c.stamp.stratum == "simulated" for c in said)
+    assert all(
+        c.stamp.rater.startswith("simulated-") and c.stamp.stratum == "simulated" for c in said
+    )
     assert asked(SimulatedPanel(seed=3), *episodes, slots=3) == said
     assert [c.id for c in asked(SimulatedPanel(seed=4), *episodes, slots=3)] == [c.id for c in said]
     with pytest.raises(ValueError, match="Did you mean 'questions'"):

@@ -1,4 +1,5 @@
-"""Promise 2: padding, packing, batch order, micro-batch size and the number of processes never change a gradient."""
+"""Promise 2: padding, packing, batch order, micro-batch size and the number of processes never
+change a gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ OUTCOMES = [0.3, -1.0, 2.0, 0.1, 0.9, -0.4, 1.5, 0.0]
 
 @pytest.fixture
 def episodes(policy: turnwise.Policy) -> list[turnwise.Episode]:
-    found = play(policy, 2, group=2, tokens=5) + play(policy, 1, group=2, cut=True, turns=2, update=2)
+    found = play(policy, 2, group=2, tokens=5) + play(
+        policy, 1, group=2, cut=True, turns=2, update=2
+    )
     found += play(policy, 1, group=2, cut=True, turns=1, update=3)
     assert len({sum(len(t.action_ids) for t in e.turns) for e in found}) >= 3
     return found
@@ -43,16 +46,23 @@ def test_micro_batches_padding_and_order(
 ) -> None:
     whole = change(fresh(model_folder), algorithm, episodes, OUTCOMES)
     one_by_one = change(fresh(model_folder), algorithm, episodes, OUTCOMES, micro_tokens=1)
-    few = change(fresh(model_folder), algorithm, episodes, OUTCOMES, micro_tokens=150, shuffle_rows=True)
+    few = change(
+        fresh(model_folder), algorithm, episodes, OUTCOMES, micro_tokens=150, shuffle_rows=True
+    )
     order = [5, 2, 7, 0, 1, 4, 6, 3]
-    permuted = change(fresh(model_folder), algorithm, [episodes[i] for i in order], [OUTCOMES[i] for i in order])
+    permuted = change(
+        fresh(model_folder), algorithm, [episodes[i] for i in order], [OUTCOMES[i] for i in order]
+    )
     for other in (one_by_one, few, permuted):
         assert_same(whole, other)
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_number_of_processes(
-    algorithm: str, model_folder: Callable[..., Path], episodes: list[turnwise.Episode], tmp_path: Path
+    algorithm: str,
+    model_folder: Callable[..., Path],
+    episodes: list[turnwise.Episode],
+    tmp_path: Path,
 ) -> None:
     """Two processes with unequal shares of tokens, against one."""
     data = {"episodes": [e.to_dict() for e in episodes[:7]], "outcomes": OUTCOMES[:7]}
@@ -78,17 +88,23 @@ def test_number_of_processes(
 
 
 def test_chunking_the_head_changes_nothing(
-    model_folder: Callable[..., Path], episodes: list[turnwise.Episode], monkeypatch: pytest.MonkeyPatch
+    model_folder: Callable[..., Path],
+    episodes: list[turnwise.Episode],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = change(fresh(model_folder), "grpo", episodes, OUTCOMES)
-    monkeypatch.setattr("turnwise.engine.policy.network.HEAD_ELEMENTS", 5 * 320)  # five tokens at a time
+    # Five tokens at a time.
+    monkeypatch.setattr("turnwise.engine.policy.network.HEAD_ELEMENTS", 5 * 320)
     assert_same(whole, change(fresh(model_folder), "grpo", episodes, OUTCOMES))
 
 
 def test_full_logits_never_exist(policy: turnwise.Policy, episodes: list[turnwise.Episode]) -> None:
-    """No tensor of the update has a vocabulary axis over all positions, prompts and padding included."""
+    """No tensor of the update has a vocabulary axis over all positions, prompts and padding
+    included."""
     shapes: list[torch.Size] = []
-    hook = policy.model.get_output_embeddings().register_forward_hook(lambda module, args, out: shapes.append(out.shape))
+    hook = policy.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: shapes.append(out.shape)
+    )
     change(policy, "grpo", episodes, OUTCOMES)
     hook.remove()
     actions = sum(len(t.action_ids) for e in episodes for t in e.turns)
@@ -99,10 +115,11 @@ def test_full_logits_never_exist(policy: turnwise.Policy, episodes: list[turnwis
 
 
 @pytest.mark.slow
-def test_a_whole_run_in_two_processes_is_the_run_of_one(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_whole_run_in_two_processes_is_the_run_of_one(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """Each process plays half of the starts; one writes; the weights end the same."""
-    (tmp_path / "c.yaml").write_text(
-        f"""
+    (tmp_path / "c.yaml").write_text(f"""
 policy: {model_folder()}
 threads: 1
 stages:
@@ -113,12 +130,26 @@ stages:
   - reward-model: {{held_out: 0, lr: 1.0e-4}}
   - preference: {{optimizer: {{name: dpo, lr: 1.0e-4}}}}
   - rl: {{env: turnwise/Maze-v0, updates: 1, groups: 3, group_size: 3, max_new_tokens: 8, max_turns: 4, pending: 18, feedback: [{{judge: regex, pattern: "e", where: all}}], optimizer: {{name: grpo, lr: 1.0e-4}}}}
-"""
-    )
-    launch = ["torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m"]
+""")  # noqa: E501
+    launch = [
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        "-m",
+    ]
     weights = []
     for name, how in (("one", []), ("two", launch)):
-        command = [sys.executable, "-m", *how, "turnwise", "run", str(tmp_path / "c.yaml"), "--folder", str(tmp_path / name)]
+        command = [
+            sys.executable,
+            "-m",
+            *how,
+            "turnwise",
+            "run",
+            str(tmp_path / "c.yaml"),
+            "--folder",
+            str(tmp_path / name),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "Finished after update 7" in done.stdout, done.stderr[-3000:]
         weights.append(turnwise.Policy.from_pretrained(tmp_path / name / "policy"))

@@ -1,4 +1,5 @@
-"""Promise 3: killed anywhere (SIGKILL), a run resumes to the same weights, ledger and metrics as one that was never killed."""
+"""Promise 3: killed anywhere (SIGKILL), a run resumes to the same weights, ledger and metrics as
+one that was never killed."""
 
 from __future__ import annotations
 
@@ -25,24 +26,37 @@ threads: 1
 seed: 3
 checkpoint_every: 2
 stages:
-  - sft: {{env: turnwise/SupportDesk-v0, episodes: 24, batch_size: 8, steps_per_update: 1, lr: 1.0e-3}}
-  - rank: {{env: turnwise/SupportDesk-v0, updates: 3, groups: 4, group_size: 3, max_new_tokens: 6, poll: 0,
+  - sft: {{env: turnwise/SupportDesk-v0, episodes: 24, batch_size: 8, steps_per_update: 1, lr: \
+1.0e-3}}
+  - rank: {{env: turnwise/SupportDesk-v0, updates: 3, groups: 4, group_size: 3, max_new_tokens: \
+6, poll: 0,
            feedback: [{{source: simulated-panel, raters: 2, noise: 0.5}}]}}
-  - reward-model: {{members: 2, lr: 1.0e-3, batch_size: 4, epochs: 2, held_out: 0.2, steps_per_update: 1}}
-  - rl: {{env: turnwise/SupportDesk-v0, updates: 4, groups: 2, group_size: 2, max_new_tokens: 6, poll: 0,
-         feedback: [{{judge: reward-model, combine: min}}, {{judge: length, max_words: 3}}], gold: {{episodes: 3, every: 2, patience: 9}},
+  - reward-model: {{members: 2, lr: 1.0e-3, batch_size: 4, epochs: 2, held_out: 0.2, \
+steps_per_update: 1}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 4, groups: 2, group_size: 2, max_new_tokens: 6, \
+poll: 0,
+         feedback: [{{judge: reward-model, combine: min}}, {{judge: length, max_words: 3}}], \
+gold: {{episodes: 3, every: 2, patience: 9}},
          optimizer: {{name: ppo, lr: 1.0e-3, kl: 0.1, kl_target: 0.1}}}}
   - preference: {{optimizer: {{name: dpo, lr: 1.0e-3}}, batch_size: 16}}
-  - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 3, group_size: 3, max_new_tokens: 6, poll: 0,
-         feedback: [environment, {{judge: questions, weight: 0.1}}, {{judge: length, max_words: 3}}],
-         credit: {{name: redistribute, features: 16}}, resample: 1, audit: {{episodes: 1, rollouts: 2}},
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 3, group_size: 3, max_new_tokens: 6, \
+poll: 0,
+         feedback: [environment, {{judge: questions, weight: 0.1}}, {{judge: length, max_words: \
+3}}],
+         credit: {{name: redistribute, features: 16}}, resample: 1, audit: {{episodes: 1, \
+rollouts: 2}},
          optimizer: {{name: grpo, lr: 1.0e-3, kl: 0.1}}}}
-  - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 2, max_new_tokens: 6, poll: 0, max_turns: 3,
-         feedback: [{{judge: length, max_words: 3}}], credit: {{name: branch, rollouts: 2}}, optimizer: {{name: ppo, lr: 1.0e-3, critic: separate}}}}
-  - rl: {{env: turnwise/SupportDesk-v0, updates: 5, groups: 2, group_size: 3, max_new_tokens: 6, pending: 18, staleness: 2,
-         feedback: [{{source: simulated-panel, raters: 2, noise: 0.5, delay: 4, unanswered: 0.2, deadline: 9}}],
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 2, max_new_tokens: 6, \
+poll: 0, max_turns: 3,
+         feedback: [{{judge: length, max_words: 3}}], credit: {{name: branch, rollouts: 2}}, \
+optimizer: {{name: ppo, lr: 1.0e-3, critic: separate}}}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 5, groups: 2, group_size: 3, max_new_tokens: 6, \
+pending: 18, staleness: 2,
+         feedback: [{{source: simulated-panel, raters: 2, noise: 0.5, delay: 4, unanswered: 0.2, \
+deadline: 9}}],
          optimizer: {{name: grpo, lr: 1.0e-3}}}}
-  - evaluate: {{env: turnwise/SupportDesk-v0, episodes: 6, players: [policy, expert], max_new_tokens: 6,
+  - evaluate: {{env: turnwise/SupportDesk-v0, episodes: 6, players: [policy, expert], \
+max_new_tokens: 6,
                best_of: {{judge: reward-model, n: [1, 2]}}}}
 """
 
@@ -50,7 +64,12 @@ stages:
 def work(folder: Path, jobs: list[dict[str, Any]]) -> list[int]:
     """What became of each job: 0, or minus the signal that ended it."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run([sys.executable, str(WORKER), str(folder / "jobs.json")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(folder / "jobs.json")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr, done.stderr[-4000:]
     return list(json.loads(done.stdout.splitlines()[-1]))
@@ -62,7 +81,10 @@ def rows(folder: Path) -> dict[str, list[Any]]:
     with sqlite3.connect(folder / "ledger.sqlite") as db:
         db.row_factory = sqlite3.Row
         for table in ("episodes", "requests", "feedback", "members"):
-            plain = [{k: row[k] for k in tuple(row.keys()) if k != "time"} for row in db.execute(f"select * from {table}")]
+            plain = [
+                {k: row[k] for k in tuple(row.keys()) if k != "time"}
+                for row in db.execute(f"select * from {table}")
+            ]
             for row in plain:
                 if isinstance(row.get("content"), bytes):
                     row["content"] = json.loads(zlib.decompress(row["content"]))
@@ -72,12 +94,21 @@ def rows(folder: Path) -> dict[str, list[Any]]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "time" and not k.startswith("seconds/")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k != "time" and not k.startswith("seconds/")}
+        for line in lines
+    ]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted(folder.glob("policy/*.safetensors")) + sorted(folder.glob("reward-model*/**/*.safetensors"))
-    return {f"{f.relative_to(folder)}:{name}": value for f in files for name, value in load_file(f).items()}
+    files = sorted(folder.glob("policy/*.safetensors")) + sorted(
+        folder.glob("reward-model*/**/*.safetensors")
+    )
+    return {
+        f"{f.relative_to(folder)}:{name}": value
+        for f in files
+        for name, value in load_file(f).items()
+    }
 
 
 def assert_same(folder: Path, whole: Path) -> None:
@@ -93,10 +124,14 @@ def assert_same(folder: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """A run that was never disturbed: its config, its folder and the moments it could have been killed at."""
+    """A run that was never disturbed:
+
+    its config, its folder and the moments it could have been killed at.
+    """
     folder = tmp_path_factory.mktemp("whole")
     demonstrations = turnwise.rollout(
-        turnwise.ScriptPlayer("demonstrator"), [(s, 0) for s in turnwise.starts("turnwise/SupportDesk-v0", 0, 60)]
+        turnwise.ScriptPlayer("demonstrator"),
+        [(s, 0) for s in turnwise.starts("turnwise/SupportDesk-v0", 0, 60)],
     )
     texts = [m.content for e in demonstrations for m in e.messages]
     model = build_policy(folder / "model", texts, hidden=32, layers=1, heads=2)
@@ -138,20 +173,37 @@ def spread(events: list[str], count: int) -> list[int]:
 
 def test_killed_at_five_moments(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
     events = kinds(whole)
-    commits, renames = ([i for i, e in enumerate(events) if e == name] for name in ("commit", "before rename"))
+    commits, renames = (
+        [i for i, e in enumerate(events) if e == name] for name in ("commit", "before rename")
+    )
     steps = [i for i, e in enumerate(events) if e == "before step"]
-    moments = [3, steps[len(steps) // 3], commits[len(commits) // 2], renames[2 * len(renames) // 3], steps[-1]]
+    moments = [
+        3,
+        steps[len(steps) // 3],
+        commits[len(commits) // 2],
+        renames[2 * len(renames) // 3],
+        steps[-1],
+    ]
     killed_at(sorted(moments), whole, tmp_path)
 
 
 @pytest.mark.slow
-def test_killed_while_feedback_is_pending(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
-    """Answers take a while there, come out of order or never: in the middle of play, when a decision is written, and of an update."""
+def test_killed_while_feedback_is_pending(
+    whole: tuple[Path, Path, list[str]], tmp_path: Path
+) -> None:
+    """Answers take a while there, come out of order or never:
+
+    in the middle of play, when a decision is written, and of an update.
+    """
     ages = [line["staleness/max"] for line in metrics(whole[1]) if line["stage"] == "rl-4"]
     assert len(ages) == 5
     assert max(ages) > 0, "play went on meanwhile"
-    own = [(i, event.split(": ")[1]) for i, event in enumerate(whole[2]) if event.startswith("rl-4: ")]
-    replies, commits, steps = ([i for i, e in own if e == name] for name in ("before reply", "commit", "before step"))
+    own = [
+        (i, event.split(": ")[1]) for i, event in enumerate(whole[2]) if event.startswith("rl-4: ")
+    ]
+    replies, commits, steps = (
+        [i for i, e in own if e == name] for name in ("before reply", "commit", "before step")
+    )
     killed_at([replies[len(replies) // 2], commits[len(commits) // 2], steps[3]], whole, tmp_path)
 
 
@@ -169,18 +221,26 @@ threads: 1
 checkpoint_every: 1
 stages:
   - evaluate: {{env: turnwise/SupportDesk-v0, episodes: 1, max_new_tokens: 2}}
-  - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 1, group_size: 2, max_new_tokens: 2, max_turns: 2, poll: 0, optimizer: {{name: grpo, lr: 1.0e-3}}}}
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 1, group_size: 2, max_new_tokens: 2, \
+max_turns: 2, poll: 0, optimizer: {{name: grpo, lr: 1.0e-3}}}}
 """
 
 
 def test_killed_inside_what_is_put_in_place(model_folder: Any, tmp_path: Path) -> None:
-    """At each step of the first files and of the last: config.yaml, the first checkpoint, evaluation.json, the policy at the end."""
+    """At each step of the first files and of the last:
+
+    config.yaml, the first checkpoint, evaluation.json, the policy at the end.
+    """
     config = tmp_path / "pipeline.yaml"
     config.write_text(SMALL.format(model=model_folder()))
     job = {"config": str(config), "folder": str(tmp_path / "run"), "resume": False, "kill": None}
     assert work(tmp_path, [{**job, "count": str(tmp_path / "events.json")}]) == [0]
     events = json.loads((tmp_path / "events.json").read_text())
-    files = [i for i, event in enumerate(events) if event.split(": ")[1].endswith(("fsync", "rename", "replace"))]
+    files = [
+        i
+        for i, event in enumerate(events)
+        if event.split(": ")[1].endswith(("fsync", "rename", "replace"))
+    ]
     table = next(i for i, event in enumerate(events) if event == "evaluate: before replace")
     moments = sorted({*files[:3], table, table + 1, *files[-4:]})
     killed_at(moments, (config, tmp_path / "run", events), tmp_path / "killed")

@@ -1,4 +1,7 @@
-"""Promise 5: no text from a policy or an environment becomes a control token; and chat templates of several families."""
+"""Promise 5: no text from a policy or an environment becomes a control token;
+
+and chat templates of several families.
+"""
 
 from __future__ import annotations
 
@@ -23,26 +26,37 @@ M = turnwise.Message
 TEMPLATES = {
     "chatml": turnwise.CHATML,
     "llama3": (
-        "{{ '<|endoftext|>' }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+        "{{ '<|endoftext|>' }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n\n' +"
+        " m['content'] | trim + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{"
+        " '<|im_start|>assistant\n\n' }}{% endif %}"
     ),
     "gemma": (  # no system role, strict alternation
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
-        "{% endif %}{{ '<|im_start|>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim + "
-        "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported')"
+        " }}{% endif %}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0)"
+        " %}{{ raise_exception('roles must alternate') }}{% endif %}{{ '<|im_start|>' + ('model' if"
+        " m['role'] == 'assistant' else m['role']) + '\n' + m['content'] | trim + '<|im_end|>\n'"
+        " }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
     ),
     "default-system": (
-        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nyou help<|im_end|>\n' }}{% endif %}" + turnwise.CHATML
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nyou help<|im_end|>\n' }}{%"
+        " endif %}" + turnwise.CHATML
     ),
-    "tools": "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}" + turnwise.CHATML,
+    "tools": (
+        "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
+        + turnwise.CHATML
+    ),
 }
 
 
 @pytest.fixture(params=TEMPLATES)
 def chat(request: pytest.FixtureRequest) -> ChatFormat:
     made = build_tokenizer(["hello there you help"] * 3, vocabulary=300)
-    made.add_tokens([AddedToken("<tool_call>", special=False, normalized=False), AddedToken("<think>", special=True)])
+    made.add_tokens(
+        [
+            AddedToken("<tool_call>", special=False, normalized=False),
+            AddedToken("<think>", special=True),
+        ]
+    )
     made.chat_template = TEMPLATES[request.param]
     return ChatFormat(made)
 
@@ -68,17 +82,34 @@ def test_attacks_add_no_control_token(chat: ChatFormat, attack: str) -> None:
     said = [M("system", "you help"), M("user", "hello")]
     hurt = [M("system", attack), M("user", attack)]
     assert controls(chat, chat.prompt(hurt)) == controls(chat, chat.prompt(said))
-    assert controls(chat, chat.suffix(M("user", attack))) == controls(chat, chat.suffix(M("user", "hello")))
+    assert controls(chat, chat.suffix(M("user", attack))) == controls(
+        chat, chat.suffix(M("user", "hello"))
+    )
     assert controls(chat, chat.reply(attack)) == [chat.end_id]
     decoded = chat.tokenizer.decode(chat.suffix(M("user", attack)))
     assert attack.strip() in decoded, "the text itself is not lost"
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(
     st.lists(
         st.sampled_from(
-            ["<|im_end|>", "<|im_start|>", "<|", "|>", "im_end", "<think>", "<tool_call>", "\n", " ", "x", "é", "\u202e"]
+            [
+                "<|im_end|>",
+                "<|im_start|>",
+                "<|",
+                "|>",
+                "im_end",
+                "<think>",
+                "<tool_call>",
+                "\n",
+                " ",
+                "x",
+                "é",
+                "\u202e",
+            ]
         )
         | st.text(max_size=5),
         max_size=8,
@@ -87,11 +118,16 @@ def test_attacks_add_no_control_token(chat: ChatFormat, attack: str) -> None:
 def test_any_text_stays_text(chat: ChatFormat, text: str) -> None:
     assert chat.control_ids.isdisjoint(chat.encode_text(text))
     assert chat.tokenizer.decode(chat.encode_text(text)) == text
-    assert controls(chat, chat.suffix(M("user", "x" + text))) == controls(chat, chat.suffix(M("user", "x")))
+    assert controls(chat, chat.suffix(M("user", "x" + text))) == controls(
+        chat, chat.suffix(M("user", "x"))
+    )
 
 
 def test_injection_through_a_whole_episode(policy: turnwise.Policy) -> None:
-    """An environment that speaks control tokens: the trained ids hold exactly one start and end per message."""
+    """An environment that speaks control tokens:
+
+    the trained ids hold exactly one start and end per message.
+    """
     import gymnasium
 
     class Injects(gymnasium.Env):
@@ -128,7 +164,13 @@ def test_suffixes_continue_what_the_template_renders(chat: ChatFormat) -> None:
 
 def test_written_conversations_have_the_layout_of_sampled_ones(chat: ChatFormat) -> None:
     turns = chat.conversation(
-        [M("user", "hello"), M("assistant", "there"), M("user", "you"), M("assistant", "help"), M("user", "bye")]
+        [
+            M("user", "hello"),
+            M("assistant", "there"),
+            M("user", "you"),
+            M("assistant", "help"),
+            M("user", "bye"),
+        ]
     )
     assert [chat.text(reply) for _, reply in turns] == ["there", "help"]
     assert turns[0][0] == chat.prompt([M("user", "hello")])
@@ -137,7 +179,16 @@ def test_written_conversations_have_the_layout_of_sampled_ones(chat: ChatFormat)
         ([M("user", "a")], "no assistant"),
         ([M("assistant", "a")], "before anybody"),
         ([M("user", "a"), M("assistant", "b"), M("assistant", "c")], "two assistant"),
-        ([M("user", "a"), M("assistant", "b"), M("user", "c"), M("user", "d"), M("assistant", "e")], "alternate"),
+        (
+            [
+                M("user", "a"),
+                M("assistant", "b"),
+                M("user", "c"),
+                M("user", "d"),
+                M("assistant", "e"),
+            ],
+            "alternate",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             chat.conversation(wrong)
@@ -150,29 +201,41 @@ def test_tools_reach_the_template() -> None:
     shown = tokenizer.decode(chat.prompt([M("user", "hello")], [{"name": "weather"}]))
     assert "weather" in shown
     sound = chat.prompt([M("user", "hello")], [{"name": "weather", "description": "x"}])
-    attack = chat.prompt([M("user", "hello")], [{"name": "weather", "description": ATTACKS[0], "<|im_end|>": ["<|im_end|>"]}])
+    attack = chat.prompt(
+        [M("user", "hello")],
+        [{"name": "weather", "description": ATTACKS[0], "<|im_end|>": ["<|im_end|>"]}],
+    )
     assert controls(chat, attack) == controls(chat, sound)
 
 
-def test_templates_that_cannot_work_say_so(tokenizer: Any, model_folder: Callable[..., Path]) -> None:
+def test_templates_that_cannot_work_say_so(
+    tokenizer: Any, model_folder: Callable[..., Path]
+) -> None:
     broken = build_tokenizer(["hello"], vocabulary=300)
     broken.chat_template = None
     with pytest.raises(turnwise.TemplateError, match="no chat template.*chatml"):
         ChatFormat(broken)
-    broken.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    broken.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    )
     with pytest.raises(turnwise.TemplateError, match="no token of its own"):
         ChatFormat(broken)
     broken.chat_template = (
-        "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}<|im_end|>"
+        "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{%"
+        " endfor %}<|im_end|>"
     )
     with pytest.raises(turnwise.TemplateError, match="0 times instead of once"):
         ChatFormat(broken)
     broken.chat_template = TEMPLATES["gemma"]
-    with pytest.raises(turnwise.TemplateError, match=r"refuses a conversation with roles.*tool role"):
+    with pytest.raises(
+        turnwise.TemplateError, match=r"refuses a conversation with roles.*tool role"
+    ):
         ChatFormat(broken).suffix(M("tool", "42"))
 
 
-def test_policies_that_cannot_be_loaded_say_so(tmp_path: Path, model_folder: Callable[..., Path]) -> None:
+def test_policies_that_cannot_be_loaded_say_so(
+    tmp_path: Path, model_folder: Callable[..., Path]
+) -> None:
     with pytest.raises(turnwise.PolicyError, match="no such folder"):
         turnwise.Policy.from_pretrained(tmp_path / "nothing")
     with pytest.raises(turnwise.PolicyError, match="cannot load"):
@@ -194,18 +257,27 @@ def rewriting() -> ChatFormat:
 def test_a_reply_begins_after_what_the_user_said(reply: str) -> None:
     """However the reply must be read, prompt and reply part in the same place."""
     chat = rewriting()
-    for turns in ([M("user", "hello there"), M("assistant", reply)], [M("user", reply), M("assistant", "fine")] * 2):
+    for turns in (
+        [M("user", "hello there"), M("assistant", reply)],
+        [M("user", reply), M("assistant", "fine")] * 2,
+    ):
         for (prompt, said), (asked, answer) in zip(
             chat.conversation(turns), zip(turns[::2], turns[1::2], strict=True), strict=True
         ):
             plain = unicodedata.normalize("NFKC", asked.content)
             end = f"{plain}<|im_end|>\n<|im_start|>assistant\n"
             assert chat.tokenizer.decode(prompt).endswith(end)
-            assert chat.tokenizer.decode(said) == unicodedata.normalize("NFKC", answer.content) + "<|im_end|>"
+            assert (
+                chat.tokenizer.decode(said)
+                == unicodedata.normalize("NFKC", answer.content) + "<|im_end|>"
+            )
             assert controls(chat, said) == [chat.end_id]
 
 
-@pytest.mark.parametrize("text", [" \ue00011\ue001<|im_end|> ", "\ue00211\ue002", "\ue00011\ue001 \ue00212\ue002 <|im_end|>"])
+@pytest.mark.parametrize(
+    "text",
+    [" \ue00011\ue001<|im_end|> ", "\ue00211\ue002", "\ue00011\ue001 \ue00212\ue002 <|im_end|>"],
+)
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_words_that_look_like_our_own_marks_are_words(text: str, family: str) -> None:
     made = build_tokenizer(["hello there you help"] * 3, vocabulary=300)
@@ -224,7 +296,10 @@ def test_words_that_look_like_our_own_marks_are_words(text: str, family: str) ->
         "{{ strftime_now('%Y-%m-%d') }}",
         "{% set f = '%Y-%m-%d' %}{{ strftime_now(f) }}",
         "{{ strftime_now ( format='%F' ) }}",
-        "{% for m in messages %}{% if loop.first %}{{ strftime_now('%Y') + '-' + strftime_now('%m-%d') }}{% endif %}{% endfor %}",
+        (
+            "{% for m in messages %}{% if loop.first %}{{ strftime_now('%Y') + '-' +"
+            " strftime_now('%m-%d') }}{% endif %}{% endfor %}"
+        ),
     ],
 )
 def test_the_day_is_the_runs_however_the_template_asks(asks: str) -> None:
@@ -251,7 +326,9 @@ def lower_case() -> Any:
 
 @pytest.mark.parametrize("make", [words_only, lower_case])
 def test_a_tokenizer_that_loses_words_is_refused(make: Callable[[], Any]) -> None:
-    with pytest.raises(turnwise.TemplateError, match="the tokenizer loses a part of what it reads: 'Hello there"):
+    with pytest.raises(
+        turnwise.TemplateError, match="the tokenizer loses a part of what it reads: 'Hello there"
+    ):
         ChatFormat(make())
 
 

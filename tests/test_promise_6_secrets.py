@@ -1,4 +1,7 @@
-"""Promise 6: secrets never reach a config dump, a log, a report or a ledger; nothing is unpickled from outside."""
+"""Promise 6: secrets never reach a config dump, a log, a report or a ledger;
+
+nothing is unpickled from outside.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ class Leaky:
 
     def score(self, episodes: object) -> list[turnwise.Feedback]:
         raise ConnectionError(
-            f"401: incorrect API key provided: {self.api_key}; also Bearer {self.api_key} at http://me:pw12345@host/"
+            f"401: incorrect API key provided: {self.api_key}; also Bearer {self.api_key} at"
+            " http://me:pw12345@host/"
         )
 
 
@@ -43,7 +47,8 @@ def test_a_run_leaves_no_secret_behind(
             "threads": 1,
             "stages": [
                 {"rl": {
-                    "env": "test/Echo-v0", "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 4, "max_failure_rate": 1.0,
+                    "env": "test/Echo-v0", "updates": 1, "groups": 2, "group_size": 2,
+                    "max_new_tokens": 4, "max_failure_rate": 1.0,
                     "feedback": [
                         {"judge": "leaky", "api_key": KEY, "weight": 1.0},
                         {"judge": "leaky", "name": "second", "api_key": odd, "weight": 1.0},
@@ -58,7 +63,9 @@ def test_a_run_leaves_no_secret_behind(
     said = run.ledger.feedback([e.group for e in run.ledger.run_episodes(run.id)])
     assert {f.status for f in said} == {"failed"}
     assert all("401: incorrect API key provided: ***" in f.reason for f in said)
-    texts = [e.reason for e in run.ledger.run_episodes(run.id)] + [m.reason for m in run.ledger.members(run.id)]
+    texts = [e.reason for e in run.ledger.run_episodes(run.id)] + [
+        m.reason for m in run.ledger.members(run.id)
+    ]
     texts += [repr(f) for f in said]
     assert not any(secret in text for text in texts for secret in (KEY, odd, "pw12345"))
     run.ledger.close()
@@ -70,7 +77,10 @@ def test_a_run_leaves_no_secret_behind(
 
 
 def test_an_environments_failure_leaves_no_secret_behind() -> None:
-    """Episodes are stored compressed, so a look at the bytes would prove nothing: read them back."""
+    """Episodes are stored compressed, so a look at the bytes would prove nothing:
+
+    read them back.
+    """
     import gymnasium
 
     class Leaks(gymnasium.Env):
@@ -80,7 +90,9 @@ def test_an_environments_failure_leaves_no_secret_behind() -> None:
             raise ConnectionError(f"401 bad key {KEY}")
 
     gymnasium.register("test/Leaks-v0", Leaks)
-    [episode] = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "hi"), [(turnwise.starts("test/Leaks-v0", 1, 1)[0], 0)])
+    [episode] = turnwise.rollout(
+        turnwise.ScriptPlayer(lambda said: "hi"), [(turnwise.starts("test/Leaks-v0", 1, 1)[0], 0)]
+    )
     assert "401 bad key ***" in episode.reason
     assert KEY not in repr(episode)
 

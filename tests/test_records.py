@@ -15,22 +15,29 @@ from turnwise.engine.records.feedback import version_of
 from turnwise.engine.util.ids import canonical_json, derive_id
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
 turns = st.builds(
     lambda text, action, ids, reward, info: turnwise.Turn(
-        turnwise.Message("user", text), action, reward, (1, 2), tuple(ids), tuple(-0.5 for _ in ids), 3, False, info
+        turnwise.Message("user", text), action, reward, (1, 2), tuple(ids),
+        tuple(-0.5 for _ in ids), 3, False, info
     ),
-    st.text(), st.text(), st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.floats(-10, 10), st.dictionaries(st.text(), json_values, max_size=2),
+    st.text(), st.text(), st.lists(st.integers(0, 10**6), min_size=1, max_size=4),
+    st.floats(-10, 10), st.dictionaries(st.text(), json_values, max_size=2),
 )  # fmt: skip
 
 
 @given(st.lists(turns, max_size=3), st.dictionaries(st.text(), json_values, max_size=2), st.text())
 def test_episodes_survive_json(played: list[turnwise.Turn], options: dict, reason: str) -> None:
     episode = turnwise.Episode(
-        "e", turnwise.Start("a/B-v0", 3, options), tuple(played), "truncated", reason, final=turnwise.Message("tool", reason),
+        "e", turnwise.Start("a/B-v0", 3, options), tuple(played), "truncated", reason,
+        final=turnwise.Message("tool", reason),
         final_ids=(1,), origin=("x", 2), tools=({"name": "t"},),
     )  # fmt: skip
     assert turnwise.Episode.from_dict(json.loads(canonical_json(episode.to_dict()))) == episode
@@ -40,7 +47,9 @@ def test_groups_are_starts_of_one_update() -> None:
     make = lambda **k: turnwise.Episode("e", turnwise.Start("a", 1), (), "terminated", **k)  # noqa: E731
     assert make(update=1, slot=0).group == make(update=1, slot=1).group
     assert make(update=1).group != make(update=2).group
-    assert make(update=1).group != make(update=1, origin=("e", 0)).group, "branches are groups of their own"
+    assert make(update=1).group != make(update=1, origin=("e", 0)).group, (
+        "branches are groups of their own"
+    )
     assert turnwise.Start("a", 1, {"x": (1, 2)}).key == turnwise.Start("a", 1, {"x": [1, 2]}).key
 
 
@@ -70,7 +79,11 @@ def test_failed_and_abstained_are_never_a_number() -> None:
 
 
 def test_comparisons_are_checked() -> None:
-    for ranking, message in (((("a", "a"),), "twice"), ((("a",),), "at least two"), ((("a", "b"), ()), "empty tier")):
+    for ranking, message in (
+        ((("a", "a"),), "twice"),
+        ((("a",),), "at least two"),
+        ((("a", "b"), ()), "empty tier"),
+    ):
         with pytest.raises(ValueError, match=message):
             turnwise.Comparison("g", ranking)
 
@@ -78,7 +91,13 @@ def test_comparisons_are_checked() -> None:
 def test_rankings_become_scores_and_pairs() -> None:
     comparison = turnwise.Comparison("g", [["a"], ["b", "c"], ["d"]])
     assert turnwise.ranking_scores(comparison) == {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0}
-    assert turnwise.ranked_pairs(comparison) == [("a", "b"), ("a", "c"), ("a", "d"), ("b", "d"), ("c", "d")]
+    assert turnwise.ranked_pairs(comparison) == [
+        ("a", "b"),
+        ("a", "c"),
+        ("a", "d"),
+        ("b", "d"),
+        ("c", "d"),
+    ]
 
 
 @given(st.lists(st.integers(1, 3), min_size=2, max_size=5))

@@ -29,29 +29,40 @@ class Rude(gymnasium.Env):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self.left -= 1
-        return MARKUP, float(len(action) % 3) / 2, self.left == 0, False, {"success": len(action) % 2 == 0}
+        return (
+            MARKUP,
+            float(len(action) % 3) / 2,
+            self.left == 0,
+            False,
+            {"success": len(action) % 2 == 0},
+        )
 
 
 gymnasium.register("test/Rude-v0", Rude)
 
 
 @pytest.fixture(scope="module")
-def finished(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> turnwise.Run:
+def finished(
+    model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> turnwise.Run:
     rl = {"env": "test/Rude-v0", "groups": 2, "group_size": 3, "max_new_tokens": 6, "poll": 0.0}
     config = {
         "policy": str(model_folder()),
         "threads": 1,
         "name": f"a run {MARKUP}",
         "stages": [
-            {"rank": {**rl, "updates": 2, "feedback": [{"source": "simulated-panel", "raters": 2}]}},
+            {"rank": {**rl, "updates": 2, "feedback": [{"source": "simulated-panel",
+                            "raters": 2}]}},
             {"reward-model": {"members": 2, "lr": 1e-3, "held_out": 0.3, "steps_per_update": 1}},
             {
                 "rl": {
                     **rl, "updates": 4, "feedback": [{"judge": "reward-model", "per": "turn"}],
-                    "gold": {"episodes": 4, "every": 2}, "optimizer": {"name": "grpo", "lr": 1e-2, "kl": 0.01},
+                    "gold": {"episodes": 4, "every": 2},
+                    "optimizer": {"name": "grpo", "lr": 1e-2, "kl": 0.01},
                 }
             },
-            {"evaluate": {"env": "test/Rude-v0", "episodes": 4, "max_new_tokens": 6, "best_of": {"judge": "reward-model", "n": [1, 2]}}},
+            {"evaluate": {"env": "test/Rude-v0", "episodes": 4, "max_new_tokens": 6,
+                    "best_of": {"judge": "reward-model", "n": [1, 2]}}},
         ],
     }  # fmt: skip
     return turnwise.Run(config, folder=tmp_path_factory.mktemp("report") / "run").finish()
@@ -73,7 +84,9 @@ def test_its_numbers_are_those_of_the_ledger(finished: turnwise.Run) -> None:
     credits = [f"credit {c:+.3f}" for m in finished.ledger.members(finished.id) for c in m.credit]
     assert set(re.findall(r"credit [+-][\d.]+", shown)) <= set(credits)
     assert shown.count("credit +") + shown.count("credit -") >= 3
-    assert "reward-model +" in page or "reward-model -" in page, "what the reward model gave each turn"
+    assert "reward-model +" in page or "reward-model -" in page, (
+        "what the reward model gave each turn"
+    )
     assert "Proxy and truth" in page
 
 
@@ -90,7 +103,9 @@ def test_bad_folders_are_one_message(tmp_path: Path, finished: turnwise.Run) -> 
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_opens_offline_without_errors_and_is_readable(width: int, finished: turnwise.Run, browser: Any) -> None:
+def test_it_opens_offline_without_errors_and_is_readable(
+    width: int, finished: turnwise.Run, browser: Any
+) -> None:
     path = write_report(finished.folder)
     assert path.stat().st_size < 5_000_000
     context = browser.new_context(offline=True, viewport={"width": width, "height": 900})
@@ -102,12 +117,17 @@ def test_it_opens_offline_without_errors_and_is_readable(width: int, finished: t
     page.on("dialog", lambda dialog: (said.append("dialog"), dialog.dismiss()))
     page.goto(path.as_uri())
     assert said == []
-    assert page.title() == f"a run {MARKUP} · Turnwise", "markup in names and conversations stays text"
+    assert page.title() == f"a run {MARKUP} · Turnwise", (
+        "markup in names and conversations stays text"
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
     assert page.locator("figure svg").count() >= 4
     for box in page.locator("figure svg").all():
         assert box.bounding_box()["width"] > min(300, width * 0.8)
-    sizes = page.evaluate("[...document.querySelectorAll('p, td, .said')].map(e => parseFloat(getComputedStyle(e).fontSize))")
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('p, td, .said')].map(e =>"
+        " parseFloat(getComputedStyle(e).fontSize))"
+    )
     assert min(sizes) >= 12
     context.close()
 
@@ -133,7 +153,15 @@ gymnasium.register("test/Frail-v0", Frail)
 
 
 def reported(model: str, folder: Path, **rl: Any) -> str:
-    stage = {"env": "test/Frail-v0", "updates": 1, "groups": 12, "group_size": 2, "max_new_tokens": 6, "poll": 0.0, **rl}
+    stage = {
+        "env": "test/Frail-v0",
+        "updates": 1,
+        "groups": 12,
+        "group_size": 2,
+        "max_new_tokens": 6,
+        "poll": 0.0,
+        **rl,
+    }
     turnwise.Run({"policy": model, "threads": 1, "stages": [{"rl": stage}]}, folder=folder).finish()
     return write_report(folder).read_text()
 
@@ -160,19 +188,37 @@ def open_run(folder: Path) -> tuple[str, Any]:
     return run, ledger
 
 
-def test_the_caption_says_what_the_config_says(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_caption_says_what_the_config_says(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """Whether the policy trains on the environment's return is no matter of numbers."""
     brief = {"judge": "length", "max_words": 3}
     for name, feedback, said in (
-        ("all", ["environment", {**brief, "weight": 0.1}], "the environment&#39;s own return, which is part of that (blue)"),
+        (
+            "all",
+            ["environment", {**brief, "weight": 0.1}],
+            "the environment&#39;s own return, which is part of that (blue)",
+        ),
         ("none", [brief], "the environment&#39;s own return, which it does not see (blue)"),
         ("unseen", [{"judge": "environment", "weight": 0}, brief], "which it does not see (blue)"),
     ):
-        page = reported(str(model_folder()), tmp_path / name, updates=2, groups=4, feedback=feedback, env="test/Rude-v0")
+        page = reported(
+            str(model_folder()),
+            tmp_path / name,
+            updates=2,
+            groups=4,
+            feedback=feedback,
+            env="test/Rude-v0",
+        )
         assert said in page, name
         assert "gained most" not in page
         shown = page.split("<h2>Before and after</h2>")[1]
-        assert shown.count("From different starts: how it went then and now, which says nothing of a gain.") == 2
+        assert (
+            shown.count(
+                "From different starts: how it went then and now, which says nothing of a gain."
+            )
+            == 2
+        )
 
 
 def test_examples_say_what_changed() -> None:
@@ -182,9 +228,17 @@ def test_examples_say_what_changed() -> None:
     played = lambda seed, reward: turnwise.Episode(  # noqa: E731
         "e", turnwise.Start("e", seed), (turnwise.Turn(said, "x", reward),), "terminated"
     )
-    assert _compared(played(1, 0.0), played(1, 0.5)) == "From the same start: the return rose by 0.5, one of the largest gains."
-    assert _compared(played(1, 0.5), played(1, 0.5)) == "From the same start: the return is the same."
-    assert _compared(played(1, 0.5), played(1, 0.25)) == "From the same start: the return fell by 0.25."
+    assert (
+        _compared(played(1, 0.0), played(1, 0.5))
+        == "From the same start: the return rose by 0.5, one of the largest gains."
+    )
+    assert (
+        _compared(played(1, 0.5), played(1, 0.5)) == "From the same start: the return is the same."
+    )
+    assert (
+        _compared(played(1, 0.5), played(1, 0.25))
+        == "From the same start: the return fell by 0.25."
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.0, 1e6])
@@ -192,5 +246,8 @@ def test_a_constant_is_drawn_as_one(value: float) -> None:
     from turnwise.engine.report.page import Series, _panel
 
     svg = _panel([Series("flat", [1, 2, 3], [value] * 3, [value] * 3, [value] * 3)])
-    ticks = [float(t.replace("\N{MINUS SIGN}", "-")) for t in re.findall(r">([\N{MINUS SIGN}\d.]+)</text>", svg)]
+    ticks = [
+        float(t.replace("\N{MINUS SIGN}", "-"))
+        for t in re.findall(r">([\N{MINUS SIGN}\d.]+)</text>", svg)
+    ]
     assert 0.0 in ticks, "its axis goes to zero and does not zoom into nothing"

@@ -26,7 +26,15 @@ def run(
     resume: bool = False,
     **rl: Any,
 ) -> turnwise.Run:
-    stage = {"env": "test/Echo-v0", "updates": 2, "groups": 3, "group_size": 4, "max_new_tokens": 6, "poll": 0.0, **rl}
+    stage = {
+        "env": "test/Echo-v0",
+        "updates": 2,
+        "groups": 3,
+        "group_size": 4,
+        "max_new_tokens": 6,
+        "poll": 0.0,
+        **rl,
+    }
     config = {
         "policy": model if isinstance(model, turnwise.Policy) else str(model),
         "threads": 1,
@@ -44,14 +52,20 @@ def letters(episode: turnwise.Episode) -> float:
 
 @pytest.mark.parametrize(
     ("optimizer", "options"),
-    [("grpo", {}), ("ppo", {}), ("ppo", {"credit": "outcome"}), ("grpo", {"credit": {"name": "outcome", "baseline": "loo"}})],
+    [
+        ("grpo", {}),
+        ("ppo", {}),
+        ("ppo", {"credit": "outcome"}),
+        ("grpo", {"credit": {"name": "outcome", "baseline": "loo"}}),
+    ],
 )
 def test_it_learns_from_a_plain_function(
     optimizer: str, options: dict[str, Any], model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = {"name": optimizer, "lr": 1e-2, "warmup": 2}
     done = run(
-        tmp_path / "r", model_folder(), updates=15, groups=8, group_size=4, optimizer=settings, feedback=[letters], **options,
+        tmp_path / "r", model_folder(), updates=15, groups=8, group_size=4, optimizer=settings,
+        feedback=[letters], **options,
         env={"id": "test/Echo-v0", "kwargs": {"turns": 2}},
     ).finish()  # fmt: skip
     outcomes = [m["outcome"] for m in done.metrics]
@@ -60,16 +74,22 @@ def test_it_learns_from_a_plain_function(
     assert done.policy.version == 15
 
 
-def test_the_same_seed_gives_the_same_weights(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        done = run(tmp_path / name, model_folder(), seed=seed, optimizer={"name": "ppo", "lr": 1e-3}).finish()
+        done = run(
+            tmp_path / name, model_folder(), seed=seed, optimizer={"name": "ppo", "lr": 1e-3}
+        ).finish()
         weights.append(torch.cat([p.flatten() for p in done.policy.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_groups_without_signal_are_skipped_and_counted(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_groups_without_signal_are_skipped_and_counted(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     flat = run(tmp_path / "flat", model_folder(), feedback=[lambda episode: 1.0]).finish()
     assert [m["groups_without_signal"] for m in flat.metrics] == [3.0, 3.0]
     assert "loss" not in flat.metrics[0]
@@ -83,20 +103,29 @@ def test_groups_without_signal_are_skipped_and_counted(model_folder: Callable[..
     some = run(tmp_path / "some", model_folder(), feedback=[one_group], groups=6).finish()
     for m in some.metrics:
         played = list(some.ledger.run_episodes(some.id, update=m["update"]))
-        assert m["groups_without_signal"] == sum(1 for g in {e.group for e in played} if int(g, 16) % 2 == 0)
+        assert m["groups_without_signal"] == sum(
+            1 for g in {e.group for e in played} if int(g, 16) % 2 == 0
+        )
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1e6 / 3])
 def test_equal_outcomes_carry_no_signal_whatever_their_rounding(
     value: float, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    done = run(tmp_path / "r", model_folder(), feedback=[lambda episode: value], group_size=8, updates=1).finish()
+    done = run(
+        tmp_path / "r", model_folder(), feedback=[lambda episode: value], group_size=8, updates=1
+    ).finish()
     assert done.metrics[0]["groups_without_signal"] == 3.0
     assert done.policy.version == 0
 
 
-def test_numbers_beyond_float32_stop_the_run(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(turnwise.NonFiniteError, match=r"outcome of \d+ episodes is not a finite number.*update-000000"):
+def test_numbers_beyond_float32_stop_the_run(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        turnwise.NonFiniteError,
+        match=r"outcome of \d+ episodes is not a finite number.*update-000000",
+    ):
         run(tmp_path / "r", model_folder(), feedback=[lambda episode: 1e39]).finish()
 
 
@@ -115,12 +144,16 @@ class Flaky:
             raise ConnectionError("503 from the office")
         ready, self.asked = self.asked, []
         return [
-            turnwise.Feedback(r.target, score=letters(r.episodes[0]), id=r.id, stamp=turnwise.Stamp(request=r.id))
+            turnwise.Feedback(
+                r.target, score=letters(r.episodes[0]), id=r.id, stamp=turnwise.Stamp(request=r.id)
+            )
             for r in ready
         ]
 
 
-def test_a_source_that_cannot_be_heard_is_tried_again(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_heard_is_tried_again(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     with pytest.warns(UserWarning, match="'Flaky' could not be heard: ConnectionError: 503"):
         done = run(tmp_path / "r", model_folder(), feedback=[Flaky(3)]).finish()
     assert done.ledger.counts()["feedback"] == 24
@@ -131,7 +164,9 @@ def test_a_source_that_cannot_be_heard_is_tried_again(model_folder: Callable[...
         run(tmp_path / "down", model_folder(), feedback=[Flaky(100)]).finish()
 
 
-def test_details_that_are_no_json_are_a_failure(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_details_that_are_no_json_are_a_failure(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     def odd(episode: turnwise.Episode) -> turnwise.Feedback:
         return turnwise.Feedback(episode.id, score=1.0, details={"p": float("nan")})
 
@@ -139,14 +174,18 @@ def test_details_that_are_no_json_are_a_failure(model_folder: Callable[..., Path
         run(tmp_path / "r", model_folder(), feedback=[odd]).finish()
 
 
-def test_a_context_too_small_for_the_first_prompt_says_so(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_context_too_small_for_the_first_prompt_says_so(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder())
     policy.model.config.max_position_embeddings = 8
     with pytest.raises(turnwise.ConfigError, match="does not fit the policy's context of 8 tokens"):
         run(tmp_path / "r", policy).finish()
 
 
-def test_rerender_at_the_edge_of_the_context(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_rerender_at_the_edge_of_the_context(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """GPT-2 has learned positions: a row beyond them would be an error."""
     env = {"id": "test/Echo-v0", "kwargs": {"turns": 60}}
     done = run(
@@ -162,7 +201,9 @@ def test_rerender_at_the_edge_of_the_context(model_folder: Callable[..., Path], 
     assert {e.reason for e in done.ledger.run_episodes(done.id)} == {"context"}
 
 
-def test_the_reference_of_loaded_adapters_is_what_was_loaded(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_reference_of_loaded_adapters_is_what_was_loaded(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     first = turnwise.Policy.from_pretrained(model_folder(), lora={"r": 4})
     for name, parameter in first.network.named_parameters():
         if "lora_B" in name:
@@ -190,17 +231,26 @@ class Grumpy:
             if mood == 0:
                 raise TimeoutError("the model did not answer")
             answers.append(
-                turnwise.Feedback.abstained(e.id, "tired") if mood == 1 else turnwise.Feedback(e.id, score=float(mood))
+                turnwise.Feedback.abstained(e.id, "tired")
+                if mood == 1
+                else turnwise.Feedback(e.id, score=float(mood))
             )
         return answers
 
 
 def test_what_failed_is_never_scored(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """Promise 4. Failed and abstained episodes leave the baseline; small groups are dropped and counted."""
-    done = run(tmp_path / "r", model_folder(), feedback=[Grumpy()], groups=6, group_size=4, min_group=3).finish()
+    """Promise 4. Failed and abstained episodes leave the baseline;
+
+    small groups are dropped and counted.
+    """
+    done = run(
+        tmp_path / "r", model_folder(), feedback=[Grumpy()], groups=6, group_size=4, min_group=3
+    ).finish()
     for number in (1, 2):
         episodes = {e.id: e for e in done.ledger.run_episodes(done.id, update=number)}
-        said = {f.episode: f for f in done.ledger.feedback(list({e.group for e in episodes.values()}))}
+        said = {
+            f.episode: f for f in done.ledger.feedback(list({e.group for e in episodes.values()}))
+        }
         members = {m.episode: m for m in done.ledger.members(done.id, number)}
         assert set(said) == set(members) == set(episodes)
         sound: dict[str, int] = {}
@@ -238,7 +288,10 @@ def test_a_judge_that_fails_too_often_stops_the_run(
     going = run(tmp_path / "r", model_folder(), feedback=[judge])
     with pytest.raises(turnwise.TooManyFailures, match=reason):
         going.finish()
-    statuses = {f.status for f in going.ledger.feedback([e.group for e in going.ledger.run_episodes(going.id)])}
+    statuses = {
+        f.status
+        for f in going.ledger.feedback([e.group for e in going.ledger.run_episodes(going.id)])
+    }
     assert statuses == {"failed"}, "what failed is recorded, before the run stops"
     assert going.ledger.members(going.id) == []
 
@@ -269,7 +322,13 @@ def test_a_judge_that_dies_late_stops_the_run_at_once_with_the_work_kept(
         return letters(episode)
 
     back.__name__ = back.__qualname__ = dies.__name__
-    again = run(tmp_path / "r", model_folder(), feedback=[{"judge": back, "name": "dies"}], updates=5, resume=True)
+    again = run(
+        tmp_path / "r",
+        model_folder(),
+        feedback=[{"judge": back, "name": "dies"}],
+        updates=5,
+        resume=True,
+    )
     again.config.stages[0]["rl"]["feedback"] = going.config.stages[0]["rl"]["feedback"]
     again.finish()
     assert again.updates == 5
@@ -288,7 +347,10 @@ class Swaps:
         return [turnwise.Feedback(e.id, score=1.0) for e in reversed(episodes)]
 
 
-@pytest.mark.parametrize(("judge", "reason"), [(Miscounts(), "11 answers for 12 episodes"), (Swaps(), "must keep the order")])
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [(Miscounts(), "11 answers for 12 episodes"), (Swaps(), "must keep the order")],
+)
 def test_answers_that_do_not_fit_are_failures(
     judge: Any, reason: str, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -320,13 +382,20 @@ class Slow:
     def request(self, requests: Sequence[turnwise.Request]) -> None:
         for r in requests:
             patience = int(r.id, 16) % 50
-            self.due[r.id] = (self.clock() + 7200 * patience / 50, r) if patience > 5 else (float("inf"), r)
+            self.due[r.id] = (
+                (self.clock() + 7200 * patience / 50, r) if patience > 5 else (float("inf"), r)
+            )
 
     def receive(self) -> list[turnwise.Feedback]:
         ready = [r for when, r in self.due.values() if when <= self.clock()]
         self.due = {k: v for k, v in self.due.items() if v[1] not in ready}
         stamp = lambda r: turnwise.Stamp(request=r.id)  # noqa: E731
-        return [turnwise.Feedback(r.target, score=letters(r.episodes[0]), id=f"p-{r.id}", stamp=stamp(r)) for r in ready]
+        return [
+            turnwise.Feedback(
+                r.target, score=letters(r.episodes[0]), id=f"p-{r.id}", stamp=stamp(r)
+            )
+            for r in ready
+        ]
 
 
 def test_answers_that_come_hours_later_train_and_those_that_never_come_expire(
@@ -334,7 +403,15 @@ def test_answers_that_come_hours_later_train_and_those_that_never_come_expire(
 ) -> None:
     clock = Clock()
     source = {"source": Slow(), "deadline": 3 * 3600}
-    done = run(tmp_path / "r", model_folder(), clock=clock, feedback=[source], poll=600.0, updates=2, groups=6).finish()
+    done = run(
+        tmp_path / "r",
+        model_folder(),
+        clock=clock,
+        feedback=[source],
+        poll=600.0,
+        updates=2,
+        groups=6,
+    ).finish()
     assert clock.now > 2 * 3600
     members = done.ledger.members(done.id)
     requests = 2 * 6 * 4
@@ -345,8 +422,17 @@ def test_answers_that_come_hours_later_train_and_those_that_never_come_expire(
     assert done.ledger.counts()["feedback"] == requests - len(unanswered)
 
 
-def test_environments_that_fail_never_train(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    done = run(tmp_path / "r", model_folder(), env="test/Sometimes-v0", updates=2, groups=8, max_failure_rate=0.9).finish()
+def test_environments_that_fail_never_train(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    done = run(
+        tmp_path / "r",
+        model_folder(),
+        env="test/Sometimes-v0",
+        updates=2,
+        groups=8,
+        max_failure_rate=0.9,
+    ).finish()
     episodes = {e.id: e for e in done.ledger.run_episodes(done.id)}
     failed = {e.id for e in episodes.values() if e.ending == "failed"}
     assert failed
@@ -356,10 +442,18 @@ def test_environments_that_fail_never_train(model_folder: Callable[..., Path], t
             assert (member.used, member.outcome) == (False, None)
             assert "bad luck" in member.reason
     with pytest.raises(turnwise.TooManyFailures, match="bad luck"):
-        run(tmp_path / "strict", model_folder(), env="test/Sometimes-v0", groups=8, max_failure_rate=0.0).finish()
+        run(
+            tmp_path / "strict",
+            model_folder(),
+            env="test/Sometimes-v0",
+            groups=8,
+            max_failure_rate=0.0,
+        ).finish()
 
 
-def test_a_mixture_has_its_own_feedback_for_each(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_mixture_has_its_own_feedback_for_each(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     envs = [
         {"id": "test/Echo-v0", "weight": 0.5, "feedback": [letters]},
         {"id": "test/Good-v0", "weight": 0.5, "feedback": [lambda e: 7.0]},
@@ -378,7 +472,10 @@ def test_a_mixture_has_its_own_feedback_for_each(model_folder: Callable[..., Pat
     [
         (
             {"optimizer": "grpo", "credit": "gae"},
-            "gae' needs a critic's values, which optimizer 'grpo' does not have: use optimizer 'ppo'",
+            (
+                "gae' needs a critic's values, which optimizer 'grpo' does not have: use optimizer"
+                " 'ppo'"
+            ),
         ),
         ({"optimizer": "grpo", "group_size": 1}, "needs group_size of at least 2"),
         ({"optimizer": "grop"}, "Did you mean 'grpo'"),
@@ -400,7 +497,10 @@ def test_a_mixture_has_its_own_feedback_for_each(model_folder: Callable[..., Pat
         ({"optimizer": {"name": "grpo", "kl": 0.1, "kl_estimator": "k1"}}, "mean is zero"),
         ({"backend": "in-proces"}, "Did you mean 'in-process'"),
         ({"backend": {"name": "in-process", "row": 3}}, "no option 'row'. Did you mean 'rows'"),
-        ({"credit": {"name": "gae", "lam": 2}, "optimizer": "ppo"}, "'gae': lam must be between 0 and 1"),
+        (
+            {"credit": {"name": "gae", "lam": 2}, "optimizer": "ppo"},
+            "'gae': lam must be between 0 and 1",
+        ),
         ({"env": {"id": "turnwise/Maze-v0", "kwargs": {"size": 99}}}, "size must be 2 to 8"),
     ],
 )
@@ -412,12 +512,15 @@ def test_what_cannot_work_is_refused_before_anything_happens(
     assert not (tmp_path / "r").exists()
 
 
-def test_damaged_weights_stop_the_run_with_the_last_checkpoint_whole(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_damaged_weights_stop_the_run_with_the_last_checkpoint_whole(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     policy = turnwise.Policy.from_pretrained(model_folder())
     going = run(tmp_path / "r", policy, updates=5)
     going.config.checkpoint_every = 1
     with pytest.raises(
-        turnwise.NonFiniteError, match=r"logits are not finite in a conversation of \d+ tokens.*last checkpoint"
+        turnwise.NonFiniteError,
+        match=r"logits are not finite in a conversation of \d+ tokens.*last checkpoint",
     ):
         for update in going:
             if update.number == 2:
@@ -436,13 +539,17 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_episodes(
 
     policy = turnwise.Policy.from_pretrained(model_folder())
     before = [p.clone() for p in policy.parameters()]
-    going = run(tmp_path / "r", policy, feedback=[infinite], credit={"name": "outcome", "baseline": "loo"})
+    going = run(
+        tmp_path / "r", policy, feedback=[infinite], credit={"name": "outcome", "baseline": "loo"}
+    )
     with pytest.raises(turnwise.NonFiniteError, match="minibatch of 12 episodes: "):
         going.finish()
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
 
 
-def test_out_of_memory_says_what_to_lower(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_out_of_memory_says_what_to_lower(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """A real allocation that cannot succeed, where the optimizer works."""
 
     class Greedy:
@@ -457,17 +564,28 @@ def test_out_of_memory_says_what_to_lower(model_folder: Callable[..., Path], tmp
         run(tmp_path / "r", model_folder(), optimizer=Greedy()).finish()
 
 
-def test_a_run_leaves_a_folder_that_tells_what_happened(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_leaves_a_folder_that_tells_what_happened(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     going = run(tmp_path / "r", model_folder(), updates=3, optimizer={"name": "ppo", "lr": 1e-3})
     going.config.checkpoint_every = 1
     numbers = [update.number for update in going]
     assert numbers == [1, 2, 3]
-    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["update"] for line in lines] == [1, 2, 3]
     kept = {p.name for p in (tmp_path / "r" / "checkpoints").iterdir()}
-    assert kept == {"update-000000", "update-000002", "update-000003"}, "the last two, and where the stage began"
+    assert kept == {
+        "update-000000",
+        "update-000002",
+        "update-000003",
+    }, "the last two, and where the stage began"
     saved = turnwise.Policy.from_pretrained(tmp_path / "r" / "policy")
-    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), going.policy.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(saved.parameters(), going.policy.parameters(), strict=True)
+    )
     # What a checkpoint holds is enough to go on from: the optimizer's state reads back equal.
     from safetensors.torch import load_file
 
@@ -482,7 +600,9 @@ def test_a_run_leaves_a_folder_that_tells_what_happened(model_folder: Callable[.
     again = fresh.state_dict()
     assert set(again) == set(state)
     assert all(torch.equal(torch.as_tensor(again[k]), torch.as_tensor(state[k])) for k in state)
-    with pytest.raises(turnwise.ConfigError, match="holds a run with another config|results already"):
+    with pytest.raises(
+        turnwise.ConfigError, match="holds a run with another config|results already"
+    ):
         run(tmp_path / "r", model_folder(), updates=3).finish()
 
 
@@ -491,8 +611,18 @@ def test_a_run_that_ended_before_it_did_anything_gives_way_to_another(
     model_folder: Callable[..., Path], tmp_path: Path, resume: bool
 ) -> None:
     def begin(**policy: Any) -> turnwise.Run:
-        rl = {"env": "turnwise/SupportDesk-v0", "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 4}
-        config = {"policy": {"model": str(model_folder()), **policy}, "name": "r", "stages": [{"rl": rl}]}
+        rl = {
+            "env": "turnwise/SupportDesk-v0",
+            "updates": 1,
+            "groups": 2,
+            "group_size": 2,
+            "max_new_tokens": 4,
+        }
+        config = {
+            "policy": {"model": str(model_folder()), **policy},
+            "name": "r",
+            "stages": [{"rl": rl}],
+        }
         return turnwise.Run(config, folder=tmp_path / "r", resume=resume)
 
     with pytest.raises(turnwise.PolicyError):
@@ -503,7 +633,9 @@ def test_a_run_that_ended_before_it_did_anything_gives_way_to_another(
         begin(lora={"r": 2}).finish()
 
 
-def test_ctrl_c_ends_after_the_update_with_everything_saved(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_ctrl_c_ends_after_the_update_with_everything_saved(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     import os
     import signal
 
@@ -519,11 +651,15 @@ def test_ctrl_c_ends_after_the_update_with_everything_saved(model_folder: Callab
     lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == seen[-1]
     assert (tmp_path / "r" / "checkpoints" / f"update-{seen[-1]:06d}" / "policy").is_dir()
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before, "the old behaviour is back"
+    assert (
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+    ) == before, "the old behaviour is back"
 
 
 def test_stale_episodes_are_weighted(policy: turnwise.Policy) -> None:
-    """With an older behaviour policy the weight is min(cap, prox / behaviour), and the first ratio is one."""
+    """With an older behaviour policy the weight is min(cap, prox / behaviour), and the first ratio
+    is one."""
     from support import play
     from turnwise.engine.policy.batching import make_batch
     from turnwise.engine.tensors import importance_weight
@@ -533,7 +669,9 @@ def test_stale_episodes_are_weighted(policy: turnwise.Policy) -> None:
         parameter.data += 0.02 * torch.randn_like(parameter)
     policy.version = 3
     batch = make_batch(
-        episodes, [turnwise.Rewards(e.env_return, tuple(t.reward for t in e.turns)) for e in episodes], version=3
+        episodes,
+        [turnwise.Rewards(e.env_return, tuple(t.reward for t in e.turns)) for e in episodes],
+        version=3,
     )
     assert batch.staleness.tolist() == [3] * 4
     prox = policy.logprobs(batch)
@@ -542,12 +680,18 @@ def test_stale_episodes_are_weighted(policy: turnwise.Policy) -> None:
     assert float((weight - 1).abs().max()) > 1e-3
 
 
-def test_lora_trains_adapters_only_and_the_reference_is_the_base(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_lora_trains_adapters_only_and_the_reference_is_the_base(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     config = {"model": str(model_folder()), "lora": {"r": 4}}
     stage = {"env": "test/Echo-v0", "updates": 2, "groups": 3, "group_size": 4, "max_new_tokens": 6,
              "optimizer": {"name": "ppo", "lr": 1e-2, "kl": 0.1, "warmup": 0}}  # fmt: skip
-    done = turnwise.Run({"policy": config, "threads": 1, "stages": [{"rl": stage}]}, folder=tmp_path / "r").finish()
-    assert done.metrics[0]["kl"] == pytest.approx(0.0, abs=1e-5), "before the first update policy and reference are one"
+    done = turnwise.Run(
+        {"policy": config, "threads": 1, "stages": [{"rl": stage}]}, folder=tmp_path / "r"
+    ).finish()
+    assert done.metrics[0]["kl"] == pytest.approx(0.0, abs=1e-5), (
+        "before the first update policy and reference are one"
+    )
     assert abs(done.metrics[1]["kl"]) > 1e-5
     base = turnwise.Policy.from_pretrained(model_folder())
     trained = dict(done.policy.network.named_parameters())
@@ -566,7 +710,9 @@ def test_lora_trains_adapters_only_and_the_reference_is_the_base(model_folder: C
     assert not torch.allclose(logits[0], logits[2], atol=1e-4)
 
 
-def test_train_in_one_call(model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_in_one_call(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     seen: list[turnwise.Status] = []
     arguments = {
@@ -580,6 +726,11 @@ def test_train_in_one_call(model_folder: Callable[..., Path], tmp_path: Path, mo
     }
     done = turnwise.train(str(model_folder()), **arguments, on_status=seen.append)
     again = turnwise.train(done.policy, **arguments)
-    assert (done.folder, again.folder) == (Path.cwd() / "runs/echo-v0-1", Path.cwd() / "runs/echo-v0-2")
+    assert (done.folder, again.folder) == (
+        Path.cwd() / "runs/echo-v0-1",
+        Path.cwd() / "runs/echo-v0-2",
+    )
     assert {"play", "update", "finished"} <= {s.phase for s in seen}
-    assert isinstance(done.policy.reply([{"role": "user", "content": "hello"}], max_new_tokens=5), str)
+    assert isinstance(
+        done.policy.reply([{"role": "user", "content": "hello"}], max_new_tokens=5), str
+    )

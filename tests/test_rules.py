@@ -1,4 +1,5 @@
-"""The rule judges: hand-computed tables, the economy of scripted players, judges of judges, functions named in a config."""
+"""The rule judges: hand-computed tables, the economy of scripted players, judges of judges,
+functions named in a config."""
 
 from __future__ import annotations
 
@@ -35,7 +36,13 @@ def conversation(*said: str, **fields: Any) -> turnwise.Episode:
         heard, _, reply = each[1:].partition(") ") if each.startswith("(") else ("", "", each)
         turns.append(turnwise.Turn(turnwise.Message("user", heard or f"turn {k}"), reply, 0.0))
     return turnwise.Episode(
-        **{"id": "e", "start": turnwise.Start("x/Y-v0", 0), "turns": tuple(turns), "ending": "terminated", **fields}
+        **{
+            "id": "e",
+            "start": turnwise.Start("x/Y-v0", 0),
+            "turns": tuple(turns),
+            "ending": "terminated",
+            **fields,
+        }
     )
 
 
@@ -46,7 +53,9 @@ def judged(judge: Any, *said: str, **fields: Any) -> turnwise.Feedback:
 
 def test_limits_on_words_and_turns() -> None:
     length = judges.Length(4, min_words=2)
-    assert judged(length, "one", "one two", "a b c d", "a b c d e", "a b c d e f g h i").turn_scores == (
+    assert judged(
+        length, "one", "one two", "a b c d", "a b c d e", "a b c d e f g h i"
+    ).turn_scores == (
         0.5,
         1.0,
         1.0,
@@ -54,7 +63,14 @@ def test_limits_on_words_and_turns() -> None:
         0.0,
     )
     turns = judges.Turns(4, min_turns=2)
-    assert [judged(turns, *"x" * n).score for n in (1, 2, 4, 5, 8, 12)] == [0.5, 1.0, 1.0, 0.75, 0.0, 0.0]
+    assert [judged(turns, *"x" * n).score for n in (1, 2, 4, 5, 8, 12)] == [
+        0.5,
+        1.0,
+        1.0,
+        0.75,
+        0.0,
+        0.0,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -84,11 +100,14 @@ def test_what_is_forbidden_is_found_as_whole_words(entry: str, reply: str, found
 
 
 @given(st.text(max_size=8).filter(str.strip), st.text(max_size=12), st.text(max_size=12))
-def test_a_forbidden_phrase_between_spaces_is_always_found(phrase: str, before: str, after: str) -> None:
+def test_a_forbidden_phrase_between_spaces_is_always_found(
+    phrase: str, before: str, after: str
+) -> None:
     if phrase.startswith("/") or not text_rules._folded(phrase).split():
         return
     assert (
-        judges.Forbidden([phrase])._said(f"{before} {phrase.upper()} {after}") or phrase.upper().casefold() != phrase.casefold()
+        judges.Forbidden([phrase])._said(f"{before} {phrase.upper()} {after}")
+        or phrase.upper().casefold() != phrase.casefold()
     )
 
 
@@ -107,19 +126,33 @@ def test_repetition_of_replies_and_of_ngrams() -> None:
     assert judged(judges.Repetition(), "Go on.", "go  ON.", "Stop.").turn_scores == (1.0, 0.0, 1.0)
     assert judged(judges.Repetition(), "", "").turn_scores == (1.0, 0.0)
     # bigrams: "ha ha" four times, one new; then (ha, ha) old, (ha, no) new; then both are old
-    assert judged(judges.Repetition(2), "ha ha ha ha ha", "ha ha no", "ha no").turn_scores == (0.25, 0.5, 0.0)
+    assert judged(judges.Repetition(2), "ha ha ha ha ha", "ha ha no", "ha no").turn_scores == (
+        0.25,
+        0.5,
+        0.0,
+    )
     assert judged(judges.Repetition(3), "ok", "ok").turn_scores == (1.0, 0.0)
 
 
 def test_language() -> None:
     english = judges.Language("en")
     answer = judged(
-        english, "When did you buy it?", "Ich erstatte Ihnen das Geld.", "ok", "42 17", "We will repair it for free."
+        english,
+        "When did you buy it?",
+        "Ich erstatte Ihnen das Geld.",
+        "ok",
+        "42 17",
+        "We will repair it for free.",
     )
     assert answer.turn_scores == (1.0, 0.0, None, None, 1.0)
     assert answer.score == pytest.approx(2 / 3)
     assert answer.details["languages"] == ["en", "de", None, None, "en"]
-    assert judged(judges.Language(["de", "en"]), "Wann haben Sie es gekauft?", "Have you opened the box?").score == 1.0
+    assert (
+        judged(
+            judges.Language(["de", "en"]), "Wann haben Sie es gekauft?", "Have you opened the box?"
+        ).score
+        == 1.0
+    )
     nothing = judged(english, "ok", "😀")
     assert (nothing.status, nothing.reason) == ("abstained", "the language of no reply can be told")
 
@@ -153,10 +186,16 @@ def test_references_that_differ_by_conversation() -> None:
     start = turnwise.Start("x/Y-v0", 0, {"answer": "blue", "n": 3})
     assert judged(judges.Exact({"option": "answer"}), "Blue.", start=start).score == 1.0
     assert judged(judges.Numeric({"option": "n"}), "three: 3", start=start).score == 1.0
-    assert judged(judges.Exact({"info": "truth"}), "red", info={"truth": ["red", "crimson"]}).score == 1.0
+    assert (
+        judged(judges.Exact({"info": "truth"}), "red", info={"truth": ["red", "crimson"]}).score
+        == 1.0
+    )
     missing = judged(judges.Exact({"option": "anwser"}), "blue", start=start)
     assert missing.status == "failed"
-    assert "the start's options have no 'anwser' to compare with. Did you mean 'answer'" in missing.reason
+    assert (
+        "the start's options have no 'anwser' to compare with. Did you mean 'answer'"
+        in missing.reason
+    )
     by_function = judges.Exact(lambda e: {"x/Y-v0": "blue"}.get(e.start.env))
     assert judged(by_function, "blue").score == 1.0
     assert judged(by_function, "blue", start=turnwise.Start("x/Z-v0", 0)).status == "abstained"
@@ -165,11 +204,16 @@ def test_references_that_differ_by_conversation() -> None:
 
 
 NUMBERS: dict[str, list[float]] = {
-    "It costs 1,234,567.5.": [1234567.5], "1 000": [1, 0], "1\u202f000": [1000], "1'000 or 1_000": [1000, 1000], "1{,}234": [1234],
-    "1,2,3": [1, 2, 3], "1,5": [1, 5], "-5, −7 and +3": [-5, -7, 3], "3-5": [3, 5], "(2)-1": [2, 1], "-$5.20 or $-5": [-5.2, -5],
-    "1.5e-3": [0.0015], "1.5 × 10^-3": [0.0015], "10⁶": [1e6], "2x10^{3}": [2000], "10^{-2}": [0.01], "1e5x": [1],
-    "50%, 12.5 %": [0.5, 0.125], r"25\%": [0.25], "3/4": [0.75], "1 3/4": [1.75], "-2½": [-2.5], r"\frac{3}{4}": [0.75],
-    "12/05/2020": [12, 5, 2020], "1/0": [1, 0], "H2O and v1.2.3": [], "covid-19": [19], "is...5": [5], "5kg": [5], "x=.5": [0.5],
+    "It costs 1,234,567.5.": [1234567.5], "1 000": [1, 0], "1\u202f000": [1000],
+    "1'000 or 1_000": [1000, 1000], "1{,}234": [1234],
+    "1,2,3": [1, 2, 3], "1,5": [1, 5], "-5, −7 and +3": [-5, -7, 3], "3-5": [3, 5], "(2)-1": [2, 1],
+    "-$5.20 or $-5": [-5.2, -5],
+    "1.5e-3": [0.0015], "1.5 × 10^-3": [0.0015], "10⁶": [1e6], "2x10^{3}": [2000],
+    "10^{-2}": [0.01], "1e5x": [1],
+    "50%, 12.5 %": [0.5, 0.125], r"25\%": [0.25], "3/4": [0.75], "1 3/4": [1.75], "-2½": [-2.5],
+    r"\frac{3}{4}": [0.75],
+    "12/05/2020": [12, 5, 2020], "1/0": [1, 0], "H2O and v1.2.3": [], "covid-19": [19],
+    "is...5": [5], "5kg": [5], "x=.5": [0.5],
     r"\boxed{-12}": [-12], "1e999": [math.inf], "none": [], "": [],
 }  # fmt: skip
 
@@ -203,7 +247,12 @@ def test_numeric() -> None:
 
 SCHEMA = {
     "type": "object",
-    "properties": {"items": {"type": "array", "items": {"type": "object", "properties": {"price": {"type": "number"}}}}},
+    "properties": {
+        "items": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"price": {"type": "number"}}},
+        }
+    },
     "required": ["items"],
 }
 
@@ -214,13 +263,28 @@ def test_json_schema(tmp_path: Path) -> None:
     assert judged(last, bad, good).score == 1.0
     answer = judged(last, good, bad)
     assert (answer.score, answer.turn_scores) == (0.0, None)
-    assert answer.details == {"errors": [{"turn": 1, "error": "at $.items[0].price: 'x' is not of type 'number'"}]}
-    every = judged(judges.JsonSchema(SCHEMA, where="all"), good, bad, "hello", '{"items": [NaN]}', "[" * 100_000)
+    assert answer.details == {
+        "errors": [{"turn": 1, "error": "at $.items[0].price: 'x' is not of type 'number'"}]
+    }
+    every = judged(
+        judges.JsonSchema(SCHEMA, where="all"),
+        good,
+        bad,
+        "hello",
+        '{"items": [NaN]}',
+        "[" * 100_000,
+    )
     assert (every.score, every.turn_scores) == (0.2, (1.0, 0.0, 0.0, 0.0, 0.0))
     assert [e["error"].split(":")[0] for e in every.details["errors"][1:]] == ["not JSON"] * 3
     fenced = f"```json\n{good}\n```"
-    assert [judged(judges.JsonSchema(SCHEMA, fenced=f), fenced).score for f in (False, True)] == [0.0, 1.0]
-    for name, text in (("s.json", json.dumps(SCHEMA)), ("s.yaml", yaml.safe_dump(SCHEMA, sort_keys=False))):
+    assert [judged(judges.JsonSchema(SCHEMA, fenced=f), fenced).score for f in (False, True)] == [
+        0.0,
+        1.0,
+    ]
+    for name, text in (
+        ("s.json", json.dumps(SCHEMA)),
+        ("s.yaml", yaml.safe_dump(SCHEMA, sort_keys=False)),
+    ):
         (tmp_path / name).write_text(text)
         read = judges.JsonSchema(str(tmp_path / name))
         assert judged(read, good).score == 1.0
@@ -253,8 +317,20 @@ CALLS = [
     (f"[TOOL_CALLS] [{GOOD}]", 1.0),
     ("[TOOL_CALLS] oh", 0.0),
     ('{"name": "weather", "parameters": {"city": "Rome"}}', 1.0),
-    ('{"type": "function", "function": {"name": "weather", "arguments": "{\\"city\\": \\"Rome\\"}"}}', 1.0),
-    ('{"content": null, "tool_calls": [{"function": {"name": "weather", "arguments": "{\\"city\\": 3}"}}]}', 0.0),
+    (
+        (
+            '{"type": "function", "function": {"name": "weather", "arguments": "{\\"city\\":'
+            ' \\"Rome\\"}"}}'
+        ),
+        1.0,
+    ),
+    (
+        (
+            '{"content": null, "tool_calls": [{"function": {"name": "weather", "arguments":'
+            ' "{\\"city\\": 3}"}}]}'
+        ),
+        0.0,
+    ),
     ('{"content": "hi", "tool_calls": []}', None),
     ('<tool_call>{"name": "weather", "arguments": {"city": "Rome"}', 0.0),
     ('{"name": "weather", "arguments": {"city": "Rome"', 0.0),
@@ -304,7 +380,9 @@ def states(answer: turnwise.Feedback) -> list[str]:
 
 
 def test_what_became_of_each_question() -> None:
-    judge = judges.Economy(topics=[{"asks": "colou?r", "used_by": r"\bpaint\b", "told": "red|blue"}], cost=0.1)
+    judge = judges.Economy(
+        topics=[{"asks": "colou?r", "used_by": r"\bpaint\b", "told": "red|blue"}], cost=0.1
+    )
     answer = judged(
         judge,
         "(Hello, my name is Ada.) Who made it? What colour is it?",
@@ -313,8 +391,19 @@ def test_what_became_of_each_question() -> None:
         "(I told you.) Then I paint it, and send it to Bristol.",
         "(Fine.) Anything else?",
     )
-    assert states(answer) == ["unused", "used", "repeated", "used", "repeated", "unused", "unanswered"]
-    assert [question["topic"] for question in answer.details["questions"]][1:3] == ["colou?r", "colou?r"]
+    assert states(answer) == [
+        "unused",
+        "used",
+        "repeated",
+        "used",
+        "repeated",
+        "unused",
+        "unanswered",
+    ]
+    assert [question["topic"] for question in answer.details["questions"]][1:3] == [
+        "colou?r",
+        "colou?r",
+    ]
     assert answer.score == pytest.approx(1 - 0.5)
     assert answer.turn_scores == pytest.approx((-0.1, -0.1, -0.2, 0.0, -0.1))
     assert (answer.details["asked"], answer.details["used"], answer.details["unused"]) == (7, 2, 5)
@@ -324,7 +413,13 @@ def test_what_became_of_each_question() -> None:
 
 def test_a_sentence_of_many_topics_is_many_questions() -> None:
     topics = [{"asks": "when", "used_by": "days"}, {"asks": "box", "used_by": "credit"}]
-    assert states(judged(judges.Economy(topics), "When did you get it, and is the box open?", "Here is your credit.")) == [
+    assert states(
+        judged(
+            judges.Economy(topics),
+            "When did you get it, and is the box open?",
+            "Here is your credit.",
+        )
+    ) == [
         "unused",
         "used",
     ]
@@ -334,7 +429,10 @@ def test_a_sentence_of_many_topics_is_many_questions() -> None:
     ("reply", "asked"),
     [
         ("Is it 3.5 kg?! Really.", ["Is it 3.5 kg?!"]),
-        ("Fine. Who?? And\nwhere?Why (or when?) not?", ["Who??", "where?", "Why (or when?", ") not?"]),
+        (
+            "Fine. Who?? And\nwhere?Why (or when?) not?",
+            ["Who??", "where?", "Why (or when?", ") not?"],
+        ),
         ("好。多少钱？什么时候？", ["多少钱？", "什么时候？"]),
         ("See http://x.org/?a=b. No question.", []),
     ],
@@ -346,11 +444,22 @@ def test_questions_are_sentences(reply: str, asked: list[str]) -> None:
 
 def test_an_answer_counts_only_by_words_that_are_new() -> None:
     judge = judges.Economy()
-    assert states(judged(judge, "(My kettle broke.) What broke?", "(The kettle.) I fix the kettle.")) == ["unused"]
-    assert states(judged(judge, "Which number is on it?", "(It says 4711.) Number 4711 is recalled.")) == ["used"]
+    assert states(
+        judged(judge, "(My kettle broke.) What broke?", "(The kettle.) I fix the kettle.")
+    ) == ["unused"]
+    assert states(
+        judged(judge, "Which number is on it?", "(It says 4711.) Number 4711 is recalled.")
+    ) == ["used"]
     assert states(judged(judge, "Is it red?", "(Yes.) Then yes, I will.")) == ["unused"]
     assert (
-        states(judged(judge, "Who is the manager?", "(Ms Rossi.) Where is the manager?", "(In Milan.) Rossi, Milan."))
+        states(
+            judged(
+                judge,
+                "Who is the manager?",
+                "(Ms Rossi.) Where is the manager?",
+                "(In Milan.) Rossi, Milan.",
+            )
+        )
         == ["used"] * 2
     )
     assert content("Ada's kettles, 3.5 of them, that's it") == {"ada", "kettle", "3.5"}
@@ -358,13 +467,21 @@ def test_an_answer_counts_only_by_words_that_are_new() -> None:
 
 @given(st.integers(1, 60))
 def test_asking_more_never_becomes_cheaper(n: int) -> None:
-    """A policy that another judge pays per question must never reach a point from which the next one is free."""
+    """A policy that another judge pays per question must never reach a point from which the next
+    one is free."""
     judge = judges.Economy(cost=0.25)
-    scores = [judged(judge, *(f"Is it thing{i}?" for i in range(count)), "Bye.").score or 0.0 for count in (n, n + 1)]
+    scores = [
+        judged(judge, *(f"Is it thing{i}?" for i in range(count)), "Bye.").score or 0.0
+        for count in (n, n + 1)
+    ]
     assert scores[1] == pytest.approx(scores[0] - 0.25)
     answer = judged(judge, *(f"Is it thing{i}?" for i in range(n)), "Bye.")
-    assert sum(s or 0.0 for s in answer.turn_scores or ()) == pytest.approx((answer.score or 0.0) - 1)
-    assert judged(judges.Economy(minimum=0.0), *(f"Is it thing{i}?" for i in range(n)), "Bye.").score == max(0.0, 1 - n / 4)
+    assert sum(s or 0.0 for s in answer.turn_scores or ()) == pytest.approx(
+        (answer.score or 0.0) - 1
+    )
+    assert judged(
+        judges.Economy(minimum=0.0), *(f"Is it thing{i}?" for i in range(n)), "Bye."
+    ).score == max(0.0, 1 - n / 4)
 
 
 ECONOMY = r"""
@@ -389,7 +506,7 @@ topics:
     asks: 'would you like|do you prefer'
     used_by: '\b(refund|money back|replacement|new one)\b'
     told: 'money back|return what I paid|on my card|another one|a fresh one|still like to have one'
-"""
+"""  # noqa: E501
 
 
 def play(player: str, count: int = 200) -> list[turnwise.Episode]:
@@ -399,21 +516,31 @@ def play(player: str, count: int = 200) -> list[turnwise.Episode]:
 
 
 def test_the_economy_of_the_desk_s_players() -> None:
-    """The desk knows which questions did not matter or were told already; the rule, which reads words only, nearly agrees."""
+    """The desk knows which questions did not matter or were told already;
+
+    the rule, which reads words only, nearly agrees.
+    """
     judge = make_members([yaml.safe_load(ECONOMY)], turnwise.Plugins())[0].given
     unused, wasted, per = {}, {}, {}
     for player in ("expert", "hasty", "forgetful", "interrogator"):
         episodes = play(player)
         answers = ask_judge(judge, episodes)
         last = [episode.turns[-1].info for episode in episodes]
-        assert [answer.details["asked"] for answer in answers] == [info["questions"] for info in last]
+        assert [answer.details["asked"] for answer in answers] == [
+            info["questions"] for info in last
+        ]
         unused[player] = sum(answer.details["unused"] for answer in answers)
         wasted[player] = sum(info["needless"] + info["repeated"] for info in last)
         per[player] = unused[player] / max(1, sum(answer.details["asked"] for answer in answers))
-        assert sum(answer.score or 0.0 for answer in answers) == pytest.approx(len(answers) - 0.1 * unused[player])
+        assert sum(answer.score or 0.0 for answer in answers) == pytest.approx(
+            len(answers) - 0.1 * unused[player]
+        )
         if player == "forgetful":
             repeats = [
-                (a.turn_scores or ())[q["turn"]] for a in answers for q in a.details["questions"] if q["state"] == "repeated"
+                (a.turn_scores or ())[q["turn"]]
+                for a in answers
+                for q in a.details["questions"]
+                if q["state"] == "repeated"
             ]
             assert len(repeats) > 40
             assert max(s or 0.0 for s in repeats) < 0
@@ -432,7 +559,9 @@ def of_score(score: Any, turns: Any = None, name: str = "x") -> dict[str, Any]:
         if isinstance(score, str):
             kind = getattr(turnwise.Feedback, score)
             return kind(episode.id, "why not")
-        return turnwise.Feedback(episode.id, score=score, turn_scores=turns, stamp=turnwise.Stamp(cost=0.5))
+        return turnwise.Feedback(
+            episode.id, score=score, turn_scores=turns, stamp=turnwise.Stamp(cost=0.5)
+        )
 
     return {"judge": judge, "name": name}
 
@@ -456,26 +585,43 @@ def test_members_are_combined(combine: Any, weights: Sequence[float], wanted: fl
     assert answer.turn_scores == (None, pytest.approx(wanted))
     assert answer.details["b"] == {"score": 0.25, "turn_scores": [None, 0.25]}
     assert answer.stamp.cost == 1.0
-    assert judged(judges.Rules([of[0], {**of[1], "judge": lambda e: 0.25}], combine), "x", "y").turn_scores is None
+    assert (
+        judged(
+            judges.Rules([of[0], {**of[1], "judge": lambda e: 0.25}], combine), "x", "y"
+        ).turn_scores
+        is None
+    )
 
 
 @pytest.mark.parametrize("combine", ["min", "max", "product", "mean", "sum"])
 def test_what_failed_or_abstained_is_no_number(combine: Any) -> None:
-    good, failed, silent = of_score(1.0, name="good"), of_score("failed", name="ill"), of_score("abstained", name="shy")
+    good, failed, silent = (
+        of_score(1.0, name="good"),
+        of_score("failed", name="ill"),
+        of_score("abstained", name="shy"),
+    )
     answer = judged(judges.Rules([good, silent], combine), "x")
     assert (answer.status, answer.reason) == ("abstained", "shy abstained: why not")
     answer = judged(judges.Rules([good, silent, failed], combine), "x")
     assert (answer.status, answer.reason) == ("failed", "ill failed: why not")
-    assert answer.details == {"good": {"score": 1.0}, "shy": {"reason": "why not"}, "ill": {"reason": "why not"}}
+    assert answer.details == {
+        "good": {"score": 1.0},
+        "shy": {"reason": "why not"},
+        "ill": {"reason": "why not"},
+    }
 
 
 def test_a_member_that_breaks_breaks_its_own_episode_only() -> None:
     def picky(episode: turnwise.Episode) -> float:
         return 1 / len(episode.turns[0].action)
 
-    answers = judges.Rules([picky, judges.Turns(1)]).score([conversation("xy"), conversation(""), conversation("x")])
+    answers = judges.Rules([picky, judges.Turns(1)]).score(
+        [conversation("xy"), conversation(""), conversation("x")]
+    )
     assert [a.status for a in answers] == ["scored", "failed", "scored"]
-    assert answers[1].reason.startswith("picky failed: ZeroDivisionError: division by zero (test_rules.py:")
+    assert answers[1].reason.startswith(
+        "picky failed: ZeroDivisionError: division by zero (test_rules.py:"
+    )
 
 
 def test_not_and_nesting() -> None:
@@ -526,12 +672,16 @@ def test_members_are_opened_and_keep_their_state(tmp_path: Path) -> None:
             self.state = state["state"]
 
     inner = Learner()
-    sources = Sources.make([{"judge": judges.Rules([judges.Not(inner)]), "name": "whole"}], turnwise.Plugins(), 0.5)
+    sources = Sources.make(
+        [{"judge": judges.Rules([judges.Not(inner)]), "name": "whole"}], turnwise.Plugins(), 0.5
+    )
     sources.open(tmp_path, turnwise.Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), 0)
     sources.close()
     assert opened == ["whole.Not.Learner", "closed"]
     assert learners([sources]) == {"source-0-whole.Not.Learner": inner}
-    with pytest.raises(turnwise.PluginError, match=r"'whole.Not.Learner' needs what a 'reward-model' stage makes"):
+    with pytest.raises(
+        turnwise.PluginError, match=r"'whole.Not.Learner' needs what a 'reward-model' stage makes"
+    ):
         check_order([sources], [])
 
 
@@ -570,7 +720,9 @@ def test_the_plugins_of_a_run_are_its_own_and_no_option() -> None:
         return lambda episode: float(deep)
 
     plugin = types.ModuleType("mine")
-    plugin.register_judges = turnwise.hookimpl(lambda register: register("mine", factory), specname="register_judges")  # type: ignore[attr-defined]
+    plugin.register_judges = turnwise.hookimpl(
+        lambda register: register("mine", factory), specname="register_judges"
+    )  # type: ignore[attr-defined]
     plugins = turnwise.Plugins({"mine": plugin})
     assert judged(make_members([{"judge": "mine", "deep": 3}], plugins)[0].given, "x").score == 3.0
     assert given == [plugins]
@@ -592,7 +744,9 @@ class Counts:
         self.letter = letter
 
     def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
-        return [turnwise.Feedback(e.id, score=e.turns[0].action.count(self.letter)) for e in episodes]
+        return [
+            turnwise.Feedback(e.id, score=e.turns[0].action.count(self.letter)) for e in episodes
+        ]
 
 
 counts_e = Counts("e")
@@ -606,26 +760,51 @@ def module(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_functions_named_in_a_config(module: str) -> None:
     plugins = turnwise.Plugins()
-    source = make_source({"judge": "my_rules:polite", "word": "thanks", "cost": 0.25, "weight": 2}, plugins)
+    source = make_source(
+        {"judge": "my_rules:polite", "word": "thanks", "cost": 0.25, "weight": 2}, plugins
+    )
     assert (source.name, source.weight, source.kind) == ("polite", 2, "episode")
     assert judged(source.given.judge, "no").score == 0.75
     assert judged(make_source("my_rules:polite", plugins).given.judge, "please").score == 1.0
-    assert judged(make_source({"judge": "my_rules:Counts", "letter": "a"}, plugins).given.judge, "banana").score == 3.0
+    assert (
+        judged(
+            make_source({"judge": "my_rules:Counts", "letter": "a"}, plugins).given.judge, "banana"
+        ).score
+        == 3.0
+    )
     assert judged(make_source("my_rules:counts_e", plugins).given.judge, "eel").score == 2.0
-    whole = {"judge": "rules", "of": ["my_rules:polite", {"judge": "my_rules:polite", "word": "x", "name": "x"}]}
-    assert judged(make_source(whole, plugins).given.judge, "x").details == {"polite": {"score": 0.0}, "x": {"score": 1.0}}
-    versions = {make_source({"judge": "my_rules:polite", "word": word}, plugins).version for word in ("a", "b")}
+    whole = {
+        "judge": "rules",
+        "of": ["my_rules:polite", {"judge": "my_rules:polite", "word": "x", "name": "x"}],
+    }
+    assert judged(make_source(whole, plugins).given.judge, "x").details == {
+        "polite": {"score": 0.0},
+        "x": {"score": 1.0},
+    }
+    versions = {
+        make_source({"judge": "my_rules:polite", "word": word}, plugins).version
+        for word in ("a", "b")
+    }
     assert len({*versions, make_source("my_rules:polite", plugins).version}) == 3
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("no_such.module:judge", "module 'no_such.module' cannot be imported.*package.module:function"),
+        (
+            "no_such.module:judge",
+            "module 'no_such.module' cannot be imported.*package.module:function",
+        ),
         ("my_rules:polit", "module 'my_rules' has no 'polit'. Did you mean 'polite'"),
-        ({"judge": "my_rules:polite", "words": "x"}, "judge 'my_rules:polite' has no option 'words'. Did you mean 'word'"),
+        (
+            {"judge": "my_rules:polite", "words": "x"},
+            "judge 'my_rules:polite' has no option 'words'. Did you mean 'word'",
+        ),
         ("my_rules:Counts", "judge 'my_rules:Counts' needs the option 'letter'"),
-        ({"judge": "my_rules:counts_e", "letter": "x"}, "is an object already and takes no options"),
+        (
+            {"judge": "my_rules:counts_e", "letter": "x"},
+            "is an object already and takes no options",
+        ),
         ("my_rules:DESK", "no feedback source"),
         (":polite", "the form is package.module:function"),
     ],
@@ -642,12 +821,19 @@ def test_functions_of_turns() -> None:
     assert judged(judge, "").status == "abstained"
     import numpy as np
 
-    arrays = make_source(lambda e: np.array([len(t.action) for t in e.turns]), turnwise.Plugins()).given.judge
+    arrays = make_source(
+        lambda e: np.array([len(t.action) for t in e.turns]), turnwise.Plugins()
+    ).given.judge
     assert judged(arrays, "ab", "c").turn_scores == (2.0, 1.0)
-    assert judged(make_source(lambda e: np.float32(0.5), turnwise.Plugins()).given.judge, "x").score == 0.5
+    assert (
+        judged(make_source(lambda e: np.float32(0.5), turnwise.Plugins()).given.judge, "x").score
+        == 0.5
+    )
     short = judged(make_source(lambda e: [1.0], turnwise.Plugins()).given.judge, "a", "b")
     assert (short.status, short.reason) == ("failed", "it scored 1 turns of an episode of 2")
-    assert judged(make_source(lambda e: "0.5", turnwise.Plugins()).given.judge, "a").status == "failed"
+    assert (
+        judged(make_source(lambda e: "0.5", turnwise.Plugins()).given.judge, "a").status == "failed"
+    )
 
 
 # --- settings ---
@@ -703,19 +889,29 @@ def test_settings_that_are_refused(make: Callable[[], Any], message: str) -> Non
 
 def test_different_settings_are_different_versions() -> None:
     made: list[Callable[[], Any]] = [
-        lambda: judges.Length(5), lambda: judges.Length(5, 1), lambda: judges.Turns(5), lambda: judges.Turns(5, 1),
-        lambda: judges.Forbidden(["a"]), lambda: judges.Forbidden(["b"]), lambda: judges.Repetition(), lambda: judges.Repetition(2),
-        lambda: judges.Language("en"), lambda: judges.Language("de"), lambda: judges.Language("en", 0.9),
-        lambda: judges.Exact("a"), lambda: judges.Exact("b"), lambda: judges.Exact({"option": "a"}), lambda: judges.Exact("a", "(.)"),
+        lambda: judges.Length(5), lambda: judges.Length(5, 1), lambda: judges.Turns(5),
+        lambda: judges.Turns(5, 1),
+        lambda: judges.Forbidden(["a"]), lambda: judges.Forbidden(["b"]),
+        lambda: judges.Repetition(), lambda: judges.Repetition(2),
+        lambda: judges.Language("en"), lambda: judges.Language("de"),
+        lambda: judges.Language("en", 0.9),
+        lambda: judges.Exact("a"), lambda: judges.Exact("b"), lambda: judges.Exact({"option": "a"}),
+        lambda: judges.Exact("a", "(.)"),
         lambda: judges.Exact(polite), lambda: judges.Exact(per_turn),
-        lambda: judges.Numeric(1), lambda: judges.Numeric(1, 1), lambda: judges.Numeric(1, 0, 0.1), lambda: judges.Numeric(1, decimal=","),
-        lambda: judges.JsonSchema({}), lambda: judges.JsonSchema({"type": "string"}), lambda: judges.JsonSchema({}, "all"),
+        lambda: judges.Numeric(1), lambda: judges.Numeric(1, 1), lambda: judges.Numeric(1, 0, 0.1),
+        lambda: judges.Numeric(1, decimal=","),
+        lambda: judges.JsonSchema({}), lambda: judges.JsonSchema({"type": "string"}),
+        lambda: judges.JsonSchema({}, "all"),
         lambda: judges.JsonSchema({}, fenced=True), lambda: judges.ToolCalls(),
         lambda: judges.Economy(), lambda: judges.Economy(cost=1), lambda: judges.Economy(minimum=0),
-        lambda: judges.Economy([{"asks": "x", "used_by": "y"}]), lambda: judges.Economy([{"asks": "x", "used_by": "z"}]),
-        lambda: judges.Rules([judges.Length(5)]), lambda: judges.Rules([judges.Length(6)]), lambda: judges.Rules([judges.Length(5)], "max"),
-        lambda: judges.Rules([{"judge": judges.Length(5), "weight": 2}, polite], "sum"), lambda: judges.Rules([judges.Length(5), polite], "sum"),
-        lambda: judges.Rules([partial(polite, word="a")]), lambda: judges.Rules([partial(polite, word="b")]),
+        lambda: judges.Economy([{"asks": "x", "used_by": "y"}]),
+        lambda: judges.Economy([{"asks": "x", "used_by": "z"}]),
+        lambda: judges.Rules([judges.Length(5)]), lambda: judges.Rules([judges.Length(6)]),
+        lambda: judges.Rules([judges.Length(5)], "max"),
+        lambda: judges.Rules([{"judge": judges.Length(5), "weight": 2}, polite], "sum"),
+        lambda: judges.Rules([judges.Length(5), polite], "sum"),
+        lambda: judges.Rules([partial(polite, word="a")]),
+        lambda: judges.Rules([partial(polite, word="b")]),
         lambda: judges.Not(judges.Length(5)), lambda: judges.Not(judges.Length(6)),
     ]  # fmt: skip
     versions = [version_of(make()) for make in made]
@@ -725,7 +921,10 @@ def test_different_settings_are_different_versions() -> None:
 
 @pytest.mark.parametrize(
     ("name", "spec"),
-    [("jsonschema", {"judge": "json-schema", "schema": {}}), ("py3langid.langid", {"judge": "language", "languages": "en"})],
+    [
+        ("jsonschema", {"judge": "json-schema", "schema": {}}),
+        ("py3langid.langid", {"judge": "language", "languages": "en"}),
+    ],
 )
 def test_what_must_be_installed_is_said_before_the_run(
     name: str, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -739,16 +938,29 @@ def test_what_must_be_installed_is_said_before_the_run(
 
 @settings(deadline=None)  # the language model is loaded once
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=4))
-@example(["a " * 50_000, "1" * 100_000, "1." * 50_000, "{[" * 50_000, '{"name": ' * 2_000, "½" * 10_000, "-" * 100_000])
+@example(
+    [
+        "a " * 50_000,
+        "1" * 100_000,
+        "1." * 50_000,
+        "{[" * 50_000,
+        '{"name": ' * 2_000,
+        "½" * 10_000,
+        "-" * 100_000,
+    ]
+)
 def test_no_reply_breaks_a_rule(replies: list[str]) -> None:
     rules: list[Any] = [
-        judges.Length(), judges.Turns(2), judges.Regex("x"), judges.Forbidden(["x y", "/z+/"]), judges.Repetition(2), judges.Questions(),
-        judges.Exact("x"), judges.Numeric(3), judges.JsonSchema({"type": "object"}, "all"), judges.ToolCalls(), judges.Economy(),
+        judges.Length(), judges.Turns(2), judges.Regex("x"), judges.Forbidden(["x y", "/z+/"]),
+        judges.Repetition(2), judges.Questions(),
+        judges.Exact("x"), judges.Numeric(3), judges.JsonSchema({"type": "object"}, "all"),
+        judges.ToolCalls(), judges.Economy(),
         judges.Language("en"),
     ]  # fmt: skip
     e = conversation("x")
     e = turnwise.Episode(**{f: getattr(e, f) for f in ("id", "start", "ending")},
-                         turns=tuple(turnwise.Turn(turnwise.Message("user", r[::-1]), r, 0.0) for r in replies))  # fmt: skip
+                         turns=tuple(turnwise.Turn(turnwise.Message("user", r[::-1]), r,
+                                 0.0) for r in replies))  # fmt: skip
     for rule in rules:
         [answer] = ask_judge(rule, [e])
         assert answer.status in ("scored", "abstained"), (rule, answer.reason)
@@ -760,11 +972,12 @@ def _xml(name: str = "weather", **values: str) -> str:
     return f"<function={name}>\n{inner}</function>"
 
 
-GLM = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
+GLM = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"  # noqa: E501
 FAMILIES = [
     (f"I look.\n<tool_call>\n{_xml(city='Rome', days='3')}\n</tool_call>", 1.0),
     (_xml(city="Rome"), 1.0),
-    (f"<tool_call>\n{_xml(city='3')}\n</tool_call>", 1.0),  # a text that looks like a number is a text where one is asked for
+    # A text that looks like a number is a text where one is asked for.
+    (f"<tool_call>\n{_xml(city='3')}\n</tool_call>", 1.0),
     (f"<tool_call>\n{_xml(city='Rome', days='many')}\n</tool_call>", 0.0),
     (f"<tool_call>\n{_xml(town='Rome')}\n</tool_call>", 0.0),
     (f"<tool_call>\n{_xml('wether', city='Rome')}\n</tool_call>", 0.0),
@@ -773,7 +986,10 @@ FAMILIES = [
     (GLM, 1.0),
     (GLM.replace(">3<", ">0<"), 0.0),
     (
-        '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Rome</parameter>\n</invoke>\n</minimax:tool_call>',
+        (
+            '<minimax:tool_call>\n<invoke name="weather">\n<parameter'
+            ' name="city">Rome</parameter>\n</invoke>\n</minimax:tool_call>'
+        ),
         1.0,
     ),
     ('[TOOL_CALLS]weather[ARGS]{"city": "Rome"}', 1.0),
@@ -781,9 +997,15 @@ FAMILIES = [
     ('<|tool_call|>[{"name": "weather", "arguments": {"city": "Rome"}}]', 1.0),
     (f"I could use <tool_call> here.\n</think>\n\n<tool_call>\n{GOOD}\n</tool_call>", 1.0),
     (f"hm\n</think>\n{GOOD}", 1.0),
-    ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>", None),
     (
-        '<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": "Rome"}<|tool_call_end|>',
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        None,
+    ),
+    (
+        (
+            '<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city":'
+            ' "Rome"}<|tool_call_end|>'
+        ),
         None,
     ),
     ("[weather(city='Rome')]", None),

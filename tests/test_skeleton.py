@@ -1,4 +1,7 @@
-"""The walking skeleton: a real third-party package, installed by pip, sends everything it has through the contracts."""
+"""The walking skeleton:
+
+a real third-party package, installed by pip, sends everything it has through the contracts.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("site")
     source = tmp_path_factory.mktemp("source") / "acme"
     subprocess.run(["cp", "-r", str(PACKAGE), str(source)], check=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run([*command, "--target", str(target), str(source)], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
+    done = subprocess.run(
+        [*command, "--target", str(target), str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return target
 
@@ -34,34 +51,58 @@ def call(site: Path, *arguments: str, **environment: str) -> subprocess.Complete
 
 def pipeline(folder: Path, model: Path, *stages: str) -> Path:
     path = folder / "pipeline.yaml"
-    path.write_text(f"policy: {model}\nthreads: 1\ncheckpoint_every: 2\nstages:\n" + "".join(f"  - {s}\n" for s in stages))
+    path.write_text(
+        f"policy: {model}\nthreads: 1\ncheckpoint_every: 2\nstages:\n"
+        + "".join(f"  - {s}\n" for s in stages)
+    )
     return path
 
 
-def test_everything_a_package_can_bring(site: Path, model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    rl = "rl: {env: acme/Manners-v0, updates: 2, groups: 3, group_size: 4, max_new_tokens: 8, poll: 0, "
+def test_everything_a_package_can_bring(
+    site: Path, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    rl = (
+        "rl: {env: acme/Manners-v0, updates: 2, groups: 3, group_size: 4, max_new_tokens: 8,"
+        " poll: 0, "
+    )
     config = pipeline(
         tmp_path,
         model_folder(),
-        rl + "feedback: [acme-polite, {source: acme-people, raters: 2}], combiner: acme-best-of, credit: acme-learned,"
-        " optimizer: acme-actor-critic, backend: {name: acme-backend, rows: 5}}",
-        rl
-        + "feedback: [{judge: acme-polite, letter: e, weight: 0.5}, environment], credit: gae, optimizer: acme-actor-critic}",
+        rl + "feedback: [acme-polite, {source: acme-people, raters: 2}], combiner: acme-best-of,"
+        " credit: acme-learned, optimizer: acme-actor-critic, backend: {name: acme-backend,"
+        " rows: 5}}",
+        rl + "feedback: [{judge: acme-polite, letter: e, weight: 0.5}, environment], credit: gae,"
+        " optimizer: acme-actor-critic}",
         rl + "feedback: [acme-ranker], credit: acme-learned, optimizer: grpo}",
         "acme-offline: {env: acme/Manners-v0, feedback: [acme-ranker]}",
     )
     log = tmp_path / "events.jsonl"
     done = call(site, "run", str(config), "--folder", str(tmp_path / "run"), ACME_LOG=str(log))
     assert done.returncode == 0, done.stderr[-4000:]
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [m["stage"] for m in metrics] == ["rl", "rl", "rl-2", "rl-2", "rl-3", "rl-3", "acme-offline", "acme-offline"]
+    metrics = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [m["stage"] for m in metrics] == [
+        "rl",
+        "rl",
+        "rl-2",
+        "rl-2",
+        "rl-3",
+        "rl-3",
+        "acme-offline",
+        "acme-offline",
+    ]
     assert [m["update"] for m in metrics] == list(range(1, 9))
     assert metrics[-1]["margin"] > metrics[-2]["margin"], "the offline DPO learns its comparisons"
     events = [json.loads(line) for line in log.read_text().splitlines()]
     kinds = [e["event"] for e in events]
     assert kinds.count("update_finished") == 8
     assert kinds[-1] == "run_finished"
-    assert {s for e in events for s in e.get("sources", ())} == {"acme-polite", "acme-people", "acme-ranker"}
+    assert {s for e in events for s in e.get("sources", ())} == {
+        "acme-polite",
+        "acme-people",
+        "acme-ranker",
+    }
 
     # What the ledger holds of it.
     import turnwise
@@ -82,12 +123,18 @@ def test_everything_a_package_can_bring(site: Path, model_folder: Callable[..., 
     assert all(set(m.feedback) for m in members if m.used)
 
     # The learned state of the last rl stage's credit method is in that stage's checkpoint.
-    state = json.loads((tmp_path / "run" / "checkpoints" / "update-000006" / "state.json").read_text())
+    state = json.loads(
+        (tmp_path / "run" / "checkpoints" / "update-000006" / "state.json").read_text()
+    )
     assert state["states"]["credit"]["fitted"] == 2
 
 
 def ledger_run(folder: Path) -> str:
-    return str(json.loads(next((folder / "checkpoints").glob("*/state.json")).read_text())["position"]["run"])
+    return str(
+        json.loads(next((folder / "checkpoints").glob("*/state.json")).read_text())["position"][
+            "run"
+        ]
+    )
 
 
 def test_plugins_lists_what_it_registered(site: Path) -> None:
@@ -103,7 +150,9 @@ def test_plugins_lists_what_it_registered(site: Path) -> None:
 
 
 def test_turnwise_plugins_chooses(site: Path) -> None:
-    listed = lambda **env: {p["name"] for p in json.loads(call(site, "plugins", "--json", **env).stdout)}  # noqa: E731
+    listed = lambda **env: {  # noqa: E731
+        p["name"] for p in json.loads(call(site, "plugins", "--json", **env).stdout)
+    }
     assert "acme" in listed()
     assert "acme" in listed(TURNWISE_PLUGINS="acme")
     assert "acme" not in listed(TURNWISE_PLUGINS="")
@@ -113,7 +162,9 @@ def test_turnwise_plugins_chooses(site: Path) -> None:
     assert "Did you mean 'acme'?" in wrong.stderr
 
 
-def test_a_wrong_pairing_is_refused_before_the_run(site: Path, model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_wrong_pairing_is_refused_before_the_run(
+    site: Path, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     config = pipeline(tmp_path, model_folder(), "rl: {env: acme/Manners-v0, optimizer: acme-dpo}")
     done = call(site, "run", str(config), "--folder", str(tmp_path / "run"))
     assert done.returncode == 1

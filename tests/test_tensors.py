@@ -11,21 +11,30 @@ from hypothesis import strategies as st
 from turnwise.engine import tensors as t
 
 
-def reference_gae(rewards: list[float], values: list[float], last: float, gamma: float, lam: float) -> list[float]:
+def reference_gae(
+    rewards: list[float], values: list[float], last: float, gamma: float, lam: float
+) -> list[float]:
     """The definition, A_t = sum_l (gamma lam)^l delta_{t+l}, as a double loop."""
     following = [*values[1:], last]
     deltas = [r + gamma * n - v for r, n, v in zip(rewards, following, values, strict=True)]
-    return [sum((gamma * lam) ** (i - s) * deltas[i] for i in range(s, len(deltas))) for s in range(len(deltas))]
+    return [
+        sum((gamma * lam) ** (i - s) * deltas[i] for i in range(s, len(deltas)))
+        for s in range(len(deltas))
+    ]
 
 
 def test_gae_on_two_turns_ignores_observations() -> None:
-    """Two turns of three action tokens with four observation tokens between, V = 0.5, reward 1 at the end, gamma 1.
+    """Two turns of three action tokens with four observation tokens between, V = 0.5, reward 1 at
+    the end, gamma 1.
 
-    Implementations that let observation tokens decay give .295 .328 .365 or .054 .060 .067 for the first turn at lambda .9.
+    Implementations that let observation tokens decay give .295 .328 .365 or .054 .060 .067 for the
+    first turn at lambda .9.
     """
     mask = torch.ones(1, 6, dtype=torch.bool)
     values, bootstrap = torch.full((1, 6), 0.5), torch.zeros(1)
-    rewards = t.place_turn_rewards(torch.tensor([[0.0, 1.0]]), torch.tensor([[0, 0, 0, 1, 1, 1]]), mask)
+    rewards = t.place_turn_rewards(
+        torch.tensor([[0.0, 1.0]]), torch.tensor([[0, 0, 0, 1, 1, 1]]), mask
+    )
     for lam, first in ((0.9, (0.295245, 0.32805, 0.3645)), (0.95, (0.38689, 0.40725, 0.42869))):
         advantages, targets = t.gae(rewards, values, mask, bootstrap, 1.0, lam)
         assert advantages[0, :3].tolist() == pytest.approx(first, abs=1e-5)
@@ -47,8 +56,12 @@ def test_gae_is_its_definition_whatever_the_padding(
     n = len(steps)
     mask = torch.tensor([[True] * n + [False] * padding])
     tensor = lambda x: torch.tensor([x + [9.0] * padding], dtype=torch.float64)  # noqa: E731 - junk at padding
-    advantages, _ = t.gae(tensor(rewards), tensor(values), mask, torch.tensor([last], dtype=torch.float64), gamma, lam)
-    assert advantages[0, :n].tolist() == pytest.approx(reference_gae(rewards, values, last, gamma, lam), abs=1e-9)
+    advantages, _ = t.gae(
+        tensor(rewards), tensor(values), mask, torch.tensor([last], dtype=torch.float64), gamma, lam
+    )
+    assert advantages[0, :n].tolist() == pytest.approx(
+        reference_gae(rewards, values, last, gamma, lam), abs=1e-9
+    )
     assert (advantages[0, n:] == 0).all()
 
 
@@ -73,26 +86,38 @@ def test_turn_rewards_stand_on_the_last_token_of_their_turn() -> None:
 def test_group_advantages_by_hand() -> None:
     outcome, group = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([0, 0, 0, 1])
     assert t.group_advantage(outcome, group, "mean").tolist() == [-2, 0, 2, 0]
-    assert t.group_advantage(outcome, group, "loo").tolist() == pytest.approx([1 - 4, 3 - 3, 5 - 2, 0])
-    assert t.group_advantage(outcome, group, "std").tolist() == pytest.approx([-2 / 2.0001, 0, 2 / 2.0001, 0])
+    assert t.group_advantage(outcome, group, "loo").tolist() == pytest.approx(
+        [1 - 4, 3 - 3, 5 - 2, 0]
+    )
+    assert t.group_advantage(outcome, group, "std").tolist() == pytest.approx(
+        [-2 / 2.0001, 0, 2 / 2.0001, 0]
+    )
     with pytest.raises(ValueError, match="'mean', 'loo' and 'std'"):
         t.group_advantage(outcome, group, "median")
 
 
 @given(
-    st.lists(st.tuples(numbers, st.integers(0, 3)), min_size=1, max_size=20), numbers, st.sampled_from(["mean", "loo", "std"])
+    st.lists(st.tuples(numbers, st.integers(0, 3)), min_size=1, max_size=20),
+    numbers,
+    st.sampled_from(["mean", "loo", "std"]),
 )
-def test_group_advantage_properties(members: list[tuple[float, int]], shift: float, baseline: str) -> None:
+def test_group_advantage_properties(
+    members: list[tuple[float, int]], shift: float, baseline: str
+) -> None:
     outcome = torch.tensor([m[0] for m in members], dtype=torch.float64)
     group = torch.tensor([m[1] for m in members])
     advantage = t.group_advantage(outcome, group, baseline)
-    assert torch.allclose(advantage, t.group_advantage(outcome + shift, group, baseline), atol=1e-6), (
-        "a constant changes nothing"
-    )
+    assert torch.allclose(
+        advantage, t.group_advantage(outcome + shift, group, baseline), atol=1e-6
+    ), "a constant changes nothing"
     sums = torch.zeros(4, dtype=torch.float64).index_add_(0, group, advantage)
-    assert torch.allclose(sums, torch.zeros(4, dtype=torch.float64), atol=1e-6), "each group sums to zero"
+    assert torch.allclose(sums, torch.zeros(4, dtype=torch.float64), atol=1e-6), (
+        "each group sums to zero"
+    )
     order = torch.randperm(len(members), generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(t.group_advantage(outcome[order], group[order], baseline), advantage[order], atol=1e-9)
+    assert torch.allclose(
+        t.group_advantage(outcome[order], group[order], baseline), advantage[order], atol=1e-9
+    )
 
 
 def test_clipped_policy_loss_by_hand() -> None:
@@ -105,8 +130,14 @@ def test_clipped_policy_loss_by_hand() -> None:
 
 
 def test_clipped_value_loss_by_hand() -> None:
-    values, old, targets = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]), torch.tensor([1.0, 1.0])
-    assert t.clipped_value_loss(values, old, targets, 0.2).tolist() == pytest.approx([0.64 / 2, 0.5])
+    values, old, targets = (
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([0.0, 0.0]),
+        torch.tensor([1.0, 1.0]),
+    )
+    assert t.clipped_value_loss(values, old, targets, 0.2).tolist() == pytest.approx(
+        [0.64 / 2, 0.5]
+    )
     assert t.clipped_value_loss(values, old, targets, None).tolist() == pytest.approx([0.0, 0.5])
 
 
@@ -116,7 +147,9 @@ def test_kl_estimators_agree_with_the_exact_kl_on_average() -> None:
     exact = float((p.exp() * (p - q)).sum())
     sample = torch.multinomial(p.exp(), 400_000, replacement=True, generator=generator)
     for estimator in ("k1", "k3"):
-        assert float(t.kl_estimate(p[sample], q[sample], estimator).mean()) == pytest.approx(exact, abs=2e-3)
+        assert float(t.kl_estimate(p[sample], q[sample], estimator).mean()) == pytest.approx(
+            exact, abs=2e-3
+        )
     assert (t.kl_estimate(p[sample], q[sample], "k3") >= 0).all()
     assert float(t.kl_estimate(p[sample], q[sample], "k2").mean()) == pytest.approx(exact, rel=0.1)
 

@@ -1,4 +1,7 @@
-"""How failures of others are worded: one printable line without secrets; and what hangs or ends the process costs its own answer."""
+"""How failures of others are worded:
+
+one printable line without secrets; and what hangs or ends the process costs its own answer.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ def test_a_reason_is_one_printable_line_of_limited_length(text: str) -> None:
 
 
 def test_what_others_say_steers_no_terminal() -> None:
-    assert one_line("\x1b[2J\r\nturnwise: all is well \u202e\ud800") == r"\x1b[2J\r\nturnwise: all is well \u202e\ud800"
+    assert (
+        one_line("\x1b[2J\r\nturnwise: all is well \u202e\ud800")
+        == r"\x1b[2J\r\nturnwise: all is well \u202e\ud800"
+    )
     assert told("x" * 10_000_000).endswith("... (10,000,000 characters)")
 
 
@@ -46,11 +52,15 @@ def test_an_exception_whose_text_cannot_be_read_is_named() -> None:
 
 
 def play(player: Callable[..., Any], env: str = ECHO) -> turnwise.Episode:
-    [episode] = turnwise.rollout(turnwise.ScriptPlayer(player), [(turnwise.starts(env, 1, 1)[0], 0)])
+    [episode] = turnwise.rollout(
+        turnwise.ScriptPlayer(player), [(turnwise.starts(env, 1, 1)[0], 0)]
+    )
     return episode
 
 
-def test_players_may_be_coroutines_and_fail_like_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_players_may_be_coroutines_and_fail_like_environments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
     def refused(said: Any) -> str:
@@ -91,8 +101,17 @@ def test_a_judge_that_breaks_costs_its_own_answer(
     def sometimes(episode: turnwise.Episode) -> Any:
         return judge(episode) if episode.slot == 0 else float(episode.slot)
 
-    rl = {"env": ECHO, "updates": 1, "groups": 2, "group_size": 3, "max_new_tokens": 4, "feedback": [sometimes]}
-    run = turnwise.Run({"policy": str(model_folder()), "stages": [{"rl": rl}]}, folder=tmp_path / "r").finish()
+    rl = {
+        "env": ECHO,
+        "updates": 1,
+        "groups": 2,
+        "group_size": 3,
+        "max_new_tokens": 4,
+        "feedback": [sometimes],
+    }
+    run = turnwise.Run(
+        {"policy": str(model_folder()), "stages": [{"rl": rl}]}, folder=tmp_path / "r"
+    ).finish()
     answers = run.ledger.feedback(sorted({e.group for e in run.ledger.run_episodes(run.id)}))
     assert sorted(a.status for a in answers) == ["failed"] * 2 + ["scored"] * 4
     assert all(reason in a.reason for a in answers if a.status == "failed")
@@ -117,16 +136,26 @@ def test_a_judge_that_hangs_fails_and_holds_up_no_other(monkeypatch: pytest.Monk
             await asyncio.sleep(0)
             return [turnwise.Feedback(e.id, score=1.0) for e in episodes]
 
-    late, given_up = "no answer within 0.2 s", "it was not asked: 3 calls before had no answer within 0.2 s"
+    late, given_up = (
+        "no answer within 0.2 s",
+        "it was not asked: 3 calls before had no answer within 0.2 s",
+    )
     for hanging in (Sleeps(), Blocks()):
-        with pytest.warns(RuntimeWarning, match=rf"judge {type(hanging).__name__}: no answer within 0\.2 s; a coroutine"):
+        with pytest.warns(
+            RuntimeWarning,
+            match=rf"judge {type(hanging).__name__}: no answer within 0\.2 s; a coroutine",
+        ):
             answers = judge_source.ask_judge(hanging, [episode] * 4)
-        assert [(a.status, a.reason) for a in answers] == [("failed", late)] * 2 + [("failed", given_up)] * 2
+        assert [(a.status, a.reason) for a in answers] == [("failed", late)] * 2 + [
+            ("failed", given_up)
+        ] * 2
     monkeypatch.setattr(judge_source, "LIMIT", 60.0)
     assert [a.status for a in judge_source.ask_judge(Fine(), [episode])] == ["scored"]
 
 
-def test_a_judge_that_hangs_on_one_episode_answers_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_hangs_on_one_episode_answers_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(judge_source, "LIMIT", 0.5)
     episodes = [play(lambda said: "x"), play(lambda said: "hang"), play(lambda said: "y")]
 
@@ -139,15 +168,21 @@ def test_a_judge_that_hangs_on_one_episode_answers_for_the_others(monkeypatch: p
     assert [a.status for a in answers] == ["scored", "failed", "scored"]
 
 
-def test_a_function_that_takes_long_is_named_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_takes_long_is_named_and_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(judge_source, "LIMIT", 0.1)
 
     def slow(episode: turnwise.Episode) -> float:
         time.sleep(1.0)
         return 1.0
 
-    with pytest.warns(RuntimeWarning, match="judge slow: no answer within .* a function is waited for"):
-        [answer] = judge_source.ask_judge(judge_source.FunctionJudge(slow), [play(lambda said: "x")])
+    with pytest.warns(
+        RuntimeWarning, match="judge slow: no answer within .* a function is waited for"
+    ):
+        [answer] = judge_source.ask_judge(
+            judge_source.FunctionJudge(slow), [play(lambda said: "x")]
+        )
     assert answer.score == 1.0
 
 
@@ -169,8 +204,12 @@ def deep() -> dict[str, Any]:
         ({"details": deep()}, "`shown` or `details` is not plain JSON data"),
     ],
 )
-def test_a_field_that_is_not_what_it_must_be_costs_the_answer(fields: dict[str, Any], reason: str) -> None:
-    [answer] = judge_source.ask_judge(judge_source.FunctionJudge(gives(**fields)), [play(lambda said: "x")])
+def test_a_field_that_is_not_what_it_must_be_costs_the_answer(
+    fields: dict[str, Any], reason: str
+) -> None:
+    [answer] = judge_source.ask_judge(
+        judge_source.FunctionJudge(gives(**fields)), [play(lambda said: "x")]
+    )
     assert answer.status == "failed"
     assert reason in answer.reason
 
@@ -190,7 +229,10 @@ def test_a_judges_own_ids_do_not_collide() -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [(None, "it gave NoneType, neither Feedback nor Comparison"), (SystemExit("bye"), "SystemExit: bye")],
+    [
+        (None, "it gave NoneType, neither Feedback nor Comparison"),
+        (SystemExit("bye"), "SystemExit: bye"),
+    ],
 )
 def test_a_source_that_gives_no_answers_is_not_heard(given: Any, said: str, tmp_path: Path) -> None:
     class Odd:
@@ -209,13 +251,24 @@ def test_a_source_that_gives_no_answers_is_not_heard(given: Any, said: str, tmp_
     ledger.close()
 
 
-def test_half_a_character_in_somebodys_words_stops_no_report(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_half_a_character_in_somebodys_words_stops_no_report(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     def odd(episode: turnwise.Episode) -> turnwise.Feedback:
         if episode.slot:
-            return turnwise.Feedback(episode.id, score=1.0, comment="fine \ud800", details={"why": ["\udfff"]})
+            return turnwise.Feedback(
+                episode.id, score=1.0, comment="fine \ud800", details={"why": ["\udfff"]}
+            )
         return turnwise.Feedback.failed(episode.id, "bad \ud800 \x1b[31m")
 
-    rl = {"env": ECHO, "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 4, "feedback": [odd]}
+    rl = {
+        "env": ECHO,
+        "updates": 1,
+        "groups": 2,
+        "group_size": 2,
+        "max_new_tokens": 4,
+        "feedback": [odd],
+    }
     config = {"policy": str(model_folder()), "name": "r", "stages": [{"rl": rl}]}
     run = turnwise.Run(config, folder=tmp_path / "r").finish()
     answers = run.ledger.feedback(sorted({e.group for e in run.ledger.run_episodes(run.id)}))

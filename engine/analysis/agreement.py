@@ -1,19 +1,23 @@
 """How far raters agree, and how far beyond chance. Pure functions in numpy.
 
-Ratings are a list of units (whatever was rated), each a mapping rater -> value; raters may be missing anywhere. Notation: n_uc raters gave unit
-u the value c, n_u rated it at all, n_c counts the value over all units that at least two rated, n is their sum.
+Ratings are a list of units (whatever was rated), each a mapping rater -> value; raters may be
+missing anywhere. Notation: n_uc raters gave unit u the value c, n_u rated it at all, n_c counts the
+value over all units that at least two rated, n is their sum.
 
     percent agreement  p_o   = mean over units of  sum_c n_uc (n_uc - 1) / (n_u (n_u - 1))
-    Krippendorff       alpha = 1 - (n - 1) D_o / D_e                                       (Krippendorff 2004, Content Analysis, ch. 11)
-                       D_o   = sum_u sum_{c,k} n_uc n_uk d(c, k)^2 / (n_u - 1)             D_e = sum_{c,k} n_c n_k d(c, k)^2
-    Gwet               AC1   = (p_o - p_e) / (1 - p_e)    p_e = sum_c pi_c (1 - pi_c) / (Q - 1)    (Gwet 2008, doi:10.1348/000711006X126600)
+    Krippendorff       alpha = 1 - (n - 1) D_o / D_e   (Krippendorff 2004, Content Analysis, ch. 11)
+                       D_o   = sum_u sum_{c,k} n_uc n_uk d(c, k)^2 / (n_u - 1)   D_e = sum_{c,k} n_c
+                             n_k d(c, k)^2
+    Gwet               AC1   = (p_o - p_e) / (1 - p_e)   p_e = sum_c pi_c (1 - pi_c) / (Q - 1)
+                       (Gwet 2008, doi:10.1348/000711006X126600)
 
-with d^2 = [c != k] (nominal), (c - k)^2 (interval), and (r_c - r_k)^2 (ordinal), r_c being the mean rank of c among all n values: Krippendorff's
-sum over the values between is the same thing. pi_c is the mean over all rated units of n_uc / n_u, Q the number of values seen.
+with d^2 = [c != k] (nominal), (c - k)^2 (interval), and (r_c - r_k)^2 (ordinal), r_c being the mean
+rank of c among all n values: Krippendorff's sum over the values between is the same thing. pi_c is
+the mean over all rated units of n_uc / n_u, Q the number of values seen.
 
-Report all three. Where one value is very common, alpha (like every kappa) may be near 0 although raters hardly ever differ, because by chance they
-would hardly ever differ either; AC1 does not do that. None stands where a number would be undefined: no unit that two rated, or only one
-value seen.
+Report all three. Where one value is very common, alpha (like every kappa) may be near 0 although
+raters hardly ever differ, because by chance they would hardly ever differ either; AC1 does not do
+that. None stands where a number would be undefined: no unit that two rated, or only one value seen.
 """
 
 from __future__ import annotations
@@ -38,7 +42,10 @@ EQUAL = 1e-6  # numbers that differ by no more are the same up to rounding
 
 
 def percent_agreement(units: Units) -> float | None:
-    """The chance that two raters of one unit say the same, every unit counting once; None where no unit has two raters."""
+    """The chance that two raters of one unit say the same, every unit counting once;
+
+    None where no unit has two raters.
+    """
     count = _counts(units)[0]
     size = _of_units(count)
     several = size > 1
@@ -49,8 +56,9 @@ def percent_agreement(units: Units) -> float | None:
 
 
 def krippendorff_alpha(units: Units, level: Level = "nominal") -> float | None:
-    """1: raters agree wholly; 0: as often as by chance; below: less often than that. From 0.8 on data count as reliable, from 0.667 as good
-    enough for tentative conclusions (Krippendorff 2004, ch. 11).
+    """1: raters agree wholly; 0: as often as by chance; below: less often than that. From 0.8 on
+    data count as reliable, from 0.667 as good enough for tentative conclusions (Krippendorff 2004,
+    ch. 11).
 
     Args:
         units: values may be anything hashable for "nominal"; "ordinal" and "interval" need numbers.
@@ -72,27 +80,34 @@ def alpha_interval(
     samples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Percentile interval of alpha by the bootstrap over units (the same seed gives the same interval).
+    """Percentile interval of alpha by the bootstrap over units (the same seed gives the same
+    interval).
 
-    Units are what a study draws, so whole units are drawn again, with all that was said of them. Draws in which only one value occurs have
-    no alpha and are left out. With fewer than about 20 units it is too narrow, as any bootstrap. Krippendorff's own bootstrap draws pairs as if
-    they were independent and is narrower still where many raters rate a unit.
+    Units are what a study draws, so whole units are drawn again, with all that was said of them.
+    Draws in which only one value occurs have no alpha and are left out. With fewer than about 20
+    units it is too narrow, as any bootstrap. Krippendorff's own bootstrap draws pairs as if they
+    were independent and is narrower still where many raters rate a unit.
 
     Args:
-        clusters: what each unit belongs to, where units hang together (pairs of one ranking, aspects of one conversation): these are then
-            drawn again whole.
+        clusters: what each unit belongs to, where units hang together (pairs of one ranking,
+            aspects of one conversation): these are then drawn again whole.
         confidence: share of the draws inside.
         samples: how many draws.
     """
     if not 0 < confidence < 1 or samples < 1:
-        raise ValueError(f"need confidence between 0 and 1 and at least one sample, got {confidence} and {samples}")
+        raise ValueError(
+            f"need confidence between 0 and 1 and at least one sample, got {confidence} and"
+            f" {samples}"
+        )
     count, place = _paired(units, level)
     if not count.shape[0]:
         return None
     whole = list(range(len(units))) if clusters is None else clusters
     kept = [c for c, unit in zip(whole, units, strict=True) if len(unit) > 1]
     number = {c: i for i, c in enumerate(dict.fromkeys(kept))}
-    drawn = np.random.default_rng(seed).multinomial(len(number), np.full(len(number), 1 / len(number)), samples)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(number), np.full(len(number), 1 / len(number)), samples
+    )
     alphas = _alphas(count, place, level, drawn[:, [number[c] for c in kept]].astype(float))
     alphas = alphas[np.isfinite(alphas)]
     if not len(alphas):
@@ -102,9 +117,11 @@ def alpha_interval(
 
 
 def gwet_ac1(units: Units) -> float | None:
-    """Agreement beyond chance, where chance is raters who guess on hard units only: steady when one value is very common.
+    """Agreement beyond chance, where chance is raters who guess on hard units only: steady when one
+    value is very common.
 
-    Several raters, several values, missing ratings: units that one rater rated count in how common the values are.
+    Several raters, several values, missing ratings: units that one rater rated count in how common
+    the values are.
     """
     agreed = percent_agreement(units)
     count = _counts(units)[0]
@@ -116,10 +133,12 @@ def gwet_ac1(units: Units) -> float | None:
 
 
 def comparison_units(comparisons: Iterable[Comparison]) -> list[dict[str, str]]:
-    """Rankings as units for the statistics above: one per pair of episodes that somebody compared (and aspect), "first", "tie" or "second" by rater.
+    """Rankings as units for the statistics above: one per pair of episodes that somebody compared
+    (and aspect), "first", "tie" or "second" by rater.
 
-    The first of a pair is the one whose id comes first, which has nothing to do with its worth or its place on the screen. Pairs of one ranking are
-    not independent, so an interval over them is too narrow where groups have more than two members. Where a rater answered twice, the later
+    The first of a pair is the one whose id comes first, which has nothing to do with its worth or
+    its place on the screen. Pairs of one ranking are not independent, so an interval over them is
+    too narrow where groups have more than two members. Where a rater answered twice, the later
     answer counts. A rater is `stamp.rater`, or `stamp.source` where that is empty.
     """
     units: dict[tuple[str, str, str, str], dict[str, str]] = {}
@@ -132,8 +151,8 @@ def comparison_units(comparisons: Iterable[Comparison]) -> list[dict[str, str]]:
 
 
 def rounded(values: Iterable[float]) -> dict[float, float]:
-    """Numbers to the least of those that they equal up to rounding (1e-6): means of aspects, and float32 beside float64, differ in
-    their last bits."""
+    """Numbers to the least of those that they equal up to rounding (1e-6): means of aspects, and
+    float32 beside float64, differ in their last bits."""
     same: dict[float, float] = {}
     least = -math.inf
     for value in sorted(set(values)):
@@ -143,19 +162,24 @@ def rounded(values: Iterable[float]) -> dict[float, float]:
 
 
 def _counts(units: Units) -> tuple[csr_matrix, list[Hashable]]:
-    """[units, values] how many raters gave each value, for units that anybody rated; and the values, in order. Numbers that are equal up
-    to rounding are one value.
+    """[units, values] how many raters gave each value, for units that anybody rated; and the
+    values, in order. Numbers that are equal up to rounding are one value.
 
     Raises:
         ValueError: a value that is not finite.
     """
-    from scipy.sparse import csr_matrix  # here, since the command line loads this file before it knows what is asked
+    # Here, since the command line loads this file before it knows what is asked.
+    from scipy.sparse import csr_matrix
 
     seen = {value for unit in units for value in unit.values()}
     reals = {value for value in seen if isinstance(value, (float, np.floating))}
     if odd := [value for value in reals if not math.isfinite(value)]:
         raise ValueError(f"{odd[0]} is no rating: leave out raters who gave none")
-    same = rounded(float(value) for value in seen if isinstance(value, (int, float, np.number))) if reals else {}
+    same = (
+        rounded(float(value) for value in seen if isinstance(value, (int, float, np.number)))
+        if reals
+        else {}
+    )
     values: list[Any]
     try:
         values = sorted({same.get(value, value) for value in seen})
@@ -181,11 +205,16 @@ def _paired(units: Units, level: Level) -> tuple[csr_matrix, NDArray[np.float64]
     if level == "nominal":
         return count, np.zeros(len(values))
     if not all(isinstance(value, (int, float, np.number)) for value in values):
-        raise ValueError(f"level {level!r} needs numbers, got {values[:3]}: give the categories numbers, or use 'nominal'")
+        raise ValueError(
+            f"level {level!r} needs numbers, got {values[:3]}: give the categories numbers, or use"
+            " 'nominal'"
+        )
     return count, np.array(values, dtype=float)
 
 
-def _alphas(count: csr_matrix, place: NDArray[np.float64], level: Level, times: NDArray[np.float64]) -> NDArray[np.float64]:
+def _alphas(
+    count: csr_matrix, place: NDArray[np.float64], level: Level, times: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """[B] alpha when unit u counts times[b, u] times; nan where it is undefined."""
     size = _of_units(count)
     apart = (size**2 - _of_units(count.power(2))) / (size - 1)
@@ -197,7 +226,8 @@ def _alphas(count: csr_matrix, place: NDArray[np.float64], level: Level, times: 
             observed = apart
             expected = total**2 - (common**2).sum()
         else:
-            stands = place - common @ place / max(total, 1)  # centred: squares of large numbers would cancel badly
+            # Centred: squares of large numbers would cancel badly.
+            stands = place - common @ place / max(total, 1)
             if level == "ordinal":
                 stands = np.cumsum(common) - common / 2 - total / 2
             observed = 2 * (size * (count @ stands**2) - (count @ stands) ** 2) / (size - 1)

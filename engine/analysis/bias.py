@@ -1,43 +1,51 @@
-"""What a judge's verdicts follow beside the content: the place on the page, length and format, its own family.
+"""What a judge's verdicts follow beside the content: the place on the page, length and format, its
+own family.
 
-Pure functions in numpy. Everything is measured on answers a run holds anyway (in force, of one judge; `bias_report` takes many
-and sorts them). One unit serves all that is said of pairs: the net win rate, P(wins) - P(loses); "3 points" are 0.03 of it.
+Pure functions in numpy. Everything is measured on answers a run holds anyway (in force, of one
+judge; `bias_report` takes many and sorts them). One unit serves all that is said of pairs: the net
+win rate, P(wins) - P(loses); "3 points" are 0.03 of it.
 
-Position. A verdict shows K episodes in an order, the k-th (from 0) in place p = k / (K - 1), and gives each a normalised rank
-s in [0, 1], 1 the best (for two: the probability that it wins). What the first place is worth over the last is minus the slope
-of s on p; for a pair s_first - s_last:
+Position. A verdict shows K episodes in an order, the k-th (from 0) in place p = k / (K - 1), and
+gives each a normalised rank s in [0, 1], 1 the best (for two: the probability that it wins). What
+the first place is worth over the last is minus the slope of s on p; for a pair s_first - s_last:
 
     bias = mean of  - sum_k (p_k - 1/2)(s_k - 1/2) / sum_k (p_k - 1/2)^2
 
-A judge that ignores the content with probability b and ranks as shown has bias b, whatever it thinks of the content: in the
-mean over an order and its reverse the content cancels. So where enough was looked at in both orders, that alone is used, the
-mean of the two being one observation; else every verdict is one, and the order must have been drawn at random. The deviation
-of the estimate over n such observations:
+A judge that ignores the content with probability b and ranks as shown has bias b, whatever it
+thinks of the content: in the mean over an order and its reverse the content cancels. So where
+enough was looked at in both orders, that alone is used, the mean of the two being one observation;
+else every verdict is one, and the order must have been drawn at random. The deviation of the
+estimate over n such observations:
 
-    both orders  sqrt(v / n)          v = b (1 - b) where the judge is sure of the content, (1 - b^2) / 2 where it tosses a coin
+    both orders  sqrt(v / n)   v = b (1 - b) where the judge is sure of the content, (1 - b^2) / 2
+                 where it tosses a coin
     one order    sqrt((1 - b^2) / n)
 
-Style and family. Of two episodes i (shown first, where that is known) and j, with d the difference of a feature, sd its root
-mean square, and r what a reference says (people, a gold judge), in one logistic regression with a N(0, 10) prior:
+Style and family. Of two episodes i (shown first, where that is known) and j, with d the difference
+of a feature, sd its root mean square, and r what a reference says (people, a gold judge), in one
+logistic regression with a N(0, 10) prior:
 
     logit P(i beats j) = side + sum_f beta_f tanh(d_f / sd_f) + rho (r_i - r_j) / sd_r
     effect of f        = 2 sigma(beta_f tanh(1)) - 1
 
-(after Dubois et al. 2024, arXiv:2404.04475; features as in the style control of LMSYS, 2024). The effect is the net win rate of
-what has one sd more of f over an equally good one. Scores: the same terms, centred in each group, against the score in sd
-within groups, by least squares; the effect is beta_f tanh(1) sd. Self-preference is the effect of "written by the judge's own
-family", a linear term.
+(after Dubois et al. 2024, arXiv:2404.04475; features as in the style control of LMSYS, 2024). The
+effect is the net win rate of what has one sd more of f over an equally good one. Scores: the same
+terms, centred in each group, against the score in sd within groups, by least squares; the effect is
+beta_f tanh(1) sd. Self-preference is the effect of "written by the judge's own family", a linear
+term.
 
-Without a reference an effect may be deserved. With a noisy one a part of it may be: where longer replies are better, length
-tells the judge's good taste better than a single person's scores do, and passes for a bias. Two references with independent
-errors cure that: r is then what the second and the features of style predict of the first (regression calibration, Carroll et
-al. 2006, Measurement Error in Nonlinear Models, ch. 4). What noise is left makes effects smaller, since pairs that look equal
-are not quite.
+Without a reference an effect may be deserved. With a noisy one a part of it may be: where longer
+replies are better, length tells the judge's good taste better than a single person's scores do, and
+passes for a bias. Two references with independent errors cure that: r is then what the second and
+the features of style predict of the first (regression calibration, Carroll et al. 2006, Measurement
+Error in Nonlinear Models, ch. 4). What noise is left makes effects smaller, since pairs that look
+equal are not quite.
 
-Intervals are 95 %, groups being what was drawn: percentiles of the bootstrap over groups for means, cluster-robust errors
-(Liang and Zeger 1986, doi:10.1093/biomet/73.1.13) with Student's t for regressions. Two verdicts that nobody gave, one for
-either extreme, are drawn along with the means, so that thirty pairs without a fault do not prove that there is none (Bonett
-and Price 2012, doi:10.3102/1076998611411915).
+Intervals are 95 %, groups being what was drawn: percentiles of the bootstrap over groups for means,
+cluster-robust errors (Liang and Zeger 1986, doi:10.1093/biomet/73.1.13) with Student's t for
+regressions. Two verdicts that nobody gave, one for either extreme, are drawn along with the means,
+so that thirty pairs without a fault do not prove that there is none (Bonett and Price 2012,
+doi:10.3102/1076998611411915).
 """
 
 from __future__ import annotations
@@ -75,7 +83,8 @@ class Bias:
     Attributes:
         kind: "position", "flips", "own family", or a feature of style ("length", ...).
         estimate, low, high: the effect and its 95 % interval, in `unit`.
-        unit: "net win rate" in [-1, 1] (100 points are 1), "share" in [0, 1], or "sd" of the judge's scores within groups.
+        unit: "net win rate" in [-1, 1] (100 points are 1), "share" in [0, 1], or "sd" of the
+            judge's scores within groups.
         n: verdicts, pairs or scores it rests on.
         sentence: the same for people to read.
         rater, version: of whom it is said; empty where the caller knows.
@@ -101,17 +110,20 @@ def bias_report(
     authors: Mapping[str, str] | None = None,
     families: Mapping[str, str] | None = None,
 ) -> list[Bias]:
-    """Every bias of every judge that there is enough to measure, judges in the order of their names.
+    """Every bias of every judge that there is enough to measure, judges in the order of their
+    names.
 
     Args:
-        answers: in force, of any number of judges; a judge is `stamp.rater` (`stamp.source` where that is empty) in one
-            `stamp.version`.
+        answers: in force, of any number of judges; a judge is `stamp.rater` (`stamp.source` where
+            that is empty) in one `stamp.version`.
         episodes: what was judged.
-        reference: episode id to what it is worth by a better judge: people's scores, an aggregate, a gold judge.
-        second: the same by others, with errors of their own; give the scores of one half of the people here and of the other
-            half there.
+        reference: episode id to what it is worth by a better judge: people's scores, an aggregate,
+            a gold judge.
+        second: the same by others, with errors of their own; give the scores of one half of the
+            people here and of the other half there.
         authors: episode id to the model family that wrote it.
-        families: judge to the family that it is of; with `reference` and `authors`, self-preference is measured.
+        families: judge to the family that it is of; with `reference` and `authors`, self-preference
+            is measured.
     """
     played = {episode.id: episode for episode in episodes}
     judges: dict[tuple[str, str], list[Feedback | Comparison]] = defaultdict(list)
@@ -121,9 +133,16 @@ def bias_report(
     report: list[Bias] = []
     for (rater, version), said in sorted(judges.items()):
         found = [position(said), flips(said), *style(said, played, reference, second)]
-        if reference is not None and authors is not None and families is not None and rater in families:
+        if (
+            reference is not None
+            and authors is not None
+            and families is not None
+            and rater in families
+        ):
             found += self_preference(said, played, authors, families[rater], reference, second)
-        report += [replace(bias, rater=rater, version=version) for bias in found if bias is not None]
+        report += [
+            replace(bias, rater=rater, version=version) for bias in found if bias is not None
+        ]
     return report
 
 
@@ -148,10 +167,11 @@ class Look(NamedTuple):
 def looks(answers: Answers) -> Iterator[Look]:
     """Every look of which it is known what was shown where.
 
-    A comparison says so by `shown["order"]`, episode ids as displayed; those it did not rank are passed over. A judge that
-    looks at a pair more than once for one comparison puts `details["orders"]` instead, [{"order": [id, id], "first": p}, ...],
-    p being the probability (1, 0.5, 0) that what was shown first is better, None where that look failed; of a ranking "tiers" instead of
-    "first", the place of each as shown, 0 the best.
+    A comparison says so by `shown["order"]`, episode ids as displayed; those it did not rank are
+    passed over. A judge that looks at a pair more than once for one comparison puts
+    `details["orders"]` instead, [{"order": [id, id], "first": p}, ...], p being the probability (1,
+    0.5, 0) that what was shown first is better, None where that look failed; of a ranking "tiers"
+    instead of "first", the place of each as shown, 0 the best.
 
     Raises:
         ValueError: `details["orders"]` of another form.
@@ -162,7 +182,10 @@ def looks(answers: Answers) -> Iterator[Look]:
         by = answer.stamp.rater or answer.stamp.source, answer.stamp.version, answer.aspect
         if "orders" in answer.details:
             for entry in answer.details["orders"]:
-                yield from (Look(answer.group, by, order, scores) for order, scores in _entry(entry, answer.group))
+                yield from (
+                    Look(answer.group, by, order, scores)
+                    for order, scores in _entry(entry, answer.group)
+                )
             continue
         worth = ranking_scores(answer)
         if answer.probability is not None and len(worth) == 2:
@@ -182,7 +205,9 @@ def _entry(entry: Any, group: str) -> Iterator[tuple[tuple[str, ...], tuple[floa
             tiers = [int(tier) for tier in entry["tiers"]]
             if len(tiers) != len(order):
                 raise ValueError("a tier for each id")
-            beaten = [sum((other > own) + 0.5 * (other == own) for other in tiers) - 0.5 for own in tiers]
+            beaten = [
+                sum((other > own) + 0.5 * (other == own) for other in tiers) - 0.5 for own in tiers
+            ]
             yield order, tuple(each / (len(order) - 1) for each in beaten)
         elif entry["first"] is not None:
             if len(order) != 2 or not 0 <= entry["first"] <= 1:
@@ -190,13 +215,15 @@ def _entry(entry: Any, group: str) -> Iterator[tuple[tuple[str, ...], tuple[floa
             yield order, (float(entry["first"]), 1 - float(entry["first"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"details['orders'] of a comparison of group {group} holds {entry!r} ({error}); needed: {{order: [id, id], first: p}} with p in [0, 1] or "
-            "None, or {order: ids, tiers: places}"
+            f"details['orders'] of a comparison of group {group} holds {entry!r} ({error}); needed:"
+            " {order: [id, id], first: p} with p in [0, 1] or None, or {order: ids, tiers:"
+            " places}"
         ) from error
 
 
 def position(answers: Answers) -> Bias | None:
-    """How much more often what is shown first wins than what is shown last, see the top of this file; None: too few groups.
+    """How much more often what is shown first wins than what is shown last, see the top of this
+    file; None: too few groups.
 
     Below zero, the last place is liked better.
     """
@@ -210,12 +237,18 @@ def position(answers: Answers) -> Bias | None:
     found = _mean([v for _, v in values], [g for g, _ in values], (-1.0, 1.0))
     if found is None:
         return None
-    what = f"what is shown first wins {_points(*found)} than what is shown last, {_count(len(values), 'comparison')} {known}"
+    what = (
+        f"what is shown first wins {_points(*found)} than what is shown last,"
+        f" {_count(len(values), 'comparison')} {known}"
+    )
     return Bias("position", *found, "net win rate", len(values), what)
 
 
 def flips(answers: Answers) -> Bias | None:
-    """The share of pairs, judged in both orders, whose winner changes with the order; a win that becomes a tie is half one."""
+    """The share of pairs, judged in both orders, whose winner changes with the order;
+
+    a win that becomes a tie is half one.
+    """
     pairs = [
         (group, one[0], other[1]) for group, one, other in _turned(looks(answers)) if len(one) == 2
     ]  # twice of the same episode
@@ -223,12 +256,18 @@ def flips(answers: Answers) -> Bias | None:
     found = _mean(changed, [group for group, _, _ in pairs], (0.0, 1.0))
     if found is None:
         return None
-    said = f"{100 * found[0]:.1f} % ({100 * found[1]:.1f} to {100 * found[2]:.1f}) of the verdicts change with the order"
+    said = (
+        f"{100 * found[0]:.1f} % ({100 * found[1]:.1f} to {100 * found[2]:.1f}) of the verdicts"
+        " change with the order"
+    )
     return Bias("flips", *found, "share", len(pairs), f"{said}, {_count(len(pairs), 'pair')}")
 
 
 def rank_by_place(answers: Answers) -> dict[int, Floats]:
-    """The mean normalised rank by place, [K], for each number K of episodes shown; an unbiased judge has 1/2 everywhere."""
+    """The mean normalised rank by place, [K], for each number K of episodes shown;
+
+    an unbiased judge has 1/2 everywhere.
+    """
     by_size: dict[int, list[tuple[float, ...]]] = defaultdict(list)
     for look in looks(answers):
         by_size[len(look.scores)].append(look.scores)
@@ -236,8 +275,11 @@ def rank_by_place(answers: Answers) -> dict[int, Floats]:
 
 
 def _turned(seen: Iterable[Look]) -> list[tuple[str, Floats, Floats]]:
-    """(group, scores in an order, scores in the reverse order) of all that was looked at both ways; repeats are averaged."""
-    by_order: dict[tuple[str, tuple[str, str, str], tuple[str, ...]], list[tuple[float, ...]]] = defaultdict(list)
+    """(group, scores in an order, scores in the reverse order) of all that was looked at both ways;
+    repeats are averaged."""
+    by_order: dict[tuple[str, tuple[str, str, str], tuple[str, ...]], list[tuple[float, ...]]] = (
+        defaultdict(list)
+    )
     for look in seen:
         by_order[look.group, look.by, look.order].append(look.scores)
     return [
@@ -264,10 +306,12 @@ _MARKS = {
 _ASKS = re.compile("[?？؟]")
 _AGREES = re.compile(
     r"\W*(?:(?:what |that(?:'|’)s |that is )?an? )?"
-    r"(?:(?:(?:great|good|excellent|fantastic|wonderful|brilliant|insightful|interesting|fascinating) "
+    r"(?:(?:(?:great|good|excellent|fantastic|wonderful|brilliant|insightful|interesting"
+    r"|fascinating) "
     r"(?:question|point|idea|thinking|observation|catch|job|choice)|excellent|perfect|fantastic|wonderful|brilliant|"
     r"absolutely|certainly|definitely|"
-    r"of course|exactly|indeed|sure(?: thing)?|i (?:completely |totally |fully |absolutely |couldn(?:'|’)t )?agree|"
+    r"of course|exactly|indeed|sure(?: thing)?|i (?:completely |totally |fully |absolutely"
+    r" |couldn(?:'|’)t )?agree|"
     r"you(?:(?:'|’)re| are) (?:(?:so|absolutely|completely|totally|quite) )?(?:right|correct)|"
     r"(?:thank you|thanks) for (?:asking|sharing|pointing))\b)",
     re.IGNORECASE,
@@ -283,12 +327,14 @@ _MORE = {
 
 
 def style_features(episode: Episode) -> dict[str, float]:
-    """What the assistant's replies look like: `length` (characters in all), counts of list items, headers and bold passages
-    (Markdown outside of code), the share of replies that ask (`questions`) and that begin with praise or agreement (`openers`,
-    English)."""
+    """What the assistant's replies look like: `length` (characters in all), counts of list items,
+    headers and bold passages (Markdown outside of code), the share of replies that ask
+    (`questions`) and that begin with praise or agreement (`openers`, English)."""
     said = [turn.action for turn in episode.turns]
     prose = [_CODE.sub("", text) for text in said]
-    marks = {name: float(sum(len(mark.findall(text)) for text in prose)) for name, mark in _MARKS.items()}
+    marks = {
+        name: float(sum(len(mark.findall(text)) for text in prose)) for name, mark in _MARKS.items()
+    }
     share = lambda pattern: sum(bool(pattern(text)) for text in prose) / max(len(prose), 1)  # noqa: E731
     return {
         "length": float(sum(map(len, said))),
@@ -304,23 +350,33 @@ def style(
     reference: Mapping[str, float] | None = None,
     second: Mapping[str, float] | None = None,
 ) -> list[Bias]:
-    """How much a judge likes one sd more of each feature of style, all others and the reference being equal.
+    """How much a judge likes one sd more of each feature of style, all others and the reference
+    being equal.
 
-    A feature that differs in fewer than ten groups is left out. From comparisons in net win rate, from scores in sd.
+    A feature that differs in fewer than ten groups is left out. From comparisons in net win rate,
+    from scores in sd.
 
     Args:
         answers: of one judge.
         episodes: by id; what is said of others is passed over.
-        reference, second: episode id to worth, see the top of this file; what they do not know is passed over.
+        reference, second: episode id to worth, see the top of this file; what they do not know is
+            passed over.
     """
     looks_like = {name: style_features(episode) for name, episode in episodes.items()}
     features = {name: {e: row[name] for e, row in looks_like.items()} for name in (*_MORE,)}
     found = []
     for effect in _effects(answers, episodes, features, reference, second):
         who = f"replies {_MORE[effect.name].format(effect.sd)}"
-        found.append(effect.bias(who, "those that the reference holds equal" if reference else "the others"))
+        found.append(
+            effect.bias(who, "those that the reference holds equal" if reference else "the others")
+        )
     return (
-        found if reference else [replace(b, sentence=b.sentence + "; without a reference, it may be deserved") for b in found]
+        found
+        if reference
+        else [
+            replace(b, sentence=b.sentence + "; without a reference, it may be deserved")
+            for b in found
+        ]
     )
 
 
@@ -332,9 +388,11 @@ def self_preference(
     reference: Mapping[str, float],
     second: Mapping[str, float] | None = None,
 ) -> list[Bias]:
-    """How much a judge prefers what its own family wrote to what others wrote, the reference being equal.
+    """How much a judge prefers what its own family wrote to what others wrote, the reference being
+    equal.
 
-    One entry from comparisons in net win rate, one from scores in sd; none where fewer than ten groups hold both kinds.
+    One entry from comparisons in net win rate, one from scores in sd; none where fewer than ten
+    groups hold both kinds.
 
     Args:
         authors: episode id to the family that wrote it; what others judged of is passed over.
@@ -343,7 +401,9 @@ def self_preference(
     """
     own = {"own family": {e: float(authors[e] == family) for e in episodes if e in authors}}
     return [
-        effect.bias(f"replies by {family}, its own family,", "others that the reference holds equal")
+        effect.bias(
+            f"replies by {family}, its own family,", "others that the reference holds equal"
+        )
         for effect in _effects(answers, episodes, own, reference, second)
     ]
 
@@ -361,7 +421,10 @@ class _Effect(NamedTuple):
         found = self.estimate, self.low, self.high
         if self.unit == "sd":
             size, least, most, negative = _upright(*found)
-            said = f"{who} score {size:.2f} sd ({least:.2f} to {most:.2f}) {'lower' if negative else 'higher'} than {against}"
+            said = (
+                f"{who} score {size:.2f} sd ({least:.2f} to {most:.2f})"
+                f" {'lower' if negative else 'higher'} than {against}"
+            )
         else:
             said = f"{who} win {_points(*found)} than {against}"
         number = _count(self.n, "score" if self.unit == "sd" else "pair")
@@ -375,14 +438,18 @@ def _effects(
     reference: Mapping[str, float] | None,
     second: Mapping[str, float] | None,
 ) -> Iterator[_Effect]:
-    """What one sd more of each feature does (one more of a linear one), to comparisons and to scores; all by episode id."""
+    """What one sd more of each feature does (one more of a linear one), to comparisons and to
+    scores; all by episode id."""
     said = list(answers)
     opinions = {"reference": reference, "second": second if reference else None}
     terms = {**features, **{name: value for name, value in opinions.items() if value}}
     known = set(episodes).intersection(*terms.values())
 
     pairs = [pair for pair in _pairs(said) if pair.first in known and pair.second in known]
-    columns = {name: np.array([value[p.first] - value[p.second] for p in pairs]) for name, value in terms.items()}
+    columns = {
+        name: np.array([value[p.first] - value[p.second] for p in pairs])
+        for name, value in terms.items()
+    }
     wins, sides = np.array([p.wins for p in pairs]), np.array([p.side for p in pairs])
     for name, sd, low, beta, high in _fit(columns, [p.group for p in pairs], wins, sides):
         reach = 1 / sd if name in LINEAR else np.tanh(1)
@@ -391,7 +458,11 @@ def _effects(
 
     marks: dict[str, list[float]] = defaultdict(list)
     for answer in said:
-        if isinstance(answer, Feedback) and answer.episode in known and (number := overall(answer)) is not None:
+        if (
+            isinstance(answer, Feedback)
+            and answer.episode in known
+            and (number := overall(answer)) is not None
+        ):
             marks[answer.episode].append(number)
     groups = [episodes[e].group for e in marks]
     columns = {name: _centred([value[e] for e in marks], groups) for name, value in terms.items()}
@@ -404,7 +475,10 @@ def _effects(
 
 
 class _Pair(NamedTuple):
-    """`wins` is the probability that the first is better; `side` 1 where it was shown first, 0 where nobody knows."""
+    """`wins` is the probability that the first is better;
+
+    `side` 1 where it was shown first, 0 where nobody knows.
+    """
 
     group: str
     first: str
@@ -419,7 +493,9 @@ def _pairs(answers: Answers) -> Iterator[_Pair]:
             continue
         seen = list(looks([answer]))
         for look in seen:
-            for (one, high), (other, low) in combinations(zip(look.order, look.scores, strict=True), 2):
+            for (one, high), (other, low) in combinations(
+                zip(look.order, look.scores, strict=True), 2
+            ):
                 wins = high if len(look.order) == 2 else (1 + float(np.sign(high - low))) / 2
                 yield _Pair(look.group, one, other, wins, 1.0)
         if not seen:
@@ -433,12 +509,17 @@ def _fit(
     """(name, sd, low, coefficient, high) of every feature that differs in enough groups.
 
     Args:
-        columns: [N] differences of each feature, of "reference" and of "second", where there are such.
+        columns: [N] differences of each feature, of "reference" and of "second", where there are
+            such.
         groups: [N].
         said: [N] probabilities, for the logistic regression; or centred scores, for least squares.
         side: [N] of the logistic regression; None: least squares.
     """
-    number = np.unique(np.array(groups, dtype=str), return_inverse=True)[1] if len(groups) else np.zeros(0, int)
+    number = (
+        np.unique(np.array(groups, dtype=str), return_inverse=True)[1]
+        if len(groups)
+        else np.zeros(0, int)
+    )
     count = len(set(groups))
     kept: dict[str, tuple[float, Floats]] = {}
     for name, d in columns.items():
@@ -452,7 +533,10 @@ def _fit(
     if "second" in columns and "reference" in kept:
         sd, first = kept.pop("reference")
         known = np.stack([*(x for _, x in kept.values()), columns["second"]], 1)
-        kept["reference"] = sd, np.asarray(known @ np.linalg.lstsq(known, first, rcond=None)[0], np.float64)
+        kept["reference"] = (
+            sd,
+            np.asarray(known @ np.linalg.lstsq(known, first, rcond=None)[0], np.float64),
+        )
     design = [x for _, x in kept.values()] + ([side] if side is not None and side.any() else [])
     if not kept or count <= 2 * len(design):
         return
@@ -469,13 +553,16 @@ def _fit(
 
 
 def _logistic(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """[F] the mode under a N(0, 1 / PRIOR) prior, by Newton's method, and the inverse of the loss's Hessian there."""
+    """[F] the mode under a N(0, 1 / PRIOR) prior, by Newton's method, and the inverse of the loss's
+    Hessian there."""
     loss = lambda b: float((np.logaddexp(0, x @ b) - y * (x @ b)).sum() + PRIOR * (b @ b) / 2)  # noqa: E731
     beta = np.zeros(x.shape[1])
     while True:
         chance = expit(x @ beta)
         slope = x.T @ (chance - y) + PRIOR * beta
-        inverse = np.linalg.inv((x * (chance * (1 - chance))[:, None]).T @ x + PRIOR * np.eye(len(beta)))
+        inverse = np.linalg.inv(
+            (x * (chance * (1 - chance))[:, None]).T @ x + PRIOR * np.eye(len(beta))
+        )
         step = inverse @ slope
         before = loss(beta)
         while loss(beta - step) > before + 1e-12 * abs(before):
@@ -494,11 +581,14 @@ def _least_squares(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 # Scores at equal length
 
 
-def length_slope(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], ridge: float = 5.0) -> tuple[float, float]:
-    """How much a judge's score follows length within groups, and the scale of lengths, for `length_controlled`.
+def length_slope(
+    scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], ridge: float = 5.0
+) -> tuple[float, float]:
+    """How much a judge's score follows length within groups, and the scale of lengths, for
+    `length_controlled`.
 
-    With x = tanh((length - its group's mean) / sd) less its group's mean, slope = sum x s / (sum x^2 + ridge): towards 0 with
-    little data.
+    With x = tanh((length - its group's mean) / sd) less its group's mean, slope = sum x s / (sum
+    x^2 + ridge): towards 0 with little data.
 
     Args:
         scores, lengths: [N].
@@ -506,7 +596,8 @@ def length_slope(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashabl
         ridge: in units of sum x^2, to which one episode adds about 0.4.
 
     Returns:
-        slope, in the scores' unit per x; sd, the root mean square deviation of lengths from their group's mean.
+        slope, in the scores' unit per x; sd, the root mean square deviation of lengths from their
+        group's mean.
     """
     away = _centred(lengths, groups)
     sd = float(np.sqrt((away**2).mean())) if len(away) else 0.0
@@ -514,16 +605,18 @@ def length_slope(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashabl
     return float(x @ _centred(scores, groups) / (x @ x + ridge)), sd
 
 
-def length_controlled(scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], slope: float, sd: float) -> Floats:
-    """[N] the scores that a judge would have given, were all of a group equally long (the idea of Dubois et al. 2024,
-    arXiv:2404.04475, within groups): score - slope x. Groups keep their means. What length truly earned is taken away with the
-    rest."""
+def length_controlled(
+    scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], slope: float, sd: float
+) -> Floats:
+    """[N] the scores that a judge would have given, were all of a group equally long (the idea of
+    Dubois et al. 2024, arXiv:2404.04475, within groups): score - slope x. Groups keep their means.
+    What length truly earned is taken away with the rest."""
     return np.asarray(scores, float) - slope * _stretch(lengths, groups, sd)
 
 
 class LengthControl:
-    """Length control for a judge in a run: learns from the groups it has scored lately, since a policy's lengths and a judge's
-    taste change.
+    """Length control for a judge in a run: learns from the groups it has scored lately, since a
+    policy's lengths and a judge's taste change.
 
     Args:
         window: how many groups it remembers.
@@ -535,13 +628,20 @@ class LengthControl:
 
     def __init__(self, window: int = 512, ridge: float = 5.0) -> None:
         if window < 1 or not ridge > 0:
-            raise ValueError(f"window must be at least 1 and ridge positive, got {window} and {ridge}")
+            raise ValueError(
+                f"window must be at least 1 and ridge positive, got {window} and {ridge}"
+            )
         self.window, self.ridge = window, ridge
         self.slope, self.sd = 0.0, 0.0
         self._groups: deque[tuple[list[float], list[float]]] = deque(maxlen=window)
 
-    def fit(self, scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable]) -> LengthControl:
-        """Adds what was scored, [N] each, failed and abstained left out; a group must be given whole."""
+    def fit(
+        self, scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable]
+    ) -> LengthControl:
+        """Adds what was scored, [N] each, failed and abstained left out;
+
+        a group must be given whole.
+        """
         s, n = np.asarray(scores, float), np.asarray(lengths, float)
         for group in dict.fromkeys(groups):
             mine = np.array([g == group for g in groups])
@@ -587,11 +687,14 @@ def _centred(values: ArrayLike, groups: Sequence[Hashable]) -> Floats:
     return v - (np.bincount(at, v) / np.maximum(np.bincount(at), 1))[at] if len(v) else v
 
 
-def _mean(values: Sequence[float], clusters: Sequence[str], ends: tuple[float, float]) -> tuple[float, float, float] | None:
-    """The mean and its 95 % interval by the bootstrap over clusters; None with fewer than FEWEST of them.
+def _mean(
+    values: Sequence[float], clusters: Sequence[str], ends: tuple[float, float]
+) -> tuple[float, float, float] | None:
+    """The mean and its 95 % interval by the bootstrap over clusters; None with fewer than FEWEST of
+    them.
 
-    One value at either end is drawn along. Clusters are put in the order of what they hold, so that names and the order of
-    answers change nothing.
+    One value at either end is drawn along. Clusters are put in the order of what they hold, so that
+    names and the order of answers change nothing.
     """
     total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for value, cluster in zip(values, clusters, strict=True):
@@ -616,7 +719,10 @@ def _upright(estimate: float, low: float, high: float) -> tuple[float, float, fl
 
 def _points(estimate: float, low: float, high: float) -> str:
     size, least, most, negative = _upright(estimate, low, high)
-    return f"{100 * size:.1f} points ({100 * least:.1f} to {100 * most:.1f}) {'less' if negative else 'more'} often"
+    return (
+        f"{100 * size:.1f} points ({100 * least:.1f} to {100 * most:.1f})"
+        f" {'less' if negative else 'more'} often"
+    )
 
 
 def _count(n: int, what: str) -> str:

@@ -1,22 +1,31 @@
-"""How far a judge can be trusted, by what people said of some of the episodes. Pure functions in numpy and scipy.
+"""How far a judge can be trusted, by what people said of some of the episodes. Pure functions in
+numpy and scipy.
 
-**The mean.** L episodes have the judge's score f and people's y, U others have the judge's only; both were drawn alike. With N = L + U
+**The mean.** L episodes have the judge's score f and people's y, U others have the judge's only;
+both were drawn alike. With N = L + U
 
-    mean = mean_L(y) + b (mean_all(f) - mean_L(f)) = mean_L(y) + lambda (mean_U(f) - mean_L(f))      lambda = b U / N
+    mean = mean_L(y) + b (mean_all(f) - mean_L(f)) = mean_L(y) + lambda (mean_U(f) - mean_L(f))
+        lambda = b U / N
 
-is prediction-powered inference (Angelopoulos et al. 2023, arXiv:2301.09633, at lambda = 1) with power tuning (Angelopoulos, Duchi and Zrnic
-2023, arXiv:2311.01453, section 6): the lambda of least variance is the one whose b is the slope of y on f, and the whole is the regression estimator
-of double sampling (Cochran 1977, Sampling Techniques, chapter 12). b is estimated by least squares and is at least 0. It has no upper bound: that
-lambda is at most 1 would mean something else on each scale of the judge's scores. Its variance is the jackknife's, a whole cluster left out at a time
-and b estimated again, so that the estimation of b is paid for; clusters with and without labels are two strata. (The papers give the limit for many
-labels, which is too narrow for few.) The interval is Student's, with two degrees of freedom less than there are labelled clusters; one less for
-people alone.
+is prediction-powered inference (Angelopoulos et al. 2023, arXiv:2301.09633, at lambda = 1) with
+power tuning (Angelopoulos, Duchi and Zrnic 2023, arXiv:2311.01453, section 6): the lambda of least
+variance is the one whose b is the slope of y on f, and the whole is the regression estimator of
+double sampling (Cochran 1977, Sampling Techniques, chapter 12). b is estimated by least squares and
+is at least 0. It has no upper bound: that lambda is at most 1 would mean something else on each
+scale of the judge's scores. Its variance is the jackknife's, a whole cluster left out at a time and
+b estimated again, so that the estimation of b is paid for; clusters with and without labels are two
+strata. (The papers give the limit for many labels, which is too narrow for few.) The interval is
+Student's, with two degrees of freedom less than there are labelled clusters; one less for people
+alone.
 
-**When the judge is not used.** With G labels and normal scores the regression estimator has (1 - r^2) (1 + 1 / (G - 3)) of the variance of people's own
-mean, which is less only if r^2 > 1 / (G - 2). Where the sample's r does not exceed that, lambda is 0 and the result is people's own mean and interval.
-The choice looks at r and not at the two widths: to take the narrower of two estimated intervals favours those that are too narrow.
+**When the judge is not used.** With G labels and normal scores the regression estimator has (1 -
+r^2) (1 + 1 / (G - 3)) of the variance of people's own mean, which is less only if r^2 > 1 / (G -
+2). Where the sample's r does not exceed that, lambda is 0 and the result is people's own mean and
+interval. The choice looks at r and not at the two widths: to take the narrower of two estimated
+intervals favours those that are too narrow.
 
-All of it supposes that who is labelled does not depend on what would be said, and that clusters (episodes of one start) are independent.
+All of it supposes that who is labelled does not depend on what would be said, and that clusters
+(episodes of one start) are independent.
 
 **The alarm** is at `Drift`, **the correction of single scores** at `Correction`.
 """
@@ -64,8 +73,10 @@ class PoweredMean:
         judge: mean of the judge's scores over all episodes.
         power: lambda; 0: the judge does not help.
         correlation: of judge and people over the labelled episodes; 0 where either does not vary.
-        variance, human_variance: of the two estimates; infinite with fewer than two labelled clusters.
-        labels, judged, clusters: episodes that people scored, all episodes, and independent units among the labelled.
+        variance, human_variance: of the two estimates; infinite with fewer than two labelled
+            clusters.
+        labels, judged, clusters: episodes that people scored, all episodes, and independent units
+            among the labelled.
     """
 
     mean: Interval
@@ -81,10 +92,15 @@ class PoweredMean:
 
     @property
     def worth(self) -> float:
-        """In human ratings: so many more would narrow people's own interval as much as the judge does (variances compared)."""
+        """In human ratings: so many more would narrow people's own interval as much as the judge
+        does (variances compared)."""
         if not self.variance > 0:
             return math.inf if self.human_variance > 0 else 0.0
-        return self.labels * (self.human_variance / self.variance - 1) if self.variance < math.inf else 0.0
+        return (
+            self.labels * (self.human_variance / self.variance - 1)
+            if self.variance < math.inf
+            else 0.0
+        )
 
 
 def prediction_powered_mean(
@@ -97,25 +113,30 @@ def prediction_powered_mean(
     """The mean of what people would say of all episodes; formulas at the top of this module.
 
     Args:
-        judge_unlabelled: [U] the judge's scores of the episodes that people did not score. The two sets are disjoint: labelled episodes are
-            not among these, and count in the mean over all.
+        judge_unlabelled: [U] the judge's scores of the episodes that people did not score. The two
+            sets are disjoint: labelled episodes are not among these, and count in the mean over
+            all.
         judge_labelled, human: [L] both scores of those that people did score.
-        clusters: what unlabelled and labelled episodes hang together by (their starts), [U] and [L] names; None: every episode is on its own.
+        clusters: what unlabelled and labelled episodes hang together by (their starts), [U] and [L]
+            names; None: every episode is on its own.
         level: of the interval.
 
     Raises:
-        ValueError: lengths that differ, no label, a number that is not finite, or a level that is none.
+        ValueError: lengths that differ, no label, a number that is not finite, or a level that is
+            none.
     """
     return _powered(_sums(judge_unlabelled, judge_labelled, human, clusters), _level(level))
 
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """How many human ratings a judge is worth: so many more would narrow people's own interval as much as the judge did.
+    """How many human ratings a judge is worth: so many more would narrow people's own interval as
+    much as the judge did.
 
     Attributes:
         ratings: L (human variance / variance - 1), with a percentile interval.
-        limit: with ever more judged episodes: L r^2 / (1 - r^2); infinite for a judge that says what people say; 0 where it does not help.
+        limit: with ever more judged episodes: L r^2 / (1 - r^2); infinite for a judge that says
+            what people say; 0 where it does not help.
     """
 
     ratings: Interval
@@ -132,9 +153,11 @@ def worth(
     samples: int = 400,
     seed: int = 0,
 ) -> Worth | None:
-    """What a judge saves; None with fewer than 5 labelled clusters, or where people always said the same.
+    """What a judge saves; None with fewer than 5 labelled clusters, or where people always said the
+    same.
 
-    The interval is the bootstrap's over clusters, those with and without labels drawn again by themselves; the same seed gives the same one.
+    The interval is the bootstrap's over clusters, those with and without labels drawn again by
+    themselves; the same seed gives the same one.
 
     Args, Raises: as in `prediction_powered_mean`.
     """
@@ -148,19 +171,25 @@ def worth(
     labelled, others = np.flatnonzero(sums[0] > 0), np.flatnonzero(sums[0] == 0)
     draws = []
     for _ in range(samples):
-        drawn = np.concatenate([rng.choice(labelled, len(labelled)), rng.choice(others, len(others))])
+        drawn = np.concatenate(
+            [rng.choice(labelled, len(labelled)), rng.choice(others, len(others))]
+        )
         again = _powered(sums[:, drawn], level)
         if again.human_variance > 0:
             draws.append(again.worth)
     return Worth(_percentiles(found.worth, draws, level), limit)
 
 
-# Rows of the table of sums per cluster, from which everything follows. L_: over labelled episodes; A_: over all.
+# Rows of the table of sums per cluster, from which everything follows. L_: over labelled episodes;
+# A_: over all.
 L_COUNT, L_Y, L_F, L_YF, L_FF, L_YY, A_F, A_COUNT = range(8)
 
 
 def _sums(
-    judge_unlabelled: ArrayLike, judge_labelled: ArrayLike, human: ArrayLike, clusters: tuple[Names, Names] | None
+    judge_unlabelled: ArrayLike,
+    judge_labelled: ArrayLike,
+    human: ArrayLike,
+    clusters: tuple[Names, Names] | None,
 ) -> Array:
     """[8, clusters]."""
     others, f, y = _finite(judge_unlabelled), *_pairs(judge_labelled, human)
@@ -174,8 +203,16 @@ def _sums(
         theirs, mine = both[:more], both[more:]
     whose, everything = np.concatenate([theirs, mine]), np.concatenate([others, f])
     count = int(whose.max()) + 1
-    labelled = [np.bincount(mine, column, count) for column in (np.ones(size), y, f, y * f, f * f, y * y)]
-    return np.stack([*labelled, np.bincount(whose, everything, count), np.bincount(whose, minlength=count).astype(float)])
+    labelled = [
+        np.bincount(mine, column, count) for column in (np.ones(size), y, f, y * f, f * f, y * y)
+    ]
+    return np.stack(
+        [
+            *labelled,
+            np.bincount(whose, everything, count),
+            np.bincount(whose, minlength=count).astype(float),
+        ]
+    )
 
 
 def _powered(sums: Array, level: float) -> PoweredMean:
@@ -187,7 +224,10 @@ def _powered(sums: Array, level: float) -> PoweredMean:
     human_variance = variance = math.inf
     if units > 1:
         left_out = _estimates(total[:, None] - sums)
-        human_variance, variance = _jackknife(left_out[0], labelled), _jackknife(left_out[1], labelled)
+        human_variance, variance = (
+            _jackknife(left_out[0], labelled),
+            _jackknife(left_out[1], labelled),
+        )
     scale = math.sqrt(max(total[L_YY], 0.0) * max(total[L_FF], 0.0))
     r = float(np.clip(total[L_YF] / scale, -1, 1)) if scale > 0 else 0.0
     helps = units > 3 and unlabelled > 0 and slope > 0 and r**2 > 1 / (units - 2)
@@ -208,7 +248,10 @@ def _powered(sums: Array, level: float) -> PoweredMean:
 
 
 def _centred(sums: Array, f: float, y: float) -> Array:
-    """The sums of scores less these two, so that no differences of large squares are taken; what rounding left is 0."""
+    """The sums of scores less these two, so that no differences of large squares are taken;
+
+    what rounding left is 0.
+    """
     found = sums.copy()
     found[L_F] -= f * sums[L_COUNT]
     found[L_Y] -= y * sums[L_COUNT]
@@ -227,16 +270,23 @@ def _estimates(sums: Array) -> tuple[Array, Array, Array]:
     y, f = sums[L_Y] / count, sums[L_F] / count
     spread = sums[L_FF] / count - f * f
     flat = spread <= 1e-12 * (sums[L_FF] / count)
-    slope = np.where(flat, 0.0, np.maximum((sums[L_YF] / count - y * f) / np.where(flat, 1.0, spread), 0.0))
+    slope = np.where(
+        flat, 0.0, np.maximum((sums[L_YF] / count - y * f) / np.where(flat, 1.0, spread), 0.0)
+    )
     return y, y + slope * (sums[A_F] / every - f), slope
 
 
 def _jackknife(left_out: Array, labelled: NDArray[np.bool_]) -> float:
-    """The variance of an estimate from its values with one cluster left out; labelled clusters and others are two strata."""
+    """The variance of an estimate from its values with one cluster left out;
+
+    labelled clusters and others are two strata.
+    """
     found = 0.0
     for stratum in (left_out[labelled], left_out[~labelled]):
         if len(stratum) > 1:
-            found += (len(stratum) - 1) / len(stratum) * float(((stratum - stratum.mean()) ** 2).sum())
+            found += (
+                (len(stratum) - 1) / len(stratum) * float(((stratum - stratum.mean()) ** 2).sum())
+            )
     return found
 
 
@@ -256,8 +306,10 @@ def correlations(
 ) -> Correlations | None:
     """None where either does not vary.
 
-    The intervals are Student's for Fisher's z = artanh r (Fisher 1921, Metron 1), with the variance of the jackknife over clusters, which needs no normal
-    scores, and does not make ties in ranks, as drawing again does. Where leaving one cluster out leaves nothing that varies they are -1 to 1.
+    The intervals are Student's for Fisher's z = artanh r (Fisher 1921, Metron 1), with the variance
+    of the jackknife over clusters, which needs no normal scores, and does not make ties in ranks,
+    as drawing again does. Where leaving one cluster out leaves nothing that varies they are -1 to
+    1.
 
     Args:
         judge, human: [L].
@@ -272,7 +324,9 @@ def correlations(
     if found is None:
         return None
     units = int(of.max()) + 1
-    left_out = [_pearson_spearman(f[of != c], y[of != c]) for c in range(units)] if units > 2 else [None]
+    left_out = (
+        [_pearson_spearman(f[of != c], y[of != c]) for c in range(units)] if units > 2 else [None]
+    )
     known = [each for each in left_out if each is not None]
     intervals = []
     for k, r in enumerate(found):
@@ -280,7 +334,10 @@ def correlations(
         if len(known) == units:
             z = np.arctanh(np.clip([each[k] for each in known], -1 + 1e-12, 1 - 1e-12))
             around = _student(
-                math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)), _jackknife(z, np.ones(units, bool)), units - 1, _level(level)
+                math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)),
+                _jackknife(z, np.ones(units, bool)),
+                units - 1,
+                _level(level),
             )
             low, high = around.low, around.high
         intervals.append(Interval(r, min(math.tanh(low), r), max(math.tanh(high), r)))
@@ -299,7 +356,8 @@ class Order:
     """How often the judge orders two episodes as people do.
 
     Attributes:
-        share: of the pairs that people ordered; a tie of the judge's is half. With a jackknife interval over clusters.
+        share: of the pairs that people ordered; a tie of the judge's is half. With a jackknife
+            interval over clusters.
         pairs: that people ordered.
         judge_ties: of these, those that the judge left open.
         human_ties: pairs that people left open; they are not part of the share.
@@ -312,7 +370,12 @@ class Order:
 
 
 def same_order(
-    judge: ArrayLike, human: ArrayLike, clusters: Names | None = None, *, within: bool = False, level: float = 0.95
+    judge: ArrayLike,
+    human: ArrayLike,
+    clusters: Names | None = None,
+    *,
+    within: bool = False,
+    level: float = 0.95,
 ) -> Order | None:
     """From scores; None where people ordered no pair.
 
@@ -332,11 +395,18 @@ def same_order(
     return order_of(np.sign(y[i] - y[j]), np.sign(f[i] - f[j]), (of[i], of[j]), level=level)
 
 
-def order_of(human: ArrayLike, judge: ArrayLike, clusters: tuple[ArrayLike, ArrayLike], *, level: float = 0.95) -> Order | None:
+def order_of(
+    human: ArrayLike,
+    judge: ArrayLike,
+    clusters: tuple[ArrayLike, ArrayLike],
+    *,
+    level: float = 0.95,
+) -> Order | None:
     """From pairs; None where people ordered none.
 
     Args:
-        human, judge: [P] 1 where the first of the pair is the better, -1 where the second is, 0 for a tie.
+        human, judge: [P] 1 where the first of the pair is the better, -1 where the second is, 0 for
+            a tie.
         clusters: [P] numbers of the clusters of the two.
     """
     theirs, said = np.asarray(human, float), np.asarray(judge, float)
@@ -349,7 +419,8 @@ def order_of(human: ArrayLike, judge: ArrayLike, clusters: tuple[ArrayLike, Arra
     count = int(max(one.max(), other.max())) + 1
     both, apart = np.ones(len(one)), one != other
     won, pairs = (
-        np.bincount(one, value, count) + np.bincount(other[apart], value[apart], count) for value in (agreed, both)
+        np.bincount(one, value, count) + np.bincount(other[apart], value[apart], count)
+        for value in (agreed, both)
     )  # of the pairs that go when a cluster goes
     touched = pairs > 0
     rest = len(one) - pairs[touched]
@@ -363,19 +434,27 @@ def order_of(human: ArrayLike, judge: ArrayLike, clusters: tuple[ArrayLike, Arra
 
 
 def mean_difference(
-    first: ArrayLike, second: ArrayLike, clusters: tuple[Names, Names] | None = None, level: float = 0.95
+    first: ArrayLike,
+    second: ArrayLike,
+    clusters: tuple[Names, Names] | None = None,
+    level: float = 0.95,
 ) -> Interval:
-    """mean(second) - mean(first) with Welch's interval (Welch 1947, Biometrika 34), from the clusters' jackknife; what two versions of a judge are
-    compared by, on their residuals (people's score less the judge's).
+    """mean(second) - mean(first) with Welch's interval (Welch 1947, Biometrika 34), from the
+    clusters' jackknife; what two versions of a judge are compared by, on their residuals (people's
+    score less the judge's).
 
     Args:
         first, second: [A], [B].
-        clusters: [A], [B] names; None: every number is on its own. The two sides are taken to be independent.
+        clusters: [A], [B] names; None: every number is on its own. The two sides are taken to be
+            independent.
 
     Raises:
         ValueError: a side without numbers, lengths that differ, or a number that is not finite.
     """
-    sides = [_mean(_finite(v), None if clusters is None else clusters[k]) for k, v in enumerate((first, second))]
+    sides = [
+        _mean(_finite(v), None if clusters is None else clusters[k])
+        for k, v in enumerate((first, second))
+    ]
     (one, one_variance, one_units), (two, two_variance, two_units) = sides
     variance = one_variance + two_variance
     if not 0 < variance < math.inf:
@@ -384,7 +463,9 @@ def mean_difference(
     return _student(two - one, variance, freedom, _level(level))
 
 
-def mean_interval(values: ArrayLike, clusters: Names | None = None, level: float = 0.95) -> Interval:
+def mean_interval(
+    values: ArrayLike, clusters: Names | None = None, level: float = 0.95
+) -> Interval:
     """A mean with Student's interval over clusters.
 
     Raises:
@@ -399,9 +480,17 @@ def _mean(values: Array, clusters: Names | None) -> tuple[float, float, int]:
     if not len(values):
         raise ValueError("there are no numbers to take a mean of")
     of = np.arange(len(values)) if clusters is None else _numbered(_lengths(values, clusters))
-    mean, sums, count = float(values.mean()), np.bincount(of, values - values.mean()), np.bincount(of)
+    mean, sums, count = (
+        float(values.mean()),
+        np.bincount(of, values - values.mean()),
+        np.bincount(of),
+    )
     units = len(count)
-    return mean, _jackknife(-sums / (len(values) - count), np.ones(units, bool)) if units > 1 else math.inf, units
+    return (
+        mean,
+        _jackknife(-sums / (len(values) - count), np.ones(units, bool)) if units > 1 else math.inf,
+        units,
+    )
 
 
 # Single scores.
@@ -420,7 +509,8 @@ class Correction:
     Attributes:
         kind: which of them.
         intercept, slope, weights: c, s and w by feature.
-        sd: deviation of people's scores from the corrected ones, out of fold; infinite before anything was fitted.
+        sd: deviation of people's scores from the corrected ones, out of fold; infinite before
+            anything was fitted.
         errors: mean squared error of each candidate, out of fold.
         labels: how many it rests on.
     """
@@ -439,7 +529,11 @@ class Correction:
         Raises:
             KeyError: a feature is missing.
         """
-        return self.intercept + self.slope * judge + sum(w * (features or {})[name] for name, w in (self.weights or {}).items())
+        return (
+            self.intercept
+            + self.slope * judge
+            + sum(w * (features or {})[name] for name, w in (self.weights or {}).items())
+        )
 
 
 def fit_correction(
@@ -452,18 +546,23 @@ def fit_correction(
     ridge: float = 1.0,
     seed: int = 0,
 ) -> Correction:
-    """The simplest of the four maps that is not worse out of fold than the best of them, so that few labels do no harm.
+    """The simplest of the four maps that is not worse out of fold than the best of them, so that
+    few labels do no harm.
 
-    People's score less the judge's is regressed on the standardised judge's score and features, with a ridge that weighs as much as `ridge`
-    labels: the slope is drawn towards 1 and the features' weights towards 0. A map is not worse when its squared errors exceed those of the
-    best by less than one standard error of their difference, over clusters (the one-standard-error rule of Breiman et al. 1984, section 3.4.3, with the
-    paired difference: the errors of two maps have most of their noise in common). Clusters are never split between folds.
+    People's score less the judge's is regressed on the standardised judge's score and features,
+    with a ridge that weighs as much as `ridge`
+    labels: the slope is drawn towards 1 and the features' weights towards 0. A map is not worse
+    when its squared errors exceed those of the best by less than one standard error of their
+    difference, over clusters (the one-standard-error rule of Breiman et al. 1984, section 3.4.3,
+    with the paired difference: the errors of two maps have most of their noise in common). Clusters
+    are never split between folds.
 
     Args:
         judge, human: [L].
         features: name to [L] numbers.
         clusters: [L] names of what hangs together; None: every episode is on its own.
-        folds: at most so many; never more than clusters. With fewer than 4 clusters nothing is corrected.
+        folds: at most so many; never more than clusters. With fewer than 4 clusters nothing is
+            corrected.
 
     Raises:
         ValueError: lengths that differ, no label, or a number that is not finite.
@@ -480,9 +579,13 @@ def fit_correction(
     for k in range(int(fold.max()) + 1):
         out = fold == k
         for kind in kinds:
-            intercept, slope, weights = _fit(kind, f[~out], y[~out], {n: x[~out] for n, x in columns.items()}, ridge)
+            intercept, slope, weights = _fit(
+                kind, f[~out], y[~out], {n: x[~out] for n, x in columns.items()}, ridge
+            )
             guess = (
-                intercept + slope * f[out] + sum((w * columns[n][out] for n, w in weights.items()), np.zeros(int(out.sum())))
+                intercept
+                + slope * f[out]
+                + sum((w * columns[n][out] for n, w in weights.items()), np.zeros(int(out.sum())))
             )
             errors[kind][out] = (y[out] - guess) ** 2
     best = min(kinds, key=lambda kind: float(errors[kind].mean()))
@@ -495,7 +598,9 @@ def fit_correction(
     return Correction(kind, intercept, slope, weights, math.sqrt(means[kind]), means, len(y))
 
 
-def _fit(kind: Kind, f: Array, y: Array, columns: Mapping[str, Array], ridge: float) -> tuple[float, float, dict[str, float]]:
+def _fit(
+    kind: Kind, f: Array, y: Array, columns: Mapping[str, Array], ridge: float
+) -> tuple[float, float, dict[str, float]]:
     """Intercept, slope, weights."""
     if kind == "none":
         return 0.0, 1.0, {}
@@ -504,9 +609,13 @@ def _fit(kind: Kind, f: Array, y: Array, columns: Mapping[str, Array], ridge: fl
     used = columns if kind == "features" else {}
     x = np.stack([f, *used.values()], 1)
     centre, scale = x.mean(0), x.std(0)
-    scale = np.where(scale > 1e-9 * (np.abs(centre) + 1e-300), scale, math.inf)  # what does not vary tells nothing
+    # What does not vary tells nothing.
+    scale = np.where(scale > 1e-9 * (np.abs(centre) + 1e-300), scale, math.inf)
     z, residual = (x - centre) / scale, y - f
-    weights = np.linalg.solve(z.T @ z + ridge * np.eye(z.shape[1]), z.T @ (residual - residual.mean())) / scale
+    weights = (
+        np.linalg.solve(z.T @ z + ridge * np.eye(z.shape[1]), z.T @ (residual - residual.mean()))
+        / scale
+    )
     intercept = float(residual.mean() - weights @ centre)
     return intercept, 1 + float(weights[0]), dict(zip(used, weights[1:].tolist(), strict=True))
 
@@ -515,21 +624,25 @@ def _fit(kind: Kind, f: Array, y: Array, columns: Mapping[str, Array], ridge: fl
 
 
 class Drift:
-    """Tells whether people's scores less the judge's are still what they were, after every new one, for as long as a run lasts.
+    """Tells whether people's scores less the judge's are still what they were, after every new one,
+    for as long as a run lasts.
 
     What is tested: that the residuals r_1, r_2, ... are exchangeable. If they are, then
 
         p_t = (#{s < t: r_s < r_t} + u_t (1 + #{s < t: r_s = r_t})) / t,    z_t = Phi^-1(p_t)
 
-    are independent and uniform, and independent and standard normal, whatever the scores' distribution (Vovk, Gammerman and Shafer 2005,
-    Algorithmic Learning in a Random World, theorem 8.2; u_t is drawn uniformly). For residuals that shift, z drifts. Against a drift that began at the
-    k-th, of a size drawn from N(0, 1), stands the normal mixture (Robbins 1970; Howard et al. 2021, arXiv:1810.08240, section 3.2), and over the
-    beginnings a second mixture:
+    are independent and uniform, and independent and standard normal, whatever the scores'
+    distribution (Vovk, Gammerman and Shafer 2005, Algorithmic Learning in a Random World, theorem
+    8.2; u_t is drawn uniformly). For residuals that shift, z drifts. Against a drift that began at
+    the k-th, of a size drawn from N(0, 1), stands the normal mixture (Robbins 1970; Howard et al.
+    2021, arXiv:1810.08240, section 3.2), and over the beginnings a second mixture:
 
-        E_t = sum_{k <= t} w_k (1 + m)^(-1/2) exp(S^2 / (2 (1 + m))) + sum_{k > t} w_k     m = t - k + 1,  S = z_k + ... + z_t,  w_k = 1 / (k (k + 1))
+        E_t = sum_{k <= t} w_k (1 + m)^(-1/2) exp(S^2 / (2 (1 + m))) + sum_{k > t} w_k   m = t - k +
+            1,  S = z_k + ... + z_t,  w_k = 1 / (k (k + 1))
 
-    E is a martingale with mean 1 while nothing changes, so that the chance that it ever reaches 1 / level is at most `level` (Ville 1939), over a
-    run of any length. The alarm is raised there, and stays.
+    E is a martingale with mean 1 while nothing changes, so that the chance that it ever reaches 1 /
+    level is at most `level` (Ville 1939), over a run of any length. The alarm is raised there, and
+    stays.
 
     Args:
         level: chance of a false alarm over the whole run.
@@ -537,7 +650,8 @@ class Drift:
     Attributes:
         evidence: E.
         alarm: how many residuals there were when it was raised; None: it was not.
-        began, shift: the beginning that has most of the evidence then, counted from 0, and the mean residual from there on less that before.
+        began, shift: the beginning that has most of the evidence then, counted from 0, and the mean
+            residual from there on less that before.
     """
 
     def __init__(self, level: float = 0.01) -> None:
@@ -556,8 +670,10 @@ class Drift:
         """Takes up the next residual; true where it raises the alarm.
 
         Args:
-            residual: people's score less the judge's; the mean over a cluster, where episodes hang together.
-            luck: u in [0, 1), drawn independently of all scores; the same for the same episode, so that a resumed run finds the same.
+            residual: people's score less the judge's; the mean over a cluster, where episodes hang
+                together.
+            luck: u in [0, 1), drawn independently of all scores; the same for the same episode, so
+                that a resumed run finds the same.
 
         Raises:
             ValueError: a residual that is not finite.
@@ -581,7 +697,8 @@ class Drift:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "residuals": list(self._residuals), "normal": list(self._normal), "evidence": self.evidence, "alarm": self.alarm, "began": self.began,
+            "residuals": list(self._residuals), "normal": list(self._normal),
+            "evidence": self.evidence, "alarm": self.alarm, "began": self.began,
             "shift": self.shift,
         }  # fmt: skip
 
@@ -595,7 +712,10 @@ class Drift:
 
 
 def _student(estimate: float, variance: float, freedom: float, level: float) -> Interval:
-    """Unlimited without freedom, and where nothing varied: that a few labels are equal does not make all of them so."""
+    """Unlimited without freedom, and where nothing varied:
+
+    that a few labels are equal does not make all of them so.
+    """
     estimate = float(estimate)
     if freedom < 1 or not 0 < variance < math.inf:
         return Interval(estimate)
@@ -626,7 +746,8 @@ def _pairs(judge: ArrayLike, human: ArrayLike) -> tuple[Array, Array]:
     f, y = _finite(judge), _finite(human)
     if len(f) != len(y) or not len(y):
         raise ValueError(
-            f"need a score of the judge's and of people's for the same episodes, at least one, got {len(f)} and {len(y)}"
+            "need a score of the judge's and of people's for the same episodes, at least one, got"
+            f" {len(f)} and {len(y)}"
         )
     return f, y
 

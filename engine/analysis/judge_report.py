@@ -1,4 +1,7 @@
-"""A judge beside the people who looked at some of the same episodes: from answers to numbers, and to sentences. The statistics: `engine/calibration`."""
+"""A judge beside the people who looked at some of the same episodes:
+
+from answers to numbers, and to sentences. The statistics: `engine/calibration`.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,8 @@ FEATURES: Mapping[str, Callable[[Episode], float]] = {
     "questions": lambda e: sum(turn.action.count("?") for turn in e.turns) / max(len(e.turns), 1),
     "lines": lambda e: sum(turn.action.count("\n") for turn in e.turns) / max(len(e.turns), 1),
 }
-"""What a correction may take into account, by name: words, question marks and line breaks per reply, and turns."""
+"""What a correction may take into account, by name: words, question marks and line breaks per reply,
+and turns."""
 
 
 def named_features(features: Sequence[Feature]) -> dict[str, Callable[[Episode], float]]:
@@ -55,7 +59,11 @@ def named_features(features: Sequence[Feature]) -> dict[str, Callable[[Episode],
     """
     found: dict[str, Callable[[Episode], float]] = {}
     for feature in features:
-        name = feature if isinstance(feature, str) else getattr(feature, "__name__", type(feature).__name__)
+        name = (
+            feature
+            if isinstance(feature, str)
+            else getattr(feature, "__name__", type(feature).__name__)
+        )
         if isinstance(feature, str) and feature not in FEATURES:
             raise ValueError(f"there is no feature {feature!r}.{did_you_mean(feature, FEATURES)}")
         if name in found:
@@ -73,7 +81,9 @@ def check_ranges(ranges: Ranges, names: Iterable[str]) -> dict[str, tuple[float,
     known, found = list(names), {}
     for name, limits in ranges.items():
         if name not in known:
-            raise ValueError(f"ranges names the source {name!r}, which takes no part.{did_you_mean(name, known)}")
+            raise ValueError(
+                f"ranges names the source {name!r}, which takes no part.{did_you_mean(name, known)}"
+            )
         if len(limits) != 2 or not -math.inf < limits[0] < limits[1] < math.inf:
             raise ValueError(f"the range of {name!r} must be [lowest, highest], got {limits!r}")
         found[name] = (float(limits[0]), float(limits[1]))
@@ -81,8 +91,9 @@ def check_ranges(ranges: Ranges, names: Iterable[str]) -> dict[str, tuple[float,
 
 
 def on_scale(value: float, source: str, judge: str, ranges: Ranges) -> float:
-    """A person's score on the judge's scale: the straight line from the range of the source to the judge's, [0, 1] where that has none. A source
-    without a range is on the judge's scale already."""
+    """A person's score on the judge's scale: the straight line from the range of the source to the
+    judge's, [0, 1] where that has none. A source without a range is on the judge's scale already.
+    """
     if source not in ranges:
         return value
     (low, high), (bottom, top) = ranges[source], ranges.get(judge, (0.0, 1.0))
@@ -90,8 +101,9 @@ def on_scale(value: float, source: str, judge: str, ranges: Ranges) -> float:
 
 
 def scores_of(answer: Answer) -> dict[str, float]:
-    """What an answer says of episodes as wholes, by id: a score or the mean of the aspects; a ranking as the share of the others each beats. Empty
-    where it failed, abstained or speaks of turns only."""
+    """What an answer says of episodes as wholes, by id: a score or the mean of the aspects; a
+    ranking as the share of the others each beats. Empty where it failed, abstained or speaks of
+    turns only."""
     if isinstance(answer, Comparison):
         return dict(ranking_scores(answer)) if answer.status == "scored" else {}
     score = overall(answer)
@@ -100,10 +112,12 @@ def scores_of(answer: Answer) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A judge and people over some of the episodes: all, those of one version of the judge, or of a window of updates.
+    """A judge and people over some of the episodes: all, those of one version of the judge, or of a
+    window of updates.
 
-    People's score of an episode is the mean over its raters, on the judge's scale (`ranges`). What rests on levels is None where either side ranked:
-    scores of rankings have mean 1/2 in every group, whatever is thought of it.
+    People's score of an episode is the mean over its raters, on the judge's scale (`ranges`). What
+    rests on levels is None where either side ranked: scores of rankings have mean 1/2 in every
+    group, whatever is thought of it.
 
     Attributes:
         name: "all", "version ...", "updates 1 to 20".
@@ -112,7 +126,8 @@ class Part:
         bias: mean of people's score less the judge's.
         worth: in human ratings.
         correlations: of the two.
-        order, order_within: how often the judge orders two episodes as people do; of all pairs, and of pairs of one start.
+        order, order_within: how often the judge orders two episodes as people do; of all pairs, and
+            of pairs of one start.
         alpha: Krippendorff's, at interval level, between the judge and people's mean.
         correction: of single scores.
     """
@@ -132,7 +147,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Two versions of a judge that followed one another: how much the bias of the second lies above that of the first."""
+    """Two versions of a judge that followed one another:
+
+    how much the bias of the second lies above that of the first.
+    """
 
     before: str
     after: str
@@ -165,9 +183,11 @@ class Calibration:
         alarm: None: no drift was noticed, at a chance of 1 % of a false alarm over the whole run.
         watched: residuals the alarm has heard.
         rankings: how often the judge orders two episodes as a person's ranking does.
-        people_correlation: of two people's scores of one episode; people_alpha: Krippendorff's among people, at interval level.
-        people_agreement: the chance that two people order a pair alike, over pairs that both ordered. These three are what a judge can be expected
-            to reach; None where no two people looked at the same.
+        people_correlation: of two people's scores of one episode; people_alpha: Krippendorff's
+            among people, at interval level.
+        people_agreement: the chance that two people order a pair alike, over pairs that both
+            ordered. These three are what a judge can be expected to reach; None where no two people
+            looked at the same.
     """
 
     judge: str
@@ -188,35 +208,62 @@ class Calibration:
         people = ", ".join(self.people) or "people"
         if self.whole is None:
             return [
-                f"{self.judge}: no episode was scored by the judge and by people ({people}); nothing can be said of it yet."
+                f"{self.judge}: no episode was scored by the judge and by people ({people});"
+                " nothing can be said of it yet."
             ]
         part = self.whole
-        said = [f"{self.judge}: people ({people}) scored {part.labels} of the {part.judged} episodes that it judged."]
+        said = [
+            f"{self.judge}: people ({people}) scored {part.labels} of the {part.judged} episodes"
+            " that it judged."
+        ]
         said += _about(part)
         if self.rankings is not None:
             said.append(f"It orders {_order(self.rankings)} that people ranked as they do.")
         if self.people_agreement is not None:
-            said.append(f"Two people order a pair alike in {self.people_agreement:.0%} of the cases.")
+            said.append(
+                f"Two people order a pair alike in {self.people_agreement:.0%} of the cases."
+            )
         if self.people_correlation is not None:
-            alpha = "" if self.people_alpha is None else f"; alpha among people {self.people_alpha:.2f}"
-            said.append(f"Two people's scores of one episode correlate at {_spoken(self.people_correlation)}{alpha}.")
+            alpha = (
+                "" if self.people_alpha is None else f"; alpha among people {self.people_alpha:.2f}"
+            )
+            said.append(
+                "Two people's scores of one episode correlate at"
+                f" {_spoken(self.people_correlation)}{alpha}."
+            )
         for change in self.changes:
             d = change.difference
             known = "no change can be told" if d.low <= 0 <= d.high else "that is a change"
-            said.append(f"From version {change.before} to {change.after} its bias moved by {_spoken(d, signed=True)}: {known}.")
-        for part in (*(self.versions if len(self.versions) > 1 else ()), *(self.windows if len(self.windows) > 1 else ())):
+            said.append(
+                f"From version {change.before} to {change.after} its bias moved by"
+                f" {_spoken(d, signed=True)}: {known}."
+            )
+        for part in (
+            *(self.versions if len(self.versions) > 1 else ()),
+            *(self.windows if len(self.windows) > 1 else ()),
+        ):
             bias = "" if part.bias is None else f", bias {_spoken(part.bias, signed=True)}"
-            r = "" if part.correlations is None else f", correlation {_spoken(part.correlations.pearson)}"
-            value = "" if part.worth is None else f", worth {_spoken(part.worth.ratings, 0)} ratings"
+            r = (
+                ""
+                if part.correlations is None
+                else f", correlation {_spoken(part.correlations.pearson)}"
+            )
+            value = (
+                "" if part.worth is None else f", worth {_spoken(part.worth.ratings, 0)} ratings"
+            )
             said.append(f"{part.name}: {part.labels} labels{bias}{r}{value}.")
         if self.alarm is not None:
             a = self.alarm
             said.append(
-                f"It DRIFTED: from about update {a.began} on people's score less the judge's is {a.shift:+.3g} from what it was; noticed in update "
-                f"{a.update}, after {a.labels} labelled starts."
+                f"It DRIFTED: from about update {a.began} on people's score less the judge's is"
+                f" {a.shift:+.3g} from what it was; noticed in update {a.update}, after {a.labels}"
+                " labelled starts."
             )
         elif self.watched:
-            said.append(f"No drift was noticed over {self.watched} labelled starts (false alarms: 1 % over a whole run).")
+            said.append(
+                f"No drift was noticed over {self.watched} labelled starts (false alarms: 1 % over"
+                " a whole run)."
+            )
         return said
 
 
@@ -226,30 +273,47 @@ def _about(part: Part) -> list[str]:
         ratings, limit = part.worth.ratings, part.worth.limit
         if part.mean is not None and not part.mean.power:
             said.append(
-                f"This judge is worth no human ratings: it agrees with people too little to help ({part.labels} labels)."
+                "This judge is worth no human ratings: it agrees with people too little to help"
+                f" ({part.labels} labels)."
             )
         else:
             most = "without limit" if math.isinf(limit) else f"up to {limit:.0f}"
             said.append(
-                f"This judge is worth {_spoken(ratings, 0)} human ratings: so many more would narrow people's interval as much as it does; "
-                f"{most} if it judged ever more episodes."
+                f"This judge is worth {_spoken(ratings, 0)} human ratings: so many more would"
+                f" narrow people's interval as much as it does; {most} if it judged ever more"
+                " episodes."
             )
     if part.mean is not None:
         said.append(
-            f"People would say {_spoken(part.mean.mean)} on average; from their scores alone {_spoken(part.mean.human)}; the judge itself says "
-            f"{part.mean.judge:.3g}."
+            f"People would say {_spoken(part.mean.mean)} on average; from their scores alone"
+            f" {_spoken(part.mean.human)}; the judge itself says {part.mean.judge:.3g}."
         )
     if part.bias is not None:
         b = part.bias
-        how = "is not shown to be biased" if b.low <= 0 <= b.high else "scores too low" if b.estimate > 0 else "scores too high"
+        how = (
+            "is not shown to be biased"
+            if b.low <= 0 <= b.high
+            else "scores too low"
+            if b.estimate > 0
+            else "scores too high"
+        )
         said.append(f"It {how}: people's score less the judge's is {_spoken(b, signed=True)}.")
     if part.correlations is not None:
         c, alpha = part.correlations, "" if part.alpha is None else f"; alpha {part.alpha:.2f}"
-        said.append(f"Its scores correlate with people's at {_spoken(c.pearson)} (ranks: {_spoken(c.spearman)}{alpha}).")
-    for order, what in ((part.order, "of episodes"), (part.order_within, "of episodes of one start")):
+        said.append(
+            f"Its scores correlate with people's at {_spoken(c.pearson)} (ranks:"
+            f" {_spoken(c.spearman)}{alpha})."
+        )
+    for order, what in (
+        (part.order, "of episodes"),
+        (part.order_within, "of episodes of one start"),
+    ):
         if order is not None:
             said.append(f"It orders {_order(order)} {what} as people do.")
-    kind = {"none": "no correction is shown to help", "shift": f"a shift of {part.correction.intercept:+.3g} helps"}
+    kind = {
+        "none": "no correction is shown to help",
+        "shift": f"a shift of {part.correction.intercept:+.3g} helps",
+    }
     linear = f"{part.correction.intercept:.3g} + {part.correction.slope:.3g} x its score"
     more = "".join(f" {w:+.3g} x {name}" for name, w in (part.correction.weights or {}).items())
     how = kind.get(part.correction.kind, f"people's scores are told better by {linear}{more}")
@@ -263,12 +327,19 @@ def _about(part: Part) -> list[str]:
 
 def _order(order: Order) -> str:
     share, of_ties = order.share, f", {order.judge_ties} left open" if order.judge_ties else ""
-    return f"{share.estimate:.0%} ({share.low:.0%} to {share.high:.0%}) of {order.pairs} pairs{of_ties}"
+    return (
+        f"{share.estimate:.0%} ({share.low:.0%} to {share.high:.0%}) of {order.pairs}"
+        f" pairs{of_ties}"
+    )
 
 
 def _spoken(interval: Interval, digits: int | None = None, signed: bool = False) -> str:
     def number(x: float) -> str:
-        return f"{x:.{digits}f}" if digits is not None and math.isfinite(x) else f"{x:{'+' if signed else ''}.3g}"
+        return (
+            f"{x:.{digits}f}"
+            if digits is not None and math.isfinite(x)
+            else f"{x:{'+' if signed else ''}.3g}"
+        )
 
     if math.isinf(interval.width) and math.isinf(interval.low):
         return f"{number(interval.estimate)} (too few labels for an interval)"
@@ -295,14 +366,18 @@ def calibrate(
     windows: int = 4,
     level: float = 0.95,
 ) -> Calibration:
-    """Everything that can be said of a judge by people's answers on some of its episodes. Pure: the same answers give the same numbers.
+    """Everything that can be said of a judge by people's answers on some of its episodes. Pure: the
+    same answers give the same numbers.
 
     Args:
-        judge_answers: of one judge (one `stamp.source`), in force, of all its versions (`stamp.version`); late ones too.
+        judge_answers: of one judge (one `stamp.source`), in force, of all its versions
+            (`stamp.version`); late ones too.
         human_answers: of people, from any sources.
         episodes: those the answers speak of; answers on others are passed over.
-        ranges: source to [lowest, highest], where people's scale is not the judge's; see `on_scale`.
-        features: of episodes, for the correction of single scores: names of `FEATURES`, or functions of an episode.
+        ranges: source to [lowest, highest], where people's scale is not the judge's; see
+            `on_scale`.
+        features: of episodes, for the correction of single scores: names of `FEATURES`, or
+            functions of an episode.
         windows: of updates, with about equally many labels and at least 20 each.
         level: of the intervals.
 
@@ -311,9 +386,17 @@ def calibrate(
     """
     judges = sorted({a.stamp.source for a in judge_answers})
     if len(judges) > 1:
-        raise ValueError(f"calibrate looks at one judge at a time, got answers of {', '.join(map(repr, judges))}")
-    judge, people = judges[0] if judges else "", tuple(sorted({a.stamp.source for a in human_answers}))
-    limits, functions = check_ranges(ranges or {}, [judge, *people, *(ranges or {})]), named_features(features)
+        raise ValueError(
+            f"calibrate looks at one judge at a time, got answers of {', '.join(map(repr, judges))}"
+        )
+    judge, people = (
+        judges[0] if judges else "",
+        tuple(sorted({a.stamp.source for a in human_answers})),
+    )
+    limits, functions = (
+        check_ranges(ranges or {}, [judge, *people, *(ranges or {})]),
+        named_features(features),
+    )
     known = {e.id: e for e in episodes}
     said = _means(judge_answers, known, judge, {})
     versions: dict[str, str] = {}
@@ -329,7 +412,9 @@ def calibrate(
         )
         for id_ in sorted(said, key=lambda i: (known[i].update, known[i].group, known[i].slot, i))
     ]
-    levels = not any(isinstance(a, Comparison) and a.status == "scored" for a in (*judge_answers, *human_answers))
+    levels = not any(
+        isinstance(a, Comparison) and a.status == "scored" for a in (*judge_answers, *human_answers)
+    )
     labelled = [row for row in rows if row.human is not None]
     if not labelled:
         return Calibration(judge, people, None)
@@ -337,16 +422,30 @@ def calibrate(
     by_version: dict[str, list[_Row]] = {}
     for row in rows:
         by_version.setdefault(row.version, []).append(row)
-    parts = {v: part(f"version {v or 'unnamed'}", some) for v, some in by_version.items() if _labels(some) > 1}
+    parts = {
+        v: part(f"version {v or 'unnamed'}", some)
+        for v, some in by_version.items()
+        if _labels(some) > 1
+    }
     names = list(parts)
     alarm, watched = _watched(labelled) if levels else (None, 0)
     rankings = [a for a in human_answers if isinstance(a, Comparison) and a.status == "scored"]
     own = (
-        [[said for _, said in sorted(theirs[id_].items())] for id_ in sorted(theirs) if len(theirs[id_]) > 1] if levels else []
+        [
+            [said for _, said in sorted(theirs[id_].items())]
+            for id_ in sorted(theirs)
+            if len(theirs[id_]) > 1
+        ]
+        if levels
+        else []
     )
     twice = [(i, a, b) for i, values in enumerate(own) for a, b in permutations(values, 2)]
     of_people = (
-        correlations([a for _, a, _ in twice], [b for *_, b in twice], [i for i, *_ in twice], level=level) if twice else None
+        correlations(
+            [a for _, a, _ in twice], [b for *_, b in twice], [i for i, *_ in twice], level=level
+        )
+        if twice
+        else None
     )
     return Calibration(
         judge=judge,
@@ -354,7 +453,11 @@ def calibrate(
         whole=part("all", rows),
         versions=tuple(parts.values()),
         windows=tuple(part(name, some) for name, some in _windows(rows, windows)),
-        changes=tuple(_change(one, other, by_version, level) for one, other in pairwise(names)) if levels else (),
+        changes=(
+            tuple(_change(one, other, by_version, level) for one, other in pairwise(names))
+            if levels
+            else ()
+        ),
         alarm=alarm,
         watched=watched,
         rankings=_ranked(rankings, {row.episode.id: row.judge for row in rows}, level),
@@ -364,21 +467,34 @@ def calibrate(
     )
 
 
-def _means(answers: Sequence[Answer], known: Mapping[str, Episode], judge: str, ranges: Ranges) -> dict[str, dict[str, float]]:
+def _means(
+    answers: Sequence[Answer], known: Mapping[str, Episode], judge: str, ranges: Ranges
+) -> dict[str, dict[str, float]]:
     """By episode and rater; of several answers of one rater the mean."""
     heard: dict[str, dict[str, list[float]]] = {}
     for answer in answers:
         rater = answer.stamp.rater or answer.stamp.source
         for id_, value in scores_of(answer).items():
             if id_ in known:
-                heard.setdefault(id_, {}).setdefault(rater, []).append(on_scale(value, answer.stamp.source, judge, ranges))
-    return {id_: {rater: _mean(values) for rater, values in own.items()} for id_, own in heard.items()}
+                heard.setdefault(id_, {}).setdefault(rater, []).append(
+                    on_scale(value, answer.stamp.source, judge, ranges)
+                )
+    return {
+        id_: {rater: _mean(values) for rater, values in own.items()} for id_, own in heard.items()
+    }
 
 
 def _part(
-    name: str, rows: Sequence[_Row], functions: Mapping[str, Callable[[Episode], float]], levels: bool, level: float
+    name: str,
+    rows: Sequence[_Row],
+    functions: Mapping[str, Callable[[Episode], float]],
+    levels: bool,
+    level: float,
 ) -> Part:
-    labelled, others = [r for r in rows if r.human is not None], [r for r in rows if r.human is None]
+    labelled, others = (
+        [r for r in rows if r.human is not None],
+        [r for r in rows if r.human is None],
+    )
     f, y = [r.judge for r in labelled], [r.human for r in labelled if r.human is not None]
     groups, elsewhere = [r.episode.group for r in labelled], [r.episode.group for r in others]
     unlabelled, clusters = [r.judge for r in others], (elsewhere, groups)
@@ -393,9 +509,13 @@ def _part(
         correlations=correlations(f, y, groups, level=level),
         order=same_order(f, y, groups, level=level) if levels else None,
         order_within=same_order(f, y, groups, within=True, level=level),
-        alpha=krippendorff_alpha([{"judge": a, "people": b} for a, b in zip(f, y, strict=True)], "interval")
-        if levels
-        else None,
+        alpha=(
+            krippendorff_alpha(
+                [{"judge": a, "people": b} for a, b in zip(f, y, strict=True)], "interval"
+            )
+            if levels
+            else None
+        ),
         correction=fit_correction(f, y, columns, groups),
     )
 
@@ -417,15 +537,23 @@ def _windows(rows: Sequence[_Row], most: int) -> list[tuple[str, list[_Row]]]:
         own = [row for row in rows if row.episode.update == update]
         found[-1] += own
         seen += _labels(own)
-    named = ((f"updates {some[0].episode.update} to {some[-1].episode.update}", some) for some in found if _labels(some) > 1)
+    named = (
+        (f"updates {some[0].episode.update} to {some[-1].episode.update}", some)
+        for some in found
+        if _labels(some) > 1
+    )
     return list(named)
 
 
 def _change(one: str, other: str, by_version: Mapping[str, Sequence[_Row]], level: float) -> Change:
-    sides = [[row for row in by_version[version] if row.human is not None] for version in (one, other)]
+    sides = [
+        [row for row in by_version[version] if row.human is not None] for version in (one, other)
+    ]
     first, second = ([(row.human or 0.0) - row.judge for row in side] for side in sides)
     groups = ([row.episode.group for row in sides[0]], [row.episode.group for row in sides[1]])
-    return Change(one or "unnamed", other or "unnamed", mean_difference(first, second, groups, level))
+    return Change(
+        one or "unnamed", other or "unnamed", mean_difference(first, second, groups, level)
+    )
 
 
 def _watched(labelled: Sequence[_Row]) -> tuple[Alarm | None, int]:
@@ -439,15 +567,24 @@ def _watched(labelled: Sequence[_Row]) -> tuple[Alarm | None, int]:
         drift.add(_mean([(row.human or 0.0) - row.judge for row in own]), luck(own[0].episode))
     if drift.alarm is None or drift.began is None:
         return None, len(drift)
-    return Alarm(updates[drift.alarm - 1], updates[drift.began], drift.shift, drift.alarm), len(drift)
+    return Alarm(updates[drift.alarm - 1], updates[drift.began], drift.shift, drift.alarm), len(
+        drift
+    )
 
 
 def luck(episode: Episode) -> float:
-    """A number in [0, 1) for an episode's start, which no score depends on: what breaks ties in `Drift`."""
-    return int(derive_id("luck", episode.stage, episode.update, episode.start.key)[:12], 16) / 16**12
+    """A number in [0, 1) for an episode's start, which no score depends on:
+
+    what breaks ties in `Drift`.
+    """
+    return (
+        int(derive_id("luck", episode.stage, episode.update, episode.start.key)[:12], 16) / 16**12
+    )
 
 
-def _ranked(rankings: Sequence[Comparison], said: Mapping[str, float], level: float) -> Order | None:
+def _ranked(
+    rankings: Sequence[Comparison], said: Mapping[str, float], level: float
+) -> Order | None:
     """People's rankings against the judge's scores, pair by pair."""
     human, judge, groups = [], [], []
     for comparison in rankings:

@@ -1,7 +1,8 @@
-"""How far a proxy can be trusted: best-of-n, and the laws of over-optimisation (Gao et al. 2022, arXiv:2210.10760).
+"""How far a proxy can be trusted: best-of-n, and the laws of over-optimisation (Gao et al. 2022,
+arXiv:2210.10760).
 
-A policy optimised against a proxy reward (a reward model) moves away from where it began; d = sqrt(KL(policy || start)) measures how
-far. The true outcome first rises and then falls:
+A policy optimised against a proxy reward (a reward model) moves away from where it began; d =
+sqrt(KL(policy || start)) measures how far. The true outcome first rises and then falls:
 
     best-of-n:  R(d) = d (a - b d)          peak at d* = a / 2b
     RL:         R(d) = d (a - b log d)      peak at d* = exp(a / b - 1)
@@ -25,15 +26,17 @@ Form = Literal["best-of-n", "rl"]
 def kl_best_of_n(proxy: ArrayLike, n: int) -> NDArray[np.float64]:
     """KL of the best of n to the policy that the samples are drawn from, nats, per start.
 
-    Without ties it is log n - (n - 1) / n (Stiennon et al. 2020, arXiv:2009.01325, appendix G.3); a judge of 0 and 1, or of five grades, ties, and
-    then it is less. Whoever ties is chosen at random. With F the share of samples below a score and p the share that has it, the best of n
-    has it with probability q = (F + p)^n - F^n, and
+    Without ties it is log n - (n - 1) / n (Stiennon et al. 2020, arXiv:2009.01325, appendix G.3); a
+    judge of 0 and 1, or of five grades, ties, and then it is less. Whoever ties is chosen at
+    random. With F the share of samples below a score and p the share that has it, the best of n has
+    it with probability q = (F + p)^n - F^n, and
 
         KL = sum over scores that recur        of  q log(q / p)
-           + sum over scores that do not       of  integral from F to F + p of  n u^(n-1) log(n u^(n-1)) du
+           + sum over scores that do not       of  integral from F to F + p of  n u^(n-1) log(n
+                                               u^(n-1)) du
 
-    A score recurs when two of all samples have it, whatever their start; the others are taken to be drawn from a continuum. Shares are those of
-    the samples.
+    A score recurs when two of all samples have it, whatever their start; the others are taken to be
+    drawn from a continuum. Shares are those of the samples.
 
     Args:
         proxy: [S, N].
@@ -65,11 +68,11 @@ def _kl_of_start(scores: NDArray[np.float64], recurring: set[float], n: int) -> 
 
 
 def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> NDArray[np.float64]:
-    """The expected gold score of the best of n by the proxy, per start, from all subsets of N samples (Nakano et al. 2021,
-    arXiv:2112.09332, appendix I: the unbiased estimate).
+    """The expected gold score of the best of n by the proxy, per start, from all subsets of N
+    samples (Nakano et al. 2021, arXiv:2112.09332, appendix I: the unbiased estimate).
 
-    With samples in ascending order of the proxy, the i-th (from 1) is the best of a random subset with probability
-    C(i - 1, n - 1) / C(N, n). Samples of equal proxy share their probabilities.
+    With samples in ascending order of the proxy, the i-th (from 1) is the best of a random subset
+    with probability C(i - 1, n - 1) / C(N, n). Samples of equal proxy share their probabilities.
 
     Args:
         proxy, gold: [S, N].
@@ -85,7 +88,8 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> NDArray[np.float64]:
     size = proxies.shape[1]
     if proxies.shape != golds.shape or not 1 <= n <= size:
         raise ValueError(
-            f"best of {n} needs proxy and gold of one shape [S, N] with N >= n, got {proxies.shape}, {golds.shape}"
+            f"best of {n} needs proxy and gold of one shape [S, N] with N >= n, got"
+            f" {proxies.shape}, {golds.shape}"
         )
     weight = np.array([math.comb(i, n - 1) / math.comb(size, n) for i in range(size)])
     result = np.empty(len(proxies))
@@ -119,7 +123,11 @@ class Law:
         """The d at which the gain is largest; infinity where it never turns."""
         if self.b <= 0 or self.a <= 0:
             return math.inf if self.a > 0 or self.b < 0 else 0.0
-        return self.a / (2 * self.b) if self.form == "best-of-n" else math.exp(min(self.a / self.b - 1, 700.0))
+        return (
+            self.a / (2 * self.b)
+            if self.form == "best-of-n"
+            else math.exp(min(self.a / self.b - 1, 700.0))
+        )
 
 
 def _features(d: NDArray[np.float64], form: Form) -> NDArray[np.float64]:
@@ -148,22 +156,33 @@ def fit_law(d: ArrayLike, gain: ArrayLike, form: Form) -> Law:
 
 
 def fit_interval(
-    curves: Sequence[tuple[ArrayLike, ArrayLike]], form: Form, *, draws: int = 1000, seed: int = 0, level: float = 0.95
+    curves: Sequence[tuple[ArrayLike, ArrayLike]],
+    form: Form,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[Law, dict[str, tuple[float, float]]]:
-    """A fit to several runs' curves, and percentile intervals of a, b and the peak from resampling whole runs.
+    """A fit to several runs' curves, and percentile intervals of a, b and the peak from resampling
+    whole runs.
 
-    Points of one run are not independent of one another, so runs are what is drawn, with replacement.
+    Points of one run are not independent of one another, so runs are what is drawn, with
+    replacement.
 
     Args:
         curves: one (d [m], gain [m]) per run.
     """
     arrays = [(np.asarray(d, float), np.asarray(g, float)) for d, g in curves]
-    law = fit_law(np.concatenate([d for d, _ in arrays]), np.concatenate([g for _, g in arrays]), form)
+    law = fit_law(
+        np.concatenate([d for d, _ in arrays]), np.concatenate([g for _, g in arrays]), form
+    )
     rng = np.random.default_rng(seed)
     found: dict[str, list[float]] = {"a": [], "b": [], "peak": []}
     for _ in range(draws):
         some = [arrays[i] for i in rng.integers(len(arrays), size=len(arrays))]
-        drawn = fit_law(np.concatenate([d for d, _ in some]), np.concatenate([g for _, g in some]), form)
+        drawn = fit_law(
+            np.concatenate([d for d, _ in some]), np.concatenate([g for _, g in some]), form
+        )
         for name in found:
             found[name].append(getattr(drawn, name))
     edges = [(1 - level) / 2, (1 + level) / 2]

@@ -1,4 +1,7 @@
-"""Comparisons as preferences: how raters agree with one another and with a known truth. Files of them: `engine/exchange`."""
+"""Comparisons as preferences:
+
+how raters agree with one another and with a known truth. Files of them: `engine/exchange`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ class Pair:
 
     Attributes:
         first, second: their ids.
-        probability: mean over the raters of how sure they are that the first is better, by the weights of their sources; a tie is 0.5.
+        probability: mean over the raters of how sure they are that the first is better, by the
+            weights of their sources; a tie is 0.5.
         margin: mean of the raters' grades by the same weights, where they gave any; 0 otherwise.
         weight: the sum of these weights; where none are stated, how many raters there were.
     """
@@ -29,8 +33,13 @@ class Pair:
 
 
 def opinion(comparison: Comparison, first: str, second: str) -> float | None:
-    """How sure a rater is that the first episode is better: 1, 0, 0.5 for a tie, or their own probability. None: not compared."""
-    place = {episode: tier for tier, episodes in enumerate(comparison.ranking) for episode in episodes}
+    """How sure a rater is that the first episode is better:
+
+    1, 0, 0.5 for a tie, or their own probability. None: not compared.
+    """
+    place = {
+        episode: tier for tier, episodes in enumerate(comparison.ranking) for episode in episodes
+    }
     if first not in place or second not in place:
         return None
     if place[first] == place[second]:
@@ -40,17 +49,22 @@ def opinion(comparison: Comparison, first: str, second: str) -> float | None:
 
 
 def opinions(comparison: Comparison) -> Iterator[tuple[str, str, float]]:
-    """Every two episodes that a comparison speaks of, in the order of their ids, and the rater's `opinion` on the first."""
+    """Every two episodes that a comparison speaks of, in the order of their ids, and the rater's
+    `opinion` on the first."""
     sure = 1.0 if comparison.probability is None else comparison.probability
-    place = {episode: tier for tier, episodes in enumerate(comparison.ranking) for episode in episodes}
+    place = {
+        episode: tier for tier, episodes in enumerate(comparison.ranking) for episode in episodes
+    }
     for a, b in combinations(sorted(place), 2):
         yield a, b, 0.5 if place[a] == place[b] else sure if place[a] < place[b] else 1 - sure
 
 
 def connected(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
-    """The comparisons of every group, parted into those that share no episode, directly or through others.
+    """The comparisons of every group, parted into those that share no episode, directly or through
+    others.
 
-    What is never compared, not even through others, tells nothing of one another: 20,000 pairs of one start are 20,000 parts.
+    What is never compared, not even through others, tells nothing of one another: 20,000 pairs of
+    one start are 20,000 parts.
 
     Returns:
         The parts in the order of their first comparisons, each in the order of the comparisons.
@@ -76,12 +90,15 @@ def connected(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
 
 
 def pairs(comparisons: Iterable[Comparison], weights: Mapping[str, float] = {}) -> list[Pair]:
-    """Every pair of episodes that somebody compared, over all raters; the comparisons must be in force and scored.
+    """Every pair of episodes that somebody compared, over all raters; the comparisons must be in
+    force and scored.
 
-        probability = sum_c w(c) p(c) / sum_c w(c)        over the comparisons c of the pair, w by the source of c
+        probability = sum_c w(c) p(c) / sum_c w(c)        over the comparisons c of the pair, w by
+                                                          the source of c
 
     Args:
-        weights: source to what each of its opinions counts, at least 0; 1 for those that are not named. What weighs 0 is left out.
+        weights: source to what each of its opinions counts, at least 0; 1 for those that are not
+            named. What weighs 0 is left out.
     """
     said: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for comparison in comparisons:
@@ -93,42 +110,68 @@ def pairs(comparisons: Iterable[Comparison], weights: Mapping[str, float] = {}) 
     found = []
     for (a, b), votes in said.items():
         total = sum(w for w, *_ in votes)
-        found.append(Pair(a, b, sum(w * p for w, p, _ in votes) / total, sum(w * m for w, _, m in votes) / total, float(total)))
+        found.append(
+            Pair(
+                a,
+                b,
+                sum(w * p for w, p, _ in votes) / total,
+                sum(w * m for w, _, m in votes) / total,
+                float(total),
+            )
+        )
     return found
 
 
 def rater_agreement(comparisons: Iterable[Comparison]) -> float | None:
-    """The chance that two raters of one source and pair agree, over all pairs that two raters ordered strictly; None where none did.
+    """The chance that two raters of one source and pair agree, over all pairs that two raters
+    ordered strictly; None where none did.
 
         sum over pairs of (agreeing raters, two by two) / sum over pairs of (raters, two by two)
 
-    Two sources (people and a panel, two judges) are not two raters of one kind; of them speaks `source_agreement`. Answers of one rater
-    to one pair are not two raters'; an answer without a rater's own name is taken for somebody else's than all others.
+    Two sources (people and a panel, two judges) are not two raters of one kind; of them speaks
+    `source_agreement`. Answers of one rater to one pair are not two raters'; an answer without a
+    rater's own name is taken for somebody else's than all others.
 
-    It is a ceiling: a model that knew the raters' common taste would agree with single raters no more often than they do with one
-    another, up to their noise.
+    It is a ceiling: a model that knew the raters' common taste would agree with single raters no
+    more often than they do with one another, up to their noise.
     """
     name = lambda c: "" if c.stamp.rater == c.stamp.source else c.stamp.rater  # noqa: E731
     return _share(_agreeing(votes, name) for votes in _strict(comparisons, by_source=True))
 
 
 def source_agreement(comparisons: Iterable[Comparison]) -> float | None:
-    """The same of answers of different sources to one pair; None where no two sources ordered the same pair."""
-    return _share(_agreeing(votes, lambda c: c.stamp.source) for votes in _strict(comparisons, by_source=False))
+    """The same of answers of different sources to one pair;
+
+    None where no two sources ordered the same pair.
+    """
+    return _share(
+        _agreeing(votes, lambda c: c.stamp.source)
+        for votes in _strict(comparisons, by_source=False)
+    )
 
 
-def _strict(comparisons: Iterable[Comparison], *, by_source: bool) -> list[list[tuple[Comparison, bool]]]:
+def _strict(
+    comparisons: Iterable[Comparison], *, by_source: bool
+) -> list[list[tuple[Comparison, bool]]]:
     """By pair (and source): who ordered it strictly, and whether the first is the better one."""
     said: dict[tuple[str, ...], list[tuple[Comparison, bool]]] = {}
     for comparison in comparisons:
         for a, b, sure in opinions(comparison):
             if sure != 0.5:
-                key = (comparison.stamp.source if by_source else "", comparison.group, comparison.aspect, a, b)
+                key = (
+                    comparison.stamp.source if by_source else "",
+                    comparison.group,
+                    comparison.aspect,
+                    a,
+                    b,
+                )
                 said.setdefault(key, []).append((comparison, sure > 0.5))
     return list(said.values())
 
 
-def _agreeing(votes: Sequence[tuple[Comparison, bool]], name: Callable[[Comparison], str]) -> tuple[int, int]:
+def _agreeing(
+    votes: Sequence[tuple[Comparison, bool]], name: Callable[[Comparison], str]
+) -> tuple[int, int]:
     """How many twos of answers by different names agree, and how many there are."""
     by_name: dict[str, list[int]] = {}  # per name: votes against, votes for
     for comparison, first in votes:
@@ -148,7 +191,8 @@ def _share(counted: Iterable[tuple[int, int]]) -> float | None:
 
 
 def truth_agreement(comparisons: Iterable[Comparison], truth: Mapping[str, float]) -> float | None:
-    """How often a single rater orders two episodes as the truth does, over pairs that both order strictly; None where there are none.
+    """How often a single rater orders two episodes as the truth does, over pairs that both order
+    strictly; None where there are none.
 
     Args:
         truth: episode id to a known true outcome.
@@ -162,13 +206,15 @@ def truth_agreement(comparisons: Iterable[Comparison], truth: Mapping[str, float
 
 
 def liked(score: float, threshold: float | None) -> bool:
-    """Whether a score is that of something liked: from the threshold on; without one, scores must be labels, 0 or 1.
+    """Whether a score is that of something liked: from the threshold on; without one, scores must
+    be labels, 0 or 1.
 
     Raises:
         PreferenceError: a score that is no label, and no threshold.
     """
     if threshold is None and score not in (0.0, 1.0):
         raise PreferenceError(
-            f"a score of {score:g} is no label (0 or 1): state the `threshold` from which on a score means liked (`--threshold` of export)"
+            f"a score of {score:g} is no label (0 or 1): state the `threshold` from which on a"
+            " score means liked (`--threshold` of export)"
         )
     return score >= (1.0 if threshold is None else threshold)

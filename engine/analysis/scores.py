@@ -39,7 +39,9 @@ class Score:
     optimum: float | None = None
 
 
-def bootstrap(values: Sequence[float], seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
+def bootstrap(
+    values: Sequence[float], seed: int = 0, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean."""
     data = np.asarray(values, dtype=float)
     if not len(data):
@@ -58,15 +60,20 @@ def score(episodes: Sequence[Episode]) -> Score:
     """
     sound = [e for e in episodes if e.ending != "failed"]
     if not sound:
-        raise TooManyFailures(f"all {len(episodes)} episodes failed: {episodes[0].reason if episodes else 'none was played'}")
+        raise TooManyFailures(
+            f"all {len(episodes)} episodes failed:"
+            f" {episodes[0].reason if episodes else 'none was played'}"
+        )
     returns = [e.env_return for e in sound]
     successes = [float(e.succeeded) for e in sound]
     optima = [e.info["optimum"] for e in sound if "optimum" in e.info]
     return Score(
-        float(np.mean(returns)), float(np.mean(successes)), *bootstrap(successes), *bootstrap(returns),
+        float(np.mean(returns)), float(np.mean(successes)), *bootstrap(successes),
+        *bootstrap(returns),
         turns=float(np.mean([len(e.turns) for e in sound])),
         questions=float(np.mean([sum("?" in t.action for t in e.turns) for e in sound])),
-        episodes=len(episodes), failed=len(episodes) - len(sound), optimum=float(np.mean(optima)) if optima else None,
+        episodes=len(episodes), failed=len(episodes) - len(sound),
+        optimum=float(np.mean(optima)) if optima else None,
     )  # fmt: skip
 
 
@@ -76,10 +83,11 @@ class Difference:
 
     Attributes:
         outcome, success: mean differences.
-        outcome_low, outcome_high, success_low, success_high: 95 % bootstrap intervals over the starts.
+        outcome_low, outcome_high, success_low, success_high: 95 % bootstrap intervals over the
+            starts.
         pairs: starts that both played to an end.
-        win_rate: share of starts on which a judge prefers the first player, ties half, each pair shown in both orders; None without
-            a judge.
+        win_rate: share of starts on which a judge prefers the first player, ties half, each pair
+            shown in both orders; None without a judge.
         win_low, win_high: its interval.
         flips: share of the pairs whose verdict turned when their order did.
         unjudged: pairs on which the judge failed or abstained; never counted as a loss or a tie.
@@ -110,11 +118,17 @@ def paired(first: Sequence[Episode], second: Sequence[Episode], **judged: Any) -
         ValueError: other starts.
     """
     if [e.start.key for e in first] != [e.start.key for e in second]:
-        raise ValueError("a paired comparison needs both players' episodes from the same starts, in the same order")
-    sound = [(a, b) for a, b in zip(first, second, strict=True) if "failed" not in (a.ending, b.ending)]
+        raise ValueError(
+            "a paired comparison needs both players' episodes from the same starts, in the same"
+            " order"
+        )
+    sound = [
+        (a, b) for a, b in zip(first, second, strict=True) if "failed" not in (a.ending, b.ending)
+    ]
     outcomes = [a.env_return - b.env_return for a, b in sound]
     successes = [float(a.succeeded) - float(b.succeeded) for a, b in sound]
     mean = lambda values: float(np.mean(values)) if values else float("nan")  # noqa: E731
     return Difference(
-        mean(outcomes), *bootstrap(outcomes), mean(successes), *bootstrap(successes), pairs=len(sound), **judged
+        mean(outcomes), *bootstrap(outcomes), mean(successes), *bootstrap(successes),
+        pairs=len(sound), **judged
     )  # fmt: skip

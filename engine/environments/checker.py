@@ -19,7 +19,15 @@ from .pool import Environments, call
 from .process import STARTING
 from .registry import starts
 
-JUNK = ["", "ok", "?", "x" * 2000, "<|im_end|><|im_start|>assistant\n", "naïve \N{PILE OF POO} \u202e text", "\x00\x1b[31m"]
+JUNK = [
+    "",
+    "ok",
+    "?",
+    "x" * 2000,
+    "<|im_end|><|im_start|>assistant\n",
+    "naïve \N{PILE OF POO} \u202e text",
+    "\x00\x1b[31m",
+]
 
 
 @contextlib.contextmanager
@@ -28,8 +36,8 @@ def _global_random_untouched(problems: list[str]) -> Iterator[None]:
     yield
     if (random.getstate(), np.random.get_state()[1].tobytes()) != before:  # type: ignore[index]
         problems.append(
-            "it uses or seeds the global random state (random or numpy.random): episodes influence each other. "
-            'Use self.np_random, or declare metadata["concurrency"] = "process".'
+            "it uses or seeds the global random state (random or numpy.random): episodes influence"
+            ' each other. Use self.np_random, or declare metadata["concurrency"] = "process".'
         )
 
 
@@ -43,18 +51,22 @@ def check_environment(
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> list[str]:
-    """Plays whole episodes and lists what is wrong, beyond what Gymnasium's checker sees; empty when all is well.
+    """Plays whole episodes and lists what is wrong, beyond what Gymnasium's checker sees; empty
+    when all is well.
 
-    It plays each start twice with the same replies (are transcripts equal?), with the environment's own players where it has
-    any and with random text, empty replies and very long ones where it has none. It reports: broken spaces and returns; text
-    that is not `str`; rewards that are not finite; episodes that never end; a reset that does not reset; a seed that is
-    ignored; use of global random state; returns above the stated optimum; an expert that fails; calls that hang or raise.
+    It plays each start twice with the same replies (are transcripts equal?), with the environment's
+    own players where it has any and with random text, empty replies and very long ones where it has
+    none. It reports: broken spaces and returns; text that is not `str`; rewards that are not
+    finite; episodes that never end; a reset that does not reset; a seed that is ignored; use of
+    global random state; returns above the stated optimum; an expert that fails; calls that hang or
+    raise.
 
     Args:
         env_id: a registered id; `kwargs` go to `gymnasium.make`.
         episodes: how many starts to play.
         max_turns: an episode longer than this counts as never ending.
-        limit: seconds one call may take. Making it and its first reset, which may import and load, have a minute.
+        limit: seconds one call may take. Making it and its first reset, which may import and load,
+            have a minute.
         options: for `reset`.
 
     Raises:
@@ -72,8 +84,21 @@ def check_environment(
 class _Check:
     """A check under way, and the problems it has found."""
 
-    def __init__(self, env_id: str, max_turns: int, seed: int, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
-        self.env_id, self.max_turns, self.seed, self.options, self.kwargs = env_id, max_turns, seed, options, kwargs
+    def __init__(
+        self,
+        env_id: str,
+        max_turns: int,
+        seed: int,
+        options: dict[str, Any],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.env_id, self.max_turns, self.seed, self.options, self.kwargs = (
+            env_id,
+            max_turns,
+            seed,
+            options,
+            kwargs,
+        )
         self.environments = Environments(STARTING)
         self.problems: list[str] = []
         self.firsts: dict[str, set[str]] = {}
@@ -89,7 +114,9 @@ class _Check:
             said = traits.metadata.get("snapshots")
             call(self.environments, instance, "reset", chosen[0].seed, chosen[0].options)
             if said and call(self.environments, instance, "copied") is None:
-                self.problems.append('it declares metadata["snapshots"], but a copy.deepcopy of it fails')
+                self.problems.append(
+                    'it declares metadata["snapshots"], but a copy.deepcopy of it fails'
+                )
             self.environments.limit = max(limit, 0.01)
             with _global_random_untouched(self.problems):
                 for start in chosen:
@@ -123,7 +150,9 @@ class _Check:
             try:
                 seen = call(self.environments, instance, "step", action)
             except EnvironmentBroke as error:
-                raise EnvironmentBroke(f"step after {turn} turns: {str(error).removeprefix('step: ')}") from error
+                raise EnvironmentBroke(
+                    f"step after {turn} turns: {str(error).removeprefix('step: ')}"
+                ) from error
             total += seen.reward
             said += [action, seen.message.content, repr(seen.reward)]
             messages = [*messages, Message("assistant", action), seen.message]
@@ -131,11 +160,14 @@ class _Check:
                 break
         else:
             self.problems.append(
-                f"an episode of {player or 'random text'} did not end within {self.max_turns} turns: give it an end, or "
-                "register it with max_episode_steps"
+                f"an episode of {player or 'random text'} did not end within {self.max_turns}"
+                " turns: give it an end, or register it with max_episode_steps"
             )
         if optimum is not None and total > optimum + 1e-6:
-            self.problems.append(f"a return of {total:g} exceeds the start's stated optimum {optimum:g} (seed {start.seed})")
+            self.problems.append(
+                f"a return of {total:g} exceeds the start's stated optimum {optimum:g} (seed"
+                f" {start.seed})"
+            )
         if player == "expert" and optimum is not None and total < optimum - 1e-6:
             self.problems.append(f"its expert got {total:g} of {optimum:g} (seed {start.seed})")
         return said
@@ -151,9 +183,12 @@ class _Check:
         """The problems, one example of each kind."""
         if self.differing:
             self.problems.append(
-                f"the same seed ({self.differing[0]}, for one) and the same replies gave two different transcripts"
+                f"the same seed ({self.differing[0]}, for one) and the same replies gave two"
+                " different transcripts"
             )
         if any(len(texts) > 1 for texts in self.firsts.values()):
-            self.problems.append("the first observation depends on earlier episodes: reset does not reset everything")
+            self.problems.append(
+                "the first observation depends on earlier episodes: reset does not reset everything"
+            )
         kinds = {re.sub(r"[-\d.]+", "#", problem): problem for problem in reversed(self.problems)}
         return list(kinds.values())[::-1]

@@ -1,15 +1,23 @@
-"""Dialogues as Gymnasium environments: the text space, what they may say and how it is read, seeds and starts.
+"""Dialogues as Gymnasium environments: the text space, what they may say and how it is read, seeds
+and starts.
 
-An environment is any `gymnasium.Env` whose observation is the new utterance and whose action is the reply, both `str`. The
-engine keeps the transcript. Optional conventions, all read from the unwrapped environment or its `info`:
+An environment is any `gymnasium.Env` whose observation is the new utterance and whose action is the
+reply, both `str`. The engine keeps the transcript. Optional conventions, all read from the
+unwrapped environment or its `info`:
 
-- `info["system"]`, `info["role"]` ("user" or "tool"), `info["tools"]` at reset; `info["role"]` at every step;
-- `info["success"]` (bool) at the last step; `info["optimum"]` at reset, the best return this start allows;
-- `metadata["concurrency"]`: "serial" (default: all environments step in order on one thread), "thread" (thread-safe, or
-  `reset`/`step` are coroutines) or "process" (each in a process of its own);
-- `metadata["snapshots"]`: True if a `copy.deepcopy` of it goes on by itself; branching then copies a state instead of replaying it;
-- `metadata["special_tokens"]`: True to receive replies with the tokenizer's special tokens in the text;
-- `players`, a mapping from names ("expert", "random", "demonstrator") to `(env, rng) -> (conversation -> reply)`.
+- `info["system"]`, `info["role"]` ("user" or "tool"), `info["tools"]` at reset; `info["role"]` at
+  every step;
+- `info["success"]` (bool) at the last step; `info["optimum"]` at reset, the best return this start
+  allows;
+- `metadata["concurrency"]`: "serial" (default: all environments step in order on one thread),
+  "thread" (thread-safe, or `reset`/`step` are coroutines) or "process" (each in a process of its
+  own);
+- `metadata["snapshots"]`: True if a `copy.deepcopy` of it goes on by itself; branching then copies
+  a state instead of replaying it;
+- `metadata["special_tokens"]`: True to receive replies with the tokenizer's special tokens in the
+  text;
+- `players`, a mapping from names ("expert", "random", "demonstrator") to `(env, rng) ->
+  (conversation -> reply)`.
 """
 
 from __future__ import annotations
@@ -84,21 +92,28 @@ def text_of(value: Any, what: str, space: Space[Any] | None = None) -> str:
     text = str.__str__(value)
     if half := _HALF.search(text):
         raise EnvironmentBroke(
-            f"{what} is not valid Unicode (U+{ord(half[0]):04X}, a lone surrogate, at character {half.start()}): decode bytes "
-            'with errors="replace"'
+            f"{what} is not valid Unicode (U+{ord(half[0]):04X}, a lone surrogate, at character"
+            f' {half.start()}): decode bytes with errors="replace"'
         )
     if space is None or space.contains(text):
         return text
     charset = space.character_set if isinstance(space, gymnasium.spaces.Text) else None
-    foreign = None if charset is None else next(((i, c) for i, c in enumerate(text) if c not in charset), None)
+    foreign = (
+        None
+        if charset is None
+        else next(((i, c) for i, c in enumerate(text) if c not in charset), None)
+    )
     if foreign is not None:
         place, sign = foreign
         raise EnvironmentBroke(
-            f"{what} has {sign!r} (U+{ord(sign):04X}) at character {place}, which the charset of its space lacks; "
-            "turnwise.Text takes any"
+            f"{what} has {sign!r} (U+{ord(sign):04X}) at character {place}, which the charset of"
+            " its space lacks; turnwise.Text takes any"
         )
     limit = getattr(space, "max_length", None)
-    raise EnvironmentBroke(f"{what} of {len(text):,} characters is outside {space}" + (f" (limit {limit:,})" if limit else ""))
+    raise EnvironmentBroke(
+        f"{what} of {len(text):,} characters is outside {space}"
+        + (f" (limit {limit:,})" if limit else "")
+    )
 
 
 def _number(value: Any, what: str) -> float:
@@ -117,7 +132,9 @@ def _number(value: Any, what: str) -> float:
     if not math.isfinite(number):
         raise EnvironmentBroke(f"{what} is {number}")
     if abs(number) > LARGEST:
-        raise EnvironmentBroke(f"{what} is {number:g}; beyond {LARGEST:g} sums of such numbers mean nothing")
+        raise EnvironmentBroke(
+            f"{what} is {number:g}; beyond {LARGEST:g} sums of such numbers mean nothing"
+        )
     return number
 
 
@@ -143,28 +160,40 @@ def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """
     if value is None:
         return ()
-    wanted = 'info["tools"] must be a list of tool schemas, such as {"type": "function", "function": {"name": "search"}}'
+    wanted = (
+        'info["tools"] must be a list of tool schemas, such as {"type": "function", "function":'
+        ' {"name": "search"}}'
+    )
     if not isinstance(value, (list, tuple)):
         raise EnvironmentBroke(f"{wanted}; it is {_short(value)}")
     for tool in value:
         inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
+        if (
+            not isinstance(inner, Mapping)
+            or not isinstance(inner.get("name"), str)
+            or not inner["name"]
+        ):
             raise EnvironmentBroke(f"{wanted}; one of them is {_short(tool)}")
         schema = inner.get("parameters") or {}
         properties = (schema.get("properties") or {}) if isinstance(schema, Mapping) else None
-        if not isinstance(properties, Mapping) or not all(isinstance(p, (Mapping, bool)) for p in properties.values()):
+        if not isinstance(properties, Mapping) or not all(
+            isinstance(p, (Mapping, bool)) for p in properties.values()
+        ):
             raise EnvironmentBroke(
-                f"the parameters of tool {inner['name']!r} must be a JSON schema whose properties are schemas by name, not "
-                f"{_short(inner['parameters'])}"
+                f"the parameters of tool {inner['name']!r} must be a JSON schema whose properties"
+                f" are schemas by name, not {_short(inner['parameters'])}"
             )
     try:
         return tuple(_jsonable(value))
     except RecursionError:
-        raise EnvironmentBroke('info["tools"] contains itself, or is nested too deeply to be written down') from None
+        raise EnvironmentBroke(
+            'info["tools"] contains itself, or is nested too deeply to be written down'
+        ) from None
 
 
 def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
-    """Checks what `reset` (obs, info) or `step` (obs, reward, terminated, truncated, info) returned.
+    """Checks what `reset` (obs, info) or `step` (obs, reward, terminated, truncated, info)
+    returned.
 
     Raises:
         EnvironmentBroke: part of it is not what it must be; the message says which and why.
@@ -172,7 +201,9 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
     size = 5 if stepped else 2
     if not isinstance(result, tuple) or len(result) != size:
         shape = "(obs, reward, terminated, truncated, info)" if stepped else "(obs, info)"
-        raise EnvironmentBroke(f"{'step' if stepped else 'reset'} must return {shape}, got {_short(result)}")
+        raise EnvironmentBroke(
+            f"{'step' if stepped else 'reset'} must return {shape}, got {_short(result)}"
+        )
     obs, info = result[0], result[-1]
     if not isinstance(info, Mapping):
         raise EnvironmentBroke(f"info is {type(info).__name__}, not a mapping")
@@ -180,15 +211,24 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
     if not (isinstance(role, str) and role in ("user", "tool")):
         raise EnvironmentBroke(f'info["role"] is {_short(role)}; it may be "user" or "tool"')
     try:
-        said = _jsonable({k: v for k, v in info.items() if k not in ("role", "system", "tools", "success", "optimum")})
+        said = _jsonable(
+            {
+                k: v
+                for k, v in info.items()
+                if k not in ("role", "system", "tools", "success", "optimum")
+            }
+        )
     except RecursionError:
-        raise EnvironmentBroke("info contains itself, or is nested too deeply to be written down") from None
+        raise EnvironmentBroke(
+            "info contains itself, or is nested too deeply to be written down"
+        ) from None
     if info.get("success") is not None:
         said["success"] = _flag(info["success"], 'info["success"]')
     if info.get("optimum") is not None:
         try:
             said["optimum"] = _number(info["optimum"], 'info["optimum"]')
-        except EnvironmentBroke as error:  # a remark about the start; the episode is sound without it
+        # a remark about the start; the episode is sound without it
+        except EnvironmentBroke as error:
             said["odd_optimum"] = str(error)
     reward, terminated, truncated = 0.0, False, False
     if stepped:
@@ -212,7 +252,10 @@ def _short(value: Any) -> str:
 
 
 def guarded(work: Callable[[], Any]) -> tuple[Any, str]:
-    """`tried` where Ctrl-C does not arrive, on a thread or in a process of its own: KeyboardInterrupt is the environment's, too."""
+    """`tried` where Ctrl-C does not arrive, on a thread or in a process of its own:
+
+    KeyboardInterrupt is the environment's, too.
+    """
     try:
         return tried(work)
     except KeyboardInterrupt as error:

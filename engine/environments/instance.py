@@ -26,7 +26,8 @@ MAKING = ("make", "start", "move")
 
 
 class Abandoned(BaseException):
-    """Raised in the thread of an environment that did not answer in time, as soon as it comes back from what it waits for."""
+    """Raised in the thread of an environment that did not answer in time, as soon as it comes back
+    from what it waits for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +49,9 @@ class Instance:
         lost: it did not answer and was abandoned.
     """
 
-    def __init__(self, env_id: str, kwargs: Mapping[str, Any], home: Home, done: queue.SimpleQueue[Any]) -> None:
+    def __init__(
+        self, env_id: str, kwargs: Mapping[str, Any], home: Home, done: queue.SimpleQueue[Any]
+    ) -> None:
         self.env_id, self.kwargs = env_id, kwargs
         self.traits: Traits | None = None
         self.lost = False
@@ -57,9 +60,12 @@ class Instance:
         self._remote: Remote | None = None
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._arrived = asyncio.Event()
-        self._busy = threading.Lock()  # held to settle whether a call was answered or abandoned first
+        # Held to settle whether a call was answered or abandoned first.
+        self._busy = threading.Lock()
         self._working = False
-        self.thread = threading.Thread(target=self._live, daemon=True, name=f"turnwise-env {env_id}")
+        self.thread = threading.Thread(
+            target=self._live, daemon=True, name=f"turnwise-env {env_id}"
+        )
         self.thread.start()
 
     @property
@@ -84,7 +90,9 @@ class Instance:
                 self._remote.kill()
             elif self._home.template is not None and self._home.template.can_fork is None:
                 self._home.template.kill()  # it hangs in its import
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(Abandoned))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(Abandoned)
+            )
         self._wake(lambda: None)
         return True
 
@@ -117,7 +125,8 @@ class Instance:
             self._done.put((job, *answer))
 
     def _next(self) -> Job | None:
-        """The next job; while it waits for it, tasks that coroutines left behind (a connection's heartbeat) go on."""
+        """The next job; while it waits for it, tasks that coroutines left behind (a connection's
+        heartbeat) go on."""
 
         async def arrived() -> None:
             while self._jobs.empty():
@@ -178,13 +187,14 @@ class Home:
         spec = gymnasium.spec(env_id)
         entry: Any = spec.entry_point
         if isinstance(entry, str) and entry.startswith("__main__:"):
-            entry = load_env_creator(entry)  # the child has another __main__: what stands in the user's script goes by value
+            # The child has another __main__: what stands in the user's script goes by value.
+            entry = load_env_creator(entry)
         try:
             payload = cloudpickle.dumps(replace(spec, entry_point=entry, vector_entry_point=None))
         except Exception as error:
             raise EnvironmentBroke(
-                f"it cannot be sent to a process of its own ({type(error).__name__}: {error}): put it into a module and register it by "
-                'name, such as "acme.riddle:Riddle"'
+                f"it cannot be sent to a process of its own ({type(error).__name__}: {error}): put"
+                ' it into a module and register it by name, such as "acme.riddle:Riddle"'
             ) from error
         self.start()
         with self._lock:
@@ -201,7 +211,10 @@ class Home:
 
 
 def declared_concurrency(env_id: str) -> str | None:
-    """The way of working that a class states before one is made; None: a function makes it, or its module is not imported yet."""
+    """The way of working that a class states before one is made;
+
+    None: a function makes it, or its module is not imported yet.
+    """
     entry: Any = gymnasium.spec(env_id).entry_point
     if isinstance(entry, str):
         module, _, name = entry.partition(":")

@@ -1,11 +1,12 @@
-"""Environments at work: each lives on one worker, which makes, resets, steps and closes it, every call under a limit.
+"""Environments at work: each lives on one worker, which makes, resets, steps and closes it, every
+call under a limit.
 
-    instance = environments.take(start.env, start.kwargs)
-    environments.ask(instance, "reset", seed, options)  ->  environments.wait()  ->  [(instance, value, reason)]
-    environments.give(instance)
+    instance = environments.take(start.env, start.kwargs) environments.ask(instance, "reset", seed,
+    options)  ->  environments.wait()  ->  [(instance, value, reason)] environments.give(instance)
 
-A worker is a thread, or a thread and a process of its own. Nothing that an environment does on it reaches another: what it raises is its
-reason; one that does not answer is abandoned, its thread told to stop, its process killed.
+A worker is a thread, or a thread and a process of its own. Nothing that an environment does on it
+reaches another: what it raises is its reason; one that does not answer is abandoned, its thread
+told to stop, its process killed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from .process import STARTING
 from .registry import check_id
 
 PROCESSES = max(8, 2 * (os.cpu_count() or 1))
-SIDE_BY_SIDE = 64  # environments of one id that may be at work at a time, where they say that they can
+# Environments of one id that may be at work at a time, where they say that they can.
+SIDE_BY_SIDE = 64
 PATIENCE = 1.0  # seconds in which an abandoned thread may stop before it is named
 
 
@@ -44,9 +46,9 @@ class _Lane:
 class Environments:
     """Instances by the kind of environment, those in use and those that wait to be used again.
 
-    Serial environments do one thing at a time, in the order asked, which is what makes a run repeatable; others go side by side.
-    A serial one that did not answer has broken that already: its like queue among themselves from then on, so that they hold up
-    nobody else.
+    Serial environments do one thing at a time, in the order asked, which is what makes a run
+    repeatable; others go side by side. A serial one that did not answer has broken that already:
+    its like queue among themselves from then on, so that they hold up nobody else.
 
     Attributes:
         limit: seconds one call may take before its environment is abandoned.
@@ -57,7 +59,8 @@ class Environments:
         self.limit = limit
         self.failures: Counter[tuple[str, str]] = Counter()
         self._idle: dict[str, list[Instance]] = {}
-        self._count: Counter[str] = Counter()  # instances by environment, idle and closing ones included
+        # Instances by environment, idle and closing ones included.
+        self._count: Counter[str] = Counter()
         self._making: Counter[str] = Counter()
         self._instances: dict[str, int | None] = {}  # how many may live at a time, where known
         self._metadata: dict[str, Mapping[str, Any]] = {}
@@ -75,8 +78,9 @@ class Environments:
         return self._metadata.get(env_id)
 
     def take(self, env_id: str, kwargs: Mapping[str, Any]) -> Instance | None:
-        """An environment to play in, perhaps not made yet; None if that has to wait: no more may live at a time
-        (`metadata["instances"]`), or the first of its kind is only being made, which will tell.
+        """An environment to play in, perhaps not made yet; None if that has to wait: no more may
+        live at a time (`metadata["instances"]`), or the first of its kind is only being made, which
+        will tell.
 
         Raises:
             LookupError: no such environment.
@@ -98,8 +102,13 @@ class Environments:
         return Instance(env_id, kwargs, self._homes.setdefault(env_id, Home()), self._done)
 
     def give(self, instance: Instance, *, sound: bool) -> None:
-        """Takes an environment back; one that failed is closed and never used again, one that is still at work abandoned."""
-        under_way = [(lane, job) for lane in self._lanes.values() for job in (*lane.waiting, *lane.running)]
+        """Takes an environment back;
+
+        one that failed is closed and never used again, one that is still at work abandoned.
+        """
+        under_way = [
+            (lane, job) for lane in self._lanes.values() for job in (*lane.waiting, *lane.running)
+        ]
         for lane, job in under_way:
             if job.instance is not instance:
                 continue
@@ -124,7 +133,10 @@ class Environments:
         self._lane(job).waiting.append(job)
 
     def wait(self) -> list[tuple[Instance, Any, str]]:
-        """Waits until something has happened. Returns what was answered: (instance, result, "") or (instance, None, reason)."""
+        """Waits until something has happened.
+
+        Returns what was answered: (instance, result, "") or (instance, None, reason).
+        """
         answered: list[tuple[Instance, Any, str]] = []
         while True:
             running = self._dispatch()
@@ -133,12 +145,16 @@ class Environments:
                 return answered
             try:
                 until = min(job.deadline for job in running) - time.monotonic()
-                job, value, reason = self._done.get_nowait() if answered else self._done.get(timeout=max(0.0, until))
+                job, value, reason = (
+                    self._done.get_nowait() if answered else self._done.get(timeout=max(0.0, until))
+                )
             except queue.Empty:
                 if answered:
                     return answered
                 overdue = [job for job in running if job.deadline <= time.monotonic()]
-                found = [(job, None, self._abandon(job)) for job in overdue if job.instance.abandon()]
+                found = [
+                    (job, None, self._abandon(job)) for job in overdue if job.instance.abandon()
+                ]
             else:
                 found = (
                     [(job, value, reason)] if job in running else []
@@ -152,7 +168,8 @@ class Environments:
                 return []
 
     def close(self) -> None:
-        """Closes all that wait to be used again, ends threads and processes, and names what could not be ended."""
+        """Closes all that wait to be used again, ends threads and processes, and names what could
+        not be ended."""
         for own in self._idle.values():
             for instance in own:
                 self.ask(instance, "close")
@@ -182,7 +199,11 @@ class Environments:
 
     def _way(self, env_id: str) -> str:
         known = self._metadata.get(env_id)
-        return (declared_concurrency(env_id) or "serial") if known is None else known.get("concurrency", "serial")
+        return (
+            (declared_concurrency(env_id) or "serial")
+            if known is None
+            else known.get("concurrency", "serial")
+        )
 
     def _dispatch(self) -> list[Job]:
         """Begins what may begin. Returns all that is under way."""
@@ -221,13 +242,19 @@ class Environments:
             self._ended = [one for one in self._ended if one.thread.is_alive()]
         if reason:
             self.failures[instance.env_id, reason] += 1
-            self._warn(instance.env_id, "close", f"environment {instance.env_id!r}: close: {reason}; the run goes on")
+            self._warn(
+                instance.env_id,
+                "close",
+                f"environment {instance.env_id!r}: close: {reason}; the run goes on",
+            )
 
     def _abandon(self, job: Job) -> str:
         """Writes an instance off that did not answer. Returns the reason."""
         instance = job.instance
         self._count[instance.env_id] -= 1
-        self._abandoned.append((instance, job.verb, time.monotonic(), busy_seconds(instance.thread)))
+        self._abandoned.append(
+            (instance, job.verb, time.monotonic(), busy_seconds(instance.thread))
+        )
         if self._way(instance.env_id) == "serial" and instance.env_id not in self._hung:
             self._hung.add(instance.env_id)
             queued = [waiting for lane in self._lanes.values() for waiting in lane.waiting]
@@ -251,12 +278,16 @@ class Environments:
             if not last and now - since < PATIENCE:
                 continue
             burns = busy_seconds(instance.thread) - busy > 0.3 * (now - since)
+            does = (
+                "burns CPU time that all lack" if burns else "sleeps, and holds what it has opened"
+            )
             self._warn(
                 instance.env_id,
                 "hangs",
-                f"environment {instance.env_id!r}: a call ({verb}) did not come back within {self.limit:g} s and its thread cannot be "
-                f"stopped; it {'burns CPU time that everybody else lacks' if burns else 'sleeps, and holds what it has opened'}. "
-                'Declare metadata["concurrency"] = "process": processes can be killed.',
+                f"environment {instance.env_id!r}: a call ({verb}) did not come back within"
+                f" {self.limit:g} s and its thread cannot be stopped; it"
+                f" {does}."
+                ' Declare metadata["concurrency"] = "process": processes can be killed.',
             )
         self._abandoned = left
         if last and left:
@@ -274,7 +305,8 @@ class Environments:
 
 
 def _tell(text: str) -> None:
-    """Warns, and no more than that where warnings are errors (an environment may have made them so)."""
+    """Warns, and no more than that where warnings are errors (an environment may have made them
+    so)."""
     try:
         warnings.warn(text, RuntimeWarning, stacklevel=3)
     except RuntimeWarning:
@@ -282,7 +314,8 @@ def _tell(text: str) -> None:
 
 
 def replay(start: Start, replies: Sequence[str], limit: float = 60.0) -> list[Observation]:
-    """Plays recorded replies again from a start: how a turn's state is reached once more, for branching and for audits.
+    """Plays recorded replies again from a start: how a turn's state is reached once more, for
+    branching and for audits.
 
     Returns the observations, the one of reset first; they stop where the environment ends.
 

@@ -1,8 +1,9 @@
 """One environment and its players as a handful of calls, and the process in which they may live.
 
-`Session` is what a worker thread or a process keeps; every environment lives in one. A process is forked off a template: a small interpreter that
-runs this module (never the user's script), has imported the environment and shares that memory with all its forks. Where
-there is no fork, or the import left threads behind, every environment gets an interpreter of its own.
+`Session` is what a worker thread or a process keeps; every environment lives in one. A process is
+forked off a template: a small interpreter that runs this module (never the user's script), has
+imported the environment and shares that memory with all its forks. Where there is no fork, or the
+import left threads behind, every environment gets an interpreter of its own.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ STARTING = 60.0  # seconds an interpreter may take to come up, which is not the 
 
 
 class LazyLoop(asyncio.SelectorEventLoop):
-    """An event loop that opens nothing before it is used: most environments never do, and each loop costs three files."""
+    """An event loop that opens nothing before it is used:
+
+    most environments never do, and each loop costs three files.
+    """
 
     def __init__(self) -> None:
         pass
@@ -70,14 +74,16 @@ class Traits:
 
 
 class Session:
-    """An environment and its players, on the one thread that makes it. Coroutines run on an event loop of that thread.
+    """An environment and its players, on the one thread that makes it. Coroutines run on an event
+    loop of that thread.
 
     Every call returns plain data, or raises `EnvironmentBroke` or whatever the environment raises.
     """
 
     def __init__(self) -> None:
         self.loop = LazyLoop()
-        self.awaited = False  # its calls are coroutines, so that its loop should turn between them, too
+        # Its calls are coroutines, so that its loop should turn between them, too.
+        self.awaited = False
         self._env: Any = None
         self._limit: int | None = None
 
@@ -92,20 +98,28 @@ class Session:
         return self.loop.run_until_complete(awaiting())
 
     def make(self, env_id: str | EnvSpec, kwargs: Mapping[str, Any]) -> Traits:
-        """Makes it. Its length is counted here and its returns are checked here: Gymnasium's wrappers for that know no coroutines."""
+        """Makes it. Its length is counted here and its returns are checked here:
+
+        Gymnasium's wrappers for that know no coroutines.
+        """
         spec = env_id if isinstance(env_id, EnvSpec) else gymnasium.spec(env_id.rpartition(":")[2])
         asked = dict(kwargs)
         limit = asked.pop("max_episode_steps", None)
         self._limit = spec.max_episode_steps if limit is None else limit
         given = {**asked, "max_episode_steps": -1, "disable_env_checker": True}
-        env = gymnasium.make(spec, **given) if isinstance(env_id, EnvSpec) else make_env(env_id, **given)
+        env = (
+            gymnasium.make(spec, **given)
+            if isinstance(env_id, EnvSpec)
+            else make_env(env_id, **given)
+        )
         self._env = env
         for name in ("observation", "action"):
             space = getattr(env, f"{name}_space", None)
             if not isinstance(space, (Text, gymnasium.spaces.Text)):
                 raise EnvironmentBroke(
-                    f"its {name} space is {space}; a dialogue needs text in and text out. Wrap it with a "
-                    "text codec (see docs/environments.md) and give it turnwise.Text spaces."
+                    f"its {name} space is {space}; a dialogue needs text in and text out. Wrap it"
+                    " with a text codec (see docs/environments.md) and give it turnwise.Text"
+                    " spaces."
                 )
         return Traits(_plain(env.metadata), tuple(map(str, self._players)))
 
@@ -119,7 +133,9 @@ class Session:
         return read(result, self._env.observation_space, stepped=False)
 
     def step(self, action: str) -> Observation:
-        seen = read(self._settled(self._env.step(action)), self._env.observation_space, stepped=True)
+        seen = read(
+            self._settled(self._env.step(action)), self._env.observation_space, stepped=True
+        )
         self._turns += 1
         if self._limit is not None and 0 < self._limit <= self._turns and not seen.truncated:
             return replace(seen, truncated=True)
@@ -140,7 +156,10 @@ class Session:
             return None
 
     def adopt(self, state: Any) -> bool:
-        """Goes on from a copy, which stays as it is. Returns False if it could not be copied once more."""
+        """Goes on from a copy, which stays as it is.
+
+        Returns False if it could not be copied once more.
+        """
         try:
             state = copy.deepcopy(state)
         except Exception:
@@ -161,11 +180,17 @@ def _plain(metadata: Any) -> dict[str, Any]:
     names = ("concurrency", "snapshots", "special_tokens", "instances")
     found = {name: metadata[name] for name in names if name in metadata}
     instances = found.get("instances")
-    if instances is not None and (isinstance(instances, bool) or not isinstance(instances, int) or instances < 1):
-        raise EnvironmentBroke(f'metadata["instances"] is {instances!r}; it is how many may live at a time, at least 1')
+    if instances is not None and (
+        isinstance(instances, bool) or not isinstance(instances, int) or instances < 1
+    ):
+        raise EnvironmentBroke(
+            f'metadata["instances"] is {instances!r}; it is how many may live at a time, at least 1'
+        )
     way = found.get("concurrency", "serial")
     if way not in ("serial", "thread", "process"):
-        raise EnvironmentBroke(f'metadata["concurrency"] is {way!r}; it may be "serial", "thread" or "process"')
+        raise EnvironmentBroke(
+            f'metadata["concurrency"] is {way!r}; it may be "serial", "thread" or "process"'
+        )
     return found
 
 
@@ -188,7 +213,11 @@ class Template:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environ = os.environ | {"PYTHONPATH": paths}
         self._process = subprocess.Popen(
-            command, pass_fds=[child.fileno()], stdin=subprocess.DEVNULL, env=environ, start_new_session=True
+            command,
+            pass_fds=[child.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environ,
+            start_new_session=True,
         )
         child.close()
         if not self._pipe.poll(STARTING):
@@ -211,7 +240,9 @@ class Template:
             value, reason = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.kill()
-            raise EnvironmentBroke(f"its process died with exit code {self._process.wait()}") from error
+            raise EnvironmentBroke(
+                f"its process died with exit code {self._process.wait()}"
+            ) from error
         if reason:
             raise EnvironmentBroke(reason)
         return value
@@ -302,7 +333,8 @@ class Remote:
 
 def main(descriptor: int) -> None:
     """The template: imports an environment, then forks, or serves one itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends after saving
+    # Ctrl-C is for the parent, which ends after saving.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.pop("PYTHONPATH", None)
     os.dup2(2, 1)  # what environments print is not the program's output
     pipe = Connection(descriptor)
@@ -345,7 +377,10 @@ def _reap(pid: int, patience: float) -> int | None:
     """The exit code of a fork; None if it had to be killed."""
     until = time.monotonic() + patience
     # Looked at without being taken away, so that its id is nobody else's when its group is ended.
-    while not (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and time.monotonic() < until:
+    while (
+        not (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+        and time.monotonic() < until
+    ):
         time.sleep(0.005)
     _end_group(pid)
     _, status = os.waitpid(pid, 0)
@@ -353,7 +388,10 @@ def _reap(pid: int, patience: float) -> int | None:
 
 
 def _end_group(pid: int) -> None:
-    """Kills a process and those that it started: browsers and game servers must not outlive their environment."""
+    """Kills a process and those that it started:
+
+    browsers and game servers must not outlive their environment.
+    """
     for kill in (os.killpg, os.kill):  # it has no group of its own yet in its first moments
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)

@@ -26,24 +26,32 @@ def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     except gymnasium.error.Error as error:
         raise LookupError(f"environment {env_id!r} cannot be made: {error}") from error
     except ModuleNotFoundError as error:
-        raise LookupError(f"environment {env_id!r} needs a module that is missing: {error}") from error
+        raise LookupError(
+            f"environment {env_id!r} needs a module that is missing: {error}"
+        ) from error
 
 
 def no_environment(env_id: str) -> str:
     """What to say of an id that is not registered."""
     return (
-        f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())} One of your own is registered when its module is imported (on "
-        "the command line: `--module NAME`), those that come with Turnwise by `turnwise.Plugins()`."
+        f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())} One of your own is"
+        " registered when its module is imported (on the command line: `--module NAME`), those"
+        " that come with Turnwise by `turnwise.Plugins()`."
     )
 
 
 def dialogue_ids() -> list[str]:
-    """Registered environments that may speak: all but Gymnasium's own, which take arrays and numbers."""
+    """Registered environments that may speak:
+
+    all but Gymnasium's own, which take arrays and numbers.
+    """
     ids = []
     for name, spec in gymnasium.registry.items():
         entry = spec.entry_point
         module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
-        if (module and not module.startswith("gymnasium.") and spec.namespace is not None) or module.startswith("turnwise."):
+        if (
+            module and not module.startswith("gymnasium.") and spec.namespace is not None
+        ) or module.startswith("turnwise."):
             ids.append(name)
     return sorted(ids)
 
@@ -56,9 +64,11 @@ def starts(
     kwargs: Mapping[str, Any] | None = None,
     first: int = 0,
 ) -> list[Start]:
-    """Starts number `first` to `first + count - 1` of the sequence that one seed defines; no two of them are alike.
+    """Starts number `first` to `first + count - 1` of the sequence that one seed defines; no two of
+    them are alike.
 
-    Seeds have 32 bits, which is what environments in the wild accept; they count up from a place that the seed determines.
+    Seeds have 32 bits, which is what environments in the wild accept; they count up from a place
+    that the seed determines.
     """
     place = int(derive_id("starts", env_id, seed)[:8], 16)
     seeds = [(place + first + i) % 2**32 for i in range(count)]

@@ -10,13 +10,16 @@ from gymnasium.spaces import Space
 
 
 class Text(Space[str]):
-    """Any string up to a length. (`gymnasium.spaces.Text` takes only the characters of a stated charset.)
+    """Any string up to a length. (`gymnasium.spaces.Text` takes only the characters of a stated
+    charset.)
 
     Args:
         max_length: in characters.
     """
 
-    def __init__(self, max_length: int = 4096, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(
+        self, max_length: int = 4096, seed: int | np.random.Generator | None = None
+    ) -> None:
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
         self.max_length = int(max_length)

@@ -1,9 +1,13 @@
-"""Preference data in and out, in the formats others use; docs/preference-data.md shows every one of them.
+"""Preference data in and out, in the formats others use; docs/preference-data.md shows every one of
+them.
 
-records   what a file holds (rows), and what somebody said in it, whatever the format: `Ranked` or `Scored`
+records   what a file holds (rows), and what somebody said in it, whatever the format: `Ranked` or
+          `Scored`
 tools     the exports of annotation tools: Argilla, Label Studio
-reading   `read_records` tells a record's format by its content; `import_data` makes episodes and answers of a file
-writing   what a ledger holds as rows of TRL's dataset types, as JSON lines or as a `datasets` folder
+reading   `read_records` tells a record's format by its content; `import_data` makes episodes and
+          answers of a file
+writing   what a ledger holds as rows of TRL's dataset types, as JSON lines or as a `datasets`
+          folder
 """
 
 from .reading import Imported, import_data, read_records, shares_opening
@@ -11,6 +15,7 @@ from .records import Ranked, Scored, rows
 from .writing import FORMATS, export_pairs, export_stepwise, export_unpaired, save
 
 __all__ = [
-    "FORMATS", "Imported", "Ranked", "Scored", "export_pairs", "export_stepwise", "export_unpaired", "import_data", "read_records",
+    "FORMATS", "Imported", "Ranked", "Scored", "export_pairs", "export_stepwise", "export_unpaired",
+    "import_data", "read_records",
     "rows", "save", "shares_opening",
 ]  # fmt: skip

@@ -1,4 +1,7 @@
-"""Reads what others wrote: tells a record's format by its content, and makes episodes and answers of it."""
+"""Reads what others wrote:
+
+tells a record's format by its content, and makes episodes and answers of it.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,21 @@ from .records import (
     told_to,
     transcript,
 )
-from .tools import Answers, Questions, argilla, is_argilla, is_label_studio, label_studio, text_questions
+from .tools import (
+    Answers,
+    Questions,
+    argilla,
+    is_argilla,
+    is_label_studio,
+    label_studio,
+    text_questions,
+)
 
 KNOWN = (
-    "pairs `{prompt, chosen, rejected}` with lists of {role, content}, transcripts `{chosen, rejected}` with texts of Human and Assistant, "
-    "labels `{prompt, completion, label}`, steps `{prompt, completions, labels}`, records of Argilla (`fields` and `responses`, or flat "
-    "with `<question>.responses`), and tasks of Label Studio's JSON export (`data` and `annotations`)"
+    "pairs `{prompt, chosen, rejected}` with lists of {role, content}, transcripts `{chosen,"
+    " rejected}` with texts of Human and Assistant, labels `{prompt, completion, label}`, steps"
+    " `{prompt, completions, labels}`, records of Argilla (`fields` and `responses`, or flat with"
+    " `<question>.responses`), and tasks of Label Studio's JSON export (`data` and `annotations`)"
 )
 
 
@@ -46,26 +58,38 @@ class Imported(NamedTuple):
 
 
 def read_records(path: Path) -> list[Ranked | Scored]:
-    """What somebody said in a file, whatever its format. Conversations of a ranking that are equal word for word are tied there.
+    """What somebody said in a file, whatever its format. Conversations of a ranking that are equal
+    word for word are tied there.
 
     Raises:
-        PreferenceError: a record that cannot be understood; the message names it and says what was expected.
+        PreferenceError: a record that cannot be understood; the message names it and says what was
+            expected.
     """
     heard: list[Ranked | Scored | Answers] = []
     questions, unread = Questions(text_questions(path)), Unread()
     for where, record in rows(path):
         heard += _read(record, where, questions, unread)
     questions.decide(path)
-    found = [_tied(said) for each in heard for said in (questions.records(each) if isinstance(each, Answers) else (each,))]
+    found = [
+        _tied(said)
+        for each in heard
+        for said in (questions.records(each) if isinstance(each, Answers) else (each,))
+    ]
     if not found:
-        raise PreferenceError(f"{path} holds no pair, no label and no answer that somebody submitted")
+        raise PreferenceError(
+            f"{path} holds no pair, no label and no answer that somebody submitted"
+        )
     unread.warn(path)
     return found
 
 
-def _read(record: Any, where: str, questions: Questions, unread: Unread) -> Iterator[Ranked | Scored | Answers]:
+def _read(
+    record: Any, where: str, questions: Questions, unread: Unread
+) -> Iterator[Ranked | Scored | Answers]:
     if not isinstance(record, Mapping):
-        raise PreferenceError(f"{where} is no record but {type(record).__name__}; known are {KNOWN}")
+        raise PreferenceError(
+            f"{where} is no record but {type(record).__name__}; known are {KNOWN}"
+        )
     if is_label_studio(record):
         yield from label_studio(record, where, questions, unread)
     elif is_argilla(record):
@@ -80,11 +104,13 @@ def _row(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked | Scor
     """A row of one of TRL's dataset types, or of HH-RLHF."""
     if isinstance(record.get("data"), Mapping) and "completions" in record:
         raise PreferenceError(
-            f"{where} is a task of Label Studio before 1.0 (`completions`); export it from 1.0 on (`annotations`)"
+            f"{where} is a task of Label Studio before 1.0 (`completions`); export it from 1.0 on"
+            " (`annotations`)"
         )
     if isinstance(record.get("fields"), Mapping) and "responses" in record:
         raise PreferenceError(
-            f"{where} is a record of Argilla 1 (`responses` as a list); load the data into Argilla 2 and export it with its client"
+            f"{where} is a record of Argilla 1 (`responses` as a list); load the data into Argilla"
+            " 2 and export it with its client"
         )
     if "chosen" in record or "rejected" in record:
         said: Ranked | Scored = _pair(record, where, unread)
@@ -94,56 +120,82 @@ def _row(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked | Scor
         said = _label(record, where, unread)
     else:
         hint = " (of Label Studio export JSON, not JSON-MIN)" if "annotation_id" in record else ""
-        raise PreferenceError(f"{where} is of no known format{hint}: it has {', '.join(map(str, record))}; known are {KNOWN}")
+        raise PreferenceError(
+            f"{where} is of no known format{hint}: it has {', '.join(map(str, record))}; known are"
+            f" {KNOWN}"
+        )
     rater = IMPORTED if record.get("rater") in (None, "") else str(record["rater"])  # 0 is somebody
     system, tools = record.get("system"), schemas(record.get("tools"), where)
     if isinstance(said, Ranked):
         talks = tuple(told_to(talk, system, where) for talk in said.talks)
         return dataclasses.replace(said, talks=talks, tools=tools, rater=rater)
-    return dataclasses.replace(said, talk=told_to(said.talk, system, where), tools=tools, rater=rater)
+    return dataclasses.replace(
+        said, talk=told_to(said.talk, system, where), tools=tools, rater=rater
+    )
 
 
 def _pair(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked:
-    scores: tuple[str, ...] = next((names for names in SCORES if all(name in record for name in names)), ())
+    scores: tuple[str, ...] = next(
+        (names for names in SCORES if all(name in record for name in names)), ()
+    )
     sides = ("chosen", "rejected")
     # UltraFeedback's `messages` is the chosen conversation again
     again = ("messages",) if record.get("messages") == record.get("chosen") else ()
-    check_keys(record, ("prompt", *sides, "margin", "probability", "rater", "system", "tools", *scores, *again), where, unread)
+    check_keys(
+        record,
+        ("prompt", *sides, "margin", "probability", "rater", "system", "tools", *scores, *again),
+        where,
+        unread,
+    )
     if not all(key in record for key in sides):
-        raise PreferenceError(f"{where} needs `chosen` and `rejected`, lists of {{role, content}}, or transcripts")
+        raise PreferenceError(
+            f"{where} needs `chosen` and `rejected`, lists of {{role, content}}, or transcripts"
+        )
     prompt = record.get("prompt")
     if any(is_transcript(record[key]) for key in sides):
         talks = tuple(_transcript(record[key], prompt or "", where, key) for key in sides)
     else:
         talks = tuple(messages(record[key], where, key, unread) for key in sides)
         # a text beside whole conversations that begin with it is no second prompt
-        if not (isinstance(prompt, str) and all(prompt in [m.content for m in talk if m.role == "user"][:1] for talk in talks)):
+        if not (
+            isinstance(prompt, str)
+            and all(prompt in [m.content for m in talk if m.role == "user"][:1] for talk in talks)
+        ):
             begun = messages(prompt or [], where, "prompt", unread)
             talks = tuple((*begun, *talk) for talk in talks)
     margin, probability = (number(record.get(key), where, key) for key in ("margin", "probability"))
     if probability is not None and not 0.5 <= probability <= 1:
         raise PreferenceError(
-            f"{where}: probability must lie in 0.5 to 1, got {probability}; below, the rejected one is preferred"
+            f"{where}: probability must lie in 0.5 to 1, got {probability}; below, the rejected one"
+            " is preferred"
         )
     if margin is not None and margin < 0:
-        raise PreferenceError(f"{where}: `margin` must be at least 0, got {margin}; below, the rejected one is preferred")
+        raise PreferenceError(
+            f"{where}: `margin` must be at least 0, got {margin}; below, the rejected one is"
+            " preferred"
+        )
     given = {name: number(record[name], where, name) or 0.0 for name in scores}
     apart = given[scores[0]] - given[scores[1]] if scores else 1.0
     if apart < 0:
         raise PreferenceError(
-            f"{where}: the rejected one has the higher score, {given}: which is preferred? Mend it or leave it out"
+            f"{where}: the rejected one has the higher score, {given}: which is preferred? Mend it"
+            " or leave it out"
         )
     if apart == 0 and ((margin or 0) > 0 or (probability or 0.5) > 0.5):
         raise PreferenceError(
-            f"{where}: the scores are equal, {given}, and `margin` or `probability` says that one is better: mend it or leave it out"
+            f"{where}: the scores are equal, {given}, and `margin` or `probability` says that one"
+            " is better: mend it or leave it out"
         )
     if apart == 0:
         return Ranked(where, talks, ((0, 1),), details=given)
-    return Ranked(where, talks, ((0,), (1,)), strength=margin, probability=probability, details=given)
+    return Ranked(
+        where, talks, ((0,), (1,)), strength=margin, probability=probability, details=given
+    )
 
 
 SCORES = (
-    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
+    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"), ("rating_chosen", "rating_rejected"),
 )  # fmt: skip
 
@@ -151,10 +203,13 @@ SCORES = (
 def _transcript(value: Any, prompt: Any, where: str, key: str) -> Talk:
     if not is_transcript(value):
         raise PreferenceError(
-            f"{where}: `{key}` is no whole conversation of Human and Assistant, and the other side is; got {value!r}"
+            f"{where}: `{key}` is no whole conversation of Human and Assistant, and the other side"
+            f" is; got {value!r}"
         )
     if not isinstance(prompt, str) or not value.startswith(prompt):
-        raise PreferenceError(f"{where}: transcripts are whole conversations, but these do not begin with `prompt`")
+        raise PreferenceError(
+            f"{where}: transcripts are whole conversations, but these do not begin with `prompt`"
+        )
     return transcript(value)
 
 
@@ -169,22 +224,31 @@ def _label(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
 
 
 def _steps(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
-    """Steps as turns: those of our own export as they were played, others as replies with nothing said between them."""
+    """Steps as turns: those of our own export as they were played, others as replies with nothing
+    said between them."""
     whole = "messages" in record and isinstance(record.get("turn_scores"), list)
     more = ("messages", "turn_scores") if whole else ()
-    check_keys(record, ("prompt", "completions", "labels", "rater", "system", "tools", *more), where, unread)
+    check_keys(
+        record,
+        ("prompt", "completions", "labels", "rater", "system", "tools", *more),
+        where,
+        unread,
+    )
     if whole:
         scores = tuple(number(score, where, "turn_scores") for score in record["turn_scores"])
-        return Scored(where, messages(record["messages"], where, "messages", unread), turn_scores=scores)
+        return Scored(
+            where, messages(record["messages"], where, "messages", unread), turn_scores=scores
+        )
     prompt, steps, labels = record.get("prompt"), record["completions"], record.get("labels")
     if isinstance(steps, list) and steps and all(isinstance(step, Mapping) for step in steps):
         raise PreferenceError(
-            f"{where}: `completions` are records, as in raw UltraFeedback: pairs or labels must be made of them first ({{prompt, chosen, "
-            "rejected}, or {prompt, completion, label})"
+            f"{where}: `completions` are records, as in raw UltraFeedback: pairs or labels must be"
+            " made of them first ({prompt, chosen, rejected}, or {prompt, completion, label})"
         )
     if not isinstance(prompt, str) or is_transcript(f"{prompt}\n\nHuman:"):
         raise PreferenceError(
-            f"{where}: `prompt` must be a text; steps of a conversation need the columns `messages` and `turn_scores` besides"
+            f"{where}: `prompt` must be a text; steps of a conversation need the columns `messages`"
+            " and `turn_scores` besides"
         )
     if not isinstance(steps, list) or not isinstance(labels, list) or len(steps) != len(labels):
         raise PreferenceError(f"{where}: `completions` and `labels` must be lists of one length")
@@ -194,29 +258,37 @@ def _steps(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
     for k, step in enumerate(steps):
         said += [{"role": "user", "content": ""}] if k else []
         said.append({"role": "assistant", "content": step})
-    return Scored(where, messages(said, where, "completions", unread), turn_scores=tuple(map(float, labels)))
+    return Scored(
+        where, messages(said, where, "completions", unread), turn_scores=tuple(map(float, labels))
+    )
 
 
 def _tied(said: Ranked | Scored) -> Ranked | Scored:
-    """Without preferences of a text over itself: tiers that hold equal conversations are one, with all between them."""
+    """Without preferences of a text over itself:
+
+    tiers that hold equal conversations are one, with all between them.
+    """
     if isinstance(said, Scored) or len(set(said.talks)) == len(said.talks):
         return said
     tiers = list(said.tiers)
     for talk in set(said.talks):
         at = [t for t, tier in enumerate(tiers) if any(said.talks[i] == talk for i in tier)]
         if len(at) > 1:
-            tiers[at[0] : at[-1] + 1] = [tuple(i for tier in tiers[at[0] : at[-1] + 1] for i in tier)]
+            tiers[at[0] : at[-1] + 1] = [
+                tuple(i for tier in tiers[at[0] : at[-1] + 1] for i in tier)
+            ]
     if len(tiers) > 1:
         return dataclasses.replace(said, tiers=tuple(tiers))
     return dataclasses.replace(said, tiers=tuple(tiers), strength=None, probability=None)
 
 
 def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
-    """A file's conversations as episodes, its rankings as comparisons, its labels and ratings as feedback.
+    """A file's conversations as episodes, its rankings as comparisons, its labels and ratings as
+    feedback.
 
-    Conversations that begin alike, up to the first reply, form a group, whatever records they stand in; one that stands in several
-    records is one episode. Two equal conversations of one ranking are two. A ranking of conversations that began differently is a group
-    of its own.
+    Conversations that begin alike, up to the first reply, form a group, whatever records they stand
+    in; one that stands in several records is one episode. Two equal conversations of one ranking
+    are two. A ranking of conversations that began differently is a group of its own.
 
     Args:
         run, stage, update: where they are recorded.
@@ -244,7 +316,8 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
             if key not in own:
                 own[key] = derive_id(run, stage, update, start.key, len(own))
                 shell = Episode(
-                    own[key], start, (), "terminated", run=run, stage=stage, update=update, slot=len(own) - 1, tools=record.tools,
+                    own[key], start, (), "terminated", run=run, stage=stage, update=update,
+                    slot=len(own) - 1, tools=record.tools,
                 )  # fmt: skip
                 episodes[own[key]] = _episode(talk, shell, record.where)
             ids.append(own[key])
@@ -281,11 +354,16 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
                 )
         except (TypeError, ValueError) as error:
             raise PreferenceError(f"{record.where}: {error}") from error
-        apart += [record.where] if isinstance(record, Ranked) and not shares_opening([episodes[id_] for id_ in ids]) else []
+        apart += (
+            [record.where]
+            if isinstance(record, Ranked) and not shares_opening([episodes[id_] for id_ in ids])
+            else []
+        )
     if apart:
         warnings.warn(
-            f"{path}: {len(apart)} rankings (the first at {apart[0]}) compare conversations that began differently; they say nothing of "
-            "which reply is better, and are starts of their own",
+            f"{path}: {len(apart)} rankings (the first at {apart[0]}) compare conversations that"
+            " began differently; they say nothing of which reply is better, and are starts of"
+            " their own",
             stacklevel=2,
         )
     return Imported(list(episodes.values()), comparisons, scores)
@@ -300,8 +378,15 @@ def _digest(record: Ranked | Scored) -> str:
 
 
 def _opening(talks: Sequence[Talk], tools: Sequence[Mapping[str, Any]]) -> str:
-    """What conversations started from: all that was said before the first reply. Where they differ in that, all their openings together."""
-    said = {derive_id([[m.role, m.content] for m in takewhile(lambda m: m.role != "assistant", talk)]) for talk in talks}
+    """What conversations started from:
+
+    all that was said before the first reply. Where they differ in that, all their openings
+    together.
+    """
+    said = {
+        derive_id([[m.role, m.content] for m in takewhile(lambda m: m.role != "assistant", talk)])
+        for talk in talks
+    }
     opening = said.pop() if len(said) == 1 else derive_id(sorted(said))
     return derive_id(opening, list(tools)) if tools else opening
 
@@ -319,8 +404,15 @@ def _episode(talk: Talk, shell: Episode, where: str) -> Episode:
     while len(rest) >= 2:
         heard, reply, *rest = rest
         if heard.role not in ("user", "tool") or reply.role != "assistant":
-            raise PreferenceError(f"{where}: after the system prompt, roles must alternate, somebody else and the assistant")
+            raise PreferenceError(
+                f"{where}: after the system prompt, roles must alternate, somebody else and the"
+                " assistant"
+            )
         turns.append(Turn(heard, reply.content, 0.0))
     if not turns or (rest and rest[0].role not in ("user", "tool")):
-        raise PreferenceError(f"{where}: each conversation needs a message and the assistant's reply to it, in turn")
-    return dataclasses.replace(shell, turns=tuple(turns), system=system, final=rest[0] if rest else None)
+        raise PreferenceError(
+            f"{where}: each conversation needs a message and the assistant's reply to it, in turn"
+        )
+    return dataclasses.replace(
+        shell, turns=tuple(turns), system=system, final=rest[0] if rest else None
+    )

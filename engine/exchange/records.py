@@ -19,7 +19,8 @@ from ..errors import PreferenceError
 from ..records.episode import Message
 from ..util.suggest import install
 
-IMPORTED = "imported"  # the environment, the source and the rater of what was played and judged elsewhere
+# The environment, the source and the rater of what was played and judged elsewhere.
+IMPORTED = "imported"
 Talk = tuple[Message, ...]
 
 
@@ -64,24 +65,33 @@ class Unread(Counter[str]):
     """Keys that hold something and are not read, and in how many places; said once per file."""
 
     def note(self, found: Mapping[str, Any], read: Collection[str], of: str = "") -> None:
-        self.update(of + str(key) for key, value in found.items() if key not in read and holds(value))
+        self.update(
+            of + str(key) for key, value in found.items() if key not in read and holds(value)
+        )
 
     def warn(self, path: Path) -> None:
         if self:
             keys = ", ".join(f"{key} ({count}x)" for key, count in sorted(self.items()))
-            warnings.warn(f"{path}: these keys are not read, nothing is made of what they hold: {keys}", stacklevel=2)
+            warnings.warn(
+                f"{path}: these keys are not read, nothing is made of what they hold: {keys}",
+                stacklevel=2,
+            )
 
 
 def holds(value: Any) -> bool:
     """Whether a key says anything: tables fill up with None, and lists and texts may be empty."""
-    return value is not None and not (isinstance(value, (str, Sequence, Mapping)) and not len(value))
+    return value is not None and not (
+        isinstance(value, (str, Sequence, Mapping)) and not len(value)
+    )
 
 
 def rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, what stands there) of a folder saved by `datasets` (its first split), or of a file of JSON: one value per line,
-    or one array, in UTF-8, UTF-16 or UTF-32; what gzip packed is unpacked, whatever its name.
+    """(where it stands, what stands there) of a folder saved by `datasets` (its first split), or of
+    a file of JSON: one value per line, or one array, in UTF-8, UTF-16 or UTF-32; what gzip packed
+    is unpacked, whatever its name.
 
-    Half characters (lone surrogates), which JSON can spell and no tokenizer reads, become U+FFFD; a warning counts them.
+    Half characters (lone surrogates), which JSON can spell and no tokenizer reads, become U+FFFD; a
+    warning counts them.
 
     Raises:
         PreferenceError: what is there cannot be read; the message names the place and what to do.
@@ -97,7 +107,8 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield where, value
     if halves:
         warnings.warn(
-            f"{path}: {len(halves)} half characters (lone surrogates, the first at {halves[0]}) are read as U+FFFD",
+            f"{path}: {len(halves)} half characters (lone surrogates, the first at {halves[0]}) are"
+            " read as U+FFFD",
             stacklevel=2,
         )
 
@@ -118,21 +129,31 @@ def _values(path: Path) -> Iterator[tuple[str, Any, bool]]:
                     if line.lstrip().startswith("[") and not started:
                         text = line + lines.read()
                         odd = _SURROGATE.search(text) is not None
-                        yield from ((f"{path} record {i}", each, odd) for i, each in enumerate(_parsed(text), 1))
+                        yield from (
+                            (f"{path} record {i}", each, odd)
+                            for i, each in enumerate(_parsed(text), 1)
+                        )
                     elif line.strip():
                         started = True
-                        yield f"{path}:{number}", _parsed(line.rstrip("\r\n")), _SURROGATE.search(line) is not None
+                        yield (
+                            f"{path}:{number}",
+                            _parsed(line.rstrip("\r\n")),
+                            _SURROGATE.search(line) is not None,
+                        )
     except UnicodeDecodeError as error:
         name = encoding.removesuffix("-sig").upper()
-        raise PreferenceError(f"{path}:{number + 1} is not text in {name}: {error}; write the file as UTF-8") from error
+        raise PreferenceError(
+            f"{path}:{number + 1} is not text in {name}: {error}; write the file as UTF-8"
+        ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PreferenceError(
-            f"{path}: what gzip packed is cut off or damaged after line {number} ({error}): copy or download it again"
+            f"{path}: what gzip packed is cut off or damaged after line {number} ({error}): copy or"
+            " download it again"
         ) from error
     except json.JSONDecodeError as error:
         raise PreferenceError(
-            f"{path}:{max(number, 1) - 1 + error.lineno} is not JSON: {error.msg}, column {error.colno}; one value per line is needed, or one "
-            "array of all"
+            f"{path}:{max(number, 1) - 1 + error.lineno} is not JSON: {error.msg}, column"
+            f" {error.colno}; one value per line is needed, or one array of all"
         ) from error
     except (ValueError, RecursionError) as error:
         raise PreferenceError(f"{path}:{number} is not JSON: {error}") from error
@@ -145,8 +166,14 @@ _OTHER = {  # what a file begins with, to what it is and what to do
     b"\x28\xb5\x2f\xfd": "packed by zstd: unpack it (`zstd -d`)",
     b"BZh": "packed by bzip2: unpack it (`bunzip2`)",
     b"\xfd7zXZ": "packed by xz: unpack it (`unxz`)",
-    b"PAR1": "a parquet file: make a folder of it with datasets' `Dataset.from_parquet(...).save_to_disk(...)`",
-    b"ARROW1": "an arrow file: make a folder of it with datasets' `Dataset.from_file(...).save_to_disk(...)`",
+    b"PAR1": (
+        "a parquet file: make a folder of it with datasets'"
+        " `Dataset.from_parquet(...).save_to_disk(...)`"
+    ),
+    b"ARROW1": (
+        "an arrow file: make a folder of it with datasets'"
+        " `Dataset.from_file(...).save_to_disk(...)`"
+    ),
     b"version https://": "a pointer of git-lfs to a file that is not there: `git lfs pull`",
 }
 _SURROGATE = re.compile(r"\\u[dD][89abcdefABCDEF]")
@@ -160,7 +187,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object, and only one of them could be read")
+        raise ValueError(
+            f"the key {twice!r} stands twice in one object, and only one of them could be read"
+        )
     return found
 
 
@@ -181,25 +210,35 @@ def _folder(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         from datasets import Dataset, load_from_disk
     except ImportError as error:
-        raise PreferenceError(f"reading a datasets folder needs datasets: {install('data')}") from error
+        raise PreferenceError(
+            f"reading a datasets folder needs datasets: {install('data')}"
+        ) from error
     try:  # whatever is damaged there, it is the folder's fault
         found = load_from_disk(str(path))
         splits = [None] if isinstance(found, Dataset) else list(found)
     except Exception as error:
-        raise PreferenceError(f"{path} is no folder that `datasets` saved, or is damaged: {error}") from error
+        raise PreferenceError(
+            f"{path} is no folder that `datasets` saved, or is damaged: {error}"
+        ) from error
     if len(splits) > 1:
-        warnings.warn(f"{path} has the splits {', '.join(map(str, splits))}: {splits[0]!r} is read", stacklevel=2)
+        warnings.warn(
+            f"{path} has the splits {', '.join(map(str, splits))}: {splits[0]!r} is read",
+            stacklevel=2,
+        )
     number = 0
     try:
-        for number, record in enumerate(found if None in splits else found[splits[0]] if splits else (), 1):
+        for number, record in enumerate(
+            found if None in splits else found[splits[0]] if splits else (), 1
+        ):
             yield f"{path} row {number}", record
     except (OSError, ValueError) as error:
         raise PreferenceError(f"{path} is damaged after row {number}: {error}") from error
 
 
-# What is part of a conversation, or of how it is to be learned, and has no place in ours: without it, it
-# would be another conversation.
-MARKS = ("weight", "train", "training")  # whether a reply is trained on: OpenAI's and Mistral's; axolotl's
+# What is part of a conversation, or of how it is to be learned, and has no place in ours: without
+# it, it would be another conversation.
+# Whether a reply is trained on: OpenAI's and Mistral's; axolotl's.
+MARKS = ("weight", "train", "training")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 _SAID = ("tool_calls", "function_call", "refusal", "train_detail", *_THOUGHTS, *MARKS, *_MEDIA)
@@ -216,17 +255,23 @@ _TOLD = (
 )
 
 
-def check_keys(record: Mapping[str, Any], read: Collection[str], where: str, unread: Unread) -> None:
+def check_keys(
+    record: Mapping[str, Any], read: Collection[str], where: str, unread: Unread
+) -> None:
     """Notes the keys of a record that are not read.
 
     Raises:
         PreferenceError: one of them is part of the conversation.
     """
     for key in _TOLD:
-        if key not in read and holds(record.get(key)) and not (key.startswith("weight") and record[key] == 1):
+        if (
+            key not in read
+            and holds(record.get(key))
+            and not (key.startswith("weight") and record[key] == 1)
+        ):
             raise PreferenceError(
-                f"{where}: `{key}` is part of what was said, or of what it counts, and cannot be read beside {', '.join(read)}; put it "
-                "into the messages, or take the key out"
+                f"{where}: `{key}` is part of what was said, or of what it counts, and cannot be"
+                f" read beside {', '.join(read)}; put it into the messages, or take the key out"
             )
     unread.note(record, (*read, *_TOLD))
 
@@ -239,34 +284,49 @@ def messages(value: Any, where: str, key: str, unread: Unread) -> Talk:
     """
     if isinstance(value, str):
         raise PreferenceError(
-            f"{where}: `{key}` is a text; conversations are needed, lists of {{role, content}} (for one reply: "
-            '[{"role": "assistant", "content": "..."}])'
+            f"{where}: `{key}` is a text; conversations are needed, lists of {{role, content}} (for"
+            ' one reply: [{"role": "assistant", "content": "..."}])'
         )
     if not isinstance(value, Sequence):
-        raise PreferenceError(f"{where}: `{key}` must be a list of {{role, content}}, got {value!r}")
+        raise PreferenceError(
+            f"{where}: `{key}` must be a list of {{role, content}}, got {value!r}"
+        )
     said = []
     for m in value:
         if isinstance(m, Mapping):
             if "role" not in m and "from" in m and "value" in m:
                 raise PreferenceError(
-                    f"{where}: `{key}` has {{from, value}}; they must be called {{role, content}} (human is user, gpt is assistant)"
+                    f"{where}: `{key}` has {{from, value}}; they must be called {{role, content}}"
+                    " (human is user, gpt is assistant)"
                 )
             more = next(
-                (k for k in _SAID if holds(m.get(k)) and not (k in ("weight", "train", "training") and m[k] == 1)), None
+                (
+                    k
+                    for k in _SAID
+                    if holds(m.get(k)) and not (k in ("weight", "train", "training") and m[k] == 1)
+                ),
+                None,
             )
             if more is not None:
                 cure = (
-                    f"only fine-tuning (sft) knows it, 0 or 1 on the assistant's messages, got {m[more]!r}"
+                    "only fine-tuning (sft) knows it, 0 or 1 on the assistant's messages, got"
+                    f" {m[more]!r}"
                     if more in ("weight", "train", "training")
                     else "write it into `content` as the policy is to write it"
                 )
-                raise PreferenceError(f"{where}: a message of `{key}` has `{more}`; messages here are texts: {cure}")
+                raise PreferenceError(
+                    f"{where}: a message of `{key}` has `{more}`; messages here are texts: {cure}"
+                )
             unread.note(m, ("role", "content", *_SAID), of="message.")
         if not isinstance(m, Mapping) or not isinstance(m.get("content"), str):
-            raise PreferenceError(f"{where}: every message of `{key}` must be {{role, content}} with a text, got {m!r}")
+            raise PreferenceError(
+                f"{where}: every message of `{key}` must be {{role, content}} with a text, got"
+                f" {m!r}"
+            )
         if m.get("role") not in ("system", "user", "assistant", "tool"):
             raise PreferenceError(
-                f"{where}: `{key}` has the role {m.get('role')!r}; there are system, user, assistant and tool"
+                f"{where}: `{key}` has the role {m.get('role')!r}; there are system, user,"
+                " assistant and tool"
             )
         said.append(Message(m["role"], m["content"]))
     return tuple(said)
@@ -285,7 +345,8 @@ def told_to(talk: Talk, system: Any, where: str) -> Talk:
     if talk and talk[0].role == "system":
         if talk[0].content != system:
             raise PreferenceError(
-                f"{where}: `system` is another text than the system message of the conversation; keep one of them"
+                f"{where}: `system` is another text than the system message of the conversation;"
+                " keep one of them"
             )
         return talk
     return (Message("system", system), *talk)
@@ -324,7 +385,11 @@ def number(value: Any, where: str, key: str) -> float | None:
                 return float(value)
         except OverflowError:
             pass
-    shown = f"{value!r:.60}" if not isinstance(value, int) or abs(value) < 10**60 else "an integer beyond all floats"
+    shown = (
+        f"{value!r:.60}"
+        if not isinstance(value, int) or abs(value) < 10**60
+        else "an integer beyond all floats"
+    )
     raise PreferenceError(f"{where}: `{key}` must be a finite number, got {shown}")
 
 
@@ -332,13 +397,16 @@ _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
 
 
 def is_transcript(text: Any) -> bool:
-    """Whether a text is a whole conversation in the notation of HH-RLHF: `\\n\\nHuman: ...\\n\\nAssistant: ...`."""
+    """Whether a text is a whole conversation in the notation of HH-RLHF:
+
+    `\\n\\nHuman: ...\\n\\nAssistant: ...`.
+    """
     return isinstance(text, str) and len({found.group(1) for found in _SPEAKER.finditer(text)}) == 2
 
 
 def transcript(text: str) -> Talk:
-    """A conversation in the notation of HH-RLHF. What stands before the first speaker is the system prompt; what one speaker says twice
-    in a row is one message."""
+    """A conversation in the notation of HH-RLHF. What stands before the first speaker is the system
+    prompt; what one speaker says twice in a row is one message."""
     before, *parts = _SPEAKER.split(text)
     said = [Message("system", before)] if before.strip() else []
     for who, words in zip(parts[::2], parts[1::2], strict=True):

@@ -1,8 +1,10 @@
-"""The exports of annotation tools. Both are forms: named fields that were shown, and answers to named questions.
+"""The exports of annotation tools. Both are forms: named fields that were shown, and answers to
+named questions.
 
-The export says neither which field is the prompt nor which are the replies, so they are found by name; the rules stand in
-docs/preference-data.md. What people answered beside a preference (a comment, a topic) is kept in `details`. Which questions are
-answered so is decided over the whole file (`Questions`).
+The export says neither which field is the prompt nor which are the replies, so they are found by
+name; the rules stand in docs/preference-data.md. What people answered beside a preference (a
+comment, a topic) is kept in `details`. Which questions are answered so is decided over the whole
+file (`Questions`).
 """
 
 from __future__ import annotations
@@ -20,21 +22,27 @@ from ..errors import PreferenceError
 from ..records.episode import Message
 from .records import Ranked, Scored, Talk, Unread, is_transcript, messages, number, transcript
 
-PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history", "messages", "chat", "conversation", "dialogue")  # fmt: skip
+PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history", "messages",
+    "chat", "conversation", "dialogue")  # fmt: skip
 REPLIES = ("response", "reply", "answer", "completion", "generation", "output")
 TIES = ("tie", "equal", "same", "both", "neither")
-GOOD, BAD = ("good", "yes", "like", "liked", "thumbsup"), ("bad", "no", "dislike", "disliked", "thumbsdown")
+GOOD, BAD = (
+    ("good", "yes", "like", "liked", "thumbsup"),
+    ("bad", "no", "dislike", "disliked", "thumbsdown"),
+)
 
 _COUNTER = re.compile(r"^(.+?)(?:[\W_]*(\d+)|[\W_]+([A-Za-z])|(?<=[a-z])([A-Z]))$")
 _COUNTERS = re.compile(r"\d+|(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 
 
-COMMENTS = ("comment", "comments", "why", "reason", "reasons", "rationale", "explanation", "justification", "note", "notes", "remark", "remarks")  # fmt: skip
+COMMENTS = ("comment", "comments", "why", "reason", "reasons", "rationale", "explanation",
+    "justification", "note", "notes", "remark", "remarks")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one person's answers on one record say, question by question: a ranking, (conversation, number), or why neither.
+    """What one person's answers on one record say, question by question: a ranking, (conversation,
+    number), or why neither.
 
     Attributes:
         given: the answers as they stand in the file.
@@ -47,7 +55,8 @@ class Answers:
 
 
 class Questions:
-    """What the questions of one file turned out to be. Exports do not tell a label from free text, so that is decided over the whole file.
+    """What the questions of one file turned out to be. Exports do not tell a label from free text,
+    so that is decided over the whole file.
 
     Args:
         text: questions that are known to be answered in free text.
@@ -58,7 +67,8 @@ class Questions:
         self._text: set[str] = set()
         self._understood: Counter[str] = Counter()
         self._odd: dict[str, Odd] = {}  # question to why an answer to it is no preference
-        self._words: dict[str, bool] = {}  # question to whether all that was not understood were words
+        # Question to whether all that was not understood were words.
+        self._words: dict[str, bool] = {}
 
     def hear(self, form: Form, rater: str, answers: Mapping[str, tuple[Any, str]]) -> Answers:
         """Understands answers one by one.
@@ -75,14 +85,17 @@ class Questions:
                 said[question] = why
                 self._odd.setdefault(question, why)
                 self._words[question] = self._words.get(question, True) and isinstance(value, str)
-        return Answers(form.where, rater, {question: value for question, (value, _) in answers.items()}, said)
+        return Answers(
+            form.where, rater, {question: value for question, (value, _) in answers.items()}, said
+        )
 
     def decide(self, path: Path) -> None:
-        """Says which questions are free text: those known or called so, and those with words that are not understood, beside others that
-        are understood throughout.
+        """Says which questions are free text: those known or called so, and those with words that
+        are not understood, beside others that are understood throughout.
 
         Raises:
-            PreferenceError: answers to a question are a preference here and nothing there, or none is one anywhere.
+            PreferenceError: answers to a question are a preference here and nothing there, or none
+                is one anywhere.
         """
         heard = {*self._understood, *self._odd}
         self._text = {q for q in heard if q in self._known}
@@ -93,13 +106,16 @@ class Questions:
             if question in self._text:
                 continue
             count = self._understood[question]
-            if (count and not (sound and self._words[question])) or not set(self._understood) - self._text:
+            if (count and not (sound and self._words[question])) or not set(
+                self._understood
+            ) - self._text:
                 raise PreferenceError(str(why))
             if count:
                 self._text.add(question)
                 warnings.warn(
-                    f"{path}: the question {question!r} is taken for free text, though {count} of its answers name a reply, a tie or a "
-                    f"label, because {why}; take it out, or mend these answers, to have it read",
+                    f"{path}: the question {question!r} is taken for free text, though {count} of"
+                    f" its answers name a reply, a tie or a label, because {why}; take it out, or"
+                    " mend these answers, to have it read",
                     stacklevel=2,
                 )
 
@@ -117,12 +133,19 @@ class Questions:
                 scores.setdefault(said.talk, {})[question] = said.number
         for question, (talks, tiers) in rankings.items():
             yield Ranked(
-                answers.where, talks, tiers, answers.rater, aspect=question if len(rankings) > 1 else "", details=details
+                answers.where,
+                talks,
+                tiers,
+                answers.rater,
+                aspect=question if len(rankings) > 1 else "",
+                details=details,
             )
         for talk, numbers in scores.items():
             one = next(iter(numbers.values())) if len(numbers) == 1 else None
             aspects = {} if one is not None else numbers
-            yield Scored(answers.where, talk, one, aspects=aspects, rater=answers.rater, details=details)
+            yield Scored(
+                answers.where, talk, one, aspects=aspects, rater=answers.rater, details=details
+            )
 
 
 class Ranking(NamedTuple):
@@ -136,7 +159,8 @@ class Score(NamedTuple):
 
 
 def text_questions(path: Path) -> frozenset[str]:
-    """The questions that Argilla's own settings, beside records that `Dataset.to_disk` wrote, call free text or marks in a text.
+    """The questions that Argilla's own settings, beside records that `Dataset.to_disk` wrote, call
+    free text or marks in a text.
 
     Raises:
         PreferenceError: the settings cannot be read.
@@ -146,7 +170,9 @@ def text_questions(path: Path) -> frozenset[str]:
         return frozenset()
     try:
         questions = json.loads(settings.read_text(encoding="utf-8"))["questions"]
-        return frozenset(str(q["name"]) for q in questions if q["settings"]["type"] in ("text", "span"))
+        return frozenset(
+            str(q["name"]) for q in questions if q["settings"]["type"] in ("text", "span")
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PreferenceError(f"{settings} is no settings file of Argilla: {error!r}") from error
 
@@ -170,29 +196,48 @@ class Form:
         self.system = [name for name in self.fields if _plain(name) in ("system", "systemprompt")]
         self.prompts = [name for name in self.fields if _plain(name) in PROMPTS]
         if len(self.prompts) > 1:
-            raise PreferenceError(f"{where}: which of the fields {', '.join(self.prompts)} is the prompt? Keep one of them")
+            raise PreferenceError(
+                f"{where}: which of the fields {', '.join(self.prompts)} is the prompt? Keep one of"
+                " them"
+            )
         families: dict[str, dict[str, str]] = {}  # "answer" to {"1": "answer1", "2": "answer2"}
         for name in self.fields:
             if found := _COUNTER.match(name):
                 families.setdefault(_plain(found[1]), {})[_counter(found)] = name
-        families["side"] = {side: name for side in ("left", "right") for name in self.fields if _plain(name) == side}
-        several = {stem: dict(sorted(f.items(), key=_place)) for stem, f in families.items() if len(f) > 1}
+        families["side"] = {
+            side: name for side in ("left", "right") for name in self.fields if _plain(name) == side
+        }
+        several = {
+            stem: dict(sorted(f.items(), key=_place)) for stem, f in families.items() if len(f) > 1
+        }
         self.single = [name for name in self.fields if _plain(name) in REPLIES]
-        self.families = [f for stem, f in several.items() if stem in REPLIES] or ([] if self.single else list(several.values()))
+        self.families = [f for stem, f in several.items() if stem in REPLIES] or (
+            [] if self.single else list(several.values())
+        )
 
     def prompt(self) -> Talk:
-        said = [Message("system", text) for name in self.system if isinstance(text := self.fields[name], str)]
+        said = [
+            Message("system", text)
+            for name in self.system
+            if isinstance(text := self.fields[name], str)
+        ]
         for name in self.prompts:
             value = self.fields[name]
             said += [Message("user", value)] if isinstance(value, str) else value
         return tuple(said)
 
     def talk(self, reply: str | Talk) -> Talk:
-        """The whole conversation that ends in a reply; a reply may be a whole conversation itself."""
+        """The whole conversation that ends in a reply;
+
+        a reply may be a whole conversation itself.
+        """
         prompt = self.prompt()
         if isinstance(reply, str):
             if not prompt:
-                raise Odd(f"{self.where}: no field holds the prompt; it must be called one of {', '.join(PROMPTS)}")
+                raise Odd(
+                    f"{self.where}: no field holds the prompt; it must be called one of"
+                    f" {', '.join(PROMPTS)}"
+                )
             return (*prompt, Message("assistant", reply))
         return reply if reply[: len(prompt)] == prompt else (*prompt, *reply)
 
@@ -202,17 +247,24 @@ class Form:
         return same[0] if len(same) == 1 else None
 
     def family(self, member: str | None = None) -> list[str]:
-        """Replies to one prompt: fields whose names differ in a number or letter at the end, in its order."""
+        """Replies to one prompt:
+
+        fields whose names differ in a number or letter at the end, in its order.
+        """
         found = [f for f in self.families if member is None or member in f.values()]
         if len(found) != 1:
             raise Odd(
-                f"{self.where}: which fields are the replies? They must be called by one name and a number or letter "
-                f"(response_1, response_2; answer_a, answer_b); there are {', '.join(self.data)}"
+                f"{self.where}: which fields are the replies? They must be called by one name and a"
+                " number or letter (response_1, response_2; answer_a, answer_b); there are"
+                f" {', '.join(self.data)}"
             )
         return list(found[0].values())
 
     def rated(self, *hints: str) -> Talk:
-        """The conversation that a question on a single one speaks of: the only one, or that with the number of the question."""
+        """The conversation that a question on a single one speaks of:
+
+        the only one, or that with the number of the question.
+        """
         if len(self.families) == 1:
             for hint in hints:
                 numbers = {_lower(n) for n in _COUNTERS.findall(hint)}
@@ -220,24 +272,35 @@ class Form:
                     return self.talk(self.fields[self.families[0][number]])
         elif not self.families and len(self.single) == 1:
             return self.talk(self.fields[self.single[0]])
-        elif not self.families and not self.single and any(m.role == "assistant" for m in self.prompt()):
+        elif (
+            not self.families
+            and not self.single
+            and any(m.role == "assistant" for m in self.prompt())
+        ):
             return self.prompt()
         raise Odd(
-            f"{self.where}: which conversation does {hints[0]!r} speak of? There must be one reply, called one of "
-            f"{', '.join(REPLIES)}, or the question must have its number (rating_1 for response_1); there are {', '.join(self.data)}"
+            f"{self.where}: which conversation does {hints[0]!r} speak of? There must be one reply,"
+            f" called one of {', '.join(REPLIES)}, or the question must have its number (rating_1"
+            f" for response_1); there are {', '.join(self.data)}"
         )
 
-    def ranked(self, tiers: Sequence[Sequence[str]]) -> tuple[tuple[Talk, ...], tuple[tuple[int, ...], ...]]:
+    def ranked(
+        self, tiers: Sequence[Sequence[str]]
+    ) -> tuple[tuple[Talk, ...], tuple[tuple[int, ...], ...]]:
         """Tiers of fields as conversations and places."""
         return self.places([[self.talk(self.fields[name]) for name in tier] for tier in tiers])
 
-    def places(self, tiers: Sequence[Sequence[Talk]]) -> tuple[tuple[Talk, ...], tuple[tuple[int, ...], ...]]:
+    def places(
+        self, tiers: Sequence[Sequence[Talk]]
+    ) -> tuple[tuple[Talk, ...], tuple[tuple[int, ...], ...]]:
         """Tiers of conversations as the conversations, and their places by tier."""
         talks = tuple(talk for tier in tiers for talk in tier)
         if len(talks) < 2:
             raise Odd(f"{self.where}: a ranking of fewer than two conversations says nothing")
         ends = [sum(map(len, tiers[: i + 1])) for i in range(len(tiers))]
-        return talks, tuple(tuple(range(end - len(tier), end)) for tier, end in zip(tiers, ends, strict=True))
+        return talks, tuple(
+            tuple(range(end - len(tier), end)) for tier, end in zip(tiers, ends, strict=True)
+        )
 
     def choice(self, option: str) -> list[list[str]]:
         """The tiers that come of choosing one option among replies."""
@@ -248,8 +311,9 @@ class Form:
         best = self.named(option)
         if best is None:
             raise Odd(
-                f"{self.where}: the answer {option!r} names no field ({', '.join(self.data)}), no side (left, right), no tie "
-                f"({', '.join(TIES)}) and is neither {' nor '.join((GOOD[0], BAD[0]))}"
+                f"{self.where}: the answer {option!r} names no field ({', '.join(self.data)}), no"
+                f" side (left, right), no tie ({', '.join(TIES)}) and is neither"
+                f" {' nor '.join((GOOD[0], BAD[0]))}"
             )
         return [[best], [name for name in self.family(best) if name != best]]
 
@@ -258,16 +322,26 @@ class Form:
         tiers: dict[float, list[str]] = {}
         seen = set()
         for place, each in enumerate(value):
-            name, rank = (each.get("value"), each.get("rank", place)) if isinstance(each, Mapping) else (each, place)
+            name, rank = (
+                (each.get("value"), each.get("rank", place))
+                if isinstance(each, Mapping)
+                else (each, place)
+            )
             field = self.named(name) if isinstance(name, str) else None
             if field is None or field in seen or not isinstance(rank, (int, float, type(None))):
-                raise Odd(f"{self.where}: {each!r} is no place in a ranking of the fields {', '.join(self.data)}")
+                raise Odd(
+                    f"{self.where}: {each!r} is no place in a ranking of the fields"
+                    f" {', '.join(self.data)}"
+                )
             seen.add(field)
             if rank is not None:
                 tiers.setdefault(rank, []).append(field)
         same = next((set(f.values()) for f in self.families if seen & set(f.values())), seen)
         if seen != same and all(isinstance(each, str) for each in value):
-            raise Odd(f"{self.where}: {value!r} leaves out {', '.join(sorted(same - seen))}: it may be a choice of several")
+            raise Odd(
+                f"{self.where}: {value!r} leaves out {', '.join(sorted(same - seen))}: it may be a"
+                " choice of several"
+            )
         return [tiers[rank] for rank in sorted(tiers)]
 
 
@@ -289,7 +363,10 @@ def _understand(form: Form, question: str, value: Any, about: str) -> Ranking | 
         return Ranking(*form.ranked(form.choice(value)))
     if isinstance(value, Sequence) and value:
         return Ranking(*form.ranked(form.ranking(value)))
-    raise Odd(f"{form.where}: {question!r} is answered by {value!r}, which is no choice, ranking or rating")
+    raise Odd(
+        f"{form.where}: {question!r} is answered by {value!r}, which is no choice, ranking or"
+        " rating"
+    )
 
 
 # Argilla.
@@ -300,35 +377,56 @@ def is_argilla(record: Mapping[str, Any]) -> bool:
 
 
 def _is_nested(record: Mapping[str, Any]) -> bool:
-    return isinstance(record.get("fields"), Mapping) and isinstance(record.get("responses"), Mapping)
+    return isinstance(record.get("fields"), Mapping) and isinstance(
+        record.get("responses"), Mapping
+    )
 
 
-def argilla(record: Mapping[str, Any], where: str, questions: Questions, unread: Unread) -> Iterator[Answers]:
-    """A record as `records.to_list(flatten=True)`, `to_datasets` or `to_json` export it. Only submitted responses are answers."""
+def argilla(
+    record: Mapping[str, Any], where: str, questions: Questions, unread: Unread
+) -> Iterator[Answers]:
+    """A record as `records.to_list(flatten=True)`, `to_datasets` or `to_json` export it.
+
+    Only submitted responses are answers.
+    """
     answers: dict[str, dict[str, tuple[Any, str]]] = {}
     if _is_nested(record):
         fields = record["fields"]
         for question, responses in record["responses"].items():
             for each in responses if isinstance(responses, Sequence) else [responses]:
                 if not isinstance(each, Mapping) or "value" not in each:
-                    raise PreferenceError(f"{where}: a response of {question!r} must be {{value, user_id}}, got {each!r}")
+                    raise PreferenceError(
+                        f"{where}: a response of {question!r} must be {{value, user_id}}, got"
+                        f" {each!r}"
+                    )
                 if "status" not in each:
                     warnings.warn(
-                        f"{where}: the responses have no status, so drafts and discarded ones cannot be told from answers; export "
-                        "with records.to_list(flatten=True) to have it",
+                        f"{where}: the responses have no status, so drafts and discarded ones"
+                        " cannot be told from answers; export with records.to_list(flatten=True)"
+                        " to have it",
                         stacklevel=2,
                     )
-                if each["value"] is not None and _status(each.get("status", "submitted")) == "submitted":
+                if (
+                    each["value"] is not None
+                    and _status(each.get("status", "submitted")) == "submitted"
+                ):
                     answers.setdefault(str(each.get("user_id")), {})[question] = each["value"], ""
     else:
         own = ("id", "_server_id", "status", "inserted_at", "updated_at", "external_id", "score")
-        fields = {k: v for k, v in record.items() if k not in own and not re.search(r"\.(responses|suggestion)(\.\w+)?$", k)}
+        fields = {
+            k: v
+            for k, v in record.items()
+            if k not in own and not re.search(r"\.(responses|suggestion)(\.\w+)?$", k)
+        }
         for key in (k for k in record if k.endswith(".responses")):
             columns = [record[key], record.get(f"{key}.users"), record.get(f"{key}.status")]
             if columns[0] is None:
                 continue
             if not all(isinstance(c, Sequence) and len(c) == len(columns[0]) for c in columns):
-                raise PreferenceError(f"{where}: `{key}`, `{key}.users` and `{key}.status` must be lists of one length")
+                raise PreferenceError(
+                    f"{where}: `{key}`, `{key}.users` and `{key}.status` must be lists of one"
+                    " length"
+                )
             for value, user, status in zip(*columns, strict=True):
                 if value is not None and _status(status) == "submitted":
                     answers.setdefault(str(user), {})[key.removesuffix(".responses")] = value, ""
@@ -346,37 +444,62 @@ def _status(value: Any) -> str:
 
 
 def is_label_studio(record: Mapping[str, Any]) -> bool:
-    return isinstance(record.get("data"), Mapping) and isinstance(record.get("annotations"), Sequence)
+    return isinstance(record.get("data"), Mapping) and isinstance(
+        record.get("annotations"), Sequence
+    )
 
 
-def label_studio(record: Mapping[str, Any], where: str, questions: Questions, unread: Unread) -> Iterator[Answers]:
-    """A task of Label Studio's JSON export. Skipped (cancelled) annotations, drafts and predictions are no answers."""
+def label_studio(
+    record: Mapping[str, Any], where: str, questions: Questions, unread: Unread
+) -> Iterator[Answers]:
+    """A task of Label Studio's JSON export.
+
+    Skipped (cancelled) annotations, drafts and predictions are no answers.
+    """
     form = None
     for annotation in record["annotations"]:
-        if not isinstance(annotation, Mapping) or not isinstance(annotation.get("result"), Sequence):
-            raise PreferenceError(f"{where}: every annotation must have a `result`, a list; got {annotation!r}")
+        if not isinstance(annotation, Mapping) or not isinstance(
+            annotation.get("result"), Sequence
+        ):
+            raise PreferenceError(
+                f"{where}: every annotation must have a `result`, a list; got {annotation!r}"
+            )
         if annotation.get("was_cancelled"):
             continue
         answers: dict[str, tuple[Any, str]] = {}
         for result in annotation["result"]:
-            kind, value = (result.get("type"), result.get("value")) if isinstance(result, Mapping) else (None, None)
+            kind, value = (
+                (result.get("type"), result.get("value"))
+                if isinstance(result, Mapping)
+                else (None, None)
+            )
             if isinstance(kind, str) and "value" not in result:  # a relation between regions
                 value = {kind: {k: v for k, v in result.items() if k != "type"}}
             elif not isinstance(kind, str) or not isinstance(value, Mapping):
-                raise PreferenceError(f"{where}: every result must have `type`, `value` and `from_name`; got {result!r}")
+                raise PreferenceError(
+                    f"{where}: every result must have `type`, `value` and `from_name`; got"
+                    f" {result!r}"
+                )
             said = value.get({"pairwise": "selected", "textarea": "text"}.get(kind, kind), value)
             if kind == "choices":
                 said = said[0] if isinstance(said, list) and len(said) == 1 else {"choices": said}
-            elif kind == "ranker" and isinstance(said, Mapping) and all(isinstance(ids, list) for ids in said.values()):
+            elif (
+                kind == "ranker"
+                and isinstance(said, Mapping)
+                and all(isinstance(ids, list) for ids in said.values())
+            ):
                 said = Tiers({str(bucket): list(map(str, ids)) for bucket, ids in said.items()})
             elif kind == "textarea":
                 said = {"text": said}  # words, whatever they are
             question = str(result.get("from_name", kind))
-            if question in answers:  # of several regions: about parts of a text, not about conversations
+            # Of several regions: about parts of a text, not about conversations.
+            if question in answers:
                 said = {"several": [answers[question][0], said]}
             answers[question] = said, str(result.get("to_name", ""))
         by = annotation.get("completed_by")
-        rater = (by["email"] if by.get("email") else by.get("id")) if isinstance(by, Mapping) else by
+        rater = (
+            (by["email"] if by.get("email") else by.get("id")) if isinstance(by, Mapping) else by
+        )
         form = form or Form(record["data"], where, unread)
         yield questions.hear(form, str(rater), answers)
 
@@ -385,7 +508,10 @@ class Tiers(dict[str, list[str]]):
     """A ranker's buckets with the ids in them."""
 
     def talks(self, form: Form) -> list[list[Talk]]:
-        """The conversations by tier. One bucket is a ranking; several are tiers if numbered; `_` holds what nobody ranked."""
+        """The conversations by tier.
+
+        One bucket is a ranking; several are tiers if numbered; `_` holds what nobody ranked.
+        """
         buckets = {name: ids for name, ids in self.items() if name != "_"}
         if len(buckets) == 1 and "_" not in self:
             tiers = [[id_] for id_ in next(iter(buckets.values()))]
@@ -393,27 +519,40 @@ class Tiers(dict[str, list[str]]):
             numbers = {name: re.search(r"\d+$", name) for name in buckets}
             if not all(numbers.values()):
                 raise Odd(
-                    f"{form.where}: the buckets {', '.join(buckets)} have no order; number them, best first (tier_1, tier_2), to "
-                    "have them read as tiers of a ranking"
+                    f"{form.where}: the buckets {', '.join(buckets)} have no order; number them,"
+                    " best first (tier_1, tier_2), to have them read as tiers of a ranking"
                 )
-            tiers = [buckets[name] for name in sorted(buckets, key=lambda name: int(numbers[name].group()))]  # type: ignore[union-attr]
+            tiers = [
+                buckets[name]
+                for name in sorted(buckets, key=lambda name: int(numbers[name][0]))  # type: ignore[index]
+            ]
         wanted = {id_ for tier in tiers for id_ in tier}
         for value in form.data.values():
             listed = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
-            items = {str(each["id"]): each for each in listed if isinstance(each, Mapping) and "id" in each}
+            items = {
+                str(each["id"]): each
+                for each in listed
+                if isinstance(each, Mapping) and "id" in each
+            }
             if wanted and wanted <= set(items):
                 bad = next((i for i in wanted if not isinstance(items[i].get("body"), str)), None)
                 if bad is not None:
                     raise Odd(f"{form.where}: the ranked item {bad!r} has no `body`")
                 return [[form.talk(items[id_]["body"]) for id_ in tier] for tier in tiers if tier]
-        raise Odd(f"{form.where}: no list in the task's data holds the ranked items {', '.join(sorted(wanted))}")
+        raise Odd(
+            f"{form.where}: no list in the task's data holds the ranked items"
+            f" {', '.join(sorted(wanted))}"
+        )
 
 
 # Helpers.
 
 
 def _chat(value: Any) -> list[Any] | None:
-    """A chat field (Argilla: {role, content}) or paragraphs (Label Studio: {author, text}) as {role, content}; None: neither."""
+    """A chat field (Argilla:
+
+    {role, content}) or paragraphs (Label Studio: {author, text}) as {role, content}; None: neither.
+    """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return None
     said = []

@@ -1,4 +1,7 @@
-"""Writes what a ledger holds as rows of TRL's dataset types. Every row of a file has the same keys."""
+"""Writes what a ledger holds as rows of TRL's dataset types.
+
+Every row of a file has the same keys.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,16 @@ FORMATS = ("pairs", "unpaired", "stepwise")
 _SPEAKERS = {"user": "Human", "tool": "Tool", "assistant": "Assistant"}
 
 
-def export_pairs(episodes: Mapping[str, Episode], comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
-    """Comparisons as rows `{prompt, chosen, rejected, rater}`, one per strictly ordered pair and rater.
+def export_pairs(
+    episodes: Mapping[str, Episode], comparisons: Iterable[Comparison]
+) -> list[dict[str, Any]]:
+    """Comparisons as rows `{prompt, chosen, rejected, rater}`, one per strictly ordered pair and
+    rater.
 
-    `prompt` is what both conversations begin with, up to and with a message that is not the assistant's; what follows the last reply
-    is left out, and so are pairs that have no message in common. Where some raters gave a grade or a probability, every row has
-    `margin` or `probability`: 0 and 1 where none was given.
+    `prompt` is what both conversations begin with, up to and with a message that is not the
+    assistant's; what follows the last reply is left out, and so are pairs that have no message in
+    common. Where some raters gave a grade or a probability, every row has `margin` or
+    `probability`: 0 and 1 where none was given.
     """
     found: list[tuple[dict[str, Any], Comparison]] = []
     for comparison in comparisons:
@@ -51,9 +58,13 @@ def export_pairs(episodes: Mapping[str, Episode], comparisons: Iterable[Comparis
 
 
 def export_unpaired(
-    episodes: Mapping[str, Episode], scores: Iterable[Feedback], comparisons: Iterable[Comparison], threshold: float | None
+    episodes: Mapping[str, Episode],
+    scores: Iterable[Feedback],
+    comparisons: Iterable[Comparison],
+    threshold: float | None,
 ) -> Iterator[dict[str, Any]]:
-    """Scores of whole conversations as rows `{prompt, completion, label, rater}`, one per rater: true from the threshold on. Aspects count as their mean.
+    """Scores of whole conversations as rows `{prompt, completion, label, rater}`, one per rater:
+    true from the threshold on. Aspects count as their mean.
 
     Of conversations that nobody scored, the first tier of a ranking is true and its last false.
 
@@ -75,15 +86,20 @@ def export_unpaired(
     for id_, label, rater in said:
         talk = _said(episodes[id_])
         same = _prompt(talk, talk[: _replies(talk)[0] + 1])
-        yield {"prompt": _plain(talk[:same]), "completion": _plain(talk[same:]), "label": label, "rater": rater}
+        yield {
+            "prompt": _plain(talk[:same]),
+            "completion": _plain(talk[same:]),
+            "label": label,
+            "rater": rater,
+        }
 
 
 def export_stepwise(
     episodes: Mapping[str, Episode], scores: Iterable[Feedback], threshold: float | None
 ) -> Iterator[dict[str, Any]]:
-    """Turn scores as rows `{prompt, completions, labels}`, one per conversation and rater: a step is what was said up to and with the
-    next reply that was scored, in the notation of HH-RLHF, and its label is that of this reply. `messages` and `turn_scores` have it
-    exactly.
+    """Turn scores as rows `{prompt, completions, labels}`, one per conversation and rater: a step
+    is what was said up to and with the next reply that was scored, in the notation of HH-RLHF, and
+    its label is that of this reply. `messages` and `turn_scores` have it exactly.
 
     Raises:
         PreferenceError: a score that is no label, and no threshold.
@@ -94,18 +110,31 @@ def export_stepwise(
         talk = _said(episodes[answer.episode])
         ends = _replies(talk)
         if len(ends) != len(answer.turn_scores):
-            raise PreferenceError(f"feedback {answer.id!r} has {len(answer.turn_scores)} turn scores for {len(ends)} replies")
-        marked = [(end, score) for end, score in zip(ends, answer.turn_scores, strict=True) if score is not None]
+            raise PreferenceError(
+                f"feedback {answer.id!r} has {len(answer.turn_scores)} turn scores for {len(ends)}"
+                " replies"
+            )
+        marked = [
+            (end, score)
+            for end, score in zip(ends, answer.turn_scores, strict=True)
+            if score is not None
+        ]
         if not marked:
             continue
-        text = [m.content if m.role == "system" else f"\n\n{_SPEAKERS[m.role]}: {m.content}" for m in talk]
+        text = [
+            m.content if m.role == "system" else f"\n\n{_SPEAKERS[m.role]}: {m.content}"
+            for m in talk
+        ]
         first = ends[0]
-        lead = "\n\nAssistant:"  # belongs to the prompt: the policy was asked, and the first step is its answer
+        # Belongs to the prompt: the policy was asked, and the first step is its answer.
+        lead = "\n\nAssistant:"
         text[first] = text[first].removeprefix(lead)
         starts = [first, *(end + 1 for end, _ in marked[:-1])]
         yield {
             "prompt": "".join(text[:first]) + lead,
-            "completions": ["".join(text[a : end + 1]) for a, (end, _) in zip(starts, marked, strict=True)],
+            "completions": [
+                "".join(text[a : end + 1]) for a, (end, _) in zip(starts, marked, strict=True)
+            ],
             "labels": [liked(score, threshold) for _, score in marked],
             "messages": _plain(talk),
             "turn_scores": list(answer.turn_scores),
@@ -114,32 +143,41 @@ def export_stepwise(
 
 
 def save(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Writes rows as JSON lines (a name that ends in .jsonl or .json) or as a `datasets` folder (a name without an ending).
+    """Writes rows as JSON lines (a name that ends in .jsonl or .json) or as a `datasets` folder (a
+    name without an ending).
 
     Raises:
-        PreferenceError: another ending; `datasets` is missing; a text that a datasets folder cannot hold.
+        PreferenceError: another ending; `datasets` is missing; a text that a datasets folder cannot
+            hold.
     """
     if out.suffix in (".jsonl", ".json"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("wb") as file:
-            for row in rows:  # a lone surrogate has no UTF-8: backslashreplace writes it as JSON's own escape
-                file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            # A lone surrogate has no UTF-8: backslashreplace writes it as JSON's own escape.
+            for row in rows:
+                file.write(
+                    json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+                )
         return
     if out.suffix:
         raise PreferenceError(
-            f"{out}: give a name that ends in .jsonl or .json, or one without an ending for a datasets folder"
+            f"{out}: give a name that ends in .jsonl or .json, or one without an ending for a"
+            " datasets folder"
         )
     if out.is_file():
         raise PreferenceError(f"{out} is a file; a datasets folder needs another name")
     try:
         from datasets import Dataset
     except ImportError as error:
-        raise PreferenceError(f"writing a datasets folder needs datasets: {install('data')}") from error
+        raise PreferenceError(
+            f"writing a datasets folder needs datasets: {install('data')}"
+        ) from error
     try:
         Dataset.from_list([dict(row) for row in rows]).save_to_disk(str(out))
     except UnicodeEncodeError as error:
         raise PreferenceError(
-            f"a conversation has a lone surrogate, which a datasets folder cannot hold ({error}): write .jsonl instead"
+            f"a conversation has a lone surrogate, which a datasets folder cannot hold ({error}):"
+            " write .jsonl instead"
         ) from error
 
 
@@ -153,7 +191,8 @@ def _replies(talk: Sequence[Message]) -> list[int]:
 
 
 def _prompt(one: Sequence[Message], other: Sequence[Message]) -> int:
-    """How many messages both begin with, so that the last of them is not the assistant's and a reply is left to each."""
+    """How many messages both begin with, so that the last of them is not the assistant's and a
+    reply is left to each."""
     same = 0
     while same < min(len(one), len(other)) - 1 and one[same] == other[same]:
         same += 1

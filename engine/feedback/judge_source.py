@@ -21,8 +21,9 @@ HANGS = 3  # calls without an answer, after which the judge is not asked again i
 
 
 class FunctionJudge:
-    """A judge from a plain function of an episode. It returns a number, the episode's score; a sequence with one number (or None, no
-    opinion) per turn, its turn scores; a `Feedback`; or None to abstain. It may be a coroutine."""
+    """A judge from a plain function of an episode. It returns a number, the episode's score; a
+    sequence with one number (or None, no opinion) per turn, its turn scores; a `Feedback`; or None
+    to abstain. It may be a coroutine."""
 
     def __init__(self, function: Callable[[Episode], Any]) -> None:
         self.function = function
@@ -73,11 +74,17 @@ class JudgeSource:
                 return [answer for request in requests for answer in self._score([request])]
             return [self._failed(requests[0], reason)]
         if len(answers) != len(requests):
-            return [self._failed(r, f"it gave {len(answers)} answers for {len(requests)} episodes") for r in requests]
+            return [
+                self._failed(r, f"it gave {len(answers)} answers for {len(requests)} episodes")
+                for r in requests
+            ]
         return [self._checked(r, answer) for r, answer in zip(requests, answers, strict=True)]
 
     def _ask(self, work: Callable[[], Any]) -> tuple[Any, str]:
-        """One call of the judge, as `tried`. One that does not come back is named, once; after some of them no more are made."""
+        """One call of the judge, as `tried`.
+
+        One that does not come back is named, once; after some of them no more are made.
+        """
         if self._late >= HANGS:
             return None, f"it was not asked: {HANGS} calls before had no answer within {LIMIT:g} s"
         timer = threading.Timer(LIMIT, self._name)
@@ -97,8 +104,8 @@ class JudgeSource:
             self._named = True
             judge = self.judge.function if isinstance(self.judge, FunctionJudge) else self.judge
             warnings.warn(
-                f"judge {getattr(judge, '__name__', type(judge).__name__)}: no answer within {LIMIT:g} s; a coroutine is given up, "
-                "a function is waited for",
+                f"judge {getattr(judge, '__name__', type(judge).__name__)}: no answer within"
+                f" {LIMIT:g} s; a coroutine is given up, a function is waited for",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -107,10 +114,17 @@ class JudgeSource:
         if not isinstance(answer, Feedback):
             return self._failed(request, f"it gave {type(answer).__name__}, not Feedback")
         if answer.episode != request.target:
-            return self._failed(request, f"it answered for episode {answer.episode!r} instead; answers must keep the order")
-        if answer.turn_scores is not None and len(answer.turn_scores) != len(request.episodes[0].turns):
             return self._failed(
-                request, f"it scored {len(answer.turn_scores)} turns of an episode of {len(request.episodes[0].turns)}"
+                request,
+                f"it answered for episode {answer.episode!r} instead; answers must keep the order",
+            )
+        if answer.turn_scores is not None and len(answer.turn_scores) != len(
+            request.episodes[0].turns
+        ):
+            return self._failed(
+                request,
+                f"it scored {len(answer.turn_scores)} turns of an episode of"
+                f" {len(request.episodes[0].turns)}",
             )
         return self._stamped(request, answer)
 
@@ -119,10 +133,15 @@ class JudgeSource:
         if reason:
             return self._failed(request, reason)
         if not isinstance(answer, Comparison) or answer.group != request.target:
-            return self._failed(request, f"it must give a Comparison of group {request.target}, got {type(answer).__name__}")
+            return self._failed(
+                request,
+                f"it must give a Comparison of group {request.target}, got {type(answer).__name__}",
+            )
         strangers = {e for tier in answer.ranking for e in tier} - {e.id for e in request.episodes}
         if strangers:
-            return self._failed(request, f"it ranked episodes that were not shown: {sorted(strangers)[:3]}")
+            return self._failed(
+                request, f"it ranked episodes that were not shown: {sorted(strangers)[:3]}"
+            )
         return self._stamped(request, answer)
 
     def _failed(self, request: Request, reason: str) -> Answer:
@@ -135,14 +154,24 @@ class JudgeSource:
         except (TypeError, ValueError, RecursionError) as error:
             return self._failed(request, f"`shown` or `details` is not plain JSON data: {error}")
         if answer.supersedes is not None:
-            return self._failed(request, "it corrects an earlier answer; a judge that answers at once has none to correct")
+            return self._failed(
+                request,
+                "it corrects an earlier answer; a judge that answers at once has none to correct",
+            )
         return dataclasses.replace(
-            answer, id=derive_id(request.id, "answer"), stamp=dataclasses.replace(answer.stamp, request=request.id)
+            answer,
+            id=derive_id(request.id, "answer"),
+            stamp=dataclasses.replace(answer.stamp, request=request.id),
         )
 
 
 def ask_judge(judge: Judge, episodes: Sequence[Episode]) -> list[Feedback]:
-    """What a judge says of each episode, in order. Whatever it does wrong is a `failed` answer, as in a run; nothing is raised."""
+    """What a judge says of each episode, in order.
+
+    Whatever it does wrong is a `failed` answer, as in a run; nothing is raised.
+    """
     source = JudgeSource(judge)
-    source.request([Request("episode", episode.id, "", episodes=(episode,)) for episode in episodes])
+    source.request(
+        [Request("episode", episode.id, "", episodes=(episode,)) for episode in episodes]
+    )
     return [answer for answer in source.receive() if isinstance(answer, Feedback)]

@@ -1,7 +1,8 @@
-"""Feedback sources of a run: makes one of any judge, asks them, and writes what they say into the ledger.
+"""Feedback sources of a run: makes one of any judge, asks them, and writes what they say into the
+ledger.
 
-A judge that raises, answers for the wrong episodes, gives the wrong count or a number that is not finite has *failed*, for those
-episodes; none of it is ever a score.
+A judge that raises, answers for the wrong episodes, gives the wrong count or a number that is not
+finite has *failed*, for those episodes; none of it is ever a score.
 """
 
 from __future__ import annotations
@@ -28,8 +29,14 @@ LOOKS = 10
 
 
 def _luck(source: str, episode: Episode) -> float:
-    """A number in [0, 1) for a group; never of an id, since ids hold the run's name, which must not matter."""
-    return int(derive_id("share", source, episode.stage, episode.update, episode.start.key)[:12], 16) / 16**12
+    """A number in [0, 1) for a group;
+
+    never of an id, since ids hold the run's name, which must not matter.
+    """
+    return (
+        int(derive_id("share", source, episode.stage, episode.update, episode.start.key)[:12], 16)
+        / 16**12
+    )
 
 
 def check_order(sources: Sequence[Sources], before: Sequence[str]) -> None:
@@ -42,9 +49,12 @@ def check_order(sources: Sequence[Sources], before: Sequence[str]) -> None:
         for source in each.sources:
             for name, judge in with_members(judge_of(source), source.name):
                 after = getattr(judge, "after", "")
-                if after and not any(label == after or label.startswith(f"{after}-") for label in before):
+                if after and not any(
+                    label == after or label.startswith(f"{after}-") for label in before
+                ):
                     raise PluginError(
-                        f"the judge {name!r} needs what a {after!r} stage makes: put one before this stage, or give the judge a `path`"
+                        f"the judge {name!r} needs what a {after!r} stage makes: put one before"
+                        " this stage, or give the judge a `path`"
                     )
 
 
@@ -54,7 +64,8 @@ def learners(sources: Sequence[Sources]) -> dict[str, Any]:
 
 
 def learn(sources: Sequence[Sources], run: Any, combiners: Sequence[Any] = ()) -> dict[str, float]:
-    """Lets sources, judges and combiners that learn from what the run has heard so far do so, before it asks again; what they say of it are metrics."""
+    """Lets sources, judges and combiners that learn from what the run has heard so far do so,
+    before it asks again; what they say of it are metrics."""
     found: dict[str, float] = {}
     for part in (*_givers(sources).values(), *combiners):
         if hasattr(part, "learn"):
@@ -74,7 +85,10 @@ def _givers(sources: Sequence[Sources]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """A request that is asked again: the answer that failed, the request's group and its deadline."""
+    """A request that is asked again:
+
+    the answer that failed, the request's group and its deadline.
+    """
 
     failed: str
     group: str
@@ -87,7 +101,8 @@ class Sources:
 
     Args:
         plugins: where names are looked up.
-        specs: the config's `feedback` list; "environment" stands for the environment's own reward and is not asked.
+        specs: the config's `feedback` list; "environment" stands for the environment's own reward
+            and is not asked.
         max_failure_rate: share of failed answers above which the run stops.
     """
 
@@ -95,7 +110,8 @@ class Sources:
     environment_weight: float | None
     max_failure_rate: float = 0.5
     _silent: dict[str, int] = field(default_factory=dict)  # looks in a row that raised
-    _round: dict[str, dict[str, str]] = field(default_factory=dict)  # what each source was asked this time: request to group
+    # What each source was asked this time: request to group.
+    _round: dict[str, dict[str, str]] = field(default_factory=dict)
     _again: dict[str, Again] = field(default_factory=dict)  # requests that are asked again
 
     @classmethod
@@ -105,13 +121,18 @@ class Sources:
         for spec in specs:
             name = spec.get("judge", spec.get("source")) if isinstance(spec, Mapping) else spec
             if isinstance(name, str) and name == ENVIRONMENT:
-                environment_weight = float(spec.get("weight", 1.0)) if isinstance(spec, Mapping) else 1.0
+                environment_weight = (
+                    float(spec.get("weight", 1.0)) if isinstance(spec, Mapping) else 1.0
+                )
             else:
                 sources.append(make_source(spec, plugins))
         names = [s.name for s in sources]
         twice = {n for n in names if names.count(n) > 1}
         if twice:
-            raise PluginError(f"two feedback sources are called {sorted(twice)[0]!r}: give one a `name` of its own")
+            raise PluginError(
+                f"two feedback sources are called {sorted(twice)[0]!r}: give one a `name` of"
+                " its own"
+            )
         return cls(sources, environment_weight, max_failure_rate)
 
     @property
@@ -138,35 +159,53 @@ class Sources:
         requests: Sequence[Request] | None = None,
         beside: Collection[str] = (),
     ) -> None:
-        """Asks every source about every group that was played; what failed in its environment is not shown to anybody.
+        """Asks every source about every group that was played; what failed in its environment is
+        not shown to anybody.
 
-        A source that failed on more of them than the run allows is asked again: that is where the run stopped.
+        A source that failed on more of them than the run allows is asked again: that is where the
+        run stopped.
 
         Args:
             requests: what to ask instead.
-            beside: groups asked about earlier that still wait; a source's failures are counted over these too.
+            beside: groups asked about earlier that still wait; a source's failures are counted over
+                these too.
         """
         now = ledger.clock()
         self._again = {id_: again for id_, again in self._again.items() if again.group in beside}
         for source in self.sources:
-            mine = self._requests(source, groups, now) if requests is None else [r for r in requests if r.source == source.name]
+            mine = (
+                self._requests(source, groups, now)
+                if requests is None
+                else [r for r in requests if r.source == source.name]
+            )
             ledger.add_requests(mine)
             waiting = {r["id"] for r in ledger.open_requests(groups)}
             asked = [r for r in mine if r.id in waiting]
-            earlier = {id_: group for id_, group in self._round.get(source.name, {}).items() if group in beside}
+            earlier = {
+                id_: group
+                for id_, group in self._round.get(source.name, {}).items()
+                if group in beside
+            }
             self._round[source.name] = earlier | {r.id: r.group for r in mine}
             failed = ledger.failed_requests([r.id for r in mine])
-            if len(failed) > self.max_failure_rate * len(mine):  # an outage stopped the run; it is over, perhaps
-                again = [r for r in mine if r.id in failed and (r.deadline is None or r.deadline > now)]
+            # An outage stopped the run; it is over, perhaps.
+            if len(failed) > self.max_failure_rate * len(mine):
+                again = [
+                    r for r in mine if r.id in failed and (r.deadline is None or r.deadline > now)
+                ]
                 self._again |= {r.id: Again(failed[r.id], r.group, r.deadline) for r in again}
                 asked += again
             try:
                 if asked:
                     source.given.request(asked)
             except (Exception, SystemExit, GeneratorExit) as error:
-                raise TooManyFailures(f"feedback source {source.name!r} cannot be asked: {worded(error)}") from error
+                raise TooManyFailures(
+                    f"feedback source {source.name!r} cannot be asked: {worded(error)}"
+                ) from error
 
-    def _requests(self, source: Source, groups: Mapping[str, Sequence[Episode]], now: float) -> list[Request]:
+    def _requests(
+        self, source: Source, groups: Mapping[str, Sequence[Episode]], now: float
+    ) -> list[Request]:
         deadline = None if source.deadline is None else now + source.deadline
         requests = []
         for group, members in groups.items():
@@ -180,7 +219,16 @@ class Sources:
             else:
                 questions = [Question(e.id, (e,)) for e in shown]
             requests += [
-                Request(source.kind, q.target, source.name, slot, deadline, source.required, q.ask, q.episodes)  # type: ignore[arg-type]
+                Request(
+                    source.kind,  # type: ignore[arg-type]
+                    q.target,
+                    source.name,
+                    slot,
+                    deadline,
+                    source.required,
+                    q.ask,
+                    q.episodes,
+                )
                 for q in questions
                 for slot in range(source.raters)
                 if not (source.kind == "group" and len(q.episodes) < 2)
@@ -191,7 +239,8 @@ class Sources:
         """Hears every source once and records what is new.
 
         Raises:
-            TooManyFailures: a source failed on more of what it was asked this round than the run allows.
+            TooManyFailures: a source failed on more of what it was asked this round than the run
+                allows.
             Paused: a source waits for somebody's decision.
             LedgerError: a source contradicts itself.
         """
@@ -203,19 +252,26 @@ class Sources:
                 source.given.acknowledge([a.id for a in answers])
             reasons = sorted({a.reason for a in recorded if a.status == "failed"})[:3]
             asked = list(self._round.get(source.name, {}))
-            # The rate is that of this round, as the ledger has it: a judge that dies late must not live on its past.
+            # The rate is that of this round, as the ledger has it: a judge that dies late must not
+            # live on its past.
             failed = len(ledger.failed_requests(asked)) if reasons else 0
             if failed > self.max_failure_rate * len(asked):
                 raise TooManyFailures(
-                    f"feedback source {source.name!r} failed on {failed} of {len(asked)} requests, more than max_failure_rate="
-                    f"{self.max_failure_rate:g} allows. Reasons: {'; '.join(reasons)}. Nothing it failed on was scored."
+                    f"feedback source {source.name!r} failed on {failed} of {len(asked)} requests,"
+                    f" more than max_failure_rate={self.max_failure_rate:g} allows. Reasons:"
+                    f" {'; '.join(reasons)}. Nothing it failed on was scored."
                 )
             new += recorded
         return new
 
     def waits_again(self, now: float) -> list[str]:
-        """The groups of the requests that were asked again and are still without an answer, one for each request."""
-        return [again.group for again in self._again.values() if again.deadline is None or again.deadline > now]
+        """The groups of the requests that were asked again and are still without an answer, one for
+        each request."""
+        return [
+            again.group
+            for again in self._again.values()
+            if again.deadline is None or again.deadline > now
+        ]
 
     def _hear(self, source: Source) -> Sequence[Answer]:
         """A look that raises is tried again at the next poll; ten in a row stop the run."""
@@ -223,26 +279,38 @@ class Sources:
             heard = list(source.given.receive())
             for answer in heard:
                 if not isinstance(answer, (Feedback, Comparison)):
-                    raise TypeError(f"it gave {type(answer).__name__}, neither Feedback nor Comparison")
+                    raise TypeError(
+                        f"it gave {type(answer).__name__}, neither Feedback nor Comparison"
+                    )
         except Paused:
             raise
         except (Exception, SystemExit, GeneratorExit) as error:
             self._silent[source.name] = self._silent.get(source.name, 0) + 1
             said = worded(error)
             if self._silent[source.name] == 1:
-                warnings.warn(f"feedback source {source.name!r} could not be heard: {said}; trying again", stacklevel=2)
+                warnings.warn(
+                    f"feedback source {source.name!r} could not be heard: {said}; trying again",
+                    stacklevel=2,
+                )
             if self._silent[source.name] >= LOOKS:
                 raise TooManyFailures(
-                    f"feedback source {source.name!r} could not be heard {LOOKS} times in a row: {said}"
+                    f"feedback source {source.name!r} could not be heard {LOOKS} times in a row:"
+                    f" {said}"
                 ) from error
             return []
         self._silent[source.name] = 0
         return heard
 
     def _stamp(self, source: Source, answer: Answer) -> Answer:
-        stamp = dataclasses.replace(answer.stamp, source=source.name, version=answer.stamp.version or source.version)
+        stamp = dataclasses.replace(
+            answer.stamp, source=source.name, version=answer.stamp.version or source.version
+        )
         again = self._again.pop(answer.stamp.request or "", None)
         if again is not None:
-            answer = dataclasses.replace(answer, id=derive_id(answer.id, "again", again.failed), supersedes=again.failed)
+            answer = dataclasses.replace(
+                answer, id=derive_id(answer.id, "again", again.failed), supersedes=again.failed
+            )
         comment, details = valid(redact(answer.comment)), each_text(valid, redacted(answer.details))
-        return dataclasses.replace(answer, stamp=stamp, reason=told(answer.reason), comment=comment, details=details)
+        return dataclasses.replace(
+            answer, stamp=stamp, reason=told(answer.reason), comment=comment, details=details
+        )

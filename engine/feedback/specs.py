@@ -21,7 +21,8 @@ ENVIRONMENT = "environment"
 
 
 def with_members(judge: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """A judge and its name, and where it is made of others (a mapping `members`, name to judge) those too: `rules.length`."""
+    """A judge and its name, and where it is made of others (a mapping `members`, name to judge)
+    those too: `rules.length`."""
     yield name, judge
     members = getattr(judge, "members", None)
     for inner, member in members.items() if isinstance(members, Mapping) else ():
@@ -62,11 +63,14 @@ class Source:
         if self.raters < 1:
             raise PluginError(f"source {self.name!r}: raters must be at least 1, got {self.raters}")
         if not 0 < self.share <= 1:
-            raise PluginError(f"source {self.name!r}: share must lie above 0 and up to 1, got {self.share}")
+            raise PluginError(
+                f"source {self.name!r}: share must lie above 0 and up to 1, got {self.share}"
+            )
         if self.share < 1 and self.weight:
             raise PluginError(
-                f"source {self.name!r} is asked about a share of the groups only, so it cannot be part of every group's reward: give it "
-                "`required: false` and no `weight` (its answers calibrate, and train reward models), or leave `share` out"
+                f"source {self.name!r} is asked about a share of the groups only, so it cannot be"
+                " part of every group's reward: give it `required: false` and no `weight` (its"
+                " answers calibrate, and train reward models), or leave `share` out"
             )
 
 
@@ -74,8 +78,9 @@ _SETTINGS = ("name", "weight", "deadline", "raters", "required", "kind", "share"
 
 
 def make_source(spec: Any, plugins: Plugins) -> Source:
-    """A source from an entry of the config: a registered name; "package.module:function"; a mapping with one of these as `judge` or
-    `source` and its options; a judge or source object; or a plain function of an episode.
+    """A source from an entry of the config: a registered name; "package.module:function"; a mapping
+    with one of these as `judge` or `source` and its options; a judge or source object; or a plain
+    function of an episode.
 
     Raises:
         PluginError: an unknown name or option, or something that is none of these.
@@ -108,21 +113,25 @@ class Member:
 
 
 def make_members(specs: Any, plugins: Plugins | None = None) -> list[Member]:
-    """What another judge or source is made of, from entries as `make_source` takes them, with no settings but `name` and `weight`.
+    """What another judge or source is made of, from entries as `make_source` takes them, with no
+    settings but `name` and `weight`.
 
-    For the factories of such judges: one that has a parameter `plugins` is given the run's. The judge keeps them in `members`, a mapping
-    from name to what was given, through which the engine opens and closes them, lets them learn and saves their state; asking them is
-    the judge's own business (`ask_judge` for those that answer at once).
+    For the factories of such judges: one that has a parameter `plugins` is given the run's. The
+    judge keeps them in `members`, a mapping from name to what was given, through which the engine
+    opens and closes them, lets them learn and saves their state; asking them is the judge's own
+    business (`ask_judge` for those that answer at once).
 
     Args:
         plugins: where names are looked up; default: what is installed.
 
     Raises:
-        PluginError: an unknown name or option, two members of one name, or something that is no judge.
+        PluginError: an unknown name or option, two members of one name, or something that is no
+            judge.
     """
     if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence) or not specs:
         raise PluginError(
-            f"it takes a list of at least one judge, such as [{{judge: length}}, {{judge: turns}}], got {specs!r}"
+            "it takes a list of at least one judge, such as [{judge: length}, {judge: turns}],"
+            f" got {specs!r}"
         )
     plugins = plugins or Plugins()
     members = []
@@ -131,7 +140,8 @@ def make_members(specs: Any, plugins: Plugins | None = None) -> list[Member]:
         odd = sorted(set(settings) - {"name", "weight"})
         if odd:
             raise PluginError(
-                f"the member {name!r} is asked with the whole it belongs to, so it has no setting {odd[0]!r} of its own"
+                f"the member {name!r} is asked with the whole it belongs to, so it has no setting"
+                f" {odd[0]!r} of its own"
             )
         members.append(Member(settings.get("name", name), given, version, settings.get("weight")))
     names = [member.name for member in members]
@@ -142,7 +152,10 @@ def make_members(specs: Any, plugins: Plugins | None = None) -> list[Member]:
 
 
 def _named(spec: Any, plugins: Plugins) -> tuple[str, Any, str, dict[str, Any]]:
-    """What an entry of the config speaks of: its name, the judge or source, the version of that, and the settings it was given."""
+    """What an entry of the config speaks of:
+
+    its name, the judge or source, the version of that, and the settings it was given.
+    """
     settings: dict[str, Any] = {}
     options: dict[str, Any] = {}
     if isinstance(spec, Mapping):
@@ -150,20 +163,30 @@ def _named(spec: Any, plugins: Plugins) -> tuple[str, Any, str, dict[str, Any]]:
         settings = {key: options.pop(key) for key in _SETTINGS if key in options}
         given = [options.pop(key) for key in ("judge", "source") if key in options]
         if len(given) != 1:
-            raise PluginError(f"a feedback entry needs either `judge` or `source`, got {dict(spec)}")
+            raise PluginError(
+                f"a feedback entry needs either `judge` or `source`, got {dict(spec)}"
+            )
         spec = given[0]
         if options and not isinstance(spec, str):
-            raise PluginError(f"options {sorted(options)} are for registered judges; this one is an object already")
+            raise PluginError(
+                f"options {sorted(options)} are for registered judges; this one is an object"
+                " already"
+            )
     if isinstance(spec, str):
         name, known = spec, {kind: plugins.names(kind) for kind in ("judge", "feedback source")}
         kinds = [kind for kind, names in known.items() if spec in names]
         if kinds:
             takes = list(inspect.signature(plugins.factory(kinds[0], spec)).parameters.values())
-            own = [p.name for p in takes if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "plugins"]
+            own = [
+                p.name
+                for p in takes
+                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "plugins"
+            ]
             for option in options if not any(p.kind is p.VAR_KEYWORD for p in takes) else ():
                 if option not in own:  # it may be one that all sources have
                     raise PluginError(
-                        f"{kinds[0]} {spec!r} has no option {option!r}.{did_you_mean(option, [*_SETTINGS, *own])}"
+                        f"{kinds[0]} {spec!r} has no option"
+                        f" {option!r}.{did_you_mean(option, [*_SETTINGS, *own])}"
                     )
             spec = plugins.create(kinds[0], spec, **options)
         elif ":" in spec:
@@ -172,12 +195,16 @@ def _named(spec: Any, plugins: Plugins) -> tuple[str, Any, str, dict[str, Any]]:
         else:
             everything = [ENVIRONMENT, *known["judge"], *known["feedback source"]]
             raise PluginError(
-                f"{plugins.unknown('judge or feedback source', spec, everything)} One of your own is given as an object, or named as "
-                "'package.module:function'."
+                f"{plugins.unknown('judge or feedback source', spec, everything)} One of your own"
+                " is given as an object, or named as 'package.module:function'."
             )
     else:
         name = getattr(spec, "__name__", type(spec).__name__)
-    version = derive_id(version_of(spec), canonical_json(_plain(options))) if options else version_of(spec)
+    version = (
+        derive_id(version_of(spec), canonical_json(_plain(options)))
+        if options
+        else version_of(spec)
+    )
     if inspect.isclass(spec):
         raise PluginError(f"{spec!r} is no feedback source but a class of them: give an instance")
     if isinstance(spec, (FeedbackSource, GroupJudge, Judge)):
@@ -185,32 +212,39 @@ def _named(spec: Any, plugins: Plugins) -> tuple[str, Any, str, dict[str, Any]]:
     if callable(spec):
         return name, FunctionJudge(spec), version, settings
     raise PluginError(
-        f"{spec!r} is no feedback source: it needs score(episodes), rank(group), request and receive, or to be a function of an episode"
+        f"{spec!r} is no feedback source: it needs score(episodes), rank(group), request and"
+        " receive, or to be a function of an episode"
     )
 
 
 def _imported(path: str, options: Mapping[str, Any]) -> Any:
-    """What "package.module:name" names: a function of an episode with options as keyword arguments, an instance made of a class and
-    options, or an object, which takes none."""
+    """What "package.module:name" names: a function of an episode with options as keyword arguments,
+    an instance made of a class and options, or an object, which takes none."""
     module, _, attribute = path.partition(":")
     try:
         home = importlib.import_module(module)
     except (ImportError, ValueError) as error:
         raise PluginError(
-            f"judge {path!r}: module {module!r} cannot be imported: {error}. The form is package.module:function; the module must be "
-            "installed, or lie below the folder that turnwise is started from"
+            f"judge {path!r}: module {module!r} cannot be imported: {error}. The form is"
+            " package.module:function; the module must be installed, or lie below the folder that"
+            " turnwise is started from"
         ) from error
     try:
         found = getattr(home, attribute)
     except AttributeError:
         public = [name for name in vars(home) if not name.startswith("_")]
-        raise PluginError(f"judge {path!r}: module {module!r} has no {attribute!r}.{did_you_mean(attribute, public)}") from None
+        raise PluginError(
+            f"judge {path!r}: module {module!r} has no"
+            f" {attribute!r}.{did_you_mean(attribute, public)}"
+        ) from None
     if inspect.isclass(found):
         called = any("__call__" in vars(kind) for kind in found.__mro__)
-        if not called and not issubclass(found, (FeedbackSource, GroupJudge, Judge)):  # before it is made: that may do anything
+        # Before it is made: that may do anything.
+        if not called and not issubclass(found, (FeedbackSource, GroupJudge, Judge)):
             raise PluginError(
-                f"judge {path!r}: the class {attribute!r} is no judge and no feedback source: it has none of score(episodes), rank(group), "
-                "request and receive, and cannot be called"
+                f"judge {path!r}: the class {attribute!r} is no judge and no feedback source: it"
+                " has none of score(episodes), rank(group), request and receive, and cannot be"
+                " called"
             )
         check_options(f"judge {path!r}", found, 0, options)
         try:
@@ -222,7 +256,9 @@ def _imported(path: str, options: Mapping[str, Any]) -> Any:
     if not options:
         return found
     if not inspect.isfunction(found):
-        raise PluginError(f"judge {path!r} is an object already and takes no options, got {sorted(options)}")
+        raise PluginError(
+            f"judge {path!r} is an object already and takes no options, got {sorted(options)}"
+        )
     check_options(f"judge {path!r}", found, 1, options)
     return functools.partial(found, **options)
 

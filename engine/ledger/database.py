@@ -1,8 +1,9 @@
 """A database that several processes share: SQLite or PostgreSQL, one writer at a time.
 
-SQLite runs in WAL mode; PostgreSQL (`postgresql://user:password@host/database`) is for a team. Both let one writer in at a time, from the
-first statement of its transaction on (`BEGIN IMMEDIATE`, an advisory lock): what is written depends on what was looked up before, and nothing may
-come between the two. Threads of one process queue before that.
+SQLite runs in WAL mode; PostgreSQL (`postgresql://user:password@host/database`) is for a team. Both
+let one writer in at a time, from the first statement of its transaction on (`BEGIN IMMEDIATE`, an
+advisory lock): what is written depends on what was looked up before, and nothing may come between
+the two. Threads of one process queue before that.
 """
 
 from __future__ import annotations
@@ -26,25 +27,35 @@ ONE_WRITER = 0x7475726E  # the advisory lock's key: "turn"
 
 
 class Words(sa.TypeDecorator[str]):
-    """A column to select by: what databases cannot hold in a text (NUL, lone surrogates) is replaced. The whole text is in `content`."""
+    """A column to select by:
+
+    what databases cannot hold in a text (NUL, lone surrogates) is replaced. The whole text is in
+    `content`.
+    """
 
     impl = sa.String
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
-        return value if value is None else value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+        return (
+            value
+            if value is None
+            else value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+        )
 
 
 class Database:
     """Opens a database, or creates it.
 
     Args:
-        url: `sqlite:///path`, `postgresql://user:password@host/database` (any SQLAlchemy URL of these two), or the path of an SQLite file.
+        url: `sqlite:///path`, `postgresql://user:password@host/database` (any SQLAlchemy URL of
+            these two), or the path of an SQLite file.
         lock_timeout: seconds to wait for another writer.
         create: whether a file that is missing is made.
 
     Raises:
-        DatabaseError: the URL or its driver cannot be used, or there is no such file; of a subclass, its own error.
+        DatabaseError: the URL or its driver cannot be used, or there is no such file; of a
+            subclass, its own error.
     """
 
     what: ClassVar[str] = "database"
@@ -56,23 +67,37 @@ class Database:
         self.url = redact(where)
         if not re.match(r"(sqlite|postgres(ql)?)(\+\w+)?:", where):
             raise self.error(
-                f"the {self.what} {self.url} must be SQLite or PostgreSQL: sqlite:///file, or postgresql://user@host/database"
+                f"the {self.what} {self.url} must be SQLite or PostgreSQL: sqlite:///file, or"
+                " postgresql://user@host/database"
             )
         try:
             address = sa.make_url(re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where))
-            if address.get_backend_name() == "sqlite" and address.database and not address.database.startswith((":", "file:")):
+            if (
+                address.get_backend_name() == "sqlite"
+                and address.database
+                and not address.database.startswith((":", "file:"))
+            ):
                 # Connections are opened later, when the working directory may be another one.
                 address = address.set(database=str(Path(address.database).absolute()))
             self._engine = sa.create_engine(address, pool_pre_ping=True, pool_logging_name=__name__)
-            logging.getLogger(f"sqlalchemy.pool.impl.{type(self._engine.pool).__name__}.{__name__}").setLevel(
+            logging.getLogger(
+                f"sqlalchemy.pool.impl.{type(self._engine.pool).__name__}.{__name__}"
+            ).setLevel(
                 logging.CRITICAL
-            )  # it would print the traceback of a connection that breaks off, beside the error that is raised
+                # it would print the traceback of a connection that breaks off, beside the error
+                # that is raised
+            )
         except ModuleNotFoundError as error:
-            raise self.error(f"the {self.what} {self.url} needs a driver: {install('postgres')} ({error})") from error
+            raise self.error(
+                f"the {self.what} {self.url} needs a driver: {install('postgres')} ({error})"
+            ) from error
         except (sa.exc.ArgumentError, ValueError) as error:
-            raise self.error(f"the {self.what}'s URL {self.url} cannot be used: {redact(str(error))}") from error
+            raise self.error(
+                f"the {self.what}'s URL {self.url} cannot be used: {redact(str(error))}"
+            ) from error
         self._lock_timeout = lock_timeout
-        self._turn = threading.Lock()  # threads of one process queue here: databases let waiters poll, which is slow and unfair
+        # Threads of one process queue here: databases let waiters poll, which is slow and unfair.
+        self._turn = threading.Lock()
         self._sqlite = self._engine.dialect.name == "sqlite"
         if self._sqlite:
             file = self._engine.url.database
@@ -87,7 +112,8 @@ class Database:
             cursor = dbapi.cursor()
             cursor.execute(f"PRAGMA busy_timeout={int(lock_timeout * 1000)}")
             cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA synchronous=FULL")  # what was acknowledged survives a power loss too
+            # What was acknowledged survives a power loss too.
+            cursor.execute("PRAGMA synchronous=FULL")
             cursor.execute("PRAGMA foreign_keys=ON")
             cursor.close()
 
@@ -101,16 +127,24 @@ class Database:
         """A transaction that writes: no other one begins before it ends.
 
         Raises:
-            DatabaseError: another writer holds the lock for too long, or the database cannot be used.
+            DatabaseError: another writer holds the lock for too long, or the database cannot be
+                used.
         """
         if not self._turn.acquire(timeout=self._lock_timeout):
-            raise self.error(f"the {self.what} {self.url} is locked by another thread that has not let go of it")
+            raise self.error(
+                f"the {self.what} {self.url} is locked by another thread that has not let go of it"
+            )
         try:
-            with self._named(), self._engine.connect().execution_options(writing=True) as db, db.begin():
+            with (
+                self._named(),
+                self._engine.connect().execution_options(writing=True) as db,
+                db.begin(),
+            ):
                 if not self._sqlite:
                     wait = int(self._lock_timeout * 1000)
                     db.exec_driver_sql(
-                        f"SELECT set_config('lock_timeout', '{wait}', true), pg_advisory_xact_lock({ONE_WRITER})"
+                        f"SELECT set_config('lock_timeout', '{wait}', true),"
+                        f" pg_advisory_xact_lock({ONE_WRITER})"
                     )
                 yield db
         finally:
@@ -129,23 +163,32 @@ class Database:
             yield
         except sa.exc.IntegrityError:
             raise
-        except (sa.exc.DBAPIError, ConnectionError) as error:  # pg8000 lets some of the socket's own errors through
+        # pg8000 lets some of the socket's own errors through
+        except (sa.exc.DBAPIError, ConnectionError) as error:
             said = _words(error)
-            if isinstance(error, (ConnectionError, sa.exc.InterfaceError)) or error.connection_invalidated:
+            if (
+                isinstance(error, (ConnectionError, sa.exc.InterfaceError))
+                or error.connection_invalidated
+            ):
                 raise self.error(
-                    f"the {self.what} {self.url} cannot be used, it cannot be reached: {redact(said)}. What was acknowledged stands; when "
-                    "it can be reached again, a run goes on with `turnwise run --resume`."
+                    f"the {self.what} {self.url} cannot be used, it cannot be reached:"
+                    f" {redact(said)}. What was acknowledged stands; when it can be reached again,"
+                    " a run goes on with `turnwise run --resume`."
                 ) from error
             if "locked" in said or "busy" in said or "lock timeout" in said:
                 raise self.error(
-                    f"the {self.what} {self.url} is locked by another process that has not let go of it. Is another run or a rating "
-                    "service using this folder? Stop it, or wait and try again."
+                    f"the {self.what} {self.url} is locked by another process that has not let go"
+                    " of it. Is another run or a rating service using this folder? Stop it, or"
+                    " wait and try again."
                 ) from error
-            raise self.error(f"the {self.what} {self.url} cannot be used: {redact(said)}") from error
+            raise self.error(
+                f"the {self.what} {self.url} cannot be used: {redact(said)}"
+            ) from error
 
     def settle(self) -> None:
-        """Brings what stands in SQLite's journal (`-wal`) into the file itself, as far as nobody reads what was before, so that the file
-        alone is whole. It never waits; PostgreSQL needs nothing."""
+        """Brings what stands in SQLite's journal (`-wal`) into the file itself, as far as nobody
+        reads what was before, so that the file alone is whole. It never waits; PostgreSQL needs
+        nothing."""
         if self._sqlite:
             with self._named(), self._engine.connect() as db:
                 db.connection.driver_connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
@@ -155,7 +198,10 @@ class Database:
 
 
 def _words(error: Exception) -> str:
-    """What the driver says, as a sentence: pg8000's errors are mappings of the fields of PostgreSQL's protocol."""
+    """What the driver says, as a sentence:
+
+    pg8000's errors are mappings of the fields of PostgreSQL's protocol.
+    """
     said = (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
     fields = said.args[0] if said.args else ""
     return str(fields["M"]) if isinstance(fields, dict) and "M" in fields else str(said)

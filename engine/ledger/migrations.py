@@ -11,7 +11,10 @@ from .tables import INFO, METADATA, SCHEMA
 
 
 def migrate(db: Connection, schema: int) -> dict[str, str]:
-    """Makes the tables of an older ledger those of today; returns what its `info` says of it now."""
+    """Makes the tables of an older ledger those of today;
+
+    returns what its `info` says of it now.
+    """
     if schema < 2:
         db.exec_driver_sql("ALTER TABLE members ADD COLUMN credit VARCHAR NOT NULL DEFAULT '[]'")
     if schema < 3:
@@ -20,7 +23,9 @@ def migrate(db: Connection, schema: int) -> dict[str, str]:
     for table in METADATA.tables.values():
         for index in table.indexes:
             index.create(db, checkfirst=True)
-    now = dict(db.execute(sa.select(INFO.c.key, INFO.c.value)).tuples().all()) | {"schema": str(SCHEMA)}
+    now = dict(db.execute(sa.select(INFO.c.key, INFO.c.value)).tuples().all()) | {
+        "schema": str(SCHEMA)
+    }
     now.setdefault("id", uuid.uuid4().hex)
     db.execute(INFO.delete())
     db.execute(INFO.insert(), [{"key": key, "value": value} for key, value in now.items()])

@@ -12,7 +12,9 @@ from .tables import EPISODES, FEEDBACK
 
 def about(episodes: Any) -> Any:
     """Answers on the episodes of which this holds, or on their groups."""
-    ids, groups = (sa.select(column).where(episodes) for column in (EPISODES.c.id, EPISODES.c.group))
+    ids, groups = (
+        sa.select(column).where(episodes) for column in (EPISODES.c.id, EPISODES.c.group)
+    )
     return sa.or_(FEEDBACK.c.target.in_(ids), FEEDBACK.c.target.in_(groups))
 
 

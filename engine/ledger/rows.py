@@ -46,11 +46,16 @@ def decode_episode(id_: str, content: bytes) -> Episode:
         unpacking = zlib.decompressobj()
         text = unpacking.decompress(content, LARGEST)
         if not unpacking.eof:
-            raise ValueError("it is cut short" if len(text) < LARGEST else f"it unpacks to more than {LARGEST} bytes")
+            raise ValueError(
+                "it is cut short"
+                if len(text) < LARGEST
+                else f"it unpacks to more than {LARGEST} bytes"
+            )
         return Episode.from_dict(json.loads(text))
     except (zlib.error, ValueError, KeyError, TypeError) as error:
         raise LedgerError(
-            f"the ledger is damaged: its episode {id_} cannot be read ({type(error).__name__}: {error})"
+            f"the ledger is damaged: its episode {id_} cannot be read ({type(error).__name__}:"
+            f" {error})"
         ) from error
 
 
@@ -67,11 +72,20 @@ def decode_answer(row: Any) -> Answer:
     Raises:
         LedgerError: what is recorded cannot be read.
     """
-    stamp = Stamp(row["request"], row["source"], row["version"], row["time"], row["cost"], row["rater"], row["stratum"])
+    stamp = Stamp(
+        row["request"],
+        row["source"],
+        row["version"],
+        row["time"],
+        row["cost"],
+        row["rater"],
+        row["stratum"],
+    )
     kind: type[Answer] = Comparison if row["kind"] == "comparison" else Feedback
     try:
         return kind(**json.loads(row["content"]), stamp=stamp)
     except (ValueError, KeyError, TypeError) as error:
         raise LedgerError(
-            f"the ledger is damaged: its answer {row['id']} cannot be read ({type(error).__name__}: {error})"
+            f"the ledger is damaged: its answer {row['id']} cannot be read ({type(error).__name__}:"
+            f" {error})"
         ) from error

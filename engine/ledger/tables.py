@@ -10,7 +10,12 @@ SCHEMA = 4
 
 
 METADATA = sa.MetaData()
-INFO = sa.Table("info", METADATA, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.String, nullable=False))
+INFO = sa.Table(
+    "info",
+    METADATA,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("value", sa.String, nullable=False),
+)
 EPISODES = sa.Table(
     "episodes",
     METADATA,
@@ -39,7 +44,8 @@ REQUESTS = sa.Table(
     sa.Column("required", sa.Boolean, nullable=False),
     sa.Column("deadline", sa.Float),
     sa.Column("ask", sa.String, nullable=False),
-    sa.Column("item", sa.String, nullable=False, server_default="", index=True),  # what is asked, whichever rater's turn it is
+    # What is asked, whichever rater's turn it is.
+    sa.Column("item", sa.String, nullable=False, server_default="", index=True),
     sa.Column("shown", sa.String, nullable=False, server_default="[]"),
     sa.Column("time", sa.Float, nullable=False),
 )

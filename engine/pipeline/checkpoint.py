@@ -1,9 +1,12 @@
-"""Checkpoints: everything a run needs to go on exactly, written whole or not at all; and what else a run's folder says of it.
+"""Checkpoints: everything a run needs to go on exactly, written whole or not at all; and what else
+a run's folder says of it.
 
 checkpoints/update-000120/
-  state.json           where the run stood, what cannot be kept in tensors, and a hash of every file beside it
+  state.json           where the run stood, what cannot be kept in tensors, and a hash of every file
+                       beside it
   policy/              as `save_pretrained` writes it
-  <part>.safetensors   tensors of whatever else learns: optimizer, credit method, combiner, reward model, source
+  <part>.safetensors   tensors of whatever else learns: optimizer, credit method, combiner, reward
+                       model, source
 """
 
 from __future__ import annotations
@@ -39,11 +42,11 @@ class Position:
         update: updates made, through the whole run.
         stage: index of the stage it was in.
         done: updates that stage had made.
-        start: number of the update after which that stage began; the checkpoint of that number is kept, since a reference policy
-            is the policy as it was then.
+        start: number of the update after which that stage began; the checkpoint of that number is
+            kept, since a reference policy is the policy as it was then.
         version: the policy's.
-        machine: what a bit-exact continuation depends on: threads, attention, device, processes, torch, and
-            the day that chat templates are given.
+        machine: what a bit-exact continuation depends on: threads, attention, device, processes,
+            torch, and the day that chat templates are given.
         ledger: what the ledger held, see `Ledger.mark`: one that holds less is not the run's.
     """
 
@@ -65,22 +68,30 @@ class Checkpoint:
     position: Position
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """The state of every part, by name: tensors and plain values together, as its `state_dict` gave them."""
+        """The state of every part, by name:
+
+        tensors and plain values together, as its `state_dict` gave them.
+        """
         from safetensors.torch import load_file
 
         plain = json.loads((self.folder / "state.json").read_text())["states"]
-        return {name: {**values, **load_file(self.folder / f"{name}.safetensors")} for name, values in plain.items()}
+        return {
+            name: {**values, **load_file(self.folder / f"{name}.safetensors")}
+            for name, values in plain.items()
+        }
 
 
 def save(root: Path, position: Position, policy: Policy | None, parts: Mapping[str, Any]) -> Path:
-    """Writes a checkpoint beside the others and moves it into place whole. One that is there already stays.
+    """Writes a checkpoint beside the others and moves it into place whole. One that is there
+    already stays.
 
     Args:
         policy: left out where the run has loaded none yet.
         parts: name to whatever has a `state_dict()` of tensors, numbers and strings.
 
     Raises:
-        CheckpointError: it cannot be written (a full disk); the checkpoints before it are untouched.
+        CheckpointError: it cannot be written (a full disk); the checkpoints before it are
+            untouched.
     """
     from safetensors.torch import save_file
 
@@ -100,7 +111,9 @@ def save(root: Path, position: Position, policy: Policy | None, parts: Mapping[s
             tensors = {k: v.contiguous() for k, v in state.items() if hasattr(v, "contiguous")}
             plain[name] = {k: v for k, v in state.items() if k not in tensors}
             save_file(tensors, draft / f"{name}.safetensors")
-        hashes = {str(f.relative_to(draft)): _hash(f) for f in sorted(draft.rglob("*")) if f.is_file()}
+        hashes = {
+            str(f.relative_to(draft)): _hash(f) for f in sorted(draft.rglob("*")) if f.is_file()
+        }
         note = {"position": asdict(position), "states": plain, "files": hashes}
         (draft / "state.json").write_text(json.dumps(note))
         files.move(draft, target)
@@ -130,13 +143,14 @@ def _written(target: Path, draft: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(
-            f"{target} cannot be written: {error}. Everything up to the last checkpoint stands; make room on the disk and go on with "
-            "`turnwise run --resume`."
+            f"{target} cannot be written: {error}. Everything up to the last checkpoint stands;"
+            " make room on the disk and go on with `turnwise run --resume`."
         ) from error
 
 
 def newest(root: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; torn ones are skipped with a warning. None where there is none at all.
+    """The newest checkpoint that is whole; torn ones are skipped with a warning. None where there
+    is none at all.
 
     Raises:
         CheckpointError: there are some, and all are torn.
@@ -153,8 +167,9 @@ def newest(root: Path) -> Checkpoint | None:
         return found
     if torn:
         raise CheckpointError(
-            f"no checkpoint in {root} can be used: {' '.join(map(str, torn))} Put one back as it was, or begin another run in another "
-            "folder; what was played and said is in the ledger all the same."
+            f"no checkpoint in {root} can be used: {' '.join(map(str, torn))} Put one back as it"
+            " was, or begin another run in another folder; what was played and said is in the"
+            " ledger all the same."
         )
     return None
 
@@ -171,15 +186,25 @@ def read(folder: Path) -> Checkpoint:
         lies = {str(f.relative_to(folder)) for f in folder.rglob("*.safetensors")}
         needs = lies | {f"{name}.safetensors" for name in states}
         unnamed = sorted(needs - set(hashes))
-        if not unnamed and position.machine.get("device") and not any(name.startswith("policy/") for name in hashes):
+        if (
+            not unnamed
+            and position.machine.get("device")
+            and not any(name.startswith("policy/") for name in hashes)
+        ):
             unnamed = ["policy"]
         if unnamed:
-            raise CheckpointError(f"the checkpoint {folder} is torn: state.json does not name {unnamed[0]}.")
+            raise CheckpointError(
+                f"the checkpoint {folder} is torn: state.json does not name {unnamed[0]}."
+            )
         for name, digest in hashes.items():
             if _hash(folder / name) != digest:
-                raise CheckpointError(f"the checkpoint {folder} is torn: {name} is not what was written.")
+                raise CheckpointError(
+                    f"the checkpoint {folder} is torn: {name} is not what was written."
+                )
     except UNREADABLE as error:
-        raise CheckpointError(f"the checkpoint {folder} is torn or missing: {type(error).__name__}: {error}.") from error
+        raise CheckpointError(
+            f"the checkpoint {folder} is torn or missing: {type(error).__name__}: {error}."
+        ) from error
     return Checkpoint(folder, position)
 
 
@@ -191,18 +216,25 @@ def position_in(note: Mapping[str, Any]) -> Position:
     """
     position = Position(**note["position"])
     numbers = (position.update, position.stage, position.done, position.start, position.version)
-    if not isinstance(position.run, str) or any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
+    if not isinstance(position.run, str) or any(
+        not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers
+    ):
         raise ValueError(f"no position of a run: {note['position']}")
-    return dataclasses.replace(position, machine=dict(position.machine), ledger=dict(position.ledger))
+    return dataclasses.replace(
+        position, machine=dict(position.machine), ledger=dict(position.ledger)
+    )
 
 
 def prune(root: Path, keep: int) -> None:
-    """Removes the oldest checkpoints beyond the `keep` latest, never one that a stage of those kept began from."""
+    """Removes the oldest checkpoints beyond the `keep` latest, never one that a stage of those kept
+    began from."""
     folders = checkpoint_folders(root)
     starts = set()
     for folder in folders[-keep:]:
         with contextlib.suppress(*UNREADABLE):  # a torn one needs nothing
-            starts.add(f"update-{position_in(json.loads((folder / 'state.json').read_text())).start:06d}")
+            starts.add(
+                f"update-{position_in(json.loads((folder / 'state.json').read_text())).start:06d}"
+            )
     for old in folders[:-keep]:
         if old.name not in starts:
             shutil.rmtree(old)
@@ -210,7 +242,11 @@ def prune(root: Path, keep: int) -> None:
 
 def checkpoint_folders(root: Path, *, reverse: bool = False) -> list[Path]:
     """The checkpoints in a folder by the number of their update."""
-    numbered = [(int(n), f) for f in root.glob("update-*") if (n := f.name.removeprefix("update-")).isdecimal()]
+    numbered = [
+        (int(n), f)
+        for f in root.glob("update-*")
+        if (n := f.name.removeprefix("update-")).isdecimal()
+    ]
     return [folder for _, folder in sorted(numbered, reverse=reverse)]
 
 

@@ -1,4 +1,7 @@
-"""The run's config: what a YAML file or the arguments of `turnwise.train` say. Unknown keys are refused, with near ones named."""
+"""The run's config: what a YAML file or the arguments of `turnwise.train` say.
+
+Unknown keys are refused, with near ones named.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
 )
 
 
@@ -74,8 +79,10 @@ class RunConfig(Section):
         if isinstance(stages, (str, Mapping)):
             names = [stages] if isinstance(stages, str) else list(stages)
             raise ValueError(
-                f"it must be a list, one entry per stage with its name and its options, as in `stages: [{{{names[0] if names else 'rl'}: "
-                f"{{...}}}}]`, or in lines of their own that begin with `- `; got {'a mapping' if isinstance(stages, Mapping) else 'a name'}"
+                "it must be a list, one entry per stage with its name and its options, as in"
+                f" `stages: [{{{names[0] if names else 'rl'}: {{...}}}}]`, or in lines of their own"
+                " that begin with `- `; got"
+                f" {'a mapping' if isinstance(stages, Mapping) else 'a name'}"
             )
         return stages
 
@@ -85,7 +92,10 @@ class RunConfig(Section):
         for i, stage in enumerate(flat(stages)):
             if not isinstance(stage, Mapping) or len(stage) != 1:
                 shown = list(stage) if isinstance(stage, Mapping) else stage
-                raise ValueError(f"stage {i + 1} must have one key, its name, as in `- rl: {{updates: 50}}`; got {shown}")
+                raise ValueError(
+                    f"stage {i + 1} must have one key, its name, as in `- rl: {{updates: 50}}`; got"
+                    f" {shown}"
+                )
             for place, value in _numbers(stage):
                 if not math.isfinite(value):
                     raise ValueError(f"{place} must be a finite number, got {value}")
@@ -111,8 +121,9 @@ class RunConfig(Section):
             raise ConfigError(
                 f"{path} is a folder, and a run is made from a config, a file in YAML."
                 + (
-                    f" To go on with the run that it holds, give the config it was started with, folder={str(path)!r} and resume=True (where it "
-                    f"was plain data, {own} is that config); to look at it, use `turnwise report {path}`."
+                    " To go on with the run that it holds, give the config it was started with,"
+                    f" folder={str(path)!r} and resume=True (where it was plain data, {own} is that"
+                    f" config); to look at it, use `turnwise report {path}`."
                     if own.is_file()
                     else ""
                 )
@@ -124,7 +135,9 @@ class RunConfig(Section):
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(data, dict):
-            raise ConfigError(f"{path} must hold a mapping with `policy` and `stages`, not {type(data).__name__}")
+            raise ConfigError(
+                f"{path} must hold a mapping with `policy` and `stages`, not {type(data).__name__}"
+            )
         odd = [key for key in data if not isinstance(key, str)]
         if odd:
             raise ConfigError(f"{path}: keys must be words, got {odd[0]!r}")
@@ -132,7 +145,8 @@ class RunConfig(Section):
         config = cls(**data)
         if not isinstance(config.policy, PolicyConfig):
             raise ConfigError(
-                f"{path}: policy must be a model's folder or hub name, or a mapping with `model`, got {config.policy!r}"
+                f"{path}: policy must be a model's folder or hub name, or a mapping with `model`,"
+                f" got {config.policy!r}"
             )
         beside = path.parent / config.policy.model
         if beside.is_dir():
@@ -166,7 +180,8 @@ def flat(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 or loop["times"] < 1
             ):
                 raise ValueError(
-                    f"repeat needs `times`, at least 1, and `stages`, as in `- repeat: {{times: 3, stages: [...]}}`; got {loop!r}"
+                    "repeat needs `times`, at least 1, and `stages`, as in `- repeat: {times: 3,"
+                    f" stages: [...]}}`; got {loop!r}"
                 )
             result += flat(loop["stages"]) * loop["times"]
         else:

@@ -17,7 +17,8 @@ from .config import flat
 
 
 def last_position(folder: Path) -> Position:
-    """Where the run in a folder stood at its last checkpoint whose note can be read; its other files are not looked at.
+    """Where the run in a folder stood at its last checkpoint whose note can be read; its other
+    files are not looked at.
 
     Raises:
         CheckpointError: the folder has no such checkpoint.
@@ -27,7 +28,9 @@ def last_position(folder: Path) -> Position:
         try:
             return position_in(json.loads((each / "state.json").read_text()))
         except UNREADABLE as error:
-            why = f"none of its checkpoints can be read, {each.name}: {type(error).__name__}: {error}"
+            why = (
+                f"none of its checkpoints can be read, {each.name}: {type(error).__name__}: {error}"
+            )
     raise CheckpointError(f"{folder} holds no run: {why}.")
 
 
@@ -40,20 +43,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or not all(len(stage) == 1 for stage in flat(config["stages"])):
-            raise ValueError(f"it should be a mapping with a list of `stages`, and is {type(config).__name__}")
+        if not isinstance(config, dict) or not all(
+            len(stage) == 1 for stage in flat(config["stages"])
+        ):
+            raise ValueError(
+                f"it should be a mapping with a list of `stages`, and is {type(config).__name__}"
+            )
     except OSError as error:
-        raise Damaged(f"{folder} holds no run: its config.yaml cannot be read ({error.strerror})") from error
+        raise Damaged(
+            f"{folder} holds no run: its config.yaml cannot be read ({error.strerror})"
+        ) from error
     except (yaml.YAMLError, *UNREADABLE) as error:
         raise Damaged(
-            f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}): put it back as it was, or go on with the run by "
-            "`turnwise run --resume` and the config it was started with, which writes it anew"
+            f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}): put it"
+            " back as it was, or go on with the run by `turnwise run --resume` and the config it"
+            " was started with, which writes it anew"
         ) from error
     return config
 
 
 def read_metrics(folder: Path, updates: int | None = None) -> list[dict[str, Any]]:
-    """The updates of the run in a folder, as its metrics.jsonl says. A last line that was cut short (a crash, a full disk) is left out.
+    """The updates of the run in a folder, as its metrics.jsonl says. A last line that was cut short
+    (a crash, a full disk) is left out.
 
     Args:
         updates: look at no more lines than these.
@@ -72,33 +83,47 @@ def read_metrics(folder: Path, updates: int | None = None) -> list[dict[str, Any
     for number, line in enumerate(lines[:updates], start=1):
         try:
             entry = json.loads(line)
-            if not isinstance(entry, dict) or type(entry["update"]) is not int or type(entry["stage"]) is not str:
+            if (
+                not isinstance(entry, dict)
+                or type(entry["update"]) is not int
+                or type(entry["stage"]) is not str
+            ):
                 raise ValueError("it should hold the metrics of an update")
         except UNREADABLE as error:
             if number == len(lines):
-                warnings.warn(f"{path}: line {number}, the last, is cut short and left out.", stacklevel=2)
+                warnings.warn(
+                    f"{path}: line {number}, the last, is cut short and left out.", stacklevel=2
+                )
                 break
             raise ConfigError(
-                f"{path}, line {number} is damaged ({type(error).__name__}: {error}): put the file back as it was"
+                f"{path}, line {number} is damaged ({type(error).__name__}: {error}): put the file"
+                " back as it was"
             ) from error
         found.append(entry)
     return found
 
 
 def read_evaluation(folder: Path) -> dict[str, dict[str, Any]]:
-    """The table that a stage `evaluate` left in a run's folder; empty where there is none, and with a warning where it is damaged."""
+    """The table that a stage `evaluate` left in a run's folder;
+
+    empty where there is none, and with a warning where it is damaged.
+    """
     path = folder / "evaluation.json"
     if not path.exists():
         return {}
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         for name, row in table.items():
-            numbers = ("success_low", "outcome_high") if "pairs" in row else ("outcome", "low", "high")
+            numbers = (
+                ("success_low", "outcome_high") if "pairs" in row else ("outcome", "low", "high")
+            )
             if not all(isinstance(row[number], (int, float)) for number in numbers):
                 raise ValueError(f"{name!r} has no numbers")
     except UNREADABLE as error:
         warnings.warn(
-            f"{path} is damaged and left out ({error}): its numbers stand in metrics.jsonl too, under `evaluate`.", stacklevel=2
+            f"{path} is damaged and left out ({error}): its numbers stand in metrics.jsonl too,"
+            " under `evaluate`.",
+            stacklevel=2,
         )
         return {}
     return table
@@ -108,7 +133,8 @@ def open_ledger(folder: Path, url: str | None = None) -> tuple[Ledger, str]:
     """The ledger of the run in a folder, where its config says that it is, and the run's id.
 
     Args:
-        url: where it is instead; needed where the URL in the config had a password, which no folder keeps.
+        url: where it is instead; needed where the URL in the config had a password, which no folder
+            keeps.
 
     Raises:
         ConfigError: the folder holds no run, or its ledger cannot be opened or is not the run's.
@@ -120,10 +146,13 @@ def open_ledger(folder: Path, url: str | None = None) -> tuple[Ledger, str]:
         raise ConfigError(str(error)) from error
     url = url or config.get("ledger")
     if url is None and not (folder / "ledger.sqlite").is_file():
-        raise ConfigError(f"the ledger of the run in {folder} is gone (ledger.sqlite): put it back to read it")
+        raise ConfigError(
+            f"the ledger of the run in {folder} is gone (ledger.sqlite): put it back to read it"
+        )
     if url is not None and HIDDEN in url:
         raise ConfigError(
-            f"the ledger of the run in {folder} is at {url}, whose password is not kept: give the URL with --ledger"
+            f"the ledger of the run in {folder} is at {url}, whose password is not kept: give the"
+            " URL with --ledger"
         )
     try:
         ledger = Ledger(url or folder / "ledger.sqlite", create=False)

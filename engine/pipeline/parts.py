@@ -10,12 +10,17 @@ from .plugins import Plugins
 
 
 def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
-    """A part from what the config says: a registered name, a mapping with `name` and options, or the object itself."""
+    """A part from what the config says:
+
+    a registered name, a mapping with `name` and options, or the object itself.
+    """
     if isinstance(spec, str):
         return plugins.create(kind, spec, **more)
     if isinstance(spec, Mapping):
         options = dict(spec)
         if "name" not in options:
-            raise PluginError(f"a {kind} given as a mapping needs `name` beside its options, got {dict(spec)}")
+            raise PluginError(
+                f"a {kind} given as a mapping needs `name` beside its options, got {dict(spec)}"
+            )
         return plugins.create(kind, options.pop("name"), **more, **options)
     return spec

@@ -1,8 +1,9 @@
 """The plugin manager: one `Plugins` object per run or command, no global.
 
-Plugins are loaded one by one from the entry-point group `turnwise`, so that one that fails is remembered with its reason
-and stops only the run that needs it. Turnwise's own parts are plugins of its own distribution and always load;
-`TURNWISE_PLUGINS=a,b` restricts everybody else's to those named (empty: none).
+Plugins are loaded one by one from the entry-point group `turnwise`, so that one that fails is
+remembered with its reason and stops only the run that needs it. Turnwise's own parts are plugins of
+its own distribution and always load; `TURNWISE_PLUGINS=a,b` restricts everybody else's to those
+named (empty: none).
 """
 
 from __future__ import annotations
@@ -45,13 +46,14 @@ REGISTRIES = {
     "register_stages": "stage",
 }
 
-# Gymnasium's registry is per process, so this is too: (plugin name, its id) -> environment ids, and the plugin, kept alive
-# so that its id stays its own.
+# Gymnasium's registry is per process, so this is too: (plugin name, its id) -> environment ids, and
+# the plugin, kept alive so that its id stays its own.
 _envs_registered: dict[tuple[str, int], tuple[list[str], object]] = {}
 _envs_lock = threading.Lock()
 
 
-_THEIRS = (Exception, SystemExit, GeneratorExit)  # what a plugin may raise without ending the command; Ctrl-C is the user's
+# What a plugin may raise without ending the command; Ctrl-C is the user's.
+_THEIRS = (Exception, SystemExit, GeneratorExit)
 
 
 @dataclass(slots=True)
@@ -79,12 +81,15 @@ class Plugins:
         self.infos: dict[str, PluginInfo] = {}
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
-        self._factories: dict[str, dict[str, tuple[Factory, str]]] = {kind: {} for kind in REGISTRIES.values()}
+        self._factories: dict[str, dict[str, tuple[Factory, str]]] = {
+            kind: {} for kind in REGISTRIES.values()
+        }
         self._clashes: dict[tuple[str, str], str] = {}
         self._warned: set[tuple[str, str]] = set()
         with _ctrl_c() as self._pressed:
             for entry in _entry_points():
-                # A plugin that does not load must not take the others along; nothing is lost, `turnwise plugins` shows why.
+                # A plugin that does not load must not take the others along; nothing is lost,
+                # `turnwise plugins` shows why.
                 self._add(
                     entry.name,
                     entry.dist.version if entry.dist else "",
@@ -92,11 +97,16 @@ class Plugins:
                     fatal=entry.dist is not None and entry.dist.name == "turnwise",
                 )
         for name, plugin in (extra or {}).items():
-            self._add(name, str(getattr(plugin, "__version__", "")), partial(_given, plugin), fatal=True)
+            self._add(
+                name, str(getattr(plugin, "__version__", "")), partial(_given, plugin), fatal=True
+            )
 
     def _add(self, name: str, version: str, load: Callable[[], object], *, fatal: bool) -> None:
         if name in self.infos:
-            reason = f"another plugin is called {name!r} too (version {self.infos[name].version or 'unknown'})"
+            reason = (
+                f"another plugin is called {name!r} too (version"
+                f" {self.infos[name].version or 'unknown'})"
+            )
             if fatal:
                 raise PluginError(reason)
             while name in self.infos:
@@ -108,16 +118,20 @@ class Plugins:
             plugin = load()
             self._manager.register(plugin, name=name)
             self._manager.check_pending()
-            info.hooks = sorted(caller.name for caller in self._manager.get_hookcallers(plugin) or [])
+            info.hooks = sorted(
+                caller.name for caller in self._manager.get_hookcallers(plugin) or []
+            )
             if not info.hooks:
                 raise PluginError("nothing in it is marked with @turnwise.hookimpl")
             collected = self._collect(name, plugin, info)
         except BaseException as error:  # whatever it is, it is theirs, except Ctrl-C
             if isinstance(error, KeyboardInterrupt) and self._pressed:
                 raise
-            if isinstance(error, NameClash):  # nobody may win silently: a run that asks for the name stops
+            # Nobody may win silently: a run that asks for the name stops.
+            if isinstance(error, NameClash):
                 self._clashes[error.kind, error.entry] = str(error)
-            if self._manager.has_plugin(name):  # or check_pending would fail for every plugin after it
+            # Or check_pending would fail for every plugin after it.
+            if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             info.failed = f"{type(error).__name__}: {error}"
             if fatal:
@@ -138,14 +152,18 @@ class Plugins:
         if marked and module not in self._manager.get_plugins():
             self._add(name, "", partial(_given, module), fatal=True)
 
-    def _collect(self, name: str, plugin: object, info: PluginInfo) -> dict[str, dict[str, tuple[Factory, str]]]:
+    def _collect(
+        self, name: str, plugin: object, info: PluginInfo
+    ) -> dict[str, dict[str, tuple[Factory, str]]]:
         """Calls the plugin's registration hooks alone, so that every entry has a known origin."""
         others = [other for other in self._manager.get_plugins() if other is not plugin]
         collected: dict[str, dict[str, tuple[Factory, str]]] = {}
         for hook, kind in REGISTRIES.items():
             entries = collected.setdefault(kind, {})
 
-            def register(entry: str, factory: Factory, kind: str = kind, entries: dict = entries) -> None:
+            def register(
+                entry: str, factory: Factory, kind: str = kind, entries: dict = entries
+            ) -> None:
                 owner = self._factories[kind].get(entry) or entries.get(entry)
                 if owner:
                     raise NameClash(kind, entry, owner[1], name)
@@ -162,7 +180,10 @@ class Plugins:
                 for env, spec in before.items():
                     if gymnasium.registry.get(env) is not spec:
                         gymnasium.registry[env] = spec
-                        owner = next((o for (o, _), (envs, _) in _envs_registered.items() if env in envs), "somebody else")
+                        owner = next(
+                            (o for (o, _), (envs, _) in _envs_registered.items() if env in envs),
+                            "somebody else",
+                        )
                         raise NameClash("environment", env, owner, name)
                 _envs_registered[key] = (sorted(set(gymnasium.registry) - set(before)), plugin)
         if _envs_registered.get(key, ([], None))[0]:
@@ -192,11 +213,20 @@ class Plugins:
         except _THEIRS as error:
             if type(error).__module__.startswith("turnwise."):  # says itself what is wrong
                 raise
-            why = str(error) if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
-            raise PluginError(f"{kind} {name!r} of plugin {owner!r} cannot be imported from {factory!r}: {why}") from error
+            why = (
+                str(error)
+                if isinstance(error, (ImportError, AttributeError))
+                else f"{type(error).__name__}: {error}"
+            )
+            raise PluginError(
+                f"{kind} {name!r} of plugin {owner!r} cannot be imported from {factory!r}: {why}"
+            ) from error
 
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> PluginError:
-        """The error for a name nobody registered; it recalls plugins that failed to load, since they may have meant to."""
+        """The error for a name nobody registered;
+
+        it recalls plugins that failed to load, since they may have meant to.
+        """
         return PluginError(f"no {kind} {name!r}.{did_you_mean(name, known)}{self.failures()}")
 
     def failures(self) -> str:
@@ -205,10 +235,12 @@ class Plugins:
         return f" Plugins that failed to load: {'; '.join(failed)}." if failed else ""
 
     def create(self, kind: str, name: str, /, *args: Any, **options: Any) -> Any:
-        """Calls a registered factory; one that has a parameter `plugins`, to look up others' parts, is given this object.
+        """Calls a registered factory; one that has a parameter `plugins`, to look up others' parts,
+        is given this object.
 
         Raises:
-            PluginError: no such name, or options that the factory does not take (with the near ones it does) or refuses.
+            PluginError: no such name, or options that the factory does not take (with the near ones
+                it does) or refuses.
         """
         factory = self.factory(kind, name)
         check_options(f"{kind} {name!r}", factory, len(args), options)
@@ -222,7 +254,10 @@ class Plugins:
             raise PluginError(f"{kind} {name!r}: {error}") from error
 
     def call_event(self, event: str, **arguments: Any) -> None:
-        """Calls an event hook, each plugin on its own: a failing listener warns once and stops nobody."""
+        """Calls an event hook, each plugin on its own:
+
+        a failing listener warns once and stops nobody.
+        """
         for implementation in getattr(self._manager.hook, event).get_hookimpls():
             name, plugin = implementation.plugin_name, implementation.plugin
             others = [other for other in self._manager.get_plugins() if other is not plugin]
@@ -231,7 +266,10 @@ class Plugins:
             except _THEIRS as error:
                 if (name, event) not in self._warned:
                     self._warned.add((name, event))
-                    warnings.warn(f"plugin {name!r} failed in {event}: {type(error).__name__}: {error}", stacklevel=2)
+                    warnings.warn(
+                        f"plugin {name!r} failed in {event}: {type(error).__name__}: {error}",
+                        stacklevel=2,
+                    )
 
     def report_sections(self, ledger: Any, run: str) -> list[Any]:
         """What plugins add to a run's report; one that cannot says why in its place."""
@@ -239,31 +277,50 @@ class Plugins:
 
         sections: list[Any] = []
         for implementation in reversed(self._manager.hook.report_sections.get_hookimpls()):
-            others = [other for other in self._manager.get_plugins() if other is not implementation.plugin]
+            others = [
+                other for other in self._manager.get_plugins() if other is not implementation.plugin
+            ]
             try:
-                for found in self._manager.subset_hook_caller("report_sections", others)(ledger=ledger, run=run):
+                for found in self._manager.subset_hook_caller("report_sections", others)(
+                    ledger=ledger, run=run
+                ):
                     sections += found or []
             except _THEIRS as error:
-                sections.append(Section(implementation.plugin_name, [f"This part failed: {type(error).__name__}: {error}"]))
+                sections.append(
+                    Section(
+                        implementation.plugin_name,
+                        [f"This part failed: {type(error).__name__}: {error}"],
+                    )
+                )
         return sections
 
     def call_commands(self, app: Any) -> None:
         """Lets every plugin add its commands; one that cannot is listed as FAILED."""
         for implementation in self._manager.hook.register_commands.get_hookimpls():
-            others = [other for other in self._manager.get_plugins() if other is not implementation.plugin]
+            others = [
+                other for other in self._manager.get_plugins() if other is not implementation.plugin
+            ]
             try:
                 self._manager.subset_hook_caller("register_commands", others)(app=app)
             except _THEIRS as error:
-                self.infos[implementation.plugin_name].failed = f"register_commands: {type(error).__name__}: {error}"
+                self.infos[
+                    implementation.plugin_name
+                ].failed = f"register_commands: {type(error).__name__}: {error}"
 
 
-def check_options(what: str, factory: Callable[..., Any], positional: int, options: Mapping[str, Any]) -> None:
-    """Raises PluginError when a factory does not take these options, naming near ones that it does."""
+def check_options(
+    what: str, factory: Callable[..., Any], positional: int, options: Mapping[str, Any]
+) -> None:
+    """Raises PluginError when a factory does not take these options, naming near ones that it
+    does."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):
         return  # a builtin without a signature speaks for itself
-    parameters = [p for p in list(signature.parameters.values())[positional:] if p.name != "plugins"]  # `create` gives that one
+    # `create` gives that one.
+    parameters = [
+        p for p in list(signature.parameters.values())[positional:] if p.name != "plugins"
+    ]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         for option in options:
@@ -276,23 +333,41 @@ def check_options(what: str, factory: Callable[..., Any], positional: int, optio
     missing = [
         p.name
         for p in parameters
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in options
+        if p.default is p.empty
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        and p.name not in options
     ]
     if missing:
         raise PluginError(f"{what} needs the option {', '.join(map(repr, missing))}")
 
 
-NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {"float": ("a number", (int, float)), "int": ("a whole number", (int,))}
+NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "float": ("a number", (int, float)),
+    "int": ("a whole number", (int,)),
+}
 
 
 def _no_number(annotation: Any, value: Any) -> str:
-    """What a value must be where its parameter takes a number and it is none (text above all: a command line's, an environment variable's)."""
-    kinds = (annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))).split(" | ")
+    """What a value must be where its parameter takes a number and it is none (text above all:
+
+    a command line's, an environment variable's).
+    """
+    kinds = (
+        annotation
+        if isinstance(annotation, str)
+        else getattr(annotation, "__name__", str(annotation))
+    ).split(" | ")
     wanted = [NUMBERS[kind] for kind in kinds if kind in NUMBERS]
-    if not wanted or len(wanted) + kinds.count("None") < len(kinds) or (value is None and "None" in kinds):
+    if (
+        not wanted
+        or len(wanted) + kinds.count("None") < len(kinds)
+        or (value is None and "None" in kinds)
+    ):
         return ""
     name, types = wanted[0]
-    fits = isinstance(value, (*types, Integral, *([Real] if float in types else []))) and not isinstance(value, bool)
+    fits = isinstance(
+        value, (*types, Integral, *([Real] if float in types else []))
+    ) and not isinstance(value, bool)
     return "" if fits else name
 
 
@@ -305,7 +380,10 @@ def _takes_plugins(factory: Callable[..., Any]) -> bool:
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[int]]:
-    """Notices Ctrl-C: a KeyboardInterrupt that nobody pressed is a plugin's own. Yields the signals that came; only the main thread gets any."""
+    """Notices Ctrl-C: a KeyboardInterrupt that nobody pressed is a plugin's own.
+
+    Yields the signals that came; only the main thread gets any.
+    """
     pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
@@ -329,7 +407,10 @@ def _given(plugin: object) -> object:
 
 def _entry_points() -> list[metadata.EntryPoint]:
     """Ours first, then the others in order of name, as far as TURNWISE_PLUGINS lets them."""
-    found = {(e.name, e.value, e.dist.name if e.dist else ""): e for e in metadata.entry_points(group=GROUP)}
+    found = {
+        (e.name, e.value, e.dist.name if e.dist else ""): e
+        for e in metadata.entry_points(group=GROUP)
+    }
     is_ours = lambda e: e.dist is not None and e.dist.name == "turnwise"  # noqa: E731
     ours = [e for e in found.values() if is_ours(e)]
     others = [e for e in found.values() if not is_ours(e)]
@@ -339,7 +420,8 @@ def _entry_points() -> list[metadata.EntryPoint]:
         unknown = names - {e.name for e in others}
         if unknown:
             raise PluginError(
-                f"TURNWISE_PLUGINS names {sorted(unknown)}, which {'is' if len(unknown) == 1 else 'are'} not installed."
+                f"TURNWISE_PLUGINS names {sorted(unknown)}, which"
+                f" {'is' if len(unknown) == 1 else 'are'} not installed."
                 + did_you_mean(sorted(unknown)[0], [e.name for e in others])
             )
         others = [e for e in others if e.name in names]

@@ -23,10 +23,12 @@ def shared(run: RunView, value: Any) -> Any:
 
 
 def decided(run: RunView, work: Callable[[], Result]) -> Result:
-    """Does work in the main process, which may wait for feedback, and returns its result on every process.
+    """Does work in the main process, which may wait for feedback, and returns its result on every
+    process.
 
     Raises:
-        Interrupted: the run was asked to end meanwhile; on every process, or the others would wait for ever.
+        Interrupted: the run was asked to end meanwhile; on every process, or the others would wait
+            for ever.
     """
     done: tuple[Result] | None = None
     if run.is_main:

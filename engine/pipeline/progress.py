@@ -26,7 +26,15 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 
-TOLD = ("outcome", "success", "kl", "loss", "rater_agreement", "source_agreement", "held_out/accuracy")
+TOLD = (
+    "outcome",
+    "success",
+    "kl",
+    "loss",
+    "rater_agreement",
+    "source_agreement",
+    "held_out/accuracy",
+)
 COUNTS = ("comparisons", "conversations", "changed")
 
 
@@ -35,7 +43,10 @@ def in_a_line(update: Update) -> str:
     metrics = update.metrics
     found = {key: metrics[key] for key in TOLD if key in metrics}
     found = found or {key: value for key, value in metrics.items() if key.endswith("/success")}
-    shown = [f"{update.stage} {update.number}", *(f"{key} {value:.4f}" for key, value in found.items())]
+    shown = [
+        f"{update.stage} {update.number}",
+        *(f"{key} {value:.4f}" for key, value in found.items()),
+    ]
     shown += [f"{key} {metrics[key]:.0f}" for key in COUNTS if key in metrics]
     if failed := metrics.get("failed_episodes"):
         shown.append(f"{failed:.0f} episodes failed in their environment")
@@ -56,11 +67,14 @@ class Display:
         self._log, self._told = log, -math.inf
         console = Console(stderr=True)
         name, bar = (22, 24) if console.width >= 110 else (12, 8)
-        whole = Column(no_wrap=True, min_width=9)  # a narrow terminal cuts the notes, not the counters
+        # A narrow terminal cuts the notes, not the counters.
+        whole = Column(no_wrap=True, min_width=9)
         self._progress = Progress(
-            TextColumn(f"[bold]{{task.description:<{name}}}", table_column=Column(no_wrap=True, min_width=name)), BarColumn(bar),
+            TextColumn(f"[bold]{{task.description:<{name}}}",
+                table_column=Column(no_wrap=True, min_width=name)), BarColumn(bar),
             TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=whole),
-            TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
             console=console, transient=False, disable=not enabled,
         )  # fmt: skip
         self._stage: TaskID | None = None
@@ -71,7 +85,12 @@ class Display:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._progress.stop()
 
     def show(self, status: Status) -> None:
@@ -81,11 +100,17 @@ class Display:
                 self._told = time.monotonic()
                 print(f"{status.stage}: {status.note}", flush=True)
             return
-        if status.updates and (self._stage is None or self._stage_name != f"{status.stage}{status.updates}"):
+        if status.updates and (
+            self._stage is None or self._stage_name != f"{status.stage}{status.updates}"
+        ):
             self._stage_name = f"{status.stage}{status.updates}"
             self._stage = progress.add_task(status.stage, total=status.updates, note="")
         if self._stage is not None and status.updates:
-            finished = status.updates if status.update == status.updates and status.done == status.total else status.update - 1
+            finished = (
+                status.updates
+                if status.update == status.updates and status.done == status.total
+                else status.update - 1
+            )
             progress.update(self._stage, completed=finished, note=_summary(status))
         if self._phase is None:
             self._phase = progress.add_task("", total=1, note="")
@@ -94,12 +119,24 @@ class Display:
             if status.metrics.get("seconds/play")  # an update on what was played earlier has none
             else ""
         )
-        progress.update(self._phase, description=f"  {status.phase}", completed=status.done, total=status.total or 1, note=note)
+        progress.update(
+            self._phase,
+            description=f"  {status.phase}",
+            completed=status.done,
+            total=status.total or 1,
+            note=note,
+        )
 
 
 def _summary(status: Status) -> str:
     shown = {"outcome": "outcome", "success": "success", "kl": "KL", "loss": "loss"}
-    parts = [f"{label} {status.metrics[key]:.3f}" for key, label in shown.items() if key in status.metrics]
+    parts = [
+        f"{label} {status.metrics[key]:.3f}"
+        for key, label in shown.items()
+        if key in status.metrics
+    ]
     if "trained" in status.metrics:
-        parts.append(f"trained on {status.metrics['trained']:.0f} of {status.metrics['episodes']:.0f}")
+        parts.append(
+            f"trained on {status.metrics['trained']:.0f} of {status.metrics['episodes']:.0f}"
+        )
     return "  ".join(parts)

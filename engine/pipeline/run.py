@@ -8,9 +8,10 @@ runs/riddle/
   policy/              the result
   run.pid              the process that is at it
 
-A run that was stopped, killed or extended goes on exactly (`resume=True`): its weights, its ledger and its metrics become those of a
-run that was never interrupted. That works because checkpoints exist only between updates, noise and ids are derived and not drawn,
-and what the ledger holds already (episodes, answers, members) wins over its replay.
+A run that was stopped, killed or extended goes on exactly (`resume=True`): its weights, its ledger
+and its metrics become those of a run that was never interrupted. That works because checkpoints
+exist only between updates, noise and ids are derived and not drawn, and what the ledger holds
+already (episodes, answers, members) wins over its replay.
 """
 
 from __future__ import annotations
@@ -35,7 +36,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..errors import CheckpointError, ConfigError, Damaged, DatabaseError, Interrupted, NonFiniteError, OutOfMemory, Paused
+from ..errors import (
+    CheckpointError,
+    ConfigError,
+    Damaged,
+    DatabaseError,
+    Interrupted,
+    NonFiniteError,
+    OutOfMemory,
+    Paused,
+)
 from ..ledger.ledger import Ledger
 from ..records.episode import Episode
 from ..records.update import Status, Update
@@ -61,8 +71,8 @@ class Run:
     Args:
         config: a `RunConfig`, a mapping like one, or the path of a YAML file.
         folder: overrides the config's.
-        resume: go on with what the folder holds, exactly; from the start if it holds nothing. Stages may have been added, and the
-            `updates` of the last one raised.
+        resume: go on with what the folder holds, exactly; from the start if it holds nothing.
+            Stages may have been added, and the `updates` of the last one raised.
         plugins: default: those installed.
         clock, sleep: the run's one clock.
         on_status: called with a `Status` whenever something moves.
@@ -93,8 +103,9 @@ class Run:
         self.name = config.name or (Path(folder or config.folder or "run").name)
         if not (folder or config.folder) and _path_safe(self.name) != self.name:
             raise ConfigError(
-                f"the run's name {self.name!r} is to be its folder under runs/, so it can hold no / or \\, no control character, and not only "
-                "dots: choose another name, or say where the run goes (folder)"
+                f"the run's name {self.name!r} is to be its folder under runs/, so it can hold no /"
+                " or \\, no control character, and not only dots: choose another name, or say"
+                " where the run goes (folder)"
             )
         self.folder = Path(
             folder or config.folder or Path("runs") / self.name
@@ -104,7 +115,8 @@ class Run:
         self.updates = 0  # made so far, through the whole run
         self.start = 0  # the update after which the present stage began
         self.stage = ""
-        self.today = date.fromtimestamp(clock())  # chat templates may write it: a resumed run keeps it
+        # Chat templates may write it: a resumed run keeps it.
+        self.today = date.fromtimestamp(clock())
         self.metrics: list[dict[str, Any]] = []
         self.stopping = False
         self.paused = ""  # why a source could not go on, where that ended the run
@@ -114,7 +126,9 @@ class Run:
         for entry in flat(config.stages):
             [(name, options)] = entry.items()
             if options is not None and not isinstance(options, Mapping):
-                raise ConfigError(f"stage {name!r} must be a mapping of its options, got {type(options).__name__}")
+                raise ConfigError(
+                    f"stage {name!r} must be a mapping of its options, got {type(options).__name__}"
+                )
             names.append(name)
             label = name if names.count(name) == 1 else f"{name}-{names.count(name)}"
             self.stages.append((label, self.plugins.create("stage", name, **(options or {}))))
@@ -127,7 +141,8 @@ class Run:
         self._index = self._done = 0  # the stage's place, and the updates it has made
         self._begun = self._played = self._opened = False
         self._resume = resume
-        self._stage_start: Path | None = None  # the checkpoint that the stage gone on with began from
+        # The checkpoint that the stage gone on with began from.
+        self._stage_start: Path | None = None
         self._lock: Any = None
         if config.trackers:
             from .tracking import check
@@ -135,7 +150,10 @@ class Run:
             check(config.trackers)
 
     def __repr__(self) -> str:
-        return f"<Run {self.name!r} in {self.folder}, {self.updates} updates{', stopped' if self.stopping else ''}>"
+        return (
+            f"<Run {self.name!r} in {self.folder}, {self.updates}"
+            f" updates{', stopped' if self.stopping else ''}>"
+        )
 
     # What stages use, see `RunView`.
 
@@ -152,7 +170,10 @@ class Run:
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy being aligned, loaded when first needed; in a resumed run as it was when the present stage began."""
+        """The policy being aligned, loaded when first needed;
+
+        in a resumed run as it was when the present stage began.
+        """
         import torch
 
         from ..policy.policy import Policy
@@ -174,7 +195,8 @@ class Run:
                 began = checkpoint.read(self._stage_start)
             except CheckpointError as error:
                 raise CheckpointError(
-                    f"{error} The stage that is gone on with began from it: put it back as it was, or begin another run in another folder."
+                    f"{error} The stage that is gone on with began from it: put it back as it was,"
+                    " or begin another run in another folder."
                 ) from error
             if (began.folder / "policy").is_dir():
                 policy.load_weights(began.folder / "policy")
@@ -199,11 +221,16 @@ class Run:
 
     def status(self, phase: str, done: int = 0, total: int = 0, **more: Any) -> None:
         if self.on_status:
-            last = {k: v for k, v in (self.metrics[-1] if self.metrics else {}).items() if isinstance(v, float)}
+            last = {
+                k: v
+                for k, v in (self.metrics[-1] if self.metrics else {}).items()
+                if isinstance(v, float)
+            }
             self.on_status(Status(self.stage, phase, done, total, **{"metrics": last, **more}))
 
     def begin(self, parts: Mapping[str, Any] | None = None) -> int:
-        """Tells the run what learns beside the policy; a stage calls this once, when all of it is set up.
+        """Tells the run what learns beside the policy; a stage calls this once, when all of it is
+        set up.
 
         In a resumed run the weights and states of the last checkpoint are put in place.
 
@@ -215,7 +242,10 @@ class Run:
         """
         self._parts, self._begun = dict(parts or {}), True
         if self._from is None:
-            if self.is_main and not (self.folder / "checkpoints" / f"update-{self.updates:06d}").exists():
+            if (
+                self.is_main
+                and not (self.folder / "checkpoints" / f"update-{self.updates:06d}").exists()
+            ):
                 self.save_checkpoint()
             return 0
         found, self._from = self._from, None
@@ -228,30 +258,42 @@ class Run:
             missing = set(self._parts) ^ set(states)
             if missing:
                 raise ConfigError(
-                    f"the checkpoint {found.folder} holds the states of {sorted(states)}, but this stage has {sorted(self._parts)}: "
-                    "it is of another config or another version of a plugin"
+                    f"the checkpoint {found.folder} holds the states of {sorted(states)}, but this"
+                    f" stage has {sorted(self._parts)}: it is of another config or another version"
+                    " of a plugin"
                 )
             for name, part in self._parts.items():
                 part.load_state_dict(states[name])
         self._done = found.position.done
         return self._done
 
-    def finish_update(self, metrics: Mapping[str, float], *, episodes: Sequence[Episode] = ()) -> Update:
-        """Closes an update: counts it, writes its metrics, a checkpoint when one is due, and tells the listeners."""
+    def finish_update(
+        self, metrics: Mapping[str, float], *, episodes: Sequence[Episode] = ()
+    ) -> Update:
+        """Closes an update: counts it, writes its metrics, a checkpoint when one is due, and tells
+        the listeners."""
         self.updates += 1
         self._done += 1
-        line: dict[str, Any] = {"update": self.updates, "stage": self.stage, "time": self.clock(), **metrics}
+        line: dict[str, Any] = {
+            "update": self.updates,
+            "stage": self.stage,
+            "time": self.clock(),
+            **metrics,
+        }
         self.metrics.append(line)
         if self.is_main:
             if not self._begun and not any((self.folder / "checkpoints").glob("update-*")):
-                self._save(Position(self.id, 0, 0, 0, 0, 0), None)  # a folder with updates and no checkpoint has lost them
+                # A folder with updates and no checkpoint has lost them.
+                self._save(Position(self.id, 0, 0, 0, 0, 0), None)
             files.append(self.folder / "metrics.jsonl", json.dumps(line))
             self.ledger.settle()
             if self._begun and self.updates % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
             if self._tracker is not None:
                 self._tracker.log(self.stage, self.updates, metrics)
-            self.plugins.call_event("update_finished", run=self, update=self.updates, metrics=metrics)
+            self.plugins.call_event(
+                "update_finished", run=self, update=self.updates, metrics=metrics
+            )
         return Update(self.updates, self.stage, dict(metrics), episodes)
 
     # The work.
@@ -259,11 +301,15 @@ class Run:
     def __iter__(self) -> Iterator[Update]:
         """Plays the stages, yielding after every update.
 
-        Ctrl-C (or SIGTERM) ends it after the current update, with everything saved; `resume` goes on from there. So does a source that needs
-        somebody's decision (a budget is spent): `paused` says why.
+        Ctrl-C (or SIGTERM) ends it after the current update, with everything saved; `resume` goes
+        on from there. So does a source that needs somebody's decision (a budget is spent): `paused`
+        says why.
         """
         if self._played:
-            raise ConfigError("this run has been played; make a new Run with resume=True, or in another folder, to play again")
+            raise ConfigError(
+                "this run has been played; make a new Run with resume=True, or in another folder,"
+                " to play again"
+            )
         self._played = True
         try:
             self._open()
@@ -275,8 +321,8 @@ class Run:
             if error.errno not in DISK:
                 raise
             raise CheckpointError(
-                f"the disk of {self.folder} cannot be written to: {error}. Everything up to the last checkpoint stands; make room and go on "
-                "with `turnwise run --resume`."
+                f"the disk of {self.folder} cannot be written to: {error}. Everything up to the"
+                " last checkpoint stands; make room and go on with `turnwise run --resume`."
             ) from error
         finally:
             self._close()
@@ -286,7 +332,13 @@ class Run:
         for index, (label, stage) in enumerate(self.stages):
             if index < first:
                 continue
-            self.stage, self._index, self._begun, self._parts, self._done = label, index, False, {}, 0
+            self.stage, self._index, self._begun, self._parts, self._done = (
+                label,
+                index,
+                False,
+                {},
+                0,
+            )
             self.start = self._from.position.start if self._from is not None else self.updates
             try:
                 for update in stage.play(self):
@@ -297,7 +349,9 @@ class Run:
                 pass  # asked to end while it waited
             except (NonFiniteError, OutOfMemory) as error:
                 kept = sorted((self.folder / "checkpoints").glob("update-*"))
-                raise type(error)(f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}.") from error
+                raise type(error)(
+                    f"{error} The last checkpoint is {kept[-1] if kept else 'missing'}."
+                ) from error
             except Paused as error:
                 if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                     raise  # the other processes wait for this one; whoever started them ends them
@@ -317,7 +371,10 @@ class Run:
         self.status("finished")
 
     def _all_stop(self) -> bool:
-        """Whether the run is to end here; of several processes the main one decides, or the others would wait for it for ever."""
+        """Whether the run is to end here;
+
+        of several processes the main one decides, or the others would wait for it for ever.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "policy" in self.__dict__:
             from accelerate.utils import broadcast_object_list
 
@@ -334,10 +391,15 @@ class Run:
     def save_checkpoint(self) -> Path:
         """Writes where the run stands now, and removes the oldest checkpoints beyond those kept."""
         stage, done, start = (
-            (self._index, self._done, self.start) if self._begun else (self._index + 1, 0, self.updates)
+            (self._index, self._done, self.start)
+            if self._begun
+            else (self._index + 1, 0, self.updates)
         )  # a stage that does not say what learns in it can only be gone on from its end
         policy = self.__dict__.get("policy")
-        return self._save(Position(self.id, self.updates, stage, done, start, policy.version if policy else 0), policy)
+        return self._save(
+            Position(self.id, self.updates, stage, done, start, policy.version if policy else 0),
+            policy,
+        )
 
     def _save(self, position: Position, policy: Policy | None) -> Path:
         self.ledger.settle()
@@ -374,11 +436,15 @@ class Run:
         from .tracking import Tracker
 
         return Tracker(
-            self.config.trackers, _path_safe(self.name), self.folder, redacted(self.config.model_dump(mode="python"))
+            self.config.trackers,
+            _path_safe(self.name),
+            self.folder,
+            redacted(self.config.model_dump(mode="python")),
         )
 
     def _open(self) -> None:
-        """Claims the folder, checks that what it holds and what is asked belong together, and takes up where it stood."""
+        """Claims the folder, checks that what it holds and what is asked belong together, and takes
+        up where it stood."""
         if self._opened:
             return
         if self.is_main:
@@ -390,9 +456,20 @@ class Run:
         self._opened = True
         if not self.is_main and not self._resume:
             return  # the main process looks after the folder
-        shown = json.loads(json.dumps(redacted(self.config.model_dump(mode="python", exclude_defaults=True)), default=str))
-        used = any((self.folder / name).exists() for name in ("metrics.jsonl", "ledger.sqlite", "checkpoints"))
-        if used and self._is_unspent() and not (self._resume and int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        shown = json.loads(
+            json.dumps(
+                redacted(self.config.model_dump(mode="python", exclude_defaults=True)), default=str
+            )
+        )
+        used = any(
+            (self.folder / name).exists()
+            for name in ("metrics.jsonl", "ledger.sqlite", "checkpoints")
+        )
+        if (
+            used
+            and self._is_unspent()
+            and not (self._resume and int(os.environ.get("WORLD_SIZE", "1")) > 1)
+        ):
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             used = False
         target = self.folder / "config.yaml"
@@ -401,11 +478,13 @@ class Run:
                 with contextlib.suppress(Damaged):
                     if read_config(self.folder) != shown:
                         raise ConfigError(
-                            f"the folder {self.folder} holds a run with another config; choose another folder or name, or remove it"
+                            f"the folder {self.folder} holds a run with another config; choose"
+                            " another folder or name, or remove it"
                         )
                 raise ConfigError(
-                    f"the folder {self.folder} holds this run's results already: go on with `turnwise run --resume` (or resume=True), "
-                    "choose another folder or name, or remove it"
+                    f"the folder {self.folder} holds this run's results already: go on with"
+                    " `turnwise run --resume` (or resume=True), choose another folder or name, or"
+                    " remove it"
                 )
             self._take_up(shown, used)
             if self.is_main:
@@ -417,29 +496,46 @@ class Run:
             raise
 
     def _is_unspent(self) -> bool:
-        """Whether the folder's run ended before anything was played, said or learned, so that another one may begin in its place."""
+        """Whether the folder's run ended before anything was played, said or learned, so that
+        another one may begin in its place."""
         if {path.name for path in (self.folder / "checkpoints").glob("*")} - {"update-000000"}:
             return False
         try:
             if (self.folder / "metrics.jsonl").exists() and read_metrics(self.folder):
                 return False
             if (self.folder / "ledger.sqlite").exists():
-                with contextlib.closing(Ledger(self.folder / "ledger.sqlite", create=False)) as ledger:
+                with contextlib.closing(
+                    Ledger(self.folder / "ledger.sqlite", create=False)
+                ) as ledger:
                     return not any(ledger.counts().values())
-        except (ConfigError, DatabaseError, CheckpointError):  # what is damaged may have held something
+        # what is damaged may have held something
+        except (ConfigError, DatabaseError, CheckpointError):
             return False
         return True
 
     def _claim(self) -> None:
-        """One process at a time works in a folder. The lock is the operating system's: it ends with the process, however that ends."""
+        """One process at a time works in a folder.
+
+        The lock is the operating system's: it ends with the process, however that ends.
+        """
         from filelock import FileLock, Timeout
 
-        for path, own in ((self.folder / name, own) for own, names in OWN.items() for name in names):
+        for path, own in (
+            (self.folder / name, own) for own, names in OWN.items() for name in names
+        ):
             odd = path.is_symlink() or (path.exists() and path.is_dir() != (own == "folder"))
-            if odd and not (path.name == "checkpoints" and path.is_dir()):  # these may lie on another disk
-                what = "a symbolic link" if path.is_symlink() else "a folder" if path.is_dir() else "a file"
+            # These may lie on another disk.
+            if odd and not (path.name == "checkpoints" and path.is_dir()):
+                what = (
+                    "a symbolic link"
+                    if path.is_symlink()
+                    else "a folder"
+                    if path.is_dir()
+                    else "a file"
+                )
                 raise ConfigError(
-                    f"{path} is {what}, and a run puts a {own} of its own in that place: move it away, or choose another folder"
+                    f"{path} is {what}, and a run puts a {own} of its own in that place: move it"
+                    " away, or choose another folder"
                 )
         pid = self.folder / "run.pid"
         try:
@@ -449,13 +545,20 @@ class Run:
             pid.write_text(f"{os.getpid()}\n")
         except Timeout:
             self._lock = None
-            who = f"process {pid.read_text(errors='replace').strip()}" if pid.exists() else "another process"
+            who = (
+                f"process {pid.read_text(errors='replace').strip()}"
+                if pid.exists()
+                else "another process"
+            )
             raise ConfigError(
-                f"the run in {self.folder} is at work in {who}: wait for it, stop it (Ctrl-C, or kill -TERM), or choose another folder"
+                f"the run in {self.folder} is at work in {who}: wait for it, stop it (Ctrl-C, or"
+                " kill -TERM), or choose another folder"
             ) from None
         except OSError as error:
             self._close()
-            raise ConfigError(f"the run's folder {self.folder} cannot be made or written to: {error}") from error
+            raise ConfigError(
+                f"the run's folder {self.folder} cannot be made or written to: {error}"
+            ) from error
 
     def _close(self) -> None:
         if (environments := self.__dict__.pop("environments", None)) is not None:
@@ -463,7 +566,8 @@ class Run:
         if "_tracker" in self.__dict__ and self._tracker is not None:
             self._tracker.finish()
         if self.is_main and "ledger" in self.__dict__:
-            with contextlib.suppress(DatabaseError):  # it has said so already, or its next user will
+            # It has said so already, or its next user will.
+            with contextlib.suppress(DatabaseError):
                 self.ledger.settle()
         if self._lock is not None:
             with contextlib.suppress(OSError):
@@ -472,12 +576,14 @@ class Run:
             self._lock = None
 
     def _take_up(self, shown: Mapping[str, Any], used: bool) -> None:
-        """Checks that what the folder holds is whole and this run's, and puts counters, id and metrics to where the checkpoint stands."""
+        """Checks that what the folder holds is whole and this run's, and puts counters, id and
+        metrics to where the checkpoint stands."""
         found, log = self._from, self.folder / "metrics.jsonl"
         if found is None and used and log.exists() and read_metrics(self.folder):
             raise CheckpointError(
-                f"the run in {self.folder} has made updates (metrics.jsonl), and its checkpoints are gone: put them back to go on, or "
-                "begin another run in another folder; what was played and said is in the ledger all the same"
+                f"the run in {self.folder} has made updates (metrics.jsonl), and its checkpoints"
+                " are gone: put them back to go on, or begin another run in another folder; what"
+                " was played and said is in the ledger all the same"
             )
         position = found.position if found is not None else Position(self.id, 0, 0, 0, 0, 0)
         try:
@@ -487,7 +593,11 @@ class Run:
             if position.run != self.id:
                 raise
             what = str(error).partition(": put it back")[0]
-            warnings.warn(f"{what}. It is written anew: the config given is the one the run was started with.", stacklevel=2)
+            warnings.warn(
+                f"{what}. It is written anew: the config given is the one the run was started"
+                " with.",
+                stacklevel=2,
+            )
         if found is None:
             if self.is_main:
                 log.unlink(missing_ok=True)
@@ -500,12 +610,21 @@ class Run:
             torch.set_num_threads(self.config.threads)
         now, then = self._machine(None), position.machine
         self._check_machine(then, ("threads",))
-        differ = [f"{key} {then[key]} -> {now[key]}" for key in ("processes", "torch") if now[key] != then.get(key, now[key])]
+        differ = [
+            f"{key} {then[key]} -> {now[key]}"
+            for key in ("processes", "torch")
+            if now[key] != then.get(key, now[key])
+        ]
         if differ:
-            warnings.warn(f"the run goes on, but not bit for bit: {', '.join(differ)}", stacklevel=2)
+            warnings.warn(
+                f"the run goes on, but not bit for bit: {', '.join(differ)}", stacklevel=2
+            )
         lines = read_metrics(self.folder, position.update) if position.update else []
         if [line["update"] for line in lines] != list(range(1, position.update + 1)):
-            raise ConfigError(f"{log} should hold the updates 1 to {position.update} and does not: put the file back as it was")
+            raise ConfigError(
+                f"{log} should hold the updates 1 to {position.update} and does not: put the file"
+                " back as it was"
+            )
         if self.is_main:
             files.write(log, "".join(json.dumps(line) + "\n" for line in lines))
         self.metrics, self.updates, self.id = lines, position.update, position.run
@@ -514,17 +633,21 @@ class Run:
             self.today = date.fromisoformat(then["today"])
 
     def _own_ledger(self, found: Checkpoint) -> Ledger:
-        """The ledger that the run wrote to, with everything that it held when the checkpoint was made.
+        """The ledger that the run wrote to, with everything that it held when the checkpoint was
+        made.
 
         Raises:
             ConfigError, LedgerError: it is gone, empty, another run's or an older copy.
         """
         if self.config.ledger is None and not (self.folder / "ledger.sqlite").exists():
             raise ConfigError(
-                f"the ledger of the run in {self.folder} is gone (ledger.sqlite). It holds the episodes and answers that the run trained "
-                f"on; put it back, or start another run whose policy is {found.folder / 'policy'}"
+                f"the ledger of the run in {self.folder} is gone (ledger.sqlite). It holds the"
+                " episodes and answers that the run trained on; put it back, or start another run"
+                f" whose policy is {found.folder / 'policy'}"
             )
-        ledger = Ledger(self.config.ledger or self.folder / "ledger.sqlite", clock=self.clock, create=False)
+        ledger = Ledger(
+            self.config.ledger or self.folder / "ledger.sqlite", clock=self.clock, create=False
+        )
         ledger.expect(found.position.run, found.position.ledger)
         return ledger
 
@@ -534,13 +657,17 @@ class Run:
         for key in keys:
             if then.get(key) and now[key] != then[key]:
                 raise ConfigError(
-                    f"the run was made with {key} {then[key]} and would go on with {now[key]}, which changes the last bits of every "
-                    f"number: set `{key}: {then[key]}` in the config" + (" (under `policy`)" if key != "threads" else "")
+                    f"the run was made with {key} {then[key]} and would go on with {now[key]},"
+                    f" which changes the last bits of every number: set `{key}: {then[key]}` in the"
+                    " config" + (" (under `policy`)" if key != "threads" else "")
                 )
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks the run to end after its update; the second one ends it at once."""
+        """The first Ctrl-C or SIGTERM asks the run to end after its update;
+
+        the second one ends it at once.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -549,9 +676,13 @@ class Run:
             if self.stopping:
                 raise KeyboardInterrupt
             self.stopping, self.signal = True, number
-            self.status("stopping", note="ending after this update; press Ctrl-C again to end at once")
+            self.status(
+                "stopping", note="ending after this update; press Ctrl-C again to end at once"
+            )
 
-        before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -559,11 +690,19 @@ class Run:
                 signal.signal(number, handler)
 
 
-DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)  # what a disk that is full or fails says
-OWN = {"file": ("config.yaml", "metrics.jsonl", "evaluation.json", "run.pid", "run.lock"), "folder": ("policy", "checkpoints")}
+# What a disk that is full or fails says.
+DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+OWN = {
+    "file": ("config.yaml", "metrics.jsonl", "evaluation.json", "run.pid", "run.lock"),
+    "folder": ("policy", "checkpoints"),
+}
 
 
 def _path_safe(name: str) -> str:
     """A name as one step of a path: it leads nowhere else."""
-    safe = re.sub(r"[/\\\x00-\x1f\x7f]", "-", name).encode("utf-8", "replace")[:200].decode(errors="ignore")
+    safe = (
+        re.sub(r"[/\\\x00-\x1f\x7f]", "-", name)
+        .encode("utf-8", "replace")[:200]
+        .decode(errors="ignore")
+    )
     return safe if safe.strip(". ") else "-"

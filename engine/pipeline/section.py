@@ -13,7 +13,10 @@ WHOLE = "the config"
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys are errors; Python objects (judges, environments) may stand among plain data."""
+    """A part of the config:
+
+    unknown keys are errors; Python objects (judges, environments) may stand among plain data.
+    """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
     called: ClassVar[str] = ""  # in messages; default: the name of the class
@@ -26,11 +29,16 @@ class Section(BaseModel):
 
 
 def explain(error: ValidationError, model: type[Section]) -> str:
-    """What is wrong, one line per mistake, with near names for unknown keys. A key that is missing is not named where one was misspelt."""
+    """What is wrong, one line per mistake, with near names for unknown keys.
+
+    A key that is missing is not named where one was misspelt.
+    """
     called = model.called or model.__name__.lower().removesuffix("config")
     unknown = [str(m["loc"][-1]) for m in error.errors() if m["type"] == "extra_forbidden"]
     meant = {near for key in unknown for near in near_names(key, model.model_fields)[:1]}
-    lines = [f"{called} has no key {key!r}.{did_you_mean(key, model.model_fields)}" for key in unknown]
+    lines = [
+        f"{called} has no key {key!r}.{did_you_mean(key, model.model_fields)}" for key in unknown
+    ]
     for mistake in error.errors():
         where = ".".join(str(part) for part in mistake["loc"]) or called
         if mistake["type"] == "missing" and where not in meant:

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 class Stage(Section):
     """One step of a pipeline: its fields are its options, `play` does the work.
 
-    A stage registered by a plugin need not derive from this class; it needs `play`, and `check` if it can tell before the run
-    starts that something will not work.
+    A stage registered by a plugin need not derive from this class; it needs `play`, and `check` if
+    it can tell before the run starts that something will not work.
     """
 
     def check(self, run: RunView) -> None:
-        """Raises ConfigError or PluginError for what cannot work, before anything is played or loaded."""
+        """Raises ConfigError or PluginError for what cannot work, before anything is played or
+        loaded."""
 
     def play(self, run: RunView) -> Iterator[Update]:
         """Does the stage's work, update by update. The run is consistent whenever it yields."""

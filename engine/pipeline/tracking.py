@@ -12,7 +12,8 @@ from ..util.suggest import did_you_mean
 
 
 class Tracker:
-    """Sends every update's metrics to the named trackers, one chart per stage and metric, the run's update as the step.
+    """Sends every update's metrics to the named trackers, one chart per stage and metric, the run's
+    update as the step.
 
     Args:
         names: of accelerate's trackers.
@@ -24,12 +25,16 @@ class Tracker:
         ConfigError: an unknown tracker, or one whose package is not installed.
     """
 
-    def __init__(self, names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any]
+    ) -> None:
         known = check(names)
         self._trackers: dict[str, Any] = {}
         for name in names:
             kind = known[name]
-            options = {"logging_dir": str(folder / "tracking")} if kind.requires_logging_directory else {}
+            options = (
+                {"logging_dir": str(folder / "tracking")} if kind.requires_logging_directory else {}
+            )
             tracker = kind(project, **options)
             if hasattr(tracker, "start"):
                 tracker.start()
@@ -37,20 +42,26 @@ class Tracker:
             self._trackers[name] = tracker
 
     def log(self, stage: str, update: int, metrics: Mapping[str, float]) -> None:
-        self._each(lambda tracker: tracker.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=update))
+        self._each(
+            lambda tracker: tracker.log(
+                {f"{stage}/{name}": value for name, value in metrics.items()}, step=update
+            )
+        )
 
     def finish(self) -> None:
         self._each(lambda tracker: tracker.finish())
 
     def _each(self, act: Callable[[Any], None]) -> None:
-        """A tracker that fails (its service is away, its disk is full) is left out from then on, with a warning; the run goes on."""
+        """A tracker that fails (its service is away, its disk is full) is left out from then on,
+        with a warning; the run goes on."""
         for name, tracker in list(self._trackers.items()):
             try:
                 act(tracker)
             except Exception as error:
                 del self._trackers[name]
                 warnings.warn(
-                    f"the tracker {name!r} failed and gets no more metrics; they are all in metrics.jsonl: {type(error).__name__}: {error}",
+                    f"the tracker {name!r} failed and gets no more metrics; they are all in"
+                    f" metrics.jsonl: {type(error).__name__}: {error}",
                     stacklevel=2,
                 )
 

@@ -35,11 +35,14 @@ def make_batch(
     counts = []
     for episode in episodes:
         if episode.ending == "failed":
-            raise UntrainableEpisode(f"episode {episode.id} failed ({episode.reason}); failed episodes never train")
+            raise UntrainableEpisode(
+                f"episode {episode.id} failed ({episode.reason}); failed episodes never train"
+            )
         if not episode.turns or any(turn.action_ids is None for turn in episode.turns):
             raise UntrainableEpisode(
-                f"episode {episode.id} has turns that no policy of ours sampled (a script, a person, an import): they have no "
-                "log-probs. Use sft or a preference optimizer for such data."
+                f"episode {episode.id} has turns that no policy of ours sampled (a script, a"
+                " person, an import): they have no log-probs. Use sft or a preference optimizer"
+                " for such data."
             )
         counts.append([len(turn.action_ids or ()) for turn in episode.turns])
     layout = _layout(episodes, counts)
@@ -58,7 +61,9 @@ def make_batch(
         **layout,
         rows=tuple(rows),
         behaviour_logprobs=behaviour,
-        staleness=torch.tensor([version - min(t.policy_version for t in episode.turns) for episode in episodes]),
+        staleness=torch.tensor(
+            [version - min(t.policy_version for t in episode.turns) for episode in episodes]
+        ),
         outcome=torch.tensor([reward.outcome for reward in rewards], dtype=torch.float32),
         turn_rewards=turn_rewards,
         weight=torch.tensor([reward.weight for reward in rewards], dtype=torch.float32),
@@ -77,12 +82,14 @@ def written_batch(
     pairs: Sequence[tuple[int, int, float, float, float]] = (),
     labels: Sequence[float] | None = None,
 ) -> Batch:
-    """Conversations and what was thought of them as a batch, whoever said them: without behaviour log-probs and without rewards.
+    """Conversations and what was thought of them as a batch, whoever said them: without behaviour
+    log-probs and without rewards.
 
     Args:
         episodes: [E].
         turns: per episode (ids read, ids said) per turn.
-        pairs: (better, worse, probability, margin, weight) each, the first two being places in `episodes`.
+        pairs: (better, worse, probability, margin, weight) each, the first two being places in
+            `episodes`.
         labels: [E] 1 liked, 0 not.
     """
     layout = _layout(episodes, [[len(said) for _, said in each] for each in turns])
@@ -107,12 +114,15 @@ def written_batch(
 
 
 def _layout(episodes: Sequence[Episode], counts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Where tokens and turns stand in a batch, from the number of action tokens per turn of each episode."""
+    """Where tokens and turns stand in a batch, from the number of action tokens per turn of each
+    episode."""
     size, actions, turns = len(episodes), max(map(sum, counts)), max(map(len, counts))
     turn = torch.full((size, actions), -1)
     turn_mask = torch.zeros(size, turns, dtype=torch.bool)
     for e, count in enumerate(counts):
-        turn[e, : sum(count)] = torch.repeat_interleave(torch.arange(len(count)), torch.tensor(count))
+        turn[e, : sum(count)] = torch.repeat_interleave(
+            torch.arange(len(count)), torch.tensor(count)
+        )
         turn_mask[e, : len(count)] = True
     place = {key: g for g, key in enumerate(dict.fromkeys(episode.group for episode in episodes))}
     return {
@@ -126,7 +136,10 @@ def _layout(episodes: Sequence[Episode], counts: Sequence[Sequence[int]]) -> dic
 
 
 def row_of(
-    turns: Iterable[tuple[Sequence[int], Sequence[int]]], index: int, then: Sequence[int] = (), bootstrap: bool = False
+    turns: Iterable[tuple[Sequence[int], Sequence[int]]],
+    index: int,
+    then: Sequence[int] = (),
+    bootstrap: bool = False,
 ) -> Row:
     """One row of (ids read, ids said) per turn, and what was read after the last."""
     ids: list[int] = []
@@ -139,7 +152,10 @@ def row_of(
 
 
 def episode_rows(episode: Episode, index: int) -> list[Row]:
-    """The rows of token ids that train an episode: one with `history: append`, one per turn with `rerender`."""
+    """The rows of token ids that train an episode:
+
+    one with `history: append`, one per turn with `rerender`.
+    """
     truncated = episode.ending == "truncated"
     if episode.history == "append":
         said = ((turn.prompt_ids, turn.action_ids or ()) for turn in episode.turns)
@@ -147,7 +163,14 @@ def episode_rows(episode: Episode, index: int) -> list[Row]:
     rows, first = [], 0
     for turn in episode.turns:
         begin, count = len(turn.prompt_ids), len(turn.action_ids or ())
-        rows.append(Row(turn.prompt_ids + (turn.action_ids or ()), index, tuple(range(begin, begin + count)), first))
+        rows.append(
+            Row(
+                turn.prompt_ids + (turn.action_ids or ()),
+                index,
+                tuple(range(begin, begin + count)),
+                first,
+            )
+        )
         first += count
     if truncated:  # the state it was truncated in, rendered anew: a row without action tokens
         last = episode.final_ids or rows[-1].ids

@@ -1,8 +1,9 @@
 """A KV cache for conversations of uneven length: the slot of a token is its position.
 
-Masks and sliding windows of unmodified transformers models count cache slots, so a cache with holes (right padding between
-turns) is silently wrong with sliding windows. Here row b's token at position p stands in slot p: no holes, nothing to shift, a
-finished conversation's row is reused by starting again at position 0. Padding is written to a scratch slot that no mask allows.
+Masks and sliding windows of unmodified transformers models count cache slots, so a cache with holes
+(right padding between turns) is silently wrong with sliding windows. Here row b's token at position
+p stands in slot p: no holes, nothing to shift, a finished conversation's row is reused by starting
+again at position 0. Padding is written to a scratch slot that no mask allows.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ from .properties import context_length, layer_kinds, longest_span
 
 GROWTH = 64  # slots are allocated in blocks of this many positions
 
-# The kinds of attention that a config's `layer_types` may name, and where it says how far they reach.
-TYPES = {"full_attention": "", "sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+# The kinds of attention that a config's `layer_types` may name, and where it says how far they
+# reach.
+TYPES = {
+    "full_attention": "",
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
 
 
 @dataclass
@@ -60,7 +66,9 @@ class SlotLayer(CacheLayerMixin):
             shape[3] = self.values.shape[3]
             self.values = torch.cat([self.values, self.values.new_zeros(shape)], 2)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._grow(self.step.extent)
@@ -74,7 +82,9 @@ class SlotLayer(CacheLayerMixin):
         values[at, :, slots] = value_states.transpose(1, 2)
         if rows is None:
             return keys[:, :, : self.step.extent], values[:, :, : self.step.extent]
-        return keys[:, :, : self.step.extent].index_select(0, rows), values[:, :, : self.step.extent].index_select(0, rows)
+        return keys[:, :, : self.step.extent].index_select(0, rows), values[
+            :, :, : self.step.extent
+        ].index_select(0, rows)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.step.extent, 0
@@ -103,18 +113,24 @@ class CachedModel:
         self.model, self.config, self.rows = model, model.config.get_text_config(), rows
         self.device = model.get_input_embeddings().weight.device
         named = inspect.signature(model.forward).parameters
-        self._argument = "cache" if "cache" in named else "past_key_values"  # newer transformers, and older ones
+        # Newer transformers, and older ones.
+        self._argument = "cache" if "cache" in named else "past_key_values"
         self.style = self._find_style()
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything."""
         self._step = _Step()
-        layers: list[Any] = [SlotLayer(self.rows, self._step) for _ in range(self.config.num_hidden_layers)]
+        layers: list[Any] = [
+            SlotLayer(self.rows, self._step) for _ in range(self.config.num_hidden_layers)
+        ]
         self._cache = Cache(layers=layers)
 
     def _mask(self, positions: Tensor, extent: int, kind: str) -> Tensor:
-        """[b, 1, q, extent] which slots each token may look at; at least one, so that padding gives no NaN."""
+        """[b, 1, q, extent] which slots each token may look at;
+
+        at least one, so that padding gives no NaN.
+        """
         slots = torch.arange(extent, device=positions.device)
         at = positions.clamp(min=0).unsqueeze(-1)
         allowed = slots <= at
@@ -133,7 +149,9 @@ class CachedModel:
         return allowed.unsqueeze(1)
 
     @torch.no_grad()
-    def extend(self, rows: Sequence[int], lengths: Sequence[int], feeds: Sequence[Sequence[int]]) -> Tensor:
+    def extend(
+        self, rows: Sequence[int], lengths: Sequence[int], feeds: Sequence[Sequence[int]]
+    ) -> Tensor:
         """Feeds each row its new tokens and returns the logits after the last one, [b, V].
 
         Args:
@@ -177,12 +195,14 @@ class CachedModel:
 
     @torch.no_grad()
     def _find_style(self) -> str:
-        """Tries the ways models take masks, against a plain forward pass over two rows of uneven length."""
+        """Tries the ways models take masks, against a plain forward pass over two rows of uneven
+        length."""
         types = layer_kinds(self.config)
         if types - set(TYPES):
             raise UnfitModel(
-                f"{type(self.model).__name__} has layers of the kinds {sorted(types - set(TYPES))}, whose state is no KV cache "
-                f"of tokens by position (known are {sorted(TYPES)}). Use another backend for this model."
+                f"{type(self.model).__name__} has layers of the kinds {sorted(types - set(TYPES))},"
+                f" whose state is no KV cache of tokens by position (known are {sorted(TYPES)})."
+                " Use another backend for this model."
             )
         # Longer than any local attention reaches, or that what is local would not show.
         reach, limit = longest_span(self.config), context_length(self.config)
@@ -202,13 +222,21 @@ class CachedModel:
         for self.style in order:
             self.reset()
             try:
-                self.extend([0, 1], [0, 0], [tokens[0, :half].tolist(), tokens[1, : half - 2].tolist()])
-                two = self.extend([0, 1], [half, half - 2], [tokens[0, half:-1].tolist(), tokens[1, half - 2 : -2].tolist()])
+                self.extend(
+                    [0, 1], [0, 0], [tokens[0, :half].tolist(), tokens[1, : half - 2].tolist()]
+                )
+                two = self.extend(
+                    [0, 1],
+                    [half, half - 2],
+                    [tokens[0, half:-1].tolist(), tokens[1, half - 2 : -2].tolist()],
+                )
                 one = self.extend([0], [length - 1], [tokens[0, -1:].tolist()])
             except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as raised:
                 refused = f" ({type(raised).__name__}: {raised})"
                 continue
-            error = max(float((one[0] - plain[0]).abs().max()), float((two[1] - short[0]).abs().max()))
+            error = max(
+                float((one[0] - plain[0]).abs().max()), float((two[1] - short[0]).abs().max())
+            )
             best = min(best, (error, self.style))
             if error < 1e-4 * (1 + float(plain.abs().max())):
                 break
@@ -216,9 +244,12 @@ class CachedModel:
         if best[0] > (1e-4 if exact else 0.3) * (1 + float(plain.abs().max())):
             why = f"the closest way of masking is off by {best[0]:.2g} in the logits"
             if not best[1]:
-                why = f"it takes no mask of ours, as models with ALiBi or a cache of their own{refused}"
+                why = (
+                    "it takes no mask of ours, as models with ALiBi or a cache of their"
+                    f" own{refused}"
+                )
             raise UnfitModel(
-                f"{type(self.model).__name__} cannot be sampled with a kept KV cache: {why}. Use another backend for this model; "
-                "`sft`, `preference` and reward models train it."
+                f"{type(self.model).__name__} cannot be sampled with a kept KV cache: {why}. Use"
+                " another backend for this model; `sft`, `preference` and reward models train it."
             )
         return best[1]

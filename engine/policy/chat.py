@@ -31,7 +31,11 @@ from ..records.episode import Message
 MARK = "\ue000{}\ue001"  # private-use characters: in no template and no vocabulary of words
 ANCHOR = "\ue000"  # nothing merges with it, so what follows is tokenized as in the middle of a text
 PLAIN = "Hello there.\n\nHow are  you, on day 3?"
-ANY = "  two\ttabs\n\n\n- \u00fc\u00f1\u00ed\u00e7\u00f6\u0111\u00e9, \u6f22\u5b57, \u0417\u0434\u0440\u0430, \u0645\u0631\u062d\u0628\u0627, \U0001f642\u200d {x: [1]} `y` \\ ~ |"
+ANY = (
+    "  two\ttabs\n\n\n- \u00fc\u00f1\u00ed\u00e7\u00f6\u0111\u00e9, \u6f22\u5b57,"
+    " \u0417\u0434\u0440\u0430, \u0645\u0631\u062d\u0628\u0627, \U0001f642\u200d {x: [1]} `y`"
+    " \\ ~ |"
+)
 THOUGHT = re.compile(r"</?think\w*>")  # the assistant's own words, also where a template opens them
 
 
@@ -61,20 +65,23 @@ class ChatFormat:
     Attributes:
         control_ids: the tokens that no text may become.
         end_id: the token with which a finished reply ends.
-        stop_ids: all tokens that end a reply: `end_id`, the tokenizer's end of sequence, and `stop_ids`.
+        stop_ids: all tokens that end a reply: `end_id`, the tokenizer's end of sequence, and
+            `stop_ids`.
 
     Raises:
         TemplateError: no template, one that does not close an assistant's turn with a token of its
             own, or one that does not show messages as they are.
     """
 
-    def __init__(self, tokenizer: Any, *, stop_ids: Collection[int] = (), today: date | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, *, stop_ids: Collection[int] = (), today: date | None = None
+    ) -> None:
         self.tokenizer, self.today = tokenizer, today or date.today()
         if not getattr(tokenizer, "chat_template", None):
             raise TemplateError(
-                "the tokenizer has no chat template, so it is unknown how a conversation becomes tokens. Use a chat or "
-                "instruct model, or set one (`policy: {model: ..., chat_template: chatml}`) for a model that you will "
-                "fine-tune first."
+                "the tokenizer has no chat template, so it is unknown how a conversation becomes"
+                " tokens. Use a chat or instruct model, or set one (`policy: {model: ...,"
+                " chat_template: chatml}`) for a model that you will fine-tune first."
             )
         self._begins: dict[tuple[str, str, bool, bool], int] = {}
         added = tokenizer.added_tokens_decoder
@@ -84,10 +91,17 @@ class ChatFormat:
         self._controls = {
             token.content: i
             for i, token in added.items()
-            if i in special or (token.content in frame and token.content.strip() and not THOUGHT.fullmatch(token.content))
+            if i in special
+            or (
+                token.content in frame
+                and token.content.strip()
+                and not THOUGHT.fullmatch(token.content)
+            )
         }
         own = [token for token in added.values() if token.content not in self._controls]
-        self._drops = any(len(text) == 1 for text in self._controls) or any(t.lstrip or t.rstrip for t in own)
+        self._drops = any(len(text) == 1 for text in self._controls) or any(
+            t.lstrip or t.rstrip for t in own
+        )
         self._normalizes = any(added[i].normalized for i in self._controls.values())
         self.control_ids = frozenset({*self._controls.values(), *special})
         self._check_kept(PLAIN)  # what loses these loses a part of every conversation
@@ -102,10 +116,20 @@ class ChatFormat:
         self._closes = {i for i in self.stop_ids if i == closing[-1] or self._shows(i)}
         self._ends = self.stop_ids | self.control_ids.intersection([*closing, *last])
         self._header = self._channel()
-        # Special tokens that are the assistant's own words (a call of a tool): the template writes them, but frames nothing with them.
-        named = {tokenizer.bos_token_id, eos, tokenizer.pad_token_id, tokenizer.unk_token_id, *self._ends, *self._header}
+        # Special tokens that are the assistant's own words (a call of a tool): the template writes
+        # them, but frames nothing with them.
+        named = {
+            tokenizer.bos_token_id,
+            eos,
+            tokenizer.pad_token_id,
+            tokenizer.unk_token_id,
+            *self._ends,
+            *self._header,
+        }
         self._unseen = special - {
-            i for text, i in self._controls.items() if i not in named and text not in frame and self._writes(text)
+            i
+            for text, i in self._controls.items()
+            if i not in named and text not in frame and self._writes(text)
         }
         said = [Message("user", "x"), Message("assistant", "y")]
         self.conversation([*said, *said])  # what cannot be laid out is refused now
@@ -113,16 +137,26 @@ class ChatFormat:
     # What the template makes of messages, as text.
 
     def _system_style(self) -> str:
-        """Finds how the template takes a system prompt: "own" (as a message) or "first" (within the first user turn)."""
+        """Finds how the template takes a system prompt:
+
+        "own" (as a message) or "first" (within the first user turn).
+        """
         messages = [{"role": "system", "content": MARK.format(9)}, {"role": "user", "content": "x"}]
         try:
             text = self._template(messages, True, None)
-        except Exception:  # templates refuse by raise_exception, which is jinja's TemplateError or anything else
+        # templates refuse by raise_exception, which is jinja's TemplateError or anything else
+        except Exception:
             return "first"
         return "own" if MARK.format(9) in text else "first"
 
-    def _template(self, messages: list[dict[str, str]], generate: bool, tools: Sequence[Mapping[str, Any]] | None) -> str:
-        # A tool's result implies tools, and with them the template that is made for tools, if there are several.
+    def _template(
+        self,
+        messages: list[dict[str, str]],
+        generate: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> str:
+        # A tool's result implies tools, and with them the template that is made for tools, if there
+        # are several.
         uses_tools = bool(tools) or any(m["role"] == "tool" for m in messages)
         source = self.tokenizer.get_chat_template(tools=[] if uses_tools else None)
         return self.tokenizer.apply_chat_template(
@@ -134,7 +168,10 @@ class ChatFormat:
         )
 
     def _defused(self, value: Any) -> Any:
-        """A tool schema in which no string spells a control token: a space is put after the first character of any."""
+        """A tool schema in which no string spells a control token:
+
+        a space is put after the first character of any.
+        """
         if isinstance(value, Mapping):
             return {self._defused(k): self._defused(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
@@ -144,7 +181,13 @@ class ChatFormat:
                 value = value.replace(token, f"{token[0]} {token[1:]}")
         return value
 
-    def _render(self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generate: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         plain = [{"role": m.role, "content": m.content} for m in messages]
         if self._system == "first" and plain and plain[0]["role"] == "system":
             system = plain.pop(0)["content"]
@@ -157,8 +200,9 @@ class ChatFormat:
         except Exception as error:
             roles = [m["role"] for m in plain]
             raise TemplateError(
-                f"the chat template refuses a conversation with roles {roles}: {type(error).__name__}: {error}. "
-                "If it has no tool role, let the environment say role 'user'."
+                f"the chat template refuses a conversation with roles {roles}:"
+                f" {type(error).__name__}: {error}. If it has no tool role, let the environment say"
+                " role 'user'."
             ) from error
 
     def _marked(
@@ -168,32 +212,43 @@ class ChatFormat:
         tools: Sequence[Mapping[str, Any]] | None,
         real: int | None = None,
     ) -> tuple[list[int], list[str]]:
-        """Renders messages with a mark in place of each content, but for the content of message `real`.
+        """Renders messages with a mark in place of each content, but for the content of message
+        `real`.
 
         Returns:
-            the messages in the order in which the template shows them, and the pieces of text before,
-            between and after them.
+            the messages in the order in which the template shows them, and the pieces of text
+            before, between and after them.
         """
         words = "".join(m.content for m in messages) + str(tools or "")
-        free = next(chr(c) for c in range(0xE002, 0xF8FF) if chr(c) not in words)  # or the words would pass for marks
+        # Or the words would pass for marks.
+        free = next(chr(c) for c in range(0xE002, 0xF8FF) if chr(c) not in words)
         marks = [f"{free}{i + 10}{free}" for i in range(len(messages))]
-        shown = [m if i == real else Message(m.role, mark) for i, (m, mark) in enumerate(zip(messages, marks, strict=True))]
+        shown = [
+            m if i == real else Message(m.role, mark)
+            for i, (m, mark) in enumerate(zip(messages, marks, strict=True))
+        ]
         text = self._render(shown, generate=generate, tools=tools)
         for i, (message, mark) in enumerate(zip(messages, marks, strict=True)):
             if i != real and text.count(mark) != 1:
                 what = "a reply" if message.role == "assistant" else f"a {message.role} message"
                 raise TemplateError(
-                    f"the chat template shows {what} {text.count(mark)} times instead of once, so its history cannot be appended to"
+                    f"the chat template shows {what} {text.count(mark)} times instead of once, so"
+                    " its history cannot be appended to"
                 )
-        order = sorted((i for i in range(len(marks)) if i != real), key=lambda i: text.index(marks[i]))
+        order = sorted(
+            (i for i in range(len(marks)) if i != real), key=lambda i: text.index(marks[i])
+        )
         pieces = []
         for i in order:
             piece, text = text.split(marks[i], 1)
             pieces.append(piece)
         return order, [*pieces, text]
 
-    def _rendered(self, messages: Sequence[Message], generate: bool, tools: Sequence[Mapping[str, Any]] | None) -> _Rendered:
-        """Renders messages and finds where each content stands, however the template trims or rewrites it.
+    def _rendered(
+        self, messages: Sequence[Message], generate: bool, tools: Sequence[Mapping[str, Any]] | None
+    ) -> _Rendered:
+        """Renders messages and finds where each content stands, however the template trims or
+        rewrites it.
 
         Raises:
             TemplateError: what the template makes of a message depends on the words of another one.
@@ -204,7 +259,10 @@ class ChatFormat:
         if text != "".join(f + c for f, c in zip(frames, [*contents, ""], strict=True)):
             frames, contents = self._rewritten(messages, generate, tools, order, frames)
             if text != "".join(f + c for f, c in zip(frames, [*contents, ""], strict=True)):
-                raise TemplateError("the chat template shows a message otherwise depending on the words of another one")
+                raise TemplateError(
+                    "the chat template shows a message otherwise depending on the words of"
+                    " another one"
+                )
         spans, before, at = [(0, 0)] * len(order), [0] * len(order), 0
         for i, frame, content in zip(order, frames, contents, strict=False):
             start = at + len(frame)
@@ -219,10 +277,17 @@ class ChatFormat:
         order: list[int],
         frames: list[str],
     ) -> tuple[list[str], list[str]]:
-        """Frames and contents where the template trims or rewrites some content: each is rendered among marks of the others."""
+        """Frames and contents where the template trims or rewrites some content:
+
+        each is rendered among marks of the others.
+        """
         shown, contents = list(frames), []
         for place, i in enumerate(order):
-            piece, left, right = self._marked(messages, generate, tools, i)[1][place], frames[place], frames[place + 1]
+            piece, left, right = (
+                self._marked(messages, generate, tools, i)[1][place],
+                frames[place],
+                frames[place + 1],
+            )
             head = _alike(piece, left)
             rest = piece[head:]
             tail = _alike(rest[::-1], right[::-1])
@@ -243,16 +308,23 @@ class ChatFormat:
             _, frames = self._marked([*opening, *said], True, None)
             written = self._marked([*opening, *said[:2]], False, None)[1][len(opening) + 1]
             asked, written_again = frames[-1], frames[-3]
-            pieces += [*frames[:-3], frames[-2], asked[: min(_alike(asked, written), _alike(asked, written_again))]]
+            pieces += [
+                *frames[:-3],
+                frames[-2],
+                asked[: min(_alike(asked, written), _alike(asked, written_again))],
+            ]
             if opening:
                 continue
             with contextlib.suppress(TemplateError):  # no tool role
-                *_, opens, closes = self._marked([*said, said[1], Message("tool", "x")], True, None)[1]
+                *_, opens, closes = self._marked(
+                    [*said, said[1], Message("tool", "x")], True, None
+                )[1]
                 pieces += [opens, closes[: len(closes) - _alike(closes[::-1], asked[::-1])]]
         return "\n".join(pieces)
 
     def _closings(self) -> tuple[str, str]:
-        """What the template writes after a reply that something follows, and after the last one of a finished conversation.
+        """What the template writes after a reply that something follows, and after the last one of
+        a finished conversation.
 
         Both end with a control token: after it the policy has nothing more to say.
         """
@@ -262,8 +334,9 @@ class ChatFormat:
         last = end[: self._last_control(end)]
         if not last or not any(end.startswith(token) for token in filter(None, self._controls)):
             raise TemplateError(
-                f"the chat template closes a reply with {(end or middle)[:40]!r}, which is no token of its own, so the policy "
-                "cannot say that it is done. Use a template whose assistant turns end in a special token."
+                f"the chat template closes a reply with {(end or middle)[:40]!r}, which is no token"
+                " of its own, so the policy cannot say that it is done. Use a template whose"
+                " assistant turns end in a special token."
             )
         both = end[: _alike(end, middle)]
         if self._last_control(both):
@@ -271,8 +344,8 @@ class ChatFormat:
         first = max((t for t in self._controls if t and middle.startswith(t)), key=len, default="")
         if not first:
             raise TemplateError(
-                f"the chat template closes the last reply with {last!r} and an earlier one with {middle[:40]!r}, "
-                "which is no token of its own"
+                f"the chat template closes the last reply with {last!r} and an earlier one with"
+                f" {middle[:40]!r}, which is no token of its own"
             )
         return first, last
 
@@ -281,17 +354,23 @@ class ChatFormat:
         return max((text.rindex(t) + len(t) for t in self._controls if t and t in text), default=0)
 
     def _shows(self, token: int) -> bool:
-        """Whether the template itself ever closes a reply with this token (a call of a tool, perhaps)."""
+        """Whether the template itself ever closes a reply with this token (a call of a tool,
+        perhaps)."""
         text = self.tokenizer.convert_ids_to_tokens(token)
         return self._last_closing.startswith(text) or self._writes(text)
 
     def _writes(self, text: str) -> bool:
         """Whether the template's source holds a text."""
         source = self.tokenizer.chat_template
-        return any(text in one for one in (source.values() if isinstance(source, dict) else [source]))
+        return any(
+            text in one for one in (source.values() if isinstance(source, dict) else [source])
+        )
 
     def _channel(self) -> list[int]:
-        """Ids that stand before the words for the other side where replies have channels; none elsewhere."""
+        """Ids that stand before the words for the other side where replies have channels;
+
+        none elsewhere.
+        """
         said = [Message("user", "x"), Message("assistant", "y")]
         whole = self._rendered(said, False, None)
         header = whole.text[self._reply_begins(said, whole, 1, None) : whole.spans[1][0]]
@@ -307,12 +386,14 @@ class ChatFormat:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"the text is not valid Unicode: character {error.start + 1} is half a surrogate pair, U+{ord(text[error.start]):04X}"
+                f"the text is not valid Unicode: character {error.start + 1} is half a surrogate"
+                f" pair, U+{ord(text[error.start]):04X}"
             ) from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _continue(self, text: str) -> list[int]:
-        """Ids of a piece as the tokenizer would give them in the middle of a text (no space that some put before every piece)."""
+        """Ids of a piece as the tokenizer would give them in the middle of a text (no space that
+        some put before every piece)."""
         anchor, ids = self._encode(ANCHOR), self._encode(ANCHOR + text)
         return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode(text)
 
@@ -324,10 +405,12 @@ class ChatFormat:
         end: int | None = None,
         apart: bool | None = None,
     ) -> list[int]:
-        """Returns the ids of text[start:end], in which what stands in `contents` becomes no control token.
+        """Returns the ids of text[start:end], in which what stands in `contents` becomes no control
+        token.
 
         Args:
-            apart: whether contents are read character by character; None: where it cannot be had otherwise.
+            apart: whether contents are read character by character; None: where it cannot be had
+                otherwise.
         """
         end = len(text) if end is None else end
         spans = [(max(a, start), min(b, end)) for a, b in contents if a < end and b > start]
@@ -340,13 +423,25 @@ class ChatFormat:
         bounds = [start, *(at for span in spans for at in span), end]
         ids = self._encode(text[bounds[0] : bounds[1]])
         for (a, b), (c, d) in zip(spans, zip(bounds[2::2], bounds[3::2], strict=True), strict=True):
-            ids = ids + [i for character in text[a:b] for i in self._character(character)] + self._encode(text[c:d])
+            ids = (
+                ids
+                + [i for character in text[a:b] for i in self._character(character)]
+                + self._encode(text[c:d])
+            )
         return ids
 
-    def _joined(self, text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> tuple[list[int], bool]:
-        """Returns the ids of text[start:end] in as few pieces as control tokens spelled in it allow, and whether some content
-        became a control token all the same: the tokenizer rewrites text before it looks for tokens."""
-        cuts = {at + 1 for a, b in spans for token in self._controls for at in _places(text, token, a, b)}
+    def _joined(
+        self, text: str, spans: Sequence[tuple[int, int]], start: int, end: int
+    ) -> tuple[list[int], bool]:
+        """Returns the ids of text[start:end] in as few pieces as control tokens spelled in it
+        allow, and whether some content became a control token all the same: the tokenizer rewrites
+        text before it looks for tokens."""
+        cuts = {
+            at + 1
+            for a, b in spans
+            for token in self._controls
+            for at in _places(text, token, a, b)
+        }
         ids = self._pieces(text, sorted(cut for cut in cuts if start < cut < end), start, end)
         if not cuts and not (self._normalizes and spans):
             return ids, False
@@ -375,25 +470,34 @@ class ChatFormat:
         return self._tokenize(text, [(0, len(text))])
 
     def _keeps(self, text: str) -> bool:
-        """Whether ids hold all of a text, but for the space around it and for forms that Unicode calls compatible."""
+        """Whether ids hold all of a text, but for the space around it and for forms that Unicode
+        calls compatible."""
         back = self.tokenizer.decode(self.encode_text(text), clean_up_tokenization_spaces=False)
-        return unicodedata.normalize("NFKC", back).strip() == unicodedata.normalize("NFKC", text).strip()
+        return (
+            unicodedata.normalize("NFKC", back).strip()
+            == unicodedata.normalize("NFKC", text).strip()
+        )
 
     def _check_kept(self, *texts: str) -> None:
-        """Raises `TemplateError` for the first text that ids cannot hold: characters without a token, spaces and capitals that
-        the tokenizer drops."""
+        """Raises `TemplateError` for the first text that ids cannot hold: characters without a
+        token, spaces and capitals that the tokenizer drops."""
         for text in texts:
             if not self._keeps(text):
-                back = self.tokenizer.decode(self.encode_text(text), clean_up_tokenization_spaces=False)
+                back = self.tokenizer.decode(
+                    self.encode_text(text), clean_up_tokenization_spaces=False
+                )
                 raise TemplateError(
-                    f"the tokenizer loses a part of what it reads: {text[:80]!r} becomes {back[:80]!r}. A tokenizer of bytes, or "
-                    "one that falls back to bytes, keeps everything"
+                    f"the tokenizer loses a part of what it reads: {text[:80]!r} becomes"
+                    f" {back[:80]!r}. A tokenizer of bytes, or one that falls back to bytes, keeps"
+                    " everything"
                 )
 
     def _spells(self, text: str) -> bool:
         return self._normalizes or any(token in text for token in self._controls if token)
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """Ids of a conversation up to where the assistant speaks next.
 
         Raises:
@@ -407,8 +511,11 @@ class ChatFormat:
         whole = self._rendered(messages, True, tools)
         return self._tokenize(whole.text, sorted(whole.spans))
 
-    def suffix(self, observation: Message, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """Ids between the end token of one reply and the first token of the next: the observation and its frame.
+    def suffix(
+        self, observation: Message, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Ids between the end token of one reply and the first token of the next: the observation
+        and its frame.
 
         Args:
             tools: those that the conversation began with; templates may look at them again.
@@ -422,13 +529,15 @@ class ChatFormat:
             text, spans, start = whole.text, sorted(whole.spans), whole.spans[1][1]
         else:
             text, spans = self._render(said, generate=True, tools=tools), []
-            start = text.find(mark) + len(mark)  # the first is ours: what comes after it may spell the mark too
+            # The first is ours: what comes after it may spell the mark too.
+            start = text.find(mark) + len(mark)
         if not text.startswith(self._closing, start):
             raise TemplateError(
                 f"the chat template closes a reply before a {observation.role} message with "
                 f"{text[start : start + 40]!r}, and else with {self._closing!r}"
             )
-        # The end token is tokenized along, since some take what follows it with them, and then left out.
+        # The end token is tokenized along, since some take what follows it with them, and then left
+        # out.
         return self._tokenize(text, spans, start + self._closing_start(self._closing))[1:]
 
     def _closing_start(self, closing: str) -> int:
@@ -436,20 +545,31 @@ class ChatFormat:
         return max(closing.rindex(t) for t in self._controls if t and closing.endswith(t))
 
     def reply(self, text: str) -> list[int]:
-        """Ids of a reply that was not sampled, alone: its text as text, and how the template closes one that something follows."""
+        """Ids of a reply that was not sampled, alone:
+
+        its text as text, and how the template closes one that something follows.
+        """
         return [*self.encode_text(text), *self._closing_ids]
 
     def close(self, ids: Sequence[int]) -> list[int]:
-        """Ids that close a sampled reply which did not close itself, because it was cut; none if it did."""
+        """Ids that close a sampled reply which did not close itself, because it was cut;
+
+        none if it did.
+        """
         return [] if ids and ids[-1] in self._closes else list(self._closing_ids)
 
     def text(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """A sampled reply as text, without the end token and without what stands before its last channel's words."""
+        """A sampled reply as text, without the end token and without what stands before its last
+        channel's words."""
         ids = list(ids)
         while ids and ids[-1] in self._ends:
             ids.pop()
         size = len(self._header)
-        starts = [i for i in range(len(ids) - size + 1) if ids[i : i + size] == self._header] if size else []
+        starts = (
+            [i for i in range(len(ids) - size + 1) if ids[i : i + size] == self._header]
+            if size
+            else []
+        )
         if starts:
             ids = ids[starts[-1] + size :]
         shown = ids if special else [i for i in ids if i not in self._unseen]
@@ -464,7 +584,8 @@ class ChatFormat:
         token that closes the last reply; messages after that are left out.
 
         Raises:
-            ValueError: the roles do not alternate, no assistant speaks, or text that is not valid Unicode.
+            ValueError: the roles do not alternate, no assistant speaks, or text that is not valid
+                Unicode.
             TemplateError: the template refuses the conversation, or does not show it in order.
         """
         replies = [i for i, m in enumerate(messages) if m.role == "assistant"]
@@ -477,16 +598,19 @@ class ChatFormat:
         whole = self._rendered(messages, False, tools)
         text, contents = whole.text, sorted(whole.spans)
         turns: list[tuple[list[int], list[int]]] = []
-        # One way of reading for the whole, or a reply would begin where two ways part: within what the user said.
+        # One way of reading for the whole, or a reply would begin where two ways part: within what
+        # the user said.
         until = whole.spans[replies[-1]][1] + len(self._last_closing)
         apart = self._joined(text, [span for span in contents if span[0] < until], 0, until)[1]
-        start = overlap = 0  # each turn but the first is read from the token that closed the reply before it
+        # Each turn but the first is read from the token that closed the reply before it.
+        start = overlap = 0
         for i in replies:
             closing = self._last_closing if i == replies[-1] else self._closing
             end = whole.spans[i][1]
             if end < start or not text.startswith(closing, end):
                 raise TemplateError(
-                    f"the chat template closes reply {len(turns) + 1} of {len(replies)} with {text[end : end + 40]!r} instead of {closing!r}"
+                    f"the chat template closes reply {len(turns) + 1} of {len(replies)} with"
+                    f" {text[end : end + 40]!r} instead of {closing!r}"
                 )
             end += len(closing)
             begin = self._reply_begins(messages, whole, i, tools)
@@ -494,7 +618,9 @@ class ChatFormat:
             asked = _alike(ids, self._tokenize(text, contents, start, begin, apart))
             turns.append((ids[overlap:asked], ids[asked:]))
             start, overlap = end - len(closing) + self._closing_start(closing), 1
-        if [i for turn in turns for part in turn for i in part] != self._tokenize(text, contents, 0, end, apart):
+        if [i for turn in turns for part in turn for i in part] != self._tokenize(
+            text, contents, 0, end, apart
+        ):
             raise TemplateError(
                 "the tokenizer reads the conversation otherwise in one piece than turn by turn: "
                 "its end token takes text before it along"
@@ -502,9 +628,16 @@ class ChatFormat:
         return turns
 
     def _reply_begins(
-        self, messages: Sequence[Message], whole: _Rendered, i: int, tools: Sequence[Mapping[str, Any]] | None
+        self,
+        messages: Sequence[Message],
+        whole: _Rendered,
+        i: int,
+        tools: Sequence[Mapping[str, Any]] | None,
     ) -> int:
-        """Where in the whole what the assistant must say itself begins: after as much of the frame as a prompt would hold."""
+        """Where in the whole what the assistant must say itself begins:
+
+        after as much of the frame as a prompt would hold.
+        """
         frame = whole.text[whole.before[i] : whole.spans[i][0]]
         key = (frame, messages[i - 1].role, bool(tools), i > 1)
         if key not in self._begins:
@@ -513,9 +646,13 @@ class ChatFormat:
         return whole.before[i] + self._begins[key]
 
     def drift(
-        self, messages: Sequence[Message], context: Sequence[int], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        context: Sequence[int],
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> bool:
-        """Whether the tokenizer, given the template's rendering of the whole conversation, has other ids than those trained on.
+        """Whether the tokenizer, given the template's rendering of the whole conversation, has
+        other ids than those trained on.
 
         It happens with templates that trim or rewrite history, where a sampled reply would be
         tokenized otherwise, and where a message spells a control token.
@@ -525,20 +662,28 @@ class ChatFormat:
 
 @lru_cache(maxsize=64)
 def _dated(template: str, today: date) -> str:
-    """Answers a template's requests for the present time with one day, since prompts must not change at midnight.
+    """Answers a template's requests for the present time with one day, since prompts must not
+    change at midnight.
 
     However the template asks, it calls this macro and not the function of that name.
     """
     if "strftime_now" not in template:
         return template
-    parts = [*(f"%-{c}" for c in "dmyHIMSj"), *(f"%{c}" for c in "aAbBcCdDeFgGhHIjklmMnprRsStTuUVwWxXyYzZ")]
+    parts = [
+        *(f"%-{c}" for c in "dmyHIMSj"),
+        *(f"%{c}" for c in "aAbBcCdDeFgGhHIjklmMnprRsStTuUVwWxXyYzZ"),
+    ]
     answers = "".join(f" | replace({part!r}, {today.strftime(part)!r})" for part in parts)
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{answers} }}}}{{%- endmacro -%}}{template}"
+    return (
+        f"{{%- macro strftime_now(format) -%}}{{{{ format{answers} }}}}{{%- endmacro -%}}{template}"
+    )
 
 
 def _alike(a: Sequence[Any], b: Sequence[Any]) -> int:
     """How many items two sequences begin with in common."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def _places(text: str, token: str, start: int, end: int) -> list[int]:
@@ -552,7 +697,10 @@ def _places(text: str, token: str, start: int, end: int) -> list[int]:
 
 
 def _check_roles(messages: Sequence[Message]) -> None:
-    """Refuses what no conversation that alternates could be. A reply may have made several calls of tools."""
+    """Refuses what no conversation that alternates could be.
+
+    A reply may have made several calls of tools.
+    """
     before, replied = "", False
     for message in messages:
         if message.role == "assistant":
@@ -561,12 +709,18 @@ def _check_roles(messages: Sequence[Message]) -> None:
             if before not in ("user", "tool"):
                 raise ValueError("the assistant speaks before anybody else")
             replied = True
-        elif replied and (message.role == "system" or before not in ("assistant", "tool" if message.role == "tool" else "")):
-            raise ValueError(f"a {message.role} message follows another one; roles must alternate after the first reply")
+        elif replied and (
+            message.role == "system"
+            or before not in ("assistant", "tool" if message.role == "tool" else "")
+        ):
+            raise ValueError(
+                f"a {message.role} message follows another one; roles must alternate after the"
+                " first reply"
+            )
         before = message.role
 
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' +"
+    " '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )

@@ -1,4 +1,7 @@
-"""What samples replies for a policy. The built-in backend runs the model in process and keeps the KV cache across turns."""
+"""What samples replies for a policy.
+
+The built-in backend runs the model in process and keeps the KV cache across turns.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,8 @@ class SampledPolicy(Protocol):
 class InProcess:
     """Samples with the policy's own model.
 
-    Noise is one uniform number per token from a generator seeded by the conversation's turn, so a reply depends on its own
-    context and seed and not on what else is in the batch (up to rounding).
+    Noise is one uniform number per token from a generator seeded by the conversation's turn, so a
+    reply depends on its own context and seed and not on what else is in the batch (up to rounding).
 
     Args:
         policy: whose model to run.
@@ -56,14 +59,20 @@ class InProcess:
         """One reply per conversation.
 
         Raises:
-            NonFiniteError: the model's logits are NaN or infinite; the message names the conversation.
+            NonFiniteError: the model's logits are NaN or infinite; the message names the
+                conversation.
         """
         order = sorted(range(len(conversations)), key=lambda i: conversations[i].row)
         talks = [conversations[i] for i in order]
         stops = self.policy.chat.stop_ids
         limit = self.policy.context_length
         budgets = [min(sampling.max_new_tokens, limit - len(c.ids)) for c in talks]
-        noise = np.stack([np.random.Generator(np.random.Philox(c.seed)).random(sampling.max_new_tokens) for c in talks])
+        noise = np.stack(
+            [
+                np.random.Generator(np.random.Philox(c.seed)).random(sampling.max_new_tokens)
+                for c in talks
+            ]
+        )
         uniforms = torch.from_numpy(noise).to(self._model.device)
         ids: list[list[int]] = [[] for _ in talks]
         logprobs: list[list[float]] = [[] for _ in talks]
@@ -77,8 +86,14 @@ class InProcess:
             if not bool(torch.isfinite(scaled.logsumexp(-1)).all()):
                 bad = int((~torch.isfinite(scaled.logsumexp(-1))).nonzero()[0])
                 self._complain(talks[active[bad]])
-            tokens = sample_inverse_cdf(scaled, uniforms[active, step]) if sampling.temperature else scaled.argmax(-1)
-            chosen = torch.log_softmax(scaled, -1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
+            tokens = (
+                sample_inverse_cdf(scaled, uniforms[active, step])
+                if sampling.temperature
+                else scaled.argmax(-1)
+            )
+            chosen = (
+                torch.log_softmax(scaled, -1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
+            )
             drawn = tokens.tolist()
             going = []
             for i, token, logprob in zip(active, drawn, chosen, strict=True):
@@ -92,7 +107,9 @@ class InProcess:
             active = going
             with self.policy.autocast():
                 logits = self._model.extend(
-                    [talks[i].row for i in active], [talks[i].cached for i in active], [ids[i][-1:] for i in active]
+                    [talks[i].row for i in active],
+                    [talks[i].cached for i in active],
+                    [ids[i][-1:] for i in active],
                 )
             for i in active:
                 talks[i].cached += 1
@@ -115,7 +132,11 @@ class InProcess:
         for chunk in chunks:
             part = [talks[i] for i in chunk]
             logits.append(
-                self._model.extend([c.row for c in part], [c.cached for c in part], [c.ids[c.cached :] for c in part])
+                self._model.extend(
+                    [c.row for c in part],
+                    [c.cached for c in part],
+                    [c.ids[c.cached :] for c in part],
+                )
             )
             for c in part:
                 c.cached = len(c.ids)
@@ -124,6 +145,7 @@ class InProcess:
     def _complain(self, talk: Conversation) -> None:
         last = talk.messages[-1].content[:200] if talk.messages else ""
         raise NonFiniteError(
-            f"the policy's logits are not finite in a conversation of {len(talk.ids)} tokens that ends {last!r}. The weights "
-            "are damaged: go back to the last checkpoint and lower the learning rate."
+            f"the policy's logits are not finite in a conversation of {len(talk.ids)} tokens that"
+            f" ends {last!r}. The weights are damaged: go back to the last checkpoint and lower the"
+            " learning rate."
         )

@@ -1,6 +1,8 @@
-"""What every gradient optimizer does alike: AdamW with warm-up, micro-batches, clipping, and refusing numbers that are not finite.
+"""What every gradient optimizer does alike: AdamW with warm-up, micro-batches, clipping, and
+refusing numbers that are not finite.
 
-An optimizer's own file holds its loss and reads top to bottom; this file holds nothing of any algorithm.
+An optimizer's own file holds its loss and reads top to bottom; this file holds nothing of any
+algorithm.
 """
 
 from __future__ import annotations
@@ -19,13 +21,21 @@ from ..util.ids import derive_id
 from .network import Micro
 from .policy import Policy
 
-HALF = {torch.bfloat16: 1.0, torch.float16: 1024.0}  # and what losses are scaled by: float16 has few small numbers
+# And what losses are scaled by: float16 has few small numbers.
+HALF = {torch.bfloat16: 1.0, torch.float16: 1024.0}
 
 
 def settings(
-    *, lr: float, warmup: int, decay: float, weight_decay: float, max_grad_norm: float, micro_tokens: int
+    *,
+    lr: float,
+    warmup: int,
+    decay: float,
+    weight_decay: float,
+    max_grad_norm: float,
+    micro_tokens: int,
 ) -> dict[str, Any]:
-    """The settings of a `Learner` as an optimizer's options give them, checked before anything is loaded.
+    """The settings of a `Learner` as an optimizer's options give them, checked before anything is
+    loaded.
 
     Raises:
         ValueError: one that is no number, or out of range.
@@ -35,7 +45,12 @@ def settings(
         "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
     }  # fmt: skip
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, Real)
+            or not math.isfinite(value)
+            or value < 0
+        ):
             raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
         if not value and name in ("max_grad_norm", "micro_tokens"):
             raise ValueError(f"{name} must be above 0, got {value!r}")
@@ -58,19 +73,20 @@ class Learner:
     """One AdamW over the policy and further modules (a critic).
 
     Weights in half precision have a float32 copy each, which is what AdamW moves: its steps are
-    smaller than the spacing of their numbers, and would be lost one by one. After a step the weights
-    are the copy, rounded. The copies are part of the state.
+    smaller than the spacing of their numbers, and would be lost one by one. After a step the
+    weights are the copy, rounded. The copies are part of the state.
 
     Args:
         policy: what is trained; None trains the modules alone, in this process alone.
         modules: trained along with it, already on its device.
         lr: learning rate after warm-up.
-        warmup: optimizer steps over which the rate rises linearly; Adam's first steps are its largest otherwise.
+        warmup: optimizer steps over which the rate rises linearly; Adam's first steps are its
+            largest otherwise.
         decay: final learning rate as a share of `lr`, reached linearly at the end of the stage.
         weight_decay, betas: AdamW's.
         max_grad_norm: gradients are scaled down to this norm.
-        micro_tokens: tokens per forward pass, padding included; lower it when memory runs out. Never changes the result
-            beyond rounding.
+        micro_tokens: tokens per forward pass, padding included; lower it when memory runs out.
+            Never changes the result beyond rounding.
     """
 
     def __init__(
@@ -89,10 +105,16 @@ class Learner:
         self.policy, self.lr, self.warmup, self.decay = policy, lr, warmup, decay
         self.max_grad_norm, self.micro_tokens = max_grad_norm, micro_tokens
         self.network: Any = policy.wrapped() if policy is not None else None
-        self.modules = [policy.accelerator.prepare_model(m) for m in modules] if policy is not None else list(modules)
+        self.modules = (
+            [policy.accelerator.prepare_model(m) for m in modules]
+            if policy is not None
+            else list(modules)
+        )
         own = policy.parameters() if policy is not None else []
         self._parameters = [*own, *(p for m in modules for p in m.parameters())]
-        self._masters = [nn.Parameter(p.detach().float()) if p.dtype in HALF else p for p in self._parameters]
+        self._masters = [
+            nn.Parameter(p.detach().float()) if p.dtype in HALF else p for p in self._parameters
+        ]
         self._scale = max((HALF[p.dtype] for p in self._parameters if p.dtype in HALF), default=1.0)
         self.adam = torch.optim.AdamW(self._masters, lr=lr, weight_decay=weight_decay, betas=betas)
         self.steps = 0
@@ -100,7 +122,9 @@ class Learner:
 
     def minibatches(self, size: int, parts: int, seed: int, epoch: int = 0) -> Iterator[list[int]]:
         """Divides `size` items into `parts` at random, keyed by the seed and the epoch."""
-        generator = torch.Generator().manual_seed(int(derive_id("minibatch", seed, epoch), 16) % 2**63)
+        generator = torch.Generator().manual_seed(
+            int(derive_id("minibatch", seed, epoch), 16) % 2**63
+        )
         order = torch.randperm(size, generator=generator).tolist()
         parts = min(parts, size)
         for i in range(parts):
@@ -114,7 +138,10 @@ class Learner:
         return self.policy.my_share(self.policy.micro_batches(wanted, self.micro_tokens))
 
     def backward(self, loss: Tensor, micro: Micro) -> None:
-        """Adds the gradient of a share of a loss. The shares of all micro-batches of all processes add up to it."""
+        """Adds the gradient of a share of a loss.
+
+        The shares of all micro-batches of all processes add up to it.
+        """
         assert self.policy is not None
         accelerator = self.policy.accelerator
         # DDP averages over processes.
@@ -144,11 +171,15 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self._masters, self.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             self.discard()
-            overflow = "load the policy in bfloat16 instead of float16, " if self._scale != 1.0 else ""
+            overflow = (
+                "load the policy in bfloat16 instead of float16, " if self._scale != 1.0 else ""
+            )
             raise NonFiniteError(
-                f"the gradient is not finite (norm {float(norm)}) at optimizer step {self.steps + 1}, in a minibatch of "
-                f"{len(what)} episodes: {', '.join(what[:5])}{', ...' if len(what) > 5 else ''}. Go back to the last "
-                f"checkpoint; {overflow}lower lr or max_grad_norm, and look at these episodes' rewards."
+                f"the gradient is not finite (norm {float(norm)}) at optimizer step"
+                f" {self.steps + 1}, in a minibatch of {len(what)} episodes:"
+                f" {', '.join(what[:5])}{', ...' if len(what) > 5 else ''}. Go back to the last"
+                f" checkpoint; {overflow}lower lr or max_grad_norm, and look at these episodes'"
+                " rewards."
             )
         self.rate = self._rate(progress)
         for group in self.adam.param_groups:
@@ -163,7 +194,10 @@ class Learner:
         return float(norm)
 
     def metrics(self, norms: Sequence[float]) -> dict[str, float]:
-        """What an update tells of its steps, from the norms of their gradients: how many they were, the mean norm, the last one's rate."""
+        """What an update tells of its steps, from the norms of their gradients:
+
+        how many they were, the mean norm, the last one's rate.
+        """
         told = {"grad_norm": sum(norms) / len(norms), "lr": self.rate} if norms else {}
         return {"steps": float(len(norms)), **told}
 
@@ -173,7 +207,8 @@ class Learner:
         return self.lr * warm * (1 - (1 - self.decay) * progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's moments, the step count and float32 copies of weights, as flat tensors and numbers."""
+        """Adam's moments, the step count and float32 copies of weights, as flat tensors and
+        numbers."""
         state: dict[str, Any] = {"steps": self.steps}
         for i, (parameter, master) in enumerate(zip(self._parameters, self._masters, strict=True)):
             if master is not parameter:
@@ -191,7 +226,8 @@ class Learner:
             own = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"adam.{i}.")}
             if own:
                 self.adam.state[master] = {
-                    name: value.clone() if name == "step" else value.clone().to(master) for name, value in own.items()
+                    name: value.clone() if name == "step" else value.clone().to(master)
+                    for name, value in own.items()
                 }
 
 
@@ -203,9 +239,15 @@ class Sums:
 
     def add(self, micro: Micro, **values: Tensor) -> None:
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach().sum()) * micro.weight
+            self._sums[name] = (
+                self._sums.get(name, 0.0) + float(value.detach().sum()) * micro.weight
+            )
 
     def means(self, policy: Policy, count: float) -> dict[str, float]:
         names = sorted(self._sums)
-        total = policy.sum_over_processes(torch.tensor([self._sums[name] for name in names], dtype=torch.float64))
-        return {name: float(value) / max(count, 1.0) for name, value in zip(names, total, strict=True)}
+        total = policy.sum_over_processes(
+            torch.tensor([self._sums[name] for name in names], dtype=torch.float64)
+        )
+        return {
+            name: float(value) / max(count, 1.0) for name, value in zip(names, total, strict=True)
+        }

@@ -11,7 +11,8 @@ from ..util.suggest import install
 
 
 def find_model(name: str | Path) -> None:
-    """Looks for a model before anything is made for it: a folder with a model in it, or a name that the hub or its cache on this machine knows.
+    """Looks for a model before anything is made for it: a folder with a model in it, or a name that
+    the hub or its cache on this machine knows.
 
     Raises:
         PolicyError: there is none; the message names folders that are called alike.
@@ -22,10 +23,18 @@ def find_model(name: str | Path) -> None:
     if folder.is_dir():
         if any((folder / note).is_file() for note in notes):
             return
-        inside = [f"{p.parent}" for p in (*folder.glob("policy/*config.json"), *folder.glob("*/policy/*config.json"))]
+        inside = [
+            f"{p.parent}"
+            for p in (*folder.glob("policy/*config.json"), *folder.glob("*/policy/*config.json"))
+        ]
         hint = f" Did you mean {inside[0]!r}?" if inside else ""
-        raise PolicyError(f"cannot load the policy {str(name)!r}: the folder holds no model (no config.json).{hint}")
-    beside = [str(p) for p in folder.parent.glob("*/") if any((p / note).is_file() for note in notes)]
+        raise PolicyError(
+            f"cannot load the policy {str(name)!r}: the folder holds no model (no"
+            f" config.json).{hint}"
+        )
+    beside = [
+        str(p) for p in folder.parent.glob("*/") if any((p / note).is_file() for note in notes)
+    ]
     near = difflib.get_close_matches(str(folder), beside, n=1)
     hint = f" Did you mean the folder {near[0]!r}?" if near else ""
     if Path(name).is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2:
@@ -35,8 +44,8 @@ def find_model(name: str | Path) -> None:
             cached_file(str(name), notes[0])
     except (OSError, ValueError) as error:
         raise PolicyError(
-            f"cannot load the policy {str(name)!r}. It is no local folder, and no model of that name could be fetched.{hint} "
-            f"{type(error).__name__}: {error}"
+            f"cannot load the policy {str(name)!r}. It is no local folder, and no model of that"
+            f" name could be fetched.{hint} {type(error).__name__}: {error}"
         ) from error
 
 

@@ -20,14 +20,16 @@ HEAD_ELEMENTS = 2**24  # logits of one chunk: 64 MiB in float32
 
 @dataclass(frozen=True, slots=True)
 class Micro:
-    """Some rows of a batch, padded, and where their action tokens are. B rows, L tokens, n action tokens.
+    """Some rows of a batch, padded, and where their action tokens are. B rows, L tokens, n action
+    tokens.
 
     Attributes:
         ids: [B, L] long.
         row, position, target: [n] each: which row, which position in it, which token.
         episode, action: [n] each: where the token stands in the batch's [E, A].
         ends: [B] last position of each row.
-        weight: 0 for a row repeated only so that every process runs the same number of forward passes, else 1.
+        weight: 0 for a row repeated only so that every process runs the same number of forward
+            passes, else 1.
     """
 
     ids: Tensor
@@ -41,12 +43,14 @@ class Micro:
     weight: float = 1.0
 
     def take(self, per_token: Tensor) -> Tensor:
-        """The entries of an [E, A] tensor at this micro-batch's action tokens, [n], on the model's device."""
+        """The entries of an [E, A] tensor at this micro-batch's action tokens, [n], on the model's
+        device."""
         return per_token[self.episode, self.action].to(self.ids.device)
 
 
 def divide(rows: Sequence[Row], tokens: int, device: torch.device) -> list[Micro]:
-    """Divides rows into padded micro-batches of at most `tokens` tokens (a single row may have more), similar lengths together."""
+    """Divides rows into padded micro-batches of at most `tokens` tokens (a single row may have
+    more), similar lengths together."""
     parts: list[list[Row]] = []
     for row in sorted(rows, key=lambda r: len(r.ids), reverse=True):
         if parts and len(parts[-1][0].ids) * (len(parts[-1]) + 1) <= tokens:
@@ -62,7 +66,9 @@ def micro_batch(rows: list[Row], device: torch.device) -> Micro:
     row = torch.tensor([b for b, r in enumerate(rows) for _ in r.positions], dtype=torch.long)
     position = torch.tensor([p for r in rows for p in r.positions], dtype=torch.long)
     episode = torch.tensor([r.episode for r in rows for _ in r.positions], dtype=torch.long)
-    action = torch.tensor([r.first + i for r in rows for i in range(len(r.positions))], dtype=torch.long)
+    action = torch.tensor(
+        [r.first + i for r in rows for i in range(len(r.positions))], dtype=torch.long
+    )
     ends = torch.tensor([len(r.ids) - 1 for r in rows])
     target = ids[row, position]
     ids, row, position, target, ends = (t.to(device) for t in (ids, row, position, target, ends))
@@ -71,8 +77,8 @@ def micro_batch(rows: list[Row], device: torch.device) -> Micro:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What the network says of the action tokens: log-probs and entropies [n], the hidden states they were predicted from
-    [n, H], and the hidden state at the end of each row [B, H]."""
+    """What the network says of the action tokens: log-probs and entropies [n], the hidden states
+    they were predicted from [n, H], and the hidden state at the end of each row [B, H]."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -81,12 +87,13 @@ class Output:
 
 
 class Network(nn.Module):
-    """One forward call for everything an update needs, so that wrappers like DDP see every parameter used.
+    """One forward call for everything an update needs, so that wrappers like DDP see every
+    parameter used.
 
     Args:
         model: a causal language model, with or without LoRA layers.
-        tokens: ids that are tokens. Embeddings are often padded: the other ids are never sampled and
-            have probability 0 in training. None: all are.
+        tokens: ids that are tokens. Embeddings are often padded: the other ids are never sampled
+            and have probability 0 in training. None: all are.
 
     Raises:
         UnfitModel: its hidden states are not one vector per token, or it has none below its head.
@@ -108,17 +115,20 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
-        """Whether logits are just the output embedding of the last hidden state (no soft cap, no scaling)."""
+        """Whether logits are just the output embedding of the last hidden state (no soft cap, no
+        scaling)."""
         lm = self.lm
-        ids = torch.arange(min(4, lm.get_input_embeddings().weight.shape[0]), device=lm.device).unsqueeze(0)
+        ids = torch.arange(
+            min(4, lm.get_input_embeddings().weight.shape[0]), device=lm.device
+        ).unsqueeze(0)
         training = lm.training
         logits = lm.eval()(input_ids=ids, use_cache=False).logits
         states = trunk(lm)(input_ids=ids, use_cache=False).last_hidden_state
         lm.train(training)
         if states.shape[:2] != ids.shape or states.ndim != 3:
             raise UnfitModel(
-                f"{type(lm).__name__} has hidden states of shape {tuple(states.shape)} for {ids.shape[1]} tokens; "
-                "one vector per token is needed to train it"
+                f"{type(lm).__name__} has hidden states of shape {tuple(states.shape)} for"
+                f" {ids.shape[1]} tokens; one vector per token is needed to train it"
             )
         if changes_logits(lm.config.get_text_config()):
             return False
@@ -126,7 +136,11 @@ class Network(nn.Module):
         if head is None or head.weight.shape[1] != states.shape[2]:
             return False
         exact = logits.dtype in (torch.float32, torch.float64)
-        return bool(torch.allclose(logits, head(states), atol=1e-5 if exact else 1e-1, rtol=1e-4 if exact else 1e-3))
+        return bool(
+            torch.allclose(
+                logits, head(states), atol=1e-5 if exact else 1e-1, rtol=1e-4 if exact else 1e-3
+            )
+        )
 
     def only_tokens(self, logits: Tensor) -> Tensor:
         """Logits [..., V] in which ids that are no token have no chance."""
@@ -134,7 +148,15 @@ class Network(nn.Module):
             return logits
         return logits.index_fill(-1, self.missing.to(logits.device), torch.finfo(logits.dtype).min)
 
-    def forward(self, ids: Tensor, row: Tensor, position: Tensor, target: Tensor, ends: Tensor, temperature: float) -> Output:
+    def forward(
+        self,
+        ids: Tensor,
+        row: Tensor,
+        position: Tensor,
+        target: Tensor,
+        ends: Tensor,
+        temperature: float,
+    ) -> Output:
         """Right padding needs no mask: causal attention never looks ahead."""
         lm = self.lm
         if self.head_is_plain:
@@ -145,7 +167,9 @@ class Network(nn.Module):
             states, logits = self._row_by_row(ids, row, position)
             hidden = states[row, position - 1]
             logprobs, entropy = log_softmax_at(self.only_tokens(logits / temperature), target)
-        return Output(logprobs, entropy, hidden, states[torch.arange(len(ids), device=ids.device), ends])
+        return Output(
+            logprobs, entropy, hidden, states[torch.arange(len(ids), device=ids.device), ends]
+        )
 
     def _head(self, hidden: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         head = self.lm.get_output_embeddings()
@@ -166,13 +190,20 @@ class Network(nn.Module):
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _row_by_row(self, ids: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """For models that do something to their logits: their own forward, keeping action positions only."""
+        """For models that do something to their logits:
+
+        their own forward, keeping action positions only.
+        """
         states: list[Tensor] = []
         logits = []
-        hook = trunk(self.lm).register_forward_hook(lambda _, __, out: states.append(out.last_hidden_state))
+        hook = trunk(self.lm).register_forward_hook(
+            lambda _, __, out: states.append(out.last_hidden_state)
+        )
         try:
             for b in range(len(ids)):
-                out = self.lm(input_ids=ids[b : b + 1], use_cache=False, logits_to_keep=position[row == b] - 1)
+                out = self.lm(
+                    input_ids=ids[b : b + 1], use_cache=False, logits_to_keep=position[row == b] - 1
+                )
                 logits.append(out.logits[0])
         finally:
             hook.remove()

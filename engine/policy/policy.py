@@ -1,7 +1,8 @@
 """The policy: any transformers causal language model with a chat template.
 
-Log-probs are computed for action tokens only: hidden states are gathered at the positions that predict them, and the head is
-applied to those in chunks, so a tensor [batch, length, vocabulary] never exists.
+Log-probs are computed for action tokens only: hidden states are gathered at the positions that
+predict them, and the head is applied to those in chunks, so a tensor [batch, length, vocabulary]
+never exists.
 """
 
 from __future__ import annotations
@@ -52,12 +53,14 @@ class Policy:
         self._reference: Network | None = None
         self._reference_adapters: list[Tensor] | None = None
         self._wrapped: Any = None
-        model.eval()  # dropout would make the log-probs of an update differ from the sampler's; LoRA's too
+        # Dropout would make the log-probs of an update differ from the sampler's; LoRA's too.
+        model.eval()
         vocabulary = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > vocabulary:
             raise PolicyError(
-                f"the tokenizer has {len(tokenizer)} tokens but the model embeds {vocabulary}: they do not belong together, "
-                "or the model's embeddings must be resized first (model.resize_token_embeddings)"
+                f"the tokenizer has {len(tokenizer)} tokens but the model embeds {vocabulary}: they"
+                " do not belong together, or the model's embeddings must be resized first"
+                " (model.resize_token_embeddings)"
             )
         try:
             self.network = Network(model, set(tokenizer.get_vocab().values()))
@@ -65,7 +68,9 @@ class Policy:
             raise PolicyError(str(error)) from error
         eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
         stops = eos if isinstance(eos, list) else [eos]
-        self.chat = ChatFormat(tokenizer, stop_ids=[i for i in stops if i is not None and i < vocabulary])
+        self.chat = ChatFormat(
+            tokenizer, stop_ids=[i for i in stops if i is not None and i < vocabulary]
+        )
 
     @classmethod
     def from_pretrained(
@@ -80,22 +85,26 @@ class Policy:
         chat_template: str | None = None,
         trust_remote_code: bool = False,
     ) -> Policy:
-        """Loads a model and its tokenizer from a local folder or by hub name; a folder with LoRA adapters is loaded with them.
+        """Loads a model and its tokenizer from a local folder or by hub name; a folder with LoRA
+        adapters is loaded with them.
 
         Args:
             name: folder or hub name.
-            lora: options of `peft.LoraConfig` (`{"r": 16, "lora_alpha": 32}`) to train adapters instead of all weights.
-            dtype: of the weights: "float32", "bfloat16", "float16" or "auto" (as saved). Weights in half
-                precision are trained through a float32 copy, see `Learner`.
+            lora: options of `peft.LoraConfig` (`{"r": 16, "lora_alpha": 32}`) to train adapters
+                instead of all weights.
+            dtype: of the weights: "float32", "bfloat16", "float16" or "auto" (as saved). Weights in
+                half precision are trained through a float32 copy, see `Learner`.
             precision: "no", or "bf16" to compute in bfloat16 over float32 weights.
             device: "cpu", "cuda"; default: what accelerate finds.
             attention: transformers' attention implementation: "sdpa" or "eager".
-            chat_template: a Jinja template instead of the tokenizer's; "chatml" is `turnwise.CHATML`, for base models.
-            trust_remote_code: run the Python files that come with the model; without it a model that
-                needs them is refused.
+            chat_template: a Jinja template instead of the tokenizer's; "chatml" is
+                `turnwise.CHATML`, for base models.
+            trust_remote_code: run the Python files that come with the model; without it a model
+                that needs them is refused.
 
         Raises:
-            PolicyError: no such model, weights that are not safetensors, peft missing, tokenizer and model that do not fit.
+            PolicyError: no such model, weights that are not safetensors, peft missing, tokenizer
+                and model that do not fit.
             TemplateError: no chat template, or one that cannot carry a conversation.
         """
         import transformers
@@ -104,11 +113,15 @@ class Policy:
         folder = Path(name)
         find_model(name)
         if dtype not in ("float32", "bfloat16", "float16", "auto"):
-            raise PolicyError(f"dtype must be 'float32', 'bfloat16', 'float16' or 'auto', got {dtype!r}")
+            raise PolicyError(
+                f"dtype must be 'float32', 'bfloat16', 'float16' or 'auto', got {dtype!r}"
+            )
         adapter = folder / "adapter_config.json"
         base = read_note(adapter)["base_model_name_or_path"] if adapter.is_file() else str(name)
         try:
-            tokenizer = auto.AutoTokenizer.from_pretrained(str(name), trust_remote_code=trust_remote_code)
+            tokenizer = auto.AutoTokenizer.from_pretrained(
+                str(name), trust_remote_code=trust_remote_code
+            )
             model = auto.AutoModelForCausalLM.from_pretrained(
                 base,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -119,35 +132,55 @@ class Policy:
         except (OSError, ValueError, AttributeError, SafetensorError) as error:
             if "trust_remote_code" in str(error):
                 raise PolicyError(
-                    f"the policy {str(name)!r} comes with Python files of its own, which are not run unasked. Read them, "
-                    "and if you trust them say so: `policy: {model: ..., trust_remote_code: true}`"
+                    f"the policy {str(name)!r} comes with Python files of its own, which are not"
+                    " run unasked. Read them, and if you trust them say so: `policy: {model: ...,"
+                    " trust_remote_code: true}`"
                 ) from error
             if attention == "sdpa" and "eager" in str(error):
                 raise PolicyError(
-                    f"the policy {str(name)!r} has no scaled-dot-product attention: load it with `attention: eager` "
-                    f"(under `policy`). {type(error).__name__}: {error}"
+                    f"the policy {str(name)!r} has no scaled-dot-product attention: load it with"
+                    f" `attention: eager` (under `policy`). {type(error).__name__}: {error}"
                 ) from error
-            known = "" if folder.is_dir() else " It is no local folder, and no model of that name could be fetched."
-            raise PolicyError(f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}") from error
+            known = (
+                ""
+                if folder.is_dir()
+                else " It is no local folder, and no model of that name could be fetched."
+            )
+            raise PolicyError(
+                f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}"
+            ) from error
         if chat_template is not None:
             if chat_template != "chatml" and "{" not in chat_template:
                 raise PolicyError(
-                    f"chat_template {chat_template!r} is no Jinja template: it has no {{{{ or {{%. Paste one, or write `chatml` for the one "
-                    "that is built in"
+                    f"chat_template {chat_template!r} is no Jinja template: it has no {{{{ or {{%."
+                    " Paste one, or write `chatml` for the one that is built in"
                 )
             tokenizer.chat_template = CHATML if chat_template == "chatml" else chat_template
         if adapter.is_file() and lora is not None:
-            raise PolicyError(f"{name} holds LoRA adapters already; leave `lora` out to train them on, or merge them first")
+            raise PolicyError(
+                f"{name} holds LoRA adapters already; leave `lora` out to train them on, or merge"
+                " them first"
+            )
         if adapter.is_file():
             model = import_peft().PeftModel.from_pretrained(model, str(name), is_trainable=True)
         elif lora is not None:
             peft = import_peft()
             try:
-                config = peft.LoraConfig(task_type="CAUSAL_LM", **{"lora_dropout": 0.0, "target_modules": "all-linear", **lora})
+                config = peft.LoraConfig(
+                    task_type="CAUSAL_LM",
+                    **{"lora_dropout": 0.0, "target_modules": "all-linear", **lora},
+                )
             except TypeError as error:
-                wrong = [key for key in lora if key not in inspect.signature(peft.LoraConfig).parameters]
+                wrong = [
+                    key for key in lora if key not in inspect.signature(peft.LoraConfig).parameters
+                ]
                 hint = (
-                    did_you_mean(wrong[0], ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"]) if wrong else ""
+                    did_you_mean(
+                        wrong[0],
+                        ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"],
+                    )
+                    if wrong
+                    else ""
                 )
                 raise PolicyError(f"lora: {error}.{hint}") from error
             model = peft.get_peft_model(model, config)
@@ -159,7 +192,9 @@ class Policy:
             try:
                 model = model.to(device)
             except (RuntimeError, AssertionError) as error:
-                raise PolicyError(f"the policy cannot be put on device {device!r}: {error}") from error
+                raise PolicyError(
+                    f"the policy cannot be put on device {device!r}: {error}"
+                ) from error
         return cls(model, tokenizer, precision=precision)
 
     @property
@@ -191,7 +226,10 @@ class Policy:
         return Accelerator(cpu=self.device.type == "cpu")
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of forward passes, in sampling and training alike. (Accelerate's own setting is one per process.)"""
+        """The precision of forward passes, in sampling and training alike.
+
+        (Accelerate's own setting is one per process.)
+        """
         if self.precision == "no":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -205,7 +243,8 @@ class Policy:
     # Log-probs.
 
     def micro_batches(self, rows: Sequence[Row], tokens: int) -> list[Micro]:
-        """See `divide`. How rows are divided never changes a sum over action tokens beyond rounding."""
+        """See `divide`. How rows are divided never changes a sum over action tokens beyond
+        rounding."""
         return divide(rows, tokens, self.device)
 
     def score(self, micro: Micro, temperature: float = 1.0, network: Any = None) -> Output:
@@ -218,8 +257,13 @@ class Policy:
             return run(micro.ids, micro.row, micro.position, micro.target, micro.ends, temperature)
 
     @torch.no_grad()
-    def logprobs(self, batch: Batch, *, micro_tokens: int = 8192, reference: bool = False) -> Tensor:
-        """Log-probs of every action token, [E, A] float32 on the CPU, 0 at padding; of the reference policy if asked."""
+    def logprobs(
+        self, batch: Batch, *, micro_tokens: int = 8192, reference: bool = False
+    ) -> Tensor:
+        """Log-probs of every action token, [E, A] float32 on the CPU, 0 at padding;
+
+        of the reference policy if asked.
+        """
         result = torch.zeros(batch.mask.shape)
         with self.reference() if reference else contextlib.nullcontext(self.network) as network:
             for micro in self.my_share(self.micro_batches(batch.rows, micro_tokens)):
@@ -229,13 +273,18 @@ class Policy:
         return self.sum_over_processes(result)
 
     def my_share(self, micros: Sequence[Micro]) -> list[Micro]:
-        """This process's micro-batches: as many for each, the last ones repeated with weight 0 where they do not divide."""
+        """This process's micro-batches:
+
+        as many for each, the last ones repeated with weight 0 where they do not divide.
+        """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         rounds = -(-len(micros) // world)
         share = []
         for i in range(rounds):
             at = i * world + rank
-            share.append(micros[at] if at < len(micros) else dataclasses.replace(micros[-1], weight=0.0))
+            share.append(
+                micros[at] if at < len(micros) else dataclasses.replace(micros[-1], weight=0.0)
+            )
         return share
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
@@ -246,7 +295,10 @@ class Policy:
     # The reference: the policy as it was when an optimizer that needs one was set up.
 
     def freeze_reference(self) -> None:
-        """Remembers the present weights as the reference: a copy of the model, or with LoRA of the adapters alone."""
+        """Remembers the present weights as the reference:
+
+        a copy of the model, or with LoRA of the adapters alone.
+        """
         if self.is_lora:
             self._reference_adapters = [p.detach().clone() for p in self.parameters()]
         else:
@@ -273,7 +325,9 @@ class Policy:
             finally:
                 self._put(present)
         else:
-            raise PolicyError("the policy has no reference: call policy.freeze_reference() before it is trained")
+            raise PolicyError(
+                "the policy has no reference: call policy.freeze_reference() before it is trained"
+            )
 
     @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:
@@ -301,10 +355,12 @@ class Policy:
         return InProcess(self, rows=1)
 
     def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> None:
-        """Writes model and tokenizer so that `from_pretrained` (ours and transformers') reads them back.
+        """Writes model and tokenizer so that `from_pretrained` (ours and transformers') reads them
+        back.
 
         Args:
-            merge: fold LoRA adapters into the weights and save a plain model; else only the adapters are saved.
+            merge: fold LoRA adapters into the weights and save a plain model; else only the
+                adapters are saved.
         """
         model: Any = self._merged() if merge and self.is_lora else self.network.model
         for each in (self.model, model):  # where generate() and servers look for what ends a reply
@@ -323,26 +379,34 @@ class Policy:
         lm = whole.get_base_model()
         inside, outside = lm.get_input_embeddings(), lm.get_output_embeddings()
         if lm.config.get_text_config().tie_word_embeddings and any(
-            isinstance(end, import_peft().tuners.tuners_utils.BaseTunerLayer) for end in (inside, outside)
+            isinstance(end, import_peft().tuners.tuners_utils.BaseTunerLayer)
+            for end in (inside, outside)
         ):  # what is added to one end of a tied pair must not change the other
             part = getattr(outside, "base_layer", outside)
             part.weight = nn.Parameter(part.weight.detach().clone())
             for config in {id(c): c for c in (lm.config, lm.config.get_text_config())}.values():
                 config.tie_word_embeddings = False
         merged = whole.merge_and_unload()
-        ids = torch.arange(min(16, self.context_length, inside.weight.shape[0]), device=self.device).unsqueeze(0)
+        ids = torch.arange(
+            min(16, self.context_length, inside.weight.shape[0]), device=self.device
+        ).unsqueeze(0)
         with torch.no_grad():
-            ours, theirs = (m(input_ids=ids, use_cache=False).logits.float() for m in (self.network.model, merged.eval()))
+            ours, theirs = (
+                m(input_ids=ids, use_cache=False).logits.float()
+                for m in (self.network.model, merged.eval())
+            )
         if not torch.allclose(ours, theirs, rtol=0.05, atol=0.01 * float(ours.abs().max())):
             raise PolicyError(
-                f"merging the adapters gives another model (its logits are off by {float((ours - theirs).abs().max()):.2g}); "
-                "save them unmerged, and report the LoRA options that were used"
+                "merging the adapters gives another model (its logits are off by"
+                f" {float((ours - theirs).abs().max()):.2g}); save them unmerged, and report the"
+                " LoRA options that were used"
             )
         return merged
 
     @torch.no_grad()
     def load_weights(self, folder: str | Path) -> None:
-        """Puts the weights that `save_pretrained` wrote (adapters with LoRA) into this policy, in place.
+        """Puts the weights that `save_pretrained` wrote (adapters with LoRA) into this policy, in
+        place.
 
         Raises:
             PolicyError: they are of another model; nothing was changed.
@@ -351,20 +415,35 @@ class Policy:
         adapters = (Path(folder) / "adapter_config.json").is_file()
         if adapters != self.is_lora:
             there, here = ("LoRA adapters", "a whole model")[:: 1 if adapters else -1]
-            raise PolicyError(f"the weights in {folder} are of another model than this policy: {there} there, {here} here")
+            raise PolicyError(
+                f"the weights in {folder} are of another model than this policy: {there} there,"
+                f" {here} here"
+            )
         if self.is_lora:
             peft = import_peft()
             found = peft.load_peft_weights(str(folder), device="cpu")
             own = peft.get_peft_model_state_dict(network)
         else:
-            fresh = type(self.model).from_pretrained(str(folder), dtype=self.model.dtype, use_safetensors=True)
+            fresh = type(self.model).from_pretrained(
+                str(folder), dtype=self.model.dtype, use_safetensors=True
+            )
             found, own = dict(fresh.named_parameters()), dict(self.model.named_parameters())
-        shapes = [{name: tuple(value.shape) for name, value in each.items()} for each in (found, own)]
+        shapes = [
+            {name: tuple(value.shape) for name, value in each.items()} for each in (found, own)
+        ]
         if shapes[0] != shapes[1]:
-            odd = sorted({name for name in {*shapes[0], *shapes[1]} if shapes[0].get(name) != shapes[1].get(name)})
+            odd = sorted(
+                {
+                    name
+                    for name in {*shapes[0], *shapes[1]}
+                    if shapes[0].get(name) != shapes[1].get(name)
+                }
+            )
             raise PolicyError(
-                f"the weights in {folder} are of another model than this policy: {len(odd)} parameters differ in name or shape, such as "
-                f"{odd[0]!r} ({shapes[0].get(odd[0], 'missing')} there, {shapes[1].get(odd[0], 'missing')} here)"
+                f"the weights in {folder} are of another model than this policy: {len(odd)}"
+                f" parameters differ in name or shape, such as {odd[0]!r}"
+                f" ({shapes[0].get(odd[0], 'missing')} there, {shapes[1].get(odd[0], 'missing')}"
+                " here)"
             )
         if self.is_lora:
             peft.set_peft_model_state_dict(network, found)

@@ -23,16 +23,28 @@ ATTENTION = re.compile(r"attn|attention|router")
 
 
 def context_length(config: Any) -> int:
-    """Returns the most tokens the model may read: the smallest limit that its config names, nested parts included; 2**31 where it
-    names none, as of models whose attention fades with distance.
+    """Returns the most tokens the model may read: the smallest limit that its config names, nested
+    parts included; 2**31 where it names none, as of models whose attention fades with distance.
 
     A "longrope" table is another one beyond the length that the model was first trained on, and
     which of the two a token gets depends on the longest position of the call: neither kept keys nor
     padded batches are exact there, so the context ends at that length.
     """
     named = {name: getattr(config, name, None) for name in getattr(config, "attribute_map", {})}
-    found = [v for part in (named, *_tables(config.to_dict())) for name, v in part.items() if CONTEXT.fullmatch(str(name))]
-    limit = min((int(v) for v in found if isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0), default=2**31)
+    found = [
+        v
+        for part in (named, *_tables(config.to_dict()))
+        for name, v in part.items()
+        if CONTEXT.fullmatch(str(name))
+    ]
+    limit = min(
+        (
+            int(v)
+            for v in found
+            if isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0
+        ),
+        default=2**31,
+    )
     limit = min(limit, 2**31)
     for rope in _tables(config.to_dict()):
         if "longrope" in (rope.get("rope_type"), rope.get("type")):
@@ -43,7 +55,10 @@ def context_length(config: Any) -> int:
 
 
 def _tables(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields every mapping inside a config, itself included: rope parameters may stand per layer type."""
+    """Yields every mapping inside a config, itself included:
+
+    rope parameters may stand per layer type.
+    """
     if isinstance(value, Mapping):
         yield value
         for inner in value.values():
@@ -53,21 +68,27 @@ def _tables(value: Any) -> Iterator[Mapping[str, Any]]:
 def layer_kinds(config: Any) -> set[str]:
     """Returns the kinds of layers that the config names one by one; empty where all are alike."""
     kinds = set(getattr(config, "layer_types", None) or ())
-    return kinds | {"local"} if "local" in (getattr(config, "attention_layers", None) or ()) else kinds
+    return (
+        kinds | {"local"} if "local" in (getattr(config, "attention_layers", None) or ()) else kinds
+    )
 
 
 def longest_span(config: Any) -> int:
-    """Returns the largest number of the config that may be the reach of a local attention, 0 if none."""
+    """Returns the largest number of the config that may be the reach of a local attention, 0 if
+    none."""
     found = [0]
     for name, value in ((n, v) for part in _tables(config.to_dict()) for n, v in part.items()):
         if SPAN.search(str(name)):
             several = value if isinstance(value, (list, tuple)) else [value]
-            found += [int(v) for v in several if isinstance(v, (int, float)) and not isinstance(v, bool)]
+            found += [
+                int(v) for v in several if isinstance(v, (int, float)) and not isinstance(v, bool)
+            ]
     return max(found)
 
 
 def changes_logits(config: Any) -> bool:
-    """Returns whether the config names a cap or a scale of logits, however little it does to small ones."""
+    """Returns whether the config names a cap or a scale of logits, however little it does to small
+    ones."""
     return any(
         LOGITS.search(name)
         and not ATTENTION.search(name)
@@ -89,4 +110,6 @@ def trunk(lm: Any) -> Any:
     for part in (lm.base_model, lm.get_decoder(), *lm.children()):
         if part is not lm and isinstance(part, PreTrainedModel):
             return part
-    raise UnfitModel(f"{type(lm).__name__} has no trunk below its head that hidden states could be read from")
+    raise UnfitModel(
+        f"{type(lm).__name__} has no trunk below its head that hidden states could be read from"
+    )

@@ -1,8 +1,9 @@
 """What credit methods and optimizers see and give: the batch, the credit, and their two protocols.
 
-The batch lays out *action tokens only*, `[E, A]`: E episodes, A the most action tokens of any of them. Observation tokens
-do not appear on that axis, so no method can let them carry or decay credit, and it makes no difference whether an episode is
-trained as one row of tokens or as one row per turn.
+The batch lays out *action tokens only*, `[E, A]`: E episodes, A the most action tokens of any of
+them. Observation tokens do not appear on that axis, so no method can let them carry or decay
+credit, and it makes no difference whether an episode is trained as one row of tokens or as one row
+per turn.
 """
 
 from __future__ import annotations
@@ -70,35 +71,42 @@ class Pairs:
 
 @dataclass(slots=True)
 class Batch:
-    """Everything one update trains on. E episodes, A action tokens at most, K turns at most, G groups.
+    """Everything one update trains on. E episodes, A action tokens at most, K turns at most, G
+    groups.
 
-    The batch is global: with several processes each holds all of it, and optimizers divide the rows among the processes. Its
-    tensors are float32 on the CPU.
+    The batch is global: with several processes each holds all of it, and optimizers divide the rows
+    among the processes. Its tensors are float32 on the CPU.
 
     Attributes:
         rows: the token rows; every action token of every episode stands in exactly one.
         mask: [E, A] bool, True at action tokens.
-        turn: [E, A] long, the turn an action token belongs to, -1 at padding. Stored, never inferred from rewards.
+        turn: [E, A] long, the turn an action token belongs to, -1 at padding. Stored, never
+            inferred from rewards.
         group: [E] long, index of the episode's group in this batch.
-        behaviour_logprobs: [E, A] as sampled, 0 at padding; None where a turn was not sampled by a policy of ours.
+        behaviour_logprobs: [E, A] as sampled, 0 at padding; None where a turn was not sampled by a
+            policy of ours.
         staleness: [E] long, policy updates between the episode's oldest turn and now.
         outcome: [E] the whole episode's reward.
         turn_rewards: [E, K] summing to `outcome`, 0 at padding.
         turn_mask: [E, K] bool.
-        turn_scores: [E, K] raters' opinions of turns, NaN where there is none; None when no source gave any.
+        turn_scores: [E, K] raters' opinions of turns, NaN where there is none; None when no source
+            gave any.
         truncated: [E] bool.
         weight: [E] how much each episode counts.
-        token_rewards: [E, A] rewards that arise per action token (a KL penalty), in addition to `turn_rewards`.
-        values: [E, A] the critic's value of the state in which each action token was chosen, as it stands at the start
-            of the update; None without a critic.
-        bootstrap: [E] the critic's value of the state an episode was truncated in, 0 where it terminated.
-        branch_values: [E, K] mean outcome of conversations that were continued anew from each turn's start, NaN where there was none;
-            None without branches.
+        token_rewards: [E, A] rewards that arise per action token (a KL penalty), in addition to
+            `turn_rewards`.
+        values: [E, A] the critic's value of the state in which each action token was chosen, as it
+            stands at the start of the update; None without a critic.
+        bootstrap: [E] the critic's value of the state an episode was truncated in, 0 where it
+            terminated.
+        branch_values: [E, K] mean outcome of conversations that were continued anew from each
+            turn's start, NaN where there was none; None without branches.
         reference_logprobs: [E, A] under the reference policy, where the KL to it is used.
         pairs: for optimizers that consume comparisons.
         labels: [E] 1 good, 0 bad, NaN unknown, for optimizers that consume labels.
-        signal: [E] bool, whether credit told anything of the episode's group: where no action token of a group has an advantage, all of it
-            is False. Such episodes count in means, and in whatever else is in the loss.
+        signal: [E] bool, whether credit told anything of the episode's group: where no action token
+            of a group has an advantage, all of it is False. Such episodes count in means, and in
+            whatever else is in the loss.
         credit: set before an optimizer that consumes advantages sees the batch.
         temperature: the sampling temperature; log-probs are those of logits divided by it.
         progress: share of the stage's updates already done, in [0, 1), for schedules.

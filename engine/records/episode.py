@@ -1,4 +1,7 @@
-"""What was played: messages, turns, episodes. Frozen records; feedback is added beside them, never inside."""
+"""What was played: messages, turns, episodes.
+
+Frozen records; feedback is added beside them, never inside.
+"""
 
 from __future__ import annotations
 
@@ -53,18 +56,21 @@ class Start:
 class Turn:
     """One observation and the reply to it.
 
-    The conversation in tokens is the concatenation of every turn's `prompt_ids + action_ids`: sampled ids are kept as
-    sampled. Only `action_ids` were chosen by the policy; an end-of-turn token that had to be added after a reply cut
-    at the limit stands at the head of the next turn's `prompt_ids`, where nothing is trained.
+    The conversation in tokens is the concatenation of every turn's `prompt_ids + action_ids`:
+    sampled ids are kept as sampled. Only `action_ids` were chosen by the policy; an end-of-turn
+    token that had to be added after a reply cut at the limit stands at the head of the next turn's
+    `prompt_ids`, where nothing is trained.
 
     Attributes:
         observation: what the environment said.
         action: the reply as text, as the environment received it.
         reward: the environment's own reward for the reply.
-        prompt_ids: tokens the policy read since its last sampled token (with `history: rerender`, the whole context).
-        action_ids: tokens the policy sampled, its end-of-turn token included. None: the reply was not sampled by a
-            policy of ours (a script, a person, an import); RL refuses such turns.
-        logprobs: log-probability of each action token under the distribution it was sampled from, same length.
+        prompt_ids: tokens the policy read since its last sampled token (with `history: rerender`,
+            the whole context).
+        action_ids: tokens the policy sampled, its end-of-turn token included. None: the reply was
+            not sampled by a policy of ours (a script, a person, an import); RL refuses such turns.
+        logprobs: log-probability of each action token under the distribution it was sampled from,
+            same length.
         policy_version: number of policy updates made before the reply was sampled.
         cut: the reply ended at the token limit, not by an end-of-turn token.
         info: what the environment's step said beside the observation, plain JSON data.
@@ -83,7 +89,11 @@ class Turn:
     def __post_init__(self) -> None:
         if (self.action_ids is None) != (self.logprobs is None):
             raise ValueError("a turn has both action_ids and logprobs, or neither")
-        if self.action_ids is not None and self.logprobs is not None and len(self.action_ids) != len(self.logprobs):
+        if (
+            self.action_ids is not None
+            and self.logprobs is not None
+            and len(self.action_ids) != len(self.logprobs)
+        ):
             raise ValueError(f"{len(self.action_ids)} action_ids but {len(self.logprobs)} logprobs")
         if self.action_ids == ():
             raise ValueError("a sampled reply has at least one token, its end-of-turn token")
@@ -94,20 +104,22 @@ class Episode:
     """The turns from reset to the end, never changed after they were played.
 
     Attributes:
-        id: derived from (run, stage, update, start, slot in the group), so that a replay finds the same ids.
-        ending: `terminated` (the task's own end, also where the environment says both), `truncated` (cut from outside:
-            values are bootstrapped here), or `failed` (the environment broke: counted and shown, never trained on, never
-            reward 0).
+        id: derived from (run, stage, update, start, slot in the group), so that a replay finds the
+            same ids.
+        ending: `terminated` (the task's own end, also where the environment says both), `truncated`
+            (cut from outside: values are bootstrapped here), or `failed` (the environment broke:
+            counted and shown, never trained on, never reward 0).
         run, stage, update: where it was played; `update` counts through the whole run.
         slot: its place in its group.
-        origin: (episode id, turn) it was branched off from; its earlier turns are copies. None: played from reset.
-        reason: why it was truncated or failed ("max_turns", "context", "environment" when it said so itself, or
-            an exception's text).
+        origin: (episode id, turn) it was branched off from; its earlier turns are copies. None:
+            played from reset.
+        reason: why it was truncated or failed ("max_turns", "context", "environment" when it said
+            so itself, or an exception's text).
         system: the system prompt, if the environment gave one.
         tools: tool schemas the environment offered, JSON data.
         final: the observation after the last reply, if the environment gave one.
-        final_ids: tokens of that observation, up to where the policy would have replied: what a critic reads to
-            value the state an episode was truncated in.
+        final_ids: tokens of that observation, up to where the policy would have replied: what a
+            critic reads to value the state an episode was truncated in.
         history: how the trained context was made, see `Turn.prompt_ids`.
         info: what reset said, plain JSON data (`optimum`, when the environment knows it).
     """
@@ -141,24 +153,31 @@ class Episode:
 
     @property
     def success(self) -> bool | None:
-        """Whether the task succeeded, where the environment says so (`info["success"]` of the last step)."""
+        """Whether the task succeeded, where the environment says so (`info["success"]` of the last
+        step)."""
         value = self.turns[-1].info.get("success") if self.turns else None
         return None if value is None else bool(value)
 
     @property
     def succeeded(self) -> bool:
-        """Whether it counts as a success, one rule for every number of successes: what the environment says; where it does not say, whether
-        the episode came to its own end. One that was cut and of which nothing was said is none."""
+        """Whether it counts as a success, one rule for every number of successes: what the
+        environment says; where it does not say, whether the episode came to its own end. One that
+        was cut and of which nothing was said is none."""
         return self.ending == "terminated" if self.success is None else self.success
 
     def state(self, turn: int) -> tuple[Any, ...]:
-        """What the conversation was when a turn began, to tell which conversations share it: the start and the replies so far, by their tokens
-        where a policy sampled them (other tokens may be read as the same text, and lead elsewhere)."""
-        return (self.start.key, *(t.action if t.action_ids is None else t.action_ids for t in self.turns[:turn]))
+        """What the conversation was when a turn began, to tell which conversations share it: the
+        start and the replies so far, by their tokens where a policy sampled them (other tokens may
+        be read as the same text, and lead elsewhere)."""
+        return (
+            self.start.key,
+            *(t.action if t.action_ids is None else t.action_ids for t in self.turns[:turn]),
+        )
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation as people read it, the system prompt and the final observation included."""
+        """The conversation as people read it, the system prompt and the final observation
+        included."""
         said = [Message("system", self.system)] if self.system is not None else []
         for turn in self.turns:
             said += [turn.observation, Message("assistant", turn.action)]

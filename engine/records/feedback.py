@@ -1,7 +1,9 @@
-"""What was said of it: feedback on an episode, comparisons of a group, and the protocols of those who give them.
+"""What was said of it: feedback on an episode, comparisons of a group, and the protocols of those
+who give them.
 
-A plugin author writes one of three: a `Judge` (one episode at a time, at once), a `GroupJudge` (compares what started
-alike) or a `FeedbackSource` (answers when it answers: people, batch APIs). The engine makes a source of any judge.
+A plugin author writes one of three: a `Judge` (one episode at a time, at once), a `GroupJudge`
+(compares what started alike) or a `FeedbackSource` (answers when it answers: people, batch APIs).
+The engine makes a source of any judge.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ def _number(name: str, value: Any) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if isinstance(value, str) or not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number or None, got {value!r}; use Feedback.failed(...) for failures")
+        raise ValueError(
+            f"{name} must be a finite number or None, got {value!r}; use Feedback.failed(...) for"
+            " failures"
+        )
     return number
 
 
@@ -37,11 +42,17 @@ def _check_fields(answer: Feedback | Comparison) -> None:
         if not isinstance(value := getattr(answer, name), str):
             raise ValueError(f"{name} must be text, got {type(value).__name__}")
     if not isinstance(answer.supersedes, (str, type(None))):
-        raise ValueError(f"supersedes must be the id of a feedback, got {type(answer.supersedes).__name__}")
+        raise ValueError(
+            f"supersedes must be the id of a feedback, got {type(answer.supersedes).__name__}"
+        )
     if answer.status not in get_args(Status):
-        raise ValueError(f"status must be one of {', '.join(get_args(Status))}, got {answer.status!r}")
+        raise ValueError(
+            f"status must be one of {', '.join(get_args(Status))}, got {answer.status!r}"
+        )
     if not isinstance(answer.stamp, Stamp):
-        raise ValueError(f"stamp must be a Stamp, got {type(answer.stamp).__name__}; judges leave it alone")
+        raise ValueError(
+            f"stamp must be a Stamp, got {type(answer.stamp).__name__}; judges leave it alone"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,8 @@ class Stamp:
         source, version: who said it, and which version of them.
         time: when it was received, seconds on the run's clock.
         cost: money or tokens' price, in the currency of the run's budget.
-        rater, stratum: who within the source, where it has several people or models, and the stratum they belong to.
+        rater, stratum: who within the source, where it has several people or models, and the
+            stratum they belong to.
     """
 
     request: str | None = None
@@ -75,17 +87,19 @@ class Feedback:
         turn_scores: one number, or None for "no opinion", per turn.
         aspects: named scores ("helpful": 0.8).
         comment: free text.
-        status: `scored`; `abstained` (looked, would not say) or `failed` (could not look). The last two are never a
-            number: they carry no score and give the reason.
-        shown: what the rater saw and in which order, JSON data; required to measure position bias later.
+        status: `scored`; `abstained` (looked, would not say) or `failed` (could not look). The last
+            two are never a number: they carry no score and give the reason.
+        shown: what the rater saw and in which order, JSON data; required to measure position bias
+            later.
         details: whatever else was said (a rationale, the first wrong turn), JSON data.
-        id: made by the giver. The same id with the same content (everything but the stamp) again is a no-op, with other
-            content an error. Left empty by judges: the engine derives it from the request and the attempt.
+        id: made by the giver. The same id with the same content (everything but the stamp) again is
+            a no-op, with other content an error. Left empty by judges: the engine derives it from
+            the request and the attempt.
         supersedes: id of an earlier feedback that this one corrects.
 
     Raises:
-        ValueError: a score that is not finite; a score together with a status other than `scored`; `scored` without any
-            score.
+        ValueError: a score that is not finite; a score together with a status other than `scored`;
+            `scored` without any score.
     """
 
     episode: str
@@ -106,12 +120,23 @@ class Feedback:
         _check_fields(self)
         set_(self, "score", _number("score", self.score))
         if self.turn_scores is not None:
-            set_(self, "turn_scores", tuple(_number("turn score", value) for value in self.turn_scores))
-        set_(self, "aspects", {str(name): _number(f"aspect {name!r}", value) for name, value in self.aspects.items()})
+            set_(
+                self,
+                "turn_scores",
+                tuple(_number("turn score", value) for value in self.turn_scores),
+            )
+        set_(
+            self,
+            "aspects",
+            {str(name): _number(f"aspect {name!r}", value) for name, value in self.aspects.items()},
+        )
         said = (self.score, *(self.turn_scores or ()), *self.aspects.values())
         says_something = any(value is not None for value in said)
         if self.status == "scored" and not says_something:
-            raise ValueError("scored feedback needs a score, turn_scores or aspects; use Feedback.abstained(...) otherwise")
+            raise ValueError(
+                "scored feedback needs a score, turn_scores or aspects; use Feedback.abstained(...)"
+                " otherwise"
+            )
         if self.status != "scored" and says_something:
             raise ValueError(f"{self.status} feedback must not carry a score")
 
@@ -134,14 +159,17 @@ class Comparison:
 
     Attributes:
         group: key of the group (`Episode.group`).
-        ranking: tiers of episode ids, best first; ids in one tier are tied. Episodes left out were not compared.
-        strength: how much better the first tier is, in the rater's own grades (1 slightly, 2 clearly, ...), if asked.
-        probability: for two episodes, how sure the rater is that the first is better, in [0.5, 1]; a soft label.
+        ranking: tiers of episode ids, best first; ids in one tier are tied. Episodes left out were
+            not compared.
+        strength: how much better the first tier is, in the rater's own grades (1 slightly, 2
+            clearly, ...), if asked.
+        probability: for two episodes, how sure the rater is that the first is better, in [0.5, 1];
+            a soft label.
         aspect: what they were compared on; empty: as a whole.
 
     Raises:
-        ValueError: an episode ranked twice; an empty tier; a ranking together with a status other than `scored`; `scored`
-            with fewer than two episodes.
+        ValueError: an episode ranked twice; an empty tier; a ranking together with a status other
+            than `scored`; `scored` with fewer than two episodes.
     """
 
     group: str
@@ -212,8 +240,10 @@ class Request:
         source: name of the source asked.
         rater_slot: 0 .. overlap-1, when several raters answer the same question.
         deadline: seconds on the run's clock after which it counts as expired; None: waits for ever.
-        required: a group trains only when its required requests are closed; the others are for calibration and audits.
-        ask: what exactly is asked, where a source knows several tasks (aspects, mark turns, ...), JSON data.
+        required: a group trains only when its required requests are closed; the others are for
+            calibration and audits.
+        ask: what exactly is asked, where a source knows several tasks (aspects, mark turns, ...),
+            JSON data.
         episodes: what there is to look at; one episode, or those of the group to be compared.
     """
 
@@ -234,18 +264,24 @@ class Request:
     @property
     def item(self) -> str:
         """What is asked, the same for every rater."""
-        return derive_id(self.kind, self.target, self.source, dict(self.ask), [e.id for e in self.episodes])
+        return derive_id(
+            self.kind, self.target, self.source, dict(self.ask), [e.id for e in self.episodes]
+        )
 
     @property
     def id(self) -> str:
         shown = [e.id for e in self.episodes]
-        return derive_id(self.kind, self.target, self.source, self.rater_slot, dict(self.ask), shown)
+        return derive_id(
+            self.kind, self.target, self.source, self.rater_slot, dict(self.ask), shown
+        )
 
 
 def version_of(source: Any) -> str:
-    """A source's own `.version`, else a hash of its source code and of its settings (public attributes that are JSON data or functions).
+    """A source's own `.version`, else a hash of its source code and of its settings (public
+    attributes that are JSON data or functions).
 
-    Two differently configured judges must never pass for one another: verdicts are cached and compared by version.
+    Two differently configured judges must never pass for one another: verdicts are cached and
+    compared by version.
     """
     declared = getattr(source, "version", None)
     if declared is not None:
@@ -263,7 +299,9 @@ def version_of(source: Any) -> str:
     for name, value in sorted(getattr(source, "__dict__", {}).items()):
         if not name.startswith("_"):
             plain = isinstance(value, (str, int, float, bool, list, tuple, dict, type(None)))
-            settings[name] = repr(value) if plain else version_of(value) if inspect.isfunction(value) else ""
+            settings[name] = (
+                repr(value) if plain else version_of(value) if inspect.isfunction(value) else ""
+            )
     kind = source if inspect.isfunction(source) or inspect.isclass(source) else type(source)
     try:
         code = inspect.getsource(kind)

@@ -9,10 +9,12 @@ from .episode import Message
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How replies are drawn. No top-p or top-k: log-probs would not be those of the distribution sampled from.
+    """How replies are drawn. No top-p or top-k: log-probs would not be those of the distribution
+    sampled from.
 
     Attributes:
-        temperature: divides the logits, in sampling and in training alike; 0 is greedy, for evaluation only.
+        temperature: divides the logits, in sampling and in training alike; 0 is greedy, for
+            evaluation only.
         max_new_tokens: limit of one reply, its end token included.
     """
 
@@ -25,11 +27,13 @@ class Conversation:
     """One conversation being played. Its ids only ever grow.
 
     Attributes:
-        row: a small number that no other living conversation has; a backend may keep state under it.
+        row: a small number that no other living conversation has; a backend may keep state under
+            it.
         ids: the whole context so far.
         messages: the same as text, for players that read text.
         seed: for the noise of the next reply.
-        cached: how many of `ids` the backend has processed; its own note. 0 when the conversation begins.
+        cached: how many of `ids` the backend has processed; its own note. 0 when the conversation
+            begins.
     """
 
     row: int
@@ -41,7 +45,8 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sampled reply: ids with the stop token last, log-probs of the sampling distribution, and whether it was cut short."""
+    """A sampled reply: ids with the stop token last, log-probs of the sampling distribution, and
+    whether it was cut short."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]

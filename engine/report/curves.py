@@ -17,7 +17,8 @@ def draw_curves(
     title: str,
     smooth: int = 5,
 ) -> Path:
-    """Draws one curve per run over its updates, its running mean on top, and horizontal lines to compare with.
+    """Draws one curve per run over its updates, its running mean on top, and horizontal lines to
+    compare with.
 
     Args:
         curves: name to one value per update.
@@ -45,7 +46,14 @@ def draw_curves(
         axes.plot(updates[width - 1 :], mean, color=colour, linewidth=2, label=name)
     for style, (name, value) in zip(("--", ":", "-.", (0, (1, 3))), lines.items(), strict=False):
         axes.axhline(value, color="0.4", linewidth=1, linestyle=style)
-        axes.annotate(name, (1.01, value), xycoords=("axes fraction", "data"), va="center", fontsize=8, color="0.3")
+        axes.annotate(
+            name,
+            (1.01, value),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color="0.3",
+        )
     axes.set(xlabel="update", ylabel=ylabel, title=title)
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)

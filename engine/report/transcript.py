@@ -9,22 +9,32 @@ SPEAKERS = {"system": "System", "user": "Customer", "assistant": "Agent", "tool"
 
 def printable(text: str) -> str:
     """Text without control characters: models say anything, and terminals obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def transcript(episode: Episode, *, user: str = "Customer") -> str:
-    """An episode as Markdown: who said what, each turn's reward where there is one, and how it ended.
+    """An episode as Markdown: who said what, each turn's reward where there is one, and how it
+    ended.
 
     Text is indented as code, so that nothing in it becomes markup.
     """
     names = {**SPEAKERS, "user": user}
 
     def said(role: str, content: str) -> list[str]:
-        return [f"**{names[role]}**", "", *(f"    {line}" for line in content.splitlines() or [""]), ""]
+        return [
+            f"**{names[role]}**",
+            "",
+            *(f"    {line}" for line in content.splitlines() or [""]),
+            "",
+        ]
 
     lines = said("system", episode.system) if episode.system else []
     for turn in episode.turns:
-        lines += said(turn.observation.role, turn.observation.content) + said("assistant", turn.action)
+        lines += said(turn.observation.role, turn.observation.content) + said(
+            "assistant", turn.action
+        )
         if turn.reward:
             lines += [f"*reward {turn.reward:g}*", ""]
     if episode.final:

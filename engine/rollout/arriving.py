@@ -1,4 +1,7 @@
-"""Bring an environment to the turn a conversation begins at: by reset, by replay, or from a copy."""
+"""Bring an environment to the turn a conversation begins at:
+
+by reset, by replay, or from a copy.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,15 @@ class ConversationFailed(Exception):
     """A conversation that ends as failed, and why."""
 
 
-# A conversation asks for calls of its environment (a verb and its arguments) or, by None, for a reply.
+# A conversation asks for calls of its environment (a verb and its arguments) or, by None, for a
+# reply.
 Call = tuple[Any, ...] | None
 
 
 @dataclass(slots=True)
 class States:
-    """Turns from which more than one conversation goes on: reached once and then copied, where the environment can be.
+    """Turns from which more than one conversation goes on: reached once and then copied, where the
+    environment can be.
 
     Attributes:
         awaited: how many conversations still begin there.
@@ -37,7 +42,10 @@ class States:
 
 
 def arrive(talk: LiveEpisode, known: States) -> Generator[Call, Any, None]:
-    """Brings a conversation's environment to where it begins: by reset, by playing a branch's replies again, or from a copy."""
+    """Brings a conversation's environment to where it begins:
+
+    by reset, by playing a branch's replies again, or from a copy.
+    """
     branch = talk.branch
     origin = branch.origin if branch else None
     seen: list[Observation] = []
@@ -55,7 +63,12 @@ def arrive(talk: LiveEpisode, known: States) -> Generator[Call, Any, None]:
                     break
                 seen.append((yield ("step", turn.action)))
             copyable = talk.env.metadata.get("snapshots", False)
-            if copyable and origin is not None and known.awaited[origin] > 1 and origin not in known.copies:
+            if (
+                copyable
+                and origin is not None
+                and known.awaited[origin] > 1
+                and origin not in known.copies
+            ):
                 state = yield ("copied",)
                 if state is not None:
                     known.copies[origin] = (state, seen)
@@ -81,9 +94,10 @@ def differs(branch: Branch, seen: Sequence[Observation]) -> str:
     if replayed[: len(recorded)] == recorded and len(replayed) == branch.turn + 1:
         return ""
     same = next(
-        (k for k, (a, b) in enumerate(zip(recorded, replayed, strict=False)) if a != b), min(len(recorded), len(replayed))
+        (k for k, (a, b) in enumerate(zip(recorded, replayed, strict=False)) if a != b),
+        min(len(recorded), len(replayed)),
     )
     return (
-        f"replay: the same replies led to another observation at turn {same + 1}; an environment whose words depend on more than its seed "
-        "and the replies cannot be branched"
+        f"replay: the same replies led to another observation at turn {same + 1}; an environment"
+        " whose words depend on more than its seed and the replies cannot be branched"
     )

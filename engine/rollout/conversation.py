@@ -23,7 +23,10 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Where a conversation is continued anew: its first `turn` turns are played again, token for token, then the player goes on."""
+    """Where a conversation is continued anew:
+
+    its first `turn` turns are played again, token for token, then the player goes on.
+    """
 
     parent: Episode
     turn: int
@@ -72,7 +75,10 @@ class LiveEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A player's reply to one conversation; None as `text`: it cannot go on, because of `stop` ("context"), and perhaps `failed`."""
+    """A player's reply to one conversation;
+
+    None as `text`: it cannot go on, because of `stop` ("context"), and perhaps `failed`.
+    """
 
     text: str | None
     prompt_ids: tuple[int, ...] = ()

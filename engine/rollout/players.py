@@ -34,7 +34,8 @@ class Player(Protocol):
 
 @contextlib.contextmanager
 def _rendering() -> Iterator[None]:
-    """What one environment says or offers, and the chat template cannot show, fails its own conversation.
+    """What one environment says or offers, and the chat template cannot show, fails its own
+    conversation.
 
     Raises:
         _Failed: the template refused.
@@ -54,8 +55,9 @@ class PolicyPlayer:
         policy: the policy.
         backend: what samples for it; default: in process.
         sampling: temperature and length of replies.
-        history: "append" trains on exactly the sampled context; "rerender" renders the whole conversation anew at every turn,
-            for templates that must rewrite history, and trains one row per turn.
+        history: "append" trains on exactly the sampled context; "rerender" renders the whole
+            conversation anew at every turn, for templates that must rewrite history, and trains one
+            row per turn.
     """
 
     def __init__(
@@ -73,7 +75,8 @@ class PolicyPlayer:
         self._most = policy.context_length * max(map(len, policy.chat.tokenizer.get_vocab()))
 
     def _overflows(self, talk: LiveEpisode) -> bool:
-        """Whether what was said is longer, in characters, than a context full of the longest token: then it need not be tokenized."""
+        """Whether what was said is longer, in characters, than a context full of the longest token:
+        then it need not be tokenized."""
         return sum(len(message.content) for message in talk.messages) > self._most
 
     def begin(self, talk: LiveEpisode, where: Where) -> None:
@@ -84,7 +87,9 @@ class PolicyPlayer:
         if self._overflows(talk):
             return
         if talk.turns:
-            talk.ids = [i for turn in talk.turns for i in (*turn.prompt_ids, *(turn.action_ids or ()))]
+            talk.ids = [
+                i for turn in talk.turns for i in (*turn.prompt_ids, *(turn.action_ids or ()))
+            ]
         else:
             with _rendering():
                 talk.ids = talk.fresh = self.policy.chat.prompt(talk.messages, talk.reset.tools)
@@ -110,7 +115,9 @@ class PolicyPlayer:
             place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
             conversation.seed = int(derive_id("noise", *key, *place), 16)
             asked.append(i)
-        samples = self.backend.reply([talks[i].state for i in asked], self.sampling) if asked else []
+        samples = (
+            self.backend.reply([talks[i].state for i in asked], self.sampling) if asked else []
+        )
         for i, sample in zip(asked, samples, strict=True):
             talk = talks[i]
             prompt = tuple(talk.ids if self.history == "rerender" else talk.fresh)
@@ -143,24 +150,29 @@ class PolicyPlayer:
                 talk.ids = talk.ids + talk.fresh
 
     def final_ids(self, talk: LiveEpisode) -> tuple[int, ...]:
-        """Ids from the last sampled token to where the policy would have replied, as far as they fit the context."""
+        """Ids from the last sampled token to where the policy would have replied, as far as they
+        fit the context."""
         if not talk.turns or talk.turns[-1].action_ids is None or self._overflows(talk):
             return ()
         try:
             self._hear(talk)
-        except ConversationFailed:  # the template cannot show what came last: then nothing is known of that state
+        # the template cannot show what came last: then nothing is known of that state
+        except ConversationFailed:
             return ()
         room = max(0, self.policy.context_length - (len(talk.ids) - len(talk.fresh)))
-        if self.history == "rerender":  # the whole context anew, or nothing: then the last reply's own row serves
+        # The whole context anew, or nothing: then the last reply's own row serves.
+        if self.history == "rerender":
             return tuple(talk.ids) if len(talk.ids) <= self.policy.context_length else ()
         return tuple(talk.fresh[:room])
 
 
 class ScriptPlayer:
-    """A scripted player: one of an environment's own (`"expert"`), or any function from a conversation to a reply.
+    """A scripted player: one of an environment's own (`"expert"`), or any function from a
+    conversation to a reply.
 
-    A player of the environment's replies where the environment lives, under the same limit. A function is the caller's own: it
-    runs in the calling thread for as long as it likes. What it raises, or says that is no text, fails the episode it replied in.
+    A player of the environment's replies where the environment lives, under the same limit. A
+    function is the caller's own: it runs in the calling thread for as long as it likes. What it
+    raises, or says that is no text, fails the episode it replied in.
 
     Args:
         player: name of one of the environment's players, or a function; it may be a coroutine.

@@ -1,8 +1,9 @@
 """Plays many environments against one player, and gives back episodes.
 
-The schedule is deterministic: a policy's conversations take their turns together in a fixed order, serial environments step in
-slot order, and sampling noise is keyed by (seed, update, start, slot, turn). Playing the same starts again gives the same
-episodes. Scripts, which do not mind who else is replied to, go ahead as soon as their environment has answered.
+The schedule is deterministic: a policy's conversations take their turns together in a fixed order,
+serial environments step in slot order, and sampling noise is keyed by (seed, update, start, slot,
+turn). Playing the same starts again gives the same episodes. Scripts, which do not mind who else is
+replied to, go ahead as soon as their environment has answered.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ Progress = Callable[[int, int], None]  # (episodes finished, episodes in all)
 
 
 def _without_secrets(info: Mapping[str, Any]) -> dict[str, Any]:
-    """`info` as it is kept. Its names are the environment's (`info["secret"]` may be the word to guess): only texts tell secrets."""
+    """`info` as it is kept.
+
+    Its names are the environment's (`info["secret"]` may be the word to guess): only texts tell
+    secrets.
+    """
     return dict(each_text(redact, info))
 
 
@@ -38,7 +43,11 @@ def _converse(
     Raises:
         _Failed: its environment, or a player of the environment's, failed.
     """
-    own = player.player if isinstance(player, ScriptPlayer) and isinstance(player.player, str) else None
+    own = (
+        player.player
+        if isinstance(player, ScriptPlayer) and isinstance(player.player, str)
+        else None
+    )
     if talk.env.traits is None:
         yield ("make",)
     assert talk.env.traits is not None
@@ -49,7 +58,11 @@ def _converse(
     player.begin(talk, where)
     if own is not None:
         place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
-        yield ("player", own, derive_id("player", where.seed, where.update, talk.start.key, talk.slot, *place))
+        yield (
+            "player",
+            own,
+            derive_id("player", where.seed, where.update, talk.start.key, talk.slot, *place),
+        )
     while True:
         reply = Reply((yield ("reply", spoken(talk)))) if own is not None else (yield None)
         if reply.failed:
@@ -64,7 +77,9 @@ def _converse(
         except ConversationFailed:
             talk.turns.append(Turn(heard, reply.text, 0.0, *said))
             raise
-        talk.turns.append(Turn(heard, reply.text, observation.reward, *said, _without_secrets(observation.info)))
+        talk.turns.append(
+            Turn(heard, reply.text, observation.reward, *said, _without_secrets(observation.info))
+        )
         talk.heard = observation.message
         if observation.terminated:
             return "terminated", ""
@@ -87,19 +102,23 @@ def rollout(
 ) -> list[Episode]:
     """Plays one episode per start and slot, as many at a time as the player has rows for.
 
-    A conversation that ends frees its row for the next start. One whose environment raises, hangs or breaks its space (when it
-    is made, reset or stepped, or in one of its players) ends as `failed`, alone.
+    A conversation that ends frees its row for the next start. One whose environment raises, hangs
+    or breaks its space (when it is made, reset or stepped, or in one of its players) ends as
+    `failed`, alone.
 
     Args:
         player: who replies.
-        starts: (start, slot in its group). A branch is a start too: its environment is brought to that turn by playing the same replies
-            again, or copied where it can be; one that then says something else ends as `failed`.
+        starts: (start, slot in its group). A branch is a start too: its environment is brought to
+            that turn by playing the same replies again, or copied where it can be; one that then
+            says something else ends as `failed`.
         where: for ids and noise.
         max_turns: truncates longer episodes with reason "max_turns".
-        step_limit: seconds that making, a reset, a step, a reply of an environment's player, or closing may take.
+        step_limit: seconds that making, a reset, a step, a reply of an environment's player, or
+            closing may take.
         max_failure_rate: share of failed episodes above which the play stops.
         progress: called whenever conversations have ended.
-        environments: those to play in, kept by the caller for the next time; default: made here and closed at the end.
+        environments: those to play in, kept by the caller for the next time; default: made here and
+            closed at the end.
 
     Returns:
         the episodes, in the order of the starts.
@@ -133,21 +152,34 @@ class _Play:
         environments: Environments,
     ) -> None:
         self.player, self.where, self.max_turns, self.progress = player, where, max_turns, progress
-        self.max_failure_rate, self.total, self.environments = max_failure_rate, len(starts), environments
+        self.max_failure_rate, self.total, self.environments = (
+            max_failure_rate,
+            len(starts),
+            environments,
+        )
         self.waiting = dict(enumerate(starts))
         self.rows = list(range(player.rows))[::-1]
-        self.alive: dict[Instance, tuple[LiveEpisode, Generator[Call, Any, tuple[Ending, str]]]] = {}
+        self.alive: dict[
+            Instance, tuple[LiveEpisode, Generator[Call, Any, tuple[Ending, str]]]
+        ] = {}
         self.silent: dict[Instance, None] = {}  # those who wait for a reply
         self.called: dict[Instance, str] = {}  # those who wait for their environment, and for what
         self.done: dict[int, Episode] = {}
         self.failed: list[str] = []
-        self.known = States(Counter(start.origin for start, _ in starts if isinstance(start, Branch)))
+        self.known = States(
+            Counter(start.origin for start, _ in starts if isinstance(start, Branch))
+        )
         self.together = not isinstance(player, ScriptPlayer)
 
     def episodes(self) -> list[Episode]:
-        """Plays all. A policy replies when every conversation has heard its environment; a script whenever one has."""
+        """Plays all. A policy replies when every conversation has heard its environment;
+
+        a script whenever one has.
+        """
         while self.waiting or self.alive:
-            if not self.together or all(self.alive[instance][0].reset is None for instance in self.called):
+            if not self.together or all(
+                self.alive[instance][0].reset is None for instance in self.called
+            ):
                 self._begin()
             if self.silent and not (self.together and self.called):
                 self._reply()
@@ -175,15 +207,23 @@ class _Play:
             if branch:
                 self.known.reaching.add(branch.origin)
             talk = LiveEpisode(index, start, slot, self.rows.pop(), instance, branch)
-            self.alive[instance] = (talk, _converse(talk, self.player, self.where, self.max_turns, self.known))
+            self.alive[instance] = (
+                talk,
+                _converse(talk, self.player, self.where, self.max_turns, self.known),
+            )
             self._advance(instance, None)
             if not self.rows:
                 return
 
     def _copied_soon(self, branch: Branch) -> bool:
-        """Whether somebody is on the way to where this branch begins, so that it can be copied then."""
+        """Whether somebody is on the way to where this branch begins, so that it can be copied
+        then."""
         origin = branch.origin
-        if origin in self.known.copies or origin in self.known.alone or origin not in self.known.reaching:
+        if (
+            origin in self.known.copies
+            or origin in self.known.alone
+            or origin not in self.known.reaching
+        ):
             return False
         said = self.environments.metadata(branch.parent.start.env)
         return said is None or bool(said.get("snapshots", False))
@@ -199,7 +239,11 @@ class _Play:
         """Goes on with one conversation: what it waited for is here, or failed."""
         talk, conversation = self.alive[instance]
         try:
-            asked = conversation.throw(ConversationFailed(failed)) if failed else conversation.send(value)
+            asked = (
+                conversation.throw(ConversationFailed(failed))
+                if failed
+                else conversation.send(value)
+            )
         except StopIteration as end:
             self._finish(instance, *end.value)
         except ConversationFailed as error:
@@ -210,7 +254,13 @@ class _Play:
                 return
             verb, *arguments = asked
             talk.steps += verb == "step"
-            self.called[instance] = f"step {talk.steps}" if verb == "step" else "player" if verb == "reply" else str(verb)
+            self.called[instance] = (
+                f"step {talk.steps}"
+                if verb == "step"
+                else "player"
+                if verb == "reply"
+                else str(verb)
+            )
             self.environments.ask(instance, verb, *arguments)
 
     def _finish(self, instance: Instance, ending: Ending, reason: str) -> None:
@@ -230,20 +280,24 @@ class _Play:
             system=reset.system if reset else None,
             tools=reset.tools if reset else (),
             final=final,
-            final_ids=self.player.final_ids(talk) if ending == "truncated" and final is not None else (),
+            final_ids=(
+                self.player.final_ids(talk) if ending == "truncated" and final is not None else ()
+            ),
             history=self.player.history,
             info=_without_secrets(reset.info) if reset else {},
         )
         self.rows.append(talk.row)
         self.rows.sort(reverse=True)
-        self.environments.give(instance, sound=ending != "failed")  # a broken environment is not used again
+        # A broken environment is not used again.
+        self.environments.give(instance, sound=ending != "failed")
         if ending == "failed":
             self.failed.append(reason)
         if len(self.failed) > self.max_failure_rate * self.total:
             reasons = sorted(set(self.failed))[:3]
             raise TooManyFailures(
-                f"{len(self.failed)} of {self.total} episodes failed in their environment, more than max_failure_rate="
-                f"{self.max_failure_rate:g} allows. Reasons: {'; '.join(reasons)}"
+                f"{len(self.failed)} of {self.total} episodes failed in their environment, more"
+                f" than max_failure_rate={self.max_failure_rate:g} allows. Reasons:"
+                f" {'; '.join(reasons)}"
             )
 
     def end(self) -> None:

@@ -1,4 +1,7 @@
-"""What stages that play have in common: which environments, episodes that are recorded as they are played, and asking about them."""
+"""What stages that play have in common:
+
+which environments, episodes that are recorded as they are played, and asking about them.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,14 @@ from ..util.secrets import redact
 
 
 def play(
-    run: RunView, player: Player, chosen: Sequence[tuple[Start | Branch, int]], where: Where, **options: Any
+    run: RunView,
+    player: Player,
+    chosen: Sequence[tuple[Start | Branch, int]],
+    where: Where,
+    **options: Any,
 ) -> list[Episode]:
-    """One episode per start (or branch) and slot: those the ledger holds from before an interruption, else played now and recorded.
+    """One episode per start (or branch) and slot: those the ledger holds from before an
+    interruption, else played now and recorded.
 
     With several processes each plays a share, and all get all of them.
 
@@ -34,7 +42,11 @@ def play(
     world, rank = processes(run)
     recorded = shared(run, recorded)
     missing = [c for c, id_ in zip(chosen, ids, strict=True) if id_ not in recorded]
-    played = rollout(player, missing[rank::world], where, environments=run.environments, **options) if missing else []
+    played = (
+        rollout(player, missing[rank::world], where, environments=run.environments, **options)
+        if missing
+        else []
+    )
     if world > 1:
         from accelerate.utils import gather_object
 
@@ -68,14 +80,16 @@ def ask(
     Args:
         asked: sources, and the groups they are asked about.
         poll: seconds between looks for answers that come later.
-        requests: what to ask, one list per entry of `asked`; default: every source about every episode or group.
+        requests: what to ask, one list per entry of `asked`; default: every source about every
+            episode or group.
         show: for the progress display.
 
     Returns:
         answers by group.
 
     Raises:
-        Interrupted: the run was asked to end while answers were awaited; what was played and asked is kept.
+        Interrupted: the run was asked to end while answers were awaited; what was played and asked
+            is kept.
     """
     groups = {key: members for _, own in asked for key, members in own.items()}
     everybody, told = [sources for sources, _ in asked], set[str]()
@@ -87,26 +101,39 @@ def ask(
             return said
         if run.stopping:
             raise Interrupted
-        run.status("feedback", len(ready), len(groups), note=waiting_note(run, everybody, list(groups)), **show)
+        run.status(
+            "feedback",
+            len(ready),
+            len(groups),
+            note=waiting_note(run, everybody, list(groups)),
+            **show,
+        )
         run.sleep(poll)
 
 
 def listen(
-    run: RunView, everybody: Sequence[Sources], groups: Mapping[str, Sequence[Episode]], told: set[str]
+    run: RunView,
+    everybody: Sequence[Sources],
+    groups: Mapping[str, Sequence[Episode]],
+    told: set[str],
 ) -> tuple[list[str], dict[str, list[Answer]]]:
-    """Hears every source once, and tells listeners what is new: also answers that another process wrote into the ledger.
+    """Hears every source once, and tells listeners what is new: also answers that another process
+    wrote into the ledger.
 
     Args:
         groups: those that were asked about.
         told: ids of the answers that listeners know; grows.
 
     Returns:
-        the groups that wait for no required answer any more, and what is said of all of them. What came between the two questions to
-        the ledger belongs to groups that were not ready, so that a ready group's answers are all there.
+        the groups that wait for no required answer any more, and what is said of all of them. What
+        came between the two questions to the ledger belongs to groups that were not ready, so that
+        a ready group's answers are all there.
     """
     heard = [answer for sources in everybody for answer in sources.receive(run.ledger)]
     again = {group for sources in everybody for group in sources.waits_again(run.clock())}
-    ready = [key for key in run.ledger.ready_groups(list(groups), run.updates + 1) if key not in again]
+    ready = [
+        key for key in run.ledger.ready_groups(list(groups), run.updates + 1) if key not in again
+    ]
     said: dict[str, list[Answer]] = {key: [] for key in groups}
     group_of = {e.id: key for key, members in groups.items() for e in members}
     answers = run.ledger.feedback(list(groups))
@@ -120,10 +147,15 @@ def listen(
 
 
 def waiting_note(run: RunView, everybody: Sequence[Sources], groups: Sequence[str]) -> str:
-    """What is waited for, for progress displays: "waiting for 12 ratings of 'people' (3 raters active, about 20 minutes)"."""
+    """What is waited for, for progress displays:
+
+    "waiting for 12 ratings of 'people' (3 raters active, about 20 minutes)".
+    """
     given = {source.name: source.given for sources in everybody for source in sources.sources}
     notes = []
-    for name, count in Counter(r["source"] for r in run.ledger.open_requests(groups) if r["required"]).items():
+    for name, count in Counter(
+        r["source"] for r in run.ledger.open_requests(groups) if r["required"]
+    ).items():
         more = ""
         if (tell := getattr(given.get(name), "waiting", None)) is not None:
             with contextlib.suppress(Exception):  # a note must not end a run

@@ -44,13 +44,16 @@ def read_envs(value: Any) -> list[EnvConfig]:
             entry = {"id": entry[0], "weight": entry[1]}
         if not isinstance(entry, (EnvConfig, Mapping)):
             raise ConfigError(
-                f"an environment is given by its id, got {entry!r}: register it with gymnasium.register(id, Class) and give the id"
+                f"an environment is given by its id, got {entry!r}: register it with"
+                " gymnasium.register(id, Class) and give the id"
             )
         result.append(entry if isinstance(entry, EnvConfig) else EnvConfig(**entry))
     return result
 
 
-def check_envs(envs: Sequence[EnvConfig], players: Sequence[str] = (), plugins: Plugins | None = None) -> None:
+def check_envs(
+    envs: Sequence[EnvConfig], players: Sequence[str] = (), plugins: Plugins | None = None
+) -> None:
     """Makes each environment once, so that a wrong id, option or player shows before the run."""
     environments = Environments()
     try:
@@ -61,13 +64,19 @@ def check_envs(envs: Sequence[EnvConfig], players: Sequence[str] = (), plugins: 
                 assert made is not None
                 own = call(environments, made, "make").players
             except (LookupError, TypeError, ValueError) as error:
-                note = plugins.failures() if plugins is not None and isinstance(error, LookupError) else ""
+                note = (
+                    plugins.failures()
+                    if plugins is not None and isinstance(error, LookupError)
+                    else ""
+                )
                 raise ConfigError(f"{error}{note}") from error
             except EnvironmentBroke as error:
                 raise ConfigError(f"environment {env.id!r}: {error}") from error
             environments.give(made, sound=False)
             for name in players:
                 if name not in own:
-                    raise ConfigError(f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}")
+                    raise ConfigError(
+                        f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}"
+                    )
     finally:
         environments.close()

@@ -1,4 +1,7 @@
-"""`evaluate`: players on the same starts, with intervals: alone, in pairs, by a judge, and the policy as the best of n."""
+"""`evaluate`: players on the same starts, with intervals:
+
+alone, in pairs, by a judge, and the policy as the best of n.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,11 @@ def play_held_out(
         run: records them in its ledger.
     """
     first = int(derive_id("evaluate", seed)[:8], 16)
-    chosen = [(start, slot) for start in starts(env.id, first, episodes, env.options, env.kwargs) for slot in slots]
+    chosen = [
+        (start, slot)
+        for start in starts(env.id, first, episodes, env.options, env.kwargs)
+        for slot in slots
+    ]
     if run is not None:
         return play(run, player, chosen, where, progress=progress)
     return rollout(player, chosen, where, progress=progress)
@@ -72,8 +79,10 @@ class BestOf(Section):
     """A policy as the best of n: the baseline that RL against a judge must beat.
 
     Attributes:
-        policy: another policy's folder or hub name, such as the one that RL began from; default: the run's.
-        judge: scores single conversations, such as "reward-model"; anything the `feedback` of `rl` takes.
+        policy: another policy's folder or hub name, such as the one that RL began from; default:
+            the run's.
+        judge: scores single conversations, such as "reward-model"; anything the `feedback` of `rl`
+            takes.
         n: how many conversations to choose from; the largest is how often each start is played.
     """
 
@@ -83,14 +92,16 @@ class BestOf(Section):
 
 
 class Evaluate(Stage):
-    """Plays the policy and other players on the same held-out starts. Results go to metrics and to `evaluation.json`.
+    """Plays the policy and other players on the same held-out starts. Results go to metrics and to
+    `evaluation.json`.
 
     Attributes:
         env: as in `rl`.
         episodes: starts per environment.
-        players: "policy", names of the environment's own players, and `{name: ..., policy: folder}` for other policies. The first is
-            compared with each of the others, start by start.
-        judge: one that compares; gives the first player's win rate, every pair shown in both orders.
+        players: "policy", names of the environment's own players, and `{name: ..., policy: folder}`
+            for other policies. The first is compared with each of the others, start by start.
+        judge: one that compares; gives the first player's win rate, every pair shown in both
+            orders.
         best_of: the policy as the best of n by a judge's score.
         temperature, max_new_tokens: of the policies' replies; temperature 0 is greedy.
         seed: of the starts; the same for every run, so that runs can be compared.
@@ -122,21 +133,34 @@ class Evaluate(Stage):
         return players
 
     def check(self, run: RunView) -> None:
-        check_envs(self.env, [name for name in self.players if isinstance(name, str) and name != "policy"], run.plugins)
-        others = [p.policy for p in self.players if isinstance(p, Other)] + ([self.best_of.policy] if self.best_of else [])
+        check_envs(
+            self.env,
+            [name for name in self.players if isinstance(name, str) and name != "policy"],
+            run.plugins,
+        )
+        others = [p.policy for p in self.players if isinstance(p, Other)] + (
+            [self.best_of.policy] if self.best_of else []
+        )
         for folder in others:
             if folder is not None and folder.count("/") != 1 and not Path(folder).is_dir():
                 raise ConfigError(f"evaluate: there is no policy in {folder}")
         if self.judge is not None and self._sources(run, self.judge).sources[0].kind != "group":
-            raise ConfigError("evaluate.judge must compare conversations (have `rank`); one that scores them goes to `best_of`")
+            raise ConfigError(
+                "evaluate.judge must compare conversations (have `rank`); one that scores them goes"
+                " to `best_of`"
+            )
         if self.best_of and self._sources(run, self.best_of.judge).sources[0].kind != "episode":
-            raise ConfigError("evaluate.best_of.judge must score single conversations (have `score`)")
+            raise ConfigError(
+                "evaluate.best_of.judge must score single conversations (have `score`)"
+            )
 
     def _sources(self, run: RunView, spec: Any) -> Sources:
         sources = Sources.make([spec], run.plugins, 1.0)
         check_order([sources], run.before)
         if not sources.sources:
-            raise ConfigError("evaluate: the environment's own reward is measured anyway; name a judge")
+            raise ConfigError(
+                "evaluate: the environment's own reward is measured anyway; name a judge"
+            )
         return sources
 
     def play(self, run: RunView) -> Iterator[Update]:
@@ -151,30 +175,51 @@ class Evaluate(Stage):
             if isinstance(name, Other):
                 players[name.name] = PolicyPlayer(Policy.from_pretrained(name.policy), sampling)
             else:
-                players[name] = PolicyPlayer(run.policy, sampling) if name == "policy" else ScriptPlayer(name)
+                players[name] = (
+                    PolicyPlayer(run.policy, sampling) if name == "policy" else ScriptPlayer(name)
+                )
         table: dict[str, dict[str, Any]] = {}
         for env in self.env:
-            label = "" if len(self.env) == 1 else f"{env.id} {canonical_json(env.options)}/" if env.options else f"{env.id}/"
+            label = (
+                ""
+                if len(self.env) == 1
+                else f"{env.id} {canonical_json(env.options)}/"
+                if env.options
+                else f"{env.id}/"
+            )
             where = Where(run.id, run.stage, run.updates + 1, self.seed)
             played: dict[str, list[Episode]] = {}
             for slot, (name, player) in enumerate(players.items()):
                 show = partial(run.status, f"evaluate {name}")
-                played[name] = play_held_out(player, env, self.episodes, self.seed, show, where, [slot], run)
+                played[name] = play_held_out(
+                    player, env, self.episodes, self.seed, show, where, [slot], run
+                )
                 table[label + name] = asdict(score(played[name]))
             [first, *others] = players
             for name in others:
                 two = played[first], played[name]
                 judged = {} if self.judge is None else decided(run, lambda: self._judged(run, *two))  # noqa: B023
-                table[f"{label}{first} - {name}"] = asdict(paired(played[first], played[name], **judged))
+                table[f"{label}{first} - {name}"] = asdict(
+                    paired(played[first], played[name], **judged)
+                )
             if self.best_of:
                 many = self._many(run, env, sampling, where, len(players))
                 best = decided(run, partial(self._best_of, run, many))
                 table |= {label + name: row for name, row in best.items()}
         if run.is_main:
             files.write(run.folder / "evaluation.json", json.dumps(table, indent=2) + "\n")
-        yield run.finish_update({f"{key}/{k}": float(v) for key, row in table.items() for k, v in row.items() if v is not None})
+        yield run.finish_update(
+            {
+                f"{key}/{k}": float(v)
+                for key, row in table.items()
+                for k, v in row.items()
+                if v is not None
+            }
+        )
 
-    def _judged(self, run: RunView, first: Sequence[Episode], second: Sequence[Episode]) -> dict[str, Any]:
+    def _judged(
+        self, run: RunView, first: Sequence[Episode], second: Sequence[Episode]
+    ) -> dict[str, Any]:
         """A judge's verdicts on every pair, shown in both orders.
 
         Raises:
@@ -224,23 +269,33 @@ class Evaluate(Stage):
             return {"unjudged": len(pairs)}
         low, high = bootstrap(wins)
         return {
-            "win_rate": float(np.mean(wins)), "win_low": low, "win_high": high, "flips": flips / len(wins),
+            "win_rate": float(np.mean(wins)), "win_low": low, "win_high": high,
+            "flips": flips / len(wins),
             "unjudged": len(pairs) - len(wins),
         }  # fmt: skip
 
-    def _many(self, run: RunView, env: EnvConfig, sampling: Any, where: Where, first: int) -> list[Episode]:
+    def _many(
+        self, run: RunView, env: EnvConfig, sampling: Any, where: Where, first: int
+    ) -> list[Episode]:
         """Plays as many conversations per start as `best_of` chooses from."""
         from ..policy.policy import Policy
 
         assert self.best_of is not None
-        policy = run.policy if self.best_of.policy is None else Policy.from_pretrained(self.best_of.policy)
+        policy = (
+            run.policy
+            if self.best_of.policy is None
+            else Policy.from_pretrained(self.best_of.policy)
+        )
         size = max(self.best_of.n)
         show = partial(run.status, f"best of {size}")
         slots = range(first, first + size)
-        return play_held_out(PolicyPlayer(policy, sampling), env, self.episodes, self.seed, show, where, slots, run)
+        return play_held_out(
+            PolicyPlayer(policy, sampling), env, self.episodes, self.seed, show, where, slots, run
+        )
 
     def _best_of(self, run: RunView, episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
-        """Chooses conversations by the judge's score, for every n, from the same many conversations per start.
+        """Chooses conversations by the judge's score, for every n, from the same many conversations
+        per start.
 
         Raises:
             Interrupted: the run was asked to end while the scores were awaited.
@@ -271,15 +326,21 @@ class Evaluate(Stage):
                 success.append([float(e.succeeded) for e in scored])
         if not proxy:
             raise TooManyFailures(
-                f"best_of: the judge {source.name!r} scored all {size} conversations of none of {len(groups)} starts"
+                f"best_of: the judge {source.name!r} scored all {size} conversations of none of"
+                f" {len(groups)} starts"
             )
         table = {}
         for n in self.best_of.n:
-            best = [best_of_n(np.array(proxy), np.array(gold), n) for gold in (outcome, success, proxy)]
+            best = [
+                best_of_n(np.array(proxy), np.array(gold), n) for gold in (outcome, success, proxy)
+            ]
             table[f"best-of-{n}"] = {
-                "outcome": float(best[0].mean()), "success": float(best[1].mean()), "proxy": float(best[2].mean()),
-                "kl": float(kl_best_of_n(np.array(proxy), n).mean()), **dict(zip(("low", "high"), bootstrap(best[1].tolist()), strict=True)),
-                **dict(zip(("outcome_low", "outcome_high"), bootstrap(best[0].tolist()), strict=True)),
+                "outcome": float(best[0].mean()), "success": float(best[1].mean()),
+                "proxy": float(best[2].mean()),
+                "kl": float(kl_best_of_n(np.array(proxy), n).mean()),
+                **dict(zip(("low", "high"), bootstrap(best[1].tolist()), strict=True)),
+                **dict(zip(("outcome_low", "outcome_high"), bootstrap(best[0].tolist()),
+                        strict=True)),
                 "episodes": len(proxy), "failed": len(groups) - len(proxy),
             }  # fmt: skip
         return table

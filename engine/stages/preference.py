@@ -1,8 +1,10 @@
-"""`preference`: trains the policy on comparisons or on labels, with an optimizer that consumes them. Nothing is played.
+"""`preference`: trains the policy on comparisons or on labels, with an optimizer that consumes
+them. Nothing is played.
 
-Comparisons are those the run has had made so far (`rank`), or come from a file. Labels (liked or not) come from a file, or from the comparisons:
-the better conversation of a pair counts as liked, the worse as not. Conversations that a policy of ours sampled train on their own tokens;
-written ones are tokenized by the policy's chat template.
+Comparisons are those the run has had made so far (`rank`), or come from a file. Labels (liked or
+not) come from a file, or from the comparisons: the better conversation of a pair counts as liked,
+the worse as not. Conversations that a policy of ours sampled train on their own tokens; written
+ones are tokenized by the policy's chat template.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 class Preference(Stage):
     """Attributes:
-    data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what the run has had compared so far; for an
-        optimizer that consumes labels, labels or ratings too.
+    data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what the
+        run has had compared so far; for an optimizer that consumes labels, labels or ratings too.
     threshold: ratings from this one on count as liked; without it they must be labels, 0 or 1.
     optimizer: one that consumes comparisons or labels.
-    weights: source name to what each of its comparisons counts beside those of others; 1 for those not named, 0 leaves a source out.
-    epochs, batch_size: passes over the pairs (or labelled conversations), and how many make an update.
+    weights: source name to what each of its comparisons counts beside those of others; 1 for those
+        not named, 0 leaves a source out.
+    epochs, batch_size: passes over the pairs (or labelled conversations), and how many make an
+        update.
     """
 
     data: Path | None = None
@@ -54,13 +58,16 @@ class Preference(Stage):
         if self.data is not None and not self.data.exists():
             raise ConfigError(f"preference.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
-            raise ConfigError("preference has nothing to learn from: put a `rank` stage before it, or give `data`")
+            raise ConfigError(
+                "preference has nothing to learn from: put a `rank` stage before it, or give `data`"
+            )
         check_weights(run, "preference", self.weights, self.data)
         optimizer = component(run.plugins, "optimizer", self.optimizer)
         if not {"comparisons", "labels"} & set(optimizer.consumes):
             raise ConfigError(
-                f"the preference stage has comparisons and labels, but the optimizer trains on {', '.join(sorted(optimizer.consumes))}: use "
-                "'dpo' or 'kto' here, or the rl stage for it"
+                "the preference stage has comparisons and labels, but the optimizer trains on"
+                f" {', '.join(sorted(optimizer.consumes))}: use 'dpo' or 'kto' here, or the rl"
+                " stage for it"
             )
 
     def play(self, run: RunView) -> Iterator[Update]:
@@ -68,13 +75,20 @@ class Preference(Stage):
         policy = run.policy
         optimizer.setup(policy)
         chosen, labelled = Chosen(), "labels" in optimizer.consumes
-        done = run.begin({"optimizer": optimizer, "chosen": chosen} if hasattr(optimizer, "state_dict") else {"chosen": chosen})
+        done = run.begin(
+            {"optimizer": optimizer, "chosen": chosen}
+            if hasattr(optimizer, "state_dict")
+            else {"chosen": chosen}
+        )
         found: Sequence[Pair | Label]
         if labelled and self.data is not None and (chosen.liked or is_labelled(self.data)):
             found = chosen.labels(run, self.data, self.threshold)
             heard = len(found)
         else:
-            said = pairs(weighed("preference", chosen.comparisons(run, self.data), self.weights), self.weights)
+            said = pairs(
+                weighed("preference", chosen.comparisons(run, self.data), self.weights),
+                self.weights,
+            )
             decided = [p for p in said if p.probability != 0.5]
             found = pair_labels(decided) if labelled else decided
             heard = len(found) + len(said) - len(decided)
@@ -87,8 +101,8 @@ class Preference(Stage):
         if not fitting:
             what = "labelled conversations" if labelled else "pairs"
             raise ConfigError(
-                f"preference: none of {heard} {what} is decided, of answers to one prompt, and fits the context of {policy.context_length} "
-                "tokens"
+                f"preference: none of {heard} {what} is decided, of answers to one prompt, and fits"
+                f" the context of {policy.context_length} tokens"
             )
         per_epoch = math.ceil(len(fitting) / self.batch_size)
         updates = self.epochs * per_epoch
@@ -98,8 +112,15 @@ class Preference(Stage):
             mine = mine[place * self.batch_size : (place + 1) * self.batch_size]
             run.status("update", i + 1, updates, update=i + 1, updates=updates)
             with explained_memory("the update", "`micro_tokens` of the optimizer, or `batch_size`"):
-                batch = label_batch(mine, episodes, rows) if labelled else preference_batch(mine, episodes, rows)
-                batch.progress, batch.seed = i / updates, int(derive_id(run.seed, run.updates + 1)[:12], 16)
+                batch = (
+                    label_batch(mine, episodes, rows)
+                    if labelled
+                    else preference_batch(mine, episodes, rows)
+                )
+                batch.progress, batch.seed = (
+                    i / updates,
+                    int(derive_id(run.seed, run.updates + 1)[:12], 16),
+                )
                 optimizer.prepare(policy, batch)
                 metrics = optimizer.update(policy, batch)
             policy.version += 1
@@ -120,7 +141,10 @@ class Label:
 
 
 def pair_labels(found: Sequence[Pair]) -> list[Label]:
-    """Both conversations of every pair, the likelier better one as liked. One that won here and lost there appears as both."""
+    """Both conversations of every pair, the likelier better one as liked.
+
+    One that won here and lost there appears as both.
+    """
     labels: dict[Label, None] = {}
     for p in found:
         better, worse = (p.first, p.second) if p.probability > 0.5 else (p.second, p.first)
@@ -129,8 +153,13 @@ def pair_labels(found: Sequence[Pair]) -> list[Label]:
 
 
 def is_labelled(path: Path) -> bool:
-    """Whether somebody labelled or rated whole conversations in a file; then those are what labels come from, not its comparisons."""
-    return any(isinstance(record, Scored) and record.score is not None for record in read_records(path))
+    """Whether somebody labelled or rated whole conversations in a file;
+
+    then those are what labels come from, not its comparisons.
+    """
+    return any(
+        isinstance(record, Scored) and record.score is not None for record in read_records(path)
+    )
 
 
 def _ids(item: Pair | Label) -> tuple[str, ...]:
@@ -138,7 +167,8 @@ def _ids(item: Pair | Label) -> tuple[str, ...]:
 
 
 def comparing(run: RunView) -> list[str]:
-    """The stages up to the present one that are there to have conversations compared: what they say is for training.
+    """The stages up to the present one that are there to have conversations compared: what they say
+    is for training.
 
     Comparisons made elsewhere, in `evaluate` on held-out starts above all, are not.
     """
@@ -146,9 +176,12 @@ def comparing(run: RunView) -> list[str]:
     return [label for label in run.before if label in makes] + [run.stage]
 
 
-def check_weights(run: RunView, section: str, weights: Mapping[str, float], data: Path | None) -> None:
-    """Refuses weights of sources that will not have compared anything, before anything is played; `data` and stages without `compared_by`
-    may hold any: those are looked at when they have (`weighed`).
+def check_weights(
+    run: RunView, section: str, weights: Mapping[str, float], data: Path | None
+) -> None:
+    """Refuses weights of sources that will not have compared anything, before anything is played;
+    `data` and stages without `compared_by` may hold any: those are looked at when they have
+    (`weighed`).
 
     Raises:
         ConfigError: a name that no earlier stage asks, or all that it asks weigh 0.
@@ -160,7 +193,9 @@ def check_weights(run: RunView, section: str, weights: Mapping[str, float], data
         _known(section, weights, {name for names in asked for name in names or ()})
 
 
-def weighed(section: str, comparisons: Sequence[Comparison], weights: Mapping[str, float]) -> list[Comparison]:
+def weighed(
+    section: str, comparisons: Sequence[Comparison], weights: Mapping[str, float]
+) -> list[Comparison]:
     """The comparisons that weigh anything.
 
     Raises:
@@ -175,14 +210,18 @@ def _known(section: str, weights: Mapping[str, float], sources: Collection[str])
     for name in weights:
         if name not in sources:
             raise ConfigError(
-                f"{section}.weights: no source {name!r} compares anything before this stage.{did_you_mean(name, sources)}"
+                f"{section}.weights: no source {name!r} compares anything before this"
+                f" stage.{did_you_mean(name, sources)}"
             )
     if not any(weights.get(name, 1.0) for name in sources):
-        raise ConfigError(f"{section}.weights: all sources weigh 0, so there is nothing to learn from")
+        raise ConfigError(
+            f"{section}.weights: all sources weigh 0, so there is nothing to learn from"
+        )
 
 
 class Chosen:
-    """Which comparisons or labels a stage trains on: all that the run has had made, and those of a file. Decided once, and kept with its
+    """Which comparisons or labels a stage trains on: all that the run has had made, and those of a
+    file. Decided once, and kept with its
     checkpoints: what arrives or is changed later must not change a run that goes on."""
 
     def __init__(self) -> None:
@@ -198,19 +237,34 @@ class Chosen:
         """
         if not self.ids:
             if data is not None and run.is_main:
-                episodes, comparisons, scores = import_data(data, run=run.id, stage=run.stage, update=run.start + 1)
+                episodes, comparisons, scores = import_data(
+                    data, run=run.id, stage=run.stage, update=run.start + 1
+                )
                 if not comparisons:
-                    raise PreferenceError(f"{data} holds labels or ratings, no comparison: the optimizer kto trains on those")
+                    raise PreferenceError(
+                        f"{data} holds labels or ratings, no comparison: the optimizer kto trains"
+                        " on those"
+                    )
                 run.ledger.add_episodes(episodes)
                 run.ledger.add_feedback([*comparisons, *scores])
-            self.ids = shared(run, [c.id for c in run.ledger.comparisons(run.id, stages=comparing(run))] if run.is_main else [])
+            self.ids = shared(
+                run,
+                (
+                    [c.id for c in run.ledger.comparisons(run.id, stages=comparing(run))]
+                    if run.is_main
+                    else []
+                ),
+            )
         if not self.ids:
             why = [
-                f"{a.status}: {a.reason}" for a in run.ledger.said(run.id) if isinstance(a, Comparison) and a.status != "scored"
+                f"{a.status}: {a.reason}"
+                for a in run.ledger.said(run.id)
+                if isinstance(a, Comparison) and a.status != "scored"
             ]
             asked = f" {len(why)} were asked and did not, e.g. {why[0]}." if why else ""
             raise ConfigError(
-                f"{run.stage}: no rater has compared anything in this run yet, so there is nothing to learn from.{asked}"
+                f"{run.stage}: no rater has compared anything in this run yet, so there is nothing"
+                f" to learn from.{asked}"
             )
         wanted = set(self.ids)
         return [c for c in run.ledger.comparisons(run.id, everything=True) if c.id in wanted]
@@ -224,8 +278,12 @@ class Chosen:
         if not self.ids:
             said: list[tuple[str, bool]] = []
             if run.is_main:
-                episodes, comparisons, scores = import_data(data, run=run.id, stage=run.stage, update=run.start + 1)
-                said = [(f.episode, liked(f.score, threshold)) for f in scores if f.score is not None]
+                episodes, comparisons, scores = import_data(
+                    data, run=run.id, stage=run.stage, update=run.start + 1
+                )
+                said = [
+                    (f.episode, liked(f.score, threshold)) for f in scores if f.score is not None
+                ]
                 run.ledger.add_episodes(episodes)
                 run.ledger.add_feedback([*comparisons, *scores])
             said = shared(run, said)
@@ -240,13 +298,24 @@ class Chosen:
 
 
 def _shuffled(found: Sequence[Any], episodes: Mapping[str, Episode], seed: str) -> list[Any]:
-    """In an order that depends on the seed and on what was played, not on ids: those hold the run's name."""
+    """In an order that depends on the seed and on what was played, not on ids:
+
+    those hold the run's name.
+    """
     place = {id_: (e.start.key, e.update, e.slot) for id_, e in episodes.items()}
-    return sorted(found, key=lambda p: derive_id(seed, sorted(place[id_] for id_ in _ids(p)), getattr(p, "liked", None)))
+    return sorted(
+        found,
+        key=lambda p: derive_id(
+            seed, sorted(place[id_] for id_ in _ids(p)), getattr(p, "liked", None)
+        ),
+    )
 
 
 def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | None:
-    """(ids read, ids said) per turn: as sampled, or as the chat template lays the conversation out; None if it does not fit."""
+    """(ids read, ids said) per turn:
+
+    as sampled, or as the chat template lays the conversation out; None if it does not fit.
+    """
     if all(t.action_ids is not None for t in episode.turns) and episode.history == "append":
         turns = [(list(t.prompt_ids), list(t.action_ids or ())) for t in episode.turns]
     else:
@@ -256,25 +325,37 @@ def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | 
         except ValueError as error:
             begins = f"{episode.turns[0].observation.content!r:.80}"
             raise ConfigError(
-                f"preference: the conversation {episode.id} that begins {begins} cannot be rendered: {error}"
+                f"preference: the conversation {episode.id} that begins {begins} cannot be"
+                f" rendered: {error}"
             ) from error
     return turns if sum(len(a) + len(b) for a, b in turns) <= policy.context_length else None
 
 
 def label_batch(
-    found: list[Label], episodes: Mapping[str, Episode], rows: Mapping[str, list[tuple[list[int], list[int]]] | None]
+    found: list[Label],
+    episodes: Mapping[str, Episode],
+    rows: Mapping[str, list[tuple[list[int], list[int]]] | None],
 ) -> Any:
     """Labelled conversations as one batch: what an optimizer that consumes labels trains on."""
     from ..policy.batching import written_batch
 
     said = [rows[label.episode] or [] for label in found]
-    return written_batch([episodes[label.episode] for label in found], said, labels=[float(label.liked) for label in found])
+    return written_batch(
+        [episodes[label.episode] for label in found],
+        said,
+        labels=[float(label.liked) for label in found],
+    )
 
 
 def preference_batch(
-    found: list[Pair], episodes: Mapping[str, Episode], rows: Mapping[str, list[tuple[list[int], list[int]]] | None]
+    found: list[Pair],
+    episodes: Mapping[str, Episode],
+    rows: Mapping[str, list[tuple[list[int], list[int]]] | None],
 ) -> Any:
-    """Pairs and their conversations as one batch: what an optimizer that consumes comparisons trains on."""
+    """Pairs and their conversations as one batch:
+
+    what an optimizer that consumes comparisons trains on.
+    """
     from ..policy.batching import written_batch
 
     ids = list(dict.fromkeys(e for p in found for e in (p.first, p.second)))

@@ -1,6 +1,8 @@
-"""`rank`: plays several conversations from each start and has them compared. The comparisons stay in the ledger.
+"""`rank`: plays several conversations from each start and has them compared. The comparisons stay
+in the ledger.
 
-Reward models and preference optimizers train from them later. Comparisons that were made elsewhere come in by `data`.
+Reward models and preference optimizers train from them later. Comparisons that were made elsewhere
+come in by `data`.
 """
 
 from __future__ import annotations
@@ -31,12 +33,15 @@ from .environments import EnvConfig, check_envs, read_envs
 class Rank(Stage):
     """Attributes:
     env: as in `rl`.
-    data: instead of `env`: a file or folder of comparisons, labels or ratings made elsewhere, see docs/preference-data.md.
+    data: instead of `env`: a file or folder of comparisons, labels or ratings made elsewhere, see
+        docs/preference-data.md.
     updates: rounds of play and ranking; the policy does not change.
     groups, group_size: starts per round, and conversations to be compared per start.
     feedback: sources that compare; `raters` of a source says how many rank each group.
-    players: who plays, in turn over the slots of a group: "policy", and names of the environment's players.
-    temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit, poll: as in `rl`.
+    players: who plays, in turn over the slots of a group: "policy", and names of the environment's
+        players.
+    temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit, poll: as
+        in `rl`.
     """
 
     makes_comparisons: ClassVar[bool] = True
@@ -70,7 +75,9 @@ class Rank(Stage):
     @model_validator(mode="after")
     def _one(self) -> Rank:
         if (self.data is None) == (self.env is None):
-            raise ValueError("give either `env` (to play and compare) or `data` (comparisons made elsewhere)")
+            raise ValueError(
+                "give either `env` (to play and compare) or `data` (comparisons made elsewhere)"
+            )
         if self.env is not None and not self.feedback:
             raise ValueError("give `feedback`: sources that compare conversations")
         return self
@@ -86,15 +93,24 @@ class Rank(Stage):
 
     def compared_by(self, run: RunView) -> set[str] | None:
         """The names of the sources that will have compared; None: whoever a file names."""
-        return None if self.env is None else {s.name for env in self.env for s in self._sources(run, env).sources}
+        return (
+            None
+            if self.env is None
+            else {s.name for env in self.env for s in self._sources(run, env).sources}
+        )
 
     def _sources(self, run: RunView, env: EnvConfig) -> Sources:
-        sources = Sources.make(env.feedback if env.feedback is not None else self.feedback, run.plugins, self.max_failure_rate)
+        sources = Sources.make(
+            env.feedback if env.feedback is not None else self.feedback,
+            run.plugins,
+            self.max_failure_rate,
+        )
         odd = [s.name for s in sources.sources if s.kind != "group"]
         if odd or not sources.sources or sources.environment_weight is not None:
             raise ConfigError(
-                f"rank.feedback: {', '.join(map(repr, odd or ['environment']))} scores single conversations; sources that compare are "
-                "needed (a judge with `rank`, such as simulated-panel)"
+                f"rank.feedback: {', '.join(map(repr, odd or ['environment']))} scores single"
+                " conversations; sources that compare are needed (a judge with `rank`, such as"
+                " simulated-panel)"
             )
         return sources
 
@@ -129,7 +145,9 @@ class Rank(Stage):
                 players.append(ScriptPlayer(name))
         return players
 
-    def _rounds(self, run: RunView, sources: Sequence[Sources], players: Sequence[Any], done: int) -> Iterator[Update]:
+    def _rounds(
+        self, run: RunView, sources: Sequence[Sources], players: Sequence[Any], done: int
+    ) -> Iterator[Update]:
         from ..rollout.conversation import Where
 
         total = sum(env.weight for env in self.env)
@@ -147,9 +165,15 @@ class Rank(Stage):
                 own = starts(env.id, seed, count, env.options, env.kwargs, first=i * count)
                 played: dict[tuple[str, int], Episode] = {}
                 for p, player in enumerate(players):
-                    chosen = [(s, slot) for s in own for slot in range(self.group_size) if slot % len(players) == p]
+                    chosen = [
+                        (s, slot)
+                        for s in own
+                        for slot in range(self.group_size)
+                        if slot % len(players) == p
+                    ]
                     found = play(
-                        run, player, chosen, where, max_turns=self.max_turns, step_limit=self.step_limit,
+                        run, player, chosen, where, max_turns=self.max_turns,
+                        step_limit=self.step_limit,
                         max_failure_rate=self.max_failure_rate,
                         progress=lambda done, total: run.status("play", done, total, **show),  # noqa: B023
                     )  # fmt: skip
@@ -162,7 +186,9 @@ class Rank(Stage):
             yield run.finish_update(comparison_metrics(episodes, answers), episodes=episodes)
 
     def _import(self, run: RunView, path: Path) -> Update:
-        episodes, comparisons, scores = import_data(path, run=run.id, stage=run.stage, update=run.updates + 1)
+        episodes, comparisons, scores = import_data(
+            path, run=run.id, stage=run.stage, update=run.updates + 1
+        )
         if run.is_main:
             run.ledger.add_episodes(episodes)
             run.ledger.add_feedback([*comparisons, *scores])
@@ -170,8 +196,13 @@ class Rank(Stage):
         return run.finish_update(metrics, episodes=episodes)
 
 
-def comparison_metrics(episodes: Sequence[Episode], answers: Sequence[Comparison]) -> dict[str, float]:
-    """What there is to say of a round of comparisons; `truth_agreement` is with the environment's return."""
+def comparison_metrics(
+    episodes: Sequence[Episode], answers: Sequence[Comparison]
+) -> dict[str, float]:
+    """What there is to say of a round of comparisons;
+
+    `truth_agreement` is with the environment's return.
+    """
     scored = [a for a in answers if a.status == "scored"]
     sound = [e for e in episodes if e.ending != "failed"]
     metrics = {

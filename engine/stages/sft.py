@@ -1,4 +1,5 @@
-"""`sft`: supervised fine-tuning on whole conversations, from an environment's demonstrators or from files."""
+"""`sft`: supervised fine-tuning on whole conversations, from an environment's demonstrators or from
+files."""
 
 from __future__ import annotations
 
@@ -43,9 +44,12 @@ class SFT(Stage):
     """Maximum likelihood of the assistant's tokens, and of no other ones.
 
     Attributes:
-        data: a file of JSON lines or one JSON array, or a folder saved by `datasets`, with conversations under `messages` (or `prompt` and `completion`).
-        stage: instead of `data`: the conversations that an earlier stage of this run wrote down, `revise`.
-        env, player, episodes: instead of `data`: play this many episodes with an environment's own player.
+        data: a file of JSON lines or one JSON array, or a folder saved by `datasets`, with
+            conversations under `messages` (or `prompt` and `completion`).
+        stage: instead of `data`: the conversations that an earlier stage of this run wrote down,
+            `revise`.
+        env, player, episodes: instead of `data`: play this many episodes with an environment's own
+            player.
         epochs, batch_size: passes, and conversations per optimizer step.
         lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
         steps_per_update: optimizer steps per update of the run.
@@ -75,7 +79,8 @@ class SFT(Stage):
     def _one(self) -> SFT:
         if sum(given is not None for given in (self.data, self.env, self.stage)) != 1:
             raise ValueError(
-                "give one of `data` (a file or folder of conversations), `env` (whose demonstrators play) or `stage` (which wrote them)"
+                "give one of `data` (a file or folder of conversations), `env` (whose demonstrators"
+                " play) or `stage` (which wrote them)"
             )
         return self
 
@@ -83,10 +88,15 @@ class SFT(Stage):
         if self.env is not None:
             check_envs(self.env, [self.player], run.plugins)
         elif self.stage is not None:
-            makes = [label for label in run.before if getattr(dict(run.stages)[label], "makes_conversations", False)]
+            makes = [
+                label
+                for label in run.before
+                if getattr(dict(run.stages)[label], "makes_conversations", False)
+            ]
             if self.stage not in makes:
                 raise ConfigError(
-                    f"sft.stage: no stage {self.stage!r} before this one writes conversations down.{did_you_mean(self.stage, makes)}"
+                    f"sft.stage: no stage {self.stage!r} before this one writes conversations"
+                    f" down.{did_you_mean(self.stage, makes)}"
                 )
         elif not self.data or not self.data.exists():
             raise ConfigError(f"sft.data: there is no file or folder {self.data}")
@@ -96,7 +106,8 @@ class SFT(Stage):
 
         policy = run.policy
         learner = Learner(
-            policy, lr=self.lr, warmup=self.warmup, decay=self.decay, weight_decay=self.weight_decay,
+            policy, lr=self.lr, warmup=self.warmup, decay=self.decay,
+            weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm, micro_tokens=self.micro_tokens,
         )  # fmt: skip
         made = run.begin({"learner": learner}) * self.steps_per_update
@@ -136,14 +147,21 @@ class SFT(Stage):
                     sums, tokens, metrics = Sums(), 0, {}
 
     def _rows(self, run: RunView) -> tuple[list[Row], dict[str, float]]:
-        """One row of ids per conversation, only the assistant's tokens marked; and what there is to say of the data."""
+        """One row of ids per conversation, only the assistant's tokens marked;
+
+        and what there is to say of the data.
+        """
         chat, limit = run.policy.chat, run.policy.context_length
         metrics: dict[str, float] = {}
         files: Sequence[Path | None] = ()
         if self.env is not None:
             conversations, metrics = self._played(run)
         else:
-            files = [self.data] if self.stage is None else sorted((run.folder / self.stage).glob("update-*.jsonl"))
+            files = (
+                [self.data]
+                if self.stage is None
+                else sorted((run.folder / self.stage).glob("update-*.jsonl"))
+            )
             conversations = [each for file in files for each in read_conversations(file)]
         rows: list[Row] = []
         cut = 0
@@ -164,11 +182,13 @@ class SFT(Stage):
             if positions:
                 rows.append(Row(tuple(ids), len(rows), tuple(positions), 0))
         if not conversations:
-            raise ConfigError(f"there is no conversation in the fine-tuning data ({', '.join(map(str, files))})")
+            raise ConfigError(
+                f"there is no conversation in the fine-tuning data ({', '.join(map(str, files))})"
+            )
         if not rows:
             raise ConfigError(
-                f"none of {len(conversations)} conversations of the fine-tuning data has a reply to train on that fits the policy's context of "
-                f"{limit} tokens"
+                f"none of {len(conversations)} conversations of the fine-tuning data has a reply to"
+                f" train on that fits the policy's context of {limit} tokens"
             )
         return rows, {**metrics, "conversations": float(len(rows)), "cut_conversations": float(cut)}
 
@@ -183,7 +203,8 @@ class SFT(Stage):
             seed = int(derive_id("demonstrations", run.seed, run.stage)[:8], 16)
             chosen = [(start, 0) for start in starts(env.id, seed, count, env.options, env.kwargs)]
             episodes += play(
-                run, ScriptPlayer(self.player), chosen, Where(run.id, run.stage, run.start + 1, run.seed),
+                run, ScriptPlayer(self.player), chosen,
+                Where(run.id, run.stage, run.start + 1, run.seed),
                 progress=lambda done, total: run.status("demonstrations", done, total),
             )  # fmt: skip
         sound = [e for e in episodes if e.ending != "failed" and e.turns]
@@ -198,7 +219,8 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
     """Conversations of a JSON file or a `datasets` folder, in the conversational format.
 
     Raises:
-        PreferenceError: what is there cannot be read, or a record is no such conversation; the message names it.
+        PreferenceError: what is there cannot be read, or a record is no such conversation; the
+            message names it.
     """
     assert path is not None
     unread = Unread()
@@ -209,7 +231,8 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
         keys = ("prompt", "completion") if split else ("messages",)
         if not any(holds(record.get(key)) for key in keys):
             raise PreferenceError(
-                f"{where}: no conversation under `messages` (or `prompt` and `completion`); it has {', '.join(map(str, record))}"
+                f"{where}: no conversation under `messages` (or `prompt` and `completion`); it has"
+                f" {', '.join(map(str, record))}"
             )
         check_keys(record, (*keys, "system", "tools"), where, unread)
         said: list[Message] = []
@@ -219,13 +242,17 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
             said += messages(plain, where, key, unread)
             trained += marks
         yield Conversation(
-            told_to(tuple(said), record.get("system"), where), schemas(record.get("tools"), where), where, tuple(trained)
+            told_to(tuple(said), record.get("system"), where),
+            schemas(record.get("tools"), where),
+            where,
+            tuple(trained),
         )
     unread.warn(path)
 
 
 def _marked(value: Any, where: str) -> tuple[Any, list[bool]]:
-    """The messages without the marks that say which replies to train on, and what these say, reply by reply.
+    """The messages without the marks that say which replies to train on, and what these say, reply
+    by reply.
 
     Raises:
         PreferenceError: a mark that is neither 0 nor 1, or two that differ.
@@ -238,12 +265,15 @@ def _marked(value: Any, where: str) -> tuple[Any, list[bool]]:
             marks = {key: m[key] for key in MARKS if m.get(key) is not None}
             odd = next((key for key, mark in marks.items() if mark not in (0, 1)), None)
             if odd is not None or len({bool(mark) for mark in marks.values()}) > 1:
-                raise PreferenceError(f"{where}: a reply is trained on or not: `weight` must be 0 or 1, got {marks}")
+                raise PreferenceError(
+                    f"{where}: a reply is trained on or not: `weight` must be 0 or 1, got {marks}"
+                )
             if m.get("role") == "assistant":
                 trained.append(all(marks.values()))
             elif any(marks.values()):
                 raise PreferenceError(
-                    f"{where}: only the assistant's messages are trained on, but one of {m.get('role')!r} has {marks}"
+                    f"{where}: only the assistant's messages are trained on, but one of"
+                    f" {m.get('role')!r} has {marks}"
                 )
             m = {key: each for key, each in m.items() if key not in MARKS}
         plain.append(m)

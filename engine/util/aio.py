@@ -18,9 +18,11 @@ _loops_lock = threading.Lock()
 LETTING_GO = 1.0  # seconds in which a loop must show that nothing blocks it
 
 
-def background(work: Coroutine[Any, Any, Any], name: str = "turnwise-loop") -> concurrent.futures.Future[Any]:
-    """Starts a coroutine on the loop of this name, which all such coroutines of a process share, on a daemon thread, so that sessions and
-    clients opened in one call still work in the next."""
+def background(
+    work: Coroutine[Any, Any, Any], name: str = "turnwise-loop"
+) -> concurrent.futures.Future[Any]:
+    """Starts a coroutine on the loop of this name, which all such coroutines of a process share, on
+    a daemon thread, so that sessions and clients opened in one call still work in the next."""
     with _loops_lock:
         if name not in _loops:
             loop = _loops[name] = asyncio.new_event_loop()
@@ -29,7 +31,10 @@ def background(work: Coroutine[Any, Any, Any], name: str = "turnwise-loop") -> c
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    """Lets a loop turn for ever: SystemExit and KeyboardInterrupt of a task, which come out of it, are that task's."""
+    """Lets a loop turn for ever:
+
+    SystemExit and KeyboardInterrupt of a task, which come out of it, are that task's.
+    """
     while True:
         with contextlib.suppress(BaseException):
             loop.run_forever()
@@ -38,8 +43,8 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
 def settle(value: Any, limit: float | None = None) -> Any:
     """The result of a call that may be a coroutine's: a judge's, a scripted player's.
 
-    Coroutines run on a loop apart from that of the model judges. One that is late is cancelled; where it blocks the loop, that is left
-    behind, and the next ones have another.
+    Coroutines run on a loop apart from that of the model judges. One that is late is cancelled;
+    where it blocks the loop, that is left behind, and the next ones have another.
 
     Args:
         limit: seconds a coroutine may take; None: it is waited for.

@@ -1,7 +1,9 @@
-"""Files that no crash can tear: written beside the old one, put on the disk, and moved into its place.
+"""Files that no crash can tear: written beside the old one, put on the disk, and moved into its
+place.
 
-A file that is written in place is empty between the moment it is opened and the moment the disk has its content; one that is renamed without
-being synced may be empty after a power loss. Whatever a run writes goes through here.
+A file that is written in place is empty between the moment it is opened and the moment the disk has
+its content; one that is renamed without being synced may be empty after a power loss. Whatever a
+run writes goes through here.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def read_note(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Puts a file in place whole: whoever looks, whenever the process or the machine stops, sees the old content or the new one.
+    """Puts a file in place whole: whoever looks, whenever the process or the machine stops, sees
+    the old content or the new one.
 
     Raises:
         OSError: it cannot be written; the old content stands.
@@ -40,7 +43,9 @@ def write(path: Path, content: str | bytes) -> None:
     draft = path.with_name(f".{path.name}.draft")
     try:
         with draft.open("wb") as file:
-            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+            file.write(
+                content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+            )
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
@@ -52,7 +57,8 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Adds a line to a file and returns when the disk has it. A crash leaves the lines before, and at most a part of this one.
+    """Adds a line to a file and returns when the disk has it. A crash leaves the lines before, and
+    at most a part of this one.
 
     Raises:
         OSError: it cannot be written.
@@ -67,7 +73,8 @@ def append(path: Path, line: str) -> None:
 
 
 def move(draft: Path, target: Path) -> None:
-    """Puts a folder in place whole, with everything in it on the disk; one that was there is moved aside first, and then removed.
+    """Puts a folder in place whole, with everything in it on the disk; one that was there is moved
+    aside first, and then removed.
 
     Args:
         draft: the new folder; it must lie on the target's disk, best beside it.

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """One ASCII text for one value: sorted keys, no spaces. The basis of every id and hash in a run.
+    """One ASCII text for one value: sorted keys, no spaces. The basis of every id and hash in a
+    run.
 
     Raises:
         TypeError: the value is not plain JSON data.
@@ -18,5 +19,6 @@ def canonical_json(value: Any) -> str:
 
 
 def derive_id(*parts: Any) -> str:
-    """A 16-digit hex id derived from its parts, so that a replay of the same work finds the same ids."""
+    """A 16-digit hex id derived from its parts, so that a replay of the same work finds the same
+    ids."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]

@@ -21,9 +21,10 @@ class explained_memory:
 
         text = str(error).lower()
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
+            isinstance(error, RuntimeError)
+            and ("not enough memory" in text or "can't allocate memory" in text)
         ):
             raise OutOfMemory(
-                f"memory ran out in {self.what}: lower {self.lower}, or train adapters alone (`lora` under `policy`). "
-                f"({str(error).splitlines()[0]})"
+                f"memory ran out in {self.what}: lower {self.lower}, or train adapters alone"
+                f" (`lora` under `policy`). ({str(error).splitlines()[0]})"
             ) from error

@@ -1,8 +1,9 @@
 """Keeps secrets out of whatever is written: config dumps, failure reasons, logs, ledgers, reports.
 
-A secret is hidden three ways, since each alone misses some: by value, where it is in use (`in_use`, `urls_in_use`, `config_in_use`, and the
-environment), however it is quoted; by the name it stands beside (`api_key=...`, `Authorization: ...`, `?token=...`, a key of a mapping);
-and by its shape (`sk-...`, a JWT, a private key, the password of a URL).
+A secret is hidden three ways, since each alone misses some: by value, where it is in use (`in_use`,
+`urls_in_use`, `config_in_use`, and the environment), however it is quoted; by the name it stands
+beside (`api_key=...`, `Authorization: ...`, `?token=...`, a key of a mapping); and by its shape
+(`sk-...`, a JWT, a private key, the password of a URL).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 HIDDEN = "***"
-SHORT = 8  # a shorter value in use is found by name and place alone: hidden everywhere, it would take ordinary words along
+# A shorter value in use is found by name and place alone: hidden everywhere, it would take ordinary
+# words along.
+SHORT = 8
 
 # Names. They are read word by word: clientSecret, client-secret and CLIENT_SECRET are one.
 
@@ -92,7 +95,19 @@ _SURE = frozenset(
     ]
 )
 _WEAK = frozenset(
-    ["key", "keys", "token", "tokens", "session", "sessions", "pass", "pat", "signature", "sig", "pin"]
+    [
+        "key",
+        "keys",
+        "token",
+        "tokens",
+        "session",
+        "sessions",
+        "pass",
+        "pat",
+        "signature",
+        "sig",
+        "pin",
+    ]
 )  # they mean other things as well
 _PLAIN_BEFORE = frozenset(  # ... after these: max_tokens, sort_key, eos_token
     [
@@ -245,13 +260,18 @@ _ENDS = ("password", "passwd", "secret", "apikey")  # pgpassword: libpq writes i
 
 @lru_cache(4096)
 def _named(name: str) -> str:
-    """ "sure" where a value of this name is a secret, "bare" where it is one unless it looks like a word or a number, else ""."""
+    """ "sure" where a value of this name is a secret, "bare" where it is one unless it looks like a
+    word or a number, else ""."""
     words = [w.lower() for w in _WORDS.findall(name)]
     if not words or words[-1] in _PLAIN_AFTER - {"url", "uri"}:
         return ""
     joined = "_".join(words)
     if words[-1] in ("url", "uri"):
-        return "sure" if words[0] in ("webhook", "webhooks") or words[-2:-1] in (["webhook"], ["sas"]) else ""
+        return (
+            "sure"
+            if words[0] in ("webhook", "webhooks") or words[-2:-1] in (["webhook"], ["sas"])
+            else ""
+        )
     if re.search(r"(^|_)(connection_string|conn_str|pass_phrase|pass_word)s?(_|$)", joined) or any(
         w in _SURE or w.endswith(_ENDS) for w in words
     ):
@@ -261,7 +281,19 @@ def _named(name: str) -> str:
             if k == len(words) - 1:
                 return "sure" if k and words[k] not in ("sessions",) else "bare"
             if (
-                words[k + 1] in ("id", "value", "values", "data", "json", "string", "secret", "base", "b64", "pem")
+                words[k + 1]
+                in (
+                    "id",
+                    "value",
+                    "values",
+                    "data",
+                    "json",
+                    "string",
+                    "secret",
+                    "base",
+                    "b64",
+                    "pem",
+                )
                 or words[k + 1].isdigit()
             ):
                 return "sure" if words[k] not in ("token", "tokens") or words[k + 1] != "id" else ""
@@ -269,12 +301,18 @@ def _named(name: str) -> str:
 
 
 def _inner(outer: str, name: str) -> str:
-    """The name that says what a value within a mapping is: its own, unless the mapping's is one of secrets (`api_keys: {openai: ...}`)."""
+    """The name that says what a value within a mapping is:
+
+    its own, unless the mapping's is one of secrets (`api_keys: {openai: ...}`).
+    """
     return outer if _named(outer) == "sure" and not _named(name) else name
 
 
 def _random(value: str) -> bool:
-    """Whether a text looks made by a machine: no spaces, and letters with digits, or of both cases in one word."""
+    """Whether a text looks made by a machine:
+
+    no spaces, and letters with digits, or of both cases in one word.
+    """
     if len(value) < SHORT or any(c.isspace() for c in value):
         return False
     letters, digits = any(c.isalpha() for c in value), any(c.isdigit() for c in value)
@@ -284,7 +322,8 @@ def _random(value: str) -> bool:
 # Shapes.
 
 _SHAPES = re.compile(
-    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----|\Z)"
+    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY[A-Z"
+    r" ]*-----|\Z)"
     r"|\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)*"  # JWT
     r"|(?<![A-Za-z0-9])(?:"
     r"(?:sk|rk|pk|ak|csk|pplx|xai|nvapi|tvly)-[\w-]{12,}"
@@ -300,7 +339,9 @@ _SHAPES = re.compile(
     r"|(?<=/api/webhooks/)[^\s\"'<>]+",
     re.DOTALL,
 )
-_SCHEME = re.compile(r"\b(?:Bearer(?=\s)|bearer(?=\s)|BEARER(?=\s)|Basic(?=\s)|basic(?=\s))\s+[\"']?([^\s\"'<>]+)")
+_SCHEME = re.compile(
+    r"\b(?:Bearer(?=\s)|bearer(?=\s)|BEARER(?=\s)|Basic(?=\s)|basic(?=\s))\s+[\"']?([^\s\"'<>]+)"
+)
 _SPOKEN = frozenset(
     [
         "token",
@@ -320,7 +361,8 @@ _SPOKEN = frozenset(
         "for",
     ]
 )
-# The user and password of a URL: the password may hold any sign, and spaces where the URL is a database's.
+# The user and password of a URL: the password may hold any sign, and spaces where the URL is a
+# database's.
 _USERINFO = re.compile(
     r"(?P<scheme>\b[a-z][a-z0-9+.-]{1,40}://)"
     r"(?P<who>[^/\s:@?#\[\"'<>]*:(?!\d{1,5}(?:[/\s,;)]|$))(?:(?!://)\S){0,500}@"
@@ -336,7 +378,8 @@ LOOK = 200  # as much of a value tells whether it is one
 _VALUE = re.compile(r"[^\s\"'&<>]+")
 _AUTH_SCHEME = re.compile(r"(?i)(?:basic|bearer|token|apikey|digest|negotiate)\s+")
 _SAID = re.compile(
-    r"(?i)\b(?:api[ -]?keys?|access[ -]?tokens?|tokens?|passwords?|secrets?)\b[^:=\n]{0,24}[:=]\s*[\"'`]?([^\s\"'`<>]+)"
+    r"(?i)\b(?:api[ -]?keys?|access["
+    r" -]?tokens?|tokens?|passwords?|secrets?)\b[^:=\n]{0,24}[:=]\s*[\"'`]?([^\s\"'`<>]+)"
 )
 
 
@@ -366,8 +409,12 @@ def _hide_beside(text: str) -> str:
                 at = scheme.end()
             end = found.end() if (found := _VALUE.match(text, at, at + LOOK)) else at
         value = text[at : min(end, at + LOOK)]
-        certain = kind == "sure" and (set(match["name"].lower().split("_")) & _PASSWORDS or not _loose(match))
-        if value and (certain or text[match.start() - 1 : match.start()] in ("?", "&") or _random(value)):
+        certain = kind == "sure" and (
+            set(match["name"].lower().split("_")) & _PASSWORDS or not _loose(match)
+        )
+        if value and (
+            certain or text[match.start() - 1 : match.start()] in ("?", "&") or _random(value)
+        ):
             if not match["quote"] and (found := _VALUE.match(text, at)):
                 end = found.end()
             kept += [text[done:at], HIDDEN]
@@ -388,7 +435,10 @@ def _hide_scheme(match: re.Match[str]) -> str:
     value = match[1]
     basic = match[0][0] in "Bb" and match[0][1] == "a"
     spoken = value.strip(".,;:").lower() in _SPOKEN
-    if spoken or ((basic or match[0][0] == "b") and not (_random(value) or value.endswith("=") or len(value) > 24)):
+    if spoken or (
+        (basic or match[0][0] == "b")
+        and not (_random(value) or value.endswith("=") or len(value) > 24)
+    ):
         return match[0]
     return match[0][: match.start(1) - match.start()] + HIDDEN
 
@@ -406,15 +456,19 @@ _used: dict[str, None] = {}
 
 
 def in_use(*values: Any) -> None:
-    """Remembers secrets of this process: from now on `redact` hides them, and whatever quoting makes of them. Empty ones and None are
-    nothing, and so is what is shorter than eight characters."""
+    """Remembers secrets of this process: from now on `redact` hides them, and whatever quoting
+    makes of them. Empty ones and None are nothing, and so is what is shorter than eight characters.
+    """
     for value in values:
         if isinstance(value, str) and len(value.strip()) >= SHORT:
             _used[value.strip()] = None
 
 
 def url_in_use(url: Any) -> None:
-    """Remembers the secrets of a URL: its password, or a token in its place, and those among its parameters."""
+    """Remembers the secrets of a URL:
+
+    its password, or a token in its place, and those among its parameters.
+    """
     in_use(*_secrets_of_url(str(url)))
 
 
@@ -425,9 +479,12 @@ def _secrets_of_url(url: str) -> Iterator[str]:
     if match := _USERINFO.match(url):
         user, colon, password = match["who"][:-1].partition(":")
         place = url[match.end() :]
-        for secret in (password, unquote(password)) if colon else ((user,) if "http" in scheme else ()):
+        for secret in (
+            (password, unquote(password)) if colon else ((user,) if "http" in scheme else ())
+        ):
             if not colon or (
-                secret != user and not re.match(rf"{re.escape(secret)}\b|.*[/@]{re.escape(secret)}(?:$|\?)", place)
+                secret != user
+                and not re.match(rf"{re.escape(secret)}\b|.*[/@]{re.escape(secret)}(?:$|\?)", place)
             ):
                 yield secret  # one that equals the user's or the database's name is no secret
     for pair in re.split(r"[?#&;]", rest)[1:]:
@@ -437,7 +494,10 @@ def _secrets_of_url(url: str) -> Iterator[str]:
 
 
 def config_in_use(value: Any, name: str = "") -> None:
-    """Remembers the secrets in options: what stands under a name of secrets, and what is in URLs."""
+    """Remembers the secrets in options:
+
+    what stands under a name of secrets, and what is in URLs.
+    """
     if isinstance(value, Mapping):
         for key, each in value.items():
             config_in_use(each, _inner(name, str(key)))
@@ -457,17 +517,28 @@ def _of_environment() -> Iterator[str]:
             continue
         words = [word.lower() for word in _WORDS.findall(name)]
         password = any(word == "pwd" or word.endswith(_ENDS) for word in words)
-        if password or not value.startswith(("/", "~", ".")):  # a path: SSH_AUTH_SOCK, ..._CREDENTIALS
-            if _named(name) == "sure" and ("://" not in value or "webhook" in name.lower()) and "session" not in name.lower():
+        # A path: SSH_AUTH_SOCK, ..._CREDENTIALS.
+        if password or not value.startswith(("/", "~", ".")):
+            if (
+                _named(name) == "sure"
+                and ("://" not in value or "webhook" in name.lower())
+                and "session" not in name.lower()
+            ):
                 yield value.strip()
-            elif words[:1] == ["key"] and words[-1] not in _PLAIN_AFTER and "://" not in value and _random(value):
+            elif (
+                words[:1] == ["key"]
+                and words[-1] not in _PLAIN_AFTER
+                and "://" not in value
+                and _random(value)
+            ):
                 yield value.strip()  # KEY_OPENAI
             elif "://" in value:
                 yield from (secret for secret in _secrets_of_url(value) if len(secret) >= SHORT)
 
 
 def _forms(value: str) -> Iterator[str]:
-    """A value, and what it looks like where it was quoted, escaped, or sent as a part of something in base64."""
+    """A value, and what it looks like where it was quoted, escaped, or sent as a part of something
+    in base64."""
     plain = [value]
     if re.search(r"\W", value):
         once = [
@@ -476,8 +547,18 @@ def _forms(value: str) -> Iterator[str]:
             json.dumps(value)[1:-1],
             json.dumps(value, ensure_ascii=False)[1:-1],
         ]
-        plain += [*once, *(json.dumps(each)[1:-1] for each in once), *(repr(each)[1:-1] for each in once)]
-        plain += [quote(value), quote(value, safe=""), quote_plus(value), html.escape(value), html.escape(value, quote=False)]
+        plain += [
+            *once,
+            *(json.dumps(each)[1:-1] for each in once),
+            *(repr(each)[1:-1] for each in once),
+        ]
+        plain += [
+            quote(value),
+            quote(value, safe=""),
+            quote_plus(value),
+            html.escape(value),
+            html.escape(value, quote=False),
+        ]
         plain += [value.replace("'", "''"), " ".join(value.split())]
     yield from plain
     raw = value.encode("utf-8", "surrogatepass")
@@ -490,8 +571,9 @@ def _forms(value: str) -> Iterator[str]:
 
 @lru_cache(32)
 def _by_value(values: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds the values in all their forms, the longest first; one of letters or digits alone only where it stands alone, and of one that
-    was cut off somewhere (messages are) what is left, where that is much."""
+    """Finds the values in all their forms, the longest first; one of letters or digits alone only
+    where it stands alone, and of one that was cut off somewhere (messages are) what is left, where
+    that is much."""
     found, cut = [], []
     for form in sorted({form for value in values for form in _forms(value)}, key=len, reverse=True):
         text = re.escape(form)
@@ -499,7 +581,11 @@ def _by_value(values: tuple[str, ...]) -> re.Pattern[str]:
             text = rf"(?<![^\W_]){text}(?![^\W_])"
         found.append(text)
         least = max(12, len(form) // 3)
-        cut += [re.escape(form[:least]) + r"[^\s\"'<>]*"] if len(form) > least + 3 and not form.isalpha() else []
+        cut += (
+            [re.escape(form[:least]) + r"[^\s\"'<>]*"]
+            if len(form) > least + 3 and not form.isalpha()
+            else []
+        )
     return re.compile("|".join(found + cut), re.IGNORECASE)
 
 
@@ -516,40 +602,73 @@ def redact(text: str) -> str:
 
 
 def _after_flag(items: list[Any], k: int) -> bool:
-    """Whether an item of a command is the secret that the flag before it names: `--api-key`, `VALUE`."""
+    """Whether an item of a command is the secret that the flag before it names:
+
+    `--api-key`, `VALUE`.
+    """
     flag, value = (items[k - 1], items[k]) if k else ("", "")
-    if not (isinstance(flag, str) and flag.startswith("-") and isinstance(value, str) and not value.startswith("-")):
+    if not (
+        isinstance(flag, str)
+        and flag.startswith("-")
+        and isinstance(value, str)
+        and not value.startswith("-")
+    ):
         return False
     kind = _named(flag.lstrip("-"))
     return "=" not in flag and (kind == "sure" or (kind == "bare" and _random(value)))
 
 
 def redacted(value: Any, name: str = "") -> Any:
-    """Plain data for a dump: secrets hidden by the name of their key or by their look, objects shown by their type only."""
+    """Plain data for a dump:
+
+    secrets hidden by the name of their key or by their look, objects shown by their type only.
+    """
     kind = _named(name)
     if isinstance(value, Mapping):
         named = value.get("name", value.get("key"))  # {"name": "Authorization", "value": ...}
         pair = isinstance(named, str) and _named(named) == "sure" and "value" in value
-        return {redact(str(k)): redacted(v, named if pair and k == "value" else _inner(name, str(k))) for k, v in value.items()}
+        return {
+            redact(str(k)): redacted(v, named if pair and k == "value" else _inner(name, str(k)))
+            for k, v in value.items()
+        }
     if isinstance(value, (list, tuple, set, frozenset)):
         items = list(value)
-        if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], str) and _named(items[0]):
+        if (
+            len(items) == 2
+            and isinstance(items[0], str)
+            and isinstance(items[1], str)
+            and _named(items[0])
+        ):
             hide = _named(items[0]) == "sure" or _random(items[1])  # a header as a pair
             return [items[0], HIDDEN if hide else redact(items[1])]
         return [
-            HIDDEN
-            if (kind == "bare" and isinstance(v, str) and _random(v)) or _after_flag(items, k)
-            else redacted(v, name if kind == "sure" else "")
+            (
+                HIDDEN
+                if (kind == "bare" and isinstance(v, str) and _random(v)) or _after_flag(items, k)
+                else redacted(v, name if kind == "sure" else "")
+            )
             for k, v in enumerate(items)
         ]
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):
-        single = isinstance(value, int) and len(str(abs(value))) >= SHORT and not name.lower().endswith("s")
-        return HIDDEN if (kind and single) or (kind == "sure" and set(name.lower().split("_")) & _PASSWORDS) else value
+        single = (
+            isinstance(value, int)
+            and len(str(abs(value))) >= SHORT
+            and not name.lower().endswith("s")
+        )
+        return (
+            HIDDEN
+            if (kind and single) or (kind == "sure" and set(name.lower().split("_")) & _PASSWORDS)
+            else value
+        )
     if isinstance(value, (str, PurePath)):
         value = str(value)
         number = re.fullmatch(r"[\d.,+-]*", value) is not None and kind == "bare"
         return HIDDEN if value and kind and not number else redact(value)
-    of = value if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else type(value)
+    of = (
+        value
+        if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__"))
+        else type(value)
+    )
     return f"<{of.__module__}.{of.__qualname__}>"

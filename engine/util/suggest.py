@@ -1,4 +1,7 @@
-"""What error messages suggest: near names where a name is not known, and how to install what is missing."""
+"""What error messages suggest:
+
+near names where a name is not known, and how to install what is missing.
+"""
 
 from __future__ import annotations
 
@@ -9,59 +12,95 @@ from importlib import metadata
 # What other libraries (trl, verl, OpenRLHF, stable-baselines3) call an option of ours.
 SYNONYMS = {
     "learning_rate": "lr", "actor_learning_rate": "lr", "step_size": "lr",
-    "beta": "kl", "kl_coef": "kl", "kl_coeff": "kl", "init_kl_coef": "kl", "kl_loss_coef": "kl", "kl_penalty": "kl_place", "target": "kl_target",
-    "epsilon": "clip", "clip_range": "clip", "cliprange": "clip", "clip_ratio": "clip", "clip_eps": "clip", "eps_clip": "clip",
-    "epsilon_high": "clip_high", "clip_ratio_high": "clip_high", "loss_type": "loss", "loss_agg_mode": "loss_mean",
-    "num_iterations": "epochs", "ppo_epochs": "epochs", "num_ppo_epochs": "epochs", "num_train_epochs": "epochs", "n_epochs": "epochs",
-    "num_mini_batches": "minibatches", "vf_coef": "value_coef", "cliprange_value": "value_clip", "warmup_steps": "warmup",
-    "max_grad_norm_clip": "max_grad_norm", "grad_clip": "max_grad_norm", "gae_lambda": "lam", "lambda": "lam", "scale_rewards": "baseline",
-    "num_generations": "group_size", "n_samples_per_prompt": "group_size", "num_return_sequences": "group_size", "rollout_n": "group_size",
-    "per_device_train_batch_size": "groups", "train_batch_size": "groups", "rollout_batch_size": "groups", "num_prompts": "groups",
-    "max_completion_length": "max_new_tokens", "max_response_length": "max_new_tokens", "generate_max_len": "max_new_tokens",
-    "max_tokens": "max_new_tokens", "response_length": "max_new_tokens", "max_steps": "updates", "num_updates": "updates",
-    "total_training_steps": "updates", "reward_funcs": "feedback", "reward_fn": "feedback", "rewards": "feedback",
-    "dynamic_sampling": "resample", "environment": "env", "envs": "env", "model": "policy", "train": "run", "steps": "updates",
+    "beta": "kl", "kl_coef": "kl", "kl_coeff": "kl", "init_kl_coef": "kl", "kl_loss_coef": "kl",
+    "kl_penalty": "kl_place", "target": "kl_target",
+    "epsilon": "clip", "clip_range": "clip", "cliprange": "clip", "clip_ratio": "clip",
+    "clip_eps": "clip", "eps_clip": "clip",
+    "epsilon_high": "clip_high", "clip_ratio_high": "clip_high", "loss_type": "loss",
+    "loss_agg_mode": "loss_mean",
+    "num_iterations": "epochs", "ppo_epochs": "epochs", "num_ppo_epochs": "epochs",
+    "num_train_epochs": "epochs", "n_epochs": "epochs",
+    "num_mini_batches": "minibatches", "vf_coef": "value_coef", "cliprange_value": "value_clip",
+    "warmup_steps": "warmup",
+    "max_grad_norm_clip": "max_grad_norm", "grad_clip": "max_grad_norm", "gae_lambda": "lam",
+    "lambda": "lam", "scale_rewards": "baseline",
+    "num_generations": "group_size", "n_samples_per_prompt": "group_size",
+    "num_return_sequences": "group_size", "rollout_n": "group_size",
+    "per_device_train_batch_size": "groups", "train_batch_size": "groups",
+    "rollout_batch_size": "groups", "num_prompts": "groups",
+    "max_completion_length": "max_new_tokens", "max_response_length": "max_new_tokens",
+    "generate_max_len": "max_new_tokens",
+    "max_tokens": "max_new_tokens", "response_length": "max_new_tokens", "max_steps": "updates",
+    "num_updates": "updates",
+    "total_training_steps": "updates", "reward_funcs": "feedback", "reward_fn": "feedback",
+    "rewards": "feedback",
+    "dynamic_sampling": "resample", "environment": "env", "envs": "env", "model": "policy",
+    "train": "run", "steps": "updates",
     "reward": "feedback", "rank": "r", "lora_rank": "r", "lora_r": "r", "alpha": "lora_alpha",
 }  # fmt: skip
 # Which part of a stage an option belongs to, where it was given to another.
 PARTS = {
     "optimizer": (
-        "lr", "kl", "kl_place", "kl_estimator", "kl_target", "clip", "clip_high", "loss", "loss_mean", "divisor", "normalise", "epochs",
-        "minibatches", "value_coef", "value_clip", "critic", "warmup", "decay", "weight_decay", "max_grad_norm", "micro_tokens", "beta",
+        "lr", "kl", "kl_place", "kl_estimator", "kl_target", "clip", "clip_high", "loss",
+        "loss_mean", "divisor", "normalise", "epochs",
+        "minibatches", "value_coef", "value_clip", "critic", "warmup", "decay", "weight_decay",
+        "max_grad_norm", "micro_tokens", "beta",
     ),
-    "credit": ("baseline", "truncated", "gamma", "lam", "turn_gamma", "turn_lam", "unit", "omega", "rollouts", "smear"),
-    "": ("group_size", "groups", "updates", "max_new_tokens", "max_turns", "temperature", "feedback", "resample", "reward_clip"),
+    "credit": ("baseline", "truncated", "gamma", "lam", "turn_gamma", "turn_lam", "unit", "omega",
+        "rollouts", "smear"),
+    "": ("group_size", "groups", "updates", "max_new_tokens", "max_turns", "temperature",
+        "feedback", "resample", "reward_clip"),
 }  # fmt: skip
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:
-    """Those of the known names that may be meant, the nearest first: called so by others, or spelt alike."""
+    """Those of the known names that may be meant, the nearest first:
+
+    called so by others, or spelt alike.
+    """
     names = sorted(known)
-    meant = {other: own for other, own in SYNONYMS.items() if own in names} | {own: own for own in names}
+    meant = {other: own for other, own in SYNONYMS.items() if own in names} | {
+        own: own for own in names
+    }
     turned = [own for own in names if own != name and sorted(own) == sorted(name)]
     near = [name] if name in meant else difflib.get_close_matches(name, meant, n=3, cutoff=0.6)
     return list(dict.fromkeys([*turned, *(meant[other] for other in near)]))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'? Known: ..." for error messages; an option that goes by another name here, or belongs elsewhere, is said to."""
+    """ " Did you mean 'x'? Known:
+
+    ..." for error messages; an option that goes by another name here, or belongs elsewhere, is said
+    to.
+    """
     names = sorted(known)
     ours = SYNONYMS.get(name, name)
     if ours != name and ours in names:
         return f" Here it is called {ours!r}. Known: {', '.join(names)}."
     for part, options in PARTS.items():
         if ours in options and part in names:
-            return f" It is an option of the {part}, called {ours!r}: `{part}: {{name: ..., {ours}: ...}}`. Known: {', '.join(names)}."
+            return (
+                f" It is an option of the {part}, called {ours!r}: `{part}: {{name: ..., {ours}:"
+                f" ...}}`. Known: {', '.join(names)}."
+            )
     if ours in PARTS[""] and set(names) & {"lr", "baseline", "gamma"}:
-        return f" It is an option of the stage, called {ours!r}, and stands beside `optimizer` and `credit`. Known: {', '.join(names)}."
+        return (
+            f" It is an option of the stage, called {ours!r}, and stands beside `optimizer` and"
+            f" `credit`. Known: {', '.join(names)}."
+        )
     near = near_names(name, names)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"{hint} Known: {', '.join(names) or '(none)'}."
 
 
 def install(extra: str) -> str:
-    """The command that installs what an extra of this package needs, however the package itself came here: the name `turnwise` is not on
-    PyPI, so `pip install 'turnwise[...]'` would find nothing, or somebody else's."""
+    """The command that installs what an extra of this package needs, however the package itself
+    came here: the name `turnwise` is not on PyPI, so `pip install 'turnwise[...]'` would find
+    nothing, or somebody else's."""
     needs = [line.partition(";") for line in metadata.requires("turnwise") or ()]
-    packages = [name.strip() for name, _, marker in needs if f'extra == "{extra}"' in marker.replace("'", '"')]
+    packages = [
+        name.strip()
+        for name, _, marker in needs
+        if f'extra == "{extra}"' in marker.replace("'", '"')
+    ]
     return f"pip install {' '.join(map(repr, packages))}"

@@ -12,21 +12,30 @@ from .secrets import redact
 
 LONGEST = 2000  # characters of a reason
 READ = 10 * LONGEST  # as much of it is searched for secrets before it is cut
-_STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_STEERS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def valid(text: str) -> str:
-    """Text in which half characters (lone surrogates) are spelled out, so that everybody can write it."""
+    """Text in which half characters (lone surrogates) are spelled out, so that everybody can write
+    it."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def one_line(text: str) -> str:
-    """Text in which whatever steers a terminal or ends its line is spelled out: control and direction signs, half characters."""
+    """Text in which whatever steers a terminal or ends its line is spelled out:
+
+    control and direction signs, half characters.
+    """
     return _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def told(text: str, most: int = LONGEST) -> str:
-    """Somebody else's words as a reason: one line without secrets, of at most so many characters."""
+    """Somebody else's words as a reason:
+
+    one line without secrets, of at most so many characters.
+    """
     line = one_line(redact(text[:READ]))
     if len(line) <= most and len(text) <= READ:
         return line
@@ -35,7 +44,8 @@ def told(text: str, most: int = LONGEST) -> str:
 
 
 def worded(error: BaseException) -> str:
-    """What failed, in the one way in which every reason says it: `Type: message (file:line)`, as `told`.
+    """What failed, in the one way in which every reason says it: `Type: message (file:line)`, as
+    `told`.
 
     An exception whose own text cannot be had is named all the same.
     """
@@ -47,7 +57,11 @@ def worded(error: BaseException) -> str:
     if isinstance(error, PartFailed):
         return told(said or name)  # an empty reason would be none
     frames = traceback.extract_tb(error.__traceback__)
-    where = told(f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})", 300) if frames else ""
+    where = (
+        told(f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})", 300)
+        if frames
+        else ""
+    )
     return told(f"{name}: {said}" if said else name, LONGEST - len(where)) + where
 
 
@@ -61,7 +75,10 @@ def each_text(change: Callable[[str], str], data: Any) -> Any:
 
 
 def tried(work: Callable[[], Any]) -> tuple[Any, str]:
-    """(result, "") or (None, reason), whatever it raises; only KeyboardInterrupt, the user's Ctrl-C, goes on."""
+    """(result, "") or (None, reason), whatever it raises;
+
+    only KeyboardInterrupt, the user's Ctrl-C, goes on.
+    """
     try:
         return work(), ""
     except KeyboardInterrupt:

@@ -1,11 +1,15 @@
-"""Questions in batches: half the price, an answer within a day, and nothing paid for twice whenever the process is killed.
+"""Questions in batches: half the price, an answer within a day, and nothing paid for twice whenever
+the process is killed.
 
-    written down under an id of ours ──submit──▶ the provider's id written down ──results──▶ booked, read
+    written down under an id of ours ──submit──▶ the provider's id written down ──results──▶ booked,
+    read
 
-A question that is asked again after a kill is looked up first. Its batch is known: its results are waited for. It was being sent: the provider is asked for
-the batch with our ids before anything is sent again. What a batch leaves over (an answer that cannot be used, an item that failed or expired) is asked
-by itself, at the full price. A batch that brings nothing at all is a failure, in the provider's own words: half the price was what was agreed. What was
-in it is sent in a new batch when it is asked again.
+A question that is asked again after a kill is looked up first. Its batch is known: its results are
+waited for. It was being sent: the provider is asked for the batch with our ids before anything is
+sent again. What a batch leaves over (an answer that cannot be used, an item that failed or expired)
+is asked by itself, at the full price. A batch that brings nothing at all is a failure, in the
+provider's own words: half the price was what was agreed. What was in it is sent in a new batch when
+it is asked again.
 """
 
 from __future__ import annotations
@@ -48,9 +52,11 @@ class BatchModel(Protocol):
         """Answers by id; None while it is at work."""
         ...
 
-    async def mine(self, since: float, ids: Sequence[str], results: Callable[[str], Awaitable[Answers]]) -> str | None:
-        """The batch with these ids, sent at or after a time; None where there is none. `results` waits for a batch's answers, for models
-        whose batches tell their ids only then."""
+    async def mine(
+        self, since: float, ids: Sequence[str], results: Callable[[str], Awaitable[Answers]]
+    ) -> str | None:
+        """The batch with these ids, sent at or after a time; None where there is none. `results`
+        waits for a batch's answers, for models whose batches tell their ids only then."""
         ...
 
 
@@ -80,7 +86,8 @@ class BatchCaller(Caller):
 
     Args:
         ledger, run, source: where batches are written down.
-        others: of `Caller`; its model must have batches, and nothing is sent faster by `concurrency`.
+        others: of `Caller`; its model must have batches, and nothing is sent faster by
+            `concurrency`.
     """
 
     def __init__(self, *args: Any, ledger: Any, run: str, source: str, **options: Any) -> None:
@@ -93,7 +100,8 @@ class BatchCaller(Caller):
         self._sender: asyncio.Task[None] | None = None
         self._sent_off: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, asyncio.Task[Answers]] = {}  # by batch
-        self._found: dict[str, asyncio.Task[str | None]] = {}  # by job: searches for batches that were being sent
+        # By job: searches for batches that were being sent.
+        self._found: dict[str, asyncio.Task[str | None]] = {}
 
     async def _asked(self, call: Call, key: str) -> Verdict:
         """As one item of a batch; what comes back unusable is asked singly."""
@@ -104,7 +112,9 @@ class BatchCaller(Caller):
                 batch = await self._search(known.job)
                 known = self._row(key) if batch else None
             if known is not None:
-                item = Item(key, call, known.custom_id, known.nonce, self._half(call, known.nonce), done)
+                item = Item(
+                    key, call, known.custom_id, known.nonce, self._half(call, known.nonce), done
+                )
                 self.account.reserve(item.most, already_sent=True)
                 answer = await self._result(known.batch, item)
             else:
@@ -118,7 +128,8 @@ class BatchCaller(Caller):
                 if self._sender is None or self._sender.done():
                     self._sender = asyncio.ensure_future(self._send_soon())
                 answer = await done
-        except ModelError as error:  # of the batch, not of this answer: it may be there yet, and is not paid for twice
+        # of the batch, not of this answer: it may be there yet, and is not paid for twice
+        except ModelError as error:
             return unanswered(error)
         return await self._judged(item, answer)
 
@@ -131,15 +142,28 @@ class BatchCaller(Caller):
             paid, usage = self._entry(item.key, answer, item.prompt, batch=True).cost, answer.usage
             outcome = judged(item.call, answer, item.nonce)
             if isinstance(outcome, Verdict):
-                return replace(outcome, cost=paid, usage=usage, requests=1, model=answer.model or self.model.name)
+                return replace(
+                    outcome,
+                    cost=paid,
+                    usage=usage,
+                    requests=1,
+                    model=answer.model or self.model.name,
+                )
         elif not answer.passes:
             return replace(unanswered(answer), requests=1)
         alone = await super()._asked(item.call, item.key)
-        return replace(alone, cost=alone.cost + paid, usage=alone.usage + usage, requests=alone.requests + 1)
+        return replace(
+            alone, cost=alone.cost + paid, usage=alone.usage + usage, requests=alone.requests + 1
+        )
 
     async def drain(self) -> None:
         await super().drain()
-        waits = [*self._sent_off, *self._waiting.values(), *self._found.values(), *([self._sender] if self._sender else [])]
+        waits = [
+            *self._sent_off,
+            *self._waiting.values(),
+            *self._found.values(),
+            *([self._sender] if self._sender else []),
+        ]
         for task in waits:  # the ledger knows which batches are at work
             task.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
@@ -161,7 +185,8 @@ class BatchCaller(Caller):
                     break
                 count += 1
             items, self._gathered = self._gathered[:count], self._gathered[count:]
-            task = asyncio.ensure_future(self._send(items))  # not waited for: what is asked next goes in a batch of its own
+            # Not waited for: what is asked next goes in a batch of its own.
+            task = asyncio.ensure_future(self._send(items))
             self._sent_off.add(task)
             task.add_done_callback(self._sent_off.discard)
 
@@ -172,7 +197,11 @@ class BatchCaller(Caller):
         try:
             batch = await self._submit(job, items)
         except Exception as error:
-            failed = error if isinstance(error, ModelError) else ModelError("request", f"{type(error).__name__}: {error}")
+            failed = (
+                error
+                if isinstance(error, ModelError)
+                else ModelError("request", f"{type(error).__name__}: {error}")
+            )
             for item in items:
                 self._settle(item)
                 if not item.done.done():  # whoever asked may have gone
@@ -190,7 +219,8 @@ class BatchCaller(Caller):
     async def _submit(self, job: str, items: Sequence[Item]) -> str:
         with self._ledger.writing() as db:
             rows = [
-                {**self._names, "key": i.key, "custom_id": i.id, "nonce": i.nonce, "job": job, "batch": None, "booked": False, "time": self._clock()}
+                {**self._names, "key": i.key, "custom_id": i.id, "nonce": i.nonce, "job": job,
+                    "batch": None, "booked": False, "time": self._clock()}
                 for i in items
             ]  # fmt: skip
             for row in rows:  # a question that was asked before under another job is this job's now
@@ -215,7 +245,9 @@ class BatchCaller(Caller):
 
     def _name(self, job: str, batch: str) -> None:
         with self._ledger.writing() as db:
-            db.execute(BATCHES.update().where(BATCHES.c.job == job, *self._mine).values(batch=batch))
+            db.execute(
+                BATCHES.update().where(BATCHES.c.job == job, *self._mine).values(batch=batch)
+            )
 
     async def _search(self, job: str) -> str | None:
         """The batch of a job that was being sent when the process was killed, if it arrived."""
@@ -225,9 +257,17 @@ class BatchCaller(Caller):
 
     async def _searched(self, job: str) -> str | None:
         with self._ledger.reading() as db:
-            rows = list(db.execute(sa.select(BATCHES.c.custom_id, BATCHES.c.time).where(BATCHES.c.job == job, *self._mine)))
+            rows = list(
+                db.execute(
+                    sa.select(BATCHES.c.custom_id, BATCHES.c.time).where(
+                        BATCHES.c.job == job, *self._mine
+                    )
+                )
+            )
         since, ids = min(row.time for row in rows), [row.custom_id for row in rows]
-        batch: str | None = await self._patiently(lambda: self.model.mine(since, ids, self._answers))  # type: ignore[attr-defined]
+        batch: str | None = await self._patiently(
+            lambda: self.model.mine(since, ids, self._answers)  # type: ignore[attr-defined]
+        )
         if batch is not None:
             self._name(job, batch)
         return batch
@@ -235,25 +275,40 @@ class BatchCaller(Caller):
     # Hearing.
 
     async def _result(self, batch: str, item: Item) -> Reply | ModelError:
-        """An item's answer, booked once. Raises ModelError where the batch's answers cannot be had."""
+        """An item's answer, booked once.
+
+        Raises ModelError where the batch's answers cannot be had.
+        """
         try:
-            answer = (await self._answers(batch)).get(item.id) or ModelError("server", "the batch lacks this answer")
+            answer = (await self._answers(batch)).get(item.id) or ModelError(
+                "server", "the batch lacks this answer"
+            )
         except ModelError:
             self._settle(item)
             raise
-        entry = self._entry(item.key, answer, item.prompt, batch=True) if isinstance(answer, Reply) else None
+        entry = (
+            self._entry(item.key, answer, item.prompt, batch=True)
+            if isinstance(answer, Reply)
+            else None
+        )
         self._settle(item, entry)
         return answer
 
     def _settle(self, item: Item, entry: Entry | None = None) -> None:
-        booked = BATCHES.update().where(BATCHES.c.key == item.key, BATCHES.c.booked.is_(False), *self._mine).values(booked=True)
+        booked = (
+            BATCHES.update()
+            .where(BATCHES.c.key == item.key, BATCHES.c.booked.is_(False), *self._mine)
+            .values(booked=True)
+        )
         self.account.settle(item.most, entry, once=booked)
         self._settled.set()
 
     async def _answers(self, batch: str) -> Answers:
         """A batch's answers, for which all that wait for it look together."""
         known = self._waiting.get(batch)
-        if known is None or (known.done() and known.exception() and not isinstance(known.exception(), BatchFailed)):
+        if known is None or (
+            known.done() and known.exception() and not isinstance(known.exception(), BatchFailed)
+        ):
             self._waiting[batch] = asyncio.ensure_future(self._looked(batch))
         return await asyncio.shield(self._waiting[batch])
 
@@ -262,9 +317,15 @@ class BatchCaller(Caller):
             while (found := await self._patiently(lambda: self.model.results(batch))) is None:  # type: ignore[attr-defined]
                 await calls.TIME.sleep(POLL)
             answers = dict(found)
-            failed = [answer for answer in answers.values() if isinstance(answer, ModelError) and answer.passes]
+            failed = [
+                answer
+                for answer in answers.values()
+                if isinstance(answer, ModelError) and answer.passes
+            ]
             if answers and len(failed) == len(answers):
-                raise BatchFailed(failed[0].kind, f"the batch {batch} as a whole brought no answer: {failed[0]}")
+                raise BatchFailed(
+                    failed[0].kind, f"the batch {batch} as a whole brought no answer: {failed[0]}"
+                )
             return answers
         except BatchFailed:
             with self._ledger.writing() as db:  # what is asked again is not looked for there
@@ -279,7 +340,11 @@ class BatchCaller(Caller):
                 return await ask()
             except ModelError as error:
                 wait = error.after or pause
-                if isinstance(error, BatchFailed) or not error.passes or calls.TIME.now() + wait > until:
+                if (
+                    isinstance(error, BatchFailed)
+                    or not error.passes
+                    or calls.TIME.now() + wait > until
+                ):
                     raise
             await calls.TIME.sleep(wait)
             pause = min(pause * 2, POLL)

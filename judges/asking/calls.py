@@ -1,18 +1,24 @@
-"""How models are asked: what is known is not asked again, what fails is asked again only where that can help, and no more is spent than allowed.
+"""How models are asked: what is known is not asked again, what fails is asked again only where that
+can help, and no more is spent than allowed.
 
 Of every answer the stop reason is read before the text. What follows from it:
 
     a verdict in the form that was asked     scored
     refused, filtered (with an error too)    abstained, with what the provider said
-    cut off by the token limit               asked once more with twice the room, then failed; never re-asked as it was
-    not in the form that was asked           asked once more with what was wrong with it, then failed
-    rate limit, overload, server error,      waited for and sent again, as the server asks or ever longer, until `patience` is over,
+    cut off by the token limit               asked once more with twice the room, then failed; never
+                                             re-asked as it was
+    not in the form that was asked           asked once more with what was wrong with it, then
+                                             failed
+    rate limit, overload, server error,      waited for and sent again, as the server asks or ever
+                                             longer, until `patience` is over,
     timeout, no connection                   or eight requests were sent, then failed
     wrong request                            failed
-    key, quota, billing, permission          failed, and nothing more is sent: every other request would meet the same
+    key, quota, billing, permission          failed, and nothing more is sent: every other request
+                                             would meet the same
 
-After several failures in a row, over all calls, the circuit opens: one request at a time is let through, ever more seldom, until one gets an answer. Calls
-wait meanwhile, up to their patience, so that an outage in the night costs time and not verdicts.
+After several failures in a row, over all calls, the circuit opens: one request at a time is let
+through, ever more seldom, until one gets an answer. Calls wait meanwhile, up to their patience, so
+that an outage in the night costs time and not verdicts.
 """
 
 from __future__ import annotations
@@ -44,8 +50,10 @@ class Call:
     Attributes:
         key: what its verdict depends on beside the judge's version, JSON data.
         write: the prompt under a nonce.
-        read: the verdict as data, of a reply to the prompt of that nonce; raises Unreadable with what the model should have done.
-        since: when it was first wanted, by `TIME`; None: now. What has waited in a queue has lost patience there too.
+        read: the verdict as data, of a reply to the prompt of that nonce; raises Unreadable with
+            what the model should have done.
+        since: when it was first wanted, by `TIME`; None: now. What has waited in a queue has lost
+            patience there too.
     """
 
     key: Any
@@ -73,7 +81,8 @@ class Caller:
     Args:
         version: the judge's; part of every key.
         price: dollars per million tokens; None: unknown, and no budget can be held.
-        concurrency: requests under way at once; fewer where the model says so (`at_once`), since a request's timeout is no time to queue.
+        concurrency: requests under way at once; fewer where the model says so (`at_once`), since a
+            request's timeout is no time to queue.
         timeout: seconds for one request, its answer included.
         patience: seconds for one verdict, with everything that is waited for.
     """
@@ -91,7 +100,13 @@ class Caller:
         patience: float = 900.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.model, self.version, self.cache, self.account, self.price = model, version, cache, account, price
+        self.model, self.version, self.cache, self.account, self.price = (
+            model,
+            version,
+            cache,
+            account,
+            price,
+        )
         self._timeout, self._patience, self._clock = timeout, patience, clock
         self._slots = asyncio.Semaphore(min(concurrency, getattr(model, "at_once", concurrency)))
         self._circuit = Circuit()
@@ -122,7 +137,8 @@ class Caller:
         if self.cache is not None and (known := self.cache.get(key)) is not None:
             return known
         task = self._under_way[key] = asyncio.ensure_future(self._verdict(call, key))
-        task.add_done_callback(lambda _: self._under_way.pop(key))  # also where whoever asked has gone: it is paid for
+        # Also where whoever asked has gone: it is paid for.
+        task.add_done_callback(lambda _: self._under_way.pop(key))
         return await asyncio.shield(task)
 
     async def _verdict(self, call: Call, key: str) -> Verdict:
@@ -145,7 +161,10 @@ class Caller:
             if "wrong" in more:
                 prompt = replace(
                     prompt,
-                    user=f"{prompt.user}\n\nYour last answer could not be used ({more['wrong']}). Answer again, exactly in the form asked for.",
+                    user=(
+                        f"{prompt.user}\n\nYour last answer could not be used ({more['wrong']})."
+                        " Answer again, exactly in the form asked for."
+                    ),
                 )
             sent = await self._sent(prompt, key, deadline)
             paid, requests = paid + sent.cost, requests + sent.requests
@@ -156,9 +175,17 @@ class Caller:
             usage = usage + reply.usage
             outcome = judged(call, reply, nonce)
             if isinstance(outcome, Verdict):
-                return replace(outcome, cost=paid, usage=usage, requests=requests, model=reply.model or self.model.name)
+                return replace(
+                    outcome,
+                    cost=paid,
+                    usage=usage,
+                    requests=requests,
+                    model=reply.model or self.model.name,
+                )
             if more.keys() & outcome.keys():
-                return Verdict("failed", {}, _why(outcome), paid, usage, requests, model=reply.model)
+                return Verdict(
+                    "failed", {}, _why(outcome), paid, usage, requests, model=reply.model
+                )
             more |= outcome
 
     async def _sent(self, prompt: Prompt, key: str, deadline: Callable[[], float]) -> Sent:
@@ -188,15 +215,27 @@ class Caller:
             self._circuit.heard(answer)
             if isinstance(answer, Reply) or not answer.passes:
                 return Sent(answer, paid, requests)
-            pause = answer.after or min(BACKOFF * 2 ** (requests - 1), LONGEST) * (0.75 + 0.25 * self._chance.random())
-            if requests >= (2 if answer.kind == "form" else REQUESTS) or TIME.now() + pause > deadline():
+            pause = answer.after or min(BACKOFF * 2 ** (requests - 1), LONGEST) * (
+                0.75 + 0.25 * self._chance.random()
+            )
+            if (
+                requests >= (2 if answer.kind == "form" else REQUESTS)
+                or TIME.now() + pause > deadline()
+            ):
                 return Sent(
-                    ModelError(answer.kind, f"{answer} (given up after {requests} requests)", answer.status), paid, requests
+                    ModelError(
+                        answer.kind, f"{answer} (given up after {requests} requests)", answer.status
+                    ),
+                    paid,
+                    requests,
                 )
             await TIME.sleep(pause)
 
     async def drain(self) -> None:
-        """Waits for requests that are under way, each at most its timeout; sends no more, and gives up what waits."""
+        """Waits for requests that are under way, each at most its timeout;
+
+        sends no more, and gives up what waits.
+        """
         self._closed = True
         while self._flying:
             self._landed.clear()
@@ -215,7 +254,8 @@ class Caller:
             return ModelError("timeout", f"no answer within {self._timeout:g} seconds", lost=True)
         except ModelError as error:
             return error
-        except Exception as error:  # an answer of a shape that nobody thought of, or a model that is not well
+        # an answer of a shape that nobody thought of, or a model that is not well
+        except Exception as error:
             return ModelError("request", f"{type(error).__name__}: {error}", lost=True)
 
     async def _reserve(self, prompt: Prompt) -> float:
@@ -233,12 +273,18 @@ class Caller:
         """The same, of what is read and of what is written."""
         if self.price is None:
             return 0.0, 0.0
-        size = len((prompt.system + prompt.user + str(prompt.schema)).encode(errors="surrogatepass")) + 64
+        size = (
+            len((prompt.system + prompt.user + str(prompt.schema)).encode(errors="surrogatepass"))
+            + 64
+        )
         return size * max(self.price[:3]) / 1e6, prompt.max_tokens * self.price[3] / 1e6
 
-    def _entry(self, key: str, answer: Reply | ModelError, prompt: Prompt, batch: bool = False) -> Entry:
-        """What a request is booked as: where nobody knows what it cost (its answer was lost on the way, or does not tell its
-        tokens, or tells only one part of them), the most it can have cost."""
+    def _entry(
+        self, key: str, answer: Reply | ModelError, prompt: Prompt, batch: bool = False
+    ) -> Entry:
+        """What a request is booked as: where nobody knows what it cost (its answer was lost on the
+        way, or does not tell its tokens, or tells only one part of them), the most it can have
+        cost."""
         used, share = answer.usage, BATCH if batch else 1.0
         if isinstance(answer, ModelError):
             status, wrote = answer.kind, True
@@ -251,12 +297,22 @@ class Caller:
         unread = not (used.fresh or used.read or used.written)
         unwritten = not used.output and (unread or wrote)
         paid += share * (read * unread + written * unwritten)
-        return Entry(key, self.model.name, status, used, paid, certain=not (self.price and (unread or unwritten)))
+        return Entry(
+            key,
+            self.model.name,
+            status,
+            used,
+            paid,
+            certain=not (self.price and (unread or unwritten)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What sending brought: an answer or why there is none, what was paid, and how many requests that took."""
+    """What sending brought:
+
+    an answer or why there is none, what was paid, and how many requests that took.
+    """
 
     reply: Reply | ModelError
     cost: float
@@ -264,7 +320,11 @@ class Sent:
 
 
 def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
-    """The verdict in a reply; or what another question should do better: "room" (it was cut off) or "wrong" (what was wrong with its form)."""
+    """The verdict in a reply;
+
+    or what another question should do better: "room" (it was cut off) or "wrong" (what was wrong
+    with its form).
+    """
     if reply.stop in ("refused", "filtered"):
         return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}")[:500])
     if reply.stop == "length":
@@ -277,7 +337,8 @@ def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
         return Verdict("scored", dict(call.read(reply, nonce)))
     except Unreadable as error:
         return {"wrong": str(error)[:300]}
-    except Exception as error:  # the judge's own mistake; what it was paid for is booked all the same
+    # the judge's own mistake; what it was paid for is booked all the same
+    except Exception as error:
         return Verdict("failed", {}, redact(f"{type(error).__name__}: {error}")[:500])
 
 
@@ -294,7 +355,8 @@ def _why(outcome: Mapping[str, Any]) -> str:
 
 
 class Circuit:
-    """Lets requests through, holds them back after failures, and stops them for good where none can succeed."""
+    """Lets requests through, holds them back after failures, and stops them for good where none can
+    succeed."""
 
     def __init__(self) -> None:
         self.answered = TIME.now()  # when the last answer came
@@ -315,7 +377,9 @@ class Circuit:
             while True:
                 if self._shut is not None:
                     raise ModelError(
-                        "account", f"not sent, since an earlier request was answered: {self._shut}", self._shut.status
+                        "account",
+                        f"not sent, since an earlier request was answered: {self._shut}",
+                        self._shut.status,
                     )
                 if self._failures >= TRIP and not alone:
                     alone = await self._probe.acquire()
@@ -327,7 +391,9 @@ class Circuit:
                 if pause <= 0:
                     break
                 if self._opens > deadline():
-                    raise ModelError("busy", f"not sent, since the model does not answer: {self._last}")
+                    raise ModelError(
+                        "busy", f"not sent, since the model does not answer: {self._last}"
+                    )
                 await TIME.sleep(pause)
             yield
         finally:
@@ -336,7 +402,11 @@ class Circuit:
 
     @property
     def trouble(self) -> str:
-        return redact(f"{self._last.kind}: {self._last}")[:200] if self._failures and self._last is not None else ""
+        return (
+            redact(f"{self._last.kind}: {self._last}")[:200]
+            if self._failures and self._last is not None
+            else ""
+        )
 
     def heard(self, answer: Reply | ModelError) -> None:
         now = TIME.now()
@@ -353,4 +423,7 @@ class Circuit:
             if answer.kind == "busy" and answer.after:
                 self._opens = max(self._opens, now + answer.after)  # the server means everybody
             if self._failures >= TRIP:
-                self._opens, self._cool = max(self._opens, now + self._cool), min(self._cool * 2, COOLEST)
+                self._opens, self._cool = (
+                    max(self._opens, now + self._cool),
+                    min(self._cool * 2, COOLEST),
+                )

@@ -25,11 +25,15 @@ class Asking(ABC):
     """What everything that asks a model takes, and how it is set up to ask.
 
     Attributes:
-        model: "provider:name", a mapping with provider, model and the provider's options, or an object with `ask(prompt)`.
+        model: "provider:name", a mapping with provider, model and the provider's options, or an
+            object with `ask(prompt)`.
         max_tokens: of an answer; one that is cut off is asked for once more with twice as many.
-        cache: URL or file of the verdicts' cache; default: judges.sqlite beside the run's folder. False: none.
-        budget: dollars that this judge may spend in a run; the run is paused before it would spend more.
-        prices: dollars per million tokens, {"provider:name": [input, output] or [input, cached, written, output]}.
+        cache: URL or file of the verdicts' cache; default: judges.sqlite beside the run's folder.
+            False: none.
+        budget: dollars that this judge may spend in a run; the run is paused before it would spend
+            more.
+        prices: dollars per million tokens, {"provider:name": [input, output] or [input, cached,
+            written, output]}.
         concurrency: requests under way at once.
         timeout: seconds for one request.
         patience: seconds that one verdict is waited for while the model does not answer.
@@ -74,19 +78,27 @@ class Asking(ABC):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         self._model = make_model(self.model, self.plugins)
-        self._price = price_of(self._model.name, self.prices, str(self._model.settings.get("url") or ""))
-        if self.budget is not None and not (isinstance(self.budget, (int, float)) and self.budget > 0):
+        self._price = price_of(
+            self._model.name, self.prices, str(self._model.settings.get("url") or "")
+        )
+        if self.budget is not None and not (
+            isinstance(self.budget, (int, float)) and self.budget > 0
+        ):
             raise ValueError(f"budget must be positive, got {self.budget}")
         if self.budget is not None and self._price is None:
             raise ValueError(
-                f"nobody knows what {self._model.name} costs, so a budget cannot be held: give `prices: {{{self._model.name!r}: [input, output]}}`, "
-                "in dollars per million tokens"
+                f"nobody knows what {self._model.name} costs, so a budget cannot be held: give"
+                f" `prices: {{{self._model.name!r}: [input, output]}}`, in dollars per million"
+                " tokens"
             )
-        guessed = self._price is not None and not any(self._price) and self._model.name not in self.prices
+        guessed = (
+            self._price is not None and not any(self._price) and self._model.name not in self.prices
+        )
         if self.budget is not None and guessed and self._model.settings.get("url"):
             warnings.warn(
-                f"{self._model.name} at a server of your own costs 0 by assumption, so its budget never ends: "
-                f"if the server passes questions on to a paid model, give `prices: {{{self._model.name!r}: [input, output]}}`",
+                f"{self._model.name} at a server of your own costs 0 by assumption, so its budget"
+                " never ends: if the server passes questions on to a paid model, give `prices:"
+                f" {{{self._model.name!r}: [input, output]}}`",
                 stacklevel=2,
             )
         if self.batch and not hasattr(self._model, "submit"):
@@ -113,18 +125,30 @@ class Asking(ABC):
 
     @property
     def _basis(self) -> str:
-        """The same, less how many verdicts are asked for and what is made of them: what one verdict depends on."""
+        """The same, less how many verdicts are asked for and what is made of them:
+
+        what one verdict depends on.
+        """
         return f"{self._model.name}/{self.label}/{self._hash(self.FREE | self.MANY)}"
 
     def _hash(self, without: frozenset[str]) -> str:
-        own = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name not in without}
+        own = {
+            f.name: _plain(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name not in without
+        }
         return derive_id(self.way, self.instructions, own, dict(self._model.settings))
 
     def open(self, context: Context) -> None:
-        """Sets up asking. Judges of one name in one run (a stage has one per environment) share one caller: one budget, one circuit."""
+        """Sets up asking. Judges of one name in one run (a stage has one per environment) share one
+        caller: one budget, one circuit."""
         self.close()
         self._context = context
-        self._place = (id(context.ledger), context.run, context.name, self.version) if context.ledger is not None else None
+        self._place = (
+            (id(context.ledger), context.run, context.name, self.version)
+            if context.ledger is not None
+            else None
+        )
         caller = OPEN_CALLERS.get(self._place) if self._place is not None else None
         if caller is None:
             caller = self._new_caller(context)
@@ -136,9 +160,15 @@ class Asking(ABC):
     def _new_caller(self, context: Context) -> Caller:
         cache = None
         if self.cache is not False:
-            cache = Cache(self.cache if self.cache is not None else context.folder.parent / "judges.sqlite")
+            cache = Cache(
+                self.cache if self.cache is not None else context.folder.parent / "judges.sqlite"
+            )
         account = Account(context.ledger, context.run, context.name, self.budget, context.clock)
-        limits: dict[str, Any] = {"concurrency": self.concurrency, "timeout": self.timeout, "patience": self.patience}
+        limits: dict[str, Any] = {
+            "concurrency": self.concurrency,
+            "timeout": self.timeout,
+            "patience": self.patience,
+        }
         asked = (self._model, self._basis, cache, account, self._price)
         if self.batch:
             names = {"ledger": context.ledger, "run": context.run, "source": context.name}
@@ -165,4 +195,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(getattr(value, "version", value))
+    return (
+        value
+        if value is None or isinstance(value, (bool, int, float, str))
+        else str(getattr(value, "version", value))
+    )

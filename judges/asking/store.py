@@ -1,7 +1,9 @@
-"""What judging leaves behind: verdicts in a cache of its own, and requests and money in the run's ledger.
+"""What judging leaves behind: verdicts in a cache of its own, and requests and money in the run's
+ledger.
 
-The cache is addressed by content: a hash of everything that a verdict depends on (model, judge, rubric, what was said, in which order it was shown).
-It lives at a URL of its own, so that runs share it. The account is the run's: every request that was sent, what it brought and cost.
+The cache is addressed by content: a hash of everything that a verdict depends on (model, judge,
+rubric, what was said, in which order it was shown). It lives at a URL of its own, so that runs
+share it. The account is the run's: every request that was sent, what it brought and cost.
 """
 
 from __future__ import annotations
@@ -39,13 +41,15 @@ CALLS = sa.Table(  # one row per request that was sent
     sa.Column("source", Words, nullable=False),
     sa.Column("model", Words, nullable=False),
     sa.Column("key", sa.String, nullable=False),
-    sa.Column("status", Words, nullable=False),  # "end", "length", "refused", ..., or the kind of error
+    # "end", "length", "refused", ..., or the kind of error.
+    sa.Column("status", Words, nullable=False),
     sa.Column("fresh", sa.Integer, nullable=False),
     sa.Column("read", sa.Integer, nullable=False),
     sa.Column("written", sa.Integer, nullable=False),
     sa.Column("output", sa.Integer, nullable=False),
     sa.Column("cost", sa.Float, nullable=False),
-    sa.Column("certain", sa.Boolean, nullable=False),  # False: nobody knows what it cost; the most it can have cost is counted
+    # False: nobody knows what it cost; the most it can have cost is counted.
+    sa.Column("certain", sa.Boolean, nullable=False),
     sa.Column("time", sa.Float, nullable=False),
 )
 BATCHES = sa.Table(  # questions that were sent in batches, so that a run that was killed finds them
@@ -84,18 +88,33 @@ def prepare(ledger: Database) -> None:
 def canaries(ledger: Database, run: str, source: str, version: str) -> list[tuple[str, bool]]:
     """What a judge made of the canaries it was shown, in order: kind, and whether it fell."""
     query = sa.select(CANARIES.c.kind, CANARIES.c.fell).where(
-        CANARIES.c.run == run, CANARIES.c.source == source, CANARIES.c.version == version, CANARIES.c.fell.is_not(None)
+        CANARIES.c.run == run,
+        CANARIES.c.source == source,
+        CANARIES.c.version == version,
+        CANARIES.c.fell.is_not(None),
     )
     with ledger.reading() as db:
-        return [(kind, bool(fell)) for kind, fell in db.execute(query.order_by(CANARIES.c.time, CANARIES.c.id))]
+        return [
+            (kind, bool(fell))
+            for kind, fell in db.execute(query.order_by(CANARIES.c.time, CANARIES.c.id))
+        ]
 
 
 def add_canary(
-    ledger: Database, id_: str, run: str, source: str, version: str, kind: str, fell: bool | None, said: Any, time: float
+    ledger: Database,
+    id_: str,
+    run: str,
+    source: str,
+    version: str,
+    kind: str,
+    fell: bool | None,
+    said: Any,
+    time: float,
 ) -> bool:
     """Remembers what a judge made of a canary; False: it was shown this one before."""
     row = {
-        "id": id_, "run": run, "source": source, "version": version, "kind": kind, "fell": fell, "said": canonical_json(said),
+        "id": id_, "run": run, "source": source, "version": version, "kind": kind, "fell": fell,
+        "said": canonical_json(said),
         "time": time,
     }  # fmt: skip
     with ledger.writing() as db:
@@ -157,29 +176,41 @@ class Cache(Database):
         if found is None:
             return None
         data = json.loads(found)
-        return Verdict(data["status"], data["said"], data["reason"], cached=True, model=data["model"])
+        return Verdict(
+            data["status"], data["said"], data["reason"], cached=True, model=data["model"]
+        )
 
     def put(self, key: str, verdict: Verdict, now: float) -> None:
         """Keeps a verdict; what is there already stays. A failure is no verdict and is not kept."""
         if verdict.status == "failed":
             return
         content = canonical_json(
-            {"status": verdict.status, "said": dict(verdict.said), "reason": verdict.reason, "model": verdict.model}
+            {
+                "status": verdict.status,
+                "said": dict(verdict.said),
+                "reason": verdict.reason,
+                "model": verdict.model,
+            }
         )
         with self.writing() as db:
             if db.scalar(sa.select(VERDICTS.c.key).where(VERDICTS.c.key == key)) is None:
                 db.execute(VERDICTS.insert().values(key=key, content=content, time=now))
 
-    def forget(self, models: Collection[str] = (), abstained: bool = False, since: float = 0.0) -> int:
+    def forget(
+        self, models: Collection[str] = (), abstained: bool = False, since: float = 0.0
+    ) -> int:
         """Throws verdicts away, so that they are asked for, and paid for, again. Returns how many.
 
         Args:
-            models: of these alone, by name, with or without the provider, or by the dated name that answered; empty: of all.
+            models: of these alone, by name, with or without the provider, or by the dated name that
+                answered; empty: of all.
             abstained: only where the judge abstained.
             since: only what came at or after this time.
         """
         with self.writing() as db:
-            rows = db.execute(sa.select(VERDICTS.c.key, VERDICTS.c.content).where(VERDICTS.c.time >= since)).all()
+            rows = db.execute(
+                sa.select(VERDICTS.c.key, VERDICTS.c.content).where(VERDICTS.c.time >= since)
+            ).all()
             gone = []
             for key, content in rows:
                 data = json.loads(content)
@@ -192,7 +223,10 @@ class Cache(Database):
 
 
 def _is(answered: str, name: str) -> bool:
-    """Whether the model that answered is the one of a name: with its provider or without, and as dated as it calls itself."""
+    """Whether the model that answered is the one of a name:
+
+    with its provider or without, and as dated as it calls itself.
+    """
     bare = name.partition(":")[2] or name
     return answered in (name, bare) or answered.startswith(f"{bare}-2")
 
@@ -212,22 +246,32 @@ class Entry:
 class Account:
     """What a source has spent in a run, and what it may.
 
-    Money is reserved before a request is sent (the most it can cost) and settled when its answer is there, so that the budget holds with any number of
-    requests under way.
+    Money is reserved before a request is sent (the most it can cost) and settled when its answer is
+    there, so that the budget holds with any number of requests under way.
 
     Args:
         ledger: the run's; None: nothing is kept.
         budget: dollars; None: no limit.
     """
 
-    def __init__(self, ledger: Any, run: str, source: str, budget: float | None, clock: Any) -> None:
-        self._ledger, self._run, self._source, self._budget, self._clock = ledger, run, source, budget, clock
+    def __init__(
+        self, ledger: Any, run: str, source: str, budget: float | None, clock: Any
+    ) -> None:
+        self._ledger, self._run, self._source, self._budget, self._clock = (
+            ledger,
+            run,
+            source,
+            budget,
+            clock,
+        )
         self.spent, self.reserved = 0.0, 0.0
         if ledger is not None:
             prepare(ledger)
             with ledger.reading() as db:
                 query = sa.select(sa.func.coalesce(sa.func.sum(CALLS.c.cost), 0.0))
-                self.spent = float(db.scalar(query.where(CALLS.c.run == run, CALLS.c.source == source)) or 0.0)
+                self.spent = float(
+                    db.scalar(query.where(CALLS.c.run == run, CALLS.c.source == source)) or 0.0
+                )
 
     def reserve(self, amount: float, already_sent: bool = False) -> bool:
         """Puts money aside; False: it must be waited for until what is under way is settled.
@@ -235,19 +279,28 @@ class Account:
         Raises:
             Paused: there is nothing to wait for, the budget is spent.
         """
-        if not already_sent and self._budget is not None and self.spent + self.reserved + amount > self._budget:
+        if (
+            not already_sent
+            and self._budget is not None
+            and self.spent + self.reserved + amount > self._budget
+        ):
             if self.reserved > 0:
                 return False
             raise Paused(
-                f"the judge {self._source!r} has spent {self.spent:.4f} of its budget of {self._budget:g}, and its next request may cost "
-                f"{amount:.4f}: give it a larger `budget` and go on"
+                f"the judge {self._source!r} has spent {self.spent:.4f} of its budget of"
+                f" {self._budget:g}, and its next request may cost {amount:.4f}: give it a larger"
+                " `budget` and go on"
             )
         self.reserved += amount
         return True
 
     def settle(self, reserved: float, entry: Entry | None, once: sa.Update | None = None) -> None:
         """Gives back what was put aside, and books the request, if one was sent."""
-        self.reserved = 0.0 if math.isclose(self.reserved, reserved, abs_tol=1e-12) else self.reserved - reserved
+        self.reserved = (
+            0.0
+            if math.isclose(self.reserved, reserved, abs_tol=1e-12)
+            else self.reserved - reserved
+        )
         if entry is not None:
             self.book(entry, once)
 
@@ -255,12 +308,15 @@ class Account:
         """Writes a request down.
 
         Args:
-            once: a statement that marks it as booked; where it changes nothing, that was done before.
+            once: a statement that marks it as booked; where it changes nothing, that was done
+                before.
         """
         if self._ledger is not None:
             row = {
-                "run": self._run, "source": self._source, "model": e.model, "key": e.key, "status": e.status, "fresh": e.usage.fresh,
-                "read": e.usage.read, "written": e.usage.written, "output": e.usage.output, "cost": e.cost, "certain": e.certain,
+                "run": self._run, "source": self._source, "model": e.model, "key": e.key,
+                "status": e.status, "fresh": e.usage.fresh,
+                "read": e.usage.read, "written": e.usage.written, "output": e.usage.output,
+                "cost": e.cost, "certain": e.certain,
                 "time": self._clock(),
             }  # fmt: skip
             with self._ledger.writing() as db:

@@ -1,10 +1,12 @@
 """`escalation`: a cheap judge first; a strong one, or people, where it is not enough.
 
-    first ──sure──▶ its answer
-      └──unsure, in disagreement with itself, failed──▶ then, as long as limit and budget allow ──▶ their answer
+    first ──sure──▶ its answer └──unsure, in disagreement with itself, failed──▶ then, as long as
+      limit and budget allow ──▶ their answer
 
-What makes `first` unsure is in its answer: members of a panel or samples that differ (`details["spread"]`), a verdict that changes with the order
-(`details["flipped"]`), or a probability near one half. Where nothing more may be asked, the answer that is there stands, and says so.
+What makes `first` unsure is in its answer: members of a panel or samples that differ
+(`details["spread"]`), a verdict that changes with the order (`details["flipped"]`), or a
+probability near one half. Where nothing more may be asked, the answer that is there stands, and
+says so.
 """
 
 from __future__ import annotations
@@ -57,24 +59,32 @@ class Escalation:
         kinds = [as_source(m.given)[1] for m in made]
         if kinds[0] != kinds[1]:
             raise ValueError(
-                f"first and then must both score or both compare: {self._names[0]!r} is about an {kinds[0]}, {self._names[1]!r} about a {kinds[1]}"
+                f"first and then must both score or both compare: {self._names[0]!r} is about an"
+                f" {kinds[0]}, {self._names[1]!r} about a {kinds[1]}"
             )
-        # People write their answers into the ledger themselves, under the very request that they were given.
+        # People write their answers into the ledger themselves, under the very request that they
+        # were given.
         self._people = getattr(made[1].given, "answers_in_ledger", False)
         if getattr(made[0].given, "answers_in_ledger", False):
-            raise ValueError(f"{self._names[0]!r} answers late and elsewhere: it can only come second")
+            raise ValueError(
+                f"{self._names[0]!r} answers late and elsewhere: it can only come second"
+            )
         self.members = {m.name: m.given for m in made[: 1 if self._people else 2]}
         if self.spread is None and self.unsure is None and not self.failed:
             raise ValueError("nothing would ever go up: give `spread`, `unsure`, or failed: true")
         if not 0 < self.limit <= 1 or (self.unsure is not None and not 0.5 <= self.unsure <= 1):
-            raise ValueError(f"limit must lie above 0 and up to 1, unsure in 0.5 to 1; got {self.limit} and {self.unsure}")
+            raise ValueError(
+                f"limit must lie above 0 and up to 1, unsure in 0.5 to 1; got {self.limit} and"
+                f" {self.unsure}"
+            )
         self.kind = kinds[0]
         rule = [self.spread, self.unsure, self.failed, self.limit]
         self.version = f"escalation/{derive_id([m.version for m in made], rule)[:8]}"
         self._name, self._seen, self._up = "", 0, 0
         self._closed = ""  # why nothing goes up any more
         self._asked: dict[str, Request] = {}  # by the first's request
-        self._waits: dict[str, tuple[Request, Answer]] = {}  # by the second's request, with what the first said
+        # By the second's request, with what the first said.
+        self._waits: dict[str, tuple[Request, Answer]] = {}
 
     def open(self, context: Context) -> None:
         self._name = context.name
@@ -86,7 +96,11 @@ class Escalation:
         for source in (self._then, self._first):
             if hasattr(source, "plan"):
                 return list(source.plan(group, episodes))
-        return [Question(group, tuple(episodes))] if self.kind == "group" else [Question(e.id, (e,)) for e in episodes]
+        return (
+            [Question(group, tuple(episodes))]
+            if self.kind == "group"
+            else [Question(e.id, (e,)) for e in episodes]
+        )
 
     def request(self, requests: Sequence[Request]) -> None:
         own = {}
@@ -94,7 +108,9 @@ class Escalation:
             theirs = dataclasses.replace(request, source=f"{self._name}.{self._names[0]}")
             if theirs.id not in self._asked:
                 self._asked[theirs.id] = own[theirs.id] = request
-        self._first.request([dataclasses.replace(r, source=f"{self._name}.{self._names[0]}") for r in own.values()])
+        self._first.request(
+            [dataclasses.replace(r, source=f"{self._name}.{self._names[0]}") for r in own.values()]
+        )
 
     def receive(self) -> list[Answer]:
         answers, up = [], []
@@ -102,11 +118,25 @@ class Escalation:
             request = self._asked.pop(said.stamp.request or "")
             self._seen += 1
             why = self._why(said)
-            if not why or self._closed or self._up + 1 > self.limit * max(self._seen, 1 / self.limit):
-                answers.append(self._as_ours(request, said, {"unsure": why, "closed": self._closed or "limit"} if why else {}))
+            if (
+                not why
+                or self._closed
+                or self._up + 1 > self.limit * max(self._seen, 1 / self.limit)
+            ):
+                answers.append(
+                    self._as_ours(
+                        request,
+                        said,
+                        {"unsure": why, "closed": self._closed or "limit"} if why else {},
+                    )
+                )
                 continue
             self._up += 1
-            theirs = request if self._people else dataclasses.replace(request, source=f"{self._name}.{self._names[1]}")
+            theirs = (
+                request
+                if self._people
+                else dataclasses.replace(request, source=f"{self._name}.{self._names[1]}")
+            )
             self._waits[theirs.id] = request, said
             up.append(theirs)
         if up:
@@ -120,14 +150,25 @@ class Escalation:
             heard = self._then.receive()
         except Paused as notice:  # what it would have been asked is answered by the first
             self._closed = str(notice)
-            warnings.warn(f"{self._name!r}: nothing goes up to {self._names[1]!r} any more: {notice}", stacklevel=2)
+            warnings.warn(
+                f"{self._name!r}: nothing goes up to {self._names[1]!r} any more: {notice}",
+                stacklevel=2,
+            )
             waiting, self._waits = self._waits, {}
-            return [self._as_ours(r, said, {"unsure": self._why(said), "closed": self._closed}) for r, said in waiting.values()]
+            return [
+                self._as_ours(r, said, {"unsure": self._why(said), "closed": self._closed})
+                for r, said in waiting.values()
+            ]
         answers = []
         for answer in heard:
             request, first = self._waits.pop(answer.stamp.request or "")
             answers.append(
-                self._as_ours(request, answer, {"unsure": self._why(first), "first": _brief(first)}, first.stamp.cost)
+                self._as_ours(
+                    request,
+                    answer,
+                    {"unsure": self._why(first), "first": _brief(first)},
+                    first.stamp.cost,
+                )
             )
         return answers
 
@@ -144,20 +185,31 @@ class Escalation:
                 return f"probability {said.probability:.3g}"
         return ""
 
-    def _as_ours(self, request: Request, said: Answer, note: dict[str, Any], cost: float = 0.0) -> Answer:
+    def _as_ours(
+        self, request: Request, said: Answer, note: dict[str, Any], cost: float = 0.0
+    ) -> Answer:
         stamp = Stamp(request=request.id, version=self.version, cost=said.stamp.cost + cost)
-        details = {**said.details, "by": said.stamp.version, **({"escalation": note} if note else {})}
-        return dataclasses.replace(said, id=derive_id(request.id, "escalation"), stamp=stamp, details=details)
+        details = {
+            **said.details,
+            "by": said.stamp.version,
+            **({"escalation": note} if note else {}),
+        }
+        return dataclasses.replace(
+            said, id=derive_id(request.id, "escalation"), stamp=stamp, details=details
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self._seen, "up": self._up}  # not why it closed: a budget may have been raised since
+        # Not why it closed: a budget may have been raised since.
+        return {"seen": self._seen, "up": self._up}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._seen, self._up = state["seen"], state["up"]
 
     def waiting(self) -> str:
         pairs = zip(self._names, (self._first, self._then), strict=True)
-        notes = [f"{name}: {source.waiting()}" for name, source in pairs if hasattr(source, "waiting")]
+        notes = [
+            f"{name}: {source.waiting()}" for name, source in pairs if hasattr(source, "waiting")
+        ]
         return "; ".join([*notes, f"{self._up} of {self._seen} went up"])
 
     def close(self) -> None:
@@ -169,5 +221,9 @@ class Escalation:
 def _brief(answer: Answer) -> dict[str, Any]:
     brief: dict[str, Any] = {"status": answer.status, "version": answer.stamp.version}
     if isinstance(answer, Comparison):
-        return {**brief, "ranking": [list(tier) for tier in answer.ranking], "probability": answer.probability}
+        return {
+            **brief,
+            "ranking": [list(tier) for tier in answer.ranking],
+            "probability": answer.probability,
+        }
     return {**brief, "score": answer.score}

@@ -1,11 +1,14 @@
 """`panel`: several judges are asked the same, and what they say becomes one answer.
 
     scores        the median over members (default), their mean, or the score most of them gave
-    comparisons   each pair goes to whom more members prefer; a group is ordered by the mean share of the others that each beats
+    comparisons   each pair goes to whom more members prefer; a group is ordered by the mean share
+                  of the others that each beats
 
-Members of different families are wrong about different things, and small ones together can cost less than a large one (Verga et al. 2024, arXiv:2404.18796). With
-`reliability: AGGREGATOR` each counts as much as an aggregator (`rater-bradley-terry`, `dawid-skene`, ...) finds it reliable, over all that this
-panel has said in updates before. A member that fails or abstains is left out; too few of them left (`quorum`), and the panel abstains. A
+Members of different families are wrong about different things, and small ones together can cost
+less than a large one (Verga et al. 2024, arXiv:2404.18796). With
+`reliability: AGGREGATOR` each counts as much as an aggregator (`rater-bradley-terry`,
+`dawid-skene`, ...) finds it reliable, over all that this panel has said in updates before. A member
+that fails or abstains is left out; too few of them left (`quorum`), and the panel abstains. A
 quarantined member leaves the panel, with notice.
 """
 
@@ -40,7 +43,8 @@ class Panel:
     Attributes:
         judges: entries as in `feedback`; all of them score conversations, or all of them compare.
         combine: "median", "mean" or "vote"; of scores. Comparisons are always voted on.
-        reliability: an aggregator, by whose estimate of each member's reliability it counts, instead of its `weight`.
+        reliability: an aggregator, by whose estimate of each member's reliability it counts,
+            instead of its `weight`.
         quorum: how many members must have said something; default: more than half.
         tie: what equally many votes mean: "tie", or the member whose word then counts.
 
@@ -60,23 +64,37 @@ class Panel:
             raise ValueError(f"combine must be 'median', 'mean' or 'vote', got {self.combine!r}")
         plugins = self.plugins or Plugins()
         made = make_members(self.judges, plugins)
-        self.members = {m.name: m.given for m in made}  # the engine opens and closes them, and keeps their states
+        # The engine opens and closes them, and keeps their states.
+        self.members = {m.name: m.given for m in made}
         self._sources = {m.name: as_source(m.given) for m in made}
         names, kinds = list(self.members), {kind for _, kind in self._sources.values()}
         if len(names) < 2 or len(kinds) > 1:
-            shown = (f"{name} ({'compares' if kind == 'group' else 'scores'})" for name, (_, kind) in self._sources.items())
-            raise ValueError(f"a panel needs two judges or more that all score or all compare, got {', '.join(shown)}")
-        late = [name for name, given in self.members.items() if getattr(given, "answers_in_ledger", False)]
+            shown = (
+                f"{name} ({'compares' if kind == 'group' else 'scores'})"
+                for name, (_, kind) in self._sources.items()
+            )
+            raise ValueError(
+                "a panel needs two judges or more that all score or all compare, got"
+                f" {', '.join(shown)}"
+            )
+        late = [
+            name
+            for name, given in self.members.items()
+            if getattr(given, "answers_in_ledger", False)
+        ]
         if late:
             raise ValueError(
-                f"{late[0]!r} cannot sit on a panel: what it hears does not pass through here. Ask it by an escalation"
+                f"{late[0]!r} cannot sit on a panel: what it hears does not pass through here. Ask"
+                " it by an escalation"
             )
         [self.kind] = kinds
         self.quorum = len(self.members) // 2 + 1 if self.quorum is None else self.quorum
         if not 1 <= self.quorum <= len(self.members):
             raise ValueError(f"quorum must lie in 1 to {len(self.members)}, got {self.quorum}")
         if self.tie not in ("tie", *names):
-            raise ValueError(f"tie must be 'tie' or a member, got {self.tie!r}.{did_you_mean(self.tie, names)}")
+            raise ValueError(
+                f"tie must be 'tie' or a member, got {self.tie!r}.{did_you_mean(self.tie, names)}"
+            )
         given = {m.name: 1.0 if m.weight is None else float(m.weight) for m in made}
         if min(given.values()) < 0 or not sum(given.values()):
             raise ValueError(f"weights must be at least 0, one above it; got {given}")
@@ -93,7 +111,8 @@ class Panel:
         rule = [self.combine, given, str(self.reliability), self.quorum, self.tie]
         self.version = f"panel/{derive_id([[m.name, m.version] for m in made], rule)[:8]}"
         self._name = ""
-        self._asked: dict[str, tuple[Request, dict[str, Answer]]] = {}  # requests under way, and what members said of them
+        # Requests under way, and what members said of them.
+        self._asked: dict[str, tuple[Request, dict[str, Answer]]] = {}
         self._of: dict[str, tuple[str, str]] = {}  # a member's own request: ours, and the member
         self._out: dict[str, str] = {}  # members that have left, and why
 
@@ -107,7 +126,11 @@ class Panel:
         for given in self.members.values():
             if hasattr(given, "plan"):
                 return list(given.plan(group, episodes))
-        return [Question(group, tuple(episodes))] if self.kind == "group" else [Question(e.id, (e,)) for e in episodes]
+        return (
+            [Question(group, tuple(episodes))]
+            if self.kind == "group"
+            else [Question(e.id, (e,)) for e in episodes]
+        )
 
     def request(self, requests: Sequence[Request]) -> None:
         new = [r for r in requests if r.id not in self._asked]
@@ -123,32 +146,48 @@ class Panel:
                 heard = self._sources[name][0].receive()
             except Quarantined as notice:
                 self._out[name] = str(notice)
-                warnings.warn(f"the panel {self._name!r} goes on without {name!r}: {notice}", stacklevel=2)
+                warnings.warn(
+                    f"the panel {self._name!r} goes on without {name!r}: {notice}", stacklevel=2
+                )
                 if len(self._present()) < (self.quorum or 1):
-                    left = f"{len(self._present())} of {len(self.members)} judges of the panel {self._name!r} are left, {self.quorum} are needed"
+                    left = (
+                        f"{len(self._present())} of {len(self.members)} judges of the panel"
+                        f" {self._name!r} are left, {self.quorum} are needed"
+                    )
                     raise Quarantined(f"{left}; the last that went: {notice}") from notice
                 continue
             for answer in heard:
                 ours, _ = self._of.pop(answer.stamp.request or "")
                 self._asked[ours][1][name] = answer
-        ready = [id_ for id_, (_, said) in self._asked.items() if all(name in said for name in self._present())]
+        ready = [
+            id_
+            for id_, (_, said) in self._asked.items()
+            if all(name in said for name in self._present())
+        ]
         return [self.answer(*self._asked.pop(id_)) for id_ in ready]
 
     def waiting(self) -> str:
-        return "; ".join(f"{n}: {self.members[n].waiting()}" for n in self._present() if hasattr(self.members[n], "waiting"))
+        return "; ".join(
+            f"{n}: {self.members[n].waiting()}"
+            for n in self._present()
+            if hasattr(self.members[n], "waiting")
+        )
 
     def close(self) -> None:
         self._asked, self._of = {}, {}
 
     def learn(self, run: Any) -> dict[str, float]:
-        """How much each member counts from now on, by what the panel has said in updates that are over."""
+        """How much each member counts from now on, by what the panel has said in updates that are
+        over."""
         if self._aggregator is None:
             return {}
         said = run.ledger.said_before(run.id, self._name, run.updates)
         answers = [own for answer in said for own in opinions_of(answer)]
         if answers:
             raters = self._aggregator.aggregate(answers).raters
-            found = {n: max(raters[n].reliability, 0.0) if n in raters else 0.0 for n in self.members}
+            found = {
+                n: max(raters[n].reliability, 0.0) if n in raters else 0.0 for n in self.members
+            }
             if sum(found.values()) > 0:
                 self._counts = found
         return {f"judges/{self._name}/weight/{name}": value for name, value in self._counts.items()}
@@ -176,32 +215,59 @@ class Panel:
         }
         more: dict[str, Any] = {
             "id": derive_id(request.id, "panel"),
-            "stamp": Stamp(request=request.id, version=self.version, cost=sum(a.stamp.cost for a in said.values())),
+            "stamp": Stamp(
+                request=request.id,
+                version=self.version,
+                cost=sum(a.stamp.cost for a in said.values()),
+            ),
         }
         if len(sound) < (self.quorum or 1):
             kind: type[Answer] = Feedback if request.kind == "episode" else Comparison
             failed = [a for a in said.values() if a.status == "failed"]
-            reason = f"{len(sound)} of {len(self.members)} judges said something; {self.quorum} are needed"
-            reason += "".join(f"; {name}: {a.reason}" for name, a in said.items() if a.status != "scored")
-            end = kind.failed if len(failed) == len(said) - len(sound) and failed else kind.abstained
+            reason = (
+                f"{len(sound)} of {len(self.members)} judges said something; {self.quorum} are"
+                " needed"
+            )
+            reason += "".join(
+                f"; {name}: {a.reason}" for name, a in said.items() if a.status != "scored"
+            )
+            end = (
+                kind.failed if len(failed) == len(said) - len(sound) and failed else kind.abstained
+            )
             return end(request.target, reason[:500], details={"panel": record}, **more)
         if request.kind == "episode":
-            return self._score(request, {n: a for n, a in sound.items() if isinstance(a, Feedback)}, record, more)
-        return self._rank(request, {n: a for n, a in sound.items() if isinstance(a, Comparison)}, record, more)
+            return self._score(
+                request, {n: a for n, a in sound.items() if isinstance(a, Feedback)}, record, more
+            )
+        return self._rank(
+            request, {n: a for n, a in sound.items() if isinstance(a, Comparison)}, record, more
+        )
 
-    def _score(self, request: Request, said: Mapping[str, Feedback], record: Any, more: Mapping[str, Any]) -> Feedback:
+    def _score(
+        self, request: Request, said: Mapping[str, Feedback], record: Any, more: Mapping[str, Any]
+    ) -> Feedback:
         scores = {name: a.score for name, a in said.items() if a.score is not None}
         turns = {name: a.turn_scores for name, a in said.items() if a.turn_scores is not None}
         length = len(request.episodes[0].turns)
-        by_turn = [{n: each[k] for n, each in turns.items() if each[k] is not None} for k in range(length)]
+        by_turn = [
+            {n: each[k] for n, each in turns.items() if each[k] is not None} for k in range(length)
+        ]
         names = sorted({name for a in said.values() for name in a.aspects})
-        aspects = {n: self._middle({who: a.aspects[n] for who, a in said.items() if n in a.aspects}) for n in names}
+        aspects = {
+            n: self._middle({who: a.aspects[n] for who, a in said.items() if n in a.aspects})
+            for n in names
+        }
         spread = {"spread": max(scores.values()) - min(scores.values())} if len(scores) > 1 else {}
         return Feedback(
-            request.target, score=self._middle(scores) if scores else None, aspects=aspects,
-            turn_scores=tuple(self._middle(each) if each else None for each in by_turn) if turns else None,
-            details={"panel": record, **spread}, **more,
-        )  # fmt: skip
+            request.target,
+            score=self._middle(scores) if scores else None,
+            aspects=aspects,
+            turn_scores=(
+                tuple(self._middle(each) if each else None for each in by_turn) if turns else None
+            ),
+            details={"panel": record, **spread},
+            **more,
+        )
 
     def _middle(self, scores: Mapping[str, float | None]) -> float:
         values = {name: score for name, score in scores.items() if score is not None}
@@ -220,7 +286,9 @@ class Panel:
             return float(values[self.tie])
         return sum(most) / len(most)
 
-    def _rank(self, request: Request, said: Mapping[str, Comparison], record: Any, more: Mapping[str, Any]) -> Comparison:
+    def _rank(
+        self, request: Request, said: Mapping[str, Comparison], record: Any, more: Mapping[str, Any]
+    ) -> Comparison:
         ids = [e.id for e in request.episodes]
         weight = {name: self._counts[name] for name in said}
         if not sum(weight.values()):
@@ -230,27 +298,49 @@ class Panel:
         for a, b in combinations(ids, 2):
             votes = {name: p for name, c in said.items() if (p := opinion(c, a, b)) is not None}
             total = sum(weight[name] for name in votes)
-            sure = round(sum(weight[name] * p for name, p in votes.items()) / total, 9) if total else 0.5  # equal is equal
-            disagree = max(disagree, max(votes.values()) - min(votes.values())) if votes else disagree
+            # Equal is equal.
+            sure = (
+                round(sum(weight[name] * p for name, p in votes.items()) / total, 9)
+                if total
+                else 0.5
+            )
+            disagree = (
+                max(disagree, max(votes.values()) - min(votes.values())) if votes else disagree
+            )
             beaten[a], beaten[b] = round(beaten[a] + sure, 6), round(beaten[b] + 1 - sure, 6)
-        tiers = [tuple(e for e in ids if beaten[e] == value) for value in sorted(set(beaten.values()), reverse=True)]
+        tiers = [
+            tuple(e for e in ids if beaten[e] == value)
+            for value in sorted(set(beaten.values()), reverse=True)
+        ]
         if len(tiers) == 1 and self.tie in said:
             tiers = list(said[self.tie].ranking)
         probability = max(sure, 1 - sure) if len(ids) == 2 and len(tiers) == 2 else None
         return Comparison(
-            request.target, tuple(tiers), probability=None if probability == 0.5 else probability,
-            details={"panel": record, "spread": disagree}, **more,
-        )  # fmt: skip
+            request.target,
+            tuple(tiers),
+            probability=None if probability == 0.5 else probability,
+            details={"panel": record, "spread": disagree},
+            **more,
+        )
 
 
 def _record(answer: Answer) -> dict[str, Any]:
     """What a member said, as JSON data."""
-    record: dict[str, Any] = {"status": answer.status, "version": answer.stamp.version, "cost": answer.stamp.cost}
+    record: dict[str, Any] = {
+        "status": answer.status,
+        "version": answer.stamp.version,
+        "cost": answer.stamp.cost,
+    }
     if answer.status != "scored":
         return {**record, "reason": answer.reason}
     if isinstance(answer, Comparison):
         ranking = [list(tier) for tier in answer.ranking]
-        return {**record, "ranking": ranking, "probability": answer.probability, "shown": dict(answer.shown)}
+        return {
+            **record,
+            "ranking": ranking,
+            "probability": answer.probability,
+            "shown": dict(answer.shown),
+        }
     return {**record, "score": answer.score, "aspects": dict(answer.aspects)}
 
 
@@ -263,7 +353,15 @@ def opinions_of(answer: Answer) -> list[Answer]:
             continue
         if isinstance(answer, Comparison):
             ranking = tuple(tuple(tier) for tier in own["ranking"])
-            said.append(Comparison(answer.group, ranking, probability=own["probability"], shown=own["shown"], stamp=stamp))
+            said.append(
+                Comparison(
+                    answer.group,
+                    ranking,
+                    probability=own["probability"],
+                    shown=own["shown"],
+                    stamp=stamp,
+                )
+            )
         elif own["score"] is not None:
             said.append(Feedback(answer.episode, score=own["score"], stamp=stamp))
     return said

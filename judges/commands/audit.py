@@ -1,6 +1,8 @@
-"""`turnwise judges RUN`, and the same in the report: what the judges of a run did, what it cost, and how far they can be trusted.
+"""`turnwise judges RUN`, and the same in the report: what the judges of a run did, what it cost,
+and how far they can be trusted.
 
-Everything is made from the ledger: answers, requests that were sent, canaries. People are the sources whose answers name a rater, unless they are named.
+Everything is made from the ledger: answers, requests that were sent, canaries. People are the
+sources whose answers name a rater, unless they are named.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ from ..asking.store import CALLS, CANARIES
 from ..trust.canaries import Quarantine
 
 
-def audit(ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[str] = ()) -> list[Section]:
+def audit(
+    ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[str] = ()
+) -> list[Section]:
     """What there is to say of a run's judges; nothing where it had none.
 
     Args:
         people: names of the sources that are people; default: those whose answers name a rater.
-        own: names of the judges that are of the policy's model family. Whether they prefer what the policy said is measured on conversations
-            that others played beside it (scripts, imports), by what people say of them.
+        own: names of the judges that are of the policy's model family. Whether they prefer what the
+            policy said is measured on conversations that others played beside it (scripts,
+            imports), by what people say of them.
 
     Raises:
         LookupError: no such source.
@@ -38,7 +43,9 @@ def audit(ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[st
         by_source.setdefault(answer.stamp.source, []).append(answer)
     for name in (*people, *own):
         if name not in by_source:
-            raise LookupError(f"no source {name!r} has said anything in this run.{did_you_mean(name, by_source)}")
+            raise LookupError(
+                f"no source {name!r} has said anything in this run.{did_you_mean(name, by_source)}"
+            )
     # A source may be both: an escalation answers by a judge here, by people there.
     human = [a for a in said if (a.stamp.source in people if people else bool(a.stamp.rater))]
     voices = {id(a) for a in human}
@@ -48,7 +55,10 @@ def audit(ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[st
     sections = [_answers(by_source)] if by_source else []
     sections += [_money(ledger, run), _canaries(ledger, run)] if asked_models else []
     episodes = list(ledger.episodes(sorted(_episodes(said))).values()) if judges else []
-    family = {e.id: "the policy's family" if any(t.action_ids is not None for t in e.turns) else "others" for e in episodes}
+    family = {
+        e.id: "the policy's family" if any(t.action_ids is not None for t in e.turns) else "others"
+        for e in episodes
+    }
     found = bias_report(
         _all(judges), episodes, reference=_worth(human) or None, authors=family if own else None,
         families=dict.fromkeys(own, "the policy's family") if own else None,
@@ -57,11 +67,14 @@ def audit(ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[st
     if lines:
         sections.append(Section("Biases of judges", lines))
     if human:
-        lines = [line for said_ in judges.values() for line in calibrate(said_, human, episodes).lines()]
+        lines = [
+            line for said_ in judges.values() for line in calibrate(said_, human, episodes).lines()
+        ]
         both = sorted(set(judges) & {a.stamp.source for a in human})
         if both:
             lines.append(
-                f"People were asked by {', '.join(both)} about what a judge was unsure of: that is no fair sample of what it judged."
+                f"People were asked by {', '.join(both)} about what a judge was unsure of: that is"
+                " no fair sample of what it judged."
             )
         sections.append(Section("Judges against people", lines))
     return [s for s in sections if s.lines or s.rows]
@@ -80,10 +93,13 @@ def _answers(by_source: dict[str, list[Answer]]) -> Section:
         flips = [bool(a.details["flipped"]) for a in own if "flipped" in a.details]
         rows.append(
             [
-                name, ", ".join(sorted({a.stamp.version for a in own if a.stamp.version}))[:200], str(len(own)), str(counts["scored"]),
+                name, ", ".join(sorted({a.stamp.version for a in own if a.stamp.version}))[:200],
+                str(len(own)), str(counts["scored"]),
                 str(counts["abstained"]), f"{counts['failed']} ({counts['failed'] / len(own):.1%})",
-                "; ".join(f"{reason} ({count})" for reason, count in why.most_common(3)), str(known),
-                f"{sum(flips) / len(flips):.1%} of {len(flips)}" if flips else "", f"{sum(a.stamp.cost for a in own):.4f}",
+                "; ".join(f"{reason} ({count})" for reason, count in why.most_common(3)),
+                str(known),
+                f"{sum(flips) / len(flips):.1%} of {len(flips)}" if flips else "",
+                f"{sum(a.stamp.cost for a in own):.4f}",
             ]
         )  # fmt: skip
     columns = [
@@ -104,9 +120,18 @@ def _answers(by_source: dict[str, list[Answer]]) -> Section:
 def _money(ledger: Ledger, run: str) -> Section:
     c = CALLS.c
     sums = [sa.func.sum(column) for column in (c.fresh, c.read, c.written, c.output, c.cost)]
-    failed = sa.func.sum(sa.case((c.status.in_(["busy", "server", "timeout", "connection", "request", "account"]), 1), else_=0))
+    failed = sa.func.sum(
+        sa.case(
+            (c.status.in_(["busy", "server", "timeout", "connection", "request", "account"]), 1),
+            else_=0,
+        )
+    )
     unsure = sa.func.sum(sa.case((c.certain, 0.0), else_=c.cost))
-    query = sa.select(c.source, c.model, sa.func.count(), failed, *sums, unsure).where(c.run == run).group_by(c.source, c.model)
+    query = (
+        sa.select(c.source, c.model, sa.func.count(), failed, *sums, unsure)
+        .where(c.run == run)
+        .group_by(c.source, c.model)
+    )
     with ledger.reading() as db:
         found = list(db.execute(query.order_by(c.source, c.model)))
     rows = [
@@ -121,28 +146,45 @@ def _money(ledger: Ledger, run: str) -> Section:
         ]
         for source, model, count, bad, *tokens, cost, unclear in found
     ]
-    columns = ["source", "model", "requests", "without an answer", "tokens", "read from cache", "written to cache", "answered", "dollars",
+    columns = ["source", "model", "requests", "without an answer", "tokens", "read from cache",
+        "written to cache", "answered", "dollars",
                "of it not certain"]  # fmt: skip
-    lines = [
-        "Not certain: an answer may have been made that did not arrive; the most it can have cost is counted."
-    ] if rows else []  # fmt: skip
+    lines = (
+        [
+            "Not certain: an answer may have been made that did not arrive; the most it can have"
+            " cost is counted."
+        ]
+        if rows
+        else []
+    )
     return Section("What was asked of models", lines, columns, rows)
 
 
 def _canaries(ledger: Ledger, run: str) -> Section:
     c = CANARIES.c
-    counts = [sa.func.sum(sa.case((test, 1), else_=0)) for test in (c.fell.is_(True), c.fell.is_(False), c.fell.is_(None))]
-    query = sa.select(c.source, c.kind, *counts).where(c.run == run).group_by(c.source, c.kind).order_by(c.source, c.kind)
+    counts = [
+        sa.func.sum(sa.case((test, 1), else_=0))
+        for test in (c.fell.is_(True), c.fell.is_(False), c.fell.is_(None))
+    ]
+    query = (
+        sa.select(c.source, c.kind, *counts)
+        .where(c.run == run)
+        .group_by(c.source, c.kind)
+        .order_by(c.source, c.kind)
+    )
     with ledger.reading() as db:
         rows = [[source, kind, *map(str, numbers)] for source, kind, *numbers in db.execute(query)]
     with ledger.reading() as db:
-        told = sa.select(c.source, c.version, c.kind, c.fell).where(c.run == run, c.fell.is_not(None))
+        told = sa.select(c.source, c.version, c.kind, c.fell).where(
+            c.run == run, c.fell.is_not(None)
+        )
         seen = list(db.execute(told.order_by(c.time, c.id)))
     watched: dict[tuple[str, str], Quarantine] = {}
     for source, version, kind, fell in seen:
         watched.setdefault((source, version), Quarantine()).saw(kind, bool(fell))
     lines = [
-        f"QUARANTINED: {source} ({version}) {quarantine.reason}. It is not to be trusted with a policy."
+        f"QUARANTINED: {source} ({version}) {quarantine.reason}. It is not to be trusted with a"
+        " policy."
         for (source, version), quarantine in sorted(watched.items())
         if quarantine.quarantined
     ]
@@ -157,13 +199,19 @@ def _has(ledger: Ledger, table: sa.Table) -> bool:
 
 def _episodes(said: Sequence[Answer]) -> set[str]:
     scored = {a.episode for a in said if isinstance(a, Feedback)}
-    return scored | {e for a in said if isinstance(a, Comparison) for tier in a.ranking for e in tier}
+    return scored | {
+        e for a in said if isinstance(a, Comparison) for tier in a.ranking for e in tier
+    }
 
 
 def _worth(human: Sequence[Answer]) -> dict[str, float]:
     """What people's scores say of each episode, on average."""
     scores: dict[str, list[float]] = {}
     for answer in human:
-        if isinstance(answer, Feedback) and answer.status == "scored" and (score := overall(answer)) is not None:
+        if (
+            isinstance(answer, Feedback)
+            and answer.status == "scored"
+            and (score := overall(answer)) is not None
+        ):
             scores.setdefault(answer.episode, []).append(score)
     return {episode: sum(own) / len(own) for episode, own in scores.items()}

@@ -1,4 +1,7 @@
-"""`turnwise judges` and `turnwise estimate`: what they take and print. What they need is loaded when they are called, not to list them."""
+"""`turnwise judges` and `turnwise estimate`:
+
+what they take and print. What they need is loaded when they are called, not to list them.
+"""
 
 from __future__ import annotations
 
@@ -32,28 +35,43 @@ def _forget(folder: Path, which: Forget, models: Sequence[str], url: str | None)
     opened = Cache(where)
     gone = opened.forget(models, abstained=which is Forget.ABSTAINED)
     opened.close()
-    print(f"Forgot {gone} verdicts in {opened.url}. Runs that share it ask for them again; what ledgers hold stays.")
+    print(
+        f"Forgot {gone} verdicts in {opened.url}. Runs that share it ask for them again; what"
+        " ledgers hold stays."
+    )
 
 
 def judges(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    people: Annotated[list[str] | None, typer.Option(help="A source that is people; may be given several times.")] = None,
-    own: Annotated[
-        list[str] | None, typer.Option(help="A judge of the policy's own model family; may be given several times.")
+    people: Annotated[
+        list[str] | None, typer.Option(help="A source that is people; may be given several times.")
     ] = None,
-    ledger: Annotated[str | None, typer.Option(help="The ledger's URL, where the one in the config had a password.")] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(help="A judge of the policy's own model family; may be given several times."),
+    ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(help="The ledger's URL, where the one in the config had a password."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     forget: Annotated[
-        Forget | None, typer.Option(help="Throw verdicts in the cache away, so that they are asked for again.")
+        Forget | None,
+        typer.Option(help="Throw verdicts in the cache away, so that they are asked for again."),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="With --forget: of this model alone; may be given several times.")
+        list[str] | None,
+        typer.Option(help="With --forget: of this model alone; may be given several times."),
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(help="With --forget: the cache, where it is not judges.sqlite beside the run.")
+        str | None,
+        typer.Option(
+            help="With --forget: the cache, where it is not judges.sqlite beside the run."
+        ),
     ] = None,
 ) -> None:
-    """Says what the judges of a run did and cost, what fools and biases them, and what they are worth beside people."""
+    """Says what the judges of a run did and cost, what fools and biases them, and what they are
+    worth beside people."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -82,7 +100,9 @@ def judges(
             console.print(one_line(line), markup=False)
         if len(section.columns) > 6:  # too wide for a terminal
             for row in section.rows:
-                shown = ", ".join(f"{c} {v}" for c, v in zip(section.columns, row, strict=True) if v)
+                shown = ", ".join(
+                    f"{c} {v}" for c, v in zip(section.columns, row, strict=True) if v
+                )
                 console.print(one_line(shown), markup=False)
         elif section.columns:
             table: Any = Table(*section.columns)
@@ -94,9 +114,13 @@ def judges(
 def estimate(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
-    sample: Annotated[int, typer.Option(min=1, help="Starts that are played per environment of a stage.")] = 2,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Starts that are played per environment of a stage.")
+    ] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    module: Annotated[str | None, typer.Option(help="Import this module first, which registers environments.")] = None,
+    module: Annotated[
+        str | None, typer.Option(help="Import this module first, which registers environments.")
+    ] = None,
 ) -> None:
     """Says what the judges of a pipeline will ask and cost; nothing is sent."""
     import tempfile
@@ -115,7 +139,9 @@ def estimate(
     for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         os.environ.setdefault(key, "none is needed to estimate")
     with tempfile.TemporaryDirectory() as folder:
-        found = estimated(Run(RunConfig.load(config), folder=Path(folder) / "run", plugins=context.obj), sample)
+        found = estimated(
+            Run(RunConfig.load(config), folder=Path(folder) / "run", plugins=context.obj), sample
+        )
     if not found:
         print("[]" if as_json else f"{config} asks no model: it costs nothing but time")
         return
@@ -126,7 +152,13 @@ def estimate(
     money = lambda value: "price unknown" if value is None else f"{value:,.2f}"  # noqa: E731
     for each in found:
         table.add_row(
-            each.stage, each.judge, each.model, f"{each.questions:,}", f"{each.tokens:,}", money(each.dollars), money(each.most)
+            each.stage,
+            each.judge,
+            each.model,
+            f"{each.questions:,}",
+            f"{each.tokens:,}",
+            money(each.dollars),
+            money(each.most),
         )
     known = [each for each in found if each.dollars is not None]
     if len(known) > 1:
@@ -140,6 +172,12 @@ def estimate(
             money(sum(e.most or 0 for e in known)),
         )
     Console().print(table)
-    print("Estimated from the policy as it is: four bytes a token, answers of 250 tokens; at most two bytes, and `max_tokens`.")
+    print(
+        "Estimated from the policy as it is: four bytes a token, answers of 250 tokens; at most two"
+        " bytes, and `max_tokens`."
+    )
     if any(each.dollars is None for each in found):
-        print('Give `prices: {"provider:name": [input, output]}` where the price is unknown, in dollars per million tokens.')
+        print(
+            'Give `prices: {"provider:name": [input, output]}` where the price is unknown, in'
+            " dollars per million tokens."
+        )

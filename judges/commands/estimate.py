@@ -1,8 +1,10 @@
 """`turnwise estimate PIPELINE`: what judging will take, before a run: questions, tokens, dollars.
 
-A few starts of each stage are played by the policy as it is, the very prompts are written for what was said, and counted; nothing is sent. A token is taken to
-be four bytes of prompt, an answer to have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes two bytes and `max_tokens`. What the
-policy will say when it has learned is not known: conversations that grow cost more. Caches, canaries, repeated questions and judges of `evaluate` are left out.
+A few starts of each stage are played by the policy as it is, the very prompts are written for what
+was said, and counted; nothing is sent. A token is taken to be four bytes of prompt, an answer to
+have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes two bytes and `max_tokens`.
+What the policy will say when it has learned is not known: conversations that grow cost more.
+Caches, canaries, repeated questions and judges of `evaluate` are left out.
 """
 
 from __future__ import annotations
@@ -64,12 +66,18 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
         groups = stage.groups * stage.updates  # type: ignore[attr-defined]
         weights = sum(each.weight for each in env)
         for each in env:
-            judges = [("critic", stage._critic(run), None)] if isinstance(stage, Revise) else list(_judges(stage, each, run))
+            judges = (
+                [("critic", stage._critic(run), None)]
+                if isinstance(stage, Revise)
+                else list(_judges(stage, each, run))
+            )
             if not judges:
                 continue
             played = _played(run, stage, each, sample)
             share = groups * each.weight / weights / sample
-            found += [_one(label, name, judge, source, played, share) for name, judge, source in judges]
+            found += [
+                _one(label, name, judge, source, played, share) for name, judge, source in judges
+            ]
     run.stage = ""
     return found
 
@@ -87,12 +95,27 @@ def _played(run: Run, stage: Any, env: Any, sample: int) -> list[Episode]:
 
     player = PolicyPlayer(run.policy, Sampling(stage.temperature, stage.max_new_tokens))
     chosen = [
-        (start, slot) for start in starts(env.id, 4242, sample, env.options, env.kwargs) for slot in range(stage.group_size)
+        (start, slot)
+        for start in starts(env.id, 4242, sample, env.options, env.kwargs)
+        for slot in range(stage.group_size)
     ]
-    return rollout(player, chosen, Where("estimate", run.stage, 0, 0), max_turns=stage.max_turns, step_limit=stage.step_limit)
+    return rollout(
+        player,
+        chosen,
+        Where("estimate", run.stage, 0, 0),
+        max_turns=stage.max_turns,
+        step_limit=stage.step_limit,
+    )
 
 
-def _one(stage: str, name: str, judge: Asking, source: Source | None, played: Sequence[Episode], share: float) -> Estimate:
+def _one(
+    stage: str,
+    name: str,
+    judge: Asking,
+    source: Source | None,
+    played: Sequence[Episode],
+    share: float,
+) -> Estimate:
     sound = [e for e in played if e.ending != "failed" and e.turns]
     prompts = []
     if isinstance(judge, ModelJudge):
@@ -102,25 +125,42 @@ def _one(stage: str, name: str, judge: Asking, source: Source | None, played: Se
     else:  # a critic, once per reply and round
         for e in sound:
             for k, turn in enumerate(e.turns):
-                said = [m for t in e.turns[:k] for m in (t.observation, Message("assistant", t.action))] + [turn.observation]
+                said = [
+                    m for t in e.turns[:k] for m in (t.observation, Message("assistant", t.action))
+                ] + [turn.observation]
                 drawn = judge.constitution.principles[0]  # type: ignore[attr-defined]
                 prompts += [judge._call(said, turn.action, drawn).write("0" * 16)] * judge.rounds  # type: ignore[attr-defined]
     sizes = [len((p.system + p.user + json.dumps(dict(p.schema))).encode()) for p in prompts]
     answers = [min(ANSWER, p.max_tokens) for p in prompts]
     expected = Usage(fresh=int(sum(sizes) / 4 * share), output=int(sum(answers) * share))
-    most = Usage(fresh=int(sum(sizes) / 2 * share), output=int(sum(p.max_tokens for p in prompts) * share))
+    most = Usage(
+        fresh=int(sum(sizes) / 2 * share), output=int(sum(p.max_tokens for p in prompts) * share)
+    )
     price = judge._price
-    dollars = [None if price is None else cost(usage, price, judge.batch) for usage in (expected, most)]
-    return Estimate(stage, name, judge._model.name, round(len(prompts) * share), expected.fresh + expected.output, *dollars)
+    dollars = [
+        None if price is None else cost(usage, price, judge.batch) for usage in (expected, most)
+    ]
+    return Estimate(
+        stage,
+        name,
+        judge._model.name,
+        round(len(prompts) * share),
+        expected.fresh + expected.output,
+        *dollars,
+    )
 
 
-def _requests(judge: ModelJudge, source: Source | None, episodes: Sequence[Episode]) -> list[Request]:
+def _requests(
+    judge: ModelJudge, source: Source | None, episodes: Sequence[Episode]
+) -> list[Request]:
     groups: dict[str, list[Episode]] = {}
     for e in episodes:
         groups.setdefault(e.group, []).append(e)
     asked: list[Question] = []
     for key, members in groups.items():
-        planner: Any = source.given if source is not None and hasattr(source.given, "plan") else judge
+        planner: Any = (
+            source.given if source is not None and hasattr(source.given, "plan") else judge
+        )
         if hasattr(planner, "plan"):
             asked += planner.plan(key, members)
         elif judge.kind == "group":

@@ -1,4 +1,5 @@
-"""A constitution: principles in a file, by which a judge compares (`constitution`) and by which replies are revised (the stage `revise`).
+"""A constitution: principles in a file, by which a judge compares (`constitution`) and by which
+replies are revised (the stage `revise`).
 
     ---
     name: shop
@@ -11,8 +12,9 @@
     ---
     The agent serves customers of a shop.
 
-As in Constitutional AI (Bai et al. 2022, arXiv:2212.08073): each comparison is by one principle, drawn by weight, so that many comparisons
-are by all of them; with `clamp` the soft labels are kept within [0.4, 0.6], as there for judges that reason before they answer.
+As in Constitutional AI (Bai et al. 2022, arXiv:2212.08073): each comparison is by one principle,
+drawn by weight, so that many comparisons are by all of them; with `clamp` the soft labels are kept
+within [0.4, 0.6], as there for judges that reason before they answer.
 """
 
 from __future__ import annotations
@@ -107,25 +109,32 @@ class Constitution:
             try:
                 read = _Head(**head)
             except ValidationError as error:
-                raise ValueError(told(error, str(given), {*_Head.model_fields, *Principle.model_fields})) from error
+                raise ValueError(
+                    told(error, str(given), {*_Head.model_fields, *Principle.model_fields})
+                ) from error
             made = cls(read.name, tuple(read.principles), body)
         for principle in made.principles:
             for need in needs:
                 if not getattr(principle, need):
                     raise ValueError(
-                        f"constitution {made.name!r}: the principle {principle.name!r} needs `{need}` to be used here"
+                        f"constitution {made.name!r}: the principle {principle.name!r} needs"
+                        f" `{need}` to be used here"
                     )
         return made
 
     def draw(self, *by: Any, among: Sequence[Principle] = ()) -> Principle:
         """A principle (of some, or of all), drawn by weight; the same for the same arguments."""
-        rng, chosen = random.Random(derive_id("principle", self.version, *by)), among or self.principles
+        rng, chosen = (
+            random.Random(derive_id("principle", self.version, *by)),
+            among or self.principles,
+        )
         return rng.choices(chosen, [p.weight for p in chosen])[0]
 
 
 @dataclass(kw_only=True)
 class ConstitutionJudge(PairwiseJudge):
-    """Compares conversations of one start, two at a time, each pair by a principle that is drawn for it.
+    """Compares conversations of one start, two at a time, each pair by a principle that is drawn
+    for it.
 
     Attributes:
         constitution: a Markdown file with principles.
@@ -140,7 +149,8 @@ class ConstitutionJudge(PairwiseJudge):
 
     def __post_init__(self) -> None:
         self.constitution = Constitution.load(self.constitution, ["better"])
-        self.rubric = Rubric.load("the principle")  # takes no part: the standard is drawn for each pair
+        # Takes no part: the standard is drawn for each pair.
+        self.rubric = Rubric.load("the principle")
         if self.clamp and self.soft is None:
             raise ValueError("clamp is for soft labels: give `soft` too, or leave it out")
         super().__post_init__()
@@ -152,7 +162,9 @@ class ConstitutionJudge(PairwiseJudge):
     @property
     def instructions(self) -> str:
         by = "Better is what the principle in the question says, and nothing else."
-        return TASK.format(rules=RULES, standard="\n\n".join(filter(None, [self.constitution.text, by])))
+        return TASK.format(
+            rules=RULES, standard="\n\n".join(filter(None, [self.constitution.text, by]))
+        )
 
     def principle(self, shown: Sequence[Episode]) -> Principle:
         """The one that a pair is compared by, whichever is shown first."""
@@ -166,4 +178,6 @@ class ConstitutionJudge(PairwiseJudge):
         sure = getattr(said, "probability", None)
         if self.clamp and sure is not None:
             said = dataclasses.replace(said, probability=min(sure, 0.6))
-        return dataclasses.replace(said, details={**said.details, "principle": self.principle(request.episodes).name})
+        return dataclasses.replace(
+            said, details={**said.details, "principle": self.principle(request.episodes).name}
+        )

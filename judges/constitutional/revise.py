@@ -1,10 +1,14 @@
-"""`revise`: the supervised half of Constitutional AI, inside conversations of many turns (Bai et al. 2022, arXiv:2212.08073, section 3).
+"""`revise`: the supervised half of Constitutional AI, inside conversations of many turns (Bai et
+al. 2022, arXiv:2212.08073, section 3).
 
-    the policy drafts a reply ─▶ a model criticises it by a principle and, where it must, rewrites it ─▶ the environment hears the revision
+    the policy drafts a reply ─▶ a model criticises it by a principle and, where it must, rewrites
+    it ─▶ the environment hears the revision
 
-What goes on is the revised conversation: the next thing a user says answers what was really said to them, and a later draft has the revisions before it. Critique
-and revision are one question to the model, in this order. The conversations are written down for a following `sft: {stage: revise}`; every draft, critique
-and revision stands in the run's folder. A conversation in which the critic failed, or refused, is played on with the draft and left out.
+What goes on is the revised conversation: the next thing a user says answers what was really said to
+them, and a later draft has the revisions before it. Critique and revision are one question to the
+model, in this order. The conversations are written down for a following `sft: {stage: revise}`;
+every draft, critique and revision stands in the run's folder. A conversation in which the critic
+failed, or refused, is played on with the draft and left out.
 """
 
 from __future__ import annotations
@@ -44,18 +48,23 @@ from ..models.model import Reply as Answered
 from .constitution import Constitution, Principle
 
 TASK = """\
-You improve an agent's replies. You are given a conversation and the reply that the agent has drafted, and a principle.
+You improve an agent's replies. You are given a conversation and the reply that the agent has \
+drafted, and a principle.
 
 {rules}
 
 {text}
 
-First write a critique: examine the draft by the principle, and only by it. Then say whether it needs to be changed at all. Then write the reply as it should be: \
-the draft itself, word for word, if it need not be changed; otherwise the smallest change that satisfies the principle, in the agent's own style, \
+First write a critique: examine the draft by the principle, and only by it. Then say whether it \
+needs to be changed at all. Then write the reply as it should be: \
+the draft itself, word for word, if it need not be changed; otherwise the smallest change that \
+satisfies the principle, in the agent's own style, \
 addressed to whom the agent speaks with, and without a word about principles or critiques."""
 
 TEXT = {"type": "string"}
-SCHEMA = form({"answer_id": TEXT, "critique": TEXT, "change": {"type": "boolean"}, "revision": TEXT})
+SCHEMA = form(
+    {"answer_id": TEXT, "critique": TEXT, "change": {"type": "boolean"}, "revision": TEXT}
+)
 
 
 @dataclass(kw_only=True)
@@ -75,10 +84,13 @@ class Critic(Asking):
         self.constitution = Constitution.load(self.constitution, ["critique", "revise"])
         if not 1 <= self.rounds <= len(self.constitution.principles):
             raise ValueError(
-                f"rounds must lie in 1 to {len(self.constitution.principles)}, the number of principles; got {self.rounds}"
+                f"rounds must lie in 1 to {len(self.constitution.principles)}, the number of"
+                f" principles; got {self.rounds}"
             )
         if self.batch:
-            raise ValueError("revisions are needed at once, in the middle of conversations: leave `batch` out")
+            raise ValueError(
+                "revisions are needed at once, in the middle of conversations: leave `batch` out"
+            )
         super().__post_init__()
 
     @property
@@ -90,7 +102,8 @@ class Critic(Asking):
         return TASK.format(rules=RULES, text=self.constitution.text)
 
     async def revise(self, said: Sequence[Message], draft: str, *by: Any) -> list[dict[str, Any]]:
-        """The rounds of a reply, first to last: principle, draft, critique, revision, status and reason. It stops at a round that failed.
+        """The rounds of a reply, first to last: principle, draft, critique, revision, status and
+        reason. It stops at a round that failed.
 
         Args:
             by: what the principles are drawn by.
@@ -123,7 +136,10 @@ class Critic(Asking):
                 f"The principle: {principle.critique}",
                 f"How to change a draft that does not satisfy it: {principle.revise}",
             ]
-            asked, ids = "\n\n".join([*parts, fenced("draft", data, nonce)]), {"answer_id": names(nonce, 1)}
+            asked, ids = (
+                "\n\n".join([*parts, fenced("draft", data, nonce)]),
+                {"answer_id": names(nonce, 1)},
+            )
             return Prompt(self.instructions, asked, SCHEMA, self.max_tokens, choices=ids)
 
         def read(reply: Answered, nonce: str) -> dict[str, Any]:
@@ -133,7 +149,11 @@ class Critic(Asking):
             if not found["revision"].strip():
                 raise Unreadable("revision must be the whole reply")
             revision = found["revision"].strip() if found["change"] else draft
-            return {"critique": str(found["critique"]), "changed": revision != draft, "revision": revision}
+            return {
+                "critique": str(found["critique"]),
+                "changed": revision != draft,
+                "revision": revision,
+            }
 
         return Call([data, principle.name], write, read)
 
@@ -147,7 +167,12 @@ class RevisingPlayer:
 
     history: Any = "rerender"  # a context holds revisions, which the policy did not sample
 
-    def __init__(self, drafts: PolicyPlayer, critic: Critic, note: Callable[[str, int, list[dict[str, Any]]], None]) -> None:
+    def __init__(
+        self,
+        drafts: PolicyPlayer,
+        critic: Critic,
+        note: Callable[[str, int, list[dict[str, Any]]], None],
+    ) -> None:
         self.drafts, self.critic, self.note = drafts, critic, note
         self.rows = drafts.rows
 
@@ -163,17 +188,26 @@ class RevisingPlayer:
                 replies.append(draft)
                 continue
             self.note(episode_id(where, talk.start, talk.slot), len(talk.turns), own)
-            said = next((each["revision"] for each in reversed(own) if each["status"] == "scored"), draft.text)
+            said = next(
+                (each["revision"] for each in reversed(own) if each["status"] == "scored"),
+                draft.text,
+            )
             replies.append(Reply(said, version=draft.version))
         return replies
 
-    async def _rounds(self, talks: Sequence[Any], drafted: Sequence[Reply]) -> list[list[dict[str, Any]]]:
+    async def _rounds(
+        self, talks: Sequence[Any], drafted: Sequence[Reply]
+    ) -> list[list[dict[str, Any]]]:
         async def one(talk: Any, draft: Reply) -> list[dict[str, Any]]:
             if draft.text is None:
                 return []
-            return await self.critic.revise(talk.messages, draft.text, talk.start.key, talk.slot, len(talk.turns))
+            return await self.critic.revise(
+                talk.messages, draft.text, talk.start.key, talk.slot, len(talk.turns)
+            )
 
-        found = await asyncio.gather(*(one(t, d) for t, d in zip(talks, drafted, strict=True)), return_exceptions=True)
+        found = await asyncio.gather(
+            *(one(t, d) for t, d in zip(talks, drafted, strict=True)), return_exceptions=True
+        )
         for each in found:
             if isinstance(each, BaseException):
                 raise each
@@ -186,7 +220,8 @@ class RevisingPlayer:
 class Revise(Stage):
     """Attributes:
     env: as in `rl`.
-    critic: who revises: `model`, `constitution`, `rounds`, and what judges that ask a model take (`budget`, `cache`, `concurrency`, ...).
+    critic: who revises: `model`, `constitution`, `rounds`, and what judges that ask a model take
+        (`budget`, `cache`, `concurrency`, ...).
     updates: rounds of play; the policy does not change.
     groups, group_size: starts per round, and conversations from each.
     temperature, max_new_tokens, max_turns, backend, max_failure_rate, step_limit: as in `rl`.
@@ -214,14 +249,19 @@ class Revise(Stage):
     def check(self, run: RunView) -> None:
         check_envs(self.env, plugins=run.plugins)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("revise works in one process: run it alone, and `sft` on its conversations (`data`) with several")
+            raise ConfigError(
+                "revise works in one process: run it alone, and `sft` on its conversations (`data`)"
+                " with several"
+            )
         self._critic(run)
 
     def _critic(self, run: RunView) -> Critic:
         if isinstance(self.critic, Critic):
             return self.critic
         if not isinstance(self.critic, Mapping):
-            raise ConfigError(f"revise.critic must be a mapping with model and constitution, got {self.critic!r}")
+            raise ConfigError(
+                f"revise.critic must be a mapping with model and constitution, got {self.critic!r}"
+            )
         check_options("revise.critic", Critic, 0, self.critic)
         try:
             return Critic(**self.critic, plugins=run.plugins)
@@ -233,15 +273,21 @@ class Revise(Stage):
 
         critic = self._critic(run)
         backend = component(run.plugins, "backend", self.backend, policy=run.policy)
-        drafts = PolicyPlayer(run.policy, Sampling(self.temperature, self.max_new_tokens), backend, "rerender")
+        drafts = PolicyPlayer(
+            run.policy, Sampling(self.temperature, self.max_new_tokens), backend, "rerender"
+        )
         done = run.begin()
-        critic.open(Context(run.stage, run.folder, run.clock, run.seed, run.updates, run.ledger, run.id))
+        critic.open(
+            Context(run.stage, run.folder, run.clock, run.seed, run.updates, run.ledger, run.id)
+        )
         try:
             yield from self._rounds(run, critic, drafts, done)
         finally:
             critic.close()
 
-    def _rounds(self, run: RunView, critic: Critic, drafts: PolicyPlayer, done: int) -> Iterator[Update]:
+    def _rounds(
+        self, run: RunView, critic: Critic, drafts: PolicyPlayer, done: int
+    ) -> Iterator[Update]:
         total = sum(env.weight for env in self.env)
         seed = int(derive_id("starts", run.seed, run.stage)[:8], 16)
         for i in range(done, self.updates):
@@ -255,31 +301,49 @@ class Revise(Stage):
             for env, count in zip(self.env, shares, strict=True):
                 found = starts(env.id, seed + i, count, env.options, env.kwargs)
                 episodes += play(
-                    run, player, [(start, slot) for start in found for slot in range(self.group_size)], where,
-                    max_turns=self.max_turns, step_limit=self.step_limit, max_failure_rate=self.max_failure_rate,
-                    progress=lambda a, b, i=i: run.status("revise", a, b, update=i + 1, updates=self.updates),
+                    run, player, [(start,
+                            slot) for start in found for slot in range(self.group_size)], where,
+                    max_turns=self.max_turns, step_limit=self.step_limit,
+                    max_failure_rate=self.max_failure_rate,
+                    progress=lambda a, b, i=i: run.status("revise", a, b, update=i + 1,
+                        updates=self.updates),
                 )  # fmt: skip
             metrics = self._keep(run, i, episodes, notes.read())
             yield run.finish_update(metrics, episodes=episodes)
 
     def _keep(
-        self, run: RunView, i: int, episodes: Sequence[Episode], notes: Mapping[str, Mapping[int, Any]]
+        self,
+        run: RunView,
+        i: int,
+        episodes: Sequence[Episode],
+        notes: Mapping[str, Mapping[int, Any]],
     ) -> dict[str, float]:
         """Writes down the conversations that were revised to their end."""
         rounds = [r for turns in notes.values() for own in turns.values() for r in own]
-        failed = {id_ for id_, turns in notes.items() if any(r["status"] != "scored" for own in turns.values() for r in own)}
+        failed = {
+            id_
+            for id_, turns in notes.items()
+            if any(r["status"] != "scored" for own in turns.values() for r in own)
+        }
         sound = [e for e in episodes if e.ending != "failed" and e.turns and e.id not in failed]
         lines = [
             {
-                "messages": [{"role": m.role, "content": m.content} for m in e.messages if m is not e.final],
+                "messages": [
+                    {"role": m.role, "content": m.content} for m in e.messages if m is not e.final
+                ],
                 "tools": list(e.tools),
             }
             for e in sound
         ]
-        files.write(run.folder / run.stage / f"update-{i + 1:04d}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        files.write(
+            run.folder / run.stage / f"update-{i + 1:04d}.jsonl",
+            "".join(json.dumps(line) + "\n" for line in lines),
+        )
         metrics = {
-            "episodes": float(len(episodes)), "conversations": float(len(sound)), "critic_failures": float(sum(r["status"] == "failed" for r in rounds)),
-            "refused": float(sum(r["status"] == "abstained" for r in rounds)), "spend": sum(r["cost"] for r in rounds),
+            "episodes": float(len(episodes)), "conversations": float(len(sound)),
+            "critic_failures": float(sum(r["status"] == "failed" for r in rounds)),
+            "refused": float(sum(r["status"] == "abstained" for r in rounds)),
+            "spend": sum(r["cost"] for r in rounds),
         }  # fmt: skip
         if rounds:
             metrics["changed"] = sum(bool(r.get("changed")) for r in rounds) / len(rounds)
@@ -289,11 +353,13 @@ class Revise(Stage):
 
 
 class Notes:
-    """Drafts, critiques and revisions of a round, a line per reply. What a run that was killed plays again is noted again; the later line counts.
+    """Drafts, critiques and revisions of a round, a line per reply. What a run that was killed
+    plays again is noted again; the later line counts.
 
     Args:
-        most: conversations that the critic may fail on. One more ends the round, before any of its conversations is recorded: a run that goes
-            on plays them again, with what the critic did say from its cache.
+        most: conversations that the critic may fail on. One more ends the round, before any of its
+            conversations is recorded: a run that goes on plays them again, with what the critic did
+            say from its cache.
     """
 
     def __init__(self, path: Path, most: float) -> None:
@@ -312,13 +378,17 @@ class Notes:
             self._failed[episode] = rounds[-1]["reason"]
         if len(self._failed) > self._most:
             raise TooManyFailures(
-                f"the critic failed in {len(self._failed)} conversations, more than max_failure_rate allows. Reasons: "
-                f"{'; '.join(sorted(set(self._failed.values()))[:3])}. Go on when it answers again: what it said is kept."
+                f"the critic failed in {len(self._failed)} conversations, more than"
+                " max_failure_rate allows. Reasons:"
+                f" {'; '.join(sorted(set(self._failed.values()))[:3])}. Go on when it answers"
+                " again: what it said is kept."
             )
 
     def read(self) -> dict[str, dict[int, list[dict[str, Any]]]]:
         found: dict[str, dict[int, list[dict[str, Any]]]] = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+        for line in (
+            self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ()
+        ):
             try:
                 note = json.loads(line)
             except ValueError:

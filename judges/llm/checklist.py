@@ -2,8 +2,9 @@
 
     score = sum of weights of the points that hold / sum of weights of the points that apply
 
-A reference is a text, or stands in the start's options or in what its reset said (`reference: {start: answer}`), which the agent never sees. It
-becomes one more point, "agrees with the reference". A conversation to which no point applies is abstained from.
+A reference is a text, or stands in the start's options or in what its reset said (`reference:
+{start: answer}`), which the agent never sees. It becomes one more point, "agrees with the
+reference". A conversation to which no point applies is abstained from.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ You check an agent's work in a conversation, point by point.
 
 {points}
 
-For each point first write a rationale in a sentence or two, then say "yes", "no", or "does not apply" if the conversation gave no occasion for it. What the \
+For each point first write a rationale in a sentence or two, then say "yes", "no", or "does not \
+apply" if the conversation gave no occasion for it. What the \
 agent claims to have done is not what it did."""
-AGREES = "The agent's final answer agrees with the reference in every fact that the question asks for; wording does not matter."
+AGREES = (
+    "The agent's final answer agrees with the reference in every fact that the question asks for;"
+    " wording does not matter."
+)
 
 
 @dataclass(kw_only=True)
@@ -42,7 +47,8 @@ class ChecklistJudge(ModelJudge):
     Attributes:
         points: sentences that should hold, or {name: sentence}; or a file with one per line.
         weights: by name, default 1; without names they are called point_1, point_2, ...
-        reference: what the answer should agree with: a text, or {start: key} to take it from the start's options or from what reset said.
+        reference: what the answer should agree with: a text, or {start: key} to take it from the
+            start's options or from what reset said.
     """
 
     way: ClassVar[str] = "checklist"
@@ -54,15 +60,22 @@ class ChecklistJudge(ModelJudge):
     def __post_init__(self) -> None:
         self.points = _points(self.points)
         if isinstance(self.reference, Mapping) and set(self.reference) != {"start"}:
-            raise ValueError(f"reference must be a text or {{start: key}}, got {dict(self.reference)}")
+            raise ValueError(
+                f"reference must be a text or {{start: key}}, got {dict(self.reference)}"
+            )
         if self.reference is not None:
             self.points = {**self.points, "reference": AGREES}
         if not self.points:
             raise ValueError("a checklist needs points or a reference")
         strangers = set(self.weights) - set(self.points)
-        if strangers or any(w < 0 for w in self.weights.values()) or not sum(self._weight(n) for n in self.points):
+        if (
+            strangers
+            or any(w < 0 for w in self.weights.values())
+            or not sum(self._weight(n) for n in self.points)
+        ):
             raise ValueError(
-                f"weights must be at least 0, one above it, and name points: {', '.join(self.points)}; got {dict(self.weights)}"
+                "weights must be at least 0, one above it, and name points:"
+                f" {', '.join(self.points)}; got {dict(self.weights)}"
             )
         super().__post_init__()
 
@@ -79,7 +92,13 @@ class ChecklistJudge(ModelJudge):
         data = {"conversation": conversation(episode)}
         if self.reference is not None:
             data["reference"] = self._reference(episode)
-        return [Call(data, lambda nonce: self._write(data, nonce), lambda reply, nonce: self._read(reply, nonce))]
+        return [
+            Call(
+                data,
+                lambda nonce: self._write(data, nonce),
+                lambda reply, nonce: self._read(reply, nonce),
+            )
+        ]
 
     def _reference(self, episode: Episode) -> Any:
         if isinstance(self.reference, str):
@@ -87,18 +106,30 @@ class ChecklistJudge(ModelJudge):
         key = self.reference["start"] if self.reference else ""
         known = {**episode.info, **episode.start.options}
         if key not in known:
-            raise ValueError(f"the start has no {key!r} to compare with; it has {', '.join(sorted(known)) or 'nothing'}")
+            raise ValueError(
+                f"the start has no {key!r} to compare with; it has"
+                f" {', '.join(sorted(known)) or 'nothing'}"
+            )
         return known[key]
 
     def _write(self, data: Mapping[str, Any], nonce: str) -> Prompt:
         parts = [f"The code is {nonce}. The id of your verdict is {names(nonce, 1)[0]}."]
         parts += [fenced(label, each, nonce) for label, each in data.items()]
         return Prompt(
-            self.instructions, "\n\n".join(parts), self._schema(), self.max_tokens, choices={"verdict_id": names(nonce, 1)}
+            self.instructions,
+            "\n\n".join(parts),
+            self._schema(),
+            self.max_tokens,
+            choices={"verdict_id": names(nonce, 1)},
         )
 
     def _schema(self) -> dict[str, Any]:
-        point = form({"rationale": {"type": "string"}, "holds": {"type": "string", "enum": ["yes", "no", "does not apply"]}})
+        point = form(
+            {
+                "rationale": {"type": "string"},
+                "holds": {"type": "string", "enum": ["yes", "no", "does not apply"]},
+            }
+        )
         return form({"verdict_id": {"type": "string"}, **dict.fromkeys(self.points, point)})
 
     def _read(self, reply: Reply, nonce: str) -> dict[str, Any]:
@@ -109,12 +140,19 @@ class ChecklistJudge(ModelJudge):
             point = found[name]
             sound = set(point) == {"rationale", "holds"} and isinstance(point["rationale"], str)
             if not sound or point["holds"] not in ("yes", "no", "does not apply"):
-                raise Unreadable(f'{name} needs a rationale, and holds: "yes", "no" or "does not apply", and nothing else')
+                raise Unreadable(
+                    f'{name} needs a rationale, and holds: "yes", "no" or "does not apply", and'
+                    " nothing else"
+                )
         return {name: found[name] for name in self.points}
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
         said = verdicts[0].said
-        holds = {name: float(said[name]["holds"] == "yes") for name in self.points if said[name]["holds"] != "does not apply"}
+        holds = {
+            name: float(said[name]["holds"] == "yes")
+            for name in self.points
+            if said[name]["holds"] != "does not apply"
+        }
         total = sum(self._weight(name) for name in holds)
         if not total:
             return Feedback.abstained(request.target, "no point applies")
@@ -131,7 +169,9 @@ def _points(given: Any) -> dict[str, str]:
     if isinstance(given, str):
         try:
             given = [
-                line.strip().removeprefix("- ") for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()
+                line.strip().removeprefix("- ")
+                for line in Path(given).read_text(encoding="utf-8").splitlines()
+                if line.strip()
             ]
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"points: cannot read {given}: {error}") from error
@@ -139,9 +179,12 @@ def _points(given: Any) -> dict[str, str]:
         points = {str(name): str(sentence) for name, sentence in given.items()}
     else:
         points = {f"point_{i + 1}": str(sentence) for i, sentence in enumerate(given)}
-    odd = [name for name in points if name in ("verdict_id", "reference") or not name.isidentifier()]
+    odd = [
+        name for name in points if name in ("verdict_id", "reference") or not name.isidentifier()
+    ]
     if odd:
         raise ValueError(
-            f"a point cannot be called {odd[0]!r}: use a word of letters, digits and _ (not verdict_id, reference)"
+            f"a point cannot be called {odd[0]!r}: use a word of letters, digits and _ (not"
+            " verdict_id, reference)"
         )
     return points

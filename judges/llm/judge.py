@@ -1,9 +1,12 @@
-"""What all judges that ask a model have in common: a way of judging says what is asked and what an answer means, the rest is here.
+"""What all judges that ask a model have in common: a way of judging says what is asked and what an
+answer means, the rest is here.
 
-    request ──calls()──▶ questions to the model ──Caller──▶ verdicts ──answer()──▶ feedback or comparison
+    request ──calls()──▶ questions to the model ──Caller──▶ verdicts ──answer()──▶ feedback or
+    comparison
 
-A judge is a feedback source: it takes requests, has many of them judged at once on a loop of its own, and hands over what is ready. Whatever is
-known already is not asked again; a run that was killed asks for the rest only.
+A judge is a feedback source: it takes requests, has many of them judged at once on a loop of its
+own, and hands over what is ready. Whatever is known already is not asked again; a run that was
+killed asks for the rest only.
 """
 
 from __future__ import annotations
@@ -31,7 +34,16 @@ from ..asking import calls, store
 from ..asking.calls import Call
 from ..asking.options import Asking
 from ..asking.store import Verdict
-from ..trust.canaries import KINDS, Quarantine, Schedule, canary, control, fell_for_rank, fell_for_score, read_known_bad
+from ..trust.canaries import (
+    KINDS,
+    Quarantine,
+    Schedule,
+    canary,
+    control,
+    fell_for_rank,
+    fell_for_score,
+    read_known_bad,
+)
 from ..trust.watch import Quarantined, Watch
 
 Answer = Feedback | Comparison
@@ -45,9 +57,11 @@ class ModelJudge(Asking):
     A subclass is one way of judging: `calls`, `answer` and `instructions`.
 
     Attributes:
-        canaries: share of its verdicts in a run beside which it is shown a conversation that is known to be bad (`judges/trust/canaries.py`), or {rate,
-            kinds}; a judge that falls for them is quarantined: its verdicts are not trained on, and the run is paused.
-        known_bad: a file of conversations that are known to be bad, as further canaries; six at least, since the same words count once.
+        canaries: share of its verdicts in a run beside which it is shown a conversation that is
+            known to be bad (`judges/trust/canaries.py`), or {rate, kinds}; a judge that falls for
+            them is quarantined: its verdicts are not trained on, and the run is paused.
+        known_bad: a file of conversations that are known to be bad, as further canaries; six at
+            least, since the same words count once.
     """
 
     kind: ClassVar[Literal["episode", "group"]] = "episode"
@@ -63,8 +77,13 @@ class ModelJudge(Asking):
         super().__post_init__()
         self._known_bad = read_known_bad(Path(self.known_bad)) if self.known_bad is not None else []
         if self._known_bad and self.kind == "group":
-            raise ValueError("known_bad is for judges that score: those that compare see canaries of the same start")
-        asked = dict(self.canaries) if isinstance(self.canaries, Mapping) else {"rate": self.canaries}
+            raise ValueError(
+                "known_bad is for judges that score: those that compare see canaries of the same"
+                " start"
+            )
+        asked = (
+            dict(self.canaries) if isinstance(self.canaries, Mapping) else {"rate": self.canaries}
+        )
         if strange := set(asked) - {"rate", "kinds"}:
             raise ValueError(f"canaries take a rate and kinds, got {', '.join(sorted(strange))}")
         self._rate = float(asked.get("rate", 0.05))
@@ -102,7 +121,9 @@ class ModelJudge(Asking):
             Paused: nothing else is ready, and nothing more will be before somebody decides.
         """
         if self._under_way:
-            concurrent.futures.wait([future for _, future in self._under_way.values()], timeout=LOOK)
+            concurrent.futures.wait(
+                [future for _, future in self._under_way.values()], timeout=LOOK
+            )
         ready = {id_: future for id_, (_, future) in self._under_way.items() if future.done()}
         answers, paused = [], None
         for id_, future in ready.items():
@@ -139,28 +160,45 @@ class ModelJudge(Asking):
         async with contextlib.AsyncExitStack() as held:
             if not self.batch:
                 await held.enter_async_context(self._watch.serving)
-                if self._watch.quarantine.suspect:  # one by one, so that each knows what the last canary showed
+                # One by one, so that each knows what the last canary showed.
+                if self._watch.quarantine.suspect:
                     await held.enter_async_context(self._watch.alone)
             self._trusted()
-            kind = (self._watch.quarantine.suspect or self._watch.schedule.next()) if self._watched else None
-            work = [self._answered(request, since), *([self._try_canary(request, kind, since)] if kind else [])]
+            kind = (
+                (self._watch.quarantine.suspect or self._watch.schedule.next())
+                if self._watched
+                else None
+            )
+            work = [
+                self._answered(request, since),
+                *([self._try_canary(request, kind, since)] if kind else []),
+            ]
             answer, *canary_cost = await gathered(work)
         self._trusted()
-        return dataclasses.replace(answer, stamp=dataclasses.replace(answer.stamp, cost=answer.stamp.cost + sum(canary_cost)))
+        return dataclasses.replace(
+            answer,
+            stamp=dataclasses.replace(answer.stamp, cost=answer.stamp.cost + sum(canary_cost)),
+        )
 
     def _trusted(self) -> None:
         if self._watch.quarantine.quarantined:
             raise Quarantined(
-                f"the judge {self._name!r} ({self.version}) {self._watch.quarantine.reason}: a policy could win it over by writing such things. What it said of "
-                "this update is not trained on. Use another model or rubric in a run that begins from this one's policy (in its newest checkpoint); or, if you know better, "
-                "choose its `canaries: {kinds: [...]}`, or set `canaries: 0`, and go on"
+                f"the judge {self._name!r} ({self.version}) {self._watch.quarantine.reason}: a"
+                " policy could win it over by writing such things. What it said of this update is"
+                " not trained on. Use another model or rubric in a run that begins from this one's"
+                " policy (in its newest checkpoint); or, if you know better, choose its `canaries:"
+                " {kinds: [...]}`, or set `canaries: 0`, and go on"
             )
 
     async def _answered(self, request: Request, since: float) -> Answer:
         asked = [dataclasses.replace(call, since=since) for call in self.calls(request)]
         if request.rater_slot:  # another rater is another answer, not the same one again
-            asked = [dataclasses.replace(call, key=[call.key, request.rater_slot]) for call in asked]
-        return self._stamped(request, await gathered([self._caller.verdict(call) for call in asked]))
+            asked = [
+                dataclasses.replace(call, key=[call.key, request.rater_slot]) for call in asked
+            ]
+        return self._stamped(
+            request, await gathered([self._caller.verdict(call) for call in asked])
+        )
 
     # Canaries.
 
@@ -189,14 +227,19 @@ class ModelJudge(Asking):
         self._watch = self._caller.watch
 
     async def _try_canary(self, request: Request, kind: str, since: float) -> float:
-        """Has a conversation judged that is known to be bad, and remembers what the judge made of it. Returns what it cost.
+        """Has a conversation judged that is known to be bad, and remembers what the judge made of
+        it. Returns what it cost.
 
         Whatever goes wrong here is not the real conversation's fault.
         """
         assert self._context is not None
         real = request.episodes[0]
-        rng = random.Random(derive_id("canary", kind, real.start.key, [turn.action for turn in real.turns]))
-        bad = dataclasses.replace(canary(kind, real, rng, known_bad=self._known_bad), info=real.info)
+        rng = random.Random(
+            derive_id("canary", kind, real.start.key, [turn.action for turn in real.turns])
+        )
+        bad = dataclasses.replace(
+            canary(kind, real, rng, known_bad=self._known_bad), info=real.info
+        )
         fell, said, cost = await self._fell(request, bad, since)
         plain = control(bad)
         if fell and plain is not None:  # does it like such replies anyway?
@@ -213,13 +256,16 @@ class ModelJudge(Asking):
             "comment": said.comment,
         }
         new = store.add_canary(
-            self._context.ledger, id_, self._context.run, self._name, self.version, kind, fell, told, self._context.clock()
+            self._context.ledger, id_, self._context.run, self._name, self.version, kind, fell,
+            told, self._context.clock()
         )  # fmt: skip
         if fell is not None and new:
             self._watch.quarantine.saw(kind, fell)
         return cost
 
-    async def _fell(self, request: Request, bad: Episode, since: float) -> tuple[bool | None, Answer, float]:
+    async def _fell(
+        self, request: Request, bad: Episode, since: float
+    ) -> tuple[bool | None, Answer, float]:
         """Whether a judge takes a bad conversation for a good one; None: it said nothing."""
         if self.kind == "episode":
             trial = dataclasses.replace(request, target=bad.id, episodes=(bad,))
@@ -230,35 +276,61 @@ class ModelJudge(Asking):
         except Paused:
             raise
         except Exception as error:
-            said = self._without(trial, Verdict("failed", reason=f"{type(error).__name__}: {error}"))
+            said = self._without(
+                trial, Verdict("failed", reason=f"{type(error).__name__}: {error}")
+            )
         if said.status != "scored":
             return None, said, said.stamp.cost
         if isinstance(said, Comparison):
-            sure = said.probability is None or said.probability >= 0.6  # a soft label near one half is a tie
+            # A soft label near one half is a tie.
+            sure = said.probability is None or said.probability >= 0.6
             return sure and fell_for_rank(said.ranking, bad.id), said, said.stamp.cost
-        return (None if said.score is None else fell_for_score(said.score, 0.0, 1.0)), said, said.stamp.cost
+        return (
+            (None if said.score is None else fell_for_score(said.score, 0.0, 1.0)),
+            said,
+            said.stamp.cost,
+        )
 
     def _stamped(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
-        """The answer with what it took to get it. A failure or abstention of one call is the answer's."""
-        without = next((v for status in ("failed", "abstained") for v in verdicts if v.status == status), None)
+        """The answer with what it took to get it.
+
+        A failure or abstention of one call is the answer's.
+        """
+        without = next(
+            (v for status in ("failed", "abstained") for v in verdicts if v.status == status), None
+        )
         try:
-            answer = self._without(request, without) if without is not None else self.answer(request, verdicts)
+            answer = (
+                self._without(request, without)
+                if without is not None
+                else self.answer(request, verdicts)
+            )
         except Exception as error:
             answer = self._failed(request, f"{type(error).__name__}: {error}")
         took: dict[str, Any] = {
             "requests": sum(v.requests for v in verdicts),
-            "tokens": sum(v.usage.fresh + v.usage.read + v.usage.written + v.usage.output for v in verdicts),
+            "tokens": sum(
+                v.usage.fresh + v.usage.read + v.usage.written + v.usage.output for v in verdicts
+            ),
             "cached": sum(v.cached for v in verdicts),
         }
         answered = next((v.model for v in verdicts if v.model), "")
-        version = self.version if not answered or self._model.name.endswith(f":{answered}") else f"{self.version}@{answered}"
+        version = (
+            self.version
+            if not answered or self._model.name.endswith(f":{answered}")
+            else f"{self.version}@{answered}"
+        )
         stamp = Stamp(request=request.id, version=version, cost=sum(v.cost for v in verdicts))
         details = {**answer.details, "took": took}
-        return dataclasses.replace(answer, id=answer.id or derive_id(request.id, "answer"), stamp=stamp, details=details)
+        return dataclasses.replace(
+            answer, id=answer.id or derive_id(request.id, "answer"), stamp=stamp, details=details
+        )
 
     def _without(self, request: Request, verdict: Verdict) -> Answer:
         kind: type[Answer] = Feedback if request.kind == "episode" else Comparison
-        return (kind.failed if verdict.status == "failed" else kind.abstained)(request.target, verdict.reason)
+        return (kind.failed if verdict.status == "failed" else kind.abstained)(
+            request.target, verdict.reason
+        )
 
     def _failed(self, request: Request, reason: str) -> Answer:
         return self._without(request, Verdict("failed", reason=reason))
@@ -289,7 +361,9 @@ class ModelJudge(Asking):
                 asked.append(Question(key, tuple(members)))
             else:
                 asked += [Question(e.id, (e,)) for e in members]
-        requests = [Request(self.kind, q.target, self.way, ask=q.ask, episodes=q.episodes) for q in asked]
+        requests = [
+            Request(self.kind, q.target, self.way, ask=q.ask, episodes=q.episodes) for q in asked
+        ]
         self.request(requests)
         heard: dict[str | None, Answer] = {}
         while len(heard) < len({r.id for r in requests}):

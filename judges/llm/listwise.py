@@ -1,8 +1,10 @@
 """`listwise`: ranks all conversations of a start in one call.
 
-What they share at the beginning is shown once. Each has an id drawn for the call, and the order is shuffled; answers are matched by id, never by place. An answer that
-leaves one out, names one twice or invents one is asked for once more with what was wrong with it, and then failed. Conversations that are the
-same word for word are shown once and tied. With `orders` the group is ranked several times, each time shuffled anew, and places are averaged.
+What they share at the beginning is shown once. Each has an id drawn for the call, and the order is
+shuffled; answers are matched by id, never by place. An answer that leaves one out, names one twice
+or invents one is asked for once more with what was wrong with it, and then failed. Conversations
+that are the same word for word are shown once and tied. With `orders` the group is ranked several
+times, each time shuffled anew, and places are averaged.
 """
 
 from __future__ import annotations
@@ -31,13 +33,20 @@ You rank conversations in which an agent was given the same start, by how well t
 
 {standard}
 
-First write a rationale: what tells them apart, in a few sentences. Then rank them: a list of tiers, best first, each a list of ids; those that are equally good \
-share a tier. Every id stands exactly once. The order in which they are shown, and how long they are, says nothing. Set `abstain` to true only if they cannot be \
+First write a rationale: what tells them apart, in a few sentences. Then rank them: a list of \
+tiers, best first, each a list of ids; those that are equally good \
+share a tier. Every id stands exactly once. The order in which they are shown, and how long they \
+are, says nothing. Set `abstain` to true only if they cannot be \
 compared at all."""
 
 TIERS = {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}
 SCHEMA = form(
-    {"verdict_id": {"type": "string"}, "rationale": {"type": "string"}, "abstain": {"type": "boolean"}, "ranking": TIERS}
+    {
+        "verdict_id": {"type": "string"},
+        "rationale": {"type": "string"},
+        "abstain": {"type": "boolean"},
+        "ranking": TIERS,
+    }
 )
 MOST = 18  # conversations in one call: ids are told apart by their first letters
 
@@ -75,12 +84,20 @@ class ListwiseJudge(ModelJudge):
         kinds = len(alike(request))
         if kinds > MOST:
             raise ValueError(
-                f"{kinds} different conversations cannot be ranked in one call, at most {MOST} can: use a smaller `group_size`, or pairwise"
+                f"{kinds} different conversations cannot be ranked in one call, at most {MOST} can:"
+                " use a smaller `group_size`, or pairwise"
             )
-        return [self._call(shown, n) for n, shown in enumerate(self._orders(request))] if kinds > 1 else []
+        return (
+            [self._call(shown, n) for n, shown in enumerate(self._orders(request))]
+            if kinds > 1
+            else []
+        )
 
     def _orders(self, request: Request) -> list[list[Episode]]:
-        """One conversation of each kind, shuffled by what was said in them, never by ids: those hold the run's name."""
+        """One conversation of each kind, shuffled by what was said in them, never by ids:
+
+        those hold the run's name.
+        """
         kinds = sorted(alike(request).items(), key=lambda kind: kind[0])
         shuffled = []
         for n in range(self.orders):
@@ -105,7 +122,9 @@ class ListwiseJudge(ModelJudge):
         for id_, each in zip(ids, data[1:], strict=True):
             parts += [f"Conversation {id_}:", fenced("conversation", each, nonce)]
         choices = {"verdict_id": [verdict], "ranking": ids}
-        return Prompt(self.instructions, "\n\n".join(parts), SCHEMA, self.max_tokens, choices=choices)
+        return Prompt(
+            self.instructions, "\n\n".join(parts), SCHEMA, self.max_tokens, choices=choices
+        )
 
     def _read(self, count: int, reply: Reply, nonce: str) -> dict[str, Any]:
         *ids, verdict = names(nonce, count + 1)
@@ -121,7 +140,10 @@ class ListwiseJudge(ModelJudge):
             raise Unreadable("ranking must be a list of tiers, each a list of ids")
         named = [id_ for tier in tiers for id_ in tier]
         if sorted(named) != sorted(ids):
-            raise Unreadable(f"it ranks {len(named)} ids; it must rank {len(ids)}, each exactly once: {', '.join(ids)}")
+            raise Unreadable(
+                f"it ranks {len(named)} ids; it must rank {len(ids)}, each exactly once:"
+                f" {', '.join(ids)}"
+            )
         place = {id_: i for i, tier in enumerate(tiers) for id_ in tier}
         return {"rationale": str(found["rationale"]), "tiers": [place[id_] for id_ in ids]}
 
@@ -130,8 +152,14 @@ class ListwiseJudge(ModelJudge):
         orders = self._orders(request)
         shown = {"order": [e.id for e in orders[0]]}
         if len(kinds) == 1:
-            return Comparison(request.target, (tuple(e.id for e in request.episodes),), shown=shown, details={"same": True})
-        beaten = dict.fromkeys(kinds, 0.0)  # the share of the others that each beats, ties half, over all orders
+            return Comparison(
+                request.target,
+                (tuple(e.id for e in request.episodes),),
+                shown=shown,
+                details={"same": True},
+            )
+        # The share of the others that each beats, ties half, over all orders.
+        beaten = dict.fromkeys(kinds, 0.0)
         said = []
         for order, verdict in zip(orders, verdicts, strict=True):
             if verdict.said.get("abstain"):
@@ -142,10 +170,13 @@ class ListwiseJudge(ModelJudge):
             said.append({"order": [e.id for e in order], "tiers": list(tiers)})
         rationales = [str(v.said["rationale"]) for v in verdicts]
         if 2 * len(said) <= len(verdicts):
-            return Comparison.abstained(request.target, "the judge abstained", comment=rationales[0])
+            return Comparison.abstained(
+                request.target, "the judge abstained", comment=rationales[0]
+            )
         ranking = [
-            tuple(e.id for e in request.episodes if beaten[_words(e)] == value) for value in sorted(set(beaten.values()), reverse=True)
-        ]  # fmt: skip
+            tuple(e.id for e in request.episodes if beaten[_words(e)] == value)
+            for value in sorted(set(beaten.values()), reverse=True)
+        ]
         return Comparison(
             request.target,
             tuple(ranking),

@@ -2,8 +2,9 @@
 
     p = mean over orders (and samples) of how sure the model is that the one is better
 
-A judge that answers differently when the order is turned has not told the two apart: they are tied, and the flip is counted (`details["flipped"]`). With `soft`
-p is a soft label, from the probabilities of the token that names the better one, or from `samples` answers per order.
+A judge that answers differently when the order is turned has not told the two apart: they are tied,
+and the flip is counted (`details["flipped"]`). With `soft` p is a soft label, from the
+probabilities of the token that names the better one, or from `samples` answers per order.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ from .soft import choice
 from .transcript import RULES, Unreadable, fenced, names, read_json, side_by_side
 
 TASK = """\
-You judge in which of two conversations an agent did better. They began alike; the agent replied differently.
+You judge in which of two conversations an agent did better. They began alike; the agent replied \
+differently.
 
 {rules}
 
 {standard}
 
-First write a rationale: what speaks for the one and for the other, in a few sentences. Then name the better one by its id, or "neither" if they are equally \
-good. Which is shown first, and how long they are, says nothing. Set `abstain` to true only if they cannot be compared at all."""
+First write a rationale: what speaks for the one and for the other, in a few sentences. Then name \
+the better one by its id, or "neither" if they are equally \
+good. Which is shown first, and how long they are, says nothing. Set `abstain` to true only if \
+they cannot be compared at all."""
 
 SCHEMA = form(
     {
@@ -52,9 +56,11 @@ class PairwiseJudge(ModelJudge):
     Attributes:
         rubric: what better means: a Markdown file with criteria, or plain words.
         pairs: how many pairs of a group are compared; default: all.
-        orders: 2 asks in both orders; 1 in one, drawn for each pair, at half the price and with the judge's liking for a place left in.
+        orders: 2 asks in both orders; 1 in one, drawn for each pair, at half the price and with the
+            judge's liking for a place left in.
         samples: how often each order is asked.
-        soft: "logprobs" or "samples": how sure the judge is becomes the comparison's probability. Without it verdicts count whole.
+        soft: "logprobs" or "samples": how sure the judge is becomes the comparison's probability.
+            Without it verdicts count whole.
     """
 
     kind: ClassVar[Literal["episode", "group"]] = "group"
@@ -69,7 +75,9 @@ class PairwiseJudge(ModelJudge):
         if self.orders not in (1, 2):
             raise ValueError(f"orders must be 1 or 2, got {self.orders!r}")
         if self.samples < 1 or (self.pairs is not None and self.pairs < 1):
-            raise ValueError(f"samples and pairs must be at least 1, got {self.samples} and {self.pairs}")
+            raise ValueError(
+                f"samples and pairs must be at least 1, got {self.samples} and {self.pairs}"
+            )
         if self.soft not in (None, "logprobs", "samples"):
             raise ValueError(f"soft must be 'logprobs' or 'samples', got {self.soft!r}")
         if self.soft == "samples" and self.samples < 2:
@@ -86,19 +94,30 @@ class PairwiseJudge(ModelJudge):
         return TASK.format(rules=RULES, standard=self.rubric.prompt)
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
-        """One question per pair; which pairs, where not all are compared, is drawn from what was said in them."""
-        drawn = sorted(combinations(episodes, 2), key=lambda pair: derive_id("pair", sorted(map(words, pair))))
+        """One question per pair;
+
+        which pairs, where not all are compared, is drawn from what was said in them.
+        """
+        drawn = sorted(
+            combinations(episodes, 2), key=lambda pair: derive_id("pair", sorted(map(words, pair)))
+        )
         return [Question(group, pair) for pair in drawn[: self.pairs]]
 
     def calls(self, request: Request) -> list[Call]:
-        return [self._call(shown, n) for shown in self._orders(request) for n in range(self.samples)]
+        return [
+            self._call(shown, n) for shown in self._orders(request) for n in range(self.samples)
+        ]
 
     def _orders(self, request: Request) -> list[tuple[Episode, Episode]]:
         one, other = sorted(request.episodes, key=words)  # never by id: those hold the run's name
         both = [(one, other), (other, one)]
         if words(one) == words(other):
             return []
-        return both if self.orders == 2 else [both[int(derive_id("order", words(one), words(other))[0], 16) % 2]]
+        return (
+            both
+            if self.orders == 2
+            else [both[int(derive_id("order", words(one), words(other))[0], 16) % 2]]
+        )
 
     def _call(self, shown: tuple[Episode, Episode], sample: int) -> Call:
         data = side_by_side(shown)
@@ -148,7 +167,12 @@ class PairwiseJudge(ModelJudge):
         orders = self._orders(request)
         a, b = request.episodes
         if not orders:  # word for word the same
-            return Comparison(request.target, ((a.id, b.id),), shown={"order": [a.id, b.id]}, details={"same": True})
+            return Comparison(
+                request.target,
+                ((a.id, b.id),),
+                shown={"order": [a.id, b.id]},
+                details={"same": True},
+            )
         said: list[dict[str, Any]] = []
         rationales: list[str] = []
         for i, shown in enumerate(orders):
@@ -156,7 +180,9 @@ class PairwiseJudge(ModelJudge):
             rationales += [str(each["rationale"]) for each in own]
             firsts = [float(each["first"]) for each in own if not each.get("abstain")]
             if 2 * len(firsts) <= len(own):
-                return Comparison.abstained(request.target, "the judge abstained", comment=rationales[-1])
+                return Comparison.abstained(
+                    request.target, "the judge abstained", comment=rationales[-1]
+                )
             said.append({"order": [e.id for e in shown], "first": sum(firsts) / len(firsts)})
         sure = [each["first"] if each["order"][0] == a.id else 1 - each["first"] for each in said]
         flipped = len(sure) == 2 and (sure[0] - 0.5) * (sure[1] - 0.5) < 0
@@ -166,12 +192,17 @@ class PairwiseJudge(ModelJudge):
         better, worse = (a.id, b.id) if p > 0.5 else (b.id, a.id)
         ranking = ((a.id, b.id),) if p == 0.5 else ((better,), (worse,))
         return Comparison(
-            request.target, ranking, probability=max(p, 1 - p) if self.soft and p != 0.5 else None, comment=rationales[0],
-            shown={"order": said[0]["order"]}, details={"orders": said, "flipped": flipped, "rationales": rationales},
+            request.target, ranking, probability=max(p, 1 - p) if self.soft and p != 0.5 else None,
+            comment=rationales[0],
+            shown={"order": said[0]["order"]}, details={"orders": said, "flipped": flipped,
+                "rationales": rationales},
         )  # fmt: skip
 
 
 def words(episode: Episode) -> list[tuple[str, str]]:
-    """What was said in a conversation: what it is told from others by, wherever ids must not matter."""
+    """What was said in a conversation:
+
+    what it is told from others by, wherever ids must not matter.
+    """
     last = [(episode.final.content, "")] if episode.final is not None else []
     return [(turn.observation.content, turn.action) for turn in episode.turns] + last

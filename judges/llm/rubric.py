@@ -1,4 +1,5 @@
-"""Rubrics: what good means, in a file of Markdown with front matter that people can read, discuss and version.
+"""Rubrics: what good means, in a file of Markdown with front matter that people can read, discuss
+and version.
 
     ---
     name: helpful
@@ -11,10 +12,11 @@
         question: Did it ask only what it needed?
         levels: [asked at random, asked more than needed, asked only what it needed]
     ---
-    Judge the whole conversation as the customer would a day later. Politeness alone is worth nothing.
+    Judge the whole conversation as the customer would a day later. Politeness alone is worth
+        nothing.
 
-Levels are anchors, worst first; a criterion's score is its place among them, in [0, 1], and the rubric's the mean by weight. The version is a hash of
-all of it, and stands in every verdict.
+Levels are anchors, worst first; a criterion's score is its place among them, in [0, 1], and the
+rubric's the mean by weight. The version is a hash of all of it, and stands in every verdict.
 """
 
 from __future__ import annotations
@@ -51,7 +53,11 @@ class Criterion(BaseModel):
     @classmethod
     def _texts(cls, value: Any) -> Any:
         said = {True: "yes", False: "no"}  # what YAML 1.1 takes the words for
-        return [said[level] if isinstance(level, bool) else str(level) for level in value] if isinstance(value, list) else value
+        return (
+            [said[level] if isinstance(level, bool) else str(level) for level in value]
+            if isinstance(value, list)
+            else value
+        )
 
 
 class _Head(BaseModel):
@@ -89,7 +95,8 @@ class Rubric:
 
     @classmethod
     def load(cls, given: Any) -> Rubric:
-        """A rubric from a file (`.md`), from a mapping, from a plain question, or the object itself.
+        """A rubric from a file (`.md`), from a mapping, from a plain question, or the object
+        itself.
 
         A plain text is a rubric of one criterion with five levels.
 
@@ -102,7 +109,9 @@ class Rubric:
             return cls._made(dict(given), str(given.get("text", "")), "the rubric")
         text = str(given)
         is_path = (
-            "\n" not in text and len(text) < 1000 and (" " not in text.strip() and ("/" in text or "." in text.strip(".?!")))
+            "\n" not in text
+            and len(text) < 1000
+            and (" " not in text.strip() and ("/" in text or "." in text.strip(".?!")))
         )
         if is_path or ("\n" not in text and text.endswith((".md", ".markdown", ".txt"))):
             try:
@@ -110,7 +119,10 @@ class Rubric:
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"rubric: cannot read {text}: {error}") from error
         if not text.strip():
-            raise ValueError("a rubric is needed: a Markdown file with criteria (docs/judges.md), or a question in plain words")
+            raise ValueError(
+                "a rubric is needed: a Markdown file with criteria (docs/judges.md), or a question"
+                " in plain words"
+            )
         return cls("question", (Criterion(name="overall", question=text.strip(), levels=LIKERT),))
 
     @classmethod
@@ -125,7 +137,9 @@ class Rubric:
         try:
             read = _Head(**head)
         except ValidationError as error:
-            raise ValueError(told(error, where, {*_Head.model_fields, *Criterion.model_fields})) from error
+            raise ValueError(
+                told(error, where, {*_Head.model_fields, *Criterion.model_fields})
+            ) from error
         return cls(read.name, tuple(read.criteria), text.strip())
 
     @property
@@ -133,11 +147,17 @@ class Rubric:
         """The rubric as a judge reads it."""
         lines = [f"# Rubric: {self.name}", *([self.text, ""] if self.text else [])]
         for c in self.criteria:
-            lines += [f"## {c.name}", c.question, *(f"{i}: {level}" for i, level in enumerate(c.levels)), ""]
+            lines += [
+                f"## {c.name}",
+                c.question,
+                *(f"{i}: {level}" for i, level in enumerate(c.levels)),
+                "",
+            ]
         return "\n".join(lines).strip()
 
     def score(self, levels: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        """The rubric's score and each criterion's, in [0, 1], of levels by criterion (places from 0; means of several are no whole numbers)."""
+        """The rubric's score and each criterion's, in [0, 1], of levels by criterion (places from
+        0; means of several are no whole numbers)."""
         aspects = {c.name: levels[c.name] / (len(c.levels) - 1) for c in self.criteria}
         total = sum(c.weight for c in self.criteria)
         return sum(c.weight * aspects[c.name] for c in self.criteria) / total, aspects
@@ -154,7 +174,9 @@ def front_matter(text: str, where: str) -> tuple[dict[str, Any], str]:
     """
     found = re.match(r"\ufeff?\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)(.*)", text, re.DOTALL)
     if found is None:
-        raise ValueError(f"{where} must begin with front matter between two lines of ---, see docs/judges.md")
+        raise ValueError(
+            f"{where} must begin with front matter between two lines of ---, see docs/judges.md"
+        )
     try:
         head = yaml.safe_load(found.group(1))
     except yaml.YAMLError as error:
@@ -165,13 +187,16 @@ def front_matter(text: str, where: str) -> tuple[dict[str, Any], str]:
 
 
 def told(error: ValidationError, where: str, known: Iterable[str]) -> str:
-    """The first thing that is wrong in a file's front matter, unknown keys before missing ones, with near names."""
+    """The first thing that is wrong in a file's front matter, unknown keys before missing ones,
+    with near names."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     first = faults[0]
     place = ".".join(str(p) for p in first["loc"]) or "front matter"
     if first["type"] == "extra_forbidden":
         return f"{where}: there is no key {place!r}.{did_you_mean(str(first['loc'][-1]), known)}"
-    wants = {"missing": "is needed", "tuple_type": "must be a list", "list_type": "must be a list"}.get(
-        first["type"], first["msg"]
-    )
+    wants = {
+        "missing": "is needed",
+        "tuple_type": "must be a list",
+        "list_type": "must be a list",
+    }.get(first["type"], first["msg"])
     return f"{where}: {place}: {wants}"

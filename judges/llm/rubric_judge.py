@@ -1,8 +1,10 @@
-"""`rubric`: one conversation on named criteria with anchored levels; with `per: reply` every reply as well.
+"""`rubric`: one conversation on named criteria with anchored levels; with `per: reply` every reply
+as well.
 
     score = sum_c weight_c * level_c / (levels of c - 1) / sum_c weight_c        in [0, 1]
 
-The rationale comes before the levels, so that these follow from it. With `samples` the same is asked several times and levels are averaged; with
+The rationale comes before the levels, so that these follow from it. With `samples` the same is
+asked several times and levels are averaged; with
 `soft: logprobs` a level is its expectation under the model's own probabilities.
 """
 
@@ -29,10 +31,15 @@ You judge how an agent did in a conversation, on a rubric.
 
 {rubric}
 
-First write a rationale: for each criterion what speaks for and against, in a few sentences, with the numbers of the replies you mean. Then give each \
-criterion the number of the level that fits best. Judge only what the rubric asks. Set `abstain` to true only if the conversation cannot be judged on \
+First write a rationale: for each criterion what speaks for and against, in a few sentences, with \
+the numbers of the replies you mean. Then give each \
+criterion the number of the level that fits best. Judge only what the rubric asks. Set `abstain` \
+to true only if the conversation cannot be judged on \
 this rubric at all; the levels are then not used."""
-EACH = " Judge every reply of the agent by itself, on each criterion, in the light of what came before it, and then the conversation as a whole."
+EACH = (
+    " Judge every reply of the agent by itself, on each criterion, in the light of what came before"
+    " it, and then the conversation as a whole."
+)
 
 
 @dataclass(kw_only=True)
@@ -40,10 +47,14 @@ class RubricJudge(ModelJudge):
     """Scores conversations on a rubric.
 
     Attributes:
-        rubric: a Markdown file with criteria (see `judges/llm/rubric.py`), or a question in plain words, scored in five levels.
-        per: "episode", or "reply": also a score for each reply, for credit that needs them (`judged`).
-        samples: how often the same is asked; levels are averaged, and `details["spread"]` says how far they differ.
-        soft: "logprobs": levels are expectations under the model's probabilities, where it gives them.
+        rubric: a Markdown file with criteria (see `judges/llm/rubric.py`), or a question in plain
+            words, scored in five levels.
+        per: "episode", or "reply": also a score for each reply, for credit that needs them
+            (`judged`).
+        samples: how often the same is asked; levels are averaged, and `details["spread"]` says how
+            far they differ.
+        soft: "logprobs": levels are expectations under the model's probabilities, where it gives
+            them.
     """
 
     way: ClassVar[str] = "rubric"
@@ -61,7 +72,9 @@ class RubricJudge(ModelJudge):
             raise ValueError(f"soft must be 'logprobs' or left out, got {self.soft!r}")
         self.rubric = Rubric.load(self.rubric)
         if long := [c.name for c in self.rubric.criteria if len(c.levels) > 10 and self.soft]:
-            raise ValueError(f"soft: logprobs tells levels apart by one digit, and {long[0]!r} has more than ten")
+            raise ValueError(
+                f"soft: logprobs tells levels apart by one digit, and {long[0]!r} has more than ten"
+            )
         super().__post_init__()
 
     @property
@@ -70,7 +83,9 @@ class RubricJudge(ModelJudge):
 
     @property
     def instructions(self) -> str:
-        return TASK.format(rules=RULES, rubric=self.rubric.prompt) + (EACH if self.per == "reply" else "")
+        return TASK.format(rules=RULES, rubric=self.rubric.prompt) + (
+            EACH if self.per == "reply" else ""
+        )
 
     def calls(self, request: Request) -> list[Call]:
         [episode] = request.episodes
@@ -85,13 +100,23 @@ class RubricJudge(ModelJudge):
         ]
 
     def _write(self, episode: Episode, shown: Mapping[str, Any], nonce: str) -> Prompt:
-        user = f"The code is {nonce}. The id of your verdict is {names(nonce, 1)[0]}.\n\n{fenced('conversation', shown, nonce)}"
+        user = (
+            f"The code is {nonce}. The id of your verdict is"
+            f" {names(nonce, 1)[0]}.\n\n{fenced('conversation', shown, nonce)}"
+        )
         room = self.max_tokens * (1 if self.per == "episode" else 1 + len(episode.turns) // 4)
         choices = {"verdict_id": names(nonce, 1)}
-        return Prompt(self.instructions, user, self._schema(episode), room, 10 if self.soft else 0, choices)
+        return Prompt(
+            self.instructions, user, self._schema(episode), room, 10 if self.soft else 0, choices
+        )
 
     def _schema(self, episode: Episode) -> dict[str, Any]:
-        levels = form({c.name: {"type": "integer", "enum": list(range(len(c.levels)))} for c in self.rubric.criteria})
+        levels = form(
+            {
+                c.name: {"type": "integer", "enum": list(range(len(c.levels)))}
+                for c in self.rubric.criteria
+            }
+        )
         fields: dict[str, Any] = {"verdict_id": {"type": "string"}, "rationale": {"type": "string"}}
         if self.per == "reply":
             fields["replies"] = form({f"reply_{k + 1}": levels for k in range(len(episode.turns))})
@@ -104,7 +129,10 @@ class RubricJudge(ModelJudge):
             raise Unreadable("verdict_id is not the id given in the question")
         if found["abstain"] is True:
             return {"abstain": True, "rationale": str(found["rationale"])}
-        said: dict[str, Any] = {"rationale": str(found["rationale"]), "levels": self._levels(found["levels"], reply)}
+        said: dict[str, Any] = {
+            "rationale": str(found["rationale"]),
+            "levels": self._levels(found["levels"], reply),
+        }
         if self.per == "reply":
             replies = found["replies"]
             wanted = [f"reply_{k + 1}" for k in range(len(episode.turns))]
@@ -116,11 +144,16 @@ class RubricJudge(ModelJudge):
     def _levels(self, given: Any, reply: Reply | None = None) -> dict[str, float]:
         levels: dict[str, float] = {}
         if not isinstance(given, dict) or set(given) != {c.name for c in self.rubric.criteria}:
-            raise Unreadable(f"levels must name each criterion once: {', '.join(c.name for c in self.rubric.criteria)}")
+            raise Unreadable(
+                "levels must name each criterion once:"
+                f" {', '.join(c.name for c in self.rubric.criteria)}"
+            )
         for c in self.rubric.criteria:
             level = given[c.name]
             if type(level) is not int or not 0 <= level < len(c.levels):
-                raise Unreadable(f"the level of {c.name} must be a whole number from 0 to {len(c.levels) - 1}")
+                raise Unreadable(
+                    f"the level of {c.name} must be a whole number from 0 to {len(c.levels) - 1}"
+                )
             options = [str(i) for i in range(len(c.levels))]
             chances = choice(reply, f"levels.{c.name}", options) if self.soft and reply else None
             levels[c.name] = mean_level(chances) if chances else float(level)
@@ -140,12 +173,24 @@ class RubricJudge(ModelJudge):
         details: dict[str, Any] = {"rationales": rationales}
         if len(scores) > 1:
             details["spread"] = max(scores) - min(scores)
-        return Feedback(request.target, score=score, turn_scores=turns, aspects=aspects, comment=rationales[0], details=details)
+        return Feedback(
+            request.target,
+            score=score,
+            turn_scores=turns,
+            aspects=aspects,
+            comment=rationales[0],
+            details=details,
+        )
 
 
 def form(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON schema of an object with these fields, all of them and no others."""
-    return {"type": "object", "properties": dict(fields), "required": list(fields), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": dict(fields),
+        "required": list(fields),
+        "additionalProperties": False,
+    }
 
 
 def _mean(levels: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Soft labels: how sure a model was of a choice, read from the log-probabilities of the token at which it was made."""
+"""Soft labels: how sure a model was of a choice, read from the log-probabilities of the token at
+which it was made."""
 
 from __future__ import annotations
 
@@ -12,16 +13,20 @@ from .transcript import Unreadable, beginnings, json_within
 
 
 def choice(reply: Reply, field: str, options: Sequence[str]) -> dict[str, float] | None:
-    """The chance of each option as the value of a field of the answer, by the alternatives to the token where the value begins.
+    """The chance of each option as the value of a field of the answer, by the alternatives to the
+    token where the value begins.
 
-    Options must differ in their first character. Chances are normalised over the options; those that are not among the alternatives have none.
+    Options must differ in their first character. Chances are normalised over the options; those
+    that are not among the alternatives have none.
 
     Args:
         reply: one that `read_json` can read.
-        field: the path of keys to it, e.g. "better" or "levels.resolved". Only what stands there counts, wherever else the name occurs.
+        field: the path of keys to it, e.g. "better" or "levels.resolved". Only what stands there
+            counts, wherever else the name occurs.
 
     Returns:
-        None where the model gave no log-probabilities, or the value cannot be found among its tokens.
+        None where the model gave no log-probabilities, or the value cannot be found among its
+        tokens.
     """
     at = _begins(
         "".join(token.text for token in reply.tokens), field.split(".")
@@ -52,7 +57,8 @@ _OPENING = re.compile(r'\s*"?')
 
 
 def _begins(text: str, path: Sequence[str]) -> int | None:
-    """Where the value at a path of keys begins in an answer's JSON object, behind its opening quote."""
+    """Where the value at a path of keys begins in an answer's JSON object, behind its opening
+    quote."""
     try:
         start, _ = json_within(text)
     except Unreadable:  # tokens that are part of a character are no JSON

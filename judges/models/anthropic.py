@@ -1,10 +1,12 @@
 """`anthropic:NAME`: Claude by the Messages API.
 
-The system prompt is marked for the provider's cache: it holds instructions and rubric, the same in every call, and comes first. The answer is bound to a
-schema by `output_config`. The body is read as it came, with the stop reason first: the SDK's own `parse()` throws a refusal or a cut-off
-answer away together with its usage.
+The system prompt is marked for the provider's cache: it holds instructions and rubric, the same in
+every call, and comes first. The answer is bound to a schema by `output_config`. The body is read as
+it came, with the stop reason first: the SDK's own `parse()` throws a refusal or a cut-off answer
+away together with its usage.
 
-Not tried against the live service: whether a schema of ours is ever refused there, how short a prompt is still cached, the rate-limit headers.
+Not tried against the live service: whether a schema of ours is ever refused there, how short a
+prompt is still cached, the rate-limit headers.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Anthropic:
     api_key: default: the environment's ANTHROPIC_API_KEY.
     url: another server that speaks the Messages API.
     effort: "low" to "max", where the model knows it.
-    cache: whether the instructions are marked for the provider's cache, which keeps them for five minutes after their last use.
+    cache: whether the instructions are marked for the provider's cache, which keeps them for five
+        minutes after their last use.
     extra: further fields of the request's body, e.g. {temperature: 0} where the model takes it.
     """
 
@@ -53,18 +56,33 @@ class Anthropic:
             import anthropic
             import httpx2
         except ModuleNotFoundError as error:
-            raise PluginError(f"judges by Anthropic's API need its SDK: {install('judges')}") from error
+            raise PluginError(
+                f"judges by Anthropic's API need its SDK: {install('judges')}"
+            ) from error
         self.name = f"anthropic:{model}"
-        self._model, self._effort, self._extra, self._cache = model, effort, dict(extra or {}), cache
+        self._model, self._effort, self._extra, self._cache = (
+            model,
+            effort,
+            dict(extra or {}),
+            cache,
+        )
         self._sdk, self._http = anthropic, httpx2
         address = address_of(url, "ANTHROPIC_BASE_URL", self.name)
         key = key_of(api_key, "ANTHROPIC_API_KEY", self.name)
-        self._client = client_of(partial(anthropic.AsyncAnthropic, api_key=key), anthropic, httpx2, address, self.name)
+        self._client = client_of(
+            partial(anthropic.AsyncAnthropic, api_key=key), anthropic, httpx2, address, self.name
+        )
         in_use(self._client.api_key, self._client.auth_token)
         url_in_use(self._client.base_url)
-        self.settings = {"effort": effort, "extra": free_of(extra, "max_tokens"), "url": str(self._client.base_url)}
+        self.settings = {
+            "effort": effort,
+            "extra": free_of(extra, "max_tokens"),
+            "url": str(self._client.base_url),
+        }
         if not (self._client.api_key or self._client.auth_token):
-            raise PluginError(f"{self.name} needs a key: set ANTHROPIC_API_KEY, or give the model `api_key`")
+            raise PluginError(
+                f"{self.name} needs a key: set ANTHROPIC_API_KEY, or give the model `api_key`"
+            )
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
         """The request's body."""
@@ -76,13 +94,16 @@ class Anthropic:
             output["effort"] = self._effort
         return {
             "model": self._model, "max_tokens": prompt.max_tokens, "system": [system],
-            "messages": [{"role": "user", "content": prompt.user}], "output_config": output, **self._extra,
+            "messages": [{"role": "user", "content": prompt.user}], "output_config": output,
+            **self._extra,
         }  # fmt: skip
 
     async def ask(self, prompt: Prompt) -> Reply:
         body = self.body(prompt)
         extra = {key: body.pop(key) for key in self._extra}
-        raw = await self._call(self._client.messages.with_raw_response.create(**body, extra_body=extra or None))
+        raw = await self._call(
+            self._client.messages.with_raw_response.create(**body, extra_body=extra or None)
+        )
         reply = read_message(envelope(raw.http_response), raw.headers.get("request-id", ""))
         return replace(reply, limits=_limits(raw.headers))
 
@@ -90,12 +111,16 @@ class Anthropic:
 
     async def submit(self, prompts: Mapping[str, Prompt]) -> str:
         """Sends many questions as one batch; returns its id."""
-        requests: Any = [{"custom_id": id_, "params": self.body(prompt)} for id_, prompt in prompts.items()]
+        requests: Any = [
+            {"custom_id": id_, "params": self.body(prompt)} for id_, prompt in prompts.items()
+        ]
         return str((await self._call(self._client.messages.batches.create(requests=requests))).id)
 
     async def results(self, batch: str) -> dict[str, Reply | ModelError] | None:
         """Answers by custom id; None while it is at work."""
-        if (await self._call(self._client.messages.batches.retrieve(batch))).processing_status != "ended":
+        if (
+            await self._call(self._client.messages.batches.retrieve(batch))
+        ).processing_status != "ended":
             return None
         return await self._call(self._results(batch))
 
@@ -111,18 +136,23 @@ class Anthropic:
             elif result["type"] == "errored":
                 answers[line.custom_id] = error_within(result.get("error"))
             else:
-                answers[line.custom_id] = ModelError("server", f"the batch's request was {result['type']}")
+                answers[line.custom_id] = ModelError(
+                    "server", f"the batch's request was {result['type']}"
+                )
         if not answers:
             raise ModelError("server", f"the results of the batch {batch} came back empty")
         return answers
 
     async def mine(
-        self, since: float, ids: Sequence[str], results: Callable[[str], Awaitable[Mapping[str, Any]]]
+        self,
+        since: float,
+        ids: Sequence[str],
+        results: Callable[[str], Awaitable[Mapping[str, Any]]],
     ) -> str | None:
         """The batch that holds these custom ids, sent at or after a time; None where there is none.
 
-        For a process that was killed between sending a batch and writing down its id. A batch tells its custom ids only with its results, so
-        those at work are waited for.
+        For a process that was killed between sending a batch and writing down its id. A batch tells
+        its custom ids only with its results, so those at work are waited for.
         """
         wanted, likely = set(ids), []
         async for batch in self._listed():
@@ -164,13 +194,19 @@ def read_message(body: Mapping[str, Any], request: str = "") -> Reply:
         raise error_within(body, usage)
     why = str(body.get("stop_reason") or "end_turn")
     stop: Any = _STOPS.get(why, "other")
-    if body.get("type", "message") != "message" or not (isinstance(found, list) or stop == "refused"):
+    if body.get("type", "message") != "message" or not (
+        isinstance(found, list) or stop == "refused"
+    ):
         raise ModelError("form", f"the answer is no message: {str(body)[:200]}", usage=usage)
     blocks = [block for block in found or () if isinstance(block, Mapping)]
     text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text")
     details = part(body, "stop_details")
-    reason = " ".join(str(details.get(k)) for k in ("category", "explanation") if details.get(k)) or why
-    return Reply(stop, text, usage, "" if stop == "end" else reason, str(body.get("model") or ""), request)
+    reason = (
+        " ".join(str(details.get(k)) for k in ("category", "explanation") if details.get(k)) or why
+    )
+    return Reply(
+        stop, text, usage, "" if stop == "end" else reason, str(body.get("model") or ""), request
+    )
 
 
 def _limits(headers: Mapping[str, str]) -> float:
@@ -179,7 +215,9 @@ def _limits(headers: Mapping[str, str]) -> float:
     for name in ("requests", "tokens", "input-tokens", "output-tokens"):
         if headers.get(f"anthropic-ratelimit-{name}-remaining") == "0":
             try:
-                reset = datetime.fromisoformat(headers.get(f"anthropic-ratelimit-{name}-reset", "").replace("Z", "+00:00"))
+                reset = datetime.fromisoformat(
+                    headers.get(f"anthropic-ratelimit-{name}-reset", "").replace("Z", "+00:00")
+                )
                 waits.append((reset - datetime.now(UTC)).total_seconds())
             except (ValueError, TypeError):
                 continue

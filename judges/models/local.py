@@ -1,7 +1,8 @@
 """`local:FOLDER`: a transformers model in this process. Free of charge, and as good as it is.
 
-Its answer is bound to the schema while it is made: a grammar (llguidance) leaves only tokens that can continue a valid answer. What is judged
-is tokenized so that it cannot become a control token of the model's chat template.
+Its answer is bound to the schema while it is made: a grammar (llguidance) leaves only tokens that
+can continue a valid answer. What is judged is tokenized so that it cannot become a control token of
+the model's chat template.
 """
 
 from __future__ import annotations
@@ -31,12 +32,28 @@ class Local:
 
     at_once = 1  # two answers would share the same cores
 
-    def __init__(self, model: str, *, dtype: str = "auto", device: str | None = None, temperature: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        temperature: float = 0.0,
+    ) -> None:
         self.name = f"local:{model}"
-        self.settings = {"dtype": dtype, "temperature": temperature, "weights": _fingerprint(Path(model))}
+        self.settings = {
+            "dtype": dtype,
+            "temperature": temperature,
+            "weights": _fingerprint(Path(model)),
+        }
         if importlib.util.find_spec("llguidance") is None:
             raise PluginError(f"a local judge needs llguidance: {install('judges')}")
-        self._where, self._dtype, self._device, self._temperature = model, dtype, device, temperature
+        self._where, self._dtype, self._device, self._temperature = (
+            model,
+            dtype,
+            device,
+            temperature,
+        )
         self._turn = threading.Lock()
         self._loaded: Any = None
 
@@ -64,12 +81,15 @@ class Local:
                 raise
             raise ModelError(
                 "account",
-                f"{self.name} brings code of its own, which a local judge does not run (trust_remote_code=False): serve it "
-                "where you trust it, and ask it by `openai-chat` and its `url`",
+                f"{self.name} brings code of its own, which a local judge does not run"
+                " (trust_remote_code=False): serve it where you trust it, and ask it by"
+                " `openai-chat` and its `url`",
             ) from error
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         chat = ChatFormat(tokenizer)
-        grammar = llguidance.hf.from_tokenizer(tokenizer, n_vocab=model.config.vocab_size, eos_token=chat.end_id)
+        grammar = llguidance.hf.from_tokenizer(
+            tokenizer, n_vocab=model.config.vocab_size, eos_token=chat.end_id
+        )
         return model.to(device).eval(), tokenizer, chat, grammar
 
     def _answer(self, prompt: Prompt, gone: threading.Event) -> Reply:
@@ -87,11 +107,15 @@ class Local:
         ids = chat.prompt([Message("system", prompt.system), Message("user", prompt.user)])
         room = getattr(model.config, "max_position_embeddings", 1 << 30) - len(ids)
         if room < 16:
-            raise ModelError("request", f"the question has {len(ids)} tokens, too many for the context of {self.name}")
+            raise ModelError(
+                "request",
+                f"the question has {len(ids)} tokens, too many for the context of {self.name}",
+            )
         bound = Bound(grammar, prompt.bound, len(ids), gone)
         with torch.inference_mode():
             out = model.generate(
-                torch.tensor([ids], device=model.device), max_new_tokens=min(prompt.max_tokens, room), logits_processor=[bound],
+                torch.tensor([ids], device=model.device),
+                max_new_tokens=min(prompt.max_tokens, room), logits_processor=[bound],
                 eos_token_id=chat.end_id, pad_token_id=chat.end_id, do_sample=self._temperature > 0,
                 temperature=self._temperature or None, top_k=None, top_p=None,
                 output_scores=prompt.top_logprobs > 0, return_dict_in_generate=True,
@@ -100,18 +124,40 @@ class Local:
         ended = bool(said) and said[-1] == chat.end_id
         text = tokenizer.decode(said[:-1] if ended else said)
         tokens = []
-        for id_, scores in zip(said[: len(said) - ended], out.scores or (), strict=False):  # of what the grammar left
-            best = torch.log_softmax(scores[0].float(), -1).topk(min(prompt.top_logprobs, scores.shape[-1]))
+        # Of what the grammar left.
+        for id_, scores in zip(said[: len(said) - ended], out.scores or (), strict=False):
+            best = torch.log_softmax(scores[0].float(), -1).topk(
+                min(prompt.top_logprobs, scores.shape[-1])
+            )
             found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            tokens.append(Token(tokenizer.decode([id_]), {tokenizer.decode([i]): p for i, p in found if math.isfinite(p)}))
+            tokens.append(
+                Token(
+                    tokenizer.decode([id_]),
+                    {tokenizer.decode([i]): p for i, p in found if math.isfinite(p)},
+                )
+            )
         usage = Usage(fresh=len(ids), output=len(said))
-        return Reply("end" if ended else "length", text, usage, "" if ended else "max_tokens", self.name, tokens=tokens)
+        return Reply(
+            "end" if ended else "length",
+            text,
+            usage,
+            "" if ended else "max_tokens",
+            self.name,
+            tokens=tokens,
+        )
 
 
 def _fingerprint(folder: Path) -> str:
-    """What tells a folder's weights from others that lay there before; empty for a hub's name, which stays what it is."""
+    """What tells a folder's weights from others that lay there before;
+
+    empty for a hub's name, which stays what it is.
+    """
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return derive_id([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]) if files else ""
+    return (
+        derive_id([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])
+        if files
+        else ""
+    )
 
 
 class Bound:
@@ -123,14 +169,21 @@ class Bound:
         gone: set when nobody waits for the answer any more.
     """
 
-    def __init__(self, grammar: Any, schema: Mapping[str, Any], read: int, gone: threading.Event) -> None:
+    def __init__(
+        self, grammar: Any, schema: Mapping[str, Any], read: int, gone: threading.Event
+    ) -> None:
         import llguidance
 
         self._matcher = llguidance.LLMatcher(
-            grammar, llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
+            grammar,
+            llguidance.LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), defaults={"whitespace_flexible": False}
+            ),
         )
         if self._matcher.get_error():
-            raise ModelError("request", f"the schema cannot be made a grammar: {self._matcher.get_error()}")
+            raise ModelError(
+                "request", f"the schema cannot be made a grammar: {self._matcher.get_error()}"
+            )
         self._read, self._gone = read, gone
 
     def __call__(self, ids: Any, logits: Any) -> Any:
@@ -142,8 +195,8 @@ class Bound:
         new = ids[0, self._read :].tolist()
         if new:
             self._matcher.consume_tokens(new[-1:])
-        mask = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")[
-            : logits.shape[-1]
-        ]
+        mask = np.unpackbits(
+            np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little"
+        )[: logits.shape[-1]]
         allowed = torch.from_numpy(mask).to(logits.device).bool()
         return logits.masked_fill(~allowed, float("-inf"))

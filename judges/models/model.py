@@ -1,9 +1,12 @@
-"""Models that judge: what they are asked, what they answer, how they fail, and how they are named in a config.
+"""Models that judge: what they are asked, what they answer, how they fail, and how they are named
+in a config.
 
-A model is anything with `ask(prompt) -> Reply`. Those here are `anthropic`, `openai` (Responses), `openai-chat` (Chat Completions, and every endpoint
-that speaks it) and `local`; plugins add others by the hook `register_models`. They make one request per `ask` and never retry: how
-often something is asked is decided, and paid for, in one place (`judges/asking/calls.py`). (`openai-chat` alone sends a request again
-at once that was refused for its form, when it learns how the server writes it.)
+A model is anything with `ask(prompt) -> Reply`. Those here are `anthropic`, `openai` (Responses),
+`openai-chat` (Chat Completions, and every endpoint that speaks it) and `local`; plugins add others
+by the hook `register_models`. They make one request per `ask` and never retry: how often something
+is asked is decided, and paid for, in one place (`judges/asking/calls.py`). (`openai-chat` alone
+sends a request again at once that was refused for its form, when it learns how the server writes
+it.)
 """
 
 from __future__ import annotations
@@ -23,13 +26,16 @@ class Prompt:
     """One question to a model.
 
     Attributes:
-        system: instructions and rubric. The same for every call of a judge, so that providers can cache it.
+        system: instructions and rubric. The same for every call of a judge, so that providers can
+            cache it.
         user: what is judged, and under which ids.
-        schema: JSON schema of the answer; the same for every call of a judge as far as it can be, since providers put it before everything else and a
-            cached beginning ends where it differs.
+        schema: JSON schema of the answer; the same for every call of a judge as far as it can be,
+            since providers put it before everything else and a cached beginning ends where it
+            differs.
         choices: field to what its strings may be in this call: ids. Checked by the judge.
         max_tokens: of the answer.
-        top_logprobs: how many alternatives per token are wanted; 0: none. Models that cannot give them leave `Reply.tokens` empty.
+        top_logprobs: how many alternatives per token are wanted; 0: none. Models that cannot give
+            them leave `Reply.tokens` empty.
     """
 
     system: str
@@ -41,8 +47,10 @@ class Prompt:
 
     @property
     def bound(self) -> dict[str, Any]:
-        """The schema with the choices in it, for models in this process, which bind answers themselves and cache no schema."""
-        whole = json.loads(json.dumps(dict(self.schema)))  # parts that were one object are several now
+        """The schema with the choices in it, for models in this process, which bind answers
+        themselves and cache no schema."""
+        # Parts that were one object are several now.
+        whole = json.loads(json.dumps(dict(self.schema)))
         for name, allowed in self.choices.items():
             place = whole["properties"][name]
             while place["type"] == "array":
@@ -53,7 +61,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request. `read` (from the provider's cache) and `written` (to it) are not part of `fresh`."""
+    """Tokens of one request.
+
+    `read` (from the provider's cache) and `written` (to it) are not part of `fresh`.
+    """
 
     fresh: int = 0
     read: int = 0
@@ -61,7 +72,12 @@ class Usage:
     output: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.fresh + other.fresh, self.read + other.read, self.written + other.written, self.output + other.output)
+        return Usage(
+            self.fresh + other.fresh,
+            self.read + other.read,
+            self.written + other.written,
+            self.output + other.output,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +93,14 @@ class Reply:
     """What a model answered.
 
     Attributes:
-        stop: why it ended. Only with "end" is there a text worth reading; "length" was cut off, "refused" and "filtered" were not given.
+        stop: why it ended. Only with "end" is there a text worth reading; "length" was cut off,
+            "refused" and "filtered" were not given.
         text: the answer as it came, JSON that nobody has read yet.
         reason: what the model or provider said about an end that is not "end".
         model: the model that answered, which may be a dated version of the one that was asked.
         request: the provider's id of the request.
-        limits: what its headers said of rate limits, seconds to wait before the next request; 0: none.
+        limits: what its headers said of rate limits, seconds to wait before the next request; 0:
+            none.
         tokens: with `top_logprobs`, the answer's tokens in order.
     """
 
@@ -100,9 +118,11 @@ class ModelError(TurnwiseError):
     """A request that got no answer.
 
     Attributes:
-        kind: "busy" (rate limit, overload), "server", "timeout" and "connection" pass; "form", an answer of no known form, may pass,
-            and is paid for: it is asked once more; "request" is this one's fault, asking the same again is no use; "account" (key, quota, billing, permission, no such model) would happen to every other request too; "filtered":
-            the provider would not have this question answered, which is an answer of its own.
+        kind: "busy" (rate limit, overload), "server", "timeout" and "connection" pass; "form", an
+            answer of no known form, may pass, and is paid for: it is asked once more; "request" is
+            this one's fault, asking the same again is no use; "account" (key, quota, billing,
+            permission, no such model) would happen to every other request too; "filtered": the
+            provider would not have this question answered, which is an answer of its own.
         status: HTTP status; 0: none came.
         after: seconds the server asks to wait.
         lost: an answer may have been made, and be paid for, that did not arrive.
@@ -119,7 +139,13 @@ class ModelError(TurnwiseError):
         usage: Usage | None = None,
     ) -> None:
         super().__init__(message)
-        self.kind, self.status, self.after, self.lost, self.usage = kind, status, after, lost, usage or Usage()
+        self.kind, self.status, self.after, self.lost, self.usage = (
+            kind,
+            status,
+            after,
+            lost,
+            usage or Usage(),
+        )
 
     @property
     def passes(self) -> bool:
@@ -127,7 +153,10 @@ class ModelError(TurnwiseError):
 
 
 class BatchFailed(ModelError):
-    """A batch that brought no answer at all, in the provider's own words; what was in it may be sent again in another one."""
+    """A batch that brought no answer at all, in the provider's own words;
+
+    what was in it may be sent again in another one.
+    """
 
 
 @runtime_checkable
@@ -141,20 +170,23 @@ class Model(Protocol):
     settings: Mapping[str, Any]
 
     async def ask(self, prompt: Prompt) -> Reply:
-        """Sends one request. Raises ModelError where no answer came. Models that answer large jobs in batches also have `submit`, `results` and
-        `mine`, see `judges/asking/batches.py`."""
+        """Sends one request. Raises ModelError where no answer came. Models that answer large jobs
+        in batches also have `submit`, `results` and `mine`, see `judges/asking/batches.py`."""
         ...
 
 
 def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
-    """A model from "provider:name", from a mapping with `provider`, `model` and options, or the object itself.
+    """A model from "provider:name", from a mapping with `provider`, `model` and options, or the
+    object itself.
 
     Raises:
         PluginError: an unknown provider or option.
     """
     if not isinstance(spec, (str, Mapping)):
         if not isinstance(spec, Model):
-            raise PluginError(f"{spec!r} is no model: it needs `name`, `settings` and `async ask(prompt)`")
+            raise PluginError(
+                f"{spec!r} is no model: it needs `name`, `settings` and `async ask(prompt)`"
+            )
         return spec
     plugins = plugins or Plugins()
     if isinstance(spec, str):
@@ -166,12 +198,14 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
         provider, name = str(options.pop("provider", "")), str(options.pop("model", ""))
     if isinstance(spec, Mapping) and not provider:
         raise PluginError(
-            f"a model given as a mapping needs `provider` beside `model`: one of {', '.join(plugins.names('model'))}"
+            "a model given as a mapping needs `provider` beside `model`: one of"
+            f" {', '.join(plugins.names('model'))}"
         )
     if not provider or not name:
         known = ", ".join(plugins.names("model"))
         raise PluginError(
-            f'a model is given as "provider:name" or as a mapping with provider and model, got {redacted(spec)!r}. Providers: {known}'
+            'a model is given as "provider:name" or as a mapping with provider and model, got'
+            f" {redacted(spec)!r}. Providers: {known}"
         )
     check_options(f"model provider {provider!r}", plugins.factory("model", provider), 1, options)
     made: Model = plugins.create("model", provider, name, **options)
@@ -185,5 +219,8 @@ def free_of(extra: Mapping[str, Any] | None, *taken: str) -> dict[str, Any]:
         ValueError: one of those is among them.
     """
     for name in set(taken) & set(extra or {}):
-        raise ValueError(f"`extra` must not hold {name!r}: the judge's `max_tokens` says it, and the budget counts on that")
+        raise ValueError(
+            f"`extra` must not hold {name!r}: the judge's `max_tokens` says it, and the budget"
+            " counts on that"
+        )
     return dict(extra or {})

@@ -1,9 +1,10 @@
-"""What models behind HTTP have in common: keys, addresses, proxies and certificates that can work at all, and what a server's
-errors mean for the next request, whatever shape they come in.
+"""What models behind HTTP have in common: keys, addresses, proxies and certificates that can work
+at all, and what a server's errors mean for the next request, whatever shape they come in.
 
-Servers that are almost compatible tell errors as `{"error": {...}}`, `{"detail": [...]}`, `{"message": ...}`, lists, plain text or
-pages, and some tell them with HTTP 200. So the words that tell kinds apart (`content_filter`, `insufficient_quota`) are looked for
-wherever a body has a code, type, status or reason.
+Servers that are almost compatible tell errors as `{"error": {...}}`, `{"detail": [...]}`,
+`{"message": ...}`, lists, plain text or pages, and some tell them with HTTP 200. So the words that
+tell kinds apart (`content_filter`, `insufficient_quota`) are looked for wherever a body has a code,
+type, status or reason.
 """
 
 from __future__ import annotations
@@ -27,31 +28,50 @@ CONNECT = 10.0  # seconds to connect; what fails there was never sent, and costs
 
 # Words in a body's codes, lower case without "_" and "-".
 FILTERED = frozenset((
-    "contentfilter", "contentfiltered", "contentpolicyviolation", "contentpolicyviolationerror", "invalidprompt",
-    "responsibleaipolicyviolation", "datainspectionfailed", "prohibitedcontent", "safety", "blocklist", "spii", "recitation",
-    "guardrailintervened", "moderationblocked", "contentblocked", "refusal", "sensitive", "imagesafety", "modelarmor",
+    "contentfilter", "contentfiltered", "contentpolicyviolation", "contentpolicyviolationerror",
+    "invalidprompt",
+    "responsibleaipolicyviolation", "datainspectionfailed", "prohibitedcontent", "safety",
+    "blocklist", "spii", "recitation",
+    "guardrailintervened", "moderationblocked", "contentblocked", "refusal", "sensitive",
+    "imagesafety", "modelarmor",
     "promptblocked", "jailbreak",
 ))  # fmt: skip
 _ACCOUNT = frozenset((
-    "insufficientquota", "billingerror", "billinghardlimitreached", "billingnotactive", "invalidapikey", "apikeyinvalid",
-    "invalidauthentication", "invalidauthenticationerror", "authenticationerror", "authenticationfailed", "unauthenticated",
-    "permissiondenied", "permissionerror", "accountdeactivated", "accountsuspended", "accessterminated", "insufficientbalance",
-    "insufficientcredits", "exceededcurrentquotaerror", "arrearage", "modelnotfound", "modelnotfounderror", "notfounderror",
+    "insufficientquota", "billingerror", "billinghardlimitreached", "billingnotactive",
+    "invalidapikey", "apikeyinvalid",
+    "invalidauthentication", "invalidauthenticationerror", "authenticationerror",
+    "authenticationfailed", "unauthenticated",
+    "permissiondenied", "permissionerror", "accountdeactivated", "accountsuspended",
+    "accessterminated", "insufficientbalance",
+    "insufficientcredits", "exceededcurrentquotaerror", "arrearage", "modelnotfound",
+    "modelnotfounderror", "notfounderror",
     "deploymentnotfound", "unsupportedcountryregionterritory",
 ))  # fmt: skip
 _SAID_FILTERED = re.compile(
-    r"content.?policy.?violation|content management policy|content exists risk|violates? (?:our |the )?(?:usage|content|safety)"
+    r"content.?policy.?violation|content management policy|content exists risk|violates? (?:our"
+    r" |the )?(?:usage|content|safety)"
     r"|(?:input|prompt) was flagged|blocked by (?:our )?(?:content|safety|moderation)",
     re.IGNORECASE,
 )
 _SAID_ACCOUNT = re.compile(
-    r"credit balance|insufficient (?:balance|credits?|funds)|api.?key (?:is )?(?:not valid|invalid|expired)"
+    r"credit balance|insufficient (?:balance|credits?|funds)|api.?key (?:is )?(?:not"
+    r" valid|invalid|expired)"
     r"|(?:invalid|incorrect) api.?key|AuthenticationError|not a valid model",
     re.IGNORECASE,
 )
-_BUSY = frozenset(("ratelimitexceeded", "ratelimiterror", "ratelimit", "overloadederror", "overloaded", "toomanyrequests",
-                   "resourceexhausted", "tokenlimitexceeded", "serviceunavailable", "engineoverloadederror"))  # fmt: skip
-_REQUEST = frozenset(("invalidrequesterror", "badrequesterror", "contextlengthexceeded", "invalidargument", "invalidjsonline"))
+_BUSY = frozenset(("ratelimitexceeded", "ratelimiterror", "ratelimit", "overloadederror",
+        "overloaded", "toomanyrequests",
+                   "resourceexhausted", "tokenlimitexceeded", "serviceunavailable",
+                   "engineoverloadederror"))  # fmt: skip
+_REQUEST = frozenset(
+    (
+        "invalidrequesterror",
+        "badrequesterror",
+        "contextlengthexceeded",
+        "invalidargument",
+        "invalidjsonline",
+    )
+)
 
 
 # Before the first request.
@@ -68,18 +88,22 @@ def key_of(given: Any, variable: str, name: str) -> str | None:
     Raises:
         PluginError: it can never be one; the message says where it stands and not what it is.
     """
-    found, where = (given, "`api_key`") if given is not None else (os.environ.get(variable), variable)
+    found, where = (
+        (given, "`api_key`") if given is not None else (os.environ.get(variable), variable)
+    )
     if found is None:
         return None
     if not isinstance(found, str):
-        raise PluginError(f"{where} of {name} must be text, got {type(found).__name__}: put it in quotes")
+        raise PluginError(
+            f"{where} of {name} must be text, got {type(found).__name__}: put it in quotes"
+        )
     key = found.strip().strip("\ufeff\u200b")
     if not key:
         raise PluginError(f"{where} of {name} is empty: put the key there, or unset it")
     if not key.isascii() or not key.isprintable() or re.search(r"\s|^[\"'].*[\"']$", key):
         raise PluginError(
-            f"{where} of {name} is no key: it has spaces, line breaks, quotes or other signs that cannot be sent. "
-            "Copy it again, alone, without 'Bearer'"
+            f"{where} of {name} is no key: it has spaces, line breaks, quotes or other signs that"
+            " cannot be sent. Copy it again, alone, without 'Bearer'"
         )
     return key
 
@@ -96,24 +120,32 @@ def address_of(given: Any, variable: str, name: str) -> str | None:
     url = str(found).strip()
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool((parts.hostname or "").encode("idna")) and parts.port != 0
-    except ValueError:  # brackets that are not closed, a port that is no number, a host with an empty part
+        good = (
+            parts.scheme in ("http", "https")
+            and bool((parts.hostname or "").encode("idna"))
+            and parts.port != 0
+        )
+    # brackets that are not closed, a port that is no number, a host with an empty part
+    except ValueError:
         good = False
     if not good or re.search(r"[\s\x00-\x1f\\]", url):
         raise PluginError(
-            f"{where} of {name} is no address of a server: {url!r}. It looks like http://localhost:8000/v1, "
-            "or is left out for the provider's own"
+            f"{where} of {name} is no address of a server: {url!r}. It looks like"
+            " http://localhost:8000/v1, or is left out for the provider's own"
         )
     if end := re.search(r"/(chat/completions|completions|responses|messages)/*$", parts.path):
-        raise PluginError(f"{where} of {name} must end before {end.group()}, which is put after it: {url!r}")
+        raise PluginError(
+            f"{where} of {name} must end before {end.group()}, which is put after it: {url!r}"
+        )
     return url
 
 
 def client_of(make: Callable[..., Any], sdk: Any, http: Any, url: str | None, name: str) -> Any:
-    """A client of an official SDK that makes one request per call and gives up connecting after `CONNECT` seconds.
+    """A client of an official SDK that makes one request per call and gives up connecting after
+    `CONNECT` seconds.
 
-    Proxies of the environment are left aside for a server that NO_PROXY names: the SDKs read them all the same, and stop at
-    one that they cannot use.
+    Proxies of the environment are left aside for a server that NO_PROXY names: the SDKs read them
+    all the same, and stop at one that they cannot use.
 
     Raises:
         PluginError: proxies or certificates of the environment cannot be used.
@@ -123,9 +155,12 @@ def client_of(make: Callable[..., Any], sdk: Any, http: Any, url: str | None, na
         host = urlsplit(url).hostname if url else None
         if host and urllib.request.getproxies() and urllib.request.proxy_bypass(host):
             limits = http.Limits(max_connections=1000, max_keepalive_connections=100)
-            options["http_client"] = sdk.DefaultAsyncHttpxClient(transport=http.AsyncHTTPTransport(limits=limits))
+            options["http_client"] = sdk.DefaultAsyncHttpxClient(
+                transport=http.AsyncHTTPTransport(limits=limits)
+            )
         else:
-            http.AsyncClient()  # meets what the SDK's own would; that one, half made, complains once more when it goes
+            # Meets what the SDK's own would; that one, half made, complains once more when it goes.
+            http.AsyncClient()
         return make(base_url=url, **options)
     except (ImportError, OSError, ValueError, http.InvalidURL) as error:
         raise PluginError(f"{name} cannot be asked: {_environment(error)}") from error
@@ -137,18 +172,29 @@ def _environment(error: Exception) -> str:
         for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
             if path := os.environ.get(variable):
                 why = error.strerror or str(error)
-                return f"the certificates that {variable} names ({path}) cannot be read ({why}): correct it, or unset it"
-    names = [n for base in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY") for n in (base, base.lower()) if os.environ.get(n)]
+                return (
+                    f"the certificates that {variable} names ({path}) cannot be read ({why}):"
+                    " correct it, or unset it"
+                )
+    names = [
+        n
+        for base in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
+        for n in (base, base.lower())
+        if os.environ.get(n)
+    ]
     odd = [n for n in names if urlsplit(os.environ[n]).scheme not in ("http", "https", "")] or names
     if not odd:
         return f"{type(error).__name__}: {error}"
     shown = redact(f"{odd[0]} ({os.environ[odd[0]]})")
     if isinstance(error, ImportError):
         return (
-            f"{shown} names a SOCKS proxy, for which the package socksio is missing: pip install socksio, unset {odd[0]}, "
-            "or name the server's host in NO_PROXY"
+            f"{shown} names a SOCKS proxy, for which the package socksio is missing: pip install"
+            f" socksio, unset {odd[0]}, or name the server's host in NO_PROXY"
         )
-    return f"the proxy of {shown} cannot be used ({error}): correct it, unset it, or name the server's host in NO_PROXY"
+    return (
+        f"the proxy of {shown} cannot be used ({error}): correct it, unset it, or name the server's"
+        " host in NO_PROXY"
+    )
 
 
 # What an error means.
@@ -157,7 +203,8 @@ def _environment(error: Exception) -> str:
 def http_error(status: int, body: Any, headers: Mapping[str, str], url: str = "") -> ModelError:
     """What an HTTP error means for the next request.
 
-    Quota and billing come as 429 or 400 too, content filters as 400 or 403. `x-should-retry` is the server's own word on it.
+    Quota and billing come as 429 or 400 too, content filters as 400 or 403. `x-should-retry` is the
+    server's own word on it.
 
     Args:
         body: as it came: JSON data, or text.
@@ -166,7 +213,8 @@ def http_error(status: int, body: Any, headers: Mapping[str, str], url: str = ""
     code, message = said(body)
     words = set(_words(body))
     told = ": ".join(filter(None, (f"HTTP {status} {code}".strip(), message)))[:500]
-    plain = status in (200, 400, 403, 422)  # where the message may tell; rate limits come with advice on billing
+    # Where the message may tell; rate limits come with advice on billing.
+    plain = status in (200, 400, 403, 422)
     if words & FILTERED or (plain and _SAID_FILTERED.search(message)):
         return ModelError("filtered", told, status)
     broke = (words & _ACCOUNT and status < 500) or (plain and _SAID_ACCOUNT.search(message))
@@ -191,7 +239,10 @@ def http_error(status: int, body: Any, headers: Mapping[str, str], url: str = ""
 
 
 def error_within(body: Any, usage: Usage | None = None, lost: bool = False) -> ModelError:
-    """An error that came with HTTP 200, or as an item of a batch: the status is in its code, or follows from its words."""
+    """An error that came with HTTP 200, or as an item of a batch:
+
+    the status is in its code, or follows from its words.
+    """
     inner = body.get("error") if isinstance(body, Mapping) and body.get("error") else body
     code = inner.get("code") if isinstance(inner, Mapping) else None
     words = set(_words(body))
@@ -204,19 +255,38 @@ def error_within(body: Any, usage: Usage | None = None, lost: bool = False) -> M
         status = 429 if words & _BUSY else 400 if words & _REQUEST else 500
     found = http_error(status, body, {})
     told = str(found) if numbered else re.sub(r"\AHTTP \d+:? *", "", str(found))
-    return ModelError(found.kind, told, found.status, lost=lost and found.kind != "filtered", usage=usage)
+    return ModelError(
+        found.kind, told, found.status, lost=lost and found.kind != "filtered", usage=usage
+    )
 
 
 def said(body: Any) -> tuple[str, str]:
-    """The code and the message of an error's body, whatever its shape; of one that has neither, the body itself."""
+    """The code and the message of an error's body, whatever its shape;
+
+    of one that has neither, the body itself.
+    """
     inner = body[0] if isinstance(body, list) and body else body
     if isinstance(inner, Mapping):
         inner = inner.get("error") or inner
     if not isinstance(inner, Mapping):
         return "", _text(inner)
-    names = [inner.get("code"), part(inner, "details").get("error_code"), inner.get("status"), inner.get("type")]
-    code = next((name for name in names if isinstance(name, str) and name and not name.isdigit()), "")
-    message = next((_text(inner[n]) for n in ("message", "detail", "msg", "error_description") if inner.get(n)), "")
+    names = [
+        inner.get("code"),
+        part(inner, "details").get("error_code"),
+        inner.get("status"),
+        inner.get("type"),
+    ]
+    code = next(
+        (name for name in names if isinstance(name, str) and name and not name.isdigit()), ""
+    )
+    message = next(
+        (
+            _text(inner[n])
+            for n in ("message", "detail", "msg", "error_description")
+            if inner.get(n)
+        ),
+        "",
+    )
     more = inner.get("metadata")
     if isinstance(more, Mapping) and (raw := more.get("raw") or more.get("reasons")):
         message = f"{message}: {_text(raw)}"
@@ -234,7 +304,10 @@ def _text(value: Any) -> str:
 
 
 def _words(body: Any, depth: int = 0) -> Iterator[str]:
-    """What tells kinds of errors apart: codes, types, states and reasons, wherever they stand in a body."""
+    """What tells kinds of errors apart:
+
+    codes, types, states and reasons, wherever they stand in a body.
+    """
     if depth > 6:
         return
     if isinstance(body, list):
@@ -244,7 +317,13 @@ def _words(body: Any, depth: int = 0) -> Iterator[str]:
         for name, value in body.items():
             if name == "flagged_input":
                 yield "contentfilter"
-            elif isinstance(value, str) and name in ("code", "type", "status", "reason", "error_code"):
+            elif isinstance(value, str) and name in (
+                "code",
+                "type",
+                "status",
+                "reason",
+                "error_code",
+            ):
                 yield plain_word(value)
             elif name not in ("input", "ctx"):  # the request, repeated
                 yield from _words(value, depth + 1)
@@ -270,13 +349,18 @@ async def called(call: Awaitable[Any], sdk: Any, http: Any) -> Any:
             body = response.text
         raise http_error(error.status_code, body, response.headers, str(response.url)) from error
     except (sdk.APIConnectionError, http.TransportError) as error:
-        raise _unanswered(error.__cause__ or error, isinstance(error, sdk.APITimeoutError), http) from error
+        raise _unanswered(
+            error.__cause__ or error, isinstance(error, sdk.APITimeoutError), http
+        ) from error
     except http.InvalidURL as error:
         raise ModelError("account", f"the address cannot be asked: {error}") from error
     except UnicodeEncodeError as error:
         raise ModelError("request", f"the question cannot be sent: {error}") from error
-    except (sdk.APIError.__base__, ValueError) as error:  # an answer that is not JSON is a bare ValueError of theirs
-        raise ModelError("server", f"{type(error).__name__}: {error}", lost=isinstance(error, ValueError)) from error
+    # an answer that is not JSON is a bare ValueError of theirs
+    except (sdk.APIError.__base__, ValueError) as error:
+        raise ModelError(
+            "server", f"{type(error).__name__}: {error}", lost=isinstance(error, ValueError)
+        ) from error
 
 
 def _unanswered(error: BaseException, timeout: bool, http: Any) -> ModelError:
@@ -284,22 +368,33 @@ def _unanswered(error: BaseException, timeout: bool, http: Any) -> ModelError:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
         chain.append(cause)
-    if any(isinstance(e, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(e) for e in chain):
-        return ModelError("account", f"the server's certificate is not trusted (SSL_CERT_FILE names others): {error}")
+    if any(
+        isinstance(e, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(e)
+        for e in chain
+    ):
+        return ModelError(
+            "account",
+            f"the server's certificate is not trusted (SSL_CERT_FILE names others): {error}",
+        )
     if isinstance(error, (http.LocalProtocolError, http.UnsupportedProtocol, http.InvalidURL)):
         return ModelError("account", f"it cannot be sent: {error}")
     if isinstance(error, http.ProxyError):
         refused = re.match(r"40[137]\b", str(error))
-        return ModelError("account" if refused else "connection", f"the proxy did not let it through: {error}")
+        return ModelError(
+            "account" if refused else "connection", f"the proxy did not let it through: {error}"
+        )
     if isinstance(error, (http.ConnectTimeout, http.PoolTimeout)):
         return ModelError("connection", f"no connection within {CONNECT:g} seconds")
     if timeout:
         return ModelError("timeout", "the request took too long", lost=True)
-    return ModelError("connection", f"no answer: {error}", lost=not isinstance(error, http.ConnectError))
+    return ModelError(
+        "connection", f"no answer: {error}", lost=not isinstance(error, http.ConnectError)
+    )
 
 
 def envelope(response: Any) -> Mapping[str, Any]:
-    """The JSON object in the body of an HTTP response of the SDKs; a proxy's page or an empty body is none.
+    """The JSON object in the body of an HTTP response of the SDKs; a proxy's page or an empty body
+    is none.
 
     Raises:
         ModelError: there is no such object, or it is an error.
@@ -308,13 +403,15 @@ def envelope(response: Any) -> Mapping[str, Any]:
         body = json.loads(response.text.removeprefix("\ufeff"))
     except ValueError:
         body = None
-    if isinstance(body, list) and body and isinstance(body[0], Mapping):  # as Gemini wraps its errors
+    # As Gemini wraps its errors.
+    if isinstance(body, list) and body and isinstance(body[0], Mapping):
         body = body[0]
     if not isinstance(body, Mapping):
         kind = response.headers.get("content-type", "no content type")
         raise ModelError(
             "form" if response.is_success and response.content else "server",
-            f"HTTP {response.status_code} with {len(response.content)} bytes of {kind}, no JSON object (asked at {response.url})",
+            f"HTTP {response.status_code} with {len(response.content)} bytes of {kind}, no JSON"
+            f" object (asked at {response.url})",
             response.status_code,
             lost=True,
         )

@@ -4,9 +4,11 @@ Where the reference comes from is an option of its own, `reference`:
 
     reference: Paris                    the same for every conversation
     reference: [Paris, "city of light"] any of these
-    reference: {option: answer}         the conversation's start has it: `episode.start.options["answer"]`
+    reference: {option: answer}         the conversation's start has it:
+                                        `episode.start.options["answer"]`
     reference: {info: answer}           the environment said it at reset: `episode.info["answer"]`
-    reference: <a function>             in Python: episode -> reference, or None where there is none (the judge abstains)
+    reference: <a function>             in Python: episode -> reference, or None where there is none
+                                        (the judge abstains)
 """
 
 from __future__ import annotations
@@ -27,28 +29,41 @@ Reference = str | float | Sequence[str | float] | Mapping[str, str] | Callable[[
 
 
 class _Answer(ABC):
-    """What the two judges share: the references of an episode, and the part of the last reply that is the answer."""
+    """What the two judges share:
+
+    the references of an episode, and the part of the last reply that is the answer.
+    """
 
     def __init__(self, reference: Reference, pattern: str | None) -> None:
-        if isinstance(reference, Mapping) and (len(reference) != 1 or not set(reference) <= {"option", "info"}):
+        if isinstance(reference, Mapping) and (
+            len(reference) != 1 or not set(reference) <= {"option", "info"}
+        ):
             raise ValueError(
-                f"a reference that differs by conversation is {{option: name}} or {{info: name}}, got {dict(reference)}"
+                "a reference that differs by conversation is {option: name} or {info: name},"
+                f" got {dict(reference)}"
             )
         self.reference = dict(reference) if isinstance(reference, Mapping) else reference
         if not callable(reference) and not isinstance(reference, Mapping):
             self._checked(_listed(reference))
         self.pattern, self._pattern = pattern, Pattern(pattern) if pattern is not None else None
         if self._pattern is not None and self._pattern.groups > 1:
-            raise ValueError(f"pattern {pattern!r} has {self._pattern.groups} groups; at most one, which is the answer")
+            raise ValueError(
+                f"pattern {pattern!r} has {self._pattern.groups} groups; at most one, which is the"
+                " answer"
+            )
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
         answers = []
         for episode in episodes:
             references = self._references(episode)
             if references is None:
-                answers.append(Feedback.abstained(episode.id, "there is no reference for this conversation"))
+                answers.append(
+                    Feedback.abstained(episode.id, "there is no reference for this conversation")
+                )
             else:
-                right, details = self._right(self._answer(episode.turns[-1].action), self._checked(references))
+                right, details = self._right(
+                    self._answer(episode.turns[-1].action), self._checked(references)
+                )
                 answers.append(Feedback(episode.id, score=float(right), details=details))
         return answers
 
@@ -61,7 +76,11 @@ class _Answer(ABC):
         [(place, name)] = self.reference.items()
         there = episode.start.options if place == "option" else episode.info
         if name not in there:
-            where = "the start's options have" if place == "option" else "the environment's info at reset has"
+            where = (
+                "the start's options have"
+                if place == "option"
+                else "the environment's info at reset has"
+            )
             raise ValueError(f"{where} no {name!r} to compare with.{did_you_mean(name, there)}")
         return _listed(there[name])
 
@@ -74,7 +93,10 @@ class _Answer(ABC):
 
     @abstractmethod
     def _checked(self, references: list[Any]) -> list[Any]:
-        """The references in the form in which they are compared; ValueError for one that has none."""
+        """The references in the form in which they are compared;
+
+        ValueError for one that has none.
+        """
 
     @abstractmethod
     def _right(self, answer: str | None, references: list[Any]) -> tuple[bool, dict[str, Any]]:
@@ -82,17 +104,22 @@ class _Answer(ABC):
 
 
 def _listed(reference: Any) -> list[Any]:
-    return list(reference) if isinstance(reference, Sequence) and not isinstance(reference, str) else [reference]
+    return (
+        list(reference)
+        if isinstance(reference, Sequence) and not isinstance(reference, str)
+        else [reference]
+    )
 
 
 class Exact(_Answer):
-    """1 where the last reply's answer is the reference, 0 where it is another. Both are compared without regard to case, width, spacing,
-    quotes and emphasis around them, and punctuation at the end; `details["answer"]` is what was compared.
+    """1 where the last reply's answer is the reference, 0 where it is another. Both are compared
+    without regard to case, width, spacing, quotes and emphasis around them, and punctuation at the
+    end; `details["answer"]` is what was compared.
 
     Args:
         reference: see above.
-        pattern: a regular expression that finds the answer in the reply (its group, the last match: `answer is (.+)`); where it finds
-            nothing the answer is wrong. Default: the whole reply.
+        pattern: a regular expression that finds the answer in the reply (its group, the last match:
+            `answer is (.+)`); where it finds nothing the answer is wrong. Default: the whole reply.
     """
 
     def __init__(self, reference: Reference, pattern: str | None = None) -> None:
@@ -100,9 +127,14 @@ class Exact(_Answer):
 
     def _checked(self, references: list[Any]) -> list[str]:
         plain = [normalised(str(each)) for each in references]
-        if not plain or not all(plain) or any(isinstance(each, (Mapping, bool)) or each is None for each in references):
+        if (
+            not plain
+            or not all(plain)
+            or any(isinstance(each, (Mapping, bool)) or each is None for each in references)
+        ):
             raise ValueError(
-                f"a reference must be text or a number, and not empty, got {references}; in YAML, `yes` and `no` need quotes"
+                f"a reference must be text or a number, and not empty, got {references}; in YAML,"
+                " `yes` and `no` need quotes"
             )
         return plain
 
@@ -112,25 +144,27 @@ class Exact(_Answer):
 
 
 def normalised(answer: str) -> str:
-    """An answer in the form in which two are the same: NFKC, case-folded, single spaces, nothing around it but itself. Punctuation inside
-    stays, since `3.5` is not `35`."""
+    """An answer in the form in which two are the same: NFKC, case-folded, single spaces, nothing
+    around it but itself. Punctuation inside stays, since `3.5` is not `35`."""
     text = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
     return text.strip("\"'`*_“”‘’«»„ ").rstrip(".,;:!?… ").strip("\"'`*_“”‘’«»„ ")
 
 
 class Numeric(_Answer):
-    """1 where the last number in the reply is the reference, 0 where it is another or there is none; `details["answer"]` is what was read.
+    """1 where the last number in the reply is the reference, 0 where it is another or there is
+    none; `details["answer"]` is what was read.
 
-    A number may have a sign, thousands separators (1,234,567.5; also thin spaces, apostrophes and underscores), an exponent (1.5e-3,
-    1.5 × 10^-3, 10⁶), a percent sign (50% is 0.5, in the reference too: write `reference: 50%` where replies say percent), or be a
-    fraction (3/4, 1 3/4, ½, \\frac{3}{4}). Digits inside a word (H2O) are no number.
+    A number may have a sign, thousands separators (1,234,567.5; also thin spaces, apostrophes and
+    underscores), an exponent (1.5e-3, 1.5 × 10^-3, 10⁶), a percent sign (50% is 0.5, in the
+    reference too: write `reference: 50%` where replies say percent), or be a fraction (3/4, 1 3/4,
+    ½, \\frac{3}{4}). Digits inside a word (H2O) are no number.
 
     Args:
         reference: see above; numbers, or text that is one.
         tolerance: how far off is still right, in the number's own unit.
         relative: the same as a share of the larger of the two.
-        pattern: a regular expression that finds the answer in the reply (its group, the last match: `####(.*)`); the number is sought
-            there.
+        pattern: a regular expression that finds the answer in the reply (its group, the last match:
+            `####(.*)`); the number is sought there.
         decimal: the decimal mark, "." or ","; the other one then separates thousands.
     """
 
@@ -144,7 +178,8 @@ class Numeric(_Answer):
     ) -> None:
         if not (math.isfinite(tolerance) and tolerance >= 0 and 0 <= relative < 1):
             raise ValueError(
-                f"tolerance must not be negative and relative lie from 0 to below 1, got {tolerance} and {relative}"
+                "tolerance must not be negative and relative lie from 0 to below 1, got"
+                f" {tolerance} and {relative}"
             )
         if decimal not in (".", ","):
             raise ValueError(f"decimal must be '.' or ',', got {decimal!r}")
@@ -157,7 +192,11 @@ class Numeric(_Answer):
             if isinstance(each, str):
                 found = numbers(each, self.decimal)
             else:
-                found = [float(each)] if isinstance(each, (int, float)) and not isinstance(each, bool) else []
+                found = (
+                    [float(each)]
+                    if isinstance(each, (int, float)) and not isinstance(each, bool)
+                    else []
+                )
             if len(found) != 1 or not math.isfinite(found[0]):
                 raise ValueError(f"a reference must be one number, got {each!r}")
             values += found
@@ -169,17 +208,23 @@ class Numeric(_Answer):
         found = numbers(answer or "", self.decimal)
         if not found:
             return False, {"answer": None}
-        near = (math.isclose(found[-1], each, rel_tol=self.relative, abs_tol=self.tolerance) for each in references)
+        near = (
+            math.isclose(found[-1], each, rel_tol=self.relative, abs_tol=self.tolerance)
+            for each in references
+        )
         return any(near), {"answer": found[-1] if math.isfinite(found[-1]) else None}
 
 
 _DIGITS = {  # by the decimal mark: digits in groups of three or in one run, and decimals
-    mark: rf"(?:\d{{1,3}}(?:[{other}'’_]\d{{3}})+(?!\d)|\d+)(?:{re.escape(mark)}\d+)?|{re.escape(mark)}\d+"
+    mark: (
+        rf"(?:\d{{1,3}}(?:[{other}'’_]\d{{3}})+(?!\d)|\d+)(?:{re.escape(mark)}\d+)?|{re.escape(mark)}\d+"
+    )
     for mark, other in ((".", ","), (",", "."))
 }
 _NUMBERS = {
     mark: re.compile(
-        r"(?:(?<![\w)\]}.])(?P<sign>[-+])[$€£¥]?)?(?<![\w.])"  # a stroke after a digit or a bracket is no sign
+        # a stroke after a digit or a bracket is no sign
+        r"(?:(?<![\w)\]}.])(?P<sign>[-+])[$€£¥]?)?(?<![\w.])"
         r"(?:10\^\{?(?P<alone>[-+]?\d{1,4}(?!\d))\}?"
         rf"|(?<!/)(?:(?P<whole>\d{{1,3}}) +)?(?P<above>{digits})\s?/\s?(?P<below>{digits})(?![\d/])"
         rf"|(?P<plain>{digits})(?:e(?P<e>[-+]?\d{{1,4}}(?!\w))|\s?[x*×·]\s?10\^\{{?(?P<times>[-+]?\d{{1,4}}(?!\d))\}}?)?)"
@@ -191,7 +236,10 @@ _NUMBERS = {
 
 
 def numbers(text: str, decimal: str = ".") -> list[float]:
-    """The numbers in a text, in order, as `Numeric` reads them; infinite where one is beyond a float."""
+    """The numbers in a text, in order, as `Numeric` reads them;
+
+    infinite where one is beyond a float.
+    """
     other = "," if decimal == "." else "."
 
     def read(digits: str) -> str:
@@ -220,7 +268,12 @@ def _spelled(text: str) -> str:
     text = re.sub(r"\\(?:times|cdot)\b", "×", text)
     text = re.sub("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + unicodedata.normalize("NFKC", m[0]), text)
     parts = (
-        f" {unicodedata.normalize('NFKC', c)} " if unicodedata.decomposition(c).startswith("<fraction>") else c for c in text
+        (
+            f" {unicodedata.normalize('NFKC', c)} "
+            if unicodedata.decomposition(c).startswith("<fraction>")
+            else c
+        )
+        for c in text
     )
     plain = unicodedata.normalize("NFKC", "".join(parts))
     return re.sub(r"\.{2,}", " ", plain.replace("\u2044", "/").replace("\u2212", "-"))

@@ -6,9 +6,10 @@
         - {judge: length, max_words: 40}
         - {judge: forbidden, words: [guarantee]}
 
-Any judges that score single conversations can be members: registered ones, functions, a reward model, others of this kind. Nothing is
-made up: where a member failed the whole failed, where one abstained the whole abstains, each with the member's name and reason. To leave
-a term out would compare conversations on different terms.
+Any judges that score single conversations can be members: registered ones, functions, a reward
+model, others of this kind. Nothing is made up: where a member failed the whole failed, where one
+abstained the whole abstains, each with the member's name and reason. To leave a term out would
+compare conversations on different terms.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _COMBINES: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
     "min": lambda values, weights: min(values),
     "max": lambda values, weights: max(values),
     "product": lambda values, weights: math.prod(values),
-    "mean": lambda values, weights: sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights),
+    "mean": lambda values, weights: (
+        sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+    ),
     "sum": lambda values, weights: sum(w * v for w, v in zip(weights, values, strict=True)),
 }
 
@@ -38,14 +41,16 @@ _COMBINES: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
 class Rules:
     """What several judges say of a conversation, as one score.
 
-    Turn scores are combined alike where every member has them, and a turn of which one has no opinion has none. `details` holds what each
-    member said under its name: `{"length": {"score": 0.5, "turn_scores": [...], "details": {...}}}`; what they cost is summed.
+    Turn scores are combined alike where every member has them, and a turn of which one has no
+    opinion has none. `details` holds what each member said under its name: `{"length": {"score":
+    0.5, "turn_scores": [...], "details": {...}}}`; what they cost is summed.
 
     Args:
-        of: the members, as entries of the `feedback` list of a config: a name, a mapping with `judge`, its options, and optionally a
-            `name` of its own and a `weight`; or in Python judges and functions.
-        combine: "min" (all of them must be good), "max" (any of them), "product", "mean" or "sum"; the last two by the members' weights, 1
-            where none is given.
+        of: the members, as entries of the `feedback` list of a config: a name, a mapping with
+            `judge`, its options, and optionally a `name` of its own and a `weight`; or in Python
+            judges and functions.
+        combine: "min" (all of them must be good), "max" (any of them), "product", "mean" or "sum";
+            the last two by the members' weights, 1 where none is given.
         plugins: where names are looked up; the engine gives it.
     """
 
@@ -61,22 +66,39 @@ class Rules:
         made = _scoring(of, plugins)
         weighted = [member.name for member in made if member.weight is not None]
         if weighted and combine not in ("mean", "sum"):
-            raise ValueError(f"{combine!r} knows no weights, but {weighted[0]!r} has one: use mean or sum, or leave it out")
+            raise ValueError(
+                f"{combine!r} knows no weights, but {weighted[0]!r} has one: use mean or sum, or"
+                " leave it out"
+            )
         self.weights = [1.0 if member.weight is None else float(member.weight) for member in made]
-        if not all(map(math.isfinite, self.weights)) or (combine == "mean" and min(self.weights) <= 0):
+        if not all(map(math.isfinite, self.weights)) or (
+            combine == "mean" and min(self.weights) <= 0
+        ):
             raise ValueError(f"weights must be finite, and for a mean positive, got {self.weights}")
         self.combine = combine
         self.members = {member.name: member.given for member in made}
-        self.version = derive_id("rules", combine, self.weights, [(member.name, member.version) for member in made])
+        self.version = derive_id(
+            "rules", combine, self.weights, [(member.name, member.version) for member in made]
+        )
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
         said = {name: ask_judge(judge, episodes) for name, judge in self.members.items()}
-        return [self._one(e, {name: answers[i] for name, answers in said.items()}) for i, e in enumerate(episodes)]
+        return [
+            self._one(e, {name: answers[i] for name, answers in said.items()})
+            for i, e in enumerate(episodes)
+        ]
 
     def _one(self, episode: Episode, said: dict[str, Feedback]) -> Feedback:
-        kept = {"details": {name: _kept(answer) for name, answer in said.items()}, "stamp": _cost(said.values())}
+        kept = {
+            "details": {name: _kept(answer) for name, answer in said.items()},
+            "stamp": _cost(said.values()),
+        }
         for status in ("failed", "abstained"):
-            reasons = [f"{name} {status}: {answer.reason}" for name, answer in said.items() if answer.status == status]
+            reasons = [
+                f"{name} {status}: {answer.reason}"
+                for name, answer in said.items()
+                if answer.status == status
+            ]
             if reasons:
                 return Feedback(episode.id, status=status, reason="; ".join(reasons), **kept)  # type: ignore[arg-type]
         combine = _COMBINES[self.combine]
@@ -86,15 +108,21 @@ class Rules:
         turns = None
         if len(by_turn) == len(said):
             columns = zip(*by_turn, strict=True)
-            turns = tuple(None if None in column else combine(column, self.weights) for column in columns)
+            turns = tuple(
+                None if None in column else combine(column, self.weights) for column in columns
+            )
             turns = None if all(number is None for number in turns) else turns
         if score is None and turns is None:
-            raise ValueError("some members score turns only and others say nothing of them, so there is nothing to combine")
+            raise ValueError(
+                "some members score turns only and others say nothing of them, so there is nothing"
+                " to combine"
+            )
         return Feedback(episode.id, score=score, turn_scores=turns, **kept)  # type: ignore[arg-type]
 
 
 class Not:
-    """1 less what another judge says, of the conversation and of each turn: good where it finds none of what it looks for.
+    """1 less what another judge says, of the conversation and of each turn: good where it finds
+    none of what it looks for.
 
     Args:
         of: the judge, as a member of `rules`.
@@ -119,7 +147,12 @@ class Not:
         turns = None
         if said.turn_scores is not None:
             turns = tuple(None if number is None else 1.0 - number for number in said.turn_scores)
-        return Feedback(said.episode, score=None if score is None else 1.0 - score, turn_scores=turns, **kept)  # type: ignore[arg-type]
+        return Feedback(
+            said.episode,
+            score=None if score is None else 1.0 - score,
+            turn_scores=turns,
+            **kept,  # type: ignore[arg-type]
+        )
 
 
 def _scoring(of: Any, plugins: Plugins | None) -> list[Member]:
@@ -127,16 +160,22 @@ def _scoring(of: Any, plugins: Plugins | None) -> list[Member]:
     for member in members:
         if not isinstance(member.given, Judge):
             raise ValueError(
-                f"{member.name!r} compares conversations, or answers later; a member must score single ones at once: score(episodes). "
-                "List it beside this judge in `feedback`"
+                f"{member.name!r} compares conversations, or answers later; a member must score"
+                " single ones at once: score(episodes). List it beside this judge in `feedback`"
             )
     return members
 
 
 def _kept(answer: Feedback) -> dict[str, Any]:
     """What a member said, as JSON data, without what it left empty."""
-    said = {"score": answer.score, "turn_scores": answer.turn_scores and list(answer.turn_scores), "aspects": dict(answer.aspects),
-            "comment": answer.comment, "reason": answer.reason, "details": dict(answer.details)}  # fmt: skip
+    said = {
+        "score": answer.score,
+        "turn_scores": answer.turn_scores and list(answer.turn_scores),
+        "aspects": dict(answer.aspects),
+        "comment": answer.comment,
+        "reason": answer.reason,
+        "details": dict(answer.details),
+    }
     return {key: value for key, value in said.items() if value not in (None, "", {})}
 
 

@@ -1,17 +1,22 @@
-"""Question economy: asked against used. A question is worth its price when what was learned by it matters to a later reply.
+"""Question economy: asked against used. A question is worth its price when what was learned by it
+matters to a later reply.
 
 The agent's questions are its sentences that end with a question mark. What became of each:
 
-    used         its topic's `used_by` matches a later reply; without a topic: the answer brought words that had not been said before, and
+    used         its topic's `used_by` matches a later reply; without a topic: the answer brought
+                 words that had not been said before, and
                  a later reply takes one of them up
-    repeated     the same topic, or a question with the same content and question words, was asked before: never used, whatever follows
+    repeated     the same topic, or a question with the same content and question words, was asked
+                 before: never used, whatever follows
     told         its topic's `told` matched something that was said to the agent before: never used
     unanswered   nothing, or no further reply, came after it
     unused       the rest
 
-The score is 1 - cost * (questions that were not used). It has no floor unless `minimum` sets one: where another judge pays for questions
-(clarification, warmth), a policy that has reached a floor asks the next one for nothing, and learns to ask without end. Turn scores put
-each cost at the reply that asked: 0, or minus `cost` for every question in it that was not used, so that they sum to the score less 1.
+The score is 1 - cost * (questions that were not used). It has no floor unless `minimum` sets one:
+where another judge pays for questions (clarification, warmth), a policy that has reached a floor
+asks the next one for nothing, and learns to ask without end. Turn scores put each cost at the reply
+that asked: 0, or minus `cost` for every question in it that was not used, so that they sum to the
+score less 1.
 """
 
 from __future__ import annotations
@@ -27,22 +32,32 @@ from ...engine.records.feedback import Feedback
 from ...engine.util.suggest import did_you_mean
 from .text import Pattern
 
-_END = re.compile(r"(?<=[?？؟])(?![!?！？؟])|(?<=[.!])(?=\s)|(?<=[。！\n])")  # of a sentence; a point inside (3.5) is none
+# Of a sentence; a point inside (3.5) is none.
+_END = re.compile(r"(?<=[?？؟])(?![!?！？؟])|(?<=[.!])(?=\s)|(?<=[。！\n])")
 _QUESTION = re.compile(r"[?？؟][!?！？؟]*$")
 _ADDRESS = re.compile(r"https?://\S+")  # may hold a question mark, and asks nothing
 _ASKING = frozenset(["how", "what", "when", "where", "which", "who", "whom", "whose", "why"])
 
 # English words that carry no content of their own; what is left of an answer is what was learned.
 _FUNCTION_WORDS = """
-    a about above actually after again ago all already also always am an and another any anything are as at back be
-    because been before being below both but by can cannot could did do does doing done down each either else even ever
-    every everything few for from further get gets getting give given go goes going good got great had has have having he
-    hello help her here hers hi him his how however i if in into is it its itself just know let like little long look made
-    make many may maybe me mean might mine more most much must my need needs never no none nor not nothing now of off oh
-    ok okay on once one only or other our ours out over own perhaps please quite rather really right said same say says
-    see seem shall she should since so some something soon sorry still such sure take tell than thank thanks that the
-    their theirs them then there these they thing things think this those though through to told too under until up upon
-    us use used very want was way we well went were what when where whether which while who whom whose why will with
+    a about above actually after again ago all already also always am an and another any anything \
+are as at back be
+    because been before being below both but by can cannot could did do does doing done down each \
+either else even ever
+    every everything few for from further get gets getting give given go goes going good got \
+great had has have having he
+    hello help her here hers hi him his how however i if in into is it its itself just know let \
+like little long look made
+    make many may maybe me mean might mine more most much must my need needs never no none nor \
+not nothing now of off oh
+    ok okay on once one only or other our ours out over own perhaps please quite rather really \
+right said same say says
+    see seem shall she should since so some something soon sorry still such sure take tell than \
+thank thanks that the
+    their theirs them then there these they thing things think this those though through to told \
+too under until up upon
+    us use used very want was way we well went were what when where whether which while who whom \
+whose why will with
     without would yes yet you your yours
 """
 _EMPTY = frozenset(_FUNCTION_WORDS.split())
@@ -60,7 +75,8 @@ class _Topic:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One question: the reply it stands in, its words, its topic if it has one, and whether that or the same was asked before."""
+    """One question: the reply it stands in, its words, its topic if it has one, and whether that or
+    the same was asked before."""
 
     turn: int
     text: str
@@ -69,26 +85,37 @@ class _Asked:
 
 
 class Economy:
-    """See above; `details` counts `asked`, `used` and `unused`, and lists `questions`, each with its `turn`, `text`, `topic` and `state`.
+    """See above; `details` counts `asked`, `used` and `unused`, and lists `questions`, each with
+    its `turn`, `text`, `topic` and `state`.
 
-    What a policy could gain by, and what this rule does about it: a question that belongs to several topics counts once for each, so
-    nothing is saved by cramming; a request without a question mark is not seen; without topics, repeating what the other side said
-    counts as taking it up, and a plain "yes" brings no new word, so yes-or-no questions need a topic. The words that are left out as
-    empty are English: state topics for other languages.
+    What a policy could gain by, and what this rule does about it: a question that belongs to
+    several topics counts once for each, so nothing is saved by cramming; a request without a
+    question mark is not seen; without topics, repeating what the other side said counts as taking
+    it up, and a plain "yes" brings no new word, so yes-or-no questions need a topic. The words that
+    are left out as empty are English: state topics for other languages.
 
     Args:
-        topics: mappings with `asks`, a regular expression that finds a question of this topic, and `used_by`, one that finds replies in
-            which its answer is put to use; optional `told`, one that finds the answer in what the agent hears, and a `name`. All are
-            searched without regard to case.
+        topics: mappings with `asks`, a regular expression that finds a question of this topic, and
+            `used_by`, one that finds replies in which its answer is put to use; optional `told`,
+            one that finds the answer in what the agent hears, and a `name`. All are searched
+            without regard to case.
         cost: of each question that was not used.
         minimum: the lowest score, below 1; default: none, see above. Turn scores have no floor.
     """
 
-    def __init__(self, topics: Sequence[Mapping[str, str]] = (), cost: float = 0.25, minimum: float | None = None) -> None:
+    def __init__(
+        self,
+        topics: Sequence[Mapping[str, str]] = (),
+        cost: float = 0.25,
+        minimum: float | None = None,
+    ) -> None:
         if not (math.isfinite(cost) and cost > 0):
             raise ValueError(f"cost must be positive, got {cost}")
         if minimum is not None and not minimum < 1:
-            raise ValueError(f"minimum must be below 1, the score of a conversation that wastes no question, got {minimum}")
+            raise ValueError(
+                "minimum must be below 1, the score of a conversation that wastes no question, got"
+                f" {minimum}"
+            )
         self.topics, self.cost, self.minimum = [dict(topic) for topic in topics], cost, minimum
         self._topics = [_topic(i, topic) for i, topic in enumerate(self.topics)]
         names = [topic.name for topic in self._topics]
@@ -105,13 +132,21 @@ class Economy:
         return Feedback(
             episode.id,
             score=score if self.minimum is None else max(self.minimum, score),
-            turn_scores=tuple(-self.cost * wasted.count(k) if k in wasted else 0.0 for k in range(len(episode.turns))),
+            turn_scores=tuple(
+                -self.cost * wasted.count(k) if k in wasted else 0.0
+                for k in range(len(episode.turns))
+            ),
             details={
                 "asked": len(questions),
                 "used": len(questions) - len(wasted),
                 "unused": len(wasted),
                 "questions": [
-                    {"turn": asked.turn, "text": asked.text, "topic": asked.topic.name if asked.topic else None, "state": state}
+                    {
+                        "turn": asked.turn,
+                        "text": asked.text,
+                        "topic": asked.topic.name if asked.topic else None,
+                        "state": state,
+                    }
                     for asked, state in questions
                 ],
             },
@@ -149,10 +184,16 @@ class Economy:
 
 
 def content(text: str) -> frozenset[str]:
-    """The words of a text that carry content: numbers, and words other than function words, without a plural's or a genitive's s."""
+    """The words of a text that carry content:
+
+    numbers, and words other than function words, without a plural's or a genitive's s.
+    """
     words = re.findall(r"[^\W_]+(?:['’.,-][^\W_]+)*", text.lower())
     plain = {re.sub(r"['’]s$|(?<=\w\w[^s\W])s$", "", word) for word in words if word not in _EMPTY}
-    return frozenset(word for word in plain if len(word) > 2 or any(c.isdigit() for c in word)) - _EMPTY
+    return (
+        frozenset(word for word in plain if len(word) > 2 or any(c.isdigit() for c in word))
+        - _EMPTY
+    )
 
 
 def _topic(number: int, given: Mapping[str, Any]) -> _Topic:
@@ -162,6 +203,14 @@ def _topic(number: int, given: Mapping[str, Any]) -> _Topic:
             raise ValueError(f"topic {number} has no key {key!r}.{did_you_mean(str(key), known)}")
     for key in ("asks", "used_by"):
         if not given.get(key):
-            raise ValueError(f"topic {number} needs `asks` and `used_by`, both regular expressions; it has {dict(given)}")
+            raise ValueError(
+                f"topic {number} needs `asks` and `used_by`, both regular expressions; it has"
+                f" {dict(given)}"
+            )
     told = Pattern(given["told"]) if given.get("told") else None
-    return _Topic(str(given.get("name", given["asks"])), Pattern(given["asks"]), Pattern(given["used_by"]), told)
+    return _Topic(
+        str(given.get("name", given["asks"])),
+        Pattern(given["asks"]),
+        Pattern(given["used_by"]),
+        told,
+    )

@@ -1,4 +1,7 @@
-"""Rules on replies that a program reads: JSON by a schema, and calls of the tools that the environment offers."""
+"""Rules on replies that a program reads:
+
+JSON by a schema, and calls of the tools that the environment offers.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,23 @@ from .text import INSTALL
 
 
 class JsonSchema:
-    """Replies that are JSON, valid by a schema: 1 or 0, and for `where: all` the share of them. `details["errors"]` says where others
-    fail, `{"turn": 2, "error": "at $.items[0].price: 'x' is not of type 'number'"}`.
+    """Replies that are JSON, valid by a schema: 1 or 0, and for `where: all` the share of them.
+    `details["errors"]` says where others fail, `{"turn": 2, "error": "at $.items[0].price: 'x' is
+    not of type 'number'"}`.
 
     Args:
-        schema: a JSON Schema (any draft that its `$schema` names, else 2020-12), or the path of a JSON or YAML file with one. References
-            to other files or addresses are not followed.
+        schema: a JSON Schema (any draft that its `$schema` names, else 2020-12), or the path of a
+            JSON or YAML file with one. References to other files or addresses are not followed.
         where: "last" reply, or "all", which scores each.
         fenced: also accept a reply that is one Markdown code block.
     """
 
-    def __init__(self, schema: Mapping[str, Any] | str, where: Literal["last", "all"] = "last", fenced: bool = False) -> None:
+    def __init__(
+        self,
+        schema: Mapping[str, Any] | str,
+        where: Literal["last", "all"] = "last",
+        fenced: bool = False,
+    ) -> None:
         if where not in ("last", "all"):
             raise ValueError(f"where must be 'last' or 'all', got {where!r}")
         self.schema = _loaded(schema) if isinstance(schema, str) else dict(schema)
@@ -39,7 +48,11 @@ class JsonSchema:
         answers = []
         for episode in episodes:
             asked = range(len(episode.turns)) if self.where == "all" else [len(episode.turns) - 1]
-            wrong = {k: error for k in asked if (error := self._error(episode.turns[k].action)) is not None}
+            wrong = {
+                k: error
+                for k in asked
+                if (error := self._error(episode.turns[k].action)) is not None
+            }
             turns = tuple(float(k not in wrong) for k in asked)
             errors = [{"turn": k, "error": error} for k, error in wrong.items()]
             answers.append(
@@ -53,7 +66,9 @@ class JsonSchema:
         return answers
 
     def _error(self, reply: str) -> str | None:
-        fence = re.fullmatch(r"\s*```\w*\n(.*?)\n?```\s*", reply, re.DOTALL) if self.fenced else None
+        fence = (
+            re.fullmatch(r"\s*```\w*\n(.*?)\n?```\s*", reply, re.DOTALL) if self.fenced else None
+        )
         try:
             return error_of(self._validator, parsed(fence[1] if fence else reply))
         except ValueError as error:
@@ -62,12 +77,16 @@ class JsonSchema:
 
 def _loaded(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
-        raise ValueError(f"schema is a mapping, or the path of a JSON or YAML file; there is no file {path!r}")
+        raise ValueError(
+            f"schema is a mapping, or the path of a JSON or YAML file; there is no file {path!r}"
+        )
     text = Path(path).read_text(encoding="utf-8")
     try:
         found = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path!r} is not {'JSON' if path.endswith('.json') else 'YAML'}: {error}") from error
+        raise ValueError(
+            f"{path!r} is not {'JSON' if path.endswith('.json') else 'YAML'}: {error}"
+        ) from error
     if not isinstance(found, dict):
         raise ValueError(f"{path!r} holds {type(found).__name__}, not a schema, which is a mapping")
     return found
@@ -84,7 +103,9 @@ def validator(schema: Mapping[str, Any]) -> Any:
         import jsonschema
         import referencing
     except ImportError as error:
-        raise ImportError(f"the judges 'json-schema' and 'tool-calls' need jsonschema: {INSTALL}") from error
+        raise ImportError(
+            f"the judges 'json-schema' and 'tool-calls' need jsonschema: {INSTALL}"
+        ) from error
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(dict(schema))
@@ -94,7 +115,10 @@ def validator(schema: Mapping[str, Any]) -> Any:
 
 
 def error_of(validator: Any, value: Any) -> str | None:
-    """Where a value breaks the schema and how; None where it does not. Of several errors the one that says most."""
+    """Where a value breaks the schema and how;
+
+    None where it does not. Of several errors the one that says most.
+    """
     from jsonschema.exceptions import best_match
 
     error = best_match(validator.iter_errors(value))
@@ -118,19 +142,26 @@ def parsed(text: str) -> Any:
 
 
 class ToolCalls:
-    """Replies whose tool calls are valid: every call is JSON, names a tool that the environment offers (`Episode.tools`), and has the
-    arguments that the tool's schema asks for and no others. 1 or 0 for a reply that calls, no opinion of one that does not; the score is
-    the mean over those that do, and a conversation without calls abstains. `details["errors"]` says what is wrong.
+    """Replies whose tool calls are valid: every call is JSON, names a tool that the environment
+    offers (`Episode.tools`), and has the arguments that the tool's schema asks for and no others. 1
+    or 0 for a reply that calls, no opinion of one that does not; the score is the mean over those
+    that do, and a conversation without calls abstains. `details["errors"]` says what is wrong.
 
-    Calls are read as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them beside other text (Hermes, Qwen); as
-    `<function=NAME><parameter=KEY>VALUE</parameter></function>`, within `<tool_call>` or alone (Qwen3-Coder), or with JSON in place of the
-    parameters; as `<tool_call>NAME<arg_key>..</arg_key><arg_value>..</arg_value></tool_call>` (GLM); as `<invoke name="NAME">` with
-    `<parameter name="KEY">` (MiniMax, Claude); after `[TOOL_CALLS]` (Mistral, `NAME[ARGS]{...}` too), `<|python_tag|>` (Llama) or
-    `<|tool_call|>` (Granite, Phi); or as a reply that is nothing but JSON: one call or a list of them, with `arguments` or `parameters`,
-    or in OpenAI's form with `function` or `tool_calls`. Arguments may be an object, or a string that holds one; values that are written as
-    text are read by the type that the tool's schema gives them. A reply that calls in a form that is not known here gets no opinion
-    (`details["unknown"]`). Thoughts are not looked at: what stands in `<think>`, and all before a `</think>` that nothing opened. Tools are read in OpenAI's, Anthropic's and MCP's form. An argument that a tool's `properties` do not name
-    is an error unless its schema allows `additionalProperties`.
+    Calls are read as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them
+    beside other text (Hermes, Qwen); as
+    `<function=NAME><parameter=KEY>VALUE</parameter></function>`, within `<tool_call>` or alone
+    (Qwen3-Coder), or with JSON in place of the parameters; as
+    `<tool_call>NAME<arg_key>..</arg_key><arg_value>..</arg_value></tool_call>` (GLM); as `<invoke
+    name="NAME">` with `<parameter name="KEY">` (MiniMax, Claude); after `[TOOL_CALLS]` (Mistral,
+    `NAME[ARGS]{...}` too), `<|python_tag|>` (Llama) or `<|tool_call|>` (Granite, Phi); or as a
+    reply that is nothing but JSON: one call or a list of them, with `arguments` or `parameters`, or
+    in OpenAI's form with `function` or `tool_calls`. Arguments may be an object, or a string that
+    holds one; values that are written as text are read by the type that the tool's schema gives
+    them. A reply that calls in a form that is not known here gets no opinion
+    (`details["unknown"]`). Thoughts are not looked at: what stands in `<think>`, and all before a
+    `</think>` that nothing opened. Tools are read in OpenAI's, Anthropic's and MCP's form. An
+    argument that a tool's `properties` do not name is an error unless its schema allows
+    `additionalProperties`.
     """
 
     def __init__(self) -> None:
@@ -156,7 +187,9 @@ class ToolCalls:
             if called:
                 score = sum(called) / len(called)
                 details = {"errors": errors} | ({"unknown": unknown} if unknown else {})
-                answers.append(Feedback(episode.id, score=score, turn_scores=tuple(turns), details=details))
+                answers.append(
+                    Feedback(episode.id, score=score, turn_scores=tuple(turns), details=details)
+                )
             elif unknown:
                 why = f"a tool was called in a form that is not known: {unknown[0]['form']}"
                 answers.append(Feedback.abstained(episode.id, why, details={"unknown": unknown}))
@@ -170,9 +203,17 @@ def _tool(tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     inner = tool.get("function", tool)
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise ValueError(f"a tool of the environment has no name: {json.dumps(tool)[:200]}")
-    schemas = [inner[key] for key in ("parameters", "input_schema", "inputSchema") if inner.get(key)]
+    schemas = [
+        inner[key] for key in ("parameters", "input_schema", "inputSchema") if inner.get(key)
+    ]
     schema: dict[str, Any] = {"type": "object", **(schemas[0] if schemas else {})}
-    if "properties" in schema and not set(schema) & {"patternProperties", "allOf", "anyOf", "oneOf", "$ref"}:
+    if "properties" in schema and not set(schema) & {
+        "patternProperties",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "$ref",
+    }:
         schema.setdefault("additionalProperties", False)
     return inner["name"], schema
 
@@ -186,7 +227,8 @@ class Texts(dict[str, str]):
 
 
 def _calls(reply: str) -> list[str | Mapping[str, Any]]:
-    """The calls a reply tries to make: as data where they could be read, else the text of what was tried.
+    """The calls a reply tries to make: as data where they could be read, else the text of what was
+    tried.
 
     Raises:
         UnknownForm: it makes them in another way.
@@ -217,7 +259,8 @@ def _calls(reply: str) -> list[str | Mapping[str, Any]]:
 
 
 def _without_thoughts(reply: str) -> str:
-    """What was said aloud: some templates open the thoughts themselves, so that the reply has the end of them alone."""
+    """What was said aloud: some templates open the thoughts themselves, so that the reply has the
+    end of them alone."""
     said = re.sub(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", "", reply, flags=re.DOTALL)
     said = re.sub(r"\[THINK\].*?(\[/THINK\]|\Z)", "", said, flags=re.DOTALL)
     return re.split(r"</(?:think|thinking|reasoning)>|\[/THINK\]", said)[-1]
@@ -237,8 +280,8 @@ def _inside(text: str) -> list[str | Mapping[str, Any]]:
 
 
 def _elements(text: str) -> list[str | Mapping[str, Any]]:
-    """Calls as elements: `<function=NAME>`, `<invoke name="NAME">`, with parameters as elements or as JSON. One that does not end is
-    what was tried."""
+    """Calls as elements: `<function=NAME>`, `<invoke name="NAME">`, with parameters as elements or
+    as JSON. One that does not end is what was tried."""
     calls: list[str | Mapping[str, Any]] = []
     for start, name, inner, end in _ELEMENT.findall(text):
         found = _PARAMETER.findall(inner)
@@ -252,23 +295,28 @@ def _elements(text: str) -> list[str | Mapping[str, Any]]:
 
 
 _ELEMENT = re.compile(
-    r"""(<(?:function=|function name=|invoke name=)["']?([\w.:-]+)["']?>)(.*?)(</function>|</invoke>|(?=<function=|<invoke )|\Z)""",
+    r"""(<(?:function=|function name=|invoke name=)["']?([\w.:-]+)["']?>)(.*?)(</function>|</invoke>|(?=<function=|<invoke )|\Z)""",  # noqa: E501
     re.DOTALL,
 )
 _PARAMETER = re.compile(
-    r"""<parameter(?:=| name=)["']?([\w.:-]+)["']?[^>]*>\n?(.*?)\n?(?:</parameter>|(?=<parameter)|\Z)""", re.DOTALL
+    r"""<parameter(?:=| name=)["']?([\w.:-]+)["']?[^>]*>\n?(.*?)\n?(?:</parameter>|(?=<parameter)|\Z)""",  # noqa: E501
+    re.DOTALL,
 )
 _OTHER = re.compile(  # DeepSeek, Kimi, Cohere, InternLM, Jamba, Gemma, gpt-oss, Llama's Python
     r"<[|｜]tool[▁_]|<\|action_start\|>|<\|START_ACTION\|>|</?tool_calls?>|</?function_calls?>|<start_function_call>|```tool_code"
     r"|<\|channel\|>commentary to=|<[\w-]+:tool_call>|<\|tool_|\A\[\s*[A-Za-z_][\w.]*\(.*\)\s*\]\Z",
     re.DOTALL,
 )
-_TRIED = re.compile(r'"(?:name|function)"\s*:.*"(?:arguments|parameters)"\s*:', re.DOTALL)  # JSON that broke, but meant a call
+# JSON that broke, but meant a call.
+_TRIED = re.compile(r'"(?:name|function)"\s*:.*"(?:arguments|parameters)"\s*:', re.DOTALL)
 
 
 def _read(text: str) -> list[str | Mapping[str, Any]]:
     try:
-        return [each if isinstance(each, Mapping) else json.dumps(each) for each in _listed(parsed(text))] or [text]
+        return [
+            each if isinstance(each, Mapping) else json.dumps(each)
+            for each in _listed(parsed(text))
+        ] or [text]
     except ValueError:
         return [text]
 
@@ -284,7 +332,11 @@ def _is_call(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
     inner = value.get("function", value)
-    return isinstance(inner, Mapping) and "name" in inner and bool({"arguments", "parameters"} & set(inner))
+    return (
+        isinstance(inner, Mapping)
+        and "name" in inner
+        and bool({"arguments", "parameters"} & set(inner))
+    )
 
 
 def _call_error(call: str | Mapping[str, Any], tools: Mapping[str, Any]) -> str | None:
@@ -309,10 +361,15 @@ def _call_error(call: str | Mapping[str, Any], tools: Mapping[str, Any]) -> str 
 
 
 def _typed(text: str, schema: Mapping[str, Any], key: str) -> Any:
-    """A value that was written as text: itself where the tool takes a text there, else what it is as JSON, or as Python writes it."""
+    """A value that was written as text:
+
+    itself where the tool takes a text there, else what it is as JSON, or as Python writes it.
+    """
     place = schema.get("properties", {}).get(key)
     if isinstance(place, Mapping):
-        whole = {k: schema[k] for k in ("$schema", "$defs", "definitions") if k in schema} | dict(place)
+        whole = {k: schema[k] for k in ("$schema", "$defs", "definitions") if k in schema} | dict(
+            place
+        )
         if error_of(validator(whole), text) is None:
             return text
     written = {"True": "true", "False": "false", "None": "null"}.get(text.strip(), text)

@@ -1,8 +1,10 @@
-"""Rules on what the replies of a conversation say: cheap, exact, and never in a bad mood. Scores lie in [0, 1]; 1 is good.
+"""Rules on what the replies of a conversation say: cheap, exact, and never in a bad mood. Scores
+lie in [0, 1]; 1 is good.
 
-Rules on an answer that is known are in `answers.py`, on replies that a program reads in `structure.py`, on questions and what became of
-the answers in `economy.py`; `combine.py` makes one judge of several. A plain function of an episode is a judge too:
-`feedback=[lambda episode: float("please" in episode.turns[-1].action)]`.
+Rules on an answer that is known are in `answers.py`, on replies that a program reads in
+`structure.py`, on questions and what became of the answers in `economy.py`; `combine.py` makes one
+judge of several. A plain function of an episode is a judge too: `feedback=[lambda episode:
+float("please" in episode.turns[-1].action)]`.
 """
 
 from __future__ import annotations
@@ -25,14 +27,18 @@ INSTALL = f"install it with: {install('judges')}"
 
 
 def share_within(count: int, least: int, most: int) -> float:
-    """1 within the limits. Below, the share of `least` that is there; above, what is over in proportion to `most`: twice as many is 0."""
+    """1 within the limits. Below, the share of `least` that is there;
+
+    above, what is over in proportion to `most`: twice as many is 0.
+    """
     if count < least:
         return count / least
     return max(0.0, 1.0 - max(0, count - most) / most)
 
 
 class Length:
-    """Replies within a number of words. A reply over the limit loses in proportion: twice as long scores 0.
+    """Replies within a number of words. A reply over the limit loses in proportion: twice as long
+    scores 0.
 
     Args:
         max_words: per reply.
@@ -43,7 +49,9 @@ class Length:
         if max_words < 1:
             raise ValueError(f"max_words must be at least 1, got {max_words}")
         if not 0 <= min_words <= max_words:
-            raise ValueError(f"min_words must lie between 0 and max_words={max_words}, got {min_words}")
+            raise ValueError(
+                f"min_words must lie between 0 and max_words={max_words}, got {min_words}"
+            )
         self.max_words, self.min_words = max_words, min_words
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
@@ -56,7 +64,8 @@ class Length:
 
 
 class Turns:
-    """Conversations within a number of turns. One over the limit loses in proportion: twice as long scores 0.
+    """Conversations within a number of turns. One over the limit loses in proportion: twice as long
+    scores 0.
 
     Args:
         max_turns: replies per conversation.
@@ -67,11 +76,16 @@ class Turns:
         if max_turns < 1:
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
         if not 0 <= min_turns <= max_turns:
-            raise ValueError(f"min_turns must lie between 0 and max_turns={max_turns}, got {min_turns}")
+            raise ValueError(
+                f"min_turns must lie between 0 and max_turns={max_turns}, got {min_turns}"
+            )
         self.max_turns, self.min_turns = max_turns, min_turns
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
-        return [Feedback(e.id, score=share_within(len(e.turns), self.min_turns, self.max_turns)) for e in episodes]
+        return [
+            Feedback(e.id, score=share_within(len(e.turns), self.min_turns, self.max_turns))
+            for e in episodes
+        ]
 
 
 class Regex:
@@ -83,7 +97,9 @@ class Regex:
         forbid: score 1 when it does not match.
     """
 
-    def __init__(self, pattern: str, where: Literal["last", "any", "all"] = "any", forbid: bool = False) -> None:
+    def __init__(
+        self, pattern: str, where: Literal["last", "any", "all"] = "any", forbid: bool = False
+    ) -> None:
         if where not in ("last", "any", "all"):
             raise ValueError(f"where must be 'last', 'any' or 'all', got {where!r}")
         self._pattern = Pattern(pattern)
@@ -102,11 +118,12 @@ SECONDS = 5.0  # of the processor, for one look of a pattern at one text
 
 
 class Pattern:
-    """A user's regular expression, searched without regard to case, in bounded time: one such as `(a|aa)+$` would never end on some
-    texts, and stop the run with it.
+    """A user's regular expression, searched without regard to case, in bounded time: one such as
+    `(a|aa)+$` would never end on some texts, and stop the run with it.
 
     Raises:
-        ValueError: it is not a regular expression; from `search` and `finditer`, it took longer than `SECONDS`.
+        ValueError: it is not a regular expression; from `search` and `finditer`, it took longer
+            than `SECONDS`.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -131,21 +148,24 @@ class Pattern:
             yield
         except TimeoutError:
             raise ValueError(
-                f"the pattern {self.pattern!r} did not end within {SECONDS:g} seconds on a reply: write it without repetitions "
-                "within repetitions"
+                f"the pattern {self.pattern!r} did not end within {SECONDS:g} seconds on a reply:"
+                " write it without repetitions within repetitions"
             ) from None
 
 
 class Forbidden:
-    """1 where no reply says a forbidden thing, 0 where one does: a long conversation does not make up for it. Each reply is scored too,
-    and `details["found"]` lists what was said, `{"turn": 0, "said": [...]}`.
+    """1 where no reply says a forbidden thing, 0 where one does: a long conversation does not make
+    up for it. Each reply is scored too, and `details["found"]` lists what was said, `{"turn": 0,
+    "said": [...]}`.
 
-    Words and phrases are found as whole words, whatever their case, width, spacing and invisible characters, in any script; a phrase
-    that begins or ends in a script without spaces (Chinese, Japanese, Thai, ...) is found anywhere on that side.
+    Words and phrases are found as whole words, whatever their case, width, spacing and invisible
+    characters, in any script; a phrase that begins or ends in a script without spaces (Chinese,
+    Japanese, Thai, ...) is found anywhere on that side.
 
     Args:
-        words: words, phrases, and regular expressions between slashes (`/colou?r/`); or the path of a text file with one a line, where
-            empty lines and lines that begin with `#` say nothing.
+        words: words, phrases, and regular expressions between slashes (`/colou?r/`); or the path of
+            a text file with one a line, where empty lines and lines that begin with `#` say
+            nothing.
     """
 
     def __init__(self, words: Sequence[str] | str) -> None:
@@ -153,7 +173,8 @@ class Forbidden:
             path = Path(words)
             if not path.is_file():
                 raise ValueError(
-                    f"words is a list, or the path of a text file with one entry a line; there is no file {words!r}"
+                    "words is a list, or the path of a text file with one entry a line; there is"
+                    f" no file {words!r}"
                 )
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             words = [line for line in lines if line and not line.startswith("#")]
@@ -168,7 +189,9 @@ class Forbidden:
             said = [self._said(turn.action) for turn in episode.turns]
             turns = tuple(float(not each) for each in said)
             found = [{"turn": k, "said": each} for k, each in enumerate(said) if each]
-            answers.append(Feedback(episode.id, score=min(turns), turn_scores=turns, details={"found": found}))
+            answers.append(
+                Feedback(episode.id, score=min(turns), turn_scores=turns, details={"found": found})
+            )
         return answers
 
     def _said(self, reply: str) -> list[str]:
@@ -176,15 +199,21 @@ class Forbidden:
         return [
             entry
             for entry, (pattern, whole) in zip(self.words, self._found, strict=True)
-            if (any(_is_whole(folded, m) for m in pattern.finditer(folded)) if whole else pattern.search(visible))
+            if (
+                any(_is_whole(folded, m) for m in pattern.finditer(folded))
+                if whole
+                else pattern.search(visible)
+            )
         ]
 
 
 def _finder(entry: Any) -> tuple[Pattern | re.Pattern[str], bool]:
-    """What to look for, and whether it is a phrase that must stand as whole words in folded text (else: a pattern, in text as it is)."""
+    """What to look for, and whether it is a phrase that must stand as whole words in folded text
+    (else: a pattern, in text as it is)."""
     if not isinstance(entry, str) or not entry.strip():
         raise ValueError(
-            f"a forbidden entry must be a word, a phrase or a /pattern/, got {entry!r}; numbers need quotes in YAML"
+            f"a forbidden entry must be a word, a phrase or a /pattern/, got {entry!r}; numbers"
+            " need quotes in YAML"
         )
     if len(entry) > 2 and entry.startswith("/") and entry.endswith("/"):
         return Pattern(entry[1:-1]), False
@@ -192,8 +221,13 @@ def _finder(entry: Any) -> tuple[Pattern | re.Pattern[str], bool]:
 
 
 def _visible(text: str) -> str:
-    """One form for what looks the same: full-width letters, ligatures, and characters that cannot be seen."""
-    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    """One form for what looks the same:
+
+    full-width letters, ligatures, and characters that cannot be seen.
+    """
+    return "".join(
+        c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf"
+    )
 
 
 def _folded(text: str) -> str:
@@ -208,7 +242,10 @@ def _is_whole(text: str, match: re.Match[str]) -> bool:
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether two characters side by side belong to one word: letters, marks, digits and underscores do, where words have spaces."""
+    """Whether two characters side by side belong to one word:
+
+    letters, marks, digits and underscores do, where words have spaces.
+    """
     if any(unicodedata.name(c, "").startswith(_UNSPACED) for c in (left, right)):
         return False
     return all(unicodedata.category(c)[0] in "LMN" or c == "_" for c in (left, right))
@@ -218,11 +255,13 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 class Repetition:
-    """The share of replies that do not repeat an earlier reply of the conversation, wording aside from case and spaces.
+    """The share of replies that do not repeat an earlier reply of the conversation, wording aside
+    from case and spaces.
 
     Args:
-        ngram: compare runs of so many words instead of whole replies: a reply scores the share of its n-grams that the agent says for the
-            first time, here or in an earlier reply (distinct-n, Li et al. 2016, arXiv:1510.03055, per reply). One too short for a single
+        ngram: compare runs of so many words instead of whole replies: a reply scores the share of
+            its n-grams that the agent says for the first time, here or in an earlier reply
+            (distinct-n, Li et al. 2016, arXiv:1510.03055, per reply). One too short for a single
             n-gram counts as one.
     """
 
@@ -241,7 +280,9 @@ class Repetition:
                 before = len(seen)
                 seen.update(grams)
                 turns.append((len(seen) - before) / len(grams))
-            answers.append(Feedback(episode.id, score=sum(turns) / len(turns), turn_scores=tuple(turns)))
+            answers.append(
+                Feedback(episode.id, score=sum(turns) / len(turns), turn_scores=tuple(turns))
+            )
         return answers
 
     def _grams(self, words: list[str]) -> Iterator[tuple[str, ...]]:
@@ -251,8 +292,8 @@ class Repetition:
 
 
 class Questions:
-    """Few questions: 1 up to `allowed` question marks in the agent's replies, then `cost` less for each further one. Whether the answers
-    were of use is what `economy` asks.
+    """Few questions: 1 up to `allowed` question marks in the agent's replies, then `cost` less for
+    each further one. Whether the answers were of use is what `economy` asks.
 
     Args:
         allowed: free questions per conversation.
@@ -273,10 +314,12 @@ class Questions:
 
 
 class Language:
-    """The share of replies in a given language. A reply whose language cannot be told (`ok`, `42`, a name) has no opinion, and a
-    conversation of nothing else abstains. `details["languages"]` has the likeliest language of each reply, null where none is certain.
+    """The share of replies in a given language. A reply whose language cannot be told (`ok`, `42`,
+    a name) has no opinion, and a conversation of nothing else abstains. `details["languages"]` has
+    the likeliest language of each reply, null where none is certain.
 
-    Languages are told by py3langid (naive Bayes on byte n-grams, Lui and Baldwin 2012), without a network.
+    Languages are told by py3langid (naive Bayes on byte n-grams, Lui and Baldwin 2012), without a
+    network.
 
     Args:
         languages: one or several ISO 639 codes: "en", or ["de", "gsw"].
@@ -288,7 +331,10 @@ class Language:
         known = _identifier().labels
         for code in self.languages:
             if code not in known:
-                raise ValueError(f"no language {code!r}; languages are ISO 639 codes.{did_you_mean(str(code), known)}")
+                raise ValueError(
+                    f"no language {code!r}; languages are ISO 639"
+                    f" codes.{did_you_mean(str(code), known)}"
+                )
         if not self.languages:
             raise ValueError("languages names none")
         if not 0 < certainty <= 1:
@@ -303,9 +349,17 @@ class Language:
             sure = [score for score in turns if score is not None]
             details = {"languages": [language for _, language in told]}
             if sure:
-                answers.append(Feedback(episode.id, score=sum(sure) / len(sure), turn_scores=turns, details=details))
+                answers.append(
+                    Feedback(
+                        episode.id, score=sum(sure) / len(sure), turn_scores=turns, details=details
+                    )
+                )
             else:
-                answers.append(Feedback.abstained(episode.id, "the language of no reply can be told", details=details))
+                answers.append(
+                    Feedback.abstained(
+                        episode.id, "the language of no reply can be told", details=details
+                    )
+                )
         return answers
 
     def _told(self, reply: str) -> tuple[float | None, str | None]:
@@ -314,7 +368,8 @@ class Language:
         likeliest = max(chances, key=lambda language: chances[language])
         if sum(chances[language] for language in self.languages) >= self.certainty:
             return 1.0, max(self.languages, key=lambda language: chances[language])
-        if likeliest != "zxx" and chances[likeliest] >= self.certainty:  # zxx: no language at all, such as numbers
+        # Zxx: no language at all, such as numbers.
+        if likeliest != "zxx" and chances[likeliest] >= self.certainty:
             return 0.0, likeliest
         return None, None
 

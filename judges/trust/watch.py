@@ -11,7 +11,8 @@ from .canaries import Quarantine, Schedule
 
 @dataclass(slots=True)
 class Watch:
-    """What is known of a judge's soundness, shared by all that ask it in a run, and how many it is asked at once."""
+    """What is known of a judge's soundness, shared by all that ask it in a run, and how many it is
+    asked at once."""
 
     quarantine: Quarantine
     schedule: Schedule

@@ -12,4 +12,6 @@ def register_aggregators(register: Register) -> None:
     register("dawid-skene", "turnwise.plugins.aggregators.dawid_skene:DawidSkene")
     register("bradley-terry", "turnwise.plugins.aggregators.bradley_terry:BradleyTerry")
     register("plackett-luce", "turnwise.plugins.aggregators.plackett_luce:PlackettLuce")
-    register("rater-bradley-terry", "turnwise.plugins.aggregators.rater_bradley_terry:RaterBradleyTerry")
+    register(
+        "rater-bradley-terry", "turnwise.plugins.aggregators.rater_bradley_terry:RaterBradleyTerry"
+    )

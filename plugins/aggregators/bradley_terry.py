@@ -1,16 +1,20 @@
 """`bradley-terry`: comparisons to scores, every rater alike.
 
-    P(i beats j) = sigma(s_i - s_j)        s_i ~ N(0, variance)        (Bradley and Terry 1952; the prior makes it a posterior)
+    P(i beats j) = sigma(s_i - s_j)        s_i ~ N(0, variance)   (Bradley and Terry 1952; the prior
+                                           makes it a posterior)
 
-The scores are the posterior's mode, their deviations Laplace's: the inverse Hessian there. A ranking counts as its pairs, each of weight w_K
-(`ranking_weight`), a tie as half a win for each side, a rater's own `probability` as it stands. The prior also keeps who never lost finite:
-without it the best score would be infinite.
+The scores are the posterior's mode, their deviations Laplace's: the inverse Hessian there. A
+ranking counts as its pairs, each of weight w_K (`ranking_weight`), a tie as half a win for each
+side, a rater's own `probability` as it stands. The prior also keeps who never lost finite: without
+it the best score would be infinite.
 
-Scores are known only against others of a group, since nobody compares across groups; the prior centres each group at 0. The default variance of 2
-says what is usual: under it two raters of the same pair agree in 70 % of the cases, as people do on replies (63 % in Bai et al. 2022,
+Scores are known only against others of a group, since nobody compares across groups; the prior
+centres each group at 0. The default variance of 2 says what is usual: under it two raters of the
+same pair agree in 70 % of the cases, as people do on replies (63 % in Bai et al. 2022,
 arXiv:2204.05862; 73 to 77 % in Ouyang et al. 2022, arXiv:2203.02155).
 
-Every answer counts alike: a rater who always takes the left one adds noise, and where sides are not balanced a bias. `rater-bradley-terry` sees that.
+Every answer counts alike: a rater who always takes the left one adds noise, and where sides are not
+balanced a bias. `rater-bradley-terry` sees that.
 """
 
 from __future__ import annotations
@@ -35,11 +39,17 @@ class BradleyTerry:
 
     def __init__(self, variance: float = 2.0) -> None:
         if not variance > 0:
-            raise ValueError(f"variance must be positive, got {variance}; the larger, the less scores are drawn to 0")
+            raise ValueError(
+                f"variance must be positive, got {variance}; the larger, the less scores are drawn"
+                " to 0"
+            )
         self.variance = variance
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode that was compared; scores without comparisons are passed over."""
+        """Estimates for every episode that was compared;
+
+        scores without comparisons are passed over.
+        """
         p = pairs(answers)
         if not p.episodes:
             return Aggregate({}, {})
@@ -47,16 +57,24 @@ class BradleyTerry:
 
         def loss(score: Floats) -> tuple[float, Floats]:
             apart = score[p.first] - score[p.second]
-            value = p.weight @ (np.logaddexp(0, apart) - p.sure * apart) + score @ score / (2 * self.variance)
+            value = p.weight @ (np.logaddexp(0, apart) - p.sure * apart) + score @ score / (
+                2 * self.variance
+            )
             pull = p.weight * (expit(apart) - p.sure)
-            return float(value), np.bincount(p.first, pull, size) - np.bincount(p.second, pull, size) + score / self.variance
+            return (
+                float(value),
+                np.bincount(p.first, pull, size)
+                - np.bincount(p.second, pull, size)
+                + score / self.variance,
+            )
 
         def covariance(score: Floats) -> Inverse:
             chance = expit(score[p.first] - score[p.second])
             return Inverse(*p.curvature(p.weight * chance * (1 - chance)), 1 / self.variance, size)
 
         score: Floats = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT).x
-        for _ in range(2):  # Newton, to the last digits: groups must not feel each other through a stopping rule
+        # Newton, to the last digits: groups must not feel each other through a stopping rule.
+        for _ in range(2):
             score = score - covariance(score).times(loss(score)[1])
         said = comparisons(answers)
         variance = covariance(score).diagonal()

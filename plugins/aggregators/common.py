@@ -1,4 +1,7 @@
-"""What the aggregators share: who answered, rankings as pairs, and the uncertainty of scores that come in groups."""
+"""What the aggregators share:
+
+who answered, rankings as pairs, and the uncertainty of scores that come in groups.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from ...engine.records.rewards import Estimate, RaterEstimate, overall
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-EXACT = {"maxiter": 2000, "maxfun": 4000, "maxls": 50, "gtol": 1e-7, "ftol": 1e-13}  # when L-BFGS may stop
+# When L-BFGS may stop.
+EXACT = {"maxiter": 2000, "maxfun": 4000, "maxls": 50, "gtol": 1e-7, "ftol": 1e-13}
 COLUMNS = 128  # of an inverse that are made at once
 
 
@@ -28,7 +32,10 @@ def rater(answer: Feedback | Comparison) -> str:
 
 
 def scores(answers: Iterable[Feedback | Comparison]) -> list[tuple[str, str, float]]:
-    """(episode, rater, number) of every answer that gives an episode one; numbers that are equal up to rounding are made equal."""
+    """(episode, rater, number) of every answer that gives an episode one;
+
+    numbers that are equal up to rounding are made equal.
+    """
     found = []
     for answer in answers:
         if isinstance(answer, Feedback) and (number := overall(answer)) is not None:
@@ -51,13 +58,15 @@ class Index(dict[Hashable, int]):
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Pairs of episodes as arrays, P of them; what is shown first (left, or on top) is `first` where that is known.
+    """Pairs of episodes as arrays, P of them; what is shown first (left, or on top) is `first`
+    where that is known.
 
     Attributes:
         episodes: N ids; `group` [N] is the number of each one's group.
         raters: W names.
         first, second: [P] numbers of episodes.
-        sure: [P] how sure the rater is that the first is better: 1, 0, 0.5 for a tie, or a soft label between.
+        sure: [P] how sure the rater is that the first is better: 1, 0, 0.5 for a tie, or a soft
+            label between.
         by: [P] numbers of raters.
         sided: [P] 1 where it is known which was shown first, else 0.
         weight: [P] how much each counts, see `ranking_weight`.
@@ -76,21 +85,31 @@ class Pairs:
     def curvature(self, value: Floats) -> tuple[Ints, Ints, Floats]:
         """Entries of sum_p value_p (e_first - e_second)(e_first - e_second)^T, for `Inverse`."""
         a, b = self.first, self.second
-        return np.concatenate([a, b, a, b]), np.concatenate([a, b, b, a]), np.concatenate([value, value, -value, -value])
+        return (
+            np.concatenate([a, b, a, b]),
+            np.concatenate([a, b, b, a]),
+            np.concatenate([value, value, -value, -value]),
+        )
 
 
 def ranking_weight(size: int) -> float:
-    """What a pair out of a ranking of K episodes counts: w_K = 4 (K - H_K) / (K (K - 1)), with H_K = 1 + 1/2 + ... + 1/K.
+    """What a pair out of a ranking of K episodes counts: w_K = 4 (K - H_K) / (K (K - 1)), with H_K
+    = 1 + 1/2 + ... + 1/K.
 
-    The K (K - 1) / 2 pairs of one ranking are not independent: who beats the second by chance beats the third more easily. Counted in full they would say
-    more than the ranking knows, and deviations would be too small. With this weight they carry the Fisher information that Plackett-Luce finds in the
-    ranking when all are equally good (both are multiples of I - 1/K, so one number does it): w_2 = 1, w_3 = 0.78, w_4 = 0.64, w_8 = 0.38.
+    The K (K - 1) / 2 pairs of one ranking are not independent: who beats the second by chance beats
+    the third more easily. Counted in full they would say more than the ranking knows, and
+    deviations would be too small. With this weight they carry the Fisher information that
+    Plackett-Luce finds in the ranking when all are equally good (both are multiples of I - 1/K, so
+    one number does it): w_2 = 1, w_3 = 0.78, w_4 = 0.64, w_8 = 0.38.
     """
     return 4 * (size - sum(1 / k for k in range(1, size + 1))) / (size * (size - 1))
 
 
 def pairs(answers: Iterable[Feedback | Comparison]) -> Pairs:
-    """Every pair of episodes in every ranking. `shown["order"]` lists episode ids as displayed; without it a pair has no sides."""
+    """Every pair of episodes in every ranking.
+
+    `shown["order"]` lists episode ids as displayed; without it a pair has no sides.
+    """
     episodes, groups, raters = Index(), Index(), Index()
     group: dict[int, int] = {}
     rows: list[tuple[int, int, float, int, bool, float]] = []
@@ -111,16 +130,19 @@ def pairs(answers: Iterable[Feedback | Comparison]) -> Pairs:
     whole = [c.astype(np.int64) for c in (columns[0], columns[1], columns[3])]
     real = [c.astype(np.float64) for c in (columns[2], columns[4], columns[5])]
     return Pairs(
-        list(map(str, episodes)), np.array([group[n] for n in range(len(episodes))], dtype=np.int64), list(map(str, raters)),
+        list(map(str, episodes)), np.array([group[n] for n in range(len(episodes))],
+            dtype=np.int64), list(map(str, raters)),
         whole[0], whole[1], real[0], whole[2], real[1], real[2],
     )  # fmt: skip
 
 
 class Inverse:
-    """The inverse of a sparse symmetric matrix over episodes, of which only entries that are asked for are ever made.
+    """The inverse of a sparse symmetric matrix over episodes, of which only entries that are asked
+    for are ever made.
 
-    Entries between episodes that nothing connects are 0, so one right-hand side holds a unit vector for every connected part at once:
-    however many parts there are, as many solutions are needed as the largest has members.
+    Entries between episodes that nothing connects are 0, so one right-hand side holds a unit vector
+    for every connected part at once: however many parts there are, as many solutions are needed as
+    the largest has members.
 
     Args:
         row, column, value: entries, those of one place added up.
@@ -129,8 +151,15 @@ class Inverse:
     """
 
     def __init__(self, row: Ints, column: Ints, value: Floats, diagonal: float, size: int) -> None:
-        entries = csc_matrix((value, (row, column)), (size, size)) + diagonal * identity(size, format="csc")
-        self._factors = splu(entries.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True})
+        entries = csc_matrix((value, (row, column)), (size, size)) + diagonal * identity(
+            size, format="csc"
+        )
+        self._factors = splu(
+            entries.tocsc(),
+            permc_spec="MMD_AT_PLUS_A",
+            diag_pivot_thresh=0,
+            options={"SymmetricMode": True},
+        )
         self._part = connected_components(entries, directed=False)[1]
         order = np.argsort(self._part, kind="stable")
         count = np.bincount(self._part)
@@ -161,12 +190,18 @@ class Inverse:
 
 
 def centred_estimates(
-    episodes: Sequence[str], group: Ints, score: Floats, variance: Floats, prior: float, rankings: Iterable[Comparison]
+    episodes: Sequence[str],
+    group: Ints,
+    score: Floats,
+    variance: Floats,
+    prior: float,
+    rankings: Iterable[Comparison],
 ) -> dict[str, Estimate]:
     """Estimates against the mean of one's group.
 
-    Comparisons say nothing of a group's mean, which the prior alone holds at 0. Its variance, prior / K and independent of all differences, is
-    taken off both deviations: it is none of the raters' business, and with it no number of answers would ever make an estimate certain.
+    Comparisons say nothing of a group's mean, which the prior alone holds at 0. Its variance, prior
+    / K and independent of all differences, is taken off both deviations: it is none of the raters'
+    business, and with it no number of answers would ever make an estimate certain.
 
     Args:
         variance: [N] posterior variance of each score, the mean's included.
@@ -185,10 +220,14 @@ def centred_estimates(
     return {e: Estimate(s, after, at_first, len(people[e])) for e, s, after, at_first in columns}
 
 
-def agreement(rankings: Iterable[Comparison], estimates: Mapping[str, Estimate]) -> dict[str, RaterEstimate]:
-    """How a rater's choices agree with the scores that all raters together give: (right - wrong) / all, over pairs, ties and soft labels between.
+def agreement(
+    rankings: Iterable[Comparison], estimates: Mapping[str, Estimate]
+) -> dict[str, RaterEstimate]:
+    """How a rater's choices agree with the scores that all raters together give: (right - wrong) /
+    all, over pairs, ties and soft labels between.
 
-    A rater's own answers are among those the scores are made of, so it flatters raters of pairs that few others saw.
+    A rater's own answers are among those the scores are made of, so it flatters raters of pairs
+    that few others saw.
     """
     agreed: dict[str, list[float]] = defaultdict(list)
     count: Counter[str] = Counter()
@@ -198,4 +237,6 @@ def agreement(rankings: Iterable[Comparison], estimates: Mapping[str, Estimate])
         for first, second, sure in opinions(comparison):
             apart = estimates[first].score - estimates[second].score
             agreed[name].append((2 * sure - 1) * ((apart > EQUAL) - (apart < -EQUAL)))
-    return {name: RaterEstimate(count[name], sum(said) / len(said)) for name, said in agreed.items()}
+    return {
+        name: RaterEstimate(count[name], sum(said) / len(said)) for name, said in agreed.items()
+    }

@@ -1,16 +1,19 @@
 """`dawid-skene`: labels to the true class, with every rater's confusions.
 
-    P(class of i = k | labels)  ~  pi_k prod_j e_w(j)[k, x_ij]             (who said what, given what each is prone to say)
-    e_w[k, l]  ~  prior[k, l] + sum over their labels l of P(class = k)    prior: `right` where k = l, `wrong` elsewhere
+    P(class of i = k | labels)  ~  pi_k prod_j e_w(j)[k, x_ij]   (who said what, given what each is
+                                prone to say)
+    e_w[k, l]  ~  prior[k, l] + sum over their labels l of P(class = k)   prior: `right` where k =
+               l, `wrong` elsewhere
     pi_k  ~  1 + sum_i P(class of i = k)
 
-Dawid and Skene 1979 (doi:10.2307/2346806), by EM from the votes' shares. The classes are the distinct scores seen, up to
-rounding. The score of an episode is the expected
-class value under its posterior, sd that posterior's deviation, and what it was before the class frequencies' (pi).
+Dawid and Skene 1979 (doi:10.2307/2346806), by EM from the votes' shares. The classes are the
+distinct scores seen, up to rounding. The score of an episode is the expected class value under its
+posterior, sd that posterior's deviation, and what it was before the class frequencies' (pi).
 
-The published form has no prior, and with few labels per rater it is worse than the majority vote and quite sure of itself: a rater's three labels make a
-confusion matrix of zeros and ones. Here each rater begins as one who is right more often than not, and few labels change little.
-Where labels are plenty, the prior vanishes in them.
+The published form has no prior, and with few labels per rater it is worse than the majority vote
+and quite sure of itself: a rater's three labels make a confusion matrix of zeros and ones. Here
+each rater begins as one who is right more often than not, and few labels change little. Where
+labels are plenty, the prior vanishes in them.
 """
 
 from __future__ import annotations
@@ -36,13 +39,17 @@ class DawidSkene:
 
     def __init__(self, right: float = 4.0, wrong: float = 1.0) -> None:
         if not right > wrong > 0:
-            raise ValueError(f"need right > wrong > 0, or raters begin as no better than chance: got {right} and {wrong}")
+            raise ValueError(
+                f"need right > wrong > 0, or raters begin as no better than chance: got {right} and"
+                f" {wrong}"
+            )
         self.right, self.wrong = right, wrong
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
         """Estimates for every episode with a score; rankings are passed over.
 
-        A rater's reliability is informedness, (K * mean over classes of the chance to be right - 1) / (K - 1): for two classes sensitivity + specificity
+        A rater's reliability is informedness, (K * mean over classes of the chance to be right - 1)
+        / (K - 1): for two classes sensitivity + specificity
         - 1.
 
         Raises:
@@ -64,23 +71,28 @@ class DawidSkene:
         informed = [(np.trace(c) - 1) / (k - 1) if k > 1 else 0.0 for c in confusion]
         return Aggregate(
             {
-                e: Estimate(float(score[i]), max(float(variance[i]), 0.0) ** 0.5, prior, len(people[e]))
+                e: Estimate(
+                    float(score[i]), max(float(variance[i]), 0.0) ** 0.5, prior, len(people[e])
+                )
                 for i, e in enumerate(episodes)
             },
             {r: RaterEstimate(labels[r], float(informed[w])) for w, r in enumerate(raters)},
         )
 
-    def fit(self, said: Sequence[tuple[str, str, float]]) -> tuple[list[str], list[str], Floats, Floats, Floats, Floats]:
+    def fit(
+        self, said: Sequence[tuple[str, str, float]]
+    ) -> tuple[list[str], list[str], Floats, Floats, Floats, Floats]:
         """EM on (episode, rater, score).
 
         Returns:
-            episodes [N] and raters [W], names; classes [K], the scores; the posterior [N, K]; confusion [W, K, K], true class first; how common the
-            classes are [K].
+            episodes [N] and raters [W], names; classes [K], the scores; the posterior [N, K];
+            confusion [W, K, K], true class first; how common the classes are [K].
         """
         classes, label = np.unique([x for _, _, x in said], return_inverse=True)
         if len(classes) > CLASSES:
             raise ValueError(
-                f"{len(classes)} distinct scores are no labels: dawid-skene takes at most {CLASSES} classes; use aggregator 'mean' for numbers"
+                f"{len(classes)} distinct scores are no labels: dawid-skene takes at most {CLASSES}"
+                " classes; use aggregator 'mean' for numbers"
             )
         episodes, raters = Index(), Index()
         of = np.array([episodes[e] for e, _, _ in said])
@@ -102,4 +114,11 @@ class DawidSkene:
             change, posterior = np.abs(new - posterior).max(), new
             if change < ENOUGH:
                 break
-        return list(map(str, episodes)), list(map(str, raters)), classes, posterior, confusion, common
+        return (
+            list(map(str, episodes)),
+            list(map(str, raters)),
+            classes,
+            posterior,
+            confusion,
+            common,
+        )

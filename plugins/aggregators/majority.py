@@ -1,13 +1,16 @@
 """`majority`: what most raters say, 1 or 0, and 1/2 where they are divided.
 
     y = votes for, n = votes        score = 1 if y > n / 2, 0 if y < n / 2, 1/2 if they are equal
-    share of all raters who would vote for: Beta(1 + y, 1 + n - y), from a uniform prior; sd is its standard deviation
+    share of all raters who would vote for: Beta(1 + y, 1 + n - y), from a uniform prior; sd is its
+        standard deviation
 
-A score votes for an episode if it is above the threshold, against if below, half if it is the threshold (up to rounding). A comparison gives each of its
-episodes one vote: the share of the others that it beats there, ties half (for two: 1 to the winner; a rater's own
-`probability` as it stands). A divided vote is never broken by chance or by order.
+A score votes for an episode if it is above the threshold, against if below, half if it is the
+threshold (up to rounding). A comparison gives each of its episodes one vote: the share of the
+others that it beats there, ties half (for two: 1 to the winner; a rater's own `probability` as it
+stands). A divided vote is never broken by chance or by order.
 
-It knows nothing of who is reliable; its virtue is that it has nothing to get wrong. `dawid-skene` is the same with reliabilities.
+It knows nothing of who is reliable; its virtue is that it has nothing to get wrong. `dawid-skene`
+is the same with reliabilities.
 """
 
 from __future__ import annotations
@@ -37,13 +40,19 @@ class Majority:
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
         """Estimates for every episode that was scored or compared.
 
-        A rater's reliability is how often they side with the majority of the others, right less wrong, from a uniform Beta prior (0 for who
-        was always alone).
+        A rater's reliability is how often they side with the majority of the others, right less
+        wrong, from a uniform Beta prior (0 for who was always alone).
         """
-        votes = [(e, r, 0.5 if abs(x - self.threshold) <= EQUAL else float(x > self.threshold)) for e, r, x in scores(answers)]
+        votes = [
+            (e, r, 0.5 if abs(x - self.threshold) <= EQUAL else float(x > self.threshold))
+            for e, r, x in scores(answers)
+        ]
         for comparison in comparisons(answers):
             sure = 1.0 if comparison.probability is None else comparison.probability
-            votes += [(e, rater(comparison), 0.5 + (2 * sure - 1) * (x - 0.5)) for e, x in ranking_scores(comparison).items()]
+            votes += [
+                (e, rater(comparison), 0.5 + (2 * sure - 1) * (x - 0.5))
+                for e, x in ranking_scores(comparison).items()
+            ]
         for_it: dict[str, list[float]] = defaultdict(list)
         people: dict[str, set[str]] = defaultdict(set)
         for e, r, vote in votes:
@@ -57,12 +66,17 @@ class Majority:
         judged: Counter[str] = Counter()
         given = Counter(r for _, r, _ in votes)
         for e, r, vote in votes:
-            others = 2 * _side([*for_it[e], 1 - vote]) - 1  # without one's own vote: voting against it cancels it
+            # Without one's own vote: voting against it cancels it.
+            others = 2 * _side([*for_it[e], 1 - vote]) - 1
             if len(for_it[e]) > 1 and others and vote != 0.5:
                 judged[r] += 1
                 right[r] += (others > 0) == (vote > 0.5)
         raters = {
-            r: RaterEstimate(given[r], 2 * (1 + right[r]) / (2 + judged[r]) - 1, 2 * _beta_sd(right[r], judged[r]))
+            r: RaterEstimate(
+                given[r],
+                2 * (1 + right[r]) / (2 + judged[r]) - 1,
+                2 * _beta_sd(right[r], judged[r]),
+            )
             for r in given
         }
         return Aggregate(estimates, raters)

@@ -1,14 +1,19 @@
-"""`mean`: the mean of the raters' scores, drawn towards the mean of all by as much as few and noisy answers deserve.
+"""`mean`: the mean of the raters' scores, drawn towards the mean of all by as much as few and noisy
+answers deserve.
 
     x_ij = mu + u_i + e_ij     u_i ~ N(0, rho v)     e_ij ~ N(0, (1 - rho) v)
-    score_i = mu + k_i (mean_i - mu)     sd_i^2 = rho v (1 - k_i)     k_i = n_i rho / (n_i rho + 1 - rho)
+    score_i = mu + k_i (mean_i - mu)     sd_i^2 = rho v (1 - k_i)   k_i = n_i rho / (n_i rho + 1 -
+                                         rho)
 
-The one-way random-effects model: n_i answers x_ij on episode i, noise pooled over all episodes. rho, the reliability of a single answer, is what
-the answers must tell: restricted likelihood on a grid, uniform prior, and the estimates are averaged over its posterior (the mean mu and the
-variance v at their best for each rho). A single best rho would be 0 by accident with little data, and all episodes alike; averaged it
-never is. Where nobody answered twice nothing tells noise from difference, and rho stays uniform: half of every deviation is taken for noise.
+The one-way random-effects model: n_i answers x_ij on episode i, noise pooled over all episodes.
+rho, the reliability of a single answer, is what the answers must tell: restricted likelihood on a
+grid, uniform prior, and the estimates are averaged over its posterior (the mean mu and the variance
+v at their best for each rho). A single best rho would be 0 by accident with little data, and all
+episodes alike; averaged it never is. Where nobody answered twice nothing tells noise from
+difference, and rho stays uniform: half of every deviation is taken for noise.
 
-Scores of a rater who is strict with everybody count as they are: where raters see different episodes, prefer comparisons. Rankings are passed over.
+Scores of a rater who is strict with everybody count as they are: where raters see different
+episodes, prefer comparisons. Rankings are passed over.
 """
 
 from __future__ import annotations
@@ -29,7 +34,10 @@ class Mean:
     reads = frozenset({"scores"})
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode with a score (or aspects: their mean), in the scores' own unit."""
+        """Estimates for every episode with a score (or aspects:
+
+        their mean), in the scores' own unit.
+        """
         said = scores(answers)
         if not said:
             return Aggregate({}, {})
@@ -57,7 +65,9 @@ class Mean:
             self._raters([str(r) for r in raters], by, within, 1 - 1 / count[of], prior, noise),
         )
 
-    def _posterior(self, count: Floats, mean: Floats, within: float) -> tuple[Floats, Floats, Floats]:
+    def _posterior(
+        self, count: Floats, mean: Floats, within: float
+    ) -> tuple[Floats, Floats, Floats]:
         """On the grid: how likely each rho is, and the best mu and v there."""
         precision = 1 / (GRID[:, None] + (1 - GRID[:, None]) / count)
         overall = precision @ mean / precision.sum(1)
@@ -65,20 +75,34 @@ class Mean:
         free, inner = count.sum() - 1, count.sum() - len(count)
         if not squares.max() > 0 or not free:  # all alike, or one answer: nothing varies
             return np.full(len(GRID), 1 / len(GRID)), overall, np.zeros(len(GRID))
-        log = (np.log(precision).sum(1) - inner * np.log(1 - GRID) - np.log(precision.sum(1)) - free * np.log(squares)) / 2
+        log = (
+            np.log(precision).sum(1)
+            - inner * np.log(1 - GRID)
+            - np.log(precision.sum(1))
+            - free * np.log(squares)
+        ) / 2
         likely = np.exp(log - log.max())
         return likely / likely.sum(), overall, squares / free
 
     def _raters(
-        self, names: Sequence[str], by: Ints, within: Floats, share: Floats, between: float, noise: float
+        self,
+        names: Sequence[str],
+        by: Ints,
+        within: Floats,
+        share: Floats,
+        between: float,
+        noise: float,
     ) -> dict[str, RaterEstimate]:
-        """The reliability of one answer of each: the share of its variance that is the episode's, by the rater's own noise where others answered
-        the same (`share` (n - 1) / n of it shows in the distance from the mean), else by that of all."""
+        """The reliability of one answer of each: the share of its variance that is the episode's,
+        by the rater's own noise where others answered the same (`share` (n - 1) / n of it shows in
+        the distance from the mean), else by that of all."""
         found = {}
         for w, name in enumerate(names):
             own = by == w
             shown = share[own].sum()
             own_noise = within[own].sum() / shown if shown > 0 else noise
             varies = between + own_noise
-            found[name] = RaterEstimate(int(own.sum()), float(between / varies) if varies > 0 else 0.0)
+            found[name] = RaterEstimate(
+                int(own.sum()), float(between / varies) if varies > 0 else 0.0
+            )
         return found

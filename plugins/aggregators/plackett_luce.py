@@ -1,13 +1,18 @@
 """`plackett-luce`: whole rankings to scores, every rater alike.
 
-    P(ranking) = prod_k prod_{i in tier k} exp(s_i) / sum_{j in tiers k, k+1, ...} exp(s_j)        s_i ~ N(0, variance)
+    P(ranking) = prod_k prod_{i in tier k} exp(s_i) / sum_{j in tiers k, k+1, ...} exp(s_j)   s_i ~
+        N(0, variance)
 
-A ranking is made from the top: the best is chosen from all, the next from what is left (Plackett 1975, Luce 1959). Members of a tie are each chosen from all that
-were left when the tie began (Breslow 1974), as in the reward model's loss. For two episodes it is Bradley-Terry, except for ties: Breslow's are
-somewhat less certain than two halves of a win, and a rater's own `probability` mixes both orders.
+A ranking is made from the top: the best is chosen from all, the next from what is left (Plackett
+1975, Luce 1959). Members of a tie are each chosen from all that were left when the tie began
+(Breslow 1974), as in the reward model's loss. For two episodes it is Bradley-Terry, except for
+ties: Breslow's are somewhat less certain than two halves of a win, and a rater's own `probability`
+mixes both orders.
 
-Scores are the posterior's mode and their deviations Laplace's, in log-odds of being preferred, known only within a group and centred there at 0; why, and why
-the variance is 2, says `bradley-terry`. Nothing in a ranking is counted twice here, which is the reason to prefer it for rankings of more than two.
+Scores are the posterior's mode and their deviations Laplace's, in log-odds of being preferred,
+known only within a group and centred there at 0; why, and why the variance is 2, says
+`bradley-terry`. Nothing in a ranking is counted twice here, which is the reason to prefer it for
+rankings of more than two.
 """
 
 from __future__ import annotations
@@ -31,11 +36,17 @@ class PlackettLuce:
 
     def __init__(self, variance: float = 2.0) -> None:
         if not variance > 0:
-            raise ValueError(f"variance must be positive, got {variance}; the larger, the less scores are drawn to 0")
+            raise ValueError(
+                f"variance must be positive, got {variance}; the larger, the less scores are drawn"
+                " to 0"
+            )
         self.variance = variance
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode that was compared; scores without comparisons are passed over."""
+        """Estimates for every episode that was compared;
+
+        scores without comparisons are passed over.
+        """
         said = comparisons(answers)
         if not said:
             return Aggregate({}, {})
@@ -44,9 +55,15 @@ class PlackettLuce:
 
         def loss(score: Floats) -> tuple[float, Floats]:
             normaliser, chance = choices.chances(score)
-            value = choices.times @ normaliser - choices.wins @ score + score @ score / (2 * self.variance)
+            value = (
+                choices.times @ normaliser
+                - choices.wins @ score
+                + score @ score / (2 * self.variance)
+            )
             slope = (
-                np.bincount(choices.option, choices.times[choices.stage] * chance, size) - choices.wins + score / self.variance
+                np.bincount(choices.option, choices.times[choices.stage] * chance, size)
+                - choices.wins
+                + score / self.variance
             )
             return float(value), slope
 
@@ -54,15 +71,19 @@ class PlackettLuce:
             return Inverse(*choices.curvature(score), 1 / self.variance, size)
 
         score: Floats = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT).x
-        for _ in range(2):  # Newton, to the last digits: groups must not feel each other through a stopping rule
+        # Newton, to the last digits: groups must not feel each other through a stopping rule.
+        for _ in range(2):
             score = score - covariance(score).times(loss(score)[1])
         variance = covariance(score).diagonal()
-        estimates = centred_estimates(choices.episodes, choices.group, score, variance, self.variance, said)
+        estimates = centred_estimates(
+            choices.episodes, choices.group, score, variance, self.variance, said
+        )
         return Aggregate(estimates, agreement(said, estimates))
 
 
 class Choices:
-    """All rankings as choices: at each stage so many are taken from what is left. Stages from the same set are one.
+    """All rankings as choices: at each stage so many are taken from what is left. Stages from the
+    same set are one.
 
     Attributes:
         episodes: N ids; `group` [N].
@@ -79,7 +100,10 @@ class Choices:
         for comparison in rankings:
             orders = [(1.0, comparison.ranking)]
             if comparison.probability is not None:
-                orders = [(comparison.probability, comparison.ranking), (1 - comparison.probability, comparison.ranking[::-1])]
+                orders = [
+                    (comparison.probability, comparison.ranking),
+                    (1 - comparison.probability, comparison.ranking[::-1]),
+                ]
             for weight, tiers in orders:
                 for k, tier in enumerate(tiers):
                     for e in tier:
@@ -96,19 +120,26 @@ class Choices:
         self.option = np.array([n for s in sets for n in s], dtype=np.int64)
         self.stage = np.repeat(np.arange(len(sets)), lengths)
         self._begins = np.cumsum(lengths) - lengths
-        rows = np.repeat(np.arange(len(self.stage)), lengths[self.stage])  # each member once with every member of its set
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(lengths[self.stage]) - lengths[self.stage], lengths[self.stage])
+        # Each member once with every member of its set.
+        rows = np.repeat(np.arange(len(self.stage)), lengths[self.stage])
+        within = np.arange(len(rows)) - np.repeat(
+            np.cumsum(lengths[self.stage]) - lengths[self.stage], lengths[self.stage]
+        )
         self._row, self._column = rows, self._begins[self.stage[rows]] + within
 
     def chances(self, score: Floats) -> tuple[Floats, Floats]:
-        """[S] log of the sum of exp over each stage's set, [M] the chance of each member to be taken."""
+        """[S] log of the sum of exp over each stage's set, [M] the chance of each member to be
+        taken."""
         offered = score[self.option]
         top = np.maximum.reduceat(offered, self._begins)
         normaliser = top + np.log(np.add.reduceat(np.exp(offered - top[self.stage]), self._begins))
         return normaliser, np.exp(offered - normaliser[self.stage])
 
     def curvature(self, score: Floats) -> tuple[Ints, Ints, Floats]:
-        """Entries of the likelihood's Hessian: sum over stages of times (diag(chance) - chance chance^T)."""
+        """Entries of the likelihood's Hessian:
+
+        sum over stages of times (diag(chance) - chance chance^T).
+        """
         chance, times = self.chances(score)[1], self.times[self.stage]
         row, column = self._row, self._column
         return (

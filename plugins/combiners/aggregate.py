@@ -1,22 +1,30 @@
 """`aggregate`: many raters' answers become one estimate per episode, and that is the reward.
 
-    outcome = w * score + w_environment * the environment's own reward        weight = reliability = 1 - (sd / prior sd)^2
+    outcome = w * score + w_environment * the environment's own reward   weight = reliability = 1 -
+        (sd / prior sd)^2
 
-An aggregator (`mean`, `majority`, `dawid-skene`, `bradley-terry`, `plackett-luce`, `rater-bradley-terry`) makes the estimates of everything that sources with a
-weight said, people and judges together. How good a rater is can only be told from many answers: `fit` keeps the latest of them, and the
-estimates of an update are made together with that history. What a resumed run estimates is the same, bit for bit.
+An aggregator (`mean`, `majority`, `dawid-skene`, `bradley-terry`, `plackett-luce`,
+`rater-bradley-terry`) makes the estimates of everything that sources with a weight said, people and
+judges together. How good a rater is can only be told from many answers: `fit` keeps the latest of
+them, and the estimates of an update are made together with that history. What a resumed run
+estimates is the same, bit for bit.
 
-Raters who belong to strata (`stamp.stratum`: experts and laymen, countries, models) may want different things. The objective says whose estimate counts:
+Raters who belong to strata (`stamp.stratum`: experts and laymen, countries, models) may want
+different things. The objective says whose estimate counts:
 
     average             all raters together, whatever their stratum
-    worst               the lowest of the strata's estimates (Rawls; as in group DRO, Sagawa et al. 2020, arXiv:1911.08731)
+    worst               the lowest of the strata's estimates (Rawls; as in group DRO, Sagawa et al.
+                        2020, arXiv:1911.08731)
     {stratum: weight}   sum of weight * estimate, over the sum of weights; other strata do not count
 
-For the last two the aggregator is run per stratum. An episode must then have been spoken of by each stratum that the mapping gives a weight, or, for the
-worst, by each that spoke of its group: the lowest of two is not comparable with the only one. Every stratum is reported, also where it does
-not count: `stratum/gap` is how far the highest estimate of an episode lies above the lowest, on average.
+For the last two the aggregator is run per stratum. An episode must then have been spoken of by each
+stratum that the mapping gives a weight, or, for the worst, by each that spoke of its group: the
+lowest of two is not comparable with the only one. Every stratum is reported, also where it does not
+count: `stratum/gap` is how far the highest estimate of an episode lies above the lowest, on
+average.
 
-As in `weighted`, the environment's reward keeps its turns, turn scores are opinions, and an episode without an estimate has no reward.
+As in `weighted`, the environment's reward keeps its turns, turn scores are opinions, and an episode
+without an estimate has no reward.
 """
 
 from __future__ import annotations
@@ -35,11 +43,13 @@ Answer = Feedback | Comparison
 
 class Aggregated:
     """Args:
-    weights: source name to weight; "environment" is the environment's own reward, 0 leaves a source out. The others share one weight: who deserves
-        how much is the aggregator's business.
-    aggregator: an object with `aggregate(answers)`; in a config a name, or a mapping with `name` and options.
+    weights: source name to weight; "environment" is the environment's own reward, 0 leaves a source
+        out. The others share one weight: who deserves how much is the aggregator's business.
+    aggregator: an object with `aggregate(answers)`; in a config a name, or a mapping with `name`
+        and options.
     objective: "average", "worst" or stratum to weight.
-    history: how many of the latest answers estimates are made from; those of the present update always count.
+    history: how many of the latest answers estimates are made from; those of the present update
+        always count.
     max_sd: episodes whose estimate has a larger deviation have no reward; None: all have.
     uncertainty: "weight" (an episode counts as much as its estimate is reliable) or "ignore".
 
@@ -57,21 +67,36 @@ class Aggregated:
         uncertainty: Literal["weight", "ignore"] = "weight",
     ) -> None:
         self.environment = weights.get("environment", 0.0)
-        self.sources = frozenset(name for name, weight in weights.items() if weight and name != "environment")
+        self.sources = frozenset(
+            name for name, weight in weights.items() if weight and name != "environment"
+        )
         shared = {weights[name] for name in self.sources}
         if len(shared) > 1:
             raise ValueError(
-                f"sources that are aggregated share one weight (0 leaves one out), got { ({n: weights[n] for n in sorted(self.sources)}) }: the "
-                "aggregator weighs raters itself; use combiner 'weighted' for a sum of sources"
+                "sources that are aggregated share one weight (0 leaves one out), got"
+                f" { ({n: weights[n] for n in sorted(self.sources)}) }: the aggregator weighs"
+                " raters itself; use combiner 'weighted' for a sum of sources"
             )
         self.weight = shared.pop() if shared else 0.0
         if not callable(getattr(aggregator, "aggregate", None)):
-            raise ValueError(f"aggregator must have a method aggregate(answers), got {aggregator!r}")
+            raise ValueError(
+                f"aggregator must have a method aggregate(answers), got {aggregator!r}"
+            )
         if isinstance(objective, Mapping):
-            if not objective or not all(math.isfinite(w) and w >= 0 for w in objective.values()) or not sum(objective.values()):
-                raise ValueError(f"objective needs weights of at least 0, one of them positive, got {dict(objective)}")
+            if (
+                not objective
+                or not all(math.isfinite(w) and w >= 0 for w in objective.values())
+                or not sum(objective.values())
+            ):
+                raise ValueError(
+                    "objective needs weights of at least 0, one of them positive, got"
+                    f" {dict(objective)}"
+                )
         elif objective not in ("average", "worst"):
-            raise ValueError(f"objective must be 'average', 'worst' or a mapping of strata to weights, got {objective!r}")
+            raise ValueError(
+                "objective must be 'average', 'worst' or a mapping of strata to weights, got"
+                f" {objective!r}"
+            )
         if history < 1:
             raise ValueError(f"history must be at least 1, got {history}")
         if max_sd is not None and not max_sd > 0:
@@ -85,7 +110,8 @@ class Aggregated:
         self._found = Found(Aggregate({}, {}), {})
 
     def fit(self, feedback: Sequence[Answer]) -> None:
-        """Remembers what was said and makes the estimates of this update, with all that is remembered."""
+        """Remembers what was said and makes the estimates of this update, with all that is
+        remembered."""
         new = [a for a in feedback if a.stamp.source in self.sources]
         again = {a.id for a in new if a.id}
         old = [a for a in self._answers if a.id not in again]
@@ -94,12 +120,17 @@ class Aggregated:
         self._present = frozenset(a.target for a in new)
         self._found = self._estimate(self._answers)
 
-    def combine(self, group: Sequence[Episode], feedback: Sequence[Answer]) -> list[Rewards | NoReward]:
+    def combine(
+        self, group: Sequence[Episode], feedback: Sequence[Answer]
+    ) -> list[Rewards | NoReward]:
         said = [a for a in feedback if a.stamp.source in self.sources]
         found = self._found
-        if any(a.target not in self._present for a in said):  # conversations played aside, which nobody is to learn from
+        # Conversations played aside, which nobody is to learn from.
+        if any(a.target not in self._present for a in said):
             found = self._estimate([*self._answers, *said])
-        spoke = [s for s, each in sorted(found.strata.items()) if any(e.id in each.scores for e in group)]
+        spoke = [
+            s for s, each in sorted(found.strata.items()) if any(e.id in each.scores for e in group)
+        ]
         return [self._episode(episode, said, feedback, found, spoke) for episode in group]
 
     def _estimate(self, answers: Sequence[Answer]) -> Found:
@@ -109,10 +140,17 @@ class Aggregated:
         whole = self.aggregator.aggregate(answers)
         if len(strata) == 1:
             return Found(whole, dict.fromkeys(strata, whole))
-        return Found(whole, {s: self.aggregator.aggregate(own) for s, own in sorted(strata.items())})
+        return Found(
+            whole, {s: self.aggregator.aggregate(own) for s, own in sorted(strata.items())}
+        )
 
     def _episode(
-        self, episode: Episode, said: Sequence[Answer], feedback: Sequence[Answer], found: Found, spoke: Sequence[str]
+        self,
+        episode: Episode,
+        said: Sequence[Answer],
+        feedback: Sequence[Answer],
+        found: Found,
+        spoke: Sequence[str],
     ) -> Rewards | NoReward:
         turns = [self.environment * turn.reward for turn in episode.turns]
         of_turns = opinions(episode, feedback)
@@ -126,15 +164,27 @@ class Aggregated:
             assert isinstance(self.objective, Mapping)
             total = sum(self.objective.values())
             silent = Aggregate({}, {})
-            parts = {s: (w / total, found.strata.get(s, silent).scores.get(episode.id)) for s, w in self.objective.items() if w}
-        estimates = [(share, estimate) for share, estimate in parts.values() if estimate is not None]
+            parts = {
+                s: (w / total, found.strata.get(s, silent).scores.get(episode.id))
+                for s, w in self.objective.items()
+                if w
+            }
+        estimates = [
+            (share, estimate) for share, estimate in parts.values() if estimate is not None
+        ]
         if not estimates:
             why = silence(episode, said)
             if why is None:
                 return Rewards(sum(turns), tuple(turns), of_turns)
             aggregator = type(self.aggregator).__name__
-            numbers = any(a.status == "scored" and a.target in (episode.id, episode.group) for a in said)
-            return NoReward(f"{aggregator} makes nothing of what raters said: {why}" if numbers else f"raters: {why}")
+            numbers = any(
+                a.status == "scored" and a.target in (episode.id, episode.group) for a in said
+            )
+            return NoReward(
+                f"{aggregator} makes nothing of what raters said: {why}"
+                if numbers
+                else f"raters: {why}"
+            )
         if missing := [s for s, (_, estimate) in parts.items() if estimate is None]:
             return NoReward(f"stratum {missing[0]!r} did not answer, and others did")
         if self.objective == "worst":
@@ -143,17 +193,25 @@ class Aggregated:
         sd = math.sqrt(sum((share * e.sd) ** 2 for share, e in estimates))
         before = math.sqrt(sum((share * e.prior_sd) ** 2 for share, e in estimates))
         if self.max_sd is not None and sd > self.max_sd:
-            return NoReward(f"uncertain: the estimate's deviation {sd:.3g} is above max_sd {self.max_sd:g}")
+            return NoReward(
+                f"uncertain: the estimate's deviation {sd:.3g} is above max_sd {self.max_sd:g}"
+            )
         weight = 1.0
-        if self.uncertainty == "weight" and before > 0:  # where nothing varies, nothing is uncertain
+        # Where nothing varies, nothing is uncertain.
+        if self.uncertainty == "weight" and before > 0:
             weight = Estimate(score, sd, before, 0).reliability
             if not weight:
-                return NoReward("uncertain: what raters said left the estimate as uncertain as it was before")
+                return NoReward(
+                    "uncertain: what raters said left the estimate as uncertain as it was before"
+                )
         turns[-1] += self.weight * score
         return Rewards(sum(turns), tuple(turns), of_turns, weight)
 
     def metrics(self) -> dict[str, float]:
-        """Of the estimates that `fit` made last: raters over the whole history, estimates and strata over the present update."""
+        """Of the estimates that `fit` made last:
+
+        raters over the whole history, estimates and strata over the present update.
+        """
         raters = self._found.whole.raters.values()
         found: dict[str, float] = {"raters/count": float(len(raters))} if raters else {}
         if raters:
@@ -162,13 +220,22 @@ class Aggregated:
         if sides := [abs(r.side) for r in raters if r.side is not None]:
             found["raters/side_max"] = max(sides)
         spoken_of = self._spoken_of()
-        present = {e: estimate for e, estimate in self._found.whole.scores.items() if e in spoken_of}
+        present = {
+            e: estimate for e, estimate in self._found.whole.scores.items() if e in spoken_of
+        }
         if present:
             found["sd_mean"] = _mean([e.sd for e in present.values()])
             found["reliability_mean"] = _mean([e.reliability for e in present.values()])
-        strata = {s: {e: x.score for e, x in a.scores.items() if e in present} for s, a in self._found.strata.items()}
+        strata = {
+            s: {e: x.score for e, x in a.scores.items() if e in present}
+            for s, a in self._found.strata.items()
+        }
         if len(strata) > 1:
-            found |= {f"stratum/{s or 'unnamed'}": _mean(list(own.values())) for s, own in strata.items() if own}
+            found |= {
+                f"stratum/{s or 'unnamed'}": _mean(list(own.values()))
+                for s, own in strata.items()
+                if own
+            }
             each = [[own[e] for own in strata.values() if e in own] for e in present]
             if gaps := [max(scores) - min(scores) for scores in each if len(scores) > 1]:
                 found["stratum/gap"] = _mean(gaps)
@@ -177,7 +244,11 @@ class Aggregated:
     def _spoken_of(self) -> frozenset[str]:
         """Episodes that the present update's answers speak of."""
         ranked = (
-            e for a in self._answers if isinstance(a, Comparison) and a.group in self._present for t in a.ranking for e in t
+            e
+            for a in self._answers
+            if isinstance(a, Comparison) and a.group in self._present
+            for t in a.ranking
+            for e in t
         )
         return self._present | frozenset(ranked)
 
@@ -202,15 +273,31 @@ def _mean(values: Sequence[float]) -> float:
 
 def _plain(answer: Answer) -> dict[str, Any]:
     """What an aggregator reads of an answer, as JSON values."""
-    stamp = {"source": answer.stamp.source, "rater": answer.stamp.rater, "stratum": answer.stamp.stratum}
-    common: dict[str, Any] = {"id": answer.id, "status": answer.status, "reason": answer.reason, **stamp}
+    stamp = {
+        "source": answer.stamp.source,
+        "rater": answer.stamp.rater,
+        "stratum": answer.stamp.stratum,
+    }
+    common: dict[str, Any] = {
+        "id": answer.id,
+        "status": answer.status,
+        "reason": answer.reason,
+        **stamp,
+    }
     if "order" in answer.shown:
         common["order"] = list(answer.shown["order"])
     if isinstance(answer, Feedback):
         turns = None if answer.turn_scores is None else list(answer.turn_scores)
-        return {**common, "episode": answer.episode, "score": answer.score, "turns": turns, "aspects": dict(answer.aspects)}
+        return {
+            **common,
+            "episode": answer.episode,
+            "score": answer.score,
+            "turns": turns,
+            "aspects": dict(answer.aspects),
+        }
     return {
-        **common, "group": answer.group, "ranking": [list(tier) for tier in answer.ranking], "strength": answer.strength,
+        **common, "group": answer.group, "ranking": [list(tier) for tier in answer.ranking],
+        "strength": answer.strength,
         "probability": answer.probability, "aspect": answer.aspect,
     }  # fmt: skip
 

@@ -1,20 +1,32 @@
-"""`calibrated`: as `weighted`, with a judge's scores corrected by what people said of a share of the episodes.
+"""`calibrated`: as `weighted`, with a judge's scores corrected by what people said of a share of
+the episodes.
 
-    outcome = sum_s weight_s * mean(scores of source s)        a judge's score f is first replaced by  c + s f + sum_k w_k x_k
+    outcome = sum_s weight_s * mean(scores of source s)   a judge's score f is first replaced by  c
+        + s f + sum_k w_k x_k
 
-The correction (`engine.calibration.fit_correction`) is the simplest of none, a shift, a line, and a line with features x of the conversation that is not worse out of
-fold. It is fitted on the episodes that both judged, of the version of the judge that is in force, and there is none before `min_labels` of these.
+The correction (`engine.calibration.fit_correction`) is the simplest of none, a shift, a line, and a
+line with features x of the conversation that is not worse out of fold. It is fitted on the episodes
+that both judged, of the version of the judge that is in force, and there is none before
+`min_labels` of these.
 
-- *Whom it helps.* A shift moves all outcomes alike and means nothing to credit that compares within groups; it matters where several sources are summed or a critic
-  values outcomes. A line weighs the judge against other sources, and the features take out what it wrongly rewards: length, questions, turns.
-- *People are late.* A source with `share` and `required: false` holds nobody up, so that most of what it says comes when the episode has trained. Before each update
-  `learn` asks the ledger for such answers on the episodes that are kept. What it took up is written to `calibration/` in the run's folder, so that a run that
-  goes on after a kill takes up the same. What people say of an episode never changes that episode's own reward (unless their source has a weight).
-- *Scales.* `ranges: {people: [1, 5], judge: [0, 1]}` puts people's scores on the judge's scale by a straight line, so that rewards keep their scale and the bias means
-  something. Without it both are taken to be on one scale; where they are not, the correction ends up on people's, and the reward's scale jumps as it begins.
-- *Rankings* count as the share of the others that an episode beats. They say nothing of levels: no mean and no worth is reported then, and no drift is watched.
+- *Whom it helps.* A shift moves all outcomes alike and means nothing to credit that compares within
+  groups; it matters where several sources are summed or a critic values outcomes. A line weighs the
+  judge against other sources, and the features take out what it wrongly rewards: length, questions,
+  turns.
+- *People are late.* A source with `share` and `required: false` holds nobody up, so that most of
+  what it says comes when the episode has trained. Before each update `learn` asks the ledger for
+  such answers on the episodes that are kept. What it took up is written to `calibration/` in the
+  run's folder, so that a run that goes on after a kill takes up the same. What people say of an
+  episode never changes that episode's own reward (unless their source has a weight).
+- *Scales.* `ranges: {people: [1, 5], judge: [0, 1]}` puts people's scores on the judge's scale by a
+  straight line, so that rewards keep their scale and the bias means something. Without it both are
+  taken to be on one scale; where they are not, the correction ends up on people's, and the reward's
+  scale jumps as it begins.
+- *Rankings* count as the share of the others that an episode beats. They say nothing of levels: no
+  mean and no worth is reported then, and no drift is watched.
 
-The alarm (`engine.calibration.Drift`, at 1 % over the whole run) hears one residual per labelled start, the mean over its episodes, over all versions of the judge.
+The alarm (`engine.calibration.Drift`, at 1 % over the whole run) hears one residual per labelled
+start, the mean over its episodes, over all versions of the judge.
 """
 
 from __future__ import annotations
@@ -38,7 +50,15 @@ from ...engine.analysis.calibration import (
     prediction_powered_mean,
     same_order,
 )
-from ...engine.analysis.judge_report import Feature, Ranges, check_ranges, luck, named_features, on_scale, scores_of
+from ...engine.analysis.judge_report import (
+    Feature,
+    Ranges,
+    check_ranges,
+    luck,
+    named_features,
+    on_scale,
+    scores_of,
+)
 from ...engine.protocols import RunView
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Feedback
@@ -57,8 +77,10 @@ class Calibrated:
     weights, turns: as in `weighted`.
     judge: name of the source that is corrected, or several.
     people: name of the source that is believed, or several.
-    features: of episodes, that the correction may use: names of `engine.judge_report.FEATURES`, or functions of an episode.
-    ranges: source to [lowest, highest], where people's scale is not the judge's; a judge without a range has [0, 1].
+    features: of episodes, that the correction may use: names of `engine.judge_report.FEATURES`, or
+        functions of an episode.
+    ranges: source to [lowest, highest], where people's scale is not the judge's; a judge without a
+        range has [0, 1].
     min_labels: episodes that both must have judged before anything is corrected.
     history: how many of the latest episodes are kept, and judged by.
 
@@ -80,16 +102,29 @@ class Calibrated:
         self.judges, self.people = _names(judge), _names(people)
         for what, names in (("judge", self.judges), ("people", self.people)):
             if not names:
-                raise ValueError(f"{what} must name a source; asked are {', '.join(sorted(weights))}")
+                raise ValueError(
+                    f"{what} must name a source; asked are {', '.join(sorted(weights))}"
+                )
             for name in names:
                 if name not in weights or name == "environment":
-                    raise ValueError(f"{what} names the source {name!r}, which is not asked.{did_you_mean(name, weights)}")
+                    raise ValueError(
+                        f"{what} names the source {name!r}, which is not"
+                        f" asked.{did_you_mean(name, weights)}"
+                    )
                 if what == "judge" and name in turns:
-                    raise ValueError(f"the scores of {name!r} arrive at its turns; only scores of whole episodes are corrected")
+                    raise ValueError(
+                        f"the scores of {name!r} arrive at its turns; only scores of whole episodes"
+                        " are corrected"
+                    )
         if both := set(self.judges) & set(self.people):
-            raise ValueError(f"{sorted(both)[0]!r} cannot be corrected by itself: name a judge and other sources as people")
+            raise ValueError(
+                f"{sorted(both)[0]!r} cannot be corrected by itself: name a judge and other sources"
+                " as people"
+            )
         if min_labels < 4 or history < min_labels:
-            raise ValueError(f"min_labels must be at least 4 and at most history, got {min_labels} and {history}")
+            raise ValueError(
+                f"min_labels must be at least 4 and at most history, got {min_labels} and {history}"
+            )
         self.features = named_features(features)
         self.ranges = check_ranges(ranges or {}, [*self.judges, *self.people])
         self.min_labels, self.history = min_labels, history
@@ -98,9 +133,11 @@ class Calibrated:
         self._present: frozenset[str] = frozenset()  # groups and episodes of the present update
         self._ranked = False  # somebody ranked: scores are not levels
         self._watch = {name: Drift() for name in self.judges}
-        self._watched: dict[str, list[int]] = {name: [] for name in self.judges}  # the update of each residual
+        # The update of each residual.
+        self._watched: dict[str, list[int]] = {name: [] for name in self.judges}
         self._warned: set[str] = set()
-        self._corrections: dict[str, tuple[str, Correction]] = {}  # version of the judge, and its correction
+        # Version of the judge, and its correction.
+        self._corrections: dict[str, tuple[str, Correction]] = {}
 
     def learn(self, run: RunView) -> None:
         """Takes up what people said of earlier updates' episodes since these have trained."""
@@ -111,7 +148,9 @@ class Calibrated:
                     if not self._records[id_]["people"]:
                         late.setdefault(self._records[id_]["group"], []).append(id_)
                     self._note(self._records[id_], answer, score)
-        for _, ids in sorted(late.items(), key=lambda item: (self._records[item[1][0]]["update"], item[0])):
+        for _, ids in sorted(
+            late.items(), key=lambda item: (self._records[item[1][0]]["update"], item[0])
+        ):
             self._hear(list(dict.fromkeys(ids)))
 
     def fit(self, feedback: Sequence[Answer]) -> None:
@@ -119,9 +158,12 @@ class Calibrated:
         self._corrections = {name: self._correction(name) for name in self.judges}
         self._present = frozenset(a.target for a in feedback)
 
-    def combine(self, group: Sequence[Episode], feedback: Sequence[Answer]) -> list[Rewards | NoReward]:
+    def combine(
+        self, group: Sequence[Episode], feedback: Sequence[Answer]
+    ) -> list[Rewards | NoReward]:
         rewards = self._weighted.combine(group, self._corrected(group, feedback))
-        if any(e.id in self._present or e.group in self._present for e in group):  # not played aside
+        # Not played aside.
+        if any(e.id in self._present or e.group in self._present for e in group):
             self._record(group, feedback)
         return rewards
 
@@ -135,7 +177,9 @@ class Calibrated:
                 found.append(answer)
                 continue
             for id_, score in scores.items():
-                better = correction(score, self._features(episodes[id_]) if correction.weights else None)
+                better = correction(
+                    score, self._features(episodes[id_]) if correction.weights else None
+                )
                 if isinstance(answer, Feedback):
                     found.append(replace(answer, score=better))
                 else:
@@ -149,7 +193,8 @@ class Calibrated:
         for e in group:
             self._records.pop(e.id, None)
             self._records[e.id] = {
-                "group": e.group, "update": e.update, "luck": luck(e), "features": self._features(e), "judge": {}, "people": {},
+                "group": e.group, "update": e.update, "luck": luck(e),
+                "features": self._features(e), "judge": {}, "people": {},
             }  # fmt: skip
         ids = {e.id for e in group}
         for answer in feedback:
@@ -163,7 +208,9 @@ class Calibrated:
     def _note(self, record: Record, answer: Answer, score: float) -> None:
         source = answer.stamp.source
         if source in self.judges:
-            record["judge"].setdefault(source, {"version": answer.stamp.version, "scores": []})["scores"].append(score)
+            record["judge"].setdefault(source, {"version": answer.stamp.version, "scores": []})[
+                "scores"
+            ].append(score)
         elif source in self.people:
             record["people"][answer.id] = [source, score]
         else:
@@ -175,7 +222,10 @@ class Calibrated:
         if self._ranked:
             return
         for name, drift in self._watch.items():
-            residuals = [human - judge for judge, human, _ in self._both([self._records[i] for i in ids], name)]
+            residuals = [
+                human - judge
+                for judge, human, _ in self._both([self._records[i] for i in ids], name)
+            ]
             if not residuals:
                 continue
             drift.add(math.fsum(residuals) / len(residuals), self._records[ids[0]]["luck"])
@@ -183,14 +233,19 @@ class Calibrated:
             if drift.alarm is not None and drift.began is not None and name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
-                    f"judge {name!r} drifted: from about update {self._watched[name][drift.began]} on people's score less the judge's is "
-                    f"{drift.shift:+.3g} from what it was before (noticed in update {self._watched[name][drift.alarm - 1]}, after {drift.alarm} "
-                    "labelled starts; a false alarm has a chance of 1 % over the whole run). Look at `turnwise judges`, or shorten `history`",
+                    f"judge {name!r} drifted: from about update {self._watched[name][drift.began]}"
+                    f" on people's score less the judge's is {drift.shift:+.3g} from what it was"
+                    f" before (noticed in update {self._watched[name][drift.alarm - 1]}, after"
+                    f" {drift.alarm} labelled starts; a false alarm has a chance of 1 % over the"
+                    " whole run). Look at `turnwise judges`, or shorten `history`",
                     stacklevel=2,
                 )
 
     def _late(self, run: RunView) -> list[Answer]:
-        """People's answers on kept episodes that came since; for an update that is made again those that were there the first time."""
+        """People's answers on kept episodes that came since;
+
+        for an update that is made again those that were there the first time.
+        """
         if not self._records:
             return []
         number, key = run.updates + 1, derive_id(sorted(self._records))[:8]
@@ -201,7 +256,10 @@ class Calibrated:
         groups = sorted({record["group"] for record in self._records.values()})
         found = [a for a in run.ledger.said_by(self.people, groups) if a.id not in known]
         note.parent.mkdir(exist_ok=True)
-        files.write(note, json.dumps({"run": run.id, "update": number, "answers": [a.id for a in found]}) + "\n")
+        files.write(
+            note,
+            json.dumps({"run": run.id, "update": number, "answers": [a.id for a in found]}) + "\n",
+        )
         return found
 
     def _features(self, episode: Episode) -> dict[str, float]:
@@ -211,35 +269,60 @@ class Calibrated:
 
     def _version(self, judge: str) -> str | None:
         """The version in force: that of the latest episode it judged."""
-        return next((r["judge"][judge]["version"] for r in reversed(self._records.values()) if judge in r["judge"]), None)
+        return next(
+            (
+                r["judge"][judge]["version"]
+                for r in reversed(self._records.values())
+                if judge in r["judge"]
+            ),
+            None,
+        )
 
     def _both(self, records: Sequence[Record], judge: str) -> list[tuple[float, float, Record]]:
         """The judge's score, people's on its scale, and the record, where there are both."""
         found = []
         for record in records:
             if judge in record["judge"] and record["people"]:
-                said = [on_scale(score, source, judge, self.ranges) for source, score in record["people"].values()]
+                said = [
+                    on_scale(score, source, judge, self.ranges)
+                    for source, score in record["people"].values()
+                ]
                 found.append((_mean(record["judge"][judge]["scores"]), _mean(said), record))
         return found
 
     def _of_version(self, judge: str) -> list[Record]:
         version = self._version(judge)
-        return [r for r in self._records.values() if judge in r["judge"] and r["judge"][judge]["version"] == version]
+        return [
+            r
+            for r in self._records.values()
+            if judge in r["judge"] and r["judge"][judge]["version"] == version
+        ]
 
     def _correction(self, judge: str) -> tuple[str, Correction]:
         both = self._both(self._of_version(judge), judge)
         if len(both) < self.min_labels:
             return "", Correction(labels=len(both))
-        columns = {name: [record["features"][name] for *_, record in both] for name in self.features}
+        columns = {
+            name: [record["features"][name] for *_, record in both] for name in self.features
+        }
         groups = [record["group"] for *_, record in both]
-        return self._version(judge) or "", fit_correction([f for f, *_ in both], [y for _, y, _ in both], columns, groups)
+        return self._version(judge) or "", fit_correction(
+            [f for f, *_ in both], [y for _, y, _ in both], columns, groups
+        )
 
     def metrics(self) -> dict[str, float]:
-        """`calibration/...`, with the judge's name where there are several; of the kept episodes and the version in force, see docs/calibration.md."""
+        """`calibration/...`, with the judge's name where there are several;
+
+        of the kept episodes and the version in force, see docs/calibration.md.
+        """
         found: dict[str, float] = {}
         for name in self.judges:
             where = "calibration" if len(self.judges) == 1 else f"calibration/{name}"
-            found |= {f"{where}/{key}": value for key, value in self._measured(name).items() if math.isfinite(value)}
+            found |= {
+                f"{where}/{key}": value
+                for key, value in self._measured(name).items()
+                if math.isfinite(value)
+            }
         return found
 
     def _measured(self, judge: str) -> dict[str, float]:
@@ -247,12 +330,17 @@ class Calibrated:
         both = self._both(records, judge)
         correction = self._corrections.get(judge, ("", Correction()))[1]
         found = {
-            "labels": float(len(both)), "judged": float(len(records)), "drift": float(self._watch[judge].alarm is not None),
+            "labels": float(len(both)), "judged": float(len(records)),
+            "drift": float(self._watch[judge].alarm is not None),
             "correction": float(KINDS.index(correction.kind)), "residual_sd": correction.sd,
         }  # fmt: skip
         if not both:
             return found
-        f, y, groups = [f for f, *_ in both], [y for _, y, _ in both], [record["group"] for *_, record in both]
+        f, y, groups = (
+            [f for f, *_ in both],
+            [y for _, y, _ in both],
+            [record["group"] for *_, record in both],
+        )
         if (r := correlations(f, y, groups)) is not None:
             found["correlation"] = r.pearson.estimate
         if (order := same_order(f, y, groups, within=True)) is not None:
@@ -260,19 +348,26 @@ class Calibrated:
         if self._ranked:
             return found
         others = [record for record in records if not record["people"]]
-        unlabelled, elsewhere = [_mean(r["judge"][judge]["scores"]) for r in others], [r["group"] for r in others]
+        unlabelled, elsewhere = (
+            [_mean(r["judge"][judge]["scores"]) for r in others],
+            [r["group"] for r in others],
+        )
         mean = prediction_powered_mean(unlabelled, f, y, (elsewhere, groups))
         found |= {
-            "bias": mean_interval(np.subtract(y, f), groups).estimate, "judge_mean": mean.judge, "mean": mean.mean.estimate,
-            "low": mean.mean.low, "high": mean.mean.high, "width": mean.mean.width, "human_width": mean.human.width, "worth": mean.worth,
+            "bias": mean_interval(np.subtract(y, f), groups).estimate, "judge_mean": mean.judge,
+            "mean": mean.mean.estimate,
+            "low": mean.mean.low, "high": mean.mean.high, "width": mean.mean.width,
+            "human_width": mean.human.width, "worth": mean.worth,
         }  # fmt: skip
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """The kept episodes and the alarms. Corrections are made of them at the next `fit`."""
         return {
-            "records": [[id_, record] for id_, record in self._records.items()], "ranked": self._ranked,
-            "watch": {name: drift.state_dict() for name, drift in self._watch.items()}, "watched": self._watched,
+            "records": [[id_, record] for id_, record in self._records.items()],
+            "ranked": self._ranked,
+            "watch": {name: drift.state_dict() for name, drift in self._watch.items()},
+            "watched": self._watched,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -2,11 +2,13 @@
 
     outcome = sum_s weight_s * mean(scores of source s)
 
-A comparison scores each episode by the share of the others it beats (`engine.reward.ranking_scores`). The source "environment" is
-the environment's own reward and keeps its turns; other sources speak of the whole episode, so theirs arrives at the last turn.
-A source that scores turns only, throughout a group, says nothing of the outcome: its scores are opinions, for credit methods that need them.
-An episode that a source failed on, abstained from or never answered has no reward: leaving a term out would compare it with others
-on different terms. A source of weight 0 is not part of the reward, and its silence costs nothing; its opinions of turns stay.
+A comparison scores each episode by the share of the others it beats
+(`engine.reward.ranking_scores`). The source "environment" is the environment's own reward and keeps
+its turns; other sources speak of the whole episode, so theirs arrives at the last turn. A source
+that scores turns only, throughout a group, says nothing of the outcome: its scores are opinions,
+for credit methods that need them. An episode that a source failed on, abstained from or never
+answered has no reward: leaving a term out would compare it with others on different terms. A source
+of weight 0 is not part of the reward, and its silence costs nothing; its opinions of turns stay.
 """
 
 from __future__ import annotations
@@ -24,41 +26,66 @@ from ...engine.util.suggest import did_you_mean
 class Weighted:
     """Args:
     weights: source name to weight, one for every source of the run.
-    turns: names of sources whose turn scores are rewards and arrive at their turns (`reward-model` with `per: turn`); those of
-        other sources are opinions.
-    length_control: names of sources whose scores count as if all replies of a group were equally long (`engine.bias.LengthControl`, words per
-        reply): what a judge gives for length alone is learned from earlier updates and taken off.
+    turns: names of sources whose turn scores are rewards and arrive at their turns (`reward-model`
+        with `per: turn`); those of other sources are opinions.
+    length_control: names of sources whose scores count as if all replies of a group were equally
+        long (`engine.bias.LengthControl`, words per reply): what a judge gives for length alone is
+        learned from earlier updates and taken off.
     """
 
-    def __init__(self, weights: Mapping[str, float], turns: Sequence[str] = (), length_control: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        turns: Sequence[str] = (),
+        length_control: Sequence[str] = (),
+    ) -> None:
         self.weights, self.turns = dict(weights), tuple(turns)
         for option, names in (("turns", turns), ("length_control", length_control)):
             for name in names:
                 if name not in self.weights or name == "environment":
                     known = [each for each in self.weights if each != "environment"]
-                    raise ValueError(f"{option} names the source {name!r}, which is not asked.{did_you_mean(name, known)}")
+                    raise ValueError(
+                        f"{option} names the source {name!r}, which is not"
+                        f" asked.{did_you_mean(name, known)}"
+                    )
         self._controls = {name: LengthControl() for name in length_control}
-        self._heard: list[tuple[str, list[float], list[float]]] = []  # by this update's groups: source, scores, words per reply
-        if not length_control:  # without it nothing is learned, and no checkpoint needs to know of it
+        # By this update's groups: source, scores, words per reply.
+        self._heard: list[tuple[str, list[float], list[float]]] = []
+        # Without it nothing is learned, and no checkpoint needs to know of it.
+        if not length_control:
             return
-        self.fit, self.metrics, self.state_dict, self.load_state_dict = self._fit, self._metrics, self._state, self._load
+        self.fit, self.metrics, self.state_dict, self.load_state_dict = (
+            self._fit,
+            self._metrics,
+            self._state,
+            self._load,
+        )
 
-    def combine(self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]) -> list[Rewards | NoReward]:
+    def combine(
+        self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]
+    ) -> list[Rewards | NoReward]:
         off = self._for_length(group, feedback)
         return [self._episode(episode, feedback, off.get(episode.id, {})) for episode in group]
 
-    def _for_length(self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]) -> dict[str, dict[str, float]]:
-        """What length alone adds to each episode's score by each source that is controlled for it."""
+    def _for_length(
+        self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]
+    ) -> dict[str, dict[str, float]]:
+        """What length alone adds to each episode's score by each source that is controlled for
+        it."""
         off: dict[str, dict[str, float]] = {}
         for name, control in self._controls.items():
             answers = [a for a in feedback if a.stamp.source == name]
-            said = [(e, [score for a in answers if (score := _score(e, a)) is not None]) for e in group]
+            said = [
+                (e, [score for a in answers if (score := _score(e, a)) is not None]) for e in group
+            ]
             scored = [(e, sum(scores) / len(scores)) for e, scores in said if scores]
             if not scored:
                 continue
             scores, words = [score for _, score in scored], [_words(e) for e, _ in scored]
             self._heard.append((name, scores, words))
-            for (e, score), level in zip(scored, control.apply(scores, words, [0] * len(scored)), strict=True):
+            for (e, score), level in zip(
+                scored, control.apply(scores, words, [0] * len(scored)), strict=True
+            ):
                 off.setdefault(e.id, {})[name] = score - float(level)
         return off
 
@@ -90,11 +117,15 @@ class Weighted:
             if not weight:
                 continue
             if source == "environment":
-                turns = [total + weight * turn.reward for total, turn in zip(turns, episode.turns, strict=True)]
+                turns = [
+                    total + weight * turn.reward
+                    for total, turn in zip(turns, episode.turns, strict=True)
+                ]
                 continue
             answers = [a for a in feedback if a.stamp.source == source]
             if source in self.turns:
-                said = [a.turn_scores for a in answers if isinstance(a, Feedback) and a.episode == episode.id
+                said = [a.turn_scores for a in answers if isinstance(a,
+                        Feedback) and a.episode == episode.id
                         and a.turn_scores is not None and None not in a.turn_scores]  # fmt: skip
                 if not said:
                     return NoReward(f"source {source!r} did not score every turn")

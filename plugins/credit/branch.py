@@ -1,14 +1,18 @@
-"""`branch`: what a turn changed in the expected outcome, by conversations continued anew from before it and from after it.
+"""`branch`: what a turn changed in the expected outcome, by conversations continued anew from
+before it and from after it.
 
-    V(s_k) = mean outcome of `rollouts` conversations continued from the start of turn k        A_k = V(s_{k+1}) - V(s_k)
+    V(s_k) = mean outcome of `rollouts` conversations continued from the start of turn k   A_k =
+        V(s_{k+1}) - V(s_k)
 
-VinePPO (Kazemnejad et al. 2024, arXiv:2410.01679, eq. 6) at the turns of a conversation instead of the steps of a proof. The state after the
-last turn is worth the outcome itself, so the credit of an episode sums to its outcome less the value of its start. No critic, no
-group: unbiased, with the noise of `rollouts` samples on either side, and dear: `rollouts` conversations per turn. The engine plays them, by
-playing the recorded replies again, so the environment must be a function of its seed and the replies.
+VinePPO (Kazemnejad et al. 2024, arXiv:2410.01679, eq. 6) at the turns of a conversation instead of
+the steps of a proof. The state after the last turn is worth the outcome itself, so the credit of an
+episode sums to its outcome less the value of its start. No critic, no
+group: unbiased, with the noise of `rollouts` samples on either side, and dear: `rollouts`
+conversations per turn. The engine plays them, by playing the recorded replies again, so the
+environment must be a function of its seed and the replies.
 
-Outcomes are whole ones, what came before the branch included. A KL penalty is charged to the turn whose tokens cost it, and
-to no turn before it that led there.
+Outcomes are whole ones, what came before the branch included. A KL penalty is charged to the turn
+whose tokens cost it, and to no turn before it that led there.
 """
 
 from __future__ import annotations
@@ -31,6 +35,11 @@ class BranchCredit:
 
     def assign(self, batch: Batch) -> Credit:
         assert batch.branch_values is not None
-        penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])
-        credit = turn_advantages(batch.branch_values, batch.outcome, batch.turn_mask) + penalty * batch.turn_mask
+        penalty, _ = turn_sums(
+            batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]
+        )
+        credit = (
+            turn_advantages(batch.branch_values, batch.outcome, batch.turn_mask)
+            + penalty * batch.turn_mask
+        )
         return Credit(spread_turns(credit, batch.turn, batch.mask), None, credit)

@@ -1,19 +1,23 @@
 """`gae`: generalised advantage estimation with a critic, over tokens, over turns, or over both.
 
-    delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}        target_t = A_t + V_t
+    delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}   target_t =
+                                                 A_t + V_t
 
 Schulman et al. 2015 (arXiv:1506.02438, eq. 16). What a step is:
 
 - "token": every token the policy chose, from the first turn to the last.
-- "turn": every turn; V_k is the critic's value where the turn's first token was chosen, and all tokens of a turn share its advantage.
-- "bilevel" (VAGEN, arXiv:2510.16907, section 3.3): first over turns, with V where each turn's last token was chosen, `turn_gamma` and
-  `turn_lam`; then over the tokens inside each turn, which starts from the turn's advantage at its last token and never looks beyond it. Where the
-  policy chooses where a turn ends, the place V is read at depends on the token chosen there: for `turn_lam` or `lam` below 1 the gradient is
-  biased then, with an exact critic too (docs/credit.md).
+- "turn": every turn; V_k is the critic's value where the turn's first token was chosen, and all
+  tokens of a turn share its advantage.
+- "bilevel" (VAGEN, arXiv:2510.16907, section 3.3): first over turns, with V where each turn's last
+  token was chosen, `turn_gamma` and `turn_lam`; then over the tokens inside each turn, which starts
+  from the turn's advantage at its last token and never looks beyond it. Where the policy chooses
+  where a turn ends, the place V is read at depends on the token chosen there: for `turn_lam` or
+  `lam` below 1 the gradient is biased then, with an exact critic too (docs/credit.md).
 
-Observation tokens are no steps: they neither decay credit nor insert values. Turns are the stored ones, so one with reward 0 stays a
-turn. A turn's reward stands on its last token. After the last step the state is worth 0 where the episode terminated, and the critic's
-value where it was truncated.
+Observation tokens are no steps: they neither decay credit nor insert values. Turns are the stored
+ones, so one with reward 0 stays a turn. A turn's reward stands on its last token. After the last
+step the state is worth 0 where the episode terminated, and the critic's value where it was
+truncated.
 """
 
 from __future__ import annotations
@@ -23,7 +27,14 @@ from typing import Literal
 import torch
 
 from ...engine.records.batch import Batch, Credit
-from ...engine.tensors import bilevel_gae, gae, place_turn_rewards, spread_turns, turn_edges, turn_sums
+from ...engine.tensors import (
+    bilevel_gae,
+    gae,
+    place_turn_rewards,
+    spread_turns,
+    turn_edges,
+    turn_sums,
+)
 
 
 class GAE:
@@ -55,7 +66,9 @@ class GAE:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
             if value is not None and unit == ("turn" if not name.startswith("turn_") else "token"):
                 other = f"turn_{name}" if unit == "turn" else name.removeprefix("turn_")
-                raise ValueError(f"{name} is not used with unit={unit!r}, it must be left out: {other} is")
+                raise ValueError(
+                    f"{name} is not used with unit={unit!r}, it must be left out: {other} is"
+                )
         self.unit = unit
         self.gamma, self.turn_gamma = (1.0 if g is None else g for g in (gamma, turn_gamma))
         self.lam, self.turn_lam = (0.95 if x is None else x for x in (lam, turn_lam))
@@ -64,9 +77,13 @@ class GAE:
         assert batch.values is not None
         assert batch.bootstrap is not None
         bootstrap, turns = batch.bootstrap * batch.truncated, batch.turn_mask.shape[1]
-        rewards = batch.token_rewards + place_turn_rewards(batch.turn_rewards, batch.turn, batch.mask)
+        rewards = batch.token_rewards + place_turn_rewards(
+            batch.turn_rewards, batch.turn, batch.mask
+        )
         if self.unit == "token":
-            advantages, targets = gae(rewards, batch.values, batch.mask, bootstrap, self.gamma, self.lam)
+            advantages, targets = gae(
+                rewards, batch.values, batch.mask, bootstrap, self.gamma, self.lam
+            )
         elif self.unit == "bilevel":
             advantages, targets = bilevel_gae(
                 rewards, batch.values, batch.turn, batch.mask, bootstrap, turns,
@@ -76,7 +93,9 @@ class GAE:
             earned, tokens = turn_sums(rewards, batch.turn, batch.mask, turns)
             first, _ = turn_edges(tokens)
             values = batch.values.gather(1, first) * (tokens > 0)
-            per_turn, target = gae(earned, values, tokens > 0, bootstrap, self.turn_gamma, self.turn_lam)
+            per_turn, target = gae(
+                earned, values, tokens > 0, bootstrap, self.turn_gamma, self.turn_lam
+            )
             advantages = spread_turns(per_turn, batch.turn, batch.mask)
             targets = spread_turns(target, batch.turn, batch.mask)
         sums, counts = turn_sums(advantages, batch.turn, batch.mask, turns)

@@ -1,13 +1,19 @@
-"""`gigpo`: the episode against its group, and each turn against other turns that were taken in the same state.
+"""`gigpo`: the episode against its group, and each turn against other turns that were taken in the
+same state.
 
     A_i     = R_i - mean of the group                                     (as `outcome`)
-    A_{i,k} = G_{i,k} - mean over all turns of the group in that state    G_{i,k} = sum_{l >= k} gamma^{l-k} r_{i,l}
+    A_{i,k} = G_{i,k} - mean over all turns of the group in that state   G_{i,k} = sum_{l >= k}
+        gamma^{l-k} r_{i,l}
     credit  = A_i + omega * A_{i,k}
 
-Feng et al. 2025 (arXiv:2505.10978, eq. 6 to 8), with its `mean` normalisation or `std`. Two turns are in the same state (the same anchor)
-when their observations are alike: exactly, or by `similarity` of their characters. A state met once has nothing to be compared with
-and adds 0. A state's mean holds the turn itself, and how often it is met depends on the replies: the gradient is biased. It needs no further play, but states that recur: in an open conversation there are none and what is left is `outcome`.
-Only the last observation counts: where it does not say all (MazePO, a bare "Yes."), different states are taken for one. gamma below 1 tells turns apart that lead to the same end sooner or later. A KL penalty of its tokens is part of a turn's reward.
+Feng et al. 2025 (arXiv:2505.10978, eq. 6 to 8), with its `mean` normalisation or `std`. Two turns
+are in the same state (the same anchor) when their observations are alike: exactly, or by
+`similarity` of their characters. A state met once has nothing to be compared with and adds 0. A
+state's mean holds the turn itself, and how often it is met depends on the replies: the gradient is
+biased. It needs no further play, but states that recur: in an open conversation there are none and
+what is left is `outcome`. Only the last observation counts: where it does not say all (MazePO, a
+bare "Yes."), different states are taken for one. gamma below 1 tells turns apart that lead to the
+same end sooner or later. A KL penalty of its tokens is part of a turn's reward.
 """
 
 from __future__ import annotations
@@ -26,7 +32,8 @@ class GiGPO:
     """Args:
     omega: weight of the comparison of turns.
     gamma: discount per turn in it.
-    similarity: share of characters (difflib's ratio) from which two observations count as one state; None: only equal ones.
+    similarity: share of characters (difflib's ratio) from which two observations count as one
+        state; None: only equal ones.
     baseline: "mean", or "std": also divided by the standard deviation of what is compared.
     """
 
@@ -48,11 +55,15 @@ class GiGPO:
         self.omega, self.gamma, self.similarity, self.baseline = omega, gamma, similarity, baseline
 
     def assign(self, batch: Batch) -> Credit:
-        penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])
+        penalty, _ = turn_sums(
+            batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]
+        )
         here = batch.turn_mask
         state = self.states(batch)[here]
         local = torch.zeros_like(penalty)
-        local[here] = group_advantage(returns_to_go(batch.turn_rewards, self.gamma)[here], state, self.baseline)
+        local[here] = group_advantage(
+            returns_to_go(batch.turn_rewards, self.gamma)[here], state, self.baseline
+        )
         local[here] += group_advantage(
             returns_to_go(penalty, self.gamma)[here], state, "mean"
         )  # never divided, as in `outcome`
@@ -64,10 +75,15 @@ class GiGPO:
     def states(self, batch: Batch) -> Tensor:
         """[E, K] long: a number for every anchor state of a group; -1 at padding."""
         groups = batch.group.tolist()
-        heard = [(g, t.observation.content) for g, e in zip(groups, batch.episodes, strict=True) for t in e.turns]
+        heard = [
+            (g, t.observation.content)
+            for g, e in zip(groups, batch.episodes, strict=True)
+            for t in e.turns
+        ]
         anchors: dict[int, list[str]] = {}
         anchor: dict[tuple[int, str], tuple[int, str]] = {}
-        for group, text in sorted(set(heard)):  # sorted: whoever comes first in the batch decides nothing
+        # Sorted: whoever comes first in the batch decides nothing.
+        for group, text in sorted(set(heard)):
             same = None
             if self.similarity is not None:
                 same = next((a for a in anchors.get(group, ()) if self._alike(a, text)), None)

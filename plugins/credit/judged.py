@@ -2,14 +2,19 @@
 
 Two readings of a turn's score s_k:
 
-- "absolute": how good the reply was. Credit is s_k less the mean of all scored turns of the other conversations of the group.
-- "delta": how well the conversation stands after it (prime-rl's `turn_credit`; with a potential, the shaping of Ng, Harada & Russell 1999).
-  d_k = s_k - s_{k-1}, from `initial` on; a turn nobody scored passes the last score on. With `smear` g each delta is shared with the turns
-  that prepared it: turn j <= k gets d_k g^{k-j} / sum_{i <= k} g^i, which biases the gradient. The credit of an episode sums to its last score less `initial`.
+- "absolute": how good the reply was. Credit is s_k less the mean of all scored turns of the other
+  conversations of the group.
+- "delta": how well the conversation stands after it (prime-rl's `turn_credit`; with a potential,
+  the shaping of Ng, Harada & Russell 1999). d_k = s_k - s_{k-1}, from `initial` on; a turn nobody
+  scored passes the last score on. With `smear` g each delta is shared with the turns that prepared
+  it: turn j <= k gets d_k g^{k-j} / sum_{i <= k} g^i, which biases the gradient. The credit of an
+  episode sums to its last score less `initial`.
 
-A score is an opinion and no reward: it is not part of the outcome. `outcome` adds so many times what RLOO would give every turn, so that good
-marks alone are not the aim. A turn without a score has no credit of its own in "absolute" (`credit/scored_turns` counts them). Sources that never
-score a turn stop the run at its first update; an update in which they abstain throughout trains on the outcome's part alone, or not at all.
+A score is an opinion and no reward: it is not part of the outcome. `outcome` adds so many times
+what RLOO would give every turn, so that good marks alone are not the aim. A turn without a score
+has no credit of its own in "absolute" (`credit/scored_turns` counts them). Sources that never score
+a turn stop the run at its first update; an update in which they abstain throughout trains on the
+outcome's part alone, or not at all.
 """
 
 from __future__ import annotations
@@ -40,7 +45,11 @@ class Judged:
     needs = frozenset({"turn_scores", "group"})
 
     def __init__(
-        self, scores: Literal["absolute", "delta"] = "absolute", initial: float = 0.0, smear: float = 0.0, outcome: float = 0.0
+        self,
+        scores: Literal["absolute", "delta"] = "absolute",
+        initial: float = 0.0,
+        smear: float = 0.0,
+        outcome: float = 0.0,
     ) -> None:
         if scores not in ("absolute", "delta"):
             raise ValueError(f"scores must be 'absolute' or 'delta', got {scores!r}")
@@ -56,8 +65,9 @@ class Judged:
         self.heard = self.heard or scores is not None
         if not self.heard:
             raise ConfigError(
-                "credit 'judged': none of the feedback sources scored a single turn (a rubric judge does with `per: reply`). Their Feedback needs `turn_scores`, one number (or None) "
-                "per turn; credit 'outcome' needs none"
+                "credit 'judged': none of the feedback sources scored a single turn (a rubric judge"
+                " does with `per: reply`). Their Feedback needs `turn_scores`, one number (or None)"
+                " per turn; credit 'outcome' needs none"
             )
         if scores is None:
             scores = torch.full(batch.turn_mask.shape, torch.nan)
@@ -65,10 +75,14 @@ class Judged:
             credit = smeared(score_deltas(scores, batch.turn_mask, self.initial), self.smear)
         else:
             credit = against_other_conversations(scores, batch.group)
-        penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])
+        penalty, _ = turn_sums(
+            batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]
+        )
         credit = credit + penalty
         if self.outcome:
-            credit = credit + self.outcome * group_advantage(batch.outcome, batch.group, "loo").unsqueeze(1)
+            credit = credit + self.outcome * group_advantage(
+                batch.outcome, batch.group, "loo"
+            ).unsqueeze(1)
         credit = credit * batch.turn_mask
         return Credit(spread_turns(credit, batch.turn, batch.mask), None, credit)
 
@@ -80,7 +94,8 @@ class Judged:
 
 
 def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:
-    """Changes of the state score at each turn, [E, K]; they sum to the last score less `initial`, or to 0 without any.
+    """Changes of the state score at each turn, [E, K]; they sum to the last score less `initial`,
+    or to 0 without any.
 
     Args:
         scores: [E, K], NaN where nobody scored.
@@ -96,7 +111,10 @@ def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:
 
 
 def smeared(deltas: Tensor, smear: float) -> Tensor:
-    """Each delta shared with the turns up to its own, by powers of `smear`; sums stay. [E, K] -> [E, K]."""
+    """Each delta shared with the turns up to its own, by powers of `smear`;
+
+    sums stay. [E, K] -> [E, K].
+    """
     turns = torch.arange(deltas.shape[1], dtype=deltas.dtype)
     back = turns.unsqueeze(1) - turns.unsqueeze(0)  # [k, j]
     share = torch.where(back >= 0, smear ** back.clamp(min=0), 0.0)
@@ -104,11 +122,16 @@ def smeared(deltas: Tensor, smear: float) -> Tensor:
 
 
 def against_other_conversations(scores: Tensor, group: Tensor) -> Tensor:
-    """Scores less the mean of all scored turns of the group's other episodes, [E, K]; 0 where there is no score or nobody else's."""
+    """Scores less the mean of all scored turns of the group's other episodes, [E, K];
+
+    0 where there is no score or nobody else's.
+    """
     scored = ~scores.isnan()
     sums, counts = scores.double().nan_to_num(0.0).sum(1), scored.sum(1)
     groups = int(group.max()) + 1
     others = sums.new_zeros(groups).index_add_(0, group, sums)[group] - sums
     many = counts.new_zeros(groups).index_add_(0, group, counts)[group] - counts
-    credit = apart(scores, (others / many.clamp(min=1)).unsqueeze(1), group_largest(scores, group).unsqueeze(1))
+    credit = apart(
+        scores, (others / many.clamp(min=1)).unsqueeze(1), group_largest(scores, group).unsqueeze(1)
+    )
     return torch.where(scored & (many > 0).unsqueeze(1), credit, 0.0).to(scores.dtype)

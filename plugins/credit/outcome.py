@@ -1,18 +1,22 @@
-"""`outcome`: every token of an episode gets the same advantage, its outcome against those that started alike.
+"""`outcome`: every token of an episode gets the same advantage, its outcome against those that
+started alike.
 
     A_i = R_i - baseline(group)
 
-with the baseline of GRPO ("std": also divided by the group's standard deviation), Dr. GRPO ("mean") or RLOO ("loo"); see
-`engine.tensors.group_advantage` for formulas and sources. Rewards that arise per token (a KL penalty) are summed over the episode and
-compared within the group too, but never divided by a standard deviation: where outcomes are equal, that would turn the smallest
-penalty into a full-strength advantage, whatever its coefficient.
+with the baseline of GRPO ("std": also divided by the group's standard deviation), Dr. GRPO ("mean")
+or RLOO ("loo"); see `engine.tensors.group_advantage` for formulas and sources. Rewards that arise
+per token (a KL penalty) are summed over the episode and compared within the group too, but never
+divided by a standard deviation: where outcomes are equal, that would turn the smallest penalty into
+a full-strength advantage, whatever its coefficient.
 
-The gradient is that of the expected outcome with "loo", (G - 1)/G of it with "mean" (the baseline holds the episode itself), and biased with
-"std", the default, which weighs every group by its own spread: starts where success is rare pull harder (docs/credit.md has it in numbers).
+The gradient is that of the expected outcome with "loo", (G - 1)/G of it with "mean" (the baseline
+holds the episode itself), and biased with "std", the default, which weighs every group by its own
+spread: starts where success is rare pull harder (docs/credit.md has it in numbers).
 
-Truncated episodes: there is no critic to say what would have come, so an episode that was cut counts with the reward it had.
-`truncated="drop"` takes such episodes out of training instead (advantage 0), while they still count in the baseline: a policy
-that never finishes must not look good by leaving. That is biased: what leads to being cut gets neither praise nor blame.
+Truncated episodes: there is no critic to say what would have come, so an episode that was cut
+counts with the reward it had. `truncated="drop"` takes such episodes out of training instead
+(advantage 0), while they still count in the baseline: a policy that never finishes must not look
+good by leaving. That is biased: what leads to being cut gets neither praise nor blame.
 """
 
 from __future__ import annotations
@@ -28,12 +32,17 @@ from ...engine.tensors import group_advantage
 class OutcomeCredit:
     """Args:
     baseline: "std" (GRPO), "mean" (Dr. GRPO) or "loo" (RLOO).
-    truncated: "count" truncated episodes with the reward they had, or "drop" them from the gradient.
+    truncated: "count" truncated episodes with the reward they had, or "drop" them from the
+        gradient.
     """
 
     needs = frozenset({"group"})
 
-    def __init__(self, baseline: Literal["std", "mean", "loo"] = "std", truncated: Literal["count", "drop"] = "count") -> None:
+    def __init__(
+        self,
+        baseline: Literal["std", "mean", "loo"] = "std",
+        truncated: Literal["count", "drop"] = "count",
+    ) -> None:
         if baseline not in ("std", "mean", "loo"):
             raise ValueError(f"baseline must be 'std', 'mean' or 'loo', got {baseline!r}")
         if truncated not in ("count", "drop"):
@@ -43,7 +52,9 @@ class OutcomeCredit:
     def assign(self, batch: Batch) -> Credit:
         penalty = batch.token_rewards.sum(1)
         advantage = group_advantage(batch.outcome, batch.group, self.baseline)
-        advantage = advantage + group_advantage(penalty, batch.group, "loo" if self.baseline == "loo" else "mean")
+        advantage = advantage + group_advantage(
+            penalty, batch.group, "loo" if self.baseline == "loo" else "mean"
+        )
         if self.truncated == "drop":
             advantage = torch.where(batch.truncated, 0.0, advantage)
         return Credit(

@@ -1,17 +1,20 @@
-"""`redistribute`: the outcome taken apart over the turns by a model that learns to foresee it, and nothing of it lost.
+"""`redistribute`: the outcome taken apart over the turns by a model that learns to foresee it, and
+nothing of it lost.
 
-    c_k = g(tau_<=k) - g(tau_<k)        credit_k = c_k + (A - sum_l c_l) / K        sum_k credit_k = A
+    c_k = g(tau_<=k) - g(tau_<k)        credit_k = c_k + (A - sum_l c_l) / K   sum_k credit_k = A
 
-RUDDER (Arjona-Medina et al. 2019, arXiv:1806.07857, section 3): g predicts the outcome from the conversation so far, and a turn gets what it changed
-in the prediction. A is the outcome against the others of its group (RLOO), as `outcome` would give it to every turn; what g did not foresee is
+RUDDER (Arjona-Medina et al. 2019, arXiv:1806.07857, section 3): g predicts the outcome from the
+conversation so far, and a turn gets what it changed in the prediction. A is the outcome against the
+others of its group (RLOO), as `outcome` would give it to every turn; what g did not foresee is
 spread evenly, so the sum is exact whatever g says.
 
-g is ridge regression on hashed words, fitted to every prefix of every conversation that trained: for each turn so far the pair of what was
-heard and what was replied, and the words of the reply; and the words of what was heard last. A prefix with n turns to go counts 1/(n + 0.1): what is
-still to come makes its outcome that much less certain. The sufficient statistics fade by `forget` per update, since the policy, and with it
-what a prefix is worth, changes. It is fitted after it was used, so no conversation is taken
-apart by a model that has seen its outcome. Cheap and without further play, but it sees words, not sense: for long free text `branch` or a
-critic knows more.
+g is ridge regression on hashed words, fitted to every prefix of every conversation that trained:
+for each turn so far the pair of what was heard and what was replied, and the words of the reply;
+and the words of what was heard last. A prefix with n turns to go counts 1/(n + 0.1): what is still
+to come makes its outcome that much less certain. The sufficient statistics fade by `forget` per
+update, since the policy, and with it what a prefix is worth, changes. It is fitted after it was
+used, so no conversation is taken apart by a model that has seen its outcome. Cheap and without
+further play, but it sees words, not sense: for long free text `branch` or a critic knows more.
 """
 
 from __future__ import annotations
@@ -43,27 +46,38 @@ class Redistribute:
 
     def __init__(self, features: int = 1024, ridge: float = 10.0, forget: float = 0.95) -> None:
         if features < 8 or ridge <= 0 or not 0 < forget <= 1:
-            raise ValueError(f"need features >= 8, ridge > 0 and 0 < forget <= 1, got {features}, {ridge} and {forget}")
+            raise ValueError(
+                f"need features >= 8, ridge > 0 and 0 < forget <= 1, got {features}, {ridge} and"
+                f" {forget}"
+            )
         self.features, self.ridge, self.forget = features, ridge, forget
         self.gram = torch.zeros(features, features, dtype=torch.float64)
         self.moment = torch.zeros(features, dtype=torch.float64)
         self.weights = torch.zeros(features, dtype=torch.float64)
 
     def assign(self, batch: Batch) -> Credit:
-        penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])
-        whole = group_advantage(batch.outcome, batch.group, "loo") + group_advantage(penalty.sum(1), batch.group, "loo")
+        penalty, _ = turn_sums(
+            batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]
+        )
+        whole = group_advantage(batch.outcome, batch.group, "loo") + group_advantage(
+            penalty.sum(1), batch.group, "loo"
+        )
         credit = torch.zeros(batch.turn_mask.shape, dtype=whole.dtype)
         for e, episode in enumerate(batch.episodes):
             foreseen = self._prefixes(episode) @ self.weights
             changes = foreseen[1:] - foreseen[:-1]
-            credit[e, batch.turn_mask[e]] = (changes + (whole[e].double() - changes.sum()) / len(changes)).to(credit.dtype)
+            credit[e, batch.turn_mask[e]] = (
+                changes + (whole[e].double() - changes.sum()) / len(changes)
+            ).to(credit.dtype)
         return Credit(spread_turns(credit, batch.turn, batch.mask), None, credit)
 
     def fit(self, batch: Batch) -> None:
         """Learns from the outcomes of the batch."""
         prefixes = [self._prefixes(episode) for episode in batch.episodes]
         seen = torch.cat(prefixes)
-        outcomes = batch.outcome.double().repeat_interleave(torch.tensor([len(p) for p in prefixes]))
+        outcomes = batch.outcome.double().repeat_interleave(
+            torch.tensor([len(p) for p in prefixes])
+        )
         left = torch.cat([torch.arange(len(p) - 1, -1, -1, dtype=torch.float64) for p in prefixes])
         weighted = seen / (left + 0.1).unsqueeze(1)
         self.gram = self.forget * self.gram + weighted.T @ seen
@@ -72,8 +86,11 @@ class Redistribute:
         self.weights = torch.linalg.solve(self.gram + ridge, self.moment)
 
     def _prefixes(self, episode: Episode) -> Tensor:
-        """Features of every prefix, from before the first turn to after the last, [K + 1, features]."""
-        heard = [turn.observation.content for turn in episode.turns] + [episode.final.content if episode.final else ""]
+        """Features of every prefix, from before the first turn to after the last, [K + 1,
+        features]."""
+        heard = [turn.observation.content for turn in episode.turns] + [
+            episode.final.content if episode.final else ""
+        ]
         said = np.zeros((len(heard), self.features))
         now = np.zeros_like(said)
         now[:, 0] = 1.0
@@ -93,13 +110,17 @@ class Redistribute:
         return {"gram": self.gram, "moment": self.moment, "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.gram, self.moment, self.weights = (state[name].clone() for name in ("gram", "moment", "weights"))
+        self.gram, self.moment, self.weights = (
+            state[name].clone() for name in ("gram", "moment", "weights")
+        )
 
 
 @lru_cache(maxsize=65536)
-def hashed(kind: str, text: str, features: int, alone: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The hashing trick (Weinberger et al. 2009, arXiv:0902.2206): places and signs of a text and, if its words count alone too, of each
-    distinct one; the same on every machine."""
+def hashed(
+    kind: str, text: str, features: int, alone: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The hashing trick (Weinberger et al. 2009, arXiv:0902.2206): places and signs of a text and,
+    if its words count alone too, of each distinct one; the same on every machine."""
     parts = [text, *dict.fromkeys(re.findall(r"\w+", text.lower()))] if alone else [text]
     codes = np.array([zlib.crc32(f"{kind}\n{part}".encode()) for part in parts])
     return 1 + codes // 2 % (features - 1), np.where(codes % 2, 1.0, -1.0)

@@ -1,19 +1,24 @@
-"""`turn-returns`: every turn gets what was earned from it on, against what others of the same start earned from the same turn on.
+"""`turn-returns`: every turn gets what was earned from it on, against what others of the same start
+earned from the same turn on.
 
-    G_{i,k} = sum_{l >= k} gamma^{l-k} r_{i,l}        A_{i,k} = G_{i,k} - mean over the others j of G_{j, min(k, K_j)}
+    G_{i,k} = sum_{l >= k} gamma^{l-k} r_{i,l}        A_{i,k} = G_{i,k} - mean over the others j of
+                                                      G_{j, min(k, K_j)}
 
-r_{i,l} is the reward of turn l, a KL penalty of its tokens included; K_j is the last turn of j. A turn is not credited with what came
-before it (the reward-to-go form of the policy gradient, Sutton et al. 1999).
+r_{i,l} is the reward of turn l, a KL penalty of its tokens included; K_j is the last turn of j. A
+turn is not credited with what came before it (the reward-to-go form of the policy gradient, Sutton
+et al. 1999).
 
-The baseline takes every other member of the group, those that have finished with what their last turn brought, and never the
-episode itself: so it depends on nothing the policy chose at turn k or later, and the gradient stays unbiased. Two tempting variants
-are not: normalising each r_l over those still talking at turn l and summing afterwards subtracts one baseline more for every further turn,
-a hidden reward or fine for going on when the policy itself chooses when to stop; including the episode itself shrinks what it did
-(tests/test_credit_methods.py computes both by enumeration). With gamma 1 a constant
-added to all outcomes changes nothing.
+The baseline takes every other member of the group, those that have finished with what their last
+turn brought, and never the episode itself: so it depends on nothing the policy chose at turn k or
+later, and the gradient stays unbiased. Two tempting variants are not: normalising each r_l over
+those still talking at turn l and summing afterwards subtracts one baseline more for every further
+turn, a hidden reward or fine for going on when the policy itself chooses when to stop; including
+the episode itself shrinks what it did (tests/test_credit_methods.py computes both by enumeration).
+With gamma 1 a constant added to all outcomes changes nothing.
 
-With `baseline: none` there is nothing to compare with and single episodes train too; whitening in the optimizer then gives REINFORCE++
-(Hu 2025, arXiv:2501.03262) at turns. Truncated episodes count with the rewards they had.
+With `baseline: none` there is nothing to compare with and single episodes train too; whitening in
+the optimizer then gives REINFORCE++ (Hu 2025, arXiv:2501.03262) at turns. Truncated episodes count
+with the rewards they had.
 """
 
 from __future__ import annotations
@@ -24,7 +29,14 @@ import torch
 from torch import Tensor
 
 from ...engine.records.batch import Batch, Credit
-from ...engine.tensors import apart, group_counts, group_largest, returns_to_go, spread_turns, turn_sums
+from ...engine.tensors import (
+    apart,
+    group_counts,
+    group_largest,
+    returns_to_go,
+    spread_turns,
+    turn_sums,
+)
 
 
 class TurnReturns:
@@ -45,7 +57,9 @@ class TurnReturns:
             self.needs = frozenset()
 
     def assign(self, batch: Batch) -> Credit:
-        penalty, _ = turn_sums(batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1])
+        penalty, _ = turn_sums(
+            batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]
+        )
         returns = returns_to_go(batch.turn_rewards + penalty, self.gamma)
         if self.baseline == "others":
             returns = against_others(returns, batch.turn_mask, batch.group)
@@ -54,7 +68,8 @@ class TurnReturns:
 
 
 def against_others(returns: Tensor, turn_mask: Tensor, group: Tensor) -> Tensor:
-    """Returns to go less the mean of the other members', [E, K]; 0 for whoever has no others, and where rounding is all there is.
+    """Returns to go less the mean of the other members', [E, K]; 0 for whoever has no others, and
+    where rounding is all there is.
 
     Args:
         returns: [E, K].
@@ -69,4 +84,6 @@ def against_others(returns: Tensor, turn_mask: Tensor, group: Tensor) -> Tensor:
     sums = exact.new_zeros(groups, returns.shape[1]).index_add_(0, group, carried)
     others = (group_counts(group, groups)[group] - 1).unsqueeze(1)
     baseline = (sums[group] - carried) / others.clamp(min=1)
-    return torch.where(others == 0, 0.0, apart(exact, baseline, group_largest(exact, group).unsqueeze(1))).to(returns.dtype)
+    return torch.where(
+        others == 0, 0.0, apart(exact, baseline, group_largest(exact, group).unsqueeze(1))
+    ).to(returns.dtype)

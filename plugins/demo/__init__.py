@@ -19,17 +19,33 @@ def register_commands(app: Typer) -> None:
     def demo(
         seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,
         folder: Annotated[
-            Path | None, typer.Option(help="Where results go, runs/demo or runs/demo-road; an earlier demo there is replaced.")
+            Path | None,
+            typer.Option(
+                help=(
+                    "Where results go, runs/demo or runs/demo-road; an earlier demo there is"
+                    " replaced."
+                )
+            ),
         ] = None,
-        quick: Annotated[bool, typer.Option(help="A few updates only, to see that everything works.")] = False,
-        road: Annotated[bool, typer.Option(help="The whole road: rankings, a reward model, PPO against it.")] = False,
-        optimizer: Annotated[str, typer.Option(help="One RL run with this optimizer instead of PPO and GRPO.")] = "",
-        credit: Annotated[str, typer.Option(help="One RL run with this credit method instead of PPO and GRPO.")] = "",
+        quick: Annotated[
+            bool, typer.Option(help="A few updates only, to see that everything works.")
+        ] = False,
+        road: Annotated[
+            bool, typer.Option(help="The whole road: rankings, a reward model, PPO against it.")
+        ] = False,
+        optimizer: Annotated[
+            str, typer.Option(help="One RL run with this optimizer instead of PPO and GRPO.")
+        ] = "",
+        credit: Annotated[
+            str, typer.Option(help="One RL run with this credit method instead of PPO and GRPO.")
+        ] = "",
     ) -> None:
-        """Builds a small chat model on the spot, fine-tunes it on imperfect demonstrations of SupportDesk, and trains it by PPO and
-        by GRPO on the outcome alone."""
+        """Builds a small chat model on the spot, fine-tunes it on imperfect demonstrations of
+        SupportDesk, and trains it by PPO and by GRPO on the outcome alone."""
         if road and (optimizer or credit):
-            raise typer.BadParameter("--optimizer and --credit are for the plain demo, not for --road")
+            raise typer.BadParameter(
+                "--optimizer and --credit are for the plain demo, not for --road"
+            )
         if road:
             from .rlhf import run_road
 
@@ -37,4 +53,10 @@ def register_commands(app: Typer) -> None:
         else:
             from .support_desk import run_demo
 
-            run_demo(folder or Path("runs/demo"), seed=seed, quick=quick, optimizer=optimizer, credit=credit)
+            run_demo(
+                folder or Path("runs/demo"),
+                seed=seed,
+                quick=quick,
+                optimizer=optimizer,
+                credit=credit,
+            )

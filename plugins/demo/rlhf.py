@@ -1,8 +1,8 @@
 """`turnwise demo --road`: the whole road that people call RLHF, on a laptop CPU.
 
-Imperfect demonstrations -> SFT -> rankings by a simulated panel, mildly biased towards agents that ask -> a reward model, an ensemble of
-it -> PPO against that under a KL penalty, beside GRPO on the true outcome. Everybody then plays the same held-out stories, where the
-truth is known.
+Imperfect demonstrations -> SFT -> rankings by a simulated panel, mildly biased towards agents that
+ask -> a reward model, an ensemble of it -> PPO against that under a KL penalty, beside GRPO on the
+true outcome. Everybody then plays the same held-out stories, where the truth is known.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from rich.console import Console
 from ...engine.cli import print_scores
 from ...engine.pipeline.progress import quiet
 from ...engine.report.page import write_report
-from .support_desk import ENV, EVALUATION_SEED, GRPO, HELD_OUT, MAX_NEW_TOKENS, PPO, SFT, play_run, prepare, small_model
+from .support_desk import (
+    ENV,
+    EVALUATION_SEED,
+    GRPO,
+    HELD_OUT,
+    MAX_NEW_TOKENS,
+    PPO,
+    SFT,
+    play_run,
+    prepare,
+    small_model,
+)
 
 BACKEND = {"name": "in-process", "rows": 256}
 PANEL: dict[str, Any] = {
@@ -28,16 +39,25 @@ PANEL: dict[str, Any] = {
     "bias": {"questions": 0.05},
 }
 RANK: dict[str, Any] = {
-    "env": ENV, "updates": 15, "groups": 200, "group_size": 6, "max_new_tokens": MAX_NEW_TOKENS, "backend": BACKEND, "feedback": [PANEL],
+    "env": ENV, "updates": 15, "groups": 200, "group_size": 6, "max_new_tokens": MAX_NEW_TOKENS,
+    "backend": BACKEND, "feedback": [PANEL],
 }  # fmt: skip
 REWARD_MODEL: dict[str, Any] = {
-    "members": 2, "lr": 3e-3, "epochs": 6, "batch_size": 16, "held_out": 0.2, "micro_tokens": 8192, "steps_per_update": 100,
+    "members": 2, "lr": 3e-3, "epochs": 6, "batch_size": 16, "held_out": 0.2, "micro_tokens": 8192,
+    "steps_per_update": 100,
 }  # fmt: skip
 JUDGE = {"judge": "reward-model", "combine": "mean"}
-PPO_RM: dict[str, Any] = {**PPO, "updates": 60, "feedback": [JUDGE], "optimizer": {**PPO["optimizer"], "kl": 0.05}}
+PPO_RM: dict[str, Any] = {
+    **PPO,
+    "updates": 60,
+    "feedback": [JUDGE],
+    "optimizer": {**PPO["optimizer"], "kl": 0.05},
+}
 
 
-def run_road(folder: Path, *, seed: int = 0, quick: bool = False, threads: int | None = None) -> dict[str, Any]:
+def run_road(
+    folder: Path, *, seed: int = 0, quick: bool = False, threads: int | None = None
+) -> dict[str, Any]:
     """Runs the road and returns the summary that it writes to `summary.json`.
 
     Args:
@@ -69,20 +89,40 @@ def run_road(folder: Path, *, seed: int = 0, quick: bool = False, threads: int |
     short = {"episodes": 300, "epochs": 1} if quick else {}
     step("sft", 2, "sft: from imperfect demonstrations", model, [{"sft": {**SFT, **short}}])
     step("grpo", 3, "rl: GRPO on the true outcome, to compare with", sft, [{"rl": {**GRPO, **few}}])
-    players = ["policy", {"name": "sft", "policy": str(sft)}, {"name": "grpo", "policy": str(folder / "grpo" / "policy")}]
+    players = [
+        "policy",
+        {"name": "sft", "policy": str(sft)},
+        {"name": "grpo", "policy": str(folder / "grpo" / "policy")},
+    ]
     evaluate = {
-        "env": HELD_OUT.model_dump(), "episodes": stories, "players": [*players, "demonstrator", "expert", "random"],
+        "env": HELD_OUT.model_dump(), "episodes": stories,
+        "players": [*players, "demonstrator", "expert", "random"],
         "max_new_tokens": MAX_NEW_TOKENS, "seed": EVALUATION_SEED,
     }  # fmt: skip
     road = step(
-        "road", 4, "rank -> reward-model -> rl: a simulated panel compares, a reward model learns from it, PPO learns from that", sft,
+        "road",
+        4,
+        "rank -> reward-model -> rl: a simulated panel compares, a reward model learns from it, PPO"
+        " learns from that",
+        sft,
         [
             {"rank": {**RANK, **few}},
             {"reward-model": {**REWARD_MODEL, **({"epochs": 1} if quick else {})}},
             {"rl": {**PPO_RM, **few}},
-            {"evaluate": evaluate | {"best_of": {"policy": str(sft), "judge": JUDGE, "n": [1, 4] if quick else [1, 4, 16]}}},
+            {
+                "evaluate": (
+                    evaluate
+                    | {
+                        "best_of": {
+                            "policy": str(sft),
+                            "judge": JUDGE,
+                            "n": [1, 4] if quick else [1, 4, 16],
+                        }
+                    }
+                )
+            },
         ],
-    )  # fmt: skip
+    )
     seconds["total"] = round(time.perf_counter() - began, 1)
     seconds["cpu"] = round(time.process_time() - cpu, 1)
 
@@ -95,7 +135,9 @@ def run_road(folder: Path, *, seed: int = 0, quick: bool = False, threads: int |
         "policy": "ppo-rm",
         "grpo": "grpo",
     }
-    shown = {new: played[old] for old, new in names.items()} | {k: v for k, v in played.items() if k.startswith("best-of-")}
+    shown = {new: played[old] for old, new in names.items()} | {
+        k: v for k, v in played.items() if k.startswith("best-of-")
+    }
     learned = next(m for m in reversed(road.metrics) if m["stage"] == "reward-model")
     summary = {
         "seed": seed,
@@ -126,11 +168,22 @@ def _tell(console: Console, folder: Path, summary: dict[str, Any], page: Path, q
     model, seconds = summary["reward_model"], summary["seconds"]
     if model["pair_accuracy"] is not None and model["rater_agreement"] is not None:
         console.print(
-            f"Reward model: right about the truth in {model['pair_accuracy']:.1%} of {model['truth_pairs']:,.0f} held-out pairs; single "
-            f"raters in {model['rater_agreement']:.1%}. Calibration error {model['calibration_error']:.3f}."
+            f"Reward model: right about the truth in {model['pair_accuracy']:.1%} of"
+            f" {model['truth_pairs']:,.0f} held-out pairs; single raters in"
+            f" {model['rater_agreement']:.1%}. Calibration error {model['calibration_error']:.3f}."
         )
     if quick:
-        console.print("[bold]--quick: too little of everything to learn from; these numbers only show that it all runs.[/bold]")
-    steps = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items() if name not in ("total", "cpu"))
-    console.print(f"{seconds['total']:.0f} s in all ({steps}). Report: {page}   numbers: {folder / 'summary.json'}")
-    console.print(f"To go on: turnwise chat {folder / 'road' / 'policy'} --env {ENV}", soft_wrap=True)
+        console.print(
+            "[bold]--quick: too little of everything to learn from; these numbers only show that it"
+            " all runs.[/bold]"
+        )
+    steps = ", ".join(
+        f"{name} {value:.0f} s" for name, value in seconds.items() if name not in ("total", "cpu")
+    )
+    console.print(
+        f"{seconds['total']:.0f} s in all ({steps}). Report: {page}   numbers:"
+        f" {folder / 'summary.json'}"
+    )
+    console.print(
+        f"To go on: turnwise chat {folder / 'road' / 'policy'} --env {ENV}", soft_wrap=True
+    )

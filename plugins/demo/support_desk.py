@@ -1,9 +1,12 @@
 """What `turnwise demo` does, from random weights to a policy that beats its teachers.
 
-1. A small Llama-architecture model and its tokenizer are built; the words come from the demonstrators' conversations.
-2. `sft` on conversations of imperfect demonstrators: hasty ones, forgetful ones, a few careful ones.
-3. `rl` from there, once by PPO and once by GRPO, on the customer's satisfaction at the end and nothing else. A small KL to the
-   SFT policy keeps the language: the customer understands keywords, and without it the replies decay into strings of them.
+1. A small Llama-architecture model and its tokenizer are built; the words come from the
+demonstrators' conversations.
+2. `sft` on conversations of imperfect demonstrators: hasty ones, forgetful ones, a few careful
+ones.
+3. `rl` from there, once by PPO and once by GRPO, on the customer's satisfaction at the end and
+   nothing else. A small KL to the SFT policy keeps the language: the customer understands keywords,
+   and without it the replies decay into strings of them.
 4. All players on held-out stories, by sampling at temperature 1, as trained.
 """
 
@@ -50,7 +53,8 @@ MAX_NEW_TOKENS = 24
 EVALUATION_SEED = 20_000
 
 SFT: dict[str, Any] = {
-    "env": ENV, "player": "demonstrator", "episodes": 8000, "epochs": 3, "batch_size": 32, "lr": 5e-3, "decay": 0.1,
+    "env": ENV, "player": "demonstrator", "episodes": 8000, "epochs": 3, "batch_size": 32,
+    "lr": 5e-3, "decay": 0.1,
     "weight_decay": 0.01, "micro_tokens": 16384, "steps_per_update": 50,
 }  # fmt: skip
 RL: dict[str, Any] = {
@@ -62,17 +66,20 @@ RL: dict[str, Any] = {
 PPO: dict[str, Any] = {
     **RL, "groups": 256, "group_size": 1, "credit": {"name": "gae", "lam": 0.95},
     "optimizer": {
-        "name": "ppo", "lr": 2e-3, "kl": 0.02, "epochs": 1, "minibatches": 4, "warmup": 10, "decay": 0.1, "micro_tokens": 16384,
+        "name": "ppo", "lr": 2e-3, "kl": 0.02, "epochs": 1, "minibatches": 4, "warmup": 10,
+        "decay": 0.1, "micro_tokens": 16384,
     },
 }  # fmt: skip
 GRPO: dict[str, Any] = {
     **RL, "groups": 32, "group_size": 8, "credit": "outcome",
-    "optimizer": {"name": "grpo", "lr": 2e-3, "kl": 0.04, "minibatches": 2, "warmup": 10, "decay": 0.1, "micro_tokens": 16384},
+    "optimizer": {"name": "grpo", "lr": 2e-3, "kl": 0.04, "minibatches": 2, "warmup": 10,
+        "decay": 0.1, "micro_tokens": 16384},
 }  # fmt: skip
 
 
 def rl_stages(optimizer: str, credit: str) -> dict[str, dict[str, Any]]:
-    """The RL runs of the demo by name: PPO and GRPO, or one with the optimizer and credit method asked for.
+    """The RL runs of the demo by name: PPO and GRPO, or one with the optimizer and credit method
+    asked for.
 
     Raises:
         ConfigError, PluginError: there is no such part, or the two do not fit together.
@@ -80,18 +87,28 @@ def rl_stages(optimizer: str, credit: str) -> dict[str, dict[str, Any]]:
     if not optimizer and not credit:
         return {"ppo": PPO, "grpo": GRPO}
     plugins = Plugins()
-    needs: frozenset[str] = getattr(plugins.factory("credit method", credit), "needs", frozenset()) if credit else frozenset()
+    needs: frozenset[str] = (
+        getattr(plugins.factory("credit method", credit), "needs", frozenset())
+        if credit
+        else frozenset()
+    )
     name = optimizer or ("ppo" if "values" in needs else "grpo")
     known = {"ppo": PPO["optimizer"], "grpo": GRPO["optimizer"]}
     options = known.get(name, {"name": name, "lr": 2e-3})
-    stage = {**(PPO if name == "ppo" and "group" not in needs else GRPO), "optimizer": options, "credit": credit or None}
+    stage = {
+        **(PPO if name == "ppo" and "group" not in needs else GRPO),
+        "optimizer": options,
+        "credit": credit or None,
+    }
     if "branches" in needs:  # two continuations of every turn, of fewer conversations
         stage |= {"credit": {"name": credit, "rollouts": 2}, "groups": 8}
     make_parts(RLSettings(**stage), plugins)
     return {f"{name}-{credit}" if credit else name: stage}
 
 
-def run_demo(folder: Path, *, seed: int = 0, quick: bool = False, optimizer: str = "", credit: str = "") -> dict[str, Any]:
+def run_demo(
+    folder: Path, *, seed: int = 0, quick: bool = False, optimizer: str = "", credit: str = ""
+) -> dict[str, Any]:
     """Runs the demo and returns the summary that it writes to `summary.json`.
 
     Args:
@@ -128,11 +145,16 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False, optimizer: str
     sft = play_run(folder, "sft", model, [{"sft": {**SFT, **short}}], seed)
     clock("sft", since)
 
-    console.print(f"[bold]3[/bold]  rl: from the outcome alone, by {' and by '.join(name.upper() for name in stages)}")
+    console.print(
+        "[bold]3[/bold]  rl: from the outcome alone, by"
+        f" {' and by '.join(name.upper() for name in stages)}"
+    )
     runs: dict[str, Run] = {}
     for name, options in stages.items():
         since = time.perf_counter()
-        runs[name] = play_run(folder, name, folder / "sft" / "policy", [{"rl": {**options, **few}}], seed)
+        runs[name] = play_run(
+            folder, name, folder / "sft" / "policy", [{"rl": {**options, **few}}], seed
+        )
         clock(name, since)
 
     console.print(f"[bold]4[/bold]  everybody on {stories} held-out stories")
@@ -156,19 +178,27 @@ def run_demo(folder: Path, *, seed: int = 0, quick: bool = False, optimizer: str
         "seconds": seconds,
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    curves = {name.upper(): [float(line["success"]) for line in done.metrics] for name, done in runs.items()}
+    curves = {
+        name.upper(): [float(line["success"]) for line in done.metrics]
+        for name, done in runs.items()
+    }
     names = {"expert": "expert", "demonstrator": "teachers", "sft": "SFT", "random": "random"}
     picture = draw_curves(
-        folder / "curves.png", curves, {label: scores[name].success for name, label in names.items()},
+        folder / "curves.png", curves, {label: scores[name].success for name,
+            label in names.items()},
         ylabel="success in training", title=f"SupportDesk, reward at the end only (seed {seed})",
     )  # fmt: skip
     _tell(console, scores, played, folder)
     if quick:
-        console.print("[bold]--quick: too few updates to learn anything; these numbers only show that everything runs.[/bold]")
+        console.print(
+            "[bold]--quick: too few updates to learn anything; these numbers only show that"
+            " everything runs.[/bold]"
+        )
     console.print(f"Learning curves: {picture}   numbers: {folder / 'summary.json'}")
     console.print(
-        f"{seconds['total']:.0f} s in all ({seconds['cpu']:.0f} CPU seconds); "
-        f"{', '.join(f'{name} {seconds[name]:.0f} s' for name in ('sft', *runs))}. SFT's teachers succeed in {sft.metrics[0]['demonstrations/success']:.0%} of their stories."
+        f"{seconds['total']:.0f} s in all ({seconds['cpu']:.0f} CPU seconds);"
+        f" {', '.join(f'{name} {seconds[name]:.0f} s' for name in ('sft', *runs))}. SFT's teachers"
+        f" succeed in {sft.metrics[0]['demonstrations/success']:.0%} of their stories."
     )
     return summary
 
@@ -189,15 +219,27 @@ def prepare(folder: Path, seed: int, quick: bool) -> None:
 
 def small_model(folder: Path, seed: int) -> Path:
     """The small chat model, built from the demonstrators' words."""
-    heard = rollout(ScriptPlayer("demonstrator"), [(s, 0) for s in starts(ENV, seed, 1500)], Where("demo", "words", 0, seed))
+    heard = rollout(
+        ScriptPlayer("demonstrator"),
+        [(s, 0) for s in starts(ENV, seed, 1500)],
+        Where("demo", "words", 0, seed),
+    )
     texts = (m.content for e in heard for m in e.messages)
     return build_policy(folder / "model", texts, seed=seed, hidden=64, layers=2, heads=4)
 
 
-def play_run(folder: Path, name: str, policy: Path, stages: list[dict[str, Any]], seed: int, threads: int | None = None) -> Run:
+def play_run(
+    folder: Path,
+    name: str,
+    policy: Path,
+    stages: list[dict[str, Any]],
+    seed: int,
+    threads: int | None = None,
+) -> Run:
     """A run of the demo, in a folder of its name; ends the demo when it is interrupted."""
     config = {
-        "policy": str(policy), "stages": stages, "seed": seed, "name": name, "threads": threads or min(2, os.cpu_count() or 1),
+        "policy": str(policy), "stages": stages, "seed": seed, "name": name,
+        "threads": threads or min(2, os.cpu_count() or 1),
         "checkpoint_every": 1000,
     }  # fmt: skip
     with Display(sys.stderr.isatty()) as display:
@@ -212,15 +254,26 @@ def policy_player(policy: Policy, temperature: float = 1.0) -> PolicyPlayer:
     return PolicyPlayer(policy, Sampling(temperature, MAX_NEW_TOKENS), InProcess(policy, rows=256))
 
 
-def _tell(console: Console, scores: dict[str, Score], played: dict[str, list[Episode]], folder: Path) -> None:
-    """The table, and one conversation before and after: the first held-out story that SFT got wrong and the better policy right."""
+def _tell(
+    console: Console, scores: dict[str, Score], played: dict[str, list[Episode]], folder: Path
+) -> None:
+    """The table, and one conversation before and after:
+
+    the first held-out story that SFT got wrong and the better policy right.
+    """
     print_scores({name: asdict(each) for name, each in scores.items()})
     best = max(
-        (name for name in played if name not in ("expert", "random", "demonstrator", "sft")), key=lambda n: scores[n].outcome
+        (name for name in played if name not in ("expert", "random", "demonstrator", "sft")),
+        key=lambda n: scores[n].outcome,
     )
     pairs = list(zip(played["sft"], played[best], strict=True))
-    before, after = next(((a, b) for a, b in pairs if not a.success and b.success and len(b.turns) > 2), pairs[0])
-    page = f"# The same story before and after\n\n## After SFT\n\n{transcript(before)}\n## After {best.upper()}\n\n{transcript(after)}"
+    before, after = next(
+        ((a, b) for a, b in pairs if not a.success and b.success and len(b.turns) > 2), pairs[0]
+    )
+    page = (
+        f"# The same story before and after\n\n## After SFT\n\n{transcript(before)}\n## After"
+        f" {best.upper()}\n\n{transcript(after)}"
+    )
     (folder / "before-after.md").write_text(page)
     for title, episode in (("before (SFT)", before), (f"after ({best.upper()})", after)):
         console.rule(title, align="left")

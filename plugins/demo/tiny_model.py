@@ -1,4 +1,7 @@
-"""A small Llama-architecture chat model and its tokenizer, built on the spot: random weights, words learned from an environment."""
+"""A small Llama-architecture chat model and its tokenizer, built on the spot:
+
+random weights, words learned from an environment.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from ...engine.policy.chat import CHATML
 
 
 def build_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on texts, with a ChatML template. Any text can be encoded and read back exactly."""
+    """A byte-level BPE tokenizer trained on texts, with a ChatML template.
+
+    Any text can be encoded and read back exactly.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -36,7 +42,13 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedT
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, hidden: int = 96, layers: int = 3, heads: int = 4, context: int = 512
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int = 0,
+    hidden: int = 96,
+    layers: int = 3,
+    heads: int = 4,
+    context: int = 512,
 ) -> LlamaForCausalLM:
     """A Llama with random weights that fits the tokenizer."""
     with torch.random.fork_rng():

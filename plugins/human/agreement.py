@@ -8,7 +8,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine.analysis.agreement import alpha_interval, comparison_units, gwet_ac1, krippendorff_alpha, percent_agreement
+from ...engine.analysis.agreement import (
+    alpha_interval,
+    comparison_units,
+    gwet_ac1,
+    krippendorff_alpha,
+    percent_agreement,
+)
 from ...engine.ledger.ledger import Ledger
 from ...engine.records.feedback import Comparison, Feedback
 from .answers import Said
@@ -23,8 +29,8 @@ class Agreement:
 
     Attributes:
         units: things that two raters judged.
-        percent, alpha, ac1: percent agreement, Krippendorff's alpha (with a 95 % interval from `low` to `high`), Gwet's AC1; None where
-            they are undefined.
+        percent, alpha, ac1: percent agreement, Krippendorff's alpha (with a 95 % interval from
+            `low` to `high`), Gwet's AC1; None where they are undefined.
     """
 
     name: str
@@ -41,7 +47,10 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What there is to agree on: units (rater to value), the item each belongs to, and the level of measurement."""
+    """What there is to agree on:
+
+    units (rater to value), the item each belongs to, and the level of measurement.
+    """
 
     units: Units
     items: list[str]
@@ -49,11 +58,16 @@ class Judged:
 
     def of(self, some: Collection[str]) -> Judged:
         """The same of some raters only."""
-        return Judged([{r: v for r, v in u.items() if r in some} for u in self.units], self.items, self.level)
+        return Judged(
+            [{r: v for r, v in u.items() if r in some} for u in self.units], self.items, self.level
+        )
 
 
 def judged(said: Iterable[Said], aspect: str | None = None) -> Judged:
-    """Pairs of conversations, points per aspect, marks per turn and where it went wrong first; what was left unmarked says nothing."""
+    """Pairs of conversations, points per aspect, marks per turn and where it went wrong first;
+
+    what was left unmarked says nothing.
+    """
     by_item: dict[str, list[Said]] = defaultdict(list)
     for each in said:
         if each.answer.status == "scored":
@@ -73,7 +87,13 @@ def judged(said: Iterable[Said], aspect: str | None = None) -> Judged:
                     values["first"][each.rater] = str(answer.details["first_wrong"])
             elif isinstance(answer, Feedback):
                 level = "interval"
-                values.update({n: {**values[n], each.rater: v} for n, v in answer.aspects.items() if aspect in (None, n)})
+                values.update(
+                    {
+                        n: {**values[n], each.rater: v}
+                        for n, v in answer.aspects.items()
+                        if aspect in (None, n)
+                    }
+                )
         comparisons = [s.answer for s in answers if isinstance(s.answer, Comparison)]
         new = [*comparison_units(comparisons), *values.values()]
         found += new
@@ -84,16 +104,33 @@ def judged(said: Iterable[Said], aspect: str | None = None) -> Judged:
 def agreement(name: str, found: Judged) -> Agreement:
     shared = [(u, item_) for u, item_ in zip(found.units, found.items, strict=True) if len(u) > 1]
     units = [u for u, _ in shared]
-    level: Any = found.level if all(isinstance(v, (int, float)) for u in units for v in u.values()) else "nominal"
+    level: Any = (
+        found.level
+        if all(isinstance(v, (int, float)) for u in units for v in u.values())
+        else "nominal"
+    )
     interval = (
-        alpha_interval(units, level, clusters=[c for _, c in shared], samples=300) if len({c for _, c in shared}) > 2 else None
+        alpha_interval(units, level, clusters=[c for _, c in shared], samples=300)
+        if len({c for _, c in shared}) > 2
+        else None
     )
     low, high = interval if interval is not None else (None, None)
-    return Agreement(name, len(units), percent_agreement(units), krippendorff_alpha(units, level), low, high, gwet_ac1(units))
+    return Agreement(
+        name,
+        len(units),
+        percent_agreement(units),
+        krippendorff_alpha(units, level),
+        low,
+        high,
+        gwet_ac1(units),
+    )
 
 
 def between(found: Judged, stratum_of: Mapping[str, str]) -> Judged:
-    """As strata see it: each says the mean of its raters' points, or what most of them say; where these are divided, it says nothing."""
+    """As strata see it: each says the mean of its raters' points, or what most of them say;
+
+    where these are divided, it says nothing.
+    """
     seen: Units = []
     for unit in found.units:
         votes: dict[str, list[Any]] = defaultdict(list)
@@ -104,12 +141,17 @@ def between(found: Judged, stratum_of: Mapping[str, str]) -> Judged:
             seen.append({s: statistics.mean(v) for s, v in votes.items()})
         else:
             most = {s: Counter(v).most_common(2) for s, v in votes.items()}
-            seen.append({s: top[0][0] for s, top in most.items() if len(top) == 1 or top[0][1] > top[1][1]})
+            seen.append(
+                {s: top[0][0] for s, top in most.items() if len(top) == 1 or top[0][1] > top[1][1]}
+            )
     return Judged(seen, found.items, found.level)
 
 
 def versus(found: Judged, rater: str) -> Judged:
-    """One rater with each of the others, two by two: what the others think of one another does not count."""
+    """One rater with each of the others, two by two:
+
+    what the others think of one another does not count.
+    """
     both = [
         ({rater: u[rater], o: u[o]}, i)
         for u, i in zip(found.units, found.items, strict=True)

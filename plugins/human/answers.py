@@ -59,8 +59,21 @@ def encode_form(form: Mapping[str, str]) -> str:
 
 def encode_answer(said: Answer) -> str:
     """What was said, as JSON."""
-    keep = ("ranking", "strength", "score", "turn_scores", "aspects", "comment", "status", "reason", "shown", "details")
-    return canonical_json({"target": said.target} | {k: getattr(said, k) for k in keep if hasattr(said, k)})
+    keep = (
+        "ranking",
+        "strength",
+        "score",
+        "turn_scores",
+        "aspects",
+        "comment",
+        "status",
+        "reason",
+        "shown",
+        "details",
+    )
+    return canonical_json(
+        {"target": said.target} | {k: getattr(said, k) for k in keep if hasattr(said, k)}
+    )
 
 
 def decode_answer(row: Any) -> Answer:
@@ -69,5 +82,7 @@ def decode_answer(row: Any) -> Answer:
     kind: type[Answer] = Comparison if "ranking" in said else Feedback
     declared = json.loads(row["strata"])
     stratum = next((declared[name] for name in study["strata"] if declared.get(name)), "")
-    stamp = Stamp(row["request"], row["source"], study["version"], row["answered"], 0.0, row["rater"], stratum)
+    stamp = Stamp(
+        row["request"], row["source"], study["version"], row["answered"], 0.0, row["rater"], stratum
+    )
     return kind(said.pop("target"), **said, id=derive_id(row["id"], row["attempt"]), stamp=stamp)

@@ -12,21 +12,38 @@ import typer
 def rate(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="The run's folder.")],
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Where to listen; 0.0.0.0 lets others in.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8088,
-    invite: Annotated[str | None, typer.Option(help="Make a one-time link for this name, and end.")] = None,
-    role: Annotated[
-        str | None, typer.Option(help="Of the invited: rater or lead; default: as it is, rater for somebody new.")
+    invite: Annotated[
+        str | None, typer.Option(help="Make a one-time link for this name, and end.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="How raters reach the service, for links; default http://HOST:PORT.")] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the invited: rater or lead; default: as it is, rater for somebody new."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="How raters reach the service, for links; default http://HOST:PORT."),
+    ] = None,
     ledger: Annotated[
-        str | None, typer.Option(help="The ledger's URL, where the run's config does not give all of it.")
+        str | None,
+        typer.Option(help="The ledger's URL, where the run's config does not give all of it."),
     ] = None,
     secure: Annotated[
-        bool, typer.Option(help="Cookies over https only; for a service behind a proxy that speaks https.")
+        bool,
+        typer.Option(
+            help="Cookies over https only; for a service behind a proxy that speaks https."
+        ),
     ] = False,
 ) -> None:
-    """Serves the raters' web page of a run; prints a one-time link for its lead, who invites the others."""
+    """Serves the raters' web page of a run;
+
+    prints a one-time link for its lead, who invites the others.
+    """
     from ...engine.errors import ConfigError
     from ...engine.util.suggest import install
 
@@ -34,7 +51,9 @@ def rate(
         import fastapi  # noqa: F401
         import uvicorn
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the rating service needs more packages: {install('people')} ({error})") from error
+        raise ConfigError(
+            f"the rating service needs more packages: {install('people')} ({error})"
+        ) from error
     from ...engine.pipeline.folder import open_ledger
     from . import raters
     from .tables import prepare
@@ -43,7 +62,9 @@ def rate(
 
     opened, run = open_ledger(folder, ledger)
     prepare(opened)
-    base = (url or f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}").rstrip("/")
+    base = (url or f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}").rstrip(
+        "/"
+    )
     try:
         if invite is not None:
             print(f"{base}/enter?link={raters.invite(opened, run, invite, role)}")
@@ -52,10 +73,17 @@ def rate(
         leads = [p.name for p in people if p.role == "lead"]
         app = make_app(opened, run, context.obj, url=base, secure=secure)
         if leads:
-            print(f"A new link for the lead:  turnwise rate {folder} --invite {leads[0]!r}", flush=True)
+            print(
+                f"A new link for the lead:  turnwise rate {folder} --invite {leads[0]!r}",
+                flush=True,
+            )
         else:
             name = "lead" if all(p.name != "lead" for p in people) else "the lead"
-            print(f"The lead's link, good once:  {base}/enter?link={raters.invite(opened, run, name, 'lead')}", flush=True)
+            print(
+                "The lead's link, good once: "
+                f" {base}/enter?link={raters.invite(opened, run, name, 'lead')}",
+                flush=True,
+            )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     with socket.socket() as probe:
@@ -64,7 +92,16 @@ def rate(
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                f"the service cannot listen on {host}:{port}: {error.strerror}. Choose another one with --port"
+                f"the service cannot listen on {host}:{port}: {error.strerror}. Choose another one"
+                " with --port"
             ) from error
     print(f"The rating service is at {base}. Ctrl-C ends it; nothing is lost.", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, http=Patient, limit_concurrency=ANSWERED)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        http=Patient,
+        limit_concurrency=ANSWERED,
+    )

@@ -1,14 +1,18 @@
 """The desk: hands tasks to raters and takes their answers.
 
-A slot is one request of the ledger: an item that three people should judge has three. The rules, whoever asks at the same moment
-(every method that changes something is one transaction of the ledger's only writer):
+A slot is one request of the ledger: an item that three people should judge has three. The rules,
+whoever asks at the same moment (every method that changes something is one transaction of the
+ledger's only writer):
 
 - a rater holds a task for a while (a lease); when that is over, somebody else may have its slot;
 - nobody gets an item twice, nor gold made of it;
-- a slot is filled once; an answer whose slot was given away takes a free one, or is kept as an extra opinion;
-- an answer that was sent twice is one answer; one that is sent again with other content is a correction;
+- a slot is filled once; an answer whose slot was given away takes a free one, or is kept as an
+  extra opinion;
+- an answer that was sent twice is one answer; one that is sent again with other content is a
+  correction;
 - gold looks like everything else, and is drawn at random;
-- the random share is a simple random sample of the items, chosen beforehand: what is worth asking first has no part in it.
+- the random share is a simple random sample of the items, chosen beforehand: what is worth asking
+  first has no part in it.
 """
 
 from __future__ import annotations
@@ -41,7 +45,8 @@ ACTIVE = 900.0  # seconds without an answer after which a rater without a task c
 SAME = 10  # answers alike in a row that are flagged
 REMEMBERED = 1000  # conversations
 TRIES = 3  # at taking what was found before looking for it alone
-CLOSE = 50  # of the items worth most, among which begun ones come first and little-covered starts next
+# Of the items worth most, among which begun ones come first and little-covered starts next.
+CLOSE = 50
 
 
 class Desk:
@@ -57,7 +62,9 @@ class Desk:
 
     # What the run lays out.
 
-    def publish(self, run: str, source: str, settings: Mapping[str, Any], instructions: str) -> None:
+    def publish(
+        self, run: str, source: str, settings: Mapping[str, Any], instructions: str
+    ) -> None:
         """What raters are asked and how; the latest word counts for what is asked from now on."""
         row = {"settings": json.dumps(dict(settings)), "instructions": json.dumps(instructions)}
         with self.ledger.writing() as db:
@@ -68,7 +75,11 @@ class Desk:
                 db.execute(STUDIES.update().where(*mine).values(**row))
 
     def add_items(
-        self, run: str, requests: Iterable[Request], ask: Mapping[str, Any], gold: Mapping[str, Any] | None = None
+        self,
+        run: str,
+        requests: Iterable[Request],
+        ask: Mapping[str, Any],
+        gold: Mapping[str, Any] | None = None,
     ) -> None:
         """Items to be judged; those that are there already stay as they are.
 
@@ -78,10 +89,13 @@ class Desk:
         """
         rows = [
             {
-                "id": r.item, "run": run, "source": r.source, "target": r.target, "group": r.episodes[0].group,
-                "start": r.episodes[0].start.key, "shown": canonical_json([e.id for e in r.episodes]), "ask": json.dumps(dict(ask)),
+                "id": r.item, "run": run, "source": r.source, "target": r.target,
+                "group": r.episodes[0].group,
+                "start": r.episodes[0].start.key,
+                "shown": canonical_json([e.id for e in r.episodes]), "ask": json.dumps(dict(ask)),
                 "value": 0.0, "luck": int(derive_id("luck", r.item)[:12], 16) / 16**12,
-                "gold": None if gold is None else canonical_json(gold[r.item]), "time": self.ledger.clock(),
+                "gold": None if gold is None else canonical_json(gold[r.item]),
+                "time": self.ledger.clock(),
             }
             for r in requests
         ]  # fmt: skip
@@ -94,17 +108,24 @@ class Desk:
         """Gold from a file in any format of docs/preference-data.md, see `read_gold`."""
         episodes, known = read_gold(path, str(ask["task"]), f"{run}/gold", source)
         self.ledger.add_episodes(episodes)
-        self.add_items(run, [request for request, _ in known], ask, {request.item: right for request, right in known})
+        self.add_items(
+            run,
+            [request for request, _ in known],
+            ask,
+            {request.item: right for request, right in known},
+        )
 
     # What raters do.
 
     def next(self, run: str, rater: str) -> str | None:
-        """The id of the task this rater holds, or else of a new one; None: there is nothing for them now.
+        """The id of the task this rater holds, or else of a new one; None: there is nothing for
+        them now.
 
         Raises:
             DeskError: they may not work now, and why.
         """
-        for _ in range(TRIES):  # chosen without keeping anybody waiting, and taken if nobody else was faster
+        # Chosen without keeping anybody waiting, and taken if nobody else was faster.
+        for _ in range(TRIES):
             now = self.ledger.clock()
             with self.ledger.reading() as db:
                 found = self._look(db, run, rater, now)
@@ -117,21 +138,34 @@ class Desk:
             found = self._look(db, run, rater, self.ledger.clock())
             return None if found is None else self._hand_out(db, rater, *found, self.ledger.clock())
 
-    def _look(self, db: Connection, run: str, rater: str, now: float) -> tuple[list[Any], str, float] | None:
-        """What this rater should have, the best first: a lease of theirs, or items with a slot each; how it was chosen, and until when they may
-        keep it."""
+    def _look(
+        self, db: Connection, run: str, rater: str, now: float
+    ) -> tuple[list[Any], str, float] | None:
+        """What this rater should have, the best first: a lease of theirs, or items with a slot
+        each; how it was chosen, and until when they may keep it."""
         person, studies = at_work(db, rater), self._studies(db, run)
-        mine = leases().where(LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run)
+        mine = leases().where(
+            LEASES.c.rater == rater, LEASES.c.status == "open", ITEMS.c.run == run
+        )
         for lease in db.execute(mine.order_by(LEASES.c.since.desc())).mappings().all():
             if lease["source"] in studies and self._slot(db, lease, now)[0] == "new":
                 return [lease], "again", now + float(studies[lease["source"]]["lease"])
         found = self._draw(db, run, person, studies, now)
         if found is None and person.state == "practice":
             return [], "no gold", max(float(s["gold_pass"]) for s in studies.values())
-        return None if found is None else (*found, now + float(studies[found[0][0]["source"]]["lease"]))
+        return (
+            None
+            if found is None
+            else (*found, now + float(studies[found[0][0]["source"]]["lease"]))
+        )
 
-    def _hand_out(self, db: Connection, rater: str, found: Sequence[Any], how: str, until: float, now: float) -> str | None:
-        """Makes a lease of the first of these that is still to be had. None: others were faster, or there is something else to do first."""
+    def _hand_out(
+        self, db: Connection, rater: str, found: Sequence[Any], how: str, until: float, now: float
+    ) -> str | None:
+        """Makes a lease of the first of these that is still to be had.
+
+        None: others were faster, or there is something else to do first.
+        """
         if how == "again":
             [lease] = found
             took = self._take(db, lease, now) == "new"
@@ -143,12 +177,20 @@ class Desk:
             return None
         slots = [row["request"] for row in found if row["request"]]
         free = (
-            set(db.scalars(sa.select(REQUESTS.c.id).where(REQUESTS.c.id.in_(slots), unfilled(), ~held(now))))
+            set(
+                db.scalars(
+                    sa.select(REQUESTS.c.id).where(REQUESTS.c.id.in_(slots), unfilled(), ~held(now))
+                )
+            )
             if slots
             else {None}
         )
         had = set(
-            db.scalars(sa.select(LEASES.c.item).where(LEASES.c.rater == rater, LEASES.c.item.in_({row["id"] for row in found})))
+            db.scalars(
+                sa.select(LEASES.c.item).where(
+                    LEASES.c.rater == rater, LEASES.c.item.in_({row["id"] for row in found})
+                )
+            )
         )
         item = next((row for row in found if row["request"] in free and row["id"] not in had), None)
         if item is None:
@@ -156,8 +198,10 @@ class Desk:
         shown = json.loads(item["shown"])
         self.luck.shuffle(shown)
         row = {
-            "id": secrets.token_urlsafe(16), "item": item["id"], "rater": rater, "request": item["request"], "status": "open",
-            "order": canonical_json(shown), "chosen": how, "draft": "{}", "attempt": 0, "delivered": 0, "passed": False,
+            "id": secrets.token_urlsafe(16), "item": item["id"], "rater": rater,
+            "request": item["request"], "status": "open",
+            "order": canonical_json(shown), "chosen": how, "draft": "{}", "attempt": 0,
+            "delivered": 0, "passed": False,
             "since": now, "expires": until,
         }  # fmt: skip
         db.execute(LEASES.insert().values(**row))
@@ -166,7 +210,10 @@ class Desk:
     def has_next(self, run: str, rater: str) -> bool:
         """Whether there is something for this rater, without handing it out."""
         with self.ledger.reading() as db:
-            return not raters.person(db, rater).why and self._look(db, run, rater, self.ledger.clock()) is not None
+            return (
+                not raters.person(db, rater).why
+                and self._look(db, run, rater, self.ledger.clock()) is not None
+            )
 
     def task(self, id_: str, rater: str) -> Task:
         """A task this rater has, or had.
@@ -177,7 +224,14 @@ class Desk:
         with self.ledger.reading() as db:
             lease = self._lease(db, id_, rater)
             study = self._study(db, lease)
-        return Task(id_, lease["source"], study, self._shown(lease), json.loads(lease["draft"]), lease["status"])
+        return Task(
+            id_,
+            lease["source"],
+            study,
+            self._shown(lease),
+            json.loads(lease["draft"]),
+            lease["status"],
+        )
 
     def draft(self, id_: str, rater: str, form: Mapping[str, str]) -> None:
         """Keeps the form as it stands; the lease begins anew.
@@ -199,8 +253,9 @@ class Desk:
                 db.execute(mine.values(draft=encode_form(form)))
 
     def answer(self, id_: str, rater: str, form: Mapping[str, str]) -> str:
-        """Takes an answer, and says what became of it: "new"; "again" (nothing changed); "corrected"; "extra" (all slots were taken); "late"
-        (nobody waits for it any more). The last two are kept all the same.
+        """Takes an answer, and says what became of it: "new"; "again" (nothing changed);
+        "corrected"; "extra" (all slots were taken); "late" (nobody waits for it any more). The last
+        two are kept all the same.
 
         Raises:
             NotYours; DeskError: they may not work now; FormError: it is not an answer.
@@ -212,7 +267,9 @@ class Desk:
         shown = self._shown(lease)
         with self.ledger.writing() as db:
             lease = self._lease(db, id_, rater)
-            seconds = round(now - lease["since"], 1) if lease["seconds"] is None else lease["seconds"]
+            seconds = (
+                round(now - lease["since"], 1) if lease["seconds"] is None else lease["seconds"]
+            )
             more = {"seconds": seconds, "chosen": lease["chosen"]}
             said = tasks.read(study["task"], form, shown, study["aspects"], study["scale"], more)
             content = encode_answer(said)
@@ -225,7 +282,11 @@ class Desk:
             if lease["gold"] is not None:
                 first["right"] = tasks.agrees(said, json.loads(lease["gold"]))
                 if lease["attempt"]:  # the first answer is what shows whether somebody knows
-                    first = {"right": lease["right"], "answered": lease["answered"], "seconds": seconds}
+                    first = {
+                        "right": lease["right"],
+                        "answered": lease["answered"],
+                        "seconds": seconds,
+                    }
             db.execute(
                 LEASES.update()
                 .where(LEASES.c.id == id_)
@@ -245,7 +306,8 @@ class Desk:
             return result
 
     def skip(self, id_: str, rater: str, reason: str) -> None:
-        """Passes an item on to others. Once enough raters have, each of them counts as somebody who could not judge it.
+        """Passes an item on to others. Once enough raters have, each of them counts as somebody who
+        could not judge it.
 
         Raises:
             NotYours; DeskError: they may not work now, or it has been answered.
@@ -260,11 +322,20 @@ class Desk:
             db.execute(
                 LEASES.update()
                 .where(LEASES.c.id == id_)
-                .values(status="skipped", passed=True, draft=encode_form({"reason": reason}), expires=now)
+                .values(
+                    status="skipped",
+                    passed=True,
+                    draft=encode_form({"reason": reason}),
+                    expires=now,
+                )
             )
             raters.note(db, person.run, rater, "skipped", reason, now, id_)
             study = self._study(db, lease)
-            passed = db.execute(leases().where(LEASES.c.item == lease["item"], LEASES.c.passed)).mappings().all()
+            passed = (
+                db.execute(leases().where(LEASES.c.item == lease["item"], LEASES.c.passed))
+                .mappings()
+                .all()
+            )
             if lease["gold"] is not None or len(passed) < int(study["skips"]):
                 return
             kind: Any = Comparison if study["task"] in ("rank", "compare") else Feedback
@@ -272,14 +343,22 @@ class Desk:
                 if each["status"] == "skipped" and self._take(db, each, now) == "new":
                     why = json.loads(each["draft"]).get("reason", "passed on")
                     said = kind.abstained(
-                        each["target"], why, shown={"order": json.loads(each["order"])}, details={"chosen": each["chosen"]}
+                        each["target"],
+                        why,
+                        shown={"order": json.loads(each["order"])},
+                        details={"chosen": each["chosen"]},
                     )
-                    row = {"status": "answered", "answer": encode_answer(said), "attempt": each["attempt"] + 1, "answered": now}
+                    row = {
+                        "status": "answered",
+                        "answer": encode_answer(said),
+                        "attempt": each["attempt"] + 1,
+                        "answered": now,
+                    }
                     db.execute(LEASES.update().where(LEASES.c.id == each["id"]).values(**row))
 
     def undo(self, id_: str, rater: str) -> bool:
-        """Takes an answer back: its task is open again, with the form as it was sent. False: it has been handed over to the run, and can only
-        be corrected.
+        """Takes an answer back: its task is open again, with the form as it was sent. False: it has
+        been handed over to the run, and can only be corrected.
 
         Raises:
             NotYours; Used; DeskError: they may not work now.
@@ -293,28 +372,48 @@ class Desk:
             if lease["delivered"] or lease["status"] != "answered":
                 return False
             until = now + float(self._study(db, lease)["lease"])
-            db.execute(LEASES.update().where(LEASES.c.id == id_).values(status="open", since=now, expires=until))
+            db.execute(
+                LEASES.update()
+                .where(LEASES.c.id == id_)
+                .values(status="open", since=now, expires=until)
+            )
             return True
 
     def progress(self, run: str, rater: str) -> dict[str, int]:
         """How many tasks this rater has done, in the last day and in all."""
         now = self.ledger.clock()
-        mine = sa.select(sa.func.count()).select_from(LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item))
-        mine = mine.where(ITEMS.c.run == run, LEASES.c.rater == rater, LEASES.c.status == "answered")
+        mine = sa.select(sa.func.count()).select_from(
+            LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item)
+        )
+        mine = mine.where(
+            ITEMS.c.run == run, LEASES.c.rater == rater, LEASES.c.status == "answered"
+        )
         with self.ledger.reading() as db:
-            return {"mine": db.scalar(mine) or 0, "today": db.scalar(mine.where(LEASES.c.answered > now - 86400)) or 0}
+            return {
+                "mine": db.scalar(mine) or 0,
+                "today": db.scalar(mine.where(LEASES.c.answered > now - 86400)) or 0,
+            }
 
     def said(self, run: str) -> int:
-        """How many answers everybody has given, gold among them: a count that stood still after gold would tell it."""
-        query = sa.select(sa.func.count()).select_from(LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item))
+        """How many answers everybody has given, gold among them:
+
+        a count that stood still after gold would tell it.
+        """
+        query = sa.select(sa.func.count()).select_from(
+            LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item)
+        )
         with self.ledger.reading() as db:
             return db.scalar(query.where(ITEMS.c.run == run, LEASES.c.status == "answered")) or 0
 
     def slots(self, run: str, source: str | None = None) -> dict[str, int]:
         """How many slots there are, how many of them are filled, and how many wait for somebody."""
         now = self.ledger.clock()
-        slots = sa.select(sa.func.count()).select_from(REQUESTS.join(ITEMS, ITEMS.c.id == REQUESTS.c.item))
-        slots = slots.where(ITEMS.c.run == run, *([] if source is None else [ITEMS.c.source == source]))
+        slots = sa.select(sa.func.count()).select_from(
+            REQUESTS.join(ITEMS, ITEMS.c.id == REQUESTS.c.item)
+        )
+        slots = slots.where(
+            ITEMS.c.run == run, *([] if source is None else [ITEMS.c.source == source])
+        )
         with self.ledger.reading() as db:
             return {
                 "filled": db.scalar(slots.where(~unfilled())) or 0,
@@ -324,9 +423,12 @@ class Desk:
 
     # What the run collects.
 
-    def collect(self, run: str, source: str | None = None, undo: float | None = None) -> list[Answer]:
-        """Writes into the ledger what raters can no longer take back, and returns it. One transaction: nothing is written twice or lost, whoever
-        collects, and however often they are killed. Gold can no longer be taken back from then on either, and goes nowhere.
+    def collect(
+        self, run: str, source: str | None = None, undo: float | None = None
+    ) -> list[Answer]:
+        """Writes into the ledger what raters can no longer take back, and returns it. One
+        transaction: nothing is written twice or lost, whoever collects, and however often they are
+        killed. Gold can no longer be taken back from then on either, and goes nowhere.
 
         Args:
             undo: seconds for which an answer can be taken back; default: as its study says.
@@ -337,13 +439,18 @@ class Desk:
             LEASES.c.status == "answered",
             LEASES.c.delivered < LEASES.c.attempt,
         )
-        query = sa.select(LEASES.c.answered, STUDIES.c.settings).join(ITEMS, ITEMS.c.id == LEASES.c.item)
+        query = sa.select(LEASES.c.answered, STUDIES.c.settings).join(
+            ITEMS, ITEMS.c.id == LEASES.c.item
+        )
         query = query.join(STUDIES, of_study()).where(*fresh)
-        with self.ledger.reading() as db:  # most often there is nothing, and nobody should wait for that
+        # Most often there is nothing, and nobody should wait for that.
+        with self.ledger.reading() as db:
             if not any(is_due(row, now, undo) for row in db.execute(query).mappings()):
                 return []
         whole = (
-            leases(RATERS.c.strata, STUDIES.c.settings).join(RATERS, RATERS.c.id == LEASES.c.rater).join(STUDIES, of_study())
+            leases(RATERS.c.strata, STUDIES.c.settings)
+            .join(RATERS, RATERS.c.id == LEASES.c.rater)
+            .join(STUDIES, of_study())
         )
         whole = whole.where(*fresh, *([] if source is None else [ITEMS.c.source == source]))
         with self.ledger.writing() as db:
@@ -359,30 +466,46 @@ class Desk:
                 answers.append(answer)
             recorded = self.ledger.record(db, answers)
             for row in due:
-                db.execute(LEASES.update().where(LEASES.c.id == row["id"]).values(delivered=row["attempt"]))
+                db.execute(
+                    LEASES.update().where(LEASES.c.id == row["id"]).values(delivered=row["attempt"])
+                )
         return recorded
 
     def answers(self, run: str, item: str | None = None) -> list[Said]:
-        """Everything raters said in this run (of one item), gold and what is not collected yet included, in the order it was said."""
+        """Everything raters said in this run (of one item), gold and what is not collected yet
+        included, in the order it was said."""
         query = (
-            leases(RATERS.c.strata, STUDIES.c.settings).join(RATERS, RATERS.c.id == LEASES.c.rater).join(STUDIES, of_study())
+            leases(RATERS.c.strata, STUDIES.c.settings)
+            .join(RATERS, RATERS.c.id == LEASES.c.rater)
+            .join(STUDIES, of_study())
         )
-        query = query.where(ITEMS.c.run == run, LEASES.c.status == "answered", *([] if item is None else [ITEMS.c.id == item]))
+        query = query.where(
+            ITEMS.c.run == run,
+            LEASES.c.status == "answered",
+            *([] if item is None else [ITEMS.c.id == item]),
+        )
         with self.ledger.reading() as db:
             rows = list(db.execute(query.order_by(LEASES.c.answered, LEASES.c.id)).mappings())
         return [
             Said(
-                row["item"], row["source"], json.loads(row["ask"])["task"], row["rater"], decode_answer(row), row["seconds"] or 0.0,
+                row["item"], row["source"], json.loads(row["ask"])["task"], row["rater"],
+                decode_answer(row), row["seconds"] or 0.0,
                 row["chosen"], row["right"], row["answered"], row["gold"] is not None,
             )
             for row in rows
         ]  # fmt: skip
 
     def pace(self, run: str, source: str) -> tuple[int, float | None]:
-        """How many raters are at work, and in how many seconds they will be through at this pace; None where nobody can tell."""
+        """How many raters are at work, and in how many seconds they will be through at this pace;
+
+        None where nobody can tell.
+        """
         now = self.ledger.clock()
         leases = LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item)
-        mine, recent = (ITEMS.c.run == run, ITEMS.c.source == source), LEASES.c.answered > now - ACTIVE
+        mine, recent = (
+            (ITEMS.c.run == run, ITEMS.c.source == source),
+            LEASES.c.answered > now - ACTIVE,
+        )
         working = sa.or_(recent, sa.and_(LEASES.c.status == "open", LEASES.c.expires > now))
         count = sa.select(sa.func.count(sa.distinct(LEASES.c.rater))).select_from(leases)
         answers = sa.select(sa.func.count(), sa.func.min(LEASES.c.answered)).select_from(leases)
@@ -397,24 +520,35 @@ class Desk:
 
     def _studies(self, db: Connection, run: str) -> dict[str, dict[str, Any]]:
         """What raters may be handed tasks of, by source."""
-        query = sa.select(STUDIES.c.source, STUDIES.c.settings).where(STUDIES.c.run == run, ~STUDIES.c.paused)
-        return {source: json.loads(settings) for source, settings in db.execute(query.order_by(STUDIES.c.source))}
+        query = sa.select(STUDIES.c.source, STUDIES.c.settings).where(
+            STUDIES.c.run == run, ~STUDIES.c.paused
+        )
+        return {
+            source: json.loads(settings)
+            for source, settings in db.execute(query.order_by(STUDIES.c.source))
+        }
 
     def _study(self, db: Connection, lease: Any) -> dict[str, Any]:
         """The options of a task's study, with the task as it was when it was asked."""
-        query = sa.select(STUDIES.c.settings).where(STUDIES.c.run == lease["run"], STUDIES.c.source == lease["source"])
+        query = sa.select(STUDIES.c.settings).where(
+            STUDIES.c.run == lease["run"], STUDIES.c.source == lease["source"]
+        )
         return {**json.loads(db.scalar(query) or "{}"), **json.loads(lease["ask"])}
 
     def _lease(self, db: Connection, id_: str, rater: str) -> Any:
         """A lease with its item."""
-        found = db.execute(leases().where(LEASES.c.id == id_, LEASES.c.rater == rater)).mappings().first()
+        found = (
+            db.execute(leases().where(LEASES.c.id == id_, LEASES.c.rater == rater))
+            .mappings()
+            .first()
+        )
         if found is None:
             raise NotYours("There is no such task among yours.")
         return found
 
     def _take(self, db: Connection, lease: Any, now: float) -> str:
-        """Gives a lease its slot, or another one of its item: "new". Otherwise why there is none: "extra", all are taken, or "late", nobody
-        waits any more."""
+        """Gives a lease its slot, or another one of its item: "new". Otherwise why there is none:
+        "extra", all are taken, or "late", nobody waits any more."""
         what, slot = self._slot(db, lease, now)
         if slot != lease["request"]:
             db.execute(LEASES.update().where(LEASES.c.id == lease["id"]).values(request=slot))
@@ -427,18 +561,27 @@ class Desk:
         if lease["delivered"] and db.scalar(own.limit(1)) is not None:
             return "new", lease["request"]  # its slot is filled, by itself
         free = sa.select(REQUESTS.c.id).join(ITEMS, ITEMS.c.id == REQUESTS.c.item)
-        free = free.where(REQUESTS.c.item == lease["item"], unfilled(), ~held(now, besides=lease["id"]))
-        free = free.order_by(REQUESTS.c.id != (lease["request"] or ""), REQUESTS.c.rater_slot).limit(1)
+        free = free.where(
+            REQUESTS.c.item == lease["item"], unfilled(), ~held(now, besides=lease["id"])
+        )
+        free = free.order_by(
+            REQUESTS.c.id != (lease["request"] or ""), REQUESTS.c.rater_slot
+        ).limit(1)
         slot = db.scalar(free.where(*wanted(now)))
         if slot is not None:
             return "new", slot
         return "late" if db.scalar(free) is not None else "extra", None
 
     def _draw(
-        self, db: Connection, run: str, person: raters.Person, studies: Mapping[str, Mapping[str, Any]], now: float
+        self,
+        db: Connection,
+        run: str,
+        person: raters.Person,
+        studies: Mapping[str, Mapping[str, Any]],
+        now: float,
     ) -> tuple[list[Any], str] | None:
-        """Items with a slot each, the best first, and how they were chosen. Studies take turns at random; what a run waits for comes before
-        what it does not."""
+        """Items with a slot each, the best first, and how they were chosen. Studies take turns at
+        random; what a run waits for comes before what it does not."""
         order = self.luck.sample(sorted(studies), len(studies))
         practice = person.state == "practice"
         for source in order if practice else order[:1]:
@@ -447,29 +590,51 @@ class Desk:
                 return gold, "gold"
         for required in () if practice else (True, False):
             for source in order:
-                if (found := self._items(db, run, person, source, studies[source], required, now)) is not None:
+                if (
+                    found := self._items(db, run, person, source, studies[source], required, now)
+                ) is not None:
                     return found
         return None
 
     def _gold(self, db: Connection, run: str, person: raters.Person, source: str) -> list[Any]:
         query = sa.select(ITEMS, sa.null().label("request"))
-        query = query.where(ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_not(None), ~seen(person.id, source))
+        query = query.where(
+            ITEMS.c.run == run,
+            ITEMS.c.source == source,
+            ITEMS.c.gold.is_not(None),
+            ~seen(person.id, source),
+        )
         found = db.execute(query.order_by(ITEMS.c.luck)).mappings().all()
         return self.luck.sample(found, len(found))
 
     def _items(
-        self, db: Connection, run: str, person: raters.Person, source: str, study: Mapping[str, Any], required: bool, now: float
+        self,
+        db: Connection,
+        run: str,
+        person: raters.Person,
+        source: str,
+        study: Mapping[str, Any],
+        required: bool,
+        now: float,
     ) -> tuple[list[Any], str] | None:
-        """The next items of a study: of its random share in the order of luck, or of the others by what an answer would teach."""
+        """The next items of a study:
+
+        of its random share in the order of luck, or of the others by what an answer would teach.
+        """
         share = 1.0 if study["order"] == "random" else float(study["random_share"])
-        query = sa.select(ITEMS, REQUESTS.c.id.label("request")).join(REQUESTS, REQUESTS.c.item == ITEMS.c.id)
+        query = sa.select(ITEMS, REQUESTS.c.id.label("request")).join(
+            REQUESTS, REQUESTS.c.item == ITEMS.c.id
+        )
         query = query.where(
-            ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), REQUESTS.c.required == required, *wanted(now),
+            ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None),
+            REQUESTS.c.required == required, *wanted(now),
             unfilled(), ~held(now), ~seen(person.id, source),
         )  # fmt: skip
         at_random = query.where(ITEMS.c.luck < share).order_by(ITEMS.c.luck, REQUESTS.c.rater_slot)
         by_value = query.where(ITEMS.c.luck >= share)
-        by_value = by_value.order_by(ITEMS.c.value.desc(), ITEMS.c.time, ITEMS.c.luck, REQUESTS.c.rater_slot)
+        by_value = by_value.order_by(
+            ITEMS.c.value.desc(), ITEMS.c.time, ITEMS.c.luck, REQUESTS.c.rater_slot
+        )
         chance = self.luck.random() < share
         for lucky in (chance, not chance):
             found = list(db.execute((at_random if lucky else by_value).limit(CLOSE)).mappings())
@@ -478,33 +643,60 @@ class Desk:
         return None
 
     def _sorted(self, db: Connection, run: str, found: Sequence[Any]) -> list[Any]:
-        """Of items worth the same, those that are begun come first, then those of starts that have been judged less often."""
+        """Of items worth the same, those that are begun come first, then those of starts that have
+        been judged less often."""
         judged = sa.select(ITEMS.c.id, ITEMS.c.start).join(LEASES, LEASES.c.item == ITEMS.c.id)
         starts = {row["start"] for row in found}
-        rows = db.execute(judged.where(ITEMS.c.run == run, ITEMS.c.start.in_(starts), LEASES.c.status == "answered")).all()
+        rows = db.execute(
+            judged.where(
+                ITEMS.c.run == run, ITEMS.c.start.in_(starts), LEASES.c.status == "answered"
+            )
+        ).all()
         begun, covered = Counter(row.id for row in rows), Counter(row.start for row in rows)
-        return sorted(found, key=lambda row: (-row["value"], begun[row["id"]] == 0, covered[row["start"]]))
+        return sorted(
+            found, key=lambda row: (-row["value"], begun[row["id"]] == 0, covered[row["start"]])
+        )
 
     def _shown(self, lease: Any) -> tuple[Episode, ...]:
-        """The conversations of a lease. They never change, so those looked at last are remembered, unless they are huge."""
-        order, known = json.loads(lease["order"]), self._known  # threads replace the dictionary, and never change it
+        """The conversations of a lease.
+
+        They never change, so those looked at last are remembered, unless they are huge.
+        """
+        # Threads replace the dictionary, and never change it.
+        order, known = json.loads(lease["order"]), self._known
         if missing := [id_ for id_ in order if id_ not in known]:
             found = self.ledger.episodes(missing)
-            small = {id_: e for id_, e in found.items() if sum(len(m.content) for m in e.messages) < 50_000}
+            small = {
+                id_: e
+                for id_, e in found.items()
+                if sum(len(m.content) for m in e.messages) < 50_000
+            }
             self._known = small if len(known) > REMEMBERED else {**known, **small}
             known = {**known, **found}
         return tuple(known[id_] for id_ in order)
 
     def _flag(
-        self, db: Connection, person: raters.Person, lease: Any, study: Mapping[str, Any], shown: Sequence[Episode], said: Answer,
+        self, db: Connection, person: raters.Person, lease: Any, study: Mapping[str, Any], shown: Sequence[Episode], said: Answer,  # noqa: E501
         seconds: float, now: float,
     ) -> None:  # fmt: skip
         """Notes what a lead should look at. An answer is never dropped for it."""
         same = tasks.common(shown) if len(shown) > 1 else 0
-        words = sum(len(m.content.split()) for k, e in enumerate(shown) for m in e.messages[same if k else 0 :])
+        words = sum(
+            len(m.content.split())
+            for k, e in enumerate(shown)
+            for m in e.messages[same if k else 0 :]
+        )
         least = max(1.0, 60 * words / float(study["reading"]))
         if said.status == "scored" and seconds < least:
-            raters.note(db, person.run, person.id, "too fast", f"{seconds:.1f} s for {words} words", now, lease["id"])
+            raters.note(
+                db,
+                person.run,
+                person.id,
+                "too fast",
+                f"{seconds:.1f} s for {words} words",
+                now,
+                lease["id"],
+            )
         mine = sa.select(LEASES.c.answer, LEASES.c.order).join(ITEMS, ITEMS.c.id == LEASES.c.item)
         mine = mine.where(
             LEASES.c.rater == person.id,
@@ -516,7 +708,8 @@ class Desk:
         if count % SAME:
             return
         looks = {
-            gold_order(json.loads(a), json.loads(o)) for a, o in db.execute(mine.order_by(LEASES.c.answered.desc()).limit(SAME))
+            gold_order(json.loads(a), json.loads(o))
+            for a, o in db.execute(mine.order_by(LEASES.c.answered.desc()).limit(SAME))
         }
         if len(looks) == 1:
             raters.note(

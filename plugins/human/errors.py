@@ -30,7 +30,10 @@ class Refused(TurnwiseError):
 
 
 class FormError(TurnwiseError, ValueError):
-    """What a form says cannot be an answer. The message is for the rater; `field` names the input."""
+    """What a form says cannot be an answer.
+
+    The message is for the rater; `field` names the input.
+    """
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)

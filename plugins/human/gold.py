@@ -13,9 +13,12 @@ from ...engine.records.feedback import Answer, Comparison, Request
 from . import tasks
 
 
-def read_gold(path: Path, task: str, run: str, stage: str) -> tuple[list[Episode], list[tuple[Request, dict[str, Any]]]]:
-    """Items whose answer is known, from a file: comparisons for rank and compare, scores or labels for score, scores of turns for mark (the
-    first negative one is where it went wrong; of labels, the first that is false).
+def read_gold(
+    path: Path, task: str, run: str, stage: str
+) -> tuple[list[Episode], list[tuple[Request, dict[str, Any]]]]:
+    """Items whose answer is known, from a file: comparisons for rank and compare, scores or labels
+    for score, scores of turns for mark (the first negative one is where it went wrong; of labels,
+    the first that is false).
 
     Raises:
         PreferenceError: the file holds something else, or an answer that any rater would get right.

@@ -1,12 +1,14 @@
 """What an answer would teach: the information it would give about which of several voices is right.
 
-Members of a reward-model ensemble, and judges, each have scores for the conversations of an item. A voice m says of a pair that the
-first is better with p_m = sigma(s_m,i - s_m,j). An answer is worth asking for where the voices are sure of different things (BALD,
-Houlsby et al. 2011, arXiv:1112.5745, eq. 2):
+Members of a reward-model ensemble, and judges, each have scores for the conversations of an item. A
+voice m says of a pair that the first is better with p_m = sigma(s_m,i - s_m,j). An answer is worth
+asking for where the voices are sure of different things (BALD, Houlsby et al. 2011,
+arXiv:1112.5745, eq. 2):
 
     I = H(mean_m p_m) - mean_m H(p_m)            H(p) = -p log p - (1-p) log (1-p)
 
-averaged over the item's pairs. Where all say one half, an answer is noise, and I is 0; so it is where all agree.
+averaged over the item's pairs. Where all say one half, an answer is noise, and I is 0; so it is
+where all agree.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from scipy.special import entr, expit
 
 
 def information(voices: NDArray[np.float64]) -> float:
-    """Bits of information in a ranking of the items, per pair; for a single conversation, in whether it is above its voices' usual.
+    """Bits of information in a ranking of the items, per pair; for a single conversation, in
+    whether it is above its voices' usual.
 
     Args:
         voices: [V, n] scores, in log-odds; a single conversation counts against 0.

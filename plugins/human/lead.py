@@ -1,6 +1,8 @@
-"""What a lead sees: who works how fast, how far raters agree and where they do not, whom to trust, and what is disputed.
+"""What a lead sees: who works how fast, how far raters agree and where they do not, whom to trust,
+and what is disputed.
 
-Everything is computed from the answers as they stand, gold apart. Nobody is excluded here: the numbers are for a person to act on.
+Everything is computed from the answers as they stand, gold apart. Nobody is excluded here: the
+numbers are for a person to act on.
 """
 
 from __future__ import annotations
@@ -43,8 +45,15 @@ class Study:
 
 def studies(ledger: Ledger, run: str) -> list[Study]:
     with ledger.reading() as db:
-        rows = db.execute(sa.select(STUDIES).where(STUDIES.c.run == run).order_by(STUDIES.c.source)).mappings()
-        return [Study(r["source"], json.loads(r["settings"]), json.loads(r["instructions"]), r["paused"]) for r in rows]
+        rows = db.execute(
+            sa.select(STUDIES).where(STUDIES.c.run == run).order_by(STUDIES.c.source)
+        ).mappings()
+        return [
+            Study(
+                r["source"], json.loads(r["settings"]), json.loads(r["instructions"]), r["paused"]
+            )
+            for r in rows
+        ]
 
 
 def strata(ledger: Ledger, run: str) -> dict[str, list[str]]:
@@ -58,13 +67,22 @@ def strata(ledger: Ledger, run: str) -> dict[str, list[str]]:
 
 def has_gold(ledger: Ledger, run: str) -> bool:
     with ledger.reading() as db:
-        return db.scalar(sa.select(ITEMS.c.id).where(ITEMS.c.run == run, ITEMS.c.gold.is_not(None)).limit(1)) is not None
+        return (
+            db.scalar(
+                sa.select(ITEMS.c.id).where(ITEMS.c.run == run, ITEMS.c.gold.is_not(None)).limit(1)
+            )
+            is not None
+        )
 
 
 def pause(ledger: Ledger, run: str, source: str, paused: bool) -> None:
     """Hands out no more tasks of a study, or does so again."""
     with ledger.writing() as db:
-        db.execute(STUDIES.update().where(STUDIES.c.run == run, STUDIES.c.source == source).values(paused=paused))
+        db.execute(
+            STUDIES.update()
+            .where(STUDIES.c.run == run, STUDIES.c.source == source)
+            .values(paused=paused)
+        )
 
 
 # The page.
@@ -87,37 +105,78 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
         mine = [s for s in work if s.source == study.source]
         own = judged(mine)
         table = [agreement("all raters", own)]
-        parts = {"score": study.settings["aspects"], "mark": ["first_wrong"]}.get(study.settings["task"], [])
-        table += [agreement("where it went wrong" if a == "first_wrong" else a, judged(mine, a)) for a in parts]
+        parts = {"score": study.settings["aspects"], "mark": ["first_wrong"]}.get(
+            study.settings["task"], []
+        )
+        table += [
+            agreement("where it went wrong" if a == "first_wrong" else a, judged(mine, a))
+            for a in parts
+        ]
         for name, choices in study.settings["strata"].items():
             stratum_of = {p.id: p.strata.get(name, "") for p in people}
-            table += [agreement(f"{name}: {c}", own.of({r for r, own_ in stratum_of.items() if own_ == c})) for c in choices]
+            table += [
+                agreement(
+                    f"{name}: {c}", own.of({r for r, own_ in stratum_of.items() if own_ == c})
+                )
+                for c in choices
+            ]
             table.append(agreement(f"between {name}s", between(own, stratum_of)))
         comparisons = [s.answer for s in mine if isinstance(s.answer, Comparison)]
-        shared = any(len(unit) > 1 for unit in own.units)  # of raters who share nothing an estimate is what was assumed before
+        # Of raters who share nothing an estimate is what was assumed before.
+        shared = any(len(unit) > 1 for unit in own.units)
         trust = judge.aggregate(comparisons) if judge is not None and shared else Aggregate({}, {})
         by_study[study.source] = {
-            "study": study, "agreement": table, "trust": trust.raters, "disputed": disputed(mine), "slots": desk.slots(run, study.source), "shared": shared,
+            "study": study, "agreement": table, "trust": trust.raters, "disputed": disputed(mine),
+            "slots": desk.slots(run, study.source), "shared": shared,
             "per_rater": [
-                agreement(names[p.id], versus(own, p.id)) for p in people if any(s.rater == p.id for s in mine)
+                agreement(names[p.id], versus(own,
+                        p.id)) for p in people if any(s.rater == p.id for s in mine)
             ],
         }  # fmt: skip
     now = ledger.clock()
     with ledger.reading() as db:
-        query = sa.select(EVENTS).where(EVENTS.c.run == run)  # what raters did comes before what somebody unknown tried
-        events = list(db.execute(query.order_by(EVENTS.c.rater == "", EVENTS.c.id.desc()).limit(200)).mappings())
+        # What raters did comes before what somebody unknown tried.
+        query = sa.select(EVENTS).where(EVENTS.c.run == run)
+        events = list(
+            db.execute(
+                query.order_by(EVENTS.c.rater == "", EVENTS.c.id.desc()).limit(200)
+            ).mappings()
+        )
         count = sa.select(EVENTS.c.rater, EVENTS.c.kind, sa.func.count()).where(EVENTS.c.run == run)
-        kinds = {(r, k): n for r, k, n in db.execute(count.group_by(EVENTS.c.rater, EVENTS.c.kind)).tuples()}
+        kinds = {
+            (r, k): n
+            for r, k, n in db.execute(count.group_by(EVENTS.c.rater, EVENTS.c.kind)).tuples()
+        }
     for p in people:
         mine = [s for s in said if s.rater == p.id]
         gold = [s for s in mine if s.gold]
-        rows.append({
-            "person": p, "answers": len(mine) - len(gold), "hour": sum(s.time > now - 3600 for s in mine),
-            "seconds": statistics.median(spent) if (spent := [s.seconds for s in mine if s.seconds]) else None, "gold": len(gold), "right": sum(bool(s.right) for s in gold),
-            "abstained": sum(s.answer.status != "scored" for s in mine),
-            "flags": {kind: kinds[p.id, kind] for kind in ("too fast", "always the same", "skipped", "refused") if (p.id, kind) in kinds},
-        })  # fmt: skip
-    return {"studies": by_study, "raters": rows, "events": events, "names": names, "answers": len(work)}
+        rows.append(
+            {
+                "person": p,
+                "answers": len(mine) - len(gold),
+                "hour": sum(s.time > now - 3600 for s in mine),
+                "seconds": (
+                    statistics.median(spent)
+                    if (spent := [s.seconds for s in mine if s.seconds])
+                    else None
+                ),
+                "gold": len(gold),
+                "right": sum(bool(s.right) for s in gold),
+                "abstained": sum(s.answer.status != "scored" for s in mine),
+                "flags": {
+                    kind: kinds[p.id, kind]
+                    for kind in ("too fast", "always the same", "skipped", "refused")
+                    if (p.id, kind) in kinds
+                },
+            }
+        )
+    return {
+        "studies": by_study,
+        "raters": rows,
+        "events": events,
+        "names": names,
+        "answers": len(work),
+    }
 
 
 def disputed(said: Sequence[Said]) -> list[dict[str, Any]]:
@@ -138,7 +197,11 @@ def disputed(said: Sequence[Said]) -> list[dict[str, Any]]:
 
 def item(ledger: Ledger, run: str, id_: str) -> Any:
     with ledger.reading() as db:
-        return db.execute(sa.select(ITEMS).where(ITEMS.c.id == id_, ITEMS.c.run == run)).mappings().first()
+        return (
+            db.execute(sa.select(ITEMS).where(ITEMS.c.id == id_, ITEMS.c.run == run))
+            .mappings()
+            .first()
+        )
 
 
 def item_page(ledger: Ledger, found: Any, renderers: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,18 +209,26 @@ def item_page(ledger: Ledger, found: Any, renderers: Mapping[str, Any]) -> dict[
     shown = json.loads(found["shown"])
     by_id = ledger.episodes(shown)
     episodes = [by_id[e] for e in shown]
-    settings = next(s.settings for s in studies(ledger, found["run"]) if s.source == found["source"]) | json.loads(found["ask"])
+    settings = next(
+        s.settings for s in studies(ledger, found["run"]) if s.source == found["source"]
+    ) | json.loads(found["ask"])
     render = renderers.get(settings["render"], renderers["markdown"])
     same = common(episodes) if len(episodes) > 1 else 0
     each = [blocks(e, render) for e in episodes]
     names = {p.id: p.name for p in raters.everybody(ledger, found["run"])}
     letter = {e.id: LETTERS[i] for i, e in enumerate(episodes)}
     rows = [
-        {"name": names[s.rater], "said": _words(s, letter), "seconds": s.seconds, "comment": s.answer.comment}
+        {
+            "name": names[s.rater],
+            "said": _words(s, letter),
+            "seconds": s.seconds,
+            "comment": s.answer.comment,
+        }
         for s in Desk(ledger).answers(found["run"], found["id"])
     ]
     return {
-        "item": found, "settings": settings, "letters": LETTERS, "before": folded(each[0][:same]) if same else None,
+        "item": found, "settings": settings, "letters": LETTERS,
+        "before": folded(each[0][:same]) if same else None,
         "talks": [folded(b[same:]) for b in each], "rows": rows,
     }  # fmt: skip
 
@@ -169,16 +240,21 @@ def _words(said: Said, letter: Mapping[str, str]) -> str:
     if isinstance(answer, Comparison):
         grade = f" (by {answer.strength:g} of 3)" if answer.strength else ""
         bad = ", all bad" if answer.details.get("all_bad") else ""
-        return " > ".join(" = ".join(letter[e] for e in tier) for tier in answer.ranking) + grade + bad
+        return (
+            " > ".join(" = ".join(letter[e] for e in tier) for tier in answer.ranking) + grade + bad
+        )
     if answer.turn_scores is not None:
         marks = {1.0: "good", -1.0: "bad"}
-        said_ = [f"reply {k + 1} {marks[m]}" for k, m in enumerate(answer.turn_scores) if m in marks]
+        said_ = [
+            f"reply {k + 1} {marks[m]}" for k, m in enumerate(answer.turn_scores) if m in marks
+        ]
         return ", ".join(said_) or "nothing went wrong"
     return ", ".join(f"{name} {value:.2f}" for name, value in answer.aspects.items())
 
 
 def make_gold(ledger: Ledger, run: str, id_: str) -> None:
-    """Lays out a copy of an item as gold: a lead's own answer to it is the right one, or else what all its raters say.
+    """Lays out a copy of an item as gold: a lead's own answer to it is the right one, or else what
+    all its raters say.
 
     Raises:
         ValueError: nobody knows the right answer.
@@ -193,7 +269,8 @@ def make_gold(ledger: Ledger, run: str, id_: str) -> None:
     answers = {canonical_json(known(s.answer, shown)) for s in trusted}
     if len(answers) != 1 or (len(trusted) < 2 and trusted[0].rater not in leads):
         raise ValueError(
-            "Raters do not agree on this item, or too few have seen it. Rate it yourself first; your answer is then the right one."
+            "Raters do not agree on this item, or too few have seen it. Rate it yourself first;"
+            " your answer is then the right one."
         )
     copy = {**found, "id": derive_id("gold", id_), "gold": answers.pop(), "time": ledger.clock()}
     with ledger.writing() as db:
@@ -205,16 +282,24 @@ def export(ledger: Ledger, run: str) -> list[dict[str, Any]]:
     """Every answer with its circumstances, flags included."""
     with ledger.reading() as db:
         flags = defaultdict(list)
-        query = sa.select(EVENTS.c.kind, LEASES.c.item, LEASES.c.rater).join(LEASES, LEASES.c.id == EVENTS.c.lease)
+        query = sa.select(EVENTS.c.kind, LEASES.c.item, LEASES.c.rater).join(
+            LEASES, LEASES.c.id == EVENTS.c.lease
+        )
         for kind, where, rater in db.execute(query):
             flags[where, rater].append(kind)
     rows, names = [], {p.id: p.name for p in raters.everybody(ledger, run)}
     for s in Desk(ledger).answers(run):
         keep = ("ranking", "strength", "turn_scores", "aspects", "comment", "status", "reason")
-        what = {k: getattr(s.answer, k) for k in keep if getattr(s.answer, k, None) not in (None, "", (), {})}
+        what = {
+            k: getattr(s.answer, k)
+            for k in keep
+            if getattr(s.answer, k, None) not in (None, "", (), {})
+        }
         rows.append({
-            "source": s.source, "task": s.task, "item": s.item, "target": s.answer.target, "order": s.answer.shown["order"],
-            "rater": s.rater, "name": names[s.rater], "stratum": s.answer.stamp.stratum, **what, "details": dict(s.answer.details), "gold": s.gold,
+            "source": s.source, "task": s.task, "item": s.item, "target": s.answer.target,
+            "order": s.answer.shown["order"],
+            "rater": s.rater, "name": names[s.rater], "stratum": s.answer.stamp.stratum, **what,
+            "details": dict(s.answer.details), "gold": s.gold,
             "right": s.right, "flags": sorted(flags[s.item, s.rater]), "time": s.time,
         })  # fmt: skip
     return rows

@@ -1,6 +1,7 @@
 """Raters: one-time links, sessions, gold that gates, and notes for the lead.
 
-Secrets are drawn with 256 bits and kept as SHA-256 hashes only: who reads the database can neither enter nor take over a session.
+Secrets are drawn with 256 bits and kept as SHA-256 hashes only: who reads the database can neither
+enter nor take over a session.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from .tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS
 
 LINK = 14 * 86400.0  # seconds a link is good for
 SESSION = 30 * 86400.0
-GOLD_FIRST, GOLD_LAST = 4, 8  # gold answers before anybody is judged by them; how many of the latest count
+# Gold answers before anybody is judged by them; how many of the latest count.
+GOLD_FIRST, GOLD_LAST = 4, 8
 
 USED = "This link has been used or is too old. Ask the person who invited you for a new one."
 WHY = {
-    "gated": "Several of your answers differ from what we know to be right. Please read the instructions once more; then you get a few "
-    "tasks to try again.",
+    "gated": (
+        "Several of your answers differ from what we know to be right. Please read the instructions"
+        " once more; then you get a few tasks to try again."
+    ),
     "blocked": "Your account rests for now. Please write to the person who invited you.",
     "paused": "Your account is paused. Please write to the person who invited you.",
 }
@@ -37,7 +41,8 @@ class Person:
     """A rater or lead.
 
     Attributes:
-        state: active; gated (failed gold), practice (on the second chance), blocked (failed that too), paused (by a lead).
+        state: active; gated (failed gold), practice (on the second chance), blocked (failed that
+            too), paused (by a lead).
         strata: what they declared of themselves.
     """
 
@@ -67,13 +72,15 @@ def hashed(secret: str) -> str:
 
 
 def invite(ledger: Ledger, run: str, name: str, role: str | None = None) -> str:
-    """A new account in a run, or a new link for one that exists, whose sessions end; returns the link's secret, which is kept nowhere.
+    """A new account in a run, or a new link for one that exists, whose sessions end; returns the
+    link's secret, which is kept nowhere.
 
     Args:
         role: "rater" or "lead"; default: as it is, and "rater" for somebody new.
 
     Raises:
-        ValueError: an empty name, a role that does not exist, or the last lead would be none any more.
+        ValueError: an empty name, a role that does not exist, or the last lead would be none any
+            more.
     """
     name = " ".join(name.split())[:200]
     if not name:
@@ -93,23 +100,38 @@ def invite(ledger: Ledger, run: str, name: str, role: str | None = None) -> str:
                 "role": role or "rater",
                 "state": "active",
             }
-            db.execute(RATERS.insert().values(**row, **link, strata="{}", gate=0.0, chances=0, time=now))
+            db.execute(
+                RATERS.insert().values(**row, **link, strata="{}", gate=0.0, chances=0, time=now)
+            )
             return secret
-        if known["role"] == "lead" and role == "rater" and sum(row["role"] == "lead" for row in everyone) == 1:
-            raise ValueError(f"{name} is the only lead of this run: make somebody else a lead first.")
-        db.execute(RATERS.update().where(RATERS.c.id == known["id"]).values(role=role or known["role"], **link))
+        if (
+            known["role"] == "lead"
+            and role == "rater"
+            and sum(row["role"] == "lead" for row in everyone) == 1
+        ):
+            raise ValueError(
+                f"{name} is the only lead of this run: make somebody else a lead first."
+            )
+        db.execute(
+            RATERS.update()
+            .where(RATERS.c.id == known["id"])
+            .values(role=role or known["role"], **link)
+        )
         db.execute(SESSIONS.delete().where(SESSIONS.c.rater == known["id"]))
     return secret
 
 
 def enter(ledger: Ledger, run: str, secret: str) -> str:
-    """Opens a session with a link's secret, which is used up by it; returns the cookie's secret. Never a session that was there before.
+    """Opens a session with a link's secret, which is used up by it; returns the cookie's secret.
+    Never a session that was there before.
 
     Raises:
         NoEntry: the link is unknown, used or too old.
     """
     cookie, now = secrets.token_urlsafe(32), ledger.clock()
-    known = sa.select(RATERS).where(RATERS.c.token == hashed(secret), RATERS.c.run == run, RATERS.c.token_expires >= now)
+    known = sa.select(RATERS).where(
+        RATERS.c.token == hashed(secret), RATERS.c.run == run, RATERS.c.token_expires >= now
+    )
     with ledger.reading() as db:  # strangers who guess keep nobody waiting
         if db.execute(known).first() is None:
             raise NoEntry(USED)
@@ -117,9 +139,16 @@ def enter(ledger: Ledger, run: str, secret: str) -> str:
         found = db.execute(known).mappings().first()
         if found is None:
             raise NoEntry(USED)
-        db.execute(RATERS.update().where(RATERS.c.id == found["id"]).values(token=None, token_expires=None))
+        db.execute(
+            RATERS.update().where(RATERS.c.id == found["id"]).values(token=None, token_expires=None)
+        )
         db.execute(SESSIONS.delete().where(SESSIONS.c.expires < now))
-        row = {"id": hashed(cookie), "rater": found["id"], "csrf": secrets.token_urlsafe(24), "expires": now + SESSION}
+        row = {
+            "id": hashed(cookie),
+            "rater": found["id"],
+            "csrf": secrets.token_urlsafe(24),
+            "expires": now + SESSION,
+        }
         db.execute(SESSIONS.insert().values(**row))
     return cookie
 
@@ -153,21 +182,32 @@ def everybody(ledger: Ledger, run: str) -> list[Person]:
     with ledger.reading() as db:
         return [
             _person(row)
-            for row in db.execute(sa.select(RATERS).where(RATERS.c.run == run).order_by(RATERS.c.time, RATERS.c.id)).mappings()
+            for row in db.execute(
+                sa.select(RATERS).where(RATERS.c.run == run).order_by(RATERS.c.time, RATERS.c.id)
+            ).mappings()
         ]
 
 
 def _person(row: Any) -> Person:
     strata = json.loads(row["strata"])
     return Person(
-        row["id"], row["run"], json.loads(row["name"]), row["role"], row["state"], strata, row["chances"], row["gate"]
+        row["id"],
+        row["run"],
+        json.loads(row["name"]),
+        row["role"],
+        row["state"],
+        strata,
+        row["chances"],
+        row["gate"],
     )
 
 
 def declare(ledger: Ledger, id_: str, strata: Mapping[str, str]) -> None:
     """What a rater says of themselves."""
     with ledger.writing() as db:
-        db.execute(RATERS.update().where(RATERS.c.id == id_).values(strata=json.dumps(dict(strata))))
+        db.execute(
+            RATERS.update().where(RATERS.c.id == id_).values(strata=json.dumps(dict(strata)))
+        )
 
 
 def set_state(ledger: Ledger, run: str, id_: str, state: str) -> None:
@@ -180,7 +220,11 @@ def set_state(ledger: Ledger, run: str, id_: str, state: str) -> None:
         raise ValueError(f"A lead sets an account active or paused, not {state!r}.")
     with ledger.writing() as db:
         clean = {"gate": ledger.clock(), "chances": 0} if state == "active" else {}
-        if not db.execute(RATERS.update().where(RATERS.c.id == id_, RATERS.c.run == run).values(state=state, **clean)).rowcount:
+        if not db.execute(
+            RATERS.update()
+            .where(RATERS.c.id == id_, RATERS.c.run == run)
+            .values(state=state, **clean)
+        ).rowcount:
             raise ValueError("There is no such account.")
         note(db, run, id_, state, "set by a lead", ledger.clock())
 
@@ -191,16 +235,19 @@ def try_again(ledger: Ledger, id_: str) -> None:
         if (who := person(db, id_)).state == "gated":
             now = ledger.clock()
             db.execute(
-                RATERS.update().where(RATERS.c.id == id_).values(state="practice", chances=RATERS.c.chances + 1, gate=now)
+                RATERS.update()
+                .where(RATERS.c.id == id_)
+                .values(state="practice", chances=RATERS.c.chances + 1, gate=now)
             )
             note(db, who.run, id_, "practice", "began the second chance", now)
 
 
 def check_gold(db: Connection, who: Person, share: float, now: float, ended: bool = False) -> None:
-    """Gates a rater whose gold is too often wrong. Earlier answers stay; the lead sees when it happened.
+    """Gates a rater whose gold is too often wrong. Earlier answers stay; the lead sees when it
+    happened.
 
-    Nobody is judged by fewer than four gold answers; the latest eight count. In practice four decide, or as many as there are when no
-    gold is left that they have not seen.
+    Nobody is judged by fewer than four gold answers; the latest eight count. In practice four
+    decide, or as many as there are when no gold is left that they have not seen.
 
     Args:
         share: of the gold that must be right.
@@ -209,7 +256,12 @@ def check_gold(db: Connection, who: Person, share: float, now: float, ended: boo
     query = (
         sa.select(LEASES.c.right)
         .join(ITEMS, ITEMS.c.id == LEASES.c.item)
-        .where(LEASES.c.rater == who.id, ITEMS.c.gold.is_not(None), LEASES.c.status == "answered", LEASES.c.answered > who.gate)
+        .where(
+            LEASES.c.rater == who.id,
+            ITEMS.c.gold.is_not(None),
+            LEASES.c.status == "answered",
+            LEASES.c.answered > who.gate,
+        )
         .order_by(LEASES.c.answered.desc())
         .limit(GOLD_FIRST if who.state == "practice" else GOLD_LAST)
     )
@@ -227,6 +279,18 @@ def check_gold(db: Connection, who: Person, share: float, now: float, ended: boo
     note(db, who.run, who.id, state, f"{sum(right)} of {len(right)} gold answers were right", now)
 
 
-def note(db: Connection, run: str, rater: str, kind: str, detail: str, now: float, lease: str | None = None) -> None:
+def note(
+    db: Connection,
+    run: str,
+    rater: str,
+    kind: str,
+    detail: str,
+    now: float,
+    lease: str | None = None,
+) -> None:
     """Something a lead should see."""
-    db.execute(EVENTS.insert().values(run=run, rater=rater, kind=kind, lease=lease, detail=detail[:1000], time=now))
+    db.execute(
+        EVENTS.insert().values(
+            run=run, rater=rater, kind=kind, lease=lease, detail=detail[:1000], time=now
+        )
+    )

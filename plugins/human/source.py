@@ -1,9 +1,12 @@
-"""`people`: asks people, on the pages of `turnwise rate`. They answer when they answer; the run goes on meanwhile, if it may.
+"""`people`: asks people, on the pages of `turnwise rate`. They answer when they answer; the run
+goes on meanwhile, if it may.
 
-    feedback: [{source: people, task: rank, raters: 3, instructions: instructions.md, gold: gold.jsonl}]
+    feedback: [{source: people, task: rank, raters: 3, instructions: instructions.md, gold:
+        gold.jsonl}]
 
-What is asked goes into the ledger's database and is handed to raters by the desk (`desk.py`). What they say waits there until this
-source collects it, a little later than it was said, so that a slip can be taken back before it counts.
+What is asked goes into the ledger's database and is handed to raters by the desk (`desk.py`). What
+they say waits there until this source collects it, a little later than it was said, so that a slip
+can be taken back before it counts.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from .tables import ITEMS, prepare
 from .tasks import LETTERS, TASKS
 
 LOOK = 5.0  # seconds between looks at what is worth asking
-NAMES = 20_000  # characters that the names of one list may have: in a form, an emoji takes twelve bytes
+# Characters that the names of one list may have: in a form, an emoji takes twelve bytes.
+NAMES = 20_000
 NEWEST = 2000  # open items that are looked at
 QUESTIONS = {
     "rank": "Which of these conversations went best for the person asking?",
@@ -50,22 +54,27 @@ class People:
     """Asks people to rate conversations.
 
     Attributes:
-        task: "rank" (all conversations of a start), "compare" (two side by side), "score" (one, on aspects) or "mark" (its turns).
+        task: "rank" (all conversations of a start), "compare" (two side by side), "score" (one, on
+            aspects) or "mark" (its turns).
         question: what raters read above each task.
         instructions: a Markdown file, or a text: what raters read before they begin.
         aspects: of "score".
         scale: points per aspect, 2 to 10.
         pairs: of "compare": how many pairs of each group are asked about; default: all.
         gold: a file of items whose answer is known (see docs/people.md), mixed in unseen.
-        gold_share: how many of a rater's tasks are gold, as long as there are any they have not seen.
-        gold_pass: the share of gold a rater must get right; below it they are shown the instructions and tried again.
-        order: "value" asks first what would teach most (see `value.py`), and of what teaches the same, what is little covered; "random": neither.
-        random_share: of the items, a simple random sample that is asked in random order beside the others, and says so: for estimates that
-            must not be biased.
+        gold_share: how many of a rater's tasks are gold, as long as there are any they have not
+            seen.
+        gold_pass: the share of gold a rater must get right; below it they are shown the
+            instructions and tried again.
+        order: "value" asks first what would teach most (see `value.py`), and of what teaches the
+            same, what is little covered; "random": neither.
+        random_share: of the items, a simple random sample that is asked in random order beside the
+            others, and says so: for estimates that must not be biased.
         lease: seconds a rater may hold a task before somebody else gets it.
         undo: seconds an answer can be taken back before it counts.
         skips: how many raters may pass an item on before it counts as one nobody can judge.
-        strata: what raters say of themselves, name to choices; the first is the one that rewards are made by.
+        strata: what raters say of themselves, name to choices; the first is the one that rewards
+            are made by.
         reading: words per minute above which an answer is flagged as too fast to have been read.
         render: how messages are shown, "markdown", "plain" or a registered renderer.
 
@@ -91,13 +100,25 @@ class People:
     reading: float = 1200.0
     render: str = "markdown"
 
-    answers_in_ledger: ClassVar[bool] = True  # under the request they answer, and `receive` returns nothing
+    # Under the request they answer, and `receive` returns nothing.
+    answers_in_ledger: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, value, known in (("task", self.task, TASKS), ("order", self.order, ("value", "random"))):
+        for name, value, known in (
+            ("task", self.task, TASKS),
+            ("order", self.order, ("value", "random")),
+        ):
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.{did_you_mean(value, known)}")
-        for name, low, high in (("gold_share", 0, 0.9), ("gold_pass", 0, 1), ("random_share", 0, 1), ("scale", 2, 10)):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got"
+                    f" {value!r}.{did_you_mean(value, known)}"
+                )
+        for name, low, high in (
+            ("gold_share", 0, 0.9),
+            ("gold_pass", 0, 1),
+            ("random_share", 0, 1),
+            ("scale", 2, 10),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must lie in {low} to {high}, got {getattr(self, name)}")
         for name in ("lease", "reading"):
@@ -108,16 +129,21 @@ class People:
         self.aspects = _names("aspects", self.aspects)
         if not isinstance(self.strata, Mapping):
             raise ValueError(
-                f"strata must be names with their choices, such as {{language: [English, German]}}, got {self.strata!r}"
+                "strata must be names with their choices, such as {language: [English, German]},"
+                f" got {self.strata!r}"
             )
         names = _names("strata", list(self.strata))
-        self.strata = {name: _names(f"strata: {name}", said) for name, said in zip(names, self.strata.values(), strict=True)}
+        self.strata = {
+            name: _names(f"strata: {name}", said)
+            for name, said in zip(names, self.strata.values(), strict=True)
+        }
         if self.task == "score" and not self.aspects:
             raise ValueError("the task score needs aspects")
         if self.gold is not None and not Path(self.gold).exists():
             raise ValueError(f"gold: there is no file {self.gold}")
         if self.gold is not None:
-            read_gold(Path(self.gold), self.task, "", "")  # what is wrong with it shows before the run
+            # What is wrong with it shows before the run.
+            read_gold(Path(self.gold), self.task, "", "")
         self.question = self.question or QUESTIONS[self.task]
         self.version = derive_id(asdict(self))
         self._text = _text(self.instructions)
@@ -136,14 +162,22 @@ class People:
     @property
     def ask(self) -> dict[str, Any]:
         """What every request says of the task."""
-        return {"task": self.task, "question": self.question, "aspects": list(self.aspects), "scale": self.scale}
+        return {
+            "task": self.task,
+            "question": self.question,
+            "aspects": list(self.aspects),
+            "scale": self.scale,
+        }
 
     # What the engine calls.
 
     def open(self, context: Context) -> None:
         self._context = context
         if context.ledger is None:
-            raise ValueError("people can be asked within a run only: its ledger is where the raters find their tasks")
+            raise ValueError(
+                "people can be asked within a run only: its ledger is where the raters find their"
+                " tasks"
+            )
         prepare(context.ledger)
         self._looked = -math.inf
 
@@ -156,11 +190,14 @@ class People:
         if self.task == "rank":
             if len(episodes) > len(LETTERS):
                 raise ValueError(
-                    f"{len(episodes)} conversations cannot be ranked on one page; at most {len(LETTERS)} can, and few should"
+                    f"{len(episodes)} conversations cannot be ranked on one page; at most"
+                    f" {len(LETTERS)} can, and few should"
                 )
             return [Question(group, tuple(episodes), self.ask)]
         if self.task == "compare":
-            chosen = sorted(combinations(episodes, 2), key=lambda pair: derive_id("pair", [e.id for e in pair]))[: self.pairs]
+            chosen = sorted(
+                combinations(episodes, 2), key=lambda pair: derive_id("pair", [e.id for e in pair])
+            )[: self.pairs]
             return [Question(group, pair, self.ask) for pair in chosen]
         return [Question(e.id, (e,), self.ask) for e in episodes]
 
@@ -175,7 +212,10 @@ class People:
         self._looked = -math.inf
 
     def receive(self) -> list[Feedback | Comparison]:
-        """Collects what raters said and can no longer take back: it is in the ledger then, and this returns nothing."""
+        """Collects what raters said and can no longer take back:
+
+        it is in the ledger then, and this returns nothing.
+        """
         context = self._opened()
         now = context.clock()
         if self.order == "value" and now - self._looked >= LOOK:
@@ -185,7 +225,10 @@ class People:
         return []
 
     def close(self) -> None:
-        """What is on the desk when a stage ends is collected too; the service goes on collecting after that."""
+        """What is on the desk when a stage ends is collected too;
+
+        the service goes on collecting after that.
+        """
         if self._context is not None:
             Desk(self._context.ledger).collect(self._context.run, self._context.name, undo=0.0)
 
@@ -205,8 +248,8 @@ class People:
 
 
 def _names(what: str, said: Any) -> list[str]:
-    """Names that raters choose or are asked about, as texts, also where YAML takes them for numbers, truth values, dates or nothing
-    (`yes` reads "True"; in quotes it stays itself).
+    """Names that raters choose or are asked about, as texts, also where YAML takes them for
+    numbers, truth values, dates or nothing (`yes` reads "True"; in quotes it stays itself).
 
     Raises:
         ValueError: no list, or a name that no form can send or that is there twice.
@@ -217,20 +260,27 @@ def _names(what: str, said: Any) -> list[str]:
     for name in names:
         if not name or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
             raise ValueError(
-                f"{what}: {name!r} is no name a form can send: it is empty, or holds a line break or another control character"
+                f"{what}: {name!r} is no name a form can send: it is empty, or holds a line break"
+                " or another control character"
             )
         if not any(unicodedata.category(c)[0] in "LMNPS" for c in name):
             raise ValueError(f"{what}: nobody can see the name {name!r}")
         if names.count(name) > 1:
             raise ValueError(f"{what}: {name!r} is there twice")
     if (length := sum(map(len, names))) > NAMES:
-        raise ValueError(f"{what}: {length:,} characters of names are more than a form can send: {NAMES:,}")
+        raise ValueError(
+            f"{what}: {length:,} characters of names are more than a form can send: {NAMES:,}"
+        )
     return names
 
 
 def _text(instructions: str) -> str:
     """The file's text, where a file is named."""
-    path = Path(instructions) if instructions and "\n" not in instructions and len(instructions) < 1000 else None
+    path = (
+        Path(instructions)
+        if instructions and "\n" not in instructions and len(instructions) < 1000
+        else None
+    )
     if path is not None and path.suffix in (".md", ".txt"):
         try:
             return path.read_text(encoding="utf-8")
@@ -248,30 +298,46 @@ def _spell(seconds: float) -> str:
 
 
 def value_items(ledger: Ledger, run: str, source: str) -> None:
-    """Writes what an answer to each open item would teach, by the voices that have been heard of it by now: members of a reward model's
-    ensemble (`details["members"]`, log-odds), and judges.
+    """Writes what an answer to each open item would teach, by the voices that have been heard of it
+    by now: members of a reward model's ensemble (`details["members"]`, log-odds), and judges.
 
-    Judges score as they like, so theirs are taken in units of their own spread over the items looked at.
+    Judges score as they like, so theirs are taken in units of their own spread over the items
+    looked at.
     """
     with ledger.reading() as db:
         filled = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.request == REQUESTS.c.id).exists()
         open_ = sa.select(REQUESTS.c.id).where(REQUESTS.c.item == ITEMS.c.id, ~filled).exists()
         query = sa.select(ITEMS.c.id, ITEMS.c.group, ITEMS.c.shown, ITEMS.c.value)
-        query = query.where(ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), open_)
+        query = query.where(
+            ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), open_
+        )
         waiting = list(db.execute(query.order_by(ITEMS.c.time.desc()).limit(NEWEST)))
     if not waiting:
         return
-    heard = voices(a for a in ledger.feedback(sorted({row.group for row in waiting})) if a.stamp.source != source)
+    heard = voices(
+        a
+        for a in ledger.feedback(sorted({row.group for row in waiting}))
+        if a.stamp.source != source
+    )
     values = []
     for row in waiting:
         shown = json.loads(row.shown)
         common = sorted(set.intersection(*(set(heard.get(e, {})) for e in shown)))
-        worth = information(np.array([[heard[e][v] for e in shown] for v in common])) if len(common) > 1 else 0.0
+        worth = (
+            information(np.array([[heard[e][v] for e in shown] for v in common]))
+            if len(common) > 1
+            else 0.0
+        )
         if worth != row.value:
             values.append({"item": row.id, "worth": worth})
     if values:
         with ledger.writing() as db:
-            db.execute(ITEMS.update().where(ITEMS.c.id == sa.bindparam("item")).values(value=sa.bindparam("worth")), values)
+            db.execute(
+                ITEMS.update()
+                .where(ITEMS.c.id == sa.bindparam("item"))
+                .values(value=sa.bindparam("worth")),
+                values,
+            )
 
 
 def voices(answers: Iterable[Feedback | Comparison]) -> dict[str, dict[str, float]]:

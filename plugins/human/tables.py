@@ -1,7 +1,8 @@
-"""What the rating service keeps beside the ledger, in the same database: studies, items, leases, raters, sessions, events.
+"""What the rating service keeps beside the ledger, in the same database: studies, items, leases,
+raters, sessions, events.
 
-Episodes, requests and answers are the ledger's. Here stands who holds which question, what they have said and not yet handed over,
-and who they are.
+Episodes, requests and answers are the ledger's. Here stands who holds which question, what they
+have said and not yet handed over, and who they are.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ ITEMS = sa.Table(  # one question, whoever answers it
     sa.Column("group", sa.String, nullable=False, index=True),
     sa.Column("start", sa.String, nullable=False, index=True),
     sa.Column("shown", sa.String, nullable=False),  # JSON: episode ids
-    sa.Column("ask", sa.String, nullable=False),  # JSON: the task and what belongs to it, as it was when this was asked
+    # JSON: the task and what belongs to it, as it was when this was asked.
+    sa.Column("ask", sa.String, nullable=False),
     sa.Column("value", sa.Float, nullable=False, default=0.0),  # what an answer would teach
     sa.Column(
         "luck", sa.Float, nullable=False
@@ -46,17 +48,20 @@ LEASES = sa.Table(  # an item in a rater's hands, or their answer to it
     sa.Column("id", sa.String, primary_key=True),  # unguessable: it stands in the address
     sa.Column("item", sa.String, nullable=False, index=True),
     sa.Column("rater", sa.String, nullable=False, index=True),
-    sa.Column("request", sa.String, index=True),  # the slot it fills; null: gold, or all slots were taken
+    # The slot it fills; null: gold, or all slots were taken.
+    sa.Column("request", sa.String, index=True),
     sa.Column("status", sa.String, nullable=False),  # open, answered, skipped
     sa.Column("order", sa.String, nullable=False),  # JSON: episode ids as displayed
     sa.Column("chosen", sa.String, nullable=False),  # value, random, gold
     sa.Column("draft", sa.String, nullable=False, default="{}"),  # JSON: the form as it stands
     sa.Column("answer", sa.String),  # JSON: what was said
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("delivered", sa.Integer, nullable=False, default=0),  # the attempt that the ledger has
+    # The attempt that the ledger has.
+    sa.Column("delivered", sa.Integer, nullable=False, default=0),
     sa.Column("seconds", sa.Float),
     sa.Column("right", sa.Boolean),  # of gold, the first answer
-    sa.Column("passed", sa.Boolean, nullable=False, default=False),  # the rater gave it to somebody else
+    # The rater gave it to somebody else.
+    sa.Column("passed", sa.Boolean, nullable=False, default=False),
     sa.Column("since", sa.Float, nullable=False),
     sa.Column("expires", sa.Float, nullable=False),
     sa.Column("answered", sa.Float),
@@ -73,7 +78,8 @@ RATERS = sa.Table(
     sa.Column("strata", sa.String, nullable=False, default="{}"),  # JSON: what they declared
     sa.Column("token", sa.String, unique=True),  # hash of the link's secret; null once used
     sa.Column("token_expires", sa.Float),
-    sa.Column("gate", sa.Float, nullable=False, default=0.0),  # gold answered before this no longer counts
+    # Gold answered before this no longer counts.
+    sa.Column("gate", sa.Float, nullable=False, default=0.0),
     sa.Column("chances", sa.Integer, nullable=False, default=0),
     sa.Column("time", sa.Float, nullable=False),
     sa.UniqueConstraint("run", "name"),

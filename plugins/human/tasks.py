@@ -1,11 +1,14 @@
 """The four kinds of task: what a form says, as an answer.
 
-    rank      K conversations that started alike: a rank each, ties allowed, and whether all of them are bad
-    compare   two of them side by side: -3 (the first is much better) to 3 (the second is much better), 0 is a tie
+    rank      K conversations that started alike: a rank each, ties allowed, and whether all of them
+              are bad
+    compare   two of them side by side: -3 (the first is much better) to 3 (the second is much
+              better), 0 is a tie
     score     one conversation on named aspects, 1 to `scale` points each; kept as 0 to 1
     mark      one conversation: turns good (+1) or bad (-1), and the first turn where it went wrong
 
-Everything a browser sends passes through here. What does not fit is refused with the field's name; nothing is guessed.
+Everything a browser sends passes through here. What does not fit is refused with the field's name;
+nothing is guessed.
 """
 
 from __future__ import annotations
@@ -27,7 +30,12 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def read(
-    task: str, form: Mapping[str, str], shown: Sequence[Episode], aspects: Sequence[str], scale: int, more: Mapping[str, Any]
+    task: str,
+    form: Mapping[str, str],
+    shown: Sequence[Episode],
+    aspects: Sequence[str],
+    scale: int,
+    more: Mapping[str, Any],
 ) -> Feedback | Comparison:
     """An answer of a form.
 
@@ -41,28 +49,52 @@ def read(
     """
     comment = form.get("comment", "").replace("\r\n", "\n").strip()
     if (length := len(comment.encode("utf-16-le", "replace")) // 2) > COMMENT:
-        raise FormError("comment", f"The comment is too long: {length:,} of {COMMENT:,} characters.")
-    said: dict[str, Any] = {"comment": comment, "shown": {"order": [e.id for e in shown]}, "details": dict(more)}
+        raise FormError(
+            "comment", f"The comment is too long: {length:,} of {COMMENT:,} characters."
+        )
+    said: dict[str, Any] = {
+        "comment": comment,
+        "shown": {"order": [e.id for e in shown]},
+        "details": dict(more),
+    }
     kind: Any = Comparison if task in ("rank", "compare") else Feedback
     target = shown[0].group if task in ("rank", "compare") else shown[0].id
     if form.get("verdict") == "cannot":
-        return kind.abstained(target, form.get("reason", "").strip()[:COMMENT] or "the rater could not judge", **said)
+        return kind.abstained(
+            target, form.get("reason", "").strip()[:COMMENT] or "the rater could not judge", **said
+        )
     if task == "rank":
         places = [
-            _whole(form, f"rank-{i}", 1, len(shown), f"Give conversation {LETTERS[i]} a rank.") for i in range(len(shown))
+            _whole(form, f"rank-{i}", 1, len(shown), f"Give conversation {LETTERS[i]} a rank.")
+            for i in range(len(shown))
         ]
-        tiers = [tuple(e.id for e, p in zip(shown, places, strict=True) if p == place) for place in sorted(set(places))]
+        tiers = [
+            tuple(e.id for e, p in zip(shown, places, strict=True) if p == place)
+            for place in sorted(set(places))
+        ]
         if form.get("all_bad"):
             said["details"]["all_bad"] = True
         return Comparison(target, tuple(tiers), **said)
     if task == "compare":
-        grade = _whole(form, "preference", -3, 3, "Say which one is better, or that they are equally good.")
+        grade = _whole(
+            form, "preference", -3, 3, "Say which one is better, or that they are equally good."
+        )
         first, second = (e.id for e in shown)
-        ranking = ((first, second),) if grade == 0 else ((first,), (second,)) if grade < 0 else ((second,), (first,))
+        ranking = (
+            ((first, second),)
+            if grade == 0
+            else ((first,), (second,))
+            if grade < 0
+            else ((second,), (first,))
+        )
         return Comparison(target, ranking, strength=float(abs(grade)), **said)
     if task == "score":
-        points = {a: _whole(form, f"aspect-{a}", 1, scale, f"Give points for {a!r}.") for a in aspects}
-        return Feedback(target, aspects={a: (p - 1) / (scale - 1) for a, p in points.items()}, **said)
+        points = {
+            a: _whole(form, f"aspect-{a}", 1, scale, f"Give points for {a!r}.") for a in aspects
+        }
+        return Feedback(
+            target, aspects={a: (p - 1) / (scale - 1) for a, p in points.items()}, **said
+        )
     return _marks(form, shown[0], said)
 
 
@@ -71,13 +103,18 @@ def _marks(form: Mapping[str, str], episode: Episode, said: dict[str, Any]) -> F
     for k in range(len(episode.turns)):
         mark = form.get(f"turn-{k}", "")
         if mark not in ("", "good", "bad"):
-            raise FormError(f"turn-{k}", f"A reply is good, bad, or left unmarked, not {mark[:20]!r}.")
+            raise FormError(
+                f"turn-{k}", f"A reply is good, bad, or left unmarked, not {mark[:20]!r}."
+            )
         turns.append({"good": 1.0, "bad": -1.0}.get(mark))
     wrong = form.get("first_wrong", "")
     if wrong not in ("", "none"):
         first = _whole(form, "first_wrong", 0, len(turns) - 1, "Choose one of the replies.")
         if turns[first] == 1.0:
-            raise FormError("first_wrong", f"Reply {first + 1} is marked good, and as the one where it went wrong.")
+            raise FormError(
+                "first_wrong",
+                f"Reply {first + 1} is marked good, and as the one where it went wrong.",
+            )
         turns[first] = -1.0
         said["details"]["first_wrong"] = first
     elif wrong == "none":
@@ -105,13 +142,17 @@ def common(episodes: Sequence[Episode]) -> int:
     """How many messages all of them begin with."""
     said = [e.messages for e in episodes]
     same = 0
-    while all(len(m) > same for m in said) and len({(m[same].role, m[same].content) for m in said}) == 1:
+    while (
+        all(len(m) > same for m in said)
+        and len({(m[same].role, m[same].content) for m in said}) == 1
+    ):
         same += 1
     return same
 
 
 def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[str, Any]:
-    """An answer as one that gold can be checked against: {"ranking": tiers}, {"score": number}, or {"first_wrong": turn, or None}.
+    """An answer as one that gold can be checked against: {"ranking": tiers}, {"score": number}, or
+    {"first_wrong": turn, or None}.
 
     Args:
         shown: the conversations it is about, of which those that are ranked apart must differ.
@@ -125,15 +166,18 @@ def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[
         said = {e.id: tuple((m.role, m.content) for m in e.messages) for e in shown}
         tiers = [{said[e] for e in tier if e in said} for tier in answer.ranking]
         if any(one & other for i, one in enumerate(tiers) for other in tiers[i + 1 :]):
-            raise ValueError("of conversations with the same words nobody can know which is better: they cannot be gold")
+            raise ValueError(
+                "of conversations with the same words nobody can know which is better: they cannot"
+                " be gold"
+            )
         return {"ranking": [sorted(tier) for tier in answer.ranking]}
     if answer.turn_scores is None:
         said_ = [answer.score] if answer.score is not None else list(answer.aspects.values())
         points = [p for p in said_ if p is not None]
         if any(not 0 <= p <= 1 for p in points):
             raise ValueError(
-                f"scores that are gold lie in 0 (worst) to 1 (best), got {max(points, key=abs):g}: bring other scales there first, "
-                "such as (stars - 1) / 4"
+                f"scores that are gold lie in 0 (worst) to 1 (best), got {max(points, key=abs):g}:"
+                " bring other scales there first, such as (stars - 1) / 4"
             )
         mean = sum(points) / len(points) if points else 0.5
         if abs(mean - 0.5) < 1e-9:
@@ -144,7 +188,8 @@ def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[
     marks = answer.turn_scores
     if any(m not in (None, -1, 0, 1) for m in marks):
         raise ValueError(
-            "marks that are gold are -1, 0 or 1, or true and false: of other numbers nobody knows from where on they are bad"
+            "marks that are gold are -1, 0 or 1, or true and false: of other numbers nobody knows"
+            " from where on they are bad"
         )
     if any(m is not None and m < 0 for m in marks):
         return {"first_wrong": next(k for k, m in enumerate(marks) if m is not None and m < 0)}
@@ -154,7 +199,8 @@ def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[
 
 
 def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
-    """Whether an answer to a gold item is right: two thirds of the pairs ordered as they should be, points on the right half, the right turn.
+    """Whether an answer to a gold item is right: two thirds of the pairs ordered as they should be,
+    points on the right half, the right turn.
 
     Args:
         gold: as `known` says.
@@ -164,11 +210,18 @@ def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
     if isinstance(answer, Comparison):
         place = {e: i for i, tier in enumerate(answer.ranking) for e in tier}
         tiers = gold["ranking"]
-        pairs = [(a, b) for i, tier in enumerate(tiers) for a in tier for lower in tiers[i + 1 :] for b in lower]
+        pairs = [
+            (a, b)
+            for i, tier in enumerate(tiers)
+            for a in tier
+            for lower in tiers[i + 1 :]
+            for b in lower
+        ]
         return sum(place[a] < place[b] for a, b in pairs) >= 2 / 3 * len(pairs)
     if "first_wrong" in gold:
         try:
-            return known(answer) == gold  # who marks the right reply bad has found it, chosen as the first or not
+            # Who marks the right reply bad has found it, chosen as the first or not.
+            return known(answer) == gold
         except ValueError:
             return False
     mean = sum(answer.aspects.values()) / len(answer.aspects)

@@ -1,20 +1,26 @@
-"""`dpo`: direct preference optimization over whole conversations or single turns, from comparisons, without a reward model and without play.
+"""`dpo`: direct preference optimization over whole conversations or single turns, from comparisons,
+without a reward model and without play.
 
-With h = log pi/pi_ref of the better conversation less that of the worse, and p the probability that the better one is better:
+With h = log pi/pi_ref of the better conversation less that of the worse, and p the probability that
+the better one is better:
 
-    "sigmoid"   -[ p log sigma(beta h) + (1 - p) log sigma(-beta h) ]          Rafailov et al. 2023 (arXiv:2305.18290, eq. 7); soft p:
+    "sigmoid"   -[ p log sigma(beta h) + (1 - p) log sigma(-beta h) ]   Rafailov et al. 2023
+                (arXiv:2305.18290, eq. 7); soft p:
                                                                                Mitchell 2023 (cDPO)
-    "ipo"       p (h - 1/(2 beta))^2 + (1 - p) (h + 1/(2 beta))^2              Azar et al. 2023 (arXiv:2310.12036, eq. 17)
-    "hinge"     p max(0, 1 - beta h) + (1 - p) max(0, 1 + beta h)              Zhao et al. 2023 (SLiC-HF, arXiv:2305.10425)
+    "ipo"       p (h - 1/(2 beta))^2 + (1 - p) (h + 1/(2 beta))^2   Azar et al. 2023
+                (arXiv:2310.12036, eq. 17)
+    "hinge"     p max(0, 1 - beta h) + (1 - p) max(0, 1 + beta h)   Zhao et al. 2023 (SLiC-HF,
+                arXiv:2305.10425)
 
     p = (1 - label_smoothing) * P(better is better) + label_smoothing / 2
 
-log pi sums over the agent's tokens; what it observed is context. With `length_normalise` it is their mean (the papers sum; trl takes the mean
-for ipo, and only there). With `unit: turn` only the first turn in which the two conversations differ counts: both were asked the same,
-and what came later was another conversation. Pairs without such a turn are left out and counted.
+log pi sums over the agent's tokens; what it observed is context. With `length_normalise` it is
+their mean (the papers sum; trl takes the mean for ipo, and only there). With `unit: turn` only the
+first turn in which the two conversations differ counts: both were asked the same, and what came
+later was another conversation. Pairs without such a turn are left out and counted.
 
-The derivative of the loss in each turn's log-prob is taken first, then each micro-batch is run once with its share: the gradient is that of
-the whole minibatch of pairs, whatever fits into memory.
+The derivative of the loss in each turn's log-prob is taken first, then each micro-batch is run once
+with its share: the gradient is that of the whole minibatch of pairs, whatever fits into memory.
 """
 
 from __future__ import annotations
@@ -37,7 +43,12 @@ Form = Literal["sigmoid", "ipo", "hinge"]
 
 
 def dpo_loss(
-    better: Tensor, worse: Tensor, probability: Tensor, beta: float, label_smoothing: float = 0.0, form: Form = "sigmoid"
+    better: Tensor,
+    worse: Tensor,
+    probability: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+    form: Form = "sigmoid",
 ) -> Tensor:
     """The loss of each pair, [P].
 
@@ -60,7 +71,10 @@ def dpo_loss(
 
 
 def parting(one: Episode, other: Episode) -> int | None:
-    """The first turn in which two conversations reply differently to the same words; None if what was said to them differs first."""
+    """The first turn in which two conversations reply differently to the same words;
+
+    None if what was said to them differs first.
+    """
     for k, (a, b) in enumerate(zip(one.turns, other.turns, strict=False)):
         if a.observation != b.observation:
             return None
@@ -101,7 +115,10 @@ class DPO:
         micro_tokens: int = 8192,
     ) -> None:
         if beta <= 0 or not 0 <= label_smoothing < 1:
-            raise ValueError(f"beta must be positive and label_smoothing in [0, 1), got {beta} and {label_smoothing}")
+            raise ValueError(
+                f"beta must be positive and label_smoothing in [0, 1), got {beta} and"
+                f" {label_smoothing}"
+            )
         if loss not in ("sigmoid", "ipo", "hinge"):
             raise ValueError(f"loss must be 'sigmoid', 'ipo' or 'hinge', got {loss!r}")
         if unit not in ("conversation", "turn"):
@@ -110,7 +127,12 @@ class DPO:
         self.label_smoothing, self.length_normalise = label_smoothing, length_normalise
         self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
         self._learner = settings(
-            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+            lr=lr,
+            warmup=warmup,
+            decay=decay,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            micro_tokens=micro_tokens,
         )
 
     def setup(self, policy: Policy) -> None:
@@ -118,13 +140,17 @@ class DPO:
         self.learner = Learner(policy, **self._learner)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
-        batch.reference_logprobs = policy.logprobs(batch, micro_tokens=self.learner.micro_tokens, reference=True)
+        batch.reference_logprobs = policy.logprobs(
+            batch, micro_tokens=self.learner.micro_tokens, reference=True
+        )
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
         pairs = batch.pairs
         assert pairs is not None
         assert batch.reference_logprobs is not None
-        reference, length = turn_sums(batch.reference_logprobs, batch.turn, batch.mask, batch.turn_mask.shape[1])
+        reference, length = turn_sums(
+            batch.reference_logprobs, batch.turn, batch.mask, batch.turn_mask.shape[1]
+        )
         better_share, worse_share, kept = self._shares(batch, length)
         usable, kept = len(kept), [p for p in kept if pairs.weight[p] > 0]
         norms, losses, margins, right, count = [], 0.0, 0.0, 0.0, 0
@@ -135,38 +161,61 @@ class DPO:
                 episodes = sorted({*better.tolist(), *worse.tolist()})
                 mine = replace(batch, rows=tuple(r for r in batch.rows if r.episode in episodes))
                 now = policy.logprobs(mine, micro_tokens=self.learner.micro_tokens)
-                ratio = (turn_sums(now, batch.turn, batch.mask, batch.turn_mask.shape[1])[0] - reference).requires_grad_()
+                ratio = (
+                    turn_sums(now, batch.turn, batch.mask, batch.turn_mask.shape[1])[0] - reference
+                ).requires_grad_()
                 first = (ratio[better] * better_share[at]).sum(1)
                 second = (ratio[worse] * worse_share[at]).sum(1)
-                each = dpo_loss(first, second, pairs.probability[at], self.beta, self.label_smoothing, self.loss)
+                each = dpo_loss(
+                    first, second, pairs.probability[at], self.beta, self.label_smoothing, self.loss
+                )
                 weight = pairs.weight[at] / pairs.weight[at].sum()
                 [slope] = torch.autograd.grad((each * weight).sum(), ratio)
                 for micro in self.learner.micro_batches(batch.rows, episodes):
                     out = policy.score(micro, batch.temperature, self.learner.network)
-                    own = slope[micro.episode, batch.turn[micro.episode, micro.action]].to(out.logprobs.device)
+                    own = slope[micro.episode, batch.turn[micro.episode, micro.action]].to(
+                        out.logprobs.device
+                    )
                     self.learner.backward((out.logprobs * own).sum(), micro)
-                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
+                norms.append(
+                    self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes])
+                )
                 gap = (first - second).detach()
                 losses += float(each.detach().sum())
                 margins += float(self.beta * gap.sum())
                 right += float((gap > 0).sum())
                 count += len(chosen)
-        means = {"loss": losses / count, "margin": margins / count, "accuracy": right / count} if count else {}
-        return {**means, **self.learner.metrics(norms), "pairs_without_turn": float(len(pairs.better) - usable)}
+        means = (
+            {"loss": losses / count, "margin": margins / count, "accuracy": right / count}
+            if count
+            else {}
+        )
+        return {
+            **means,
+            **self.learner.metrics(norms),
+            "pairs_without_turn": float(len(pairs.better) - usable),
+        }
 
     def _shares(self, batch: Batch, length: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """How much each turn of the better and of the worse conversation counts in a pair, [P, K] each, and the pairs that can train."""
+        """How much each turn of the better and of the worse conversation counts in a pair, [P, K]
+        each, and the pairs that can train."""
         assert batch.pairs is not None
         better_share = torch.zeros(len(batch.pairs.better), length.shape[1])
         worse_share, kept = torch.zeros_like(better_share), []
-        for p, (b, w) in enumerate(zip(batch.pairs.better.tolist(), batch.pairs.worse.tolist(), strict=True)):
+        for p, (b, w) in enumerate(
+            zip(batch.pairs.better.tolist(), batch.pairs.worse.tolist(), strict=True)
+        ):
             turn = parting(batch.episodes[b], batch.episodes[w]) if self.unit == "turn" else None
             if self.unit == "turn" and turn is None:
                 continue
             kept.append(p)
             for share, e in ((better_share, b), (worse_share, w)):
                 which = slice(None) if turn is None else slice(turn, turn + 1)
-                share[p, which] = 1.0 / float(length[e, which].sum().clamp(min=1)) if self.length_normalise else 1.0
+                share[p, which] = (
+                    1.0 / float(length[e, which].sum().clamp(min=1))
+                    if self.length_normalise
+                    else 1.0
+                )
         return better_share, worse_share, kept
 
     def state_dict(self) -> dict[str, Any]:

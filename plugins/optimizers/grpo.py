@@ -4,11 +4,12 @@ Shao et al. 2024 (arXiv:2402.03300, eq. 3), over the action tokens of whole conv
 
     L = mean_t of  w_t * loss_t(rho_t, A_t)  +  kl * k3_t
     rho_t = pi_theta / pi_prox                  pi_prox: the policy at the start of the update
-    w_t   = min(cap, pi_prox / pi_behaviour)    1 on-policy; corrects for episodes older than the policy
+    w_t   = min(cap, pi_prox / pi_behaviour)   1 on-policy; corrects for episodes older than the
+          policy
 
-The advantage comes from a credit method, `outcome` with GRPO's own normalisation by default. The form of loss_t and the mean are options
-(`losses.py`); with them, and with other credit, this file is RLOO, Dr. GRPO, DAPO, GSPO, CISPO and REINFORCE++ too: see
-docs/optimizers.md.
+The advantage comes from a credit method, `outcome` with GRPO's own normalisation by default. The
+form of loss_t and the mean are options (`losses.py`); with them, and with other credit, this file
+is RLOO, Dr. GRPO, DAPO, GSPO, CISPO and REINFORCE++ too: see docs/optimizers.md.
 """
 
 from __future__ import annotations
@@ -65,7 +66,12 @@ class GRPO:
         self.loss = PolicyLoss(loss, clip, clip_high, loss_mean, divisor, normalise)
         self.kl = KL(kl, kl_place, kl_estimator, kl_target)
         self._learner = settings(
-            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+            lr=lr,
+            warmup=warmup,
+            decay=decay,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            micro_tokens=micro_tokens,
         )
 
     def setup(self, policy: Policy) -> None:
@@ -84,7 +90,9 @@ class GRPO:
         share, active = self.loss.shares(batch), self.loss.active(batch, self.kl.in_loss)
         sums, tokens, norms = Sums(), 0.0, []
         for epoch in range(self.epochs):
-            for episodes in self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, epoch):
+            for episodes in self.learner.minibatches(
+                len(batch.episodes), self.minibatches, batch.seed, epoch
+            ):
                 total = self.loss.total(batch, share, episodes)
                 trained = [e for e in episodes if active[e]]
                 if not trained:
@@ -95,14 +103,18 @@ class GRPO:
                     loss = loss * micro.take(weight)
                     if self.kl.in_loss:
                         assert batch.reference_logprobs is not None
-                        loss = loss + self.kl.loss(out.logprobs, micro.take(batch.reference_logprobs))
+                        loss = loss + self.kl.loss(
+                            out.logprobs, micro.take(batch.reference_logprobs)
+                        )
                     self.learner.backward((loss * micro.take(share)).sum() / total, micro)
                     sums.add(
                         micro, loss=loss, clip_fraction=held.float(), entropy=out.entropy,
                         approx_kl=kl_estimate(micro.take(prox), out.logprobs.detach(), "k3"),
                         approx_kl_k1=kl_estimate(micro.take(prox), out.logprobs.detach(), "k1"),
                     )  # fmt: skip
-                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in trained]))
+                norms.append(
+                    self.learner.step(batch.progress, [batch.episodes[e].id for e in trained])
+                )
                 tokens += float(batch.mask[trained].sum())
         metrics = sums.means(policy, tokens) | self.learner.metrics(norms)
         return metrics | staleness_metrics(weight, batch) | self.kl.measure()

@@ -1,16 +1,20 @@
 """`kto`: from thumbs up and thumbs down on single conversations, without pairs.
 
-Ethayarajh et al. 2024 (arXiv:2402.01306, eq. 8), with r = log pi(y|x) / pi_ref(y|x) summed over the agent's tokens:
+Ethayarajh et al. 2024 (arXiv:2402.01306, eq. 8), with r = log pi(y|x) / pi_ref(y|x) summed over the
+agent's tokens:
 
     loss = w_up   * (1 - sigma(beta (r - z0)))      for a conversation that was liked
            w_down * (1 - sigma(beta (z0 - r)))      for one that was not
     z0   = max(0, mean of r over replies given to what somebody else was told)
 
-z0 estimates the KL of the policy to the reference on words that are no answer to what was said (section 4.1): the replies of each conversation of
-the batch are put behind the observations of another. It takes no gradient; a batch in which everybody was told the same has z0 = 0. The paper advises weights with
-w_up * (number liked) between 1 and 4/3 of w_down * (number disliked) where the two are unequal.
+z0 estimates the KL of the policy to the reference on words that are no answer to what was said
+(section 4.1): the replies of each conversation of the batch are put behind the observations of
+another. It takes no gradient; a batch in which everybody was told the same has z0 = 0. The paper
+advises weights with w_up * (number liked) between 1 and 4/3 of w_down * (number disliked) where the
+two are unequal.
 
-As in `dpo`, the derivative in each conversation's log-prob is taken first, then each micro-batch is run once with its share.
+As in `dpo`, the derivative in each conversation's log-prob is taken first, then each micro-batch is
+run once with its share.
 """
 
 from __future__ import annotations
@@ -28,7 +32,14 @@ from ...engine.policy.policy import Policy
 from ...engine.records.batch import Batch, Row
 
 
-def kto_loss(ratio: Tensor, liked: Tensor, z0: Tensor | float, beta: float, up: float = 1.0, down: float = 1.0) -> Tensor:
+def kto_loss(
+    ratio: Tensor,
+    liked: Tensor,
+    z0: Tensor | float,
+    beta: float,
+    up: float = 1.0,
+    down: float = 1.0,
+) -> Tensor:
     """The loss of each conversation, [E].
 
     Args:
@@ -37,18 +48,24 @@ def kto_loss(ratio: Tensor, liked: Tensor, z0: Tensor | float, beta: float, up: 
         z0: the KL they are measured against, nats.
     """
     towards = torch.where(liked, ratio - z0, z0 - ratio)
-    weight = torch.where(liked, torch.as_tensor(up, dtype=ratio.dtype), torch.as_tensor(down, dtype=ratio.dtype))
+    weight = torch.where(
+        liked, torch.as_tensor(up, dtype=ratio.dtype), torch.as_tensor(down, dtype=ratio.dtype)
+    )
     return weight * (1 - torch.sigmoid(beta * towards))
 
 
 def mismatched(rows: Sequence[Row]) -> list[Row]:
-    """Each conversation's replies to what somebody else was told: the observations of the next conversation of the batch that was told
-    something else, as far as it goes. Conversations that all others were told the same as are left out."""
+    """Each conversation's replies to what somebody else was told: the observations of the next
+    conversation of the batch that was told something else, as far as it goes. Conversations that
+    all others were told the same as are left out."""
     parts = [segments(row) for row in rows]
     result = []
     for i, (row, own) in enumerate(zip(rows, parts, strict=True)):
         for other in parts[i + 1 :] + parts[:i]:
-            told = [(other[k][0] if k < len(other) else read, said) for k, (read, said) in enumerate(own)]
+            told = [
+                (other[k][0] if k < len(other) else read, said)
+                for k, (read, said) in enumerate(own)
+            ]
             if told != own:
                 result.append(row_of(told, row.episode))
                 break
@@ -98,7 +115,12 @@ class KTO:
         self.beta, self.up, self.down = beta, up, down
         self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
         self._learner = settings(
-            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+            lr=lr,
+            warmup=warmup,
+            decay=decay,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            micro_tokens=micro_tokens,
         )
 
     def setup(self, policy: Policy) -> None:
@@ -106,7 +128,9 @@ class KTO:
         self.learner = Learner(policy, **self._learner)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
-        batch.reference_logprobs = policy.logprobs(batch, micro_tokens=self.learner.micro_tokens, reference=True)
+        batch.reference_logprobs = policy.logprobs(
+            batch, micro_tokens=self.learner.micro_tokens, reference=True
+        )
         fitting = [r for r in mismatched(batch.rows) if len(r.ids) <= policy.context_length]
         batch.extras["mismatched"] = fitting, self._sums(policy, batch, fitting, reference=True)
 
@@ -119,11 +143,15 @@ class KTO:
         rewards = torch.zeros(len(batch.episodes))
         counted = (batch.weight > 0).nonzero().flatten().tolist()
         for epoch in range(self.epochs):
-            for places in self.learner.minibatches(len(counted), self.minibatches, batch.seed, epoch):
+            for places in self.learner.minibatches(
+                len(counted), self.minibatches, batch.seed, epoch
+            ):
                 chosen = [counted[i] for i in places]
                 mine = set(chosen)
                 aside = [r for r in strangers if r.episode in mine]
-                apart = (self._sums(policy, batch, aside) - strange_reference)[[r.episode for r in aside]]
+                apart = (self._sums(policy, batch, aside) - strange_reference)[
+                    [r.episode for r in aside]
+                ]
                 z0 = apart.mean().clamp(min=0) if aside else torch.tensor(0.0)
                 own = [r for r in batch.rows if r.episode in mine]
                 ratio = (self._sums(policy, batch, own) - reference).requires_grad_()
@@ -132,23 +160,34 @@ class KTO:
                 [slope] = torch.autograd.grad((each * weight).sum(), ratio)
                 for micro in self.learner.micro_batches(batch.rows, chosen):
                     out = policy.score(micro, batch.temperature, self.learner.network)
-                    self.learner.backward((out.logprobs * slope[micro.episode].to(out.logprobs.device)).sum(), micro)
-                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in chosen]))
+                    self.learner.backward(
+                        (out.logprobs * slope[micro.episode].to(out.logprobs.device)).sum(), micro
+                    )
+                norms.append(
+                    self.learner.step(batch.progress, [batch.episodes[e].id for e in chosen])
+                )
                 losses += float(each.detach().sum())
                 kls.append(float(z0))
                 rewards[chosen] = self.beta * (ratio[chosen] - z0).detach()
         metrics = {"liked": float(liked.float().mean()), **self.learner.metrics(norms)}
         if norms:
             metrics |= {"loss": losses / (self.epochs * len(counted)), "kl": sum(kls) / len(kls)}
-        for name, which in (("liked", liked & (batch.weight > 0)), ("disliked", ~liked & (batch.weight > 0))):
+        for name, which in (
+            ("liked", liked & (batch.weight > 0)),
+            ("disliked", ~liked & (batch.weight > 0)),
+        ):
             if bool(which.any()):
                 metrics[f"reward/{name}"] = float(rewards[which].mean())
         return metrics
 
-    def _sums(self, policy: Policy, batch: Batch, rows: Sequence[Row], reference: bool = False) -> Tensor:
+    def _sums(
+        self, policy: Policy, batch: Batch, rows: Sequence[Row], reference: bool = False
+    ) -> Tensor:
         """Each conversation's summed log-prob over some rows, [E]; 0 for those without a row."""
         part = replace(batch, rows=tuple(rows))
-        return policy.logprobs(part, micro_tokens=self.learner.micro_tokens, reference=reference).sum(1)
+        return policy.logprobs(
+            part, micro_tokens=self.learner.micro_tokens, reference=reference
+        ).sum(1)
 
     def state_dict(self) -> dict[str, Any]:
         return self.learner.state_dict()

@@ -1,22 +1,36 @@
-"""Policy-gradient losses, which PPO and GRPO share: the form of a token's loss, and how tokens are averaged.
+"""Policy-gradient losses, which PPO and GRPO share: the form of a token's loss, and how tokens are
+averaged.
 
-Per action token t with advantage A_t, rho_t = pi_theta / pi_prox, and prox the policy at the start of the update:
+Per action token t with advantage A_t, rho_t = pi_theta / pi_prox, and prox the policy at the start
+of the update:
 
-    "ppo"    -min(rho_t A_t, clip(rho_t, 1 - low, 1 + high) A_t)                Schulman et al. 2017 (arXiv:1707.06347, eq. 7);
-                                                                               high > low is DAPO's clip-higher (arXiv:2503.14476)
-    "gspo"   the same with s_t = exp(mean over the sequence of log rho) for rho_t, its gradient shared out over the tokens
-                                                                               Zheng et al. 2025 (arXiv:2507.18071, eq. 5 and 13)
-    "cispo"  -sg(min(rho_t, 1 + high)) A_t log pi_theta                         MiniMax-M1 (arXiv:2506.13585, eq. 4): no token loses
-                                                                               its gradient, only its weight is capped
+    "ppo"    -min(rho_t A_t, clip(rho_t, 1 - low, 1 + high) A_t)   Schulman et al. 2017
+             (arXiv:1707.06347, eq. 7);
+                                                                               high > low is DAPO's
+                                                                                   clip-higher
+                                                                                   (arXiv:2503.14476)
+    "gspo"   the same with s_t = exp(mean over the sequence of log rho) for rho_t, its gradient
+             shared out over the tokens
+                                                                               Zheng et al. 2025
+                                                                                   (arXiv:2507.18071,
+                                                                                   eq. 5 and 13)
+    "cispo"  -sg(min(rho_t, 1 + high)) A_t log pi_theta   MiniMax-M1 (arXiv:2506.13585, eq. 4): no
+             token loses
+                                                                               its gradient, only
+                                                                                   its weight is
+                                                                                   capped
 
 A sequence is a row: the whole conversation's action tokens, or one turn's with `history: rerender`.
 
-    "token"      sum over tokens / number of tokens                             DAPO (arXiv:2503.14476, eq. 8)
-    "sequence"   mean over conversations of the mean over their tokens          GRPO (arXiv:2402.03300, eq. 3)
-    "constant"   sum over tokens / (conversations * divisor)                    Dr. GRPO (arXiv:2503.20783): length weighs nothing
+    "token"      sum over tokens / number of tokens   DAPO (arXiv:2503.14476, eq. 8)
+    "sequence"   mean over conversations of the mean over their tokens   GRPO (arXiv:2402.03300, eq.
+                 3)
+    "constant"   sum over tokens / (conversations * divisor)   Dr. GRPO (arXiv:2503.20783): length
+                 weighs nothing
 
-Numbers of tokens and conversations are those of the minibatch over all processes, groups without signal included: the mean is over what
-was played, whatever of it taught something. An episode's weight counts in numerator and denominator alike.
+Numbers of tokens and conversations are those of the minibatch over all processes, groups without
+signal included: the mean is over what was played, whatever of it taught something. An episode's
+weight counts in numerator and denominator alike.
 """
 
 from __future__ import annotations
@@ -38,17 +52,26 @@ Normalise = Literal["none", "whiten"]
 class PolicyLoss:
     """Args:
     form: "ppo", "gspo" or "cispo".
-    clip, clip_high: how far the ratio may fall below and rise above 1; `clip_high` defaults to `clip`. "cispo" uses `clip_high` alone.
+    clip, clip_high: how far the ratio may fall below and rise above 1; `clip_high` defaults to
+        `clip`. "cispo" uses `clip_high` alone.
     mean: "token", "sequence" or "constant".
-    divisor: action tokens per conversation that "constant" divides by; a number of the config, never of the data.
-    normalise: "whiten" advantages over the action tokens of the batch (mean 0, standard deviation 1), or "none".
+    divisor: action tokens per conversation that "constant" divides by; a number of the config,
+        never of the data.
+    normalise: "whiten" advantages over the action tokens of the batch (mean 0, standard deviation
+        1), or "none".
 
     Raises:
         ValueError: an unknown name, or a divisor where none is used or none where it is.
     """
 
     def __init__(
-        self, form: Form, clip: float, clip_high: float | None, mean: Mean, divisor: float | None, normalise: Normalise
+        self,
+        form: Form,
+        clip: float,
+        clip_high: float | None,
+        mean: Mean,
+        divisor: float | None,
+        normalise: Normalise,
     ) -> None:
         for name, value, known in (
             ("loss", form, ("ppo", "gspo", "cispo")),
@@ -56,11 +79,13 @@ class PolicyLoss:
             ("normalise", normalise, ("none", "whiten")),
         ):
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}"
+                )
         if (mean == "constant") != (divisor is not None) or (divisor is not None and divisor <= 0):
             raise ValueError(
-                f"divisor is the number of tokens that loss_mean='constant' divides by, and of no other: got loss_mean={mean!r} and "
-                f"divisor={divisor}"
+                "divisor is the number of tokens that loss_mean='constant' divides by, and of no"
+                f" other: got loss_mean={mean!r} and divisor={divisor}"
             )
         if clip <= 0 or (clip_high is not None and clip_high <= 0):
             raise ValueError(f"clip and clip_high must be positive, got {clip} and {clip_high}")
@@ -71,16 +96,25 @@ class PolicyLoss:
         """[E, A], normalised by name; groups without signal take no part in that and keep 0."""
         assert batch.credit is not None
         raw = batch.credit.advantages
-        return whiten(raw, batch.mask & batch.signal.unsqueeze(1)) if self.normalise == "whiten" else raw
+        return (
+            whiten(raw, batch.mask & batch.signal.unsqueeze(1))
+            if self.normalise == "whiten"
+            else raw
+        )
 
     def shares(self, batch: Batch) -> Tensor:
         """How much each token counts, [E, A], before `total` divides it."""
         share = batch.mask.to(batch.weight.dtype) * batch.weight.unsqueeze(1)
-        return share / batch.mask.sum(1, keepdim=True).clamp(min=1) if self.mean == "sequence" else share
+        return (
+            share / batch.mask.sum(1, keepdim=True).clamp(min=1)
+            if self.mean == "sequence"
+            else share
+        )
 
     def active(self, batch: Batch, everything: bool) -> Tensor:
-        """Which episodes have a gradient, [E] bool: those that count at all and have a signal, or all that count if `everything` in the
-        loss is not the advantages' (a KL to the reference, a critic). The others need not be run."""
+        """Which episodes have a gradient, [E] bool: those that count at all and have a signal, or
+        all that count if `everything` in the loss is not the advantages' (a KL to the reference, a
+        critic). The others need not be run."""
         return (batch.weight > 0) & (batch.signal | everything)
 
     def total(self, batch: Batch, shares: Tensor, episodes: list[int]) -> float:
@@ -89,7 +123,9 @@ class PolicyLoss:
             return float(batch.weight[episodes].sum()) * self.divisor
         return float(shares[episodes].sum())
 
-    def per_token(self, logprobs: Tensor, micro: Micro, prox: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+    def per_token(
+        self, logprobs: Tensor, micro: Micro, prox: Tensor, advantages: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Losses of a micro-batch's tokens [n], and which of them the clip holds back [n] bool."""
         old, advantage = micro.take(prox), micro.take(advantages)
         if self.form == "cispo":
@@ -100,7 +136,8 @@ class PolicyLoss:
 
 
 def sequence_logprobs(logprobs: Tensor, old: Tensor, row: Tensor) -> Tensor:
-    """Log-probs whose ratio to `old` is the sequence's mean one, while each keeps its own gradient (GSPO-token, eq. 13).
+    """Log-probs whose ratio to `old` is the sequence's mean one, while each keeps its own gradient
+    (GSPO-token, eq. 13).
 
         log s_t = sg(mean over the row of (log pi - log old)) + log pi_t - sg(log pi_t)
 
@@ -114,14 +151,17 @@ def sequence_logprobs(logprobs: Tensor, old: Tensor, row: Tensor) -> Tensor:
     return old + (sums / counts.clamp(min=1))[row] + logprobs - logprobs.detach()
 
 
-def cispo_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, high: float) -> tuple[Tensor, Tensor]:
+def cispo_loss(
+    logprobs: Tensor, old: Tensor, advantages: Tensor, high: float
+) -> tuple[Tensor, Tensor]:
     """-sg(min(rho, 1 + high)) * A * log pi, [n], and which ratios were capped [n] bool."""
     ratio = (logprobs - old).detach().exp()
     return -ratio.clamp(max=1 + high) * advantages * logprobs, ratio > 1 + high
 
 
 def staleness_metrics(weight: Tensor, batch: Batch) -> dict[str, float]:
-    """How far importance weights are from 1 at most, and their mean for every age an episode of the batch has.
+    """How far importance weights are from 1 at most, and their mean for every age an episode of the
+    batch has.
 
     Args:
         weight: [E, A].

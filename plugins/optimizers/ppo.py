@@ -4,12 +4,15 @@ Schulman et al. 2017 (arXiv:1707.06347, eq. 9), over the action tokens of whole 
 
     L = mean_t of  w_t * loss_t(rho_t, A_t)  +  value_coef * (V_t - target_t)^2 / 2
     rho_t = pi_theta / pi_prox                  pi_prox: the policy at the start of the update
-    w_t   = min(cap, pi_prox / pi_behaviour)    1 on-policy; corrects for episodes older than the policy
+    w_t   = min(cap, pi_prox / pi_behaviour)   1 on-policy; corrects for episodes older than the
+          policy
 
-The form of loss_t and the mean are options (`losses.py`), PPO's clipped one over all tokens by default. V_t is read from the hidden state
-from which token t was chosen, so it sees just what the policy saw; the value of a truncated episode's last state is read after its final
-observation. The critic shares the policy's trunk, or reads it without training it, or has a trunk of its own. Advantages come from a
-credit method (`gae`) and are whitened over the batch, by name. The KL penalty stands in the reward by default.
+The form of loss_t and the mean are options (`losses.py`), PPO's clipped one over all tokens by
+default. V_t is read from the hidden state from which token t was chosen, so it sees just what the
+policy saw; the value of a truncated episode's last state is read after its final observation. The
+critic shares the policy's trunk, or reads it without training it, or has a trunk of its own.
+Advantages come from a credit method (`gae`) and are whitened over the batch, by name. The KL
+penalty stands in the reward by default.
 """
 
 from __future__ import annotations
@@ -32,11 +35,16 @@ from .policy_loss import Form, Mean, Normalise, PolicyLoss, staleness_metrics
 
 
 class Critic(nn.Module):
-    """A value from a hidden state [n, H] -> [n]. Its last layer begins at zero: a new critic says 0 everywhere."""
+    """A value from a hidden state [n, H] -> [n].
+
+    Its last layer begins at zero: a new critic says 0 everywhere.
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1)
+        )
         for parameter in self.layers[2].parameters():
             nn.init.zeros_(parameter)
 
@@ -52,10 +60,12 @@ class PPO:
     loss, clip, clip_high, loss_mean, divisor, normalise: see `PolicyLoss`.
     value_clip: how far a value may move per update before its loss is held back; None: no limit.
     value_coef: weight of the critic's loss.
-    critic: "shared": its loss trains the policy's trunk too; "detached": its own layers only; "separate": a trunk of its own, begun as a
-        copy of the policy's, at the price of a second model in memory.
+    critic: "shared": its loss trains the policy's trunk too; "detached": its own layers only;
+        "separate": a trunk of its own, begun as a copy of the policy's, at the price of a second
+        model in memory.
     kl, kl_place, kl_estimator, kl_target: see `KL`.
-    target_kl: k3 estimate of KL(old || new) per token of a minibatch from which no further step is taken in the update; None: never.
+    target_kl: k3 estimate of KL(old || new) per token of a minibatch from which no further step is
+        taken in the update; None: never.
     weight_cap: cap of the importance weight of stale episodes.
     """
 
@@ -97,7 +107,12 @@ class PPO:
         self.loss = PolicyLoss(loss, clip, clip_high, loss_mean, divisor, normalise)
         self.kl = KL(kl, kl_place, kl_estimator, kl_target)
         self._learner = settings(
-            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+            lr=lr,
+            warmup=warmup,
+            decay=decay,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            micro_tokens=micro_tokens,
         )
 
     def setup(self, policy: Policy) -> None:
@@ -106,16 +121,28 @@ class PPO:
             torch.manual_seed(0)
             self.critic = Critic(policy.hidden_size).to(policy.device)
         self.trunk = copy.deepcopy(policy.network) if self.kind == "separate" else None
-        self.learner = Learner(policy, [self.critic, *([self.trunk] if self.trunk else [])], **self._learner)
+        self.learner = Learner(
+            policy, [self.critic, *([self.trunk] if self.trunk else [])], **self._learner
+        )
 
-    def _states(self, policy: Policy, micro: Micro, temperature: float, out: Output, trunk: Any) -> Output:
-        """What the critic reads of a micro-batch: the policy's hidden states, or those of its own trunk."""
+    def _states(
+        self, policy: Policy, micro: Micro, temperature: float, out: Output, trunk: Any
+    ) -> Output:
+        """What the critic reads of a micro-batch:
+
+        the policy's hidden states, or those of its own trunk.
+        """
         return out if trunk is None else policy.score(micro, temperature, trunk)
 
     @torch.no_grad()
     def prepare(self, policy: Policy, batch: Batch) -> None:
-        """Values of every action token's state, and of the state each truncated episode was cut in, before the update."""
-        values, bootstrap, prox = torch.zeros(batch.mask.shape), torch.zeros(len(batch.episodes)), torch.zeros(batch.mask.shape)
+        """Values of every action token's state, and of the state each truncated episode was cut in,
+        before the update."""
+        values, bootstrap, prox = (
+            torch.zeros(batch.mask.shape),
+            torch.zeros(len(batch.episodes)),
+            torch.zeros(batch.mask.shape),
+        )
         for micro in policy.my_share(policy.micro_batches(batch.rows, self.learner.micro_tokens)):
             if not micro.weight:
                 continue
@@ -126,7 +153,10 @@ class PPO:
             for row, value in zip(micro.rows, self.critic(seen.end_hidden).tolist(), strict=True):
                 if row.bootstrap:
                     bootstrap[row.episode] = value
-        batch.values, batch.bootstrap = policy.sum_over_processes(values), policy.sum_over_processes(bootstrap)
+        batch.values, batch.bootstrap = (
+            policy.sum_over_processes(values),
+            policy.sum_over_processes(bootstrap),
+        )
         batch.extras["prox"] = policy.sum_over_processes(prox)
         self.kl.prepare(policy, batch, self.learner.micro_tokens)
 
@@ -137,9 +167,15 @@ class PPO:
         advantages, targets = self.loss.advantages(batch), batch.credit.value_targets
         prox = batch.extras["prox"]
         weight = importance_weight(prox, batch.behaviour_logprobs, self.weight_cap)
-        share, active = self.loss.shares(batch), self.loss.active(batch, self.kl.in_loss or targets is not None)
+        share, active = (
+            self.loss.shares(batch),
+            self.loss.active(batch, self.kl.in_loss or targets is not None),
+        )
         sums, tokens, norms = Sums(), 0.0, []
-        parts = (self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, e) for e in range(self.epochs))
+        parts = (
+            self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, e)
+            for e in range(self.epochs)
+        )
         for episodes in chain.from_iterable(parts):
             total, moved = self.loss.total(batch, share, episodes), Sums()
             trained = [e for e in episodes if active[e]]
@@ -156,16 +192,25 @@ class PPO:
                 value_loss = torch.zeros_like(loss)
                 if targets is not None:
                     head, *trunk = self.learner.modules
-                    seen = self._states(policy, micro, batch.temperature, out, trunk[0] if trunk else None)
+                    seen = self._states(
+                        policy, micro, batch.temperature, out, trunk[0] if trunk else None
+                    )
                     values = head(seen.hidden.detach() if self.kind == "detached" else seen.hidden)
-                    value_loss = clipped_value_loss(values, micro.take(batch.values), micro.take(targets), self.value_clip)
-                    if trunk:  # its language head has no loss, but wrappers like DDP want every parameter used
+                    value_loss = clipped_value_loss(
+                        values, micro.take(batch.values), micro.take(targets), self.value_clip
+                    )
+                    # Its language head has no loss, but wrappers like DDP want every parameter
+                    # used.
+                    if trunk:
                         value_loss = value_loss + 0.0 * seen.logprobs
-                self.learner.backward(((loss + self.value_coef * value_loss) * mine).sum() / total, micro)
+                self.learner.backward(
+                    ((loss + self.value_coef * value_loss) * mine).sum() / total, micro
+                )
                 change = kl_estimate(old, out.logprobs.detach(), "k3")
                 moved.add(micro, kl=change)
                 sums.add(
-                    micro, loss=loss, value_loss=value_loss, clip_fraction=held.float(), entropy=out.entropy,
+                    micro, loss=loss, value_loss=value_loss, clip_fraction=held.float(),
+                    entropy=out.entropy,
                     approx_kl=change, approx_kl_k1=kl_estimate(old, out.logprobs.detach(), "k1"),
                 )  # fmt: skip
             count = float(batch.mask[trained].sum())
@@ -188,7 +233,9 @@ class PPO:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(state)
         self.kl.coef = float(state["kl_coef"])
-        self.critic.load_state_dict({k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")})
+        self.critic.load_state_dict(
+            {k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")}
+        )
         if self.trunk is not None:
             with torch.no_grad():
                 for name, parameter in self.trunk.named_parameters():

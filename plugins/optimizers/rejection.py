@@ -2,10 +2,11 @@
 
     loss = - mean over the tokens of the chosen conversations of  log pi
 
-From every group the `best` conversations by outcome are chosen, ties for the last place all together, and imitated; the others are
-thrown away (RAFT, Dong et al. 2023, arXiv:2304.06767; the reranking and fine-tuning of Touvron et al. 2023, arXiv:2307.09288, section 3.2.1). No
-credit per turn, no critic, no reference: a conversation is copied whole, its mistakes included. Groups in which all outcomes are equal
-have no best and are left out.
+From every group the `best` conversations by outcome are chosen, ties for the last place all
+together, and imitated; the others are thrown away (RAFT, Dong et al. 2023, arXiv:2304.06767; the
+reranking and fine-tuning of Touvron et al. 2023, arXiv:2307.09288, section 3.2.1). No credit per
+turn, no critic, no reference: a conversation is copied whole, its mistakes included. Groups in
+which all outcomes are equal have no best and are left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ...engine.tensors import rounding
 
 
 def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:
-    """Indices of the best episodes of every group, ties for the last place included; none of a group whose outcomes are all equal.
+    """Indices of the best episodes of every group, ties for the last place included; none of a
+    group whose outcomes are all equal.
 
     Args:
         outcome: [E].
@@ -68,7 +70,12 @@ class Rejection:
         self.best = best
         self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
         self._learner = settings(
-            lr=lr, warmup=warmup, decay=decay, weight_decay=weight_decay, max_grad_norm=max_grad_norm, micro_tokens=micro_tokens
+            lr=lr,
+            warmup=warmup,
+            decay=decay,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            micro_tokens=micro_tokens,
         )
 
     def setup(self, policy: Policy) -> None:
@@ -78,20 +85,30 @@ class Rejection:
         """Needs nothing."""
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
-        chosen = [e for e in best_of_groups(batch.outcome, batch.group, self.best) if batch.weight[e] > 0]
+        chosen = [
+            e for e in best_of_groups(batch.outcome, batch.group, self.best) if batch.weight[e] > 0
+        ]
         share = batch.mask * batch.weight.unsqueeze(1)
         sums, tokens, norms = Sums(), 0.0, []
         for epoch in range(self.epochs):
-            for places in self.learner.minibatches(len(chosen), self.minibatches, batch.seed, epoch):
+            for places in self.learner.minibatches(
+                len(chosen), self.minibatches, batch.seed, epoch
+            ):
                 episodes = [chosen[i] for i in places]
                 total = float(share[episodes].sum())
                 for micro in self.learner.micro_batches(batch.rows, episodes):
                     out = policy.score(micro, batch.temperature, self.learner.network)
                     self.learner.backward(-(out.logprobs * micro.take(share)).sum() / total, micro)
                     sums.add(micro, loss=-out.logprobs, entropy=out.entropy)
-                norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes]))
+                norms.append(
+                    self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes])
+                )
                 tokens += float(batch.mask[episodes].sum())
-        metrics = sums.means(policy, tokens) | {"chosen": len(chosen) / len(batch.episodes)} | self.learner.metrics(norms)
+        metrics = (
+            sums.means(policy, tokens)
+            | {"chosen": len(chosen) / len(batch.episodes)}
+            | self.learner.metrics(norms)
+        )
         return metrics | ({"chosen_outcome": float(batch.outcome[chosen].mean())} if chosen else {})
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""A reward model as a judge: `feedback: [reward-model]` in `rl`, `best_of: {judge: reward-model}` in `evaluate`."""
+"""A reward model as a judge:
+
+`feedback: [reward-model]` in `rl`, `best_of: {judge: reward-model}` in `evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,14 @@ from .retrain import Retrain, Versions
 
 class RewardModelJudge:
     """Args:
-    path: the reward model's folder or hub name; default: the latest that this run has trained so far.
-    combine: what becomes of an ensemble: "mean", "min", or "uwo" (mean minus `penalty` times the variance).
+    path: the reward model's folder or hub name; default: the latest that this run has trained so
+        far.
+    combine: what becomes of an ensemble: "mean", "min", or "uwo" (mean minus `penalty` times the
+        variance).
     penalty: of "uwo".
     clip: scores are kept within plus and minus this.
-    per: "outcome", one score; or "turn", also what each reply added to it, for credit and combiners that use turns.
+    per: "outcome", one score; or "turn", also what each reply added to it, for credit and combiners
+        that use turns.
     micro_tokens: tokens per forward pass.
     device: default: the GPU where there is one.
     retrain: trains new versions as comparisons arrive, see `Retrain`; in `rl`.
@@ -48,9 +54,16 @@ class RewardModelJudge:
             raise ValueError(f"per must be 'outcome' or 'turn', got {per!r}")
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive, got {clip}")
-        self.path, self.combine, self.penalty, self.clip, self.per = path, combine, penalty, clip, per
+        self.path, self.combine, self.penalty, self.clip, self.per = (
+            path,
+            combine,
+            penalty,
+            clip,
+            per,
+        )
         self.micro_tokens, self.device = micro_tokens, device
-        self.after = "reward-model" if path is None else ""  # the stage that must come before it is used
+        # The stage that must come before it is used.
+        self.after = "reward-model" if path is None else ""
         self._model: RewardModel | None = None
         if path is not None and Path(path).is_dir():
             self._model = RewardModel.from_pretrained(path, device=device)
@@ -58,19 +71,25 @@ class RewardModelJudge:
         if retrain is not None:
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise ValueError(
-                    "retrain works in one process: the others would wait for the training of the reward model until their connection is given "
-                    "up. Train it between rl stages (`repeat: [rank, reward-model, rl]`), or use one process"
+                    "retrain works in one process: the others would wait for the training of the"
+                    " reward model until their connection is given up. Train it between rl stages"
+                    " (`repeat: [rank, reward-model, rl]`), or use one process"
                 )
             self._versions = Versions(Retrain(**retrain), device, self._take)
-            # Only a judge that learns says so to the engine; any other has no part in the run's checkpoints.
+            # Only a judge that learns says so to the engine; any other has no part in the run's
+            # checkpoints.
             self.learn, self.state_dict = self._versions.learn, self._versions.state_dict
             self.load_state_dict = self._versions.load_state_dict
 
     def open(self, context: Context) -> None:
         if self._versions is not None:
-            self._versions.begin(self.path or latest(context.folder, context.update), context.folder)
+            self._versions.begin(
+                self.path or latest(context.folder, context.update), context.folder
+            )
         elif self._model is None:
-            self._model = RewardModel.from_pretrained(self.path or latest(context.folder, context.update), device=self.device)
+            self._model = RewardModel.from_pretrained(
+                self.path or latest(context.folder, context.update), device=self.device
+            )
 
     def _take(self, model: RewardModel) -> None:
         self._model = model
@@ -79,13 +98,20 @@ class RewardModelJudge:
         model: Any = self._model
         if model is None:
             raise ConfigError(
-                "the judge reward-model has no model: give it `path`, or use it in a run after a reward-model stage"
+                "the judge reward-model has no model: give it `path`, or use it in a run after a"
+                " reward-model stage"
             )
         answers = []
-        for episode, members in zip(episodes, model.values(episodes, micro_tokens=self.micro_tokens), strict=True):
+        for episode, members in zip(
+            episodes, model.values(episodes, micro_tokens=self.micro_tokens), strict=True
+        ):
             values = combine(members, self.combine, self.penalty)
             score = float(values[-1])
-            steps = torch.diff(values, prepend=values.new_zeros(1)).tolist() if self.per == "turn" else None
+            steps = (
+                torch.diff(values, prepend=values.new_zeros(1)).tolist()
+                if self.per == "turn"
+                else None
+            )
             if self.clip is not None and abs(score) > self.clip:
                 clipped = self.clip if score > 0 else -self.clip
                 if steps is not None:
@@ -94,7 +120,8 @@ class RewardModelJudge:
             answers.append(
                 Feedback(
                     episode.id, score=score, turn_scores=None if steps is None else tuple(steps),
-                    details={"members": members[:, -1].tolist()}, stamp=Stamp(version=model.version),
+                    details={"members": members[:, -1].tolist()},
+                    stamp=Stamp(version=model.version),
                 )
             )  # fmt: skip
         return answers
@@ -107,10 +134,13 @@ def latest(folder: Path, update: int) -> Path:
         ConfigError: there is none.
     """
     found = [
-        p.parent for p in sorted((folder / "reward-model").glob(f"*/{NOTE}")) if int(p.parent.name.split("-")[-1]) <= update
+        p.parent
+        for p in sorted((folder / "reward-model").glob(f"*/{NOTE}"))
+        if int(p.parent.name.split("-")[-1]) <= update
     ]
     if not found:
         raise ConfigError(
-            f"no reward model has been trained in {folder} yet: put a `reward-model` stage before this one, or give the judge a `path`"
+            f"no reward model has been trained in {folder} yet: put a `reward-model` stage before"
+            " this one, or give the judge a `path`"
         )
     return found[-1]

@@ -1,8 +1,9 @@
 """What a reward model is trained to minimise. Pure functions of scores; P pairs, R rankings.
 
-Sources: Bradley and Terry 1952; with a margin, Touvron et al. 2023 (Llama 2, arXiv:2307.09288, eq. 2); centering, Eisenstein et al. 2023
-(arXiv:2312.09244, eq. 2); K-wise, Ouyang et al. 2022 (InstructGPT, arXiv:2203.02155, eq. 1); soft labels, Lee et al. 2023 (RLAIF,
-arXiv:2309.00267); Plackett 1975, Luce 1959, ties after Breslow 1974.
+Sources: Bradley and Terry 1952; with a margin, Touvron et al. 2023 (Llama 2, arXiv:2307.09288, eq.
+2); centering, Eisenstein et al. 2023 (arXiv:2312.09244, eq. 2); K-wise, Ouyang et al. 2022
+(InstructGPT, arXiv:2203.02155, eq. 1); soft labels, Lee et al. 2023 (RLAIF, arXiv:2309.00267);
+Plackett 1975, Luce 1959, ties after Breslow 1974.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from torch.nn.functional import logsigmoid
 
 
 def bradley_terry(
-    first: Tensor, second: Tensor, probability: Tensor, margin: Tensor | float = 0.0, label_smoothing: float = 0.0
+    first: Tensor,
+    second: Tensor,
+    probability: Tensor,
+    margin: Tensor | float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Negative log-likelihood of each pair, [P].
 
-        -[p log sigma(d - m) + (1 - p) log sigma(-d - m)],  d = r_first - r_second,  p = (1 - s) p' + s / 2
+        -[p log sigma(d - m) + (1 - p) log sigma(-d - m)],  d = r_first - r_second,  p = (1 - s) p'
+        + s / 2
 
     With p' = 1 and s = 0 this is the Bradley-Terry loss with a margin; p' between is a soft label.
 
@@ -35,7 +41,8 @@ def bradley_terry(
 
 
 def k_wise(pair_losses: Tensor, group: Tensor, weight: Tensor) -> Tensor:
-    """InstructGPT's mean: over the pairs of each group, then over groups, so that a start with many conversations counts once.
+    """InstructGPT's mean: over the pairs of each group, then over groups, so that a start with many
+    conversations counts once.
 
     Args:
         pair_losses: [P].
@@ -56,8 +63,8 @@ def plackett_luce(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
 
         -sum_k sum_{i in tier k} [ r_i - log sum_{j in tiers k, k+1, ...} exp r_j ]
 
-    For a strict ranking the last term is 0 and the rest is the chain of choices; members of a tie are each chosen from all that were
-    left when the tie began (Breslow).
+    For a strict ranking the last term is 0 and the rest is the chain of choices; members of a tie
+    are each chosen from all that were left when the tie began (Breslow).
 
     Args:
         scores: [n].
@@ -76,13 +83,16 @@ def plackett_luce(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
 
 
 def centering(first: Tensor, second: Tensor) -> Tensor:
-    """(r_first + r_second)^2 of each pair, [P]: keeps the scores' free constant near zero while they are learned."""
+    """(r_first + r_second)^2 of each pair, [P]:
+
+    keeps the scores' free constant near zero while they are learned.
+    """
     return (first + second) ** 2
 
 
 def combine(members: Tensor, how: str, penalty: float = 1.0) -> Tensor:
-    """One score from an ensemble's (Coste et al. 2023, arXiv:2310.02743): "mean"; "min", the worst case; "uwo", mean minus
-    `penalty` times the members' variance.
+    """One score from an ensemble's (Coste et al. 2023, arXiv:2310.02743): "mean"; "min", the worst
+    case; "uwo", mean minus `penalty` times the members' variance.
 
     Args:
         members: [M, ...].
@@ -99,12 +109,15 @@ def combine(members: Tensor, how: str, penalty: float = 1.0) -> Tensor:
         return members.amin(0)
     if how == "uwo":
         return members.mean(0) - penalty * members.var(0, correction=0)
-    raise ValueError(f"unknown way to combine an ensemble {how!r}; there are 'mean', 'min' and 'uwo'")
+    raise ValueError(
+        f"unknown way to combine an ensemble {how!r}; there are 'mean', 'min' and 'uwo'"
+    )
 
 
 def calibration_error(predicted: Tensor, observed: Tensor, weight: Tensor, bins: int = 10) -> float:
-    """Expected calibration error: over bins of predicted probability, the mean distance of the mean prediction from the mean of what
-    was observed, weighted by how much lies in each bin (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+    """Expected calibration error: over bins of predicted probability, the mean distance of the mean
+    prediction from the mean of what was observed, weighted by how much lies in each bin (Guo et al.
+    2017, arXiv:1706.04599, eq. 3).
 
     Args:
         predicted, observed, weight: [P].

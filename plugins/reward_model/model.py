@@ -1,7 +1,9 @@
-"""A reward model: one or several language models with a scalar head, read at the end of every reply.
+"""A reward model: one or several language models with a scalar head, read at the end of every
+reply.
 
-It reads conversations as text, with its own tokenizer and chat template, so it may come from another family than the policy. The
-environment's answer to the last reply is not read: that would be looking at the outcome.
+It reads conversations as text, with its own tokenizer and chat template, so it may come from
+another family than the policy. The environment's answer to the last reply is not read: that would
+be looking at the outcome.
 """
 
 from __future__ import annotations
@@ -35,12 +37,15 @@ class RewardModelError(TurnwiseError):
 
 
 class RewardModel:
-    """Scores conversations: one number at the end of every reply, the last of which is the score of the whole.
+    """Scores conversations: one number at the end of every reply, the last of which is the score of
+    the whole.
 
     Args:
-        members: `AutoModelForSequenceClassification` models with one label, causal ones; several are an ensemble.
+        members: `AutoModelForSequenceClassification` models with one label, causal ones; several
+            are an ensemble.
         tokenizer: theirs.
-        offsets: subtracted from each member's scores, so that the policy it was trained from scores 0 on average.
+        offsets: subtracted from each member's scores, so that the policy it was trained from scores
+            0 on average.
         notes: what else is known of it (what it was trained on).
         today: the day that chat templates which write a date are given, as 2026-01-31.
     """
@@ -60,40 +65,53 @@ class RewardModel:
         self.notes = notes or {}
         for member in self.members:
             member.eval()
-            if not isinstance(getattr(member, "score", None), nn.Linear) or member.score.out_features != 1:
+            if (
+                not isinstance(getattr(member, "score", None), nn.Linear)
+                or member.score.out_features != 1
+            ):
                 raise RewardModelError(
-                    f"{type(member).__name__} has no scalar head over a causal model; use a causal language model, or a "
-                    "sequence-classification model with one label on one"
+                    f"{type(member).__name__} has no scalar head over a causal model; use a causal"
+                    " language model, or a sequence-classification model with one label on one"
                 )
             vocabulary = member.get_input_embeddings().weight.shape[0]
             if len(tokenizer) > vocabulary:
                 raise RewardModelError(
-                    f"the reward model's tokenizer has {len(tokenizer)} tokens but the model embeds {vocabulary}: tokenizer and model do not "
-                    "belong together; was the tokenizer of another model copied into its folder?"
+                    f"the reward model's tokenizer has {len(tokenizer)} tokens but the model embeds"
+                    f" {vocabulary}: tokenizer and model do not belong together; was the tokenizer"
+                    " of another model copied into its folder?"
                 )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str | None = None) -> RewardModel:
-        """Loads what `save_pretrained` wrote, or any sequence-classification model with one label by folder or hub name.
+        """Loads what `save_pretrained` wrote, or any sequence-classification model with one label
+        by folder or hub name.
 
         Raises:
-            RewardModelError: there is none, it is no reward model, or its tokenizer does not belong to it.
+            RewardModelError: there is none, it is no reward model, or its tokenizer does not belong
+                to it.
         """
         root = Path(folder)
         note: dict[str, Any] = {}
         if (root / NOTE).is_file():
             note = files.read_note(root / NOTE)
-        names = [str(root / f"member-{m}") for m in range(note["members"])] if note else [str(folder)]
+        names = (
+            [str(root / f"member-{m}") for m in range(note["members"])] if note else [str(folder)]
+        )
         if not note and root.is_dir() and not (root / "config.json").is_file():
             inside = sorted(p.parent for p in root.glob(f"**/{NOTE}"))
             hint = f" Did you mean {str(inside[-1])!r}?" if inside else ""
             raise RewardModelError(f"the folder {root} holds no reward model.{hint}")
         loaded = [load_member(name) for name in names]
         tokenizer, members = loaded[0][0], [member for _, member in loaded]
-        if not note and members[0].config.architectures and "CausalLM" in members[0].config.architectures[0]:
+        if (
+            not note
+            and members[0].config.architectures
+            and "CausalLM" in members[0].config.architectures[0]
+        ):
             raise RewardModelError(
-                f"{folder} is a language model, not a reward model: its scalar head would be random. Train one with the reward-model "
-                f"stage (`reward-model: {{model: {folder}}}`)"
+                f"{folder} is a language model, not a reward model: its scalar head would be"
+                " random. Train one with the reward-model stage (`reward-model: {model:"
+                f" {folder}}}`)"
             )
         where = device or ("cuda" if torch.cuda.is_available() else None)
         if where is not None:
@@ -101,7 +119,8 @@ class RewardModel:
         return cls(members, tokenizer, note.get("offsets"), note.get("notes"), note.get("today"))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes every member as a transformers model, and what makes them one reward model, whole or not at all."""
+        """Writes every member as a transformers model, and what makes them one reward model, whole
+        or not at all."""
         target = Path(folder)
         draft = target.with_name(f".{target.name}")
         shutil.rmtree(draft, ignore_errors=True)
@@ -119,11 +138,16 @@ class RewardModel:
 
     def shift(self, means: Tensor) -> None:
         """Moves each member's zero, [M]: what scored its mean scores 0 from now on."""
-        self.offsets = [before + float(mean) for before, mean in zip(self.offsets, means, strict=True)]
+        self.offsets = [
+            before + float(mean) for before, mean in zip(self.offsets, means, strict=True)
+        ]
 
     @cached_property
     def version(self) -> str:
-        """A hash of weights and offsets: verdicts of different reward models never pass for one another."""
+        """A hash of weights and offsets:
+
+        verdicts of different reward models never pass for one another.
+        """
         digest = hashlib.sha256(json.dumps(self.offsets).encode())
         for member in self.members:
             for parameter in member.parameters():
@@ -147,13 +171,16 @@ class RewardModel:
         try:
             return self.chat.conversation([Message(m.role, m.content) for m in said], episode.tools)
         except ValueError as error:
-            raise RewardModelError(f"episode {episode.id} cannot be read by the reward model: {error}") from error
+            raise RewardModelError(
+                f"episode {episode.id} cannot be read by the reward model: {error}"
+            ) from error
 
     def rows(self, episodes: Sequence[Episode]) -> list[Row]:
         """Each episode as token ids; `positions` are the last tokens of its replies.
 
         Raises:
-            RewardModelError: a conversation longer than the model's context, or one the chat template refuses.
+            RewardModelError: a conversation longer than the model's context, or one the chat
+                template refuses.
         """
         limit = self.context_length
         rows = []
@@ -165,21 +192,25 @@ class RewardModel:
                 ends.append(len(ids) - 1)
             if len(ids) > limit:
                 raise RewardModelError(
-                    f"episode {episode.id} has {len(ids)} tokens, more than the reward model's context of {limit}"
+                    f"episode {episode.id} has {len(ids)} tokens, more than the reward model's"
+                    f" context of {limit}"
                 )
             rows.append(Row(tuple(ids), e, tuple(ends), 0))
         return rows
 
     def read(self, member: Any, micro: Micro) -> Tensor:
-        """A member's raw scores at the positions of a micro-batch, [n], with gradient where enabled."""
+        """A member's raw scores at the positions of a micro-batch, [n], with gradient where
+        enabled."""
         states = trunk(member)(input_ids=micro.ids, use_cache=False).last_hidden_state
         return member.score(states[micro.row, micro.position]).squeeze(-1).float()
 
     @torch.no_grad()
     def values(self, episodes: Sequence[Episode], *, micro_tokens: int = 16384) -> list[Tensor]:
-        """What each member says after each reply, [M, K] per episode of K turns, offsets subtracted.
+        """What each member says after each reply, [M, K] per episode of K turns, offsets
+        subtracted.
 
-        Equal conversations are read once, so that their scores are equal to the last bit, whatever stands beside them in a batch.
+        Equal conversations are read once, so that their scores are equal to the last bit, whatever
+        stands beside them in a batch.
         """
         rows = self.rows(episodes)
         found = [torch.zeros(len(self.members), len(row.positions)) for row in rows]
@@ -189,13 +220,16 @@ class RewardModel:
         for micro in divide([rows[i] for i in first.values()], micro_tokens, self.device):
             for m, member in enumerate(self.members):
                 scores = (self.read(member, micro) - self.offsets[m]).cpu()
-                for e, k, value in zip(micro.episode.tolist(), micro.action.tolist(), scores.tolist(), strict=True):
+                for e, k, value in zip(
+                    micro.episode.tolist(), micro.action.tolist(), scores.tolist(), strict=True
+                ):
                     found[e][m, k] = value
         return [found[first[row.ids, row.positions]] for row in rows]
 
 
 def load_member(name: str, seed: int | None = None) -> tuple[Any, Any]:
-    """A tokenizer and a model with a scalar head; the head of a plain language model is drawn from the seed.
+    """A tokenizer and a model with a scalar head; the head of a plain language model is drawn from
+    the seed.
 
     Raises:
         RewardModelError: no such model, or none that can have a head.
@@ -208,10 +242,19 @@ def load_member(name: str, seed: int | None = None) -> tuple[Any, Any]:
         with torch.random.fork_rng():
             torch.manual_seed(seed or 0)
             model = auto.AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                name,
+                num_labels=1,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RewardModelError(f"cannot load the reward model {name!r}: {type(error).__name__}: {error}") from error
+        raise RewardModelError(
+            f"cannot load the reward model {name!r}: {type(error).__name__}: {error}"
+        ) from error
     if getattr(tokenizer, "chat_template", None) is None:
-        raise RewardModelError(f"the tokenizer of the reward model {name!r} has no chat template, which conversations need")
+        raise RewardModelError(
+            f"the tokenizer of the reward model {name!r} has no chat template, which conversations"
+            " need"
+        )
     return tokenizer, model

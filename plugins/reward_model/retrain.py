@@ -1,17 +1,23 @@
-"""A reward model that learns on while people rank: `{judge: reward-model, retrain: {every: 64}}` in `rl`.
+"""A reward model that learns on while people rank: `{judge: reward-model, retrain: {every: 64}}` in
+`rl`.
 
-Before each update the judge counts the run's comparisons in force that it has not heard of. When there are `every` of them, a new version
-is trained, and the present one keeps judging unless the new one is at least as good at what neither has seen.
+Before each update the judge counts the run's comparisons in force that it has not heard of. When
+there are `every` of them, a new version is trained, and the present one keeps judging unless the
+new one is at least as good at what neither has seen.
 
-- *Measured on fresh starts.* Of the starts that were compared for the first time, a share is set aside, and at least one; old and new version
-  are asked about those. What is set aside stays so: no later version trains on it.
-- *Trained from the present version, on everything else that was ever compared.* The present weights are what the scores that the policy has
-  learned from came from, so that a new version moves them as little as the rankings demand; and nothing else need be kept, while a training
-  from scratch needs the model that the first version began from and as many epochs as that had. The old comparisons are among the data, so
-  nothing is forgotten for the new ones.
-- *The same zero.* As after the stage `reward-model`, the policy's latest conversations, here those that were newly compared, score 0.
-- *Written down.* A version is saved as `reward-model/update-N` (N updates were made before it), a refusal as `reward-model/refused-N.json`. A run that goes
-  on takes what is written and trains nothing twice, and what was said of later updates' conversations does not count yet.
+- *Measured on fresh starts.* Of the starts that were compared for the first time, a share is set
+  aside, and at least one; old and new version are asked about those. What is set aside stays so: no
+  later version trains on it.
+- *Trained from the present version, on everything else that was ever compared.* The present weights
+  are what the scores that the policy has learned from came from, so that a new version moves them
+  as little as the rankings demand; and nothing else need be kept, while a training from scratch
+  needs the model that the first version began from and as many epochs as that had. The old
+  comparisons are among the data, so nothing is forgotten for the new ones.
+- *The same zero.* As after the stage `reward-model`, the policy's latest conversations, here those
+  that were newly compared, score 0.
+- *Written down.* A version is saved as `reward-model/update-N` (N updates were made before it), a
+  refusal as `reward-model/refused-N.json`. A run that goes on takes what is written and trains
+  nothing twice, and what was said of later updates' conversations does not count yet.
 """
 
 from __future__ import annotations
@@ -36,7 +42,8 @@ from .training import Data, Ensemble, Training, finals, place
 class Retrain(Training):
     """Attributes:
     every: a new version is trained when this many comparisons are new.
-    held_out: share of the starts compared for the first time that train nothing and decide between the versions.
+    held_out: share of the starts compared for the first time that train nothing and decide between
+        the versions.
 
     How it learns: see `Training`.
     """
@@ -46,7 +53,8 @@ class Retrain(Training):
 
 
 class Versions:
-    """The versions of a judge's reward model: which one judges, what it knows, and when the next one is made.
+    """The versions of a judge's reward model: which one judges, what it knows, and when the next
+    one is made.
 
     Args:
         options: of the training.
@@ -54,10 +62,13 @@ class Versions:
         taken: called with every model that begins to judge.
     """
 
-    def __init__(self, options: Retrain, device: str | None, taken: Callable[[RewardModel], None]) -> None:
+    def __init__(
+        self, options: Retrain, device: str | None, taken: Callable[[RewardModel], None]
+    ) -> None:
         self.options, self.device, self.taken = options, device, taken
         self._path, self._folder = "", Path()
-        self._heard: set[str] = set()  # comparisons that the present version, or one that was refused, was made from
+        # Comparisons that the present version, or one that was refused, was made from.
+        self._heard: set[str] = set()
         self._held: set[str] = set()  # starts that no version may train on
 
     def begin(self, path: Path | str, folder: Path) -> None:
@@ -66,7 +77,10 @@ class Versions:
         self._take(self._load())
 
     def learn(self, run: RunView) -> dict[str, float]:
-        """Trains a new version if it is time, and says what came of it; the engine calls this before an update."""
+        """Trains a new version if it is time, and says what came of it;
+
+        the engine calls this before an update.
+        """
         self._version = run.folder / "reward-model" / f"update-{run.updates:06d}"
         self._refusal = run.folder / "reward-model" / f"refused-{run.updates:06d}.json"
         if found := self._written(run):
@@ -77,7 +91,10 @@ class Versions:
         return found or {"reward_model/fresh": float(len(fresh))}
 
     def _written(self, run: RunView) -> dict[str, float]:
-        """Takes up what was decided before this update when it was made the first time; empty where nothing was."""
+        """Takes up what was decided before this update when it was made the first time;
+
+        empty where nothing was.
+        """
         notes = _notes(self._version / NOTE)
         if notes.get("run") == run.id and "switched" in notes:
             self._path = _within(self._version, run.folder)
@@ -89,14 +106,22 @@ class Versions:
             return _metrics(notes)
         return {}
 
-    def _compete(self, run: RunView, comparisons: Sequence[Comparison], fresh: set[str]) -> dict[str, float]:
-        """Trains a version, has it compete with the present one on what neither has seen, and writes down which of them judges.
+    def _compete(
+        self, run: RunView, comparisons: Sequence[Comparison], fresh: set[str]
+    ) -> dict[str, float]:
+        """Trains a version, has it compete with the present one on what neither has seen, and
+        writes down which of them judges.
 
-        Empty where there is nothing to tell them apart by yet: no start was compared for the first time, or raters only saw ties.
+        Empty where there is nothing to tell them apart by yet: no start was compared for the first
+        time, or raters only saw ties.
         """
         model, options = self._load(), self.options
         data, _ = Data.readable(run.ledger, comparisons, model)
-        known = {start for start, said in zip(data.starts, data.by_group, strict=True) if any(c.id not in fresh for c in said)}
+        known = {
+            start
+            for start, said in zip(data.starts, data.by_group, strict=True)
+            if any(c.id not in fresh for c in said)
+        }
         new = sorted(set(data.starts) - known, key=lambda start: place(run.seed, start))
         aside = set(new[: math.ceil(options.held_out * len(new))])
         train = [g for g, start in enumerate(data.starts) if start not in self._held | aside]
@@ -106,19 +131,29 @@ class Versions:
         was = data.measure(finals(model, data.episodes, options.micro_tokens).mean(1), held)
         if "accuracy" not in was:
             return {}
-        seeds = [derive_id("retrain", run.seed, run.stage, run.updates, m) for m in range(len(model.members))]
+        seeds = [
+            derive_id("retrain", run.seed, run.stage, run.updates, m)
+            for m in range(len(model.members))
+        ]
         for step in options.fit(Ensemble(model, options), data, train, seeds):
             run.status("fit", step.made, step.steps)
         values = finals(model, data.episodes, options.micro_tokens)
         now = data.measure(values.mean(1), held)
         better = now["accuracy"] >= was["accuracy"]
         notes = {
-            "run": run.id, "update": run.updates + 1, "from": self._path, "switched": float(better), "old_accuracy": was["accuracy"],
-            "new_accuracy": now["accuracy"], "pairs": now["pairs"], "comparisons": len(comparisons), "fresh": len(fresh),
+            "run": run.id, "update": run.updates + 1, "from": self._path, "switched": float(better),
+            "old_accuracy": was["accuracy"],
+            "new_accuracy": now["accuracy"], "pairs": now["pairs"], "comparisons": len(comparisons),
+            "fresh": len(fresh),
             "known": sorted(c.id for c in comparisons), "held": sorted(self._held | aside),
         }  # fmt: skip
         if better:
-            latest = [e for g, start in enumerate(data.starts) if start not in known for e in data.members[g]]
+            latest = [
+                e
+                for g, start in enumerate(data.starts)
+                if start not in known
+                for e in data.members[g]
+            ]
             model.shift(values[sorted(set(latest))].mean(0))
             model.notes = notes
             model.save_pretrained(self._version)
@@ -141,7 +176,9 @@ class Versions:
 
     def _load(self) -> RewardModel:
         inside = self._folder / self._path
-        return RewardModel.from_pretrained(inside if inside.is_dir() else self._path, device=self.device)
+        return RewardModel.from_pretrained(
+            inside if inside.is_dir() else self._path, device=self.device
+        )
 
     def _take(self, model: RewardModel) -> None:
         self._learned(model.notes)
@@ -152,14 +189,22 @@ class Versions:
         self._held |= set(notes.get("held", ()))
 
     def _comparisons(self, run: RunView) -> list[Comparison]:
-        """What the run has had compared, by whomever and however late, up to this update: one that goes on finds later answers too."""
+        """What the run has had compared, by whomever and however late, up to this update:
+
+        one that goes on finds later answers too.
+        """
         found = run.ledger.comparisons(run.id, stages=comparing(run))
         shown = run.ledger.episodes([c.ranking[0][0] for c in found if c.id not in self._heard])
-        return [c for c in found if c.id in self._heard or shown[c.ranking[0][0]].update <= run.updates]
+        return [
+            c for c in found if c.id in self._heard or shown[c.ranking[0][0]].update <= run.updates
+        ]
 
 
 def _within(path: Path | str, folder: Path) -> str:
-    """A path as it is kept: relative to the run's folder where it lies there, so that the folder may move."""
+    """A path as it is kept:
+
+    relative to the run's folder where it lies there, so that the folder may move.
+    """
     try:
         return str(Path(path).resolve().relative_to(folder.resolve()))
     except ValueError:

@@ -2,10 +2,12 @@
 
     P(i better than j) = sigma(r_i - r_j)
 
-r is read at the end of a conversation's last reply; with `prefixes`, at the end of every reply, so that it is a value per turn. All
-conversations of one start stand in one batch element with all their pairs, each read once (InstructGPT's K-wise batches). Several
-members are an ensemble: same beginning, other heads, other order of the data, other groups left out (bootstrap). Afterwards every
-member is shifted so that the conversations of the latest round, which the policy as it is played, score 0 on average.
+r is read at the end of a conversation's last reply; with `prefixes`, at the end of every reply, so
+that it is a value per turn. All conversations of one start stand in one batch element with all
+their pairs, each read once (InstructGPT's K-wise batches). Several members are an ensemble: same
+beginning, other heads, other order of the data, other groups left out (bootstrap). Afterwards every
+member is shifted so that the conversations of the latest round, which the policy as it is played,
+score 0 on average.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ from .training import Data, Ensemble, Training, finals
 
 class TrainRewardModel(Training, Stage):
     """Attributes:
-    model: folder or hub name of a causal or sequence-classification model to begin from; default: the policy as it stands.
-    data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what the run has had compared so far.
+    model: folder or hub name of a causal or sequence-classification model to begin from; default:
+        the policy as it stands.
+    data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what the
+        run has had compared so far.
     members: size of the ensemble.
     held_out: share of the starts that train nothing and measure accuracy.
-    weights: source name to what each of its comparisons counts beside those of others; 1 for those not named, 0 leaves a source out.
+    weights: source name to what each of its comparisons counts beside those of others; 1 for those
+        not named, 0 leaves a source out.
     steps_per_update: optimizer steps per update of the run.
 
     How they learn: see `Training`.
@@ -51,7 +56,10 @@ class TrainRewardModel(Training, Stage):
         if self.data is not None and not self.data.exists():
             raise ConfigError(f"reward-model.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
-            raise ConfigError("reward-model has nothing to learn from: put a `rank` stage before it, or give `data`")
+            raise ConfigError(
+                "reward-model has nothing to learn from: put a `rank` stage before it, or give"
+                " `data`"
+            )
         check_weights(run, "reward-model", self.weights, self.data)
 
     def play(self, run: RunView) -> Iterator[Update]:
@@ -66,10 +74,17 @@ class TrainRewardModel(Training, Stage):
         losses: list[float] = []
         for step in self.fit(ensemble, data, train, seeds, done * self.steps_per_update):
             losses += step.losses
-            run.status("fit", step.made, step.steps, update=-(-step.made // self.steps_per_update), updates=updates)
+            run.status(
+                "fit",
+                step.made,
+                step.steps,
+                update=-(-step.made // self.steps_per_update),
+                updates=updates,
+            )
             if step.made % self.steps_per_update == 0 or step.made == step.steps:
                 metrics = {
-                    "loss": sum(losses) / len(losses), "grad_norm": step.norm, "lr": step.lr, "starts": float(len(train)),
+                    "loss": sum(losses) / len(losses), "grad_norm": step.norm, "lr": step.lr,
+                    "starts": float(len(train)),
                     "too_long": float(long), "comparisons": float(len(data.comparisons)),
                 }  # fmt: skip
                 losses = []
@@ -88,24 +103,40 @@ class TrainRewardModel(Training, Stage):
                 run.policy.save_pretrained(name, merge=True)
             shared(run, None)  # written before anybody reads it
         loaded = [load_member(name, seed + m) for m in range(self.members)]
-        device = run.policy.device if self.model is None else "cuda" if torch.cuda.is_available() else "cpu"
+        device = (
+            run.policy.device
+            if self.model is None
+            else "cuda"
+            if torch.cuda.is_available()
+            else "cpu"
+        )
         if self.model is None:
             shared(run, None)  # read by all before it goes
             if run.is_main:
                 shutil.rmtree(name)
-        return RewardModel([m.to(device) for _, m in loaded], loaded[0][0], today=run.today.isoformat())
+        return RewardModel(
+            [m.to(device) for _, m in loaded], loaded[0][0], today=run.today.isoformat()
+        )
 
     def _finish(
-        self, run: RunView, model: RewardModel, data: Data, held: Sequence[int], known: Sequence[str]
+        self,
+        run: RunView,
+        model: RewardModel,
+        data: Data,
+        held: Sequence[int],
+        known: Sequence[str],
     ) -> dict[str, float]:
         """Shifts the scores, measures what was held out, and saves."""
         values = finals(model, data.episodes, self.micro_tokens)
         means = values[data.latest()].mean(0)
         model.shift(means)
-        metrics = {f"held_out/{k}": v for k, v in data.measure((values - means).mean(1), held).items()}
+        metrics = {
+            f"held_out/{k}": v for k, v in data.measure((values - means).mean(1), held).items()
+        }
         metrics["disagreement"] = float(values.std(1, correction=0).mean())
         model.notes = {
-            "run": run.id, "update": run.updates + 1, "comparisons": len(data.comparisons), **metrics, "known": list(known),
+            "run": run.id, "update": run.updates + 1, "comparisons": len(data.comparisons),
+            **metrics, "known": list(known),
             "held": sorted({data.starts[g] for g in held}),
         }  # fmt: skip
         if run.is_main:

@@ -1,4 +1,7 @@
-"""How a reward model learns from comparisons: the options, the data, the loss, and the one loop that the stage and retraining judges share."""
+"""How a reward model learns from comparisons:
+
+the options, the data, the loss, and the one loop that the stage and retraining judges share.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...engine.analysis.preferences import Pair, connected, opinion, pairs, rater_agreement, truth_agreement
+from ...engine.analysis.preferences import (
+    Pair,
+    connected,
+    opinion,
+    pairs,
+    rater_agreement,
+    truth_agreement,
+)
 from ...engine.ledger.ledger import Ledger
 from ...engine.pipeline.section import Section
 from ...engine.policy.learner import Learner
@@ -45,11 +55,13 @@ class Training(Section):
     """How a reward model learns from comparisons.
 
     Attributes:
-        loss: "pairs" (mean over all pairs), "k-wise" (mean per start, then over starts), or "plackett-luce" (whole rankings).
+        loss: "pairs" (mean over all pairs), "k-wise" (mean per start, then over starts), or
+            "plackett-luce" (whole rankings).
         margin: weight of the raters' grades as a margin; 0: none.
         label_smoothing: share of every label that is replaced by 1/2.
         centering: weight of (r_i + r_j)^2.
-        prefixes: weight of the same loss after every earlier reply, turn by turn, for a value per turn.
+        prefixes: weight of the same loss after every earlier reply, turn by turn, for a value per
+            turn.
         bootstrap: share of the starts that each member of an ensemble sees.
         epochs, batch_size: passes, and starts per optimizer step.
         lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
@@ -74,7 +86,14 @@ class Training(Section):
         """How many optimizer steps each member makes on these groups."""
         return self.epochs * math.ceil(max(1, round(len(train) * self.bootstrap)) / self.batch_size)
 
-    def fit(self, ensemble: Ensemble, data: Data, train: Sequence[int], seeds: Sequence[str], done: int = 0) -> Iterator[Step]:
+    def fit(
+        self,
+        ensemble: Ensemble,
+        data: Data,
+        train: Sequence[int],
+        seeds: Sequence[str],
+        done: int = 0,
+    ) -> Iterator[Step]:
         """Trains the members side by side, a step of each at a time.
 
         Args:
@@ -88,7 +107,9 @@ class Training(Section):
             losses, norm = [], 0.0
             for learner, member, seed in zip(ensemble.learners, model.members, seeds, strict=True):
                 groups = self._groups(train, step, seed)
-                with explained_memory("training the reward model", "`micro_tokens` or `batch_size`"):
+                with explained_memory(
+                    "training the reward model", "`micro_tokens` or `batch_size`"
+                ):
                     loss = self._loss(model, member, rows, data, groups)
                     loss.backward()
                 norm = learner.step(step / steps, [f"start {g}" for g in groups])
@@ -96,16 +117,31 @@ class Training(Section):
             yield Step(step + 1, steps, losses, norm, ensemble.learners[0].rate)
 
     def _groups(self, train: Sequence[int], step: int, seed: str) -> list[int]:
-        """The starts of one step: each member's own share of them, in an order of its own, epoch by epoch."""
+        """The starts of one step:
+
+        each member's own share of them, in an order of its own, epoch by epoch.
+        """
         generator = torch.Generator().manual_seed(int(seed, 16) % 2**63)
-        share = torch.randperm(len(train), generator=generator)[: max(1, round(len(train) * self.bootstrap))]
+        share = torch.randperm(len(train), generator=generator)[
+            : max(1, round(len(train) * self.bootstrap))
+        ]
         per_epoch = math.ceil(len(share) / self.batch_size)
         epoch, place = divmod(step, per_epoch)
         order = torch.Generator().manual_seed(int(derive_id(seed, epoch), 16) % 2**63)
         shuffled = share[torch.randperm(len(share), generator=order)]
-        return [train[i] for i in shuffled[place * self.batch_size : (place + 1) * self.batch_size].tolist()]
+        return [
+            train[i]
+            for i in shuffled[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+        ]
 
-    def _loss(self, model: RewardModel, member: Any, rows: Sequence[Any], data: Data, groups: Sequence[int]) -> Tensor:
+    def _loss(
+        self,
+        model: RewardModel,
+        member: Any,
+        rows: Sequence[Any],
+        data: Data,
+        groups: Sequence[int],
+    ) -> Tensor:
         """The loss over some starts, every conversation read once."""
         wanted = sorted({e for g in groups for e in data.members[g]})
         chosen = [rows[e] for e in wanted]
@@ -113,26 +149,45 @@ class Training(Section):
         scores = torch.cat([model.read(member, micro) for micro in micros])
         place = {
             (e, k): i
-            for i, (e, k) in enumerate((e, k) for micro in micros for e, k in zip(micro.episode.tolist(), micro.action.tolist(), strict=True))
+            for i, (e, k) in enumerate((e, k) for micro in micros for e,
+                k in zip(micro.episode.tolist(), micro.action.tolist(), strict=True))
         }  # fmt: skip
         last = {e: place[e, len(rows[e].positions) - 1] for e in wanted}
-        found = [(i, data.index[p.first], data.index[p.second], p) for i, g in enumerate(groups) for p in data.pairs[g]]
+        found = [
+            (i, data.index[p.first], data.index[p.second], p)
+            for i, g in enumerate(groups)
+            for p in data.pairs[g]
+        ]
         index = lambda values: torch.tensor(values, dtype=torch.long, device=scores.device)  # noqa: E731
         number = lambda values: torch.tensor(values, dtype=scores.dtype, device=scores.device)  # noqa: E731
-        first, second = scores[index([last[a] for _, a, _, _ in found])], scores[index([last[b] for _, _, b, _ in found])]
+        first, second = (
+            scores[index([last[a] for _, a, _, _ in found])],
+            scores[index([last[b] for _, _, b, _ in found])],
+        )
         probability = number([p.probability for *_, p in found])
         weight = number([p.weight for *_, p in found])
         margin = self.margin * number([p.margin for *_, p in found])
         if self.loss == "plackett-luce":
             rankings = [c for g in groups for c in data.by_group[g]]
-            flat = [index([last[data.index[e]] for tier in c.ranking for e in tier]) for c in rankings]
-            each = torch.stack([plackett_luce(scores[own], _places(c)) for own, c in zip(flat, rankings, strict=True)])
+            flat = [
+                index([last[data.index[e]] for tier in c.ranking for e in tier]) for c in rankings
+            ]
+            each = torch.stack(
+                [
+                    plackett_luce(scores[own], _places(c))
+                    for own, c in zip(flat, rankings, strict=True)
+                ]
+            )
             counts = number([data.weights.get(c.stamp.source, 1.0) for c in rankings])
             total = (each * counts).sum() / counts.sum()
         else:
             each = bradley_terry(first, second, probability, margin, self.label_smoothing)
             group = index([i for i, *_ in found])
-            total = k_wise(each, group, weight) if self.loss == "k-wise" else (each * weight).sum() / weight.sum()
+            total = (
+                k_wise(each, group, weight)
+                if self.loss == "k-wise"
+                else (each * weight).sum() / weight.sum()
+            )
         if self.prefixes:
             earlier = [
                 (n, place[a, k], place[b, k])
@@ -141,7 +196,9 @@ class Training(Section):
             ]
             if earlier:
                 at, left, right = (index(column) for column in zip(*earlier, strict=True))
-                each = bradley_terry(scores[left], scores[right], probability[at], margin[at], self.label_smoothing)
+                each = bradley_terry(
+                    scores[left], scores[right], probability[at], margin[at], self.label_smoothing
+                )
                 total = total + self.prefixes * (each * weight[at]).sum() / weight[at].sum()
         return total + self.centering * (centering(first, second) * weight).sum() / weight.sum()
 
@@ -153,7 +210,8 @@ class Ensemble:
         self.model = model
         self.learners = [
             Learner(
-                None, [member], lr=options.lr, warmup=options.warmup, decay=options.decay, weight_decay=options.weight_decay,
+                None, [member], lr=options.lr, warmup=options.warmup, decay=options.decay,
+                weight_decay=options.weight_decay,
                 max_grad_norm=options.max_grad_norm, micro_tokens=options.micro_tokens,
             )
             for member in model.members
@@ -170,7 +228,9 @@ class Ensemble:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for m, (member, learner) in enumerate(zip(self.model.members, self.learners, strict=True)):
             head = f"{m}.learner."
-            learner.load_state_dict({k.removeprefix(head): v for k, v in state.items() if k.startswith(head)})
+            learner.load_state_dict(
+                {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
+            )
             for name, parameter in member.named_parameters():
                 parameter.copy_(state[f"{m}.weights.{name}"])
 
@@ -179,19 +239,27 @@ class Data:
     """Comparisons by start, with their episodes and pairs.
 
     Args:
-        weights: of their sources, see `engine.preferences.pairs`; what weighs 0 must not be among the comparisons.
+        weights: of their sources, see `engine.preferences.pairs`; what weighs 0 must not be among
+            the comparisons.
     """
 
-    def __init__(self, ledger: Ledger, comparisons: Sequence[Comparison], weights: Mapping[str, float] = {}) -> None:
+    def __init__(
+        self, ledger: Ledger, comparisons: Sequence[Comparison], weights: Mapping[str, float] = {}
+    ) -> None:
         self.comparisons, self.weights = comparisons, weights
         ids = list(dict.fromkeys(e for c in self.comparisons for tier in c.ranking for e in tier))
         found = ledger.episodes(ids)
         self.episodes: list[Episode] = [found[id_] for id_ in ids]
         self.index = {id_: e for e, id_ in enumerate(ids)}
         # By start, not by id: ids hold the run's name, which must not matter.
-        self.by_group = sorted(connected(self.comparisons), key=lambda each: min(map(self._place, each)))
+        self.by_group = sorted(
+            connected(self.comparisons), key=lambda each: min(map(self._place, each))
+        )
         self.pairs: list[list[Pair]] = [pairs(each, weights) for each in self.by_group]
-        self.members = [sorted({self.index[e] for p in each for e in (p.first, p.second)}) for each in self.pairs]
+        self.members = [
+            sorted({self.index[e] for p in each for e in (p.first, p.second)})
+            for each in self.pairs
+        ]
 
     def _place(self, comparison: Comparison) -> tuple[str, int, int]:
         return min(
@@ -203,7 +271,11 @@ class Data:
 
     @classmethod
     def readable(
-        cls, ledger: Ledger, comparisons: Sequence[Comparison], model: RewardModel, weights: Mapping[str, float] = {}
+        cls,
+        ledger: Ledger,
+        comparisons: Sequence[Comparison],
+        model: RewardModel,
+        weights: Mapping[str, float] = {},
     ) -> tuple[Data, int]:
         """The same without conversations that are too long for a model, and how many those were."""
         data = cls(ledger, comparisons, weights)
@@ -217,20 +289,31 @@ class Data:
         return [self.episodes[m[0]].start.key for m in self.members]
 
     def latest(self) -> list[int]:
-        """The conversations of the latest round: the policy as it is, not what it was in earlier ones; all, where no policy played."""
-        sampled = [e for e, episode in enumerate(self.episodes) if episode.turns[0].action_ids is not None]
+        """The conversations of the latest round:
+
+        the policy as it is, not what it was in earlier ones; all, where no policy played.
+        """
+        sampled = [
+            e for e, episode in enumerate(self.episodes) if episode.turns[0].action_ids is not None
+        ]
         stages = {self.episodes[e].update: self.episodes[e].stage for e in sampled}
         latest = stages[max(stages)] if stages else ""
-        return [e for e in sampled if self.episodes[e].stage == latest] or list(range(len(self.episodes)))
+        return [e for e in sampled if self.episodes[e].stage == latest] or list(
+            range(len(self.episodes))
+        )
 
     def split(self, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-        """Indices of the groups to train on and to measure on, by start: what is held out stays so whatever else arrives."""
+        """Indices of the groups to train on and to measure on, by start:
+
+        what is held out stays so whatever else arrives.
+        """
         places = [place(seed, start) for start in self.starts]
         train = [g for g, p in enumerate(places) if p >= held_out]
         return train or list(range(len(places))), [g for g, p in enumerate(places) if p < held_out]
 
     def measure(self, scores: Tensor, held: Sequence[int]) -> dict[str, float]:
-        """Accuracy against the raters and against the environment's return, with what single raters reach as the ceiling."""
+        """Accuracy against the raters and against the environment's return, with what single raters
+        reach as the ceiling."""
         comparisons = [c for g in held for c in self.by_group[g]]
         found = [p for g in held for p in self.pairs[g]]
         if not found:
@@ -250,7 +333,9 @@ class Data:
             for sure in [opinion(c, a, b) or 0.0]
         ]
         differ = [p for p in found if truth[p.first] != truth[p.second]]
-        right = [(truth[p.first] > truth[p.second]) == (value(p.first) > value(p.second)) for p in differ]
+        right = [
+            (truth[p.first] > truth[p.second]) == (value(p.first) > value(p.second)) for p in differ
+        ]
         measured: dict[str, float | None] = {
             "pairs": float(len(found)),
             "accuracy": sum(decided) / len(decided) if decided else None,
@@ -269,7 +354,10 @@ def finals(model: RewardModel, episodes: Sequence[Episode], micro_tokens: int) -
 
 
 def place(seed: int, start: str) -> float:
-    """Where in [0, 1) a start stands in the order by which starts are held out: the same whatever else there is."""
+    """Where in [0, 1) a start stands in the order by which starts are held out:
+
+    the same whatever else there is.
+    """
     return int(derive_id("held out", seed, start), 16) / 2**64
 
 

@@ -1,9 +1,11 @@
-"""Records what published libraries compute into `recorded.json` beside this file: all inputs and all outputs, in float64.
+"""Records what published libraries compute into `recorded.json` beside this file: all inputs and
+all outputs, in float64.
 
-The formulas are never repeated here. trl's trainers and stable-baselines3 are called with stand-ins for model, optimizer and
-trainer; verl's functions, an older trl's DPO loss and one block of trl's GRPO trainer are run from the libraries' own source.
-It was run with Python 3.11, torch 2.13.0 (CPU), transformers 5.23.0, trl 1.16.0 and 0.28.0, stable-baselines3 2.9.2 and
-verl 0.9.1, all as published on PyPI; `recorded.json` has the SHA-256 of the wheels that were read. To run it again:
+The formulas are never repeated here. trl's trainers and stable-baselines3 are called with stand-ins
+for model, optimizer and trainer; verl's functions, an older trl's DPO loss and one block of trl's
+GRPO trainer are run from the libraries' own source. It was run with Python 3.11, torch 2.13.0
+(CPU), transformers 5.23.0, trl 1.16.0 and 0.28.0, stable-baselines3 2.9.2 and verl 0.9.1, all as
+published on PyPI; `recorded.json` has the SHA-256 of the wheels that were read. To run it again:
 
     pip install torch transformers datasets trl==1.16.0 stable-baselines3==2.9.2
     pip download --no-deps --dest wheels trl==0.28.0 verl==0.9.1
@@ -70,25 +72,39 @@ def nothing(*_: Any, **__: Any) -> None:
 
 
 def model_output(logprobs: Tensor) -> SimpleNamespace:
-    """What trl's trainers read from a model. Only the log-probs enter the loss; the rest is for metrics."""
+    """What trl's trainers read from a model.
+
+    Only the log-probs enter the loss; the rest is for metrics.
+    """
     zeros = torch.zeros_like(logprobs)
-    return SimpleNamespace(log_probs=logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    return SimpleNamespace(
+        log_probs=logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
+    )
 
 
 def excerpt(wheel: Path, path: str, names: list[str], given: dict[str, Any]) -> dict[str, Any]:
-    """Runs the definitions of `names` (also methods), without decorators, from a file in a wheel; the rest is not imported."""
+    """Runs the definitions of `names` (also methods), without decorators, from a file in a wheel;
+
+    the rest is not imported.
+    """
     tree = ast.parse(zipfile.ZipFile(wheel).read(path))
-    body = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name in names]
+    body = [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name in names
+    ]
     assert sorted(n.name for n in body) == sorted(names), path
     for node in body:
         node.decorator_list = []
-    lazy = ast.parse("from __future__ import annotations").body  # their types need not be known here
+    # Their types need not be known here.
+    lazy = ast.parse("from __future__ import annotations").body
     exec(compile(ast.Module(lazy + body, []), path, "exec"), given)
     return given
 
 
 def trl_dpo(wheel: Path) -> dict[str, Any]:
-    """Both a trl of today, per-token log-probs in, and the last one whose sigmoid loss had label smoothing."""
+    """Both a trl of today, per-token log-probs in, and the last one whose sigmoid loss had label
+    smoothing."""
     chosen, rejected = normal(6, mean=-40, std=6), normal(6, mean=-45, std=6)
     ref_chosen, ref_rejected = chosen + normal(6, std=7), rejected + normal(6, std=7)
     lengths = {"mixed": [[3, 5, 1, 4, 2, 5], [2, 4, 5, 1, 3, 5]], "one": [[1] * 6, [1] * 6]}
@@ -113,7 +129,8 @@ def trl_dpo(wheel: Path) -> dict[str, Any]:
             _total_train_tokens=0,
             _tp_size=1,
         )
-        completion_mask = torch.cat([torch.zeros(len(mask), 1, dtype=torch.long), mask.long()], 1)  # a prompt of one token
+        # A prompt of one token.
+        completion_mask = torch.cat([torch.zeros(len(mask), 1, dtype=torch.long), mask.long()], 1)
         inputs = {
             "input_ids": torch.zeros_like(completion_mask),
             "attention_mask": torch.ones_like(completion_mask),
@@ -135,34 +152,74 @@ def trl_dpo(wheel: Path) -> dict[str, Any]:
             beta=case["beta"],
             label_smoothing=case["label_smoothing"],
         )
-        return dpo_loss(trainer, better, worse, ref_chosen[pairs], ref_rejected[pairs], case["loss_type"])[0].mean()
+        return dpo_loss(
+            trainer, better, worse, ref_chosen[pairs], ref_rejected[pairs], case["loss_type"]
+        )[0].mean()
 
     cases = []
     for beta in (0.1, 0.5):
         for name, compute in ((f"trl {version('trl')}", today), (wheel_name(wheel), before)):
-            kinds = [("sigmoid", 0.0, "mixed"), ("hinge", 0.0, "mixed"), ("ipo", 0.0, "mixed"), ("ipo", 0.0, "one")]
+            kinds = [
+                ("sigmoid", 0.0, "mixed"),
+                ("hinge", 0.0, "mixed"),
+                ("ipo", 0.0, "mixed"),
+                ("ipo", 0.0, "one"),
+            ]
             if compute is before:
-                kinds = [("sigmoid", 0.0, None), ("sigmoid", 0.1, None), ("hinge", 0.0, None), ("ipo", 0.0, None)]
+                kinds = [
+                    ("sigmoid", 0.0, None),
+                    ("sigmoid", 0.1, None),
+                    ("hinge", 0.0, None),
+                    ("ipo", 0.0, None),
+                ]
             for loss_type, smoothing, length in kinds:
-                case = {"library": name, "loss_type": loss_type, "beta": beta, "label_smoothing": smoothing, "lengths": length}
+                case = {
+                    "library": name,
+                    "loss_type": loss_type,
+                    "beta": beta,
+                    "label_smoothing": smoothing,
+                    "lengths": length,
+                }
                 better, worse = leaf(chosen), leaf(rejected)
                 loss = compute(case, list(range(6)), better, worse)
                 loss.backward()
                 each = [compute(case, [i], chosen[[i]], rejected[[i]]).item() for i in range(6)]
-                cases.append({**case, "losses": each, "loss": loss, "grad_chosen": better.grad, "grad_rejected": worse.grad})
+                cases.append(
+                    {
+                        **case,
+                        "losses": each,
+                        "loss": loss,
+                        "grad_chosen": better.grad,
+                        "grad_rejected": worse.grad,
+                    }
+                )
     return {
         "notes": [
-            "chosen, rejected, ref_*: log-probs summed over the completion, [6]. grad_*: of the mean loss in them.",
-            f"trl {version('trl')} (DPOTrainer._compute_loss) takes per-token log-probs: each sum was spread evenly over the "
-            "completion's tokens, of which lengths['mixed'] or ['one'] gives the number (chosen, rejected).",
-            f"trl {version('trl')} divides, for 'ipo' only, each sequence's log-ratio (log pi - log ref, summed) by its "
-            "number of completion tokens, before chosen minus rejected; the loss is (that - 1/(2 beta))^2. With lengths "
-            "'one' it is the unnormalised IPO. 'sigmoid' and 'hinge' take sums.",
-            f"The sigmoid loss of trl {version('trl')} ignores label_smoothing (only robust, exo_pair and aot use it), so "
-            f"smoothing is recorded from {wheel_name(wheel)}, DPOTrainer.dpo_loss: label_smoothing is the probability that a "
-            "label is flipped, -(1-s) log sigma(h) - s log sigma(-h).",
-            f"{wheel_name(wheel)} normalises 'ipo' by length where it computes the log-probs; dpo_loss, recorded, sees the "
-            "result.",
+            (
+                "chosen, rejected, ref_*: log-probs summed over the completion, [6]. grad_*: of the"
+                " mean loss in them."
+            ),
+            (
+                f"trl {version('trl')} (DPOTrainer._compute_loss) takes per-token log-probs: each"
+                " sum was spread evenly over the completion's tokens, of which lengths['mixed'] or"
+                " ['one'] gives the number (chosen, rejected)."
+            ),
+            (
+                f"trl {version('trl')} divides, for 'ipo' only, each sequence's log-ratio (log pi -"
+                " log ref, summed) by its number of completion tokens, before chosen minus"
+                " rejected; the loss is (that - 1/(2 beta))^2. With lengths 'one' it is the"
+                " unnormalised IPO. 'sigmoid' and 'hinge' take sums."
+            ),
+            (
+                f"The sigmoid loss of trl {version('trl')} ignores label_smoothing (only robust,"
+                f" exo_pair and aot use it), so smoothing is recorded from {wheel_name(wheel)},"
+                " DPOTrainer.dpo_loss: label_smoothing is the probability that a label is flipped,"
+                " -(1-s) log sigma(h) - s log sigma(-h)."
+            ),
+            (
+                f"{wheel_name(wheel)} normalises 'ipo' by length where it computes the log-probs;"
+                " dpo_loss, recorded, sees the result."
+            ),
             "hinge is max(0, 1 - beta * margin).",
         ],
         "inputs": {
@@ -180,7 +237,10 @@ def trl_kto() -> dict[str, Any]:
     labels = torch.tensor([True, False, True, True, False, False])
     logps, ref_logps = normal(6, mean=-40, std=6), normal(6, mean=-40, std=6)
     ref_kl = normal(6, mean=-42, std=6)
-    kl_inputs = {"positive": ref_kl + normal(6, mean=2.0, std=3), "negative": ref_kl + normal(6, mean=-4.0, std=3)}
+    kl_inputs = {
+        "positive": ref_kl + normal(6, mean=2.0, std=3),
+        "negative": ref_kl + normal(6, mean=-4.0, std=3),
+    }
 
     def compute(case: dict[str, Any], rows: list[int], policy: Tensor) -> tuple[Tensor, float]:
         trainer = SimpleNamespace(
@@ -206,13 +266,20 @@ def trl_kto() -> dict[str, Any]:
             "ref_logps": ref_logps[rows],
             "ref_KL_logps": ref_kl,
         }
-        loss = KTOTrainer._compute_loss(trainer, lambda **_: model_output(policy.unsqueeze(1)), batch, False)
+        loss = KTOTrainer._compute_loss(
+            trainer, lambda **_: model_output(policy.unsqueeze(1)), batch, False
+        )
         return loss, trainer._metrics["train"]["kl"][0]
 
     cases = []
     for kl_logps in kl_inputs:
         for desirable, undesirable in ((1.0, 1.0), (1.33, 1.0), (1.0, 1.33)):
-            case = {"kl_logps": kl_logps, "beta": 0.1, "desirable_weight": desirable, "undesirable_weight": undesirable}
+            case = {
+                "kl_logps": kl_logps,
+                "beta": 0.1,
+                "desirable_weight": desirable,
+                "undesirable_weight": undesirable,
+            }
             policy = leaf(logps)
             loss, z0 = compute(case, list(range(6)), policy)
             loss.backward()
@@ -220,14 +287,28 @@ def trl_kto() -> dict[str, Any]:
             cases.append({**case, "z0": z0, "losses": each, "loss": loss, "grad": policy.grad})
     return {
         "notes": [
-            "logps, ref_logps: summed log-probs of the six completions, [6]; label true: desirable. No length normalisation.",
-            "z0 = max(0, mean(kl_logps - ref_kl_logps)), over the batch (and all processes), in nats per sequence, detached. "
-            "kl_logps are log-probs of mismatched pairs: each prompt of the batch with a neighbour's completion.",
-            "losses: weight * (1 - sigma(beta (log-ratio - z0))) where desirable, weight * (1 - sigma(beta (z0 - "
-            "log-ratio))) where not; z0 of the whole batch also where a single loss was recorded. loss: their plain mean "
-            "over the batch.",
+            (
+                "logps, ref_logps: summed log-probs of the six completions, [6]; label true:"
+                " desirable. No length normalisation."
+            ),
+            (
+                "z0 = max(0, mean(kl_logps - ref_kl_logps)), over the batch (and all processes), in"
+                " nats per sequence, detached. kl_logps are log-probs of mismatched pairs: each"
+                " prompt of the batch with a neighbour's completion."
+            ),
+            (
+                "losses: weight * (1 - sigma(beta (log-ratio - z0))) where desirable, weight * (1 -"
+                " sigma(beta (z0 - log-ratio))) where not; z0 of the whole batch also where a"
+                " single loss was recorded. loss: their plain mean over the batch."
+            ),
         ],
-        "inputs": {"label": labels, "logps": logps, "ref_logps": ref_logps, "kl_logps": kl_inputs, "ref_kl_logps": ref_kl},
+        "inputs": {
+            "label": labels,
+            "logps": logps,
+            "ref_logps": ref_logps,
+            "kl_logps": kl_inputs,
+            "ref_kl_logps": ref_kl,
+        },
         "cases": cases,
     }
 
@@ -236,7 +317,8 @@ def token_inputs() -> dict[str, Tensor]:
     """Three sequences of five tokens, for the policy losses of trl and verl."""
     old = normal(3, 5, mean=-2.0, std=0.5)
     logps = old + normal(3, 5, std=0.5) + double([[0.5], [-0.9], [0.1]])
-    logps[1, 0] = old[1, 0] + 1.3  # beyond verl's dual clip: a ratio over 3 where the advantage is negative
+    # Beyond verl's dual clip: a ratio over 3 where the advantage is negative.
+    logps[1, 0] = old[1, 0] + 1.3
     advantages = double([1.1, -0.7, 0.3])
     return {
         "logps": logps,
@@ -257,7 +339,11 @@ def trl_grpo_loss(tokens: dict[str, Tensor]) -> dict[str, Any]:
             model=SimpleNamespace(training=True),
             accelerator=ONE_PROCESS,
             args=SimpleNamespace(delta=None, steps_per_generation=1, use_bias_correction_kl=False),
-            _get_per_token_logps_and_entropies=lambda *_, **__: (logps, torch.zeros_like(logps), None),
+            _get_per_token_logps_and_entropies=lambda *_, **__: (
+                logps,
+                torch.zeros_like(logps),
+                None,
+            ),
             aux_loss_enabled=False,
             top_entropy_quantile=1.0,
             off_policy_mask_threshold=None,
@@ -298,19 +384,35 @@ def trl_grpo_loss(tokens: dict[str, Tensor]) -> dict[str, Any]:
         wider = {"loss_type": "cispo", "importance_sampling_level": level, **usual}
         cases += [compute({**wider, "epsilon_high": high}) for high in (1.28, 5.0)]
     cases += [compute({"loss_type": "dapo", **token, "num_items_in_batch": 16.0})]
-    cases += [compute({"loss_type": loss_type, **token, "beta": 0.04}) for loss_type in ("grpo", "dapo")]
+    cases += [
+        compute({"loss_type": loss_type, **token, "beta": 0.04}) for loss_type in ("grpo", "dapo")
+    ]
     return {
         "notes": [
-            "GRPOTrainer._compute_loss on 3 sequences of 5 tokens, of which 5, 3 and 2 count. grad: of the loss in logps, "
-            "[3, 5].",
-            "Normalisers: 'grpo' mean over sequences of each one's token mean; 'bnpo' tokens of this batch, 10; 'dr_grpo' "
-            "sequences * max_completion_length, 3 * 8, whatever the mask; 'dapo' and 'cispo' num_items_in_batch / processes, "
-            "the tokens of the whole generation batch (1 process, 1 accumulation step, 1 step per generation).",
-            "'cispo' clamps the ratio from above only, at epsilon_high itself, not 1 + epsilon_high: 1.28 is the usual clip "
-            "of 0.28, 5.0 the value trl recommends. Detached ratio * advantage * log-prob.",
-            "'sequence' is GSPO's exp(mean log-ratio over the sequence's tokens), clipped once per sequence; its gradient "
-            "goes through the mean. Per-token losses are then equal within a sequence and aggregated as loss_type says.",
-            "beta: k3 estimate of the KL to ref_logps, exp(ref - logp) - (ref - logp) - 1, added per token before aggregation.",
+            (
+                "GRPOTrainer._compute_loss on 3 sequences of 5 tokens, of which 5, 3 and 2 count."
+                " grad: of the loss in logps, [3, 5]."
+            ),
+            (
+                "Normalisers: 'grpo' mean over sequences of each one's token mean; 'bnpo' tokens of"
+                " this batch, 10; 'dr_grpo' sequences * max_completion_length, 3 * 8, whatever the"
+                " mask; 'dapo' and 'cispo' num_items_in_batch / processes, the tokens of the whole"
+                " generation batch (1 process, 1 accumulation step, 1 step per generation)."
+            ),
+            (
+                "'cispo' clamps the ratio from above only, at epsilon_high itself, not 1 +"
+                " epsilon_high: 1.28 is the usual clip of 0.28, 5.0 the value trl recommends."
+                " Detached ratio * advantage * log-prob."
+            ),
+            (
+                "'sequence' is GSPO's exp(mean log-ratio over the sequence's tokens), clipped once"
+                " per sequence; its gradient goes through the mean. Per-token losses are then equal"
+                " within a sequence and aggregated as loss_type says."
+            ),
+            (
+                "beta: k3 estimate of the KL to ref_logps, exp(ref - logp) - (ref - logp) - 1,"
+                " added per token before aggregation."
+            ),
         ],
         "inputs": tokens,
         "cases": cases,
@@ -318,12 +420,18 @@ def trl_grpo_loss(tokens: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def trl_grpo_advantages() -> dict[str, Any]:
-    """The block of the trainer that turns rewards into advantages; it is no function of its own, so its source is run."""
-    source = textwrap.dedent(inspect.getsource(trl_grpo.GRPOTrainer._generate_and_score_completions))
+    """The block of the trainer that turns rewards into advantages;
+
+    it is no function of its own, so its source is run.
+    """
+    source = textwrap.dedent(
+        inspect.getsource(trl_grpo.GRPOTrainer._generate_and_score_completions)
+    )
     [block] = [
         n
         for n in ast.walk(ast.parse(source))
-        if isinstance(n, ast.If) and ast.unparse(n.test) == "self.multi_objective_aggregation == 'sum_then_normalize'"
+        if isinstance(n, ast.If)
+        and ast.unparse(n.test) == "self.multi_objective_aggregation == 'sum_then_normalize'"
     ]
     code = compile(ast.Module([block], []), "grpo_trainer.py", "exec")
 
@@ -331,7 +439,9 @@ def trl_grpo_advantages() -> dict[str, Any]:
         given = {
             **vars(trl_grpo),
             "self": SimpleNamespace(
-                multi_objective_aggregation="sum_then_normalize", reward_weights=torch.ones(1), scale_rewards=scale
+                multi_objective_aggregation="sum_then_normalize",
+                reward_weights=torch.ones(1),
+                scale_rewards=scale,
             ),
             "rewards_per_func": rewards.unsqueeze(1),
             "unscorable_mask": torch.zeros(len(rewards), dtype=torch.bool),
@@ -345,13 +455,20 @@ def trl_grpo_advantages() -> dict[str, Any]:
     singletons = double([0.7, -1.2])
     return {
         "notes": [
-            "scale_rewards 'group': (R - mean) / (std + 1e-4), unbiased std (G - 1) of the group; 'batch': the same with the "
-            "std of the whole batch, the mean still the group's; 'none': R - mean. Equal rewards give 0; so does a group of "
-            "one (std 0).",
+            (
+                "scale_rewards 'group': (R - mean) / (std + 1e-4), unbiased std (G - 1) of the"
+                " group; 'batch': the same with the std of the whole batch, the mean still the"
+                " group's; 'none': R - mean. Equal rewards give 0; so does a group of one (std 0)."
+            ),
             "rewards: groups of group_size, one after the other.",
         ],
         "cases": [
-            {"rewards": rewards, "group_size": size, "scale_rewards": scale, "advantages": compute(rewards, size, scale)}
+            {
+                "rewards": rewards,
+                "group_size": size,
+                "scale_rewards": scale,
+                "advantages": compute(rewards, size, scale),
+            }
             for rewards, size in ((groups, 4), (singletons, 1))
             for scale in ("group", "batch", "none")
         ],
@@ -365,8 +482,12 @@ def sb3_gae() -> dict[str, Any]:
     for gamma, lam in GAMMA_LAM:
         for done in (False, True):
             box = spaces.Box(-1.0, 1.0, (1,))
-            buffer = RolloutBuffer(6, box, spaces.Discrete(2), device="cpu", gae_lambda=lam, gamma=gamma)
-            buffer.rewards, buffer.values, buffer.episode_starts = (x.unsqueeze(1).numpy() for x in (rewards, values, starts))
+            buffer = RolloutBuffer(
+                6, box, spaces.Discrete(2), device="cpu", gae_lambda=lam, gamma=gamma
+            )
+            buffer.rewards, buffer.values, buffer.episode_starts = (
+                x.unsqueeze(1).numpy() for x in (rewards, values, starts)
+            )
             buffer.advantages = np.zeros((6, 1))
             buffer.compute_returns_and_advantage(last_value, np.array([done]))
             cases.append(
@@ -380,18 +501,32 @@ def sb3_gae() -> dict[str, Any]:
             )
     return {
         "notes": [
-            "RolloutBuffer.compute_returns_and_advantage, one environment, six steps; its float32 arrays were replaced by "
-            "float64.",
-            "episode_starts[t] = 1: a new episode begins at step t, the one before it terminated. done: whether step 5 "
-            "terminated; if not, the state after it is worth last_value. Nothing is whitened.",
+            (
+                "RolloutBuffer.compute_returns_and_advantage, one environment, six steps; its"
+                " float32 arrays were replaced by float64."
+            ),
+            (
+                "episode_starts[t] = 1: a new episode begins at step t, the one before it"
+                " terminated. done: whether step 5 terminated; if not, the state after it is worth"
+                " last_value. Nothing is whitened."
+            ),
         ],
-        "inputs": {"rewards": rewards, "values": values, "episode_starts": starts, "last_value": last_value},
+        "inputs": {
+            "rewards": rewards,
+            "values": values,
+            "episode_starts": starts,
+            "last_value": last_value,
+        },
         "cases": cases,
     }
 
 
 def sb3_ppo() -> dict[str, Any]:
-    old_logps, logps, advantages = normal(8, mean=-1.5, std=0.4), normal(8, mean=-1.5, std=0.4), normal(8)
+    old_logps, logps, advantages = (
+        normal(8, mean=-1.5, std=0.4),
+        normal(8, mean=-1.5, std=0.4),
+        normal(8),
+    )
     old_values, returns = normal(8), normal(8)
     values = old_values + normal(8, std=0.3)
     cases = []
@@ -409,13 +544,21 @@ def sb3_ppo() -> dict[str, Any]:
             set_training_mode=nothing,
             optimizer=SimpleNamespace(zero_grad=nothing, step=nothing),
             parameters=list,
-            evaluate_actions=lambda *_, v=new_values, p=policy_logps: (v, p, torch.zeros(8, dtype=torch.float64)),
+            evaluate_actions=lambda *_, v=new_values, p=policy_logps: (
+                v,
+                p,
+                torch.zeros(8, dtype=torch.float64),
+            ),
         )
         trainer = SimpleNamespace(
             policy=policy,
             action_space=None,
-            rollout_buffer=SimpleNamespace(get=lambda _, d=data: [d], values=old_values.numpy(), returns=returns.numpy()),
-            logger=SimpleNamespace(record=lambda name, value, *_, into=logged, **__: into.update({name: value})),
+            rollout_buffer=SimpleNamespace(
+                get=lambda _, d=data: [d], values=old_values.numpy(), returns=returns.numpy()
+            ),
+            logger=SimpleNamespace(
+                record=lambda name, value, *_, into=logged, **__: into.update({name: value})
+            ),
             clip_range=lambda _: 0.2,
             clip_range_vf=None if clip_value is None else lambda _, c=clip_value: c,
             _update_learning_rate=nothing,
@@ -444,11 +587,20 @@ def sb3_ppo() -> dict[str, Any]:
         cases.append(case)
     return {
         "notes": [
-            "PPO.train, one minibatch of 8, one epoch, advantages not normalised; grad_*: of policy_loss + value_loss.",
-            "value_loss is the plain mean squared error, without 1/2. With clip_value it is the error of the clipped value "
-            "alone, old + clamp(new - old, +-clip), not the larger of both errors.",
+            (
+                "PPO.train, one minibatch of 8, one epoch, advantages not normalised; grad_*: of"
+                " policy_loss + value_loss."
+            ),
+            (
+                "value_loss is the plain mean squared error, without 1/2. With clip_value it is the"
+                " error of the clipped value alone, old + clamp(new - old, +-clip), not the larger"
+                " of both errors."
+            ),
             "approx_kl is k3, mean(exp(d) - 1 - d) with d = logp - old_logp.",
-            "explained_variance compares old values to returns. clip_fraction goes through float32.",
+            (
+                "explained_variance compares old values to returns. clip_fraction goes through"
+                " float32."
+            ),
         ],
         "inputs": {
             "logps": logps,
@@ -471,10 +623,26 @@ class Config(SimpleNamespace):
 
 def verl(wheel: Path, tokens: dict[str, Tensor]) -> dict[str, Any]:
     names = ["masked_sum", "masked_mean", "masked_var", "masked_whiten", "clip_by_value"]
-    helpers = SimpleNamespace(**excerpt(wheel, "verl/utils/torch_functional.py", names, {"torch": torch}))
-    losses = ["compute_policy_loss_vanilla", "compute_policy_loss_gspo", "compute_policy_loss_cispo"]
-    core = {"torch": torch, "verl_F": helpers, "defaultdict": defaultdict, "ActorConfig": Config, "AlgoConfig": type(None)}
-    names = ["compute_gae_advantage_return", "compute_grpo_outcome_advantage", "compute_rloo_outcome_advantage"]
+    helpers = SimpleNamespace(
+        **excerpt(wheel, "verl/utils/torch_functional.py", names, {"torch": torch})
+    )
+    losses = [
+        "compute_policy_loss_vanilla",
+        "compute_policy_loss_gspo",
+        "compute_policy_loss_cispo",
+    ]
+    core = {
+        "torch": torch,
+        "verl_F": helpers,
+        "defaultdict": defaultdict,
+        "ActorConfig": Config,
+        "AlgoConfig": type(None),
+    }
+    names = [
+        "compute_gae_advantage_return",
+        "compute_grpo_outcome_advantage",
+        "compute_rloo_outcome_advantage",
+    ]
     names += [*losses, "compute_value_loss", "agg_loss"]
     core = excerpt(wheel, "verl/trainer/ppo/core_algos.py", names, core)
     return {
@@ -494,18 +662,40 @@ def verl_gae(core: dict[str, Any], helpers: SimpleNamespace) -> dict[str, Any]:
     cases = []
     for gamma, lam in GAMMA_LAM:
         helpers.masked_whiten = lambda advantages, mask: advantages
-        advantages, returns = core["compute_gae_advantage_return"](rewards, values, mask, gamma, lam)
+        advantages, returns = core["compute_gae_advantage_return"](
+            rewards, values, mask, gamma, lam
+        )
         helpers.masked_whiten = whiten
         whitened, _ = core["compute_gae_advantage_return"](rewards, values, mask, gamma, lam)
-        cases.append({"gamma": gamma, "lam": lam, "advantages": advantages, "returns": returns, "whitened": whitened})
+        cases.append(
+            {
+                "gamma": gamma,
+                "lam": lam,
+                "advantages": advantages,
+                "returns": returns,
+                "whitened": whitened,
+            }
+        )
     return {
         "notes": [
-            "compute_gae_advantage_return, [2, 9]. For advantages and returns, masked_whiten was replaced by the identity; "
-            "'whitened' is with verl's own: over the mask, unbiased variance, (x - mean) / sqrt(var + 1e-8).",
-            "Observation tokens (mask 0) are skipped: they neither decay nor insert their value. What stands there in the "
-            "outputs is the advantage of the next action token and has no meaning, nor has what stands at whitened ones.",
-            "A reward on an observation token would be lost. The state after the last token is worth 0; there is no bootstrap.",
-            "Turns: sequence 0 is tokens 0-1, 3 (reward 0), 6-7, then padding; sequence 1 is tokens 0, 3-5, 7-8.",
+            (
+                "compute_gae_advantage_return, [2, 9]. For advantages and returns, masked_whiten"
+                " was replaced by the identity; 'whitened' is with verl's own: over the mask,"
+                " unbiased variance, (x - mean) / sqrt(var + 1e-8)."
+            ),
+            (
+                "Observation tokens (mask 0) are skipped: they neither decay nor insert their"
+                " value. What stands there in the outputs is the advantage of the next action token"
+                " and has no meaning, nor has what stands at whitened ones."
+            ),
+            (
+                "A reward on an observation token would be lost. The state after the last token is"
+                " worth 0; there is no bootstrap."
+            ),
+            (
+                "Turns: sequence 0 is tokens 0-1, 3 (reward 0), 6-7, then padding; sequence 1 is"
+                " tokens 0, 3-5, 7-8."
+            ),
         ],
         "inputs": {"rewards": rewards, "values": values, "mask": mask},
         "cases": cases,
@@ -521,33 +711,55 @@ def verl_group_advantage(core: dict[str, Any]) -> dict[str, Any]:
     arguments = {"token_level_rewards": rewards, "response_mask": mask, "index": np.array(group)}
     outputs = {
         "grpo_std": core["compute_grpo_outcome_advantage"](**arguments)[0],
-        "grpo_mean": core["compute_grpo_outcome_advantage"](**arguments, norm_adv_by_std_in_grpo=False)[0],
+        "grpo_mean": core["compute_grpo_outcome_advantage"](
+            **arguments, norm_adv_by_std_in_grpo=False
+        )[0],
         "rloo": core["compute_rloo_outcome_advantage"](**arguments)[0],
     }
     return {
         "notes": [
-            "compute_grpo_outcome_advantage with and without norm_adv_by_std_in_grpo, and compute_rloo_outcome_advantage: "
-            "[9, 3].",
-            "grpo_std: (R - mean) / (std + 1e-6), unbiased std (G - 1). rloo: (R - mean) G / (G - 1).",
-            "Groups 2 and 3 have one member: verl takes mean 0 and std 1 there, so the advantage is the reward itself "
-            "(over 1 + 1e-6 in grpo_std); rloo gives the reward too. Group 1 has equal rewards: 0.",
+            (
+                "compute_grpo_outcome_advantage with and without norm_adv_by_std_in_grpo, and"
+                " compute_rloo_outcome_advantage: [9, 3]."
+            ),
+            (
+                "grpo_std: (R - mean) / (std + 1e-6), unbiased std (G - 1). rloo: (R - mean) G / (G"
+                " - 1)."
+            ),
+            (
+                "Groups 2 and 3 have one member: verl takes mean 0 and std 1 there, so the"
+                " advantage is the reward itself (over 1 + 1e-6 in grpo_std); rloo gives the reward"
+                " too. Group 1 has equal rewards: 0."
+            ),
         ],
-        "inputs": {"rewards": rewards, "scores": scores, "mask": mask, "group": group, "epsilon": 1e-6},
+        "inputs": {
+            "rewards": rewards,
+            "scores": scores,
+            "mask": mask,
+            "group": group,
+            "epsilon": 1e-6,
+        },
         "outputs": outputs,
     }
 
 
-def verl_policy_loss(core: dict[str, Any], losses: list[str], tokens: dict[str, Tensor]) -> dict[str, Any]:
+def verl_policy_loss(
+    core: dict[str, Any], losses: list[str], tokens: dict[str, Tensor]
+) -> dict[str, Any]:
     advantages = tokens["advantages"].unsqueeze(1).expand(3, 5)
     cases = []
     for name in losses:
         for mode in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum"):
             for dual_clip in (3.0, 1e6) if name.endswith("vanilla") else (None,):
-                config = Config(clip_ratio=0.2, clip_ratio_low=0.2, clip_ratio_high=0.28, global_batch_info={})
+                config = Config(
+                    clip_ratio=0.2, clip_ratio_low=0.2, clip_ratio_high=0.28, global_batch_info={}
+                )
                 if dual_clip is not None:
                     config.clip_ratio_c = dual_clip
                 logps = leaf(tokens["logps"])
-                loss, _ = core[name](tokens["old_logps"], logps, advantages, tokens["mask"], mode, config)
+                loss, _ = core[name](
+                    tokens["old_logps"], logps, advantages, tokens["mask"], mode, config
+                )
                 loss.backward()
                 case = {
                     "function": name,
@@ -561,15 +773,29 @@ def verl_policy_loss(core: dict[str, Any], losses: list[str], tokens: dict[str, 
                 cases.append(case)
     return {
         "notes": [
-            "Inputs as in trl's grpo_loss: the advantage of a sequence stands at each of its tokens. grad: in logps, [3, 5].",
-            "vanilla: the clipped surrogate; where the advantage is negative the loss is at most -clip_ratio_c * advantage "
-            "(dual clip; token [1, 0] is beyond 3.0); 1e6 turns it off. The log-ratio is clamped to +-20.",
-            "gspo: the ratio is exp(mean log-ratio of the sequence), its gradient goes through each token's own log-prob "
-            "(sg[s] * pi / sg[pi]). Where the tokens of a sequence weigh alike, as in these modes, that is the gradient "
-            "through the mean.",
-            "cispo: the ratio is clamped to [1 - clip_low, 1 + clip_high], both sides, and detached; trl clamps above only.",
+            (
+                "Inputs as in trl's grpo_loss: the advantage of a sequence stands at each of its"
+                " tokens. grad: in logps, [3, 5]."
+            ),
+            (
+                "vanilla: the clipped surrogate; where the advantage is negative the loss is at"
+                " most -clip_ratio_c * advantage (dual clip; token [1, 0] is beyond 3.0); 1e6 turns"
+                " it off. The log-ratio is clamped to +-20."
+            ),
+            (
+                "gspo: the ratio is exp(mean log-ratio of the sequence), its gradient goes through"
+                " each token's own log-prob (sg[s] * pi / sg[pi]). Where the tokens of a sequence"
+                " weigh alike, as in these modes, that is the gradient through the mean."
+            ),
+            (
+                "cispo: the ratio is clamped to [1 - clip_low, 1 + clip_high], both sides, and"
+                " detached; trl clamps above only."
+            ),
         ],
-        "inputs": {**{k: tokens[k] for k in ("logps", "old_logps", "mask")}, "advantages": advantages},
+        "inputs": {
+            **{k: tokens[k] for k in ("logps", "old_logps", "mask")},
+            "advantages": advantages,
+        },
         "cases": cases,
     }
 
@@ -584,7 +810,10 @@ def verl_value_loss(core: dict[str, Any], mask: Tensor) -> dict[str, Any]:
         loss.backward()
         cases.append({"clip_value": 0.2, "loss_agg_mode": mode, "loss": loss, "grad": new.grad})
     return {
-        "notes": ["compute_value_loss: half of the larger of both squared errors, of the value and of the clipped one."],
+        "notes": [
+            "compute_value_loss: half of the larger of both squared errors, of the value and of the"
+            " clipped one."
+        ],
         "inputs": {"values": values, "old_values": old_values, "returns": returns, "mask": mask},
         "cases": cases,
     }
@@ -601,13 +830,27 @@ def verl_agg_loss(core: dict[str, Any]) -> dict[str, Any]:
             matrix = leaf(losses)
             loss = core["agg_loss"](matrix, mask, mode, loss_scale_factor=factor)
             loss.backward()
-            cases.append({"mask": name, "loss_agg_mode": mode, "loss_scale_factor": factor, "loss": loss, "grad": matrix.grad})
+            cases.append(
+                {
+                    "mask": name,
+                    "loss_agg_mode": mode,
+                    "loss_scale_factor": factor,
+                    "loss": loss,
+                    "grad": matrix.grad,
+                }
+            )
     return {
         "notes": [
             "agg_loss on [4, 5], one process, no global counts given.",
-            "Sequences without any token are left out of the sequence mean. seq-mean-token-mean divides by tokens + 1e-8.",
-            "seq-mean-token-sum-norm (Dr. GRPO) divides the sequence mean of the sums by loss_scale_factor; without one, by "
-            "the width of the padded matrix, 5, so the result depends on the padding.",
+            (
+                "Sequences without any token are left out of the sequence mean. seq-mean-token-mean"
+                " divides by tokens + 1e-8."
+            ),
+            (
+                "seq-mean-token-sum-norm (Dr. GRPO) divides the sequence mean of the sums by"
+                " loss_scale_factor; without one, by the width of the padded matrix, 5, so the"
+                " result depends on the padding."
+            ),
         ],
         "inputs": {"losses": losses, "masks": masks},
         "cases": cases,
@@ -619,7 +862,10 @@ def wheel_name(wheel: Path) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Tensors and arrays as nested lists; anything but float64, integers and booleans is refused."""
+    """Tensors and arrays as nested lists;
+
+    anything but float64, integers and booleans is refused.
+    """
     if isinstance(value, np.ndarray | np.generic):
         value = torch.from_numpy(np.array(value))
     if isinstance(value, Tensor):
@@ -632,7 +878,8 @@ def plain(value: Any) -> Any:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)  # else quotients of counts inside the libraries are float32
+    # Else quotients of counts inside the libraries are float32.
+    torch.set_default_dtype(torch.float64)
     [old_trl], [verl_wheel] = folder.glob("trl-0.28.0-*.whl"), folder.glob("verl-*.whl")
     tokens = token_inputs()
     log_ratio = (tokens["logps"] - tokens["old_logps"]) * tokens["mask"]
@@ -644,11 +891,17 @@ def main(folder: Path) -> None:
             "made_by": "tests/references/make.py",
             "seed": SEED,
             "versions": {
-                **{name: version(name) for name in ("torch", "transformers", "trl", "stable-baselines3", "numpy")},
+                **{
+                    name: version(name)
+                    for name in ("torch", "transformers", "trl", "stable-baselines3", "numpy")
+                },
                 "trl (older, dpo_loss only)": wheel_name(old_trl).split()[1],
                 "verl": wheel_name(verl_wheel).split()[1],
             },
-            "sha256": {wheel.name: hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in (old_trl, verl_wheel)},
+            "sha256": {
+                wheel.name: hashlib.sha256(wheel.read_bytes()).hexdigest()
+                for wheel in (old_trl, verl_wheel)
+            },
         },
         "trl": {
             "dpo": trl_dpo(old_trl),
@@ -660,7 +913,11 @@ def main(folder: Path) -> None:
         "verl": verl(verl_wheel, tokens),
     }
     text = json.dumps(plain(recorded), indent=1, allow_nan=False)
-    text = re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda found: "[" + re.sub(r",\s+", ", ", found[1]) + "]", text)
+    text = re.sub(
+        r"\[\s+([^\[\]{}\"]*?)\s+\]",
+        lambda found: "[" + re.sub(r",\s+", ", ", found[1]) + "]",
+        text,
+    )
     Path(__file__).with_name("recorded.json").write_text(text + "\n")
 
 

@@ -1,4 +1,7 @@
-"""Continues conversations anew from the start of every turn: to value states for credit, and to audit the credit."""
+"""Continues conversations anew from the start of every turn:
+
+to value states for credit, and to audit the credit.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,15 @@ from .records import record_training
 
 
 def branch_values(
-    collector: Collector, experience: Experience, episodes: Sequence[Episode], count: int, label: str, number: int
+    collector: Collector,
+    experience: Experience,
+    episodes: Sequence[Episode],
+    count: int,
+    label: str,
+    number: int,
 ) -> tuple[Any, dict[str, float]]:
-    """Values the state at the start of every turn by the mean outcome of conversations continued from there.
+    """Values the state at the start of every turn by the mean outcome of conversations continued
+    from there.
 
     States that several conversations share, the start of a group above all, are valued once.
 
@@ -48,7 +57,9 @@ def branch_values(
 
     # The continuations are judged like any conversation, and recorded as what never trains.
     extra = Experience(experience.progress, experience.env_of)
-    collector.judged_round(extra, chosen, Where(run.id, f"{run.stage}/{label}", number, run.seed), label)
+    collector.judged_round(
+        extra, chosen, Where(run.id, f"{run.stage}/{label}", number, run.seed), label
+    )
     _check_continued(extra.episodes, label, collector.settings.max_failure_rate)
     experience.add_costs(extra)
     if run.is_main:
@@ -64,7 +75,10 @@ def branch_values(
         for k, state in enumerate(own):
             if found := outcomes.get(shared_states[state].origin):
                 values[e, k] = mean(found)
-    new = [sum(len(t.action_ids or ()) for t in e.turns[e.origin[1] if e.origin else 0 :]) for e in extra.episodes]
+    new = [
+        sum(len(t.action_ids or ()) for t in e.turns[e.origin[1] if e.origin else 0 :])
+        for e in extra.episodes
+    ]
     return values, {
         f"{label}/rollouts": float(len(chosen)),
         f"{label}/unjudged": float(len(chosen) - sum(map(len, outcomes.values()))),
@@ -73,23 +87,27 @@ def branch_values(
 
 
 def _check_continued(episodes: Sequence[Episode], label: str, max_failure_rate: float) -> None:
-    """Raises `ConfigError` when an environment does not repeat itself (what survives would be a biased choice), `TooManyFailures`
-    when more continuations failed otherwise than allowed."""
+    """Raises `ConfigError` when an environment does not repeat itself (what survives would be a
+    biased choice), `TooManyFailures` when more continuations failed otherwise than allowed."""
     failed = [e for e in episodes if e.ending == "failed"]
     odd = next((e for e in failed if e.reason.startswith("replay:")), None)
     if odd is not None:
         raise ConfigError(
-            f"{label}: environment {odd.start.env!r} cannot be continued from the middle of a conversation. {odd.reason}. See "
-            "`turnwise envs --check`; credit 'gae', 'gigpo' and 'outcome' need no continuations, and an audit can be left out"
+            f"{label}: environment {odd.start.env!r} cannot be continued from the middle of a"
+            f" conversation. {odd.reason}. See `turnwise envs --check`; credit 'gae', 'gigpo' and"
+            " 'outcome' need no continuations, and an audit can be left out"
         )
     if len(failed) > max_failure_rate * len(episodes):
         raise TooManyFailures(
-            f"{label}: {len(failed)} of {len(episodes)} continued conversations failed in their environment, more than "
-            f"max_failure_rate={max_failure_rate:g} allows. Reasons: {'; '.join(sorted({e.reason for e in failed})[:3])}"
+            f"{label}: {len(failed)} of {len(episodes)} continued conversations failed in their"
+            f" environment, more than max_failure_rate={max_failure_rate:g} allows. Reasons:"
+            f" {'; '.join(sorted({e.reason for e in failed})[:3])}"
         )
 
 
-def audit(collector: Collector, experience: Experience, batch: Any, number: int, scale: float) -> dict[str, float]:
+def audit(
+    collector: Collector, experience: Experience, batch: Any, number: int, scale: float
+) -> dict[str, float]:
     """Measures how the credit of some conversations agrees with the true advantages of their turns.
 
     Args:
@@ -107,7 +125,9 @@ def audit(collector: Collector, experience: Experience, batch: Any, number: int,
     count = min(options.episodes, len(batch.episodes))
     some = [i * len(batch.episodes) // count for i in range(count)]  # of many starts
     chosen = [batch.episodes[e] for e in some]
-    values, metrics = branch_values(collector, experience, chosen, options.rollouts, "audit", number)
+    values, metrics = branch_values(
+        collector, experience, chosen, options.rollouts, "audit", number
+    )
     size = values.shape[1]
     mask = batch.turn_mask[some, :size]
     true = turn_advantages(values / scale, batch.outcome[some], mask)[mask]

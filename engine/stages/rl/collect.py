@@ -1,7 +1,8 @@
 """Plays the conversations of an update and has them judged.
 
-`Collector` is what every way of collecting has in common: which starts, how they are played, how feedback becomes rewards.
-`InStep` waits for all feedback on an update's own conversations; `Pending` (pending.py) plays on while answers are awaited.
+`Collector` is what every way of collecting has in common: which starts, how they are played, how
+feedback becomes rewards. `InStep` waits for all feedback on an update's own conversations;
+`Pending` (pending.py) plays on while answers are awaited.
 """
 
 from __future__ import annotations
@@ -61,10 +62,15 @@ class Collector:
         return {"update": i + 1, "updates": self.settings.updates}
 
     def place(self) -> Where:
-        """Returns where the present update's conversations are played: their ids and noise derive from it."""
+        """Returns where the present update's conversations are played:
+
+        their ids and noise derive from it.
+        """
         return Where(self.run.id, self.run.stage, self.run.updates + 1, self.run.seed)
 
-    def starts(self, i: int, count: int, again: int = 0) -> tuple[list[tuple[Start, int]], dict[str, int]]:
+    def starts(
+        self, i: int, count: int, again: int = 0
+    ) -> tuple[list[tuple[Start, int]], dict[str, int]]:
         """Draws the starts of round i.
 
         Args:
@@ -72,11 +78,14 @@ class Collector:
             again: the round of resampling; its starts are others than those of any other round.
 
         Returns:
-            (start, slot) pairs, group by group, and the index of its environment for every start's key.
+            (start, slot) pairs, group by group, and the index of its environment for every start's
+            key.
         """
         run, settings = self.run, self.settings
         more = ("again",) if again else ()
-        rng = random.Random(derive_id("mixture", run.seed, run.stage, i, *more, *((again,) if again else ())))
+        rng = random.Random(
+            derive_id("mixture", run.seed, run.stage, i, *more, *((again,) if again else ()))
+        )
         seed = int(derive_id("starts", run.seed, run.stage, *more)[:8], 16)
         first = (i * settings.resample + again - 1 if again else i) * settings.groups
         chosen, env_of = [], {}
@@ -89,11 +98,17 @@ class Collector:
         return chosen, env_of
 
     def play_round(
-        self, experience: Experience, chosen: Sequence[tuple[Start | Branch, int]], where: Where, purpose: str = ""
+        self,
+        experience: Experience,
+        chosen: Sequence[tuple[Start | Branch, int]],
+        where: Where,
+        purpose: str = "",
     ) -> list[Episode]:
         """Plays conversations and records them; `purpose` as in `judged_round`."""
         settings, began = self.settings, time.perf_counter()
-        with explained_memory("sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"):
+        with explained_memory(
+            "sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"
+        ):
             episodes = play(
                 self.run,
                 self.player,
@@ -102,18 +117,25 @@ class Collector:
                 max_turns=settings.max_turns,
                 step_limit=settings.step_limit,
                 max_failure_rate=1.0 if purpose else settings.max_failure_rate,
-                progress=lambda done, total: self.run.status(purpose or "play", done, total, **experience.progress),
+                progress=lambda done, total: self.run.status(
+                    purpose or "play", done, total, **experience.progress
+                ),
             )
         experience.play_seconds += time.perf_counter() - began
         return episodes
 
     def judged_round(
-        self, experience: Experience, chosen: Sequence[tuple[Start | Branch, int]], where: Where, purpose: str = ""
+        self,
+        experience: Experience,
+        chosen: Sequence[tuple[Start | Branch, int]],
+        where: Where,
+        purpose: str = "",
     ) -> None:
         """Plays conversations, has them judged, and adds them to the experience.
 
         Args:
-            purpose: what they are played for, where they are not to train; combiners do not learn from them.
+            purpose: what they are played for, where they are not to train; combiners do not learn
+                from them.
 
         Raises:
             Interrupted: the run was asked to end while feedback was awaited.
@@ -122,14 +144,23 @@ class Collector:
         episodes = self.play_round(experience, chosen, where, purpose)
         began = time.perf_counter()
 
-        def judged() -> tuple[list[Episode], dict[str, Rewards | NoReward], dict[str, list[Answer]]]:
+        def judged() -> tuple[
+            list[Episode], dict[str, Rewards | NoReward], dict[str, list[Answer]]
+        ]:
             groups = grouped(episodes)
             asked = [
-                (sources, {k: m for k, m in groups.items() if experience.env_of[m[0].start.key] == index})
+                (
+                    sources,
+                    {k: m for k, m in groups.items() if experience.env_of[m[0].start.key] == index},
+                )
                 for index, sources in enumerate(self.parts.sources)
             ]
             feedback = ask(run, asked, poll=self.settings.poll, show=experience.progress)
-            return episodes, self.combine(episodes, experience.env_of, feedback, fit=not purpose), feedback
+            return (
+                episodes,
+                self.combine(episodes, experience.env_of, feedback, fit=not purpose),
+                feedback,
+            )
 
         experience.add(*decided(run, judged))
         experience.feedback_seconds += time.perf_counter() - began
@@ -144,7 +175,9 @@ class Collector:
         """Turns feedback by group into rewards by episode id. Episodes that failed have none."""
         by_env: dict[int, dict[str, list[Episode]]] = {}
         for episode in episodes:
-            by_env.setdefault(env_of[episode.start.key], {}).setdefault(episode.group, []).append(episode)
+            by_env.setdefault(env_of[episode.start.key], {}).setdefault(episode.group, []).append(
+                episode
+            )
         rewards: dict[str, Rewards | NoReward] = {}
         for index, groups in by_env.items():
             combiner = self.parts.combiners[index]
@@ -155,12 +188,14 @@ class Collector:
                 combined = combiner.combine(sound, feedback[key]) if sound else []
                 if len(combined) != len(sound):
                     raise PluginError(
-                        f"combiner {part_name(self.settings.combiner)!r} gave {len(combined)} rewards for a group of "
-                        f"{len(sound)} episodes"
+                        f"combiner {part_name(self.settings.combiner)!r} gave {len(combined)}"
+                        f" rewards for a group of {len(sound)} episodes"
                     )
                 if self.settings.reward_clip is not None:
                     limit = self.settings.reward_clip
-                    combined = [clipped(r, limit) if isinstance(r, Rewards) else r for r in combined]
+                    combined = [
+                        clipped(r, limit) if isinstance(r, Rewards) else r for r in combined
+                    ]
                 rewards |= {e.id: r for e, r in zip(sound, combined, strict=True)}
         return rewards
 
@@ -168,8 +203,8 @@ class Collector:
         """Raises `ConfigError` when no conversation could even begin."""
         if not any(e.turns or e.ending == "failed" for e in episodes):
             raise ConfigError(
-                "no episode had a single turn: the first prompt does not fit the policy's context of "
-                f"{self.run.policy.context_length} tokens"
+                "no episode had a single turn: the first prompt does not fit the policy's context"
+                f" of {self.run.policy.context_length} tokens"
             )
 
 
@@ -183,7 +218,9 @@ class InStep(Collector):
             chosen, env_of = self.starts(i, missing, again)
             experience.env_of.update(env_of)
             self.judged_round(experience, chosen, self.place())
-            missing = self.settings.groups - len(groups_with_signal(experience.episodes, experience.rewards))
+            missing = self.settings.groups - len(
+                groups_with_signal(experience.episodes, experience.rewards)
+            )
             if not missing:
                 break
         return experience

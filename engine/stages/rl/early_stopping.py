@@ -15,7 +15,8 @@ from .settings import RLSettings
 
 
 class BestSoFar:
-    """Keeps the policy that did best on the gold measure, and counts how often it has not been beaten since."""
+    """Keeps the policy that did best on the gold measure, and counts how often it has not been
+    beaten since."""
 
     def __init__(self, policy: Any) -> None:
         self.policy, self.value, self.update, self.waited = policy, float("-inf"), 0, 0
@@ -38,7 +39,12 @@ class BestSoFar:
 
     def state_dict(self) -> dict[str, Any]:
         kept = {f"weights.{i}": w for i, w in enumerate(self.weights)}
-        return {**kept, "value": self.value if self.weights else None, "update": self.update, "waited": self.waited}
+        return {
+            **kept,
+            "value": self.value if self.weights else None,
+            "update": self.update,
+            "waited": self.waited,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.weights = [state[f"weights.{i}"] for i in range(len(state) - 3)]
@@ -47,7 +53,8 @@ class BestSoFar:
 
 
 class EarlyStopping:
-    """Measures the policy every few updates of a stage, as its `gold` says; without `gold` it does nothing.
+    """Measures the policy every few updates of a stage, as its `gold` says; without `gold` it does
+    nothing.
 
     Args:
         player: the policy, as it replies.
@@ -72,7 +79,10 @@ class EarlyStopping:
         return self._measure(0) if self.settings.gold and i == 0 else {}
 
     def after(self, i: int) -> dict[str, float]:
-        """Measures the policy after update i where it is time to; at the end the best one is put back."""
+        """Measures the policy after update i where it is time to;
+
+        at the end the best one is put back.
+        """
         gold, last = self.settings.gold, i + 1 == self.settings.updates
         if gold is None or not ((i + 1) % gold.every == 0 or last):
             return {}
@@ -84,10 +94,12 @@ class EarlyStopping:
         return metrics
 
     def _measure(self, made: int) -> dict[str, float]:
-        """Plays the gold measure's starts with the policy as it is, after `made` updates of this stage.
+        """Plays the gold measure's starts with the policy as it is, after `made` updates of this
+        stage.
 
         Raises:
-            TooManyFailures: more environments failed than allowed, or all of them; that is no measurement.
+            TooManyFailures: more environments failed than allowed, or all of them; that is no
+                measurement.
         """
         run, settings, gold = self.run, self.settings, self.settings.gold
         assert gold is not None
@@ -110,6 +122,9 @@ class EarlyStopping:
             values += [e.env_return for e in sound]
             successes += [float(e.succeeded) for e in sound]
         if not values:
-            raise TooManyFailures(f"gold: no conversation of {gold.episodes} could be played to its end; nothing was measured")
+            raise TooManyFailures(
+                f"gold: no conversation of {gold.episodes} could be played to its end; nothing was"
+                " measured"
+            )
         self.best.record(mean(values), run.updates + (made > 0))
         return {"gold/return": mean(values), "gold/success": mean(successes)}

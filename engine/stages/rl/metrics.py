@@ -10,10 +10,13 @@ from ...protocols import RunView
 from ...records.episode import Episode
 from ...records.rewards import NoReward, Rewards
 
-SILENT = "group without signal"  # why episodes teach nothing: no action token of their group has an advantage
+# Why episodes teach nothing: no action token of their group has an advantage.
+SILENT = "group without signal"
 
 
-def play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]) -> dict[str, float]:
+def play_metrics(
+    episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]
+) -> dict[str, float]:
     sound = [e for e in episodes if e.ending != "failed"]
     outcomes = [r.outcome for r in rewards.values() if isinstance(r, Rewards)]
     metrics = {
@@ -44,25 +47,33 @@ def play_metrics(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | No
 CAUSES = {
     SILENT: (
         "in groups whose members all did equally well",
-        "Play starts of other difficulty, let `sft` come first until some conversations succeed, reward what is half right, or play larger "
-        "groups (`group_size`)",
+        (
+            "Play starts of other difficulty, let `sft` come first until some conversations"
+            " succeed, reward what is half right, or play larger groups (`group_size`)"
+        ),
     ),
     "no reward": (
         "without a reward",
         "Look at why their sources abstained or failed: the report and `turnwise judges` say it",
     ),
-    "environment failed": ("in environments that failed", "`turnwise envs --check` and the report say why"),
+    "environment failed": (
+        "in environments that failed",
+        "`turnwise envs --check` and the report say why",
+    ),
     "group too small": (
         "in groups with too few members that got a reward",
         "Look at why the others got none, or lower `min_group`",
     ),
-    "no turns": ("without a single turn", "Their first prompt does not fit the policy's context: make it shorter"),
+    "no turns": (
+        "without a single turn",
+        "Their first prompt does not fit the policy's context: make it shorter",
+    ),
 }
 
 
 def untaught(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Why none of these updates taught the policy anything, and what to do about it; empty where one did, or where they are no updates of
-    `rl`."""
+    """Why none of these updates taught the policy anything, and what to do about it; empty where
+    one did, or where they are no updates of `rl`."""
     if not lines or any(line.get("trained") != 0 for line in lines):
         return ""
     counts = dict.fromkeys(CAUSES, 0)
@@ -75,7 +86,10 @@ def untaught(lines: Sequence[Mapping[str, Any]]) -> str:
     cure = f". {CAUSES[found[0]][1]}" if found else ""
     outcomes = {line["outcome"] for line in lines if "outcome" in line}
     if found[:1] == [SILENT] and len(lines) > 1 and len(outcomes) == 1:
-        cure = f". The reward was {outcomes.pop():g} in every update: is it computed as it should be?{cure[1:]}"
+        cure = (
+            f". The reward was {outcomes.pop():g} in every update: is it computed as it should"
+            f" be?{cure[1:]}"
+        )
     return f"of {sum(counts.values())} conversations, {shown or 'none was played'}{cure}."
 
 
@@ -88,25 +102,36 @@ def idle_stages(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def learned_nothing(metrics: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a run had stages of `rl` and nothing learned anything in it, in these stages or in others."""
+    """Whether a run had stages of `rl` and nothing learned anything in it, in these stages or in
+    others."""
     idle = idle_stages(metrics)
-    return bool(idle) and not any("grad_norm" in line for line in metrics if line["stage"] not in idle)
+    return bool(idle) and not any(
+        "grad_norm" in line for line in metrics if line["stage"] not in idle
+    )
 
 
 def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:
-    """How large the credit of the first turns is, and how it spreads: mean and standard deviation over the episodes that got so far."""
+    """How large the credit of the first turns is, and how it spreads:
+
+    mean and standard deviation over the episodes that got so far.
+    """
     metrics = {}
     for k in range(min(turns, batch.turn_mask.shape[1])):
         own = batch.credit.turn_credit[batch.turn_mask[:, k], k].double()
         metrics[f"credit/turn-{k + 1}/mean"] = float(own.mean())
         metrics[f"credit/turn-{k + 1}/std"] = float(own.std(correction=0))
     if batch.turn_scores is not None:
-        metrics["credit/scored_turns"] = float((~batch.turn_scores[batch.turn_mask].isnan()).double().mean())
+        metrics["credit/scored_turns"] = float(
+            (~batch.turn_scores[batch.turn_mask].isnan()).double().mean()
+        )
     return metrics
 
 
 def drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
-    """Share of episodes whose trained context differs from what the template would render; measured on a few."""
+    """Share of episodes whose trained context differs from what the template would render;
+
+    measured on a few.
+    """
     checked = [e for e in episodes if e.history == "append" and len(e.turns) > 1][:sample]
     drifted = 0
     for e in checked:
@@ -123,7 +148,10 @@ def mean(values: Sequence[float]) -> float:
 
 
 def feedback_metrics(combiners: Sequence[Any]) -> dict[str, float]:
-    """What combiners report of raters and estimates, those that do; in a mixture each environment's by its place in `env`."""
+    """What combiners report of raters and estimates, those that do;
+
+    in a mixture each environment's by its place in `env`.
+    """
     found: dict[str, float] = {}
     for i, combiner in enumerate(combiners):
         if hasattr(combiner, "metrics"):
@@ -133,7 +161,10 @@ def feedback_metrics(combiners: Sequence[Any]) -> dict[str, float]:
 
 
 def warn_untaught(run: RunView, metrics: Mapping[str, float]) -> None:
-    """Warns when an update taught the policy nothing, and again when 10, 100, ... in a row did not."""
+    """Warns when an update taught the policy nothing, and again when 10, 100, ...
+
+    in a row did not.
+    """
     lines: list[Mapping[str, Any]] = [metrics]
     for line in reversed([line for line in run.metrics if line["stage"] == run.stage]):
         if line.get("trained") != 0:
@@ -144,7 +175,9 @@ def warn_untaught(run: RunView, metrics: Mapping[str, float]) -> None:
         warnings.warn(f"{run.stage}: {what} taught the policy nothing: {why}", stacklevel=2)
 
 
-def groups_with_signal(episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]) -> list[str]:
+def groups_with_signal(
+    episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]
+) -> list[str]:
     """Groups in which outcomes differ by more than rounding."""
     import torch
 
@@ -154,4 +187,8 @@ def groups_with_signal(episodes: Sequence[Episode], rewards: Mapping[str, Reward
     for episode in episodes:
         if isinstance(reward := rewards.get(episode.id), Rewards):
             outcomes.setdefault(episode.group, []).append(reward.outcome)
-    return [g for g, own in outcomes.items() if max(own) - min(own) > float(rounding(torch.tensor([max(map(abs, own))])))]
+    return [
+        g
+        for g, own in outcomes.items()
+        if max(own) - min(own) > float(rounding(torch.tensor([max(map(abs, own))])))
+    ]

@@ -1,4 +1,5 @@
-"""Makes the parts of an RL stage, and refuses pairings that cannot work with what to choose instead."""
+"""Makes the parts of an RL stage, and refuses pairings that cannot work with what to choose
+instead."""
 
 from __future__ import annotations
 
@@ -32,14 +33,17 @@ class Parts:
         """Returns all parts that have a state, by name."""
         named = {"optimizer": self.optimizer, "credit": self.credit}
         named |= {f"combiner-{i}": combiner for i, combiner in enumerate(self.combiners)}
-        return {name: part for name, part in named.items() if hasattr(part, "state_dict")} | learners(self.sources)
+        return {
+            name: part for name, part in named.items() if hasattr(part, "state_dict")
+        } | learners(self.sources)
 
 
 def make_parts(settings: RLSettings, plugins: Plugins) -> Parts:
     """Makes the parts that the options of a stage name.
 
     Raises:
-        PluginError, ConfigError: a name, an option or a pairing that cannot work, with what to choose instead.
+        PluginError, ConfigError: a name, an option or a pairing that cannot work, with what to
+            choose instead.
     """
     optimizer = component(plugins, "optimizer", settings.optimizer)
     _check_optimizer(settings, optimizer, plugins)
@@ -60,13 +64,16 @@ def _check_optimizer(settings: RLSettings, optimizer: Any, plugins: Plugins) -> 
     """Refuses an optimizer that does not train on what this stage makes."""
     if not {"advantages", "demonstrations"} & set(optimizer.consumes):
         raise ConfigError(
-            f"optimizer {part_name(settings.optimizer)!r} trains on {', '.join(sorted(optimizer.consumes))}, which the rl stage does "
-            f"not make: use {' or '.join(with_option(plugins, 'advantages', 'demonstrations'))} here, or a preference stage for it"
+            f"optimizer {part_name(settings.optimizer)!r} trains on"
+            f" {', '.join(sorted(optimizer.consumes))}, which the rl stage does not make: use"
+            f" {' or '.join(with_option(plugins, 'advantages', 'demonstrations'))} here, or a"
+            " preference stage for it"
         )
     if "advantages" not in optimizer.consumes and settings.credit not in (None, "outcome"):
         raise ConfigError(
-            f"optimizer {part_name(settings.optimizer)!r} copies whole conversations and has no use for credit per turn: leave `credit` out, or "
-            f"use {' or '.join(with_option(plugins, 'advantages'))}"
+            f"optimizer {part_name(settings.optimizer)!r} copies whole conversations and has no use"
+            " for credit per turn: leave `credit` out, or use"
+            f" {' or '.join(with_option(plugins, 'advantages'))}"
         )
 
 
@@ -74,46 +81,64 @@ def _check_credit(settings: RLSettings, optimizer: Any, credit: Any, credit_name
     """Refuses a credit method that lacks what it needs, and options that it has no use for."""
     if "values" in credit.needs - optimizer.provides:
         raise ConfigError(
-            f"credit {part_name(credit_name)!r} needs a critic's values, which optimizer {part_name(settings.optimizer)!r} does not have: "
-            "use optimizer 'ppo', or a credit method without a critic (outcome, turn-returns, gigpo, branch)"
+            f"credit {part_name(credit_name)!r} needs a critic's values, which optimizer"
+            f" {part_name(settings.optimizer)!r} does not have: use optimizer 'ppo', or a credit"
+            " method without a critic (outcome, turn-returns, gigpo, branch)"
         )
     if "advantages" not in optimizer.consumes and (settings.audit or settings.group_size < 2):
         raise ConfigError(
-            f"optimizer {part_name(settings.optimizer)!r} trains on whole conversations: it needs group_size of at least 2 to choose among them, and has no credit to audit"
+            f"optimizer {part_name(settings.optimizer)!r} trains on whole conversations: it needs"
+            " group_size of at least 2 to choose among them, and has no credit to audit"
         )
     if "group" in credit.needs and settings.group_size < 2:
         raise ConfigError(
-            f"credit {part_name(credit_name)!r} compares episodes of one start and needs group_size of at least 2, got "
-            f"{settings.group_size}: raise it, or use optimizer 'ppo' with credit 'gae'"
+            f"credit {part_name(credit_name)!r} compares episodes of one start and needs group_size"
+            f" of at least 2, got {settings.group_size}: raise it, or use optimizer 'ppo' with"
+            " credit 'gae'"
         )
     if settings.resample and "group" not in credit.needs:
         raise ConfigError(
-            f"resample replaces groups whose outcomes are all equal, but credit {part_name(credit_name)!r} does not compare within groups and "
-            "learns from those too: leave resample out"
+            "resample replaces groups whose outcomes are all equal, but credit"
+            f" {part_name(credit_name)!r} does not compare within groups and learns from those too:"
+            " leave resample out"
         )
     if settings.pending:
         _check_pending(settings, credit, credit_name)
     elif "staleness" in settings.model_fields_set:
-        raise ConfigError("staleness is for play that goes on while answers are awaited: give `pending` too, or leave it out")
+        raise ConfigError(
+            "staleness is for play that goes on while answers are awaited: give `pending` too, or"
+            " leave it out"
+        )
     unknown = credit.needs - {"group", "values", "turn_scores", "branches"}
     if unknown:
-        raise ConfigError(f"credit {part_name(credit_name)!r} needs {sorted(unknown)}, which this version does not supply")
+        raise ConfigError(
+            f"credit {part_name(credit_name)!r} needs {sorted(unknown)}, which this version does"
+            " not supply"
+        )
 
 
-def _check_sources(settings: RLSettings, env: EnvConfig, sources: Sources, credit: Any, credit_name: Any) -> None:
+def _check_sources(
+    settings: RLSettings, env: EnvConfig, sources: Sources, credit: Any, credit_name: Any
+) -> None:
     """Refuses sources that cannot give what the credit method needs."""
     if "turn_scores" in credit.needs and not sources.sources:
         raise ConfigError(
-            f"credit {part_name(credit_name)!r} needs turn scores, but no feedback source of {env.id!r} gives any: add a judge whose "
-            "Feedback has `turn_scores`, such as `{judge: reward-model, per: turn}`"
+            f"credit {part_name(credit_name)!r} needs turn scores, but no feedback source of"
+            f" {env.id!r} gives any: add a judge whose Feedback has `turn_scores`, such as"
+            " `{judge: reward-model, per: turn}`"
         )
     if "branches" in credit.needs or settings.audit:
         what = f"credit {part_name(credit_name)!r}" if "branches" in credit.needs else "an audit"
-        unfit = [s.name for s in sources.sources if s.kind == "group" or not isinstance(s.given, JudgeSource)]
+        unfit = [
+            s.name
+            for s in sources.sources
+            if s.kind == "group" or not isinstance(s.given, JudgeSource)
+        ]
         if unfit:
             raise ConfigError(
-                f"{what} asks about many continuations of every turn, which {unfit[0]!r} cannot say: they need a number each, at "
-                "once. Use judges that score, or a reward model trained on what people said; or credit 'gae', 'gigpo' or 'judged'"
+                f"{what} asks about many continuations of every turn, which {unfit[0]!r} cannot"
+                " say: they need a number each, at once. Use judges that score, or a reward model"
+                " trained on what people said; or credit 'gae', 'gigpo' or 'judged'"
             )
 
 
@@ -122,25 +147,28 @@ def _check_pending(settings: RLSettings, credit: Any, name: Any) -> None:
     size = settings.groups * settings.group_size
     if settings.pending < size:
         raise ConfigError(
-            f"pending={settings.pending} leaves no room for a single round of play, which has groups * group_size = {size} episodes: give at "
-            f"least {size}, or leave `pending` out and every update waits for its own answers"
+            f"pending={settings.pending} leaves no room for a single round of play, which has"
+            f" groups * group_size = {size} episodes: give at least {size}, or leave `pending` out"
+            " and every update waits for its own answers"
         )
     if settings.pending > size * (settings.staleness + 1):
         raise ConfigError(
-            f"pending={settings.pending} is room for {settings.pending // size} rounds of {size} episodes, the last of which would train after all "
-            f"the others, when it is more than staleness={settings.staleness} versions old, and be thrown away: give at most "
-            f"{size * (settings.staleness + 1)}, or raise `staleness`"
+            f"pending={settings.pending} is room for {settings.pending // size} rounds of {size}"
+            " episodes, the last of which would train after all the others, when it is more than"
+            f" staleness={settings.staleness} versions old, and be thrown away: give at most"
+            f" {size * (settings.staleness + 1)}, or raise `staleness`"
         )
     if settings.resample:
         raise ConfigError(
-            "resample replaces groups before an update and would wait for answers about the new ones: leave it out where `pending` is "
-            "given, and raise `groups` instead"
+            "resample replaces groups before an update and would wait for answers about the new"
+            " ones: leave it out where `pending` is given, and raise `groups` instead"
         )
     if "branches" in credit.needs or settings.audit:
         what = f"credit {part_name(name)!r}" if "branches" in credit.needs else "an audit"
         raise ConfigError(
-            f"{what} needs judges that answer at once, so that no conversation would ever be pending: leave `pending` out, or use credit "
-            "'outcome', 'gae', 'gigpo' or 'redistribute' with people who answer later"
+            f"{what} needs judges that answer at once, so that no conversation would ever be"
+            " pending: leave `pending` out, or use credit 'outcome', 'gae', 'gigpo' or"
+            " 'redistribute' with people who answer later"
         )
 
 
@@ -157,10 +185,15 @@ def make_combiner(plugins: Plugins, spec: Any, sources: Sources) -> Any:
             gives = "comparisons" if source.kind == "group" else "scores"
             if source.weight and reads is not None and gives not in reads:
                 known = plugins.names("aggregator")
-                fit = [repr(n) for n in known if gives in getattr(plugins.factory("aggregator", n), "reads", ())]
+                fit = [
+                    repr(n)
+                    for n in known
+                    if gives in getattr(plugins.factory("aggregator", n), "reads", ())
+                ]
                 raise ConfigError(
-                    f"aggregator {part_name(spec['aggregator'])!r} reads {' and '.join(sorted(reads))}, but source {source.name!r} gives {gives}: "
-                    f"use {' or '.join(fit)}, or another task for the source"
+                    f"aggregator {part_name(spec['aggregator'])!r} reads"
+                    f" {' and '.join(sorted(reads))}, but source {source.name!r} gives {gives}: use"
+                    f" {' or '.join(fit)}, or another task for the source"
                 )
         spec = {**spec, "aggregator": aggregator}
     return component(plugins, "combiner", spec, weights=sources.weights)
@@ -176,4 +209,8 @@ def part_name(spec: Any) -> str:
 def with_option(plugins: Plugins, *consumes: str) -> list[str]:
     """Returns the names of optimizers that consume one of these."""
     names = plugins.names("optimizer")
-    return [repr(n) for n in names if set(consumes) & set(getattr(plugins.factory("optimizer", n), "consumes", ()))]
+    return [
+        repr(n)
+        for n in names
+        if set(consumes) & set(getattr(plugins.factory("optimizer", n), "consumes", ()))
+    ]

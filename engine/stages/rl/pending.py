@@ -1,17 +1,20 @@
-"""Play that goes on while answers are awaited (`rl: {pending: ...}`): what was played and has not trained, and what of it trains next.
+"""Play that goes on while answers are awaited (`rl: {pending: ...}`): what was played and has not
+trained, and what of it trains next.
 
-An update takes the first `groups` groups, in the order they were played, that wait for no answer any more. Where there are too few of
-them another round is played with the policy as it is, as long as at most `pending` episodes wait for answers; where there is no room, the
-run waits. So nothing is ever played ahead while there is something to train on, and with answers that come at once every update is on
-its own policy's conversations, as in lockstep.
+An update takes the first `groups` groups, in the order they were played, that wait for no answer
+any more. Where there are too few of them another round is played with the policy as it is, as long
+as at most `pending` episodes wait for answers; where there is no room, the run waits. So nothing is
+ever played ahead while there is something to train on, and with answers that come at once every
+update is on its own policy's conversations, as in lockstep.
 
 What makes it exact over a kill:
 
-- rounds are numbered through the stage, and a round's episodes carry the update during which they were played: the ledger knows what was
-  played when;
-- an update's decision (who trains on which answers, who got no reward) is one transaction, `add_members`. Either it is there, and a
-  resumed run makes that very update; or it is not, and nothing has happened that another decision could contradict. What is too old for
-  an update depends on the policy's version alone.
+- rounds are numbered through the stage, and a round's episodes carry the update during which they
+  were played: the ledger knows what was played when;
+- an update's decision (who trains on which answers, who got no reward) is one transaction,
+  `add_members`. Either it is there, and a resumed run makes that very update; or it is not, and
+  nothing has happened that another decision could contradict. What is too old for an update depends
+  on the policy's version alone.
 """
 
 from __future__ import annotations
@@ -53,8 +56,11 @@ class Group:
     episodes: tuple[Episode, ...]
 
     def age(self, version: int) -> int:
-        """How many versions of the policy came after the one that said the oldest of its replies."""
-        return version - min((turn.policy_version for e in self.episodes for turn in e.turns), default=version)
+        """How many versions of the policy came after the one that said the oldest of its
+        replies."""
+        return version - min(
+            (turn.policy_version for e in self.episodes for turn in e.turns), default=version
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ class Step:
 
 
 class Pending(Collector):
-    """Holds the groups of an `rl` stage that were played and have not trained, in the order they were played.
+    """Holds the groups of an `rl` stage that were played and have not trained, in the order they
+    were played.
 
     Of several processes the main one decides, and holds them after a resume.
     """
@@ -112,7 +119,9 @@ class Pending(Collector):
             raise Interrupted
         gone = {group.key for group in step.complete}
         self.groups = [group for group in self.groups if group.key not in gone]
-        experience.env_of |= {e.start.key: group.env for group in step.complete for e in group.episodes}
+        experience.env_of |= {
+            e.start.key: group.env for group in step.complete for e in group.episodes
+        }
         episodes = [e for group in step.complete for e in group.episodes]
         rewards = self.combine(episodes, experience.env_of, step.feedback) if run.is_main else {}
         experience.add(episodes, shared(run, rewards), step.feedback)
@@ -129,13 +138,19 @@ class Pending(Collector):
         return {"pending": self}
 
     def close(self) -> None:
-        """What is left when the stage ends will not train: it is recorded, so that nobody is asked about it any more."""
+        """What is left when the stage ends will not train:
+
+        it is recorded, so that nobody is asked about it any more.
+        """
         self._leave_out(self.groups, self.run.updates, ENDED)
 
     # What is played.
 
     def _adopt(self, experience: Experience) -> None:
-        """Takes up the rounds of the present update that the ledger holds already; they were played before a kill."""
+        """Takes up the rounds of the present update that the ledger holds already;
+
+        they were played before a kill.
+        """
         run, where = self.run, self.place()
         while True:
             chosen, env_of = self.starts(self.rounds, self.settings.groups)
@@ -144,13 +159,19 @@ class Pending(Collector):
             there = shared(run, there)
             if not there:
                 return
-            self._play(experience, [(start, slot) for start, slot in chosen if start.key in there], env_of)
+            self._play(
+                experience, [(start, slot) for start, slot in chosen if start.key in there], env_of
+            )
 
-    def _play(self, experience: Experience, chosen: Sequence[tuple[Start, int]], env_of: Mapping[str, int]) -> None:
+    def _play(
+        self, experience: Experience, chosen: Sequence[tuple[Start, int]], env_of: Mapping[str, int]
+    ) -> None:
         """Plays a round."""
         played = grouped(self.play_round(experience, chosen, self.place()))
         self.rounds += 1
-        self.groups += [Group(key, env_of[own[0].start.key], tuple(own)) for key, own in played.items()]
+        self.groups += [
+            Group(key, env_of[own[0].start.key], tuple(own)) for key, own in played.items()
+        ]
         if self.rounds == 1:
             self.check_turns([e for own in played.values() for e in own])
 
@@ -158,19 +179,29 @@ class Pending(Collector):
 
     def _leave_out(self, groups: Sequence[Group], update: int, why: str) -> None:
         if self.run.is_main:
-            members = [Member(e.id, e.group, False, why) for group in groups for e in group.episodes]
+            members = [
+                Member(e.id, e.group, False, why) for group in groups for e in group.episodes
+            ]
             self.run.ledger.add_members(self.run.id, update, members)
         gone = {group.key for group in groups}
         self.groups = [group for group in self.groups if group.key not in gone]
 
     def _leave_out_old(self) -> None:
-        """Gives up what is too old for the present update, answered or not, and for every later one."""
-        old = [group for group in self.groups if group.age(self.run.policy.version) > self.settings.staleness]
+        """Gives up what is too old for the present update, answered or not, and for every later
+        one."""
+        old = [
+            group
+            for group in self.groups
+            if group.age(self.run.policy.version) > self.settings.staleness
+        ]
         self._leave_out(old, self.run.updates + 1, OLD)
         self.too_old += sum(len(group.episodes) for group in old)
 
     def _forget_ended(self) -> None:
-        """A stage that had ended gave up what was left; when it is extended, the checkpoint may still hold that."""
+        """A stage that had ended gave up what was left;
+
+        when it is extended, the checkpoint may still hold that.
+        """
         if self.run.is_main:
             decided = self.run.ledger.decided([group.key for group in self.groups])
             ended = {key for key, update in decided.items() if update <= self.run.updates}
@@ -179,9 +210,14 @@ class Pending(Collector):
     # What is decided, in the main process.
 
     def _recorded(self) -> Step:
-        """The decision on the present update that a killed run had made; "look" where there is none."""
+        """The decision on the present update that a killed run had made;
+
+        "look" where there is none.
+        """
         run = self.run
-        members = [m for m in run.ledger.members(run.id, run.updates + 1) if m.reason not in (OLD, ENDED)]
+        members = [
+            m for m in run.ledger.members(run.id, run.updates + 1) if m.reason not in (OLD, ENDED)
+        ]
         decided = {m.group for m in members}
         mine = [group for group in self.groups if group.key in decided]
         if not mine:
@@ -196,20 +232,38 @@ class Pending(Collector):
         """Asks about new groups, polls the sources, and decides what to do next."""
         run, settings = self.run, self.settings
         self._ask()
-        found, feedback = listen(run, self.parts.sources, {group.key: group.episodes for group in self.groups}, self._notified)
+        found, feedback = listen(
+            run,
+            self.parts.sources,
+            {group.key: group.episodes for group in self.groups},
+            self._notified,
+        )
         ready, needed = set(found), (settings.updates - i) * settings.groups
-        # Combiners may take long over many raters' answers: they are asked only where it can matter that a group has no reward.
+        # Combiners may take long over many raters' answers: they are asked only where it can matter
+        # that a group has no reward.
         matters = len(ready) >= min(settings.groups, len(self.groups)) or len(self.groups) >= needed
-        silent = self._without_reward([group for group in self.groups if group.key in ready], feedback) if matters else set()
+        silent = (
+            self._without_reward([group for group in self.groups if group.key in ready], feedback)
+            if matters
+            else set()
+        )
         alive = [group for group in self.groups if group.key not in silent]
-        chosen = {group.key for group in [group for group in alive if group.key in ready][: settings.groups]}
+        chosen = {
+            group.key
+            for group in [group for group in alive if group.key in ready][: settings.groups]
+        }
         if len(chosen) == settings.groups:
             complete = tuple(group for group in self.groups if group.key in chosen | silent)
-            return Step("train", complete=complete, feedback={group.key: feedback[group.key] for group in complete})
+            return Step(
+                "train",
+                complete=complete,
+                feedback={group.key: feedback[group.key] for group in complete},
+            )
         if run.stopping:
             return Step("stop")
         waiting = [group for group in alive if group.key not in ready]
-        # Ahead of the present update only while answers are awaited, and never more than the stage's updates need.
+        # Ahead of the present update only while answers are awaited, and never more than the
+        # stage's updates need.
         count = min(settings.groups, (needed if waiting else settings.groups) - len(alive))
         if count > 0 and (len(waiting) + count) * settings.group_size <= settings.pending:
             return Step("play", play=count)
@@ -218,7 +272,10 @@ class Pending(Collector):
         return Step("wait")
 
     def _ask(self) -> None:
-        """Asks about groups that this process has not asked about: new ones, and after a resume all that are pending."""
+        """Asks about groups that this process has not asked about:
+
+        new ones, and after a resume all that are pending.
+        """
         new = [group for group in self.groups if group.key not in self._asked]
         beside = self._asked & {group.key for group in self.groups}
         for index, sources in enumerate(self.parts.sources):
@@ -226,14 +283,25 @@ class Pending(Collector):
                 sources.ask(own, self.run.ledger, beside=beside)
         self._asked |= {group.key for group in new}
 
-    def _without_reward(self, groups: Sequence[Group], feedback: Mapping[str, list[Answer]]) -> set[str]:
-        """Of groups that all was said of, those in which nothing can train: nobody answered, or everybody abstained or failed."""
+    def _without_reward(
+        self, groups: Sequence[Group], feedback: Mapping[str, list[Answer]]
+    ) -> set[str]:
+        """Of groups that all was said of, those in which nothing can train:
+
+        nobody answered, or everybody abstained or failed.
+        """
         seen = [(group.key, [answer.id for answer in feedback[group.key]]) for group in groups]
         if seen != self._judged[0]:
-            combiners = self.parts.combiners  # they only try: what they learn is learned when an update is made
-            before = [copy.deepcopy(c.state_dict()) if hasattr(c, "state_dict") else None for c in combiners]
+            # They only try: what they learn is learned when an update is made.
+            combiners = self.parts.combiners
+            before = [
+                copy.deepcopy(c.state_dict()) if hasattr(c, "state_dict") else None
+                for c in combiners
+            ]
             env_of = {e.start.key: group.env for group in groups for e in group.episodes}
-            rewards = self.combine([e for group in groups for e in group.episodes], env_of, feedback)
+            rewards = self.combine(
+                [e for group in groups for e in group.episodes], env_of, feedback
+            )
             for combiner, state in zip(combiners, before, strict=True):
                 if state is not None:
                     combiner.load_state_dict(state)
@@ -241,8 +309,9 @@ class Pending(Collector):
             silent = {g.key for g in groups if not trainable(g.episodes, rewards, min_group)[0]}
             if len(silent) > self.settings.groups >= len(self._judged[1]):
                 warnings.warn(
-                    f"{len(silent)} groups were played for this update and got no reward at all: nobody answered in time, or all abstained "
-                    "or failed. Are there raters at work, and is the `deadline` long enough?",
+                    f"{len(silent)} groups were played for this update and got no reward at all:"
+                    " nobody answered in time, or all abstained or failed. Are there raters at"
+                    " work, and is the `deadline` long enough?",
                     stacklevel=2,
                 )
             self._judged = (seen, silent)
@@ -251,7 +320,10 @@ class Pending(Collector):
     # What a checkpoint keeps.
 
     def state_dict(self) -> dict[str, Any]:
-        kept = [{"key": g.key, "env": g.env, "episodes": [e.id for e in g.episodes]} for g in self.groups]
+        kept = [
+            {"key": g.key, "env": g.env, "episodes": [e.id for e in g.episodes]}
+            for g in self.groups
+        ]
         return {"rounds": self.rounds, "too_old": self.too_old, "groups": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -262,7 +334,10 @@ class Pending(Collector):
         found = self.run.ledger.episodes(ids)
         if len(found) < len(ids):
             raise ConfigError(
-                f"{len(ids) - len(found)} conversations that waited for answers are not in the ledger: it is not the one this run wrote. "
-                "Put that one back"
+                f"{len(ids) - len(found)} conversations that waited for answers are not in the"
+                " ledger: it is not the one this run wrote. Put that one back"
             )
-        self.groups = [Group(k["key"], k["env"], tuple(found[id_] for id_ in k["episodes"])) for k in state["groups"]]
+        self.groups = [
+            Group(k["key"], k["env"], tuple(found[id_] for id_ in k["episodes"]))
+            for k in state["groups"]
+        ]

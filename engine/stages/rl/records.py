@@ -19,7 +19,8 @@ def trainable(
     """Divides episodes into those that train and the others.
 
     Args:
-        min_group: groups with fewer rewarded episodes are dropped; 0: credit does not compare within groups.
+        min_group: groups with fewer rewarded episodes are dropped; 0: credit does not compare
+            within groups.
 
     Returns:
         those that train, and by id why the others are left out.
@@ -47,7 +48,8 @@ def record_training(
     batch: Any = None,
     scale: float = 1.0,
 ) -> None:
-    """Writes down who trains in update `number`, on which feedback and with which credit, before the update happens.
+    """Writes down who trains in update `number`, on which feedback and with which credit, before
+    the update happens.
 
     Args:
         left_out: why episodes do not train, by id.
@@ -57,7 +59,9 @@ def record_training(
     credit = {}
     if batch is not None:
         for i, episode in enumerate(batch.episodes):
-            credit[episode.id] = tuple((scale * batch.credit.turn_credit[i, batch.turn_mask[i]]).tolist())
+            credit[episode.id] = tuple(
+                (scale * batch.credit.turn_credit[i, batch.turn_mask[i]]).tolist()
+            )
     members = []
     for e in experience.episodes:
         reward = experience.rewards.get(e.id)
@@ -67,6 +71,10 @@ def record_training(
         elif e.ending == "failed":
             why = f"{why}: {e.reason}"
         outcome = reward.outcome if isinstance(reward, Rewards) else None
-        used = tuple(a.id for a in experience.feedback.get(e.group, ()) if a.target in (e.id, e.group))
-        members.append(Member(e.id, e.group, e.id not in left_out, why, outcome, used, credit.get(e.id, ())))
+        used = tuple(
+            a.id for a in experience.feedback.get(e.group, ()) if a.target in (e.id, e.group)
+        )
+        members.append(
+            Member(e.id, e.group, e.id not in left_out, why, outcome, used, credit.get(e.id, ()))
+        )
     run.ledger.add_members(run.id, number, members)

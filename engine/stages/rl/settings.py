@@ -15,14 +15,17 @@ from ..environments import EnvConfig, read_envs
 class Gold(Section):
     """Early stopping: the environment's own return on held-out starts, played every few updates.
 
-    The policy that did best is kept; when it has not been beaten `patience` times in a row the stage ends, and the policy goes back to
-    it, as it does at the stage's end. What is trained on may be a proxy (a reward model); this is the measure it stands for.
+    The policy that did best is kept; when it has not been beaten `patience` times in a row the
+    stage ends, and the policy goes back to it, as it does at the stage's end. What is trained on
+    may be a proxy (a reward model); this is the measure it stands for.
 
     Attributes:
         episodes: how many starts; the same every time.
         every: updates between measurements; the start is measured too.
-        patience: measurements without a new best after which the stage ends; None: only measures, and keeps the last policy.
-        options: for `reset`, to choose held-out content; default: those of the training environment.
+        patience: measurements without a new best after which the stage ends; None: only measures,
+            and keeps the last policy.
+        options: for `reset`, to choose held-out content; default: those of the training
+            environment.
         seed: of the starts.
     """
 
@@ -34,8 +37,9 @@ class Gold(Section):
 
 
 class Audit(Section):
-    """The truth about the credit: for some conversations every turn's start is valued by many conversations continued from there with the
-    present policy. Their differences are the true advantages of the turns, up to sampling noise; nothing of it trains.
+    """The truth about the credit: for some conversations every turn's start is valued by many
+    conversations continued from there with the present policy. Their differences are the true
+    advantages of the turns, up to sampling noise; nothing of it trains.
 
     Attributes:
         episodes: how many conversations of an update.
@@ -60,13 +64,19 @@ class RLSettings(Stage):
         temperature, max_new_tokens, max_turns, history: how it is played.
         backend: what samples, and its options.
         reward_clip: outcomes are kept within plus and minus this.
-        reward_whiten: rewards are divided by the standard deviation of the update's outcomes (their mean stays).
-        gold: watches a measure that is not trained on, and ends the stage when it falls, see `Gold`.
-        pending: how many episodes may wait for answers while play goes on, see `Pending`; 0: each update waits for its own.
-        staleness: how many versions older than the policy an episode may be that trains; where play goes on.
-        resample: how many times groups in which all outcomes are equal are replaced by new ones before an update (DAPO's dynamic sampling).
+        reward_whiten: rewards are divided by the standard deviation of the update's outcomes (their
+            mean stays).
+        gold: watches a measure that is not trained on, and ends the stage when it falls, see
+            `Gold`.
+        pending: how many episodes may wait for answers while play goes on, see `Pending`; 0: each
+            update waits for its own.
+        staleness: how many versions older than the policy an episode may be that trains; where play
+            goes on.
+        resample: how many times groups in which all outcomes are equal are replaced by new ones
+            before an update (DAPO's dynamic sampling).
         audit: measures the credit against the truth, see `Audit`.
-        min_group: groups with fewer rewarded episodes are dropped, where credit compares within groups.
+        min_group: groups with fewer rewarded episodes are dropped, where credit compares within
+            groups.
         max_failure_rate: of environments, and of each source's answers; above it the run stops.
         step_limit: seconds an environment may take for a step.
         poll: seconds between looks for answers that come later.
@@ -107,5 +117,8 @@ class RLSettings(Stage):
     def _feedback(cls, value: Any) -> list[Any]:
         sources = value if isinstance(value, list) else [value]
         if not sources:
-            raise ValueError("at least one source is needed, or there is nothing to learn from; the default is ['environment']")
+            raise ValueError(
+                "at least one source is needed, or there is nothing to learn from; the default is"
+                " ['environment']"
+            )
         return sources

@@ -24,21 +24,34 @@ from .update import Trainer
 
 
 class RL(RLSettings):
-    """Trains the policy by reinforcement learning on conversations; its options are those of `RLSettings`."""
+    """Trains the policy by reinforcement learning on conversations;
+
+    its options are those of `RLSettings`.
+    """
 
     def check(self, run: RunView) -> None:
         check_envs(self.env, (), run.plugins)
         check_order(make_parts(self, run.plugins).sources, run.before)
         if not isinstance(self.backend, (str, Mapping)):
             return
-        options = dict(self.backend) if isinstance(self.backend, Mapping) else {"name": self.backend}
+        options = (
+            dict(self.backend) if isinstance(self.backend, Mapping) else {"name": self.backend}
+        )
         name = options.pop("name", "")
-        check_options(f"backend {name!r}", run.plugins.factory("backend", name), 0, {"policy": None, **options})
+        check_options(
+            f"backend {name!r}",
+            run.plugins.factory("backend", name),
+            0,
+            {"policy": None, **options},
+        )
 
     @property
     def makes_comparisons(self) -> bool:
-        """Whether conversations may be compared here, for reward models and preference optimizers to learn from."""
-        return any(env.feedback not in (None, [ENVIRONMENT]) for env in self.env) or self.feedback != [ENVIRONMENT]
+        """Whether conversations may be compared here, for reward models and preference optimizers
+        to learn from."""
+        return any(
+            env.feedback not in (None, [ENVIRONMENT]) for env in self.env
+        ) or self.feedback != [ENVIRONMENT]
 
     def play(self, run: RunView) -> Iterator[Update]:
         from ...records.sampling import Sampling
@@ -47,10 +60,13 @@ class RL(RLSettings):
         parts, policy = make_parts(self, run.plugins), run.policy
         if self.max_new_tokens >= policy.context_length:
             raise ConfigError(
-                f"max_new_tokens={self.max_new_tokens} leaves no room in a context of {policy.context_length} tokens"
+                f"max_new_tokens={self.max_new_tokens} leaves no room in a context of"
+                f" {policy.context_length} tokens"
             )
         backend = component(run.plugins, "backend", self.backend, policy=policy)
-        player = PolicyPlayer(policy, Sampling(self.temperature, self.max_new_tokens), backend, self.history)
+        player = PolicyPlayer(
+            policy, Sampling(self.temperature, self.max_new_tokens), backend, self.history
+        )
         parts.optimizer.setup(policy)
         if run.is_main:
             for sources in parts.sources:
@@ -64,7 +80,9 @@ class RL(RLSettings):
             for sources in parts.sources:
                 sources.close()
 
-    def _updates(self, collector: Collector, stopping: EarlyStopping, done: int) -> Iterator[Update]:
+    def _updates(
+        self, collector: Collector, stopping: EarlyStopping, done: int
+    ) -> Iterator[Update]:
         """Makes the updates of the stage from number `done` on."""
         run, parts, trainer = collector.run, collector.parts, Trainer(collector)
         for i in range(done, self.updates):

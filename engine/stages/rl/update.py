@@ -12,7 +12,14 @@ from ...util.memory import explained_memory
 from .branches import audit, branch_values
 from .collect import Collector
 from .experience import Experience
-from .metrics import SILENT, credit_metrics, drift, feedback_metrics, groups_with_signal, play_metrics
+from .metrics import (
+    SILENT,
+    credit_metrics,
+    drift,
+    feedback_metrics,
+    groups_with_signal,
+    play_metrics,
+)
 from .records import record_training, trainable
 
 
@@ -34,18 +41,24 @@ class Trainer:
         self.collector.check_turns(experience.episodes)
         used, left_out = self._choose(experience)
         metrics = play_metrics(experience.episodes, experience.rewards) | experience.metrics
-        metrics |= {f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()} | {"trained": 0.0}
+        metrics |= {
+            f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()
+        } | {"trained": 0.0}
         if used:
             run.status("update", **experience.progress)
             with explained_memory("the update", "`micro_tokens` of the optimizer, or `groups`"):
                 batch, scale = self._batch(used, experience, i, number)
                 if self.settings.pending:
                     ages = batch.staleness.double()
-                    metrics |= {"staleness/mean": float(ages.mean()), "staleness/max": float(ages.max())}
+                    metrics |= {
+                        "staleness/mean": float(ages.mean()),
+                        "staleness/max": float(ages.max()),
+                    }
                 metrics |= self._credit(batch, scale, experience, i, number)
                 silent = zip(used, batch.signal.tolist(), strict=True)
                 left_out |= {e.id: SILENT for e, has_signal in silent if not has_signal}
-                if run.is_main:  # before the step: whoever trained is known even if the process dies in it
+                # Before the step: whoever trained is known even if the process dies in it.
+                if run.is_main:
                     record_training(run, number, experience, left_out, batch, scale)
                 made = self.parts.optimizer.update(run.policy, batch)
                 metrics |= {**made, "trained": float(batch.signal.sum())}
@@ -72,14 +85,17 @@ class Trainer:
             used = [e for e in used if e.group in kept]
         return used, left_out
 
-    def _batch(self, used: list[Any], experience: Experience, i: int, number: int) -> tuple[Any, float]:
+    def _batch(
+        self, used: list[Any], experience: Experience, i: int, number: int
+    ) -> tuple[Any, float]:
         """Returns the batch, its rewards whitened where wanted, and what they were divided by."""
         from ...policy.batching import make_batch
 
         settings = self.settings
         batch = make_batch(
             used,
-            [cast(Rewards, experience.rewards[e.id]) for e in used],  # those without one are left out
+            # those without one are left out
+            [cast(Rewards, experience.rewards[e.id]) for e in used],
             version=self.run.policy.version,
             temperature=settings.temperature,
             progress=i / settings.updates,
@@ -89,13 +105,20 @@ class Trainer:
         batch.outcome, batch.turn_rewards = batch.outcome / scale, batch.turn_rewards / scale
         return batch, scale
 
-    def _credit(self, batch: Any, scale: float, experience: Experience, i: int, number: int) -> dict[str, float]:
+    def _credit(
+        self, batch: Any, scale: float, experience: Experience, i: int, number: int
+    ) -> dict[str, float]:
         """Assigns credit to the batch. Returns metrics of it."""
         run, settings, parts, metrics = self.run, self.settings, self.parts, dict[str, float]()
         parts.optimizer.prepare(run.policy, batch)
         if "branches" in parts.credit.needs:
             values, metrics = branch_values(
-                self.collector, experience, batch.episodes, parts.credit.branches, "branches", number
+                self.collector,
+                experience,
+                batch.episodes,
+                parts.credit.branches,
+                "branches",
+                number,
             )
             batch.branch_values = values / scale
         batch.credit = parts.credit.assign(batch)
@@ -104,27 +127,37 @@ class Trainer:
             metrics |= credit_metrics(batch)
         if settings.audit and (i % settings.audit.every == 0 or i + 1 == settings.updates):
             metrics |= audit(self.collector, experience, batch, number, scale)
-        if parts.credit.needs & {"group", "branches"}:  # where no advantage means: as good as expected
+        # Where no advantage means: as good as expected.
+        if parts.credit.needs & {"group", "branches"}:
             batch.signal = outcome_signal(batch)
         groups, silent = int(batch.group.max()) + 1, len(set(batch.group[~batch.signal].tolist()))
-        metrics |= {"groups_without_signal": float(silent), "groups_without_signal_share": silent / groups}
+        metrics |= {
+            "groups_without_signal": float(silent),
+            "groups_without_signal_share": silent / groups,
+        }
         if hasattr(parts.credit, "fit"):
             parts.credit.fit(batch)
         return metrics
 
 
 def check_finite(batch: Any) -> None:
-    """Raises `NonFiniteError` when an outcome, an advantage or a value target is not a finite number."""
+    """Raises `NonFiniteError` when an outcome, an advantage or a value target is not a finite
+    number."""
     for name, tensor in (
         ("outcome", batch.outcome),
         ("advantage", batch.credit.advantages),
         ("value target", batch.credit.value_targets),
     ):
         if tensor is not None and not bool(tensor.isfinite().all()):
-            bad = [batch.episodes[e].id for e in range(len(tensor)) if not bool(tensor[e].isfinite().all())]
+            bad = [
+                batch.episodes[e].id
+                for e in range(len(tensor))
+                if not bool(tensor[e].isfinite().all())
+            ]
             raise NonFiniteError(
-                f"the {name} of {len(bad)} episodes is not a finite number: {', '.join(bad[:5])}. Look at what their "
-                "feedback sources said and at the weights of the combiner; nothing was trained on them."
+                f"the {name} of {len(bad)} episodes is not a finite number: {', '.join(bad[:5])}."
+                " Look at what their feedback sources said and at the weights of the combiner;"
+                " nothing was trained on them."
             )
 
 

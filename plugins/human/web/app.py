@@ -1,7 +1,8 @@
 """The rating service: pages for raters and for their lead (`turnwise rate RUN`).
 
-Every page works without scripts; scripts add the keyboard, drafts and a progress line that moves. Whoever sends something must have a
-session, the session's token in the form, and come from this service's own pages. What is refused is noted for the lead.
+Every page works without scripts; scripts add the keyboard, drafts and a progress line that moves.
+Whoever sends something must have a session, the session's token in the form, and come from this
+service's own pages. What is refused is noted for the lead.
 """
 
 import contextlib
@@ -42,33 +43,47 @@ from .render import instructions
 HERE = Path(__file__).parent
 LETTERS = 100_000  # that the fields of a form may hold
 PORTS = {"http": 80, "https": 443}
-BODY, FORM = 1_000_000, b"application/x-www-form-urlencoded"  # bytes a request may have, and their kind
+# Bytes a request may have, and their kind.
+BODY, FORM = 1_000_000, b"application/x-www-form-urlencoded"
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; font-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+    " font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 log = logging.getLogger("turnwise.rate")
 Text = Annotated[str, Form(max_length=200_000)]
 Id = Annotated[str, InPath(max_length=100, pattern=r"^[\w-]+$")]
 FIELDS = re.compile(
-    r"rank-\d+|turn-\d+|preference|first_wrong|all_bad|verdict|reason|why|comment|csrf|(aspect|stratum)-.+", re.DOTALL
+    r"rank-\d+|turn-\d+|preference|first_wrong|all_bad|verdict|reason|why|comment|csrf|(aspect|stratum)-.+",
+    re.DOTALL,
 )
 MOST = 50_000  # fields of a form: of a conversation's replies each is one
 NOTED, HOUR = 20, 3600.0  # notes of what was refused to a person, in so many seconds
-COLLECT, COUNT = 5.0, 20.0  # seconds between looks at what is due, and between counts of everybody's progress
+# Seconds between looks at what is due, and between counts of everybody's progress.
+COLLECT, COUNT = 5.0, 20.0
 DONE = {
-    "new": "Saved.", "again": "That was saved already.", "corrected": "Your correction is saved.",
-    "extra": "Saved as an extra opinion: others had finished this one.", "late": "Saved, though nobody waits for this one any more.",
-    "handed-over": "Your last answer has been handed over already. Change it below and send the correction.", "skipped": "Passed on to somebody else.",
+    "new": "Saved.",
+    "again": "That was saved already.",
+    "corrected": "Your correction is saved.",
+    "extra": "Saved as an extra opinion: others had finished this one.",
+    "late": "Saved, though nobody waits for this one any more.",
+    "handed-over": (
+        "Your last answer has been handed over already. Change it below and send the correction."
+    ),
+    "skipped": "Passed on to somebody else.",
     "undone": "Your last answer is taken back. Change it and send it again.",
-}  # fmt: skip
+}
 
 
 async def sent(request: Request) -> dict[str, str]:
-    """The fields of a form whose names depend on the task; others are left out, and so is what no text can hold."""
+    """The fields of a form whose names depend on the task;
+
+    others are left out, and so is what no text can hold.
+    """
     form: FormData = await request.form(max_fields=MOST)
     whole = {
-        k: str(v).encode("utf-8", "replace").decode().replace("\0", "\ufffd") for k, v in form.items() if FIELDS.fullmatch(k)
+        k: str(v).encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+        for k, v in form.items()
+        if FIELDS.fullmatch(k)
     }
     if sum(map(len, whole.values())) > LETTERS:
         raise HTTPException(413, "That is more than this service reads.")
@@ -76,7 +91,10 @@ async def sent(request: Request) -> dict[str, str]:
 
 
 class Sometimes:
-    """A value that is worked out again after a while; one thread at a time does, the others take the last one."""
+    """A value that is worked out again after a while;
+
+    one thread at a time does, the others take the last one.
+    """
 
     def __init__(self, work: Callable[[], Any], seconds: float) -> None:
         self.work, self.seconds = work, seconds
@@ -94,8 +112,9 @@ class Sometimes:
 
 
 def place_of(url: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port of an address, however it is spelled: in capitals, with the port that goes without saying, in letters beyond
-    ASCII or what stands for them. None: it is no address of a page."""
+    """Scheme, host and port of an address, however it is spelled: in capitals, with the port that
+    goes without saying, in letters beyond ASCII or what stands for them. None: it is no address of
+    a page."""
     try:
         parts = urlsplit(url)
         host = ".".join(_letters(label) for label in (parts.hostname or "").rstrip(".").split("."))
@@ -104,11 +123,18 @@ def place_of(url: str) -> tuple[str, str, int] | None:
         return None
     with contextlib.suppress(ValueError):  # a name
         host = ipaddress.ip_address(host).compressed
-    return (parts.scheme, "localhost" if host in ("127.0.0.1", "::1") else host, port) if host else None
+    return (
+        (parts.scheme, "localhost" if host in ("127.0.0.1", "::1") else host, port)
+        if host
+        else None
+    )
 
 
 def _letters(label: str) -> str:
-    """A part of a host's name as it is meant: browsers send `xn--` and ASCII for what has other letters."""
+    """A part of a host's name as it is meant:
+
+    browsers send `xn--` and ASCII for what has other letters.
+    """
     if label.startswith("xn--"):
         return label[4:].encode("ascii").decode("punycode")
     return unicodedata.normalize("NFKC", label)
@@ -119,34 +145,44 @@ def cookie_name(run: str) -> str:
     return f"turnwise_{run[:12]}"
 
 
-def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str = "", secure: bool = False) -> FastAPI:
+def make_app(
+    ledger: Ledger, run: str, plugins: Plugins | None = None, url: str = "", secure: bool = False
+) -> FastAPI:
     """The service for one run.
 
     Args:
         ledger: the run's.
         run: its id.
-        plugins: where renderers and the aggregator that knows raters are looked up; default: those installed.
-        url: how raters reach the service: where links lead, and forms may come from. Without it links are made for this machine only,
-            since anybody can claim another address.
+        plugins: where renderers and the aggregator that knows raters are looked up; default: those
+            installed.
+        url: how raters reach the service: where links lead, and forms may come from. Without it
+            links are made for this machine only, since anybody can claim another address.
         secure: cookies travel over https only.
     """
     if url and place_of(url) is None:
-        raise ValueError(f"url must be the address that raters open, such as https://rate.example.org, got {url!r}")
+        raise ValueError(
+            "url must be the address that raters open, such as https://rate.example.org, got"
+            f" {url!r}"
+        )
     prepare(ledger)
     plugins = plugins if plugins is not None else Plugins()
-    shows: Mapping[str, Any] = {name: plugins.create("renderer", name) for name in plugins.names("renderer")}
+    shows: Mapping[str, Any] = {
+        name: plugins.create("renderer", name) for name in plugins.names("renderer")
+    }
     judge = plugins.create("aggregator", "rater-bradley-terry")
     app = FastAPI(title="Turnwise rating service", docs_url=None, redoc_url=None, openapi_url=None)
     for study in lead.studies(ledger, run):
         if (name := study.settings["render"]) not in shows:
             raise ValueError(
-                f"source {study.source!r} wants the renderer {name!r}, which no plugin registered.{did_you_mean(name, shows)}"
+                f"source {study.source!r} wants the renderer {name!r}, which no plugin"
+                f" registered.{did_you_mean(name, shows)}"
             )
     desk, cookie_ = Desk(ledger), cookie_name(run)
     strata = Sometimes(lambda: lead.strata(ledger, run), COLLECT)
     everybody = Sometimes(lambda: {"answers": desk.said(run), "agreed": agreed(ledger, run)}, COUNT)
     collect = Sometimes(lambda: desk.collect(run), COLLECT)  # also when no run is there to do it
-    noted: dict[str, list[float]] = {}  # when refusals of the last hour were noted, by person; "" are strangers
+    # When refusals of the last hour were noted, by person; "" are strangers.
+    noted: dict[str, list[float]] = {}
     pages = Jinja2Templates(HERE / "templates")
     pages.env.filters |= dict(filters())
     pages.env.trim_blocks = pages.env.lstrip_blocks = True
@@ -163,29 +199,45 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         return found
 
     def rightful(
-        request: Request, session: Annotated[raters.Session, Depends(who)], form: Annotated[dict[str, str], Depends(sent)]
+        request: Request,
+        session: Annotated[raters.Session, Depends(who)],
+        form: Annotated[dict[str, str], Depends(sent)],
     ) -> raters.Session:
-        """A session that means what it sends: its token is in the form, or in the header that scripts send."""
+        """A session that means what it sends:
+
+        its token is in the form, or in the header that scripts send.
+        """
         own_page(request)
         if session.csrf not in (form.get("csrf"), request.headers.get("x-csrf")):
             refuse(session, request, "without the session's token")
-            raise Refused(403, "This form is too old, or was not sent from here. Load the page again; nothing was changed.")
+            raise Refused(
+                403,
+                "This form is too old, or was not sent from here. Load the page again; nothing was"
+                " changed.",
+            )
         return session
 
-    def leading(request: Request, session: Annotated[raters.Session, Depends(who)]) -> raters.Session:
+    def leading(
+        request: Request, session: Annotated[raters.Session, Depends(who)]
+    ) -> raters.Session:
         if session.person.role != "lead":
             refuse(session, request, "not a lead")
             raise Refused(403, "This page is for leads.")
         return session
 
-    def rightful_lead(request: Request, session: Annotated[raters.Session, Depends(rightful)]) -> raters.Session:
+    def rightful_lead(
+        request: Request, session: Annotated[raters.Session, Depends(rightful)]
+    ) -> raters.Session:
         return leading(request, session)
 
     def refuse(session: raters.Session | None, request: Request, why: str) -> None:
-        """Notes an attempt that was refused; of a person twenty an hour, of all strangers one a minute: nobody fills the log or the records,
-        or keeps others waiting. What they sent is written so that it can neither end a line nor steer a terminal."""
+        """Notes an attempt that was refused; of a person twenty an hour, of all strangers one a
+        minute: nobody fills the log or the records, or keeps others waiting. What they sent is
+        written so that it can neither end a line nor steer a terminal."""
         person, now = session.person.id if session else "", time.monotonic()
-        before = [when for when in noted.get(person, ()) if when > now - (HOUR if session else 60.0)]
+        before = [
+            when for when in noted.get(person, ()) if when > now - (HOUR if session else 60.0)
+        ]
         if len(before) >= (NOTED if session else 1):
             return
         noted[person] = [*before, now]
@@ -197,10 +249,18 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
     def own_page(request: Request) -> None:
         """Browsers say where a form was sent from."""
         origin = request.headers.get("origin")
-        own = url or f"{origin.partition('://')[0]}://{request.headers.get('host', '')}" if origin else ""
+        own = (
+            url or f"{origin.partition('://')[0]}://{request.headers.get('host', '')}"
+            if origin
+            else ""
+        )
         if origin is not None and (place_of(origin) is None or place_of(origin) != place_of(own)):
             refuse(None, request, f"sent from {origin[:100]}")
-            raise Refused(403, "This was not sent from the pages of this service." + (f" Open it as {url}" if url else ""))
+            raise Refused(
+                403,
+                "This was not sent from the pages of this service."
+                + (f" Open it as {url}" if url else ""),
+            )
 
     Someone = Annotated[raters.Session, Depends(who)]
     Sender = Annotated[raters.Session, Depends(rightful)]
@@ -210,9 +270,18 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
     def page(request: Request, name: str, status: int = 200, **more: Any) -> HTMLResponse:
         session = getattr(request.state, "session", None)
         done, last = request.query_params.get("done", ""), request.query_params.get("last", "")
-        back = last if done in ("new", "corrected") and re.fullmatch(r"[\w-]{1,100}", last) else None
-        known = {"session": session, "me": session.person if session else None, "done": DONE.get(done), "last": back}
-        return pages.TemplateResponse(request, f"{name}.html", {**known, **more}, status_code=status)
+        back = (
+            last if done in ("new", "corrected") and re.fullmatch(r"[\w-]{1,100}", last) else None
+        )
+        known = {
+            "session": session,
+            "me": session.person if session else None,
+            "done": DONE.get(done),
+            "last": back,
+        }
+        return pages.TemplateResponse(
+            request, f"{name}.html", {**known, **more}, status_code=status
+        )
 
     def go(where: str) -> RedirectResponse:
         return RedirectResponse(where, status_code=303)
@@ -225,7 +294,10 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
 
     @app.post("/enter", response_class=HTMLResponse)
     def enter(request: Request, link: Text = "") -> Response:
-        """A link opens a new session and is used up; looking at it (as previews do) uses nothing."""
+        """A link opens a new session and is used up;
+
+        looking at it (as previews do) uses nothing.
+        """
         own_page(request)
         try:
             cookie = raters.enter(ledger, run, link.strip().rsplit("link=", 1)[-1])
@@ -233,7 +305,15 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
             refuse(None, request, "a link that opens nothing")
             return page(request, "enter", 403, link="", problem=str(error))
         answer = go("/instructions")
-        answer.set_cookie(cookie_, cookie, max_age=int(raters.SESSION), httponly=True, samesite="lax", secure=secure, path="/")
+        answer.set_cookie(
+            cookie_,
+            cookie,
+            max_age=int(raters.SESSION),
+            httponly=True,
+            samesite="lax",
+            secure=secure,
+            path="/",
+        )
         return answer
 
     @app.post("/leave", response_class=HTMLResponse)
@@ -246,7 +326,9 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
     # Rating.
 
     @app.get("/", response_class=HTMLResponse)
-    def home(request: Request, session: Someone, done: Annotated[str, Query(max_length=20)] = "") -> Response:
+    def home(
+        request: Request, session: Someone, done: Annotated[str, Query(max_length=20)] = ""
+    ) -> Response:
         collect()
         if any(name not in session.person.strata for name in strata()):
             return go("/me")
@@ -270,15 +352,25 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
             id = desk.next(run, session.person.id)
         except DeskError:
             id = None
-        return go(f"/task/{id}?done={done}&last={last}" if id is not None else f"/?done={done}&last={last}")
+        return go(
+            f"/task/{id}?done={done}&last={last}"
+            if id is not None
+            else f"/?done={done}&last={last}"
+        )
 
     @app.get("/task/{id}", response_class=HTMLResponse)
     def show(request: Request, session: Someone, id: Id, check: bool = False) -> Response:
         task = desk.task(id, session.person.id)
-        return page(request, "task", **task_page(task, shows.get(task.study["render"], shows["markdown"]), check))
+        return page(
+            request,
+            "task",
+            **task_page(task, shows.get(task.study["render"], shows["markdown"]), check),
+        )
 
     @app.post("/task/{id}", response_class=HTMLResponse)
-    def answer(request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]) -> Response:
+    def answer(
+        request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]
+    ) -> Response:
         try:
             return onward(session, desk.answer(id, session.person.id, form), id)
         except FormError:
@@ -286,12 +378,16 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
             return go(f"/task/{id}?check=1")
 
     @app.post("/task/{id}/draft")
-    def draft(request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]) -> Response:
+    def draft(
+        request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]
+    ) -> Response:
         desk.draft(id, session.person.id, form)
         return Response(status_code=204)
 
     @app.post("/task/{id}/skip", response_class=HTMLResponse)
-    def skip(request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]) -> Response:
+    def skip(
+        request: Request, session: Sender, id: Id, form: Annotated[dict[str, str], Depends(sent)]
+    ) -> Response:
         desk.skip(id, session.person.id, form.get("why", ""))
         return onward(session, "skipped", id)
 
@@ -314,7 +410,10 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
 
     @app.get("/instructions", response_class=HTMLResponse)
     def instructions_page(request: Request, session: Someone) -> Response:
-        texts = [(study.settings["question"], instructions(study.instructions)) for study in lead.studies(ledger, run)]
+        texts = [
+            (study.settings["question"], instructions(study.instructions))
+            for study in lead.studies(ledger, run)
+        ]
         return page(request, "instructions", gold=lead.has_gold(ledger, run), texts=texts)
 
     @app.get("/me", response_class=HTMLResponse)
@@ -322,7 +421,9 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         return page(request, "me", asked=strata())
 
     @app.post("/me", response_class=HTMLResponse)
-    def declare(request: Request, session: Sender, form: Annotated[dict[str, str], Depends(sent)]) -> Response:
+    def declare(
+        request: Request, session: Sender, form: Annotated[dict[str, str], Depends(sent)]
+    ) -> Response:
         asked = strata()
         said = {name: form.get(f"stratum-{name}", "") for name in asked}
         if any(value not in asked[name] and value != "" for name, value in said.items()):
@@ -339,13 +440,23 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
     @app.post("/lead/raters", response_class=HTMLResponse)
     def invite(request: Request, session: SendingLead, name: Text, role: Text = "") -> Response:
         if not url and request.url.hostname not in ("127.0.0.1", "localhost", "::1"):
-            raise Refused(422, "This service was not told its address, so it can make no link: give make_app its `url`.")
+            raise Refused(
+                422,
+                "This service was not told its address, so it can make no link: give make_app its"
+                " `url`.",
+            )
         try:
             secret = raters.invite(ledger, run, name, role or None)
         except ValueError as error:
             raise Refused(422, str(error)) from error
         link = f"{(url or str(request.base_url)).rstrip('/')}/enter?link={secret}"
-        return page(request, "lead", view=lead.overview(ledger, run, judge), link=link, invited=" ".join(name.split())[:200])
+        return page(
+            request,
+            "lead",
+            view=lead.overview(ledger, run, judge),
+            link=link,
+            invited=" ".join(name.split())[:200],
+        )
 
     @app.post("/lead/raters/{id}", response_class=HTMLResponse)
     def set_state(request: Request, session: SendingLead, id: Id, state: Text) -> Response:
@@ -356,7 +467,9 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
         return go("/lead")
 
     @app.post("/lead/studies", response_class=HTMLResponse)
-    def pause(request: Request, session: SendingLead, source: Text, paused: bool = Form(False)) -> Response:
+    def pause(
+        request: Request, session: SendingLead, source: Text, paused: bool = Form(False)
+    ) -> Response:
         lead.pause(ledger, run, source, paused)
         return go("/lead")
 
@@ -379,7 +492,9 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
     @app.get("/lead/export")
     def export(session: Lead) -> Response:
         """Every answer, one JSON object per line."""
-        lines = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in lead.export(ledger, run))
+        lines = "".join(
+            json.dumps(row, ensure_ascii=True) + "\n" for row in lead.export(ledger, run)
+        )
         headers = {"content-disposition": 'attachment; filename="answers.jsonl"'}
         return Response(lines, media_type="application/x-ndjson", headers=headers)
 
@@ -393,7 +508,13 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
 
     def said(request: Request, status: int, message: str) -> Response:
         if status == 401 and request.method == "GET" and "hx-request" not in request.headers:
-            return page(request, "enter", 401, link="", problem=message if cookie_ in request.cookies else "")
+            return page(
+                request,
+                "enter",
+                401,
+                link="",
+                problem=message if cookie_ in request.cookies else "",
+            )
         return page(request, "problem", status, code=status, message=message)
 
     @app.exception_handler(Refused)
@@ -413,17 +534,26 @@ def make_app(ledger: Ledger, run: str, plugins: Plugins | None = None, url: str 
     def invalid(request: Request, error: RequestValidationError) -> Response:
         if any(mistake["loc"][0] == "path" for mistake in error.errors()):
             return said(request, 404, "There is no such page.")
-        return said(request, 422, "This request does not hold what it should. Go back and try again.")
+        return said(
+            request, 422, "This request does not hold what it should. Go back and try again."
+        )
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> Response:
-        return said(request, error.status_code, "There is no such page." if error.status_code == 404 else str(error.detail))
+        return said(
+            request,
+            error.status_code,
+            "There is no such page." if error.status_code == 404 else str(error.detail),
+        )
 
     @app.exception_handler(LedgerError)
     def busy(request: Request, error: LedgerError) -> Response:
         log.error("%s", error)
         return said(
-            request, 503, "The service cannot reach its records just now. Nothing you sent was lost: go back and send it again."
+            request,
+            503,
+            "The service cannot reach its records just now. Nothing you sent was lost: go back and"
+            " send it again.",
         )
 
     app.add_middleware(Guard, secure=secure)
@@ -436,7 +566,8 @@ class Guard:
     def __init__(self, app: Any, secure: bool) -> None:
         self.app = app
         self.headers = [
-            (b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"),
+            (b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
+            (b"x-frame-options", b"DENY"),
             (b"referrer-policy", b"strict-origin"), (b"cross-origin-opener-policy", b"same-origin"),
         ] + ([(b"strict-transport-security", b"max-age=31536000")] if secure else [])  # fmt: skip
 
@@ -444,7 +575,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        fixed = self.headers + ([] if scope["path"].startswith("/static/") else [(b"cache-control", b"no-store")])
+        fixed = self.headers + (
+            [] if scope["path"].startswith("/static/") else [(b"cache-control", b"no-store")]
+        )
         read = 0
 
         async def answer(message: Any) -> None:
@@ -461,11 +594,17 @@ class Guard:
             return message
 
         said = dict(scope["headers"])
-        if scope["method"] == "POST" and not said.get(b"content-type", FORM).lower().startswith(FORM):
-            await JSONResponse({"detail": "This service reads plain forms."}, 415)(scope, receive, answer)
+        if scope["method"] == "POST" and not said.get(b"content-type", FORM).lower().startswith(
+            FORM
+        ):
+            await JSONResponse({"detail": "This service reads plain forms."}, 415)(
+                scope, receive, answer
+            )
             return
         length = said.get(b"content-length", b"0")
         if length.isdigit() and int(length) > BODY:
-            await JSONResponse({"detail": "That is more than this service reads."}, 413)(scope, receive, answer)
+            await JSONResponse({"detail": "That is more than this service reads."}, 413)(
+                scope, receive, answer
+            )
             return
         await self.app(scope, limited, answer)

@@ -1,4 +1,5 @@
-"""What the pages show: conversations as blocks, shared beginnings once, long ones folded, and the form as it stands."""
+"""What the pages show: conversations as blocks, shared beginnings once, long ones folded, and the
+form as it stands."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from ..errors import FormError
 from ..tasks import GRADES, LETTERS, common, read
 from .render import LONG, plain
 
-SPEAKERS = {"system": "Instructions to the assistant", "user": "Person", "assistant": "Assistant", "tool": "Tool"}
+SPEAKERS = {
+    "system": "Instructions to the assistant",
+    "user": "Person",
+    "assistant": "Assistant",
+    "tool": "Tool",
+}
 PREVIEW = 1_000  # characters of a folded message that are shown
 FOLD = 14  # messages beyond which the middle of a conversation is folded
 Renderer = Callable[[Message], str]
@@ -52,10 +58,14 @@ def blocks(episode: Episode, render: Renderer) -> list[Block]:
     for message in episode.messages:
         turn += message.role == "assistant"
         long = len(message.content) > LONG
-        preview = Markup(plain(Message(message.role, message.content[:PREVIEW] + " …"))) if long else None
+        preview = (
+            Markup(plain(Message(message.role, message.content[:PREVIEW] + " …"))) if long else None
+        )
         html = Markup(render(message))
         number = turn if message.role == "assistant" else None
-        found.append(Block(message.role, SPEAKERS[message.role], html, number, preview, len(message.content)))
+        found.append(
+            Block(message.role, SPEAKERS[message.role], html, number, preview, len(message.content))
+        )
     return found
 
 
@@ -83,8 +93,10 @@ def task_page(task: Task, render: Renderer, check: bool) -> dict[str, Any]:
             problem = error
     each = [blocks(e, render) for e in task.shown]
     return {
-        "task": task, "kind": kind, "question": study["question"], "aspects": study["aspects"], "problem": problem,
-        "points": range(1, study["scale"] + 1), "grades": GRADES, "letters": LETTERS, "draft": task.draft,
+        "task": task, "kind": kind, "question": study["question"], "aspects": study["aspects"],
+        "problem": problem,
+        "points": range(1, study["scale"] + 1), "grades": GRADES, "letters": LETTERS,
+        "draft": task.draft,
         "before": folded(each[0][:same]) if same else None,
         "talks": [folded(b[same:]) for b in each], "flat": each[0],
     }  # fmt: skip

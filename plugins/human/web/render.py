@@ -1,10 +1,13 @@
-"""Messages as HTML that can do nothing and hide nothing: what stands on the page is the message, sign by sign.
+"""Messages as HTML that can do nothing and hide nothing: what stands on the page is the message,
+sign by sign.
 
-A policy writes whatever earns it reward, also what would steer the page of those who judge it, or what only an AI judge would read.
-So Markdown styles a message and takes nothing away: `**bold**` is bold and keeps its stars, a fence is set like code with its
-backticks and language, links show where they lead as they were written, lists keep their numbers, tables their pipes. The text of the
-HTML is the text of the message (`visible`), white space included. What has no shape of its own (control and direction characters, zero
-width, tags) becomes a visible sign. The Content-Security-Policy of the service would stop what got through.
+A policy writes whatever earns it reward, also what would steer the page of those who judge it, or
+what only an AI judge would read. So Markdown styles a message and takes nothing away: `**bold**` is
+bold and keeps its stars, a fence is set like code with its backticks and language, links show where
+they lead as they were written, lists keep their numbers, tables their pipes. The text of the HTML
+is the text of the message (`visible`), white space included. What has no shape of its own (control
+and direction characters, zero width, tags) becomes a visible sign. The Content-Security-Policy of
+the service would stop what got through.
 """
 
 from __future__ import annotations
@@ -56,8 +59,9 @@ _BLANK = {
     *range(0x180B, 0x1810),
     *range(0xE0000, 0xE1000),
 }
-# What has no shape and yet says something: a joiner after a letter of a script that joins, or between emoji; a selector after what it selects
-# a form of, in the ranges that Unicode has forms for.
+# What has no shape and yet says something: a joiner after a letter of a script that joins, or
+# between emoji; a selector after what it selects a form of, in the ranges that Unicode has forms
+# for.
 _JOINING = (
     "\u0600-\u0dff\u0f00-\u109f\u1780-\u18af\ua8e0-\ua8ff\ua980-\ua9ff\uaa60-\uaa7f\ufb50-\ufdff\ufe70-\ufefc"
     "\U00010ac0-\U00010aff\U00010d00-\U00010d3f\U00011000-\U00011fff\U0001e900-\U0001e95f"
@@ -73,11 +77,15 @@ _SHAPING = re.compile(
 )
 
 _SPAN = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
-_PLAIN = re.compile(r"\\[!-/:-@\[-`{-~]|(?<=\w)[*~]+(?=\w)|`+|\$[^$\n]+\$")  # `$...$`: stars in formulas multiply
+# `$...$`: stars in formulas multiply.
+_PLAIN = re.compile(r"\\[!-/:-@\[-`{-~]|(?<=\w)[*~]+(?=\w)|`+|\$[^$\n]+\$")
 
 
 def visible(text: str) -> str:
-    """Text in which everything can be seen: control, direction and zero-width characters are signs of themselves; `\\r\\n` is `\\n`."""
+    """Text in which everything can be seen:
+
+    control, direction and zero-width characters are signs of themselves; `\\r\\n` is `\\n`.
+    """
     text = text.replace("\r\n", "\n").translate(_CONTROL)
     if text.isascii():
         return text
@@ -89,7 +97,11 @@ def _is_unseen(character: str) -> bool:
     code = ord(character)
     if code in _BLANK:
         return True
-    return unicodedata.category(character) == "Cf" and code not in _PRINTED and character not in "\u200c\u200d"
+    return (
+        unicodedata.category(character) == "Cf"
+        and code not in _PRINTED
+        and character not in "\u200c\u200d"
+    )
 
 
 def _code(character: str) -> str:
@@ -102,7 +114,10 @@ def plain(message: Message) -> str:
 
 
 def markdown(message: Message) -> str:
-    """The text as it is, styled as Markdown would be. Very long messages and very wide tables are plain: nobody reads their markup."""
+    """The text as it is, styled as Markdown would be.
+
+    Very long messages and very wide tables are plain: nobody reads their markup.
+    """
     text = visible(message.content)
     if len(text) > LONG or any(line.count("|") > WIDE for line in text.split("\n")):
         return plain(message)
@@ -111,7 +126,10 @@ def markdown(message: Message) -> str:
 
 @lru_cache(1000)
 def _styled(text: str) -> str:
-    """Lines of code, headings and running text, each as written; running text is styled within its paragraph."""
+    """Lines of code, headings and running text, each as written;
+
+    running text is styled within its paragraph.
+    """
     lines = text.split("\n")
     out: list[str] = []
     done = 0
@@ -135,9 +153,16 @@ def _without_last_break(html: str) -> str:
 
 
 def _parts(text: str) -> list[tuple[str, int, int]]:
-    """Kinds of lines (code, heading, text) from a first to before a last one, in order, none overlapping."""
+    """Kinds of lines (code, heading, text) from a first to before a last one, in order, none
+    overlapping."""
     found: list[tuple[str, int, int]] = []
-    kinds = {"fence": "code", "code_block": "code", "table_open": "code", "heading_open": "heading", "paragraph_open": "text"}
+    kinds = {
+        "fence": "code",
+        "code_block": "code",
+        "table_open": "code",
+        "heading_open": "heading",
+        "paragraph_open": "text",
+    }
     done = 0
     for token in _BLOCKS.parse(text):
         if token.type in kinds and token.map and token.map[0] >= done:
@@ -152,7 +177,8 @@ def _inline(text: str) -> str:
 
 
 def _as_written(state: Any, silent: bool) -> bool:
-    """Code with its backticks, an escaped sign with its backslash, and signs within a word or between digits, which are no emphasis."""
+    """Code with its backticks, an escaped sign with its backslash, and signs within a word or
+    between digits, which are no emphasis."""
     text, at = state.src, state.pos
     if found := _SPAN.match(text, at):
         if not silent:
@@ -188,9 +214,12 @@ def _cell(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
 
 
 _BLOCKS = (
-    MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable("table").disable(["inline", "reference", "html_block"])
+    MarkdownIt("commonmark", {"html": False, "maxNesting": 20})
+    .enable("table")
+    .disable(["inline", "reference", "html_block"])
 )
-_INLINE = MarkdownIt("zero").enable(["emphasis", "strikethrough", "balance_pairs"])  # nothing that takes a sign away
+# Nothing that takes a sign away.
+_INLINE = MarkdownIt("zero").enable(["emphasis", "strikethrough", "balance_pairs"])
 _INLINE.inline.ruler.before("emphasis", "as_written", _as_written)
 _INLINE.add_render_rule("code_inline", _code_inline)
 for _name in ("strong", "em", "s"):

@@ -1,4 +1,7 @@
-"""HTTP/1.1 with patience that ends: who opens a connection and says nothing, or half of a request, makes room for others."""
+"""HTTP/1.1 with patience that ends:
+
+who opens a connection and says nothing, or half of a request, makes room for others.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,16 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PATIENCE = 20.0  # seconds in which a whole request must have come
-WAITING = 400  # connections that may owe a request at once; the oldest makes room, long before files run out
-ANSWERED = 900  # connections and requests at once, beyond which the answer is 503; the usual limit of open files is 1,024
+# Connections that may owe a request at once; the oldest makes room, long before files run out.
+WAITING = 400
+# Connections and requests at once, beyond which the answer is 503; the usual limit of open files is
+# 1,024.
+ANSWERED = 900
 
 
 class Patient(H11Protocol):
-    """A connection that is closed when its request takes too long to come, however busily its bytes trickle in."""
+    """A connection that is closed when its request takes too long to come, however busily its bytes
+    trickle in."""
 
     waiting: dict[Patient, TimerHandle] = {}  # those that owe a request, the oldest first
 
@@ -24,7 +31,8 @@ class Patient(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):  # a head or a body has begun and not ended
+        # A head or a body has begun and not ended.
+        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
             self._wait()
         else:
             self._no_wait()

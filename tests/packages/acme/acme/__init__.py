@@ -73,7 +73,9 @@ def episodes_played(run, episodes):
 
 @turnwise.hookimpl
 def feedback_received(run, feedback):
-    _note("feedback_received", sources=sorted({f.stamp.source for f in feedback}), count=len(feedback))
+    _note(
+        "feedback_received", sources=sorted({f.stamp.source for f in feedback}), count=len(feedback)
+    )
 
 
 @turnwise.hookimpl

@@ -47,10 +47,15 @@ class ActorCritic:
     def setup(self, policy):
         torch.manual_seed(0)
         self.critic = torch.nn.Linear(policy.hidden_size, 1)
-        self.torch_optimizer = torch.optim.SGD([*policy.parameters(), *self.critic.parameters()], lr=self.lr)
+        self.torch_optimizer = torch.optim.SGD(
+            [*policy.parameters(), *self.critic.parameters()], lr=self.lr
+        )
 
     def prepare(self, policy, batch):
-        batch.values, batch.bootstrap = torch.zeros(batch.mask.shape), torch.zeros(len(batch.episodes))
+        batch.values, batch.bootstrap = (
+            torch.zeros(batch.mask.shape),
+            torch.zeros(len(batch.episodes)),
+        )
         with torch.no_grad():
             for micro in policy.micro_batches(batch.rows, 2048):
                 out = policy.score(micro, batch.temperature)
@@ -62,7 +67,16 @@ class ActorCritic:
             out = policy.score(micro, batch.temperature)
             loss = -(out.logprobs * micro.take(batch.credit.advantages)).sum()
             if batch.credit.value_targets is not None:
-                loss = loss + ((self.critic(out.hidden).squeeze(-1) - micro.take(batch.credit.value_targets)) ** 2).sum()
+                loss = (
+                    loss
+                    + (
+                        (
+                            self.critic(out.hidden).squeeze(-1)
+                            - micro.take(batch.credit.value_targets)
+                        )
+                        ** 2
+                    ).sum()
+                )
             loss = loss / batch.mask.sum()
             loss.backward()
             total += float(loss)
@@ -78,7 +92,8 @@ class ActorCritic:
 
 
 class DPO:
-    """-log sigmoid(beta * ((log pi - log ref)(better) - (log pi - log ref)(worse))), Rafailov et al. 2023, eq. 7."""
+    """-log sigmoid(beta * ((log pi - log ref)(better) - (log pi - log ref)(worse))), Rafailov et
+    al. 2023, eq. 7."""
 
     consumes = frozenset({"comparisons"})
     provides = frozenset()

@@ -40,11 +40,16 @@ class Ranker:
         by_length = {}
         for e in group:
             by_length.setdefault(sum(len(t.action) for t in e.turns), []).append(e.id)
-        return turnwise.Comparison(group[0].group, [by_length[n] for n in sorted(by_length, reverse=True)])
+        return turnwise.Comparison(
+            group[0].group, [by_length[n] for n in sorted(by_length, reverse=True)]
+        )
 
 
 class People:
-    """Answers at the third look, out of order; repeats itself until it is acknowledged; one of them abstains."""
+    """Answers at the third look, out of order;
+
+    repeats itself until it is acknowledged; one of them abstains.
+    """
 
     version = "people-1"
 
@@ -64,11 +69,19 @@ class People:
         answers = []
         for r in reversed(self.waiting):
             stamp = turnwise.Stamp(request=r.id, rater=f"rater-{r.rater_slot}", time=self.clock())
-            if r.rater_slot == 0 and r.episodes[0].slot == 0:  # never by an id: those differ from machine to machine
-                answers.append(turnwise.Feedback.abstained(r.target, "no idea", id=f"h-{r.id}", stamp=stamp))
+            # Never by an id: those differ from machine to machine.
+            if r.rater_slot == 0 and r.episodes[0].slot == 0:
+                answers.append(
+                    turnwise.Feedback.abstained(r.target, "no idea", id=f"h-{r.id}", stamp=stamp)
+                )
             else:
                 answers.append(
-                    turnwise.Feedback(r.target, score=len(r.episodes[0].turns[-1].action) / 10, id=f"h-{r.id}", stamp=stamp)
+                    turnwise.Feedback(
+                        r.target,
+                        score=len(r.episodes[0].turns[-1].action) / 10,
+                        id=f"h-{r.id}",
+                        stamp=stamp,
+                    )
                 )
         return answers
 
@@ -92,7 +105,9 @@ class BestOf:
         rewards = []
         for e in group:
             scores = [
-                f.score for f in feedback if isinstance(f, turnwise.Feedback) and f.episode == e.id and f.score is not None
+                f.score
+                for f in feedback
+                if isinstance(f, turnwise.Feedback) and f.episode == e.id and f.score is not None
             ]
             if scores:
                 best = max(scores)

@@ -1,4 +1,5 @@
-"""An offline stage: plays groups once, has them ranked, and trains an optimizer on the comparisons."""
+"""An offline stage: plays groups once, has them ranked, and trains an optimizer on the
+comparisons."""
 
 from typing import Any
 
@@ -28,12 +29,16 @@ class Offline(turnwise.Stage):
         sources.ask(groups, run.ledger)
         sources.receive(run.ledger)
         place = {e.id: i for i, e in enumerate(episodes)}
-        comparisons = [f for f in run.ledger.feedback(list(groups)) if isinstance(f, turnwise.Comparison)]
+        comparisons = [
+            f for f in run.ledger.feedback(list(groups)) if isinstance(f, turnwise.Comparison)
+        ]
         pairs = [(place[a], place[b]) for c in comparisons for a, b in turnwise.ranked_pairs(c)]
         better, worse = torch.tensor(pairs).T
         ones = torch.ones(len(pairs))
         for _ in range(self.updates):
-            batch = make_batch(episodes, [turnwise.Rewards(0.0, (0.0,) * len(e.turns)) for e in episodes])
+            batch = make_batch(
+                episodes, [turnwise.Rewards(0.0, (0.0,) * len(e.turns)) for e in episodes]
+            )
             batch.pairs = turnwise.Pairs(better, worse, ones, torch.zeros(len(pairs)), ones)
             optimizer.prepare(run.policy, batch)
             metrics = optimizer.update(run.policy, batch)
