@@ -47,8 +47,8 @@ FEATURES: Mapping[str, Callable[[Episode], float]] = {
     "questions": lambda e: sum(turn.action.count("?") for turn in e.turns) / max(len(e.turns), 1),
     "lines": lambda e: sum(turn.action.count("\n") for turn in e.turns) / max(len(e.turns), 1),
 }
-"""What a correction may take into account, by name: words, question marks and line breaks per reply,
-and turns."""
+"""What a correction may take into account, by name: words, question marks and line breaks per
+reply, and turns."""
 
 
 def named_features(features: Sequence[Feature]) -> dict[str, Callable[[Episode], float]]:
