@@ -318,3 +318,27 @@ def test_the_page_of_judges(
         assert turnwise.Run(
             {"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run"
         ).stages
+
+
+def test_what_the_pages_point_to_is_there() -> None:
+    """Files of the repository that a page names, and pages that it links to."""
+    root = Path(__file__).parents[1]
+    named = re.compile(
+        r"(?<![\w/.])((?:engine|judges|plugins|envs|tests|benchmarks|docs|examples)/[\w/.-]+\.(?:py|md|yaml|json))\b"
+    )
+    linked = re.compile(r"\]\(([\w/.-]+\.md)(?:#[\w-]*)?\)")
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md")]
+    lost = [
+        f"{page.relative_to(root)}: {name}"
+        for page in pages
+        if page.name != "CHANGELOG.md"
+        for name in named.findall(page.read_text())
+        if not (root / name).exists()
+    ]
+    lost += [
+        f"{page.relative_to(root)}: {name}"
+        for page in pages
+        for name in linked.findall(page.read_text())
+        if not (page.parent / name).exists()
+    ]
+    assert lost == []

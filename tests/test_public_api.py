@@ -1,4 +1,5 @@
-"""The public signatures, as others write against them: a change of one is a decision, and shows here.
+"""The public signatures, as others write against them: a change of one is a decision,
+and shows here.
 
 After a change that is meant:  python tests/test_public_api.py > tests/public_api.json
 """

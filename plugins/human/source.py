@@ -66,8 +66,8 @@ class People:
             seen.
         gold_pass: the share of gold a rater must get right; below it they are shown the
             instructions and tried again.
-        order: "value" asks first what would teach most (see `value.py`), and of what teaches the
-            same, what is little covered; "random": neither.
+        order: "value" asks first what would teach most (see `information.py`), and of what teaches
+            the same, what is little covered; "random": neither.
         random_share: of the items, a simple random sample that is asked in random order beside the
             others, and says so: for estimates that must not be biased.
         lease: seconds a rater may hold a task before somebody else gets it.
