@@ -71,10 +71,8 @@ KEY = tuple[str, str]  # split, policy
 
 
 class Heads(RewardModel):
-    """A reward model whose body is frozen and has read everything:
-
-    states [N, D], and each conversation's row in them.
-    """
+    """A reward model whose body is frozen and has read everything: states [N, D], and each
+    conversation's row in them."""
 
     def __init__(self, states: torch.Tensor, row: Mapping[str, int]) -> None:
         self.states, self.row = states, row
@@ -96,10 +94,8 @@ class Heads(RewardModel):
 
 
 class Played:
-    """All conversations, by split and policy, and what the frozen body makes of them;
-
-    `episodes` as a ledger has it.
-    """
+    """All conversations, by split and policy, and what the frozen body makes of them; `episodes` as
+    a ledger has it."""
 
     def __init__(self, road: Path) -> None:
         self.groups: dict[KEY, list[tuple[turnwise.Episode, ...]]] = {}
@@ -222,10 +218,8 @@ def curve(
 
 
 def needed(accuracy: np.ndarray, level: float) -> float:
-    """Ratings until a monotone fit of the curve reaches a level;
-
-    twice the total if it never does.
-    """
+    """Ratings until a monotone fit of the curve reaches a level; twice the total if it never
+    does."""
     smooth = isotonic_regression(accuracy).x
     at = next((i for i, a in enumerate(smooth) if a >= level), None)
     if at is None:

@@ -126,10 +126,8 @@ def stories(policy: Path | Policy) -> list[Episode]:
 
 
 def harmless(episode: Episode) -> bool:
-    """Whether the customer was never annoyed:
-
-    nothing asked in vain or twice, everything understood.
-    """
+    """Whether the customer was never annoyed: nothing asked in vain or twice, everything
+    understood."""
     told = episode.turns[-1].info
     heard = [t.observation.content for t in episode.turns] + (
         [episode.final.content] if episode.final else []
@@ -163,10 +161,8 @@ def against(episodes: Sequence[Episode], sft: Sequence[Episode]) -> dict[str, fl
 
 
 def judge(**more: Any) -> dict[str, Any]:
-    """The constitution's judge as a source;
-
-    its verdicts are not cached, so that every run pays for its own.
-    """
+    """The constitution's judge as a source; its verdicts are not cached, so that every run pays for
+    its own."""
     return {
         "judge": "constitution", "model": SimulatedModel(), "constitution": str(CONSTITUTION),
         "soft": "logprobs", "cache": False,

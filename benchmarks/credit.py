@@ -287,10 +287,8 @@ def branch_values(
 
 
 def as_batch(w: World, played: Played, paid_at_turns: bool = False) -> Batch:
-    """The conversations as the engine's own batch:
-
-    one token per reply; paid at the end, or for each turn as far as the world knows.
-    """
+    """The conversations as the engine's own batch: one token per reply; paid at the end, or for
+    each turn as far as the world knows."""
     heard = [Message("user", text) for text in w.texts]
     over = Message("user", "It is over.")
     episodes, rewards = [], []
@@ -315,10 +313,8 @@ def as_batch(w: World, played: Played, paid_at_turns: bool = False) -> Batch:
 
 
 class Critic:
-    """What is expected with turn k to play after observation s:
-
-    a table, moved towards the means of the value targets.
-    """
+    """What is expected with turn k to play after observation s: a table, moved towards the means of
+    the value targets."""
 
     def __init__(self, w: World, rate: float = 0.3) -> None:
         self.table, self.rate = np.zeros((w.turns, len(w.texts))), rate
@@ -339,10 +335,8 @@ class Critic:
 
 
 class Method:
-    """A credit method at work on a table:
-
-    what it needs is supplied, what it learns is learned, and what it costs is counted.
-    """
+    """A credit method at work on a table: what it needs is supplied, what it learns is learned, and
+    what it costs is counted."""
 
     def __init__(self, name: str, w: World) -> None:
         self.name, self.w = name, w

@@ -151,10 +151,8 @@ class World:
 
     @cache  # noqa: B019 - a handful of worlds
     def value(self, state: str, turn: int, prefix: tuple[int, ...] = ()) -> float:
-        """What is expected from here on, this turn's reward included;
-
-        `prefix` is what of the reply is said already.
-        """
+        """What is expected from here on, this turn's reward included; `prefix` is what of the reply
+        is said already."""
         total = 0.0
         for token, logprob in self.logprobs()[state, prefix].items():
             tokens = (*prefix, token)
@@ -292,10 +290,8 @@ def misjudged(world: World, batch: Batch) -> None:
 
 
 def true_of_actions(world: World, batch: Batch) -> None:
-    """Scores of single replies:
-
-    what is expected of the whole conversation once this reply was given to these words.
-    """
+    """Scores of single replies: what is expected of the whole conversation once this reply was
+    given to these words."""
     assert batch.turn_scores is not None
     batch.turn_scores = batch.turn_scores.clone()
     for e, episode in enumerate(batch.episodes):
@@ -548,10 +544,8 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What a row came to at one group size, over worlds:
-
-    the median and the largest bias, and the smallest cosine.
-    """
+    """What a row came to at one group size, over worlds: the median and the largest bias, and the
+    smallest cosine."""
 
     bias: float
     largest: float

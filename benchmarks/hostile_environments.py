@@ -33,10 +33,8 @@ PLACES, HOWS, WAYS = (
 
 
 class Hostile(gymnasium.Env):
-    """Does something in some place:
-
-    raises, hangs for longer than the limit, or returns what it should not.
-    """
+    """Does something in some place: raises, hangs for longer than the limit, or returns what it
+    should not."""
 
     observation_space: Any = turnwise.Text(1000)
     action_space = turnwise.Text(1000)

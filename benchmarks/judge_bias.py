@@ -232,10 +232,8 @@ def calendar(seed: int, verdicts: int) -> list[str | None]:
 def watched(
     seed: int, falls: Mapping[str, float], verdicts: int, together: int, recheck: bool
 ) -> tuple[int | None, int]:
-    """After how many verdicts a judge was quarantined (None:
-
-    never), and how many canaries that took; `together` verdicts are asked at a time.
-    """
+    """After how many verdicts a judge was quarantined (None: never), and how many canaries that
+    took; `together` verdicts are asked at a time."""
     quarantine, rng, planned = Quarantine(), random.Random(seed), calendar(seed % 50, verdicts)
     asked = 0
     for start in range(0, verdicts, together):

@@ -45,10 +45,8 @@ ASK = {
 
 
 def fill(task: Any, name: str, rng: random.Random) -> dict[str, str]:
-    """What a simulated rater says:
-
-    by the environment's return with some noise, but for those who do not look.
-    """
+    """What a simulated rater says: by the environment's return with some noise, but for those who
+    do not look."""
     worth = [e.env_return + rng.gauss(0, 0.35) for e in task.shown]
     kind = task.study["task"]
     if name == "Bo":  # always what stands first

@@ -56,10 +56,8 @@ log_level="error", access_log=False)
 
 
 def lay_out(url: str, items: int, overlap: int) -> tuple[turnwise.Ledger, Sources]:
-    """Groups of four conversations, and a request for each of the raters who should rank them;
-
-    and the run's end of it, which collects.
-    """
+    """Groups of four conversations, and a request for each of the raters who should rank them; and
+    the run's end of it, which collects."""
     turnwise.Plugins()
     ledger = turnwise.Ledger(url)
     starts = turnwise.starts("turnwise/SupportDesk-v0", 1, items)
@@ -124,10 +122,8 @@ class Rater:
         self.sleeper = self.rng.random() < 0.1
 
     async def ask(self, what: str, method: str, path: str, **options: object) -> httpx2.Response:
-        """A request that is sent again until it is answered;
-
-        one in twenty is cut off on purpose.
-        """
+        """A request that is sent again until it is answered; one in twenty is cut off on
+        purpose."""
         while True:
             try:
                 if self.rng.random() < 0.05:

@@ -1,4 +1,2 @@
-"""The engine. It knows no particular environment, judge, credit method or optimizer:
-
-those are plugins.
-"""
+"""The engine. It knows no particular environment, judge, credit method or optimizer: those are
+plugins."""

@@ -105,10 +105,8 @@ LEDGER = typer.Option(help="The ledger's URL, where the one in the config had a 
 
 
 def import_module(module: str | None, plugins: Plugins | None = None) -> None:
-    """Imports the module that `--module` names, from the current folder or installed;
-
-    where it has hooks it is a plugin too.
-    """
+    """Imports the module that `--module` names, from the current folder or installed; where it has
+    hooks it is a plugin too."""
     if module and (module.endswith(".py") or "/" in module):
         raise PluginError(
             f"--module {module}: name it as `import` does, such as {Path(module).stem}; it is"
@@ -204,10 +202,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
-    """Plays a policy on starts of its own, next to scripted players;
-
-    see --options for held-out content.
-    """
+    """Plays a policy on starts of its own, next to scripted players; see --options for held-out
+    content."""
     from dataclasses import asdict
 
     from .analysis.scores import score
@@ -249,10 +245,8 @@ def evaluate(
 
 
 def _trained_limit(policy: Path) -> int:
-    """The most tokens of a reply in the run whose policy it is, as its folder says;
-
-    256 where it says nothing.
-    """
+    """The most tokens of a reply in the run whose policy it is, as its folder says; 256 where it
+    says nothing."""
     from .errors import ConfigError
     from .pipeline.config import flat
     from .pipeline.folder import read_config
@@ -282,10 +276,8 @@ def report(
     ] = None,
     ledger: Annotated[str | None, LEDGER] = None,
 ) -> None:
-    """Writes a run's report:
-
-    one HTML page with curves, proxy against truth, habits, and conversations before and after.
-    """
+    """Writes a run's report: one HTML page with curves, proxy against truth, habits, and
+    conversations before and after."""
     from .report.page import write_report
 
     print(write_report(folder, out, ledger, context.obj))
@@ -352,9 +344,7 @@ def export(
     ledger: Annotated[str | None, LEDGER] = None,
 ) -> None:
     """Writes what raters and judges said of a run's conversations as others train on it:
-
-    comparisons, scores, scores of turns.
-    """
+    comparisons, scores, scores of turns."""
     from .errors import ConfigError
     from .exchange.writing import export_pairs, export_stepwise, export_unpaired, save
     from .pipeline.folder import open_ledger
@@ -469,10 +459,8 @@ def _mapping(name: str, text: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _only_our_output() -> Iterator[None]:
-    """Sends what environments print, from C too, to where errors go:
-
-    the output is for who reads our JSON.
-    """
+    """Sends what environments print, from C too, to where errors go: the output is for who reads
+    our JSON."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

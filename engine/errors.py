@@ -93,10 +93,8 @@ class EnvironmentBroke(PartFailed):
 
 
 class UntrainableEpisode(TurnwiseError, ValueError):
-    """An episode that RL cannot train on:
-
-    no policy of ours sampled its replies, or its environment failed.
-    """
+    """An episode that RL cannot train on: no policy of ours sampled its replies, or its environment
+    failed."""
 
 
 class PreferenceError(TurnwiseError, ValueError):

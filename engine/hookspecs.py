@@ -44,10 +44,8 @@ class Register(Protocol):
 
 @hookspec
 def register_envs() -> None:
-    """Call `gymnasium.register(...)` here;
-
-    once per process. Use "module:Class" strings as entry points.
-    """
+    """Call `gymnasium.register(...)` here; once per process. Use "module:Class" strings as entry
+    points."""
 
 
 @hookspec
@@ -58,34 +56,26 @@ def register_judges(register: Register) -> None:
 
 @hookspec
 def register_models(register: Register) -> None:
-    """`factory(name, **options)` returns a `Model` that judges ask:
-
-    `async ask(prompt) -> Reply`, see `judges/models`.
-    """
+    """`factory(name, **options)` returns a `Model` that judges ask: `async ask(prompt) -> Reply`,
+    see `judges/models`."""
 
 
 @hookspec
 def register_feedback_sources(register: Register) -> None:
-    """`factory(**options)` returns a `FeedbackSource`:
-
-    people, batch APIs, whatever answers later.
-    """
+    """`factory(**options)` returns a `FeedbackSource`: people, batch APIs, whatever answers
+    later."""
 
 
 @hookspec
 def register_combiners(register: Register) -> None:
-    """`factory(**options)` returns a `Combiner`:
-
-    feedback to rewards. `weights`, source name to number, is an option of all.
-    """
+    """`factory(**options)` returns a `Combiner`: feedback to rewards. `weights`, source name to
+    number, is an option of all."""
 
 
 @hookspec
 def register_aggregators(register: Register) -> None:
-    """`factory(**options)` returns an `Aggregator`:
-
-    what many raters said becomes one estimate per episode, with its uncertainty.
-    """
+    """`factory(**options)` returns an `Aggregator`: what many raters said becomes one estimate per
+    episode, with its uncertainty."""
 
 
 @hookspec
@@ -121,10 +111,8 @@ def register_commands(app: Typer) -> None:
 
 @hookspec
 def report_sections(ledger: Ledger, run: str) -> list[Section]:
-    """Sections for a run's report, made from its ledger alone;
-
-    none where there is nothing to say.
-    """
+    """Sections for a run's report, made from its ledger alone; none where there is nothing to
+    say."""
     return []
 
 

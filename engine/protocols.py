@@ -1,7 +1,5 @@
-"""The contracts of what plugins supply:
-
-judges, sources, combiners, credit methods, optimizers, backends.
-"""
+"""The contracts of what plugins supply: judges, sources, combiners, credit methods, optimizers,
+backends."""
 
 from __future__ import annotations
 
@@ -285,10 +283,8 @@ class RunView(Protocol):
         ...
 
     def begin(self, parts: Mapping[str, Any] | None = None) -> int:
-        """Tells the run what learns beside the policy;
-
-        returns how many updates of the stage are made already.
-        """
+        """Tells the run what learns beside the policy; returns how many updates of the stage are
+        made already."""
         ...
 
     def finish_update(

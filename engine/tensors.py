@@ -296,10 +296,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0, standard deviation 1 over the entries of the mask (biased std, eps 1e-8);
-
-    0 elsewhere. Shapes alike.
-    """
+    """Mean 0, standard deviation 1 over the entries of the mask (biased std, eps 1e-8); 0
+    elsewhere. Shapes alike."""
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
     return (values - mean) / (variance + 1e-8).sqrt() * mask

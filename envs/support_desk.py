@@ -152,10 +152,8 @@ class Story:
 
 
 def next_topic(facts: Mapping[str, str]) -> str | None:
-    """The fact that the shop's rules need next, given the facts known so far;
-
-    None when they suffice.
-    """
+    """The fact that the shop's rules need next, given the facts known so far; None when they
+    suffice."""
     needed = {
         None: ["what"],
         "lost": ["when"] if facts.get("when") in (None, "days") else ["when", "wish"],
@@ -371,10 +369,8 @@ def _interrogator(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Me
 
 
 def _demonstrator(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """One of the shop's staff:
-
-    most are hasty or forgetful, some go through the form, few do it right.
-    """
+    """One of the shop's staff: most are hasty or forgetful, some go through the form, few do it
+    right."""
     return rng.choices([_hasty, _forgetful, _interrogator, _expert], [0.5, 0.35, 0.08, 0.07])[0](
         env, rng
     )

@@ -83,10 +83,8 @@ def road() -> list[Any]:
 
 
 def credit() -> list[Any]:
-    """Every credit method, with branches and an audit among them;
-
-    a separate critic; history rendered anew.
-    """
+    """Every credit method, with branches and an audit among them; a separate critic; history
+    rendered anew."""
     by_turn = {"name": "judged"}
     return [
         SFT,

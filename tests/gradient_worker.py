@@ -1,7 +1,5 @@
-"""Run by test_promise_2 with one or two processes:
-
-one update of an optimizer, and what it did to the weights.
-"""
+"""Run by test_promise_2 with one or two processes: one update of an optimizer, and what it did to
+the weights."""
 
 from __future__ import annotations
 

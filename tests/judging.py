@@ -1,7 +1,5 @@
-"""What the tests of judges that ask models share:
-
-conversations, a model that judges by what it reads, and time that does not pass.
-"""
+"""What the tests of judges that ask models share: conversations, a model that judges by what it
+reads, and time that does not pass."""
 
 from __future__ import annotations
 
@@ -137,10 +135,8 @@ def levels(schema: Mapping[str, Any], number: int) -> dict[str, int]:
 
 
 def bound(asked: Asked) -> dict[str, Any]:
-    """The schema of a question to a server with the ids in it that the question names;
-
-    over the wire it has none, so that it can be cached.
-    """
+    """The schema of a question to a server with the ids in it that the question names; over the
+    wire it has none, so that it can be cached."""
     assert asked.schema is not None
     [own] = re.findall(r"The id of your (?:verdict|answer) is (\w+)\.", asked.user)
     ids = re.findall(r"^Conversation (\w+):$", asked.user, re.MULTILINE)

@@ -58,10 +58,8 @@ ONLY = {"pause_turn": ("messages",), "failed": ("responses",), "commentary": ("r
 
 @dataclass(frozen=True)
 class Asked:
-    """A question to a model, whatever the wire format;
-
-    `number` counts them from 0, items of batches included.
-    """
+    """A question to a model, whatever the wire format; `number` counts them from 0, items of
+    batches included."""
 
     wire: str  # messages | chat | responses
     model: str
@@ -131,10 +129,8 @@ class Tokens:
 
 @dataclass
 class Received:
-    """An HTTP request and what became of it:
-
-    `status` is None until it is answered, and stays None after a reset.
-    """
+    """An HTTP request and what became of it: `status` is None until it is answered, and stays None
+    after a reset."""
 
     method: str
     path: str
@@ -164,10 +160,8 @@ class Reply:
 
 @dataclass
 class Batch:
-    """A batch of either service:
-
-    `items` are (custom_id, body); `results` are in place when it has ended.
-    """
+    """A batch of either service: `items` are (custom_id, body); `results` are in place when it has
+    ended."""
 
     id: str
     anthropic: bool
@@ -393,10 +387,8 @@ class ModelServer:
         received: Received,
         reply: Reply,
     ) -> bool:
-        """Writes the reply as its fault wants it;
-
-        whether the connection can go on. Counts before the client can know.
-        """
+        """Writes the reply as its fault wants it; whether the connection can go on. Counts before
+        the client can know."""
         fault = reply.fault or Fault("slow")
         made = reply.tokens or Tokens()
         if fault.seconds and fault.kind != "drip":
@@ -613,10 +605,8 @@ class ModelServer:
         return content, Tokens() if kind == "failed" else tokens
 
     def _cached(self, asked: Asked) -> Tokens:
-        """Input tokens, and how many of them a cache has seen:
-
-        exact prefixes, per model, for ever. The schema is part of them.
-        """
+        """Input tokens, and how many of them a cache has seen: exact prefixes, per model, for ever.
+        The schema is part of them."""
         parts = prompt(asked.wire, asked.body)
         schema = json.dumps(asked.schema)  # providers put it before everything else
         if asked.wire == "messages":
@@ -1376,10 +1366,8 @@ def echo(asked: Asked) -> str:
 
 
 def example(asked: Asked) -> str | dict[str, Any]:
-    """Says the least that fits the schema:
-
-    the first choice, the middle of a range; without one, what the user said.
-    """
+    """Says the least that fits the schema: the first choice, the middle of a range; without one,
+    what the user said."""
     if asked.schema is None:
         return asked.user
     said = fit(asked.schema, asked.schema)

@@ -27,10 +27,8 @@ LLAMA_LIKE = {**SHORT, "intermediate_size": 64, "num_key_value_heads": 2, "initi
 
 
 def configs(vocabulary: int) -> dict[str, transformers.PreTrainedConfig]:
-    """One small configuration per architecture;
-
-    the windows are shorter than the conversations of the tests.
-    """
+    """One small configuration per architecture; the windows are shorter than the conversations of
+    the tests."""
     common = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
     tied = {**LLAMA_LIKE, **common, "tie_word_embeddings": True}
     return {
@@ -59,10 +57,8 @@ ECHO = "test/Echo-v0"
 
 
 class Echo(gymnasium.Env):
-    """Says a number of words, of uneven length;
-
-    pays for the letter "e" at the end; lasts `turns` turns.
-    """
+    """Says a number of words, of uneven length; pays for the letter "e" at the end; lasts `turns`
+    turns."""
 
     observation_space = action_space = turnwise.Text(100_000)
 
@@ -122,10 +118,8 @@ def play(
 
 
 def select(batch: Batch, keep: Sequence[int]) -> Batch:
-    """The batch of some of its episodes only;
-
-    groups keep their indices' order but are numbered anew.
-    """
+    """The batch of some of its episodes only; groups keep their indices' order but are numbered
+    anew."""
     place = {e: i for i, e in enumerate(keep)}
     index = torch.tensor(list(keep))
     size = len(batch.episodes)

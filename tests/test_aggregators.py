@@ -171,10 +171,8 @@ def test_names_and_order_do_not_matter(kind: Any, rng: random.Random) -> None:
 
 
 def test_mean_is_what_the_model_says() -> None:
-    """Against integrating the model by brute force:
-
-    mu and v at their best for each rho, rho from its exact normal likelihood.
-    """
+    """Against integrating the model by brute force: mu and v at their best for each rho, rho from
+    its exact normal likelihood."""
     said = [
         scored("a", 1.0, "x"),
         scored("a", 2.0, "y"),
@@ -317,10 +315,8 @@ def test_dawid_skene_finds_who_says_the_opposite() -> None:
 
 
 def crowd(seed: int, classes: int) -> tuple[Any, list[Any]]:
-    """30 raters of 15 labels each on 150 items, 3 per item;
-
-    right in 35 % to 95 % of the cases, else any other class.
-    """
+    """30 raters of 15 labels each on 150 items, 3 per item; right in 35 % to 95 % of the cases,
+    else any other class."""
     rng = np.random.default_rng(seed)
     truth, skill = (
         rng.integers(classes, size=150),
@@ -336,10 +332,8 @@ def crowd(seed: int, classes: int) -> tuple[Any, list[Any]]:
 
 
 def test_dawid_skene_is_no_worse_than_majority_with_sparse_labels() -> None:
-    """Two classes, so that both plugins say the same kind of thing;
-
-    20 seeds; the interval of the paired difference is not below 0.
-    """
+    """Two classes, so that both plugins say the same kind of thing; 20 seeds; the interval of the
+    paired difference is not below 0."""
     differences = []
     for seed in range(20):
         truth, said = crowd(seed, 2)
@@ -397,10 +391,8 @@ def grid_posterior(loglik: Any, size: int, variance: float) -> tuple[list[float]
 
 
 def test_deviations_are_those_of_the_posterior() -> None:
-    """Twelve comparisons of three;
-
-    Laplace is an approximation, so within 10 %. The prior's deviation is that of a difference.
-    """
+    """Twelve comparisons of three; Laplace is an approximation, so within 10 %. The prior's
+    deviation is that of a difference."""
     wins = [("a", "b")] * 4 + [("b", "a")] * 2 + [("b", "c")] * 3 + [("a", "c")] * 2 + [("c", "a")]
     at = "abc".index
 
@@ -448,10 +440,8 @@ def test_ties_and_soft_labels_are_halves() -> None:
 
 
 def test_a_ranking_as_pairs_knows_as_much_as_plackett_luce() -> None:
-    """At equal scores the pairs of a ranking carry its Fisher information:
-
-    every order once makes equal scores.
-    """
+    """At equal scores the pairs of a ranking carry its Fisher information: every order once makes
+    equal scores."""
     for members in ("ab", "abc", "abcd"):
         said = [ranked(*order) for order in itertools.permutations(members)]
         pair, whole = (
@@ -620,11 +610,8 @@ def test_the_arrow_hessian_is_the_loss_s() -> None:
 
 
 def test_it_beats_plain_bradley_terry_and_names_the_three() -> None:
-    """20 seeds, paired. The rule:
-
-    reliability below half of the best rater's is careless; |side| above 1 and twice its deviation
-    is one-sided.
-    """
+    """20 seeds, paired. The rule: reliability below half of the best rater's is careless; |side|
+    above 1 and twice its deviation is one-sided."""
     taus = []
     for seed in range(20):
         truth, said = panel(seed)

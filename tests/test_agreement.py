@@ -47,10 +47,8 @@ def test_gwet_s_number_for_the_same_data() -> None:
 
 
 def test_a_common_value_makes_alpha_small_and_not_ac1() -> None:
-    """90 of 100 units "yes" by both, 5 and 5 split:
-
-    90 % agreement, alpha near 0 by hand, AC1 0.89 (Gwet 2008, table of the paradox).
-    """
+    """90 of 100 units "yes" by both, 5 and 5 split: 90 % agreement, alpha near 0 by hand, AC1 0.89
+    (Gwet 2008, table of the paradox)."""
     units = [{"a": 1, "b": 1}] * 90 + [{"a": 1, "b": 0}] * 5 + [{"a": 0, "b": 1}] * 5
     assert percent_agreement(units) == pytest.approx(0.9)
     share = 190 / 200
@@ -155,10 +153,8 @@ def test_numbers_are_equal_up_to_rounding() -> None:
 
 
 def test_as_many_values_as_units() -> None:
-    """Ratings on a continuous scale:
-
-    memory goes with the ratings, not with ratings times values.
-    """
+    """Ratings on a continuous scale: memory goes with the ratings, not with ratings times
+    values."""
     rng = random.Random(0)
     units = [{"a": (x := rng.random()), "b": x + rng.gauss(0, 0.1)} for _ in range(20_000)]
     tracemalloc.start()

@@ -1,7 +1,5 @@
-"""The house keeps its rules:
-
-floors, import names, the package list, light imports, documented hooks.
-"""
+"""The house keeps its rules: floors, import names, the package list, light imports, documented
+hooks."""
 
 from __future__ import annotations
 
@@ -240,10 +238,8 @@ def test_imports_load_no_torch(code: str) -> None:
     ],
 )
 def test_the_command_line_loads_nothing_heavy_to_show_itself(arguments: list[str]) -> None:
-    """What is heavy is loaded by whoever needs it:
-
-    a factory when it is called, a command when it runs.
-    """
+    """What is heavy is loaded by whoever needs it: a factory when it is called, a command when it
+    runs."""
     heavy = ("torch", "transformers", "accelerate", "scipy", "sqlalchemy", "matplotlib", "datasets",
         "fastapi", "uvicorn",
              "jinja2", "openai", "anthropic", "httpx2", "llguidance", "jsonschema", "pandas",

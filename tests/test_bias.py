@@ -53,10 +53,8 @@ def verdict(group: str, first: str, second: str, wins: float, **fields: Any) -> 
 
 
 def both(group: str, a: str, b: str, ab: float | None, ba: float | None) -> Comparison:
-    """One comparison of a judge that looked in both orders;
-
-    `ab`: a wins when shown first, `ba`: b wins when shown first.
-    """
+    """One comparison of a judge that looked in both orders; `ab`: a wins when shown first, `ba`: b
+    wins when shown first."""
     orders = [{"order": [a, b], "first": ab}, {"order": [b, a], "first": ba}]
     return Comparison(group, ((a,), (b,)), details={"orders": orders})
 
@@ -164,10 +162,8 @@ def test_orders_of_another_form_are_named(entry: Any) -> None:
 
 
 def test_rankings_in_one_order() -> None:
-    """Three places; by hand:
-
-    scores 1, 1/2, 0 as shown have the bias 1, in reverse -1, the middle one on top 1/2.
-    """
+    """Three places; by hand: scores 1, 1/2, 0 as shown have the bias 1, in reverse -1, the middle
+    one on top 1/2."""
     shown = {"order": ["a", "b", "c"]}
     as_shown = Comparison("g", (("a",), ("b",), ("c",)), shown=shown)
     reverse = Comparison("g", (("c",), ("b",), ("a",)), shown=shown)
@@ -199,20 +195,16 @@ def test_what_is_not_known_is_not_used() -> None:
 
 @pytest.mark.parametrize("b", [0.0, 0.05, 0.1, 0.2])
 def test_a_planted_bias_is_found_within_three_points(b: float) -> None:
-    """1,000 pairs in both orders, a judge sure of its content;
-
-    a judge that hesitates as Bradley-Terry says needs 4,000.
-    """
+    """1,000 pairs in both orders, a judge sure of its content; a judge that hesitates as
+    Bradley-Terry says needs 4,000."""
     for pairs, sharp, seeds in ((1000, 1e6, 6), (4000, 2.0, 2)):
         found = [position(planted(pairs, b, seed, sharp)) for seed in range(seeds)]
         assert all(f and abs(f.estimate - b) <= 0.03 for f in found)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """100 judges with 60 pairs;
-
-    also where hardly anything ever flips, where a plain bootstrap would say 0 to 0.
-    """
+    """100 judges with 60 pairs; also where hardly anything ever flips, where a plain bootstrap
+    would say 0 to 0."""
     for b, sharp in ((0.1, 2.0), (0.02, 1e6)):
         found = [position(planted(60, b, seed, sharp)) for seed in range(100)]
         assert sum(f is not None and f.low <= b <= f.high for f in found) >= 90
@@ -398,10 +390,8 @@ def test_a_planted_taste_is_found_and_none_where_there_is_none() -> None:
 
 
 def test_a_noisy_reference_makes_good_taste_look_like_bias_and_a_second_one_cures_it() -> None:
-    """A judge without bias, longer replies better:
-
-    biased by one person's scores, not by two people's.
-    """
+    """A judge without bias, longer replies better: biased by one person's scores, not by two
+    people's."""
     single, double = [], []
     for seed in range(10):
         played, worth, _ = pairs_world(600, seed)
@@ -423,10 +413,8 @@ def test_without_a_reference_it_says_so() -> None:
 
 
 def test_scores_are_compared_within_groups_only() -> None:
-    """Least squares by hand on two groups' worth of numbers;
-
-    adding a constant to a group, in score and in length, changes nothing.
-    """
+    """Least squares by hand on two groups' worth of numbers; adding a constant to a group, in score
+    and in length, changes nothing."""
     rng = np.random.default_rng(5)
     lengths = rng.integers(10, 100, (40, 4))
     scores = lengths / 50 + rng.normal(size=(40, 4))
@@ -517,10 +505,8 @@ def test_the_report_tells_judges_and_versions_apart() -> None:
 
 
 def test_length_control_by_hand() -> None:
-    """One group of lengths 0 and 2:
-
-    deviations -1 and 1, sd 1, x = -tanh 1 and tanh 1; scores 0 and 1 lie half below and above.
-    """
+    """One group of lengths 0 and 2: deviations -1 and 1, sd 1, x = -tanh 1 and tanh 1; scores 0 and
+    1 lie half below and above."""
     x = np.tanh(1)
     slope, sd = length_slope([0, 1], [0, 2], ["g", "g"], ridge=0.5)
     assert sd == 1

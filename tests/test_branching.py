@@ -1,7 +1,5 @@
-"""Conversations continued anew from any turn:
-
-played again token for token, copied where the environment can be, and used for credit.
-"""
+"""Conversations continued anew from any turn: played again token for token, copied where the
+environment can be, and used for credit."""
 
 from __future__ import annotations
 
@@ -65,11 +63,8 @@ gymnasium.register("test/Fickle-v0", Fickle)
 def test_a_branch_begins_with_the_same_tokens_and_goes_on_by_itself(
     policy: turnwise.Policy, history: Any
 ) -> None:
-    """Promise 1 for branches:
-
-    the shared turns are the recorded ones, and log-probs of what is new agree with a plain forward
-    pass.
-    """
+    """Promise 1 for branches: the shared turns are the recorded ones, and log-probs of what is new
+    agree with a plain forward pass."""
     parents = play(policy, 2, group=2, tokens=6, history=history)
     player = turnwise.PolicyPlayer(
         policy, turnwise.Sampling(1.0, 6), InProcess(policy, rows=3), history
@@ -169,10 +164,8 @@ def config(model: Path, **rl: Any) -> dict[str, Any]:
 def test_branch_credit_is_made_of_the_continuations_in_the_ledger(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The credit of every trained turn, recomputed from the ledger alone;
-
-    a judge's scores count as the environment's do.
-    """
+    """The credit of every trained turn, recomputed from the ledger alone; a judge's scores count as
+    the environment's do."""
 
     class Letters:
         def score(self, episodes: Any) -> list[turnwise.Feedback]:

@@ -1,7 +1,5 @@
-"""Judges against people:
-
-the powered mean and what it is worth, agreement, correction, the alarm, and the combiner in a run.
-"""
+"""Judges against people: the powered mean and what it is worth, agreement, correction, the alarm,
+and the combiner in a run."""
 
 from __future__ import annotations
 
@@ -45,10 +43,8 @@ NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
 
 
 def test_a_mean_by_hand() -> None:
-    """People 1 2 3 6 6, judge 1 2 3 4 5:
-
-    slope 1.4, people's mean 3.6; three others with 6 6 6 move the judge's mean from 3 to 33/8.
-    """
+    """People 1 2 3 6 6, judge 1 2 3 4 5: slope 1.4, people's mean 3.6; three others with 6 6 6 move
+    the judge's mean from 3 to 33/8."""
     found = prediction_powered_mean([6, 6, 6], [1, 2, 3, 4, 5], [1, 2, 3, 6, 6])
     assert found.mean.estimate == pytest.approx(3.6 + 1.4 * (33 / 8 - 3))
     assert found.human.estimate == pytest.approx(3.6)
@@ -192,10 +188,8 @@ def test_wrong_numbers_are_refused() -> None:
 def draw(
     rng: np.random.Generator, kind: str, rho: float, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A judge's scores and people's:
-
-    a shift and a scale of its own, correlated at rho before people's are rounded.
-    """
+    """A judge's scores and people's: a shift and a scale of its own, correlated at rho before
+    people's are rounded."""
     y, noise = rng.normal(size=(2, size))
     f = 0.3 + 0.5 * (rho * y + math.sqrt(1 - rho**2) * noise)
     return (
@@ -230,10 +224,8 @@ def test_the_promise_of_500_simulations(kind: str, rho: float) -> None:
 
 
 def test_what_a_judge_is_worth() -> None:
-    """At r^2 = 0.8 and nine times as many judged as labelled, by the limit of many labels:
-
-    1 / ((1 - r^2) + r^2 / 10) = 3.57 times the labels.
-    """
+    """At r^2 = 0.8 and nine times as many judged as labelled, by the limit of many labels: 1 / ((1
+    - r^2) + r^2 / 10) = 3.57 times the labels."""
     rng = np.random.default_rng(5)
     f, noise = rng.normal(size=(2, 4000))
     y = f + 0.5 * noise
@@ -252,10 +244,8 @@ def test_what_a_judge_is_worth() -> None:
 
 
 def test_orders_by_hand() -> None:
-    """Judge 1 2 2 0 against people 1 2 3 3:
-
-    five ordered pairs; (2, 3) open, of the others (1,2) (1,3) alike and (1,4) (2,4) not.
-    """
+    """Judge 1 2 2 0 against people 1 2 3 3: five ordered pairs; (2, 3) open, of the others (1,2)
+    (1,3) alike and (1,4) (2,4) not."""
     found = same_order([1, 2, 2, 0], [1, 2, 3, 3])
     assert found is not None
     assert (found.pairs, found.judge_ties, found.human_ties) == (5, 1, 1)
@@ -328,11 +318,8 @@ def test_two_versions_are_compared_as_by_welch() -> None:
 
 
 def test_a_ridge_by_hand() -> None:
-    """Residuals -3 -1 1 3 on z = (-3 -1 1 3) / sqrt 5:
-
-    weight z'r / (z'z + 1) = (20 / sqrt 5) / 5, so the slope is 1 + 4/5; the error of a line is
-    least.
-    """
+    """Residuals -3 -1 1 3 on z = (-3 -1 1 3) / sqrt 5: weight z'r / (z'z + 1) = (20 / sqrt 5) / 5,
+    so the slope is 1 + 4/5; the error of a line is least."""
     f = np.array([-3.0, -1.0, 1.0, 3.0])
     found = fit_correction(f, 2 * f + 7)
     assert found.kind == "linear"
@@ -358,10 +345,8 @@ def test_the_simplest_map_that_is_not_worse(kind: str, truth: tuple[float, float
 
 
 def test_a_few_labels_do_no_harm() -> None:
-    """A judge without fault:
-
-    what a fit on 12 labels costs on fresh episodes, over 100 runs, against the noise's own 1.
-    """
+    """A judge without fault: what a fit on 12 labels costs on fresh episodes, over 100 runs,
+    against the noise's own 1."""
     rng, cost = np.random.default_rng(1), []
     for _ in range(100):
         f, x, noise = rng.normal(size=(3, 12))
@@ -440,11 +425,8 @@ def test_false_alarms_are_rare_and_a_shift_is_found() -> None:
 
 @pytest.mark.slow
 def test_false_alarms_over_1000_labels() -> None:
-    """Ordinal and heavy-tailed residuals:
-
-    no more than 1 %, at 400 runs each (more than 9 has a chance of 1 %); the shift within 100
-    labels in 95 %.
-    """
+    """Ordinal and heavy-tailed residuals: no more than 1 %, at 400 runs each (more than 9 has a
+    chance of 1 %); the shift within 100 labels in 95 %."""
     rng = np.random.default_rng(1)
     for sample in (lambda n: rng.integers(-2, 3, n), lambda n: rng.standard_t(2, n)):
         assert sum(alarms(rng, sample(1000)) is not None for _ in range(400)) <= 9
@@ -541,10 +523,8 @@ def test_scales_and_features() -> None:
 def study(
     size: int = 240, labelled: int = 80, drifts: bool = False
 ) -> tuple[list[Episode], list[Feedback], list[Feedback]]:
-    """Groups of four per start, ten starts per update;
-
-    a judge that is 0.2 too generous, from its second version on 0.5; people say 1 to 5.
-    """
+    """Groups of four per start, ten starts per update; a judge that is 0.2 too generous, from its
+    second version on 0.5; people say 1 to 5."""
     rng = np.random.default_rng(0)
     episodes = [episode(i, 1 + i // 40, i // 4, slot=i % 4) for i in range(size)]
     judged, said = [], []
@@ -695,10 +675,8 @@ def feed(
     size: int = 16,
     labelled: bool = True,
 ) -> list[Any]:
-    """An update of groups of four:
-
-    people like it as it is, the judge says something of that and of the text.
-    """
+    """An update of groups of four: people like it as it is, the judge says something of that and of
+    the text."""
     rng = np.random.default_rng(update)
     episodes = [
         episode(
@@ -721,10 +699,8 @@ def feed(
 
 
 def test_the_combiner_takes_out_what_people_do_not_reward() -> None:
-    """A judge that pays for words;
-
-    people do not. Before `min_labels` its scores are as they are.
-    """
+    """A judge that pays for words; people do not. Before `min_labels` its scores are as they
+    are."""
     wordy = lambda e, true: true + 0.02 * len(e.turns[0].action.split())  # noqa: E731
     combiner, plain = (
         Calibrated(WEIGHTS, "judge", "people", features=["words"], min_labels=m) for m in (30, 5000)
@@ -864,10 +840,8 @@ def test_what_the_combiner_refuses(options: dict[str, Any], said: str) -> None:
 
 
 class LatePeople:
-    """Says what the share of "e" in the replies is worth, two updates after they were played;
-
-    it asks the ledger what is open, as a rating service does.
-    """
+    """Says what the share of "e" in the replies is worth, two updates after they were played; it
+    asks the ledger what is open, as a rating service does."""
 
     version = "1"
 

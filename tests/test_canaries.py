@@ -375,19 +375,15 @@ def test_a_gullible_judge_is_quarantined_within_60_verdicts(falls: dict[str, flo
 
 
 def test_a_sound_judge_is_left_alone() -> None:
-    """1 % falls: none of 200 within 60 verdicts;
-
-    and of 40 that give 10,000 verdicts at most one (docs/judge-bias.md has 1,000 such).
-    """
+    """1 % falls: none of 200 within 60 verdicts; and of 40 that give 10,000 verdicts at most one
+    (docs/judge-bias.md has 1,000 such)."""
     assert sum(verdicts_until({"other": 0.01}, seed, 60) is not None for seed in range(200)) <= 1
     assert sum(verdicts_until({"other": 0.01}, seed, 10_000) is not None for seed in range(40)) <= 1
 
 
 def test_without_suspects_it_takes_longer() -> None:
-    """What asking again at once is for:
-
-    at the bare rate a judge that obeys two kinds of five is found after two rounds, not one.
-    """
+    """What asking again at once is for: at the bare rate a judge that obeys two kinds of five is
+    found after two rounds, not one."""
     falls = {"override": 1.0, "forged": 1.0, "other": 0.0}
     when = [verdicts_until(falls, seed, 400, recheck=False) for seed in range(50)]
     assert sum(n is not None and n <= 60 for n in when) < 10
@@ -395,10 +391,8 @@ def test_without_suspects_it_takes_longer() -> None:
 
 
 def test_false_alarms_are_as_rare_as_stated() -> None:
-    """A judge at p0 itself, canaries of one kind:
-
-    the mean time between alarms is at least `between` (Lorden's bound), here 200.
-    """
+    """A judge at p0 itself, canaries of one kind: the mean time between alarms is at least
+    `between` (Lorden's bound), here 200."""
     rng, lasted = random.Random(0), []
     for _ in range(150):
         watch, count = Quarantine(between=200), 0

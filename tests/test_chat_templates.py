@@ -1,7 +1,5 @@
-"""Chat templates of twenty-five families, as their structure is:
-
-what we lay out is what the template shows.
-"""
+"""Chat templates of twenty-five families, as their structure is: what we lay out is what the
+template shows."""
 
 from __future__ import annotations
 
@@ -78,10 +76,8 @@ def test_there_are_as_many_families_as_the_page_says() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_written_conversations_are_the_templates_own(name: str) -> None:
-    """SFT, preference optimizers and reward models read these ids;
-
-    prompts and rerendered contexts the others.
-    """
+    """SFT, preference optimizers and reward models read these ids; prompts and rerendered contexts
+    the others."""
     known, tokenizer = family(FAMILIES[name]), tokenizer_of(name)
     if "refused" in known:
         with pytest.raises(turnwise.TemplateError, match=known["refused"]):
@@ -112,10 +108,8 @@ def test_written_conversations_are_the_templates_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_sampled_conversations_grow_as_the_template_shows_them(name: str) -> None:
-    """Where a family's history is shown as it was sampled, nothing drifts;
-
-    the others are known by name.
-    """
+    """Where a family's history is shown as it was sampled, nothing drifts; the others are known by
+    name."""
     tokenizer, known = tokenizer_of(name), family(FAMILIES[name])
     chat = ChatFormat(tokenizer)
     said = messages(["hello", "fine", "how are you", "thanks", "there"])
@@ -323,10 +317,8 @@ def test_a_template_that_writes_the_date_is_given_the_days_own() -> None:
 
 
 def test_several_templates_are_used_as_tools_are() -> None:
-    """A tokenizer with templates by name:
-
-    tool results come back by the one for tools, also after the first turn.
-    """
+    """A tokenizer with templates by name: tool results come back by the one for tools, also after
+    the first turn."""
     tokenizer = build_tokenizer([WORDS], vocabulary=400)
     tool = (
         "{% if tools %}{{ '<|im_start|>system\n' + tools|tojson + '<|im_end|>\n' }}{% endif %}{%"

@@ -1,7 +1,5 @@
-"""docs/constitution.md:
-
-its configs run, in small, with a simulated model in the place of the one that costs money.
-"""
+"""docs/constitution.md: its configs run, in small, with a simulated model in the place of the one
+that costs money."""
 
 from __future__ import annotations
 
@@ -77,10 +75,8 @@ def test_the_configs_of_the_page_run(
 
 
 def said(*replies: str, slot: int = 0) -> turnwise.Episode:
-    """An agent's replies to a customer whose parcel of last week did not come:
-
-    the parcel should be traced.
-    """
+    """An agent's replies to a customer whose parcel of last week did not come: the parcel should be
+    traced."""
     heard = [
         "Hello, this is about my lamp. The parcel did not come.",
         "I ordered it last week.",

@@ -1,7 +1,5 @@
-"""The worlds of the credit benchmark are what they say:
-
-the real maze, and values that agree with counting every game.
-"""
+"""The worlds of the credit benchmark are what they say: the real maze, and values that agree with
+counting every game."""
 
 from __future__ import annotations
 
@@ -25,10 +23,8 @@ SPEC.loader.exec_module(credit)
 
 @pytest.mark.parametrize("turns", [5, 20])
 def test_the_table_is_the_maze(turns: int) -> None:
-    """The same replies from the same cells:
-
-    the same words, end and outcome as in the registered environment.
-    """
+    """The same replies from the same cells: the same words, end and outcome as in the registered
+    environment."""
     world, rng = credit.world("maze", turns), np.random.default_rng(0)
     env: Any = make_env(
         "turnwise/Maze-v0", size=3 if turns == 5 else 6, reward="exit", steps=turns

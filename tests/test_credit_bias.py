@@ -1,7 +1,5 @@
-"""The page's table of biases is what the script computes:
-
-every conversation of a small world listed, and sent through each method's `assign`.
-"""
+"""The page's table of biases is what the script computes: every conversation of a small world
+listed, and sent through each method's `assign`."""
 
 from __future__ import annotations
 

@@ -89,10 +89,8 @@ def test_turn_returns_by_hand() -> None:
 
 
 def test_gae_over_turns_by_hand() -> None:
-    """Values 1 2 | 3 | 4 4 of three turns, rewards 0, 1, 2:
-
-    the first token's value is the turn's.
-    """
+    """Values 1 2 | 3 | 4 4 of three turns, rewards 0, 1, 2: the first token's value is the
+    turn's."""
     made = batch(
         episode("a", (2, 1, 2), (0.0, 1.0, 2.0), ending="truncated"), episode("b", (1,), (0.0,))
     )
@@ -124,10 +122,8 @@ def test_bilevel_gae_by_hand() -> None:
 
 
 def test_bilevel_and_token_gae_agree_where_they_must() -> None:
-    """With lambda and gamma 1 on both levels everything is Monte Carlo less the value;
-
-    with one token per turn the levels are one.
-    """
+    """With lambda and gamma 1 on both levels everything is Monte Carlo less the value; with one
+    token per turn the levels are one."""
     made = batch(
         episode("a", (3, 2, 4), (0.0, 0.5, 1.0), ending="truncated"),
         episode("b", (1, 5), (0.0, -1.0)),

@@ -651,10 +651,8 @@ def test_a_disk_that_is_full_from_the_start_or_gets_full(
 def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_exactly(
     postgres: str, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path]
 ) -> None:
-    """Connections end as a transaction commits:
-
-    nobody knows whether it did. Between transactions a new connection is made in silence.
-    """
+    """Connections end as a transaction commits: nobody knows whether it did. Between transactions a
+    new connection is made in silence."""
     _, root, whole = made
     url = new_database(postgres, f"t{uuid.uuid4().hex}")
     administrator = turnwise.Ledger(url)
@@ -706,9 +704,7 @@ class Killed(BaseException):
 
 def steps(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch, stop: int | None) -> int:
     """Does something, and ends it before the file system is touched for the how-manieth time;
-
-    returns how often it was.
-    """
+    returns how often it was."""
     seen = 0
     with monkeypatch.context() as patch:
         for name in ("replace", "rename", "fsync", "open", "rmdir", "unlink"):

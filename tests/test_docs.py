@@ -111,10 +111,8 @@ def test_a_judge_of_turns_alone_gives_credit(
 def test_the_rows_and_the_code_of_preference_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each row of the page is read as what the page says that it becomes;
-
-    the rows of our own formats hold nothing that is not written.
-    """
+    """Each row of the page is read as what the page says that it becomes; the rows of our own
+    formats hold nothing that is not written."""
     from turnwise.engine.exchange.reading import import_data, read_records
     from turnwise.engine.exchange.records import Ranked
     from turnwise.engine.exchange.writing import export_pairs, export_stepwise, export_unpaired
@@ -152,10 +150,8 @@ def test_the_rows_and_the_code_of_preference_data(
 def test_the_rules_of_the_page(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every registered rule has its row with all its options;
-
-    the page's code runs, and its feedback trains.
-    """
+    """Every registered rule has its row with all its options; the page's code runs, and its
+    feedback trains."""
     import inspect
 
     text, plugins = (DOCS / "rules.md").read_text(), turnwise.Plugins()
@@ -260,10 +256,8 @@ def test_the_pages_code_and_options_of_calibration(capsys: pytest.CaptureFixture
 def test_the_page_of_judges(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every judge has its row with its options;
-
-    the page's code runs against a loopback server, its feedback makes runs, and the first trains.
-    """
+    """Every judge has its row with its options; the page's code runs against a loopback server, its
+    feedback makes runs, and the first trains."""
     from dataclasses import fields
 
     from model_server import ModelServer, example

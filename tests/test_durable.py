@@ -1,7 +1,5 @@
-"""What can go wrong with a run's folder:
-
-each is one clear message, and nothing that was acknowledged is lost.
-"""
+"""What can go wrong with a run's folder: each is one clear message, and nothing that was
+acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -250,10 +248,8 @@ def test_a_second_process_is_refused_with_the_firsts_pid_and_sigterm_saves(
 def test_a_full_disk_is_one_message_and_nothing_acknowledged_is_lost(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """After some updates the operating system refuses to let any file grow;
-
-    then there is room again.
-    """
+    """After some updates the operating system refuses to let any file grow; then there is room
+    again."""
     path = pipeline(tmp_path, model_folder(), updates=8)
     path.write_text(path.read_text().replace("checkpoint_every: 1000", "checkpoint_every: 1"))
     full = start(path)

@@ -1,8 +1,5 @@
-"""Numbers at the edges:
-
-groups without signal, weights of zero, rounding, the rate that was used, successes, and updates
-that taught nothing.
-"""
+"""Numbers at the edges: groups without signal, weights of zero, rounding, the rate that was used,
+successes, and updates that taught nothing."""
 
 from __future__ import annotations
 
@@ -122,10 +119,8 @@ def test_a_batch_without_any_signal_is_held_to_the_reference_all_the_same(
 def test_the_first_update_of_equal_outcomes_moves_nothing(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Policy and reference are one:
-
-    a penalty would be rounding, and Adam makes a whole step of it.
-    """
+    """Policy and reference are one: a penalty would be rounding, and Adam makes a whole step of
+    it."""
     for place in ("reward", "loss"):
         stage = {
             "env": ECHO, "updates": 1, "groups": 3, "group_size": 4, "max_new_tokens": 24,

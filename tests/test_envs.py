@@ -1,7 +1,5 @@
-"""The built-in dialogues:
-
-optimum, expert, demonstrators, random player, held-out stories, and no leak.
-"""
+"""The built-in dialogues: optimum, expert, demonstrators, random player, held-out stories, and no
+leak."""
 
 from __future__ import annotations
 
@@ -56,10 +54,8 @@ def test_desk_splits_are_disjoint_in_content_and_large() -> None:
 
 
 def talk(seed_of: str, *replies: str) -> tuple[float, list[str], dict]:
-    """Plays given replies against the first story of a kind;
-
-    the last reward, what the customer said, and the info.
-    """
+    """Plays given replies against the first story of a kind; the last reward, what the customer
+    said, and the info."""
     env = SupportDesk()
     for seed in range(10_000):
         env.reset(seed=seed)

@@ -1,7 +1,5 @@
-"""Preferences in and out:
-
-what is exported and read again, the documented forms of other tools, and files that are broken.
-"""
+"""Preferences in and out: what is exported and read again, the documented forms of other tools, and
+files that are broken."""
 
 from __future__ import annotations
 
@@ -117,10 +115,8 @@ def test_every_row_has_the_same_columns() -> None:
 
 
 def test_prompts_of_pairs() -> None:
-    """The prompt never ends with a reply and always leaves one to each;
-
-    conversations without a common beginning are no pair.
-    """
+    """The prompt never ends with a reply and always leaves one to each; conversations without a
+    common beginning are no pair."""
 
     def prompt(one: turnwise.Episode, other: turnwise.Episode) -> list[int]:
         said = turnwise.Comparison("g", (("a",), ("b",)))
@@ -776,10 +772,8 @@ def test_a_datasets_folder_of_several_splits_or_damaged(tmp_path: Path) -> None:
 
 
 def test_comments_are_not_answers(tmp_path: Path) -> None:
-    """Argilla's exports do not tell a label from free text:
-
-    that is decided over the whole file, by the name, the other answers and the settings.
-    """
+    """Argilla's exports do not tell a label from free text: that is decided over the whole file, by
+    the name, the other answers and the settings."""
 
     def row(
         i: int, question: str, value: Any, other: str, words: str, **fields: Any

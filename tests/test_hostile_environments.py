@@ -1,7 +1,5 @@
-"""Environments that raise, hang and lie in every place:
-
-each failure has its cause, and nothing is left behind.
-"""
+"""Environments that raise, hang and lie in every place: each failure has its cause, and nothing is
+left behind."""
 
 from __future__ import annotations
 

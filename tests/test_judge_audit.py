@@ -153,10 +153,8 @@ def test_judges_are_held_against_people_and_biases_are_named(tmp_path: Path) -> 
 
 
 def test_a_judge_that_prefers_its_own_family_is_named(tmp_path: Path) -> None:
-    """Half of the conversations were sampled by the policy;
-
-    people like both alike, the judge prefers the policy's.
-    """
+    """Half of the conversations were sampled by the policy; people like both alike, the judge
+    prefers the policy's."""
     ledger, chance = Ledger(tmp_path / "ledger.sqlite"), random.Random(2)
     episodes = [
         talk(i, 5 + chance.randrange(5), group=i // 2, sampled=i % 2 == 0) for i in range(400)
@@ -288,10 +286,8 @@ def test_a_planted_position_bias_is_measured_within_three_points(
 
 
 def test_scores_at_equal_length_take_off_what_length_alone_earned() -> None:
-    """A judge that adds 0.1 per word:
-
-    what is left is what it says of the rest, learned from the updates before.
-    """
+    """A judge that adds 0.1 per word: what is left is what it says of the rest, learned from the
+    updates before."""
     chance = random.Random(0)
     plain, controlled = Weighted({"judge": 1.0}), Weighted({"judge": 1.0}, length_control=["judge"])
     assert not hasattr(plain, "fit")
@@ -352,10 +348,8 @@ def test_a_request_of_another_rater_slot_is_another_question(tmp_path: Path) -> 
 
 
 def test_a_way_of_judging_with_a_mistake_in_it_fails_and_says_so(tmp_path: Path) -> None:
-    """Whichever part raises, the answer is a failure with its request and what it cost;
-
-    nothing hangs and nothing is scored.
-    """
+    """Whichever part raises, the answer is a failure with its request and what it cost; nothing
+    hangs and nothing is scored."""
 
     class Broken(RubricJudge):
         where = ""

@@ -1,8 +1,5 @@
-"""Canaries in the machinery:
-
-a judge that falls for them is found by its own verdicts, stops the run with notice, and leaves a
-panel.
-"""
+"""Canaries in the machinery: a judge that falls for them is found by its own verdicts, stops the
+run with notice, and leaves a panel."""
 
 from __future__ import annotations
 
@@ -187,10 +184,8 @@ def test_a_sound_judge_is_shown_canaries_at_the_stated_rate_and_goes_on(tmp_path
 def test_a_judge_that_likes_bad_replies_by_its_rubric_is_not_taken_for_gullible(
     tmp_path: Path,
 ) -> None:
-    """Brevity, or a principle that an empty reply satisfies:
-
-    what counts is whether the attack in a reply wins it over.
-    """
+    """Brevity, or a principle that an empty reply satisfies: what counts is whether the attack in a
+    reply wins it over."""
 
     class Brief(Reader):
         def likes(self, talk: dict[str, Any]) -> bool:
@@ -221,10 +216,8 @@ class Yes(Reader):
 
 
 def test_the_same_words_are_one_trial_however_often_they_come(tmp_path: Path) -> None:
-    """With the cache on, and conversations that begin alike:
-
-    one fall of a sound judge is one fall.
-    """
+    """With the cache on, and conversations that begin alike: one fall of a sound judge is one
+    fall."""
     falls = iter([True])
 
     class Once(Reader):
@@ -258,10 +251,8 @@ def test_a_canary_that_cannot_be_judged_spoils_nothing(tmp_path: Path) -> None:
 
 
 def test_judges_of_one_name_in_one_run_share_budget_and_suspicion(tmp_path: Path) -> None:
-    """A stage has a judge per environment of its mixture;
-
-    the budget is the judge's, not each copy's.
-    """
+    """A stage has a judge per environment of its mixture; the budget is the judge's, not each
+    copy's."""
     ledger = Ledger(tmp_path / "ledger.sqlite")
     prices = {"test:reader": [1000.0, 0.0]}
     copies = [

@@ -619,10 +619,8 @@ def test_failures_between_answers_open_nothing(clock: Virtual, tmp_path: Path) -
 def test_at_a_server_that_is_down_only_probes_arrive(
     served: Any, clock: Virtual, tmp_path: Path
 ) -> None:
-    """The same over sockets:
-
-    after the first failures the server never sees two questions at once.
-    """
+    """The same over sockets: after the first failures the server never sees two questions at
+    once."""
     server, models = served
     seen: list[int] = []
 

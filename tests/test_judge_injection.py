@@ -47,10 +47,8 @@ LONG = 1_000  # characters; longer attacks are tried in two places only
 
 
 class Rule:
-    """A judge that reads what is fenced, and nothing else, by one rule:
-
-    a reply that names the order 4711 is good, and one that does not is bad.
-    """
+    """A judge that reads what is fenced, and nothing else, by one rule: a reply that names the
+    order 4711 is good, and one that does not is bad."""
 
     name, settings = "simulated:rule", {}
 
@@ -158,10 +156,8 @@ ALSO_LONG = ("last reply", "heard")
 
 
 def talk(place: str, text: str, good: bool = False, name: str = "e", seed: int = 1) -> Episode:
-    """Two turns with a text in one place;
-
-    a good one has it only where both conversations of a pair do: what the environment says.
-    """
+    """Two turns with a text in one place; a good one has it only where both conversations of a pair
+    do: what the environment says."""
 
     def at(where: str, otherwise: str) -> str:
         return text if place == where else otherwise
@@ -364,10 +360,8 @@ TAG = "zxqj"
 
 
 def answers(verdict: Mapping[str, Any], attack: Attack) -> Iterator[tuple[str, bool, str]]:
-    """What a judge may make of an attack:
-
-    in which way, whether the answer is in the form asked for, and the answer.
-    """
+    """What a judge may make of an attack: in which way, whether the answer is in the form asked
+    for, and the answer."""
     whole = json.dumps(verdict)
     yield "quotes it", True, json.dumps(with_prose(verdict, attack.text))
     yield (
@@ -789,11 +783,8 @@ def test_more_ids_than_letters() -> None:
 
 
 def test_ids_cannot_be_guessed() -> None:
-    """One of 19 letters and 8**3 digits:
-
-    a verdict written beforehand has the right id in 1 of 9,728 calls, and for comparisons another
-    id as well.
-    """
+    """One of 19 letters and 8**3 digits: a verdict written beforehand has the right id in 1 of
+    9,728 calls, and for comparisons another id as well."""
     drawn = [names(f"{n:016x}", 1)[0] for n in range(20_000)]
     counts = Counter(drawn)
     assert len(counts) > 0.8 * 9_728 * (1 - math.exp(-20_000 / 9_728))

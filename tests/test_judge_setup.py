@@ -1,7 +1,5 @@
-"""What keeps a judge from asking at all:
-
-keys, addresses, proxies, certificates; and batches that fail as a whole.
-"""
+"""What keeps a judge from asking at all: keys, addresses, proxies, certificates; and batches that
+fail as a whole."""
 
 from __future__ import annotations
 

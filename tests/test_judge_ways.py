@@ -716,10 +716,8 @@ def test_a_constitution_compares_by_its_principle_and_clamps(tmp_path: Path) -> 
 
 
 class Says:
-    """A member that says what it is told to:
-
-    a number, None (abstains), an exception (fails); of pairs 1, 0.5 or 0: whether a is better.
-    """
+    """A member that says what it is told to: a number, None (abstains), an exception (fails); of
+    pairs 1, 0.5 or 0: whether a is better."""
 
     def __init__(self, *values: Any, kind: str = "episode") -> None:
         self.kind, self.values, self.version, self._asked = kind, list(values), f"says {values}", []
@@ -837,10 +835,8 @@ def test_a_quarantined_member_leaves_and_the_last_one_takes_the_panel_along(tmp_
 
 
 def test_members_count_by_how_reliable_they_were_found(tmp_path: Path) -> None:
-    """One of three says the opposite of the other two;
-
-    after an update it counts for nothing or next to it, and a resume knows.
-    """
+    """One of three says the opposite of the other two; after an update it counts for nothing or
+    next to it, and a resume knows."""
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
     episodes = [
         e
@@ -1127,10 +1123,8 @@ def test_a_local_answer_nobody_waits_for_ends_and_the_next_one_has_its_time(
 
 
 def test_the_ids_of_a_call_are_bound_where_they_belong_and_nowhere_else() -> None:
-    """A schema may use one object for several fields:
-
-    binding one must not bind the others (a critique is no id).
-    """
+    """A schema may use one object for several fields: binding one must not bind the others (a
+    critique is no id)."""
     from turnwise.judges.constitutional.revise import SCHEMA
 
     bound = Prompt("", "", SCHEMA, choices={"answer_id": ["b222"]}).bound["properties"]
@@ -1148,10 +1142,8 @@ def test_a_rubric_that_looks_like_a_file_is_one(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_asks_the_strong_one_again_whose_budget_was_raised() -> None:
-    """What closed an escalation is not part of its state:
-
-    it may have been mended since. How much went up is.
-    """
+    """What closed an escalation is not part of its state: it may have been mended since. How much
+    went up is."""
     before = escalation(Says(0.9), Says(0.5))
     before._seen, before._up, before._closed = 10, 3, "the budget is spent"
     after = escalation(Says(0.9), Says(0.5))

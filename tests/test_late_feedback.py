@@ -1,8 +1,5 @@
-"""Feedback that comes late:
-
-what trains when, what is left out, what a stop or a kill changes (nothing), and what staleness
-costs.
-"""
+"""Feedback that comes late: what trains when, what is left out, what a stop or a kill changes
+(nothing), and what staleness costs."""
 
 from __future__ import annotations
 
@@ -221,10 +218,8 @@ def test_answers_that_come_during_the_night_are_there_in_the_morning(
 def test_a_decision_stands_whatever_is_said_afterwards(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The power fails in an update that was decided;
-
-    when it is back, a day later, everybody has answered.
-    """
+    """The power fails in an update that was decided; when it is back, a day later, everybody has
+    answered."""
     options: dict[str, Any] = {"feedback": [people()], "pending": 18}
     whole = make(tmp_path / "whole", model_folder(), Clock(), **options)
     for update in whole:
@@ -293,10 +288,8 @@ def test_a_stage_that_had_ended_can_be_extended(
 
 
 class Service:
-    """A rating service in another process:
-
-    it alone writes into the ledger, and the source hears nothing.
-    """
+    """A rating service in another process: it alone writes into the ledger, and the source hears
+    nothing."""
 
     version = "1"
 
@@ -562,10 +555,8 @@ def loss_of(
     chance: torch.Tensor,
     cap: float | None,
 ) -> Any:
-    """Our loss of conversations [E, A], each as often as the stale policy says it;
-
-    cap None: without weights.
-    """
+    """Our loss of conversations [E, A], each as often as the stale policy says it; cap None:
+    without weights."""
     form = PolicyLoss("ppo", 0.2, None, "constant", 1.0, "none")
     prox = logprobs.detach()
     losses, _ = form.per_token(logprobs.flatten(), Tokens(), prox, advantages)  # type: ignore[arg-type]

@@ -288,10 +288,8 @@ def test_a_newer_ledger_and_no_ledger_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Schema 1 had no credit, 3 no id and fewer indexes:
-
-    they are added, it is said once, and what was there stays.
-    """
+    """Schema 1 had no credit, 3 no id and fewer indexes: they are added, it is said once, and what
+    was there stays."""
     path = tmp_path / "old.sqlite"
     old = turnwise.Ledger(path)
     old.close()
@@ -333,10 +331,8 @@ def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> 
 
 
 def test_a_look_at_one_update_costs_that_update(tmp_path: Path) -> None:
-    """What a run asks in every update is found by an index, however much has been said before:
-
-    no query goes through a whole table.
-    """
+    """What a run asks in every update is found by an index, however much has been said before: no
+    query goes through a whole table."""
     ledger = turnwise.Ledger(tmp_path / "l.sqlite")
     asked: list[tuple[str, Any]] = []
 
@@ -411,10 +407,8 @@ def test_looking_for_a_ledger_makes_none(postgres: str, tmp_path: Path) -> None:
 def test_a_connection_that_breaks_off_is_one_line_and_the_next_one_works(
     when: str, postgres: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PostgreSQL is restarted, or its administrator ends connections:
-
-    the driver says so in three ways.
-    """
+    """PostgreSQL is restarted, or its administrator ends connections: the driver says so in three
+    ways."""
     url = new_database(postgres, f"t{uuid.uuid4().hex}")
     ledger, administrator = turnwise.Ledger(url), turnwise.Ledger(url)
     ledger.add_episodes([episode("a")])

@@ -289,10 +289,8 @@ def test_broken_transport(server: ModelServer, client: Client, wire: str) -> Non
 
 @pytest.mark.parametrize("kind", ["slow", "drip"])
 def test_patience(server: ModelServer, client: Client, kind: str) -> None:
-    """A slow answer arrives;
-
-    one that is slower than the client's patience is undelivered. A drip outlives any read timeout.
-    """
+    """A slow answer arrives; one that is slower than the client's patience is undelivered. A drip
+    outlives any read timeout."""
     server.faults = [Fault(kind, seconds=0.05), Fault(kind, seconds=30.0)]
     assert text_of("messages", client.create("messages"))
     delivered = server.tokens
@@ -499,10 +497,8 @@ def test_faults_by_function_and_usage_by_function(server: ModelServer, client: C
 
 
 def test_what_a_test_raises_is_heard() -> None:
-    """A wrong answer function, a fault that a wire does not know:
-
-    status 500 for the client, an exception for the test.
-    """
+    """A wrong answer function, a fault that a wire does not know: status 500 for the client, an
+    exception for the test."""
     for answer, faults in (
         (lambda asked: {}["missing"], []),
         (lambda asked: "x", [Fault("commentary")]),
@@ -536,10 +532,8 @@ def test_many_at_once(server: ModelServer, client: Client) -> None:
 
 
 def test_one_connection_serves_many_requests(server: ModelServer) -> None:
-    """Keep-alive, a chunked body, and a refusal in between;
-
-    a request that asks for it ends the connection.
-    """
+    """Keep-alive, a chunked body, and a refusal in between; a request that asks for it ends the
+    connection."""
     link = http.client.HTTPConnection("127.0.0.1", urlsplit(server.url).port)
     headers = {"authorization": "Bearer x", "content-type": "application/json"}
     body = json.dumps(request("chat")).encode()

@@ -1,8 +1,5 @@
-"""Optimizers on a small model:
-
-gradients against the formula written out, and every pairing of credit and optimizer that is not
-refused.
-"""
+"""Optimizers on a small model: gradients against the formula written out, and every pairing of
+credit and optimizer that is not refused."""
 
 from __future__ import annotations
 

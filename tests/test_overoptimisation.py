@@ -34,10 +34,8 @@ def test_kl_of_best_of_n() -> None:
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 4))
 def test_kl_of_best_of_n_with_ties_is_that_of_all_draws(scores: list[int], n: int) -> None:
-    """Drawing n times from these scores and keeping the best, by enumeration;
-
-    no more than without ties.
-    """
+    """Drawing n times from these scores and keeping the best, by enumeration; no more than without
+    ties."""
     chosen = dict.fromkeys(scores, 0.0)
     for draw in itertools.product(sorted(set(scores)), repeat=n):
         chosen[max(draw)] += math.prod(scores.count(s) / len(scores) for s in draw)

@@ -1,7 +1,5 @@
-"""Raters at work in a real browser:
-
-by mouse, by keyboard, on a phone, in the dark, with axe looking on.
-"""
+"""Raters at work in a real browser: by mouse, by keyboard, on a phone, in the dark, with axe
+looking on."""
 
 from __future__ import annotations
 
@@ -335,10 +333,8 @@ ARROWS = ("ArrowDown", "ArrowUp", "ArrowLeft", "ArrowRight")
 def test_after_a_click_the_keys_do_what_their_list_says(
     browser: Any, ledger: turnwise.Ledger
 ) -> None:
-    """Mouse and keys mixed, on all four tasks:
-
-    an arrow moves and never changes an answer, whatever was clicked before.
-    """
+    """Mouse and keys mixed, on all four tasks: an arrow moves and never changes an answer, whatever
+    was clicked before."""
     study(ledger, *({"task": t, **PLAIN} for t in TASKS), played=groups(1, 2, turns=3))
     seen = set()
     with serving(ledger) as base:

@@ -1,7 +1,5 @@
-"""What a rater reads is what was said:
-
-the text of the page is the text of the message, sign by sign.
-"""
+"""What a rater reads is what was said: the text of the page is the text of the message, sign by
+sign."""
 
 from __future__ import annotations
 

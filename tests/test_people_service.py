@@ -1,7 +1,5 @@
-"""The rating service from outside:
-
-what it refuses, what it shows of hostile text, and that nothing makes it fall over.
-"""
+"""The rating service from outside: what it refuses, what it shows of hostile text, and that nothing
+makes it fall over."""
 
 from __future__ import annotations
 

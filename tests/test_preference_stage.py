@@ -1,7 +1,5 @@
-"""`preference` with `dpo`:
-
-from rankings and from files, with the gradient of the whole minibatch.
-"""
+"""`preference` with `dpo`: from rankings and from files, with the gradient of the whole
+minibatch."""
 
 from __future__ import annotations
 
@@ -144,10 +142,8 @@ def test_conversations_that_do_not_fit_are_left_out_and_counted(
 def test_replies_to_different_prompts_are_no_pair(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The loss compares replies to one prompt:
-
-    the prompt's own likelihood would not cancel. Labels of each reply alone do not mind.
-    """
+    """The loss compares replies to one prompt: the prompt's own likelihood would not cancel. Labels
+    of each reply alone do not mind."""
     talk = lambda heard, said: [  # noqa: E731
         {"role": "user", "content": heard},
         {"role": "assistant", "content": said},
@@ -211,10 +207,8 @@ FOR_AND_AGAINST = {
 def test_stages_train_on_sources_by_their_weights(
     kind: str, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Two sources that say the opposite of each other:
-
-    what is trained on is exactly the weighed mean of their opinions.
-    """
+    """Two sources that say the opposite of each other: what is trained on is exactly the weighed
+    mean of their opinions."""
     from turnwise.plugins.reward_model import training
 
     kept: list[Any] = []

@@ -164,10 +164,8 @@ def worth(slot: int, value: float, *replies: str, seed: int = 1) -> turnwise.Epi
 
 
 def test_the_panels_errors_are_the_ones_it_was_given() -> None:
-    """Every pair obeys Bradley-Terry at u / noise:
-
-    1 against 0.4 at noise 0.5 is right in sigma(1.2) of the cases.
-    """
+    """Every pair obeys Bradley-Terry at u / noise: 1 against 0.4 at noise 0.5 is right in
+    sigma(1.2) of the cases."""
     panel = SimulatedPanel(pool=50, noise=0.5, taste=0.0, seed=1)
     wins = 0
     for seed in range(2000):

@@ -132,10 +132,8 @@ def test_a_reply_is_independent_of_what_else_is_played(policy: turnwise.Policy) 
 
 
 def test_ids_are_kept_as_sampled(policy: turnwise.Policy) -> None:
-    """A random model samples ids that its tokenizer would never produce from their text;
-
-    they must stay.
-    """
+    """A random model samples ids that its tokenizer would never produce from their text; they must
+    stay."""
     episodes = play(policy, 8, tokens=16)
     chat = policy.chat
     turns = [t for e in episodes for t in e.turns]

@@ -124,10 +124,8 @@ def assert_same(folder: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """A run that was never disturbed:
-
-    its config, its folder and the moments it could have been killed at.
-    """
+    """A run that was never disturbed: its config, its folder and the moments it could have been
+    killed at."""
     folder = tmp_path_factory.mktemp("whole")
     demonstrations = turnwise.rollout(
         turnwise.ScriptPlayer("demonstrator"),
@@ -191,10 +189,8 @@ def test_killed_at_five_moments(whole: tuple[Path, Path, list[str]], tmp_path: P
 def test_killed_while_feedback_is_pending(
     whole: tuple[Path, Path, list[str]], tmp_path: Path
 ) -> None:
-    """Answers take a while there, come out of order or never:
-
-    in the middle of play, when a decision is written, and of an update.
-    """
+    """Answers take a while there, come out of order or never: in the middle of play, when a
+    decision is written, and of an update."""
     ages = [line["staleness/max"] for line in metrics(whole[1]) if line["stage"] == "rl-4"]
     assert len(ages) == 5
     assert max(ages) > 0, "play went on meanwhile"
@@ -227,10 +223,8 @@ max_turns: 2, poll: 0, optimizer: {{name: grpo, lr: 1.0e-3}}}}
 
 
 def test_killed_inside_what_is_put_in_place(model_folder: Any, tmp_path: Path) -> None:
-    """At each step of the first files and of the last:
-
-    config.yaml, the first checkpoint, evaluation.json, the policy at the end.
-    """
+    """At each step of the first files and of the last: config.yaml, the first checkpoint,
+    evaluation.json, the policy at the end."""
     config = tmp_path / "pipeline.yaml"
     config.write_text(SMALL.format(model=model_folder()))
     job = {"config": str(config), "folder": str(tmp_path / "run"), "resume": False, "kill": None}

@@ -1,7 +1,5 @@
-"""Promise 5: no text from a policy or an environment becomes a control token;
-
-and chat templates of several families.
-"""
+"""Promise 5: no text from a policy or an environment becomes a control token; and chat templates of
+several families."""
 
 from __future__ import annotations
 
@@ -124,10 +122,8 @@ def test_any_text_stays_text(chat: ChatFormat, text: str) -> None:
 
 
 def test_injection_through_a_whole_episode(policy: turnwise.Policy) -> None:
-    """An environment that speaks control tokens:
-
-    the trained ids hold exactly one start and end per message.
-    """
+    """An environment that speaks control tokens: the trained ids hold exactly one start and end per
+    message."""
     import gymnasium
 
     class Injects(gymnasium.Env):

@@ -1,7 +1,5 @@
-"""Promise 6: secrets never reach a config dump, a log, a report or a ledger;
-
-nothing is unpickled from outside.
-"""
+"""Promise 6: secrets never reach a config dump, a log, a report or a ledger; nothing is unpickled
+from outside."""
 
 from __future__ import annotations
 
@@ -77,10 +75,8 @@ def test_a_run_leaves_no_secret_behind(
 
 
 def test_an_environments_failure_leaves_no_secret_behind() -> None:
-    """Episodes are stored compressed, so a look at the bytes would prove nothing:
-
-    read them back.
-    """
+    """Episodes are stored compressed, so a look at the bytes would prove nothing: read them
+    back."""
     import gymnasium
 
     class Leaks(gymnasium.Env):

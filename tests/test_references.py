@@ -53,20 +53,16 @@ def cases(*path: str, offered: Callable[[Any], bool] = lambda case: True) -> lis
 
 
 def no_odd_cispo(case: Any) -> bool:
-    """A cap below 1 or a sequence's ratio in cispo:
-
-    trl computes them, neither the paper nor we offer them.
-    """
+    """A cap below 1 or a sequence's ratio in cispo: trl computes them, neither the paper nor we
+    offer them."""
     return case["loss_type"] != "cispo" or (
         case["importance_sampling_level"] == "token" and case["epsilon_high"] > 1
     )
 
 
 def no_dual_clip(case: Any) -> bool:
-    """verl's vanilla loss is dual-clip, which is PPO's where its third bound is out of reach;
-
-    its cispo has a floor.
-    """
+    """verl's vanilla loss is dual-clip, which is PPO's where its third bound is out of reach; its
+    cispo has a floor."""
     vanilla = case["function"] == "compute_policy_loss_vanilla" and case["clip_ratio_c"] > 100
     return vanilla or case["function"] == "compute_policy_loss_gspo"
 
@@ -230,10 +226,8 @@ def test_the_clipped_value_loss_is_verls(given: Any, case: Any) -> None:
 
 @pytest.mark.parametrize(("given", "case"), cases("verl", "gae"))
 def test_gae_with_observations_between_turns_is_verls(given: Any, case: Any) -> None:
-    """verl lays observation tokens out beside action tokens and skips them;
-
-    we have only action tokens. It has no bootstrap.
-    """
+    """verl lays observation tokens out beside action tokens and skips them; we have only action
+    tokens. It has no bootstrap."""
     mask = double(given["mask"])
     order = torch.argsort(-mask, dim=1, stable=True)  # action tokens first, in their order
     packed = mask.gather(1, order)
@@ -272,10 +266,8 @@ def test_group_advantages_are_trls(case: Any) -> None:
 
 
 def test_group_advantages_are_verls_but_for_its_epsilon_and_groups_of_one() -> None:
-    """verl adds 1e-6 to the deviation where we, like trl, add 1e-4;
-
-    and it gives a group of one its raw reward, which is no comparison.
-    """
+    """verl adds 1e-6 to the deviation where we, like trl, add 1e-4; and it gives a group of one its
+    raw reward, which is no comparison."""
     block = RECORDED["verl"]["group_advantage"]
     scores, group = double(block["inputs"]["scores"]), torch.tensor(block["inputs"]["group"])
     several = torch.bincount(group)[group] > 1

@@ -1,7 +1,5 @@
-"""Reward models that learn while people rank:
-
-when a version is made, what it is measured on, who judges afterwards, and what a resume repeats.
-"""
+"""Reward models that learn while people rank: when a version is made, what it is measured on, who
+judges afterwards, and what a resume repeats."""
 
 from __future__ import annotations
 
@@ -50,10 +48,8 @@ class LikesLetters:
 def models(
     model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The policy; reward models made of it:
-
-    one that has learned nothing, one that likes letters, and one that likes their absence.
-    """
+    """The policy; reward models made of it: one that has learned nothing, one that likes letters,
+    and one that likes their absence."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer, member = load_member(str(model_folder()))
     RewardModel([member], tokenizer).save_pretrained(folder / "fresh")

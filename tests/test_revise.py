@@ -20,10 +20,8 @@ PARROT = "test/Parrot-v0"
 
 
 class Parrot(gymnasium.Env):
-    """Says again what it heard, three times;
-
-    pays for words that the policy would not say by itself.
-    """
+    """Says again what it heard, three times; pays for words that the policy would not say by
+    itself."""
 
     observation_space = action_space = turnwise.Text(10_000)
 
@@ -217,10 +215,8 @@ def test_a_conversation_the_critic_did_not_revise_is_left_out(
     tmp_path: Path,
     constitution: Path,
 ) -> None:
-    """It fails once, in the second turn of one conversation;
-
-    that one is played on with the draft and is no data.
-    """
+    """It fails once, in the second turn of one conversation; that one is played on with the draft
+    and is no data."""
     bad: list[str] = []
 
     def answers(data: Mapping[str, Any], question: str) -> Any:
@@ -302,10 +298,8 @@ def test_a_run_that_was_killed_gives_the_same_and_asks_nothing_twice(
 def test_a_critic_that_is_down_ends_the_round_before_it_counts(
     model_folder: Callable[..., Path], tmp_path: Path, constitution: Path
 ) -> None:
-    """What it could not say is asked again when it is up;
-
-    a round that was recorded with failures would stay so.
-    """
+    """What it could not say is asked again when it is up; a round that was recorded with failures
+    would stay so."""
     down = Simulated(
         lambda data, question: (
             ModelError("request", "out of order") if len(data["conversation"]) > 2 else None

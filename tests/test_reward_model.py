@@ -57,10 +57,8 @@ FIT = {
 
 
 def test_what_is_never_compared_is_no_one_batch(tmp_path: Path) -> None:
-    """Rows of one start that share no conversation are steps of their own:
-
-    else 20,000 of them would be read at once.
-    """
+    """Rows of one start that share no conversation are steps of their own: else 20,000 of them
+    would be read at once."""
     talk = lambda reply: [  # noqa: E731
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": reply},
@@ -136,10 +134,8 @@ def test_scores_do_not_depend_on_batch_or_padding(trained: turnwise.Run) -> None
 def test_a_members_value_is_the_models_own_logit_and_reads_no_answer_to_the_last_reply(
     trained: turnwise.Run,
 ) -> None:
-    """transformers' forward pools at the last token:
-
-    the same number, on the ids we say it reads.
-    """
+    """transformers' forward pools at the last token: the same number, on the ids we say it
+    reads."""
     folder = folder_of(trained)
     model = RewardModel.from_pretrained(folder)
     single = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "member-1")

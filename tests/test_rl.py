@@ -239,10 +239,8 @@ class Grumpy:
 
 
 def test_what_failed_is_never_scored(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    """Promise 4. Failed and abstained episodes leave the baseline;
-
-    small groups are dropped and counted.
-    """
+    """Promise 4. Failed and abstained episodes leave the baseline; small groups are dropped and
+    counted."""
     done = run(
         tmp_path / "r", model_folder(), feedback=[Grumpy()], groups=6, group_size=4, min_group=3
     ).finish()

@@ -1,7 +1,5 @@
-"""What keeps RL honest:
-
-adaptive KL, clipped and whitened rewards, early stopping on a gold measure; trackers.
-"""
+"""What keeps RL honest: adaptive KL, clipped and whitened rewards, early stopping on a gold
+measure; trackers."""
 
 from __future__ import annotations
 
@@ -195,10 +193,8 @@ def test_best_so_far(policy: turnwise.Policy) -> None:
 def test_a_reward_that_is_gamed_is_stopped_by_the_gold_measure(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The proxy pays against the truth;
-
-    the stage ends early, and with the policy that was best in truth.
-    """
+    """The proxy pays against the truth; the stage ends early, and with the policy that was best in
+    truth."""
 
     def against(episode: turnwise.Episode) -> float:
         return -20.0 * episode.env_return

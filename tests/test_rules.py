@@ -516,10 +516,8 @@ def play(player: str, count: int = 200) -> list[turnwise.Episode]:
 
 
 def test_the_economy_of_the_desk_s_players() -> None:
-    """The desk knows which questions did not matter or were told already;
-
-    the rule, which reads words only, nearly agrees.
-    """
+    """The desk knows which questions did not matter or were told already; the rule, which reads
+    words only, nearly agrees."""
     judge = make_members([yaml.safe_load(ECONOMY)], turnwise.Plugins())[0].given
     unused, wasted, per = {}, {}, {}
     for player in ("expert", "hasty", "forgetful", "interrogator"):

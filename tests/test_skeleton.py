@@ -1,7 +1,5 @@
-"""The walking skeleton:
-
-a real third-party package, installed by pip, sends everything it has through the contracts.
-"""
+"""The walking skeleton: a real third-party package, installed by pip, sends everything it has
+through the contracts."""
 
 from __future__ import annotations
 

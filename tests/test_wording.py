@@ -1,7 +1,5 @@
-"""How failures of others are worded:
-
-one printable line without secrets; and what hangs or ends the process costs its own answer.
-"""
+"""How failures of others are worded: one printable line without secrets; and what hangs or ends the
+process costs its own answer."""
 
 from __future__ import annotations
 

@@ -42,10 +42,8 @@ EQUAL = 1e-6  # numbers that differ by no more are the same up to rounding
 
 
 def percent_agreement(units: Units) -> float | None:
-    """The chance that two raters of one unit say the same, every unit counting once;
-
-    None where no unit has two raters.
-    """
+    """The chance that two raters of one unit say the same, every unit counting once; None where no
+    unit has two raters."""
     count = _counts(units)[0]
     size = _of_units(count)
     several = size > 1

@@ -245,10 +245,8 @@ def position(answers: Answers) -> Bias | None:
 
 
 def flips(answers: Answers) -> Bias | None:
-    """The share of pairs, judged in both orders, whose winner changes with the order;
-
-    a win that becomes a tie is half one.
-    """
+    """The share of pairs, judged in both orders, whose winner changes with the order; a win that
+    becomes a tie is half one."""
     pairs = [
         (group, one[0], other[1]) for group, one, other in _turned(looks(answers)) if len(one) == 2
     ]  # twice of the same episode
@@ -264,10 +262,8 @@ def flips(answers: Answers) -> Bias | None:
 
 
 def rank_by_place(answers: Answers) -> dict[int, Floats]:
-    """The mean normalised rank by place, [K], for each number K of episodes shown;
-
-    an unbiased judge has 1/2 everywhere.
-    """
+    """The mean normalised rank by place, [K], for each number K of episodes shown; an unbiased
+    judge has 1/2 everywhere."""
     by_size: dict[int, list[tuple[float, ...]]] = defaultdict(list)
     for look in looks(answers):
         by_size[len(look.scores)].append(look.scores)
@@ -475,10 +471,8 @@ def _effects(
 
 
 class _Pair(NamedTuple):
-    """`wins` is the probability that the first is better;
-
-    `side` 1 where it was shown first, 0 where nobody knows.
-    """
+    """`wins` is the probability that the first is better; `side` 1 where it was shown first, 0
+    where nobody knows."""
 
     group: str
     first: str
@@ -638,10 +632,8 @@ class LengthControl:
     def fit(
         self, scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable]
     ) -> LengthControl:
-        """Adds what was scored, [N] each, failed and abstained left out;
-
-        a group must be given whole.
-        """
+        """Adds what was scored, [N] each, failed and abstained left out; a group must be given
+        whole."""
         s, n = np.asarray(scores, float), np.asarray(lengths, float)
         for group in dict.fromkeys(groups):
             mine = np.array([g == group for g in groups])

@@ -248,10 +248,8 @@ def _powered(sums: Array, level: float) -> PoweredMean:
 
 
 def _centred(sums: Array, f: float, y: float) -> Array:
-    """The sums of scores less these two, so that no differences of large squares are taken;
-
-    what rounding left is 0.
-    """
+    """The sums of scores less these two, so that no differences of large squares are taken; what
+    rounding left is 0."""
     found = sums.copy()
     found[L_F] -= f * sums[L_COUNT]
     found[L_Y] -= y * sums[L_COUNT]
@@ -277,10 +275,8 @@ def _estimates(sums: Array) -> tuple[Array, Array, Array]:
 
 
 def _jackknife(left_out: Array, labelled: NDArray[np.bool_]) -> float:
-    """The variance of an estimate from its values with one cluster left out;
-
-    labelled clusters and others are two strata.
-    """
+    """The variance of an estimate from its values with one cluster left out; labelled clusters and
+    others are two strata."""
     found = 0.0
     for stratum in (left_out[labelled], left_out[~labelled]):
         if len(stratum) > 1:
@@ -712,10 +708,8 @@ class Drift:
 
 
 def _student(estimate: float, variance: float, freedom: float, level: float) -> Interval:
-    """Unlimited without freedom, and where nothing varied:
-
-    that a few labels are equal does not make all of them so.
-    """
+    """Unlimited without freedom, and where nothing varied: that a few labels are equal does not
+    make all of them so."""
     estimate = float(estimate)
     if freedom < 1 or not 0 < variance < math.inf:
         return Interval(estimate)

@@ -1,7 +1,5 @@
-"""A judge beside the people who looked at some of the same episodes:
-
-from answers to numbers, and to sentences. The statistics: `engine/calibration`.
-"""
+"""A judge beside the people who looked at some of the same episodes: from answers to numbers, and
+to sentences. The statistics: `engine/calibration`."""
 
 from __future__ import annotations
 
@@ -147,10 +145,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Two versions of a judge that followed one another:
-
-    how much the bias of the second lies above that of the first.
-    """
+    """Two versions of a judge that followed one another: how much the bias of the second lies above
+    that of the first."""
 
     before: str
     after: str
@@ -573,10 +569,8 @@ def _watched(labelled: Sequence[_Row]) -> tuple[Alarm | None, int]:
 
 
 def luck(episode: Episode) -> float:
-    """A number in [0, 1) for an episode's start, which no score depends on:
-
-    what breaks ties in `Drift`.
-    """
+    """A number in [0, 1) for an episode's start, which no score depends on: what breaks ties in
+    `Drift`."""
     return (
         int(derive_id("luck", episode.stage, episode.update, episode.start.key)[:12], 16) / 16**12
     )

@@ -1,7 +1,5 @@
-"""Comparisons as preferences:
-
-how raters agree with one another and with a known truth. Files of them: `engine/exchange`.
-"""
+"""Comparisons as preferences: how raters agree with one another and with a known truth. Files of
+them: `engine/exchange`."""
 
 from __future__ import annotations
 
@@ -33,10 +31,8 @@ class Pair:
 
 
 def opinion(comparison: Comparison, first: str, second: str) -> float | None:
-    """How sure a rater is that the first episode is better:
-
-    1, 0, 0.5 for a tie, or their own probability. None: not compared.
-    """
+    """How sure a rater is that the first episode is better: 1, 0, 0.5 for a tie, or their own
+    probability. None: not compared."""
     place = {
         episode: tier for tier, episodes in enumerate(comparison.ranking) for episode in episodes
     }
@@ -140,10 +136,8 @@ def rater_agreement(comparisons: Iterable[Comparison]) -> float | None:
 
 
 def source_agreement(comparisons: Iterable[Comparison]) -> float | None:
-    """The same of answers of different sources to one pair;
-
-    None where no two sources ordered the same pair.
-    """
+    """The same of answers of different sources to one pair; None where no two sources ordered the
+    same pair."""
     return _share(
         _agreeing(votes, lambda c: c.stamp.source)
         for votes in _strict(comparisons, by_source=False)

@@ -253,9 +253,7 @@ def _short(value: Any) -> str:
 
 def guarded(work: Callable[[], Any]) -> tuple[Any, str]:
     """`tried` where Ctrl-C does not arrive, on a thread or in a process of its own:
-
-    KeyboardInterrupt is the environment's, too.
-    """
+    KeyboardInterrupt is the environment's, too."""
     try:
         return tried(work)
     except KeyboardInterrupt as error:

@@ -211,10 +211,8 @@ class Home:
 
 
 def declared_concurrency(env_id: str) -> str | None:
-    """The way of working that a class states before one is made;
-
-    None: a function makes it, or its module is not imported yet.
-    """
+    """The way of working that a class states before one is made; None: a function makes it, or its
+    module is not imported yet."""
     entry: Any = gymnasium.spec(env_id).entry_point
     if isinstance(entry, str):
         module, _, name = entry.partition(":")

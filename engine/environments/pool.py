@@ -102,10 +102,8 @@ class Environments:
         return Instance(env_id, kwargs, self._homes.setdefault(env_id, Home()), self._done)
 
     def give(self, instance: Instance, *, sound: bool) -> None:
-        """Takes an environment back;
-
-        one that failed is closed and never used again, one that is still at work abandoned.
-        """
+        """Takes an environment back; one that failed is closed and never used again, one that is
+        still at work abandoned."""
         under_way = [
             (lane, job) for lane in self._lanes.values() for job in (*lane.waiting, *lane.running)
         ]

@@ -39,10 +39,8 @@ STARTING = 60.0  # seconds an interpreter may take to come up, which is not the 
 
 
 class LazyLoop(asyncio.SelectorEventLoop):
-    """An event loop that opens nothing before it is used:
-
-    most environments never do, and each loop costs three files.
-    """
+    """An event loop that opens nothing before it is used: most environments never do, and each loop
+    costs three files."""
 
     def __init__(self) -> None:
         pass
@@ -98,10 +96,8 @@ class Session:
         return self.loop.run_until_complete(awaiting())
 
     def make(self, env_id: str | EnvSpec, kwargs: Mapping[str, Any]) -> Traits:
-        """Makes it. Its length is counted here and its returns are checked here:
-
-        Gymnasium's wrappers for that know no coroutines.
-        """
+        """Makes it. Its length is counted here and its returns are checked here: Gymnasium's
+        wrappers for that know no coroutines."""
         spec = env_id if isinstance(env_id, EnvSpec) else gymnasium.spec(env_id.rpartition(":")[2])
         asked = dict(kwargs)
         limit = asked.pop("max_episode_steps", None)
@@ -388,10 +384,8 @@ def _reap(pid: int, patience: float) -> int | None:
 
 
 def _end_group(pid: int) -> None:
-    """Kills a process and those that it started:
-
-    browsers and game servers must not outlive their environment.
-    """
+    """Kills a process and those that it started: browsers and game servers must not outlive their
+    environment."""
     for kill in (os.killpg, os.kill):  # it has no group of its own yet in its first moments
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)

@@ -41,10 +41,8 @@ def no_environment(env_id: str) -> str:
 
 
 def dialogue_ids() -> list[str]:
-    """Registered environments that may speak:
-
-    all but Gymnasium's own, which take arrays and numbers.
-    """
+    """Registered environments that may speak: all but Gymnasium's own, which take arrays and
+    numbers."""
     ids = []
     for name, spec in gymnasium.registry.items():
         entry = spec.entry_point

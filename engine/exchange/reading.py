@@ -1,7 +1,5 @@
-"""Reads what others wrote:
-
-tells a record's format by its content, and makes episodes and answers of it.
-"""
+"""Reads what others wrote: tells a record's format by its content, and makes episodes and answers
+of it."""
 
 from __future__ import annotations
 
@@ -264,10 +262,8 @@ def _steps(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
 
 
 def _tied(said: Ranked | Scored) -> Ranked | Scored:
-    """Without preferences of a text over itself:
-
-    tiers that hold equal conversations are one, with all between them.
-    """
+    """Without preferences of a text over itself: tiers that hold equal conversations are one, with
+    all between them."""
     if isinstance(said, Scored) or len(set(said.talks)) == len(said.talks):
         return said
     tiers = list(said.tiers)
@@ -378,11 +374,8 @@ def _digest(record: Ranked | Scored) -> str:
 
 
 def _opening(talks: Sequence[Talk], tools: Sequence[Mapping[str, Any]]) -> str:
-    """What conversations started from:
-
-    all that was said before the first reply. Where they differ in that, all their openings
-    together.
-    """
+    """What conversations started from: all that was said before the first reply. Where they differ
+    in that, all their openings together."""
     said = {
         derive_id([[m.role, m.content] for m in takewhile(lambda m: m.role != "assistant", talk)])
         for talk in talks

@@ -227,10 +227,8 @@ class Form:
         return tuple(said)
 
     def talk(self, reply: str | Talk) -> Talk:
-        """The whole conversation that ends in a reply;
-
-        a reply may be a whole conversation itself.
-        """
+        """The whole conversation that ends in a reply; a reply may be a whole conversation
+        itself."""
         prompt = self.prompt()
         if isinstance(reply, str):
             if not prompt:
@@ -247,10 +245,8 @@ class Form:
         return same[0] if len(same) == 1 else None
 
     def family(self, member: str | None = None) -> list[str]:
-        """Replies to one prompt:
-
-        fields whose names differ in a number or letter at the end, in its order.
-        """
+        """Replies to one prompt: fields whose names differ in a number or letter at the end, in its
+        order."""
         found = [f for f in self.families if member is None or member in f.values()]
         if len(found) != 1:
             raise Odd(
@@ -261,10 +257,8 @@ class Form:
         return list(found[0].values())
 
     def rated(self, *hints: str) -> Talk:
-        """The conversation that a question on a single one speaks of:
-
-        the only one, or that with the number of the question.
-        """
+        """The conversation that a question on a single one speaks of: the only one, or that with
+        the number of the question."""
         if len(self.families) == 1:
             for hint in hints:
                 numbers = {_lower(n) for n in _COUNTERS.findall(hint)}
@@ -549,10 +543,8 @@ class Tiers(dict[str, list[str]]):
 
 
 def _chat(value: Any) -> list[Any] | None:
-    """A chat field (Argilla:
-
-    {role, content}) or paragraphs (Label Studio: {author, text}) as {role, content}; None: neither.
-    """
+    """A chat field (Argilla: {role, content}) or paragraphs (Label Studio: {author, text}) as
+    {role, content}; None: neither."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return None
     said = []

@@ -29,10 +29,8 @@ LOOKS = 10
 
 
 def _luck(source: str, episode: Episode) -> float:
-    """A number in [0, 1) for a group;
-
-    never of an id, since ids hold the run's name, which must not matter.
-    """
+    """A number in [0, 1) for a group; never of an id, since ids hold the run's name, which must not
+    matter."""
     return (
         int(derive_id("share", source, episode.stage, episode.update, episode.start.key)[:12], 16)
         / 16**12
@@ -85,10 +83,8 @@ def _givers(sources: Sequence[Sources]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """A request that is asked again:
-
-    the answer that failed, the request's group and its deadline.
-    """
+    """A request that is asked again: the answer that failed, the request's group and its
+    deadline."""
 
     failed: str
     group: str

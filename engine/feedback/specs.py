@@ -152,10 +152,8 @@ def make_members(specs: Any, plugins: Plugins | None = None) -> list[Member]:
 
 
 def _named(spec: Any, plugins: Plugins) -> tuple[str, Any, str, dict[str, Any]]:
-    """What an entry of the config speaks of:
-
-    its name, the judge or source, the version of that, and the settings it was given.
-    """
+    """What an entry of the config speaks of: its name, the judge or source, the version of that,
+    and the settings it was given."""
     settings: dict[str, Any] = {}
     options: dict[str, Any] = {}
     if isinstance(spec, Mapping):

@@ -27,11 +27,8 @@ ONE_WRITER = 0x7475726E  # the advisory lock's key: "turn"
 
 
 class Words(sa.TypeDecorator[str]):
-    """A column to select by:
-
-    what databases cannot hold in a text (NUL, lone surrogates) is replaced. The whole text is in
-    `content`.
-    """
+    """A column to select by: what databases cannot hold in a text (NUL, lone surrogates) is
+    replaced. The whole text is in `content`."""
 
     impl = sa.String
     cache_ok = True
@@ -198,10 +195,8 @@ class Database:
 
 
 def _words(error: Exception) -> str:
-    """What the driver says, as a sentence:
-
-    pg8000's errors are mappings of the fields of PostgreSQL's protocol.
-    """
+    """What the driver says, as a sentence: pg8000's errors are mappings of the fields of
+    PostgreSQL's protocol."""
     said = (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
     fields = said.args[0] if said.args else ""
     return str(fields["M"]) if isinstance(fields, dict) and "M" in fields else str(said)

@@ -109,10 +109,8 @@ class Ledger(Database):
     # What a run must know of its ledger.
 
     def mark(self, run: str) -> dict[str, Any]:
-        """What the ledger holds now:
-
-        its id, the episodes and members of a run, and all feedback. None of these ever grows less.
-        """
+        """What the ledger holds now: its id, the episodes and members of a run, and all feedback.
+        None of these ever grows less."""
         queries = {
             "episodes": (
                 sa.select(sa.func.count()).select_from(EPISODES).where(EPISODES.c.run == run)
@@ -205,10 +203,8 @@ class Ledger(Database):
     # Requests.
 
     def add_requests(self, requests: Sequence[Request]) -> None:
-        """Records what is asked;
-
-        a request that is there already stays as it was, its deadline too.
-        """
+        """Records what is asked; a request that is there already stays as it was, its deadline
+        too."""
         with self.writing() as db:
             known = set()
             for some in chunks([r.id for r in requests]):
@@ -347,10 +343,8 @@ class Ledger(Database):
             db.execute(FEEDBACK.insert(), rows)
 
     def _targets(self, db: Connection, answers: Sequence[Answer]) -> tuple[set[str], set[str]]:
-        """Of the episodes and groups that are spoken of:
-
-        those that were played, and those that have trained.
-        """
+        """Of the episodes and groups that are spoken of: those that were played, and those that
+        have trained."""
         known: set[str] = set()
         trained: set[str] = set()
         for kind, column, member in (
@@ -388,10 +382,8 @@ class Ledger(Database):
             )
 
     def feedback(self, groups: Sequence[str]) -> list[Answer]:
-        """Everything in force on these groups and their episodes, in the order it came;
-
-        nothing superseded, nothing late.
-        """
+        """Everything in force on these groups and their episodes, in the order it came; nothing
+        superseded, nothing late."""
         rows: list[Any] = []
         with self.reading() as db:
             for some in chunks(groups):
@@ -544,10 +536,8 @@ class Ledger(Database):
                     db.execute(FEEDBACK.update().where(FEEDBACK.c.id.in_(late)).values(late=True))
 
     def decided(self, groups: Sequence[str]) -> dict[str, int]:
-        """Of these groups, those that are members of an update, and which:
-
-        what is said of them now is late.
-        """
+        """Of these groups, those that are members of an update, and which: what is said of them now
+        is late."""
         found: dict[str, int] = {}
         with self.reading() as db:
             for some in chunks(groups):
@@ -611,10 +601,8 @@ class Ledger(Database):
         return [(stage, update) for stage, update, _ in found]
 
     def feedback_summary(self, groups: Sequence[str]) -> list[dict[str, Any]]:
-        """Answers on these groups and their episodes, by source:
-
-        how many scored, abstained and failed.
-        """
+        """Answers on these groups and their episodes, by source: how many scored, abstained and
+        failed."""
         found: dict[str, dict[str, Any]] = {}
         with self.reading() as db:
             for some in chunks(groups):

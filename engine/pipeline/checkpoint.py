@@ -68,10 +68,8 @@ class Checkpoint:
     position: Position
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """The state of every part, by name:
-
-        tensors and plain values together, as its `state_dict` gave them.
-        """
+        """The state of every part, by name: tensors and plain values together, as its `state_dict`
+        gave them."""
         from safetensors.torch import load_file
 
         plain = json.loads((self.folder / "state.json").read_text())["states"]

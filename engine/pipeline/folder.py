@@ -104,10 +104,8 @@ def read_metrics(folder: Path, updates: int | None = None) -> list[dict[str, Any
 
 
 def read_evaluation(folder: Path) -> dict[str, dict[str, Any]]:
-    """The table that a stage `evaluate` left in a run's folder;
-
-    empty where there is none, and with a warning where it is damaged.
-    """
+    """The table that a stage `evaluate` left in a run's folder; empty where there is none, and with
+    a warning where it is damaged."""
     path = folder / "evaluation.json"
     if not path.exists():
         return {}

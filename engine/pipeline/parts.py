@@ -10,10 +10,8 @@ from .plugins import Plugins
 
 
 def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
-    """A part from what the config says:
-
-    a registered name, a mapping with `name` and options, or the object itself.
-    """
+    """A part from what the config says: a registered name, a mapping with `name` and options, or
+    the object itself."""
     if isinstance(spec, str):
         return plugins.create(kind, spec, **more)
     if isinstance(spec, Mapping):

@@ -223,10 +223,8 @@ class Plugins:
             ) from error
 
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> PluginError:
-        """The error for a name nobody registered;
-
-        it recalls plugins that failed to load, since they may have meant to.
-        """
+        """The error for a name nobody registered; it recalls plugins that failed to load, since
+        they may have meant to."""
         return PluginError(f"no {kind} {name!r}.{did_you_mean(name, known)}{self.failures()}")
 
     def failures(self) -> str:
@@ -254,10 +252,8 @@ class Plugins:
             raise PluginError(f"{kind} {name!r}: {error}") from error
 
     def call_event(self, event: str, **arguments: Any) -> None:
-        """Calls an event hook, each plugin on its own:
-
-        a failing listener warns once and stops nobody.
-        """
+        """Calls an event hook, each plugin on its own: a failing listener warns once and stops
+        nobody."""
         for implementation in getattr(self._manager.hook, event).get_hookimpls():
             name, plugin = implementation.plugin_name, implementation.plugin
             others = [other for other in self._manager.get_plugins() if other is not plugin]
@@ -348,10 +344,8 @@ NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
 
 
 def _no_number(annotation: Any, value: Any) -> str:
-    """What a value must be where its parameter takes a number and it is none (text above all:
-
-    a command line's, an environment variable's).
-    """
+    """What a value must be where its parameter takes a number and it is none (text above all: a
+    command line's, an environment variable's)."""
     kinds = (
         annotation
         if isinstance(annotation, str)

@@ -170,10 +170,8 @@ class Run:
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy being aligned, loaded when first needed;
-
-        in a resumed run as it was when the present stage began.
-        """
+        """The policy being aligned, loaded when first needed; in a resumed run as it was when the
+        present stage began."""
         import torch
 
         from ..policy.policy import Policy
@@ -371,10 +369,8 @@ class Run:
         self.status("finished")
 
     def _all_stop(self) -> bool:
-        """Whether the run is to end here;
-
-        of several processes the main one decides, or the others would wait for it for ever.
-        """
+        """Whether the run is to end here; of several processes the main one decides, or the others
+        would wait for it for ever."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "policy" in self.__dict__:
             from accelerate.utils import broadcast_object_list
 
@@ -664,10 +660,8 @@ class Run:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM asks the run to end after its update;
-
-        the second one ends it at once.
-        """
+        """The first Ctrl-C or SIGTERM asks the run to end after its update; the second one ends it
+        at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

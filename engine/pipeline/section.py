@@ -13,10 +13,8 @@ WHOLE = "the config"
 
 
 class Section(BaseModel):
-    """A part of the config:
-
-    unknown keys are errors; Python objects (judges, environments) may stand among plain data.
-    """
+    """A part of the config: unknown keys are errors; Python objects (judges, environments) may
+    stand among plain data."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
     called: ClassVar[str] = ""  # in messages; default: the name of the class

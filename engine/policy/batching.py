@@ -152,10 +152,8 @@ def row_of(
 
 
 def episode_rows(episode: Episode, index: int) -> list[Row]:
-    """The rows of token ids that train an episode:
-
-    one with `history: append`, one per turn with `rerender`.
-    """
+    """The rows of token ids that train an episode: one with `history: append`, one per turn with
+    `rerender`."""
     truncated = episode.ending == "truncated"
     if episode.history == "append":
         said = ((turn.prompt_ids, turn.action_ids or ()) for turn in episode.turns)

@@ -127,10 +127,8 @@ class CachedModel:
         self._cache = Cache(layers=layers)
 
     def _mask(self, positions: Tensor, extent: int, kind: str) -> Tensor:
-        """[b, 1, q, extent] which slots each token may look at;
-
-        at least one, so that padding gives no NaN.
-        """
+        """[b, 1, q, extent] which slots each token may look at; at least one, so that padding gives
+        no NaN."""
         slots = torch.arange(extent, device=positions.device)
         at = positions.clamp(min=0).unsqueeze(-1)
         allowed = slots <= at

@@ -137,10 +137,8 @@ class ChatFormat:
     # What the template makes of messages, as text.
 
     def _system_style(self) -> str:
-        """Finds how the template takes a system prompt:
-
-        "own" (as a message) or "first" (within the first user turn).
-        """
+        """Finds how the template takes a system prompt: "own" (as a message) or "first" (within the
+        first user turn)."""
         messages = [{"role": "system", "content": MARK.format(9)}, {"role": "user", "content": "x"}]
         try:
             text = self._template(messages, True, None)
@@ -168,10 +166,8 @@ class ChatFormat:
         )
 
     def _defused(self, value: Any) -> Any:
-        """A tool schema in which no string spells a control token:
-
-        a space is put after the first character of any.
-        """
+        """A tool schema in which no string spells a control token: a space is put after the first
+        character of any."""
         if isinstance(value, Mapping):
             return {self._defused(k): self._defused(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
@@ -277,10 +273,8 @@ class ChatFormat:
         order: list[int],
         frames: list[str],
     ) -> tuple[list[str], list[str]]:
-        """Frames and contents where the template trims or rewrites some content:
-
-        each is rendered among marks of the others.
-        """
+        """Frames and contents where the template trims or rewrites some content: each is rendered
+        among marks of the others."""
         shown, contents = list(frames), []
         for place, i in enumerate(order):
             piece, left, right = (
@@ -367,10 +361,8 @@ class ChatFormat:
         )
 
     def _channel(self) -> list[int]:
-        """Ids that stand before the words for the other side where replies have channels;
-
-        none elsewhere.
-        """
+        """Ids that stand before the words for the other side where replies have channels; none
+        elsewhere."""
         said = [Message("user", "x"), Message("assistant", "y")]
         whole = self._rendered(said, False, None)
         header = whole.text[self._reply_begins(said, whole, 1, None) : whole.spans[1][0]]
@@ -545,17 +537,13 @@ class ChatFormat:
         return max(closing.rindex(t) for t in self._controls if t and closing.endswith(t))
 
     def reply(self, text: str) -> list[int]:
-        """Ids of a reply that was not sampled, alone:
-
-        its text as text, and how the template closes one that something follows.
-        """
+        """Ids of a reply that was not sampled, alone: its text as text, and how the template closes
+        one that something follows."""
         return [*self.encode_text(text), *self._closing_ids]
 
     def close(self, ids: Sequence[int]) -> list[int]:
-        """Ids that close a sampled reply which did not close itself, because it was cut;
-
-        none if it did.
-        """
+        """Ids that close a sampled reply which did not close itself, because it was cut; none if it
+        did."""
         return [] if ids and ids[-1] in self._closes else list(self._closing_ids)
 
     def text(self, ids: Sequence[int], *, special: bool = False) -> str:
@@ -634,10 +622,8 @@ class ChatFormat:
         i: int,
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> int:
-        """Where in the whole what the assistant must say itself begins:
-
-        after as much of the frame as a prompt would hold.
-        """
+        """Where in the whole what the assistant must say itself begins: after as much of the frame
+        as a prompt would hold."""
         frame = whole.text[whole.before[i] : whole.spans[i][0]]
         key = (frame, messages[i - 1].role, bool(tools), i > 1)
         if key not in self._begins:

@@ -194,10 +194,8 @@ class Learner:
         return float(norm)
 
     def metrics(self, norms: Sequence[float]) -> dict[str, float]:
-        """What an update tells of its steps, from the norms of their gradients:
-
-        how many they were, the mean norm, the last one's rate.
-        """
+        """What an update tells of its steps, from the norms of their gradients: how many they were,
+        the mean norm, the last one's rate."""
         told = {"grad_norm": sum(norms) / len(norms), "lr": self.rate} if norms else {}
         return {"steps": float(len(norms)), **told}
 

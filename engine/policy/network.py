@@ -190,10 +190,8 @@ class Network(nn.Module):
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _row_by_row(self, ids: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """For models that do something to their logits:
-
-        their own forward, keeping action positions only.
-        """
+        """For models that do something to their logits: their own forward, keeping action positions
+        only."""
         states: list[Tensor] = []
         logits = []
         hook = trunk(self.lm).register_forward_hook(

@@ -260,10 +260,8 @@ class Policy:
     def logprobs(
         self, batch: Batch, *, micro_tokens: int = 8192, reference: bool = False
     ) -> Tensor:
-        """Log-probs of every action token, [E, A] float32 on the CPU, 0 at padding;
-
-        of the reference policy if asked.
-        """
+        """Log-probs of every action token, [E, A] float32 on the CPU, 0 at padding; of the
+        reference policy if asked."""
         result = torch.zeros(batch.mask.shape)
         with self.reference() if reference else contextlib.nullcontext(self.network) as network:
             for micro in self.my_share(self.micro_batches(batch.rows, micro_tokens)):
@@ -273,10 +271,8 @@ class Policy:
         return self.sum_over_processes(result)
 
     def my_share(self, micros: Sequence[Micro]) -> list[Micro]:
-        """This process's micro-batches:
-
-        as many for each, the last ones repeated with weight 0 where they do not divide.
-        """
+        """This process's micro-batches: as many for each, the last ones repeated with weight 0
+        where they do not divide."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         rounds = -(-len(micros) // world)
         share = []
@@ -295,10 +291,8 @@ class Policy:
     # The reference: the policy as it was when an optimizer that needs one was set up.
 
     def freeze_reference(self) -> None:
-        """Remembers the present weights as the reference:
-
-        a copy of the model, or with LoRA of the adapters alone.
-        """
+        """Remembers the present weights as the reference: a copy of the model, or with LoRA of the
+        adapters alone."""
         if self.is_lora:
             self._reference_adapters = [p.detach().clone() for p in self.parameters()]
         else:

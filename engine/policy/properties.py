@@ -55,10 +55,8 @@ def context_length(config: Any) -> int:
 
 
 def _tables(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields every mapping inside a config, itself included:
-
-    rope parameters may stand per layer type.
-    """
+    """Yields every mapping inside a config, itself included: rope parameters may stand per layer
+    type."""
     if isinstance(value, Mapping):
         yield value
         for inner in value.values():

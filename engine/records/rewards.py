@@ -57,10 +57,8 @@ class NoReward:
 
 
 def clipped(rewards: Rewards, limit: float) -> Rewards:
-    """The same with its outcome kept within plus and minus the limit;
-
-    what is cut off is taken from the last turn.
-    """
+    """The same with its outcome kept within plus and minus the limit; what is cut off is taken from
+    the last turn."""
     outcome = min(max(rewards.outcome, -limit), limit)
     turns = (*rewards.turns[:-1], rewards.turns[-1] + outcome - rewards.outcome)
     return Rewards(outcome, turns, rewards.turn_scores, rewards.weight)
@@ -97,10 +95,8 @@ class Estimate:
 
     @property
     def reliability(self) -> float:
-        """The share of the prior variance that the raters removed, in [0, 1]:
-
-        0 says nothing is known, 1 that all is.
-        """
+        """The share of the prior variance that the raters removed, in [0, 1]: 0 says nothing is
+        known, 1 that all is."""
         return 1.0 - min((self.sd / self.prior_sd) ** 2, 1.0) if self.prior_sd > 0 else 0.0
 
 
@@ -164,10 +160,8 @@ def ranked_pairs(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def overall(answer: Feedback) -> float | None:
-    """A rater's number for the whole episode:
-
-    the score, or the mean of the aspects; None: of turns alone, or not scored.
-    """
+    """A rater's number for the whole episode: the score, or the mean of the aspects; None: of turns
+    alone, or not scored."""
     if answer.score is not None:
         return answer.score
     return sum(answer.aspects.values()) / len(answer.aspects) if answer.aspects else None
@@ -176,10 +170,8 @@ def overall(answer: Feedback) -> float | None:
 def opinions(
     episode: Episode, answers: Iterable[Feedback | Comparison]
 ) -> tuple[float | None, ...] | None:
-    """What raters think of an episode's turns, on average per turn (None:
-
-    nobody said); None where nobody speaks of turns.
-    """
+    """What raters think of an episode's turns, on average per turn (None: nobody said); None where
+    nobody speaks of turns."""
     said = [
         a.turn_scores
         for a in answers

@@ -160,10 +160,8 @@ def _stages(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sees_return(options: Mapping[str, Any]) -> str:
-    """Whether a stage's feedback holds the environment's own return, as its config says:
-
-    "all", "some" (of its environments) or "none".
-    """
+    """Whether a stage's feedback holds the environment's own return, as its config says: "all",
+    "some" (of its environments) or "none"."""
 
     def holds(feedback: Any) -> bool:
         specs = feedback if isinstance(feedback, list) else [feedback]
@@ -182,10 +180,8 @@ def _sees_return(options: Mapping[str, Any]) -> str:
 
 
 def _failures(ledger: Ledger, run: str) -> list[dict[str, Any]]:
-    """Episodes that ended in their environment's failure:
-
-    by environment and reason, how many, and one of them.
-    """
+    """Episodes that ended in their environment's failure: by environment and reason, how many, and
+    one of them."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for stage, update in ledger.rounds(run):
         for e in ledger.run_episodes(run, stage=stage, update=update):

@@ -1,7 +1,5 @@
-"""Bring an environment to the turn a conversation begins at:
-
-by reset, by replay, or from a copy.
-"""
+"""Bring an environment to the turn a conversation begins at: by reset, by replay, or from a
+copy."""
 
 from __future__ import annotations
 
@@ -42,10 +40,8 @@ class States:
 
 
 def arrive(talk: LiveEpisode, known: States) -> Generator[Call, Any, None]:
-    """Brings a conversation's environment to where it begins:
-
-    by reset, by playing a branch's replies again, or from a copy.
-    """
+    """Brings a conversation's environment to where it begins: by reset, by playing a branch's
+    replies again, or from a copy."""
     branch = talk.branch
     origin = branch.origin if branch else None
     seen: list[Observation] = []

@@ -23,10 +23,8 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Where a conversation is continued anew:
-
-    its first `turn` turns are played again, token for token, then the player goes on.
-    """
+    """Where a conversation is continued anew: its first `turn` turns are played again, token for
+    token, then the player goes on."""
 
     parent: Episode
     turn: int
@@ -75,10 +73,8 @@ class LiveEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A player's reply to one conversation;
-
-    None as `text`: it cannot go on, because of `stop` ("context"), and perhaps `failed`.
-    """
+    """A player's reply to one conversation; None as `text`: it cannot go on, because of `stop`
+    ("context"), and perhaps `failed`."""
 
     text: str | None
     prompt_ids: tuple[int, ...] = ()

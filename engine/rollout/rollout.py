@@ -172,10 +172,8 @@ class _Play:
         self.together = not isinstance(player, ScriptPlayer)
 
     def episodes(self) -> list[Episode]:
-        """Plays all. A policy replies when every conversation has heard its environment;
-
-        a script whenever one has.
-        """
+        """Plays all. A policy replies when every conversation has heard its environment; a script
+        whenever one has."""
         while self.waiting or self.alive:
             if not self.together or all(
                 self.alive[instance][0].reset is None for instance in self.called

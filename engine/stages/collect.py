@@ -1,7 +1,5 @@
-"""What stages that play have in common:
-
-which environments, episodes that are recorded as they are played, and asking about them.
-"""
+"""What stages that play have in common: which environments, episodes that are recorded as they are
+played, and asking about them."""
 
 from __future__ import annotations
 
@@ -147,10 +145,8 @@ def listen(
 
 
 def waiting_note(run: RunView, everybody: Sequence[Sources], groups: Sequence[str]) -> str:
-    """What is waited for, for progress displays:
-
-    "waiting for 12 ratings of 'people' (3 raters active, about 20 minutes)".
-    """
+    """What is waited for, for progress displays: "waiting for 12 ratings of 'people' (3 raters
+    active, about 20 minutes)"."""
     given = {source.name: source.given for sources in everybody for source in sources.sources}
     notes = []
     for name, count in Counter(

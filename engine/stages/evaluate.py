@@ -1,7 +1,5 @@
-"""`evaluate`: players on the same starts, with intervals:
-
-alone, in pairs, by a judge, and the policy as the best of n.
-"""
+"""`evaluate`: players on the same starts, with intervals: alone, in pairs, by a judge, and the
+policy as the best of n."""
 
 from __future__ import annotations
 

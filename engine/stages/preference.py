@@ -153,10 +153,8 @@ def pair_labels(found: Sequence[Pair]) -> list[Label]:
 
 
 def is_labelled(path: Path) -> bool:
-    """Whether somebody labelled or rated whole conversations in a file;
-
-    then those are what labels come from, not its comparisons.
-    """
+    """Whether somebody labelled or rated whole conversations in a file; then those are what labels
+    come from, not its comparisons."""
     return any(
         isinstance(record, Scored) and record.score is not None for record in read_records(path)
     )
@@ -298,10 +296,8 @@ class Chosen:
 
 
 def _shuffled(found: Sequence[Any], episodes: Mapping[str, Episode], seed: str) -> list[Any]:
-    """In an order that depends on the seed and on what was played, not on ids:
-
-    those hold the run's name.
-    """
+    """In an order that depends on the seed and on what was played, not on ids: those hold the run's
+    name."""
     place = {id_: (e.start.key, e.update, e.slot) for id_, e in episodes.items()}
     return sorted(
         found,
@@ -312,10 +308,8 @@ def _shuffled(found: Sequence[Any], episodes: Mapping[str, Episode], seed: str) 
 
 
 def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | None:
-    """(ids read, ids said) per turn:
-
-    as sampled, or as the chat template lays the conversation out; None if it does not fit.
-    """
+    """(ids read, ids said) per turn: as sampled, or as the chat template lays the conversation out;
+    None if it does not fit."""
     if all(t.action_ids is not None for t in episode.turns) and episode.history == "append":
         turns = [(list(t.prompt_ids), list(t.action_ids or ())) for t in episode.turns]
     else:
@@ -352,10 +346,8 @@ def preference_batch(
     episodes: Mapping[str, Episode],
     rows: Mapping[str, list[tuple[list[int], list[int]]] | None],
 ) -> Any:
-    """Pairs and their conversations as one batch:
-
-    what an optimizer that consumes comparisons trains on.
-    """
+    """Pairs and their conversations as one batch: what an optimizer that consumes comparisons
+    trains on."""
     from ..policy.batching import written_batch
 
     ids = list(dict.fromkeys(e for p in found for e in (p.first, p.second)))

@@ -199,10 +199,8 @@ class Rank(Stage):
 def comparison_metrics(
     episodes: Sequence[Episode], answers: Sequence[Comparison]
 ) -> dict[str, float]:
-    """What there is to say of a round of comparisons;
-
-    `truth_agreement` is with the environment's return.
-    """
+    """What there is to say of a round of comparisons; `truth_agreement` is with the environment's
+    return."""
     scored = [a for a in answers if a.status == "scored"]
     sound = [e for e in episodes if e.ending != "failed"]
     metrics = {

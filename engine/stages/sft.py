@@ -147,10 +147,8 @@ class SFT(Stage):
                     sums, tokens, metrics = Sums(), 0, {}
 
     def _rows(self, run: RunView) -> tuple[list[Row], dict[str, float]]:
-        """One row of ids per conversation, only the assistant's tokens marked;
-
-        and what there is to say of the data.
-        """
+        """One row of ids per conversation, only the assistant's tokens marked; and what there is to
+        say of the data."""
         chat, limit = run.policy.chat, run.policy.context_length
         metrics: dict[str, float] = {}
         files: Sequence[Path | None] = ()

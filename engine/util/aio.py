@@ -31,10 +31,8 @@ def background(
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    """Lets a loop turn for ever:
-
-    SystemExit and KeyboardInterrupt of a task, which come out of it, are that task's.
-    """
+    """Lets a loop turn for ever: SystemExit and KeyboardInterrupt of a task, which come out of it,
+    are that task's."""
     while True:
         with contextlib.suppress(BaseException):
             loop.run_forever()

@@ -301,18 +301,14 @@ def _named(name: str) -> str:
 
 
 def _inner(outer: str, name: str) -> str:
-    """The name that says what a value within a mapping is:
-
-    its own, unless the mapping's is one of secrets (`api_keys: {openai: ...}`).
-    """
+    """The name that says what a value within a mapping is: its own, unless the mapping's is one of
+    secrets (`api_keys: {openai: ...}`)."""
     return outer if _named(outer) == "sure" and not _named(name) else name
 
 
 def _random(value: str) -> bool:
-    """Whether a text looks made by a machine:
-
-    no spaces, and letters with digits, or of both cases in one word.
-    """
+    """Whether a text looks made by a machine: no spaces, and letters with digits, or of both cases
+    in one word."""
     if len(value) < SHORT or any(c.isspace() for c in value):
         return False
     letters, digits = any(c.isalpha() for c in value), any(c.isdigit() for c in value)
@@ -465,10 +461,8 @@ def in_use(*values: Any) -> None:
 
 
 def url_in_use(url: Any) -> None:
-    """Remembers the secrets of a URL:
-
-    its password, or a token in its place, and those among its parameters.
-    """
+    """Remembers the secrets of a URL: its password, or a token in its place, and those among its
+    parameters."""
     in_use(*_secrets_of_url(str(url)))
 
 
@@ -494,10 +488,8 @@ def _secrets_of_url(url: str) -> Iterator[str]:
 
 
 def config_in_use(value: Any, name: str = "") -> None:
-    """Remembers the secrets in options:
-
-    what stands under a name of secrets, and what is in URLs.
-    """
+    """Remembers the secrets in options: what stands under a name of secrets, and what is in
+    URLs."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             config_in_use(each, _inner(name, str(key)))
@@ -602,10 +594,8 @@ def redact(text: str) -> str:
 
 
 def _after_flag(items: list[Any], k: int) -> bool:
-    """Whether an item of a command is the secret that the flag before it names:
-
-    `--api-key`, `VALUE`.
-    """
+    """Whether an item of a command is the secret that the flag before it names: `--api-key`,
+    `VALUE`."""
     flag, value = (items[k - 1], items[k]) if k else ("", "")
     if not (
         isinstance(flag, str)
@@ -619,10 +609,8 @@ def _after_flag(items: list[Any], k: int) -> bool:
 
 
 def redacted(value: Any, name: str = "") -> Any:
-    """Plain data for a dump:
-
-    secrets hidden by the name of their key or by their look, objects shown by their type only.
-    """
+    """Plain data for a dump: secrets hidden by the name of their key or by their look, objects
+    shown by their type only."""
     kind = _named(name)
     if isinstance(value, Mapping):
         named = value.get("name", value.get("key"))  # {"name": "Authorization", "value": ...}

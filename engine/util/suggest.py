@@ -1,7 +1,5 @@
-"""What error messages suggest:
-
-near names where a name is not known, and how to install what is missing.
-"""
+"""What error messages suggest: near names where a name is not known, and how to install what is
+missing."""
 
 from __future__ import annotations
 
@@ -54,10 +52,8 @@ PARTS = {
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:
-    """Those of the known names that may be meant, the nearest first:
-
-    called so by others, or spelt alike.
-    """
+    """Those of the known names that may be meant, the nearest first: called so by others, or spelt
+    alike."""
     names = sorted(known)
     meant = {other: own for other, own in SYNONYMS.items() if own in names} | {
         own: own for own in names
@@ -68,11 +64,8 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'? Known:
-
-    ..." for error messages; an option that goes by another name here, or belongs elsewhere, is said
-    to.
-    """
+    """ " Did you mean 'x'? Known: ..." for error messages; an option that goes by another name
+    here, or belongs elsewhere, is said to."""
     names = sorted(known)
     ours = SYNONYMS.get(name, name)
     if ours != name and ours in names:

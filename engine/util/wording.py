@@ -24,18 +24,14 @@ def valid(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text in which whatever steers a terminal or ends its line is spelled out:
-
-    control and direction signs, half characters.
-    """
+    """Text in which whatever steers a terminal or ends its line is spelled out: control and
+    direction signs, half characters."""
     return _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def told(text: str, most: int = LONGEST) -> str:
-    """Somebody else's words as a reason:
-
-    one line without secrets, of at most so many characters.
-    """
+    """Somebody else's words as a reason: one line without secrets, of at most so many
+    characters."""
     line = one_line(redact(text[:READ]))
     if len(line) <= most and len(text) <= READ:
         return line
@@ -75,10 +71,8 @@ def each_text(change: Callable[[str], str], data: Any) -> Any:
 
 
 def tried(work: Callable[[], Any]) -> tuple[Any, str]:
-    """(result, "") or (None, reason), whatever it raises;
-
-    only KeyboardInterrupt, the user's Ctrl-C, goes on.
-    """
+    """(result, "") or (None, reason), whatever it raises; only KeyboardInterrupt, the user's
+    Ctrl-C, goes on."""
     try:
         return work(), ""
     except KeyboardInterrupt:

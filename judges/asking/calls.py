@@ -232,10 +232,8 @@ class Caller:
             await TIME.sleep(pause)
 
     async def drain(self) -> None:
-        """Waits for requests that are under way, each at most its timeout;
-
-        sends no more, and gives up what waits.
-        """
+        """Waits for requests that are under way, each at most its timeout; sends no more, and gives
+        up what waits."""
         self._closed = True
         while self._flying:
             self._landed.clear()
@@ -309,10 +307,8 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What sending brought:
-
-    an answer or why there is none, what was paid, and how many requests that took.
-    """
+    """What sending brought: an answer or why there is none, what was paid, and how many requests
+    that took."""
 
     reply: Reply | ModelError
     cost: float
@@ -320,11 +316,8 @@ class Sent:
 
 
 def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
-    """The verdict in a reply;
-
-    or what another question should do better: "room" (it was cut off) or "wrong" (what was wrong
-    with its form).
-    """
+    """The verdict in a reply; or what another question should do better: "room" (it was cut off) or
+    "wrong" (what was wrong with its form)."""
     if reply.stop in ("refused", "filtered"):
         return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}")[:500])
     if reply.stop == "length":

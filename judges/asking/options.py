@@ -125,10 +125,8 @@ class Asking(ABC):
 
     @property
     def _basis(self) -> str:
-        """The same, less how many verdicts are asked for and what is made of them:
-
-        what one verdict depends on.
-        """
+        """The same, less how many verdicts are asked for and what is made of them: what one verdict
+        depends on."""
         return f"{self._model.name}/{self.label}/{self._hash(self.FREE | self.MANY)}"
 
     def _hash(self, without: frozenset[str]) -> str:

@@ -223,10 +223,8 @@ class Cache(Database):
 
 
 def _is(answered: str, name: str) -> bool:
-    """Whether the model that answered is the one of a name:
-
-    with its provider or without, and as dated as it calls itself.
-    """
+    """Whether the model that answered is the one of a name: with its provider or without, and as
+    dated as it calls itself."""
     bare = name.partition(":")[2] or name
     return answered in (name, bare) or answered.startswith(f"{bare}-2")
 

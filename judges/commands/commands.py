@@ -1,7 +1,5 @@
-"""`turnwise judges` and `turnwise estimate`:
-
-what they take and print. What they need is loaded when they are called, not to list them.
-"""
+"""`turnwise judges` and `turnwise estimate`: what they take and print. What they need is loaded
+when they are called, not to list them."""
 
 from __future__ import annotations
 

@@ -94,10 +94,8 @@ class ListwiseJudge(ModelJudge):
         )
 
     def _orders(self, request: Request) -> list[list[Episode]]:
-        """One conversation of each kind, shuffled by what was said in them, never by ids:
-
-        those hold the run's name.
-        """
+        """One conversation of each kind, shuffled by what was said in them, never by ids: those
+        hold the run's name."""
         kinds = sorted(alike(request).items(), key=lambda kind: kind[0])
         shuffled = []
         for n in range(self.orders):

@@ -94,10 +94,8 @@ class PairwiseJudge(ModelJudge):
         return TASK.format(rules=RULES, standard=self.rubric.prompt)
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
-        """One question per pair;
-
-        which pairs, where not all are compared, is drawn from what was said in them.
-        """
+        """One question per pair; which pairs, where not all are compared, is drawn from what was
+        said in them."""
         drawn = sorted(
             combinations(episodes, 2), key=lambda pair: derive_id("pair", sorted(map(words, pair)))
         )
@@ -200,9 +198,7 @@ class PairwiseJudge(ModelJudge):
 
 
 def words(episode: Episode) -> list[tuple[str, str]]:
-    """What was said in a conversation:
-
-    what it is told from others by, wherever ids must not matter.
-    """
+    """What was said in a conversation: what it is told from others by, wherever ids must not
+    matter."""
     last = [(episode.final.content, "")] if episode.final is not None else []
     return [(turn.observation.content, turn.action) for turn in episode.turns] + last

@@ -53,10 +53,8 @@ def names(nonce: str, count: int) -> list[str]:
 
 
 def conversation(episode: Episode, after: int = 0) -> dict[str, Any]:
-    """An episode as plain data:
-
-    the agent's instructions and tools, and the turns from `after` on, replies numbered from 1.
-    """
+    """An episode as plain data: the agent's instructions and tools, and the turns from `after` on,
+    replies numbered from 1."""
     turns = [
         {"heard": _said(turn.observation), "reply": {"number": k + 1, "text": turn.action}}
         for k, turn in enumerate(episode.turns)
@@ -86,10 +84,8 @@ def _said(message: Any) -> dict[str, str]:
 
 
 def shared_turns(episodes: Sequence[Episode]) -> int:
-    """With how many turns all of them begin alike, told apart by what was said;
-
-    never all turns of one of them.
-    """
+    """With how many turns all of them begin alike, told apart by what was said; never all turns of
+    one of them."""
     shared = 0
     for turns in zip(*(e.turns[:-1] for e in episodes), strict=False):
         if len({(t.observation, t.action) for t in turns}) > 1:
@@ -121,10 +117,8 @@ def _written(match: re.Match[str]) -> str:
 
 @functools.cache
 def _escaped(character: str) -> str:
-    """A watched character as it stands in a block:
-
-    itself where it is seen and can be taken for nothing else.
-    """
+    """A watched character as it stands in a block: itself where it is seen and can be taken for
+    nothing else."""
     hidden = unicodedata.category(character)[0] in "CZ" or _BLANK.match(character)
     if not hidden and not set(unicodedata.normalize("NFKC", character)) & set('<>&"\\[]'):
         return character

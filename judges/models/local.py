@@ -148,10 +148,8 @@ class Local:
 
 
 def _fingerprint(folder: Path) -> str:
-    """What tells a folder's weights from others that lay there before;
-
-    empty for a hub's name, which stays what it is.
-    """
+    """What tells a folder's weights from others that lay there before; empty for a hub's name,
+    which stays what it is."""
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return (
         derive_id([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])

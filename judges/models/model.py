@@ -153,10 +153,8 @@ class ModelError(TurnwiseError):
 
 
 class BatchFailed(ModelError):
-    """A batch that brought no answer at all, in the provider's own words;
-
-    what was in it may be sent again in another one.
-    """
+    """A batch that brought no answer at all, in the provider's own words; what was in it may be
+    sent again in another one."""
 
 
 @runtime_checkable

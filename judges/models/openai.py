@@ -223,11 +223,8 @@ class OpenAI:
             return failed
 
     async def mine(self, since: float, ids: Sequence[str], results: Any = None) -> str | None:
-        """The batch with these custom ids;
-
-        None where there is none. For a process that was killed between sending a batch and writing
-        down its id.
-        """
+        """The batch with these custom ids; None where there is none. For a process that was killed
+        between sending a batch and writing down its id."""
         page = await self._call(self._client.batches.list(limit=100))
         while True:
             for batch in page.data:
@@ -323,10 +320,8 @@ class OpenAIChat(OpenAI):
                 learned.add(str(way))
 
     def _other_way(self, body: Mapping[str, Any], error: str) -> str | None:
-        """What was wrong with how a request was written, changed for all that follow;
-
-        None: nothing that could be changed.
-        """
+        """What was wrong with how a request was written, changed for all that follow; None: nothing
+        that could be changed."""
         limit = next(name for name in _LIMITS if name in body)
         if re.search(rf"\b{limit}\b", error) and _UNKNOWN.search(error):
             self._limit = _LIMITS[1 - _LIMITS.index(limit)]
@@ -432,10 +427,8 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
 
 
 def _stop(why: str) -> Any:
-    """How an answer ended, of a finish reason in any server's words ("content_filter:
-
-    RECITATION" in Gemini's).
-    """
+    """How an answer ended, of a finish reason in any server's words ("content_filter: RECITATION"
+    in Gemini's)."""
     word = plain_word(why.split(":")[0])
     if word == "refusal":
         return "refused"
@@ -459,10 +452,8 @@ def _called_with(message: Mapping[str, Any]) -> str:
 
 
 def _parts(content: Any) -> tuple[str, str]:
-    """The text and the refusal in a message's content:
-
-    text, a list of parts less thoughts, or data that the server has parsed.
-    """
+    """The text and the refusal in a message's content: text, a list of parts less thoughts, or data
+    that the server has parsed."""
     if isinstance(content, Mapping) and "type" not in content and "text" not in content:
         return json.dumps(content), ""
     if not isinstance(content, (list, Mapping)):
@@ -531,10 +522,8 @@ def _list(value: Any) -> list[Any]:
 
 
 def _tokens(found: Any) -> tuple[Token, ...]:
-    """Log-probabilities as far as they are such:
-
-    what a server sends beside a paid answer never costs it.
-    """
+    """Log-probabilities as far as they are such: what a server sends beside a paid answer never
+    costs it."""
     tokens = []
     for each in found:
         if not isinstance(each, Mapping):

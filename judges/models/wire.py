@@ -239,10 +239,8 @@ def http_error(status: int, body: Any, headers: Mapping[str, str], url: str = ""
 
 
 def error_within(body: Any, usage: Usage | None = None, lost: bool = False) -> ModelError:
-    """An error that came with HTTP 200, or as an item of a batch:
-
-    the status is in its code, or follows from its words.
-    """
+    """An error that came with HTTP 200, or as an item of a batch: the status is in its code, or
+    follows from its words."""
     inner = body.get("error") if isinstance(body, Mapping) and body.get("error") else body
     code = inner.get("code") if isinstance(inner, Mapping) else None
     words = set(_words(body))
@@ -261,10 +259,8 @@ def error_within(body: Any, usage: Usage | None = None, lost: bool = False) -> M
 
 
 def said(body: Any) -> tuple[str, str]:
-    """The code and the message of an error's body, whatever its shape;
-
-    of one that has neither, the body itself.
-    """
+    """The code and the message of an error's body, whatever its shape; of one that has neither, the
+    body itself."""
     inner = body[0] if isinstance(body, list) and body else body
     if isinstance(inner, Mapping):
         inner = inner.get("error") or inner
@@ -304,10 +300,8 @@ def _text(value: Any) -> str:
 
 
 def _words(body: Any, depth: int = 0) -> Iterator[str]:
-    """What tells kinds of errors apart:
-
-    codes, types, states and reasons, wherever they stand in a body.
-    """
+    """What tells kinds of errors apart: codes, types, states and reasons, wherever they stand in a
+    body."""
     if depth > 6:
         return
     if isinstance(body, list):

@@ -29,10 +29,8 @@ Reference = str | float | Sequence[str | float] | Mapping[str, str] | Callable[[
 
 
 class _Answer(ABC):
-    """What the two judges share:
-
-    the references of an episode, and the part of the last reply that is the answer.
-    """
+    """What the two judges share: the references of an episode, and the part of the last reply that
+    is the answer."""
 
     def __init__(self, reference: Reference, pattern: str | None) -> None:
         if isinstance(reference, Mapping) and (
@@ -93,10 +91,8 @@ class _Answer(ABC):
 
     @abstractmethod
     def _checked(self, references: list[Any]) -> list[Any]:
-        """The references in the form in which they are compared;
-
-        ValueError for one that has none.
-        """
+        """The references in the form in which they are compared; ValueError for one that has
+        none."""
 
     @abstractmethod
     def _right(self, answer: str | None, references: list[Any]) -> tuple[bool, dict[str, Any]]:
@@ -236,10 +232,8 @@ _NUMBERS = {
 
 
 def numbers(text: str, decimal: str = ".") -> list[float]:
-    """The numbers in a text, in order, as `Numeric` reads them;
-
-    infinite where one is beyond a float.
-    """
+    """The numbers in a text, in order, as `Numeric` reads them; infinite where one is beyond a
+    float."""
     other = "," if decimal == "." else "."
 
     def read(digits: str) -> str:

@@ -184,10 +184,8 @@ class Economy:
 
 
 def content(text: str) -> frozenset[str]:
-    """The words of a text that carry content:
-
-    numbers, and words other than function words, without a plural's or a genitive's s.
-    """
+    """The words of a text that carry content: numbers, and words other than function words, without
+    a plural's or a genitive's s."""
     words = re.findall(r"[^\W_]+(?:['’.,-][^\W_]+)*", text.lower())
     plain = {re.sub(r"['’]s$|(?<=\w\w[^s\W])s$", "", word) for word in words if word not in _EMPTY}
     return (

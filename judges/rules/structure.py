@@ -1,7 +1,5 @@
-"""Rules on replies that a program reads:
-
-JSON by a schema, and calls of the tools that the environment offers.
-"""
+"""Rules on replies that a program reads: JSON by a schema, and calls of the tools that the
+environment offers."""
 
 from __future__ import annotations
 
@@ -115,10 +113,8 @@ def validator(schema: Mapping[str, Any]) -> Any:
 
 
 def error_of(validator: Any, value: Any) -> str | None:
-    """Where a value breaks the schema and how;
-
-    None where it does not. Of several errors the one that says most.
-    """
+    """Where a value breaks the schema and how; None where it does not. Of several errors the one
+    that says most."""
     from jsonschema.exceptions import best_match
 
     error = best_match(validator.iter_errors(value))
@@ -361,10 +357,8 @@ def _call_error(call: str | Mapping[str, Any], tools: Mapping[str, Any]) -> str 
 
 
 def _typed(text: str, schema: Mapping[str, Any], key: str) -> Any:
-    """A value that was written as text:
-
-    itself where the tool takes a text there, else what it is as JSON, or as Python writes it.
-    """
+    """A value that was written as text: itself where the tool takes a text there, else what it is
+    as JSON, or as Python writes it."""
     place = schema.get("properties", {}).get(key)
     if isinstance(place, Mapping):
         whole = {k: schema[k] for k in ("$schema", "$defs", "definitions") if k in schema} | dict(

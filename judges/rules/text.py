@@ -27,10 +27,8 @@ INSTALL = f"install it with: {install('judges')}"
 
 
 def share_within(count: int, least: int, most: int) -> float:
-    """1 within the limits. Below, the share of `least` that is there;
-
-    above, what is over in proportion to `most`: twice as many is 0.
-    """
+    """1 within the limits. Below, the share of `least` that is there; above, what is over in
+    proportion to `most`: twice as many is 0."""
     if count < least:
         return count / least
     return max(0.0, 1.0 - max(0, count - most) / most)
@@ -221,10 +219,8 @@ def _finder(entry: Any) -> tuple[Pattern | re.Pattern[str], bool]:
 
 
 def _visible(text: str) -> str:
-    """One form for what looks the same:
-
-    full-width letters, ligatures, and characters that cannot be seen.
-    """
+    """One form for what looks the same: full-width letters, ligatures, and characters that cannot
+    be seen."""
     return "".join(
         c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf"
     )
@@ -242,10 +238,8 @@ def _is_whole(text: str, match: re.Match[str]) -> bool:
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether two characters side by side belong to one word:
-
-    letters, marks, digits and underscores do, where words have spaces.
-    """
+    """Whether two characters side by side belong to one word: letters, marks, digits and
+    underscores do, where words have spaces."""
     if any(unicodedata.name(c, "").startswith(_UNSPACED) for c in (left, right)):
         return False
     return all(unicodedata.category(c)[0] in "LMN" or c == "_" for c in (left, right))

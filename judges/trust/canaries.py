@@ -315,10 +315,8 @@ class Quarantine:
 
     @property
     def suspect(self) -> str | None:
-        """The kind that the judge fell for lately and is not cleared of;
-
-        None: of none, or it is decided.
-        """
+        """The kind that the judge fell for lately and is not cleared of; None: of none, or it is
+        decided."""
         kinds = [kind for kind, value in self._sums.items() if kind and value > 0]
         return (
             max(kinds, key=lambda kind: (self._sums[kind], kind))

@@ -46,10 +46,8 @@ class BradleyTerry:
         self.variance = variance
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode that was compared;
-
-        scores without comparisons are passed over.
-        """
+        """Estimates for every episode that was compared; scores without comparisons are passed
+        over."""
         p = pairs(answers)
         if not p.episodes:
             return Aggregate({}, {})

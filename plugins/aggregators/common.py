@@ -1,7 +1,5 @@
-"""What the aggregators share:
-
-who answered, rankings as pairs, and the uncertainty of scores that come in groups.
-"""
+"""What the aggregators share: who answered, rankings as pairs, and the uncertainty of scores that
+come in groups."""
 
 from __future__ import annotations
 
@@ -32,10 +30,8 @@ def rater(answer: Feedback | Comparison) -> str:
 
 
 def scores(answers: Iterable[Feedback | Comparison]) -> list[tuple[str, str, float]]:
-    """(episode, rater, number) of every answer that gives an episode one;
-
-    numbers that are equal up to rounding are made equal.
-    """
+    """(episode, rater, number) of every answer that gives an episode one; numbers that are equal up
+    to rounding are made equal."""
     found = []
     for answer in answers:
         if isinstance(answer, Feedback) and (number := overall(answer)) is not None:

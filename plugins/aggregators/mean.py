@@ -34,10 +34,8 @@ class Mean:
     reads = frozenset({"scores"})
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode with a score (or aspects:
-
-        their mean), in the scores' own unit.
-        """
+        """Estimates for every episode with a score (or aspects: their mean), in the scores' own
+        unit."""
         said = scores(answers)
         if not said:
             return Aggregate({}, {})

@@ -43,10 +43,8 @@ class PlackettLuce:
         self.variance = variance
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode that was compared;
-
-        scores without comparisons are passed over.
-        """
+        """Estimates for every episode that was compared; scores without comparisons are passed
+        over."""
         said = comparisons(answers)
         if not said:
             return Aggregate({}, {})
@@ -136,10 +134,8 @@ class Choices:
         return normaliser, np.exp(offered - normaliser[self.stage])
 
     def curvature(self, score: Floats) -> tuple[Ints, Ints, Floats]:
-        """Entries of the likelihood's Hessian:
-
-        sum over stages of times (diag(chance) - chance chance^T).
-        """
+        """Entries of the likelihood's Hessian: sum over stages of times (diag(chance) - chance
+        chance^T)."""
         chance, times = self.chances(score)[1], self.times[self.stage]
         row, column = self._row, self._column
         return (

@@ -208,10 +208,8 @@ class Aggregated:
         return Rewards(sum(turns), tuple(turns), of_turns, weight)
 
     def metrics(self) -> dict[str, float]:
-        """Of the estimates that `fit` made last:
-
-        raters over the whole history, estimates and strata over the present update.
-        """
+        """Of the estimates that `fit` made last: raters over the whole history, estimates and
+        strata over the present update."""
         raters = self._found.whole.raters.values()
         found: dict[str, float] = {"raters/count": float(len(raters))} if raters else {}
         if raters:

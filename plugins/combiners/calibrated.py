@@ -242,10 +242,8 @@ class Calibrated:
                 )
 
     def _late(self, run: RunView) -> list[Answer]:
-        """People's answers on kept episodes that came since;
-
-        for an update that is made again those that were there the first time.
-        """
+        """People's answers on kept episodes that came since; for an update that is made again those
+        that were there the first time."""
         if not self._records:
             return []
         number, key = run.updates + 1, derive_id(sorted(self._records))[:8]
@@ -311,10 +309,8 @@ class Calibrated:
         )
 
     def metrics(self) -> dict[str, float]:
-        """`calibration/...`, with the judge's name where there are several;
-
-        of the kept episodes and the version in force, see docs/calibration.md.
-        """
+        """`calibration/...`, with the judge's name where there are several; of the kept episodes
+        and the version in force, see docs/calibration.md."""
         found: dict[str, float] = {}
         for name in self.judges:
             where = "calibration" if len(self.judges) == 1 else f"calibration/{name}"

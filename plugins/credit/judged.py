@@ -111,10 +111,8 @@ def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:
 
 
 def smeared(deltas: Tensor, smear: float) -> Tensor:
-    """Each delta shared with the turns up to its own, by powers of `smear`;
-
-    sums stay. [E, K] -> [E, K].
-    """
+    """Each delta shared with the turns up to its own, by powers of `smear`; sums stay. [E, K] ->
+    [E, K]."""
     turns = torch.arange(deltas.shape[1], dtype=deltas.dtype)
     back = turns.unsqueeze(1) - turns.unsqueeze(0)  # [k, j]
     share = torch.where(back >= 0, smear ** back.clamp(min=0), 0.0)
@@ -122,10 +120,8 @@ def smeared(deltas: Tensor, smear: float) -> Tensor:
 
 
 def against_other_conversations(scores: Tensor, group: Tensor) -> Tensor:
-    """Scores less the mean of all scored turns of the group's other episodes, [E, K];
-
-    0 where there is no score or nobody else's.
-    """
+    """Scores less the mean of all scored turns of the group's other episodes, [E, K]; 0 where there
+    is no score or nobody else's."""
     scored = ~scores.isnan()
     sums, counts = scores.double().nan_to_num(0.0).sum(1), scored.sum(1)
     groups = int(group.max()) + 1

@@ -257,10 +257,8 @@ def policy_player(policy: Policy, temperature: float = 1.0) -> PolicyPlayer:
 def _tell(
     console: Console, scores: dict[str, Score], played: dict[str, list[Episode]], folder: Path
 ) -> None:
-    """The table, and one conversation before and after:
-
-    the first held-out story that SFT got wrong and the better policy right.
-    """
+    """The table, and one conversation before and after: the first held-out story that SFT got wrong
+    and the better policy right."""
     print_scores({name: asdict(each) for name, each in scores.items()})
     best = max(
         (name for name in played if name not in ("expert", "random", "demonstrator", "sft")),

@@ -1,7 +1,5 @@
-"""A small Llama-architecture chat model and its tokenizer, built on the spot:
-
-random weights, words learned from an environment.
-"""
+"""A small Llama-architecture chat model and its tokenizer, built on the spot: random weights, words
+learned from an environment."""
 
 from __future__ import annotations
 

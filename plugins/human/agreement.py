@@ -47,10 +47,8 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What there is to agree on:
-
-    units (rater to value), the item each belongs to, and the level of measurement.
-    """
+    """What there is to agree on: units (rater to value), the item each belongs to, and the level of
+    measurement."""
 
     units: Units
     items: list[str]
@@ -64,10 +62,8 @@ class Judged:
 
 
 def judged(said: Iterable[Said], aspect: str | None = None) -> Judged:
-    """Pairs of conversations, points per aspect, marks per turn and where it went wrong first;
-
-    what was left unmarked says nothing.
-    """
+    """Pairs of conversations, points per aspect, marks per turn and where it went wrong first; what
+    was left unmarked says nothing."""
     by_item: dict[str, list[Said]] = defaultdict(list)
     for each in said:
         if each.answer.status == "scored":
@@ -127,10 +123,8 @@ def agreement(name: str, found: Judged) -> Agreement:
 
 
 def between(found: Judged, stratum_of: Mapping[str, str]) -> Judged:
-    """As strata see it: each says the mean of its raters' points, or what most of them say;
-
-    where these are divided, it says nothing.
-    """
+    """As strata see it: each says the mean of its raters' points, or what most of them say; where
+    these are divided, it says nothing."""
     seen: Units = []
     for unit in found.units:
         votes: dict[str, list[Any]] = defaultdict(list)
@@ -148,10 +142,8 @@ def between(found: Judged, stratum_of: Mapping[str, str]) -> Judged:
 
 
 def versus(found: Judged, rater: str) -> Judged:
-    """One rater with each of the others, two by two:
-
-    what the others think of one another does not count.
-    """
+    """One rater with each of the others, two by two: what the others think of one another does not
+    count."""
     both = [
         ({rater: u[rater], o: u[o]}, i)
         for u, i in zip(found.units, found.items, strict=True)

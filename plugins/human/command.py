@@ -40,10 +40,8 @@ def rate(
         ),
     ] = False,
 ) -> None:
-    """Serves the raters' web page of a run;
-
-    prints a one-time link for its lead, who invites the others.
-    """
+    """Serves the raters' web page of a run; prints a one-time link for its lead, who invites the
+    others."""
     from ...engine.errors import ConfigError
     from ...engine.util.suggest import install
 

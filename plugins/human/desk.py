@@ -395,10 +395,8 @@ class Desk:
             }
 
     def said(self, run: str) -> int:
-        """How many answers everybody has given, gold among them:
-
-        a count that stood still after gold would tell it.
-        """
+        """How many answers everybody has given, gold among them: a count that stood still after
+        gold would tell it."""
         query = sa.select(sa.func.count()).select_from(
             LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item)
         )
@@ -497,9 +495,7 @@ class Desk:
 
     def pace(self, run: str, source: str) -> tuple[int, float | None]:
         """How many raters are at work, and in how many seconds they will be through at this pace;
-
-        None where nobody can tell.
-        """
+        None where nobody can tell."""
         now = self.ledger.clock()
         leases = LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item)
         mine, recent = (
@@ -617,10 +613,8 @@ class Desk:
         required: bool,
         now: float,
     ) -> tuple[list[Any], str] | None:
-        """The next items of a study:
-
-        of its random share in the order of luck, or of the others by what an answer would teach.
-        """
+        """The next items of a study: of its random share in the order of luck, or of the others by
+        what an answer would teach."""
         share = 1.0 if study["order"] == "random" else float(study["random_share"])
         query = sa.select(ITEMS, REQUESTS.c.id.label("request")).join(
             REQUESTS, REQUESTS.c.item == ITEMS.c.id

@@ -55,10 +55,8 @@ def unfilled() -> Any:
 
 
 def wanted(now: float) -> tuple[Any, ...]:
-    """Requests that somebody still waits for;
-
-    what nobody waited for is worth asking also after its group has trained.
-    """
+    """Requests that somebody still waits for; what nobody waited for is worth asking also after its
+    group has trained."""
     decided = sa.select(MEMBERS.c.episode).where(MEMBERS.c.group == ITEMS.c.group).exists()
     return sa.or_(REQUESTS.c.deadline.is_(None), REQUESTS.c.deadline > now), sa.or_(
         ~decided, ~REQUESTS.c.required

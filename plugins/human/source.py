@@ -212,10 +212,8 @@ class People:
         self._looked = -math.inf
 
     def receive(self) -> list[Feedback | Comparison]:
-        """Collects what raters said and can no longer take back:
-
-        it is in the ledger then, and this returns nothing.
-        """
+        """Collects what raters said and can no longer take back: it is in the ledger then, and this
+        returns nothing."""
         context = self._opened()
         now = context.clock()
         if self.order == "value" and now - self._looked >= LOOK:
@@ -225,10 +223,8 @@ class People:
         return []
 
     def close(self) -> None:
-        """What is on the desk when a stage ends is collected too;
-
-        the service goes on collecting after that.
-        """
+        """What is on the desk when a stage ends is collected too; the service goes on collecting
+        after that."""
         if self._context is not None:
             Desk(self._context.ledger).collect(self._context.run, self._context.name, undo=0.0)
 

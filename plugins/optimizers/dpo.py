@@ -71,10 +71,8 @@ def dpo_loss(
 
 
 def parting(one: Episode, other: Episode) -> int | None:
-    """The first turn in which two conversations reply differently to the same words;
-
-    None if what was said to them differs first.
-    """
+    """The first turn in which two conversations reply differently to the same words; None if what
+    was said to them differs first."""
     for k, (a, b) in enumerate(zip(one.turns, other.turns, strict=False)):
         if a.observation != b.observation:
             return None

@@ -1,7 +1,5 @@
-"""KL to the reference policy, where PPO and GRPO share it:
-
-as a penalty in the reward, or as a term of the loss; fixed or adaptive.
-"""
+"""KL to the reference policy, where PPO and GRPO share it: as a penalty in the reward, or as a term
+of the loss; fixed or adaptive."""
 
 from __future__ import annotations
 
@@ -111,10 +109,8 @@ class KL:
             batch.token_rewards -= self.coef * apart
 
     def loss(self, logprobs: Tensor, reference: Tensor) -> Tensor:
-        """The term of each token's loss, [n];
-
-        without gradient where policy and reference differ by the rounding of a forward pass.
-        """
+        """The term of each token's loss, [n]; without gradient where policy and reference differ by
+        the rounding of a forward pass."""
         same = (logprobs - reference).detach().abs() <= ROUNDING
         return self.coef * kl_estimate(
             torch.where(same, reference, logprobs), reference, self.estimator

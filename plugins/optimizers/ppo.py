@@ -128,10 +128,8 @@ class PPO:
     def _states(
         self, policy: Policy, micro: Micro, temperature: float, out: Output, trunk: Any
     ) -> Output:
-        """What the critic reads of a micro-batch:
-
-        the policy's hidden states, or those of its own trunk.
-        """
+        """What the critic reads of a micro-batch: the policy's hidden states, or those of its own
+        trunk."""
         return out if trunk is None else policy.score(micro, temperature, trunk)
 
     @torch.no_grad()

@@ -1,7 +1,5 @@
-"""A reward model as a judge:
-
-`feedback: [reward-model]` in `rl`, `best_of: {judge: reward-model}` in `evaluate`.
-"""
+"""A reward model as a judge: `feedback: [reward-model]` in `rl`, `best_of: {judge: reward-model}`
+in `evaluate`."""
 
 from __future__ import annotations
 

@@ -83,10 +83,8 @@ def plackett_luce(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
 
 
 def centering(first: Tensor, second: Tensor) -> Tensor:
-    """(r_first + r_second)^2 of each pair, [P]:
-
-    keeps the scores' free constant near zero while they are learned.
-    """
+    """(r_first + r_second)^2 of each pair, [P]: keeps the scores' free constant near zero while
+    they are learned."""
     return (first + second) ** 2
 
 

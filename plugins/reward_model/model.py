@@ -144,10 +144,8 @@ class RewardModel:
 
     @cached_property
     def version(self) -> str:
-        """A hash of weights and offsets:
-
-        verdicts of different reward models never pass for one another.
-        """
+        """A hash of weights and offsets: verdicts of different reward models never pass for one
+        another."""
         digest = hashlib.sha256(json.dumps(self.offsets).encode())
         for member in self.members:
             for parameter in member.parameters():

@@ -77,10 +77,8 @@ class Versions:
         self._take(self._load())
 
     def learn(self, run: RunView) -> dict[str, float]:
-        """Trains a new version if it is time, and says what came of it;
-
-        the engine calls this before an update.
-        """
+        """Trains a new version if it is time, and says what came of it; the engine calls this
+        before an update."""
         self._version = run.folder / "reward-model" / f"update-{run.updates:06d}"
         self._refusal = run.folder / "reward-model" / f"refused-{run.updates:06d}.json"
         if found := self._written(run):
@@ -91,10 +89,8 @@ class Versions:
         return found or {"reward_model/fresh": float(len(fresh))}
 
     def _written(self, run: RunView) -> dict[str, float]:
-        """Takes up what was decided before this update when it was made the first time;
-
-        empty where nothing was.
-        """
+        """Takes up what was decided before this update when it was made the first time; empty where
+        nothing was."""
         notes = _notes(self._version / NOTE)
         if notes.get("run") == run.id and "switched" in notes:
             self._path = _within(self._version, run.folder)
@@ -189,10 +185,8 @@ class Versions:
         self._held |= set(notes.get("held", ()))
 
     def _comparisons(self, run: RunView) -> list[Comparison]:
-        """What the run has had compared, by whomever and however late, up to this update:
-
-        one that goes on finds later answers too.
-        """
+        """What the run has had compared, by whomever and however late, up to this update: one that
+        goes on finds later answers too."""
         found = run.ledger.comparisons(run.id, stages=comparing(run))
         shown = run.ledger.episodes([c.ranking[0][0] for c in found if c.id not in self._heard])
         return [
@@ -201,10 +195,8 @@ class Versions:
 
 
 def _within(path: Path | str, folder: Path) -> str:
-    """A path as it is kept:
-
-    relative to the run's folder where it lies there, so that the folder may move.
-    """
+    """A path as it is kept: relative to the run's folder where it lies there, so that the folder
+    may move."""
     try:
         return str(Path(path).resolve().relative_to(folder.resolve()))
     except ValueError:

@@ -1,7 +1,5 @@
-"""How a reward model learns from comparisons:
-
-the options, the data, the loss, and the one loop that the stage and retraining judges share.
-"""
+"""How a reward model learns from comparisons: the options, the data, the loss, and the one loop
+that the stage and retraining judges share."""
 
 from __future__ import annotations
 
@@ -117,10 +115,8 @@ class Training(Section):
             yield Step(step + 1, steps, losses, norm, ensemble.learners[0].rate)
 
     def _groups(self, train: Sequence[int], step: int, seed: str) -> list[int]:
-        """The starts of one step:
-
-        each member's own share of them, in an order of its own, epoch by epoch.
-        """
+        """The starts of one step: each member's own share of them, in an order of its own, epoch by
+        epoch."""
         generator = torch.Generator().manual_seed(int(seed, 16) % 2**63)
         share = torch.randperm(len(train), generator=generator)[
             : max(1, round(len(train) * self.bootstrap))
@@ -289,10 +285,8 @@ class Data:
         return [self.episodes[m[0]].start.key for m in self.members]
 
     def latest(self) -> list[int]:
-        """The conversations of the latest round:
-
-        the policy as it is, not what it was in earlier ones; all, where no policy played.
-        """
+        """The conversations of the latest round: the policy as it is, not what it was in earlier
+        ones; all, where no policy played."""
         sampled = [
             e for e, episode in enumerate(self.episodes) if episode.turns[0].action_ids is not None
         ]
@@ -303,10 +297,8 @@ class Data:
         )
 
     def split(self, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-        """Indices of the groups to train on and to measure on, by start:
-
-        what is held out stays so whatever else arrives.
-        """
+        """Indices of the groups to train on and to measure on, by start: what is held out stays so
+        whatever else arrives."""
         places = [place(seed, start) for start in self.starts]
         train = [g for g, p in enumerate(places) if p >= held_out]
         return train or list(range(len(places))), [g for g, p in enumerate(places) if p < held_out]
@@ -354,10 +346,8 @@ def finals(model: RewardModel, episodes: Sequence[Episode], micro_tokens: int) -
 
 
 def place(seed: int, start: str) -> float:
-    """Where in [0, 1) a start stands in the order by which starts are held out:
-
-    the same whatever else there is.
-    """
+    """Where in [0, 1) a start stands in the order by which starts are held out: the same whatever
+    else there is."""
     return int(derive_id("held out", seed, start), 16) / 2**64
 
 

@@ -84,9 +84,7 @@ def model_output(logprobs: Tensor) -> SimpleNamespace:
 
 def excerpt(wheel: Path, path: str, names: list[str], given: dict[str, Any]) -> dict[str, Any]:
     """Runs the definitions of `names` (also methods), without decorators, from a file in a wheel;
-
-    the rest is not imported.
-    """
+    the rest is not imported."""
     tree = ast.parse(zipfile.ZipFile(wheel).read(path))
     body = [
         n
@@ -420,10 +418,8 @@ def trl_grpo_loss(tokens: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def trl_grpo_advantages() -> dict[str, Any]:
-    """The block of the trainer that turns rewards into advantages;
-
-    it is no function of its own, so its source is run.
-    """
+    """The block of the trainer that turns rewards into advantages; it is no function of its own, so
+    its source is run."""
     source = textwrap.dedent(
         inspect.getsource(trl_grpo.GRPOTrainer._generate_and_score_completions)
     )
@@ -862,10 +858,8 @@ def wheel_name(wheel: Path) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Tensors and arrays as nested lists;
-
-    anything but float64, integers and booleans is refused.
-    """
+    """Tensors and arrays as nested lists; anything but float64, integers and booleans is
+    refused."""
     if isinstance(value, np.ndarray | np.generic):
         value = torch.from_numpy(np.array(value))
     if isinstance(value, Tensor):

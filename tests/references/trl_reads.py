@@ -42,10 +42,8 @@ WORDS = (
 
 
 def played(seed: int, slot: int) -> turnwise.Episode:
-    """A conversation of three turns;
-
-    those of one start share their first message, and slots 1 and 2 their first reply too.
-    """
+    """A conversation of three turns; those of one start share their first message, and slots 1 and
+    2 their first reply too."""
     words = WORDS.split()
     say = lambda *key: " ".join(  # noqa: E731
         words[zlib.crc32(repr((key, i)).encode()) % len(words)] for i in range(4)

@@ -1,7 +1,5 @@
-"""Continues conversations anew from the start of every turn:
-
-to value states for credit, and to audit the credit.
-"""
+"""Continues conversations anew from the start of every turn: to value states for credit, and to
+audit the credit."""
 
 from __future__ import annotations
 

@@ -62,10 +62,8 @@ class Collector:
         return {"update": i + 1, "updates": self.settings.updates}
 
     def place(self) -> Where:
-        """Returns where the present update's conversations are played:
-
-        their ids and noise derive from it.
-        """
+        """Returns where the present update's conversations are played: their ids and noise derive
+        from it."""
         return Where(self.run.id, self.run.stage, self.run.updates + 1, self.run.seed)
 
     def starts(

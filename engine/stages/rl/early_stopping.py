@@ -79,10 +79,8 @@ class EarlyStopping:
         return self._measure(0) if self.settings.gold and i == 0 else {}
 
     def after(self, i: int) -> dict[str, float]:
-        """Measures the policy after update i where it is time to;
-
-        at the end the best one is put back.
-        """
+        """Measures the policy after update i where it is time to; at the end the best one is put
+        back."""
         gold, last = self.settings.gold, i + 1 == self.settings.updates
         if gold is None or not ((i + 1) % gold.every == 0 or last):
             return {}

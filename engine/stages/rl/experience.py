@@ -51,10 +51,8 @@ class Experience:
         self.answers.update(answer.status for answers in feedback.values() for answer in answers)
 
     def add_costs(self, other: Experience) -> None:
-        """Adds what other conversations took, which train nothing:
-
-        time, money, and answers by status.
-        """
+        """Adds what other conversations took, which train nothing: time, money, and answers by
+        status."""
         self.play_seconds += other.play_seconds
         self.feedback_seconds += other.feedback_seconds
         self.spend += other.spend

@@ -111,10 +111,8 @@ def learned_nothing(metrics: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:
-    """How large the credit of the first turns is, and how it spreads:
-
-    mean and standard deviation over the episodes that got so far.
-    """
+    """How large the credit of the first turns is, and how it spreads: mean and standard deviation
+    over the episodes that got so far."""
     metrics = {}
     for k in range(min(turns, batch.turn_mask.shape[1])):
         own = batch.credit.turn_credit[batch.turn_mask[:, k], k].double()
@@ -128,10 +126,8 @@ def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:
 
 
 def drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
-    """Share of episodes whose trained context differs from what the template would render;
-
-    measured on a few.
-    """
+    """Share of episodes whose trained context differs from what the template would render; measured
+    on a few."""
     checked = [e for e in episodes if e.history == "append" and len(e.turns) > 1][:sample]
     drifted = 0
     for e in checked:
@@ -148,10 +144,8 @@ def mean(values: Sequence[float]) -> float:
 
 
 def feedback_metrics(combiners: Sequence[Any]) -> dict[str, float]:
-    """What combiners report of raters and estimates, those that do;
-
-    in a mixture each environment's by its place in `env`.
-    """
+    """What combiners report of raters and estimates, those that do; in a mixture each environment's
+    by its place in `env`."""
     found: dict[str, float] = {}
     for i, combiner in enumerate(combiners):
         if hasattr(combiner, "metrics"):

@@ -138,19 +138,15 @@ class Pending(Collector):
         return {"pending": self}
 
     def close(self) -> None:
-        """What is left when the stage ends will not train:
-
-        it is recorded, so that nobody is asked about it any more.
-        """
+        """What is left when the stage ends will not train: it is recorded, so that nobody is asked
+        about it any more."""
         self._leave_out(self.groups, self.run.updates, ENDED)
 
     # What is played.
 
     def _adopt(self, experience: Experience) -> None:
-        """Takes up the rounds of the present update that the ledger holds already;
-
-        they were played before a kill.
-        """
+        """Takes up the rounds of the present update that the ledger holds already; they were played
+        before a kill."""
         run, where = self.run, self.place()
         while True:
             chosen, env_of = self.starts(self.rounds, self.settings.groups)
@@ -198,10 +194,8 @@ class Pending(Collector):
         self.too_old += sum(len(group.episodes) for group in old)
 
     def _forget_ended(self) -> None:
-        """A stage that had ended gave up what was left;
-
-        when it is extended, the checkpoint may still hold that.
-        """
+        """A stage that had ended gave up what was left; when it is extended, the checkpoint may
+        still hold that."""
         if self.run.is_main:
             decided = self.run.ledger.decided([group.key for group in self.groups])
             ended = {key for key, update in decided.items() if update <= self.run.updates}
@@ -210,10 +204,8 @@ class Pending(Collector):
     # What is decided, in the main process.
 
     def _recorded(self) -> Step:
-        """The decision on the present update that a killed run had made;
-
-        "look" where there is none.
-        """
+        """The decision on the present update that a killed run had made; "look" where there is
+        none."""
         run = self.run
         members = [
             m for m in run.ledger.members(run.id, run.updates + 1) if m.reason not in (OLD, ENDED)
@@ -272,10 +264,8 @@ class Pending(Collector):
         return Step("wait")
 
     def _ask(self) -> None:
-        """Asks about groups that this process has not asked about:
-
-        new ones, and after a resume all that are pending.
-        """
+        """Asks about groups that this process has not asked about: new ones, and after a resume all
+        that are pending."""
         new = [group for group in self.groups if group.key not in self._asked]
         beside = self._asked & {group.key for group in self.groups}
         for index, sources in enumerate(self.parts.sources):
@@ -286,10 +276,8 @@ class Pending(Collector):
     def _without_reward(
         self, groups: Sequence[Group], feedback: Mapping[str, list[Answer]]
     ) -> set[str]:
-        """Of groups that all was said of, those in which nothing can train:
-
-        nobody answered, or everybody abstained or failed.
-        """
+        """Of groups that all was said of, those in which nothing can train: nobody answered, or
+        everybody abstained or failed."""
         seen = [(group.key, [answer.id for answer in feedback[group.key]]) for group in groups]
         if seen != self._judged[0]:
             # They only try: what they learn is learned when an update is made.

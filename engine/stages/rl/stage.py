@@ -24,10 +24,8 @@ from .update import Trainer
 
 
 class RL(RLSettings):
-    """Trains the policy by reinforcement learning on conversations;
-
-    its options are those of `RLSettings`.
-    """
+    """Trains the policy by reinforcement learning on conversations; its options are those of
+    `RLSettings`."""
 
     def check(self, run: RunView) -> None:
         check_envs(self.env, (), run.plugins)

@@ -75,10 +75,8 @@ DONE = {
 
 
 async def sent(request: Request) -> dict[str, str]:
-    """The fields of a form whose names depend on the task;
-
-    others are left out, and so is what no text can hold.
-    """
+    """The fields of a form whose names depend on the task; others are left out, and so is what no
+    text can hold."""
     form: FormData = await request.form(max_fields=MOST)
     whole = {
         k: str(v).encode("utf-8", "replace").decode().replace("\0", "\ufffd")
@@ -91,10 +89,8 @@ async def sent(request: Request) -> dict[str, str]:
 
 
 class Sometimes:
-    """A value that is worked out again after a while;
-
-    one thread at a time does, the others take the last one.
-    """
+    """A value that is worked out again after a while; one thread at a time does, the others take
+    the last one."""
 
     def __init__(self, work: Callable[[], Any], seconds: float) -> None:
         self.work, self.seconds = work, seconds
@@ -131,10 +127,8 @@ def place_of(url: str) -> tuple[str, str, int] | None:
 
 
 def _letters(label: str) -> str:
-    """A part of a host's name as it is meant:
-
-    browsers send `xn--` and ASCII for what has other letters.
-    """
+    """A part of a host's name as it is meant: browsers send `xn--` and ASCII for what has other
+    letters."""
     if label.startswith("xn--"):
         return label[4:].encode("ascii").decode("punycode")
     return unicodedata.normalize("NFKC", label)
@@ -203,10 +197,8 @@ def make_app(
         session: Annotated[raters.Session, Depends(who)],
         form: Annotated[dict[str, str], Depends(sent)],
     ) -> raters.Session:
-        """A session that means what it sends:
-
-        its token is in the form, or in the header that scripts send.
-        """
+        """A session that means what it sends: its token is in the form, or in the header that
+        scripts send."""
         own_page(request)
         if session.csrf not in (form.get("csrf"), request.headers.get("x-csrf")):
             refuse(session, request, "without the session's token")
@@ -294,10 +286,8 @@ def make_app(
 
     @app.post("/enter", response_class=HTMLResponse)
     def enter(request: Request, link: Text = "") -> Response:
-        """A link opens a new session and is used up;
-
-        looking at it (as previews do) uses nothing.
-        """
+        """A link opens a new session and is used up; looking at it (as previews do) uses
+        nothing."""
         own_page(request)
         try:
             cookie = raters.enter(ledger, run, link.strip().rsplit("link=", 1)[-1])

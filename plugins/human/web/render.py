@@ -82,10 +82,8 @@ _PLAIN = re.compile(r"\\[!-/:-@\[-`{-~]|(?<=\w)[*~]+(?=\w)|`+|\$[^$\n]+\$")
 
 
 def visible(text: str) -> str:
-    """Text in which everything can be seen:
-
-    control, direction and zero-width characters are signs of themselves; `\\r\\n` is `\\n`.
-    """
+    """Text in which everything can be seen: control, direction and zero-width characters are signs
+    of themselves; `\\r\\n` is `\\n`."""
     text = text.replace("\r\n", "\n").translate(_CONTROL)
     if text.isascii():
         return text
@@ -126,10 +124,8 @@ def markdown(message: Message) -> str:
 
 @lru_cache(1000)
 def _styled(text: str) -> str:
-    """Lines of code, headings and running text, each as written;
-
-    running text is styled within its paragraph.
-    """
+    """Lines of code, headings and running text, each as written; running text is styled within its
+    paragraph."""
     lines = text.split("\n")
     out: list[str] = []
     done = 0

@@ -1,7 +1,5 @@
-"""HTTP/1.1 with patience that ends:
-
-who opens a connection and says nothing, or half of a request, makes room for others.
-"""
+"""HTTP/1.1 with patience that ends: who opens a connection and says nothing, or half of a request,
+makes room for others."""
 
 from __future__ import annotations
 

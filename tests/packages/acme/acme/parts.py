@@ -46,10 +46,8 @@ class Ranker:
 
 
 class People:
-    """Answers at the third look, out of order;
-
-    repeats itself until it is acknowledged; one of them abstains.
-    """
+    """Answers at the third look, out of order; repeats itself until it is acknowledged; one of them
+    abstains."""
 
     version = "people-1"
 
