@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 from turnwise import Comparison, Episode, Feedback, Message, Stamp, Start, Turn
-from turnwise.engine.analysis.bias import Bias, position, self_preference, style
+from turnwise.engine.analysis.positions import Bias, position
+from turnwise.engine.analysis.style import self_preference, style
 from turnwise.judges.trust.canaries import KINDS, Quarantine, Schedule
 
 SEEDS = range(20)

@@ -15,16 +15,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
 from turnwise import Comparison, Episode, Feedback, Message, Stamp, Start, Turn
-from turnwise.engine.analysis import bias as module
-from turnwise.engine.analysis.bias import (
+from turnwise.engine.analysis import style as module
+from turnwise.engine.analysis.bias import bias_report
+from turnwise.engine.analysis.positions import flips, looks, position, rank_by_place
+from turnwise.engine.analysis.style import (
     LengthControl,
-    bias_report,
-    flips,
     length_controlled,
     length_slope,
-    looks,
-    position,
-    rank_by_place,
     self_preference,
     style,
     style_features,

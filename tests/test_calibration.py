@@ -27,11 +27,10 @@ from turnwise.engine.analysis.calibration import (
     fit_correction,
     mean_difference,
     mean_interval,
-    prediction_powered_mean,
     same_order,
-    worth,
 )
 from turnwise.engine.analysis.judge_report import FEATURES, calibrate, named_features, on_scale
+from turnwise.engine.analysis.prediction_powered import prediction_powered_mean, worth
 from turnwise.engine.records.episode import Episode, Message, Start, Turn
 from turnwise.engine.records.rewards import NoReward, Rewards
 from turnwise.plugins.combiners.calibrated import Calibrated

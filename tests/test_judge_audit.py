@@ -247,7 +247,7 @@ def test_a_planted_position_bias_is_measured_within_three_points(
     bias: float, tmp_path: Path
 ) -> None:
     """Through the judge and the ledger: 1000 pairs in both orders."""
-    from turnwise.engine.analysis.bias import position
+    from turnwise.engine.analysis.positions import position
 
     ledger = Ledger(tmp_path / "ledger.sqlite")
     episodes = [talk(i, 3 + i % 2 * 4 + i // 2 % 3, group=i // 2) for i in range(2000)]

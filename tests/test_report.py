@@ -243,7 +243,7 @@ def test_examples_say_what_changed() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.0, 1e6])
 def test_a_constant_is_drawn_as_one(value: float) -> None:
-    from turnwise.engine.report.page import Series, _panel
+    from turnwise.engine.report.pictures import Series, _panel
 
     svg = _panel([Series("flat", [1, 2, 3], [value] * 3, [value] * 3, [value] * 3)])
     ticks = [

@@ -33,258 +33,27 @@ All of it supposes that who is labelled does not depend on what would be said, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from scipy.stats import rankdata
-from scipy.stats import t as student
 
-Array = NDArray[np.float64]
-Names = Sequence[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and its interval; unlimited where there is too little to say."""
-
-    estimate: float
-    low: float = -math.inf
-    high: float = math.inf
-
-    @property
-    def width(self) -> float:
-        return self.high - self.low
-
-
-# The mean.
-
-
-@dataclass(frozen=True, slots=True)
-class PoweredMean:
-    """What people would say on average, from what they said of some episodes and the judge of all.
-
-    Attributes:
-        mean: with the judge's help.
-        human: from people's scores alone.
-        judge: mean of the judge's scores over all episodes.
-        power: lambda; 0: the judge does not help.
-        correlation: of judge and people over the labelled episodes; 0 where either does not vary.
-        variance, human_variance: of the two estimates; infinite with fewer than two labelled
-            clusters.
-        labels, judged, clusters: episodes that people scored, all episodes, and independent units
-            among the labelled.
-    """
-
-    mean: Interval
-    human: Interval
-    judge: float
-    power: float
-    correlation: float
-    variance: float
-    human_variance: float
-    labels: int
-    judged: int
-    clusters: int
-
-    @property
-    def worth(self) -> float:
-        """In human ratings: so many more would narrow people's own interval as much as the judge
-        does (variances compared)."""
-        if not self.variance > 0:
-            return math.inf if self.human_variance > 0 else 0.0
-        return (
-            self.labels * (self.human_variance / self.variance - 1)
-            if self.variance < math.inf
-            else 0.0
-        )
-
-
-def prediction_powered_mean(
-    judge_unlabelled: ArrayLike,
-    judge_labelled: ArrayLike,
-    human: ArrayLike,
-    clusters: tuple[Names, Names] | None = None,
-    level: float = 0.95,
-) -> PoweredMean:
-    """The mean of what people would say of all episodes; formulas at the top of this module.
-
-    Args:
-        judge_unlabelled: [U] the judge's scores of the episodes that people did not score. The two
-            sets are disjoint: labelled episodes are not among these, and count in the mean over
-            all.
-        judge_labelled, human: [L] both scores of those that people did score.
-        clusters: what unlabelled and labelled episodes hang together by (their starts), [U] and [L]
-            names; None: every episode is on its own.
-        level: of the interval.
-
-    Raises:
-        ValueError: lengths that differ, no label, a number that is not finite, or a level that is
-            none.
-    """
-    return _powered(_sums(judge_unlabelled, judge_labelled, human, clusters), _level(level))
-
-
-@dataclass(frozen=True, slots=True)
-class Worth:
-    """How many human ratings a judge is worth: so many more would narrow people's own interval as
-    much as the judge did.
-
-    Attributes:
-        ratings: L (human variance / variance - 1), with a percentile interval.
-        limit: with ever more judged episodes: L r^2 / (1 - r^2); infinite for a judge that says
-            what people say; 0 where it does not help.
-    """
-
-    ratings: Interval
-    limit: float
-
-
-def worth(
-    judge_unlabelled: ArrayLike,
-    judge_labelled: ArrayLike,
-    human: ArrayLike,
-    clusters: tuple[Names, Names] | None = None,
-    *,
-    level: float = 0.95,
-    samples: int = 400,
-    seed: int = 0,
-) -> Worth | None:
-    """What a judge saves; None with fewer than 5 labelled clusters, or where people always said the
-    same.
-
-    The interval is the bootstrap's over clusters, those with and without labels drawn again by
-    themselves; the same seed gives the same one.
-
-    Args, Raises: as in `prediction_powered_mean`.
-    """
-    sums = _sums(judge_unlabelled, judge_labelled, human, clusters)
-    found = _powered(sums, _level(level))
-    if found.clusters < 5 or not found.human_variance > 0:
-        return None
-    square = found.correlation**2 if found.power else 0.0
-    limit = found.labels * square / (1 - square) if square < 1 - 1e-12 else math.inf
-    rng = np.random.default_rng(seed)
-    labelled, others = np.flatnonzero(sums[0] > 0), np.flatnonzero(sums[0] == 0)
-    draws = []
-    for _ in range(samples):
-        drawn = np.concatenate(
-            [rng.choice(labelled, len(labelled)), rng.choice(others, len(others))]
-        )
-        again = _powered(sums[:, drawn], level)
-        if again.human_variance > 0:
-            draws.append(again.worth)
-    return Worth(_percentiles(found.worth, draws, level), limit)
-
-
-# Rows of the table of sums per cluster, from which everything follows. L_: over labelled episodes;
-# A_: over all.
-L_COUNT, L_Y, L_F, L_YF, L_FF, L_YY, A_F, A_COUNT = range(8)
-
-
-def _sums(
-    judge_unlabelled: ArrayLike,
-    judge_labelled: ArrayLike,
-    human: ArrayLike,
-    clusters: tuple[Names, Names] | None,
-) -> Array:
-    """[8, clusters]."""
-    others, f, y = _finite(judge_unlabelled), *_pairs(judge_labelled, human)
-    size, more = len(y), len(others)
-    if clusters is None:
-        theirs, mine = np.arange(more), np.arange(more, more + size)
-    else:
-        _lengths(others, clusters[0])
-        _lengths(y, clusters[1])
-        both = _numbered([*clusters[0], *clusters[1]])
-        theirs, mine = both[:more], both[more:]
-    whose, everything = np.concatenate([theirs, mine]), np.concatenate([others, f])
-    count = int(whose.max()) + 1
-    labelled = [
-        np.bincount(mine, column, count) for column in (np.ones(size), y, f, y * f, f * f, y * y)
-    ]
-    return np.stack(
-        [
-            *labelled,
-            np.bincount(whose, everything, count),
-            np.bincount(whose, minlength=count).astype(float),
-        ]
-    )
-
-
-def _powered(sums: Array, level: float) -> PoweredMean:
-    at_f, at_y = sums[L_F].sum() / sums[L_COUNT].sum(), sums[L_Y].sum() / sums[L_COUNT].sum()
-    sums = _centred(sums, at_f, at_y)
-    total, labelled = sums.sum(1), sums[L_COUNT] > 0
-    units, unlabelled = int(labelled.sum()), float(1 - total[L_COUNT] / total[A_COUNT])
-    human, helped, slope = (float(x) for x in _estimates(total))
-    human_variance = variance = math.inf
-    if units > 1:
-        left_out = _estimates(total[:, None] - sums)
-        human_variance, variance = (
-            _jackknife(left_out[0], labelled),
-            _jackknife(left_out[1], labelled),
-        )
-    scale = math.sqrt(max(total[L_YY], 0.0) * max(total[L_FF], 0.0))
-    r = float(np.clip(total[L_YF] / scale, -1, 1)) if scale > 0 else 0.0
-    helps = units > 3 and unlabelled > 0 and slope > 0 and r**2 > 1 / (units - 2)
-    if not helps:
-        helped, variance, slope = human, human_variance, 0.0
-    return PoweredMean(
-        mean=_student(at_y + helped, variance, units - (2 if helps else 1), level),
-        human=_student(at_y + human, human_variance, units - 1, level),
-        judge=float(at_f + total[A_F] / total[A_COUNT]),
-        power=slope * unlabelled,
-        correlation=r,
-        variance=variance,
-        human_variance=human_variance,
-        labels=int(total[L_COUNT]),
-        judged=int(total[A_COUNT]),
-        clusters=units,
-    )
-
-
-def _centred(sums: Array, f: float, y: float) -> Array:
-    """The sums of scores less these two, so that no differences of large squares are taken; what
-    rounding left is 0."""
-    found = sums.copy()
-    found[L_F] -= f * sums[L_COUNT]
-    found[L_Y] -= y * sums[L_COUNT]
-    found[A_F] -= f * sums[A_COUNT]
-    found[L_YF] += -f * sums[L_Y] - y * sums[L_F] + f * y * sums[L_COUNT]
-    found[L_FF] += -2 * f * sums[L_F] + f * f * sums[L_COUNT]
-    found[L_YY] += -2 * y * sums[L_Y] + y * y * sums[L_COUNT]
-    for row in (L_FF, L_YY):
-        found[row][found[row] < 1e-12 * sums[row]] = 0.0
-    return found
-
-
-def _estimates(sums: Array) -> tuple[Array, Array, Array]:
-    """People's mean, the powered mean and b, from [8, ...] sums."""
-    count, every = np.maximum(sums[L_COUNT], 1), np.maximum(sums[A_COUNT], 1)
-    y, f = sums[L_Y] / count, sums[L_F] / count
-    spread = sums[L_FF] / count - f * f
-    flat = spread <= 1e-12 * (sums[L_FF] / count)
-    slope = np.where(
-        flat, 0.0, np.maximum((sums[L_YF] / count - y * f) / np.where(flat, 1.0, spread), 0.0)
-    )
-    return y, y + slope * (sums[A_F] / every - f), slope
-
-
-def _jackknife(left_out: Array, labelled: NDArray[np.bool_]) -> float:
-    """The variance of an estimate from its values with one cluster left out; labelled clusters and
-    others are two strata."""
-    found = 0.0
-    for stratum in (left_out[labelled], left_out[~labelled]):
-        if len(stratum) > 1:
-            found += (
-                (len(stratum) - 1) / len(stratum) * float(((stratum - stratum.mean()) ** 2).sum())
-            )
-    return found
-
+from .prediction_powered import (
+    Array,
+    Interval,
+    Names,
+    by_number,
+    check_lengths,
+    check_level,
+    finite_numbers,
+    jackknife_variance,
+    paired_values,
+    student_interval,
+)
 
 # Agreement.
 
@@ -314,8 +83,8 @@ def correlations(
     Raises:
         ValueError: lengths that differ, or a number that is not finite.
     """
-    f, y = _pairs(judge, human)
-    of = np.arange(len(y)) if clusters is None else _numbered(_lengths(y, clusters))
+    f, y = paired_values(judge, human)
+    of = np.arange(len(y)) if clusters is None else by_number(check_lengths(y, clusters))
     found = _pearson_spearman(f, y)
     if found is None:
         return None
@@ -329,11 +98,11 @@ def correlations(
         low, high = -math.inf, math.inf
         if len(known) == units:
             z = np.arctanh(np.clip([each[k] for each in known], -1 + 1e-12, 1 - 1e-12))
-            around = _student(
+            around = student_interval(
                 math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12)),
-                _jackknife(z, np.ones(units, bool)),
+                jackknife_variance(z, np.ones(units, bool)),
                 units - 1,
-                _level(level),
+                check_level(level),
             )
             low, high = around.low, around.high
         intervals.append(Interval(r, min(math.tanh(low), r), max(math.tanh(high), r)))
@@ -383,8 +152,8 @@ def same_order(
     Raises:
         ValueError: lengths that differ, or a number that is not finite.
     """
-    f, y = _pairs(judge, human)
-    of = np.arange(len(y)) if clusters is None else _numbered(_lengths(y, clusters))
+    f, y = paired_values(judge, human)
+    of = np.arange(len(y)) if clusters is None else by_number(check_lengths(y, clusters))
     i, j = np.triu_indices(len(y), 1)
     if within:
         i, j = i[(same := of[i] == of[j])], j[same]
@@ -424,7 +193,9 @@ def order_of(
     interval = Interval(share, 0.0, 1.0)
     if units > 1 and (rest > 0).all():
         left_out = (agreed.sum() - won[touched]) / rest
-        found = _student(share, _jackknife(left_out, np.ones(units, bool)), units - 1, level)
+        found = student_interval(
+            share, jackknife_variance(left_out, np.ones(units, bool)), units - 1, level
+        )
         interval = Interval(share, max(found.low, 0.0), min(found.high, 1.0))
     return Order(interval, len(one), int((said == 0).sum()), ties)
 
@@ -448,7 +219,7 @@ def mean_difference(
         ValueError: a side without numbers, lengths that differ, or a number that is not finite.
     """
     sides = [
-        _mean(_finite(v), None if clusters is None else clusters[k])
+        _mean(finite_numbers(v), None if clusters is None else clusters[k])
         for k, v in enumerate((first, second))
     ]
     (one, one_variance, one_units), (two, two_variance, two_units) = sides
@@ -456,7 +227,7 @@ def mean_difference(
     if not 0 < variance < math.inf:
         return Interval(two - one)
     freedom = variance**2 / (one_variance**2 / (one_units - 1) + two_variance**2 / (two_units - 1))
-    return _student(two - one, variance, freedom, _level(level))
+    return student_interval(two - one, variance, freedom, check_level(level))
 
 
 def mean_interval(
@@ -467,15 +238,15 @@ def mean_interval(
     Raises:
         ValueError: no number, lengths that differ, or a number that is not finite.
     """
-    found, variance, units = _mean(_finite(values), clusters)
-    return _student(found, variance, units - 1, _level(level))
+    found, variance, units = _mean(finite_numbers(values), clusters)
+    return student_interval(found, variance, units - 1, check_level(level))
 
 
 def _mean(values: Array, clusters: Names | None) -> tuple[float, float, int]:
     """Mean, its variance (of the jackknife over clusters), and how many clusters."""
     if not len(values):
         raise ValueError("there are no numbers to take a mean of")
-    of = np.arange(len(values)) if clusters is None else _numbered(_lengths(values, clusters))
+    of = np.arange(len(values)) if clusters is None else by_number(check_lengths(values, clusters))
     mean, sums, count = (
         float(values.mean()),
         np.bincount(of, values - values.mean()),
@@ -484,7 +255,9 @@ def _mean(values: Array, clusters: Names | None) -> tuple[float, float, int]:
     units = len(count)
     return (
         mean,
-        _jackknife(-sums / (len(values) - count), np.ones(units, bool)) if units > 1 else math.inf,
+        jackknife_variance(-sums / (len(values) - count), np.ones(units, bool))
+        if units > 1
+        else math.inf,
         units,
     )
 
@@ -563,9 +336,11 @@ def fit_correction(
     Raises:
         ValueError: lengths that differ, no label, or a number that is not finite.
     """
-    f, y = _pairs(judge, human)
-    columns = {name: _lengths(y, _finite(values)) for name, values in (features or {}).items()}
-    of = np.arange(len(y)) if clusters is None else _numbered(_lengths(y, clusters))
+    f, y = paired_values(judge, human)
+    columns = {
+        name: check_lengths(y, finite_numbers(values)) for name, values in (features or {}).items()
+    }
+    of = np.arange(len(y)) if clusters is None else by_number(check_lengths(y, clusters))
     units = int(of.max()) + 1
     if units < 4:
         return Correction(labels=len(y))
@@ -651,7 +426,7 @@ class Drift:
     """
 
     def __init__(self, level: float = 0.01) -> None:
-        self.level = _level(level)
+        self.level = check_level(level)
         self.evidence = 1.0
         self.alarm: int | None = None
         self.began: int | None = None
@@ -674,7 +449,7 @@ class Drift:
         Raises:
             ValueError: a residual that is not finite.
         """
-        value = float(_finite([residual])[0])
+        value = float(finite_numbers([residual])[0])
         earlier, size = np.asarray(self._residuals), len(self._residuals) + 1
         p = (int((earlier < value).sum()) + luck * (1 + int((earlier == value).sum()))) / size
         self._residuals.append(value)
@@ -702,57 +477,3 @@ class Drift:
         self._residuals, self._normal = list(state["residuals"]), list(state["normal"])
         self.evidence, self.alarm = state["evidence"], state["alarm"]
         self.began, self.shift = state["began"], state["shift"]
-
-
-# What several of them need.
-
-
-def _student(estimate: float, variance: float, freedom: float, level: float) -> Interval:
-    """Unlimited without freedom, and where nothing varied: that a few labels are equal does not
-    make all of them so."""
-    estimate = float(estimate)
-    if freedom < 1 or not 0 < variance < math.inf:
-        return Interval(estimate)
-    half = float(student.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
-    return Interval(estimate, estimate - half, estimate + half)
-
-
-def _percentiles(estimate: float, draws: Sequence[float], level: float) -> Interval:
-    if not draws:
-        return Interval(estimate)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
-    return Interval(estimate, float(low), float(high))
-
-
-def _numbered(names: Names) -> NDArray[np.int_]:
-    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([place[name] for name in names], int)
-
-
-def _finite(values: ArrayLike) -> Array:
-    found = np.asarray(values, float).ravel()
-    if not np.isfinite(found).all():
-        raise ValueError("scores must be finite numbers; leave out what was not scored")
-    return found
-
-
-def _pairs(judge: ArrayLike, human: ArrayLike) -> tuple[Array, Array]:
-    f, y = _finite(judge), _finite(human)
-    if len(f) != len(y) or not len(y):
-        raise ValueError(
-            "need a score of the judge's and of people's for the same episodes, at least one, got"
-            f" {len(f)} and {len(y)}"
-        )
-    return f, y
-
-
-def _lengths(values: Sequence[Any] | Array, names: Any) -> Any:
-    if len(names) != len(values):
-        raise ValueError(f"{len(names)} clusters or features are given for {len(values)} episodes")
-    return names
-
-
-def _level(level: float) -> float:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    return level

@@ -20,19 +20,15 @@ from .calibration import (
     Correction,
     Correlations,
     Drift,
-    Interval,
     Order,
-    PoweredMean,
-    Worth,
     correlations,
     fit_correction,
     mean_difference,
     mean_interval,
     order_of,
-    prediction_powered_mean,
     same_order,
-    worth,
 )
+from .prediction_powered import Interval, PoweredMean, Worth, prediction_powered_mean, worth
 from .preferences import rater_agreement
 
 Answer = Feedback | Comparison

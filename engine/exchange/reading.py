@@ -14,6 +14,8 @@ from ..errors import PreferenceError
 from ..records.episode import Episode, Start, Turn
 from ..records.feedback import Comparison, Feedback, Stamp
 from ..util.ids import derive_id
+from .argilla import argilla, is_argilla
+from .label_studio import is_label_studio, label_studio
 from .records import (
     IMPORTED,
     Ranked,
@@ -29,15 +31,7 @@ from .records import (
     told_to,
     transcript,
 )
-from .tools import (
-    Answers,
-    Questions,
-    argilla,
-    is_argilla,
-    is_label_studio,
-    label_studio,
-    text_questions,
-)
+from .tools import Answers, Questions, text_questions
 
 KNOWN = (
     "pairs `{prompt, chosen, rejected}` with lists of {role, content}, transcripts `{chosen,"

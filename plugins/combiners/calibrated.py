@@ -47,7 +47,6 @@ from ...engine.analysis.calibration import (
     correlations,
     fit_correction,
     mean_interval,
-    prediction_powered_mean,
     same_order,
 )
 from ...engine.analysis.judge_report import (
@@ -59,6 +58,7 @@ from ...engine.analysis.judge_report import (
     on_scale,
     scores_of,
 )
+from ...engine.analysis.prediction_powered import prediction_powered_mean
 from ...engine.protocols import RunView
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Feedback

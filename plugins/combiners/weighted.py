@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...engine.analysis.bias import LengthControl
+from ...engine.analysis.style import LengthControl
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Feedback
 from ...engine.records.rewards import NoReward, Rewards, opinions, overall, ranking_scores, silence
