@@ -203,7 +203,9 @@ def test_no_module_is_loaded_under_another_name() -> None:
     assert all(k.split(".")[0] == "turnwise" for k in inside), (
         "pytest too must not import the root under another name"
     )
-    assert ROOT.name not in sys.modules or not here[ROOT.name].startswith(f"{ROOT}/__init__")
+    # A clone may be called turnwise, as the package is; under any other name its root is no module.
+    beside = ROOT.name != "turnwise" and ROOT.name in sys.modules
+    assert not beside or not here[ROOT.name].startswith(f"{ROOT}/__init__")
 
 
 @pytest.mark.parametrize(
