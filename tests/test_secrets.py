@@ -202,7 +202,7 @@ def test_the_environments_secrets_are_hidden_but_not_its_paths(
 ) -> None:
     monkeypatch.setenv("ACME_CLIENT_SECRET", "plain looking value")
     monkeypatch.setenv("DATABASE_URL", "postgresql://b:in-the-url@h/d")
-    monkeypatch.setenv("PWD", "/work/here")
+    monkeypatch.setenv("PWD", "/srv/here")
     monkeypatch.setenv("DESKTOP_SESSION", "gnome-classic")
     monkeypatch.setenv("MYSQL_PWD", "/Slash99pass")
     monkeypatch.setenv("PGPASSWORD", "libpqs own one")
@@ -213,8 +213,8 @@ def test_the_environments_secrets_are_hidden_but_not_its_paths(
         == "***; ***; ***; /tmp/agent.12"
     )
     assert (
-        redact("plain looking value; in-the-url; /work/here; gnome-classic")
-        == "***; ***; /work/here; gnome-classic"
+        redact("plain looking value; in-the-url; /srv/here; gnome-classic")
+        == "***; ***; /srv/here; gnome-classic"
     )
 
 
