@@ -13,7 +13,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
@@ -503,8 +503,13 @@ def config_in_use(value: Any, name: str = "") -> None:
         url_in_use(value)
 
 
-def _of_environment() -> Iterator[str]:
-    for name, value in os.environ.items():
+@lru_cache(1)  # it is looked at for every text, and changes hardly ever
+def _of_environment(variables: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    return tuple(_secrets_of_variables(variables))
+
+
+def _secrets_of_variables(variables: Iterable[tuple[str, str]]) -> Iterator[str]:
+    for name, value in variables:
         if len(value) < SHORT or name == "PWD":
             continue
         words = [word.lower() for word in _WORDS.findall(name)]
@@ -583,7 +588,7 @@ def _by_value(values: tuple[str, ...]) -> re.Pattern[str]:
 
 def redact(text: str) -> str:
     """Text without what is a secret in use, stands beside a secret's name, or looks like one."""
-    if values := tuple(dict.fromkeys([*_used, *_of_environment()])):
+    if values := tuple(dict.fromkeys([*_used, *_of_environment(tuple(os.environ.items()))])):
         text = _by_value(values).sub(HIDDEN, text)
     text = _USERINFO.sub(_hide_userinfo, text)
     text = _SHAPES.sub(_hide_shape, text)
