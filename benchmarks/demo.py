@@ -77,7 +77,7 @@ class Misheard(turnwise.PolicyPlayer):
 
     def _swap(self, talk: Any) -> None:
         pool = self._said[min(len(talk.turns), max(self._said))]
-        talk.heard = turnwise.Message(talk.heard.role, self._rng.choice(pool))
+        talk.observation = turnwise.Message(talk.observation.role, self._rng.choice(pool))
 
     def begin(self, talk: Any, where: Any) -> None:
         self._swap(talk)

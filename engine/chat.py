@@ -27,14 +27,17 @@ def with_policy(
 
     console = Console()
     model = Policy.from_pretrained(policy)
-    said = [Message("system", system)] if system else []
+    messages = [Message("system", system)] if system else []
     console.print(f"[dim]{escape(policy)}. {HELP}[/dim]")
     while (line := _ask("you")) is not None:
-        said.append(Message("user", line))
+        messages.append(Message("user", line))
         reply = model.reply(
-            said, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed + len(said)
+            messages,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed + len(messages),
         )
-        said.append(Message("assistant", reply))
+        messages.append(Message("assistant", reply))
         _say(console, "policy", reply)
 
 

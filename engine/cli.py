@@ -303,7 +303,7 @@ def chat(
 ) -> None:
     """Talks to a policy, shows it at work in an environment, or lets you play an environment
     yourself."""
-    from . import chat as talk
+    from . import chat as chat_command
     from .errors import ConfigError
     from .pipeline.progress import quiet
 
@@ -316,9 +316,9 @@ def chat(
     quiet()
     if env is None:
         assert policy is not None
-        talk.with_policy(policy, system, temperature, max_new_tokens, seed)
+        chat_command.with_policy(policy, system, temperature, max_new_tokens, seed)
     else:
-        talk.in_environment(env, chosen, seed, policy, temperature, max_new_tokens)
+        chat_command.in_environment(env, chosen, seed, policy, temperature, max_new_tokens)
 
 
 @app.command()

@@ -182,7 +182,7 @@ class Combiner(Protocol):
     A combiner that learns across groups (raters' reliability) also has `fit(feedback)`, called with
     all that is in force before `combine`, `state_dict()` and `load_state_dict(state)`. `fit` is
     given what is said of the update's own groups; one that wants what came after an episode had
-    trained has `learn(run)`, as sources have, and asks `run.ledger.said_by`. With `metrics()`,
+    trained has `learn(run)`, as sources have, and asks `run.ledger.feedback_by`. With `metrics()`,
     names to numbers, it reports; they stand under `feedback/`.
     """
 

@@ -124,11 +124,11 @@ class Maze(gymnasium.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         named = [name for name in MOVES if re.search(rf"\b{name}\b", action.lower())]
         if len(named) != 1:
-            said = "Say one direction. "
+            text = "Say one direction. "
         elif named[0] not in self.doors[self.cell]:
-            said = "There is a wall. "
+            text = "There is a wall. "
         else:
-            said = ""
+            text = ""
             self.cell = self.doors[self.cell][named[0]]
         self.replies += 1
         out = self.cell == self.exit
@@ -141,7 +141,7 @@ class Maze(gymnasium.Env[str, str]):
                 False,
                 {"success": out},
             )
-        return said + self._where(), earned, False, False, {"success": False}
+        return text + self._where(), earned, False, False, {"success": False}
 
     def _where(self) -> str:
         row, column = self.cell

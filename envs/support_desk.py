@@ -143,12 +143,12 @@ class Story:
     item: str
     facts: Mapping[str, str]
     words: Mapping[str, str]
-    told: frozenset[str]
+    opening: frozenset[str]
 
     @property
     def held_out(self) -> bool:
-        told = f"{self.item}|{self.words['what']}|{self.words['when']}"
-        return hashlib.sha256(told.encode()).digest()[0] % 5 == 0
+        key = f"{self.item}|{self.words['what']}|{self.words['when']}"
+        return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
 
 
 def next_topic(facts: Mapping[str, str]) -> str | None:
@@ -208,8 +208,8 @@ def draw_story(rng: random.Random, held_out: bool) -> Story:
             facts["box"] = "sealed"  # nobody opened a box that never came
         words = {topic: rng.choice(SAYS[topic][value]) for topic, value in facts.items()}
         chances = {"what": 0.5, "when": 0.25, "wish": 0.25, "box": 0.0 if what == "lost" else 0.25}
-        told = frozenset(topic for topic, chance in chances.items() if rng.random() < chance)
-        story = Story(rng.choice(ITEMS), facts, words, told)
+        opening = frozenset(topic for topic, chance in chances.items() if rng.random() < chance)
+        story = Story(rng.choice(ITEMS), facts, words, opening)
         if story.held_out == held_out:
             return story
 
@@ -238,10 +238,10 @@ class SupportDesk(gymnasium.Env[str, str]):
             )
         rng = random.Random(int(self.np_random.integers(2**63)))
         self.story = draw_story(rng, split == "held_out")
-        self._told = set(self.story.told)
+        self._known = set(self.story.opening)
         self._patience = rng.choice((2, 3))
         self._questions = self._needless = self._repeated = 0
-        sentences = [self.story.words[topic] for topic in sorted(self.story.told)]
+        sentences = [self.story.words[topic] for topic in sorted(self.story.opening)]
         rng.shuffle(sentences)
         self._rng = rng
         opening = rng.choice(OPENINGS).format(item=self.story.item)
@@ -261,20 +261,20 @@ class SupportDesk(gymnasium.Env[str, str]):
     def _answer(self, topics: Sequence[str]) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if not topics:
             return self._annoyed(self._rng.choice(CONFUSED))
-        said, annoyed = [], False
+        answers, annoyed = [], False
         for topic in topics:
             self._questions += 1
-            if topic in self._told:
+            if topic in self._known:
                 self._repeated, annoyed = self._repeated + 1, True
-                said.append(self._rng.choice(ASKS_AGAIN))
+                answers.append(self._rng.choice(ASKS_AGAIN))
                 continue
             if topic not in relevant(self.story.facts):
                 self._needless, annoyed = self._needless + 1, True
-            self._told.add(topic)
-            said.append(self.story.words[topic])
+            self._known.add(topic)
+            answers.append(self.story.words[topic])
         if annoyed:
-            return self._annoyed(" ".join(said))
-        return " ".join(said), 0.0, False, False, self._info(False)
+            return self._annoyed(" ".join(answers))
+        return " ".join(answers), 0.0, False, False, self._info(False)
 
     def _annoyed(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._patience -= 1
@@ -302,8 +302,8 @@ _MEANS = {
 
 def read_facts(conversation: Sequence[Message]) -> dict[str, str]:
     """The facts a customer has told so far."""
-    said = " ".join(m.content for m in conversation if m.role == "user")
-    return dict(meaning for words, meaning in _MEANS.items() if words in said)
+    text = " ".join(m.content for m in conversation if m.role == "user")
+    return dict(meaning for words, meaning in _MEANS.items() if words in text)
 
 
 def _expert(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:

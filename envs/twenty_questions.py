@@ -130,8 +130,8 @@ def guess(thing: str) -> str:
 
 def named(question: str) -> list[str]:
     """Things and properties a question names, in order of the tables."""
-    said = set(re.findall(r"\w+", question.lower()))
-    return [word for word in (*THINGS, *PROPERTIES) if word in said]
+    words = set(re.findall(r"\w+", question.lower()))
+    return [word for word in (*THINGS, *PROPERTIES) if word in words]
 
 
 class TwentyQuestions(gymnasium.Env[str, str]):
@@ -177,10 +177,10 @@ class TwentyQuestions(gymnasium.Env[str, str]):
                 {"success": right, "questions": self.asked},
             )
         if len(words) != 1:
-            said = "Ask about one thing at a time." if words else "I do not know what that means."
+            text = "Ask about one thing at a time." if words else "I do not know what that means."
         else:
-            said = "Yes." if words[0] in PROPERTIES and answers(self.thing)[words[0]] else "No."
-        return said, 0.0, False, False, {"success": False, "questions": self.asked}
+            text = "Yes." if words[0] in PROPERTIES and answers(self.thing)[words[0]] else "No."
+        return text, 0.0, False, False, {"success": False, "questions": self.asked}
 
 
 def _known(env: TwentyQuestions, conversation: Sequence[Message]) -> tuple[list[str], set[str]]:

@@ -150,8 +150,8 @@ class SimulatedPanel:
                 weight * FEATURES[name](episode) for name, weight in liking.items()
             )
             # What was said and where, whatever else it is shown with.
-            heard = [turn.action for turn in episode.turns]
-            accident = random.Random(derive_id("noise", self.seed, rater, start, heard))
+            replies = [turn.action for turn in episode.turns]
+            accident = random.Random(derive_id("noise", self.seed, rater, start, replies))
             felt[episode.id] = utility + self.noise * _gumbel(accident)
         ranked = sorted(felt, key=lambda e: -felt[e])
         tiers = [[ranked[0]]]

@@ -16,6 +16,7 @@ old one into `RENAMED`, which gives everything its old name before it is hashed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -41,10 +42,13 @@ import yaml
 from model_server import ModelServer
 from rating import next_task, person
 from safetensors.torch import load_file
+from turnwise.engine.exchange import reading
+from turnwise.engine.util.ids import derive_id
 from turnwise.plugins.demo.tiny_model import build_policy
 from turnwise.plugins.human.desk import Desk
 
 RENAMED: dict[str, str] = {}  # new name -> name at the commit where the hashes were recorded
+IMPORTED = {"messages": "talk"}  # the same, of the fields of records that are imported
 LEFT_OUT = {"time", "version", "seconds"}  # of rows and of what they hold
 BY_CHANCE = {"id", "request", "rater", "shown"}  # of rows about people: drawn anew in every run
 
@@ -160,7 +164,17 @@ def models(url: str, folder: Path) -> list[Any]:
 
 
 def labels(folder: Path) -> list[Any]:
-    """KTO on labelled replies and a reward model on pairs, from files; LoRA."""
+    """KTO on labelled replies and a reward model on pairs, from files; LoRA.
+
+    What is imported has ids that hash the names of the records' fields, so the old names stand in
+    for the new ones while it is read.
+    """
+    reading._digest = lambda record: derive_id(
+        {
+            IMPORTED.get(name, name): "" if name == "where" else value
+            for name, value in dataclasses.asdict(record).items()
+        }
+    )
     said = ["yes please", "no", "trace the parcel", "refund", "a new one", "wait"]
     prompt = [{"role": "user", "content": "my kettle is broken"}]
     rows = [

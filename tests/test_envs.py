@@ -49,7 +49,7 @@ def test_desk_splits_are_disjoint_in_content_and_large() -> None:
         for held, some in stories.items()
     }
     assert not content[True] & content[False]
-    distinct = {(s.item, *sorted(s.words.items()), *sorted(s.told)) for s in stories[False]}
+    distinct = {(s.item, *sorted(s.words.items()), *sorted(s.opening)) for s in stories[False]}
     assert len(distinct) >= 10_000
 
 
@@ -59,7 +59,7 @@ def talk(seed_of: str, *replies: str) -> tuple[float, list[str], dict]:
     env = SupportDesk()
     for seed in range(10_000):
         env.reset(seed=seed)
-        if env.story.facts["what"] == seed_of and not env.story.told:
+        if env.story.facts["what"] == seed_of and not env.story.opening:
             break
     said = []
     for reply in replies:
@@ -81,7 +81,7 @@ def test_desk_counts_questions() -> None:
                 "wish": "I want another one.", "box": "The box."},
             frozenset({"what"}),
         )  # fmt: skip
-        env._told, env._patience = {"what"}, 3
+        env._known, env._patience = {"what"}, 3
         assert env.step("Is the box sealed?")[0] == "The box."
         _, reward, terminated, _, info = env.step(f"I give you a {wanted}.")
         assert (reward, terminated, info["success"], info["needless"]) == (1.0, True, True, 0)

@@ -350,7 +350,7 @@ def test_a_datasets_folder_holds_the_same_and_says_what_it_cannot(
 
 def told(record: Ranked | Scored) -> tuple[Any, ...]:
     if isinstance(record, Scored):
-        return record.rater, record.talk[-1].content, record.score, dict(record.aspects)
+        return record.rater, record.messages[-1].content, record.score, dict(record.aspects)
     return record.rater, [[record.talks[i][-1].content for i in tier] for tier in record.tiers]
 
 
@@ -608,7 +608,7 @@ def test_other_numbered_fields_do_not_hide_a_single_reply(tmp_path: Path) -> Non
         )
     )
     assert isinstance(said, Scored)
-    assert ([m.content for m in said.talk], said.score) == (["x", "y", "z", "w"], 1.0)
+    assert ([m.content for m in said.messages], said.score) == (["x", "y", "z", "w"], 1.0)
 
 
 def test_many_numbered_replies_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:

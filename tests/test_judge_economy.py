@@ -502,7 +502,7 @@ def test_a_cache_keeps_what_was_said_first_and_no_failure(tmp_path: Path) -> Non
     cache.put("a", Verdict("scored", {"level": 2}), 1.0)
     found = cache.get("a")
     assert found is not None
-    assert (found.said, found.cached, found.cost) == ({"level": 1}, True, 0.0)
+    assert (found.payload, found.cached, found.cost) == ({"level": 1}, True, 0.0)
     with cache.reading() as db:
         assert db.scalar(sa.select(sa.func.count()).select_from(VERDICTS)) == 1
 
@@ -590,8 +590,8 @@ def test_what_is_waited_for_says_why(tmp_path: Path) -> None:
 
     circuit = Circuit()
     assert circuit.trouble == ""
-    circuit.heard(ModelError("server", "HTTP 500: no room for Bearer Hunter2Secret", 500))
+    circuit.record(ModelError("server", "HTTP 500: no room for Bearer Hunter2Secret", 500))
     assert circuit.trouble == "server: HTTP 500: no room for Bearer ***"
-    circuit.heard(Reply("end", "{}"))
+    circuit.record(Reply("end", "{}"))
     assert circuit.trouble == ""
     assert RubricJudge.gives == "verdicts"

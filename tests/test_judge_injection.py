@@ -429,9 +429,9 @@ def test_no_attack_changes_a_verdict_through_the_parser(way: str) -> None:
         for how, sound, text in answers(verdict, attack):
             heard = judged(call, Reply("end", text), NONCE)
             if isinstance(heard, Verdict):
-                assert (heard.status, bare(heard.said)) == (
+                assert (heard.status, bare(heard.payload)) == (
                     "scored",
-                    bare(own.said),
+                    bare(own.payload),
                 ), f"{attack.name}, {how}"
             else:
                 assert (sound, set(heard)) == (False, {"wrong"}), f"{attack.name}, {how}: {heard}"

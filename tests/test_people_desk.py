@@ -21,7 +21,7 @@ from turnwise.engine.errors import PreferenceError
 from turnwise.engine.ledger.rows import Member
 from turnwise.plugins.human import lead, raters, tasks
 from turnwise.plugins.human.agreement import judged
-from turnwise.plugins.human.answers import Said
+from turnwise.plugins.human.answers import RatedAnswer
 from turnwise.plugins.human.desk import Desk
 from turnwise.plugins.human.errors import DeskError, NotYours
 from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS, prepare
@@ -811,11 +811,11 @@ def test_the_leads_page_shows_agreement_strata_and_what_is_disputed(fast: turnwi
 
 
 def test_what_is_left_unmarked_is_no_judgement() -> None:
-    def said(rater: str, marks: tuple[float | None, ...], **details: Any) -> Said:
+    def said(rater: str, marks: tuple[float | None, ...], **details: Any) -> RatedAnswer:
         answer = turnwise.Feedback(
             "e", turn_scores=marks, details=details, stamp=turnwise.Stamp(rater=rater)
         )
-        return Said("item", "mark", "mark", rater, answer, 1.0, "value", None, 0.0, False)
+        return RatedAnswer("item", "mark", "mark", rater, answer, 1.0, "value", None, 0.0, False)
 
     answers = [
         said("a", (1.0, None, None), first_wrong=2),

@@ -20,14 +20,14 @@ from test_cli import call
 from turnwise.engine.errors import PartFailed
 from turnwise.engine.feedback import judge_source
 from turnwise.engine.feedback.sources import Sources
-from turnwise.engine.util.wording import LONGEST, one_line, told, tried, worded
+from turnwise.engine.util.wording import LONGEST, one_line, reason_text, tried, worded
 
 KEY = "corpgw-SECRET-abcdef0123456789"
 
 
 @given(st.text())
 def test_a_reason_is_one_printable_line_of_limited_length(text: str) -> None:
-    line = told(text * 3)
+    line = reason_text(text * 3)
     line.encode()
     assert len(line) <= LONGEST
     assert not set(line) & {"\n", "\r", "\x1b", "\x00", "\u202e", "\u2028"}
@@ -38,7 +38,7 @@ def test_what_others_say_steers_no_terminal() -> None:
         one_line("\x1b[2J\r\nturnwise: all is well \u202e\ud800")
         == r"\x1b[2J\r\nturnwise: all is well \u202e\ud800"
     )
-    assert told("x" * 10_000_000).endswith("... (10,000,000 characters)")
+    assert reason_text("x" * 10_000_000).endswith("... (10,000,000 characters)")
 
 
 def test_an_exception_whose_text_cannot_be_read_is_named() -> None:

@@ -142,9 +142,9 @@ def comparison_units(comparisons: Iterable[Comparison]) -> list[dict[str, str]]:
     units: dict[tuple[str, str, str, str], dict[str, str]] = {}
     for comparison in comparisons:
         for first, second, sure in opinions(comparison):
-            said = "tie" if sure == 0.5 else "first" if sure > 0.5 else "second"
+            side = "tie" if sure == 0.5 else "first" if sure > 0.5 else "second"
             unit = units.setdefault((comparison.group, comparison.aspect, first, second), {})
-            unit[comparison.stamp.rater or comparison.stamp.source] = said
+            unit[comparison.stamp.rater or comparison.stamp.source] = side
     return list(units.values())
 
 

@@ -90,15 +90,15 @@ def bias_report(
         if answer.status == "scored":
             judges[answer.stamp.rater or answer.stamp.source, answer.stamp.version].append(answer)
     report: list[Bias] = []
-    for (rater, version), said in sorted(judges.items()):
-        found = [position(said), flips(said), *style(said, played, reference, second)]
+    for (rater, version), own in sorted(judges.items()):
+        found = [position(own), flips(own), *style(own, played, reference, second)]
         if (
             reference is not None
             and authors is not None
             and families is not None
             and rater in families
         ):
-            found += self_preference(said, played, authors, families[rater], reference, second)
+            found += self_preference(own, played, authors, families[rater], reference, second)
         report += [
             replace(bias, rater=rater, version=version) for bias in found if bias is not None
         ]

@@ -174,13 +174,13 @@ def order_of(
             a tie.
         clusters: [P] numbers of the clusters of the two.
     """
-    theirs, said = np.asarray(human, float), np.asarray(judge, float)
+    theirs, judged = np.asarray(human, float), np.asarray(judge, float)
     one, other = (np.asarray(c, int)[theirs != 0] for c in clusters)
     ties = int((theirs == 0).sum())
-    said, theirs = said[theirs != 0], theirs[theirs != 0]
+    judged, theirs = judged[theirs != 0], theirs[theirs != 0]
     if not len(theirs):
         return None
-    agreed = (1 + said * theirs) / 2
+    agreed = (1 + judged * theirs) / 2
     count = int(max(one.max(), other.max())) + 1
     both, apart = np.ones(len(one)), one != other
     won, pairs = (
@@ -197,7 +197,7 @@ def order_of(
             share, jackknife_variance(left_out, np.ones(units, bool)), units - 1, level
         )
         interval = Interval(share, max(found.low, 0.0), min(found.high, 1.0))
-    return Order(interval, len(one), int((said == 0).sum()), ties)
+    return Order(interval, len(one), int((judged == 0).sum()), ties)
 
 
 def mean_difference(

@@ -204,29 +204,29 @@ class Calibration:
                 " nothing can be said of it yet."
             ]
         part = self.whole
-        said = [
+        lines = [
             f"{self.judge}: people ({people}) scored {part.labels} of the {part.judged} episodes"
             " that it judged."
         ]
-        said += _about(part)
+        lines += _about(part)
         if self.rankings is not None:
-            said.append(f"It orders {_order(self.rankings)} that people ranked as they do.")
+            lines.append(f"It orders {_order(self.rankings)} that people ranked as they do.")
         if self.people_agreement is not None:
-            said.append(
+            lines.append(
                 f"Two people order a pair alike in {self.people_agreement:.0%} of the cases."
             )
         if self.people_correlation is not None:
             alpha = (
                 "" if self.people_alpha is None else f"; alpha among people {self.people_alpha:.2f}"
             )
-            said.append(
+            lines.append(
                 "Two people's scores of one episode correlate at"
                 f" {_spoken(self.people_correlation)}{alpha}."
             )
         for change in self.changes:
             d = change.difference
             known = "no change can be told" if d.low <= 0 <= d.high else "that is a change"
-            said.append(
+            lines.append(
                 f"From version {change.before} to {change.after} its bias moved by"
                 f" {_spoken(d, signed=True)}: {known}."
             )
@@ -243,40 +243,40 @@ class Calibration:
             value = (
                 "" if part.worth is None else f", worth {_spoken(part.worth.ratings, 0)} ratings"
             )
-            said.append(f"{part.name}: {part.labels} labels{bias}{r}{value}.")
+            lines.append(f"{part.name}: {part.labels} labels{bias}{r}{value}.")
         if self.alarm is not None:
             a = self.alarm
-            said.append(
+            lines.append(
                 f"It DRIFTED: from about update {a.began} on people's score less the judge's is"
                 f" {a.shift:+.3g} from what it was; noticed in update {a.update}, after {a.labels}"
                 " labelled starts."
             )
         elif self.watched:
-            said.append(
+            lines.append(
                 f"No drift was noticed over {self.watched} labelled starts (false alarms: 1 % over"
                 " a whole run)."
             )
-        return said
+        return lines
 
 
 def _about(part: Part) -> list[str]:
-    said = []
+    lines = []
     if part.worth is not None:
         ratings, limit = part.worth.ratings, part.worth.limit
         if part.mean is not None and not part.mean.power:
-            said.append(
+            lines.append(
                 "This judge is worth no human ratings: it agrees with people too little to help"
                 f" ({part.labels} labels)."
             )
         else:
             most = "without limit" if math.isinf(limit) else f"up to {limit:.0f}"
-            said.append(
+            lines.append(
                 f"This judge is worth {_spoken(ratings, 0)} human ratings: so many more would"
                 f" narrow people's interval as much as it does; {most} if it judged ever more"
                 " episodes."
             )
     if part.mean is not None:
-        said.append(
+        lines.append(
             f"People would say {_spoken(part.mean.mean)} on average; from their scores alone"
             f" {_spoken(part.mean.human)}; the judge itself says {part.mean.judge:.3g}."
         )
@@ -289,10 +289,10 @@ def _about(part: Part) -> list[str]:
             if b.estimate > 0
             else "scores too high"
         )
-        said.append(f"It {how}: people's score less the judge's is {_spoken(b, signed=True)}.")
+        lines.append(f"It {how}: people's score less the judge's is {_spoken(b, signed=True)}.")
     if part.correlations is not None:
         c, alpha = part.correlations, "" if part.alpha is None else f"; alpha {part.alpha:.2f}"
-        said.append(
+        lines.append(
             f"Its scores correlate with people's at {_spoken(c.pearson)} (ranks:"
             f" {_spoken(c.spearman)}{alpha})."
         )
@@ -301,7 +301,7 @@ def _about(part: Part) -> list[str]:
         (part.order_within, "of episodes of one start"),
     ):
         if order is not None:
-            said.append(f"It orders {_order(order)} {what} as people do.")
+            lines.append(f"It orders {_order(order)} {what} as people do.")
     kind = {
         "none": "no correction is shown to help",
         "shift": f"a shift of {part.correction.intercept:+.3g} helps",
@@ -314,7 +314,7 @@ def _about(part: Part) -> list[str]:
         if math.isinf(part.correction.sd)
         else f"; single scores are then off by {part.correction.sd:.3g} (standard deviation)"
     )
-    return [*said, f"Of its single scores, {how}{off}."]
+    return [*lines, f"Of its single scores, {how}{off}."]
 
 
 def _order(order: Order) -> str:
@@ -390,7 +390,7 @@ def calibrate(
         named_features(features),
     )
     known = {e.id: e for e in episodes}
-    said = _means(judge_answers, known, judge, {})
+    judged = _means(judge_answers, known, judge, {})
     versions: dict[str, str] = {}
     for answer in sorted(judge_answers, key=lambda a: (a.stamp.time, a.id)):
         versions |= dict.fromkeys(scores_of(answer), answer.stamp.version)
@@ -399,10 +399,10 @@ def calibrate(
         _Row(
             known[id_],
             versions[id_],
-            _mean(list(said[id_].values())),
+            _mean(list(judged[id_].values())),
             _mean(list(theirs[id_].values())) if id_ in theirs else None,
         )
-        for id_ in sorted(said, key=lambda i: (known[i].update, known[i].group, known[i].slot, i))
+        for id_ in sorted(judged, key=lambda i: (known[i].update, known[i].group, known[i].slot, i))
     ]
     levels = not any(
         isinstance(a, Comparison) and a.status == "scored" for a in (*judge_answers, *human_answers)
@@ -424,7 +424,7 @@ def calibrate(
     rankings = [a for a in human_answers if isinstance(a, Comparison) and a.status == "scored"]
     own = (
         [
-            [said for _, said in sorted(theirs[id_].items())]
+            [judged for _, judged in sorted(theirs[id_].items())]
             for id_ in sorted(theirs)
             if len(theirs[id_]) > 1
         ]
@@ -463,16 +463,17 @@ def _means(
     answers: Sequence[Answer], known: Mapping[str, Episode], judge: str, ranges: Ranges
 ) -> dict[str, dict[str, float]]:
     """By episode and rater; of several answers of one rater the mean."""
-    heard: dict[str, dict[str, list[float]]] = {}
+    by_rater: dict[str, dict[str, list[float]]] = {}
     for answer in answers:
         rater = answer.stamp.rater or answer.stamp.source
         for id_, value in scores_of(answer).items():
             if id_ in known:
-                heard.setdefault(id_, {}).setdefault(rater, []).append(
+                by_rater.setdefault(id_, {}).setdefault(rater, []).append(
                     on_scale(value, answer.stamp.source, judge, ranges)
                 )
     return {
-        id_: {rater: _mean(values) for rater, values in own.items()} for id_, own in heard.items()
+        id_: {rater: _mean(values) for rater, values in own.items()}
+        for id_, own in by_rater.items()
     }
 
 
@@ -573,16 +574,16 @@ def luck(episode: Episode) -> float:
 
 
 def _ranked(
-    rankings: Sequence[Comparison], said: Mapping[str, float], level: float
+    rankings: Sequence[Comparison], scores: Mapping[str, float], level: float
 ) -> Order | None:
     """People's rankings against the judge's scores, pair by pair."""
     human, judge, groups = [], [], []
     for comparison in rankings:
         strict = set(ranked_pairs(comparison))
         for pair in combinations(scores_of(comparison), 2):
-            if pair[0] in said and pair[1] in said:
+            if pair[0] in scores and pair[1] in scores:
                 human.append(1.0 if pair in strict else -1.0 if pair[::-1] in strict else 0.0)
-                judge.append(float(np.sign(said[pair[0]] - said[pair[1]])))
+                judge.append(float(np.sign(scores[pair[0]] - scores[pair[1]])))
                 groups.append(comparison.group)
     place = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     numbers = [place[group] for group in groups]

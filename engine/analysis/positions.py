@@ -156,11 +156,11 @@ def flips(answers: Answers) -> Bias | None:
     found = _mean(changed, [group for group, _, _ in pairs], (0.0, 1.0))
     if found is None:
         return None
-    said = (
+    text = (
         f"{100 * found[0]:.1f} % ({100 * found[1]:.1f} to {100 * found[2]:.1f}) of the verdicts"
         " change with the order"
     )
-    return Bias("flips", *found, "share", len(pairs), f"{said}, {counted(len(pairs), 'pair')}")
+    return Bias("flips", *found, "share", len(pairs), f"{text}, {counted(len(pairs), 'pair')}")
 
 
 def rank_by_place(answers: Answers) -> dict[int, Floats]:

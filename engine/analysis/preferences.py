@@ -96,15 +96,15 @@ def pairs(comparisons: Iterable[Comparison], weights: Mapping[str, float] = {}) 
         weights: source to what each of its opinions counts, at least 0; 1 for those that are not
             named. What weighs 0 is left out.
     """
-    said: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    votes_of: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for comparison in comparisons:
         weight = weights.get(comparison.stamp.source, 1.0)
         if not weight:
             continue
         for a, b, sure in opinions(comparison):
-            said.setdefault((a, b), []).append((weight, sure, comparison.strength or 0.0))
+            votes_of.setdefault((a, b), []).append((weight, sure, comparison.strength or 0.0))
     found = []
-    for (a, b), votes in said.items():
+    for (a, b), votes in votes_of.items():
         total = sum(w for w, *_ in votes)
         found.append(
             Pair(
@@ -148,7 +148,7 @@ def _strict(
     comparisons: Iterable[Comparison], *, by_source: bool
 ) -> list[list[tuple[Comparison, bool]]]:
     """By pair (and source): who ordered it strictly, and whether the first is the better one."""
-    said: dict[tuple[str, ...], list[tuple[Comparison, bool]]] = {}
+    by_order: dict[tuple[str, ...], list[tuple[Comparison, bool]]] = {}
     for comparison in comparisons:
         for a, b, sure in opinions(comparison):
             if sure != 0.5:
@@ -159,8 +159,8 @@ def _strict(
                     a,
                     b,
                 )
-                said.setdefault(key, []).append((comparison, sure > 0.5))
-    return list(said.values())
+                by_order.setdefault(key, []).append((comparison, sure > 0.5))
+    return list(by_order.values())
 
 
 def _agreeing(

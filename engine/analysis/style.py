@@ -66,14 +66,14 @@ def style_features(episode: Episode) -> dict[str, float]:
     """What the assistant's replies look like: `length` (characters in all), counts of list items,
     headers and bold passages (Markdown outside of code), the share of replies that ask
     (`questions`) and that begin with praise or agreement (`openers`, English)."""
-    said = [turn.action for turn in episode.turns]
-    prose = [_CODE.sub("", text) for text in said]
+    replies = [turn.action for turn in episode.turns]
+    prose = [_CODE.sub("", text) for text in replies]
     marks = {
         name: float(sum(len(mark.findall(text)) for text in prose)) for name, mark in _MARKS.items()
     }
     share = lambda pattern: sum(bool(pattern(text)) for text in prose) / max(len(prose), 1)  # noqa: E731
     return {
-        "length": float(sum(map(len, said))),
+        "length": float(sum(map(len, replies))),
         **marks,
         "questions": share(_ASKS.search),
         "openers": share(_AGREES.match),
@@ -157,14 +157,14 @@ class _Effect(NamedTuple):
         found = self.estimate, self.low, self.high
         if self.unit == "sd":
             size, least, most, negative = turned_positive(*found)
-            said = (
+            text = (
                 f"{who} score {size:.2f} sd ({least:.2f} to {most:.2f})"
                 f" {'lower' if negative else 'higher'} than {against}"
             )
         else:
-            said = f"{who} win {in_points(*found)} than {against}"
+            text = f"{who} win {in_points(*found)} than {against}"
         number = counted(self.n, "score" if self.unit == "sd" else "pair")
-        return Bias(self.name, *found, self.unit, self.n, f"{said}, {number}")
+        return Bias(self.name, *found, self.unit, self.n, f"{text}, {number}")
 
 
 def _effects(
@@ -176,12 +176,12 @@ def _effects(
 ) -> Iterator[_Effect]:
     """What one sd more of each feature does (one more of a linear one), to comparisons and to
     scores; all by episode id."""
-    said = list(answers)
+    listed = list(answers)
     opinions = {"reference": reference, "second": second if reference else None}
     terms = {**features, **{name: value for name, value in opinions.items() if value}}
     known = set(episodes).intersection(*terms.values())
 
-    pairs = [pair for pair in _pairs(said) if pair.first in known and pair.second in known]
+    pairs = [pair for pair in _pairs(listed) if pair.first in known and pair.second in known]
     columns = {
         name: np.array([value[p.first] - value[p.second] for p in pairs])
         for name, value in terms.items()
@@ -193,7 +193,7 @@ def _effects(
         yield _Effect(name, sd, "net win rate", estimate, least, most, len(pairs))
 
     marks: dict[str, list[float]] = defaultdict(list)
-    for answer in said:
+    for answer in listed:
         if (
             isinstance(answer, Feedback)
             and answer.episode in known
@@ -238,7 +238,7 @@ def _pairs(answers: Answers) -> Iterator[_Pair]:
 
 
 def _fit(
-    columns: Mapping[str, Floats], groups: Sequence[Hashable], said: Floats, side: Floats | None
+    columns: Mapping[str, Floats], groups: Sequence[Hashable], outcomes: Floats, side: Floats | None
 ) -> Iterator[tuple[str, float, float, float, float]]:
     """(name, sd, low, coefficient, high) of every feature that differs in enough groups.
 
@@ -246,7 +246,7 @@ def _fit(
         columns: [N] differences of each feature, of "reference" and of "second", where there are
             such.
         groups: [N].
-        said: [N] probabilities, for the logistic regression; or centred scores, for least squares.
+        outcomes: [N] probabilities, for the logistic regression; centred scores, for the other.
         side: [N] of the logistic regression; None: least squares.
     """
     number = (
@@ -275,8 +275,8 @@ def _fit(
     if not kept or count <= 2 * len(design):
         return
     x = np.stack(design, 1)
-    beta, inverse = _logistic(x, said) if side is not None else _least_squares(x, said)
-    residual = said - (expit(x @ beta) if side is not None else x @ beta)
+    beta, inverse = _logistic(x, outcomes) if side is not None else _least_squares(x, outcomes)
+    residual = outcomes - (expit(x @ beta) if side is not None else x @ beta)
     pull = np.zeros((count, x.shape[1]))
     np.add.at(pull, number, residual[:, None] * x)
     error = np.sqrt(np.diagonal(inverse @ (pull.T @ pull) @ inverse) * count / (count - 1))

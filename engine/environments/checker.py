@@ -111,9 +111,9 @@ class _Check:
         assert instance is not None
         try:
             traits = call(self.environments, instance, "make")
-            said = traits.metadata.get("snapshots")
+            declared = traits.metadata.get("snapshots")
             call(self.environments, instance, "reset", chosen[0].seed, chosen[0].options)
-            if said and call(self.environments, instance, "copied") is None:
+            if declared and call(self.environments, instance, "copied") is None:
                 self.problems.append(
                     'it declares metadata["snapshots"], but a copy.deepcopy of it fails'
                 )
@@ -144,7 +144,7 @@ class _Check:
             self.problems.append(str(seen.info["odd_optimum"]))
         if player:
             self._ask(instance, "player", player, noise)
-        said, total, messages = [seen.message.content], 0.0, [seen.message]
+        contents, total, messages = [seen.message.content], 0.0, [seen.message]
         for turn in range(self.max_turns):
             action = self._ask(instance, "reply", messages) if player else rng.choice(JUNK)
             try:
@@ -154,7 +154,7 @@ class _Check:
                     f"step after {turn} turns: {str(error).removeprefix('step: ')}"
                 ) from error
             total += seen.reward
-            said += [action, seen.message.content, repr(seen.reward)]
+            contents += [action, seen.message.content, repr(seen.reward)]
             messages = [*messages, Message("assistant", action), seen.message]
             if seen.terminated or seen.truncated:
                 break
@@ -170,7 +170,7 @@ class _Check:
             )
         if player == "expert" and optimum is not None and total < optimum - 1e-6:
             self.problems.append(f"its expert got {total:g} of {optimum:g} (seed {start.seed})")
-        return said
+        return contents
 
     def _ask(self, instance: Instance, verb: str, *arguments: Any) -> Any:
         """Something of a player's."""

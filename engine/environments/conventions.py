@@ -211,7 +211,7 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
     if not (isinstance(role, str) and role in ("user", "tool")):
         raise EnvironmentBroke(f'info["role"] is {_short(role)}; it may be "user" or "tool"')
     try:
-        said = _jsonable(
+        kept = _jsonable(
             {
                 k: v
                 for k, v in info.items()
@@ -223,13 +223,13 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
             "info contains itself, or is nested too deeply to be written down"
         ) from None
     if info.get("success") is not None:
-        said["success"] = _flag(info["success"], 'info["success"]')
+        kept["success"] = _flag(info["success"], 'info["success"]')
     if info.get("optimum") is not None:
         try:
-            said["optimum"] = _number(info["optimum"], 'info["optimum"]')
+            kept["optimum"] = _number(info["optimum"], 'info["optimum"]')
         # a remark about the start; the episode is sound without it
         except EnvironmentBroke as error:
-            said["odd_optimum"] = str(error)
+            kept["odd_optimum"] = str(error)
     reward, terminated, truncated = 0.0, False, False
     if stepped:
         reward = _number(result[1], "the reward")
@@ -240,7 +240,7 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
         reward,
         terminated,
         truncated,
-        said,
+        kept,
         None if system is None else text_of(system, 'info["system"]'),
         _tools(info.get("tools")),
     )

@@ -217,8 +217,8 @@ def declared_concurrency(env_id: str) -> str | None:
     if isinstance(entry, str):
         module, _, name = entry.partition(":")
         entry = getattr(sys.modules.get(module), name, None)
-    said = getattr(entry, "metadata", None)
-    return said.get("concurrency", "serial") if isinstance(said, Mapping) else None
+    metadata = getattr(entry, "metadata", None)
+    return metadata.get("concurrency", "serial") if isinstance(metadata, Mapping) else None
 
 
 def busy_seconds(thread: threading.Thread) -> float:

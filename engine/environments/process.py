@@ -141,8 +141,8 @@ class Session:
         """One of its own players takes part from here on; `noise` seeds its random numbers."""
         self._player = self._settled(self._players[name](self._env.unwrapped, random.Random(noise)))
 
-    def reply(self, said: Sequence[Message]) -> str:
-        return text_of(self._settled(self._player(said)), "the reply")
+    def reply(self, messages: Sequence[Message]) -> str:
+        return text_of(self._settled(self._player(messages)), "the reply")
 
     def copied(self) -> Any:
         """A copy of it as it is now, to go on from; None if it cannot be copied after all."""
@@ -218,7 +218,7 @@ class Template:
         child.close()
         if not self._pipe.poll(STARTING):
             self.kill()
-        self._hear()
+        self._receive()
 
     @property
     def alive(self) -> bool:
@@ -229,9 +229,9 @@ class Template:
         with self._lock:
             if self.can_fork is None:
                 self._pipe.send_bytes(payload)
-                self.can_fork = self._hear()
+                self.can_fork = self._receive()
 
-    def _hear(self) -> Any:
+    def _receive(self) -> Any:
         try:
             value, reason = self._pipe.recv()
         except (EOFError, OSError) as error:
@@ -250,7 +250,7 @@ class Template:
             try:
                 self._pipe.send("fork")
                 reduction.send_handle(self._pipe, theirs.fileno(), self._process.pid)
-                return self._hear(), ours
+                return self._receive(), ours
             except BaseException:
                 ours.close()
                 raise
@@ -275,7 +275,7 @@ class Template:
             return None
         with self._lock:
             self._pipe.send(("reap", pid, patience))
-            return self._hear()
+            return self._receive()
 
     def kill(self) -> None:
         """Ends it, and all that it made."""

@@ -74,8 +74,8 @@ def argilla(
                     answers.setdefault(str(user), {})[key.removesuffix(".responses")] = value, ""
     if answers:
         form = Form(fields, where, unread)
-        for user, said in answers.items():
-            yield questions.hear(form, user, said)
+        for user, given in answers.items():
+            yield questions.understand(form, user, given)
 
 
 def _status(value: Any) -> str:

@@ -49,25 +49,29 @@ def label_studio(
                     f"{where}: every result must have `type`, `value` and `from_name`; got"
                     f" {result!r}"
                 )
-            said = value.get({"pairwise": "selected", "textarea": "text"}.get(kind, kind), value)
+            answer = value.get({"pairwise": "selected", "textarea": "text"}.get(kind, kind), value)
             if kind == "choices":
-                said = said[0] if isinstance(said, list) and len(said) == 1 else {"choices": said}
+                answer = (
+                    answer[0]
+                    if isinstance(answer, list) and len(answer) == 1
+                    else {"choices": answer}
+                )
             elif (
                 kind == "ranker"
-                and isinstance(said, Mapping)
-                and all(isinstance(ids, list) for ids in said.values())
+                and isinstance(answer, Mapping)
+                and all(isinstance(ids, list) for ids in answer.values())
             ):
-                said = Tiers({str(bucket): list(map(str, ids)) for bucket, ids in said.items()})
+                answer = Tiers({str(bucket): list(map(str, ids)) for bucket, ids in answer.items()})
             elif kind == "textarea":
-                said = {"text": said}  # words, whatever they are
+                answer = {"text": answer}  # words, whatever they are
             question = str(result.get("from_name", kind))
             # Of several regions: about parts of a text, not about conversations.
             if question in answers:
-                said = {"several": [answers[question][0], said]}
-            answers[question] = said, str(result.get("to_name", ""))
+                answer = {"several": [answers[question][0], answer]}
+            answers[question] = answer, str(result.get("to_name", ""))
         by = annotation.get("completed_by")
         rater = (
             (by["email"] if by.get("email") else by.get("id")) if isinstance(by, Mapping) else by
         )
         form = form or Form(record["data"], where, unread)
-        yield questions.hear(form, str(rater), answers)
+        yield questions.understand(form, str(rater), answers)

@@ -18,9 +18,9 @@ from .argilla import argilla, is_argilla
 from .label_studio import is_label_studio, label_studio
 from .records import (
     IMPORTED,
+    Messages,
     Ranked,
     Scored,
-    Talk,
     Unread,
     check_keys,
     is_transcript,
@@ -28,8 +28,8 @@ from .records import (
     number,
     rows,
     schemas,
-    told_to,
     transcript,
+    with_system,
 )
 from .tools import Answers, Questions, text_questions
 
@@ -57,15 +57,15 @@ def read_records(path: Path) -> list[Ranked | Scored]:
         PreferenceError: a record that cannot be understood; the message names it and says what was
             expected.
     """
-    heard: list[Ranked | Scored | Answers] = []
+    understood: list[Ranked | Scored | Answers] = []
     questions, unread = Questions(text_questions(path)), Unread()
     for where, record in rows(path):
-        heard += _read(record, where, questions, unread)
+        understood += _read(record, where, questions, unread)
     questions.decide(path)
     found = [
-        _tied(said)
-        for each in heard
-        for said in (questions.records(each) if isinstance(each, Answers) else (each,))
+        _tied(one)
+        for each in understood
+        for one in (questions.records(each) if isinstance(each, Answers) else (each,))
     ]
     if not found:
         raise PreferenceError(
@@ -105,11 +105,11 @@ def _row(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked | Scor
             " 2 and export it with its client"
         )
     if "chosen" in record or "rejected" in record:
-        said: Ranked | Scored = _pair(record, where, unread)
+        parsed: Ranked | Scored = _pair(record, where, unread)
     elif "completions" in record:
-        said = _steps(record, where, unread)
+        parsed = _steps(record, where, unread)
     elif "completion" in record:
-        said = _label(record, where, unread)
+        parsed = _label(record, where, unread)
     else:
         hint = " (of Label Studio export JSON, not JSON-MIN)" if "annotation_id" in record else ""
         raise PreferenceError(
@@ -118,11 +118,11 @@ def _row(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked | Scor
         )
     rater = IMPORTED if record.get("rater") in (None, "") else str(record["rater"])  # 0 is somebody
     system, tools = record.get("system"), schemas(record.get("tools"), where)
-    if isinstance(said, Ranked):
-        talks = tuple(told_to(talk, system, where) for talk in said.talks)
-        return dataclasses.replace(said, talks=talks, tools=tools, rater=rater)
+    if isinstance(parsed, Ranked):
+        talks = tuple(with_system(conversation, system, where) for conversation in parsed.talks)
+        return dataclasses.replace(parsed, talks=talks, tools=tools, rater=rater)
     return dataclasses.replace(
-        said, talk=told_to(said.talk, system, where), tools=tools, rater=rater
+        parsed, messages=with_system(parsed.messages, system, where), tools=tools, rater=rater
     )
 
 
@@ -151,10 +151,13 @@ def _pair(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked:
         # a text beside whole conversations that begin with it is no second prompt
         if not (
             isinstance(prompt, str)
-            and all(prompt in [m.content for m in talk if m.role == "user"][:1] for talk in talks)
+            and all(
+                prompt in [m.content for m in conversation if m.role == "user"][:1]
+                for conversation in talks
+            )
         ):
             begun = messages(prompt or [], where, "prompt", unread)
-            talks = tuple((*begun, *talk) for talk in talks)
+            talks = tuple((*begun, *conversation) for conversation in talks)
     margin, probability = (number(record.get(key), where, key) for key in ("margin", "probability"))
     if probability is not None and not 0.5 <= probability <= 1:
         raise PreferenceError(
@@ -192,7 +195,7 @@ SCORES = (
 )  # fmt: skip
 
 
-def _transcript(value: Any, prompt: Any, where: str, key: str) -> Talk:
+def _transcript(value: Any, prompt: Any, where: str, key: str) -> Messages:
     if not is_transcript(value):
         raise PreferenceError(
             f"{where}: `{key}` is no whole conversation of Human and Assistant, and the other side"
@@ -208,11 +211,11 @@ def _transcript(value: Any, prompt: Any, where: str, key: str) -> Talk:
 def _label(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
     check_keys(record, ("prompt", "completion", "label", "rater", "system", "tools"), where, unread)
     begun = messages(record.get("prompt", []), where, "prompt", unread)
-    talk = begun + messages(record["completion"], where, "completion", unread)
+    conversation = begun + messages(record["completion"], where, "completion", unread)
     label = record.get("label")
     if not isinstance(label, bool):
         raise PreferenceError(f"{where}: `label` must be true (liked) or false, got {label!r}")
-    return Scored(where, talk, float(label))
+    return Scored(where, conversation, float(label))
 
 
 def _steps(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
@@ -246,30 +249,34 @@ def _steps(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
         raise PreferenceError(f"{where}: `completions` and `labels` must be lists of one length")
     if not all(isinstance(s, str) for s in steps) or not all(isinstance(x, bool) for x in labels):
         raise PreferenceError(f"{where}: `completions` must be texts, and `labels` true or false")
-    said = [{"role": "user", "content": prompt}]
+    written = [{"role": "user", "content": prompt}]
     for k, step in enumerate(steps):
-        said += [{"role": "user", "content": ""}] if k else []
-        said.append({"role": "assistant", "content": step})
+        written += [{"role": "user", "content": ""}] if k else []
+        written.append({"role": "assistant", "content": step})
     return Scored(
-        where, messages(said, where, "completions", unread), turn_scores=tuple(map(float, labels))
+        where,
+        messages(written, where, "completions", unread),
+        turn_scores=tuple(map(float, labels)),
     )
 
 
-def _tied(said: Ranked | Scored) -> Ranked | Scored:
+def _tied(record: Ranked | Scored) -> Ranked | Scored:
     """Without preferences of a text over itself: tiers that hold equal conversations are one, with
     all between them."""
-    if isinstance(said, Scored) or len(set(said.talks)) == len(said.talks):
-        return said
-    tiers = list(said.tiers)
-    for talk in set(said.talks):
-        at = [t for t, tier in enumerate(tiers) if any(said.talks[i] == talk for i in tier)]
+    if isinstance(record, Scored) or len(set(record.talks)) == len(record.talks):
+        return record
+    tiers = list(record.tiers)
+    for conversation in set(record.talks):
+        at = [
+            t for t, tier in enumerate(tiers) if any(record.talks[i] == conversation for i in tier)
+        ]
         if len(at) > 1:
             tiers[at[0] : at[-1] + 1] = [
                 tuple(i for tier in tiers[at[0] : at[-1] + 1] for i in tier)
             ]
     if len(tiers) > 1:
-        return dataclasses.replace(said, tiers=tuple(tiers))
-    return dataclasses.replace(said, tiers=tuple(tiers), strength=None, probability=None)
+        return dataclasses.replace(record, tiers=tuple(tiers))
+    return dataclasses.replace(record, tiers=tuple(tiers), strength=None, probability=None)
 
 
 def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
@@ -296,20 +303,23 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
     scores: list[Feedback] = []
     apart: list[str] = []
     for n, record in enumerate(records, 1):
-        talks = record.talks if isinstance(record, Ranked) else (record.talk,)
+        talks = record.talks if isinstance(record, Ranked) else (record.messages,)
         opening = _opening(talks, record.tools)
         start = Start(IMPORTED, int(opening[:8], 16), {"file": content, "prompt": opening})
         own = members.setdefault(opening, {})
         ids: list[str] = []
-        for i, talk in enumerate(talks):
-            key = derive_id([[m.role, m.content] for m in talk]), talks[:i].count(talk)
+        for i, conversation in enumerate(talks):
+            key = (
+                derive_id([[m.role, m.content] for m in conversation]),
+                talks[:i].count(conversation),
+            )
             if key not in own:
                 own[key] = derive_id(run, stage, update, start.key, len(own))
                 shell = Episode(
                     own[key], start, (), "terminated", run=run, stage=stage, update=update,
                     slot=len(own) - 1, tools=record.tools,
                 )  # fmt: skip
-                episodes[own[key]] = _episode(talk, shell, record.where)
+                episodes[own[key]] = _episode(conversation, shell, record.where)
             ids.append(own[key])
         stamp = Stamp(source=IMPORTED, rater=record.rater)
         try:
@@ -367,14 +377,16 @@ def _digest(record: Ranked | Scored) -> str:
         raise PreferenceError(f"{record.where}: {error}") from error
 
 
-def _opening(talks: Sequence[Talk], tools: Sequence[Mapping[str, Any]]) -> str:
+def _opening(talks: Sequence[Messages], tools: Sequence[Mapping[str, Any]]) -> str:
     """What conversations started from: all that was said before the first reply. Where they differ
     in that, all their openings together."""
-    said = {
-        derive_id([[m.role, m.content] for m in takewhile(lambda m: m.role != "assistant", talk)])
-        for talk in talks
+    openings = {
+        derive_id(
+            [[m.role, m.content] for m in takewhile(lambda m: m.role != "assistant", conversation)]
+        )
+        for conversation in talks
     }
-    opening = said.pop() if len(said) == 1 else derive_id(sorted(said))
+    opening = openings.pop() if len(openings) == 1 else derive_id(sorted(openings))
     return derive_id(opening, list(tools)) if tools else opening
 
 
@@ -383,19 +395,19 @@ def shares_opening(episodes: Sequence[Episode]) -> bool:
     return len({(e.system, e.turns[0].observation) for e in episodes}) == 1
 
 
-def _episode(talk: Talk, shell: Episode, where: str) -> Episode:
+def _episode(conversation: Messages, shell: Episode, where: str) -> Episode:
     """A written conversation as an episode whose turns nobody here sampled."""
-    system = talk[0].content if talk and talk[0].role == "system" else None
-    rest = list(talk[1:] if system is not None else talk)
+    system = conversation[0].content if conversation and conversation[0].role == "system" else None
+    rest = list(conversation[1:] if system is not None else conversation)
     turns = []
     while len(rest) >= 2:
-        heard, reply, *rest = rest
-        if heard.role not in ("user", "tool") or reply.role != "assistant":
+        observation, reply, *rest = rest
+        if observation.role not in ("user", "tool") or reply.role != "assistant":
             raise PreferenceError(
                 f"{where}: after the system prompt, roles must alternate, somebody else and the"
                 " assistant"
             )
-        turns.append(Turn(heard, reply.content, 0.0))
+        turns.append(Turn(observation, reply.content, 0.0))
     if not turns or (rest and rest[0].role not in ("user", "tool")):
         raise PreferenceError(
             f"{where}: each conversation needs a message and the assistant's reply to it, in turn"

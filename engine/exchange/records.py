@@ -21,7 +21,7 @@ from ..util.suggest import install
 
 # The environment, the source and the rater of what was played and judged elsewhere.
 IMPORTED = "imported"
-Talk = tuple[Message, ...]
+Messages = tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Ranked:
     """
 
     where: str
-    talks: tuple[Talk, ...]
+    talks: tuple[Messages, ...]
     tiers: tuple[tuple[int, ...], ...]
     rater: str = IMPORTED
     strength: float | None = None
@@ -52,7 +52,7 @@ class Scored:
     """Somebody scored one conversation: as a whole, turn by turn, or by aspects; see `Feedback`."""
 
     where: str
-    talk: Talk
+    messages: Messages
     score: float | None = None
     turn_scores: tuple[float | None, ...] | None = None
     aspects: Mapping[str, float] = field(default_factory=dict)
@@ -241,8 +241,16 @@ def _folder(path: Path) -> Iterator[tuple[str, Any]]:
 MARKS = ("weight", "train", "training")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
-_SAID = ("tool_calls", "function_call", "refusal", "train_detail", *_THOUGHTS, *MARKS, *_MEDIA)
-_TOLD = (
+_OF_REPLIES = (
+    "tool_calls",
+    "function_call",
+    "refusal",
+    "train_detail",
+    *_THOUGHTS,
+    *MARKS,
+    *_MEDIA,
+)
+_OF_CONTEXT = (
     "history",
     "conversation",
     "conversations",
@@ -263,7 +271,7 @@ def check_keys(
     Raises:
         PreferenceError: one of them is part of the conversation.
     """
-    for key in _TOLD:
+    for key in _OF_CONTEXT:
         if (
             key not in read
             and holds(record.get(key))
@@ -273,10 +281,10 @@ def check_keys(
                 f"{where}: `{key}` is part of what was said, or of what it counts, and cannot be"
                 f" read beside {', '.join(read)}; put it into the messages, or take the key out"
             )
-    unread.note(record, (*read, *_TOLD))
+    unread.note(record, (*read, *_OF_CONTEXT))
 
 
-def messages(value: Any, where: str, key: str, unread: Unread) -> Talk:
+def messages(value: Any, where: str, key: str, unread: Unread) -> Messages:
     """A list of {role, content} as messages.
 
     Raises:
@@ -291,7 +299,7 @@ def messages(value: Any, where: str, key: str, unread: Unread) -> Talk:
         raise PreferenceError(
             f"{where}: `{key}` must be a list of {{role, content}}, got {value!r}"
         )
-    said = []
+    found = []
     for m in value:
         if isinstance(m, Mapping):
             if "role" not in m and "from" in m and "value" in m:
@@ -302,7 +310,7 @@ def messages(value: Any, where: str, key: str, unread: Unread) -> Talk:
             more = next(
                 (
                     k
-                    for k in _SAID
+                    for k in _OF_REPLIES
                     if holds(m.get(k)) and not (k in ("weight", "train", "training") and m[k] == 1)
                 ),
                 None,
@@ -317,7 +325,7 @@ def messages(value: Any, where: str, key: str, unread: Unread) -> Talk:
                 raise PreferenceError(
                     f"{where}: a message of `{key}` has `{more}`; messages here are texts: {cure}"
                 )
-            unread.note(m, ("role", "content", *_SAID), of="message.")
+            unread.note(m, ("role", "content", *_OF_REPLIES), of="message.")
         if not isinstance(m, Mapping) or not isinstance(m.get("content"), str):
             raise PreferenceError(
                 f"{where}: every message of `{key}` must be {{role, content}} with a text, got"
@@ -328,28 +336,28 @@ def messages(value: Any, where: str, key: str, unread: Unread) -> Talk:
                 f"{where}: `{key}` has the role {m.get('role')!r}; there are system, user,"
                 " assistant and tool"
             )
-        said.append(Message(m["role"], m["content"]))
-    return tuple(said)
+        found.append(Message(m["role"], m["content"]))
+    return tuple(found)
 
 
-def told_to(talk: Talk, system: Any, where: str) -> Talk:
+def with_system(conversation: Messages, system: Any, where: str) -> Messages:
     """A conversation with the system prompt that its record has under `system`.
 
     Raises:
         PreferenceError: it is no text, or the conversation has another one.
     """
     if not holds(system):
-        return talk
+        return conversation
     if not isinstance(system, str):
         raise PreferenceError(f"{where}: `system` must be a text, got {system!r}")
-    if talk and talk[0].role == "system":
-        if talk[0].content != system:
+    if conversation and conversation[0].role == "system":
+        if conversation[0].content != system:
             raise PreferenceError(
                 f"{where}: `system` is another text than the system message of the conversation;"
                 " keep one of them"
             )
-        return talk
-    return (Message("system", system), *talk)
+        return conversation
+    return (Message("system", system), *conversation)
 
 
 def schemas(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
@@ -402,15 +410,15 @@ def is_transcript(text: Any) -> bool:
     return isinstance(text, str) and len({found.group(1) for found in _SPEAKER.finditer(text)}) == 2
 
 
-def transcript(text: str) -> Talk:
+def transcript(text: str) -> Messages:
     """A conversation in the notation of HH-RLHF. What stands before the first speaker is the system
     prompt; what one speaker says twice in a row is one message."""
     before, *parts = _SPEAKER.split(text)
-    said = [Message("system", before)] if before.strip() else []
+    found = [Message("system", before)] if before.strip() else []
     for who, words in zip(parts[::2], parts[1::2], strict=True):
         role = "user" if who == "Human" else "assistant"
-        if said and said[-1].role == role:
-            said[-1] = Message(said[-1].role, f"{said[-1].content}\n\n{words}")
+        if found and found[-1].role == role:
+            found[-1] = Message(found[-1].role, f"{found[-1].content}\n\n{words}")
         else:
-            said.append(Message("user" if who == "Human" else "assistant", words))
-    return tuple(said)
+            found.append(Message("user" if who == "Human" else "assistant", words))
+    return tuple(found)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ..errors import PreferenceError
 from ..records.episode import Message
-from .records import Ranked, Scored, Talk, Unread, is_transcript, messages, number, transcript
+from .records import Messages, Ranked, Scored, Unread, is_transcript, messages, number, transcript
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history", "messages",
     "chat", "conversation", "dialogue")  # fmt: skip
@@ -51,7 +51,7 @@ class Answers:
     where: str
     rater: str
     given: Mapping[str, Any]
-    said: Mapping[str, Ranking | Score | Odd]
+    understood: Mapping[str, Ranking | Score | Odd]
 
 
 class Questions:
@@ -70,23 +70,26 @@ class Questions:
         # Question to whether all that was not understood were words.
         self._words: dict[str, bool] = {}
 
-    def hear(self, form: Form, rater: str, answers: Mapping[str, tuple[Any, str]]) -> Answers:
+    def understand(self, form: Form, rater: str, answers: Mapping[str, tuple[Any, str]]) -> Answers:
         """Understands answers one by one.
 
         Args:
             answers: question to the answer and to what the tool says that it is about.
         """
-        said: dict[str, Ranking | Score | Odd] = {}
+        understood: dict[str, Ranking | Score | Odd] = {}
         for question, (value, about) in answers.items():
             try:
-                said[question] = _understand(form, question, value, about)
+                understood[question] = _understand(form, question, value, about)
                 self._understood[question] += 1
             except Odd as why:
-                said[question] = why
+                understood[question] = why
                 self._odd.setdefault(question, why)
                 self._words[question] = self._words.get(question, True) and isinstance(value, str)
         return Answers(
-            form.where, rater, {question: value for question, (value, _) in answers.items()}, said
+            form.where,
+            rater,
+            {question: value for question, (value, _) in answers.items()},
+            understood,
         )
 
     def decide(self, path: Path) -> None:
@@ -97,9 +100,9 @@ class Questions:
             PreferenceError: answers to a question are a preference here and nothing there, or none
                 is one anywhere.
         """
-        heard = {*self._understood, *self._odd}
-        self._text = {q for q in heard if q in self._known}
-        called = {q for q in heard if _plain(q) in COMMENTS}
+        asked = {*self._understood, *self._odd}
+        self._text = {q for q in asked if q in self._known}
+        called = {q for q in asked if _plain(q) in COMMENTS}
         sound = {q for q in self._understood if q not in self._odd} - self._text - called
         self._text |= called if sound or set(self._understood) - called else set()
         for question, why in self._odd.items():
@@ -122,15 +125,15 @@ class Questions:
     def records(self, answers: Answers) -> Iterator[Ranked | Scored]:
         """What they say, once it is decided; what is no preference stands in the details."""
         rankings: dict[str, Ranking] = {}
-        scores: dict[Talk, dict[str, float]] = {}
+        scores: dict[Messages, dict[str, float]] = {}
         details: dict[str, Any] = {}
-        for question, said in answers.said.items():
-            if question in self._text or isinstance(said, Odd):
+        for question, reading in answers.understood.items():
+            if question in self._text or isinstance(reading, Odd):
                 details[question] = json.loads(json.dumps(answers.given[question], default=str))
-            elif isinstance(said, Ranking):
-                rankings[question] = said
+            elif isinstance(reading, Ranking):
+                rankings[question] = reading
             else:
-                scores.setdefault(said.talk, {})[question] = said.number
+                scores.setdefault(reading.messages, {})[question] = reading.number
         for question, (talks, tiers) in rankings.items():
             yield Ranked(
                 answers.where,
@@ -140,21 +143,26 @@ class Questions:
                 aspect=question if len(rankings) > 1 else "",
                 details=details,
             )
-        for talk, numbers in scores.items():
+        for conversation, numbers in scores.items():
             one = next(iter(numbers.values())) if len(numbers) == 1 else None
             aspects = {} if one is not None else numbers
             yield Scored(
-                answers.where, talk, one, aspects=aspects, rater=answers.rater, details=details
+                answers.where,
+                conversation,
+                one,
+                aspects=aspects,
+                rater=answers.rater,
+                details=details,
             )
 
 
 class Ranking(NamedTuple):
-    talks: tuple[Talk, ...]
+    talks: tuple[Messages, ...]
     tiers: tuple[tuple[int, ...], ...]
 
 
 class Score(NamedTuple):
-    talk: Talk
+    messages: Messages
     number: float
 
 
@@ -186,7 +194,7 @@ class Form:
 
     def __init__(self, data: Mapping[str, Any], where: str, unread: Unread) -> None:
         self.where, self.data = where, data
-        self.fields: dict[str, str | Talk] = {}
+        self.fields: dict[str, str | Messages] = {}
         for name, value in data.items():
             if isinstance(value, str):
                 whole = value.startswith("\n\nHuman:") and is_transcript(value)
@@ -215,18 +223,18 @@ class Form:
             [] if self.single else list(several.values())
         )
 
-    def prompt(self) -> Talk:
-        said = [
+    def prompt(self) -> Messages:
+        texts = [
             Message("system", text)
             for name in self.system
             if isinstance(text := self.fields[name], str)
         ]
         for name in self.prompts:
             value = self.fields[name]
-            said += [Message("user", value)] if isinstance(value, str) else value
-        return tuple(said)
+            texts += [Message("user", value)] if isinstance(value, str) else value
+        return tuple(texts)
 
-    def talk(self, reply: str | Talk) -> Talk:
+    def messages(self, reply: str | Messages) -> Messages:
         """The whole conversation that ends in a reply; a reply may be a whole conversation
         itself."""
         prompt = self.prompt()
@@ -256,16 +264,16 @@ class Form:
             )
         return list(found[0].values())
 
-    def rated(self, *hints: str) -> Talk:
+    def rated(self, *hints: str) -> Messages:
         """The conversation that a question on a single one speaks of: the only one, or that with
         the number of the question."""
         if len(self.families) == 1:
             for hint in hints:
                 numbers = {_lower(n) for n in _COUNTERS.findall(hint)}
                 if len(numbers) == 1 and (number := numbers.pop()) in self.families[0]:
-                    return self.talk(self.fields[self.families[0][number]])
+                    return self.messages(self.fields[self.families[0][number]])
         elif not self.families and len(self.single) == 1:
-            return self.talk(self.fields[self.single[0]])
+            return self.messages(self.fields[self.single[0]])
         elif (
             not self.families
             and not self.single
@@ -280,15 +288,15 @@ class Form:
 
     def ranked(
         self, tiers: Sequence[Sequence[str]]
-    ) -> tuple[tuple[Talk, ...], tuple[tuple[int, ...], ...]]:
+    ) -> tuple[tuple[Messages, ...], tuple[tuple[int, ...], ...]]:
         """Tiers of fields as conversations and places."""
-        return self.places([[self.talk(self.fields[name]) for name in tier] for tier in tiers])
+        return self.places([[self.messages(self.fields[name]) for name in tier] for tier in tiers])
 
     def places(
-        self, tiers: Sequence[Sequence[Talk]]
-    ) -> tuple[tuple[Talk, ...], tuple[tuple[int, ...], ...]]:
+        self, tiers: Sequence[Sequence[Messages]]
+    ) -> tuple[tuple[Messages, ...], tuple[tuple[int, ...], ...]]:
         """Tiers of conversations as the conversations, and their places by tier."""
-        talks = tuple(talk for tier in tiers for talk in tier)
+        talks = tuple(conversation for tier in tiers for conversation in tier)
         if len(talks) < 2:
             raise Odd(f"{self.where}: a ranking of fewer than two conversations says nothing")
         ends = [sum(map(len, tiers[: i + 1])) for i in range(len(tiers))]
@@ -366,7 +374,7 @@ def _understand(form: Form, question: str, value: Any, about: str) -> Ranking | 
 class Tiers(dict[str, list[str]]):
     """A ranker's buckets with the ids in them."""
 
-    def talks(self, form: Form) -> list[list[Talk]]:
+    def talks(self, form: Form) -> list[list[Messages]]:
         """The conversations by tier.
 
         One bucket is a ranking; several are tiers if numbered; `_` holds what nobody ranked.
@@ -397,7 +405,9 @@ class Tiers(dict[str, list[str]]):
                 bad = next((i for i in wanted if not isinstance(items[i].get("body"), str)), None)
                 if bad is not None:
                     raise Odd(f"{form.where}: the ranked item {bad!r} has no `body`")
-                return [[form.talk(items[id_]["body"]) for id_ in tier] for tier in tiers if tier]
+                return [
+                    [form.messages(items[id_]["body"]) for id_ in tier] for tier in tiers if tier
+                ]
         raise Odd(
             f"{form.where}: no list in the task's data holds the ranked items"
             f" {', '.join(sorted(wanted))}"
@@ -412,15 +422,15 @@ def _chat(value: Any) -> list[Any] | None:
     {role, content}; None: neither."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return None
-    said = []
+    found = []
     for m in value:
         keys = ("role", "content") if isinstance(m, Mapping) and "role" in m else ("author", "text")
         if not isinstance(m, Mapping) or not set(keys) <= set(m):
             return None
         role = str(m[keys[0]]).lower()
         more = {key: value for key, value in m.items() if key not in keys}
-        said.append({**more, "role": "user" if role == "human" else role, "content": m[keys[1]]})
-    return said
+        found.append({**more, "role": "user" if role == "human" else role, "content": m[keys[1]]})
+    return found
 
 
 def _plain(name: str) -> str:

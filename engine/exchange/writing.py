@@ -38,7 +38,7 @@ def export_pairs(
         for i, tier in enumerate(comparison.ranking):
             for better in tier:
                 for worse in (e for lower in comparison.ranking[i + 1 :] for e in lower):
-                    chosen, rejected = _said(episodes[better]), _said(episodes[worse])
+                    chosen, rejected = _messages(episodes[better]), _messages(episodes[worse])
                     if same := _prompt(chosen, rejected):
                         row: dict[str, Any] = {
                             "prompt": _plain(chosen[:same]),
@@ -71,24 +71,24 @@ def export_unpaired(
     Raises:
         PreferenceError: a score that is no label, and no threshold.
     """
-    said: list[tuple[str, bool, str]] = []
+    labels: list[tuple[str, bool, str]] = []
     for answer in scores:
         value = answer.score  # where only aspects were scored, their mean
         if value is None and answer.aspects:
             value = sum(answer.aspects.values()) / len(answer.aspects)
         if answer.status == "scored" and value is not None:
-            said.append((answer.episode, liked(value, threshold), _rater(answer)))
-    scored = {episode for episode, *_ in said}
+            labels.append((answer.episode, liked(value, threshold), _rater(answer)))
+    scored = {episode for episode, *_ in labels}
     for comparison in comparisons:
         if comparison.status == "scored" and len(comparison.ranking) > 1:
             for tier, label in ((comparison.ranking[0], True), (comparison.ranking[-1], False)):
-                said += [(e, label, _rater(comparison)) for e in tier if e not in scored]
-    for id_, label, rater in said:
-        talk = _said(episodes[id_])
-        same = _prompt(talk, talk[: _replies(talk)[0] + 1])
+                labels += [(e, label, _rater(comparison)) for e in tier if e not in scored]
+    for id_, label, rater in labels:
+        conversation = _messages(episodes[id_])
+        same = _prompt(conversation, conversation[: _replies(conversation)[0] + 1])
         yield {
-            "prompt": _plain(talk[:same]),
-            "completion": _plain(talk[same:]),
+            "prompt": _plain(conversation[:same]),
+            "completion": _plain(conversation[same:]),
             "label": label,
             "rater": rater,
         }
@@ -107,8 +107,8 @@ def export_stepwise(
     for answer in scores:
         if answer.status != "scored" or answer.turn_scores is None:
             continue
-        talk = _said(episodes[answer.episode])
-        ends = _replies(talk)
+        conversation = _messages(episodes[answer.episode])
+        ends = _replies(conversation)
         if len(ends) != len(answer.turn_scores):
             raise PreferenceError(
                 f"feedback {answer.id!r} has {len(answer.turn_scores)} turn scores for {len(ends)}"
@@ -123,7 +123,7 @@ def export_stepwise(
             continue
         text = [
             m.content if m.role == "system" else f"\n\n{_SPEAKERS[m.role]}: {m.content}"
-            for m in talk
+            for m in conversation
         ]
         first = ends[0]
         # Belongs to the prompt: the policy was asked, and the first step is its answer.
@@ -136,7 +136,7 @@ def export_stepwise(
                 "".join(text[a : end + 1]) for a, (end, _) in zip(starts, marked, strict=True)
             ],
             "labels": [liked(score, threshold) for _, score in marked],
-            "messages": _plain(talk),
+            "messages": _plain(conversation),
             "turn_scores": list(answer.turn_scores),
             "rater": _rater(answer),
         }
@@ -181,13 +181,13 @@ def save(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
         ) from error
 
 
-def _said(episode: Episode) -> list[Message]:
+def _messages(episode: Episode) -> list[Message]:
     """The conversation up to and with its last reply."""
     return [m for m in episode.messages if m is not episode.final]
 
 
-def _replies(talk: Sequence[Message]) -> list[int]:
-    return [i for i, m in enumerate(talk) if m.role == "assistant"]
+def _replies(conversation: Sequence[Message]) -> list[int]:
+    return [i for i, m in enumerate(conversation) if m.role == "assistant"]
 
 
 def _prompt(one: Sequence[Message], other: Sequence[Message]) -> int:
@@ -201,8 +201,8 @@ def _prompt(one: Sequence[Message], other: Sequence[Message]) -> int:
     return same
 
 
-def _plain(talk: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in talk]
+def _plain(conversation: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content} for m in conversation]
 
 
 def _rater(answer: Comparison | Feedback) -> str:

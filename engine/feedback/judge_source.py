@@ -30,19 +30,21 @@ class FunctionJudge:
         self.version = version_of(function)
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
-        return [_said(episode, settle(self.function(episode), LIMIT)) for episode in episodes]
+        return [
+            _as_feedback(episode, settle(self.function(episode), LIMIT)) for episode in episodes
+        ]
 
 
-def _said(episode: Episode, said: Any) -> Feedback:
-    if isinstance(said, Feedback):
-        return said
-    if hasattr(said, "tolist"):  # an array of numbers, or a single one
-        said = said.tolist()
-    if isinstance(said, Sequence) and not isinstance(said, (str, bytes)):
-        if all(number is None for number in said):
+def _as_feedback(episode: Episode, value: Any) -> Feedback:
+    if isinstance(value, Feedback):
+        return value
+    if hasattr(value, "tolist"):  # an array of numbers, or a single one
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        if all(number is None for number in value):
             return Feedback.abstained(episode.id, "no opinion of any turn")
-        return Feedback(episode.id, turn_scores=tuple(said))
-    return Feedback.abstained(episode.id) if said is None else Feedback(episode.id, score=said)
+        return Feedback(episode.id, turn_scores=tuple(value))
+    return Feedback.abstained(episode.id) if value is None else Feedback(episode.id, score=value)
 
 
 class JudgeSource:

@@ -22,7 +22,7 @@ from ..records.episode import Episode
 from ..records.feedback import Answer, Comparison, Feedback, Question, Request
 from ..util.ids import derive_id
 from ..util.secrets import redact, redacted
-from ..util.wording import each_text, told, valid, worded
+from ..util.wording import each_text, reason_text, valid, worded
 from .specs import ENVIRONMENT, Source, judge_of, make_source, with_members
 
 LOOKS = 10
@@ -242,7 +242,7 @@ class Sources:
         """
         new: list[Answer] = []
         for source in self.sources:
-            answers = [self._stamp(source, answer) for answer in self._hear(source)]
+            answers = [self._stamp(source, answer) for answer in self._poll(source)]
             recorded = ledger.add_feedback(answers)
             if hasattr(source.given, "acknowledge") and answers:
                 source.given.acknowledge([a.id for a in answers])
@@ -269,11 +269,11 @@ class Sources:
             if again.deadline is None or again.deadline > now
         ]
 
-    def _hear(self, source: Source) -> Sequence[Answer]:
+    def _poll(self, source: Source) -> Sequence[Answer]:
         """A look that raises is tried again at the next poll; ten in a row stop the run."""
         try:
-            heard = list(source.given.receive())
-            for answer in heard:
+            answers = list(source.given.receive())
+            for answer in answers:
                 if not isinstance(answer, (Feedback, Comparison)):
                     raise TypeError(
                         f"it gave {type(answer).__name__}, neither Feedback nor Comparison"
@@ -282,20 +282,20 @@ class Sources:
             raise
         except (Exception, SystemExit, GeneratorExit) as error:
             self._silent[source.name] = self._silent.get(source.name, 0) + 1
-            said = worded(error)
+            reason = worded(error)
             if self._silent[source.name] == 1:
                 warnings.warn(
-                    f"feedback source {source.name!r} could not be heard: {said}; trying again",
+                    f"feedback source {source.name!r} could not be heard: {reason}; trying again",
                     stacklevel=2,
                 )
             if self._silent[source.name] >= LOOKS:
                 raise TooManyFailures(
                     f"feedback source {source.name!r} could not be heard {LOOKS} times in a row:"
-                    f" {said}"
+                    f" {reason}"
                 ) from error
             return []
         self._silent[source.name] = 0
-        return heard
+        return answers
 
     def _stamp(self, source: Source, answer: Answer) -> Answer:
         stamp = dataclasses.replace(
@@ -308,5 +308,5 @@ class Sources:
             )
         comment, details = valid(redact(answer.comment)), each_text(valid, redacted(answer.details))
         return dataclasses.replace(
-            answer, stamp=stamp, reason=told(answer.reason), comment=comment, details=details
+            answer, stamp=stamp, reason=reason_text(answer.reason), comment=comment, details=details
         )

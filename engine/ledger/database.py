@@ -162,24 +162,24 @@ class Database:
             raise
         # pg8000 lets some of the socket's own errors through
         except (sa.exc.DBAPIError, ConnectionError) as error:
-            said = _words(error)
+            words = _words(error)
             if (
                 isinstance(error, (ConnectionError, sa.exc.InterfaceError))
                 or error.connection_invalidated
             ):
                 raise self.error(
                     f"the {self.what} {self.url} cannot be used, it cannot be reached:"
-                    f" {redact(said)}. What was acknowledged stands; when it can be reached again,"
+                    f" {redact(words)}. What was acknowledged stands; when it can be reached again,"
                     " a run goes on with `turnwise run --resume`."
                 ) from error
-            if "locked" in said or "busy" in said or "lock timeout" in said:
+            if "locked" in words or "busy" in words or "lock timeout" in words:
                 raise self.error(
                     f"the {self.what} {self.url} is locked by another process that has not let go"
                     " of it. Is another run or a rating service using this folder? Stop it, or"
                     " wait and try again."
                 ) from error
             raise self.error(
-                f"the {self.what} {self.url} cannot be used: {redact(said)}"
+                f"the {self.what} {self.url} cannot be used: {redact(words)}"
             ) from error
 
     def settle(self) -> None:
@@ -197,6 +197,6 @@ class Database:
 def _words(error: Exception) -> str:
     """What the driver says, as a sentence: pg8000's errors are mappings of the fields of
     PostgreSQL's protocol."""
-    said = (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
-    fields = said.args[0] if said.args else ""
-    return str(fields["M"]) if isinstance(fields, dict) and "M" in fields else str(said)
+    cause = (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
+    fields = cause.args[0] if cause.args else ""
+    return str(fields["M"]) if isinstance(fields, dict) and "M" in fields else str(cause)

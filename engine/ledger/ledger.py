@@ -393,7 +393,7 @@ class Ledger(Database):
                 rows += db.execute(query).mappings()
         return [decode_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
-    def said_by(self, sources: Sequence[str], groups: Sequence[str]) -> list[Answer]:
+    def feedback_by(self, sources: Sequence[str], groups: Sequence[str]) -> list[Answer]:
         """What these sources scored of these groups and their episodes, in force, in the order it
         came; late answers among it."""
         rows: list[Any] = []
@@ -413,7 +413,7 @@ class Ledger(Database):
                 rows += db.execute(sa.select(FEEDBACK).where(FEEDBACK.c.id.in_(some))).mappings()
         return [decode_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
-    def said(self, run: str) -> list[Answer]:
+    def run_feedback(self, run: str) -> list[Answer]:
         """Everything in force that was said of a run's conversations, whatever its status, late
         answers too; in the order it came."""
         query = sa.select(FEEDBACK).where(about(EPISODES.c.run == run), current())
@@ -423,7 +423,9 @@ class Ledger(Database):
                 for row in db.execute(query.order_by(FEEDBACK.c.time, FEEDBACK.c.id)).mappings()
             ]
 
-    def said_before(self, run: str, source: str, update: int, newest: int = 5000) -> list[Answer]:
+    def feedback_before(
+        self, run: str, source: str, update: int, newest: int = 5000
+    ) -> list[Answer]:
         """What a source said and still stands by, on groups that were decided up to an update: the
         newest of it, in the order it came.
 

@@ -26,7 +26,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 
-TOLD = (
+SHOWN = (
     "outcome",
     "success",
     "kl",
@@ -41,7 +41,7 @@ COUNTS = ("comparisons", "conversations", "changed")
 def in_a_line(update: Update) -> str:
     """What an update did, where no bars are shown."""
     metrics = update.metrics
-    found = {key: metrics[key] for key in TOLD if key in metrics}
+    found = {key: metrics[key] for key in SHOWN if key in metrics}
     found = found or {key: value for key, value in metrics.items() if key.endswith("/success")}
     shown = [
         f"{update.stage} {update.number}",
@@ -64,7 +64,7 @@ class Display:
     """
 
     def __init__(self, enabled: bool = True, log: bool = False) -> None:
-        self._log, self._told = log, -math.inf
+        self._log, self._logged = log, -math.inf
         console = Console(stderr=True)
         name, bar = (22, 24) if console.width >= 110 else (12, 8)
         # A narrow terminal cuts the notes, not the counters.
@@ -96,8 +96,8 @@ class Display:
     def show(self, status: Status) -> None:
         progress = self._progress
         if progress.disable:
-            if self._log and status.note and time.monotonic() - self._told > 60:
-                self._told = time.monotonic()
+            if self._log and status.note and time.monotonic() - self._logged > 60:
+                self._logged = time.monotonic()
                 print(f"{status.stage}: {status.note}", flush=True)
             return
         if status.updates and (

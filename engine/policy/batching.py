@@ -92,7 +92,7 @@ def written_batch(
             `episodes`.
         labels: [E] 1 liked, 0 not.
     """
-    layout = _layout(episodes, [[len(said) for _, said in each] for each in turns])
+    layout = _layout(episodes, [[len(tokens) for _, tokens in each] for each in turns])
     better, worse, *numbers = zip(*pairs, strict=True) if pairs else ((), (), (), (), ())
     return Batch(
         **layout,
@@ -144,10 +144,10 @@ def row_of(
     """One row of (ids read, ids said) per turn, and what was read after the last."""
     ids: list[int] = []
     positions: list[int] = []
-    for read, said in turns:
+    for read, action in turns:
         ids += read
-        positions += range(len(ids), len(ids) + len(said))
-        ids += said
+        positions += range(len(ids), len(ids) + len(action))
+        ids += action
     return Row((*ids, *then), index, tuple(positions), 0, bootstrap)
 
 
@@ -156,8 +156,8 @@ def episode_rows(episode: Episode, index: int) -> list[Row]:
     `rerender`."""
     truncated = episode.ending == "truncated"
     if episode.history == "append":
-        said = ((turn.prompt_ids, turn.action_ids or ()) for turn in episode.turns)
-        return [row_of(said, index, episode.final_ids if truncated else (), truncated)]
+        pairs = ((turn.prompt_ids, turn.action_ids or ()) for turn in episode.turns)
+        return [row_of(pairs, index, episode.final_ids if truncated else (), truncated)]
     rows, first = [], 0
     for turn in episode.turns:
         begin, count = len(turn.prompt_ids), len(turn.action_ids or ())

@@ -131,8 +131,8 @@ class ChatFormat:
             for text, i in self._controls.items()
             if i not in named and text not in frame and self._writes(text)
         }
-        said = [Message("user", "x"), Message("assistant", "y")]
-        self.conversation([*said, *said])  # what cannot be laid out is refused now
+        probe = [Message("user", "x"), Message("assistant", "y")]
+        self.conversation([*probe, *probe])  # what cannot be laid out is refused now
 
     # What the template makes of messages, as text.
 
@@ -296,11 +296,11 @@ class ChatFormat:
 
     def _frame_text(self) -> str:
         """What the template puts around messages, and none of what it lets the assistant say."""
-        said = [Message("user", "x"), Message("assistant", "x"), Message("user", "x")]
+        probe = [Message("user", "x"), Message("assistant", "x"), Message("user", "x")]
         pieces: list[str] = []
         for opening in ([Message("system", "x")], []) if self._system == "own" else ([],):
-            _, frames = self._marked([*opening, *said], True, None)
-            written = self._marked([*opening, *said[:2]], False, None)[1][len(opening) + 1]
+            _, frames = self._marked([*opening, *probe], True, None)
+            written = self._marked([*opening, *probe[:2]], False, None)[1][len(opening) + 1]
             asked, written_again = frames[-1], frames[-3]
             pieces += [
                 *frames[:-3],
@@ -311,7 +311,7 @@ class ChatFormat:
                 continue
             with contextlib.suppress(TemplateError):  # no tool role
                 *_, opens, closes = self._marked(
-                    [*said, said[1], Message("tool", "x")], True, None
+                    [*probe, probe[1], Message("tool", "x")], True, None
                 )[1]
                 pieces += [opens, closes[: len(closes) - _alike(closes[::-1], asked[::-1])]]
         return "\n".join(pieces)
@@ -322,9 +322,9 @@ class ChatFormat:
 
         Both end with a control token: after it the policy has nothing more to say.
         """
-        said = [Message("user", "x"), Message("assistant", "x"), Message("user", "x")]
-        middle = self._marked(said, True, None)[1][2]
-        end = self._marked(said[:2], False, None)[1][2]
+        probe = [Message("user", "x"), Message("assistant", "x"), Message("user", "x")]
+        middle = self._marked(probe, True, None)[1][2]
+        end = self._marked(probe[:2], False, None)[1][2]
         last = end[: self._last_control(end)]
         if not last or not any(end.startswith(token) for token in filter(None, self._controls)):
             raise TemplateError(
@@ -363,9 +363,9 @@ class ChatFormat:
     def _channel(self) -> list[int]:
         """Ids that stand before the words for the other side where replies have channels; none
         elsewhere."""
-        said = [Message("user", "x"), Message("assistant", "y")]
-        whole = self._rendered(said, False, None)
-        header = whole.text[self._reply_begins(said, whole, 1, None) : whole.spans[1][0]]
+        probe = [Message("user", "x"), Message("assistant", "y")]
+        whole = self._rendered(probe, False, None)
+        header = whole.text[self._reply_begins(probe, whole, 1, None) : whole.spans[1][0]]
         ids = self._encode(header)
         return ids if ids and ids[0] in self.control_ids else []
 
@@ -515,12 +515,12 @@ class ChatFormat:
         if self._drops:
             self._check_kept(observation.content)
         mark = MARK.format(5)
-        said = [Message("user", "x"), Message("assistant", mark), observation]
+        messages = [Message("user", "x"), Message("assistant", mark), observation]
         if self._spells(observation.content):
-            whole = self._rendered(said, True, tools)
+            whole = self._rendered(messages, True, tools)
             text, spans, start = whole.text, sorted(whole.spans), whole.spans[1][1]
         else:
-            text, spans = self._render(said, generate=True, tools=tools), []
+            text, spans = self._render(messages, generate=True, tools=tools), []
             # The first is ours: what comes after it may spell the mark too.
             start = text.find(mark) + len(mark)
         if not text.startswith(self._closing, start):

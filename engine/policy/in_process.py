@@ -121,12 +121,12 @@ class InProcess:
     def _prefill(self, talks: Sequence[Conversation]) -> Any:
         """Feeds what each conversation has and the cache has not; the logits after it, [b, V]."""
         chunks: list[list[int]] = [[]]
-        for i, talk in enumerate(talks):
+        for i, conversation in enumerate(talks):
             width = max(len(talks[j].ids) - talks[j].cached for j in [*chunks[-1], i])
             if chunks[-1] and width * (len(chunks[-1]) + 1) > self.prefill_tokens:
                 chunks.append([])
             chunks[-1].append(i)
-            if not talk.ids[talk.cached :]:
+            if not conversation.ids[conversation.cached :]:
                 raise ValueError("a conversation has nothing new to reply to")
         logits = []
         for chunk in chunks:
@@ -142,10 +142,10 @@ class InProcess:
                 c.cached = len(c.ids)
         return torch.cat(logits)
 
-    def _complain(self, talk: Conversation) -> None:
-        last = talk.messages[-1].content[:200] if talk.messages else ""
+    def _complain(self, conversation: Conversation) -> None:
+        last = conversation.messages[-1].content[:200] if conversation.messages else ""
         raise NonFiniteError(
-            f"the policy's logits are not finite in a conversation of {len(talk.ids)} tokens that"
-            f" ends {last!r}. The weights are damaged: go back to the last checkpoint and lower the"
-            " learning rate."
+            "the policy's logits are not finite in a conversation of"
+            f" {len(conversation.ids)} tokens that ends {last!r}. The weights are damaged: go back"
+            " to the last checkpoint and lower the learning rate."
         )

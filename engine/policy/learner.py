@@ -196,8 +196,8 @@ class Learner:
     def metrics(self, norms: Sequence[float]) -> dict[str, float]:
         """What an update tells of its steps, from the norms of their gradients: how many they were,
         the mean norm, the last one's rate."""
-        told = {"grad_norm": sum(norms) / len(norms), "lr": self.rate} if norms else {}
-        return {"steps": float(len(norms)), **told}
+        metrics = {"grad_norm": sum(norms) / len(norms), "lr": self.rate} if norms else {}
+        return {"steps": float(len(norms)), **metrics}
 
     def _rate(self, progress: float) -> float:
         """The learning rate of the next step."""

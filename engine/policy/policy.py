@@ -339,9 +339,9 @@ class Policy:
         seed: int = 0,
     ) -> str:
         """One reply to a conversation given as messages (or dicts with role and content)."""
-        said = [m if isinstance(m, Message) else Message(**m) for m in messages]  # type: ignore[arg-type]
-        talk = Conversation(0, self.chat.prompt(said), said, seed)
-        [sample] = self._talker.reply([talk], Sampling(temperature, max_new_tokens))
+        given = [m if isinstance(m, Message) else Message(**m) for m in messages]  # type: ignore[arg-type]
+        conversation = Conversation(0, self.chat.prompt(given), given, seed)
+        [sample] = self._talker.reply([conversation], Sampling(temperature, max_new_tokens))
         return self.chat.text(sample.ids)
 
     @cached_property

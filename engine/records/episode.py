@@ -178,10 +178,10 @@ class Episode:
     def messages(self) -> tuple[Message, ...]:
         """The conversation as people read it, the system prompt and the final observation
         included."""
-        said = [Message("system", self.system)] if self.system is not None else []
+        messages = [Message("system", self.system)] if self.system is not None else []
         for turn in self.turns:
-            said += [turn.observation, Message("assistant", turn.action)]
-        return tuple(said + ([self.final] if self.final else []))
+            messages += [turn.observation, Message("assistant", turn.action)]
+        return tuple(messages + ([self.final] if self.final else []))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `Episode.from_dict` reads it back equal."""

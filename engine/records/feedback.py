@@ -130,8 +130,8 @@ class Feedback:
             "aspects",
             {str(name): _number(f"aspect {name!r}", value) for name, value in self.aspects.items()},
         )
-        said = (self.score, *(self.turn_scores or ()), *self.aspects.values())
-        says_something = any(value is not None for value in said)
+        numbers = (self.score, *(self.turn_scores or ()), *self.aspects.values())
+        says_something = any(value is not None for value in numbers)
         if self.status == "scored" and not says_something:
             raise ValueError(
                 "scored feedback needs a score, turn_scores or aspects; use Feedback.abstained(...)"

@@ -172,16 +172,16 @@ def opinions(
 ) -> tuple[float | None, ...] | None:
     """What raters think of an episode's turns, on average per turn (None: nobody said); None where
     nobody speaks of turns."""
-    said = [
+    found = [
         a.turn_scores
         for a in answers
         if isinstance(a, Feedback) and a.episode == episode.id and a.turn_scores is not None
     ]
-    if not said:
+    if not found:
         return None
     means: list[float | None] = []
     for k in range(len(episode.turns)):
-        numbers = [number for each in said if k < len(each) and (number := each[k]) is not None]
+        numbers = [number for each in found if k < len(each) and (number := each[k]) is not None]
         means.append(sum(numbers) / len(numbers) if numbers else None)
     return tuple(means)
 

@@ -27,9 +27,9 @@ class Credited:
         colour: CSS colour, green for credit and red for blame, stronger for more.
     """
 
-    heard: str
+    observation: str
     role: str
-    said: str
+    reply: str
     credit: float
     true: tuple[float, float] | None
     colour: str

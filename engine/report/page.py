@@ -177,7 +177,7 @@ def _stage(
         if not m.used and m.reason not in ("branches", "audit"):  # those were never meant to train
             reason = m.reason.split(":")[0]
             why[reason] = why.get(reason, 0) + 1
-    said = ledger.feedback_summary(sorted({e.group for e in played}))
+    summary = ledger.feedback_summary(sorted({e.group for e in played}))
     return {
         "name": name,
         "updates": len(metrics),
@@ -185,7 +185,7 @@ def _stage(
         "failed": sum(e.ending == "failed" for e in played),
         "used": used,
         "left_out": sorted(why.items()),
-        "said": said,
+        "said": summary,
         "last": {
             k: v
             for k, v in metrics[-1].items()
@@ -240,7 +240,7 @@ def _compared(before: Episode, after: Episode) -> str:
 
 def _shown(episode: Episode, ledger: Ledger, place: tuple[str, int]) -> dict[str, Any]:
     """A conversation with what each turn earned."""
-    said = [
+    shown = [
         f
         for f in ledger.feedback([episode.group])
         if isinstance(f, Feedback) and f.episode == episode.id
@@ -248,7 +248,7 @@ def _shown(episode: Episode, ledger: Ledger, place: tuple[str, int]) -> dict[str
     lines = [Rewarded("system", printable(episode.system), False, "")] if episode.system else []
     for k, turn in enumerate(episode.turns):
         notes = [f"reward {turn.reward:g}"] if turn.reward or k == len(episode.turns) - 1 else []
-        for f in said:
+        for f in shown:
             if f.turn_scores is not None and f.turn_scores[k] is not None:
                 notes.append(f"{f.stamp.source} {f.turn_scores[k]:+.2f}")
         if turn.cut:
@@ -259,7 +259,7 @@ def _shown(episode: Episode, ledger: Ledger, place: tuple[str, int]) -> dict[str
         lines.append(Rewarded("assistant", printable(turn.action), True, ", ".join(notes)))
     if episode.final:
         lines.append(Rewarded(episode.final.role, printable(episode.final.content), False, ""))
-    scores = [f"{f.stamp.source} {f.score:.3f}" for f in said if f.score is not None]
+    scores = [f"{f.stamp.source} {f.score:.3f}" for f in shown if f.score is not None]
     ended = episode.ending + (f" ({episode.reason})" if episode.reason else "")
     return {
         "lines": lines,

@@ -203,8 +203,8 @@ def _over_distance(
 
 
 def _repeats(episode: Episode) -> float:
-    said = [" ".join(t.action.lower().split()) for t in episode.turns]
-    return float(len(said) - len(set(said)))
+    replies = [" ".join(t.action.lower().split()) for t in episode.turns]
+    return float(len(replies) - len(set(replies)))
 
 
 def _logged(metrics: Sequence[Mapping[str, Any]], key: str, name: str, colour: str) -> Series:

@@ -22,7 +22,7 @@ def transcript(episode: Episode, *, user: str = "Customer") -> str:
     """
     names = {**SPEAKERS, "user": user}
 
-    def said(role: str, content: str) -> list[str]:
+    def passage(role: str, content: str) -> list[str]:
         return [
             f"**{names[role]}**",
             "",
@@ -30,14 +30,14 @@ def transcript(episode: Episode, *, user: str = "Customer") -> str:
             "",
         ]
 
-    lines = said("system", episode.system) if episode.system else []
+    lines = passage("system", episode.system) if episode.system else []
     for turn in episode.turns:
-        lines += said(turn.observation.role, turn.observation.content) + said(
+        lines += passage(turn.observation.role, turn.observation.content) + passage(
             "assistant", turn.action
         )
         if turn.reward:
             lines += [f"*reward {turn.reward:g}*", ""]
     if episode.final:
-        lines += said(episode.final.role, episode.final.content)
+        lines += passage(episode.final.role, episode.final.content)
     ended = episode.ending + (f": {episode.reason}" if episode.reason else "")
     return "\n".join([*lines, f"*{ended}; return {episode.env_return:g}*", ""])

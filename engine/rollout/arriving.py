@@ -39,26 +39,26 @@ class States:
     copies: dict[tuple[str, int], tuple[Any, list[Observation]]] = field(default_factory=dict)
 
 
-def arrive(talk: LiveEpisode, known: States) -> Generator[Call, Any, None]:
+def arrive(live: LiveEpisode, known: States) -> Generator[Call, Any, None]:
     """Brings a conversation's environment to where it begins: by reset, by playing a branch's
     replies again, or from a copy."""
-    branch = talk.branch
+    branch = live.branch
     origin = branch.origin if branch else None
     seen: list[Observation] = []
     try:
         if origin in known.copies:
             state, seen = known.copies[origin]
             if (yield ("adopt", state)):
-                talk.steps = len(seen) - 1
+                live.steps = len(seen) - 1
             else:
                 seen = []
         if not seen:
-            seen = [(yield ("reset", talk.start.seed, talk.start.options))]
-            for turn in branch.said if branch else ():
+            seen = [(yield ("reset", live.start.seed, live.start.options))]
+            for turn in branch.prefix if branch else ():
                 if seen[-1].terminated or seen[-1].truncated:
                     break
                 seen.append((yield ("step", turn.action)))
-            copyable = talk.env.metadata.get("snapshots", False)
+            copyable = live.env.metadata.get("snapshots", False)
             if (
                 copyable
                 and origin is not None
@@ -78,9 +78,9 @@ def arrive(talk: LiveEpisode, known: States) -> Generator[Call, Any, None]:
                 known.copies.pop(origin, None)
     if branch and (why := differs(branch, seen)):
         raise ConversationFailed(why)
-    talk.reset, talk.heard = seen[0], seen[-1].message
+    live.reset, live.observation = seen[0], seen[-1].message
     if branch:
-        talk.turns = list(branch.said)
+        live.turns = list(branch.prefix)
 
 
 def differs(branch: Branch, seen: Sequence[Observation]) -> str:

@@ -34,7 +34,7 @@ class Branch:
         return (self.parent.id, self.turn)
 
     @property
-    def said(self) -> tuple[Turn, ...]:
+    def prefix(self) -> tuple[Turn, ...]:
         return self.parent.turns[: self.turn]
 
 
@@ -54,7 +54,7 @@ class LiveEpisode:
     row: int
     env: Instance
     branch: Branch | None = None
-    heard: Message | None = None
+    observation: Message | None = None
     turns: list[Turn] = field(default_factory=list)
     reset: Observation | None = None
     ids: list[int] = field(default_factory=list)
@@ -65,10 +65,10 @@ class LiveEpisode:
     @property
     def messages(self) -> list[Message]:
         assert self.reset is not None
-        said = [Message("system", self.reset.system)] if self.reset.system is not None else []
+        messages = [Message("system", self.reset.system)] if self.reset.system is not None else []
         for turn in self.turns:
-            said += [turn.observation, Message("assistant", turn.action)]
-        return [*said, self.heard] if self.heard else said
+            messages += [turn.observation, Message("assistant", turn.action)]
+        return [*messages, self.observation] if self.observation else messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,5 +86,5 @@ class Reply:
     failed: bool = False
 
 
-def spoken(talk: LiveEpisode) -> list[Message]:
-    return [m for m in talk.messages if m.role != "system"]
+def spoken(live: LiveEpisode) -> list[Message]:
+    return [m for m in live.messages if m.role != "system"]

@@ -25,11 +25,11 @@ class Player(Protocol):
     rows: int
     history: Literal["append", "rerender"]
 
-    def begin(self, talk: LiveEpisode, where: Where) -> None: ...
+    def begin(self, live: LiveEpisode, where: Where) -> None: ...
 
     def reply(self, talks: Sequence[LiveEpisode], where: Where) -> Sequence[Reply]: ...
 
-    def final_ids(self, talk: LiveEpisode) -> tuple[int, ...]: ...
+    def final_ids(self, live: LiveEpisode) -> tuple[int, ...]: ...
 
 
 @contextlib.contextmanager
@@ -74,55 +74,55 @@ class PolicyPlayer:
         self.rows = self.backend.rows
         self._most = policy.context_length * max(map(len, policy.chat.tokenizer.get_vocab()))
 
-    def _overflows(self, talk: LiveEpisode) -> bool:
+    def _overflows(self, live: LiveEpisode) -> bool:
         """Whether what was said is longer, in characters, than a context full of the longest token:
         then it need not be tokenized."""
-        return sum(len(message.content) for message in talk.messages) > self._most
+        return sum(len(message.content) for message in live.messages) > self._most
 
-    def begin(self, talk: LiveEpisode, where: Where) -> None:
+    def begin(self, live: LiveEpisode, where: Where) -> None:
         from ..records.sampling import Conversation
 
-        assert talk.reset is not None
-        talk.state = Conversation(talk.row)
-        if self._overflows(talk):
+        assert live.reset is not None
+        live.state = Conversation(live.row)
+        if self._overflows(live):
             return
-        if talk.turns:
-            talk.ids = [
-                i for turn in talk.turns for i in (*turn.prompt_ids, *(turn.action_ids or ()))
+        if live.turns:
+            live.ids = [
+                i for turn in live.turns for i in (*turn.prompt_ids, *(turn.action_ids or ()))
             ]
         else:
             with _rendering():
-                talk.ids = talk.fresh = self.policy.chat.prompt(talk.messages, talk.reset.tools)
+                live.ids = live.fresh = self.policy.chat.prompt(live.messages, live.reset.tools)
 
     def reply(self, talks: Sequence[LiveEpisode], where: Where) -> list[Reply]:
         replies: list[Reply | None] = [None] * len(talks)
         asked = []
-        for i, talk in enumerate(talks):
-            overflows = self._overflows(talk)
+        for i, live in enumerate(talks):
+            overflows = self._overflows(live)
             try:
                 if not overflows:
-                    self._hear(talk)
+                    self._append_observation(live)
             except ConversationFailed as error:
                 replies[i] = Reply(None, stop=str(error), failed=True)
                 continue
-            if overflows or len(talk.ids) >= self.policy.context_length:
+            if overflows or len(live.ids) >= self.policy.context_length:
                 replies[i] = Reply(None, stop="context")
                 continue
-            conversation = talk.state
-            conversation.ids = talk.ids
-            conversation.messages = talk.messages
-            key = (where.seed, where.update, talk.start.key, talk.slot, len(talk.turns))
-            place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
+            conversation = live.state
+            conversation.ids = live.ids
+            conversation.messages = live.messages
+            key = (where.seed, where.update, live.start.key, live.slot, len(live.turns))
+            place = (where.stage, live.branch.parent.slot, live.branch.turn) if live.branch else ()
             conversation.seed = int(derive_id("noise", *key, *place), 16)
             asked.append(i)
         samples = (
             self.backend.reply([talks[i].state for i in asked], self.sampling) if asked else []
         )
         for i, sample in zip(asked, samples, strict=True):
-            talk = talks[i]
-            prompt = tuple(talk.ids if self.history == "rerender" else talk.fresh)
-            talk.ids = talk.ids + list(sample.ids)
-            special = bool(talk.env.metadata.get("special_tokens", False))
+            live = talks[i]
+            prompt = tuple(live.ids if self.history == "rerender" else live.fresh)
+            live.ids = live.ids + list(sample.ids)
+            special = bool(live.env.metadata.get("special_tokens", False))
             replies[i] = Reply(
                 self.policy.chat.text(sample.ids, special=special),
                 prompt,
@@ -131,39 +131,39 @@ class PolicyPlayer:
                 self.policy.version,
                 sample.cut,
             )
-            talk.fresh = []
+            live.fresh = []
         return [reply for reply in replies if reply is not None]
 
-    def _hear(self, talk: LiveEpisode) -> None:
+    def _append_observation(self, live: LiveEpisode) -> None:
         """Appends the latest observation to the ids, closing a reply that did not close itself."""
-        if not talk.turns or talk.fresh:
+        if not live.turns or live.fresh:
             return
-        assert talk.heard is not None
-        assert talk.reset is not None
+        assert live.observation is not None
+        assert live.reset is not None
         chat = self.policy.chat
         with _rendering():
             if self.history == "rerender":
-                talk.ids = talk.fresh = chat.prompt(talk.messages, talk.reset.tools)
-                talk.state.cached = 0
+                live.ids = live.fresh = chat.prompt(live.messages, live.reset.tools)
+                live.state.cached = 0
             else:
-                talk.fresh = chat.close(talk.ids) + chat.suffix(talk.heard, talk.reset.tools)
-                talk.ids = talk.ids + talk.fresh
+                live.fresh = chat.close(live.ids) + chat.suffix(live.observation, live.reset.tools)
+                live.ids = live.ids + live.fresh
 
-    def final_ids(self, talk: LiveEpisode) -> tuple[int, ...]:
+    def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
         """Ids from the last sampled token to where the policy would have replied, as far as they
         fit the context."""
-        if not talk.turns or talk.turns[-1].action_ids is None or self._overflows(talk):
+        if not live.turns or live.turns[-1].action_ids is None or self._overflows(live):
             return ()
         try:
-            self._hear(talk)
+            self._append_observation(live)
         # the template cannot show what came last: then nothing is known of that state
         except ConversationFailed:
             return ()
-        room = max(0, self.policy.context_length - (len(talk.ids) - len(talk.fresh)))
+        room = max(0, self.policy.context_length - (len(live.ids) - len(live.fresh)))
         # The whole context anew, or nothing: then the last reply's own row serves.
         if self.history == "rerender":
-            return tuple(talk.ids) if len(talk.ids) <= self.policy.context_length else ()
-        return tuple(talk.fresh[:room])
+            return tuple(live.ids) if len(live.ids) <= self.policy.context_length else ()
+        return tuple(live.fresh[:room])
 
 
 class ScriptPlayer:
@@ -184,18 +184,18 @@ class ScriptPlayer:
     def __init__(self, player: str | PlayerFunction) -> None:
         self.player = player
 
-    def begin(self, talk: LiveEpisode, where: Where) -> None:
+    def begin(self, live: LiveEpisode, where: Where) -> None:
         pass
 
     def reply(self, talks: Sequence[LiveEpisode], where: Where) -> list[Reply]:
         assert callable(self.player)
         replies = []
-        for talk in talks:
+        for live in talks:
             try:
-                replies.append(Reply(text_of(settle(self.player(spoken(talk))), "the reply")))
+                replies.append(Reply(text_of(settle(self.player(spoken(live))), "the reply")))
             except Exception as error:  # SystemExit is the caller's own way out
                 replies.append(Reply(None, stop=f"player: {worded(error)}", failed=True))
         return replies
 
-    def final_ids(self, talk: LiveEpisode) -> tuple[int, ...]:
+    def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
         return ()

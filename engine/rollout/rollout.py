@@ -18,7 +18,7 @@ from ..errors import TooManyFailures
 from ..records.episode import Ending, Episode, Start, Turn
 from ..util.ids import derive_id
 from ..util.secrets import redact
-from ..util.wording import each_text, told
+from ..util.wording import each_text, reason_text
 from .arriving import Call, ConversationFailed, States, arrive
 from .conversation import Branch, LiveEpisode, Reply, Where, episode_id, spoken
 from .players import Player, ScriptPlayer
@@ -36,7 +36,7 @@ def _without_secrets(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _converse(
-    talk: LiveEpisode, player: Player, where: Where, max_turns: int, known: States
+    live: LiveEpisode, player: Player, where: Where, max_turns: int, known: States
 ) -> Generator[Call, Any, tuple[Ending, str]]:
     """One conversation from where it begins to its end. Returns how it ended, and why.
 
@@ -48,44 +48,50 @@ def _converse(
         if isinstance(player, ScriptPlayer) and isinstance(player.player, str)
         else None
     )
-    if talk.env.traits is None:
+    if live.env.traits is None:
         yield ("make",)
-    assert talk.env.traits is not None
-    if own is not None and own not in talk.env.traits.players:
-        has = ", ".join(talk.env.traits.players) or "none"
-        raise LookupError(f"environment {talk.start.env!r} has no player {own!r}; it has: {has}")
-    yield from arrive(talk, known)
-    player.begin(talk, where)
+    assert live.env.traits is not None
+    if own is not None and own not in live.env.traits.players:
+        has = ", ".join(live.env.traits.players) or "none"
+        raise LookupError(f"environment {live.start.env!r} has no player {own!r}; it has: {has}")
+    yield from arrive(live, known)
+    player.begin(live, where)
     if own is not None:
-        place = (where.stage, talk.branch.parent.slot, talk.branch.turn) if talk.branch else ()
+        place = (where.stage, live.branch.parent.slot, live.branch.turn) if live.branch else ()
         yield (
             "player",
             own,
-            derive_id("player", where.seed, where.update, talk.start.key, talk.slot, *place),
+            derive_id("player", where.seed, where.update, live.start.key, live.slot, *place),
         )
     while True:
-        reply = Reply((yield ("reply", spoken(talk)))) if own is not None else (yield None)
+        reply = Reply((yield ("reply", spoken(live)))) if own is not None else (yield None)
         if reply.failed:
             raise ConversationFailed(reply.stop)
         if reply.text is None:
             return "truncated", reply.stop
-        assert talk.heard is not None
-        said = (reply.prompt_ids, reply.action_ids, reply.logprobs, reply.version, reply.cut)
-        heard, talk.heard = talk.heard, None
+        assert live.observation is not None
+        sampled = (reply.prompt_ids, reply.action_ids, reply.logprobs, reply.version, reply.cut)
+        answered, live.observation = live.observation, None
         try:
             observation = yield ("step", reply.text)
         except ConversationFailed:
-            talk.turns.append(Turn(heard, reply.text, 0.0, *said))
+            live.turns.append(Turn(answered, reply.text, 0.0, *sampled))
             raise
-        talk.turns.append(
-            Turn(heard, reply.text, observation.reward, *said, _without_secrets(observation.info))
+        live.turns.append(
+            Turn(
+                answered,
+                reply.text,
+                observation.reward,
+                *sampled,
+                _without_secrets(observation.info),
+            )
         )
-        talk.heard = observation.message
+        live.observation = observation.message
         if observation.terminated:
             return "terminated", ""
         if observation.truncated:
-            return "truncated", told(str(observation.info.get("reason", "environment")))
-        if len(talk.turns) >= max_turns:
+            return "truncated", reason_text(str(observation.info.get("reason", "environment")))
+        if len(live.turns) >= max_turns:
             return "truncated", "max_turns"
 
 
@@ -204,10 +210,10 @@ class _Play:
             del self.waiting[index]
             if branch:
                 self.known.reaching.add(branch.origin)
-            talk = LiveEpisode(index, start, slot, self.rows.pop(), instance, branch)
+            live = LiveEpisode(index, start, slot, self.rows.pop(), instance, branch)
             self.alive[instance] = (
-                talk,
-                _converse(talk, self.player, self.where, self.max_turns, self.known),
+                live,
+                _converse(live, self.player, self.where, self.max_turns, self.known),
             )
             self._advance(instance, None)
             if not self.rows:
@@ -223,8 +229,8 @@ class _Play:
             or origin not in self.known.reaching
         ):
             return False
-        said = self.environments.metadata(branch.parent.start.env)
-        return said is None or bool(said.get("snapshots", False))
+        metadata = self.environments.metadata(branch.parent.start.env)
+        return metadata is None or bool(metadata.get("snapshots", False))
 
     def _reply(self) -> None:
         asked = [instance for instance in self.alive if instance in self.silent]
@@ -235,7 +241,7 @@ class _Play:
 
     def _advance(self, instance: Instance, value: Any, failed: str = "") -> None:
         """Goes on with one conversation: what it waited for is here, or failed."""
-        talk, conversation = self.alive[instance]
+        live, conversation = self.alive[instance]
         try:
             asked = (
                 conversation.throw(ConversationFailed(failed))
@@ -251,9 +257,9 @@ class _Play:
                 self.silent[instance] = None
                 return
             verb, *arguments = asked
-            talk.steps += verb == "step"
+            live.steps += verb == "step"
             self.called[instance] = (
-                f"step {talk.steps}"
+                f"step {live.steps}"
                 if verb == "step"
                 else "player"
                 if verb == "reply"
@@ -262,29 +268,29 @@ class _Play:
             self.environments.ask(instance, verb, *arguments)
 
     def _finish(self, instance: Instance, ending: Ending, reason: str) -> None:
-        talk, _ = self.alive.pop(instance)
-        reset, final = talk.reset, talk.heard
-        self.done[talk.index] = Episode(
-            id=episode_id(self.where, talk.branch or talk.start, talk.slot),
-            start=talk.start,
-            turns=tuple(talk.turns),
+        live, _ = self.alive.pop(instance)
+        reset, final = live.reset, live.observation
+        self.done[live.index] = Episode(
+            id=episode_id(self.where, live.branch or live.start, live.slot),
+            start=live.start,
+            turns=tuple(live.turns),
             ending=ending,
             reason=reason,
             run=self.where.run,
             stage=self.where.stage,
             update=self.where.update,
-            slot=talk.slot,
-            origin=talk.branch.origin if talk.branch else None,
+            slot=live.slot,
+            origin=live.branch.origin if live.branch else None,
             system=reset.system if reset else None,
             tools=reset.tools if reset else (),
             final=final,
             final_ids=(
-                self.player.final_ids(talk) if ending == "truncated" and final is not None else ()
+                self.player.final_ids(live) if ending == "truncated" and final is not None else ()
             ),
             history=self.player.history,
             info=_without_secrets(reset.info) if reset else {},
         )
-        self.rows.append(talk.row)
+        self.rows.append(live.row)
         self.rows.sort(reverse=True)
         # A broken environment is not used again.
         self.environments.give(instance, sound=ending != "failed")

@@ -90,13 +90,13 @@ def ask(
             is kept.
     """
     groups = {key: members for _, own in asked for key, members in own.items()}
-    everybody, told = [sources for sources, _ in asked], set[str]()
+    everybody, notified = [sources for sources, _ in asked], set[str]()
     for i, (sources, own) in enumerate(asked):
         sources.ask(own, run.ledger, None if requests is None else requests[i])
     while True:
-        ready, said = listen(run, everybody, groups, told)
+        ready, answers = listen(run, everybody, groups, notified)
         if len(ready) == len(groups):
-            return said
+            return answers
         if run.stopping:
             raise Interrupted
         run.status(
@@ -113,35 +113,35 @@ def listen(
     run: RunView,
     everybody: Sequence[Sources],
     groups: Mapping[str, Sequence[Episode]],
-    told: set[str],
+    notified: set[str],
 ) -> tuple[list[str], dict[str, list[Answer]]]:
     """Hears every source once, and tells listeners what is new: also answers that another process
     wrote into the ledger.
 
     Args:
         groups: those that were asked about.
-        told: ids of the answers that listeners know; grows.
+        notified: ids of the answers that listeners know; grows.
 
     Returns:
         the groups that wait for no required answer any more, and what is said of all of them. What
         came between the two questions to the ledger belongs to groups that were not ready, so that
         a ready group's answers are all there.
     """
-    heard = [answer for sources in everybody for answer in sources.receive(run.ledger)]
+    received = [answer for sources in everybody for answer in sources.receive(run.ledger)]
     again = {group for sources in everybody for group in sources.waits_again(run.clock())}
     ready = [
         key for key in run.ledger.ready_groups(list(groups), run.updates + 1) if key not in again
     ]
-    said: dict[str, list[Answer]] = {key: [] for key in groups}
+    by_group: dict[str, list[Answer]] = {key: [] for key in groups}
     group_of = {e.id: key for key, members in groups.items() for e in members}
     answers = run.ledger.feedback(list(groups))
     for answer in answers:
-        said[group_of.get(answer.target, answer.target)].append(answer)
-    new = {answer.id: answer for answer in (*heard, *answers) if answer.id not in told}
+        by_group[group_of.get(answer.target, answer.target)].append(answer)
+    new = {answer.id: answer for answer in (*received, *answers) if answer.id not in notified}
     if new:
-        told.update(new)
+        notified.update(new)
         run.plugins.call_event("feedback_received", run=run, feedback=list(new.values()))
-    return ready, said
+    return ready, by_group
 
 
 def waiting_note(run: RunView, everybody: Sequence[Sources], groups: Sequence[str]) -> str:

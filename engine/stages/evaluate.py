@@ -247,7 +247,7 @@ class Evaluate(Stage):
         ]
         sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
-            said = ask(run, [(sources, pairs)], poll=self.poll, requests=[requests])
+            rated = ask(run, [(sources, pairs)], poll=self.poll, requests=[requests])
         finally:
             sources.close()
         wanted = {r.id: r for r in requests}
@@ -256,7 +256,7 @@ class Evaluate(Stage):
         for key, (a, b) in pairs.items():
             verdicts = [
                 0.5 if len(c.ranking) == 1 else float(a.id in c.ranking[0])
-                for c in said[key]
+                for c in rated[key]
                 if isinstance(c, Comparison) and c.status == "scored" and c.stamp.request in wanted
                 and {e for tier in c.ranking for e in tier} == {a.id, b.id}
             ]  # fmt: skip
@@ -305,13 +305,13 @@ class Evaluate(Stage):
         groups = grouped(episodes)
         sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
-            said = ask(run, [(sources, groups)], poll=self.poll)
+            answers = ask(run, [(sources, groups)], poll=self.poll)
         finally:
             sources.close()
         [source] = sources.sources
         found = {
             a.target: a.score  # type: ignore[union-attr]
-            for each in said.values()
+            for each in answers.values()
             for a in each
             if a.stamp.source == source.name and getattr(a, "score", None) is not None
         }

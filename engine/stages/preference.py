@@ -83,15 +83,15 @@ class Preference(Stage):
         found: Sequence[Pair | Label]
         if labelled and self.data is not None and (chosen.liked or is_labelled(self.data)):
             found = chosen.labels(run, self.data, self.threshold)
-            heard = len(found)
+            count = len(found)
         else:
-            said = pairs(
+            opinions = pairs(
                 weighed("preference", chosen.comparisons(run, self.data), self.weights),
                 self.weights,
             )
-            decided = [p for p in said if p.probability != 0.5]
+            decided = [p for p in opinions if p.probability != 0.5]
             found = pair_labels(decided) if labelled else decided
-            heard = len(found) + len(said) - len(decided)
+            count = len(found) + len(opinions) - len(decided)
         episodes = run.ledger.episodes(sorted({e for p in found for e in _ids(p)}))
         rows = {id_: _rows(policy, episode) for id_, episode in episodes.items()}
         alike = [
@@ -101,7 +101,7 @@ class Preference(Stage):
         if not fitting:
             what = "labelled conversations" if labelled else "pairs"
             raise ConfigError(
-                f"preference: none of {heard} {what} is decided, of answers to one prompt, and fits"
+                f"preference: none of {count} {what} is decided, of answers to one prompt, and fits"
                 f" the context of {policy.context_length} tokens"
             )
         per_epoch = math.ceil(len(fitting) / self.batch_size)
@@ -126,7 +126,7 @@ class Preference(Stage):
             policy.version += 1
             more = {
                 "labelled" if labelled else "pairs": float(len(fitting)),
-                "undecided_or_too_long": float(heard - len(found) + len(alike) - len(fitting)),
+                "undecided_or_too_long": float(count - len(found) + len(alike) - len(fitting)),
                 "different_prompts": float(len(found) - len(alike)),
             }
             yield run.finish_update({**metrics, **more})
@@ -256,7 +256,7 @@ class Chosen:
         if not self.ids:
             why = [
                 f"{a.status}: {a.reason}"
-                for a in run.ledger.said(run.id)
+                for a in run.ledger.run_feedback(run.id)
                 if isinstance(a, Comparison) and a.status != "scored"
             ]
             asked = f" {len(why)} were asked and did not, e.g. {why[0]}." if why else ""
@@ -274,18 +274,21 @@ class Chosen:
             PreferenceError: the file holds something else, or ratings and no threshold is stated.
         """
         if not self.ids:
-            said: list[tuple[str, bool]] = []
+            labels: list[tuple[str, bool]] = []
             if run.is_main:
                 episodes, comparisons, scores = import_data(
                     data, run=run.id, stage=run.stage, update=run.start + 1
                 )
-                said = [
+                labels = [
                     (f.episode, liked(f.score, threshold)) for f in scores if f.score is not None
                 ]
                 run.ledger.add_episodes(episodes)
                 run.ledger.add_feedback([*comparisons, *scores])
-            said = shared(run, said)
-            self.ids, self.liked = [episode for episode, _ in said], [label for _, label in said]
+            labels = shared(run, labels)
+            self.ids, self.liked = (
+                [episode for episode, _ in labels],
+                [label for _, label in labels],
+            )
         return [Label(id_, liked) for id_, liked in zip(self.ids, self.liked, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -313,9 +316,9 @@ def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | 
     if all(t.action_ids is not None for t in episode.turns) and episode.history == "append":
         turns = [(list(t.prompt_ids), list(t.action_ids or ())) for t in episode.turns]
     else:
-        said = [m for m in episode.messages if m is not episode.final]
+        context = [m for m in episode.messages if m is not episode.final]
         try:
-            turns = policy.chat.conversation(said, episode.tools)
+            turns = policy.chat.conversation(context, episode.tools)
         except ValueError as error:
             begins = f"{episode.turns[0].observation.content!r:.80}"
             raise ConfigError(
@@ -333,10 +336,10 @@ def label_batch(
     """Labelled conversations as one batch: what an optimizer that consumes labels trains on."""
     from ..policy.batching import written_batch
 
-    said = [rows[label.episode] or [] for label in found]
+    labelled = [rows[label.episode] or [] for label in found]
     return written_batch(
         [episodes[label.episode] for label in found],
-        said,
+        labelled,
         labels=[float(label.liked) for label in found],
     )
 

@@ -12,7 +12,16 @@ from pydantic import Field, field_validator, model_validator
 
 from ..environments.registry import starts
 from ..errors import ConfigError, PreferenceError
-from ..exchange.records import MARKS, Unread, check_keys, holds, messages, rows, schemas, told_to
+from ..exchange.records import (
+    MARKS,
+    Unread,
+    check_keys,
+    holds,
+    messages,
+    rows,
+    schemas,
+    with_system,
+)
 from ..pipeline.stage import Stage
 from ..protocols import RunView
 from ..records.batch import Row
@@ -163,11 +172,11 @@ class SFT(Stage):
             conversations = [each for file in files for each in read_conversations(file)]
         rows: list[Row] = []
         cut = 0
-        for said, tools, where, trained in conversations:
+        for dialogue, tools, where, trained in conversations:
             ids: list[int] = []
             positions: list[int] = []
             try:
-                turns = chat.conversation(said, tools)
+                turns = chat.conversation(dialogue, tools)
             except ValueError as error:
                 raise ConfigError(f"{where}: {error}") from error
             for (prompt, reply), train in zip(turns, trained or (True,) * len(turns), strict=True):
@@ -233,14 +242,14 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
                 f" {', '.join(map(str, record))}"
             )
         check_keys(record, (*keys, "system", "tools"), where, unread)
-        said: list[Message] = []
+        found: list[Message] = []
         trained: list[bool] = []
         for key in keys:
             plain, marks = _marked(record[key], where)
-            said += messages(plain, where, key, unread)
+            found += messages(plain, where, key, unread)
             trained += marks
         yield Conversation(
-            told_to(tuple(said), record.get("system"), where),
+            with_system(tuple(found), record.get("system"), where),
             schemas(record.get("tools"), where),
             where,
             tuple(trained),

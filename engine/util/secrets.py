@@ -373,7 +373,7 @@ _NAME = re.compile(
 LOOK = 200  # as much of a value tells whether it is one
 _VALUE = re.compile(r"[^\s\"'&<>]+")
 _AUTH_SCHEME = re.compile(r"(?i)(?:basic|bearer|token|apikey|digest|negotiate)\s+")
-_SAID = re.compile(
+_IN_PROSE = re.compile(
     r"(?i)\b(?:api[ -]?keys?|access["
     r" -]?tokens?|tokens?|passwords?|secrets?)\b[^:=\n]{0,24}[:=]\s*[\"'`]?([^\s\"'`<>]+)"
 )
@@ -439,7 +439,7 @@ def _hide_scheme(match: re.Match[str]) -> str:
     return match[0][: match.start(1) - match.start()] + HIDDEN
 
 
-def _hide_said(match: re.Match[str]) -> str:
+def _hide_in_prose(match: re.Match[str]) -> str:
     value = match[1]
     if not _random(value) or "://" in value:
         return match[0]
@@ -595,7 +595,7 @@ def redact(text: str) -> str:
     text = _COOKIE.sub(rf"\1{HIDDEN}", text)
     text = _hide_beside(text)
     text = _SCHEME.sub(_hide_scheme, text)
-    return _SAID.sub(_hide_said, text)
+    return _IN_PROSE.sub(_hide_in_prose, text)
 
 
 def _after_flag(items: list[Any], k: int) -> bool:

@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
     return _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def told(text: str, most: int = LONGEST) -> str:
+def reason_text(text: str, most: int = LONGEST) -> str:
     """Somebody else's words as a reason: one line without secrets, of at most so many
     characters."""
     line = one_line(redact(text[:READ]))
@@ -41,24 +41,24 @@ def told(text: str, most: int = LONGEST) -> str:
 
 def worded(error: BaseException) -> str:
     """What failed, in the one way in which every reason says it: `Type: message (file:line)`, as
-    `told`.
+    `reason_text`.
 
     An exception whose own text cannot be had is named all the same.
     """
     try:
-        said = str.__str__(str(error))
+        message = str.__str__(str(error))
     except BaseException:
-        said = "(its message cannot be read)"
+        message = "(its message cannot be read)"
     name = type(error).__name__
     if isinstance(error, PartFailed):
-        return told(said or name)  # an empty reason would be none
+        return reason_text(message or name)  # an empty reason would be none
     frames = traceback.extract_tb(error.__traceback__)
     where = (
-        told(f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})", 300)
+        reason_text(f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})", 300)
         if frames
         else ""
     )
-    return told(f"{name}: {said}" if said else name, LONGEST - len(where)) + where
+    return reason_text(f"{name}: {message}" if message else name, LONGEST - len(where)) + where
 
 
 def each_text(change: Callable[[str], str], data: Any) -> Any:

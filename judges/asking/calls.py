@@ -212,7 +212,7 @@ class Caller:
                 return Sent(closed, paid, requests)
             requests += 1
             paid += entry.cost
-            self._circuit.heard(answer)
+            self._circuit.record(answer)
             if isinstance(answer, Reply) or not answer.passes:
                 return Sent(answer, paid, requests)
             pause = answer.after or min(BACKOFF * 2 ** (requests - 1), LONGEST) * (
@@ -401,7 +401,7 @@ class Circuit:
             else ""
         )
 
-    def heard(self, answer: Reply | ModelError) -> None:
+    def record(self, answer: Reply | ModelError) -> None:
         now = TIME.now()
         if isinstance(answer, Reply):
             self._failures, self._cool, self.answered = 0, COOL, now

@@ -108,13 +108,13 @@ def add_canary(
     version: str,
     kind: str,
     fell: bool | None,
-    said: Any,
+    payload: Any,
     time: float,
 ) -> bool:
     """Remembers what a judge made of a canary; False: it was shown this one before."""
     row = {
         "id": id_, "run": run, "source": source, "version": version, "kind": kind, "fell": fell,
-        "said": canonical_json(said),
+        "said": canonical_json(payload),
         "time": time,
     }  # fmt: skip
     with ledger.writing() as db:
@@ -129,7 +129,7 @@ class Verdict:
     """What came of one question to a model.
 
     Attributes:
-        said: the verdict as data, in terms of what was judged, not of the ids it was shown under.
+        payload: the verdict as data, in terms of what was judged, not of the ids in its prompt.
         cost: dollars paid for it now; a verdict from the cache costs nothing.
         requests: how many were sent for it.
         cached: whether it was known already.
@@ -137,7 +137,7 @@ class Verdict:
     """
 
     status: Literal["scored", "abstained", "failed"]
-    said: Mapping[str, Any] = field(default_factory=dict)
+    payload: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     cost: float = 0.0
     usage: Usage = field(default_factory=Usage)
@@ -187,7 +187,7 @@ class Cache(Database):
         content = canonical_json(
             {
                 "status": verdict.status,
-                "said": dict(verdict.said),
+                "said": dict(verdict.payload),
                 "reason": verdict.reason,
                 "model": verdict.model,
             }

@@ -114,10 +114,10 @@ class Escalation:
 
     def receive(self) -> list[Answer]:
         answers, up = [], []
-        for said in self._first.receive():
-            request = self._asked.pop(said.stamp.request or "")
+        for answer in self._first.receive():
+            request = self._asked.pop(answer.stamp.request or "")
             self._seen += 1
-            why = self._why(said)
+            why = self._why(answer)
             if (
                 not why
                 or self._closed
@@ -126,7 +126,7 @@ class Escalation:
                 answers.append(
                     self._as_ours(
                         request,
-                        said,
+                        answer,
                         {"unsure": why, "closed": self._closed or "limit"} if why else {},
                     )
                 )
@@ -137,17 +137,17 @@ class Escalation:
                 if self._people
                 else dataclasses.replace(request, source=f"{self._name}.{self._names[1]}")
             )
-            self._waits[theirs.id] = request, said
+            self._waits[theirs.id] = request, answer
             up.append(theirs)
         if up:
             self._then.request(up)
-        return answers + self._heard()
+        return answers + self._second_answers()
 
-    def _heard(self) -> list[Answer]:
+    def _second_answers(self) -> list[Answer]:
         if self._closed:
             return []
         try:
-            heard = self._then.receive()
+            received = self._then.receive()
         except Paused as notice:  # what it would have been asked is answered by the first
             self._closed = str(notice)
             warnings.warn(
@@ -156,11 +156,11 @@ class Escalation:
             )
             waiting, self._waits = self._waits, {}
             return [
-                self._as_ours(r, said, {"unsure": self._why(said), "closed": self._closed})
-                for r, said in waiting.values()
+                self._as_ours(r, doubtful, {"unsure": self._why(doubtful), "closed": self._closed})
+                for r, doubtful in waiting.values()
             ]
         answers = []
-        for answer in heard:
+        for answer in received:
             request, first = self._waits.pop(answer.stamp.request or "")
             answers.append(
                 self._as_ours(
@@ -172,30 +172,30 @@ class Escalation:
             )
         return answers
 
-    def _why(self, said: Answer) -> str:
+    def _why(self, answer: Answer) -> str:
         """What is not enough about an answer; empty: nothing."""
-        if said.status != "scored":
-            return said.status if self.failed else ""
-        if self.spread is not None and said.details.get("spread", 0.0) > self.spread:
-            return f"spread {said.details['spread']:.3g}"
-        if self.unsure is not None and isinstance(said, Comparison):
-            if said.details.get("flipped"):
+        if answer.status != "scored":
+            return answer.status if self.failed else ""
+        if self.spread is not None and answer.details.get("spread", 0.0) > self.spread:
+            return f"spread {answer.details['spread']:.3g}"
+        if self.unsure is not None and isinstance(answer, Comparison):
+            if answer.details.get("flipped"):
                 return "flipped"
-            if len(said.ranking) == 2 and (said.probability or 1.0) < self.unsure:
-                return f"probability {said.probability:.3g}"
+            if len(answer.ranking) == 2 and (answer.probability or 1.0) < self.unsure:
+                return f"probability {answer.probability:.3g}"
         return ""
 
     def _as_ours(
-        self, request: Request, said: Answer, note: dict[str, Any], cost: float = 0.0
+        self, request: Request, answer: Answer, note: dict[str, Any], cost: float = 0.0
     ) -> Answer:
-        stamp = Stamp(request=request.id, version=self.version, cost=said.stamp.cost + cost)
+        stamp = Stamp(request=request.id, version=self.version, cost=answer.stamp.cost + cost)
         details = {
-            **said.details,
-            "by": said.stamp.version,
+            **answer.details,
+            "by": answer.stamp.version,
             **({"escalation": note} if note else {}),
         }
         return dataclasses.replace(
-            said, id=derive_id(request.id, "escalation"), stamp=stamp, details=details
+            answer, id=derive_id(request.id, "escalation"), stamp=stamp, details=details
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class Panel:
     def receive(self) -> list[Answer]:
         for name in self._present():
             try:
-                heard = self._sources[name][0].receive()
+                received = self._sources[name][0].receive()
             except Quarantined as notice:
                 self._out[name] = str(notice)
                 warnings.warn(
@@ -156,13 +156,13 @@ class Panel:
                     )
                     raise Quarantined(f"{left}; the last that went: {notice}") from notice
                 continue
-            for answer in heard:
+            for answer in received:
                 ours, _ = self._of.pop(answer.stamp.request or "")
                 self._asked[ours][1][name] = answer
         ready = [
             id_
-            for id_, (_, said) in self._asked.items()
-            if all(name in said for name in self._present())
+            for id_, (_, own) in self._asked.items()
+            if all(name in own for name in self._present())
         ]
         return [self.answer(*self._asked.pop(id_)) for id_ in ready]
 
@@ -181,8 +181,8 @@ class Panel:
         over."""
         if self._aggregator is None:
             return {}
-        said = run.ledger.said_before(run.id, self._name, run.updates)
-        answers = [own for answer in said for own in opinions_of(answer)]
+        before = run.ledger.feedback_before(run.id, self._name, run.updates)
+        answers = [own for answer in before for own in opinions_of(answer)]
         if answers:
             raters = self._aggregator.aggregate(answers).raters
             found = {
@@ -203,36 +203,38 @@ class Panel:
 
     # What members' answers become.
 
-    def answer(self, request: Request, said: Mapping[str, Answer]) -> Answer:
+    def answer(self, request: Request, answers: Mapping[str, Answer]) -> Answer:
         """The panel's answer.
 
         Args:
-            said: by member; those that have left are missing.
+            answers: by member; those that have left are missing.
         """
-        sound = {name: a for name, a in said.items() if a.status == "scored"}
-        record = {name: _record(a) for name, a in said.items()} | {
-            name: {"status": "out"} for name in self._out if name not in said
+        sound = {name: a for name, a in answers.items() if a.status == "scored"}
+        record = {name: _record(a) for name, a in answers.items()} | {
+            name: {"status": "out"} for name in self._out if name not in answers
         }
         more: dict[str, Any] = {
             "id": derive_id(request.id, "panel"),
             "stamp": Stamp(
                 request=request.id,
                 version=self.version,
-                cost=sum(a.stamp.cost for a in said.values()),
+                cost=sum(a.stamp.cost for a in answers.values()),
             ),
         }
         if len(sound) < (self.quorum or 1):
             kind: type[Answer] = Feedback if request.kind == "episode" else Comparison
-            failed = [a for a in said.values() if a.status == "failed"]
+            failed = [a for a in answers.values() if a.status == "failed"]
             reason = (
                 f"{len(sound)} of {len(self.members)} judges said something; {self.quorum} are"
                 " needed"
             )
             reason += "".join(
-                f"; {name}: {a.reason}" for name, a in said.items() if a.status != "scored"
+                f"; {name}: {a.reason}" for name, a in answers.items() if a.status != "scored"
             )
             end = (
-                kind.failed if len(failed) == len(said) - len(sound) and failed else kind.abstained
+                kind.failed
+                if len(failed) == len(answers) - len(sound) and failed
+                else kind.abstained
             )
             return end(request.target, reason[:500], details={"panel": record}, **more)
         if request.kind == "episode":
@@ -244,17 +246,21 @@ class Panel:
         )
 
     def _score(
-        self, request: Request, said: Mapping[str, Feedback], record: Any, more: Mapping[str, Any]
+        self,
+        request: Request,
+        answers: Mapping[str, Feedback],
+        record: Any,
+        more: Mapping[str, Any],
     ) -> Feedback:
-        scores = {name: a.score for name, a in said.items() if a.score is not None}
-        turns = {name: a.turn_scores for name, a in said.items() if a.turn_scores is not None}
+        scores = {name: a.score for name, a in answers.items() if a.score is not None}
+        turns = {name: a.turn_scores for name, a in answers.items() if a.turn_scores is not None}
         length = len(request.episodes[0].turns)
         by_turn = [
             {n: each[k] for n, each in turns.items() if each[k] is not None} for k in range(length)
         ]
-        names = sorted({name for a in said.values() for name in a.aspects})
+        names = sorted({name for a in answers.values() for name in a.aspects})
         aspects = {
-            n: self._middle({who: a.aspects[n] for who, a in said.items() if n in a.aspects})
+            n: self._middle({who: a.aspects[n] for who, a in answers.items() if n in a.aspects})
             for n in names
         }
         spread = {"spread": max(scores.values()) - min(scores.values())} if len(scores) > 1 else {}
@@ -287,16 +293,20 @@ class Panel:
         return sum(most) / len(most)
 
     def _rank(
-        self, request: Request, said: Mapping[str, Comparison], record: Any, more: Mapping[str, Any]
+        self,
+        request: Request,
+        answers: Mapping[str, Comparison],
+        record: Any,
+        more: Mapping[str, Any],
     ) -> Comparison:
         ids = [e.id for e in request.episodes]
-        weight = {name: self._counts[name] for name in said}
+        weight = {name: self._counts[name] for name in answers}
         if not sum(weight.values()):
-            weight = dict.fromkeys(said, 1.0)
+            weight = dict.fromkeys(answers, 1.0)
         beaten = dict.fromkeys(ids, 0.0)
         sure, disagree = 0.5, 0.0
         for a, b in combinations(ids, 2):
-            votes = {name: p for name, c in said.items() if (p := opinion(c, a, b)) is not None}
+            votes = {name: p for name, c in answers.items() if (p := opinion(c, a, b)) is not None}
             total = sum(weight[name] for name in votes)
             # Equal is equal.
             sure = (
@@ -312,8 +322,8 @@ class Panel:
             tuple(e for e in ids if beaten[e] == value)
             for value in sorted(set(beaten.values()), reverse=True)
         ]
-        if len(tiers) == 1 and self.tie in said:
-            tiers = list(said[self.tie].ranking)
+        if len(tiers) == 1 and self.tie in answers:
+            tiers = list(answers[self.tie].ranking)
         probability = max(sure, 1 - sure) if len(ids) == 2 and len(tiers) == 2 else None
         return Comparison(
             request.target,
@@ -346,14 +356,14 @@ def _record(answer: Answer) -> dict[str, Any]:
 
 def opinions_of(answer: Answer) -> list[Answer]:
     """What the members of a panel said, as answers of their own."""
-    said: list[Answer] = []
+    found: list[Answer] = []
     for name, own in answer.details.get("panel", {}).items():
         stamp = Stamp(rater=name, source=name)
         if own["status"] != "scored":
             continue
         if isinstance(answer, Comparison):
             ranking = tuple(tuple(tier) for tier in own["ranking"])
-            said.append(
+            found.append(
                 Comparison(
                     answer.group,
                     ranking,
@@ -363,5 +373,5 @@ def opinions_of(answer: Answer) -> list[Answer]:
                 )
             )
         elif own["score"] is not None:
-            said.append(Feedback(answer.episode, score=own["score"], stamp=stamp))
-    return said
+            found.append(Feedback(answer.episode, score=own["score"], stamp=stamp))
+    return found

@@ -37,9 +37,9 @@ def audit(
     Raises:
         LookupError: no such source.
     """
-    said = ledger.said(run)
+    answers = ledger.run_feedback(run)
     by_source: dict[str, list[Answer]] = {}
-    for answer in said:
+    for answer in answers:
         by_source.setdefault(answer.stamp.source, []).append(answer)
     for name in (*people, *own):
         if name not in by_source:
@@ -47,14 +47,14 @@ def audit(
                 f"no source {name!r} has said anything in this run.{did_you_mean(name, by_source)}"
             )
     # A source may be both: an escalation answers by a judge here, by people there.
-    human = [a for a in said if (a.stamp.source in people if people else bool(a.stamp.rater))]
+    human = [a for a in answers if (a.stamp.source in people if people else bool(a.stamp.rater))]
     voices = {id(a) for a in human}
     judges = {name: [a for a in own_ if id(a) not in voices] for name, own_ in by_source.items()}
     judges = {name: own_ for name, own_ in judges.items() if own_}
     asked_models = _has(ledger, CALLS)
     sections = [_answers(by_source)] if by_source else []
     sections += [_money(ledger, run), _canaries(ledger, run)] if asked_models else []
-    episodes = list(ledger.episodes(sorted(_episodes(said))).values()) if judges else []
+    episodes = list(ledger.episodes(sorted(_episodes(answers))).values()) if judges else []
     family = {
         e.id: "the policy's family" if any(t.action_ids is not None for t in e.turns) else "others"
         for e in episodes
@@ -68,7 +68,7 @@ def audit(
         sections.append(Section("Biases of judges", lines))
     if human:
         lines = [
-            line for said_ in judges.values() for line in calibrate(said_, human, episodes).lines()
+            line for one in judges.values() for line in calibrate(one, human, episodes).lines()
         ]
         both = sorted(set(judges) & {a.stamp.source for a in human})
         if both:
@@ -175,10 +175,10 @@ def _canaries(ledger: Ledger, run: str) -> Section:
     with ledger.reading() as db:
         rows = [[source, kind, *map(str, numbers)] for source, kind, *numbers in db.execute(query)]
     with ledger.reading() as db:
-        told = sa.select(c.source, c.version, c.kind, c.fell).where(
+        tried = sa.select(c.source, c.version, c.kind, c.fell).where(
             c.run == run, c.fell.is_not(None)
         )
-        seen = list(db.execute(told.order_by(c.time, c.id)))
+        seen = list(db.execute(tried.order_by(c.time, c.id)))
     watched: dict[tuple[str, str], Quarantine] = {}
     for source, version, kind, fell in seen:
         watched.setdefault((source, version), Quarantine()).saw(kind, bool(fell))
@@ -197,10 +197,10 @@ def _has(ledger: Ledger, table: sa.Table) -> bool:
         return sa.inspect(db).has_table(table.name)
 
 
-def _episodes(said: Sequence[Answer]) -> set[str]:
-    scored = {a.episode for a in said if isinstance(a, Feedback)}
+def _episodes(answers: Sequence[Answer]) -> set[str]:
+    scored = {a.episode for a in answers if isinstance(a, Feedback)}
     return scored | {
-        e for a in said if isinstance(a, Comparison) for tier in a.ranking for e in tier
+        e for a in answers if isinstance(a, Comparison) for tier in a.ranking for e in tier
     }
 
 

@@ -125,11 +125,11 @@ def _one(
     else:  # a critic, once per reply and round
         for e in sound:
             for k, turn in enumerate(e.turns):
-                said = [
+                texts = [
                     m for t in e.turns[:k] for m in (t.observation, Message("assistant", t.action))
                 ] + [turn.observation]
                 drawn = judge.constitution.principles[0]  # type: ignore[attr-defined]
-                prompts += [judge._call(said, turn.action, drawn).write("0" * 16)] * judge.rounds  # type: ignore[attr-defined]
+                prompts += [judge._call(texts, turn.action, drawn).write("0" * 16)] * judge.rounds  # type: ignore[attr-defined]
     sizes = [len((p.system + p.user + json.dumps(dict(p.schema))).encode()) for p in prompts]
     answers = [min(ANSWER, p.max_tokens) for p in prompts]
     expected = Usage(fresh=int(sum(sizes) / 4 * share), output=int(sum(answers) * share))

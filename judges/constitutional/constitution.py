@@ -34,7 +34,7 @@ from ...engine.util.ids import derive_id
 from ..asking.store import Verdict
 from ..llm.judge import Answer
 from ..llm.pairwise import TASK, PairwiseJudge, words
-from ..llm.rubric import Rubric, front_matter, told
+from ..llm.rubric import Rubric, front_matter, raise_invalid
 from ..llm.transcript import RULES
 from ..trust.canaries import ATTACKS
 
@@ -65,7 +65,7 @@ class _Head(BaseModel):
 
     @field_validator("principles")
     @classmethod
-    def _told_apart(cls, value: list[Principle]) -> list[Principle]:
+    def _distinct(cls, value: list[Principle]) -> list[Principle]:
         names = [p.name for p in value]
         if len(set(names)) < len(names):
             raise ValueError(f"two principles share a name: {', '.join(names)}")
@@ -110,7 +110,7 @@ class Constitution:
                 read = _Head(**head)
             except ValidationError as error:
                 raise ValueError(
-                    told(error, str(given), {*_Head.model_fields, *Principle.model_fields})
+                    raise_invalid(error, str(given), {*_Head.model_fields, *Principle.model_fields})
                 ) from error
             made = cls(read.name, tuple(read.principles), body)
         for principle in made.principles:
@@ -174,10 +174,10 @@ class ConstitutionJudge(PairwiseJudge):
         return f"The principle: {self.principle(shown).better}"
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
-        said = super().answer(request, verdicts)
-        sure = getattr(said, "probability", None)
+        answer = super().answer(request, verdicts)
+        sure = getattr(answer, "probability", None)
         if self.clamp and sure is not None:
-            said = dataclasses.replace(said, probability=min(sure, 0.6))
+            answer = dataclasses.replace(answer, probability=min(sure, 0.6))
         return dataclasses.replace(
-            said, details={**said.details, "principle": self.principle(request.episodes).name}
+            answer, details={**answer.details, "principle": self.principle(request.episodes).name}
         )

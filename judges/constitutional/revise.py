@@ -101,7 +101,9 @@ class Critic(Asking):
     def instructions(self) -> str:
         return TASK.format(rules=RULES, text=self.constitution.text)
 
-    async def revise(self, said: Sequence[Message], draft: str, *by: Any) -> list[dict[str, Any]]:
+    async def revise(
+        self, messages: Sequence[Message], draft: str, *by: Any
+    ) -> list[dict[str, Any]]:
         """The rounds of a reply, first to last: principle, draft, critique, revision, status and
         reason. It stops at a round that failed.
 
@@ -113,7 +115,7 @@ class Critic(Asking):
         for number in range(self.rounds):
             drawn = self.constitution.draw(*by, number, among=left)
             left.remove(drawn)
-            verdict: Verdict = await self._caller.verdict(self._call(said, draft, drawn))
+            verdict: Verdict = await self._caller.verdict(self._call(messages, draft, drawn))
             record = {
                 "principle": drawn.name,
                 "draft": draft,
@@ -121,14 +123,17 @@ class Critic(Asking):
                 "reason": verdict.reason,
                 "cost": verdict.cost,
             }
-            rounds.append({**record, **verdict.said})
+            rounds.append({**record, **verdict.payload})
             if verdict.status != "scored":
                 break
-            draft = str(verdict.said["revision"])
+            draft = str(verdict.payload["revision"])
         return rounds
 
-    def _call(self, said: Sequence[Message], draft: str, principle: Principle) -> Call:
-        data = {"conversation": [{"from": m.role, "text": m.content} for m in said], "draft": draft}
+    def _call(self, messages: Sequence[Message], draft: str, principle: Principle) -> Call:
+        data = {
+            "conversation": [{"from": m.role, "text": m.content} for m in messages],
+            "draft": draft,
+        }
 
         def write(nonce: str) -> Prompt:
             parts = [f"The code is {nonce}. The id of your answer is {names(nonce, 1)[0]}."]
@@ -176,33 +181,33 @@ class RevisingPlayer:
         self.drafts, self.critic, self.note = drafts, critic, note
         self.rows = drafts.rows
 
-    def begin(self, talk: Any, where: Where) -> None:
-        self.drafts.begin(talk, where)
+    def begin(self, live: Any, where: Where) -> None:
+        self.drafts.begin(live, where)
 
     def reply(self, talks: Sequence[Any], where: Where) -> list[Reply]:
         drafted = self.drafts.reply(talks, where)
         rounds = background(self._rounds(talks, drafted)).result()
         replies = []
-        for talk, draft, own in zip(talks, drafted, rounds, strict=True):
+        for live, draft, own in zip(talks, drafted, rounds, strict=True):
             if draft.text is None:
                 replies.append(draft)
                 continue
-            self.note(episode_id(where, talk.start, talk.slot), len(talk.turns), own)
-            said = next(
+            self.note(episode_id(where, live.start, live.slot), len(live.turns), own)
+            refused = next(
                 (each["revision"] for each in reversed(own) if each["status"] == "scored"),
                 draft.text,
             )
-            replies.append(Reply(said, version=draft.version))
+            replies.append(Reply(refused, version=draft.version))
         return replies
 
     async def _rounds(
         self, talks: Sequence[Any], drafted: Sequence[Reply]
     ) -> list[list[dict[str, Any]]]:
-        async def one(talk: Any, draft: Reply) -> list[dict[str, Any]]:
+        async def one(live: Any, draft: Reply) -> list[dict[str, Any]]:
             if draft.text is None:
                 return []
             return await self.critic.revise(
-                talk.messages, draft.text, talk.start.key, talk.slot, len(talk.turns)
+                live.messages, draft.text, live.start.key, live.slot, len(live.turns)
             )
 
         found = await asyncio.gather(
@@ -213,7 +218,7 @@ class RevisingPlayer:
                 raise each
         return found  # type: ignore[return-value]
 
-    def final_ids(self, talk: Any) -> tuple[int, ...]:
+    def final_ids(self, live: Any) -> tuple[int, ...]:
         return ()
 
 

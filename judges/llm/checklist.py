@@ -147,11 +147,11 @@ class ChecklistJudge(ModelJudge):
         return {name: found[name] for name in self.points}
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
-        said = verdicts[0].said
+        payload = verdicts[0].payload
         holds = {
-            name: float(said[name]["holds"] == "yes")
+            name: float(payload[name]["holds"] == "yes")
             for name in self.points
-            if said[name]["holds"] != "does not apply"
+            if payload[name]["holds"] != "does not apply"
         }
         total = sum(self._weight(name) for name in holds)
         if not total:
@@ -161,7 +161,7 @@ class ChecklistJudge(ModelJudge):
             request.target,
             score=score,
             aspects=holds,
-            details={"rationales": [said[name]["rationale"] for name in self.points]},
+            details={"rationales": [payload[name]["rationale"] for name in self.points]},
         )
 
 

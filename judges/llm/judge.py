@@ -240,7 +240,7 @@ class ModelJudge(Asking):
         bad = dataclasses.replace(
             canary(kind, real, rng, known_bad=self._known_bad), info=real.info
         )
-        fell, said, cost = await self._fell(request, bad, since)
+        fell, answer, cost = await self._fell(request, bad, since)
         plain = control(bad)
         if fell and plain is not None:  # does it like such replies anyway?
             anyway, _, more = await self._fell(request, plain, since)
@@ -249,15 +249,15 @@ class ModelJudge(Asking):
         beside = [turn.action for turn in real.turns] if self.kind == "group" else []
         words = [(turn.observation.content, turn.action) for turn in bad.turns]
         id_ = derive_id(self._context.run, self._name, self.version, kind, words, beside)
-        told = {
+        record = {
             "reply": bad.turns[-1].action,
-            "said": getattr(said, "score", None),
-            "status": said.status,
-            "comment": said.comment,
+            "said": getattr(answer, "score", None),
+            "status": answer.status,
+            "comment": answer.comment,
         }
         new = store.add_canary(
             self._context.ledger, id_, self._context.run, self._name, self.version, kind, fell,
-            told, self._context.clock()
+            record, self._context.clock()
         )  # fmt: skip
         if fell is not None and new:
             self._watch.quarantine.saw(kind, fell)
@@ -272,23 +272,23 @@ class ModelJudge(Asking):
         else:
             trial = dataclasses.replace(request, episodes=(*request.episodes[: self.room - 1], bad))
         try:
-            said = await self._answered(trial, since)
+            answer = await self._answered(trial, since)
         except Paused:
             raise
         except Exception as error:
-            said = self._without(
+            answer = self._without(
                 trial, Verdict("failed", reason=f"{type(error).__name__}: {error}")
             )
-        if said.status != "scored":
-            return None, said, said.stamp.cost
-        if isinstance(said, Comparison):
+        if answer.status != "scored":
+            return None, answer, answer.stamp.cost
+        if isinstance(answer, Comparison):
             # A soft label near one half is a tie.
-            sure = said.probability is None or said.probability >= 0.6
-            return sure and fell_for_rank(said.ranking, bad.id), said, said.stamp.cost
+            sure = answer.probability is None or answer.probability >= 0.6
+            return sure and fell_for_rank(answer.ranking, bad.id), answer, answer.stamp.cost
         return (
-            (None if said.score is None else fell_for_score(said.score, 0.0, 1.0)),
-            said,
-            said.stamp.cost,
+            (None if answer.score is None else fell_for_score(answer.score, 0.0, 1.0)),
+            answer,
+            answer.stamp.cost,
         )
 
     def _stamped(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
@@ -365,10 +365,10 @@ class ModelJudge(Asking):
             Request(self.kind, q.target, self.way, ask=q.ask, episodes=q.episodes) for q in asked
         ]
         self.request(requests)
-        heard: dict[str | None, Answer] = {}
-        while len(heard) < len({r.id for r in requests}):
-            heard |= {a.stamp.request: a for a in self.receive()}
-        return [heard[r.id] for r in requests]
+        answers: dict[str | None, Answer] = {}
+        while len(answers) < len({r.id for r in requests}):
+            answers |= {a.stamp.request: a for a in self.receive()}
+        return [answers[r.id] for r in requests]
 
 
 async def gathered(work: Sequence[Any]) -> list[Any]:

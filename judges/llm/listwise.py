@@ -158,16 +158,16 @@ class ListwiseJudge(ModelJudge):
             )
         # The share of the others that each beats, ties half, over all orders.
         beaten = dict.fromkeys(kinds, 0.0)
-        said = []
+        rankings = []
         for order, verdict in zip(orders, verdicts, strict=True):
-            if verdict.said.get("abstain"):
+            if verdict.payload.get("abstain"):
                 continue
-            tiers = verdict.said["tiers"]
+            tiers = verdict.payload["tiers"]
             for e, tier in zip(order, tiers, strict=True):
                 beaten[_words(e)] += sum((t > tier) + 0.5 * (t == tier) for t in tiers) - 0.5
-            said.append({"order": [e.id for e in order], "tiers": list(tiers)})
-        rationales = [str(v.said["rationale"]) for v in verdicts]
-        if 2 * len(said) <= len(verdicts):
+            rankings.append({"order": [e.id for e in order], "tiers": list(tiers)})
+        rationales = [str(v.payload["rationale"]) for v in verdicts]
+        if 2 * len(rankings) <= len(verdicts):
             return Comparison.abstained(
                 request.target, "the judge abstained", comment=rationales[0]
             )
@@ -180,7 +180,7 @@ class ListwiseJudge(ModelJudge):
             tuple(ranking),
             comment=rationales[0],
             shown=shown,
-            details={"orders": said, "rationales": rationales},
+            details={"orders": rankings, "rationales": rationales},
         )
 
 

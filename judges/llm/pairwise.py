@@ -150,16 +150,16 @@ class PairwiseJudge(ModelJudge):
         found = read_json(reply.text, SCHEMA)
         if found["verdict_id"] != ids[2]:
             raise Unreadable("verdict_id is not the id given in the question")
-        said: dict[str, Any] = {"rationale": str(found["rationale"])}
+        payload: dict[str, Any] = {"rationale": str(found["rationale"])}
         if found["abstain"] is True:
-            return {**said, "abstain": True}
+            return {**payload, "abstain": True}
         values = {ids[0]: 1.0, ids[1]: 0.0, "neither": 0.5}
         if found["better"] not in values:
             raise Unreadable(f"better must be one of {', '.join(values)}")
-        said["first"] = values[found["better"]]
+        payload["first"] = values[found["better"]]
         if self.soft == "logprobs" and (chances := choice(reply, "better", list(values))):
-            said["first"] = sum(values[name] * chance for name, chance in chances.items())
-        return said
+            payload["first"] = sum(values[name] * chance for name, chance in chances.items())
+        return payload
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
         orders = self._orders(request)
@@ -171,18 +171,20 @@ class PairwiseJudge(ModelJudge):
                 shown={"order": [a.id, b.id]},
                 details={"same": True},
             )
-        said: list[dict[str, Any]] = []
+        payloads: list[dict[str, Any]] = []
         rationales: list[str] = []
         for i, shown in enumerate(orders):
-            own = [v.said for v in verdicts[i * self.samples : (i + 1) * self.samples]]
+            own = [v.payload for v in verdicts[i * self.samples : (i + 1) * self.samples]]
             rationales += [str(each["rationale"]) for each in own]
             firsts = [float(each["first"]) for each in own if not each.get("abstain")]
             if 2 * len(firsts) <= len(own):
                 return Comparison.abstained(
                     request.target, "the judge abstained", comment=rationales[-1]
                 )
-            said.append({"order": [e.id for e in shown], "first": sum(firsts) / len(firsts)})
-        sure = [each["first"] if each["order"][0] == a.id else 1 - each["first"] for each in said]
+            payloads.append({"order": [e.id for e in shown], "first": sum(firsts) / len(firsts)})
+        sure = [
+            each["first"] if each["order"][0] == a.id else 1 - each["first"] for each in payloads
+        ]
         flipped = len(sure) == 2 and (sure[0] - 0.5) * (sure[1] - 0.5) < 0
         p = sum(sure) / len(sure)
         if self.soft is None:
@@ -192,7 +194,7 @@ class PairwiseJudge(ModelJudge):
         return Comparison(
             request.target, ranking, probability=max(p, 1 - p) if self.soft and p != 0.5 else None,
             comment=rationales[0],
-            shown={"order": said[0]["order"]}, details={"orders": said, "flipped": flipped,
+            shown={"order": payloads[0]["order"]}, details={"orders": payloads, "flipped": flipped,
                 "rationales": rationales},
         )  # fmt: skip
 

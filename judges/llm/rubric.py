@@ -52,9 +52,9 @@ class Criterion(BaseModel):
     @field_validator("levels", mode="before")
     @classmethod
     def _texts(cls, value: Any) -> Any:
-        said = {True: "yes", False: "no"}  # what YAML 1.1 takes the words for
+        words = {True: "yes", False: "no"}  # what YAML 1.1 takes the words for
         return (
-            [said[level] if isinstance(level, bool) else str(level) for level in value]
+            [words[level] if isinstance(level, bool) else str(level) for level in value]
             if isinstance(value, list)
             else value
         )
@@ -138,7 +138,7 @@ class Rubric:
             read = _Head(**head)
         except ValidationError as error:
             raise ValueError(
-                told(error, where, {*_Head.model_fields, *Criterion.model_fields})
+                raise_invalid(error, where, {*_Head.model_fields, *Criterion.model_fields})
             ) from error
         return cls(read.name, tuple(read.criteria), text.strip())
 
@@ -186,7 +186,7 @@ def front_matter(text: str, where: str) -> tuple[dict[str, Any], str]:
     return head, found.group(2).strip()
 
 
-def told(error: ValidationError, where: str, known: Iterable[str]) -> str:
+def raise_invalid(error: ValidationError, where: str, known: Iterable[str]) -> str:
     """The first thing that is wrong in a file's front matter, unknown keys before missing ones,
     with near names."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")

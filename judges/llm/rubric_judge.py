@@ -129,7 +129,7 @@ class RubricJudge(ModelJudge):
             raise Unreadable("verdict_id is not the id given in the question")
         if found["abstain"] is True:
             return {"abstain": True, "rationale": str(found["rationale"])}
-        said: dict[str, Any] = {
+        payload: dict[str, Any] = {
             "rationale": str(found["rationale"]),
             "levels": self._levels(found["levels"], reply),
         }
@@ -138,8 +138,8 @@ class RubricJudge(ModelJudge):
             wanted = [f"reply_{k + 1}" for k in range(len(episode.turns))]
             if not isinstance(replies, dict) or set(replies) != set(wanted):
                 raise Unreadable(f"replies must be {', '.join(wanted)}, each once")
-            said["replies"] = [self._levels(replies[name]) for name in wanted]
-        return said
+            payload["replies"] = [self._levels(replies[name]) for name in wanted]
+        return payload
 
     def _levels(self, given: Any, reply: Reply | None = None) -> dict[str, float]:
         levels: dict[str, float] = {}
@@ -160,15 +160,15 @@ class RubricJudge(ModelJudge):
         return levels
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
-        said = [v.said for v in verdicts if not v.said.get("abstain")]
-        rationales = [str(v.said["rationale"]) for v in verdicts]
-        if 2 * len(said) <= len(verdicts):
+        payloads = [v.payload for v in verdicts if not v.payload.get("abstain")]
+        rationales = [str(v.payload["rationale"]) for v in verdicts]
+        if 2 * len(payloads) <= len(verdicts):
             return Feedback.abstained(request.target, "the judge abstained", comment=rationales[0])
-        scores = [self.rubric.score(each["levels"])[0] for each in said]
-        score, aspects = self.rubric.score(_mean([each["levels"] for each in said]))
+        scores = [self.rubric.score(each["levels"])[0] for each in payloads]
+        score, aspects = self.rubric.score(_mean([each["levels"] for each in payloads]))
         turns = None
         if self.per == "reply":
-            each_turn = zip(*(each["replies"] for each in said), strict=True)
+            each_turn = zip(*(each["replies"] for each in payloads), strict=True)
             turns = tuple(self.rubric.score(_mean(list(levels)))[0] for levels in each_turn)
         details: dict[str, Any] = {"rationales": rationales}
         if len(scores) > 1:

@@ -56,7 +56,7 @@ def conversation(episode: Episode, after: int = 0) -> dict[str, Any]:
     """An episode as plain data: the agent's instructions and tools, and the turns from `after` on,
     replies numbered from 1."""
     turns = [
-        {"heard": _said(turn.observation), "reply": {"number": k + 1, "text": turn.action}}
+        {"heard": _message(turn.observation), "reply": {"number": k + 1, "text": turn.action}}
         for k, turn in enumerate(episode.turns)
     ][after:]
     found: dict[str, Any] = {"turns": turns}
@@ -65,7 +65,7 @@ def conversation(episode: Episode, after: int = 0) -> dict[str, Any]:
     if episode.tools and not after:
         found["tools_of_the_agent"] = [dict(tool) for tool in episode.tools]
     if episode.final is not None:
-        found["heard_last"] = _said(episode.final)
+        found["heard_last"] = _message(episode.final)
     return found
 
 
@@ -79,7 +79,7 @@ def side_by_side(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     return [shared, *(conversation(e, after) for e in episodes)]
 
 
-def _said(message: Any) -> dict[str, str]:
+def _message(message: Any) -> dict[str, str]:
     return {"from": message.role, "text": message.content}
 
 

@@ -120,12 +120,12 @@ class Local:
                 temperature=self._temperature or None, top_k=None, top_p=None,
                 output_scores=prompt.top_logprobs > 0, return_dict_in_generate=True,
             )  # fmt: skip
-        said = out.sequences[0, len(ids) :].tolist()
-        ended = bool(said) and said[-1] == chat.end_id
-        text = tokenizer.decode(said[:-1] if ended else said)
+        generated = out.sequences[0, len(ids) :].tolist()
+        ended = bool(generated) and generated[-1] == chat.end_id
+        text = tokenizer.decode(generated[:-1] if ended else generated)
         tokens = []
         # Of what the grammar left.
-        for id_, scores in zip(said[: len(said) - ended], out.scores or (), strict=False):
+        for id_, scores in zip(generated[: len(generated) - ended], out.scores or (), strict=False):
             best = torch.log_softmax(scores[0].float(), -1).topk(
                 min(prompt.top_logprobs, scores.shape[-1])
             )
@@ -136,7 +136,7 @@ class Local:
                     {tokenizer.decode([i]): p for i, p in found if math.isfinite(p)},
                 )
             )
-        usage = Usage(fresh=len(ids), output=len(said))
+        usage = Usage(fresh=len(ids), output=len(generated))
         return Reply(
             "end" if ended else "length",
             text,

@@ -472,12 +472,12 @@ def _parts(content: Any) -> tuple[str, str]:
 def _whole(batch: str, state: Mapping[str, Any]) -> BatchFailed:
     """Why a batch ended without an answer to any of its questions."""
     errors = [e for e in _list(part(state, "errors").get("data")) if isinstance(e, Mapping)]
-    told = "; ".join(
+    reasons = "; ".join(
         ": ".join(str(e[k]) for k in ("code", "message") if e.get(k)) for e in errors[:3]
     )
     what = (
         f"the batch {batch} as a whole is {state.get('status')}:"
-        f" {told or 'no question was answered'}"
+        f" {reasons or 'no question was answered'}"
     )
     return BatchFailed(error_within(errors).kind if errors else "busy", what[:500])
 

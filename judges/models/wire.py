@@ -47,13 +47,13 @@ _ACCOUNT = frozenset((
     "modelnotfounderror", "notfounderror",
     "deploymentnotfound", "unsupportedcountryregionterritory",
 ))  # fmt: skip
-_SAID_FILTERED = re.compile(
+_TEXT_FILTERED = re.compile(
     r"content.?policy.?violation|content management policy|content exists risk|violates? (?:our"
     r" |the )?(?:usage|content|safety)"
     r"|(?:input|prompt) was flagged|blocked by (?:our )?(?:content|safety|moderation)",
     re.IGNORECASE,
 )
-_SAID_ACCOUNT = re.compile(
+_TEXT_ACCOUNT = re.compile(
     r"credit balance|insufficient (?:balance|credits?|funds)|api.?key (?:is )?(?:not"
     r" valid|invalid|expired)"
     r"|(?:invalid|incorrect) api.?key|AuthenticationError|not a valid model",
@@ -210,14 +210,14 @@ def http_error(status: int, body: Any, headers: Mapping[str, str], url: str = ""
         body: as it came: JSON data, or text.
         url: what was asked, for errors that an address may be the cause of.
     """
-    code, message = said(body)
+    code, message = error_text(body)
     words = set(_words(body))
-    told = ": ".join(filter(None, (f"HTTP {status} {code}".strip(), message)))[:500]
+    reason = ": ".join(filter(None, (f"HTTP {status} {code}".strip(), message)))[:500]
     # Where the message may tell; rate limits come with advice on billing.
     plain = status in (200, 400, 403, 422)
-    if words & FILTERED or (plain and _SAID_FILTERED.search(message)):
-        return ModelError("filtered", told, status)
-    broke = (words & _ACCOUNT and status < 500) or (plain and _SAID_ACCOUNT.search(message))
+    if words & FILTERED or (plain and _TEXT_FILTERED.search(message)):
+        return ModelError("filtered", reason, status)
+    broke = (words & _ACCOUNT and status < 500) or (plain and _TEXT_ACCOUNT.search(message))
     if broke or status in (401, 402, 403, 404, 405, 407, 410, 451):
         what = "account"
     elif status in (408, 504):
@@ -234,8 +234,8 @@ def http_error(status: int, body: Any, headers: Mapping[str, str], url: str = ""
     elif wish == "true" and what == "request":
         what = "server"
     if url and status in (404, 405, 410):
-        told += f" (asked at {url})"
-    return ModelError(what, told, status, _after(headers))
+        reason += f" (asked at {url})"
+    return ModelError(what, reason, status, _after(headers))
 
 
 def error_within(body: Any, usage: Usage | None = None, lost: bool = False) -> ModelError:
@@ -252,13 +252,13 @@ def error_within(body: Any, usage: Usage | None = None, lost: bool = False) -> M
     else:
         status = 429 if words & _BUSY else 400 if words & _REQUEST else 500
     found = http_error(status, body, {})
-    told = str(found) if numbered else re.sub(r"\AHTTP \d+:? *", "", str(found))
+    reason = str(found) if numbered else re.sub(r"\AHTTP \d+:? *", "", str(found))
     return ModelError(
-        found.kind, told, found.status, lost=lost and found.kind != "filtered", usage=usage
+        found.kind, reason, found.status, lost=lost and found.kind != "filtered", usage=usage
     )
 
 
-def said(body: Any) -> tuple[str, str]:
+def error_text(body: Any) -> tuple[str, str]:
     """The code and the message of an error's body, whatever its shape; of one that has neither, the
     body itself."""
     inner = body[0] if isinstance(body, list) and body else body

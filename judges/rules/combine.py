@@ -82,31 +82,33 @@ class Rules:
         )
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
-        said = {name: ask_judge(judge, episodes) for name, judge in self.members.items()}
+        by_judge = {name: ask_judge(judge, episodes) for name, judge in self.members.items()}
         return [
-            self._one(e, {name: answers[i] for name, answers in said.items()})
+            self._one(e, {name: answers[i] for name, answers in by_judge.items()})
             for i, e in enumerate(episodes)
         ]
 
-    def _one(self, episode: Episode, said: dict[str, Feedback]) -> Feedback:
+    def _one(self, episode: Episode, answers: dict[str, Feedback]) -> Feedback:
         kept = {
-            "details": {name: _kept(answer) for name, answer in said.items()},
-            "stamp": _cost(said.values()),
+            "details": {name: _kept(answer) for name, answer in answers.items()},
+            "stamp": _cost(answers.values()),
         }
         for status in ("failed", "abstained"):
             reasons = [
                 f"{name} {status}: {answer.reason}"
-                for name, answer in said.items()
+                for name, answer in answers.items()
                 if answer.status == status
             ]
             if reasons:
                 return Feedback(episode.id, status=status, reason="; ".join(reasons), **kept)  # type: ignore[arg-type]
         combine = _COMBINES[self.combine]
-        scores = [number for answer in said.values() if (number := overall(answer)) is not None]
-        score = combine(scores, self.weights) if len(scores) == len(said) else None
-        by_turn = [answer.turn_scores for answer in said.values() if answer.turn_scores is not None]
+        scores = [number for answer in answers.values() if (number := overall(answer)) is not None]
+        score = combine(scores, self.weights) if len(scores) == len(answers) else None
+        by_turn = [
+            answer.turn_scores for answer in answers.values() if answer.turn_scores is not None
+        ]
         turns = None
-        if len(by_turn) == len(said):
+        if len(by_turn) == len(answers):
             columns = zip(*by_turn, strict=True)
             turns = tuple(
                 None if None in column else combine(column, self.weights) for column in columns
@@ -138,17 +140,17 @@ class Not:
         [(name, judge)] = self.members.items()
         return [self._one(name, answer) for answer in ask_judge(judge, episodes)]
 
-    def _one(self, name: str, said: Feedback) -> Feedback:
-        kept = {"details": {name: _kept(said)}, "stamp": _cost([said])}
-        if said.status != "scored":
-            reason = f"{name} {said.status}: {said.reason}"
-            return Feedback(said.episode, status=said.status, reason=reason, **kept)  # type: ignore[arg-type]
-        score = overall(said)
+    def _one(self, name: str, answer: Feedback) -> Feedback:
+        kept = {"details": {name: _kept(answer)}, "stamp": _cost([answer])}
+        if answer.status != "scored":
+            reason = f"{name} {answer.status}: {answer.reason}"
+            return Feedback(answer.episode, status=answer.status, reason=reason, **kept)  # type: ignore[arg-type]
+        score = overall(answer)
         turns = None
-        if said.turn_scores is not None:
-            turns = tuple(None if number is None else 1.0 - number for number in said.turn_scores)
+        if answer.turn_scores is not None:
+            turns = tuple(None if number is None else 1.0 - number for number in answer.turn_scores)
         return Feedback(
-            said.episode,
+            answer.episode,
             score=None if score is None else 1.0 - score,
             turn_scores=turns,
             **kept,  # type: ignore[arg-type]
@@ -168,7 +170,7 @@ def _scoring(of: Any, plugins: Plugins | None) -> list[Member]:
 
 def _kept(answer: Feedback) -> dict[str, Any]:
     """What a member said, as JSON data, without what it left empty."""
-    said = {
+    answers = {
         "score": answer.score,
         "turn_scores": answer.turn_scores and list(answer.turn_scores),
         "aspects": dict(answer.aspects),
@@ -176,7 +178,7 @@ def _kept(answer: Feedback) -> dict[str, Any]:
         "reason": answer.reason,
         "details": dict(answer.details),
     }
-    return {key: value for key, value in said.items() if value not in (None, "", {})}
+    return {key: value for key, value in answers.items() if value not in (None, "", {})}
 
 
 def _cost(answers: Any) -> Stamp:

@@ -70,7 +70,7 @@ class _Topic:
     name: str
     asks: Pattern
     used_by: Pattern
-    told: Pattern | None
+    answered_by: Pattern | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +172,18 @@ class Economy:
         later = [turn.action for turn in episode.turns[asked.turn + 1 :]]
         if asked.repeated:
             return "repeated"
-        if asked.topic and asked.topic.told and any(map(asked.topic.told.search, before)):
+        if (
+            asked.topic
+            and asked.topic.answered_by
+            and any(map(asked.topic.answered_by.search, before))
+        ):
             return "told"
         if not later:
             return "unanswered"
         if asked.topic:
             return "used" if any(map(asked.topic.used_by.search, later)) else "unused"
-        said = " ".join([*before, *(turn.action for turn in episode.turns[: asked.turn + 1])])
-        learned = content(episode.turns[asked.turn + 1].observation.content) - content(said)
+        text = " ".join([*before, *(turn.action for turn in episode.turns[: asked.turn + 1])])
+        learned = content(episode.turns[asked.turn + 1].observation.content) - content(text)
         return "used" if learned & content(" ".join(later)) else "unused"
 
 
@@ -205,10 +209,10 @@ def _topic(number: int, given: Mapping[str, Any]) -> _Topic:
                 f"topic {number} needs `asks` and `used_by`, both regular expressions; it has"
                 f" {dict(given)}"
             )
-    told = Pattern(given["told"]) if given.get("told") else None
+    answered = Pattern(given["told"]) if given.get("told") else None
     return _Topic(
         str(given.get("name", given["asks"])),
         Pattern(given["asks"]),
         Pattern(given["used_by"]),
-        told,
+        answered,
     )

@@ -229,37 +229,37 @@ def _calls(reply: str) -> list[str | Mapping[str, Any]]:
     Raises:
         UnknownForm: it makes them in another way.
     """
-    said = _without_thoughts(reply)
-    if "<tool_call>" in said:
-        inside = [part.partition("</tool_call>") for part in said.split("<tool_call>")[1:]]
+    visible = _without_thoughts(reply)
+    if "<tool_call>" in visible:
+        inside = [part.partition("</tool_call>") for part in visible.split("<tool_call>")[1:]]
         return [each for text, end, _ in inside for each in (_inside(text) if end else [text])]
-    if calls := _elements(said):
+    if calls := _elements(visible):
         return calls
-    said = said.strip()
+    visible = visible.strip()
     for mark in ("[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>"):
-        if mark in said:
-            text = said.partition(mark)[2].removesuffix("<|/tool_call|>").strip()
+        if mark in visible:
+            text = visible.partition(mark)[2].removesuffix("<|/tool_call|>").strip()
             named = re.findall(r"\s*([\w.-]+)\[ARGS\](.*?)(?=\[TOOL_CALLS\]|\Z)", text, re.DOTALL)
             if named:
                 return [{"name": name, "arguments": arguments} for name, arguments in named]
             return _inside(text)
-    if form := _OTHER.search(said):
-        raise UnknownForm(f"{said[form.start() : form.start() + 100]!r}")
-    if said[:1] not in ("{", "["):
+    if form := _OTHER.search(visible):
+        raise UnknownForm(f"{visible[form.start() : form.start() + 100]!r}")
+    if visible[:1] not in ("{", "["):
         return []
     try:
-        values = _listed(parsed(said))
+        values = _listed(parsed(visible))
     except ValueError:
-        return [said] if _TRIED.search(said) else []
+        return [visible] if _TRIED.search(visible) else []
     return values if values and all(map(_is_call, values)) else []
 
 
 def _without_thoughts(reply: str) -> str:
     """What was said aloud: some templates open the thoughts themselves, so that the reply has the
     end of them alone."""
-    said = re.sub(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", "", reply, flags=re.DOTALL)
-    said = re.sub(r"\[THINK\].*?(\[/THINK\]|\Z)", "", said, flags=re.DOTALL)
-    return re.split(r"</(?:think|thinking|reasoning)>|\[/THINK\]", said)[-1]
+    text = re.sub(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", "", reply, flags=re.DOTALL)
+    text = re.sub(r"\[THINK\].*?(\[/THINK\]|\Z)", "", text, flags=re.DOTALL)
+    return re.split(r"</(?:think|thinking|reasoning)>|\[/THINK\]", text)[-1]
 
 
 def _inside(text: str) -> list[str | Mapping[str, Any]]:

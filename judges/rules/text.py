@@ -184,15 +184,15 @@ class Forbidden:
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
         answers = []
         for episode in episodes:
-            said = [self._said(turn.action) for turn in episode.turns]
-            turns = tuple(float(not each) for each in said)
-            found = [{"turn": k, "said": each} for k, each in enumerate(said) if each]
+            phrases = [self._phrases_in(turn.action) for turn in episode.turns]
+            turns = tuple(float(not each) for each in phrases)
+            found = [{"turn": k, "said": each} for k, each in enumerate(phrases) if each]
             answers.append(
                 Feedback(episode.id, score=min(turns), turn_scores=turns, details={"found": found})
             )
         return answers
 
-    def _said(self, reply: str) -> list[str]:
+    def _phrases_in(self, reply: str) -> list[str]:
         visible, folded = _visible(reply), _folded(reply)
         return [
             entry
@@ -338,10 +338,10 @@ class Language:
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
         answers = []
         for episode in episodes:
-            told = [self._told(turn.action) for turn in episode.turns]
-            turns = tuple(score for score, _ in told)
+            languages = [self._language_of(turn.action) for turn in episode.turns]
+            turns = tuple(score for score, _ in languages)
             sure = [score for score in turns if score is not None]
-            details = {"languages": [language for _, language in told]}
+            details = {"languages": [language for _, language in languages]}
             if sure:
                 answers.append(
                     Feedback(
@@ -356,7 +356,7 @@ class Language:
                 )
         return answers
 
-    def _told(self, reply: str) -> tuple[float | None, str | None]:
+    def _language_of(self, reply: str) -> tuple[float | None, str | None]:
         """A reply's score and its language; both None where it cannot be told."""
         chances = dict(_identifier().rank(reply))
         likeliest = max(chances, key=lambda language: chances[language])

@@ -154,12 +154,12 @@ def canary(
         system, turns, final = _split(rng.choice(known_bad))
     else:
         turns = [
-            (heard, reply)
-            for (heard, _), reply in zip(
+            (observation, reply)
+            for (observation, _), reply in zip(
                 turns, _replies(kind, len(turns), rng, f"{top:g}"), strict=True
             )
         ]
-    played = tuple(Turn(heard, reply, 0.0) for heard, reply in turns)
+    played = tuple(Turn(observation, reply, 0.0) for observation, reply in turns)
     return dataclasses.replace(
         episode,
         id="canary-" + derive_id(kind, episode.id, [turn.action for turn in played]),
@@ -217,34 +217,39 @@ def read_known_bad(path: Path) -> list[tuple[Message, ...]]:
                 f'{where}: needed is {{"messages": [{{"role": ..., "content": ...}}, ...]}}, got'
                 f" {json.dumps(row)[:200]}"
             )
-        talk = messages(row["messages"], where, "messages", unread)
+        conversation = messages(row["messages"], where, "messages", unread)
         try:
-            _split(talk)
+            _split(conversation)
         except ValueError as error:
             raise PreferenceError(f"{where}: {error}") from error
-        found.append(talk)
+        found.append(conversation)
     if not found:
         raise PreferenceError(f"{path} holds no conversation")
     unread.warn(path)
     return found
 
 
-def _split(talk: Sequence[Message]) -> tuple[str | None, list[tuple[Message, str]], Message | None]:
+def _split(
+    messages: Sequence[Message],
+) -> tuple[str | None, list[tuple[Message, str]], Message | None]:
     """The system prompt, (what was heard, the reply) per turn, and what was heard last."""
-    system = talk[0].content if talk and talk[0].role == "system" else None
-    rest = list(talk[system is not None :])
-    heard, replies = rest[::2], rest[1::2]
+    system = messages[0].content if messages and messages[0].role == "system" else None
+    rest = list(messages[system is not None :])
+    observations, replies = rest[::2], rest[1::2]
     if (
         not replies
-        or any(m.role not in ("user", "tool") for m in heard)
+        or any(m.role not in ("user", "tool") for m in observations)
         or any(m.role != "assistant" for m in replies)
     ):
         raise ValueError(
             "after the system prompt, somebody else and the assistant must take turns, with one"
             " reply at least"
         )
-    turns = [(said, reply.content) for said, reply in zip(heard, replies, strict=False)]
-    return system, turns, heard[-1] if len(heard) > len(replies) else None
+    turns = [
+        (observation, reply.content)
+        for observation, reply in zip(observations, replies, strict=False)
+    ]
+    return system, turns, observations[-1] if len(observations) > len(replies) else None
 
 
 def fell_for_score(score: float, low: float, high: float, share: float = 0.5) -> bool:

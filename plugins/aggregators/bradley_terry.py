@@ -74,7 +74,7 @@ class BradleyTerry:
         # Newton, to the last digits: groups must not feel each other through a stopping rule.
         for _ in range(2):
             score = score - covariance(score).times(loss(score)[1])
-        said = comparisons(answers)
+        compared = comparisons(answers)
         variance = covariance(score).diagonal()
-        estimates = centred_estimates(p.episodes, p.group, score, variance, self.variance, said)
-        return Aggregate(estimates, agreement(said, estimates))
+        estimates = centred_estimates(p.episodes, p.group, score, variance, self.variance, compared)
+        return Aggregate(estimates, agreement(compared, estimates))

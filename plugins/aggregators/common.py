@@ -234,5 +234,6 @@ def agreement(
             apart = estimates[first].score - estimates[second].score
             agreed[name].append((2 * sure - 1) * ((apart > EQUAL) - (apart < -EQUAL)))
     return {
-        name: RaterEstimate(count[name], sum(said) / len(said)) for name, said in agreed.items()
+        name: RaterEstimate(count[name], sum(values) / len(values))
+        for name, values in agreed.items()
     }

@@ -55,16 +55,16 @@ class DawidSkene:
         Raises:
             ValueError: more than 20 distinct scores.
         """
-        said = scores(answers)
-        if not said:
+        scored = scores(answers)
+        if not scored:
             return Aggregate({}, {})
-        episodes, raters, classes, posterior, confusion, common = self.fit(said)
+        episodes, raters, classes, posterior, confusion, common = self.fit(scored)
         score = posterior @ classes
         variance = posterior @ classes**2 - score**2
         prior = max(float(common @ classes**2 - (common @ classes) ** 2), 0.0) ** 0.5
         people: dict[str, set[str]] = {e: set() for e in episodes}
         labels = dict.fromkeys(raters, 0)
-        for e, r, _ in said:
+        for e, r, _ in scored:
             people[e].add(r)
             labels[r] += 1
         k = len(classes)
@@ -80,7 +80,7 @@ class DawidSkene:
         )
 
     def fit(
-        self, said: Sequence[tuple[str, str, float]]
+        self, labels: Sequence[tuple[str, str, float]]
     ) -> tuple[list[str], list[str], Floats, Floats, Floats, Floats]:
         """EM on (episode, rater, score).
 
@@ -88,15 +88,15 @@ class DawidSkene:
             episodes [N] and raters [W], names; classes [K], the scores; the posterior [N, K];
             confusion [W, K, K], true class first; how common the classes are [K].
         """
-        classes, label = np.unique([x for _, _, x in said], return_inverse=True)
+        classes, label = np.unique([x for _, _, x in labels], return_inverse=True)
         if len(classes) > CLASSES:
             raise ValueError(
                 f"{len(classes)} distinct scores are no labels: dawid-skene takes at most {CLASSES}"
                 " classes; use aggregator 'mean' for numbers"
             )
         episodes, raters = Index(), Index()
-        of = np.array([episodes[e] for e, _, _ in said])
-        by = np.array([raters[r] for _, r, _ in said])
+        of = np.array([episodes[e] for e, _, _ in labels])
+        by = np.array([raters[r] for _, r, _ in labels])
         k = len(classes)
         prior = np.full((k, k), self.wrong) + (self.right - self.wrong) * np.eye(k)
         posterior = np.zeros((len(episodes), k))

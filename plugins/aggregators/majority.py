@@ -59,8 +59,8 @@ class Majority:
             for_it[e].append(vote)
             people[e].add(r)
         estimates = {
-            e: Estimate(_side(said), _beta_sd(sum(said), len(said)), _beta_sd(0, 0), len(people[e]))
-            for e, said in for_it.items()
+            e: Estimate(_side(own), _beta_sd(sum(own), len(own)), _beta_sd(0, 0), len(people[e]))
+            for e, own in for_it.items()
         }
         right: Counter[str] = Counter()
         judged: Counter[str] = Counter()

@@ -36,13 +36,13 @@ class Mean:
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
         """Estimates for every episode with a score (or aspects: their mean), in the scores' own
         unit."""
-        said = scores(answers)
-        if not said:
+        scored = scores(answers)
+        if not scored:
             return Aggregate({}, {})
         episodes, raters = Index(), Index()
-        of = np.array([episodes[e] for e, _, _ in said])
-        by = np.array([raters[r] for _, r, _ in said])
-        value = np.array([x for _, _, x in said])
+        of = np.array([episodes[e] for e, _, _ in scored])
+        by = np.array([raters[r] for _, r, _ in scored])
+        value = np.array([x for _, _, x in scored])
         origin = value.min()  # scores that are all alike are then exactly 0
         value = value - origin
         count = np.bincount(of).astype(float)
@@ -55,7 +55,7 @@ class Mean:
         score = likely @ each
         variance = likely @ ((GRID * total)[:, None] * (1 - keep) + (each - score) ** 2)
         prior = float(likely @ (GRID * total))
-        people = Counter(e for e, _ in {(e, r) for e, r, _ in said})
+        people = Counter(e for e, _ in {(e, r) for e, r, _ in scored})
         columns = zip(episodes, (origin + score).tolist(), np.sqrt(variance).tolist(), strict=True)
         noise = float(likely @ ((1 - GRID) * total))
         return Aggregate(

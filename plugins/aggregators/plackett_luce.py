@@ -45,10 +45,10 @@ class PlackettLuce:
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
         """Estimates for every episode that was compared; scores without comparisons are passed
         over."""
-        said = comparisons(answers)
-        if not said:
+        compared = comparisons(answers)
+        if not compared:
             return Aggregate({}, {})
-        choices = Choices(said)
+        choices = Choices(compared)
         size = len(choices.group)
 
         def loss(score: Floats) -> tuple[float, Floats]:
@@ -74,9 +74,9 @@ class PlackettLuce:
             score = score - covariance(score).times(loss(score)[1])
         variance = covariance(score).diagonal()
         estimates = centred_estimates(
-            choices.episodes, choices.group, score, variance, self.variance, said
+            choices.episodes, choices.group, score, variance, self.variance, compared
         )
-        return Aggregate(estimates, agreement(said, estimates))
+        return Aggregate(estimates, agreement(compared, estimates))
 
 
 class Choices:

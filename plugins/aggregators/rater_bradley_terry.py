@@ -112,8 +112,8 @@ class RaterBradleyTerry:
             if found.status != 1 and np.abs(best[size:] - before).max() < ENOUGH:  # 1: out of steps
                 break
             doubt = new_doubt
-        said = comparisons(answers)
-        count = Counter(map(rater, said))
+        compared = comparisons(answers)
+        count = Counter(map(rater, compared))
         sided = np.bincount(p.by, p.sided, people) > 0
         raters = {}
         for w, name in enumerate(p.raters):
@@ -127,7 +127,7 @@ class RaterBradleyTerry:
                 count[name], float(best[a]), float(rater_variance[w] ** 0.5), *side
             )
         return Aggregate(
-            centred_estimates(p.episodes, p.group, best[:size], variance, self.variance, said),
+            centred_estimates(p.episodes, p.group, best[:size], variance, self.variance, compared),
             raters,
         )
 

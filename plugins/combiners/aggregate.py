@@ -123,15 +123,15 @@ class Aggregated:
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Answer]
     ) -> list[Rewards | NoReward]:
-        said = [a for a in feedback if a.stamp.source in self.sources]
+        answers = [a for a in feedback if a.stamp.source in self.sources]
         found = self._found
         # Conversations played aside, which nobody is to learn from.
-        if any(a.target not in self._present for a in said):
-            found = self._estimate([*self._answers, *said])
+        if any(a.target not in self._present for a in answers):
+            found = self._estimate([*self._answers, *answers])
         spoke = [
             s for s, each in sorted(found.strata.items()) if any(e.id in each.scores for e in group)
         ]
-        return [self._episode(episode, said, feedback, found, spoke) for episode in group]
+        return [self._episode(episode, answers, feedback, found, spoke) for episode in group]
 
     def _estimate(self, answers: Sequence[Answer]) -> Found:
         strata: dict[str, list[Answer]] = {}
@@ -147,7 +147,7 @@ class Aggregated:
     def _episode(
         self,
         episode: Episode,
-        said: Sequence[Answer],
+        answers: Sequence[Answer],
         feedback: Sequence[Answer],
         found: Found,
         spoke: Sequence[str],
@@ -173,12 +173,12 @@ class Aggregated:
             (share, estimate) for share, estimate in parts.values() if estimate is not None
         ]
         if not estimates:
-            why = silence(episode, said)
+            why = silence(episode, answers)
             if why is None:
                 return Rewards(sum(turns), tuple(turns), of_turns)
             aggregator = type(self.aggregator).__name__
             numbers = any(
-                a.status == "scored" and a.target in (episode.id, episode.group) for a in said
+                a.status == "scored" and a.target in (episode.id, episode.group) for a in answers
             )
             return NoReward(
                 f"{aggregator} makes nothing of what raters said: {why}"

@@ -151,7 +151,7 @@ class Calibrated:
         for _, ids in sorted(
             late.items(), key=lambda item: (self._records[item[1][0]]["update"], item[0])
         ):
-            self._hear(list(dict.fromkeys(ids)))
+            self._note_people(list(dict.fromkeys(ids)))
 
     def fit(self, feedback: Sequence[Answer]) -> None:
         """Makes the corrections of this update, of what was said of earlier ones."""
@@ -201,7 +201,7 @@ class Calibrated:
             for id_, score in scores_of(answer).items():
                 if id_ in ids:
                     self._note(self._records[id_], answer, score)
-        self._hear([e.id for e in group if self._records[e.id]["people"]])
+        self._note_people([e.id for e in group if self._records[e.id]["people"]])
         while len(self._records) > self.history:
             del self._records[next(iter(self._records))]
 
@@ -217,7 +217,7 @@ class Calibrated:
             return
         self._ranked |= isinstance(answer, Comparison)
 
-    def _hear(self, ids: Sequence[str]) -> None:
+    def _note_people(self, ids: Sequence[str]) -> None:
         """Tells the alarms of a start's newly labelled episodes, and warns."""
         if self._ranked:
             return
@@ -248,11 +248,11 @@ class Calibrated:
             return []
         number, key = run.updates + 1, derive_id(sorted(self._records))[:8]
         note = run.folder / "calibration" / f"update-{number:06d}-{key}.json"
-        if note.is_file() and (said := files.read_note(note))["run"] == run.id:
-            return run.ledger.answers(said["answers"])
+        if note.is_file() and (written := files.read_note(note))["run"] == run.id:
+            return run.ledger.answers(written["answers"])
         known = {id_ for record in self._records.values() for id_ in record["people"]}
         groups = sorted({record["group"] for record in self._records.values()})
-        found = [a for a in run.ledger.said_by(self.people, groups) if a.id not in known]
+        found = [a for a in run.ledger.feedback_by(self.people, groups) if a.id not in known]
         note.parent.mkdir(exist_ok=True)
         files.write(
             note,
@@ -281,11 +281,11 @@ class Calibrated:
         found = []
         for record in records:
             if judge in record["judge"] and record["people"]:
-                said = [
+                pairs = [
                     on_scale(score, source, judge, self.ranges)
                     for source, score in record["people"].values()
                 ]
-                found.append((_mean(record["judge"][judge]["scores"]), _mean(said), record))
+                found.append((_mean(record["judge"][judge]["scores"]), _mean(pairs), record))
         return found
 
     def _of_version(self, judge: str) -> list[Record]:

@@ -50,7 +50,7 @@ class Weighted:
                     )
         self._controls = {name: LengthControl() for name in length_control}
         # By this update's groups: source, scores, words per reply.
-        self._heard: list[tuple[str, list[float], list[float]]] = []
+        self._collected: list[tuple[str, list[float], list[float]]] = []
         # Without it nothing is learned, and no checkpoint needs to know of it.
         if not length_control:
             return
@@ -75,14 +75,14 @@ class Weighted:
         off: dict[str, dict[str, float]] = {}
         for name, control in self._controls.items():
             answers = [a for a in feedback if a.stamp.source == name]
-            said = [
+            found = [
                 (e, [score for a in answers if (score := _score(e, a)) is not None]) for e in group
             ]
-            scored = [(e, sum(scores) / len(scores)) for e, scores in said if scores]
+            scored = [(e, sum(scores) / len(scores)) for e, scores in found if scores]
             if not scored:
                 continue
             scores, words = [score for _, score in scored], [_words(e) for e, _ in scored]
-            self._heard.append((name, scores, words))
+            self._collected.append((name, scores, words))
             for (e, score), level in zip(
                 scored, control.apply(scores, words, [0] * len(scored)), strict=True
             ):
@@ -91,9 +91,9 @@ class Weighted:
 
     def _fit(self, feedback: Sequence[Feedback | Comparison]) -> None:
         """Learns from the groups that were combined since the last time."""
-        for name, scores, words in self._heard:
+        for name, scores, words in self._collected:
             self._controls[name].fit(scores, words, [0] * len(scores))
-        self._heard = []
+        self._collected = []
 
     def _metrics(self) -> dict[str, float]:
         return {f"{name}/length_slope": control.slope for name, control in self._controls.items()}
@@ -101,13 +101,15 @@ class Weighted:
     def _state(self) -> dict[str, Any]:
         return {
             "controls": {n: c.state_dict() for n, c in self._controls.items()},
-            "heard": [list(each) for each in self._heard],
+            "heard": [list(each) for each in self._collected],
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
         for name, control in self._controls.items():
             control.load_state_dict(state["controls"][name])
-        self._heard = [(name, list(scores), list(words)) for name, scores, words in state["heard"]]
+        self._collected = [
+            (name, list(scores), list(words)) for name, scores, words in state["heard"]
+        ]
 
     def _episode(
         self, episode: Episode, feedback: Sequence[Feedback | Comparison], off: Mapping[str, float]
@@ -124,13 +126,15 @@ class Weighted:
                 continue
             answers = [a for a in feedback if a.stamp.source == source]
             if source in self.turns:
-                said = [a.turn_scores for a in answers if isinstance(a,
+                turn_scores = [a.turn_scores for a in answers if isinstance(a,
                         Feedback) and a.episode == episode.id
                         and a.turn_scores is not None and None not in a.turn_scores]  # fmt: skip
-                if not said:
+                if not turn_scores:
                     return NoReward(f"source {source!r} did not score every turn")
                 for k in range(len(turns)):
-                    turns[k] += weight * sum(each[k] or 0.0 for each in said) / len(said)
+                    turns[k] += (
+                        weight * sum(each[k] or 0.0 for each in turn_scores) / len(turn_scores)
+                    )
                 continue
             scores = [score for a in answers if (score := _score(episode, a)) is not None]
             if scores:

@@ -75,7 +75,7 @@ class GiGPO:
     def states(self, batch: Batch) -> Tensor:
         """[E, K] long: a number for every anchor state of a group; -1 at padding."""
         groups = batch.group.tolist()
-        heard = [
+        contents = [
             (g, t.observation.content)
             for g, e in zip(groups, batch.episodes, strict=True)
             for t in e.turns
@@ -83,16 +83,16 @@ class GiGPO:
         anchors: dict[int, list[str]] = {}
         anchor: dict[tuple[int, str], tuple[int, str]] = {}
         # Sorted: whoever comes first in the batch decides nothing.
-        for group, text in sorted(set(heard)):
+        for group, text in sorted(set(contents)):
             same = None
             if self.similarity is not None:
                 same = next((a for a in anchors.get(group, ()) if self._alike(a, text)), None)
             if same is None:
                 anchors.setdefault(group, []).append(text)
             anchor[group, text] = (group, same if same is not None else text)
-        number = {key: n for n, key in enumerate(dict.fromkeys(anchor[key] for key in heard))}
+        number = {key: n for n, key in enumerate(dict.fromkeys(anchor[key] for key in contents))}
         state = torch.full(batch.turn_mask.shape, -1)
-        state[batch.turn_mask] = torch.tensor([number[anchor[key]] for key in heard])
+        state[batch.turn_mask] = torch.tensor([number[anchor[key]] for key in contents])
         return state
 
     def _alike(self, one: str, other: str) -> bool:

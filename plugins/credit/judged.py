@@ -58,12 +58,12 @@ class Judged:
         self.scores, self.initial, self.smear, self.outcome = scores, initial, smear, outcome
         if scores == "delta" and not outcome:
             self.needs = frozenset({"turn_scores"})
-        self.heard = False
+        self.scored = False
 
     def assign(self, batch: Batch) -> Credit:
         scores = batch.turn_scores
-        self.heard = self.heard or scores is not None
-        if not self.heard:
+        self.scored = self.scored or scores is not None
+        if not self.scored:
             raise ConfigError(
                 "credit 'judged': none of the feedback sources scored a single turn (a rubric judge"
                 " does with `per: reply`). Their Feedback needs `turn_scores`, one number (or None)"
@@ -87,10 +87,10 @@ class Judged:
         return Credit(spread_turns(credit, batch.turn, batch.mask), None, credit)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"heard": self.heard}
+        return {"heard": self.scored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.heard = bool(state["heard"])
+        self.scored = bool(state["heard"])
 
 
 def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:

@@ -88,23 +88,23 @@ class Redistribute:
     def _prefixes(self, episode: Episode) -> Tensor:
         """Features of every prefix, from before the first turn to after the last, [K + 1,
         features]."""
-        heard = [turn.observation.content for turn in episode.turns] + [
+        observations = [turn.observation.content for turn in episode.turns] + [
             episode.final.content if episode.final else ""
         ]
-        said = np.zeros((len(heard), self.features))
-        now = np.zeros_like(said)
+        prefixes = np.zeros((len(observations), self.features))
+        now = np.zeros_like(prefixes)
         now[:, 0] = 1.0
-        for k, text in enumerate(heard):
+        for k, text in enumerate(observations):
             places, signs = hashed("heard", text, self.features, alone=True)
             np.add.at(now[k], places, signs)
             if k:
                 action = episode.turns[k - 1].action
                 for places, signs in (
-                    hashed("pair", f"{heard[k - 1]}\n{action}", self.features, alone=False),
+                    hashed("pair", f"{observations[k - 1]}\n{action}", self.features, alone=False),
                     hashed("said", action, self.features, alone=True),
                 ):
-                    np.add.at(said[k], places, signs)
-        return torch.from_numpy(said.cumsum(0) + now)
+                    np.add.at(prefixes[k], places, signs)
+        return torch.from_numpy(prefixes.cumsum(0) + now)
 
     def state_dict(self) -> dict[str, Any]:
         return {"gram": self.gram, "moment": self.moment, "weights": self.weights}

@@ -219,12 +219,12 @@ def prepare(folder: Path, seed: int, quick: bool) -> None:
 
 def small_model(folder: Path, seed: int) -> Path:
     """The small chat model, built from the demonstrators' words."""
-    heard = rollout(
+    episodes = rollout(
         ScriptPlayer("demonstrator"),
         [(s, 0) for s in starts(ENV, seed, 1500)],
         Where("demo", "words", 0, seed),
     )
-    texts = (m.content for e in heard for m in e.messages)
+    texts = (m.content for e in episodes for m in e.messages)
     return build_policy(folder / "model", texts, seed=seed, hidden=64, layers=2, heads=4)
 
 

@@ -17,7 +17,7 @@ from ...engine.analysis.agreement import (
 )
 from ...engine.ledger.ledger import Ledger
 from ...engine.records.feedback import Comparison, Feedback
-from .answers import Said
+from .answers import RatedAnswer
 from .desk import Desk
 
 Units = list[dict[str, Any]]
@@ -61,11 +61,11 @@ class Judged:
         )
 
 
-def judged(said: Iterable[Said], aspect: str | None = None) -> Judged:
+def judged(rated: Iterable[RatedAnswer], aspect: str | None = None) -> Judged:
     """Pairs of conversations, points per aspect, marks per turn and where it went wrong first; what
     was left unmarked says nothing."""
-    by_item: dict[str, list[Said]] = defaultdict(list)
-    for each in said:
+    by_item: dict[str, list[RatedAnswer]] = defaultdict(list)
+    for each in rated:
         if each.answer.status == "scored":
             by_item[each.item].append(each)
     found: Units = []

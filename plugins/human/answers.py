@@ -31,7 +31,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RatedAnswer:
     """An answer and how it came about.
 
     Attributes:
@@ -57,7 +57,7 @@ def encode_form(form: Mapping[str, str]) -> str:
     return json.dumps({k: v for k, v in form.items() if k != "csrf"})
 
 
-def encode_answer(said: Answer) -> str:
+def encode_answer(answer: Answer) -> str:
     """What was said, as JSON."""
     keep = (
         "ranking",
@@ -72,17 +72,19 @@ def encode_answer(said: Answer) -> str:
         "details",
     )
     return canonical_json(
-        {"target": said.target} | {k: getattr(said, k) for k in keep if hasattr(said, k)}
+        {"target": answer.target} | {k: getattr(answer, k) for k in keep if hasattr(answer, k)}
     )
 
 
 def decode_answer(row: Any) -> Answer:
     """An answer as the ledger takes it."""
-    study, said = json.loads(row["settings"]), json.loads(row["answer"])
-    kind: type[Answer] = Comparison if "ranking" in said else Feedback
+    study, answer = json.loads(row["settings"]), json.loads(row["answer"])
+    kind: type[Answer] = Comparison if "ranking" in answer else Feedback
     declared = json.loads(row["strata"])
     stratum = next((declared[name] for name in study["strata"] if declared.get(name)), "")
     stamp = Stamp(
         row["request"], row["source"], study["version"], row["answered"], 0.0, row["rater"], stratum
     )
-    return kind(said.pop("target"), **said, id=derive_id(row["id"], row["attempt"]), stamp=stamp)
+    return kind(
+        answer.pop("target"), **answer, id=derive_id(row["id"], row["attempt"]), stamp=stamp
+    )

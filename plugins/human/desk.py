@@ -35,7 +35,7 @@ from ...engine.records.episode import Episode
 from ...engine.records.feedback import Answer, Comparison, Feedback, Request
 from ...engine.util.ids import canonical_json, derive_id
 from . import raters, tasks
-from .answers import Said, Task, decode_answer, encode_answer, encode_form
+from .answers import RatedAnswer, Task, decode_answer, encode_answer, encode_form
 from .errors import DeskError, NotYours, Used
 from .gold import gold_order, read_gold
 from .queries import at_work, decided, held, is_due, leases, of_study, seen, unfilled, wanted
@@ -271,8 +271,8 @@ class Desk:
                 round(now - lease["since"], 1) if lease["seconds"] is None else lease["seconds"]
             )
             more = {"seconds": seconds, "chosen": lease["chosen"]}
-            said = tasks.read(study["task"], form, shown, study["aspects"], study["scale"], more)
-            content = encode_answer(said)
+            answer = tasks.read(study["task"], form, shown, study["aspects"], study["scale"], more)
+            content = encode_answer(answer)
             if lease["status"] == "answered" and content == lease["answer"]:
                 return "again"
             result = "corrected" if lease["attempt"] else "new"
@@ -280,7 +280,7 @@ class Desk:
                 result = slot
             first = {"right": None, "answered": now, "seconds": seconds}
             if lease["gold"] is not None:
-                first["right"] = tasks.agrees(said, json.loads(lease["gold"]))
+                first["right"] = tasks.agrees(answer, json.loads(lease["gold"]))
                 if lease["attempt"]:  # the first answer is what shows whether somebody knows
                     first = {
                         "right": lease["right"],
@@ -300,7 +300,7 @@ class Desk:
                 )
             )
             if not lease["attempt"]:
-                self._flag(db, person, lease, study, shown, said, seconds, now)
+                self._flag(db, person, lease, study, shown, answer, seconds, now)
                 if lease["gold"] is not None:
                     raters.check_gold(db, person, float(study["gold_pass"]), now)
             return result
@@ -342,7 +342,7 @@ class Desk:
             for each in passed:
                 if each["status"] == "skipped" and self._take(db, each, now) == "new":
                     why = json.loads(each["draft"]).get("reason", "passed on")
-                    said = kind.abstained(
+                    answer = kind.abstained(
                         each["target"],
                         why,
                         shown={"order": json.loads(each["order"])},
@@ -350,7 +350,7 @@ class Desk:
                     )
                     row = {
                         "status": "answered",
-                        "answer": encode_answer(said),
+                        "answer": encode_answer(answer),
                         "attempt": each["attempt"] + 1,
                         "answered": now,
                     }
@@ -394,7 +394,7 @@ class Desk:
                 "today": db.scalar(mine.where(LEASES.c.answered > now - 86400)) or 0,
             }
 
-    def said(self, run: str) -> int:
+    def answer_count(self, run: str) -> int:
         """How many answers everybody has given, gold among them: a count that stood still after
         gold would tell it."""
         query = sa.select(sa.func.count()).select_from(
@@ -469,7 +469,7 @@ class Desk:
                 )
         return recorded
 
-    def answers(self, run: str, item: str | None = None) -> list[Said]:
+    def answers(self, run: str, item: str | None = None) -> list[RatedAnswer]:
         """Everything raters said in this run (of one item), gold and what is not collected yet
         included, in the order it was said."""
         query = (
@@ -485,7 +485,7 @@ class Desk:
         with self.ledger.reading() as db:
             rows = list(db.execute(query.order_by(LEASES.c.answered, LEASES.c.id)).mappings())
         return [
-            Said(
+            RatedAnswer(
                 row["item"], row["source"], json.loads(row["ask"])["task"], row["rater"],
                 decode_answer(row), row["seconds"] or 0.0,
                 row["chosen"], row["right"], row["answered"], row["gold"] is not None,
@@ -670,7 +670,7 @@ class Desk:
         return tuple(known[id_] for id_ in order)
 
     def _flag(
-        self, db: Connection, person: raters.Person, lease: Any, study: Mapping[str, Any], shown: Sequence[Episode], said: Answer,  # noqa: E501
+        self, db: Connection, person: raters.Person, lease: Any, study: Mapping[str, Any], shown: Sequence[Episode], answer: Answer,  # noqa: E501
         seconds: float, now: float,
     ) -> None:  # fmt: skip
         """Notes what a lead should look at. An answer is never dropped for it."""
@@ -681,7 +681,7 @@ class Desk:
             for m in e.messages[same if k else 0 :]
         )
         least = max(1.0, 60 * words / float(study["reading"]))
-        if said.status == "scored" and seconds < least:
+        if answer.status == "scored" and seconds < least:
             raters.note(
                 db,
                 person.run,

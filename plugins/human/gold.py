@@ -27,31 +27,35 @@ def read_gold(
     by_id = {e.id: e for e in found.episodes}
     known: list[tuple[Request, dict[str, Any]]] = []
     answers: list[Answer] = [*found.comparisons, *found.scores]
-    for said in answers:
-        if isinstance(said, Comparison):
-            shown = tuple(by_id[e] for tier in said.ranking for e in tier)
+    for answer in answers:
+        if isinstance(answer, Comparison):
+            shown = tuple(by_id[e] for tier in answer.ranking for e in tier)
             fits = task == "rank" or (task == "compare" and len(shown) == 2)
         else:
-            shown = (by_id[said.episode],)
-            fits = task == ("mark" if said.turn_scores is not None else "score")
+            shown = (by_id[answer.episode],)
+            fits = task == ("mark" if answer.turn_scores is not None else "score")
         if not fits:
             raise PreferenceError(f"{path} holds answers that cannot be gold for the task {task}")
-        kind: Any = "group" if isinstance(said, Comparison) else "episode"
-        request = Request(kind, said.target, stage, 0, None, False, {"gold": said.id}, shown)
+        kind: Any = "group" if isinstance(answer, Comparison) else "episode"
+        request = Request(kind, answer.target, stage, 0, None, False, {"gold": answer.id}, shown)
         try:
-            known.append((request, tasks.known(said, shown)))
+            known.append((request, tasks.known(answer, shown)))
         except ValueError as error:
             raise PreferenceError(f"{path}: {error}") from error
     return found.episodes, known
 
 
-def gold_order(said: Mapping[str, Any], order: Sequence[str]) -> str:
+def gold_order(answer: Mapping[str, Any], order: Sequence[str]) -> str:
     """What an answer looks like from outside: which place was best, which points were given."""
-    if said["status"] != "scored":
-        return str(said["status"])
-    if "ranking" in said:
-        place = {e: i for i, tier in enumerate(said["ranking"]) for e in tier}
+    if answer["status"] != "scored":
+        return str(answer["status"])
+    if "ranking" in answer:
+        place = {e: i for i, tier in enumerate(answer["ranking"]) for e in tier}
         return "ranks " + " ".join(str(place[e] + 1) for e in order if e in place)
-    if said.get("turn_scores"):
-        return "all turns alike" if len(set(said["turn_scores"])) == 1 else str(said["turn_scores"])
-    return "points " + " ".join(f"{v:g}" for _, v in sorted(said["aspects"].items()))
+    if answer.get("turn_scores"):
+        return (
+            "all turns alike"
+            if len(set(answer["turn_scores"])) == 1
+            else str(answer["turn_scores"])
+        )
+    return "points " + " ".join(f"{v:g}" for _, v in sorted(answer["aspects"].items()))

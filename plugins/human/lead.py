@@ -24,7 +24,7 @@ from ...engine.records.rewards import Aggregate
 from ...engine.util.ids import canonical_json, derive_id
 from . import raters
 from .agreement import agreement, between, judged, versus
-from .answers import Said
+from .answers import RatedAnswer
 from .desk import Desk
 from .tables import EVENTS, ITEMS, LEASES, STUDIES
 from .tasks import LETTERS, common, known
@@ -95,8 +95,8 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
         judge: an aggregator that estimates raters' reliability from comparisons.
     """
     desk, people = Desk(ledger), raters.everybody(ledger, run)
-    said = desk.answers(run)
-    work = [s for s in said if not s.gold]
+    answers = desk.answers(run)
+    work = [s for s in answers if not s.gold]
     names = {p.id: p.name for p in people}
     found = studies(ledger, run)
     rows: list[dict[str, Any]] = []
@@ -148,7 +148,7 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
             for r, k, n in db.execute(count.group_by(EVENTS.c.rater, EVENTS.c.kind)).tuples()
         }
     for p in people:
-        mine = [s for s in said if s.rater == p.id]
+        mine = [s for s in answers if s.rater == p.id]
         gold = [s for s in mine if s.gold]
         rows.append(
             {
@@ -179,10 +179,10 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
     }
 
 
-def disputed(said: Sequence[Said]) -> list[dict[str, Any]]:
+def disputed(rated: Sequence[RatedAnswer]) -> list[dict[str, Any]]:
     """Items that raters see most differently, of those that two answered."""
-    by_item: dict[str, list[Said]] = defaultdict(list)
-    for each in said:
+    by_item: dict[str, list[RatedAnswer]] = defaultdict(list)
+    for each in rated:
         by_item[each.item].append(each)
     rows: list[dict[str, Any]] = []
     for item, answers in by_item.items():
@@ -233,8 +233,8 @@ def item_page(ledger: Ledger, found: Any, renderers: Mapping[str, Any]) -> dict[
     }  # fmt: skip
 
 
-def _words(said: Said, letter: Mapping[str, str]) -> str:
-    answer = said.answer
+def _words(rated: RatedAnswer, letter: Mapping[str, str]) -> str:
+    answer = rated.answer
     if answer.status != "scored":
         return f"{answer.status}: {answer.reason}"
     if isinstance(answer, Comparison):
@@ -245,10 +245,10 @@ def _words(said: Said, letter: Mapping[str, str]) -> str:
         )
     if answer.turn_scores is not None:
         marks = {1.0: "good", -1.0: "bad"}
-        said_ = [
+        words = [
             f"reply {k + 1} {marks[m]}" for k, m in enumerate(answer.turn_scores) if m in marks
         ]
-        return ", ".join(said_) or "nothing went wrong"
+        return ", ".join(words) or "nothing went wrong"
     return ", ".join(f"{name} {value:.2f}" for name, value in answer.aspects.items())
 
 
@@ -263,8 +263,8 @@ def make_gold(ledger: Ledger, run: str, id_: str) -> None:
     if found is None or found["gold"] is not None:
         raise ValueError("There is no such item, or it is gold already.")
     leads = {p.id for p in raters.everybody(ledger, run) if p.role == "lead"}
-    said = [s for s in Desk(ledger).answers(run, id_) if s.answer.status == "scored"]
-    trusted = [s for s in said if s.rater in leads] or said
+    scored = [s for s in Desk(ledger).answers(run, id_) if s.answer.status == "scored"]
+    trusted = [s for s in scored if s.rater in leads] or scored
     shown = list(ledger.episodes(json.loads(found["shown"])).values())
     answers = {canonical_json(known(s.answer, shown)) for s in trusted}
     if len(answers) != 1 or (len(trusted) < 2 and trusted[0].rater not in leads):

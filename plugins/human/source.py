@@ -134,8 +134,8 @@ class People:
             )
         names = _names("strata", list(self.strata))
         self.strata = {
-            name: _names(f"strata: {name}", said)
-            for name, said in zip(names, self.strata.values(), strict=True)
+            name: _names(f"strata: {name}", choices)
+            for name, choices in zip(names, self.strata.values(), strict=True)
         }
         if self.task == "score" and not self.aspects:
             raise ValueError("the task score needs aspects")
@@ -243,16 +243,16 @@ class People:
         return self._context
 
 
-def _names(what: str, said: Any) -> list[str]:
+def _names(what: str, value: Any) -> list[str]:
     """Names that raters choose or are asked about, as texts, also where YAML takes them for
     numbers, truth values, dates or nothing (`yes` reads "True"; in quotes it stays itself).
 
     Raises:
         ValueError: no list, or a name that no form can send or that is there twice.
     """
-    if isinstance(said, (str, Mapping)) or not isinstance(said, Iterable):
-        raise ValueError(f"{what} must be a list of texts, got {said!r}")
-    names = [str(name).strip(" \t\r\n") for name in said]
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise ValueError(f"{what} must be a list of texts, got {value!r}")
+    names = [str(name).strip(" \t\r\n") for name in value]
     for name in names:
         if not name or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
             raise ValueError(
@@ -310,7 +310,7 @@ def value_items(ledger: Ledger, run: str, source: str) -> None:
         waiting = list(db.execute(query.order_by(ITEMS.c.time.desc()).limit(NEWEST)))
     if not waiting:
         return
-    heard = voices(
+    scores = voices(
         a
         for a in ledger.feedback(sorted({row.group for row in waiting}))
         if a.stamp.source != source
@@ -318,9 +318,9 @@ def value_items(ledger: Ledger, run: str, source: str) -> None:
     values = []
     for row in waiting:
         shown = json.loads(row.shown)
-        common = sorted(set.intersection(*(set(heard.get(e, {})) for e in shown)))
+        common = sorted(set.intersection(*(set(scores.get(e, {})) for e in shown)))
         worth = (
-            information(np.array([[heard[e][v] for e in shown] for v in common]))
+            information(np.array([[scores[e][v] for e in shown] for v in common]))
             if len(common) > 1
             else 0.0
         )
@@ -338,20 +338,20 @@ def value_items(ledger: Ledger, run: str, source: str) -> None:
 
 def voices(answers: Iterable[Feedback | Comparison]) -> dict[str, dict[str, float]]:
     """Scores by episode and voice, in log-odds."""
-    said: dict[str, dict[str, float]] = {}  # voice -> episode -> score; the latest word counts
+    latest: dict[str, dict[str, float]] = {}  # voice -> episode -> score; the latest word counts
     for answer in answers:
         name = f"{answer.stamp.source}/{answer.stamp.rater}"
         if answer.status != "scored":
             continue
         if isinstance(answer, Comparison):
-            said.setdefault(name, {}).update(ranking_scores(answer))
+            latest.setdefault(name, {}).update(ranking_scores(answer))
         elif isinstance(members := answer.details.get("members"), list):
             for m, score in enumerate(members):
-                said.setdefault(f"{name}/member {m}", {})[answer.episode] = float(score)
+                latest.setdefault(f"{name}/member {m}", {})[answer.episode] = float(score)
         elif answer.score is not None:
-            said.setdefault(name, {})[answer.episode] = answer.score
+            latest.setdefault(name, {})[answer.episode] = answer.score
     by_episode: dict[str, dict[str, float]] = {}
-    for name, scores in said.items():
+    for name, scores in latest.items():
         spread = float(np.std(list(scores.values()))) if "/member " not in name else 1.0
         for episode, score in scores.items():
             by_episode.setdefault(episode, {})[name] = score / spread if spread > 0 else 0.0

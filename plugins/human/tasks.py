@@ -52,7 +52,7 @@ def read(
         raise FormError(
             "comment", f"The comment is too long: {length:,} of {COMMENT:,} characters."
         )
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "comment": comment,
         "shown": {"order": [e.id for e in shown]},
         "details": dict(more),
@@ -61,7 +61,9 @@ def read(
     target = shown[0].group if task in ("rank", "compare") else shown[0].id
     if form.get("verdict") == "cannot":
         return kind.abstained(
-            target, form.get("reason", "").strip()[:COMMENT] or "the rater could not judge", **said
+            target,
+            form.get("reason", "").strip()[:COMMENT] or "the rater could not judge",
+            **fields,
         )
     if task == "rank":
         places = [
@@ -73,8 +75,8 @@ def read(
             for place in sorted(set(places))
         ]
         if form.get("all_bad"):
-            said["details"]["all_bad"] = True
-        return Comparison(target, tuple(tiers), **said)
+            fields["details"]["all_bad"] = True
+        return Comparison(target, tuple(tiers), **fields)
     if task == "compare":
         grade = _whole(
             form, "preference", -3, 3, "Say which one is better, or that they are equally good."
@@ -87,18 +89,18 @@ def read(
             if grade < 0
             else ((second,), (first,))
         )
-        return Comparison(target, ranking, strength=float(abs(grade)), **said)
+        return Comparison(target, ranking, strength=float(abs(grade)), **fields)
     if task == "score":
         points = {
             a: _whole(form, f"aspect-{a}", 1, scale, f"Give points for {a!r}.") for a in aspects
         }
         return Feedback(
-            target, aspects={a: (p - 1) / (scale - 1) for a, p in points.items()}, **said
+            target, aspects={a: (p - 1) / (scale - 1) for a, p in points.items()}, **fields
         )
-    return _marks(form, shown[0], said)
+    return _marks(form, shown[0], fields)
 
 
-def _marks(form: Mapping[str, str], episode: Episode, said: dict[str, Any]) -> Feedback:
+def _marks(form: Mapping[str, str], episode: Episode, fields: dict[str, Any]) -> Feedback:
     turns: list[float | None] = []
     for k in range(len(episode.turns)):
         mark = form.get(f"turn-{k}", "")
@@ -116,13 +118,13 @@ def _marks(form: Mapping[str, str], episode: Episode, said: dict[str, Any]) -> F
                 f"Reply {first + 1} is marked good, and as the one where it went wrong.",
             )
         turns[first] = -1.0
-        said["details"]["first_wrong"] = first
+        fields["details"]["first_wrong"] = first
     elif wrong == "none":
-        said["details"]["first_wrong"] = None
+        fields["details"]["first_wrong"] = None
         turns = [0.0 if t is None else t for t in turns]  # looked at, and nothing to say
     if all(t is None for t in turns):
         raise FormError("first_wrong", "Mark at least one reply, or say that nothing went wrong.")
-    return Feedback(episode.id, turn_scores=tuple(turns), **said)
+    return Feedback(episode.id, turn_scores=tuple(turns), **fields)
 
 
 def _whole(form: Mapping[str, str], field: str, low: int, high: int, missing: str) -> int:
@@ -140,11 +142,11 @@ def _whole(form: Mapping[str, str], field: str, low: int, high: int, missing: st
 
 def common(episodes: Sequence[Episode]) -> int:
     """How many messages all of them begin with."""
-    said = [e.messages for e in episodes]
+    conversations = [e.messages for e in episodes]
     same = 0
     while (
-        all(len(m) > same for m in said)
-        and len({(m[same].role, m[same].content) for m in said}) == 1
+        all(len(m) > same for m in conversations)
+        and len({(m[same].role, m[same].content) for m in conversations}) == 1
     ):
         same += 1
     return same
@@ -163,8 +165,8 @@ def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[
     if isinstance(answer, Comparison):
         if len(answer.ranking) < 2:
             raise ValueError("an answer in which all are equal cannot be gold")
-        said = {e.id: tuple((m.role, m.content) for m in e.messages) for e in shown}
-        tiers = [{said[e] for e in tier if e in said} for tier in answer.ranking]
+        contents = {e.id: tuple((m.role, m.content) for m in e.messages) for e in shown}
+        tiers = [{contents[e] for e in tier if e in contents} for tier in answer.ranking]
         if any(one & other for i, one in enumerate(tiers) for other in tiers[i + 1 :]):
             raise ValueError(
                 "of conversations with the same words nobody can know which is better: they cannot"
@@ -172,8 +174,8 @@ def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[
             )
         return {"ranking": [sorted(tier) for tier in answer.ranking]}
     if answer.turn_scores is None:
-        said_ = [answer.score] if answer.score is not None else list(answer.aspects.values())
-        points = [p for p in said_ if p is not None]
+        numbers = [answer.score] if answer.score is not None else list(answer.aspects.values())
+        points = [p for p in numbers if p is not None]
         if any(not 0 <= p <= 1 for p in points):
             raise ValueError(
                 f"scores that are gold lie in 0 (worst) to 1 (best), got {max(points, key=abs):g}:"

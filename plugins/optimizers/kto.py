@@ -62,12 +62,12 @@ def mismatched(rows: Sequence[Row]) -> list[Row]:
     result = []
     for i, (row, own) in enumerate(zip(rows, parts, strict=True)):
         for other in parts[i + 1 :] + parts[:i]:
-            told = [
-                (other[k][0] if k < len(other) else read, said)
-                for k, (read, said) in enumerate(own)
+            places = [
+                (other[k][0] if k < len(other) else read, action)
+                for k, (read, action) in enumerate(own)
             ]
-            if told != own:
-                result.append(row_of(told, row.episode))
+            if places != own:
+                result.append(row_of(places, row.episode))
                 break
     return result
 
@@ -148,11 +148,11 @@ class KTO:
             ):
                 chosen = [counted[i] for i in places]
                 mine = set(chosen)
-                aside = [r for r in strangers if r.episode in mine]
-                apart = (self._sums(policy, batch, aside) - strange_reference)[
-                    [r.episode for r in aside]
+                reference_rows = [r for r in strangers if r.episode in mine]
+                apart = (self._sums(policy, batch, reference_rows) - strange_reference)[
+                    [r.episode for r in reference_rows]
                 ]
-                z0 = apart.mean().clamp(min=0) if aside else torch.tensor(0.0)
+                z0 = apart.mean().clamp(min=0) if reference_rows else torch.tensor(0.0)
                 own = [r for r in batch.rows if r.episode in mine]
                 ratio = (self._sums(policy, batch, own) - reference).requires_grad_()
                 weight = batch.weight[chosen] / batch.weight[chosen].sum()

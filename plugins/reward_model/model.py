@@ -165,9 +165,11 @@ class RewardModel:
         return sum(len(a) + len(b) for a, b in self._turns(episode)) <= self.context_length
 
     def _turns(self, episode: Episode) -> list[tuple[list[int], list[int]]]:
-        said = [m for m in episode.messages if m is not episode.final]
+        context = [m for m in episode.messages if m is not episode.final]
         try:
-            return self.chat.conversation([Message(m.role, m.content) for m in said], episode.tools)
+            return self.chat.conversation(
+                [Message(m.role, m.content) for m in context], episode.tools
+            )
         except ValueError as error:
             raise RewardModelError(
                 f"episode {episode.id} cannot be read by the reward model: {error}"

@@ -68,7 +68,7 @@ class Versions:
         self.options, self.device, self.taken = options, device, taken
         self._path, self._folder = "", Path()
         # Comparisons that the present version, or one that was refused, was made from.
-        self._heard: set[str] = set()
+        self._known: set[str] = set()
         self._held: set[str] = set()  # starts that no version may train on
 
     def begin(self, path: Path | str, folder: Path) -> None:
@@ -84,7 +84,7 @@ class Versions:
         if found := self._written(run):
             return found
         comparisons = self._comparisons(run)
-        fresh = {c.id for c in comparisons} - self._heard
+        fresh = {c.id for c in comparisons} - self._known
         found = self._compete(run, comparisons, fresh) if len(fresh) >= self.options.every else {}
         return found or {"reward_model/fresh": float(len(fresh))}
 
@@ -115,13 +115,13 @@ class Versions:
         data, _ = Data.readable(run.ledger, comparisons, model)
         known = {
             start
-            for start, said in zip(data.starts, data.by_group, strict=True)
-            if any(c.id not in fresh for c in said)
+            for start, answers in zip(data.starts, data.by_group, strict=True)
+            if any(c.id not in fresh for c in answers)
         }
         new = sorted(set(data.starts) - known, key=lambda start: place(run.seed, start))
-        aside = set(new[: math.ceil(options.held_out * len(new))])
-        train = [g for g, start in enumerate(data.starts) if start not in self._held | aside]
-        held = [g for g, start in enumerate(data.starts) if start in aside]
+        heldout = set(new[: math.ceil(options.held_out * len(new))])
+        train = [g for g, start in enumerate(data.starts) if start not in self._held | heldout]
+        held = [g for g, start in enumerate(data.starts) if start in heldout]
         if not train or not held:
             return {}
         was = data.measure(finals(model, data.episodes, options.micro_tokens).mean(1), held)
@@ -141,7 +141,7 @@ class Versions:
             "old_accuracy": was["accuracy"],
             "new_accuracy": now["accuracy"], "pairs": now["pairs"], "comparisons": len(comparisons),
             "fresh": len(fresh),
-            "known": sorted(c.id for c in comparisons), "held": sorted(self._held | aside),
+            "known": sorted(c.id for c in comparisons), "held": sorted(self._held | heldout),
         }  # fmt: skip
         if better:
             latest = [
@@ -162,13 +162,13 @@ class Versions:
         return _metrics(notes)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"path": self._path, "heard": sorted(self._heard), "held": sorted(self._held)}
+        return {"path": self._path, "heard": sorted(self._known), "held": sorted(self._held)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["path"] != self._path:
             self._path = state["path"]
             self._take(self._load())
-        self._heard, self._held = set(state["heard"]), set(state["held"])
+        self._known, self._held = set(state["heard"]), set(state["held"])
 
     def _load(self) -> RewardModel:
         inside = self._folder / self._path
@@ -181,16 +181,16 @@ class Versions:
         self.taken(model)
 
     def _learned(self, notes: Mapping[str, Any]) -> None:
-        self._heard |= set(notes.get("known", ()))
+        self._known |= set(notes.get("known", ()))
         self._held |= set(notes.get("held", ()))
 
     def _comparisons(self, run: RunView) -> list[Comparison]:
         """What the run has had compared, by whomever and however late, up to this update: one that
         goes on finds later answers too."""
         found = run.ledger.comparisons(run.id, stages=comparing(run))
-        shown = run.ledger.episodes([c.ranking[0][0] for c in found if c.id not in self._heard])
+        shown = run.ledger.episodes([c.ranking[0][0] for c in found if c.id not in self._known])
         return [
-            c for c in found if c.id in self._heard or shown[c.ranking[0][0]].update <= run.updates
+            c for c in found if c.id in self._known or shown[c.ranking[0][0]].update <= run.updates
         ]
 
 
@@ -212,5 +212,5 @@ def _notes(path: Path) -> dict[str, Any]:
 
 
 def _metrics(notes: Mapping[str, Any]) -> dict[str, float]:
-    told = ("old_accuracy", "new_accuracy", "pairs", "switched", "comparisons", "fresh")
-    return {f"reward_model/{name}": float(notes[name]) for name in told}
+    named = ("old_accuracy", "new_accuracy", "pairs", "switched", "comparisons", "fresh")
+    return {f"reward_model/{name}": float(notes[name]) for name in named}

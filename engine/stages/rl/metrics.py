@@ -134,8 +134,8 @@ def drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
         context = [i for t in e.turns for i in (*t.prompt_ids, *(t.action_ids or ()))][
             : -len(e.turns[-1].action_ids or ()) or None
         ]
-        said = [m for m in e.messages if m is not e.final][:-1]
-        drifted += policy.chat.drift(said, context, e.tools)
+        messages = [m for m in e.messages if m is not e.final][:-1]
+        drifted += policy.chat.drift(messages, context, e.tools)
     return drifted / len(checked) if checked else 0.0
 
 

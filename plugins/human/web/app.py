@@ -173,7 +173,9 @@ def make_app(
             )
     desk, cookie_ = Desk(ledger), cookie_name(run)
     strata = Sometimes(lambda: lead.strata(ledger, run), COLLECT)
-    everybody = Sometimes(lambda: {"answers": desk.said(run), "agreed": agreed(ledger, run)}, COUNT)
+    everybody = Sometimes(
+        lambda: {"answers": desk.answer_count(run), "agreed": agreed(ledger, run)}, COUNT
+    )
     collect = Sometimes(lambda: desk.collect(run), COLLECT)  # also when no run is there to do it
     # When refusals of the last hour were noted, by person; "" are strangers.
     noted: dict[str, list[float]] = {}
@@ -415,10 +417,10 @@ def make_app(
         request: Request, session: Sender, form: Annotated[dict[str, str], Depends(sent)]
     ) -> Response:
         asked = strata()
-        said = {name: form.get(f"stratum-{name}", "") for name in asked}
-        if any(value not in asked[name] and value != "" for name, value in said.items()):
+        chosen = {name: form.get(f"stratum-{name}", "") for name in asked}
+        if any(value not in asked[name] and value != "" for name, value in chosen.items()):
             raise Refused(422, "Choose one of the answers that are offered.")
-        raters.declare(ledger, session.person.id, said)
+        raters.declare(ledger, session.person.id, chosen)
         return go("/")
 
     # The lead.
@@ -496,7 +498,7 @@ def make_app(
 
     # What goes wrong.
 
-    def said(request: Request, status: int, message: str) -> Response:
+    def problem(request: Request, status: int, message: str) -> Response:
         if status == 401 and request.method == "GET" and "hx-request" not in request.headers:
             return page(
                 request,
@@ -509,28 +511,28 @@ def make_app(
 
     @app.exception_handler(Refused)
     def refused(request: Request, error: Refused) -> Response:
-        return said(request, error.status, str(error))
+        return problem(request, error.status, str(error))
 
     @app.exception_handler(NotYours)
     def not_yours(request: Request, error: NotYours) -> Response:
         refuse(request.state.session, request, "a task of somebody else's, or none")
-        return said(request, 404, str(error))
+        return problem(request, 404, str(error))
 
     @app.exception_handler(DeskError)
     def not_possible(request: Request, error: DeskError) -> Response:
-        return said(request, 409, str(error))
+        return problem(request, 409, str(error))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
         if any(mistake["loc"][0] == "path" for mistake in error.errors()):
-            return said(request, 404, "There is no such page.")
-        return said(
+            return problem(request, 404, "There is no such page.")
+        return problem(
             request, 422, "This request does not hold what it should. Go back and try again."
         )
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> Response:
-        return said(
+        return problem(
             request,
             error.status_code,
             "There is no such page." if error.status_code == 404 else str(error.detail),
@@ -539,7 +541,7 @@ def make_app(
     @app.exception_handler(LedgerError)
     def busy(request: Request, error: LedgerError) -> Response:
         log.error("%s", error)
-        return said(
+        return problem(
             request,
             503,
             "The service cannot reach its records just now. Nothing you sent was lost: go back and"
@@ -583,15 +585,15 @@ class Guard:
                 raise HTTPException(413, "That is more than this service reads.")
             return message
 
-        said = dict(scope["headers"])
-        if scope["method"] == "POST" and not said.get(b"content-type", FORM).lower().startswith(
+        headers = dict(scope["headers"])
+        if scope["method"] == "POST" and not headers.get(b"content-type", FORM).lower().startswith(
             FORM
         ):
             await JSONResponse({"detail": "This service reads plain forms."}, 415)(
                 scope, receive, answer
             )
             return
-        length = said.get(b"content-length", b"0")
+        length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > BODY:
             await JSONResponse({"detail": "That is more than this service reads."}, 413)(
                 scope, receive, answer

@@ -131,13 +131,13 @@ def _styled(text: str) -> str:
     done = 0
     for kind, first, last in _parts(text):
         out += [escape(line) + "\n" for line in lines[done:first]]
-        said = "\n".join(lines[first:last])
+        source = "\n".join(lines[first:last])
         if kind == "code":
-            out.append(f'<code class="block">{escape(said)}\n</code>')
+            out.append(f'<code class="block">{escape(source)}\n</code>')
         elif kind == "heading":
-            out.append(f'<b class="heading">{_inline(said)}</b>\n')
+            out.append(f'<b class="heading">{_inline(source)}</b>\n')
         else:
-            out.append(_inline(said) + "\n")
+            out.append(_inline(source) + "\n")
         done = last
     out += [escape(line) + "\n" for line in lines[done:]]
     return f'<div class="rich" dir="auto">{_without_last_break("".join(out))}</div>'
