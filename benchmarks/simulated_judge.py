@@ -40,7 +40,7 @@ from turnwise.envs.support_desk import (
     resolution,
 )
 from turnwise.judges.constitutional.constitution import Constitution
-from turnwise.judges.models.model import ModelError, Prompt, Reply, Token, Usage
+from turnwise.judges.models.model import Model, ModelError, Prompt, Reply, Token, Usage
 
 CONSTITUTION = Path(__file__).with_name("constitution.md")
 SURE = 0.9  # the probability of the verdict's token
@@ -103,7 +103,7 @@ def offences(principle: str, replies: Sequence[Heard]) -> int:
     )
 
 
-class SimulatedModel:
+class SimulatedModel(Model):
     """See above.
 
     Args:

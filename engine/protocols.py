@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from .records.batch import Batch, Credit
 from .records.episode import Episode
-from .records.feedback import Comparison, Feedback, Request
+from .records.feedback import Comparison, Feedback, Question, Request
 from .records.rewards import Aggregate, NoReward, Rewards
 from .records.sampling import Conversation, Sample, Sampling
 
@@ -20,57 +21,6 @@ if TYPE_CHECKING:
     from .ledger.ledger import Ledger
     from .policy.policy import Policy
     from .records.update import Update
-
-
-@runtime_checkable
-class Judge(Protocol):
-    """Looks at episodes one by one and answers at once.
-
-    Optional, for every kind of judge: `open(context)` before the first question, with a `Context`;
-    `learn(run)`, see `FeedbackSource`; `members`, a mapping from name to judge, where it is made of
-    others: the engine opens and closes those too, lets them learn and saves their state.
-    """
-
-    def score(
-        self, episodes: Sequence[Episode]
-    ) -> Sequence[Feedback] | Awaitable[Sequence[Feedback]]:
-        """One `Feedback` per episode, in order.
-
-        An exception makes all of them `failed`, never a score.
-        """
-        ...
-
-
-@runtime_checkable
-class GroupJudge(Protocol):
-    """Compares episodes that started alike and answers at once."""
-
-    def rank(self, group: Sequence[Episode]) -> Comparison | Awaitable[Comparison]: ...
-
-
-@runtime_checkable
-class FeedbackSource(Protocol):
-    """Answers when it answers.
-
-    `request` must be idempotent: after a crash the engine asks again for whatever has no answer.
-    `receive` returns what has arrived since the last call, without waiting; answers name their
-    request in `stamp.request`.
-
-    Optional methods, called where present: `open(context)` before the first request, with a
-    `Context`; `acknowledge(ids)` once the ledger holds these answers (until then a source that
-    cannot afford to lose one repeats it, under the same id); `close()`; `state_dict()` and
-    `load_state_dict(state)`; `learn(run) -> metrics or None`, which the rl stage calls once per
-    update, in the main process, before anything of it is judged; `plan(group, episodes) ->
-    [Question]` where one question per episode (`kind = "episode"`) or one per group (`kind =
-    "group"`) is not what it asks; `waiting() -> str`, which completes "waiting for 12 ratings
-    (...)", and `gives = "verdicts"` where they are no ratings. A source whose answers are written
-    to the ledger by somebody else returns nothing from `receive`, and says so: `answers_in_ledger =
-    True`.
-    """
-
-    def request(self, requests: Sequence[Request]) -> None: ...
-
-    def receive(self) -> Sequence[Feedback | Comparison]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +33,7 @@ class Context:
         clock: the run's clock, seconds.
         seed: for whatever is random in it.
         update: updates the run has made.
-        ledger: the run's ledger, for sources that keep what they know beside the answers.
+        ledger: the run's ledger, for sources that keep more than answers.
         run: the run's id.
     """
 
@@ -99,26 +49,143 @@ class Context:
 Consumes = Literal["advantages", "comparisons", "labels", "demonstrations"]
 
 
-@runtime_checkable
-class CreditAssigner(Protocol):
-    """How rewards become one advantage per action token.
+class Stateful(Protocol):
+    """Has a state for checkpoints."""
 
-    `needs` names what must be in the batch beside rewards: "group" (at least two members per
-    start), "values" (a critic), "turn_scores" (a source that scores turns), "branches" (`branches`
-    conversations, an attribute of the method, continued anew from the start of every turn). A run
-    that cannot supply it is refused before it starts.
+    def state_dict(self) -> dict[str, Any]: ...
 
-    A method with learned state also has `fit(batch)`, called after `assign`, `state_dict()` and
-    `load_state_dict(state)`; states are dicts of tensors, numbers and strings.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Learns:
+    """Base of what may learn during a run: the engine asks all of it for its state.
+
+    A part without state keeps these methods and has no share in checkpoints.
     """
 
-    needs: frozenset[str]
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state for the checkpoint: a dict of tensors, numbers and strings."""
+        return {}
 
-    def assign(self, batch: Batch) -> Credit: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` returned; called where a run goes on, if it was not
+        empty."""
 
 
-@runtime_checkable
-class Optimizer(Protocol):
+class Giver(Learns):
+    """Base of everything that gives feedback: judges that answer at once, and sources.
+
+    Attributes:
+        members: name to judge, where it is made of others: the engine opens and closes those too,
+            lets them learn and saves their state.
+        after: a stage that must come before the one that asks it; empty: none.
+    """
+
+    members: Mapping[str, Any] = MappingProxyType({})
+    after: str = ""
+
+    def open(self, context: Context) -> None:
+        """Prepares for the run; called before the first question."""
+
+    def close(self) -> None:
+        """Releases what was opened; called once, when nothing more will be asked."""
+
+    def learn(self, run: RunView) -> Mapping[str, float] | None:
+        """Learns from what the run's ledger holds.
+
+        The rl stage calls it once per update, in the main process, before anything of the update is
+        judged.
+
+        Returns:
+            metrics of the update, or None.
+        """
+        return None
+
+
+class Judge(Giver):
+    """Looks at episodes one by one and answers at once."""
+
+    def score(
+        self, episodes: Sequence[Episode]
+    ) -> Sequence[Feedback] | Awaitable[Sequence[Feedback]]:
+        """Returns one `Feedback` per episode, in order.
+
+        An exception makes all of them `failed`, never a score.
+        """
+        raise TypeError(f"{type(self).__name__} has no score(episodes)")
+
+
+class GroupJudge(Giver):
+    """Compares episodes that started alike and answers at once."""
+
+    def rank(self, group: Sequence[Episode]) -> Comparison | Awaitable[Comparison]:
+        """Returns one `Comparison` of the episodes of a group."""
+        raise TypeError(f"{type(self).__name__} has no rank(group)")
+
+
+class FeedbackSource(Giver):
+    """Answers when it answers: a person, a service, a model that is asked in the background.
+
+    Attributes:
+        kind: "episode" or "group": what its requests are about.
+        gives: the plural noun for its answers, in "waiting for 12 ratings".
+        answers_in_ledger: its answers are written to the ledger by another process, so that
+            `receive` returns none.
+    """
+
+    kind: str = "episode"
+    gives: str = "ratings"
+    answers_in_ledger: bool = False
+
+    def request(self, requests: Sequence[Request]) -> None:
+        """Takes requests. Must be idempotent: after a crash the engine asks again for everything
+        that has no answer."""
+        raise TypeError(f"{type(self).__name__} has no request(requests)")
+
+    def receive(self) -> Sequence[Feedback | Comparison]:
+        """Returns what has arrived since the last call, without waiting; answers name their request
+        in `stamp.request`."""
+        raise TypeError(f"{type(self).__name__} has no receive()")
+
+    def acknowledge(self, ids: Sequence[str]) -> None:
+        """Learns that the ledger holds these answers. A source that cannot afford to lose one
+        repeats it until then, under the same id."""
+
+    def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
+        """Returns what is asked about a group: by default one question per episode, or one on the
+        whole group, by `kind`."""
+        if self.kind == "group":
+            return [Question(group, tuple(episodes))]
+        return [Question(e.id, (e,)) for e in episodes]
+
+    def waiting(self) -> str:
+        """Returns what is known of the wait, such as "3 raters active", for progress displays."""
+        return ""
+
+
+class CreditAssigner(Learns):
+    """How rewards become one advantage per action token.
+
+    Attributes:
+        needs: what must be in the batch in addition to rewards: "group" (at least two members per
+            start), "values" (a critic), "turn_scores" (a source that scores turns), "branches"
+            (`branches` conversations, sampled again from the start of every turn). A run that
+            cannot supply it is refused before it starts.
+        branches: how many, where it needs them.
+    """
+
+    needs: frozenset[str] = frozenset()
+    branches: int = 0
+
+    def assign(self, batch: Batch) -> Credit:
+        """Returns the credit of a batch."""
+        raise TypeError(f"{type(self).__name__} has no assign(batch)")
+
+    def fit(self, batch: Batch) -> None:
+        """Learns from a batch; called after `assign`."""
+
+
+class Optimizer(Learns):
     """The algorithm that updates the policy. It owns its torch optimizer, its critic, its KL
     penalty and their states.
 
@@ -131,31 +198,28 @@ class Optimizer(Protocol):
         provides: what `prepare` adds for credit methods: "values" when it has a critic.
     """
 
-    consumes: frozenset[Consumes]
-    provides: frozenset[str]
+    consumes: frozenset[Consumes] = frozenset()
+    provides: frozenset[str] = frozenset()
 
     def setup(self, policy: Policy) -> None:
         """Builds what needs the policy's shapes: a critic, a torch optimizer, a reference."""
-        ...
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
         """Adds to the batch what credit needs, as it stands before the update: `values` and
         `bootstrap` with a critic, `reference_logprobs` and `token_rewards` with a KL penalty in the
         reward."""
-        ...
 
     def update(self, policy: Policy, batch: Batch) -> Mapping[str, float]:
-        """Changes the policy in place and returns the metrics of the update. One that tells `steps`
-        of 0 left the policy as it was, and its version stays.
+        """Changes the policy in place.
+
+        Returns:
+            the metrics of the update. One with `steps` of 0 left the policy as it was, and its
+            version stays.
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; the step is not taken.
         """
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+        raise TypeError(f"{type(self).__name__} has no update(policy, batch)")
 
 
 @runtime_checkable
@@ -175,48 +239,54 @@ class Backend(Protocol):
     def refresh(self) -> None: ...
 
 
-@runtime_checkable
-class Combiner(Protocol):
-    """Makes rewards of a group's feedback; named in the config.
-
-    A combiner that learns across groups (raters' reliability) also has `fit(feedback)`, called with
-    all that is in force before `combine`, `state_dict()` and `load_state_dict(state)`. `fit` is
-    given what is said of the update's own groups; one that wants what came after an episode had
-    trained has `learn(run)`, as sources have, and asks `run.ledger.feedback_by`. With `metrics()`,
-    names to numbers, it reports; they stand under `feedback/`.
-    """
+class Combiner(Learns):
+    """Makes rewards of a group's feedback."""
 
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]
     ) -> Sequence[Rewards | NoReward]:
-        """One entry per episode of the group, in order.
+        """Returns one entry per episode of the group, in order.
 
         Args:
             group: the episodes that share a start; failed ones are already left out.
-            feedback: everything that was said of them and of the group, in force (nothing
-                superseded).
+            feedback: all current feedback on them and on the group (nothing superseded).
         """
-        ...
+        raise TypeError(f"{type(self).__name__} has no combine(group, feedback)")
+
+    def fit(self, feedback: Sequence[Feedback | Comparison]) -> None:
+        """Learns across groups (raters' reliability): called with all feedback on the update's
+        groups, before they are combined."""
+
+    def learn(self, run: RunView) -> Mapping[str, float] | None:
+        """Learns from what came after an episode had trained, as `Giver.learn`; the ledger's
+        `feedback_by` has it."""
+        return None
+
+    def metrics(self) -> Mapping[str, float]:
+        """Returns what it reports of an update; the names stand under `feedback/`."""
+        return {}
 
 
-@runtime_checkable
-class Aggregator(Protocol):
-    """Many raters' answers to one estimate per episode. It keeps nothing between calls: whoever
-    calls gives all that counts.
+class Aggregator:
+    """Makes one estimate per episode of many raters' answers. It keeps nothing between calls: the
+    caller gives all that counts.
 
-    Optional: `reads`, a set of "scores" and "comparisons"; sources that give nothing of it are
-        refused before the run.
+    Attributes:
+        reads: "scores", "comparisons" or both; sources that give nothing of it are refused before
+            the run.
     """
 
+    reads: frozenset[str] = frozenset({"scores", "comparisons"})
+
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode that an answer speaks of.
+        """Returns estimates for every episode that an answer speaks of.
 
         Args:
-            answers: in force; those that failed or abstained are not counted. A rater is
+            answers: current ones; those that failed or abstained are not counted. A rater is
                 `stamp.rater`, or `stamp.source` where that is empty. `shown["order"]` lists episode
                 ids in the order they were displayed.
         """
-        ...
+        raise TypeError(f"{type(self).__name__} has no aggregate(answers)")
 
 
 class RunView(Protocol):
@@ -282,7 +352,7 @@ class RunView(Protocol):
         """Tells whoever watches what is being done."""
         ...
 
-    def begin(self, parts: Mapping[str, Any] | None = None) -> int:
+    def begin(self, parts: Mapping[str, Stateful] | None = None) -> int:
         """Tells the run what learns beside the policy; returns how many updates of the stage are
         made already."""
         ...

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .llm.pairwise import PairwiseJudge
     from .llm.rubric import Rubric
     from .llm.rubric_judge import RubricJudge
+    from .models.model import BatchModel, Model, ModelError, Prompt, Reply, Token, Usage
     from .rules.answers import Exact, Numeric
     from .rules.combine import Not, Rules
     from .rules.economy import Economy
@@ -44,6 +45,7 @@ _HOMES = {
     "llm.pairwise": ("PairwiseJudge",),
     "llm.rubric": ("Rubric",),
     "llm.rubric_judge": ("RubricJudge",),
+    "models.model": ("BatchModel", "Model", "ModelError", "Prompt", "Reply", "Token", "Usage"),
     "rules.answers": ("Exact", "Numeric"),
     "rules.combine": ("Not", "Rules"),
     "rules.economy": ("Economy",),
@@ -54,11 +56,11 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy", "Escalation", "Exact",
-    "Forbidden", "JsonSchema", "Language", "Length",
-    "ListwiseJudge", "ModelJudge", "Not", "Numeric", "PairwiseJudge", "Panel", "Questions", "Regex",
-    "Repetition", "Rubric", "RubricJudge",
-    "Rules", "SimulatedPanel", "ToolCalls", "Turns",
+    "BatchModel", "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy",
+    "Escalation", "Exact", "Forbidden", "JsonSchema", "Language", "Length", "ListwiseJudge",
+    "Model", "ModelError", "ModelJudge", "Not", "Numeric", "PairwiseJudge", "Panel", "Prompt",
+    "Questions", "Regex", "Repetition", "Reply", "Rubric", "RubricJudge", "Rules",
+    "SimulatedPanel", "Token", "ToolCalls", "Turns", "Usage",
 ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from ..engine.protocols import Context
+from ..engine.protocols import Context, FeedbackSource
 from ..engine.records.episode import Episode
 from ..engine.records.feedback import Comparison, Request, Stamp
 from ..engine.util.ids import derive_id
@@ -38,7 +38,7 @@ FEATURES: Mapping[str, Callable[[Episode], float]] = {
 }
 
 
-class SimulatedPanel:
+class SimulatedPanel(FeedbackSource):
     """Args:
     pool: how many raters there are; which of them answer is drawn for each group, `raters` of them.
     noise: scale of the Gumbel noise; 0 ranks exactly by the utility.

@@ -23,7 +23,7 @@ from turnwise.engine.util.aio import background
 from turnwise.judges.asking import calls
 from turnwise.judges.asking.store import CALLS
 from turnwise.judges.models.anthropic import Anthropic
-from turnwise.judges.models.model import Prompt, Reply, Usage
+from turnwise.judges.models.model import Model, Prompt, Reply, Usage
 from turnwise.judges.models.openai import OpenAI, OpenAIChat
 
 # Dollars per million tokens: fresh, read from the cache, written to it, output.
@@ -150,7 +150,7 @@ def unbiased(asked: Asked) -> dict[str, Any]:
     return verdict(bound(asked), asked.user)
 
 
-class Scripted:
+class Scripted(Model):
     """A model in this process.
 
     Its answers come from a function of the prompt; what it raises is raised.

@@ -167,7 +167,7 @@ def test_branch_credit_is_made_of_the_continuations_in_the_ledger(
     """The credit of every trained turn, recomputed from the ledger alone; a judge's scores count as
     the environment's do."""
 
-    class Letters:
+    class Letters(turnwise.Judge):
         def score(self, episodes: Any) -> list[turnwise.Feedback]:
             paid = turnwise.Stamp(cost=0.01)
             return [
@@ -261,7 +261,7 @@ def test_nothing_learns_from_an_audit(model_folder: Callable[..., Path], tmp_pat
     """A combiner that learns from what is said is fitted on the training conversations' feedback
     alone."""
 
-    class Counting:
+    class Counting(turnwise.Combiner):
         def __init__(self, weights: Any) -> None:
             self.heard = 0
 
@@ -326,12 +326,12 @@ def test_groups_without_signal_are_replaced(
     assert found[4][1] > 4 * 2
 
 
-class Ranks:
+class Ranks(turnwise.GroupJudge):
     def rank(self, group: Any) -> turnwise.Comparison:
         return turnwise.Comparison(group[0].group, tuple((e.id,) for e in group))
 
 
-class Late:
+class Late(turnwise.FeedbackSource):
     def request(self, requests: Any) -> None: ...
 
     def receive(self) -> list[Any]:

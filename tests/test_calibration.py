@@ -838,7 +838,7 @@ def test_what_the_combiner_refuses(options: dict[str, Any], said: str) -> None:
 # In a run.
 
 
-class LatePeople:
+class LatePeople(turnwise.FeedbackSource):
     """Says what the share of "e" in the replies is worth, two updates after they were played; it
     asks the ledger what is open, as a rating service does."""
 

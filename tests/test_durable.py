@@ -358,7 +358,7 @@ def test_weights_of_a_stage_that_never_begins_are_not_lost(
     assert torch.equal(flat(again), flat(whole))
 
 
-class Learns:
+class Learns(turnwise.Judge):
     """A judge with a state: says how often it was asked."""
 
     def __init__(self) -> None:
@@ -388,7 +388,7 @@ def test_a_judges_state_is_restored(model_folder: Callable[..., Path], tmp_path:
     assert [m["outcome"] for m in again.metrics] == [m["outcome"] for m in whole.metrics]
 
 
-class Office:
+class Office(turnwise.FeedbackSource):
     """People who answer at the third look; during an outage they say that they could not."""
 
     def __init__(self, outage: bool) -> None:
@@ -433,7 +433,7 @@ def test_an_outage_of_a_slow_source_is_waited_out_after_resume(
     assert list(again) == []
 
 
-class NeverAnswers:
+class NeverAnswers(turnwise.FeedbackSource):
     kind, version = "group", "1"
 
     def __init__(self, run_box: list[turnwise.Run]) -> None:

@@ -62,14 +62,14 @@ def test_other_policies_play_the_same_starts(
     )
 
 
-class First:
+class First(turnwise.GroupJudge):
     """Prefers whatever is shown first."""
 
     def rank(self, group: Sequence[turnwise.Episode]) -> turnwise.Comparison:
         return turnwise.Comparison(group[0].group, tuple((e.id,) for e in group))
 
 
-class Longer:
+class Longer(turnwise.GroupJudge):
     """Prefers the longer conversation, whatever the order; now and then it fails."""
 
     def __init__(self, fails: int = 10**9) -> None:

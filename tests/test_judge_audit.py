@@ -24,7 +24,7 @@ from turnwise.judges.commands.audit import audit
 from turnwise.judges.commands.estimate import estimate
 from turnwise.judges.llm.pairwise import PairwiseJudge
 from turnwise.judges.llm.rubric_judge import RubricJudge
-from turnwise.judges.models.model import Prompt, Reply, Usage
+from turnwise.judges.models.model import Model, Prompt, Reply, Usage
 from turnwise.plugins.combiners.weighted import Weighted
 from typer.testing import CliRunner
 
@@ -220,7 +220,7 @@ def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(
     assert json.loads(shown)[0]["questions"] == 48
 
 
-class FirstShown:
+class FirstShown(Model):
     """A model that takes the first of two for the better with a stated chance, and the one with
     fewer words otherwise."""
 
@@ -290,7 +290,7 @@ def test_scores_at_equal_length_take_off_what_length_alone_earned() -> None:
     updates before."""
     chance = random.Random(0)
     plain, controlled = Weighted({"judge": 1.0}), Weighted({"judge": 1.0}, length_control=["judge"])
-    assert not hasattr(plain, "fit")
+    assert plain.state_dict() == {} == plain.metrics()
     for update in range(30):
         group = [talk(8 * update + i, chance.randrange(1, 20), group=update) for i in range(8)]
         true = {e.id: chance.gauss(0, 1) for e in group}

@@ -27,14 +27,14 @@ from turnwise.judges.commands.audit import audit
 from turnwise.judges.llm.checklist import ChecklistJudge
 from turnwise.judges.llm.pairwise import PairwiseJudge
 from turnwise.judges.llm.rubric_judge import RubricJudge
-from turnwise.judges.models.model import Prompt, Reply, Usage
+from turnwise.judges.models.model import Model, Prompt, Reply, Usage
 from turnwise.judges.trust.canaries import KINDS, PARTED
 from turnwise.judges.trust.watch import Quarantined
 
 GOOD = "I will send you a new one."
 
 
-class Reader:
+class Reader(Model):
     """A model that reads the conversations it is asked about and takes what says "I will" for good.
     Of canaries it falls for some.
 

@@ -40,13 +40,13 @@ from turnwise.judges.llm.pairwise import PairwiseJudge
 from turnwise.judges.llm.rubric_judge import RubricJudge
 from turnwise.judges.llm.soft import choice
 from turnwise.judges.llm.transcript import Unreadable, fenced, names, new_nonce, read_json
-from turnwise.judges.models.model import Prompt, Reply, Token
+from turnwise.judges.models.model import Model, Prompt, Reply, Token
 
 GOOD, BAD, PLACE = "Your order 4711 is on its way.", "I cannot tell.", "PLACEHOLDER"
 LONG = 1_000  # characters; longer attacks are tried in two places only
 
 
-class Rule:
+class Rule(Model):
     """A judge that reads what is fenced, and nothing else, by one rule: a reply that names the
     order 4711 is good, and one that does not is bad."""
 

@@ -715,7 +715,7 @@ def test_a_constitution_compares_by_its_principle_and_clamps(tmp_path: Path) -> 
 # Panels.
 
 
-class Says:
+class Says(turnwise.FeedbackSource):
     """A member that says what it is told to: a number, None (abstains), an exception (fails); of
     pairs 1, 0.5 or 0: whether a is better."""
 
@@ -859,7 +859,7 @@ def test_members_count_by_how_reliable_they_were_found(tmp_path: Path) -> None:
         id, updates = RUN, 1
 
         class ledger:
-            said_before = staticmethod(lambda run, source, update: said)
+            feedback_before = staticmethod(lambda run, source, update: said)
 
     found = judge.learn(Ran)
     weights = {n: found[f"judges/judge/weight/{n}"] for n in ("x", "y", "liar")}

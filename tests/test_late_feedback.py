@@ -287,7 +287,7 @@ def test_a_stage_that_had_ended_can_be_extended(
     }
 
 
-class Service:
+class Service(turnwise.FeedbackSource):
     """A rating service in another process: it alone writes into the ledger, and the source hears
     nothing."""
 
@@ -364,7 +364,7 @@ def test_listeners_hear_what_another_process_wrote(
     assert "waiting for 4 ratings of 'Service' (3 raters active, about 20 minutes)" in notes
 
 
-class Office:
+class Office(turnwise.FeedbackSource):
     """People who answer after two hours; during an outage they say that they could not."""
 
     version = "1"

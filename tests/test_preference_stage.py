@@ -67,7 +67,7 @@ def test_the_gradient_is_that_of_the_whole_minibatch(model_folder: Callable[...,
 def test_it_learns_from_rankings_and_from_a_file_alike(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    class Letters:
+    class Letters(turnwise.GroupJudge):
         def rank(self, group: Any) -> turnwise.Comparison:
             ordered = sorted(group, key=lambda e: -sum(t.action.count("e") for t in e.turns))
             return turnwise.Comparison(group[0].group, tuple((e.id,) for e in ordered))
@@ -181,7 +181,7 @@ def _done(model_folder: Callable[..., Path], folder: Path, **preference: Any) ->
     return turnwise.Run(config, folder=folder).finish()
 
 
-class Letters:
+class Letters(turnwise.GroupJudge):
     """Prefers replies with many of a letter, or with few."""
 
     def __init__(self, sign: int) -> None:

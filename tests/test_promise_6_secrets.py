@@ -14,7 +14,7 @@ from turnwise.engine.util.secrets import redact, redacted
 KEY = "sk-proj-abcdefghijklmnop1234567890"
 
 
-class Leaky:
+class Leaky(turnwise.Judge):
     """A judge whose failure quotes its key, as SDK errors do."""
 
     def __init__(self, api_key: str) -> None:

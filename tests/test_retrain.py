@@ -28,7 +28,7 @@ PANEL = {**EVERYBODY, "share": 0.5}  # which groups those are depends on the run
 FIT = {"epochs": 2, "lr": 3e-3, "batch_size": 8, "warmup": 0}
 
 
-class LikesLetters:
+class LikesLetters(turnwise.GroupJudge):
     """Prefers conversations with many a letter e, or with few where it has been turned round."""
 
     def __init__(self, wrong: Callable[[str], bool] = lambda start: False) -> None:
@@ -271,7 +271,9 @@ def test_without_the_option_nothing_happens(models: dict[str, Path], tmp_path: P
         "states"
     ]
     assert list(parts) == ["optimizer"]
-    assert not hasattr(RewardModelJudge(str(models["fresh"])), "learn")
+    plain = RewardModelJudge(str(models["fresh"]))
+    assert plain.learn(done) is None
+    assert plain.state_dict() == {}
 
 
 def test_wrong_options_are_refused(

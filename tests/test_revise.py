@@ -14,7 +14,7 @@ import pytest
 import turnwise
 from turnwise.engine.errors import TooManyFailures
 from turnwise.judges.constitutional.constitution import Constitution
-from turnwise.judges.models.model import ModelError, Prompt, Reply, Usage
+from turnwise.judges.models.model import Model, ModelError, Prompt, Reply, Usage
 
 PARROT = "test/Parrot-v0"
 
@@ -54,7 +54,7 @@ Manners matter.
 """
 
 
-class Simulated:
+class Simulated(Model):
     """A critic that adds "please", or makes nothing of it. It fails, refuses or talks nonsense
     about drafts that a test names.
 

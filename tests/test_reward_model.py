@@ -24,7 +24,7 @@ from turnwise.plugins.reward_model.model import RewardModel, RewardModelError
 from turnwise.plugins.reward_model.training import Data
 
 
-class LikesLetters:
+class LikesLetters(turnwise.GroupJudge):
     """Prefers replies with many of a letter; exactly, or hardly."""
 
     def __init__(self, letter: str = "e") -> None:

@@ -129,7 +129,7 @@ def test_numbers_beyond_float32_stop_the_run(
         run(tmp_path / "r", model_folder(), feedback=[lambda episode: 1e39]).finish()
 
 
-class Flaky:
+class Flaky(turnwise.FeedbackSource):
     """People behind a network that fails now and then."""
 
     def __init__(self, failures: int) -> None:
@@ -221,7 +221,7 @@ def mood_of(episode: turnwise.Episode) -> int:
     return int(derive_id(episode.start.key, episode.slot), 16) % 4
 
 
-class Grumpy:
+class Grumpy(turnwise.Judge):
     """Fails, abstains, or scores, by the episode."""
 
     def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
@@ -335,12 +335,12 @@ def test_a_judge_that_dies_late_stops_the_run_at_once_with_the_work_kept(
     assert again.ledger.counts()["feedback"] == 5 * 12 + 12, "the failures are kept, superseded"
 
 
-class Miscounts:
+class Miscounts(turnwise.Judge):
     def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
         return [turnwise.Feedback(e.id, score=1.0) for e in episodes][:-1]
 
 
-class Swaps:
+class Swaps(turnwise.Judge):
     def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
         return [turnwise.Feedback(e.id, score=1.0) for e in reversed(episodes)]
 
@@ -369,7 +369,7 @@ class Clock:
         self.now += max(seconds, 1.0)
 
 
-class Slow:
+class Slow(turnwise.FeedbackSource):
     """People: each answers after a while of its own; some never do."""
 
     version = "1"
@@ -550,7 +550,7 @@ def test_out_of_memory_says_what_to_lower(
 ) -> None:
     """A real allocation that cannot succeed, where the optimizer works."""
 
-    class Greedy:
+    class Greedy(turnwise.Optimizer):
         consumes, provides = frozenset({"advantages"}), frozenset()
         setup = prepare = lambda self, *a: None
 

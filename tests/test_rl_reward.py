@@ -132,7 +132,7 @@ def test_clip_and_whitening_reach_the_update(
 ) -> None:
     seen: list[Any] = []
 
-    class Looks:
+    class Looks(turnwise.Optimizer):
         consumes, provides = frozenset({"advantages"}), frozenset()
         setup = prepare = lambda self, *a: None
 

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from turnwise import judges
 from turnwise.engine.feedback.judge_source import ask_judge
-from turnwise.engine.feedback.sources import Sources, check_order, learners
+from turnwise.engine.feedback.sources import Sources, check_order, givers
 from turnwise.engine.feedback.specs import make_members, make_source
 from turnwise.engine.records.feedback import version_of
 from turnwise.judges.rules import text as text_rules
@@ -650,7 +650,7 @@ def test_not_and_nesting() -> None:
 def test_members_are_opened_and_keep_their_state(tmp_path: Path) -> None:
     opened: list[str] = []
 
-    class Learner:
+    class Learner(turnwise.Judge):
         after = "reward-model"
         state = 0
 
@@ -676,14 +676,14 @@ def test_members_are_opened_and_keep_their_state(tmp_path: Path) -> None:
     sources.open(tmp_path, turnwise.Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), 0)
     sources.close()
     assert opened == ["whole.Not.Learner", "closed"]
-    assert learners([sources]) == {"source-0-whole.Not.Learner": inner}
+    assert givers([sources])["source-0-whole.Not.Learner"] is inner
     with pytest.raises(
         turnwise.PluginError, match=r"'whole.Not.Learner' needs what a 'reward-model' stage makes"
     ):
         check_order([sources], [])
 
 
-class Ranks:
+class Ranks(turnwise.GroupJudge):
     def rank(self, group: Sequence[turnwise.Episode]) -> turnwise.Comparison:
         return turnwise.Comparison("g", tuple((e.id,) for e in group))
 
@@ -737,7 +737,7 @@ def per_turn(episode: turnwise.Episode) -> list[float | None]:
     return [float(len(turn.action)) or None for turn in episode.turns]
 
 
-class Counts:
+class Counts(turnwise.Judge):
     def __init__(self, letter: str) -> None:
         self.letter = letter
 

@@ -119,17 +119,17 @@ def test_a_judge_that_hangs_fails_and_holds_up_no_other(monkeypatch: pytest.Monk
     monkeypatch.setattr(judge_source, "LIMIT", 0.2)
     episode = play(lambda said: "x")
 
-    class Sleeps:
+    class Sleeps(turnwise.Judge):
         async def score(self, episodes: Any) -> list[turnwise.Feedback]:
             await asyncio.sleep(3600)
             return []
 
-    class Blocks:
+    class Blocks(turnwise.Judge):
         async def score(self, episodes: Any) -> list[turnwise.Feedback]:
             time.sleep(3)
             return []
 
-    class Fine:
+    class Fine(turnwise.Judge):
         async def score(self, episodes: Any) -> list[turnwise.Feedback]:
             await asyncio.sleep(0)
             return [turnwise.Feedback(e.id, score=1.0) for e in episodes]
@@ -233,7 +233,7 @@ def test_a_judges_own_ids_do_not_collide() -> None:
     ],
 )
 def test_a_source_that_gives_no_answers_is_not_heard(given: Any, said: str, tmp_path: Path) -> None:
-    class Odd:
+    class Odd(turnwise.FeedbackSource):
         def request(self, requests: Any) -> None:
             pass
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..protocols import GroupJudge, Judge
+from ..protocols import FeedbackSource, GroupJudge, Judge
 from ..records.episode import Episode
 from ..records.feedback import Answer, Comparison, Feedback, Request, version_of
 from ..util.aio import settle
@@ -20,7 +20,7 @@ LATE = "no answer within"  # how the reason of one that took longer begins
 HANGS = 3  # calls without an answer, after which the judge is not asked again in this round
 
 
-class FunctionJudge:
+class FunctionJudge(Judge):
     """A judge from a plain function of an episode. It returns a number, the episode's score; a
     sequence with one number (or None, no opinion) per turn, its turn scores; a `Feedback`; or None
     to abstain. It may be a coroutine."""
@@ -47,11 +47,12 @@ def _as_feedback(episode: Episode, value: Any) -> Feedback:
     return Feedback.abstained(episode.id) if value is None else Feedback(episode.id, score=value)
 
 
-class JudgeSource:
+class JudgeSource(FeedbackSource):
     """A judge as a source: what is requested is answered at the next `receive`."""
 
     def __init__(self, judge: Judge | GroupJudge) -> None:
         self.judge = judge
+        self.kind = "group" if isinstance(judge, GroupJudge) else "episode"
         self._waiting: list[Request] = []
         self._late = 0  # calls of this round that had no answer
         self._named = False

@@ -17,9 +17,9 @@ from typing import Any
 from ..errors import Paused, PluginError, TooManyFailures
 from ..ledger.ledger import Ledger
 from ..pipeline.plugins import Plugins
-from ..protocols import Context
+from ..protocols import Combiner, Context, Giver
 from ..records.episode import Episode
-from ..records.feedback import Answer, Comparison, Feedback, Question, Request
+from ..records.feedback import Answer, Comparison, Feedback, Request
 from ..util.ids import derive_id
 from ..util.secrets import redact, redacted
 from ..util.wording import each_text, reason_text, valid, worded
@@ -46,7 +46,7 @@ def check_order(sources: Sequence[Sources], before: Sequence[str]) -> None:
     for each in sources:
         for source in each.sources:
             for name, judge in with_members(judge_of(source), source.name):
-                after = getattr(judge, "after", "")
+                after = judge.after
                 if after and not any(
                     label == after or label.startswith(f"{after}-") for label in before
                 ):
@@ -56,22 +56,19 @@ def check_order(sources: Sequence[Sources], before: Sequence[str]) -> None:
                     )
 
 
-def learners(sources: Sequence[Sources]) -> dict[str, Any]:
-    """Sources and judges that have a state, by name, for checkpoints."""
-    return {name: part for name, part in _givers(sources).items() if hasattr(part, "state_dict")}
-
-
-def learn(sources: Sequence[Sources], run: Any, combiners: Sequence[Any] = ()) -> dict[str, float]:
+def learn(
+    sources: Sequence[Sources], run: Any, combiners: Sequence[Combiner] = ()
+) -> dict[str, float]:
     """Lets sources, judges and combiners that learn from what the run has heard so far do so,
     before it asks again; what they say of it are metrics."""
     found: dict[str, float] = {}
-    for part in (*_givers(sources).values(), *combiners):
-        if hasattr(part, "learn"):
-            found |= part.learn(run) or {}
+    parts: list[Giver | Combiner] = [*givers(sources).values(), *combiners]
+    for part in parts:
+        found |= part.learn(run) or {}
     return found
 
 
-def _givers(sources: Sequence[Sources]) -> dict[str, Any]:
+def givers(sources: Sequence[Sources]) -> dict[str, Giver]:
     """The sources and judges themselves, by a name that tells them apart."""
     return {
         name: part
@@ -139,14 +136,12 @@ class Sources:
     def open(self, folder: Path, ledger: Ledger, seed: int, update: int = 0, run: str = "") -> None:
         for source in self.sources:
             for name, part in with_members(judge_of(source), source.name):
-                if hasattr(part, "open"):
-                    part.open(Context(name, folder, ledger.clock, seed, update, ledger, run))
+                part.open(Context(name, folder, ledger.clock, seed, update, ledger, run))
 
     def close(self) -> None:
         for source in self.sources:
             for _, part in with_members(judge_of(source), source.name):
-                if hasattr(part, "close"):
-                    part.close()
+                part.close()
 
     def ask(
         self,
@@ -208,15 +203,9 @@ class Sources:
             shown = tuple(e for e in members if e.ending != "failed" and e.turns)
             if not shown or _luck(source.name, shown[0]) >= source.share:
                 continue
-            if hasattr(source.given, "plan"):
-                questions = source.given.plan(group, shown)
-            elif source.kind == "group":
-                questions = [Question(group, shown)]
-            else:
-                questions = [Question(e.id, (e,)) for e in shown]
             requests += [
                 Request(
-                    source.kind,  # type: ignore[arg-type]
+                    source.kind,
                     q.target,
                     source.name,
                     slot,
@@ -225,7 +214,7 @@ class Sources:
                     q.ask,
                     q.episodes,
                 )
-                for q in questions
+                for q in source.given.plan(group, shown)
                 for slot in range(source.raters)
                 if not (source.kind == "group" and len(q.episodes) < 2)
             ]
@@ -244,7 +233,7 @@ class Sources:
         for source in self.sources:
             answers = [self._stamp(source, answer) for answer in self._poll(source)]
             recorded = ledger.add_feedback(answers)
-            if hasattr(source.given, "acknowledge") and answers:
+            if answers:
                 source.given.acknowledge([a.id for a in answers])
             reasons = sorted({a.reason for a in recorded if a.status == "failed"})[:3]
             asked = list(self._round.get(source.name, {}))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import PluginError
 from ..pipeline.plugins import Plugins, check_options
-from ..protocols import FeedbackSource, GroupJudge, Judge
+from ..protocols import FeedbackSource, Giver, GroupJudge, Judge
 from ..records.feedback import version_of
 from ..util.ids import canonical_json, derive_id
 from ..util.suggest import did_you_mean
@@ -20,12 +20,11 @@ from .judge_source import FunctionJudge, JudgeSource
 ENVIRONMENT = "environment"
 
 
-def with_members(judge: Any, name: str) -> Iterator[tuple[str, Any]]:
+def with_members(judge: Giver, name: str) -> Iterator[tuple[str, Giver]]:
     """A judge and its name, and where it is made of others (a mapping `members`, name to judge)
     those too: `rules.length`."""
     yield name, judge
-    members = getattr(judge, "members", None)
-    for inner, member in members.items() if isinstance(members, Mapping) else ():
+    for inner, member in judge.members.items():
         yield from with_members(member, f"{name}.{inner}")
 
 
@@ -74,7 +73,7 @@ class Source:
             )
 
 
-_SETTINGS = ("name", "weight", "deadline", "raters", "required", "kind", "share")
+_SETTINGS = ("name", "weight", "deadline", "raters", "required", "share")
 
 
 def make_source(spec: Any, plugins: Plugins) -> Source:
@@ -93,8 +92,9 @@ def make_source(spec: Any, plugins: Plugins) -> Source:
 def as_source(given: Any) -> tuple[FeedbackSource, str]:
     """A judge or source as a source, and whether it is asked about an "episode" or a "group"."""
     if isinstance(given, FeedbackSource):
-        return given, getattr(given, "kind", "episode")
-    return JudgeSource(given), "group" if isinstance(given, GroupJudge) else "episode"
+        return given, given.kind
+    source = JudgeSource(given)
+    return source, source.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +210,8 @@ def _named(spec: Any, plugins: Plugins) -> tuple[str, Any, str, dict[str, Any]]:
     if callable(spec):
         return name, FunctionJudge(spec), version, settings
     raise PluginError(
-        f"{spec!r} is no feedback source: it needs score(episodes), rank(group), request and"
-        " receive, or to be a function of an episode"
+        f"{spec!r} is no feedback source: derive its class from turnwise.Judge (score), GroupJudge"
+        " (rank) or FeedbackSource (request, receive), or give a function of an episode"
     )
 
 
@@ -240,9 +240,9 @@ def _imported(path: str, options: Mapping[str, Any]) -> Any:
         # Before it is made: that may do anything.
         if not called and not issubclass(found, (FeedbackSource, GroupJudge, Judge)):
             raise PluginError(
-                f"judge {path!r}: the class {attribute!r} is no judge and no feedback source: it"
-                " has none of score(episodes), rank(group), request and receive, and cannot be"
-                " called"
+                f"judge {path!r}: the class {attribute!r} is no judge and no feedback source:"
+                " derive it from turnwise.Judge (score), GroupJudge (rank) or FeedbackSource"
+                " (request, receive), or make its instances callable with an episode"
             )
         check_options(f"judge {path!r}", found, 0, options)
         try:

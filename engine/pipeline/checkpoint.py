@@ -27,6 +27,7 @@ from ..util import files
 
 if TYPE_CHECKING:
     from ..policy.policy import Policy
+    from ..protocols import Stateful
 
 
 # What reading a file raises that holds something else than was written.
@@ -79,13 +80,15 @@ class Checkpoint:
         }
 
 
-def save(root: Path, position: Position, policy: Policy | None, parts: Mapping[str, Any]) -> Path:
+def save(
+    root: Path, position: Position, policy: Policy | None, parts: Mapping[str, Stateful]
+) -> Path:
     """Writes a checkpoint beside the others and moves it into place whole. One that is there
     already stays.
 
     Args:
         policy: left out where the run has loaded none yet.
-        parts: name to whatever has a `state_dict()` of tensors, numbers and strings.
+        parts: by name; those without state are left out.
 
     Raises:
         CheckpointError: it cannot be written (a full disk); the checkpoints before it are
@@ -105,7 +108,8 @@ def save(root: Path, position: Position, policy: Policy | None, parts: Mapping[s
             policy.save_pretrained(draft / "policy")
         plain: dict[str, Any] = {}
         for name, part in parts.items():
-            state = part.state_dict()
+            if not (state := part.state_dict()):
+                continue
             tensors = {k: v.contiguous() for k, v in state.items() if hasattr(v, "contiguous")}
             plain[name] = {k: v for k, v in state.items() if k not in tensors}
             save_file(tensors, draft / f"{name}.safetensors")

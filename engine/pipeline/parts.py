@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import PluginError
+from ..protocols import Aggregator, Combiner, CreditAssigner, Optimizer
 from .plugins import Plugins
+
+CONTRACTS: Mapping[str, type] = {
+    "optimizer": Optimizer,
+    "credit method": CreditAssigner,
+    "combiner": Combiner,
+    "aggregator": Aggregator,
+}
 
 
 def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
-    """A part from what the config says: a registered name, a mapping with `name` and options, or
-    the object itself."""
+    """Returns a part from what the config says: a registered name, a mapping with `name` and
+    options, or the object itself.
+
+    Raises:
+        PluginError: an unknown name or option, or a part that is not of its kind.
+    """
     if isinstance(spec, str):
-        return plugins.create(kind, spec, **more)
-    if isinstance(spec, Mapping):
+        part = plugins.create(kind, spec, **more)
+    elif isinstance(spec, Mapping):
         options = dict(spec)
         if "name" not in options:
             raise PluginError(
-                f"a {kind} given as a mapping needs `name` beside its options, got {dict(spec)}"
+                f"a {kind} given as a mapping needs `name` and its options, got {dict(spec)}"
             )
-        return plugins.create(kind, options.pop("name"), **more, **options)
-    return spec
+        part = plugins.create(kind, options.pop("name"), **more, **options)
+    else:
+        part = spec
+    contract = CONTRACTS.get(kind, object)  # backends have none: they stand below the contracts
+    if not isinstance(part, contract):
+        named = spec if isinstance(spec, (str, Mapping)) else type(spec).__name__
+        raise PluginError(
+            f"the {kind} {named!r} is a {type(part).__name__}: derive its class from"
+            f" turnwise.{contract.__name__}"
+        )
+    return part
+
+
+def declared(plugins: Plugins, kind: str, name: str) -> Any:
+    """Returns the class that a name stands for, to read what it declares; where a function makes
+    the part, the base class of its kind, which declares nothing."""
+    factory = plugins.factory(kind, name)
+    return factory if inspect.isclass(factory) else CONTRACTS[kind]

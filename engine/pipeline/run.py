@@ -45,6 +45,7 @@ from ..errors import (
     NonFiniteError,
     OutOfMemory,
     Paused,
+    PluginError,
 )
 from ..ledger.ledger import Ledger
 from ..records.episode import Episode
@@ -63,6 +64,7 @@ from .stage import Stage
 if TYPE_CHECKING:
     from ..environments.pool import Environments
     from ..policy.policy import Policy
+    from ..protocols import Stateful
 
 
 class Run:
@@ -131,13 +133,18 @@ class Run:
                 )
             names.append(name)
             label = name if names.count(name) == 1 else f"{name}-{names.count(name)}"
-            self.stages.append((label, self.plugins.create("stage", name, **(options or {}))))
+            made = self.plugins.create("stage", name, **(options or {}))
+            if not isinstance(made, Stage):
+                raise PluginError(
+                    f"stage {name!r} is a {type(made).__name__}: derive its class from"
+                    " turnwise.Stage"
+                )
+            self.stages.append((label, made))
         for label, stage in self.stages:
             self.stage = label
-            if hasattr(stage, "check"):
-                stage.check(self)
+            stage.check(self)
         self.stage = ""
-        self._parts: Mapping[str, Any] = {}
+        self._parts: Mapping[str, Stateful] = {}
         self._index = self._done = 0  # the stage's place, and the updates it has made
         self._begun = self._played = self._opened = False
         self._resume = resume
@@ -226,14 +233,14 @@ class Run:
             }
             self.on_status(Status(self.stage, phase, done, total, **{"metrics": last, **more}))
 
-    def begin(self, parts: Mapping[str, Any] | None = None) -> int:
+    def begin(self, parts: Mapping[str, Stateful] | None = None) -> int:
         """Tells the run what learns beside the policy; a stage calls this once, when all of it is
         set up.
 
         In a resumed run the weights and states of the last checkpoint are put in place.
 
         Args:
-            parts: name to whatever has `state_dict()` and `load_state_dict(state)`.
+            parts: by name, all that may have a state.
 
         Returns:
             how many updates of this stage are made already; the stage goes on after them.
@@ -253,15 +260,15 @@ class Run:
             self._check_machine(found.position.machine, ("attention", "device"))
         if found.position.done:
             states = found.states()
-            missing = set(self._parts) ^ set(states)
-            if missing:
+            learning = {name for name, part in self._parts.items() if part.state_dict()}
+            if set(states) - set(self._parts) or learning - set(states):
                 raise ConfigError(
                     f"the checkpoint {found.folder} holds the states of {sorted(states)}, but this"
-                    f" stage has {sorted(self._parts)}: it is of another config or another version"
-                    " of a plugin"
+                    f" stage has {sorted(learning)}: it is of another config or another version of"
+                    " a plugin"
                 )
-            for name, part in self._parts.items():
-                part.load_state_dict(states[name])
+            for name, state in states.items():
+                self._parts[name].load_state_dict(state)
         self._done = found.position.done
         return self._done
 

@@ -15,9 +15,23 @@ if TYPE_CHECKING:
 class Stage(Section):
     """One step of a pipeline: its fields are its options, `play` does the work.
 
-    A stage registered by a plugin need not derive from this class; it needs `play`, and `check` if
-    it can tell before the run starts that something will not work.
+    Every stage derives from this class. It needs `play`; the rest has a default.
     """
+
+    @property
+    def makes_comparisons(self) -> bool:
+        """Whether it is there to have conversations compared, for later stages to train on."""
+        return False
+
+    @property
+    def makes_conversations(self) -> bool:
+        """Whether it writes conversations down that a later `sft` stage can read."""
+        return False
+
+    def compared_by(self, run: RunView) -> set[str] | None:
+        """Returns the names of the sources that compare for it; None: unknown before it was
+        played."""
+        return None
 
     def check(self, run: RunView) -> None:
         """Raises ConfigError or PluginError for what cannot work, before anything is played or

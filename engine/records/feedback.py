@@ -247,7 +247,7 @@ class Request:
         episodes: what there is to look at; one episode, or those of the group to be compared.
     """
 
-    kind: Literal["episode", "group"]
+    kind: str
     target: str
     source: str
     rater_slot: int = 0

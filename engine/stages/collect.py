@@ -153,10 +153,12 @@ def waiting_note(run: RunView, everybody: Sequence[Sources], groups: Sequence[st
         r["source"] for r in run.ledger.open_requests(groups) if r["required"]
     ).items():
         more = ""
-        if (tell := getattr(given.get(name), "waiting", None)) is not None:
+        gives = "ratings"
+        if name in given:  # else it was asked by an earlier stage
+            gives = given[name].gives
             with contextlib.suppress(Exception):  # a note must not end a run
-                more = f" ({redact(tell())})"
-        notes.append(f"{count} {getattr(given.get(name), 'gives', 'ratings')} of {name!r}{more}")
+                more = f" ({redact(note)})" if (note := given[name].waiting()) else ""
+        notes.append(f"{count} {gives} of {name!r}{more}")
     if again := sum(len(sources.waits_again(run.clock())) for sources in everybody):
         notes.append(f"{again} ratings of sources that failed")
     return "waiting for " + ", ".join(notes)

@@ -23,7 +23,7 @@ from ..pipeline.section import Section
 from ..pipeline.stage import Stage
 from ..protocols import RunView
 from ..records.episode import Episode
-from ..records.feedback import Comparison, Request
+from ..records.feedback import Comparison, Feedback, Request
 from ..records.update import Update
 from ..rollout.conversation import Where
 from ..rollout.players import PolicyPlayer, ScriptPlayer
@@ -310,10 +310,10 @@ class Evaluate(Stage):
             sources.close()
         [source] = sources.sources
         found = {
-            a.target: a.score  # type: ignore[union-attr]
+            a.target: a.score
             for each in answers.values()
             for a in each
-            if a.stamp.source == source.name and getattr(a, "score", None) is not None
+            if isinstance(a, Feedback) and a.stamp.source == source.name and a.score is not None
         }
         proxy, outcome, success = [], [], []
         for members in groups.values():

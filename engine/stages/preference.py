@@ -75,11 +75,7 @@ class Preference(Stage):
         policy = run.policy
         optimizer.setup(policy)
         chosen, labelled = Chosen(), "labels" in optimizer.consumes
-        done = run.begin(
-            {"optimizer": optimizer, "chosen": chosen}
-            if hasattr(optimizer, "state_dict")
-            else {"chosen": chosen}
-        )
+        done = run.begin({"optimizer": optimizer, "chosen": chosen})
         found: Sequence[Pair | Label]
         if labelled and self.data is not None and (chosen.liked or is_labelled(self.data)):
             found = chosen.labels(run, self.data, self.threshold)
@@ -170,7 +166,7 @@ def comparing(run: RunView) -> list[str]:
 
     Comparisons made elsewhere, in `evaluate` on held-out starts above all, are not.
     """
-    makes = {label for label, stage in run.stages if getattr(stage, "makes_comparisons", False)}
+    makes = {label for label, stage in run.stages if stage.makes_comparisons}
     return [label for label in run.before if label in makes] + [run.stage]
 
 
@@ -185,8 +181,7 @@ def check_weights(
         ConfigError: a name that no earlier stage asks, or all that it asks weigh 0.
     """
     stages = dict(run.stages)
-    tells = [getattr(stages[label], "compared_by", None) for label in comparing(run)[:-1]]
-    asked = [None if tell is None else tell(run) for tell in tells]
+    asked = [stages[label].compared_by(run) for label in comparing(run)[:-1]]
     if weights and data is None and None not in asked:
         _known(section, weights, {name for names in asked for name in names or ()})
 
@@ -305,7 +300,7 @@ def _shuffled(found: Sequence[Any], episodes: Mapping[str, Episode], seed: str) 
     return sorted(
         found,
         key=lambda p: derive_id(
-            seed, sorted(place[id_] for id_ in _ids(p)), getattr(p, "liked", None)
+            seed, sorted(place[id_] for id_ in _ids(p)), p.liked if isinstance(p, Label) else None
         ),
     )
 

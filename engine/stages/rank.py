@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,7 +17,7 @@ from ..analysis.preferences import rater_agreement, source_agreement, truth_agre
 from ..environments.registry import starts
 from ..errors import ConfigError
 from ..exchange.reading import import_data
-from ..feedback.sources import Sources, learners
+from ..feedback.sources import Sources, givers
 from ..pipeline.parts import component
 from ..pipeline.processes import decided
 from ..pipeline.stage import Stage
@@ -43,8 +43,6 @@ class Rank(Stage):
     temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit, poll: as
         in `rl`.
     """
-
-    makes_comparisons: ClassVar[bool] = True
 
     env: Any = None
     data: Path | None = None
@@ -91,6 +89,10 @@ class Rank(Stage):
         for env in self.env:
             self._sources(run, env)
 
+    @property
+    def makes_comparisons(self) -> bool:
+        return True
+
     def compared_by(self, run: RunView) -> set[str] | None:
         """The names of the sources that will have compared; None: whoever a file names."""
         return (
@@ -121,7 +123,7 @@ class Rank(Stage):
             return
         sources = [self._sources(run, env) for env in self.env]
         players = self._players(run)
-        done = run.begin(learners(sources))
+        done = run.begin(givers(sources))
         if run.is_main:
             for each in sources:
                 each.open(run.folder, run.ledger, run.seed, run.updates, run.id)
@@ -149,6 +151,7 @@ class Rank(Stage):
         self, run: RunView, sources: Sequence[Sources], players: Sequence[Any], done: int
     ) -> Iterator[Update]:
         from ..rollout.conversation import Where
+        from ..rollout.players import PolicyPlayer
 
         total = sum(env.weight for env in self.env)
         seed = int(derive_id("starts", run.seed, run.stage)[:8], 16)
@@ -156,7 +159,7 @@ class Rank(Stage):
             show = {"update": i + 1, "updates": self.updates}
             where = Where(run.id, run.stage, run.updates + 1, run.seed)
             for player in players:
-                if hasattr(player, "backend"):
+                if isinstance(player, PolicyPlayer):
                     player.backend.refresh()
             episodes: list[Episode] = []
             asked = []

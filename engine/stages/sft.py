@@ -97,11 +97,7 @@ class SFT(Stage):
         if self.env is not None:
             check_envs(self.env, [self.player], run.plugins)
         elif self.stage is not None:
-            makes = [
-                label
-                for label in run.before
-                if getattr(dict(run.stages)[label], "makes_conversations", False)
-            ]
+            makes = [label for label in run.before if dict(run.stages)[label].makes_conversations]
             if self.stage not in makes:
                 raise ConfigError(
                     f"sft.stage: no stage {self.stage!r} before this one writes conversations"

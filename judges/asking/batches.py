@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 
 from ..llm.transcript import new_nonce
-from ..models.model import BatchFailed, ModelError, Prompt, Reply, Usage
+from ..models.model import Answers, BatchFailed, BatchModel, ModelError, Prompt, Reply, Usage
 from . import calls
 from .calls import Call, Caller, judged, unanswered
 from .prices import BATCH
@@ -32,32 +32,6 @@ from .store import BATCHES, Entry, Verdict
 GATHER = 0.5  # seconds of silence after which what was asked is sent
 LARGEST, HEAVIEST = 10_000, 100e6  # questions in one batch, and bytes of them
 POLL = 30.0  # seconds between looks
-
-Answers = Mapping[str, Reply | ModelError]
-
-
-class BatchModel(Protocol):
-    """A model with batches. All three raise ModelError."""
-
-    name: str
-    settings: Mapping[str, Any]
-
-    async def ask(self, prompt: Prompt) -> Reply: ...
-
-    async def submit(self, prompts: Mapping[str, Prompt]) -> str:
-        """Sends prompts by id as one batch; returns its id."""
-        ...
-
-    async def results(self, batch: str) -> Answers | None:
-        """Answers by id; None while it is at work."""
-        ...
-
-    async def mine(
-        self, since: float, ids: Sequence[str], results: Callable[[str], Awaitable[Answers]]
-    ) -> str | None:
-        """The batch with these ids, sent at or after a time; None where there is none. `results`
-        waits for a batch's answers, for models whose batches tell their ids only then."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +63,8 @@ class BatchCaller(Caller):
         others: of `Caller`; its model must have batches, and nothing is sent faster by
             `concurrency`.
     """
+
+    model: BatchModel
 
     def __init__(self, *args: Any, ledger: Any, run: str, source: str, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -231,10 +207,10 @@ class BatchCaller(Caller):
 
         async def sent() -> str:
             nonlocal lost
-            if lost and (found := await self.model.mine(began, list(prompts), self._answers)):  # type: ignore[attr-defined]
+            if lost and (found := await self.model.mine(began, list(prompts), self._answers)):
                 return str(found)
             try:
-                return str(await self.model.submit(prompts))  # type: ignore[attr-defined]
+                return str(await self.model.submit(prompts))
             except ModelError as error:
                 lost = lost or error.lost
                 raise
@@ -266,7 +242,7 @@ class BatchCaller(Caller):
             )
         since, ids = min(row.time for row in rows), [row.custom_id for row in rows]
         batch: str | None = await self._patiently(
-            lambda: self.model.mine(since, ids, self._answers)  # type: ignore[attr-defined]
+            lambda: self.model.mine(since, ids, self._answers)
         )
         if batch is not None:
             self._name(job, batch)
@@ -314,7 +290,7 @@ class BatchCaller(Caller):
 
     async def _looked(self, batch: str) -> Answers:
         try:
-            while (found := await self._patiently(lambda: self.model.results(batch))) is None:  # type: ignore[attr-defined]
+            while (found := await self._patiently(lambda: self.model.results(batch))) is None:
                 await calls.TIME.sleep(POLL)
             answers = dict(found)
             failed = [

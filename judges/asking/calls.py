@@ -108,7 +108,7 @@ class Caller:
             price,
         )
         self._timeout, self._patience, self._clock = timeout, patience, clock
-        self._slots = asyncio.Semaphore(min(concurrency, getattr(model, "at_once", concurrency)))
+        self._slots = asyncio.Semaphore(min(concurrency, model.at_once or concurrency))
         self._circuit = Circuit()
         self._under_way: dict[str, asyncio.Task[Verdict]] = {}
         self.users = 0  # judges that share it

@@ -13,7 +13,7 @@ from ...engine.pipeline.plugins import Plugins
 from ...engine.protocols import Context
 from ...engine.util.aio import background
 from ...engine.util.ids import derive_id
-from ..models.model import make_model
+from ..models.model import BatchModel, make_model
 from .batches import BatchCaller
 from .calls import Caller
 from .prices import price_of
@@ -101,7 +101,7 @@ class Asking(ABC):
                 f" {{{self._model.name!r}: [input, output]}}`",
                 stacklevel=2,
             )
-        if self.batch and not hasattr(self._model, "submit"):
+        if self.batch and not isinstance(self._model, BatchModel):
             raise ValueError(f"{self._model.name} has no batches: leave `batch` out")
         self._context: Context | None = None
         self._caller: Any = None

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...engine.errors import Paused
 from ...engine.feedback.specs import as_source, make_members
 from ...engine.pipeline.plugins import Plugins
-from ...engine.protocols import Context
+from ...engine.protocols import Context, FeedbackSource
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Question, Request, Stamp
 from ...engine.util.ids import derive_id
@@ -28,7 +28,7 @@ from ..llm.judge import Answer
 
 
 @dataclass(kw_only=True)
-class Escalation:
+class Escalation(FeedbackSource):
     """Asks one judge, and another where the first is not sure.
 
     Attributes:
@@ -64,8 +64,8 @@ class Escalation:
             )
         # People write their answers into the ledger themselves, under the very request that they
         # were given.
-        self._people = getattr(made[1].given, "answers_in_ledger", False)
-        if getattr(made[0].given, "answers_in_ledger", False):
+        self._people = self._then.answers_in_ledger
+        if self._first.answers_in_ledger:
             raise ValueError(
                 f"{self._names[0]!r} answers late and elsewhere: it can only come second"
             )
@@ -88,19 +88,16 @@ class Escalation:
 
     def open(self, context: Context) -> None:
         self._name = context.name
-        if self._people and hasattr(self._then, "open"):
+        if self._people:
             self._then.open(context)
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
-        """As the second, whose pages need to know what is asked, or the first."""
-        for source in (self._then, self._first):
-            if hasattr(source, "plan"):
-                return list(source.plan(group, episodes))
-        return (
-            [Question(group, tuple(episodes))]
-            if self.kind == "group"
-            else [Question(e.id, (e,)) for e in episodes]
-        )
+        """Asks as the second does, or as the first where the second has no plan of its own;
+        people's pages need to know what is asked."""
+        asked = self._then.plan(group, episodes)
+        if self._people or asked != super().plan(group, episodes):
+            return asked
+        return self._first.plan(group, episodes)
 
     def request(self, requests: Sequence[Request]) -> None:
         own = {}
@@ -202,18 +199,16 @@ class Escalation:
         # Not why it closed: a budget may have been raised since.
         return {"seen": self._seen, "up": self._up}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._seen, self._up = state["seen"], state["up"]
 
     def waiting(self) -> str:
         pairs = zip(self._names, (self._first, self._then), strict=True)
-        notes = [
-            f"{name}: {source.waiting()}" for name, source in pairs if hasattr(source, "waiting")
-        ]
+        notes = [f"{name}: {note}" for name, source in pairs if (note := source.waiting())]
         return "; ".join([*notes, f"{self._up} of {self._seen} went up"])
 
     def close(self) -> None:
-        if self._people and hasattr(self._then, "close"):
+        if self._people:
             self._then.close()
         self._asked, self._waits = {}, {}
 

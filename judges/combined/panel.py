@@ -27,7 +27,7 @@ from ...engine.analysis.preferences import opinion
 from ...engine.feedback.specs import as_source, make_members
 from ...engine.pipeline.parts import component
 from ...engine.pipeline.plugins import Plugins
-from ...engine.protocols import Context
+from ...engine.protocols import Context, FeedbackSource
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Feedback, Question, Request, Stamp
 from ...engine.util.ids import derive_id
@@ -37,7 +37,7 @@ from ..trust.watch import Quarantined
 
 
 @dataclass(kw_only=True)
-class Panel:
+class Panel(FeedbackSource):
     """Asks several judges.
 
     Attributes:
@@ -77,11 +77,7 @@ class Panel:
                 "a panel needs two judges or more that all score or all compare, got"
                 f" {', '.join(shown)}"
             )
-        late = [
-            name
-            for name, given in self.members.items()
-            if getattr(given, "answers_in_ledger", False)
-        ]
+        late = [name for name, (source, _) in self._sources.items() if source.answers_in_ledger]
         if late:
             raise ValueError(
                 f"{late[0]!r} cannot sit on a panel: what it hears does not pass through here. Ask"
@@ -122,15 +118,10 @@ class Panel:
         self._name = context.name
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
-        """As the first member that has a plan of its own; all members are asked the same."""
-        for given in self.members.values():
-            if hasattr(given, "plan"):
-                return list(given.plan(group, episodes))
-        return (
-            [Question(group, tuple(episodes))]
-            if self.kind == "group"
-            else [Question(e.id, (e,)) for e in episodes]
-        )
+        """Asks as the first member with a plan of its own; all members are asked the same."""
+        usual = super().plan(group, episodes)
+        plans = (source.plan(group, episodes) for source, _ in self._sources.values())
+        return next((asked for asked in plans if asked != usual), usual)
 
     def request(self, requests: Sequence[Request]) -> None:
         new = [r for r in requests if r.id not in self._asked]
@@ -168,9 +159,7 @@ class Panel:
 
     def waiting(self) -> str:
         return "; ".join(
-            f"{n}: {self.members[n].waiting()}"
-            for n in self._present()
-            if hasattr(self.members[n], "waiting")
+            f"{n}: {note}" for n in self._present() if (note := self._sources[n][0].waiting())
         )
 
     def close(self) -> None:

@@ -23,6 +23,8 @@ from ...engine.records.feedback import Question, Request
 from ...engine.rollout.conversation import Where
 from ...engine.rollout.players import PolicyPlayer
 from ...engine.rollout.rollout import rollout
+from ...engine.stages.rank import Rank
+from ...engine.stages.rl.stage import RL
 from ..asking.options import Asking
 from ..asking.prices import cost
 from ..constitutional.revise import Revise
@@ -59,11 +61,11 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
     """
     found: list[Estimate] = []
     for label, stage in run.stages:
-        env = getattr(stage, "env", None)
-        if env is None or not hasattr(stage, "groups"):
+        if not isinstance(stage, (RL, Rank, Revise)) or stage.env is None:
             continue
+        env = stage.env
         run.stage = label
-        groups = stage.groups * stage.updates  # type: ignore[attr-defined]
+        groups = stage.groups * stage.updates
         weights = sum(each.weight for each in env)
         for each in env:
             judges = (
@@ -158,15 +160,8 @@ def _requests(
         groups.setdefault(e.group, []).append(e)
     asked: list[Question] = []
     for key, members in groups.items():
-        planner: Any = (
-            source.given if source is not None and hasattr(source.given, "plan") else judge
-        )
-        if hasattr(planner, "plan"):
-            asked += planner.plan(key, members)
-        elif judge.kind == "group":
-            asked.append(Question(key, tuple(members)))
-        else:
-            asked += [Question(e.id, (e,)) for e in members]
+        planner = source.given if source is not None else judge
+        asked += planner.plan(key, members)
     return [
         Request(judge.kind, q.target, "estimate", ask=q.ask, episodes=q.episodes)
         for q in asked

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ...engine.records.episode import Episode
-from ...engine.records.feedback import Request
+from ...engine.records.feedback import Comparison, Request
 from ...engine.util.ids import derive_id
 from ..asking.store import Verdict
 from ..llm.judge import Answer
@@ -175,9 +175,8 @@ class ConstitutionJudge(PairwiseJudge):
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
         answer = super().answer(request, verdicts)
-        sure = getattr(answer, "probability", None)
-        if self.clamp and sure is not None:
-            answer = dataclasses.replace(answer, probability=min(sure, 0.6))
+        if self.clamp and isinstance(answer, Comparison) and answer.probability is not None:
+            answer = dataclasses.replace(answer, probability=min(answer.probability, 0.6))
         return dataclasses.replace(
             answer, details={**answer.details, "principle": self.principle(request.episodes).name}
         )

@@ -232,8 +232,6 @@ class Revise(Stage):
     temperature, max_new_tokens, max_turns, backend, max_failure_rate, step_limit: as in `rl`.
     """
 
-    makes_conversations: ClassVar[bool] = True
-
     env: Any
     critic: Any
     updates: int = Field(default=4, ge=1)
@@ -259,6 +257,10 @@ class Revise(Stage):
                 " with several"
             )
         self._critic(run)
+
+    @property
+    def makes_conversations(self) -> bool:
+        return True
 
     def _critic(self, run: RunView) -> Critic:
         if isinstance(self.critic, Critic):

@@ -21,10 +21,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from ...engine.errors import Paused
-from ...engine.protocols import Context
+from ...engine.protocols import Context, FeedbackSource
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Feedback, Question, Request, Stamp
 from ...engine.util.aio import background
@@ -51,7 +51,7 @@ LOOK = 1.0  # seconds that a look for answers waits for those under way
 
 
 @dataclass(kw_only=True)
-class ModelJudge(Asking):
+class ModelJudge(Asking, FeedbackSource):
     """A judge that asks a model. Its options are those of `Asking`, and its own.
 
     A subclass is one way of judging: `calls`, `answer` and `instructions`.
@@ -64,9 +64,9 @@ class ModelJudge(Asking):
             least, since the same words count once.
     """
 
-    kind: ClassVar[Literal["episode", "group"]] = "episode"
+    kind = "episode"
     FREE: ClassVar[frozenset[str]] = Asking.FREE | {"canaries", "known_bad"}
-    gives: ClassVar[str] = "verdicts"  # what is waited for, in notes
+    gives = "verdicts"  # what is waited for, in notes
     room: ClassVar[int] = 2  # conversations in one question, for judges that compare
     KINDS: ClassVar[Sequence[str]] = KINDS  # of canaries, unless others are named
 
@@ -251,7 +251,7 @@ class ModelJudge(Asking):
         id_ = derive_id(self._context.run, self._name, self.version, kind, words, beside)
         record = {
             "reply": bad.turns[-1].action,
-            "said": getattr(answer, "score", None),
+            "said": answer.score if isinstance(answer, Feedback) else None,
             "status": answer.status,
             "comment": answer.comment,
         }
@@ -355,12 +355,7 @@ class ModelJudge(Asking):
             groups.setdefault(e.group, []).append(e)
         asked: list[Question] = []
         for key, members in groups.items():
-            if hasattr(self, "plan"):
-                asked += self.plan(key, members)
-            elif self.kind == "group":
-                asked.append(Question(key, tuple(members)))
-            else:
-                asked += [Question(e.id, (e,)) for e in members]
+            asked += self.plan(key, members)
         requests = [
             Request(self.kind, q.target, self.way, ask=q.ask, episodes=q.episodes) for q in asked
         ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Request
@@ -60,7 +60,7 @@ class ListwiseJudge(ModelJudge):
         orders: how often a group is ranked, shuffled anew each time.
     """
 
-    kind: ClassVar[Literal["episode", "group"]] = "group"
+    kind = "group"
     way: ClassVar[str] = "listwise"
     room: ClassVar[int] = MOST
     rubric: Any

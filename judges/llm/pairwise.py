@@ -63,7 +63,7 @@ class PairwiseJudge(ModelJudge):
             Without it verdicts count whole.
     """
 
-    kind: ClassVar[Literal["episode", "group"]] = "group"
+    kind = "group"
     way: ClassVar[str] = "pairwise"
     rubric: Any
     pairs: int | None = None

@@ -20,7 +20,7 @@ from typing import Any
 from ...engine.errors import PluginError
 from ...engine.util.secrets import in_use, url_in_use
 from ...engine.util.suggest import install
-from .model import ModelError, Prompt, Reply, Usage, free_of
+from .model import BatchModel, ModelError, Prompt, Reply, Usage, free_of
 from .wire import address_of, called, client_of, count, envelope, error_within, key_of, part
 
 _STOPS = {
@@ -31,7 +31,7 @@ _STOPS = {
 }
 
 
-class Anthropic:
+class Anthropic(BatchModel):
     """Args:
     model: as the provider names it.
     api_key: default: the environment's ANTHROPIC_API_KEY.

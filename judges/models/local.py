@@ -19,10 +19,10 @@ from typing import Any
 from ...engine.errors import PluginError
 from ...engine.util.ids import derive_id
 from ...engine.util.suggest import install
-from .model import ModelError, Prompt, Reply, Token, Usage
+from .model import Model, ModelError, Prompt, Reply, Token, Usage
 
 
-class Local:
+class Local(Model):
     """Args:
     model: a folder or hub name of a causal model with a chat template.
     dtype: as transformers takes it.

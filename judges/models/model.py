@@ -12,9 +12,10 @@ it.)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Literal
 
 from ...engine.errors import PluginError, TurnwiseError
 from ...engine.pipeline.plugins import Plugins, check_options
@@ -157,20 +158,54 @@ class BatchFailed(ModelError):
     sent again in another one."""
 
 
-@runtime_checkable
-class Model(Protocol):
-    """Attributes:
-    name: what verdicts and prices are filed under, e.g. "openai:gpt-5-mini".
-    settings: what may change its answers, JSON data; part of every judge's version.
+class Model:
+    """Answers one prompt at a time.
+
+    Attributes:
+        name: what verdicts and prices are filed under, e.g. "openai:gpt-5-mini".
+        settings: what may change its answers, JSON data; part of every judge's version.
+        at_once: how many requests it takes at a time; None: as many as the judge allows.
     """
 
-    name: str
-    settings: Mapping[str, Any]
+    name: str = ""
+    settings: Mapping[str, Any] = MappingProxyType({})
+    at_once: int | None = None
 
     async def ask(self, prompt: Prompt) -> Reply:
-        """Sends one request. Raises ModelError where no answer came. Models that answer large jobs
-        in batches also have `submit`, `results` and `mine`, see `judges/asking/batches.py`."""
-        ...
+        """Sends one request.
+
+        Raises:
+            ModelError: no answer came.
+        """
+        raise TypeError(f"{type(self).__name__} has no ask(prompt)")
+
+
+Answers = Mapping[str, Reply | ModelError]
+
+
+class BatchModel(Model):
+    """Also answers large jobs in batches. All three methods raise `ModelError`."""
+
+    async def submit(self, prompts: Mapping[str, Prompt]) -> str:
+        """Sends prompts by id as one batch. Returns its id."""
+        raise TypeError(f"{type(self).__name__} has no submit(prompts)")
+
+    async def results(self, batch: str) -> Answers | None:
+        """Returns answers by id; None while the batch is at work."""
+        raise TypeError(f"{type(self).__name__} has no results(batch)")
+
+    async def mine(
+        self, since: float, ids: Sequence[str], results: Callable[[str], Awaitable[Answers]]
+    ) -> str | None:
+        """Finds the batch with these ids, sent at or after a time.
+
+        Args:
+            results: waits for a batch's answers, for models whose batches tell their ids only then.
+
+        Returns:
+            its id; None where there is none.
+        """
+        raise TypeError(f"{type(self).__name__} has no mine(since, ids, results)")
 
 
 def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
@@ -183,7 +218,8 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
     if not isinstance(spec, (str, Mapping)):
         if not isinstance(spec, Model):
             raise PluginError(
-                f"{spec!r} is no model: it needs `name`, `settings` and `async ask(prompt)`"
+                f"{spec!r} is no model: derive its class from turnwise.judges.Model, with `name`,"
+                " `settings` and `async ask(prompt)`"
             )
         return spec
     plugins = plugins or Plugins()

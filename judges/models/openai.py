@@ -22,7 +22,7 @@ from ...engine.errors import PluginError
 from ...engine.util.secrets import in_use, url_in_use
 from ...engine.util.suggest import install
 from ..llm.transcript import Unreadable, json_within
-from .model import BatchFailed, ModelError, Prompt, Reply, Token, Usage, free_of
+from .model import BatchFailed, BatchModel, ModelError, Prompt, Reply, Token, Usage, free_of
 from .wire import (
     FILTERED,
     address_of,
@@ -59,7 +59,7 @@ _NO_SYSTEM = re.compile(
 )
 
 
-class OpenAI:
+class OpenAI(BatchModel):
     """Args:
     model: as the server names it.
     api_key: default: the environment's OPENAI_API_KEY; servers of one's own often need none.

@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...engine.protocols import Judge
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Feedback
 from ...engine.util.suggest import did_you_mean
@@ -28,7 +29,7 @@ from .text import Pattern
 Reference = str | float | Sequence[str | float] | Mapping[str, str] | Callable[[Episode], Any]
 
 
-class _Answer(ABC):
+class _Answer(Judge, ABC):
     """What the two judges share: the references of an episode, and the part of the last reply that
     is the answer."""
 

@@ -38,7 +38,7 @@ _COMBINES: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
 }
 
 
-class Rules:
+class Rules(Judge):
     """What several judges say of a conversation, as one score.
 
     Turn scores are combined alike where every member has them, and a turn of which one has no
@@ -122,7 +122,7 @@ class Rules:
         return Feedback(episode.id, score=score, turn_scores=turns, **kept)  # type: ignore[arg-type]
 
 
-class Not:
+class Not(Judge):
     """1 less what another judge says, of the conversation and of each turn: good where it finds
     none of what it looks for.
 

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...engine.protocols import Judge
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Feedback
 from ...engine.util.suggest import did_you_mean
@@ -84,7 +85,7 @@ class _Asked:
     repeated: bool
 
 
-class Economy:
+class Economy(Judge):
     """See above; `details` counts `asked`, `used` and `unused`, and lists `questions`, each with
     its `turn`, `text`, `topic` and `state`.
 

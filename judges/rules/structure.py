@@ -12,13 +12,14 @@ from typing import Any, Literal
 import yaml
 
 from ...engine.errors import TurnwiseError
+from ...engine.protocols import Judge
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Feedback
 from ...engine.util.suggest import did_you_mean
 from .text import INSTALL
 
 
-class JsonSchema:
+class JsonSchema(Judge):
     """Replies that are JSON, valid by a schema: 1 or 0, and for `where: all` the share of them.
     `details["errors"]` says where others fail, `{"turn": 2, "error": "at $.items[0].price: 'x' is
     not of type 'number'"}`.
@@ -137,7 +138,7 @@ def parsed(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-class ToolCalls:
+class ToolCalls(Judge):
     """Replies whose tool calls are valid: every call is JSON, names a tool that the environment
     offers (`Episode.tools`), and has the arguments that the tool's schema asks for and no others. 1
     or 0 for a reply that calls, no opinion of one that does not; the score is the mean over those

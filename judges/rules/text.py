@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import regex
 
+from ...engine.protocols import Judge
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Feedback
 from ...engine.util.suggest import did_you_mean, install
@@ -34,7 +35,7 @@ def share_within(count: int, least: int, most: int) -> float:
     return max(0.0, 1.0 - max(0, count - most) / most)
 
 
-class Length:
+class Length(Judge):
     """Replies within a number of words. A reply over the limit loses in proportion: twice as long
     scores 0.
 
@@ -61,7 +62,7 @@ class Length:
         return answers
 
 
-class Turns:
+class Turns(Judge):
     """Conversations within a number of turns. One over the limit loses in proportion: twice as long
     scores 0.
 
@@ -86,7 +87,7 @@ class Turns:
         ]
 
 
-class Regex:
+class Regex(Judge):
     """Replies that match a pattern, or do not.
 
     Args:
@@ -151,7 +152,7 @@ class Pattern:
             ) from None
 
 
-class Forbidden:
+class Forbidden(Judge):
     """1 where no reply says a forbidden thing, 0 where one does: a long conversation does not make
     up for it. Each reply is scored too, and `details["found"]` lists what was said, `{"turn": 0,
     "said": [...]}`.
@@ -248,7 +249,7 @@ def _joined(left: str, right: str) -> bool:
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
-class Repetition:
+class Repetition(Judge):
     """The share of replies that do not repeat an earlier reply of the conversation, wording aside
     from case and spaces.
 
@@ -285,7 +286,7 @@ class Repetition:
             yield tuple(words[i : i + n])
 
 
-class Questions:
+class Questions(Judge):
     """Few questions: 1 up to `allowed` question marks in the agent's replies, then `cost` less for
     each further one. Whether the answers were of use is what `economy` asks.
 
@@ -307,7 +308,7 @@ class Questions:
         ]
 
 
-class Language:
+class Language(Judge):
     """The share of replies in a given language. A reply whose language cannot be told (`ok`, `42`,
     a name) has no opinion, and a conversation of nothing else abstains. `details["languages"]` has
     the likeliest language of each reply, null where none is certain.

@@ -25,12 +25,13 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from ...engine.protocols import Aggregator
 from ...engine.records.feedback import Comparison, Feedback
 from ...engine.records.rewards import Aggregate
 from .common import EXACT, Floats, Inverse, agreement, centred_estimates, comparisons, pairs
 
 
-class BradleyTerry:
+class BradleyTerry(Aggregator):
     """Args:
     variance: of the prior of a score, in squared log-odds.
     """

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...engine.protocols import Aggregator
 from ...engine.records.feedback import Comparison, Feedback
 from ...engine.records.rewards import Aggregate, Estimate, RaterEstimate
 from .common import Floats, Index, scores
@@ -30,7 +31,7 @@ CLASSES = 20  # more distinct scores than this are no labels
 ROUNDS, ENOUGH = 1000, 1e-8  # of EM, and the change of a posterior that ends it
 
 
-class DawidSkene:
+class DawidSkene(Aggregator):
     """Args:
     right, wrong: pseudo-counts of every rater's confusion matrix, on the diagonal and off it.
     """

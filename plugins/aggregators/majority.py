@@ -20,12 +20,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from ...engine.analysis.agreement import EQUAL
+from ...engine.protocols import Aggregator
 from ...engine.records.feedback import Comparison, Feedback
 from ...engine.records.rewards import Aggregate, Estimate, RaterEstimate, ranking_scores
 from .common import comparisons, rater, scores
 
 
-class Majority:
+class Majority(Aggregator):
     """Args:
     threshold: scores above it are votes for the episode.
     """

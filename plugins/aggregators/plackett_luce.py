@@ -22,12 +22,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import minimize
 
+from ...engine.protocols import Aggregator
 from ...engine.records.feedback import Comparison, Feedback
 from ...engine.records.rewards import Aggregate
 from .common import EXACT, Floats, Index, Ints, Inverse, agreement, centred_estimates, comparisons
 
 
-class PlackettLuce:
+class PlackettLuce(Aggregator):
     """Args:
     variance: of the prior of a score, in squared log-odds.
     """

@@ -46,6 +46,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from ...engine.protocols import Aggregator
 from ...engine.records.feedback import Comparison, Feedback
 from ...engine.records.rewards import Aggregate, RaterEstimate
 from .common import EXACT, Floats, Inverse, Pairs, centred_estimates, comparisons, pairs, rater
@@ -54,7 +55,7 @@ ROUNDS, STEPS = 300, 30  # rounds of EM at most, and steps in each: the next one
 ENOUGH = 1e-6  # the change of a and b that ends it
 
 
-class RaterBradleyTerry:
+class RaterBradleyTerry(Aggregator):
     """Args:
     variance: of the prior of a score, in squared log-odds (why 2: see `bradley-terry`).
     reliability_sd: of the prior of a rater's reliability around 1; near 0 all raters are taken to

@@ -33,7 +33,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ...engine.protocols import Aggregator
+from ...engine.protocols import Aggregator, Combiner
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Feedback, Stamp
 from ...engine.records.rewards import Aggregate, Estimate, NoReward, Rewards, opinions, silence
@@ -41,7 +41,7 @@ from ...engine.records.rewards import Aggregate, Estimate, NoReward, Rewards, op
 Answer = Feedback | Comparison
 
 
-class Aggregated:
+class Aggregated(Combiner):
     """Args:
     weights: source name to weight; "environment" is the environment's own reward, 0 leaves a source
         out. The others share one weight: who deserves how much is the aggregator's business.
@@ -78,10 +78,6 @@ class Aggregated:
                 " raters itself; use combiner 'weighted' for a sum of sources"
             )
         self.weight = shared.pop() if shared else 0.0
-        if not callable(getattr(aggregator, "aggregate", None)):
-            raise ValueError(
-                f"aggregator must have a method aggregate(answers), got {aggregator!r}"
-            )
         if isinstance(objective, Mapping):
             if (
                 not objective

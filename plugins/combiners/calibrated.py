@@ -59,7 +59,7 @@ from ...engine.analysis.judge_report import (
     scores_of,
 )
 from ...engine.analysis.prediction_powered import prediction_powered_mean
-from ...engine.protocols import RunView
+from ...engine.protocols import Combiner, RunView
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Feedback
 from ...engine.records.rewards import NoReward, Rewards
@@ -72,7 +72,7 @@ Answer = Feedback | Comparison
 Record = dict[str, Any]  # what is kept of an episode, JSON data: see `_record`
 
 
-class Calibrated:
+class Calibrated(Combiner):
     """Args:
     weights, turns: as in `weighted`.
     judge: name of the source that is corrected, or several.

@@ -17,13 +17,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...engine.analysis.style import LengthControl
+from ...engine.protocols import Combiner
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Feedback
 from ...engine.records.rewards import NoReward, Rewards, opinions, overall, ranking_scores, silence
 from ...engine.util.suggest import did_you_mean
 
 
-class Weighted:
+class Weighted(Combiner):
     """Args:
     weights: source name to weight, one for every source of the run.
     turns: names of sources whose turn scores are rewards and arrive at their turns (`reward-model`
@@ -51,15 +52,6 @@ class Weighted:
         self._controls = {name: LengthControl() for name in length_control}
         # By this update's groups: source, scores, words per reply.
         self._collected: list[tuple[str, list[float], list[float]]] = []
-        # Without it nothing is learned, and no checkpoint needs to know of it.
-        if not length_control:
-            return
-        self.fit, self.metrics, self.state_dict, self.load_state_dict = (
-            self._fit,
-            self._metrics,
-            self._state,
-            self._load,
-        )
 
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]
@@ -89,22 +81,24 @@ class Weighted:
                 off.setdefault(e.id, {})[name] = score - float(level)
         return off
 
-    def _fit(self, feedback: Sequence[Feedback | Comparison]) -> None:
+    def fit(self, feedback: Sequence[Feedback | Comparison]) -> None:
         """Learns from the groups that were combined since the last time."""
         for name, scores, words in self._collected:
             self._controls[name].fit(scores, words, [0] * len(scores))
         self._collected = []
 
-    def _metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {f"{name}/length_slope": control.slope for name, control in self._controls.items()}
 
-    def _state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
+        if not self._controls:
+            return {}
         return {
             "controls": {n: c.state_dict() for n, c in self._controls.items()},
             "heard": [list(each) for each in self._collected],
         }
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, control in self._controls.items():
             control.load_state_dict(state["controls"][name])
         self._collected = [

@@ -17,11 +17,12 @@ whose tokens cost it, and to no turn before it that led there.
 
 from __future__ import annotations
 
+from ...engine.protocols import CreditAssigner
 from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import spread_turns, turn_advantages, turn_sums
 
 
-class BranchCredit:
+class BranchCredit(CreditAssigner):
     """Args:
     rollouts: conversations continued from the start of every turn.
     """

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import torch
 
+from ...engine.protocols import CreditAssigner
 from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import apart, spread_turns, turn_sums
 
 
-class Counterfactual:
+class Counterfactual(CreditAssigner):
     """Args:
     rollouts: conversations in which a turn is answered anew.
     """

@@ -26,6 +26,7 @@ from typing import Literal
 
 import torch
 
+from ...engine.protocols import CreditAssigner
 from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import (
     bilevel_gae,
@@ -37,7 +38,7 @@ from ...engine.tensors import (
 )
 
 
-class GAE:
+class GAE(CreditAssigner):
     """Args:
     gamma: discount per token, default 1: in dialogues a longer wording is not a later reward.
     lam: 1 is Monte Carlo minus baseline, 0 is one-step TD; default 0.95.

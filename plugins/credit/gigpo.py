@@ -24,11 +24,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...engine.protocols import CreditAssigner
 from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import group_advantage, returns_to_go, spread_turns, turn_sums
 
 
-class GiGPO:
+class GiGPO(CreditAssigner):
     """Args:
     omega: weight of the comparison of turns.
     gamma: discount per turn in it.

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from ...engine.errors import ConfigError
+from ...engine.protocols import CreditAssigner
 from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import apart, group_advantage, group_largest, spread_turns, turn_sums
 
 
-class Judged:
+class Judged(CreditAssigner):
     """Args:
     scores: "absolute" or "delta".
     initial: what a conversation is worth before the first turn, for "delta".

@@ -25,11 +25,12 @@ from typing import Literal
 
 import torch
 
+from ...engine.protocols import CreditAssigner
 from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import group_advantage
 
 
-class OutcomeCredit:
+class OutcomeCredit(CreditAssigner):
     """Args:
     baseline: "std" (GRPO), "mean" (Dr. GRPO) or "loo" (RLOO).
     truncated: "count" truncated episodes with the reward they had, or "drop" them from the

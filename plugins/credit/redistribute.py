@@ -30,12 +30,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...engine.protocols import CreditAssigner
 from ...engine.records.batch import Batch, Credit
 from ...engine.records.episode import Episode
 from ...engine.tensors import group_advantage, spread_turns, turn_sums
 
 
-class Redistribute:
+class Redistribute(CreditAssigner):
     """Args:
     features: how many numbers the words are hashed into.
     ridge: how strongly weights are held at zero, in conversations.

@@ -28,6 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...engine.protocols import CreditAssigner
 from ...engine.records.batch import Batch, Credit
 from ...engine.tensors import (
     apart,
@@ -39,7 +40,7 @@ from ...engine.tensors import (
 )
 
 
-class TurnReturns:
+class TurnReturns(CreditAssigner):
     """Args:
     gamma: discount per turn.
     baseline: "others" of the group, or "none".

@@ -28,6 +28,7 @@ from ...engine.analysis.scores import Score, score
 from ...engine.cli import print_scores
 from ...engine.environments.registry import starts
 from ...engine.errors import ConfigError
+from ...engine.pipeline.parts import declared
 from ...engine.pipeline.plugins import Plugins
 from ...engine.pipeline.progress import Display, quiet
 from ...engine.pipeline.run import Run
@@ -88,9 +89,7 @@ def rl_stages(optimizer: str, credit: str) -> dict[str, dict[str, Any]]:
         return {"ppo": PPO, "grpo": GRPO}
     plugins = Plugins()
     needs: frozenset[str] = (
-        getattr(plugins.factory("credit method", credit), "needs", frozenset())
-        if credit
-        else frozenset()
+        declared(plugins, "credit method", credit).needs if credit else frozenset()
     )
     name = optimizer or ("ppo" if "values" in needs else "grpo")
     known = {"ppo": PPO["optimizer"], "grpo": GRPO["optimizer"]}

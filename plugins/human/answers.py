@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ...engine.records.episode import Episode
@@ -72,7 +72,8 @@ def encode_answer(answer: Answer) -> str:
         "details",
     )
     return canonical_json(
-        {"target": answer.target} | {k: getattr(answer, k) for k in keep if hasattr(answer, k)}
+        {"target": answer.target}
+        | {f.name: getattr(answer, f.name) for f in fields(answer) if f.name in keep}
     )
 
 

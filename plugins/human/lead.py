@@ -11,7 +11,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -291,9 +291,9 @@ def export(ledger: Ledger, run: str) -> list[dict[str, Any]]:
     for s in Desk(ledger).answers(run):
         keep = ("ranking", "strength", "turn_scores", "aspects", "comment", "status", "reason")
         what = {
-            k: getattr(s.answer, k)
-            for k in keep
-            if getattr(s.answer, k, None) not in (None, "", (), {})
+            f.name: value
+            for f in fields(s.answer)
+            if f.name in keep and (value := getattr(s.answer, f.name)) not in (None, "", (), {})
         }
         rows.append({
             "source": s.source, "task": s.task, "item": s.item, "target": s.answer.target,

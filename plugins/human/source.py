@@ -18,14 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
 
 from ...engine.ledger.ledger import Ledger
 from ...engine.ledger.tables import FEEDBACK, REQUESTS
-from ...engine.protocols import Context
+from ...engine.protocols import Context, FeedbackSource
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Comparison, Feedback, Question, Request
 from ...engine.records.rewards import ranking_scores
@@ -50,7 +50,7 @@ QUESTIONS = {
 
 
 @dataclass
-class People:
+class People(FeedbackSource):
     """Asks people to rate conversations.
 
     Attributes:
@@ -101,9 +101,10 @@ class People:
     render: str = "markdown"
 
     # Under the request they answer, and `receive` returns nothing.
-    answers_in_ledger: ClassVar[bool] = True
+    answers_in_ledger = True
 
     def __post_init__(self) -> None:
+        self.kind = "group" if self.task in ("rank", "compare") else "episode"
         for name, value, known in (
             ("task", self.task, TASKS),
             ("order", self.order, ("value", "random")),
@@ -149,10 +150,6 @@ class People:
         self._text = _text(self.instructions)
         self._context: Context | None = None
         self._looked = 0.0
-
-    @property
-    def kind(self) -> str:
-        return "group" if self.task in ("rank", "compare") else "episode"
 
     @property
     def settings(self) -> dict[str, Any]:

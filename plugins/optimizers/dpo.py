@@ -35,6 +35,7 @@ from torch.nn.functional import logsigmoid, relu
 
 from ...engine.policy.learner import Learner, positive, settings
 from ...engine.policy.policy import Policy
+from ...engine.protocols import Optimizer
 from ...engine.records.batch import Batch
 from ...engine.records.episode import Episode
 from ...engine.tensors import turn_sums
@@ -81,7 +82,7 @@ def parting(one: Episode, other: Episode) -> int | None:
     return None
 
 
-class DPO:
+class DPO(Optimizer):
     """Args:
     lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
     beta: how closely the policy keeps to the reference.

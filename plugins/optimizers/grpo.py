@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 from ...engine.policy.learner import Learner, Sums, positive, settings
 from ...engine.policy.policy import Policy
+from ...engine.protocols import Optimizer
 from ...engine.records.batch import Batch
 from ...engine.tensors import importance_weight, kl_estimate
 from .kl import KL
 from .policy_loss import Form, Mean, Normalise, PolicyLoss, staleness_metrics
 
 
-class GRPO:
+class GRPO(Optimizer):
     """Args:
     lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
     epochs: passes over the batch.

@@ -29,6 +29,7 @@ from torch import Tensor
 from ...engine.policy.batching import row_of
 from ...engine.policy.learner import Learner, positive, settings
 from ...engine.policy.policy import Policy
+from ...engine.protocols import Optimizer
 from ...engine.records.batch import Batch, Row
 
 
@@ -84,7 +85,7 @@ def segments(row: Row) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-class KTO:
+class KTO(Optimizer):
     """Args:
     lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
     beta: how closely the policy keeps to the reference.

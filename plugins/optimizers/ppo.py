@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ...engine.policy.learner import Learner, Sums, positive, settings
 from ...engine.policy.network import Micro, Output
 from ...engine.policy.policy import Policy
+from ...engine.protocols import Optimizer
 from ...engine.records.batch import Batch
 from ...engine.tensors import clipped_value_loss, explained_variance, importance_weight, kl_estimate
 from .kl import KL
@@ -52,7 +53,7 @@ class Critic(nn.Module):
         return self.layers(hidden.float()).squeeze(-1)
 
 
-class PPO:
+class PPO(Optimizer):
     """Args:
     lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
     epochs: passes over the batch.

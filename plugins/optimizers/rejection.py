@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...engine.policy.learner import Learner, Sums, positive, settings
 from ...engine.policy.policy import Policy
+from ...engine.protocols import Optimizer
 from ...engine.records.batch import Batch
 from ...engine.tensors import rounding
 
@@ -42,7 +43,7 @@ def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:
     return sorted(chosen)
 
 
-class Rejection:
+class Rejection(Optimizer):
     """Args:
     lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
     best: how many conversations of a group are imitated.

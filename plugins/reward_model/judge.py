@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ...engine.errors import ConfigError
-from ...engine.protocols import Context
+from ...engine.protocols import Context, Judge, RunView
 from ...engine.records.episode import Episode
 from ...engine.records.feedback import Feedback, Stamp
 from .losses import combine
@@ -19,7 +19,7 @@ from .model import NOTE, RewardModel
 from .retrain import Retrain, Versions
 
 
-class RewardModelJudge:
+class RewardModelJudge(Judge):
     """Args:
     path: the reward model's folder or hub name; default: the latest that this run has trained so
         far.
@@ -74,10 +74,16 @@ class RewardModelJudge:
                     " (`repeat: [rank, reward-model, rl]`), or use one process"
                 )
             self._versions = Versions(Retrain(**retrain), device, self._take)
-            # Only a judge that learns says so to the engine; any other has no part in the run's
-            # checkpoints.
-            self.learn, self.state_dict = self._versions.learn, self._versions.state_dict
-            self.load_state_dict = self._versions.load_state_dict
+
+    def learn(self, run: RunView) -> Mapping[str, float] | None:
+        return self._versions.learn(run) if self._versions is not None else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._versions.state_dict() if self._versions is not None else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self._versions is not None:
+            self._versions.load_state_dict(state)
 
     def open(self, context: Context) -> None:
         if self._versions is not None:

@@ -179,7 +179,7 @@ class Collector:
         rewards: dict[str, Rewards | NoReward] = {}
         for index, groups in by_env.items():
             combiner = self.parts.combiners[index]
-            if fit and hasattr(combiner, "fit"):
+            if fit:
                 combiner.fit([answer for key in groups for answer in feedback[key]])
             for key, members in groups.items():
                 sound = [e for e in members if e.ending != "failed" and e.turns]

@@ -148,9 +148,8 @@ def feedback_metrics(combiners: Sequence[Any]) -> dict[str, float]:
     by its place in `env`."""
     found: dict[str, float] = {}
     for i, combiner in enumerate(combiners):
-        if hasattr(combiner, "metrics"):
-            where = "feedback" if len(combiners) == 1 else f"feedback/env-{i}"
-            found |= {f"{where}/{name}": value for name, value in combiner.metrics().items()}
+        where = "feedback" if len(combiners) == 1 else f"feedback/env-{i}"
+        found |= {f"{where}/{name}": value for name, value in combiner.metrics().items()}
     return found
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...feedback.judge_source import JudgeSource
-from ...feedback.sources import Sources, learners
-from ...pipeline.parts import component
+from ...feedback.sources import Sources, givers
+from ...pipeline.parts import component, declared
 from ...pipeline.plugins import Plugins
+from ...protocols import Combiner, CreditAssigner, Learns, Optimizer
 from ..environments import EnvConfig
 from .settings import RLSettings
 
@@ -24,18 +25,16 @@ class Parts:
         sources, combiners: one per environment of the mixture.
     """
 
-    optimizer: Any
-    credit: Any
+    optimizer: Optimizer
+    credit: CreditAssigner
     sources: list[Sources]
-    combiners: list[Any]
+    combiners: list[Combiner]
 
     def learning(self) -> dict[str, Any]:
-        """Returns all parts that have a state, by name."""
-        named = {"optimizer": self.optimizer, "credit": self.credit}
+        """Returns all parts that may have a state, by name."""
+        named: dict[str, Learns] = {"optimizer": self.optimizer, "credit": self.credit}
         named |= {f"combiner-{i}": combiner for i, combiner in enumerate(self.combiners)}
-        return {
-            name: part for name, part in named.items() if hasattr(part, "state_dict")
-        } | learners(self.sources)
+        return named | givers(self.sources)
 
 
 def make_parts(settings: RLSettings, plugins: Plugins) -> Parts:
@@ -180,16 +179,12 @@ def make_combiner(plugins: Plugins, spec: Any, sources: Sources) -> Any:
     """
     if isinstance(spec, Mapping) and "aggregator" in spec:
         aggregator = component(plugins, "aggregator", spec["aggregator"])
-        reads = getattr(aggregator, "reads", None)
+        reads = aggregator.reads
         for source in sources.sources:
             gives = "comparisons" if source.kind == "group" else "scores"
-            if source.weight and reads is not None and gives not in reads:
+            if source.weight and gives not in reads:
                 known = plugins.names("aggregator")
-                fit = [
-                    repr(n)
-                    for n in known
-                    if gives in getattr(plugins.factory("aggregator", n), "reads", ())
-                ]
+                fit = [repr(n) for n in known if gives in declared(plugins, "aggregator", n).reads]
                 raise ConfigError(
                     f"aggregator {part_name(spec['aggregator'])!r} reads"
                     f" {' and '.join(sorted(reads))}, but source {source.name!r} gives {gives}: use"
@@ -209,8 +204,4 @@ def part_name(spec: Any) -> str:
 def with_option(plugins: Plugins, *consumes: str) -> list[str]:
     """Returns the names of optimizers that consume one of these."""
     names = plugins.names("optimizer")
-    return [
-        repr(n)
-        for n in names
-        if set(consumes) & set(getattr(plugins.factory("optimizer", n), "consumes", ()))
-    ]
+    return [repr(n) for n in names if set(consumes) & declared(plugins, "optimizer", n).consumes]

@@ -282,16 +282,13 @@ class Pending(Collector):
         if seen != self._judged[0]:
             # They only try: what they learn is learned when an update is made.
             combiners = self.parts.combiners
-            before = [
-                copy.deepcopy(c.state_dict()) if hasattr(c, "state_dict") else None
-                for c in combiners
-            ]
+            before = [copy.deepcopy(combiner.state_dict()) for combiner in combiners]
             env_of = {e.start.key: group.env for group in groups for e in group.episodes}
             rewards = self.combine(
                 [e for group in groups for e in group.episodes], env_of, feedback
             )
             for combiner, state in zip(combiners, before, strict=True):
-                if state is not None:
+                if state:
                     combiner.load_state_dict(state)
             min_group = self.settings.min_group if "group" in self.parts.credit.needs else 0
             silent = {g.key for g in groups if not trainable(g.episodes, rewards, min_group)[0]}

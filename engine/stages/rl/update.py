@@ -135,8 +135,7 @@ class Trainer:
             "groups_without_signal": float(silent),
             "groups_without_signal_share": silent / groups,
         }
-        if hasattr(parts.credit, "fit"):
-            parts.credit.fit(batch)
+        parts.credit.fit(batch)
         return metrics
 
 

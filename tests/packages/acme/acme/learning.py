@@ -4,7 +4,7 @@ import torch
 import turnwise
 
 
-class LearnedSplit:
+class LearnedSplit(turnwise.CreditAssigner):
     """Splits the outcome over turns in learned proportions (by turn index), conserving it."""
 
     needs = frozenset({"group"})
@@ -35,7 +35,7 @@ class LearnedSplit:
         self.shares, self.fitted = state["shares"].clone(), state["fitted"]
 
 
-class ActorCritic:
+class ActorCritic(turnwise.Optimizer):
     """REINFORCE with a linear critic on the hidden states."""
 
     consumes = frozenset({"advantages"})
@@ -91,7 +91,7 @@ class ActorCritic:
         self.critic.load_state_dict(dict(state))
 
 
-class DPO:
+class DPO(turnwise.Optimizer):
     """-log sigmoid(beta * ((log pi - log ref)(better) - (log pi - log ref)(worse))), Rafailov et
     al. 2023, eq. 7."""
 

@@ -17,7 +17,7 @@ class Manners(gymnasium.Env):
         return "more please", float(len(action) % 3), self.left == 0, False, {}
 
 
-class Polite:
+class Polite(turnwise.Judge):
     """An async judge: scores whole episodes and single turns."""
 
     def __init__(self, letter: str = "a"):
@@ -33,7 +33,7 @@ class Polite:
         ]  # fmt: skip
 
 
-class Ranker:
+class Ranker(turnwise.GroupJudge):
     """Longer conversations first; equal lengths tie."""
 
     def rank(self, group):
@@ -45,7 +45,7 @@ class Ranker:
         )
 
 
-class People:
+class People(turnwise.FeedbackSource):
     """Answers at the third look, out of order; repeats itself until it is acknowledged; one of them
     abstains."""
 
@@ -93,7 +93,7 @@ class People:
         self.looks = state["looks"]
 
 
-class BestOf:
+class BestOf(turnwise.Combiner):
     """The best score that any source gave; who got none has no reward."""
 
     def __init__(self, weights):
