@@ -1,5 +1,5 @@
 """Reports on a judge against the people who rated some of the same episodes: from answers to
-numbers, and to sentences. The statistics: `engine/calibration`."""
+numbers, and to sentences. The statistics: `engine/analysis/calibration`."""
 
 from __future__ import annotations
 

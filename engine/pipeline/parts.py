@@ -1,4 +1,4 @@
-"""Make the parts that a config names."""
+"""Makes the parts that a config names."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .plugins import Plugins
 
 
 def component(plugins: Plugins, kind: str, spec: Any, **more: Any) -> Any:
-    """A part from what the config says: a registered name, a mapping with `name` and options, or
-    the object itself."""
+    """Returns the part that a config describes: by a registered name, a mapping with `name` and
+    options, or the object itself."""
     if isinstance(spec, str):
         return plugins.create(kind, spec, **more)
     if isinstance(spec, Mapping):
         options = dict(spec)
         if "name" not in options:
             raise PluginError(
-                f"a {kind} given as a mapping needs `name` beside its options, got {dict(spec)}"
+                f"a {kind} given as a mapping needs `name` with its options, got {dict(spec)}"
             )
         return plugins.create(kind, options.pop("name"), **more, **options)
     return spec

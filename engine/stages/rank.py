@@ -31,17 +31,19 @@ from .environments import EnvConfig, check_envs, read_envs
 
 
 class Rank(Stage):
-    """Attributes:
-    env: as in `rl`.
-    data: instead of `env`: a file or folder of comparisons, labels or ratings made elsewhere, see
-        docs/preference-data.md.
-    updates: rounds of play and ranking; the policy does not change.
-    groups, group_size: starts per round, and conversations to be compared per start.
-    feedback: sources that compare; `raters` of a source says how many rank each group.
-    players: who plays, in turn over the slots of a group: "policy", and names of the environment's
-        players.
-    temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit, poll: as
-        in `rl`.
+    """Plays groups of conversations and has them compared.
+
+    Attributes:
+        env: as in `rl`.
+        data: instead of `env`: a file or folder of comparisons, labels or ratings made elsewhere,
+            see docs/preference-data.md.
+        updates: rounds of play and ranking; the policy does not change.
+        groups, group_size: starts per round, and conversations to be compared per start.
+        feedback: sources that compare; `raters` of a source says how many rank each group.
+        players: who plays, in turn over the slots of a group: "policy", and names of the
+            environment's players.
+        temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit,
+            poll: as in `rl`.
     """
 
     makes_comparisons: ClassVar[bool] = True
