@@ -118,7 +118,7 @@ def _pearson_spearman(f: Array, y: Array) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How often the judge orders two episodes as people do.
+    """The agreement of the judge's order of two episodes with people's.
 
     Attributes:
         share: of the pairs that people ordered; a tie of the judge's is half. With a jackknife

@@ -1,4 +1,4 @@
-"""Score episodes, with bootstrap intervals, and compare players on the same starts."""
+"""Scores episodes, with bootstrap intervals, and compares players on the same starts."""
 
 from __future__ import annotations
 

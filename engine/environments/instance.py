@@ -26,8 +26,8 @@ MAKING = ("make", "start", "move")
 
 
 class Abandoned(BaseException):
-    """Raised in the thread of an environment that did not answer in time, as soon as it comes back
-    from what it waits for."""
+    """The environment did not answer in time: raised in its thread, as soon as it comes back from
+    what it waits for."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Find and make registered environments, and draw their starts."""
+"""Finds and makes registered environments, and draws their starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read exports of Argilla."""
+"""Reads exports of Argilla."""
 
 from __future__ import annotations
 

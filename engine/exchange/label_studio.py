@@ -1,4 +1,4 @@
-"""Read exports of Label Studio."""
+"""Reads exports of Label Studio."""
 
 from __future__ import annotations
 

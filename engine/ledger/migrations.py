@@ -1,4 +1,4 @@
-"""Bring the tables of an older ledger up to date."""
+"""Brings the tables of an older ledger up to date."""
 
 from __future__ import annotations
 

@@ -229,7 +229,8 @@ class Plugins:
         return PluginError(f"no {kind} {name!r}.{did_you_mean(name, known)}{self.failures()}")
 
     def failures(self) -> str:
-        """ " Plugins that failed to load: ..." for error messages; empty when all is well."""
+        """Returns " Plugins that failed to load: ..." for error messages; empty when all is
+        well."""
         failed = [f"{info.name} ({info.failed})" for info in self.infos.values() if info.failed]
         return f" Plugins that failed to load: {'; '.join(failed)}." if failed else ""
 

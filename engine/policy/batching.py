@@ -82,7 +82,7 @@ def written_batch(
     pairs: Sequence[tuple[int, int, float, float, float]] = (),
     labels: Sequence[float] | None = None,
 ) -> Batch:
-    """Returns conversations and opinions of them as a batch, whoever wrote their replies: without
+    """Returns conversations and opinions of them as a batch, sampled or not: without
     behaviour log-probs and without rewards.
 
     Args:

@@ -674,7 +674,7 @@ def _alike(a: Sequence[Any], b: Sequence[Any]) -> int:
 
 
 def _places(text: str, token: str, start: int, end: int) -> list[int]:
-    """Yields the places where a token is spelled so that at least one of its characters stands in
+    """Returns the places where a token is spelled so that at least one of its characters stands in
     text[start:end]."""
     found: list[int] = []
     at = text.find(token, max(0, start - len(token) + 1)) if token else -1

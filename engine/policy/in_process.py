@@ -23,15 +23,23 @@ class SampledPolicy(Protocol):
     """The part of a policy that sampling needs."""
 
     @property
-    def model(self) -> Any: ...
-    @property
-    def network(self) -> Network: ...
-    @property
-    def chat(self) -> ChatFormat: ...
-    @property
-    def context_length(self) -> int: ...
+    def model(self) -> Any:
+        """The transformers model."""
 
-    def autocast(self) -> Any: ...
+    @property
+    def network(self) -> Network:
+        """The network around the model."""
+
+    @property
+    def chat(self) -> ChatFormat:
+        """The format that renders conversations as ids."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens the model may read."""
+
+    def autocast(self) -> Any:
+        """Returns the context that sets the precision of forward passes."""
 
 
 class InProcess:

@@ -94,7 +94,8 @@ class Rank(Stage):
             self._sources(run, env)
 
     def compared_by(self, run: RunView) -> set[str] | None:
-        """The names of the sources that will have compared; None: whoever a file names."""
+        """Returns the names of the sources that will have compared; None: those that a file
+        names."""
         return (
             None
             if self.env is None
@@ -201,7 +202,7 @@ class Rank(Stage):
 def comparison_metrics(
     episodes: Sequence[Episode], answers: Sequence[Comparison]
 ) -> dict[str, float]:
-    """What there is to say of a round of comparisons; `truth_agreement` is with the environment's
+    """Returns the metrics of a round of comparisons; `truth_agreement` is with the environment's
     return."""
     scored = [a for a in answers if a.status == "scored"]
     sound = [e for e in episodes if e.ending != "failed"]
