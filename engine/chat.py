@@ -22,7 +22,7 @@ HELP = "An empty line or Ctrl-D ends it."
 def with_policy(
     policy: str, system: str | None, temperature: float, max_new_tokens: int, seed: int
 ) -> None:
-    """Talks to a policy until the person stops."""
+    """Runs a conversation with a policy until the person ends it."""
     from .policy.policy import Policy
 
     console = Console()
@@ -87,7 +87,7 @@ def in_environment(
 
 
 def _ask(who: str) -> str | None:
-    """A line from the person; None when they are done."""
+    """Reads a line from the person; None when they are done."""
     try:
         line = input(f"{who}> ").strip()
     except EOFError:

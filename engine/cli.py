@@ -1,9 +1,8 @@
 """The command line: `turnwise run | evaluate | report | chat | export | plugins | envs`, and
 whatever commands plugins add (`turnwise demo`).
 
-Exit statuses: 0 it is done; 1 it cannot be, and the message says why; 2 the command line is wrong;
-3 paused until somebody decides something; 130 ended by Ctrl-C, 143 by SIGTERM, with everything
-saved.
+Exit statuses: 0 done; 1 failed, and the message gives the reason; 2 the command line is wrong; 3
+paused until a decision is made; 130 ended by Ctrl-C, 143 by SIGTERM, with everything saved.
 """
 
 from __future__ import annotations
@@ -30,9 +29,10 @@ from .util.wording import one_line
 
 
 class Commands(typer.core.TyperGroup):
-    """The commands; one that is not known is answered with those that are."""
+    """The commands; an unknown one is answered with a list of those that exist."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Returns the command of this name, or fails with near names."""
         if args and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"no command {args[0]!r}.{did_you_mean(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point: what goes wrong for a reason the user can mend is one message, not a
+    """Runs the command line; an error that the user can fix is printed as one message, not as a
     traceback."""
     sys.path.insert(0, os.getcwd())  # the user's own environments and judges, as with `python -m`
     others, ours = warnings.formatwarning, str(Path(__file__).parents[1])
@@ -71,7 +71,8 @@ def main() -> None:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Errors of ours say what to do; anything else is a bug and keeps its traceback."""
+    """Returns whether an error is one of ours, which says what to do; any other is a bug and keeps
+    its traceback."""
     return type(error).__module__.startswith("turnwise.") or (
         isinstance(error, LookupError) and not isinstance(error, (KeyError, IndexError))
     )
@@ -135,7 +136,7 @@ def run_(
     ] = False,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
-    """Does what a pipeline says: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
+    """Runs a pipeline: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
     from .pipeline.config import RunConfig
     from .pipeline.folder import read_evaluation
     from .pipeline.progress import Display, in_a_line, quiet
@@ -147,7 +148,7 @@ def run_(
     if seed is not None:
         read.seed = seed
     quiet()
-    warnings.filterwarnings("ignore", message="the run is paused")  # it is said at the end
+    warnings.filterwarnings("ignore", message="the run is paused")  # printed at the end
     main = os.environ.get("RANK", "0") == "0"
     with Display(sys.stderr.isatty() and main, log=main) as display:
         run = Run(read, folder=folder, resume=resume, plugins=context.obj, on_status=display.show)
@@ -245,8 +246,8 @@ def evaluate(
 
 
 def _trained_limit(policy: Path) -> int:
-    """The most tokens of a reply in the run whose policy it is, as its folder says; 256 where it
-    says nothing."""
+    """Returns the most tokens of a reply in the run that trained the policy, from its folder; 256
+    where the folder does not say."""
     from .errors import ConfigError
     from .pipeline.config import flat
     from .pipeline.folder import read_config
@@ -301,8 +302,8 @@ def chat(
     seed: Annotated[int, typer.Option(help="Of replies and of the environment's start.")] = 0,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
-    """Talks to a policy, shows it at work in an environment, or lets you play an environment
-    yourself."""
+    """Opens a chat with a policy, shows it at work in an environment, or lets you play an
+    environment yourself."""
     from . import chat as chat_command
     from .errors import ConfigError
     from .pipeline.progress import quiet
@@ -339,11 +340,11 @@ def export(
         typer.Option(help="Scores from this one on are good; without it they must be 0 or 1."),
     ] = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help="Only what was said of this stage's conversations.")
+        list[str] | None, typer.Option(help="Only feedback on this stage's conversations.")
     ] = None,
     ledger: Annotated[str | None, LEDGER] = None,
 ) -> None:
-    """Writes what raters and judges said of a run's conversations as others train on it:
+    """Writes the feedback on a run's conversations in the formats that other tools train on:
     comparisons, scores, scores of turns."""
     from .errors import ConfigError
     from .exchange.writing import export_pairs, export_stepwise, export_unpaired, save
@@ -417,7 +418,7 @@ def envs(
     limit: Annotated[float, typer.Option(min=0.01, help="Seconds that one call may take.")] = 10.0,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
-    """Lists environments that speak, or checks one."""
+    """Lists dialogue environments, or checks one."""
     import gymnasium
 
     from .environments.checker import check_environment
@@ -441,7 +442,7 @@ def envs(
 
 
 def _mapping(name: str, text: str) -> dict[str, Any]:
-    """An option that is a JSON object.
+    """Parses an option that is a JSON object.
 
     Raises:
         ConfigError: it is not.
@@ -459,8 +460,8 @@ def _mapping(name: str, text: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _only_our_output() -> Iterator[None]:
-    """Sends what environments print, from C too, to where errors go: the output is for who reads
-    our JSON."""
+    """Sends what environments print, from C too, to standard error: standard output is for programs
+    that read our JSON."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -473,7 +474,7 @@ def _only_our_output() -> Iterator[None]:
 
 
 def print_scores(table: dict[str, dict[str, Any]]) -> None:
-    """Players and what they achieved, as a table."""
+    """Prints players and their results, as a table."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Every error that Turnwise raises on purpose, in one tree.
+"""The errors that Turnwise raises on purpose, in one tree.
 
     TurnwiseError
       ConfigError              a config that cannot work
@@ -8,7 +8,7 @@
       PolicyError              a model that cannot be loaded, or used as a policy
         TemplateError          its chat template cannot carry a conversation
         UnfitModel             it cannot be sampled from, or trained, exactly
-      PartFailed               somebody else's part did not do what it should
+      PartFailed               a judge, player or environment broke its contract
         EnvironmentBroke       an environment raised, hung or broke its space
         NoAnswer               a coroutine did not come back in time
       UntrainableEpisode       replies that no policy sampled, an episode that failed
@@ -24,7 +24,7 @@
                                quarantine
       Interrupted              the run was asked to end while a stage waited
 
-Judges and plugins derive theirs from `TurnwiseError` too, in their own rooms. The command line
+Judges and plugins derive theirs from `TurnwiseError` too, in their own packages. The command line
 prints an error of this tree as one line; any other one is a bug and keeps its traceback.
 """
 
@@ -75,9 +75,9 @@ class UnfitModel(PolicyError, ValueError):
 
 
 class PartFailed(TurnwiseError):
-    """A part of somebody else's did not do what it should.
+    """A part that is not the engine's own (a judge, a player, an environment) broke its contract.
 
-    The message says it all: it is the reason of the failure as it stands.
+    The message is the complete reason of the failure, as it is recorded.
     """
 
 
@@ -138,8 +138,7 @@ class TooManyFailures(TurnwiseError, RuntimeError):
 
 
 class Paused(TurnwiseError):
-    """Raised by a source that cannot go on before a decision is made: its budget is spent, it is in
-    quarantine.
+    """A source cannot go on before a decision is made: its budget is spent, or it is in quarantine.
 
     The run ends as if it had been interrupted, with everything kept and this message, and can be
     resumed.
@@ -147,7 +146,8 @@ class Paused(TurnwiseError):
 
 
 class Interrupted(TurnwiseError):
-    """Raised within a stage when the run is asked to end while feedback is awaited.
+    """The run was asked to end while a stage waited for feedback.
 
-    What was played and asked is kept, nothing trains; the run catches it and ends.
+    Raised within a stage. What was played and asked is kept, nothing trains; the run catches it and
+    ends.
     """

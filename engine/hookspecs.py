@@ -35,8 +35,10 @@ Factory = str | Callable[..., Any]
 
 
 class Register(Protocol):
+    """The function `register` that every registration hook receives."""
+
     def __call__(self, name: str, factory: Factory) -> None:
-        """Makes `factory` known as `name`.
+        """Registers `factory` as `name`.
 
         Raises PluginError when another plugin registered the name.
         """
@@ -44,95 +46,98 @@ class Register(Protocol):
 
 @hookspec
 def register_envs() -> None:
-    """Call `gymnasium.register(...)` here; once per process. Use "module:Class" strings as entry
-    points."""
+    """Registers environments by `gymnasium.register(...)`; once per process. Use "module:Class"
+    strings as entry points."""
 
 
 @hookspec
 def register_judges(register: Register) -> None:
-    """`factory(**options)` returns a `Judge`, a `GroupJudge`, or a plain function `episode ->
-    number`, or a number per turn."""
+    """Registers judges: `factory(**options)` returns a `Judge`, a `GroupJudge`, or a plain function
+    `episode -> number`, or a number per turn."""
 
 
 @hookspec
 def register_models(register: Register) -> None:
-    """`factory(name, **options)` returns a `Model` that judges ask: `async ask(prompt) -> Reply`,
-    see `judges/models`."""
+    """Registers models that judges ask: `factory(name, **options)` returns a `Model` with `async
+    ask(prompt) -> Reply`, see `judges/models`."""
 
 
 @hookspec
 def register_feedback_sources(register: Register) -> None:
-    """`factory(**options)` returns a `FeedbackSource`: people, batch APIs, whatever answers
-    later."""
+    """Registers sources of feedback: `factory(**options)` returns a `FeedbackSource`, which may be
+    people, batch APIs, or anything that answers later."""
 
 
 @hookspec
 def register_combiners(register: Register) -> None:
-    """`factory(**options)` returns a `Combiner`: feedback to rewards. `weights`, source name to
-    number, is an option of all."""
+    """Registers combiners, which turn feedback into rewards: `factory(**options)` returns a
+    `Combiner`. `weights`, source name to number, is an option of all."""
 
 
 @hookspec
 def register_aggregators(register: Register) -> None:
-    """`factory(**options)` returns an `Aggregator`: what many raters said becomes one estimate per
-    episode, with its uncertainty."""
+    """Registers aggregators: `factory(**options)` returns an `Aggregator`, which turns many raters'
+    answers into one estimate per episode, with its uncertainty."""
 
 
 @hookspec
 def register_renderers(register: Register) -> None:
-    """`factory(**options)` returns a function `message -> str`, the HTML of one message on the
-    raters' page; it must escape what it shows."""
+    """Registers renderers: `factory(**options)` returns a function `message -> str`, the HTML of
+    one message on the raters' page; it must escape what it shows."""
 
 
 @hookspec
 def register_credit(register: Register) -> None:
-    """`factory(**options)` returns a `CreditAssigner`: rewards to advantages."""
+    """Registers credit methods, which turn rewards into advantages: `factory(**options)` returns a
+    `CreditAssigner`."""
 
 
 @hookspec
 def register_optimizers(register: Register) -> None:
-    """`factory(**options)` returns an `Optimizer`."""
+    """Registers optimizers: `factory(**options)` returns an `Optimizer`."""
 
 
 @hookspec
 def register_backends(register: Register) -> None:
-    """`factory(policy, **options)` returns a `Backend`: what samples replies for a policy."""
+    """Registers backends, which sample replies for a policy: `factory(policy, **options)` returns a
+    `Backend`."""
 
 
 @hookspec
 def register_stages(register: Register) -> None:
-    """`factory(**options)` returns a `Stage`: one step of a pipeline, iterated update by update."""
+    """Registers stages: `factory(**options)` returns a `Stage`, one step of a pipeline, iterated
+    update by update."""
 
 
 @hookspec
 def register_commands(app: Typer) -> None:
-    """Add commands to the `turnwise` command line."""
+    """Adds commands to the `turnwise` command line."""
 
 
 @hookspec
 def report_sections(ledger: Ledger, run: str) -> list[Section]:
-    """Sections for a run's report, made from its ledger alone; none where there is nothing to
-    say."""
+    """Returns sections for a run's report, made from its ledger alone; none where there is nothing
+    to show."""
     return []
 
 
 @hookspec
 def episodes_played(run: RunView, episodes: Sequence[Episode]) -> None:
-    """A round of play is over and recorded."""
+    """Called when a round of play is over and recorded."""
 
 
 @hookspec
 def feedback_received(run: RunView, feedback: Sequence[Feedback | Comparison]) -> None:
-    """New feedback is recorded in the ledger, by a source or by another process that writes there.
-    Each answer is told once; a run that was resumed tells again what there is on conversations that
-    still wait."""
+    """Called when new feedback is recorded in the ledger, by a source or by another process that
+    writes there. Each answer is reported once; a resumed run reports again the answers on
+    conversations that still wait."""
 
 
 @hookspec
 def update_finished(run: RunView, update: int, metrics: Mapping[str, float]) -> None:
-    """The policy was updated and the metrics are on disk."""
+    """Called when the policy was updated and the metrics are on disk."""
 
 
 @hookspec
 def run_finished(run: RunView) -> None:
-    """The last stage ended; not called for an interrupted run."""
+    """Called when the last stage ended; not for an interrupted run."""

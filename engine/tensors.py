@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 def log_softmax_at(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and the entropy of its distribution, in float32 at least.
+    """Returns the log-probability of each target and the entropy of its distribution, in float32 at
+    least.
 
     Args:
         logits: [n, V].
@@ -56,8 +57,8 @@ def gae(
     gamma: float = 1.0,
     lam: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over action tokens (Schulman et al. 2015, arXiv:1506.02438,
-    eq. 16).
+    """Returns generalised advantage estimates over action tokens (Schulman et al. 2015,
+    arXiv:1506.02438, eq. 16).
 
         delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}
 
@@ -94,7 +95,7 @@ def bilevel_gae(
     token: tuple[float, float],
     turnwise: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
-    """Advantage estimation first over turns, then over the tokens inside each (VAGEN, Wang et al.
+    """Estimates advantages first over turns, then over the tokens inside each (VAGEN, Wang et al.
     2025, arXiv:2510.16907, section 3.3).
 
         over turns:   delta_k = r_k + g V(e_{k+1}) - V(e_k)   A_k = delta_k + g l A_{k+1}   e_k: the
@@ -139,7 +140,7 @@ def bilevel_gae(
 
 
 def rounding(size: Tensor) -> Tensor:
-    """How far apart numbers may be and still be equal up to rounding.
+    """Returns how far apart numbers may be and still be equal up to rounding.
 
         2 eps |size|, at least 1e-12        eps: float32's
 
@@ -153,8 +154,8 @@ def rounding(size: Tensor) -> Tensor:
 
 
 def apart(values: Tensor, baseline: Tensor, size: Tensor) -> Tensor:
-    """values - baseline in double precision, exactly 0 where that is the `rounding` of numbers of
-    that size.
+    """Returns values - baseline in double precision, exactly 0 where the difference is within the
+    `rounding` of numbers of that size.
 
     An advantage made of rounding would be one all the same: Adam makes a full step of the smallest
     gradient.
@@ -164,8 +165,8 @@ def apart(values: Tensor, baseline: Tensor, size: Tensor) -> Tensor:
 
 
 def group_largest(values: Tensor, group: Tensor) -> Tensor:
-    """The largest absolute value of each one's group, [E], of values [E] or [E, K] with group
-    indices [E]; NaN is passed over."""
+    """Returns the largest absolute value of each one's group, [E], of values [E] or [E, K] with
+    group indices [E]; NaN is ignored."""
     own = (
         values.double().nan_to_num(0.0).abs().flatten(1).amax(1)
         if values.ndim > 1
@@ -176,19 +177,20 @@ def group_largest(values: Tensor, group: Tensor) -> Tensor:
 
 
 def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Mean of each group, [G], of values [E] with group indices [E]."""
+    """Returns the mean of each group, [G], of values [E] with group indices [E]."""
     total = values.new_zeros(groups).index_add_(0, group, values)
     return total / group_counts(group, groups).clamp(min=1)
 
 
 def group_counts(group: Tensor, groups: int) -> Tensor:
+    """Returns the number of members of each group, [G], from group indices [E]."""
     return torch.zeros(groups, dtype=torch.long, device=group.device).index_add_(
         0, group, torch.ones_like(group)
     )
 
 
 def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
-    """Outcomes against a baseline from the group.
+    """Returns outcomes relative to a baseline from the group.
 
     - "mean": R - mean(R), GRPO's numerator and Dr. GRPO (Liu et al. 2025, arXiv:2503.20783)
     - "loo":  R - mean of the others = (R - mean(R)) * G / (G - 1), RLOO (Ahmadian et al. 2024,
@@ -226,8 +228,8 @@ def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
 
 
 def turn_advantages(values: Tensor, outcome: Tensor, turn_mask: Tensor) -> Tensor:
-    """The advantage of every turn from the values of the states between them: what is expected
-    after it, less what was before.
+    """Returns the advantage of every turn from the values of the states between them: the value
+    after it less the value before.
 
         A_k = V_{k+1} - V_k        V after the last turn is the outcome itself, so that the sum is
                                    outcome - V_0
@@ -256,7 +258,7 @@ def turn_advantages(values: Tensor, outcome: Tensor, turn_mask: Tensor) -> Tenso
 
 
 def turn_sums(per_token: Tensor, turn: Tensor, mask: Tensor, turns: int) -> tuple[Tensor, Tensor]:
-    """Sums and counts of a per-token quantity [E, A] over each turn: two tensors [E, K]."""
+    """Returns sums and counts of a per-token quantity [E, A] over each turn: two tensors [E, K]."""
     index = turn.clamp(min=0)
     sums = per_token.new_zeros(per_token.shape[0], turns).scatter_add_(1, index, per_token * mask)
     counts = per_token.new_zeros(per_token.shape[0], turns).scatter_add_(
@@ -266,8 +268,8 @@ def turn_sums(per_token: Tensor, turn: Tensor, mask: Tensor, turns: int) -> tupl
 
 
 def turn_edges(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each turn's first and last action token stand on the action axis, two long tensors [E,
-    K]; both 0 for a turn without tokens.
+    """Returns the places of each turn's first and last action token on the action axis, two long
+    tensors [E, K]; both 0 for a turn without tokens.
 
     Args:
         counts: [E, K] action tokens per turn.
@@ -282,7 +284,7 @@ def spread_turns(per_turn: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
 
 
 def returns_to_go(rewards: Tensor, gamma: float = 1.0) -> Tensor:
-    """G_k = r_k + gamma * G_{k+1}. [E, K] -> [E, K]; rewards are 0 at padding."""
+    """Returns G_k = r_k + gamma * G_{k+1}. [E, K] -> [E, K]; rewards are 0 at padding."""
     result = torch.zeros_like(rewards)
     after = torch.zeros_like(rewards[:, 0])
     for k in reversed(range(rewards.shape[1])):
@@ -292,19 +294,20 @@ def returns_to_go(rewards: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns the mean over the entries of the mask; 0 where there are none."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0, standard deviation 1 over the entries of the mask (biased std, eps 1e-8); 0
-    elsewhere. Shapes alike."""
+    """Scales to mean 0 and standard deviation 1 over the entries of the mask (biased std, eps
+    1e-8); 0 elsewhere. Shapes alike."""
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
     return (values - mean) / (variance + 1e-8).sqrt() * mask
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
-    """Per-token estimate of KL(policy || reference) from samples of the policy (Schulman,
+    """Estimates KL(policy || reference) per token from samples of the policy (Schulman,
     "Approximating KL divergence").
 
     With d = log pi_ref - log pi: k1 = -d (unbiased, may be negative), k2 = d^2 / 2 (biased, low
@@ -330,8 +333,8 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
 def clipped_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate per token (Schulman et al. 2017, arXiv:1707.06347, eq. 7), negated to
-    be minimised.
+    """Returns PPO's clipped surrogate per token (Schulman et al. 2017, arXiv:1707.06347, eq. 7),
+    negated to be minimised.
 
         -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A),   ratio = exp(logprobs -
             old_logprobs)
@@ -352,8 +355,9 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, targets: Tensor, clip: float | None
 ) -> Tensor:
-    """Squared error of the critic per token, halved; with `clip`, the larger of it and the error of
-    the value moved at most `clip` from `old_values` (PPO's reference implementation). All [n]."""
+    """Returns the squared error of the critic per token, halved; with `clip`, the larger of it and
+    the error of the value moved at most `clip` from `old_values` (PPO's reference implementation).
+    All [n]."""
     loss = (values - targets) ** 2
     if clip is not None:
         near = old_values + (values - old_values).clamp(-clip, clip)
@@ -362,14 +366,15 @@ def clipped_value_loss(
 
 
 def importance_weight(prox: Tensor, behaviour: Tensor, cap: float) -> Tensor:
-    """min(cap, pi_prox / pi_behaviour) per token, without gradient: the correction for episodes
-    older than the policy (decoupled PPO, Hilton et al. 2021, arXiv:2110.00641, with truncation as
-    in IMPALA). 1 on-policy. Shapes alike."""
+    """Returns min(cap, pi_prox / pi_behaviour) per token, without gradient: the correction for
+    episodes older than the policy (decoupled PPO, Hilton et al. 2021, arXiv:2110.00641, with
+    truncation as in IMPALA). 1 on-policy. Shapes alike."""
     return (prox - behaviour).exp().clamp(max=cap).detach()
 
 
 def explained_variance(predictions: Tensor, targets: Tensor, mask: Tensor) -> float:
-    """1 - Var(target - prediction) / Var(target) over the mask; 0 where the targets do not vary."""
+    """Returns 1 - Var(target - prediction) / Var(target) over the mask; 0 where the targets do not
+    vary."""
     selected = mask.bool()
     target, error = targets[selected], (targets - predictions)[selected]
     if target.numel() < 2 or float(target.std()) <= float(rounding(target.abs().max())):
@@ -378,8 +383,8 @@ def explained_variance(predictions: Tensor, targets: Tensor, mask: Tensor) -> fl
 
 
 def sample_inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One exact sample per row by inversion: the first token whose cumulative probability exceeds
-    the uniform.
+    """Draws one exact sample per row by inversion: the first token whose cumulative probability
+    exceeds the uniform.
 
     One uniform per token makes the sample a function of (logits, uniform) alone, whatever else is
     in the batch.

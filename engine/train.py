@@ -50,7 +50,7 @@ def train(
         options: any field of the `rl` stage (`groups`, `group_size`, `max_new_tokens`, ...).
 
     Raises:
-        ConfigError, PluginError: what cannot work, before anything is loaded.
+        ConfigError, PluginError: the options cannot work; raised before anything is loaded.
     """
     stage = {
         "env": env,

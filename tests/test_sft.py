@@ -176,7 +176,7 @@ def test_demonstrators_play_and_are_recorded(
         ('{"prompt": "hi", "completion": "ho"}', "`prompt` is a text"),
         (
             '{"messages": [{"role": "user", "content": "hi"}], "images": ["a"]}',
-            "`images` is part of what was said",
+            "`images` is part of the conversation",
         ),
         ("", "there is no conversation in the fine-tuning data .*talks.jsonl"),
         (

@@ -1,4 +1,4 @@
-"""How far raters agree, and how far beyond chance. Pure functions in numpy.
+"""Agreement among raters, raw and beyond chance. Pure functions in numpy.
 
 Ratings are a list of units (whatever was rated), each a mapping rater -> value; raters may be
 missing anywhere. Notation: n_uc raters gave unit u the value c, n_u rated it at all, n_c counts the
@@ -42,7 +42,7 @@ EQUAL = 1e-6  # numbers that differ by no more are the same up to rounding
 
 
 def percent_agreement(units: Units) -> float | None:
-    """The chance that two raters of one unit say the same, every unit counting once; None where no
+    """Returns the chance that two raters of one unit agree, every unit counting once; None where no
     unit has two raters."""
     count = _counts(units)[0]
     size = _of_units(count)
@@ -54,9 +54,11 @@ def percent_agreement(units: Units) -> float | None:
 
 
 def krippendorff_alpha(units: Units, level: Level = "nominal") -> float | None:
-    """1: raters agree wholly; 0: as often as by chance; below: less often than that. From 0.8 on
-    data count as reliable, from 0.667 as good enough for tentative conclusions (Krippendorff 2004,
-    ch. 11).
+    """Returns Krippendorff's alpha.
+
+    1: raters agree wholly; 0: as often as by chance; below: less often than that. From 0.8 on data
+    count as reliable, from 0.667 as good enough for tentative conclusions (Krippendorff 2004, ch.
+    11).
 
     Args:
         units: values may be anything hashable for "nominal"; "ordinal" and "interval" need numbers.
@@ -78,17 +80,17 @@ def alpha_interval(
     samples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Percentile interval of alpha by the bootstrap over units (the same seed gives the same
-    interval).
+    """Returns the percentile interval of alpha by the bootstrap over units (the same seed gives the
+    same interval).
 
-    Units are what a study draws, so whole units are drawn again, with all that was said of them.
-    Draws in which only one value occurs have no alpha and are left out. With fewer than about 20
-    units it is too narrow, as any bootstrap. Krippendorff's own bootstrap draws pairs as if they
-    were independent and is narrower still where many raters rate a unit.
+    Units are what a study draws, so whole units are resampled, with all their ratings. Draws in
+    which only one value occurs have no alpha and are left out. With fewer than about 20 units it is
+    too narrow, as any bootstrap. Krippendorff's own bootstrap draws pairs as if they were
+    independent and is narrower still where many raters rate a unit.
 
     Args:
         clusters: what each unit belongs to, where units hang together (pairs of one ranking,
-            aspects of one conversation): these are then drawn again whole.
+            aspects of one conversation): these are then resampled whole.
         confidence: share of the draws inside.
         samples: how many draws.
     """
@@ -115,8 +117,8 @@ def alpha_interval(
 
 
 def gwet_ac1(units: Units) -> float | None:
-    """Agreement beyond chance, where chance is raters who guess on hard units only: steady when one
-    value is very common.
+    """Returns Gwet's AC1, agreement beyond chance, where chance is raters who guess on hard units
+    only: steady when one value is very common.
 
     Several raters, several values, missing ratings: units that one rater rated count in how common
     the values are.
@@ -131,8 +133,8 @@ def gwet_ac1(units: Units) -> float | None:
 
 
 def comparison_units(comparisons: Iterable[Comparison]) -> list[dict[str, str]]:
-    """Rankings as units for the statistics above: one per pair of episodes that somebody compared
-    (and aspect), "first", "tie" or "second" by rater.
+    """Returns rankings as units for the statistics above: one per compared pair of episodes (and
+    aspect), "first", "tie" or "second" by rater.
 
     The first of a pair is the one whose id comes first, which has nothing to do with its worth or
     its place on the screen. Pairs of one ranking are not independent, so an interval over them is
@@ -149,8 +151,8 @@ def comparison_units(comparisons: Iterable[Comparison]) -> list[dict[str, str]]:
 
 
 def rounded(values: Iterable[float]) -> dict[float, float]:
-    """Numbers to the least of those that they equal up to rounding (1e-6): means of aspects, and
-    float32 beside float64, differ in their last bits."""
+    """Maps numbers that are equal up to rounding (1e-6) to the least of them: means of aspects, or
+    a float32 and a float64, differ in their last bits."""
     same: dict[float, float] = {}
     least = -math.inf
     for value in sorted(set(values)):
@@ -160,8 +162,8 @@ def rounded(values: Iterable[float]) -> dict[float, float]:
 
 
 def _counts(units: Units) -> tuple[csr_matrix, list[Hashable]]:
-    """[units, values] how many raters gave each value, for units that anybody rated; and the
-    values, in order. Numbers that are equal up to rounding are one value.
+    """Returns [units, values], how many raters gave each value, for units with at least one rating;
+    and the values, in order. Numbers that are equal up to rounding are one value.
 
     Raises:
         ValueError: a value that is not finite.
@@ -191,12 +193,13 @@ def _counts(units: Units) -> tuple[csr_matrix, list[Hashable]]:
 
 
 def _of_units(count: csr_matrix) -> NDArray[np.float64]:
-    """[units] the sum over the values."""
+    """Returns the sum over the values, [units]."""
     return np.asarray(count.sum(1), dtype=np.float64).ravel()
 
 
 def _paired(units: Units, level: Level) -> tuple[csr_matrix, NDArray[np.float64]]:
-    """The counts of units that two rated, and where each value stands on the scale."""
+    """Returns the counts of units with at least two ratings, and where each value stands on the
+    scale."""
     if level not in ("nominal", "ordinal", "interval"):
         raise ValueError(f"level must be 'nominal', 'ordinal' or 'interval', got {level!r}")
     count, values = _counts([unit for unit in units if len(unit) > 1])
@@ -213,7 +216,7 @@ def _paired(units: Units, level: Level) -> tuple[csr_matrix, NDArray[np.float64]
 def _alphas(
     count: csr_matrix, place: NDArray[np.float64], level: Level, times: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """[B] alpha when unit u counts times[b, u] times; nan where it is undefined."""
+    """Returns alpha, [B], when unit u counts times[b, u] times; nan where it is undefined."""
     size = _of_units(count)
     apart = (size**2 - _of_units(count.power(2))) / (size - 1)
     found = np.full(len(times), np.nan)

@@ -1,9 +1,9 @@
-"""What a judge's verdicts follow beside the content: the place on the page, length and format, its
-own family.
+"""Biases of a judge: what its verdicts follow in addition to the content, which may be the place on
+the page, length and format, or its own family.
 
 Pure functions in numpy. Everything is measured on answers a run holds anyway (in force, of one
-judge; `bias_report` takes many and sorts them). One unit serves all that is said of pairs: the net
-win rate, P(wins) - P(loses); "3 points" are 0.03 of it.
+judge; `bias_report` takes many and sorts them). All results on pairs have one unit: the net win
+rate, P(wins) - P(loses); "3 points" are 0.03 of it.
 
 Position. A verdict shows K episodes in an order, the k-th (from 0) in place p = k / (K - 1), and
 gives each a normalised rank s in [0, 1], 1 the best (for two: the probability that it wins). What
@@ -43,8 +43,8 @@ equal are not quite.
 
 Intervals are 95 %, groups being what was drawn: percentiles of the bootstrap over groups for means,
 cluster-robust errors (Liang and Zeger 1986, doi:10.1093/biomet/73.1.13) with Student's t for
-regressions. Two verdicts that nobody gave, one for either extreme, are drawn along with the means,
-so that thirty pairs without a fault do not prove that there is none (Bonett and Price 2012,
+regressions. Two artificial verdicts, one for either extreme, are drawn along with the means, so
+that thirty pairs without a fault do not prove that there is none (Bonett and Price 2012,
 doi:10.3102/1076998611411915).
 """
 
@@ -69,8 +69,8 @@ def bias_report(
     authors: Mapping[str, str] | None = None,
     families: Mapping[str, str] | None = None,
 ) -> list[Bias]:
-    """Every bias of every judge that there is enough to measure, judges in the order of their
-    names.
+    """Measures every bias of every judge for which there are enough answers; judges are in the
+    order of their names.
 
     Args:
         answers: in force, of any number of judges; a judge is `stamp.rater` (`stamp.source` where

@@ -1,5 +1,5 @@
-"""How far a judge can be trusted, by what people said of some of the episodes. Pure functions in
-numpy and scipy.
+"""Calibration: how far a judge can be trusted, by people's scores on some of the episodes. Pure
+functions in numpy and scipy.
 
 **The mean.** L episodes have the judge's score f and people's y, U others have the judge's only;
 both were drawn alike. With N = L + U
@@ -24,8 +24,8 @@ r^2) (1 + 1 / (G - 3)) of the variance of people's own mean, which is less only 
 interval. The choice looks at r and not at the two widths: to take the narrower of two estimated
 intervals favours those that are too narrow.
 
-All of it supposes that who is labelled does not depend on what would be said, and that clusters
-(episodes of one start) are independent.
+All of it supposes that the choice of what is labelled does not depend on the label it would get,
+and that clusters (episodes of one start) are independent.
 
 **The alarm** is at `Drift`, **the correction of single scores** at `Correction`.
 """
@@ -60,7 +60,7 @@ from .prediction_powered import (
 
 @dataclass(frozen=True, slots=True)
 class Correlations:
-    """Of the judge's and people's scores."""
+    """Correlations of the judge's and people's scores."""
 
     pearson: Interval
     spearman: Interval
@@ -69,7 +69,7 @@ class Correlations:
 def correlations(
     judge: ArrayLike, human: ArrayLike, clusters: Names | None = None, *, level: float = 0.95
 ) -> Correlations | None:
-    """None where either does not vary.
+    """Returns the correlations of two score vectors; None where either does not vary.
 
     The intervals are Student's for Fisher's z = artanh r (Fisher 1921, Metron 1), with the variance
     of the jackknife over clusters, which needs no normal scores, and does not make ties in ranks,
@@ -118,7 +118,7 @@ def _pearson_spearman(f: Array, y: Array) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """How often the judge orders two episodes as people do.
+    """The agreement of the judge's order of two episodes with people's.
 
     Attributes:
         share: of the pairs that people ordered; a tie of the judge's is half. With a jackknife
@@ -142,7 +142,7 @@ def same_order(
     within: bool = False,
     level: float = 0.95,
 ) -> Order | None:
-    """From scores; None where people ordered no pair.
+    """Computes `Order` from scores; None where people ordered no pair.
 
     Args:
         judge, human: [L].
@@ -167,7 +167,7 @@ def order_of(
     *,
     level: float = 0.95,
 ) -> Order | None:
-    """From pairs; None where people ordered none.
+    """Computes `Order` from pairs; None where people ordered none.
 
     Args:
         human, judge: [P] 1 where the first of the pair is the better, -1 where the second is, 0 for
@@ -206,9 +206,9 @@ def mean_difference(
     clusters: tuple[Names, Names] | None = None,
     level: float = 0.95,
 ) -> Interval:
-    """mean(second) - mean(first) with Welch's interval (Welch 1947, Biometrika 34), from the
-    clusters' jackknife; what two versions of a judge are compared by, on their residuals (people's
-    score less the judge's).
+    """Returns mean(second) - mean(first) with Welch's interval (Welch 1947, Biometrika 34), from
+    the clusters' jackknife; two versions of a judge are compared by it, on their residuals
+    (people's score less the judge's).
 
     Args:
         first, second: [A], [B].
@@ -233,7 +233,7 @@ def mean_difference(
 def mean_interval(
     values: ArrayLike, clusters: Names | None = None, level: float = 0.95
 ) -> Interval:
-    """A mean with Student's interval over clusters.
+    """Returns a mean with Student's interval over clusters.
 
     Raises:
         ValueError: no number, lengths that differ, or a number that is not finite.
@@ -243,7 +243,8 @@ def mean_interval(
 
 
 def _mean(values: Array, clusters: Names | None) -> tuple[float, float, int]:
-    """Mean, its variance (of the jackknife over clusters), and how many clusters."""
+    """Returns a mean, its variance (of the jackknife over clusters), and how many clusters there
+    are."""
     if not len(values):
         raise ValueError("there are no numbers to take a mean of")
     of = np.arange(len(values)) if clusters is None else by_number(check_lengths(values, clusters))
@@ -293,7 +294,7 @@ class Correction:
     labels: int = 0
 
     def __call__(self, judge: float, features: Mapping[str, float] | None = None) -> float:
-        """The corrected score.
+        """Returns the corrected score.
 
         Raises:
             KeyError: a feature is missing.
@@ -315,8 +316,8 @@ def fit_correction(
     ridge: float = 1.0,
     seed: int = 0,
 ) -> Correction:
-    """The simplest of the four maps that is not worse out of fold than the best of them, so that
-    few labels do no harm.
+    """Fits the four maps and returns the simplest that is not worse out of fold than the best of
+    them, so that few labels do no harm.
 
     People's score less the judge's is regressed on the standardised judge's score and features,
     with a ridge that weighs as much as `ridge`
@@ -372,7 +373,7 @@ def fit_correction(
 def _fit(
     kind: Kind, f: Array, y: Array, columns: Mapping[str, Array], ridge: float
 ) -> tuple[float, float, dict[str, float]]:
-    """Intercept, slope, weights."""
+    """Returns intercept, slope and weights."""
     if kind == "none":
         return 0.0, 1.0, {}
     if kind == "shift":
@@ -395,8 +396,8 @@ def _fit(
 
 
 class Drift:
-    """Tells whether people's scores less the judge's are still what they were, after every new one,
-    for as long as a run lasts.
+    """A sequential test of whether people's scores less the judge's are still what they were, after
+    every new one, for as long as a run lasts.
 
     What is tested: that the residuals r_1, r_2, ... are exchangeable. If they are, then
 
@@ -438,7 +439,7 @@ class Drift:
         return len(self._residuals)
 
     def add(self, residual: float, luck: float) -> bool:
-        """Takes up the next residual; true where it raises the alarm.
+        """Adds the next residual; returns whether it raises the alarm.
 
         Args:
             residual: people's score less the judge's; the mean over a cluster, where episodes hang
@@ -467,6 +468,7 @@ class Drift:
         return True
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the test as plain JSON data."""
         return {
             "residuals": list(self._residuals), "normal": list(self._normal),
             "evidence": self.evidence, "alarm": self.alarm, "began": self.began,
@@ -474,6 +476,7 @@ class Drift:
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self._residuals, self._normal = list(state["residuals"]), list(state["normal"])
         self.evidence, self.alarm = state["evidence"], state["alarm"]
         self.began, self.shift = state["began"], state["shift"]

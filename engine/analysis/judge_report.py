@@ -1,5 +1,5 @@
-"""A judge beside the people who looked at some of the same episodes: from answers to numbers, and
-to sentences. The statistics: `engine/calibration`."""
+"""Reports on a judge against the people who rated some of the same episodes: from answers to
+numbers, and to sentences. The statistics: `engine/analysis/calibration`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ reply, and turns."""
 
 
 def named_features(features: Sequence[Feature]) -> dict[str, Callable[[Episode], float]]:
-    """Features by name; a function goes by its own name.
+    """Returns features by name; a function goes by its own name.
 
     Raises:
         ValueError: an unknown name, or one that is there twice.
@@ -67,7 +67,7 @@ def named_features(features: Sequence[Feature]) -> dict[str, Callable[[Episode],
 
 
 def check_ranges(ranges: Ranges, names: Iterable[str]) -> dict[str, tuple[float, float]]:
-    """Ranges by source.
+    """Returns ranges by source, checked.
 
     Raises:
         ValueError: a source that is not there, or a range that is none.
@@ -85,9 +85,9 @@ def check_ranges(ranges: Ranges, names: Iterable[str]) -> dict[str, tuple[float,
 
 
 def on_scale(value: float, source: str, judge: str, ranges: Ranges) -> float:
-    """A person's score on the judge's scale: the straight line from the range of the source to the
-    judge's, [0, 1] where that has none. A source without a range is on the judge's scale already.
-    """
+    """Converts a person's score to the judge's scale: the straight line from the range of the
+    source to the judge's, [0, 1] where that has none. A source without a range is on the judge's
+    scale already."""
     if source not in ranges:
         return value
     (low, high), (bottom, top) = ranges[source], ranges.get(judge, (0.0, 1.0))
@@ -95,8 +95,8 @@ def on_scale(value: float, source: str, judge: str, ranges: Ranges) -> float:
 
 
 def scores_of(answer: Answer) -> dict[str, float]:
-    """What an answer says of episodes as wholes, by id: a score or the mean of the aspects; a
-    ranking as the share of the others each beats. Empty where it failed, abstained or speaks of
+    """Returns an answer's scores of whole episodes, by id: a score or the mean of the aspects; a
+    ranking as the share of the others each beats. Empty where it failed, abstained or is about
     turns only."""
     if isinstance(answer, Comparison):
         return dict(ranking_scores(answer)) if answer.status == "scored" else {}
@@ -106,8 +106,8 @@ def scores_of(answer: Answer) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A judge and people over some of the episodes: all, those of one version of the judge, or of a
-    window of updates.
+    """The statistics of a judge and people over some of the episodes: all, those of one version of
+    the judge, or of a window of updates.
 
     People's score of an episode is the mean over its raters, on the judge's scale (`ranges`). What
     rests on levels is None where either side ranked: scores of rankings have mean 1/2 in every
@@ -116,7 +116,7 @@ class Part:
     Attributes:
         name: "all", "version ...", "updates 1 to 20".
         labels, judged: episodes that people scored too, and all that the judge scored.
-        mean: what people would say on average.
+        mean: the average score that people would give.
         bias: mean of people's score less the judge's.
         worth: in human ratings.
         correlations: of the two.
@@ -141,8 +141,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Two versions of a judge that followed one another: how much the bias of the second lies above
-    that of the first."""
+    """A change between two versions of a judge that followed one another: how much the bias of the
+    second lies above that of the first."""
 
     before: str
     after: str
@@ -151,12 +151,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """The judge drifted, see `calibration.Drift`.
+    """An alarm that the judge drifted, see `calibration.Drift`.
 
     Attributes:
         update: where it was raised; `began`: where the drift most likely began.
         shift: mean of people's score less the judge's from there on, less that before.
-        labels: residuals heard until then.
+        labels: residuals added until then.
     """
 
     update: int
@@ -167,13 +167,13 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A judge by what people said. `whole` is None where no episode has both.
+    """A judge calibrated against people's answers. `whole` is None where no episode has both.
 
     Attributes:
         versions, windows: in order of the updates; those with at least two labelled episodes.
         changes: from each version to the next.
         alarm: None: no drift was noticed, at a chance of 1 % of a false alarm over the whole run.
-        watched: residuals the alarm has heard.
+        watched: residuals that the alarm has been given.
         rankings: how often the judge orders two episodes as a person's ranking does.
         people_correlation: of two people's scores of one episode; people_alpha: Krippendorff's
             among people, at interval level.
@@ -196,12 +196,12 @@ class Calibration:
     people_agreement: float | None = None
 
     def lines(self) -> list[str]:
-        """In sentences."""
+        """Returns the results as sentences."""
         people = ", ".join(self.people) or "people"
         if self.whole is None:
             return [
                 f"{self.judge}: no episode was scored by the judge and by people ({people});"
-                " nothing can be said of it yet."
+                " the two cannot be compared yet."
             ]
         part = self.whole
         lines = [
@@ -358,7 +358,7 @@ def calibrate(
     windows: int = 4,
     level: float = 0.95,
 ) -> Calibration:
-    """Everything that can be said of a judge by people's answers on some of its episodes. Pure: the
+    """Computes all statistics of a judge from people's answers on some of its episodes. Pure: the
     same answers give the same numbers.
 
     Args:
@@ -462,7 +462,7 @@ def calibrate(
 def _means(
     answers: Sequence[Answer], known: Mapping[str, Episode], judge: str, ranges: Ranges
 ) -> dict[str, dict[str, float]]:
-    """By episode and rater; of several answers of one rater the mean."""
+    """Returns the scores by episode and rater; of several answers of one rater the mean."""
     by_rater: dict[str, dict[str, list[float]]] = {}
     for answer in answers:
         rater = answer.stamp.rater or answer.stamp.source
@@ -518,7 +518,7 @@ def _labels(rows: Sequence[_Row]) -> int:
 
 
 def _windows(rows: Sequence[_Row], most: int) -> list[tuple[str, list[_Row]]]:
-    """Updates that follow one another, with about equally many labels."""
+    """Returns windows of consecutive updates, with about equally many labels."""
     count = min(most, _labels(rows) // 20)
     if count < 2:
         return []
@@ -550,7 +550,7 @@ def _change(one: str, other: str, by_version: Mapping[str, Sequence[_Row]], leve
 
 
 def _watched(labelled: Sequence[_Row]) -> tuple[Alarm | None, int]:
-    """The alarm over all labelled starts, in order of their updates."""
+    """Runs the alarm over all labelled starts, in order of their updates."""
     drift, updates = Drift(), []
     by_group: dict[str, list[_Row]] = {}
     for row in labelled:
@@ -566,8 +566,8 @@ def _watched(labelled: Sequence[_Row]) -> tuple[Alarm | None, int]:
 
 
 def luck(episode: Episode) -> float:
-    """A number in [0, 1) for an episode's start, which no score depends on: what breaks ties in
-    `Drift`."""
+    """Returns a number in [0, 1) for an episode's start, which no score depends on; it breaks ties
+    in `Drift`."""
     return (
         int(derive_id("luck", episode.stage, episode.update, episode.start.key)[:12], 16) / 16**12
     )
@@ -576,7 +576,7 @@ def luck(episode: Episode) -> float:
 def _ranked(
     rankings: Sequence[Comparison], scores: Mapping[str, float], level: float
 ) -> Order | None:
-    """People's rankings against the judge's scores, pair by pair."""
+    """Compares people's rankings with the judge's scores, pair by pair."""
     human, judge, groups = [], [], []
     for comparison in rankings:
         strict = set(ranked_pairs(comparison))

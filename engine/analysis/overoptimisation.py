@@ -1,4 +1,4 @@
-"""How far a proxy can be trusted: best-of-n, and the laws of over-optimisation (Gao et al. 2022,
+"""Trust in a proxy: best-of-n, and the laws of over-optimisation (Gao et al. 2022,
 arXiv:2210.10760).
 
 A policy optimised against a proxy reward (a reward model) moves away from where it began; d =
@@ -24,12 +24,13 @@ Form = Literal["best-of-n", "rl"]
 
 
 def kl_best_of_n(proxy: ArrayLike, n: int) -> NDArray[np.float64]:
-    """KL of the best of n to the policy that the samples are drawn from, nats, per start.
+    """Returns the KL of the best of n to the policy that the samples are drawn from, nats, per
+    start.
 
     Without ties it is log n - (n - 1) / n (Stiennon et al. 2020, arXiv:2009.01325, appendix G.3); a
-    judge of 0 and 1, or of five grades, ties, and then it is less. Whoever ties is chosen at
-    random. With F the share of samples below a score and p the share that has it, the best of n has
-    it with probability q = (F + p)^n - F^n, and
+    judge of 0 and 1, or of five grades, ties, and then it is less. One of those that tie is chosen
+    at random. With F the share of samples below a score and p the share that has it, the best of n
+    has it with probability q = (F + p)^n - F^n, and
 
         KL = sum over scores that recur        of  q log(q / p)
            + sum over scores that do not       of  integral from F to F + p of  n u^(n-1) log(n
@@ -68,8 +69,8 @@ def _kl_of_start(scores: NDArray[np.float64], recurring: set[float], n: int) -> 
 
 
 def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> NDArray[np.float64]:
-    """The expected gold score of the best of n by the proxy, per start, from all subsets of N
-    samples (Nakano et al. 2021, arXiv:2112.09332, appendix I: the unbiased estimate).
+    """Returns the expected gold score of the best of n by the proxy, per start, from all subsets of
+    N samples (Nakano et al. 2021, arXiv:2112.09332, appendix I: the unbiased estimate).
 
     With samples in ascending order of the proxy, the i-th (from 1) is the best of a random subset
     with probability C(i - 1, n - 1) / C(N, n). Samples of equal proxy share their probabilities.
@@ -115,12 +116,12 @@ class Law:
     b: float
 
     def __call__(self, d: ArrayLike) -> NDArray[np.float64]:
-        """The gain over the start at distance d."""
+        """Returns the gain over the start at distance d."""
         return _features(np.asarray(d, float), self.form) @ np.array([self.a, self.b])
 
     @property
     def peak(self) -> float:
-        """The d at which the gain is largest; infinity where it never turns."""
+        """The distance d at which the gain is largest; infinity where it never turns."""
         if self.b <= 0 or self.a <= 0:
             return math.inf if self.a > 0 or self.b < 0 else 0.0
         return (
@@ -139,7 +140,7 @@ def _features(d: NDArray[np.float64], form: Form) -> NDArray[np.float64]:
 
 
 def fit_law(d: ArrayLike, gain: ArrayLike, form: Form) -> Law:
-    """Least squares fit of (a, b).
+    """Fits (a, b) by least squares.
 
     Args:
         d: [m] distances, sqrt of nats.
@@ -163,8 +164,8 @@ def fit_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[Law, dict[str, tuple[float, float]]]:
-    """A fit to several runs' curves, and percentile intervals of a, b and the peak from resampling
-    whole runs.
+    """Fits several runs' curves, and returns percentile intervals of a, b and the peak from
+    resampling whole runs.
 
     Points of one run are not independent of one another, so runs are what is drawn, with
     replacement.

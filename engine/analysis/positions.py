@@ -1,4 +1,4 @@
-"""What verdicts follow in the order shown."""
+"""Position bias: what verdicts follow in the order shown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DRAWS = 1000  # of the bootstrap
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """One measured bias of one judge.
+    """A measured bias of one judge.
 
     Attributes:
         kind: "position", "flips", "own family", or a feature of style ("length", ...).
@@ -34,7 +34,7 @@ class Bias:
             judge's scores within groups.
         n: verdicts, pairs or scores it rests on.
         sentence: the same for people to read.
-        rater, version: of whom it is said; empty where the caller knows.
+        rater, version: the judge that was measured; empty where the caller knows it.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Bias:
 
 
 class Look(NamedTuple):
-    """What a judge made of some episodes in one order.
+    """A judge's verdict on some episodes shown in one order.
 
     Attributes:
         by: the judge, its version and the aspect.
@@ -67,7 +67,7 @@ class Look(NamedTuple):
 
 
 def looks(answers: Answers) -> Iterator[Look]:
-    """Every look of which it is known what was shown where.
+    """Returns every look for which it is known what was shown where.
 
     A comparison says so by `shown["order"]`, episode ids as displayed; those it did not rank are
     passed over. A judge that looks at a pair more than once for one comparison puts
@@ -98,7 +98,7 @@ def looks(answers: Answers) -> Iterator[Look]:
 
 
 def _entry(entry: Any, group: str) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
-    """One look: the ids as shown, and how each did; none where it failed."""
+    """Returns one look: the ids as shown, and the score of each; none where it failed."""
     try:
         order = tuple(map(str, entry["order"]))
         if len(set(order)) != len(order) or len(order) < 2:
@@ -124,8 +124,8 @@ def _entry(entry: Any, group: str) -> Iterator[tuple[tuple[str, ...], tuple[floa
 
 
 def position(answers: Answers) -> Bias | None:
-    """How much more often what is shown first wins than what is shown last, see the top of this
-    file; None: too few groups.
+    """Measures how much more often what is shown first wins than what is shown last, see the top of
+    `engine/analysis/bias`; None: too few groups.
 
     Below zero, the last place is liked better.
     """
@@ -147,8 +147,8 @@ def position(answers: Answers) -> Bias | None:
 
 
 def flips(answers: Answers) -> Bias | None:
-    """The share of pairs, judged in both orders, whose winner changes with the order; a win that
-    becomes a tie is half one."""
+    """Returns the share of pairs, judged in both orders, whose winner changes with the order; a win
+    that becomes a tie is half one."""
     pairs = [
         (group, one[0], other[1]) for group, one, other in _turned(looks(answers)) if len(one) == 2
     ]  # twice of the same episode
@@ -164,8 +164,8 @@ def flips(answers: Answers) -> Bias | None:
 
 
 def rank_by_place(answers: Answers) -> dict[int, Floats]:
-    """The mean normalised rank by place, [K], for each number K of episodes shown; an unbiased
-    judge has 1/2 everywhere."""
+    """Returns the mean normalised rank by place, [K], for each number K of episodes shown; an
+    unbiased judge has 1/2 everywhere."""
     by_size: dict[int, list[tuple[float, ...]]] = defaultdict(list)
     for look in looks(answers):
         by_size[len(look.scores)].append(look.scores)
@@ -173,8 +173,8 @@ def rank_by_place(answers: Answers) -> dict[int, Floats]:
 
 
 def _turned(seen: Iterable[Look]) -> list[tuple[str, Floats, Floats]]:
-    """(group, scores in an order, scores in the reverse order) of all that was looked at both ways;
-    repeats are averaged."""
+    """Returns (group, scores in an order, scores in the reverse order) of everything that was
+    looked at both ways; repeats are averaged."""
     by_order: dict[tuple[str, tuple[str, str, str], tuple[str, ...]], list[tuple[float, ...]]] = (
         defaultdict(list)
     )
@@ -196,8 +196,8 @@ def _slope(scores: ArrayLike) -> float:
 def _mean(
     values: Sequence[float], clusters: Sequence[str], ends: tuple[float, float]
 ) -> tuple[float, float, float] | None:
-    """The mean and its 95 % interval by the bootstrap over clusters; None with fewer than FEWEST of
-    them.
+    """Returns the mean and its 95 % interval by the bootstrap over clusters; None with fewer than
+    FEWEST of them.
 
     One value at either end is drawn along. Clusters are put in the order of what they hold, so that
     names and the order of answers change nothing.
@@ -219,11 +219,13 @@ def _mean(
 
 
 def turned_positive(estimate: float, low: float, high: float) -> tuple[float, float, float, bool]:
-    """The three turned so that the estimate is positive, and whether they had to be."""
+    """Negates an estimate and its interval where the estimate is negative; returns the three, and
+    whether they were negated."""
     return (-estimate, -high, -low, True) if estimate < 0 else (estimate, low, high, False)
 
 
 def in_points(estimate: float, low: float, high: float) -> str:
+    """Words a net win rate and its interval in points."""
     size, least, most, negative = turned_positive(estimate, low, high)
     return (
         f"{100 * size:.1f} points ({100 * least:.1f} to {100 * most:.1f})"
@@ -232,4 +234,5 @@ def in_points(estimate: float, low: float, high: float) -> str:
 
 
 def counted(n: int, what: str) -> str:
+    """Returns a number and a noun, in the plural where the number is not 1."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"

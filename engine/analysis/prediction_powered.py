@@ -1,4 +1,5 @@
-"""Estimate what people would say from a judge on all and people on some."""
+"""Prediction-powered inference: estimates people's mean score from a judge on all episodes and
+people on some."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ Names = Sequence[Any]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate and its interval; unlimited where there is too little to say."""
+    """An estimate and its interval; unlimited where there are too few labels."""
 
     estimate: float
     low: float = -math.inf
@@ -25,6 +26,7 @@ class Interval:
 
     @property
     def width(self) -> float:
+        """The distance from the lower to the upper end."""
         return self.high - self.low
 
 
@@ -33,7 +35,8 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class PoweredMean:
-    """What people would say on average, from what they said of some episodes and the judge of all.
+    """An estimate of the score people would give on average, from their scores of some episodes and
+    the judge's of all.
 
     Attributes:
         mean: with the judge's help.
@@ -60,8 +63,8 @@ class PoweredMean:
 
     @property
     def worth(self) -> float:
-        """In human ratings: so many more would narrow people's own interval as much as the judge
-        does (variances compared)."""
+        """The judge's worth in human ratings: so many more would narrow people's own interval as
+        much as the judge does (variances compared)."""
         if not self.variance > 0:
             return math.inf if self.human_variance > 0 else 0.0
         return (
@@ -78,7 +81,8 @@ def prediction_powered_mean(
     clusters: tuple[Names, Names] | None = None,
     level: float = 0.95,
 ) -> PoweredMean:
-    """The mean of what people would say of all episodes; formulas at the top of this module.
+    """Estimates the mean score that people would give to all episodes; formulas at the top of
+    `engine/analysis/calibration`.
 
     Args:
         judge_unlabelled: [U] the judge's scores of the episodes that people did not score. The two
@@ -98,13 +102,13 @@ def prediction_powered_mean(
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """How many human ratings a judge is worth: so many more would narrow people's own interval as
-    much as the judge did.
+    """A judge's worth in human ratings: so many more would narrow people's own interval as much as
+    the judge did.
 
     Attributes:
         ratings: L (human variance / variance - 1), with a percentile interval.
-        limit: with ever more judged episodes: L r^2 / (1 - r^2); infinite for a judge that says
-            what people say; 0 where it does not help.
+        limit: with ever more judged episodes: L r^2 / (1 - r^2); infinite for a judge whose scores
+            are people's; 0 where it does not help.
     """
 
     ratings: Interval
@@ -121,11 +125,11 @@ def worth(
     samples: int = 400,
     seed: int = 0,
 ) -> Worth | None:
-    """What a judge saves; None with fewer than 5 labelled clusters, or where people always said the
-    same.
+    """Estimates what a judge saves; None with fewer than 5 labelled clusters, or where people
+    always gave the same score.
 
-    The interval is the bootstrap's over clusters, those with and without labels drawn again by
-    themselves; the same seed gives the same one.
+    The interval is the bootstrap's over clusters, those with and without labels resampled
+    separately; the same seed gives the same one.
 
     Args, Raises: as in `prediction_powered_mean`.
     """
@@ -159,7 +163,7 @@ def _sums(
     human: ArrayLike,
     clusters: tuple[Names, Names] | None,
 ) -> Array:
-    """[8, clusters]."""
+    """Returns the sums that the estimates are made of, [8, clusters]."""
     others, f, y = finite_numbers(judge_unlabelled), *paired_values(judge_labelled, human)
     size, more = len(y), len(others)
     if clusters is None:
@@ -216,8 +220,8 @@ def _powered(sums: Array, level: float) -> PoweredMean:
 
 
 def _centred(sums: Array, f: float, y: float) -> Array:
-    """The sums of scores less these two, so that no differences of large squares are taken; what
-    rounding left is 0."""
+    """Returns the sums of scores less these two, so that no differences of large squares are taken;
+    what rounding left is 0."""
     found = sums.copy()
     found[L_F] -= f * sums[L_COUNT]
     found[L_Y] -= y * sums[L_COUNT]
@@ -231,7 +235,7 @@ def _centred(sums: Array, f: float, y: float) -> Array:
 
 
 def _estimates(sums: Array) -> tuple[Array, Array, Array]:
-    """People's mean, the powered mean and b, from [8, ...] sums."""
+    """Returns people's mean, the powered mean and b, from [8, ...] sums."""
     count, every = np.maximum(sums[L_COUNT], 1), np.maximum(sums[A_COUNT], 1)
     y, f = sums[L_Y] / count, sums[L_F] / count
     spread = sums[L_FF] / count - f * f
@@ -243,8 +247,8 @@ def _estimates(sums: Array) -> tuple[Array, Array, Array]:
 
 
 def jackknife_variance(left_out: Array, labelled: NDArray[np.bool_]) -> float:
-    """The variance of an estimate from its values with one cluster left out; labelled clusters and
-    others are two strata."""
+    """Returns the variance of an estimate from its values with one cluster left out; labelled
+    clusters and others are two strata."""
     found = 0.0
     for stratum in (left_out[labelled], left_out[~labelled]):
         if len(stratum) > 1:
@@ -258,8 +262,8 @@ def jackknife_variance(left_out: Array, labelled: NDArray[np.bool_]) -> float:
 
 
 def student_interval(estimate: float, variance: float, freedom: float, level: float) -> Interval:
-    """Unlimited without freedom, and where nothing varied: that a few labels are equal does not
-    make all of them so."""
+    """Returns Student's interval; unlimited without freedom, and where nothing varied: that a few
+    labels are equal does not make all of them so."""
     estimate = float(estimate)
     if freedom < 1 or not 0 < variance < math.inf:
         return Interval(estimate)
@@ -275,11 +279,13 @@ def _percentiles(estimate: float, draws: Sequence[float], level: float) -> Inter
 
 
 def by_number(names: Names) -> NDArray[np.int_]:
+    """Replaces names by their numbers, in order of their first occurrence."""
     place = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return np.array([place[name] for name in names], int)
 
 
 def finite_numbers(values: ArrayLike) -> Array:
+    """Returns values as a flat array of floats; raises `ValueError` where one is not finite."""
     found = np.asarray(values, float).ravel()
     if not np.isfinite(found).all():
         raise ValueError("scores must be finite numbers; leave out what was not scored")
@@ -287,6 +293,7 @@ def finite_numbers(values: ArrayLike) -> Array:
 
 
 def paired_values(judge: ArrayLike, human: ArrayLike) -> tuple[Array, Array]:
+    """Returns both as arrays; raises `ValueError` unless they are equally long and not empty."""
     f, y = finite_numbers(judge), finite_numbers(human)
     if len(f) != len(y) or not len(y):
         raise ValueError(
@@ -297,12 +304,14 @@ def paired_values(judge: ArrayLike, human: ArrayLike) -> tuple[Array, Array]:
 
 
 def check_lengths(values: Sequence[Any] | Array, names: Any) -> Any:
+    """Returns the names; raises `ValueError` unless there is one per value."""
     if len(names) != len(values):
         raise ValueError(f"{len(names)} clusters or features are given for {len(values)} episodes")
     return names
 
 
 def check_level(level: float) -> float:
+    """Returns the level; raises `ValueError` unless it lies between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     return level

@@ -1,4 +1,4 @@
-"""Comparisons as preferences: how raters agree with one another and with a known truth. Files of
+"""Comparisons as preferences: agreement of raters with one another and with a known truth. Files of
 them: `engine/exchange`."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..records.feedback import Comparison
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What all raters together said of two episodes of a group.
+    """Two episodes of a group, and how all raters together compared them.
 
     Attributes:
         first, second: their ids.
@@ -31,8 +31,8 @@ class Pair:
 
 
 def opinion(comparison: Comparison, first: str, second: str) -> float | None:
-    """How sure a rater is that the first episode is better: 1, 0, 0.5 for a tie, or their own
-    probability. None: not compared."""
+    """Returns how sure a rater is that the first episode is better: 1, 0, 0.5 for a tie, or their
+    own probability. None: not compared."""
     place = {
         episode: tier for tier, episodes in enumerate(comparison.ranking) for episode in episodes
     }
@@ -45,7 +45,7 @@ def opinion(comparison: Comparison, first: str, second: str) -> float | None:
 
 
 def opinions(comparison: Comparison) -> Iterator[tuple[str, str, float]]:
-    """Every two episodes that a comparison speaks of, in the order of their ids, and the rater's
+    """Returns every pair of episodes in a comparison, in the order of their ids, and the rater's
     `opinion` on the first."""
     sure = 1.0 if comparison.probability is None else comparison.probability
     place = {
@@ -56,7 +56,7 @@ def opinions(comparison: Comparison) -> Iterator[tuple[str, str, float]]:
 
 
 def connected(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
-    """The comparisons of every group, parted into those that share no episode, directly or through
+    """Divides the comparisons of every group into parts that share no episode, directly or through
     others.
 
     What is never compared, not even through others, tells nothing of one another: 20,000 pairs of
@@ -86,8 +86,8 @@ def connected(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
 
 
 def pairs(comparisons: Iterable[Comparison], weights: Mapping[str, float] = {}) -> list[Pair]:
-    """Every pair of episodes that somebody compared, over all raters; the comparisons must be in
-    force and scored.
+    """Returns every compared pair of episodes, over all raters; the comparisons must be in force
+    and scored.
 
         probability = sum_c w(c) p(c) / sum_c w(c)        over the comparisons c of the pair, w by
                                                           the source of c
@@ -119,14 +119,14 @@ def pairs(comparisons: Iterable[Comparison], weights: Mapping[str, float] = {}) 
 
 
 def rater_agreement(comparisons: Iterable[Comparison]) -> float | None:
-    """The chance that two raters of one source and pair agree, over all pairs that two raters
-    ordered strictly; None where none did.
+    """Returns the chance that two raters of one source and pair agree, over all pairs that two
+    raters ordered strictly; None where none did.
 
         sum over pairs of (agreeing raters, two by two) / sum over pairs of (raters, two by two)
 
-    Two sources (people and a panel, two judges) are not two raters of one kind; of them speaks
-    `source_agreement`. Answers of one rater to one pair are not two raters'; an answer without a
-    rater's own name is taken for somebody else's than all others.
+    Two sources (people and a panel, two judges) are not two raters of one kind; `source_agreement`
+    measures them. Answers of one rater to one pair are not two raters'; an answer without a rater's
+    own name counts as that of a separate rater.
 
     It is a ceiling: a model that knew the raters' common taste would agree with single raters no
     more often than they do with one another, up to their noise.
@@ -136,8 +136,8 @@ def rater_agreement(comparisons: Iterable[Comparison]) -> float | None:
 
 
 def source_agreement(comparisons: Iterable[Comparison]) -> float | None:
-    """The same of answers of different sources to one pair; None where no two sources ordered the
-    same pair."""
+    """Returns the same for answers of different sources to one pair; None where no two sources
+    ordered the same pair."""
     return _share(
         _agreeing(votes, lambda c: c.stamp.source)
         for votes in _strict(comparisons, by_source=False)
@@ -147,7 +147,8 @@ def source_agreement(comparisons: Iterable[Comparison]) -> float | None:
 def _strict(
     comparisons: Iterable[Comparison], *, by_source: bool
 ) -> list[list[tuple[Comparison, bool]]]:
-    """By pair (and source): who ordered it strictly, and whether the first is the better one."""
+    """Returns, by pair (and source), who ordered it strictly, and whether the first is the better
+    one."""
     by_order: dict[tuple[str, ...], list[tuple[Comparison, bool]]] = {}
     for comparison in comparisons:
         for a, b, sure in opinions(comparison):
@@ -166,13 +167,13 @@ def _strict(
 def _agreeing(
     votes: Sequence[tuple[Comparison, bool]], name: Callable[[Comparison], str]
 ) -> tuple[int, int]:
-    """How many twos of answers by different names agree, and how many there are."""
+    """Counts the pairs of answers by different names that agree, and all such pairs."""
     by_name: dict[str, list[int]] = {}  # per name: votes against, votes for
     for comparison, first in votes:
         by_name.setdefault(name(comparison), [0, 0])[first] += 1
     twos = lambda n: n * (n - 1) // 2  # noqa: E731
     against, for_it = (sum(n[side] for n in by_name.values()) for side in (0, 1))
-    own = [n for who, n in by_name.items() if who]  # the unnamed are each somebody else
+    own = [n for who, n in by_name.items() if who]  # every unnamed answer is a separate rater's
     agreed = twos(against) + twos(for_it) - sum(twos(n[0]) + twos(n[1]) for n in own)
     return agreed, twos(against + for_it) - sum(twos(sum(n)) for n in own)
 
@@ -185,8 +186,8 @@ def _share(counted: Iterable[tuple[int, int]]) -> float | None:
 
 
 def truth_agreement(comparisons: Iterable[Comparison], truth: Mapping[str, float]) -> float | None:
-    """How often a single rater orders two episodes as the truth does, over pairs that both order
-    strictly; None where there are none.
+    """Returns how often a single rater orders two episodes as the truth does, over pairs that both
+    order strictly; None where there are none.
 
     Args:
         truth: episode id to a known true outcome.
@@ -200,8 +201,8 @@ def truth_agreement(comparisons: Iterable[Comparison], truth: Mapping[str, float
 
 
 def liked(score: float, threshold: float | None) -> bool:
-    """Whether a score is that of something liked: from the threshold on; without one, scores must
-    be labels, 0 or 1.
+    """Returns whether a score is that of something liked: from the threshold on; without one,
+    scores must be labels, 0 or 1.
 
     Raises:
         PreferenceError: a score that is no label, and no threshold.

@@ -1,4 +1,4 @@
-"""Score episodes, with bootstrap intervals, and compare players on the same starts."""
+"""Scores episodes, with bootstrap intervals, and compares players on the same starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..records.episode import Episode
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a player achieved.
+    """The results of one player.
 
     Attributes:
         outcome: mean return.
@@ -42,7 +42,7 @@ class Score:
 def bootstrap(
     values: Sequence[float], seed: int = 0, draws: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean."""
+    """Returns the percentile bootstrap interval of the mean."""
     data = np.asarray(values, dtype=float)
     if not len(data):
         return float("nan"), float("nan")
@@ -53,7 +53,7 @@ def bootstrap(
 
 
 def score(episodes: Sequence[Episode]) -> Score:
-    """Sums up one player's episodes. Failed ones are counted and left out.
+    """Summarises one player's episodes. Failed ones are counted and left out.
 
     Raises:
         TooManyFailures: every episode failed.
@@ -79,7 +79,7 @@ def score(episodes: Sequence[Episode]) -> Score:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One player against another on the same starts, first minus second.
+    """The difference of two players on the same starts, first minus second.
 
     Attributes:
         outcome, success: mean differences.
@@ -108,7 +108,7 @@ class Difference:
 
 
 def paired(first: Sequence[Episode], second: Sequence[Episode], **judged: Any) -> Difference:
-    """Compares two players start by start; starts that either of them could not play are left out.
+    """Compares two players start by start; starts that either of them failed to play are left out.
 
     Args:
         first, second: their episodes, in the order of the same starts.

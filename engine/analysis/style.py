@@ -1,4 +1,5 @@
-"""What verdicts follow in the words: length, format, flattery, the judge's own family."""
+"""Style biases: what verdicts follow in the words, which may be length, format, flattery, or the
+judge's own family."""
 
 from __future__ import annotations
 
@@ -63,8 +64,8 @@ _MORE = {
 
 
 def style_features(episode: Episode) -> dict[str, float]:
-    """What the assistant's replies look like: `length` (characters in all), counts of list items,
-    headers and bold passages (Markdown outside of code), the share of replies that ask
+    """Measures the style of the assistant's replies: `length` (characters in all), counts of list
+    items, headers and bold passages (Markdown outside of code), the share of replies that ask
     (`questions`) and that begin with praise or agreement (`openers`, English)."""
     replies = [turn.action for turn in episode.turns]
     prose = [_CODE.sub("", text) for text in replies]
@@ -86,17 +87,17 @@ def style(
     reference: Mapping[str, float] | None = None,
     second: Mapping[str, float] | None = None,
 ) -> list[Bias]:
-    """How much a judge likes one sd more of each feature of style, all others and the reference
-    being equal.
+    """Measures how much a judge likes one sd more of each feature of style, all others and the
+    reference being equal.
 
     A feature that differs in fewer than ten groups is left out. From comparisons in net win rate,
     from scores in sd.
 
     Args:
         answers: of one judge.
-        episodes: by id; what is said of others is passed over.
-        reference, second: episode id to worth, see the top of this file; what they do not know is
-            passed over.
+        episodes: by id; answers on others are skipped.
+        reference, second: episode id to worth, see the top of `engine/analysis/bias`; episodes they
+            do not hold are skipped.
     """
     looks_like = {name: style_features(episode) for name, episode in episodes.items()}
     features = {name: {e: row[name] for e, row in looks_like.items()} for name in (*_MORE,)}
@@ -124,16 +125,16 @@ def self_preference(
     reference: Mapping[str, float],
     second: Mapping[str, float] | None = None,
 ) -> list[Bias]:
-    """How much a judge prefers what its own family wrote to what others wrote, the reference being
-    equal.
+    """Measures how much a judge prefers what its own family wrote to what others wrote, the
+    reference being equal.
 
     One entry from comparisons in net win rate, one from scores in sd; none where fewer than ten
     groups hold both kinds.
 
     Args:
-        authors: episode id to the family that wrote it; what others judged of is passed over.
+        authors: episode id to the family that wrote it; other episodes are skipped.
         family: the judge's own.
-        reference, second: episode id to worth, by somebody who is not of the family.
+        reference, second: episode id to worth, by a rater who is not of the family.
     """
     own = {"own family": {e: float(authors[e] == family) for e in episodes if e in authors}}
     return [
@@ -174,8 +175,8 @@ def _effects(
     reference: Mapping[str, float] | None,
     second: Mapping[str, float] | None,
 ) -> Iterator[_Effect]:
-    """What one sd more of each feature does (one more of a linear one), to comparisons and to
-    scores; all by episode id."""
+    """Estimates the effect of one sd more of each feature (one more of a linear one) on comparisons
+    and on scores; all by episode id."""
     listed = list(answers)
     opinions = {"reference": reference, "second": second if reference else None}
     terms = {**features, **{name: value for name, value in opinions.items() if value}}
@@ -211,8 +212,8 @@ def _effects(
 
 
 class _Pair(NamedTuple):
-    """`wins` is the probability that the first is better; `side` 1 where it was shown first, 0
-    where nobody knows."""
+    """A compared pair: `wins` is the probability that the first is better; `side` 1 where it was
+    shown first, 0 where the order is unknown."""
 
     group: str
     first: str
@@ -240,7 +241,7 @@ def _pairs(answers: Answers) -> Iterator[_Pair]:
 def _fit(
     columns: Mapping[str, Floats], groups: Sequence[Hashable], outcomes: Floats, side: Floats | None
 ) -> Iterator[tuple[str, float, float, float, float]]:
-    """(name, sd, low, coefficient, high) of every feature that differs in enough groups.
+    """Returns (name, sd, low, coefficient, high) of every feature that differs in enough groups.
 
     Args:
         columns: [N] differences of each feature, of "reference" and of "second", where there are
@@ -287,8 +288,8 @@ def _fit(
 
 
 def _logistic(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """[F] the mode under a N(0, 1 / PRIOR) prior, by Newton's method, and the inverse of the loss's
-    Hessian there."""
+    """Returns the mode under a N(0, 1 / PRIOR) prior, [F], by Newton's method, and the inverse of
+    the loss's Hessian there."""
     loss = lambda b: float((np.logaddexp(0, x @ b) - y * (x @ b)).sum() + PRIOR * (b @ b) / 2)  # noqa: E731
     beta = np.zeros(x.shape[1])
     while True:
@@ -307,7 +308,7 @@ def _logistic(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _least_squares(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """The same for y = x b + e, e ~ N(0, 1)."""
+    """Returns the same for y = x b + e, e ~ N(0, 1)."""
     inverse = np.linalg.inv(x.T @ x + PRIOR * np.eye(x.shape[1])).astype(np.float64)
     return inverse @ (x.T @ y), inverse
 
@@ -318,8 +319,8 @@ def _least_squares(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 def length_slope(
     scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], ridge: float = 5.0
 ) -> tuple[float, float]:
-    """How much a judge's score follows length within groups, and the scale of lengths, for
-    `length_controlled`.
+    """Estimates how much a judge's score follows length within groups, and the scale of lengths,
+    for `length_controlled`.
 
     With x = tanh((length - its group's mean) / sd) less its group's mean, slope = sum x s / (sum
     x^2 + ridge): towards 0 with little data.
@@ -342,14 +343,14 @@ def length_slope(
 def length_controlled(
     scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable], slope: float, sd: float
 ) -> Floats:
-    """[N] the scores that a judge would have given, were all of a group equally long (the idea of
-    Dubois et al. 2024, arXiv:2404.04475, within groups): score - slope x. Groups keep their means.
-    What length truly earned is taken away with the rest."""
+    """Returns the scores [N] that a judge would have given, were all of a group equally long (the
+    idea of Dubois et al. 2024, arXiv:2404.04475, within groups): score - slope x. Groups keep their
+    means. What length truly earned is taken away with the rest."""
     return np.asarray(scores, float) - slope * _stretch(lengths, groups, sd)
 
 
 class LengthControl:
-    """Length control for a judge in a run: learns from the groups it has scored lately, since a
+    """Length control for a judge in a run: fitted to the groups it has scored lately, since a
     policy's lengths and a judge's taste change.
 
     Args:
@@ -372,7 +373,7 @@ class LengthControl:
     def fit(
         self, scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable]
     ) -> LengthControl:
-        """Adds what was scored, [N] each, failed and abstained left out; a group must be given
+        """Adds scores and lengths, [N] each, failed and abstained left out; a group must be given
         whole."""
         s, n = np.asarray(scores, float), np.asarray(lengths, float)
         for group in dict.fromkeys(groups):
@@ -388,20 +389,21 @@ class LengthControl:
         return self
 
     def apply(self, scores: ArrayLike, lengths: ArrayLike, groups: Sequence[Hashable]) -> Floats:
-        """[N] scores at equal length; unchanged as long as nothing was learned."""
+        """Returns the scores at equal length, [N]; unchanged as long as nothing was fitted."""
         return length_controlled(scores, lengths, groups, self.slope, self.sd)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Returns the state as plain JSON data."""
         return {"groups": [list(each) for each in self._groups]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self._groups = deque(((list(s), list(n)) for s, n in state["groups"]), maxlen=self.window)
         self._refit()
 
 
 def _stretch(lengths: ArrayLike, groups: Sequence[Hashable], sd: float) -> Floats:
-    """[N] tanh of a length's deviation from its group's mean in sd, centred again."""
+    """Returns tanh of a length's deviation from its group's mean in sd, centred again, [N]."""
     away = _centred(lengths, groups)
     return _centred(np.tanh(away / sd), groups) if sd > 0 else np.zeros(len(away))
 
@@ -410,7 +412,7 @@ def _stretch(lengths: ArrayLike, groups: Sequence[Hashable], sd: float) -> Float
 
 
 def _centred(values: ArrayLike, groups: Sequence[Hashable]) -> Floats:
-    """[N] less the mean of its group."""
+    """Returns values less the mean of their group, [N]."""
     v = np.asarray(values, float)
     number = {group: k for k, group in enumerate(dict.fromkeys(groups))}
     at = np.array([number[group] for group in groups], dtype=int)

@@ -1,4 +1,5 @@
-"""The checker of environments: whole episodes, and what Gymnasium's own checker does not see."""
+"""The checker of environments: plays whole episodes, and finds what Gymnasium's own checker does
+not see."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def check_environment(
 
 
 class _Check:
-    """A check under way, and the problems it has found."""
+    """A check in progress, and the problems it has found."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class _Check:
             self.differing.append(start.seed)
 
     def _episode(self, instance: Instance, start: Start, player: str | None) -> list[str]:
-        """The transcript of one episode."""
+        """Plays an episode and returns its transcript."""
         noise = derive_id("check", self.seed, start.key, player)
         rng = random.Random(noise)
         seen: Observation = call(self.environments, instance, "reset", start.seed, start.options)
@@ -173,14 +174,14 @@ class _Check:
         return contents
 
     def _ask(self, instance: Instance, verb: str, *arguments: Any) -> Any:
-        """Something of a player's."""
+        """Calls something of a player's."""
         try:
             return call(self.environments, instance, verb, *arguments)
         except EnvironmentBroke as error:
             raise EnvironmentBroke(f"player: {str(error).partition(': ')[2]}") from error
 
     def found(self) -> list[str]:
-        """The problems, one example of each kind."""
+        """Returns the problems, one example of each kind."""
         if self.differing:
             self.problems.append(
                 f"the same seed ({self.differing[0]}, for one) and the same replies gave two"

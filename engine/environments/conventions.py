@@ -1,5 +1,5 @@
-"""Dialogues as Gymnasium environments: the text space, what they may say and how it is read, seeds
-and starts.
+"""Conventions for dialogues as Gymnasium environments: the text space, what `info` and metadata may
+hold and how they are read, seeds and starts.
 
 An environment is any `gymnasium.Env` whose observation is the new utterance and whose action is the
 reply, both `str`. The engine keeps the transcript. Optional conventions, all read from the
@@ -47,7 +47,7 @@ warnings.filterwarnings("ignore", message=".*is different from the unwrapped ver
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What came back from reset or step, checked."""
+    """A checked result of `reset` or `step`."""
 
     message: Message
     reward: float = 0.0
@@ -59,7 +59,8 @@ class Observation:
 
 
 def _jsonable(value: Any) -> Any:
-    """`info` as plain JSON data: numpy scalars become numbers, what JSON lacks becomes its text.
+    """Returns `info` as plain JSON data: numpy scalars become numbers, what JSON lacks becomes its
+    text.
 
     Raises:
         RecursionError: it contains itself.
@@ -82,7 +83,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def text_of(value: Any, what: str, space: Space[Any] | None = None) -> str:
-    """Checks that something said is text that a tokenizer and a file take.
+    """Checks that an utterance is text that a tokenizer and a file accept, and returns it.
 
     Raises:
         EnvironmentBroke: it is not; the first character at fault is named.
@@ -117,7 +118,7 @@ def text_of(value: Any, what: str, space: Space[Any] | None = None) -> str:
 
 
 def _number(value: Any, what: str) -> float:
-    """A finite number, small enough that sums and squares of it are finite too.
+    """Returns a finite number, small enough that sums and squares of it are finite too.
 
     Raises:
         EnvironmentBroke: it is none; text that spells a number is none either.
@@ -139,7 +140,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def _flag(value: Any, what: str) -> bool:
-    """True or False.
+    """Returns True or False.
 
     Raises:
         EnvironmentBroke: neither bool nor 0 or 1. ("False" and NaN would count as true.)
@@ -153,7 +154,8 @@ def _flag(value: Any, what: str) -> bool:
 
 
 def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Tool schemas: mappings with a name, or {"type": "function", "function": {"name": ...}}.
+    """Returns tool schemas: mappings with a name, or {"type": "function", "function": {"name":
+    ...}}.
 
     Raises:
         EnvironmentBroke: something else, which a chat template would trip over.
@@ -192,8 +194,8 @@ def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
-    """Checks what `reset` (obs, info) or `step` (obs, reward, terminated, truncated, info)
-    returned.
+    """Checks the result of `reset` (obs, info) or `step` (obs, reward, terminated, truncated,
+    info).
 
     Raises:
         EnvironmentBroke: part of it is not what it must be; the message says which and why.
@@ -252,8 +254,8 @@ def _short(value: Any) -> str:
 
 
 def guarded(work: Callable[[], Any]) -> tuple[Any, str]:
-    """`tried` where Ctrl-C does not arrive, on a thread or in a process of its own:
-    KeyboardInterrupt is the environment's, too."""
+    """Calls `tried` where Ctrl-C does not arrive, on a thread or in a process of its own: a
+    KeyboardInterrupt there is an error of the environment's."""
     try:
         return tried(work)
     except KeyboardInterrupt as error:

@@ -1,4 +1,4 @@
-"""One environment at work on a thread of its own, or on a thread and a process."""
+"""One environment instance on a thread of its own, or on a thread and a process."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ MAKING = ("make", "start", "move")
 
 
 class Abandoned(BaseException):
-    """Raised in the thread of an environment that did not answer in time, as soon as it comes back
-    from what it waits for."""
+    """The environment did not answer in time: raised in its thread, as soon as it comes back from
+    what it waits for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +45,7 @@ class Instance:
 
     Attributes:
         env_id, kwargs: what it is made of.
-        traits: what it says of itself, once it was made.
+        traits: its metadata and players, once it was made.
         lost: it did not answer and was abandoned.
     """
 
@@ -70,18 +70,19 @@ class Instance:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
+        """The environment's metadata; empty as long as it was not made."""
         return self.traits.metadata if self.traits else {}
 
     # What the main thread calls.
 
     def do(self, job: Job | None) -> None:
-        """Lets it do something; None ends the thread."""
+        """Hands a job to the thread; None ends the thread."""
         self._working = job is not None
         self._jobs.put(job)
         self._wake(self._arrived.set)
 
     def abandon(self) -> bool:
-        """Gives up on what it is doing. False: it has just answered."""
+        """Abandons the job in progress. Returns False if it has just answered."""
         with self._busy:
             if not self._working:
                 return False
@@ -125,8 +126,8 @@ class Instance:
             self._done.put((job, *answer))
 
     def _next(self) -> Job | None:
-        """The next job; while it waits for it, tasks that coroutines left behind (a connection's
-        heartbeat) go on."""
+        """Returns the next job; while it waits for it, tasks that coroutines left behind (a
+        connection's heartbeat) go on."""
 
         async def arrived() -> None:
             while self._jobs.empty():
@@ -147,7 +148,7 @@ class Instance:
         return guarded(partial(self._remote.call, verb, *arguments))
 
     def _make(self) -> Traits | None:
-        """Makes it here; None: it wants to live in a process."""
+        """Makes the environment on this thread; returns None if it must live in a process."""
         entry = gymnasium.spec(self.env_id).entry_point
         if isinstance(entry, str):
             load_env_creator(entry)
@@ -161,7 +162,7 @@ class Instance:
         return traits
 
     def _move(self) -> Traits:
-        """Makes it in a process of its own."""
+        """Makes the environment in a process of its own."""
         self._remote = Remote(self._home.load(self.env_id))
         traits = self._remote.call("make", self.kwargs)  # a state cannot leave its process
         self.traits = Traits({**traits.metadata, "snapshots": False}, traits.players)
@@ -169,21 +170,22 @@ class Instance:
 
 
 class Home:
-    """Where the processes of one environment id come from."""
+    """The origin of the processes of one environment id."""
 
     def __init__(self) -> None:
         self.template: Template | None = None
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Has an interpreter ready."""
+        """Starts an interpreter."""
         with self._lock:
             if self.template is None or not self.template.alive:
                 self.template = None
                 self.template = Template()
 
     def load(self, env_id: str) -> Template:
-        """That interpreter, the environment imported; its own from now on if it cannot fork."""
+        """Returns that interpreter with the environment imported; the caller's own from now on if
+        it cannot fork."""
         spec = gymnasium.spec(env_id)
         entry: Any = spec.entry_point
         if isinstance(entry, str) and entry.startswith("__main__:"):
@@ -206,13 +208,14 @@ class Home:
             return template
 
     def close(self) -> None:
+        """Ends the interpreter, and all processes it made."""
         if self.template is not None:
             self.template.kill()
 
 
 def declared_concurrency(env_id: str) -> str | None:
-    """The way of working that a class states before one is made; None: a function makes it, or its
-    module is not imported yet."""
+    """Returns the concurrency that a class states before one is made; None: a function makes it, or
+    its module is not imported yet."""
     entry: Any = gymnasium.spec(env_id).entry_point
     if isinstance(entry, str):
         module, _, name = entry.partition(":")
@@ -222,7 +225,7 @@ def declared_concurrency(env_id: str) -> str | None:
 
 
 def busy_seconds(thread: threading.Thread) -> float:
-    """CPU time that a thread has used, as far as the system tells (Linux)."""
+    """Returns the CPU time that a thread has used, as far as the system reports it (Linux)."""
     try:
         with open(f"/proc/self/task/{thread.native_id}/stat") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -1,5 +1,5 @@
-"""Environments at work: each lives on one worker, which makes, resets, steps and closes it, every
-call under a limit.
+"""A pool of environments: each lives on one worker, which makes, resets, steps and closes it, every
+call under a time limit.
 
     instance = environments.take(start.env, start.kwargs) environments.ask(instance, "reset", seed,
     options)  ->  environments.wait()  ->  [(instance, value, reason)] environments.give(instance)
@@ -35,7 +35,7 @@ PATIENCE = 1.0  # seconds in which an abandoned thread may stop before it is nam
 
 
 class _Lane:
-    """Calls of which some may run at a time: one, or several."""
+    """A queue of calls of which a fixed number may run at a time."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -44,11 +44,12 @@ class _Lane:
 
 
 class Environments:
-    """Instances by the kind of environment, those in use and those that wait to be used again.
+    """A pool of instances by the kind of environment, those in use and those that wait to be used
+    again.
 
     Serial environments do one thing at a time, in the order asked, which is what makes a run
     repeatable; others go side by side. A serial one that did not answer has broken that already:
-    its like queue among themselves from then on, so that they hold up nobody else.
+    from then on its kind has a queue of its own, so that it does not delay the others.
 
     Attributes:
         limit: seconds one call may take before its environment is abandoned.
@@ -74,13 +75,13 @@ class Environments:
         self._done: queue.SimpleQueue[tuple[Job, Any, str]] = queue.SimpleQueue()
 
     def metadata(self, env_id: str) -> Mapping[str, Any] | None:
-        """What an environment says of itself; None as long as none was made."""
+        """Returns an environment's metadata; None as long as none was made."""
         return self._metadata.get(env_id)
 
     def take(self, env_id: str, kwargs: Mapping[str, Any]) -> Instance | None:
-        """An environment to play in, perhaps not made yet; None if that has to wait: no more may
-        live at a time (`metadata["instances"]`), or the first of its kind is only being made, which
-        will tell.
+        """Takes an environment to play in, perhaps not made yet; None if that has to wait: no more
+        may live at a time (`metadata["instances"]`), or the first of its kind is only being made
+        and its metadata are not known yet.
 
         Raises:
             LookupError: no such environment.
@@ -102,8 +103,8 @@ class Environments:
         return Instance(env_id, kwargs, self._homes.setdefault(env_id, Home()), self._done)
 
     def give(self, instance: Instance, *, sound: bool) -> None:
-        """Takes an environment back; one that failed is closed and never used again, one that is
-        still at work abandoned."""
+        """Returns an environment to the pool; one that failed is closed and never used again, one
+        that is still at work abandoned."""
         under_way = [
             (lane, job) for lane in self._lanes.values() for job in (*lane.waiting, *lane.running)
         ]
@@ -126,12 +127,12 @@ class Environments:
             self.ask(instance, "close")
 
     def ask(self, instance: Instance, verb: str, *arguments: Any) -> None:
-        """Asks for one call of `Session`; `wait` tells what came of it."""
+        """Starts one call of `Session`; `wait` returns its result."""
         job = Job(instance, verb, arguments)
         self._lane(job).waiting.append(job)
 
     def wait(self) -> list[tuple[Instance, Any, str]]:
-        """Waits until something has happened.
+        """Waits until at least one call has ended.
 
         Returns what was answered: (instance, result, "") or (instance, None, reason).
         """
@@ -156,7 +157,7 @@ class Environments:
             else:
                 found = (
                     [(job, value, reason)] if job in running else []
-                )  # nobody waits for an answer of one that was given back
+                )  # an instance that was given back: its answer is dropped
             for job, value, reason in found:
                 for lane in self._lanes.values():
                     lane.running.discard(job)
@@ -166,8 +167,8 @@ class Environments:
                 return []
 
     def close(self) -> None:
-        """Closes all that wait to be used again, ends threads and processes, and names what could
-        not be ended."""
+        """Closes all instances in the pool, ends threads and processes, and names what could not be
+        ended."""
         for own in self._idle.values():
             for instance in own:
                 self.ask(instance, "close")
@@ -204,7 +205,7 @@ class Environments:
         )
 
     def _dispatch(self) -> list[Job]:
-        """Begins what may begin. Returns all that is under way."""
+        """Starts the calls that may start. Returns all that are running."""
         for lane in self._lanes.values():
             while lane.waiting and len(lane.running) < lane.width:
                 job = lane.waiting.popleft()
@@ -215,7 +216,7 @@ class Environments:
         return [job for lane in self._lanes.values() for job in lane.running]
 
     def _went_on(self, job: Job, value: Any, reason: str) -> bool:
-        """Whether what was answered is the engine's own business, which goes on here."""
+        """Handles an answer that is the engine's own business; returns whether it was one."""
         instance = job.instance
         if job.verb == "close":
             self._closed(instance, reason)
@@ -247,7 +248,7 @@ class Environments:
             )
 
     def _abandon(self, job: Job) -> str:
-        """Writes an instance off that did not answer. Returns the reason."""
+        """Removes an instance that did not answer. Returns the reason."""
         instance = job.instance
         self._count[instance.env_id] -= 1
         self._abandoned.append(
@@ -263,7 +264,7 @@ class Environments:
         return f"no answer within {self.limit:g} s; it was abandoned"
 
     def _notice(self, *, last: bool = False) -> None:
-        """Names the threads that were told to stop and did not."""
+        """Warns of threads that were told to stop and did not."""
         now = time.monotonic()
         if not last and now < self._looked + PATIENCE:
             return
@@ -296,15 +297,14 @@ class Environments:
             )
 
     def _warn(self, env_id: str, kind: str, text: str) -> None:
-        """Once per environment and kind."""
+        """Warns once per environment and kind."""
         if f"{env_id} {kind}" not in self._warned:
             self._warned.add(f"{env_id} {kind}")
             _tell(text)
 
 
 def _tell(text: str) -> None:
-    """Warns, and no more than that where warnings are errors (an environment may have made them
-    so)."""
+    """Warns, or prints where warnings are errors (an environment may have made them so)."""
     try:
         warnings.warn(text, RuntimeWarning, stacklevel=3)
     except RuntimeWarning:
@@ -312,8 +312,8 @@ def _tell(text: str) -> None:
 
 
 def replay(start: Start, replies: Sequence[str], limit: float = 60.0) -> list[Observation]:
-    """Plays recorded replies again from a start: how a turn's state is reached once more, for
-    branching and for audits.
+    """Plays recorded replies again from a start, to reach a turn's state once more for branching
+    and for audits.
 
     Returns the observations, the one of reset first; they stop where the environment ends.
 
@@ -341,7 +341,7 @@ def replay(start: Start, replies: Sequence[str], limit: float = 60.0) -> list[Ob
 
 
 def call(environments: Environments, instance: Instance, verb: str, *arguments: Any) -> Any:
-    """One call, waited for.
+    """Makes one call and waits for its result.
 
     Raises:
         EnvironmentBroke: it failed; the message begins with the verb.

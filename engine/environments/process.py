@@ -1,4 +1,5 @@
-"""One environment and its players as a handful of calls, and the process in which they may live.
+"""One environment and its players behind a handful of calls, and the process in which they may
+live.
 
 `Session` is what a worker thread or a process keeps; every environment lives in one. A process is
 forked off a template: a small interpreter that runs this module (never the user's script), has
@@ -65,7 +66,7 @@ class LazyLoop(asyncio.SelectorEventLoop):
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What is known of an environment once it was made."""
+    """Metadata and players of an environment, known once it was made."""
 
     metadata: Mapping[str, Any]
     players: tuple[str, ...]
@@ -96,8 +97,8 @@ class Session:
         return self.loop.run_until_complete(awaiting())
 
     def make(self, env_id: str | EnvSpec, kwargs: Mapping[str, Any]) -> Traits:
-        """Makes it. Its length is counted here and its returns are checked here: Gymnasium's
-        wrappers for that know no coroutines."""
+        """Makes the environment. Its length is counted here and its returns are checked here:
+        Gymnasium's wrappers for that do not support coroutines."""
         spec = env_id if isinstance(env_id, EnvSpec) else gymnasium.spec(env_id.rpartition(":")[2])
         asked = dict(kwargs)
         limit = asked.pop("max_episode_steps", None)
@@ -124,11 +125,13 @@ class Session:
         return getattr(self._env.unwrapped, "players", None) or {}
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Observation:
+        """Resets the environment and returns its first observation, checked."""
         self._turns = 0
         result = self._settled(self._env.reset(seed=seed, options=dict(options) or None))
         return read(result, self._env.observation_space, stepped=False)
 
     def step(self, action: str) -> Observation:
+        """Steps the environment and returns its observation, checked; counts its length."""
         seen = read(
             self._settled(self._env.step(action)), self._env.observation_space, stepped=True
         )
@@ -138,21 +141,24 @@ class Session:
         return seen
 
     def player(self, name: str, noise: str) -> None:
-        """One of its own players takes part from here on; `noise` seeds its random numbers."""
+        """Makes one of the environment's own players, which replies from here on; `noise` seeds its
+        random numbers."""
         self._player = self._settled(self._players[name](self._env.unwrapped, random.Random(noise)))
 
     def reply(self, messages: Sequence[Message]) -> str:
+        """Returns the player's reply to a conversation."""
         return text_of(self._settled(self._player(messages)), "the reply")
 
     def copied(self) -> Any:
-        """A copy of it as it is now, to go on from; None if it cannot be copied after all."""
+        """Returns a copy of the environment as it is now, to go on from; None if it cannot be
+        copied after all."""
         try:
             return copy.deepcopy((self._env, self._turns))
         except Exception:  # whatever its state refuses with
             return None
 
     def adopt(self, state: Any) -> bool:
-        """Goes on from a copy, which stays as it is.
+        """Continues from a copy, which itself stays as it is.
 
         Returns False if it could not be copied once more.
         """
@@ -166,13 +172,14 @@ class Session:
         return True
 
     def close(self) -> None:
+        """Closes the environment."""
         env, self._env = self._env, None
         if env is not None:
             self._settled(env.close())
 
 
 def _plain(metadata: Any) -> dict[str, Any]:
-    """The part of an environment's metadata that the engine reads."""
+    """Returns the part of an environment's metadata that the engine reads."""
     names = ("concurrency", "snapshots", "special_tokens", "instances")
     found = {name: metadata[name] for name in names if name in metadata}
     instances = found.get("instances")
@@ -194,7 +201,7 @@ def _plain(metadata: Any) -> dict[str, Any]:
 
 
 class Template:
-    """An interpreter that imports an environment, and makes processes for its instances.
+    """An interpreter that imports an environment, and forks processes for its instances.
 
     Attributes:
         can_fork: known once it was loaded. If it cannot, it can only serve one itself.
@@ -222,10 +229,11 @@ class Template:
 
     @property
     def alive(self) -> bool:
+        """Whether the interpreter still runs."""
         return self._process.poll() is None
 
     def load(self, payload: bytes) -> None:
-        """Lets it import the environment, whose recipe is pickled, once."""
+        """Makes the interpreter import the environment, whose recipe is pickled, once."""
         with self._lock:
             if self.can_fork is None:
                 self._pipe.send_bytes(payload)
@@ -244,7 +252,7 @@ class Template:
         return value
 
     def fork(self) -> tuple[int, Connection]:
-        """A process of its own for one environment: its id, and a pipe to it."""
+        """Forks a process for one environment; returns its id, and a pipe to it."""
         with self._lock:
             ours, theirs = Pipe()
             try:
@@ -258,13 +266,13 @@ class Template:
                 theirs.close()
 
     def serve(self) -> tuple[int, Connection]:
-        """Becomes that process itself."""
+        """Turns the interpreter itself into that process."""
         with self._lock:
             self._pipe.send("serve")
             return self._process.pid, self._pipe
 
     def reap(self, pid: int, patience: float = 0.0) -> int | None:
-        """Ends one of its processes.
+        """Ends one of the processes.
 
         Returns its exit code, if it ended by itself within `patience` seconds.
         """
@@ -278,7 +286,7 @@ class Template:
             return self._receive()
 
     def kill(self) -> None:
-        """Ends it, and all that it made."""
+        """Ends the interpreter, and all processes it made."""
         if self._process.returncode is None:
             self._process.terminate()  # so that it can take its forks along
             try:
@@ -298,7 +306,8 @@ class Remote:
         self._pid, self._pipe = template.fork() if template.can_fork else template.serve()
 
     def call(self, verb: str, *arguments: Any) -> Any:
-        if not self._pid:  # it has died, which somebody was told
+        """Makes one call of `Session` in the process; None after the process has died."""
+        if not self._pid:  # it has died, and an earlier call raised that
             return None
         try:
             self._pipe.send((verb, *arguments))
@@ -312,7 +321,7 @@ class Remote:
         return value
 
     def kill(self) -> None:
-        """Ends the process from another thread: the call that waits for it returns."""
+        """Kills the process from another thread: the call that waits for it returns."""
         if self._pid:
             _end_group(self._pid)
 
@@ -328,7 +337,7 @@ class Remote:
 
 
 def main(descriptor: int) -> None:
-    """The template: imports an environment, then forks, or serves one itself."""
+    """Runs the template: imports an environment, then forks, or serves one itself."""
     # Ctrl-C is for the parent, which ends after saving.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.pop("PYTHONPATH", None)
@@ -370,9 +379,9 @@ def main(descriptor: int) -> None:
 
 
 def _reap(pid: int, patience: float) -> int | None:
-    """The exit code of a fork; None if it had to be killed."""
+    """Returns the exit code of a fork; None if it had to be killed."""
     until = time.monotonic() + patience
-    # Looked at without being taken away, so that its id is nobody else's when its group is ended.
+    # Polled without being reaped, so that its id is not reused before its group is ended.
     while (
         not (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
         and time.monotonic() < until
@@ -392,7 +401,7 @@ def _end_group(pid: int) -> None:
 
 
 def _load(payload: bytes) -> EnvSpec:
-    """How to make the environment; imports it."""
+    """Reads the recipe of the environment, and imports it."""
     spec: EnvSpec = pickle.loads(payload)
     if isinstance(spec.entry_point, str):
         load_env_creator(spec.entry_point)
@@ -404,7 +413,7 @@ def serve(pipe: Connection, spec: EnvSpec) -> None:
     session = Session()
     while True:
         try:
-            if session.awaited:  # its connections are looked after while nobody asks
+            if session.awaited:  # its connections are served while no call arrives
                 session.loop.run_until_complete(session.loop.run_in_executor(None, pipe.poll, None))
             verb, *args = pipe.recv()
         except (EOFError, OSError):
@@ -412,5 +421,5 @@ def serve(pipe: Connection, spec: EnvSpec) -> None:
         asyncio.set_event_loop(session.loop)  # asyncio.run, for one, leaves none
         call = getattr(session, verb)
         answer = guarded(lambda: call(spec, *args) if verb == "make" else call(*args))  # noqa: B023
-        with contextlib.suppress(OSError):  # nobody waits any more
+        with contextlib.suppress(OSError):  # the caller has gone
             pipe.send(answer)

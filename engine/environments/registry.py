@@ -1,4 +1,4 @@
-"""Find and make registered environments, and draw their starts."""
+"""Finds and makes registered environments, and draws their starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..util.suggest import did_you_mean
 
 
 def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
-    """`gymnasium.make`, with near names when the id is unknown.
+    """Calls `gymnasium.make`, with near names when the id is unknown.
 
     Raises:
         LookupError: no such environment, or its module cannot be imported.
@@ -32,7 +32,7 @@ def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
 
 
 def no_environment(env_id: str) -> str:
-    """What to say of an id that is not registered."""
+    """Returns the error message for an id that is not registered."""
     return (
         f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())} One of your own is"
         " registered when its module is imported (on the command line: `--module NAME`), those"
@@ -41,8 +41,8 @@ def no_environment(env_id: str) -> str:
 
 
 def dialogue_ids() -> list[str]:
-    """Registered environments that may speak: all but Gymnasium's own, which take arrays and
-    numbers."""
+    """Returns the registered environments that may be dialogues: all but Gymnasium's own, which
+    take arrays and numbers."""
     ids = []
     for name, spec in gymnasium.registry.items():
         entry = spec.entry_point
@@ -62,8 +62,8 @@ def starts(
     kwargs: Mapping[str, Any] | None = None,
     first: int = 0,
 ) -> list[Start]:
-    """Starts number `first` to `first + count - 1` of the sequence that one seed defines; no two of
-    them are alike.
+    """Returns starts number `first` to `first + count - 1` of the sequence that one seed defines;
+    no two of them are alike.
 
     Seeds have 32 bits, which is what environments in the wild accept; they count up from a place
     that the seed determines.
@@ -74,7 +74,7 @@ def starts(
 
 
 def check_id(env_id: str) -> None:
-    """Raises `LookupError` with near names if no such environment is registered."""
+    """Raises `LookupError` with near names if the environment is not registered."""
     try:
         gymnasium.spec(env_id)
     except gymnasium.error.Error as error:

@@ -10,8 +10,8 @@ from gymnasium.spaces import Space
 
 
 class Text(Space[str]):
-    """Any string up to a length. (`gymnasium.spaces.Text` takes only the characters of a stated
-    charset.)
+    """A space of strings up to a length. (`gymnasium.spaces.Text` takes only the characters of a
+    stated charset.)
 
     Args:
         max_length: in characters.

@@ -1,8 +1,7 @@
-"""Preference data in and out, in the formats others use; docs/preference-data.md shows every one of
+"""Preference data in and out, in the formats of other tools; docs/preference-data.md shows each of
 them.
 
-records   what a file holds (rows), and what somebody said in it, whatever the format: `Ranked` or
-          `Scored`
+records   a file's rows, and the feedback in it, whatever the format: `Ranked` or `Scored`
 tools     the exports of annotation tools: Argilla, Label Studio
 reading   `read_records` tells a record's format by its content; `import_data` makes episodes and
           answers of a file

@@ -1,4 +1,4 @@
-"""Read exports of Argilla."""
+"""Reads exports of Argilla."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .tools import Answers, Form, Questions
 
 
 def is_argilla(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record is one of Argilla's."""
     return _is_nested(record) or any(key.endswith(".responses") for key in record)
 
 
@@ -27,7 +28,7 @@ def _is_nested(record: Mapping[str, Any]) -> bool:
 def argilla(
     record: Mapping[str, Any], where: str, questions: Questions, unread: Unread
 ) -> Iterator[Answers]:
-    """A record as `records.to_list(flatten=True)`, `to_datasets` or `to_json` export it.
+    """Reads a record as `records.to_list(flatten=True)`, `to_datasets` or `to_json` export it.
 
     Only submitted responses are answers.
     """

@@ -1,4 +1,4 @@
-"""Read exports of Label Studio."""
+"""Reads exports of Label Studio."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .tools import Answers, Form, Questions, Tiers
 
 
 def is_label_studio(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record is one of Label Studio's."""
     return isinstance(record.get("data"), Mapping) and isinstance(
         record.get("annotations"), Sequence
     )
@@ -21,7 +22,7 @@ def is_label_studio(record: Mapping[str, Any]) -> bool:
 def label_studio(
     record: Mapping[str, Any], where: str, questions: Questions, unread: Unread
 ) -> Iterator[Answers]:
-    """A task of Label Studio's JSON export.
+    """Reads a task of Label Studio's JSON export.
 
     Skipped (cancelled) annotations, drafts and predictions are no answers.
     """

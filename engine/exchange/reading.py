@@ -1,5 +1,5 @@
-"""Reads what others wrote: tells a record's format by its content, and makes episodes and answers
-of it."""
+"""Reads files of other tools: recognises a record's format by its content, and makes episodes and
+answers of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ KNOWN = (
 
 
 class Imported(NamedTuple):
-    """What a file holds: conversations, and what was said of them."""
+    """The conversations of a file, and the feedback on them."""
 
     episodes: list[Episode]
     comparisons: list[Comparison]
@@ -50,8 +50,8 @@ class Imported(NamedTuple):
 
 
 def read_records(path: Path) -> list[Ranked | Scored]:
-    """What somebody said in a file, whatever its format. Conversations of a ranking that are equal
-    word for word are tied there.
+    """Reads the rankings and scores of a file, whatever its format. Conversations of a ranking that
+    are equal word for word are tied there.
 
     Raises:
         PreferenceError: a record that cannot be understood; the message names it and says what was
@@ -68,9 +68,7 @@ def read_records(path: Path) -> list[Ranked | Scored]:
         for one in (questions.records(each) if isinstance(each, Answers) else (each,))
     ]
     if not found:
-        raise PreferenceError(
-            f"{path} holds no pair, no label and no answer that somebody submitted"
-        )
+        raise PreferenceError(f"{path} holds no pair, no label and no submitted answer")
     unread.warn(path)
     return found
 
@@ -93,7 +91,7 @@ def _read(
 
 
 def _row(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked | Scored:
-    """A row of one of TRL's dataset types, or of HH-RLHF."""
+    """Reads a row of one of TRL's dataset types, or of HH-RLHF."""
     if isinstance(record.get("data"), Mapping) and "completions" in record:
         raise PreferenceError(
             f"{where} is a task of Label Studio before 1.0 (`completions`); export it from 1.0 on"
@@ -116,7 +114,7 @@ def _row(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked | Scor
             f"{where} is of no known format{hint}: it has {', '.join(map(str, record))}; known are"
             f" {KNOWN}"
         )
-    rater = IMPORTED if record.get("rater") in (None, "") else str(record["rater"])  # 0 is somebody
+    rater = IMPORTED if record.get("rater") in (None, "") else str(record["rater"])  # 0 is an id
     system, tools = record.get("system"), schemas(record.get("tools"), where)
     if isinstance(parsed, Ranked):
         talks = tuple(with_system(conversation, system, where) for conversation in parsed.talks)
@@ -148,7 +146,7 @@ def _pair(record: Mapping[str, Any], where: str, unread: Unread) -> Ranked:
         talks = tuple(_transcript(record[key], prompt or "", where, key) for key in sides)
     else:
         talks = tuple(messages(record[key], where, key, unread) for key in sides)
-        # a text beside whole conversations that begin with it is no second prompt
+        # a text with which the whole conversations begin anyway is no second prompt
         if not (
             isinstance(prompt, str)
             and all(
@@ -219,8 +217,8 @@ def _label(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
 
 
 def _steps(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
-    """Steps as turns: those of our own export as they were played, others as replies with nothing
-    said between them."""
+    """Returns steps as turns: those of our own export as they were played, others as replies with
+    no message between them."""
     whole = "messages" in record and isinstance(record.get("turn_scores"), list)
     more = ("messages", "turn_scores") if whole else ()
     check_keys(
@@ -261,8 +259,8 @@ def _steps(record: Mapping[str, Any], where: str, unread: Unread) -> Scored:
 
 
 def _tied(record: Ranked | Scored) -> Ranked | Scored:
-    """Without preferences of a text over itself: tiers that hold equal conversations are one, with
-    all between them."""
+    """Removes preferences of a text over itself: tiers that hold equal conversations become one,
+    with all between them."""
     if isinstance(record, Scored) or len(set(record.talks)) == len(record.talks):
         return record
     tiers = list(record.tiers)
@@ -280,8 +278,8 @@ def _tied(record: Ranked | Scored) -> Ranked | Scored:
 
 
 def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
-    """A file's conversations as episodes, its rankings as comparisons, its labels and ratings as
-    feedback.
+    """Returns a file's conversations as episodes, its rankings as comparisons, its labels and
+    ratings as feedback.
 
     Conversations that begin alike, up to the first reply, form a group, whatever records they stand
     in; one that stands in several records is one episode. Two equal conversations of one ranking
@@ -370,7 +368,7 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
 
 
 def _digest(record: Ranked | Scored) -> str:
-    """Of what a record says; the same wherever it stands."""
+    """Returns a digest of a record's content; the same wherever it stands."""
     try:
         return derive_id(dataclasses.asdict(record) | {"where": ""})
     except (TypeError, ValueError, RecursionError) as error:
@@ -378,8 +376,8 @@ def _digest(record: Ranked | Scored) -> str:
 
 
 def _opening(talks: Sequence[Messages], tools: Sequence[Mapping[str, Any]]) -> str:
-    """What conversations started from: all that was said before the first reply. Where they differ
-    in that, all their openings together."""
+    """Returns the messages before the first reply, which conversations started from. Where they
+    differ, all their openings together."""
     openings = {
         derive_id(
             [[m.role, m.content] for m in takewhile(lambda m: m.role != "assistant", conversation)]
@@ -391,12 +389,12 @@ def _opening(talks: Sequence[Messages], tools: Sequence[Mapping[str, Any]]) -> s
 
 
 def shares_opening(episodes: Sequence[Episode]) -> bool:
-    """Whether conversations are answers to the same: they began with the same words."""
+    """Returns whether conversations are answers to the same: they began with the same words."""
     return len({(e.system, e.turns[0].observation) for e in episodes}) == 1
 
 
 def _episode(conversation: Messages, shell: Episode, where: str) -> Episode:
-    """A written conversation as an episode whose turns nobody here sampled."""
+    """Returns a written conversation as an episode whose turns were not sampled here."""
     system = conversation[0].content if conversation and conversation[0].role == "system" else None
     rest = list(conversation[1:] if system is not None else conversation)
     turns = []
@@ -404,8 +402,8 @@ def _episode(conversation: Messages, shell: Episode, where: str) -> Episode:
         observation, reply, *rest = rest
         if observation.role not in ("user", "tool") or reply.role != "assistant":
             raise PreferenceError(
-                f"{where}: after the system prompt, roles must alternate, somebody else and the"
-                " assistant"
+                f"{where}: after the system prompt, messages of the user or a tool must alternate"
+                " with the assistant's"
             )
         turns.append(Turn(observation, reply.content, 0.0))
     if not turns or (rest and rest[0].role not in ("user", "tool")):

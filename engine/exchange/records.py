@@ -1,4 +1,4 @@
-"""What a file holds, and what somebody said in it, whatever the format."""
+"""The rows of a file, and the rankings and scores in them, whatever the format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Messages = tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """Somebody ranked conversations.
+    """A ranking of conversations.
 
     Attributes:
         where: the file and the place in it.
@@ -49,7 +49,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Somebody scored one conversation: as a whole, turn by turn, or by aspects; see `Feedback`."""
+    """Scores of one conversation: as a whole, turn by turn, or by aspects; see `Feedback`."""
 
     where: str
     messages: Messages
@@ -62,14 +62,16 @@ class Scored:
 
 
 class Unread(Counter[str]):
-    """Keys that hold something and are not read, and in how many places; said once per file."""
+    """Keys that hold something and are not read, and in how many places; reported once per file."""
 
     def note(self, found: Mapping[str, Any], read: Collection[str], of: str = "") -> None:
+        """Counts the keys of a record that hold something and are not read."""
         self.update(
             of + str(key) for key, value in found.items() if key not in read and holds(value)
         )
 
     def warn(self, path: Path) -> None:
+        """Warns of the counted keys, if there are any."""
         if self:
             keys = ", ".join(f"{key} ({count}x)" for key, count in sorted(self.items()))
             warnings.warn(
@@ -79,16 +81,17 @@ class Unread(Counter[str]):
 
 
 def holds(value: Any) -> bool:
-    """Whether a key says anything: tables fill up with None, and lists and texts may be empty."""
+    """Returns whether a key has a value: tables fill up with None, and lists and texts may be
+    empty."""
     return value is not None and not (
         isinstance(value, (str, Sequence, Mapping)) and not len(value)
     )
 
 
 def rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, what stands there) of a folder saved by `datasets` (its first split), or of
-    a file of JSON: one value per line, or one array, in UTF-8, UTF-16 or UTF-32; what gzip packed
-    is unpacked, whatever its name.
+    """Yields (place, content) of a folder saved by `datasets` (its first split), or of a file of
+    JSON: one value per line, or one array, in UTF-8, UTF-16 or UTF-32; what gzip packed is
+    unpacked, whatever its name.
 
     Half characters (lone surrogates), which JSON can spell and no tokenizer reads, become U+FFFD; a
     warning counts them.
@@ -114,7 +117,7 @@ def rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _values(path: Path) -> Iterator[tuple[str, Any, bool]]:
-    """(where it stands, what stands there, whether half characters may be in it) of a file."""
+    """Yields (place, content, whether half characters may be in it) of a file."""
     number, encoding, started = 0, "utf-8", False
     try:
         with path.open("rb") as packed:
@@ -194,7 +197,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> tuple[Any, int]:
-    """The same with U+FFFD for every lone surrogate, and how many there were."""
+    """Returns the same with U+FFFD for every lone surrogate, and how many there were."""
     if isinstance(value, str):
         return re.subn("[\ud800-\udfff]", "\ufffd", value)
     if isinstance(value, list):
@@ -278,14 +281,14 @@ def check_keys(
             and not (key.startswith("weight") and record[key] == 1)
         ):
             raise PreferenceError(
-                f"{where}: `{key}` is part of what was said, or of what it counts, and cannot be"
-                f" read beside {', '.join(read)}; put it into the messages, or take the key out"
+                f"{where}: `{key}` is part of the conversation, or of its weight, and cannot be"
+                f" read with {', '.join(read)}; put it into the messages, or remove the key"
             )
     unread.note(record, (*read, *_OF_CONTEXT))
 
 
 def messages(value: Any, where: str, key: str, unread: Unread) -> Messages:
-    """A list of {role, content} as messages.
+    """Reads a list of {role, content} as messages.
 
     Raises:
         PreferenceError: it is something else, or a message holds more than a text.
@@ -341,7 +344,7 @@ def messages(value: Any, where: str, key: str, unread: Unread) -> Messages:
 
 
 def with_system(conversation: Messages, system: Any, where: str) -> Messages:
-    """A conversation with the system prompt that its record has under `system`.
+    """Returns a conversation with the system prompt that its record has under `system`.
 
     Raises:
         PreferenceError: it is no text, or the conversation has another one.
@@ -361,7 +364,7 @@ def with_system(conversation: Messages, system: Any, where: str) -> Messages:
 
 
 def schemas(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """What a record has under `tools`: JSON schemas, or the text of them.
+    """Returns the JSON schemas that a record has under `tools`, as data or as text.
 
     Raises:
         PreferenceError: it is something else.
@@ -380,7 +383,7 @@ def schemas(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
 
 
 def number(value: Any, where: str, key: str) -> float | None:
-    """A finite number, or None.
+    """Returns a finite number, or None.
 
     Raises:
         PreferenceError: it is something else.
@@ -405,14 +408,14 @@ _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
 
 
 def is_transcript(text: Any) -> bool:
-    """Whether a text is a whole conversation in the notation of HH-RLHF: `\\n\\nHuman:
+    """Returns whether a text is a whole conversation in the notation of HH-RLHF: `\\n\\nHuman:
     ...\\n\\nAssistant: ...`."""
     return isinstance(text, str) and len({found.group(1) for found in _SPEAKER.finditer(text)}) == 2
 
 
 def transcript(text: str) -> Messages:
-    """A conversation in the notation of HH-RLHF. What stands before the first speaker is the system
-    prompt; what one speaker says twice in a row is one message."""
+    """Reads a conversation in the notation of HH-RLHF. Text before the first speaker is the system
+    prompt; successive messages of one speaker are joined into one."""
     before, *parts = _SPEAKER.split(text)
     found = [Message("system", before)] if before.strip() else []
     for who, words in zip(parts[::2], parts[1::2], strict=True):

@@ -1,9 +1,9 @@
-"""The exports of annotation tools. Both are forms: named fields that were shown, and answers to
+"""Exports of annotation tools. Both tools are forms: named fields that were shown, and answers to
 named questions.
 
 The export says neither which field is the prompt nor which are the replies, so they are found by
-name; the rules stand in docs/preference-data.md. What people answered beside a preference (a
-comment, a topic) is kept in `details`. Which questions are answered so is decided over the whole
+name; the rules stand in docs/preference-data.md. What people answered in addition to a preference
+(a comment, a topic) is kept in `details`. Which questions are answered so is decided over the whole
 file (`Questions`).
 """
 
@@ -41,8 +41,8 @@ COMMENTS = ("comment", "comments", "why", "reason", "reasons", "rationale", "exp
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one person's answers on one record say, question by question: a ranking, (conversation,
-    number), or why neither.
+    """One person's answers on one record, question by question: a ranking, (conversation, number),
+    or why neither.
 
     Attributes:
         given: the answers as they stand in the file.
@@ -55,8 +55,8 @@ class Answers:
 
 
 class Questions:
-    """What the questions of one file turned out to be. Exports do not tell a label from free text,
-    so that is decided over the whole file.
+    """The kinds of the questions of one file. Exports do not tell a label from free text, so that
+    is decided over the whole file.
 
     Args:
         text: questions that are known to be answered in free text.
@@ -71,7 +71,7 @@ class Questions:
         self._words: dict[str, bool] = {}
 
     def understand(self, form: Form, rater: str, answers: Mapping[str, tuple[Any, str]]) -> Answers:
-        """Understands answers one by one.
+        """Reads answers one by one.
 
         Args:
             answers: question to the answer and to what the tool says that it is about.
@@ -93,12 +93,12 @@ class Questions:
         )
 
     def decide(self, path: Path) -> None:
-        """Says which questions are free text: those known or called so, and those with words that
-        are not understood, beside others that are understood throughout.
+        """Decides which questions are free text: those known or called so, and those with words
+        that are not understood, while other questions are understood throughout.
 
         Raises:
-            PreferenceError: answers to a question are a preference here and nothing there, or none
-                is one anywhere.
+            PreferenceError: answers to a question are a preference in some records only, or none is
+                one anywhere.
         """
         asked = {*self._understood, *self._odd}
         self._text = {q for q in asked if q in self._known}
@@ -123,7 +123,8 @@ class Questions:
                 )
 
     def records(self, answers: Answers) -> Iterator[Ranked | Scored]:
-        """What they say, once it is decided; what is no preference stands in the details."""
+        """Returns the preferences, once the questions are decided; all other answers stand in the
+        details."""
         rankings: dict[str, Ranking] = {}
         scores: dict[Messages, dict[str, float]] = {}
         details: dict[str, Any] = {}
@@ -157,18 +158,22 @@ class Questions:
 
 
 class Ranking(NamedTuple):
+    """Conversations and their places in them by tier, best first."""
+
     talks: tuple[Messages, ...]
     tiers: tuple[tuple[int, ...], ...]
 
 
 class Score(NamedTuple):
+    """A conversation and its number."""
+
     messages: Messages
     number: float
 
 
 def text_questions(path: Path) -> frozenset[str]:
-    """The questions that Argilla's own settings, beside records that `Dataset.to_disk` wrote, call
-    free text or marks in a text.
+    """Returns the questions that Argilla's own settings, in the folder of the records that
+    `Dataset.to_disk` wrote, call free text or marks in a text.
 
     Raises:
         PreferenceError: the settings cannot be read.
@@ -186,7 +191,7 @@ def text_questions(path: Path) -> frozenset[str]:
 
 
 class Odd(Exception):
-    """An answer that is no preference; the message says why."""
+    """An answer that is no preference; the message gives the reason."""
 
 
 class Form:
@@ -224,6 +229,7 @@ class Form:
         )
 
     def prompt(self) -> Messages:
+        """Returns the messages before the reply: the system prompt and the prompts."""
         texts = [
             Message("system", text)
             for name in self.system
@@ -235,7 +241,7 @@ class Form:
         return tuple(texts)
 
     def messages(self, reply: str | Messages) -> Messages:
-        """The whole conversation that ends in a reply; a reply may be a whole conversation
+        """Returns the whole conversation that ends in a reply; a reply may be a whole conversation
         itself."""
         prompt = self.prompt()
         if isinstance(reply, str):
@@ -248,13 +254,13 @@ class Form:
         return reply if reply[: len(prompt)] == prompt else (*prompt, *reply)
 
     def named(self, option: str) -> str | None:
-        """The field that an option speaks of."""
+        """Returns the field that an option refers to."""
         same = [name for name in self.fields if _plain(name) == _plain(option)]
         return same[0] if len(same) == 1 else None
 
     def family(self, member: str | None = None) -> list[str]:
-        """Replies to one prompt: fields whose names differ in a number or letter at the end, in its
-        order."""
+        """Returns the replies to one prompt: fields whose names differ in a number or letter at the
+        end, in its order."""
         found = [f for f in self.families if member is None or member in f.values()]
         if len(found) != 1:
             raise Odd(
@@ -265,8 +271,8 @@ class Form:
         return list(found[0].values())
 
     def rated(self, *hints: str) -> Messages:
-        """The conversation that a question on a single one speaks of: the only one, or that with
-        the number of the question."""
+        """Returns the conversation that a question on a single one refers to: the only one, or that
+        with the number of the question."""
         if len(self.families) == 1:
             for hint in hints:
                 numbers = {_lower(n) for n in _COUNTERS.findall(hint)}
@@ -289,13 +295,13 @@ class Form:
     def ranked(
         self, tiers: Sequence[Sequence[str]]
     ) -> tuple[tuple[Messages, ...], tuple[tuple[int, ...], ...]]:
-        """Tiers of fields as conversations and places."""
+        """Returns tiers of fields as conversations and places."""
         return self.places([[self.messages(self.fields[name]) for name in tier] for tier in tiers])
 
     def places(
         self, tiers: Sequence[Sequence[Messages]]
     ) -> tuple[tuple[Messages, ...], tuple[tuple[int, ...], ...]]:
-        """Tiers of conversations as the conversations, and their places by tier."""
+        """Returns tiers of conversations as the conversations, and their places by tier."""
         talks = tuple(conversation for tier in tiers for conversation in tier)
         if len(talks) < 2:
             raise Odd(f"{self.where}: a ranking of fewer than two conversations says nothing")
@@ -305,7 +311,7 @@ class Form:
         )
 
     def choice(self, option: str) -> list[list[str]]:
-        """The tiers that come of choosing one option among replies."""
+        """Returns the tiers that result from choosing one option among replies."""
         if _plain(option) in TIES:
             return [self.family()]
         if _plain(option) in ("left", "right") and len(pair := self.family()) == 2:
@@ -320,7 +326,8 @@ class Form:
         return [[best], [name for name in self.family(best) if name != best]]
 
     def ranking(self, value: Sequence[Any]) -> list[list[str]]:
-        """The tiers of a ranking: names, best first, or {value, rank} with equal ranks for ties."""
+        """Returns the tiers of a ranking: names, best first, or {value, rank} with equal ranks for
+        ties."""
         tiers: dict[float, list[str]] = {}
         seen = set()
         for place, each in enumerate(value):
@@ -348,7 +355,7 @@ class Form:
 
 
 def _understand(form: Form, question: str, value: Any, about: str) -> Ranking | Score:
-    """What one answer says.
+    """Reads one answer.
 
     Raises:
         Odd: no preference.
@@ -375,9 +382,9 @@ class Tiers(dict[str, list[str]]):
     """A ranker's buckets with the ids in them."""
 
     def talks(self, form: Form) -> list[list[Messages]]:
-        """The conversations by tier.
+        """Returns the conversations by tier.
 
-        One bucket is a ranking; several are tiers if numbered; `_` holds what nobody ranked.
+        One bucket is a ranking; several are tiers if numbered; `_` holds what was not ranked.
         """
         buckets = {name: ids for name, ids in self.items() if name != "_"}
         if len(buckets) == 1 and "_" not in self:
@@ -418,8 +425,8 @@ class Tiers(dict[str, list[str]]):
 
 
 def _chat(value: Any) -> list[Any] | None:
-    """A chat field (Argilla: {role, content}) or paragraphs (Label Studio: {author, text}) as
-    {role, content}; None: neither."""
+    """Returns a chat field (Argilla: {role, content}) or paragraphs (Label Studio: {author, text})
+    as {role, content}; None: neither."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return None
     found = []

@@ -1,4 +1,4 @@
-"""Writes what a ledger holds as rows of TRL's dataset types.
+"""Writes the contents of a ledger as rows of TRL's dataset types.
 
 Every row of a file has the same keys.
 """
@@ -23,8 +23,8 @@ _SPEAKERS = {"user": "Human", "tool": "Tool", "assistant": "Assistant"}
 def export_pairs(
     episodes: Mapping[str, Episode], comparisons: Iterable[Comparison]
 ) -> list[dict[str, Any]]:
-    """Comparisons as rows `{prompt, chosen, rejected, rater}`, one per strictly ordered pair and
-    rater.
+    """Returns comparisons as rows `{prompt, chosen, rejected, rater}`, one per strictly ordered
+    pair and rater.
 
     `prompt` is what both conversations begin with, up to and with a message that is not the
     assistant's; what follows the last reply is left out, and so are pairs that have no message in
@@ -63,10 +63,10 @@ def export_unpaired(
     comparisons: Iterable[Comparison],
     threshold: float | None,
 ) -> Iterator[dict[str, Any]]:
-    """Scores of whole conversations as rows `{prompt, completion, label, rater}`, one per rater:
-    true from the threshold on. Aspects count as their mean.
+    """Returns scores of whole conversations as rows `{prompt, completion, label, rater}`, one per
+    rater: true from the threshold on. Aspects count as their mean.
 
-    Of conversations that nobody scored, the first tier of a ranking is true and its last false.
+    Of conversations without a score, the first tier of a ranking is true and its last false.
 
     Raises:
         PreferenceError: a score that is no label, and no threshold.
@@ -97,9 +97,9 @@ def export_unpaired(
 def export_stepwise(
     episodes: Mapping[str, Episode], scores: Iterable[Feedback], threshold: float | None
 ) -> Iterator[dict[str, Any]]:
-    """Turn scores as rows `{prompt, completions, labels}`, one per conversation and rater: a step
-    is what was said up to and with the next reply that was scored, in the notation of HH-RLHF, and
-    its label is that of this reply. `messages` and `turn_scores` have it exactly.
+    """Returns turn scores as rows `{prompt, completions, labels}`, one per conversation and rater:
+    a step is the conversation up to and with the next reply that was scored, in the notation of
+    HH-RLHF, and its label is that of this reply. `messages` and `turn_scores` have it exactly.
 
     Raises:
         PreferenceError: a score that is no label, and no threshold.
@@ -182,7 +182,7 @@ def save(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 
 def _messages(episode: Episode) -> list[Message]:
-    """The conversation up to and with its last reply."""
+    """Returns the conversation up to and with its last reply."""
     return [m for m in episode.messages if m is not episode.final]
 
 
@@ -191,8 +191,8 @@ def _replies(conversation: Sequence[Message]) -> list[int]:
 
 
 def _prompt(one: Sequence[Message], other: Sequence[Message]) -> int:
-    """How many messages both begin with, so that the last of them is not the assistant's and a
-    reply is left to each."""
+    """Returns how many messages both begin with, so that the last of them is not the assistant's
+    and a reply is left to each."""
     same = 0
     while same < min(len(one), len(other)) - 1 and one[same] == other[same]:
         same += 1

@@ -27,7 +27,7 @@ ONE_WRITER = 0x7475726E  # the advisory lock's key: "turn"
 
 
 class Words(sa.TypeDecorator[str]):
-    """A column to select by: what databases cannot hold in a text (NUL, lone surrogates) is
+    """A text column to select by: what databases cannot hold in a text (NUL, lone surrogates) is
     replaced. The whole text is in `content`."""
 
     impl = sa.String
@@ -42,7 +42,7 @@ class Words(sa.TypeDecorator[str]):
 
 
 class Database:
-    """Opens a database, or creates it.
+    """A database, opened or created.
 
     Args:
         url: `sqlite:///path`, `postgresql://user:password@host/database` (any SQLAlchemy URL of
@@ -81,8 +81,8 @@ class Database:
                 f"sqlalchemy.pool.impl.{type(self._engine.pool).__name__}.{__name__}"
             ).setLevel(
                 logging.CRITICAL
-                # it would print the traceback of a connection that breaks off, beside the error
-                # that is raised
+                # it would print the traceback of a connection that breaks off, in addition to the
+                # error that is raised
             )
         except ModuleNotFoundError as error:
             raise self.error(
@@ -121,7 +121,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that writes: no other one begins before it ends.
+        """Opens a transaction that writes: no other one begins before it ends.
 
         Raises:
             DatabaseError: another writer holds the lock for too long, or the database cannot be
@@ -149,13 +149,13 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only looks."""
+        """Opens a transaction that only reads."""
         with self._named(), self._engine.connect() as db, db.begin():
             yield db
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """What the database says, in words that help."""
+        """Turns the database's errors into messages that say what to do."""
         try:
             yield
         except sa.exc.IntegrityError:
@@ -183,19 +183,20 @@ class Database:
             ) from error
 
     def settle(self) -> None:
-        """Brings what stands in SQLite's journal (`-wal`) into the file itself, as far as nobody
-        reads what was before, so that the file alone is whole. It never waits; PostgreSQL needs
+        """Moves what stands in SQLite's journal (`-wal`) into the file itself, as far as no reader
+        needs the state before, so that the file alone is whole. It never waits; PostgreSQL needs
         nothing."""
         if self._sqlite:
             with self._named(), self._engine.connect() as db:
                 db.connection.driver_connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
 
     def close(self) -> None:
+        """Closes all connections."""
         self._engine.dispose()
 
 
 def _words(error: Exception) -> str:
-    """What the driver says, as a sentence: pg8000's errors are mappings of the fields of
+    """Returns the driver's message as a sentence: pg8000's errors are mappings of the fields of
     PostgreSQL's protocol."""
     cause = (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
     fields = cause.args[0] if cause.args else ""

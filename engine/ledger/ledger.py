@@ -1,4 +1,4 @@
-"""The ledger: episodes, requests, feedback and who trained in which update. Durable, and shared by
+"""The ledger: episodes, requests, feedback and the members of every update. Durable, and shared by
 trainer, raters and judges.
 
 Rules it holds, whatever is written to it:
@@ -44,7 +44,7 @@ from .tables import EPISODES, FEEDBACK, INFO, MEMBERS, METADATA, REQUESTS, SCHEM
 
 
 class Ledger(Database):
-    """Opens a ledger, or creates it.
+    """A ledger, opened or created.
 
     Args:
         url: `sqlite:///path`, `postgresql://user:password@host/database` (any SQLAlchemy URL of
@@ -90,7 +90,7 @@ class Ledger(Database):
             schema = info.get("schema", "")
             if not schema.isdecimal():
                 raise LedgerError(
-                    f"the database {self.url} is no ledger: its table `info` is somebody else's"
+                    f"the database {self.url} is no ledger: its table `info` is another program's"
                 )
             if int(schema) > SCHEMA:
                 raise LedgerError(
@@ -109,8 +109,8 @@ class Ledger(Database):
     # What a run must know of its ledger.
 
     def mark(self, run: str) -> dict[str, Any]:
-        """What the ledger holds now: its id, the episodes and members of a run, and all feedback.
-        None of these ever grows less."""
+        """Returns a summary of what the ledger holds now: its id, the episodes and members of a
+        run, and all feedback. None of these counts ever decreases."""
         queries = {
             "episodes": (
                 sa.select(sa.func.count()).select_from(EPISODES).where(EPISODES.c.run == run)
@@ -145,8 +145,8 @@ class Ledger(Database):
         if missing:
             raise LedgerError(
                 f"the ledger {self.url} holds less than the run had written at its last checkpoint:"
-                f" {', '.join(missing)}. It is an older copy, or was copied without the file"
-                " ledger.sqlite-wal beside it: put the newest copy back, with that file"
+                f" {', '.join(missing)}. It is an older copy, or was copied without its file"
+                " ledger.sqlite-wal: put the newest copy back, with that file"
             )
 
     # Episodes.
@@ -174,14 +174,14 @@ class Ledger(Database):
         return [known.get(e.id, e) for e in episodes]
 
     def episodes(self, ids: Sequence[str]) -> dict[str, Episode]:
-        """Episodes by id; unknown ids are left out."""
+        """Returns episodes by id; unknown ids are left out."""
         with self.reading() as db:
             return self._load(db, ids)
 
     def run_episodes(
         self, run: str, *, stage: str | None = None, update: int | None = None
     ) -> list[Episode]:
-        """A run's episodes, by update, stage, group and slot."""
+        """Returns a run's episodes, by update, stage, group and slot."""
         query = sa.select(EPISODES.c.id, EPISODES.c.content).where(EPISODES.c.run == run)
         if stage is not None:
             query = query.where(EPISODES.c.stage == stage)
@@ -203,8 +203,7 @@ class Ledger(Database):
     # Requests.
 
     def add_requests(self, requests: Sequence[Request]) -> None:
-        """Records what is asked; a request that is there already stays as it was, its deadline
-        too."""
+        """Records requests; one that is there already stays as it was, its deadline too."""
         with self.writing() as db:
             known = set()
             for some in chunks([r.id for r in requests]):
@@ -224,17 +223,17 @@ class Ledger(Database):
                 db.execute(REQUESTS.insert(), rows)
 
     def open_requests(self, groups: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """Requests without an answer that have not expired: id, kind, target, group, source,
-        rater_slot, required, deadline, and the time they were first asked."""
+        """Returns requests without an answer that have not expired: id, kind, target, group,
+        source, rater_slot, required, deadline, and the time they were first asked."""
         with self.reading() as db:
             return [dict(row) for row in self._open(db, groups)]
 
     def failed_requests(self, requests: Sequence[str]) -> dict[str, str]:
-        """Of these requests, those whose only answer in force says that it failed, and that
+        """Returns those of the requests whose only answer in force says that it failed, and that
         answer's id.
 
-        Requests on groups whose members are written are left out: nothing said of them can matter
-        any more.
+        Requests on groups whose members are written are left out: no answer on them can matter any
+        more.
         """
         decided = sa.select(MEMBERS.c.group).where(MEMBERS.c.group == REQUESTS.c.group).exists()
         found: dict[str, str] = {}
@@ -257,10 +256,11 @@ class Ledger(Database):
         return list(db.execute(query.order_by(REQUESTS.c.time, REQUESTS.c.id)).mappings())
 
     def ready_groups(self, groups: Sequence[str], update: int | None = None) -> list[str]:
-        """Of these groups, those that wait for no required answer any more and have not trained.
+        """Returns those of the groups that wait for no required answer any more and have not
+        trained.
 
         Those that are members of `update` already are ready for it again: an interrupted update is
-        made anew.
+        repeated.
         """
         with self.reading() as db:
             waiting = {row["group"] for row in self._open(db, groups) if row["required"]}
@@ -277,14 +277,14 @@ class Ledger(Database):
 
         Raises:
             LedgerError: an answer without id, an id that is known with other content, a correction
-                of something unknown or already corrected, or an answer to an episode or group
-                nobody played.
+                of something unknown or already corrected, or an answer to an episode or group that
+                was not played.
         """
         with self.writing() as db:
             return self.record(db, answers)
 
     def record(self, db: Connection, answers: Sequence[Answer]) -> list[Answer]:
-        """`add_feedback` as part of a larger transaction of `writing`."""
+        """Does `add_feedback` as part of a larger transaction of `writing`."""
         new: list[Answer] = []
         if answers:
             now = self.clock()
@@ -343,8 +343,8 @@ class Ledger(Database):
             db.execute(FEEDBACK.insert(), rows)
 
     def _targets(self, db: Connection, answers: Sequence[Answer]) -> tuple[set[str], set[str]]:
-        """Of the episodes and groups that are spoken of: those that were played, and those that
-        have trained."""
+        """Returns those of the answers' episodes and groups that were played, and those that have
+        trained."""
         known: set[str] = set()
         trained: set[str] = set()
         for kind, column, member in (
@@ -378,12 +378,12 @@ class Ledger(Database):
         if trained:
             raise LedgerError(
                 f"feedback {answer.supersedes!r} has trained and cannot be corrected any more; send"
-                " the correction without `supersedes` and it is kept beside it"
+                " the correction without `supersedes`, and both are kept"
             )
 
     def feedback(self, groups: Sequence[str]) -> list[Answer]:
-        """Everything in force on these groups and their episodes, in the order it came; nothing
-        superseded, nothing late."""
+        """Returns all answers in force on these groups and their episodes, in the order they came;
+        without superseded and late ones."""
         rows: list[Any] = []
         with self.reading() as db:
             for some in chunks(groups):
@@ -394,19 +394,19 @@ class Ledger(Database):
         return [decode_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
     def feedback_by(self, sources: Sequence[str], groups: Sequence[str]) -> list[Answer]:
-        """What these sources scored of these groups and their episodes, in force, in the order it
-        came; late answers among it."""
+        """Returns the scored answers in force of these sources on these groups and their episodes,
+        in the order they came; late ones too."""
         rows: list[Any] = []
         with self.reading() as db:
             for some in chunks(groups):
                 query = sa.select(FEEDBACK).where(about(EPISODES.c.group.in_(some)), current())
-                # A source has said far more than these groups were told.
+                # A source has many more answers, on other groups.
                 query = query.where(FEEDBACK.c.status == "scored")
                 rows += [row for row in db.execute(query).mappings() if row["source"] in sources]
         return [decode_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
     def answers(self, ids: Sequence[str]) -> list[Answer]:
-        """Answers by id, in the order they came, whether or not they are still in force."""
+        """Returns answers by id, in the order they came, whether or not they are still in force."""
         rows: list[Any] = []
         with self.reading() as db:
             for some in chunks(ids):
@@ -414,8 +414,8 @@ class Ledger(Database):
         return [decode_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
 
     def run_feedback(self, run: str) -> list[Answer]:
-        """Everything in force that was said of a run's conversations, whatever its status, late
-        answers too; in the order it came."""
+        """Returns all answers in force on a run's conversations, whatever their status, late ones
+        too; in the order they came."""
         query = sa.select(FEEDBACK).where(about(EPISODES.c.run == run), current())
         with self.reading() as db:
             return [
@@ -426,10 +426,11 @@ class Ledger(Database):
     def feedback_before(
         self, run: str, source: str, update: int, newest: int = 5000
     ) -> list[Answer]:
-        """What a source said and still stands by, on groups that were decided up to an update: the
-        newest of it, in the order it came.
+        """Returns a source's answers in force on groups that were decided up to an update: the
+        newest of them, in the order they came.
 
-        The same for a run that was interrupted and goes on, whatever has been said since.
+        The result is the same for a run that was interrupted and resumed, whatever answers came
+        since.
         """
         # Per answer one look-up by the target's own index: `run` and `update` are compared with
         # what it finds, and are no way to find it.
@@ -454,7 +455,7 @@ class Ledger(Database):
     def comparisons(
         self, run: str, *, stages: Sequence[str] | None = None, everything: bool = False
     ) -> list[Comparison]:
-        """A run's scored comparisons in force, by group and id.
+        """Returns a run's scored comparisons in force, by group and id.
 
         Args:
             stages: only those of conversations played or imported there.
@@ -464,7 +465,7 @@ class Ledger(Database):
         return [a for a in found if isinstance(a, Comparison)]
 
     def scores(self, run: str, *, stages: Sequence[str] | None = None) -> list[Feedback]:
-        """A run's scored feedback in force, by episode and id; late answers among it.
+        """Returns a run's scored feedback in force, by episode and id; late answers too.
 
         Args:
             stages: only that on conversations played or imported there.
@@ -492,7 +493,7 @@ class Ledger(Database):
     # Updates.
 
     def add_members(self, run: str, update: int, members: Sequence[Member]) -> None:
-        """Writes who trains in an update, before it happens. Writing the same again is a no-op.
+        """Records the members of an update, before it happens. Writing the same again is a no-op.
 
         Answers on these episodes and groups that are not among the members' feedback came too late,
         and are marked so.
@@ -538,8 +539,8 @@ class Ledger(Database):
                     db.execute(FEEDBACK.update().where(FEEDBACK.c.id.in_(late)).values(late=True))
 
     def decided(self, groups: Sequence[str]) -> dict[str, int]:
-        """Of these groups, those that are members of an update, and which: what is said of them now
-        is late."""
+        """Returns those of the groups that are members of an update, and which update: further
+        answers on them are late."""
         found: dict[str, int] = {}
         with self.reading() as db:
             for some in chunks(groups):
@@ -552,14 +553,15 @@ class Ledger(Database):
         return found
 
     def members(self, run: str, update: int | None = None) -> list[Member]:
-        """The members of a run's updates, or of one of them, by update, group and episode."""
+        """Returns the members of a run's updates, or of one of them, by update, group and
+        episode."""
         query = sa.select(MEMBERS).where(MEMBERS.c.run == run)
         if update is not None:
             query = query.where(MEMBERS.c.update == update)
         return [member for _, member in self._members(query)]
 
     def members_by_update(self, run: str, updates: Sequence[int]) -> dict[int, list[Member]]:
-        """The members of each of these updates, in one query."""
+        """Returns the members of each of these updates, in one query."""
         found: dict[int, list[Member]] = {update: [] for update in updates}
         query = sa.select(MEMBERS).where(
             MEMBERS.c.run == run, MEMBERS.c.update.between(min(updates), max(updates))
@@ -593,7 +595,7 @@ class Ledger(Database):
     # For reports.
 
     def rounds(self, run: str) -> list[tuple[str, int]]:
-        """Every (stage, update) that played, in order."""
+        """Returns every (stage, update) that played, in order."""
         query = sa.select(EPISODES.c.stage, EPISODES.c.update, sa.func.min(EPISODES.c.time)).where(
             EPISODES.c.run == run
         )
@@ -603,8 +605,8 @@ class Ledger(Database):
         return [(stage, update) for stage, update, _ in found]
 
     def feedback_summary(self, groups: Sequence[str]) -> list[dict[str, Any]]:
-        """Answers on these groups and their episodes, by source: how many scored, abstained and
-        failed."""
+        """Counts the answers on these groups and their episodes, by source: how many scored,
+        abstained and failed."""
         found: dict[str, dict[str, Any]] = {}
         with self.reading() as db:
             for some in chunks(groups):
@@ -620,7 +622,7 @@ class Ledger(Database):
         return [found[name] for name in sorted(found)]
 
     def counts(self, run: str | None = None) -> dict[str, int]:
-        """Rows per table; of one run, or of all that share this ledger."""
+        """Returns the number of rows per table; of one run, or of all that share this ledger."""
         tables = {
             "episodes": EPISODES,
             "requests": REQUESTS,
@@ -640,7 +642,7 @@ class Ledger(Database):
             return {name: int(db.scalar(query) or 0) for name, query in queries.items()}
 
     def spend(self, run: str | None = None) -> dict[str, float]:
-        """Cost so far by source; of one run, or of all that share this ledger."""
+        """Returns the cost so far by source; of one run, or of all that share this ledger."""
         query = sa.select(FEEDBACK.c.source, sa.func.sum(FEEDBACK.c.cost)).group_by(
             FEEDBACK.c.source
         )

@@ -1,4 +1,4 @@
-"""Bring the tables of an older ledger up to date."""
+"""Brings the tables of an older ledger up to date."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .tables import INFO, METADATA, SCHEMA
 
 
 def migrate(db: Connection, schema: int) -> dict[str, str]:
-    """Makes the tables of an older ledger those of today; returns what its `info` says of it
-    now."""
+    """Updates the tables of an older ledger to the present schema; returns its `info` after
+    that."""
     if schema < 2:
         db.exec_driver_sql("ALTER TABLE members ADD COLUMN credit VARCHAR NOT NULL DEFAULT '[]'")
     if schema < 3:

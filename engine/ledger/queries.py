@@ -11,7 +11,7 @@ from .tables import EPISODES, FEEDBACK
 
 
 def about(episodes: Any) -> Any:
-    """Answers on the episodes of which this holds, or on their groups."""
+    """Selects answers on the episodes for which the condition holds, or on their groups."""
     ids, groups = (
         sa.select(column).where(episodes) for column in (EPISODES.c.id, EPISODES.c.group)
     )
@@ -19,13 +19,13 @@ def about(episodes: Any) -> Any:
 
 
 def current() -> Any:
-    """Answers that no correction has replaced."""
+    """Selects answers that no correction has replaced."""
     newer = FEEDBACK.alias()
     return ~sa.select(newer.c.id).where(newer.c.supersedes == FEEDBACK.c.id).exists()
 
 
 def chunks(ids: Sequence[str], size: int = 500) -> Iterator[list[str]]:
-    """Databases limit how many parameters a query takes."""
+    """Divides ids into chunks, since databases limit how many parameters a query takes."""
     ids = list(ids)
     for i in range(0, len(ids), size):
         yield ids[i : i + size]

@@ -1,4 +1,4 @@
-"""Turn records into rows of the ledger, and rows into records."""
+"""Conversion of records to rows of the ledger, and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST = 1 << 28  # bytes of an episode: what unpacks to more is no conversatio
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """An episode of an update: what it trained on, or why it was left out.
+    """An episode of an update: how it was trained on, or why it was left out.
 
     Attributes:
         used: whether it was in the gradient.
@@ -37,7 +37,7 @@ class Member:
 
 
 def decode_episode(id_: str, content: bytes) -> Episode:
-    """An episode as it was recorded.
+    """Returns an episode as it was recorded.
 
     Raises:
         LedgerError: what is recorded cannot be read.
@@ -60,14 +60,15 @@ def decode_episode(id_: str, content: bytes) -> Episode:
 
 
 def encode_answer(answer: Answer) -> str:
-    """What an answer says, without its stamp: the part that must not change under one id."""
+    """Returns an answer's content, without its stamp: the part that must not change under one
+    id."""
     data = dataclasses.asdict(answer)
     del data["stamp"]
     return canonical_json(data)
 
 
 def decode_answer(row: Any) -> Answer:
-    """An answer as it was recorded.
+    """Returns an answer as it was recorded.
 
     Raises:
         LedgerError: what is recorded cannot be read.

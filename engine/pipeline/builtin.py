@@ -1,4 +1,4 @@
-"""The engine's own entries in the registries, by the same hooks as everybody else's."""
+"""The engine's own entries in the registries, by the same hooks as any plugin's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run's config: what a YAML file or the arguments of `turnwise.train` say.
+"""The run's config, from a YAML file or the arguments of `turnwise.train`.
 
 Unknown keys are refused, with near ones named.
 """
@@ -19,7 +19,7 @@ from .section import WHOLE, Section
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it today: `1e-3` is a number, not a string."""
+    """A YAML loader that reads `1e-3` as a number, not a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -30,7 +30,7 @@ _Loader.add_implicit_resolver(
 
 
 class PolicyConfig(Section):
-    """Which model to align, see `Policy.from_pretrained`."""
+    """The model to align, see `Policy.from_pretrained`."""
 
     called: ClassVar[str] = "policy"
 
@@ -45,7 +45,7 @@ class PolicyConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run.
+    """The config of a whole run.
 
     Attributes:
         policy: a model's folder or hub name, its options, or a `Policy`.
@@ -110,7 +110,7 @@ class RunConfig(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> RunConfig:
-        """Reads a YAML file. Relative model folders are looked for beside the file first.
+        """Reads a YAML file. Relative model folders are looked for in the file's folder first.
 
         Raises:
             ConfigError: no such file, not YAML, or a config that is wrong.
@@ -155,7 +155,7 @@ class RunConfig(Section):
 
 
 def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
-    """Every float in plain data, and where it stands."""
+    """Yields every float in plain data, and its place."""
     if isinstance(value, float):
         yield place, value
     elif isinstance(value, (Mapping, list, tuple)):
@@ -164,7 +164,7 @@ def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
 
 
 def flat(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Stages with every `repeat: {times: 3, stages: [...]}` written out.
+    """Returns stages with every `repeat: {times: 3, stages: [...]}` written out.
 
     Raises:
         ValueError: a repetition without a positive number of times or without stages.

@@ -1,4 +1,4 @@
-"""Read what a run left in its folder."""
+"""Reads a run's folder: its config, metrics, evaluation and ledger."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .config import flat
 
 
 def last_position(folder: Path) -> Position:
-    """Where the run in a folder stood at its last checkpoint whose note can be read; its other
-    files are not looked at.
+    """Returns the position of the run in a folder at its last checkpoint whose note can be read;
+    its other files are not looked at.
 
     Raises:
         CheckpointError: the folder has no such checkpoint.
@@ -35,7 +35,7 @@ def last_position(folder: Path) -> Position:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What the run in a folder was asked, as its config.yaml says.
+    """Returns the config of the run in a folder, from its config.yaml.
 
     Raises:
         Damaged: there is none, or it cannot be read.
@@ -57,14 +57,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise Damaged(
             f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}): put it"
             " back as it was, or go on with the run by `turnwise run --resume` and the config it"
-            " was started with, which writes it anew"
+            " was started with, which writes it again"
         ) from error
     return config
 
 
 def read_metrics(folder: Path, updates: int | None = None) -> list[dict[str, Any]]:
-    """The updates of the run in a folder, as its metrics.jsonl says. A last line that was cut short
-    (a crash, a full disk) is left out.
+    """Returns the updates of the run in a folder, from its metrics.jsonl. A last line that was cut
+    short (a crash, a full disk) is left out.
 
     Args:
         updates: look at no more lines than these.
@@ -104,8 +104,8 @@ def read_metrics(folder: Path, updates: int | None = None) -> list[dict[str, Any
 
 
 def read_evaluation(folder: Path) -> dict[str, dict[str, Any]]:
-    """The table that a stage `evaluate` left in a run's folder; empty where there is none, and with
-    a warning where it is damaged."""
+    """Returns the table that a stage `evaluate` left in a run's folder; empty where there is none,
+    and with a warning where it is damaged."""
     path = folder / "evaluation.json"
     if not path.exists():
         return {}
@@ -128,7 +128,8 @@ def read_evaluation(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def open_ledger(folder: Path, url: str | None = None) -> tuple[Ledger, str]:
-    """The ledger of the run in a folder, where its config says that it is, and the run's id.
+    """Opens the ledger of the run in a folder, where its config says that it is; returns it, and
+    the run's id.
 
     Args:
         url: where it is instead; needed where the URL in the config had a password, which no folder

@@ -1,4 +1,4 @@
-"""Make the parts that a config names."""
+"""Makes the parts that a config names."""
 
 from __future__ import annotations
 

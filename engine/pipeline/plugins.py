@@ -2,8 +2,8 @@
 
 Plugins are loaded one by one from the entry-point group `turnwise`, so that one that fails is
 remembered with its reason and stops only the run that needs it. Turnwise's own parts are plugins of
-its own distribution and always load; `TURNWISE_PLUGINS=a,b` restricts everybody else's to those
-named (empty: none).
+its own distribution and always load; `TURNWISE_PLUGINS=a,b` restricts all others to those named
+(empty: none).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _THEIRS = (Exception, SystemExit, GeneratorExit)
 
 @dataclass(slots=True)
 class PluginInfo:
-    """One line of `turnwise plugins`."""
+    """The state of one plugin: a line of `turnwise plugins`."""
 
     name: str
     version: str = ""
@@ -127,7 +127,7 @@ class Plugins:
         except BaseException as error:  # whatever it is, it is theirs, except Ctrl-C
             if isinstance(error, KeyboardInterrupt) and self._pressed:
                 raise
-            # Nobody may win silently: a run that asks for the name stops.
+            # Neither plugin wins silently: a run that asks for the name stops.
             if isinstance(error, NameClash):
                 self._clashes[error.kind, error.entry] = str(error)
             # Or check_pending would fail for every plugin after it.
@@ -143,7 +143,7 @@ class Plugins:
                 info.registered[kind] = sorted(entries)
 
     def adopt(self, name: str, module: object) -> None:
-        """Takes a module that was imported for a run as a plugin, if it has hooks and is none yet.
+        """Adds a module that was imported for a run as a plugin, if it has hooks and is none yet.
 
         Raises:
             PluginError: it is broken, or registers a name that is taken.
@@ -182,7 +182,7 @@ class Plugins:
                         gymnasium.registry[env] = spec
                         owner = next(
                             (o for (o, _), (envs, _) in _envs_registered.items() if env in envs),
-                            "somebody else",
+                            "another module",
                         )
                         raise NameClash("environment", env, owner, name)
                 _envs_registered[key] = (sorted(set(gymnasium.registry) - set(before)), plugin)
@@ -191,10 +191,11 @@ class Plugins:
         return collected
 
     def names(self, kind: str) -> list[str]:
+        """Returns the registered names of a kind, in order."""
         return sorted(self._factories[kind])
 
     def factory(self, kind: str, name: str) -> Callable[..., Any]:
-        """The factory registered under a name, imported if it was given as a string.
+        """Returns the factory registered under a name, imported if it was given as a string.
 
         Raises:
             PluginError: no such name; the message lists near ones and plugins that failed to load.
@@ -223,18 +224,19 @@ class Plugins:
             ) from error
 
     def unknown(self, kind: str, name: str, known: Iterable[str]) -> PluginError:
-        """The error for a name nobody registered; it recalls plugins that failed to load, since
-        they may have meant to."""
+        """Returns the error for a name that is not registered; it names plugins that failed to
+        load, since they may have meant to register it."""
         return PluginError(f"no {kind} {name!r}.{did_you_mean(name, known)}{self.failures()}")
 
     def failures(self) -> str:
-        """ " Plugins that failed to load: ..." for error messages; empty when all is well."""
+        """Returns " Plugins that failed to load: ..." for error messages; empty when all is
+        well."""
         failed = [f"{info.name} ({info.failed})" for info in self.infos.values() if info.failed]
         return f" Plugins that failed to load: {'; '.join(failed)}." if failed else ""
 
     def create(self, kind: str, name: str, /, *args: Any, **options: Any) -> Any:
-        """Calls a registered factory; one that has a parameter `plugins`, to look up others' parts,
-        is given this object.
+        """Calls a registered factory; one that has a parameter `plugins`, to look up the parts of
+        other plugins, is given this object.
 
         Raises:
             PluginError: no such name, or options that the factory does not take (with the near ones
@@ -252,8 +254,8 @@ class Plugins:
             raise PluginError(f"{kind} {name!r}: {error}") from error
 
     def call_event(self, event: str, **arguments: Any) -> None:
-        """Calls an event hook, each plugin on its own: a failing listener warns once and stops
-        nobody."""
+        """Calls an event hook, each plugin on its own: a failing listener warns once and does not
+        stop the others."""
         for implementation in getattr(self._manager.hook, event).get_hookimpls():
             name, plugin = implementation.plugin_name, implementation.plugin
             others = [other for other in self._manager.get_plugins() if other is not plugin]
@@ -268,7 +270,8 @@ class Plugins:
                     )
 
     def report_sections(self, ledger: Any, run: str) -> list[Any]:
-        """What plugins add to a run's report; one that cannot says why in its place."""
+        """Returns the sections that plugins add to a run's report; one that fails is replaced by
+        its reason."""
         from ..records.report_section import Section
 
         sections: list[Any] = []
@@ -344,8 +347,8 @@ NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
 
 
 def _no_number(annotation: Any, value: Any) -> str:
-    """What a value must be where its parameter takes a number and it is none (text above all: a
-    command line's, an environment variable's)."""
+    """Returns what a value must be where its parameter takes a number and it is none (text above
+    all: a command line's, an environment variable's)."""
     kinds = (
         annotation
         if isinstance(annotation, str)
@@ -374,7 +377,7 @@ def _takes_plugins(factory: Callable[..., Any]) -> bool:
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[int]]:
-    """Notices Ctrl-C: a KeyboardInterrupt that nobody pressed is a plugin's own.
+    """Notices Ctrl-C: a KeyboardInterrupt without it was raised by the plugin itself.
 
     Yields the signals that came; only the main thread gets any.
     """
@@ -400,7 +403,8 @@ def _given(plugin: object) -> object:
 
 
 def _entry_points() -> list[metadata.EntryPoint]:
-    """Ours first, then the others in order of name, as far as TURNWISE_PLUGINS lets them."""
+    """Returns entry points, ours first, then the others in order of name, as far as
+    TURNWISE_PLUGINS allows them."""
     found = {
         (e.name, e.value, e.dist.name if e.dist else ""): e
         for e in metadata.entry_points(group=GROUP)

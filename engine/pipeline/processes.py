@@ -1,4 +1,4 @@
-"""Several processes that train together: one decides, all learn what."""
+"""Several processes that train together: the main one decides, and all receive its decision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def shared(run: RunView, value: Any) -> Any:
-    """What the main process has, on every process of those that train together."""
+    """Returns the main process's value on every process of those that train together."""
     if processes(run)[0] == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -23,7 +23,7 @@ def shared(run: RunView, value: Any) -> Any:
 
 
 def decided(run: RunView, work: Callable[[], Result]) -> Result:
-    """Does work in the main process, which may wait for feedback, and returns its result on every
+    """Runs work in the main process, which may wait for feedback, and returns its result on every
     process.
 
     Raises:
@@ -41,7 +41,7 @@ def decided(run: RunView, work: Callable[[], Result]) -> Result:
 
 
 def processes(run: RunView) -> tuple[int, int]:
-    """How many processes train together, and which of them this is."""
+    """Returns how many processes train together, and the number of this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 1, 0
     accelerator = run.policy.accelerator

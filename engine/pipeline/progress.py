@@ -16,7 +16,7 @@ from ..records.update import Status, Update
 
 
 def quiet() -> None:
-    """Other libraries' progress bars and advice would tear ours."""
+    """Turns off other libraries' progress bars and advice, which would break up ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
@@ -39,7 +39,7 @@ COUNTS = ("comparisons", "conversations", "changed")
 
 
 def in_a_line(update: Update) -> str:
-    """What an update did, where no bars are shown."""
+    """Summarises an update in one line, for where no bars are shown."""
     metrics = update.metrics
     found = {key: metrics[key] for key in SHOWN if key in metrics}
     found = found or {key: value for key, value in metrics.items() if key.endswith("/success")}
@@ -94,6 +94,7 @@ class Display:
         self._progress.stop()
 
     def show(self, status: Status) -> None:
+        """Shows a run's status."""
         progress = self._progress
         if progress.disable:
             if self._log and status.note and time.monotonic() - self._logged > 60:

@@ -1,4 +1,4 @@
-"""What of a config may change when a run is resumed."""
+"""Checks of a config when a run is resumed: what of it may change."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MEANS = (
     "batch",
     "canaries",
     "known_bad",
-)  # of whoever asks a model
+)  # options of parts that ask a model
 
 
 def meant(value: Any) -> Any:
-    """A config without what asking models may cost and take, which says nothing of what is
-    asked."""
+    """Returns a config without the limits on what asking models may cost and how long it may take,
+    which do not affect what is asked."""
     if isinstance(value, Mapping):
         asks = bool({"judge", "source", "model"} & set(value)) and "every" not in value
         return {k: meant(v) for k, v in value.items() if not (asks and k in MEANS)}

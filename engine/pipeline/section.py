@@ -1,4 +1,4 @@
-"""A part of a config: unknown keys are refused, with near ones named."""
+"""The base class of configs: unknown keys are refused, with near ones named."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ WHOLE = "the config"
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys are errors; Python objects (judges, environments) may
-    stand among plain data."""
+    """A part of a config: unknown keys are errors; Python objects (judges, environments) may stand
+    among plain data."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
     called: ClassVar[str] = ""  # in messages; default: the name of the class
@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 def explain(error: ValidationError, model: type[Section]) -> str:
-    """What is wrong, one line per mistake, with near names for unknown keys.
+    """Describes the mistakes of a config, one per line, with near names for unknown keys.
 
     A key that is missing is not named where one was misspelt.
     """

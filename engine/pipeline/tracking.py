@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard, Weights & Biases and their kin, through accelerate's trackers."""
+"""Sends metrics to TensorBoard, Weights & Biases and their kin, through accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Tracker:
             self._trackers[name] = tracker
 
     def log(self, stage: str, update: int, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics of one update to every tracker."""
         self._each(
             lambda tracker: tracker.log(
                 {f"{stage}/{name}": value for name, value in metrics.items()}, step=update
@@ -49,11 +50,12 @@ class Tracker:
         )
 
     def finish(self) -> None:
+        """Ends every tracker."""
         self._each(lambda tracker: tracker.finish())
 
     def _each(self, act: Callable[[Any], None]) -> None:
-        """A tracker that fails (its service is away, its disk is full) is left out from then on,
-        with a warning; the run goes on."""
+        """Calls `act` on every tracker; one that fails (its service is away, its disk is full) is
+        left out from then on, with a warning, and the run goes on."""
         for name, tracker in list(self._trackers.items()):
             try:
                 act(tracker)
@@ -67,7 +69,8 @@ class Tracker:
 
 
 def check(names: Sequence[str]) -> dict[str, Any]:
-    """Accelerate's trackers by name, if those wanted are among them and installed."""
+    """Returns accelerate's trackers by name; raises `ConfigError` unless those wanted are among
+    them and installed."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     known = {str(name): kind for name, kind in LOGGER_TYPE_TO_CLASS.items()}
@@ -81,7 +84,7 @@ def check(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A config as one level of plain values, which is what every tracker takes."""
+    """Returns a config as one level of plain values, which is what every tracker takes."""
     if isinstance(value, Mapping):
         items: Any = value.items()
     elif isinstance(value, (list, tuple)):

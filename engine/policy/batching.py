@@ -1,4 +1,4 @@
-"""Episodes and their rewards as one batch of tensors."""
+"""Makes batches of tensors of episodes and their rewards."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def written_batch(
     pairs: Sequence[tuple[int, int, float, float, float]] = (),
     labels: Sequence[float] | None = None,
 ) -> Batch:
-    """Conversations and what was thought of them as a batch, whoever said them: without behaviour
-    log-probs and without rewards.
+    """Returns conversations and opinions of them as a batch, sampled or not: without
+    behaviour log-probs and without rewards.
 
     Args:
         episodes: [E].
-        turns: per episode (ids read, ids said) per turn.
+        turns: per episode (ids read, ids of the reply) per turn.
         pairs: (better, worse, probability, margin, weight) each, the first two being places in
             `episodes`.
         labels: [E] 1 liked, 0 not.
@@ -114,8 +114,8 @@ def written_batch(
 
 
 def _layout(episodes: Sequence[Episode], counts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Where tokens and turns stand in a batch, from the number of action tokens per turn of each
-    episode."""
+    """Returns where tokens and turns stand in a batch, from the number of action tokens per turn of
+    each episode."""
     size, actions, turns = len(episodes), max(map(sum, counts)), max(map(len, counts))
     turn = torch.full((size, actions), -1)
     turn_mask = torch.zeros(size, turns, dtype=torch.bool)
@@ -141,7 +141,8 @@ def row_of(
     then: Sequence[int] = (),
     bootstrap: bool = False,
 ) -> Row:
-    """One row of (ids read, ids said) per turn, and what was read after the last."""
+    """Returns one row of (ids read, ids of the reply) per turn, followed by the ids read after the
+    last."""
     ids: list[int] = []
     positions: list[int] = []
     for read, action in turns:
@@ -152,8 +153,8 @@ def row_of(
 
 
 def episode_rows(episode: Episode, index: int) -> list[Row]:
-    """The rows of token ids that train an episode: one with `history: append`, one per turn with
-    `rerender`."""
+    """Returns the rows of token ids that train an episode: one with `history: append`, one per turn
+    with `rerender`."""
     truncated = episode.ending == "truncated"
     if episode.history == "append":
         pairs = ((turn.prompt_ids, turn.action_ids or ()) for turn in episode.turns)
@@ -170,7 +171,7 @@ def episode_rows(episode: Episode, index: int) -> list[Row]:
             )
         )
         first += count
-    if truncated:  # the state it was truncated in, rendered anew: a row without action tokens
+    if truncated:  # the state it was truncated in, rendered whole: a row without action tokens
         last = episode.final_ids or rows[-1].ids
         rows.append(Row(last, index, (), first, True))
     return rows

@@ -33,7 +33,7 @@ TYPES = {
 
 @dataclass
 class _Step:
-    """What the layers of one forward call share."""
+    """The data that the layers of one forward call share."""
 
     rows: Tensor | None = None  # [b] cache rows, None: all in order
     slots: Tensor | None = None  # [b, q] where each token is written
@@ -41,7 +41,7 @@ class _Step:
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values [rows, heads, capacity + 1, dim]; the last slot is scratch."""
+    """A layer's keys and values [rows, heads, capacity + 1, dim]; the last slot is scratch."""
 
     is_sliding = False
 
@@ -97,7 +97,7 @@ class SlotLayer(CacheLayerMixin):
 
 
 class CachedModel:
-    """Feeds tokens to a causal language model, row by row of a slot cache.
+    """A causal language model with a slot cache, fed tokens row by row.
 
     Args:
         model: an unmodified transformers causal LM.
@@ -127,8 +127,8 @@ class CachedModel:
         self._cache = Cache(layers=layers)
 
     def _mask(self, positions: Tensor, extent: int, kind: str) -> Tensor:
-        """[b, 1, q, extent] which slots each token may look at; at least one, so that padding gives
-        no NaN."""
+        """Returns [b, 1, q, extent], which slots each token may look at; at least one, so that
+        padding gives no NaN."""
         slots = torch.arange(extent, device=positions.device)
         at = positions.clamp(min=0).unsqueeze(-1)
         allowed = slots <= at
@@ -154,7 +154,7 @@ class CachedModel:
 
         Args:
             rows: cache rows, distinct, ascending.
-            lengths: how many tokens each row holds already (0 begins it anew).
+            lengths: how many tokens each row holds already (0 starts it over).
             feeds: at least one new token per row.
         """
         width = max(map(len, feeds))

@@ -4,8 +4,7 @@ A sampled conversation only ever grows: the first prompt is rendered once, and e
 observation is a *suffix*, the text that the template puts between a reply and the next one. Sampled
 ids are never decoded and tokenized again. A conversation that was *written* (a demonstration, a
 preference) is rendered whole, as the template shows finished conversations: its ids are the
-tokenizer's own. What a policy would have had to say itself, all that stands after the prompt it is
-given, is the reply.
+tokenizer's own. The reply is all that stands after the prompt that a policy would be given.
 
 Text from a policy, a person or an environment stays text: where it spells a control token it is
 tokenized in two pieces, cut inside that spelling. Control tokens are those marked special and those
@@ -41,7 +40,7 @@ THOUGHT = re.compile(r"</?think\w*>")  # the assistant's own words, also where a
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """A conversation as the template shows it.
+    """A conversation as the template renders it.
 
     Attributes:
         text: all of it.
@@ -55,7 +54,7 @@ class _Rendered:
 
 
 class ChatFormat:
-    """Renders prompts, suffixes and written conversations as ids.
+    """The format of a chat template: renders prompts, suffixes and written conversations as ids.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
@@ -166,8 +165,8 @@ class ChatFormat:
         )
 
     def _defused(self, value: Any) -> Any:
-        """A tool schema in which no string spells a control token: a space is put after the first
-        character of any."""
+        """Returns a tool schema in which no string spells a control token: a space is put after the
+        first character of any."""
         if isinstance(value, Mapping):
             return {self._defused(k): self._defused(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
@@ -273,8 +272,8 @@ class ChatFormat:
         order: list[int],
         frames: list[str],
     ) -> tuple[list[str], list[str]]:
-        """Frames and contents where the template trims or rewrites some content: each is rendered
-        among marks of the others."""
+        """Returns frames and contents where the template trims or rewrites some content: each is
+        rendered among marks of the others."""
         shown, contents = list(frames), []
         for place, i in enumerate(order):
             piece, left, right = (
@@ -295,7 +294,8 @@ class ChatFormat:
     # The template's own frame.
 
     def _frame_text(self) -> str:
-        """What the template puts around messages, and none of what it lets the assistant say."""
+        """Returns the text that the template puts around messages, without any of what it lets the
+        assistant say."""
         probe = [Message("user", "x"), Message("assistant", "x"), Message("user", "x")]
         pieces: list[str] = []
         for opening in ([Message("system", "x")], []) if self._system == "own" else ([],):
@@ -317,8 +317,8 @@ class ChatFormat:
         return "\n".join(pieces)
 
     def _closings(self) -> tuple[str, str]:
-        """What the template writes after a reply that something follows, and after the last one of
-        a finished conversation.
+        """Returns the text that the template writes after a reply that is followed by a message,
+        and after the last one of a finished conversation.
 
         Both end with a control token: after it the policy has nothing more to say.
         """
@@ -344,25 +344,25 @@ class ChatFormat:
         return first, last
 
     def _last_control(self, text: str) -> int:
-        """Where the last control token spelled in a text ends; 0 if none is."""
+        """Returns where the last control token spelled in a text ends; 0 if none is."""
         return max((text.rindex(t) + len(t) for t in self._controls if t and t in text), default=0)
 
     def _shows(self, token: int) -> bool:
-        """Whether the template itself ever closes a reply with this token (a call of a tool,
-        perhaps)."""
+        """Returns whether the template itself ever closes a reply with this token (a call of a
+        tool, perhaps)."""
         text = self.tokenizer.convert_ids_to_tokens(token)
         return self._last_closing.startswith(text) or self._writes(text)
 
     def _writes(self, text: str) -> bool:
-        """Whether the template's source holds a text."""
+        """Returns whether the template's source holds a text."""
         source = self.tokenizer.chat_template
         return any(
             text in one for one in (source.values() if isinstance(source, dict) else [source])
         )
 
     def _channel(self) -> list[int]:
-        """Ids that stand before the words for the other side where replies have channels; none
-        elsewhere."""
+        """Returns the ids that stand before the words for the other side where replies have
+        channels; none elsewhere."""
         probe = [Message("user", "x"), Message("assistant", "y")]
         whole = self._rendered(probe, False, None)
         header = whole.text[self._reply_begins(probe, whole, 1, None) : whole.spans[1][0]]
@@ -384,8 +384,8 @@ class ChatFormat:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _continue(self, text: str) -> list[int]:
-        """Ids of a piece as the tokenizer would give them in the middle of a text (no space that
-        some put before every piece)."""
+        """Returns the ids of a piece as the tokenizer would give them in the middle of a text (no
+        space that some put before every piece)."""
         anchor, ids = self._encode(ANCHOR), self._encode(ANCHOR + text)
         return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode(text)
 
@@ -454,7 +454,8 @@ class ChatFormat:
         return self._continue("\ufffd")  # a character that is a control token by itself
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of text that must stay text: no control token is among them, whatever it spells.
+        """Returns the ids of text that must stay text: no control token is among them, whatever it
+        spells.
 
         Raises:
             ValueError: text that is not valid Unicode.
@@ -462,8 +463,8 @@ class ChatFormat:
         return self._tokenize(text, [(0, len(text))])
 
     def _keeps(self, text: str) -> bool:
-        """Whether ids hold all of a text, but for the space around it and for forms that Unicode
-        calls compatible."""
+        """Returns whether ids hold all of a text, but for the space around it and for forms that
+        Unicode calls compatible."""
         back = self.tokenizer.decode(self.encode_text(text), clean_up_tokenization_spaces=False)
         return (
             unicodedata.normalize("NFKC", back).strip()
@@ -490,7 +491,7 @@ class ChatFormat:
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """Ids of a conversation up to where the assistant speaks next.
+        """Returns the ids of a conversation up to where the assistant speaks next.
 
         Raises:
             TemplateError: the template refuses the conversation.
@@ -506,8 +507,8 @@ class ChatFormat:
     def suffix(
         self, observation: Message, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """Ids between the end token of one reply and the first token of the next: the observation
-        and its frame.
+        """Returns the ids between the end token of one reply and the first token of the next: the
+        observation and its frame.
 
         Args:
             tools: those that the conversation began with; templates may look at them again.
@@ -533,22 +534,22 @@ class ChatFormat:
         return self._tokenize(text, spans, start + self._closing_start(self._closing))[1:]
 
     def _closing_start(self, closing: str) -> int:
-        """Where in a closing its last token begins."""
+        """Returns where in a closing its last token begins."""
         return max(closing.rindex(t) for t in self._controls if t and closing.endswith(t))
 
     def reply(self, text: str) -> list[int]:
-        """Ids of a reply that was not sampled, alone: its text as text, and how the template closes
-        one that something follows."""
+        """Returns the ids of a reply that was not sampled, alone: its text as text, and the closing
+        of a reply that is followed by a message."""
         return [*self.encode_text(text), *self._closing_ids]
 
     def close(self, ids: Sequence[int]) -> list[int]:
-        """Ids that close a sampled reply which did not close itself, because it was cut; none if it
-        did."""
+        """Returns the ids that close a sampled reply which did not close itself, because it was
+        cut; none if it did."""
         return [] if ids and ids[-1] in self._closes else list(self._closing_ids)
 
     def text(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """A sampled reply as text, without the end token and without what stands before its last
-        channel's words."""
+        """Returns a sampled reply as text, without the end token and without what stands before its
+        last channel's words."""
         ids = list(ids)
         while ids and ids[-1] in self._ends:
             ids.pop()
@@ -566,7 +567,7 @@ class ChatFormat:
     def conversation(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[tuple[list[int], list[int]]]:
-        """A whole written conversation as (prompt ids, reply ids) per turn.
+        """Returns a whole written conversation as (prompt ids, reply ids) per turn.
 
         Together they are the tokenizer's own ids of what the template makes of the whole, up to the
         token that closes the last reply; messages after that are left out.
@@ -586,8 +587,8 @@ class ChatFormat:
         whole = self._rendered(messages, False, tools)
         text, contents = whole.text, sorted(whole.spans)
         turns: list[tuple[list[int], list[int]]] = []
-        # One way of reading for the whole, or a reply would begin where two ways part: within what
-        # the user said.
+        # One way of reading for the whole, or a reply would begin where two ways part: within the
+        # user's message.
         until = whole.spans[replies[-1]][1] + len(self._last_closing)
         apart = self._joined(text, [span for span in contents if span[0] < until], 0, until)[1]
         # Each turn but the first is read from the token that closed the reply before it.
@@ -622,8 +623,8 @@ class ChatFormat:
         i: int,
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> int:
-        """Where in the whole what the assistant must say itself begins: after as much of the frame
-        as a prompt would hold."""
+        """Returns where in the whole the part begins that the assistant must say itself: after as
+        much of the frame as a prompt would hold."""
         frame = whole.text[whole.before[i] : whole.spans[i][0]]
         key = (frame, messages[i - 1].role, bool(tools), i > 1)
         if key not in self._begins:
@@ -637,8 +638,8 @@ class ChatFormat:
         context: Sequence[int],
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> bool:
-        """Whether the tokenizer, given the template's rendering of the whole conversation, has
-        other ids than those trained on.
+        """Returns whether the tokenizer, given the template's rendering of the whole conversation,
+        has other ids than those trained on.
 
         It happens with templates that trim or rewrite history, where a sampled reply would be
         tokenized otherwise, and where a message spells a control token.
@@ -666,14 +667,15 @@ def _dated(template: str, today: date) -> str:
 
 
 def _alike(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """How many items two sequences begin with in common."""
+    """Returns how many items two sequences begin with in common."""
     return next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
 
 
 def _places(text: str, token: str, start: int, end: int) -> list[int]:
-    """Where a token is spelled so that at least one of its characters stands in text[start:end]."""
+    """Returns the places where a token is spelled so that at least one of its characters stands in
+    text[start:end]."""
     found: list[int] = []
     at = text.find(token, max(0, start - len(token) + 1)) if token else -1
     while 0 <= at < end:
@@ -683,7 +685,7 @@ def _places(text: str, token: str, start: int, end: int) -> list[int]:
 
 
 def _check_roles(messages: Sequence[Message]) -> None:
-    """Refuses what no conversation that alternates could be.
+    """Refuses roles that no alternating conversation could have.
 
     A reply may have made several calls of tools.
     """

@@ -1,6 +1,6 @@
-"""What samples replies for a policy.
+"""The built-in backend, which samples replies for a policy.
 
-The built-in backend runs the model in process and keeps the KV cache across turns.
+It runs the model in process and keeps the KV cache across turns.
 """
 
 from __future__ import annotations
@@ -20,22 +20,30 @@ from .network import Network
 
 
 class SampledPolicy(Protocol):
-    """What sampling needs of a policy."""
+    """The part of a policy that sampling needs."""
 
     @property
-    def model(self) -> Any: ...
-    @property
-    def network(self) -> Network: ...
-    @property
-    def chat(self) -> ChatFormat: ...
-    @property
-    def context_length(self) -> int: ...
+    def model(self) -> Any:
+        """The transformers model."""
 
-    def autocast(self) -> Any: ...
+    @property
+    def network(self) -> Network:
+        """The network around the model."""
+
+    @property
+    def chat(self) -> ChatFormat:
+        """The format that renders conversations as ids."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens the model may read."""
+
+    def autocast(self) -> Any:
+        """Returns the context that sets the precision of forward passes."""
 
 
 class InProcess:
-    """Samples with the policy's own model.
+    """A backend that samples with the policy's own model.
 
     Noise is one uniform number per token from a generator seeded by the conversation's turn, so a
     reply depends on its own context and seed and not on what else is in the batch (up to rounding).
@@ -53,10 +61,11 @@ class InProcess:
         self._model = CachedModel(policy.model, rows)
 
     def refresh(self) -> None:
+        """Forgets the cache, after the weights changed."""
         self._model.reset()
 
     def reply(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Sample]:
-        """One reply per conversation.
+        """Samples one reply per conversation.
 
         Raises:
             NonFiniteError: the model's logits are NaN or infinite; the message names the
@@ -119,7 +128,8 @@ class InProcess:
         return samples
 
     def _prefill(self, talks: Sequence[Conversation]) -> Any:
-        """Feeds what each conversation has and the cache has not; the logits after it, [b, V]."""
+        """Feeds the tokens that each conversation has and the cache has not; returns the logits
+        after them, [b, V]."""
         chunks: list[list[int]] = [[]]
         for i, conversation in enumerate(talks):
             width = max(len(talks[j].ids) - talks[j].cached for j in [*chunks[-1], i])

@@ -1,5 +1,5 @@
-"""What every gradient optimizer does alike: AdamW with warm-up, micro-batches, clipping, and
-refusing numbers that are not finite.
+"""The part that all gradient optimizers share: AdamW with warm-up, micro-batches, clipping, and
+refusal of numbers that are not finite.
 
 An optimizer's own file holds its loss and reads top to bottom; this file holds nothing of any
 algorithm.
@@ -34,7 +34,7 @@ def settings(
     max_grad_norm: float,
     micro_tokens: int,
 ) -> dict[str, Any]:
-    """The settings of a `Learner` as an optimizer's options give them, checked before anything is
+    """Returns the settings of a `Learner` from an optimizer's options, checked before anything is
     loaded.
 
     Raises:
@@ -58,7 +58,7 @@ def settings(
 
 
 def positive(**counts: int) -> Iterator[int]:
-    """The counts themselves (`epochs`, `minibatches`), checked.
+    """Returns the counts themselves (`epochs`, `minibatches`), checked.
 
     Raises:
         ValueError: one that is no whole number above 0.
@@ -70,7 +70,7 @@ def positive(**counts: int) -> Iterator[int]:
 
 
 class Learner:
-    """One AdamW over the policy and further modules (a critic).
+    """An AdamW optimizer over the policy and further modules (a critic).
 
     Weights in half precision have a float32 copy each, which is what AdamW moves: its steps are
     smaller than the spacing of their numbers, and would be lost one by one. After a step the
@@ -131,7 +131,7 @@ class Learner:
             yield order[i * size // parts : (i + 1) * size // parts]
 
     def micro_batches(self, rows: Sequence[Row], episodes: Sequence[int]) -> list[Micro]:
-        """This process's micro-batches of the rows of some episodes."""
+        """Returns this process's micro-batches of the rows of some episodes."""
         chosen = set(episodes)
         wanted = [row for row in rows if row.episode in chosen and row.positions]
         assert self.policy is not None
@@ -194,18 +194,18 @@ class Learner:
         return float(norm)
 
     def metrics(self, norms: Sequence[float]) -> dict[str, float]:
-        """What an update tells of its steps, from the norms of their gradients: how many they were,
+        """Returns an update's metrics from the norms of its steps' gradients: how many they were,
         the mean norm, the last one's rate."""
         metrics = {"grad_norm": sum(norms) / len(norms), "lr": self.rate} if norms else {}
         return {"steps": float(len(norms)), **metrics}
 
     def _rate(self, progress: float) -> float:
-        """The learning rate of the next step."""
+        """Returns the learning rate of the next step."""
         warm = min(1.0, (self.steps + 1) / self.warmup) if self.warmup else 1.0
         return self.lr * warm * (1 - (1 - self.decay) * progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's moments, the step count and float32 copies of weights, as flat tensors and
+        """Returns Adam's moments, the step count and float32 copies of weights, as flat tensors and
         numbers."""
         state: dict[str, Any] = {"steps": self.steps}
         for i, (parameter, master) in enumerate(zip(self._parameters, self._masters, strict=True)):
@@ -216,6 +216,7 @@ class Learner:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self.steps = int(state["steps"])
         for i, master in enumerate(self._masters):
             if f"master.{i}" in state:
@@ -236,12 +237,14 @@ class Sums:
         self._sums: dict[str, float] = {}
 
     def add(self, micro: Micro, **values: Tensor) -> None:
+        """Adds the values of a micro-batch's tokens to the sums of their names."""
         for name, value in values.items():
             self._sums[name] = (
                 self._sums.get(name, 0.0) + float(value.detach().sum()) * micro.weight
             )
 
     def means(self, policy: Policy, count: float) -> dict[str, float]:
+        """Returns the sums over all processes, divided by a count."""
         names = sorted(self._sums)
         total = policy.sum_over_processes(
             torch.tensor([self._sums[name] for name in names], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Find a model by folder or hub name."""
+"""Finds a model by folder or hub name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..util.suggest import install
 
 
 def find_model(name: str | Path) -> None:
-    """Looks for a model before anything is made for it: a folder with a model in it, or a name that
-    the hub or its cache on this machine knows.
+    """Checks that a model exists before anything is made for it: a folder with a model in it, or a
+    name that the hub or its cache on this machine knows.
 
     Raises:
-        PolicyError: there is none; the message names folders that are called alike.
+        PolicyError: there is none; the message names folders with similar names.
     """
     from transformers.utils.hub import cached_file
 
@@ -50,6 +50,7 @@ def find_model(name: str | Path) -> None:
 
 
 def import_peft() -> Any:
+    """Returns the module `peft`; raises `PolicyError` where it is missing."""
     try:
         import peft
     except ImportError as error:

@@ -20,8 +20,8 @@ HEAD_ELEMENTS = 2**24  # logits of one chunk: 64 MiB in float32
 
 @dataclass(frozen=True, slots=True)
 class Micro:
-    """Some rows of a batch, padded, and where their action tokens are. B rows, L tokens, n action
-    tokens.
+    """A micro-batch: some rows of a batch, padded, and where their action tokens are. B rows, L
+    tokens, n action tokens.
 
     Attributes:
         ids: [B, L] long.
@@ -43,8 +43,8 @@ class Micro:
     weight: float = 1.0
 
     def take(self, per_token: Tensor) -> Tensor:
-        """The entries of an [E, A] tensor at this micro-batch's action tokens, [n], on the model's
-        device."""
+        """Returns the entries of an [E, A] tensor at this micro-batch's action tokens, [n], on the
+        model's device."""
         return per_token[self.episode, self.action].to(self.ids.device)
 
 
@@ -61,6 +61,7 @@ def divide(rows: Sequence[Row], tokens: int, device: torch.device) -> list[Micro
 
 
 def micro_batch(rows: list[Row], device: torch.device) -> Micro:
+    """Pads rows to one micro-batch on a device."""
     length = max(len(r.ids) for r in rows)
     ids = torch.tensor([[*r.ids, *([0] * (length - len(r.ids)))] for r in rows])
     row = torch.tensor([b for b, r in enumerate(rows) for _ in r.positions], dtype=torch.long)
@@ -77,7 +78,7 @@ def micro_batch(rows: list[Row], device: torch.device) -> Micro:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What the network says of the action tokens: log-probs and entropies [n], the hidden states
+    """The network's output at the action tokens: log-probs and entropies [n], the hidden states
     they were predicted from [n, H], and the hidden state at the end of each row [B, H]."""
 
     logprobs: Tensor
@@ -87,8 +88,8 @@ class Output:
 
 
 class Network(nn.Module):
-    """One forward call for everything an update needs, so that wrappers like DDP see every
-    parameter used.
+    """A module that computes everything an update needs in one forward call, so that wrappers like
+    DDP see every parameter used.
 
     Args:
         model: a causal language model, with or without LoRA layers.
@@ -115,8 +116,8 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
-        """Whether logits are just the output embedding of the last hidden state (no soft cap, no
-        scaling)."""
+        """Returns whether logits are just the output embedding of the last hidden state (no soft
+        cap, no scaling)."""
         lm = self.lm
         ids = torch.arange(
             min(4, lm.get_input_embeddings().weight.shape[0]), device=lm.device
@@ -143,7 +144,7 @@ class Network(nn.Module):
         )
 
     def only_tokens(self, logits: Tensor) -> Tensor:
-        """Logits [..., V] in which ids that are no token have no chance."""
+        """Returns logits [..., V] in which ids that are no token have no chance."""
         if not len(self.missing):
             return logits
         return logits.index_fill(-1, self.missing.to(logits.device), torch.finfo(logits.dtype).min)
@@ -157,7 +158,8 @@ class Network(nn.Module):
         ends: Tensor,
         temperature: float,
     ) -> Output:
-        """Right padding needs no mask: causal attention never looks ahead."""
+        """Runs the model over padded rows. Right padding needs no mask: causal attention never
+        looks ahead."""
         lm = self.lm
         if self.head_is_plain:
             states = trunk(lm)(input_ids=ids, use_cache=False).last_hidden_state
@@ -190,8 +192,8 @@ class Network(nn.Module):
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _row_by_row(self, ids: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """For models that do something to their logits: their own forward, keeping action positions
-        only."""
+        """Runs the model's own forward for models that change their logits, keeping action
+        positions only."""
         states: list[Tensor] = []
         logits = []
         hook = trunk(self.lm).register_forward_hook(

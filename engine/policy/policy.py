@@ -36,7 +36,7 @@ from .properties import context_length
 class Policy:
     """A language model that replies to conversations and says how likely a reply was.
 
-    Make one with `Policy.from_pretrained`.
+    It is made by `Policy.from_pretrained`.
 
     Attributes:
         model: the transformers model (its LoRA adapters inside, if any).
@@ -199,34 +199,40 @@ class Policy:
 
     @property
     def model(self) -> Any:
+        """The transformers model, with any LoRA layers in place."""
         return self.network.lm
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.model.device
 
     @property
     def context_length(self) -> int:
+        """The most tokens the model may read."""
         return context_length(self.model.config.get_text_config())
 
     @property
     def hidden_size(self) -> int:
+        """The size of the model's hidden states."""
         return int(self.model.config.get_text_config().hidden_size)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: the adapters with LoRA, else everything."""
+        """Returns the parameters that are trained: the adapters with LoRA, else everything."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
     # Several processes.
 
     @cached_property
     def accelerator(self) -> Any:
+        """The accelerator that connects the processes that train together."""
         from accelerate import Accelerator
 
         return Accelerator(cpu=self.device.type == "cpu")
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of forward passes, in sampling and training alike.
+        """Returns the context that sets the precision of forward passes, in sampling and training
+        alike.
 
         (Accelerate's own setting is one per process.)
         """
@@ -235,7 +241,7 @@ class Policy:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def wrapped(self) -> Any:
-        """The network as accelerate prepared it (DDP with several processes)."""
+        """Returns the network as accelerate prepared it (DDP with several processes)."""
         if self._wrapped is None:
             self._wrapped = self.accelerator.prepare_model(self.network)
         return self._wrapped
@@ -243,12 +249,12 @@ class Policy:
     # Log-probs.
 
     def micro_batches(self, rows: Sequence[Row], tokens: int) -> list[Micro]:
-        """See `divide`. How rows are divided never changes a sum over action tokens beyond
-        rounding."""
+        """Divides rows into micro-batches, see `divide`. How rows are divided never changes a sum
+        over action tokens beyond rounding."""
         return divide(rows, tokens, self.device)
 
     def score(self, micro: Micro, temperature: float = 1.0, network: Any = None) -> Output:
-        """Log-probs of a micro-batch's action tokens, with gradient where enabled.
+        """Returns the log-probs of a micro-batch's action tokens, with gradient where enabled.
 
         They are those of logits / temperature.
         """
@@ -260,8 +266,8 @@ class Policy:
     def logprobs(
         self, batch: Batch, *, micro_tokens: int = 8192, reference: bool = False
     ) -> Tensor:
-        """Log-probs of every action token, [E, A] float32 on the CPU, 0 at padding; of the
-        reference policy if asked."""
+        """Returns the log-probs of every action token, [E, A] float32 on the CPU, 0 at padding; of
+        the reference policy if asked."""
         result = torch.zeros(batch.mask.shape)
         with self.reference() if reference else contextlib.nullcontext(self.network) as network:
             for micro in self.my_share(self.micro_batches(batch.rows, micro_tokens)):
@@ -271,8 +277,8 @@ class Policy:
         return self.sum_over_processes(result)
 
     def my_share(self, micros: Sequence[Micro]) -> list[Micro]:
-        """This process's micro-batches: as many for each, the last ones repeated with weight 0
-        where they do not divide."""
+        """Returns this process's micro-batches: as many for each, the last ones repeated with
+        weight 0 where they do not divide."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         rounds = -(-len(micros) // world)
         share = []
@@ -284,6 +290,7 @@ class Policy:
         return share
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all processes."""
         if self.accelerator.num_processes == 1:
             return tensor
         return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum").to(tensor.device)
@@ -291,7 +298,7 @@ class Policy:
     # The reference: the policy as it was when an optimizer that needs one was set up.
 
     def freeze_reference(self) -> None:
-        """Remembers the present weights as the reference: a copy of the model, or with LoRA of the
+        """Keeps the present weights as the reference: a copy of the model, or with LoRA of the
         adapters alone."""
         if self.is_lora:
             self._reference_adapters = [p.detach().clone() for p in self.parameters()]
@@ -300,11 +307,12 @@ class Policy:
 
     @property
     def is_lora(self) -> bool:
+        """Whether LoRA adapters are trained instead of all weights."""
         return hasattr(self.network.model, "disable_adapter")
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Network]:
-        """The reference network, for use within the context.
+        """Provides the reference network, for use within the context.
 
         Raises:
             PolicyError: `freeze_reference` was never called.
@@ -338,7 +346,8 @@ class Policy:
         max_new_tokens: int = 256,
         seed: int = 0,
     ) -> str:
-        """One reply to a conversation given as messages (or dicts with role and content)."""
+        """Samples one reply to a conversation given as messages (or dicts with role and
+        content)."""
         given = [m if isinstance(m, Message) else Message(**m) for m in messages]  # type: ignore[arg-type]
         conversation = Conversation(0, self.chat.prompt(given), given, seed)
         [sample] = self._talker.reply([conversation], Sampling(temperature, max_new_tokens))
@@ -364,7 +373,7 @@ class Policy:
         self.tokenizer.save_pretrained(str(folder))
 
     def _merged(self) -> Any:
-        """A plain model with the adapters in its weights.
+        """Returns a plain model with the adapters in its weights.
 
         Raises:
             PolicyError: it would not be the same model.
@@ -399,7 +408,7 @@ class Policy:
 
     @torch.no_grad()
     def load_weights(self, folder: str | Path) -> None:
-        """Puts the weights that `save_pretrained` wrote (adapters with LoRA) into this policy, in
+        """Loads the weights that `save_pretrained` wrote (adapters with LoRA) into this policy, in
         place.
 
         Raises:

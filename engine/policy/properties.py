@@ -1,4 +1,4 @@
-"""What a model's config says of it, under every name that architectures use.
+"""Properties of a model, read from its config under every name that architectures use.
 
 A window that is read under one name only, or a rope table that changes with the length of a call,
 makes log-probs wrong and says nothing. So names are matched by what they speak of, and what is not

@@ -1,1 +1,1 @@
-"""What the data is: episodes, feedback, rewards, batches."""
+"""The data records: episodes, feedback, rewards, batches."""

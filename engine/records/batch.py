@@ -1,4 +1,4 @@
-"""What credit methods and optimizers see and give: the batch, the credit, and their two protocols.
+"""The batch and the credit: the data that credit methods and optimizers receive and return.
 
 The batch lays out *action tokens only*, `[E, A]`: E episodes, A the most action tokens of any of
 them. Observation tokens do not appear on that axis, so no method can let them carry or decay
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence of token ids to run through the model.
+    """A sequence of token ids to run through the model.
 
     Attributes:
         ids: the tokens, observation and action tokens as they stood when sampled.
@@ -38,12 +38,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """How rewards became advantages. Raw numbers: normalisation is the optimizer's, by name.
+    """Advantages made of rewards. Raw numbers: normalisation is the optimizer's, by name.
 
     Attributes:
         advantages: [E, A] per action token, 0 at padding.
-        value_targets: [E, A] what the critic should have said, or None without a critic.
-        turn_credit: [E, K] per turn, 0 at padding: what people are shown.
+        value_targets: [E, A] the critic's regression targets, or None without a critic.
+        turn_credit: [E, K] per turn, 0 at padding; shown to people.
     """
 
     advantages: Tensor
@@ -58,7 +58,7 @@ class Pairs:
     Attributes:
         better, worse: [P] long, indices of episodes.
         probability: [P] how sure it is that `better` is better; 1 for hard labels.
-        margin: [P] how much better, in the raters' grades; 0 where nobody said.
+        margin: [P] how much better, in the raters' grades; 0 where no grade was given.
         weight: [P].
     """
 
@@ -71,7 +71,7 @@ class Pairs:
 
 @dataclass(slots=True)
 class Batch:
-    """Everything one update trains on. E episodes, A action tokens at most, K turns at most, G
+    """The data that one update trains on. E episodes, A action tokens at most, K turns at most, G
     groups.
 
     The batch is global: with several processes each holds all of it, and optimizers divide the rows
@@ -99,13 +99,13 @@ class Batch:
             stands at the start of the update; None without a critic.
         bootstrap: [E] the critic's value of the state an episode was truncated in, 0 where it
             terminated.
-        branch_values: [E, K] mean outcome of conversations that were continued anew from each
+        branch_values: [E, K] mean outcome of conversations that were continued again from each
             turn's start, NaN where there was none; None without branches.
         reference_logprobs: [E, A] under the reference policy, where the KL to it is used.
         pairs: for optimizers that consume comparisons.
         labels: [E] 1 good, 0 bad, NaN unknown, for optimizers that consume labels.
-        signal: [E] bool, whether credit told anything of the episode's group: where no action token
-            of a group has an advantage, all of it is False. Such episodes count in means, and in
+        signal: [E] bool, whether the episode's group has any credit: where no action token of a
+            group has an advantage, all of it is False. Such episodes count in means, and in
             whatever else is in the loss.
         credit: set before an optimizer that consumes advantages sees the batch.
         temperature: the sampling temperature; log-probs are those of logits divided by it.

@@ -1,6 +1,6 @@
-"""What was played: messages, turns, episodes.
+"""Messages, turns and episodes: the record of what was played.
 
-Frozen records; feedback is added beside them, never inside.
+Frozen records; feedback on them is stored separately, never inside.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What an episode began with. Episodes of one update that share a start form a group.
+    """The start of an episode. Episodes of one update that share a start form a group.
 
     Attributes:
         env: id of the environment.
@@ -49,6 +49,7 @@ class Start:
 
     @property
     def key(self) -> str:
+        """A digest of the start; equal starts have equal keys."""
         return derive_id(self.env, self.seed, self.options, self.kwargs)
 
 
@@ -62,7 +63,7 @@ class Turn:
     `prompt_ids`, where nothing is trained.
 
     Attributes:
-        observation: what the environment said.
+        observation: the environment's utterance.
         action: the reply as text, as the environment received it.
         reward: the environment's own reward for the reply.
         prompt_ids: tokens the policy read since its last sampled token (with `history: rerender`,
@@ -73,7 +74,7 @@ class Turn:
             same length.
         policy_version: number of policy updates made before the reply was sampled.
         cut: the reply ended at the token limit, not by an end-of-turn token.
-        info: what the environment's step said beside the observation, plain JSON data.
+        info: the `info` of the environment's step, plain JSON data.
     """
 
     observation: Message
@@ -101,7 +102,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """The turns from reset to the end, never changed after they were played.
+    """An episode: the turns from reset to the end, never changed after they were played.
 
     Attributes:
         id: derived from (run, stage, update, start, slot in the group), so that a replay finds the
@@ -113,15 +114,15 @@ class Episode:
         slot: its place in its group.
         origin: (episode id, turn) it was branched off from; its earlier turns are copies. None:
             played from reset.
-        reason: why it was truncated or failed ("max_turns", "context", "environment" when it said
-            so itself, or an exception's text).
+        reason: why it was truncated or failed ("max_turns", "context", "environment" when the
+            environment truncated it, or an exception's text).
         system: the system prompt, if the environment gave one.
         tools: tool schemas the environment offered, JSON data.
         final: the observation after the last reply, if the environment gave one.
         final_ids: tokens of that observation, up to where the policy would have replied: what a
             critic reads to value the state an episode was truncated in.
         history: how the trained context was made, see `Turn.prompt_ids`.
-        info: what reset said, plain JSON data (`optimum`, when the environment knows it).
+        info: the `info` of the reset, plain JSON data (`optimum`, when the environment knows it).
     """
 
     id: str
@@ -153,22 +154,22 @@ class Episode:
 
     @property
     def success(self) -> bool | None:
-        """Whether the task succeeded, where the environment says so (`info["success"]` of the last
-        step)."""
+        """Whether the task succeeded, where the environment reports it (`info["success"]` of the
+        last step)."""
         value = self.turns[-1].info.get("success") if self.turns else None
         return None if value is None else bool(value)
 
     @property
     def succeeded(self) -> bool:
-        """Whether it counts as a success, one rule for every number of successes: what the
-        environment says; where it does not say, whether the episode came to its own end. One that
-        was cut and of which nothing was said is none."""
+        """Whether it counts as a success, one rule for every number of successes: as the
+        environment reports; without a report, whether the episode came to its own end. One that was
+        cut and has no report is no success."""
         return self.ending == "terminated" if self.success is None else self.success
 
     def state(self, turn: int) -> tuple[Any, ...]:
-        """What the conversation was when a turn began, to tell which conversations share it: the
-        start and the replies so far, by their tokens where a policy sampled them (other tokens may
-        be read as the same text, and lead elsewhere)."""
+        """Returns a key of the conversation when a turn began, equal for conversations that share
+        it: the start and the replies so far, by their tokens where a policy sampled them (other
+        tokens may be read as the same text, and lead elsewhere)."""
         return (
             self.start.key,
             *(t.action if t.action_ids is None else t.action_ids for t in self.turns[:turn]),
@@ -184,11 +185,12 @@ class Episode:
         return tuple(messages + ([self.final] if self.final else []))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data; `Episode.from_dict` reads it back equal."""
+        """Returns plain JSON data; `Episode.from_dict` reads it back equal."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Episode:
+        """Returns the episode that `to_dict` wrote."""
         message = lambda m: Message(**m)  # noqa: E731
         values = dict(data)
         values["start"] = Start(**data["start"])

@@ -1,5 +1,4 @@
-"""What was said of it: feedback on an episode, comparisons of a group, and the protocols of those
-who give them.
+"""Feedback on an episode, comparisons of a group, and the requests for them.
 
 A plugin author writes one of three: a `Judge` (one episode at a time, at once), a `GroupJudge`
 (compares what started alike) or a `FeedbackSource` (answers when it answers: people, batch APIs).
@@ -57,11 +56,11 @@ def _check_fields(answer: Feedback | Comparison) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What the engine records about an answer. Judges leave it alone.
+    """The engine's record of where an answer came from. Judges leave it alone.
 
     Attributes:
-        request: the request that was answered; None for feedback nobody asked for.
-        source, version: who said it, and which version of them.
+        request: the request that was answered; None for unrequested feedback.
+        source, version: the source that gave it, and its version.
         time: when it was received, seconds on the run's clock.
         cost: money or tokens' price, in the currency of the run's budget.
         rater, stratum: who within the source, where it has several people or models, and the
@@ -79,7 +78,7 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What one rater said of one episode.
+    """One rater's feedback on one episode.
 
     Attributes:
         episode: id of the episode.
@@ -87,11 +86,11 @@ class Feedback:
         turn_scores: one number, or None for "no opinion", per turn.
         aspects: named scores ("helpful": 0.8).
         comment: free text.
-        status: `scored`; `abstained` (looked, would not say) or `failed` (could not look). The last
+        status: `scored`; `abstained` (looked, gave no score) or `failed` (could not look). The last
             two are never a number: they carry no score and give the reason.
         shown: what the rater saw and in which order, JSON data; required to measure position bias
             later.
-        details: whatever else was said (a rationale, the first wrong turn), JSON data.
+        details: further parts of the answer (a rationale, the first wrong turn), JSON data.
         id: made by the giver. The same id with the same content (everything but the stamp) again is
             a no-op, with other content an error. Left empty by judges: the engine derives it from
             the request and the attempt.
@@ -142,20 +141,23 @@ class Feedback:
 
     @classmethod
     def failed(cls, episode: str, reason: str, **fields: Any) -> Feedback:
+        """Returns feedback that the rater could not give, with the reason."""
         return cls(episode, status="failed", reason=reason, **fields)
 
     @classmethod
     def abstained(cls, episode: str, reason: str = "", **fields: Any) -> Feedback:
+        """Returns feedback by which the rater abstains."""
         return cls(episode, status="abstained", reason=reason, **fields)
 
     @property
     def target(self) -> str:
+        """The id of the episode."""
         return self.episode
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What one rater said of a group: a ranking with ties.
+    """One rater's comparison of a group: a ranking with ties.
 
     Attributes:
         group: key of the group (`Episode.group`).
@@ -204,20 +206,23 @@ class Comparison:
 
     @classmethod
     def failed(cls, group: str, reason: str, **fields: Any) -> Comparison:
+        """Returns a comparison that the rater could not make, with the reason."""
         return cls(group, status="failed", reason=reason, **fields)
 
     @classmethod
     def abstained(cls, group: str, reason: str = "", **fields: Any) -> Comparison:
+        """Returns a comparison by which the rater abstains."""
         return cls(group, status="abstained", reason=reason, **fields)
 
     @property
     def target(self) -> str:
+        """The key of the group."""
         return self.group
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a source wants to be asked about a group, see `FeedbackSource`.
+    """A question that a source wants to be asked about a group, see `FeedbackSource`.
 
     Attributes:
         target: an episode's id or the group's key.
@@ -263,13 +268,14 @@ class Request:
 
     @property
     def item(self) -> str:
-        """What is asked, the same for every rater."""
+        """A digest of what is asked, the same for every rater."""
         return derive_id(
             self.kind, self.target, self.source, dict(self.ask), [e.id for e in self.episodes]
         )
 
     @property
     def id(self) -> str:
+        """The id of the request, derived from its key."""
         shown = [e.id for e in self.episodes]
         return derive_id(
             self.kind, self.target, self.source, self.rater_slot, dict(self.ask), shown
@@ -277,7 +283,7 @@ class Request:
 
 
 def version_of(source: Any) -> str:
-    """A source's own `.version`, else a hash of its source code and of its settings (public
+    """Returns a source's own `.version`, else a hash of its source code and of its settings (public
     attributes that are JSON data or functions).
 
     Two differently configured judges must never pass for one another: verdicts are cached and

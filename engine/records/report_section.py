@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Attributes:
-    title: its heading.
-    lines: sentences, shown above the table.
-    columns, rows: a table; no columns: none.
+    """A section of a run's report.
+
+    Attributes:
+        title: its heading.
+        lines: sentences, shown above the table.
+        columns, rows: a table; no columns: none.
     """
 
     title: str

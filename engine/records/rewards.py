@@ -1,4 +1,4 @@
-"""Feedback to rewards: the combiner contract, and rankings to scores."""
+"""Rewards made of feedback, and rankings as scores."""
 
 from __future__ import annotations
 
@@ -51,14 +51,15 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True)
 class NoReward:
-    """Why an episode cannot be rewarded. It leaves its group's baseline and never trains."""
+    """The reason why an episode cannot be rewarded. It leaves its group's baseline and never
+    trains."""
 
     reason: str
 
 
 def clipped(rewards: Rewards, limit: float) -> Rewards:
-    """The same with its outcome kept within plus and minus the limit; what is cut off is taken from
-    the last turn."""
+    """Returns the rewards with their outcome kept within plus and minus the limit; what is cut off
+    is taken from the last turn."""
     outcome = min(max(rewards.outcome, -limit), limit)
     turns = (*rewards.turns[:-1], rewards.turns[-1] + outcome - rewards.outcome)
     return Rewards(outcome, turns, rewards.turn_scores, rewards.weight)
@@ -66,12 +67,12 @@ def clipped(rewards: Rewards, limit: float) -> Rewards:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What raters together say of one episode.
+    """An estimate of one episode's score from all its raters.
 
     Attributes:
         score: the higher the better; on the aggregator's own scale.
         sd: its posterior standard deviation, in the same unit.
-        prior_sd: what it was before anybody said anything.
+        prior_sd: the standard deviation before any rating.
         raters: how many people the estimate rests on.
 
     Raises:
@@ -102,12 +103,12 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class RaterEstimate:
-    """What an aggregator thinks of one rater.
+    """An aggregator's estimate of one rater.
 
     Attributes:
         answers: how many of theirs it rests on.
         reliability: 1 is as good as the aggregator's ideal rater, 0 carries no information,
-            negative says the opposite.
+            negative is systematically opposite.
         reliability_sd: its posterior standard deviation; None where the aggregator does not
             estimate one.
         side: log-odds of choosing what is shown first (left, or on top) when both are equally good;
@@ -131,8 +132,8 @@ class Aggregate:
 
 
 def ranking_scores(comparison: Comparison) -> Mapping[str, float]:
-    """A ranking with ties as numbers in [0, 1]: the share of the other ranked episodes that one
-    beats, ties half.
+    """Returns a ranking with ties as numbers in [0, 1]: the share of the other ranked episodes that
+    one beats, ties half.
 
     This is the normalised Borda count; the best of a strict ranking gets 1, the worst 0, and the
     mean is always 1/2.
@@ -148,7 +149,7 @@ def ranking_scores(comparison: Comparison) -> Mapping[str, float]:
 
 
 def ranked_pairs(comparison: Comparison) -> list[tuple[str, str]]:
-    """Every (better, worse) pair a ranking implies; tied episodes form none."""
+    """Yields every (better, worse) pair a ranking implies; tied episodes form none."""
     tiers = comparison.ranking
     return [
         (better, worse)
@@ -160,8 +161,8 @@ def ranked_pairs(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def overall(answer: Feedback) -> float | None:
-    """A rater's number for the whole episode: the score, or the mean of the aspects; None: of turns
-    alone, or not scored."""
+    """Returns a rater's number for the whole episode: the score, or the mean of the aspects; None:
+    scores of turns alone, or not scored."""
     if answer.score is not None:
         return answer.score
     return sum(answer.aspects.values()) / len(answer.aspects) if answer.aspects else None
@@ -170,8 +171,8 @@ def overall(answer: Feedback) -> float | None:
 def opinions(
     episode: Episode, answers: Iterable[Feedback | Comparison]
 ) -> tuple[float | None, ...] | None:
-    """What raters think of an episode's turns, on average per turn (None: nobody said); None where
-    nobody speaks of turns."""
+    """Returns the raters' mean score of each of an episode's turns (None: no opinion); None where
+    no answer scores turns."""
     found = [
         a.turn_scores
         for a in answers
@@ -187,7 +188,7 @@ def opinions(
 
 
 def silence(episode: Episode, answers: Sequence[Feedback | Comparison]) -> str | None:
-    """Why these answers hold no number for an episode's outcome: "did not answer", "failed:
+    """Returns why these answers hold no number for an episode's outcome: "did not answer", "failed:
     timeout", "left it out", ...
 
     None where that is no fault: the episode's turns were scored, and of no other member of its

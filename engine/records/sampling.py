@@ -1,4 +1,4 @@
-"""What a backend is asked for and what it gives: sampling settings, conversations, samples."""
+"""Sampling settings, conversations and samples: the data that a backend receives and returns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .episode import Message
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How replies are drawn. No top-p or top-k: log-probs would not be those of the distribution
-    sampled from.
+    """The settings by which replies are drawn. No top-p or top-k: log-probs would not be those of
+    the distribution sampled from.
 
     Attributes:
         temperature: divides the logits, in sampling and in training alike; 0 is greedy, for
@@ -24,7 +24,7 @@ class Sampling:
 
 @dataclass(slots=True)
 class Conversation:
-    """One conversation being played. Its ids only ever grow.
+    """A conversation being played. Its ids only ever grow.
 
     Attributes:
         row: a small number that no other living conversation has; a backend may keep state under

@@ -1,4 +1,4 @@
-"""What a run tells of its updates and of what it is doing."""
+"""Reports of a run: its updates and its present activity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .episode import Episode
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one update did.
+    """A report of one update.
 
     Attributes:
         number: counts through the whole run, from 1.
@@ -27,7 +27,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a run is doing, for progress displays.
+    """The present activity of a run, for progress displays.
 
     Attributes:
         stage, phase: "rl", "play" | "feedback" | "update" | ...

@@ -1,4 +1,4 @@
-"""Conversations with each turn's credit, beside its true advantage where continuations tell it."""
+"""Conversations with each turn's credit, and its true advantage where continuations estimate it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Credited:
 
 
 def credited(ledger: Ledger, run: str, count: int = 3) -> list[dict[str, Any]]:
-    """Some conversations of the last update that was trained with credit: those whose turns' true
-    advantages are known before others, and those whose turns were credited most differently first.
-    """
+    """Returns some conversations of the last update that was trained with credit: those whose
+    turns' true advantages are known before others, and those whose turns were credited most
+    differently first."""
     rounds = [
         (stage, update)
         for stage, update in ledger.rounds(run)
@@ -76,8 +76,8 @@ def credited(ledger: Ledger, run: str, count: int = 3) -> list[dict[str, Any]]:
 def state_values(
     ledger: Ledger, run: str, stage: str, update: int, members: Mapping[str, Member]
 ) -> dict[State, tuple[float, float]]:
-    """Mean outcome and its standard error of every state that an audit continued conversations
-    from. (Branches that credit was made of are no measure of it.)"""
+    """Returns the mean outcome and its standard error of every state that an audit continued
+    conversations from. (Branches that credit was made of are no measure of it.)"""
     outcomes: dict[State, list[float]] = {}
     for episode in ledger.run_episodes(run, stage=f"{stage}/audit", update=update):
         member = members.get(episode.id)
@@ -93,8 +93,8 @@ def state_values(
 def turn_truths(
     episode: Episode, outcome: float | None, values: Mapping[State, tuple[float, float]]
 ) -> list[tuple[float, float] | None]:
-    """A_k = V(s_{k+1}) - V(s_k) and its standard error for every turn, the end being worth the
-    outcome."""
+    """Returns A_k = V(s_{k+1}) - V(s_k) and its standard error for every turn, the end being worth
+    the outcome."""
     if outcome is None:
         return [None] * len(episode.turns)
     known = [values.get(episode.state(k)) for k in range(len(episode.turns))] + [(outcome, 0.0)]

@@ -32,7 +32,7 @@ from .transcript import printable
 
 @dataclass(frozen=True, slots=True)
 class Rewarded:
-    """A turn as the page shows it."""
+    """A turn with its reward, as the page shows it."""
 
     who: str
     text: str
@@ -125,7 +125,7 @@ def _number(value: Any, digits: int = 3) -> str:
 
 
 def _stages(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What each stage was asked, by its label."""
+    """Returns each stage's options, by its label."""
     names: list[str] = []
     asked = {}
     for stage in flat(config["stages"]):
@@ -136,8 +136,8 @@ def _stages(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _failures(ledger: Ledger, run: str) -> list[dict[str, Any]]:
-    """Episodes that ended in their environment's failure: by environment and reason, how many, and
-    one of them."""
+    """Lists episodes that ended in their environment's failure: by environment and reason, how
+    many, and one of them."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for stage, update in ledger.rounds(run):
         for e in ledger.run_episodes(run, stage=stage, update=update):
@@ -163,7 +163,8 @@ def _stage(
     run: str,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a stage did: numbers of the ledger, of its last update, and its pictures."""
+    """Returns the data of one stage: numbers of the ledger, of its last update, and its
+    pictures."""
     made = [line["update"] for line in metrics]
     members = [m for own in ledger.members_by_update(run, made).values() for m in own]
     episodes: dict[int, list[Episode]] = {update: [] for update in made}
@@ -196,9 +197,9 @@ def _stage(
 
 
 def _examples(ledger: Ledger, run: str, count: int = 2) -> list[dict[str, Any]]:
-    """Conversations of the first and of the last update that played: those of training, and those
-    of the gold measure, which plays the same starts every time. What began alike is compared, the
-    largest changes first; what did not is only shown."""
+    """Returns conversations of the first and of the last update that played: those of training, and
+    those of the gold measure, which plays the same starts every time. What began alike is compared,
+    the largest changes first; what did not is only shown."""
     rounds = [
         (stage, update)
         for stage, update in ledger.rounds(run)
@@ -225,7 +226,7 @@ def _examples(ledger: Ledger, run: str, count: int = 2) -> list[dict[str, Any]]:
 
 
 def _compared(before: Episode, after: Episode) -> str:
-    """What two conversations tell of each other."""
+    """Returns how two conversations differ."""
     if before.start.key != after.start.key:
         return "From different starts: how it went then and now, which says nothing of a gain."
     gain = after.env_return - before.env_return
@@ -239,7 +240,7 @@ def _compared(before: Episode, after: Episode) -> str:
 
 
 def _shown(episode: Episode, ledger: Ledger, place: tuple[str, int]) -> dict[str, Any]:
-    """A conversation with what each turn earned."""
+    """Returns a conversation with each turn's reward."""
     shown = [
         f
         for f in ledger.feedback([episode.group])

@@ -24,8 +24,8 @@ COLOURS = {"truth": "#1f77b4", "proxy": "#d1620b", "other": "#5a6b7b"}
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Numbers over updates (or over another axis), with their intervals where episodes tell
-    them."""
+    """A series of numbers over updates (or over another axis), with their intervals where episodes
+    give them."""
 
     name: str
     updates: Sequence[float]
@@ -37,7 +37,7 @@ class Series:
 
 
 def sees_return(options: Mapping[str, Any]) -> str:
-    """Whether a stage's feedback holds the environment's own return, as its config says: "all",
+    """Returns whether a stage's feedback holds the environment's own return, by its config: "all",
     "some" (of its environments) or "none"."""
 
     def holds(feedback: Any) -> bool:
@@ -62,7 +62,7 @@ def draw_pictures(
     members: Sequence[Member],
     options: Mapping[str, Any],
 ) -> list[tuple[str, list[str]]]:
-    """(caption, SVGs) pairs; only what there is something to draw of."""
+    """Draws (caption, SVGs) pairs; only those for which there is data."""
     if len(metrics) < 2:
         return []
     pictures = []
@@ -150,8 +150,8 @@ def draw_pictures(
 def _over_distance(
     metrics: Sequence[Mapping[str, Any]], proxy: Series, truth: Series
 ) -> list[tuple[str, list[str]]]:
-    """Proxy and truth over the distance from the reference, and where the law of over-optimisation
-    says that the truth turns."""
+    """Draws proxy and truth over the distance from the reference, and where the law of
+    over-optimisation puts the peak of the truth."""
     far = {m["update"]: math.sqrt(max(m["kl_episode"], 0.0)) for m in metrics if "kl_episode" in m}
     places = [i for i, u in enumerate(truth.updates) if u in far]
     d = [far[truth.updates[i]] for i in places]
@@ -228,7 +228,7 @@ def _measured(
 
 
 def _draw(panels: Sequence[Sequence[Series]]) -> list[str]:
-    """Each panel as an SVG element that scales with its place on the page."""
+    """Draws each panel as an SVG element that scales with its place on the page."""
     return [_panel(series) for series in panels]
 
 

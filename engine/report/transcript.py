@@ -8,15 +8,15 @@ SPEAKERS = {"system": "System", "user": "Customer", "assistant": "Agent", "tool"
 
 
 def printable(text: str) -> str:
-    """Text without control characters: models say anything, and terminals obey."""
+    """Returns text without control characters: models may emit them, and terminals obey them."""
     return "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
     )
 
 
 def transcript(episode: Episode, *, user: str = "Customer") -> str:
-    """An episode as Markdown: who said what, each turn's reward where there is one, and how it
-    ended.
+    """Returns an episode as Markdown: the speaker of each message, each turn's reward where there
+    is one, and how it ended.
 
     Text is indented as code, so that nothing in it becomes markup.
     """

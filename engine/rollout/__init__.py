@@ -1,1 +1,1 @@
-"""Play conversations."""
+"""Plays conversations."""

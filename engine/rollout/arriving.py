@@ -1,4 +1,4 @@
-"""Bring an environment to the turn a conversation begins at: by reset, by replay, or from a
+"""Brings an environment to the turn a conversation begins at: by reset, by replay, or from a
 copy."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .conversation import Branch, LiveEpisode
 
 
 class ConversationFailed(Exception):
-    """A conversation that ends as failed, and why."""
+    """A conversation ends as failed, for this reason."""
 
 
 # A conversation asks for calls of its environment (a verb and its arguments) or, by None, for a
@@ -23,13 +23,14 @@ Call = tuple[Any, ...] | None
 
 @dataclass(slots=True)
 class States:
-    """Turns from which more than one conversation goes on: reached once and then copied, where the
-    environment can be.
+    """The states from which more than one conversation goes on: reached once and then copied, where
+    the environment can be.
 
     Attributes:
         awaited: how many conversations still begin there.
-        reaching: turns that somebody is on the way to.
-        alone: turns that turned out to be no states to copy: everybody gets there alone.
+        reaching: turns that a conversation is on the way to.
+        alone: turns whose states turned out not to be copyable: each conversation replays its way
+            there.
         copies: an environment's state and its observations, by turn.
     """
 
@@ -84,7 +85,8 @@ def arrive(live: LiveEpisode, known: States) -> Generator[Call, Any, None]:
 
 
 def differs(branch: Branch, seen: Sequence[Observation]) -> str:
-    """Why a replay is not the conversation it branches off from, if it is not."""
+    """Returns how a replay differs from the conversation it branches off from; empty if it does
+    not."""
     recorded = [turn.observation for turn in branch.parent.turns[: branch.turn + 1]]
     replayed = [observation.message for observation in seen]
     if replayed[: len(recorded)] == recorded and len(replayed) == branch.turn + 1:

@@ -1,4 +1,4 @@
-"""Where episodes are played, where they branch off, and one conversation in the making."""
+"""Conversations in progress: where they are played, and where they branch off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..util.ids import derive_id
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Where in a run episodes are played; their ids and their noise derive from it."""
+    """The place in a run where episodes are played; their ids and their noise derive from it."""
 
     run: str = ""
     stage: str = ""
@@ -23,30 +23,33 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Where a conversation is continued anew: its first `turn` turns are played again, token for
-    token, then the player goes on."""
+    """A point from which a conversation is continued again: its first `turn` turns are replayed,
+    token for token, then the player goes on."""
 
     parent: Episode
     turn: int
 
     @property
     def origin(self) -> tuple[str, int]:
+        """The id of the conversation and the turn it branches off at."""
         return (self.parent.id, self.turn)
 
     @property
     def prefix(self) -> tuple[Turn, ...]:
+        """The turns that are replayed."""
         return self.parent.turns[: self.turn]
 
 
 def episode_id(where: Where, start: Start | Branch, slot: int) -> str:
-    """The id of the episode played there from this start or branch, in this slot of its group."""
+    """Returns the id of the episode played there from this start or branch, in this slot of its
+    group."""
     key = start.key if isinstance(start, Start) else start.origin
     return derive_id(where.run, where.stage, where.update, key, slot)
 
 
 @dataclass(slots=True)
 class LiveEpisode:
-    """One episode in the making."""
+    """An episode that is being played."""
 
     index: int
     start: Start
@@ -64,6 +67,7 @@ class LiveEpisode:
 
     @property
     def messages(self) -> list[Message]:
+        """The conversation so far, the system prompt and the latest observation included."""
         assert self.reset is not None
         messages = [Message("system", self.reset.system)] if self.reset.system is not None else []
         for turn in self.turns:
@@ -87,4 +91,5 @@ class Reply:
 
 
 def spoken(live: LiveEpisode) -> list[Message]:
+    """Returns the conversation so far without the system prompt."""
     return [m for m in live.messages if m.role != "system"]

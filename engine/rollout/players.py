@@ -1,4 +1,4 @@
-"""Who replies: a policy through a backend, or a script."""
+"""Players, which reply in conversations: a policy through a backend, or a script."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ if TYPE_CHECKING:
 
 
 class Player(Protocol):
-    """Whatever replies: a policy, a script, a person."""
+    """The protocol of players: a policy, a script, a person."""
 
     rows: int
     history: Literal["append", "rerender"]
 
-    def begin(self, live: LiveEpisode, where: Where) -> None: ...
+    def begin(self, live: LiveEpisode, where: Where) -> None:
+        """Prepares for a conversation whose environment was reset."""
 
-    def reply(self, talks: Sequence[LiveEpisode], where: Where) -> Sequence[Reply]: ...
+    def reply(self, talks: Sequence[LiveEpisode], where: Where) -> Sequence[Reply]:
+        """Returns one reply per conversation."""
 
-    def final_ids(self, live: LiveEpisode) -> tuple[int, ...]: ...
+    def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
+        """Returns the ids from the last sampled token to where the player would have replied."""
 
 
 @contextlib.contextmanager
 def _rendering() -> Iterator[None]:
-    """What one environment says or offers, and the chat template cannot show, fails its own
-    conversation.
+    """Fails a conversation whose messages or tools the chat template cannot show.
 
     Raises:
-        _Failed: the template refused.
+        ConversationFailed: the template refused.
     """
     from ..errors import TemplateError
 
@@ -56,8 +58,8 @@ class PolicyPlayer:
         backend: what samples for it; default: in process.
         sampling: temperature and length of replies.
         history: "append" trains on exactly the sampled context; "rerender" renders the whole
-            conversation anew at every turn, for templates that must rewrite history, and trains one
-            row per turn.
+            conversation again at every turn, for templates that must rewrite history, and trains
+            one row per turn.
     """
 
     def __init__(
@@ -75,8 +77,8 @@ class PolicyPlayer:
         self._most = policy.context_length * max(map(len, policy.chat.tokenizer.get_vocab()))
 
     def _overflows(self, live: LiveEpisode) -> bool:
-        """Whether what was said is longer, in characters, than a context full of the longest token:
-        then it need not be tokenized."""
+        """Returns whether the messages are longer, in characters, than a context full of the
+        longest token: then they need not be tokenized."""
         return sum(len(message.content) for message in live.messages) > self._most
 
     def begin(self, live: LiveEpisode, where: Where) -> None:
@@ -150,8 +152,8 @@ class PolicyPlayer:
                 live.ids = live.ids + live.fresh
 
     def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
-        """Ids from the last sampled token to where the policy would have replied, as far as they
-        fit the context."""
+        """Returns the ids from the last sampled token to where the policy would have replied, as
+        far as they fit the context."""
         if not live.turns or live.turns[-1].action_ids is None or self._overflows(live):
             return ()
         try:
@@ -160,7 +162,7 @@ class PolicyPlayer:
         except ConversationFailed:
             return ()
         room = max(0, self.policy.context_length - (len(live.ids) - len(live.fresh)))
-        # The whole context anew, or nothing: then the last reply's own row serves.
+        # The whole context again, or nothing: then the last reply's own row serves.
         if self.history == "rerender":
             return tuple(live.ids) if len(live.ids) <= self.policy.context_length else ()
         return tuple(live.fresh[:room])

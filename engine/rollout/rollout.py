@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]  # (episodes finished, episodes in all)
 
 
 def _without_secrets(info: Mapping[str, Any]) -> dict[str, Any]:
-    """`info` as it is kept.
+    """Returns `info` as it is stored.
 
     Its names are the environment's (`info["secret"]` may be the word to guess): only texts tell
     secrets.
@@ -38,10 +38,10 @@ def _without_secrets(info: Mapping[str, Any]) -> dict[str, Any]:
 def _converse(
     live: LiveEpisode, player: Player, where: Where, max_turns: int, known: States
 ) -> Generator[Call, Any, tuple[Ending, str]]:
-    """One conversation from where it begins to its end. Returns how it ended, and why.
+    """Plays one conversation from where it begins to its end. Returns how it ended, and why.
 
     Raises:
-        _Failed: its environment, or a player of the environment's, failed.
+        ConversationFailed: its environment, or a player of the environment's, failed.
     """
     own = (
         player.player
@@ -116,7 +116,7 @@ def rollout(
         player: who replies.
         starts: (start, slot in its group). A branch is a start too: its environment is brought to
             that turn by playing the same replies again, or copied where it can be; one that then
-            says something else ends as `failed`.
+            replies with another observation ends as `failed`.
         where: for ids and noise.
         max_turns: truncates longer episodes with reason "max_turns".
         step_limit: seconds that making, a reset, a step, a reply of an environment's player, or
@@ -145,7 +145,7 @@ def rollout(
 
 
 class _Play:
-    """A rollout under way: which conversations wait, which are alive and for what."""
+    """A rollout in progress: which conversations wait, which are alive and for what."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class _Play:
         self.together = not isinstance(player, ScriptPlayer)
 
     def episodes(self) -> list[Episode]:
-        """Plays all. A policy replies when every conversation has heard its environment; a script
+        """Plays all episodes. A policy replies when every environment has answered; a script
         whenever one has."""
         while self.waiting or self.alive:
             if not self.together or all(
@@ -196,7 +196,7 @@ class _Play:
         return [self.done[i] for i in range(self.total)]
 
     def _begin(self) -> None:
-        """Lets free rows take the next starts whose environments may be had."""
+        """Starts conversations in free rows, as far as their environments are available."""
         full: set[str] = set()
         for index, (origin, slot) in list(self.waiting.items()) if self.rows else ():
             branch = origin if isinstance(origin, Branch) else None
@@ -220,8 +220,8 @@ class _Play:
                 return
 
     def _copied_soon(self, branch: Branch) -> bool:
-        """Whether somebody is on the way to where this branch begins, so that it can be copied
-        then."""
+        """Returns whether another conversation is on the way to where this branch begins, so that
+        it can be copied then."""
         origin = branch.origin
         if (
             origin in self.known.copies
@@ -240,7 +240,7 @@ class _Play:
             self._advance(instance, reply)
 
     def _advance(self, instance: Instance, value: Any, failed: str = "") -> None:
-        """Goes on with one conversation: what it waited for is here, or failed."""
+        """Continues one conversation with what it waited for, or with its failure."""
         live, conversation = self.alive[instance]
         try:
             asked = (

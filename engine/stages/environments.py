@@ -1,4 +1,4 @@
-"""Read the `env:` of a stage: one environment or a mixture."""
+"""The `env:` of a stage: one environment or a mixture."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EnvConfig(Section):
 
 
 def read_envs(value: Any) -> list[EnvConfig]:
-    """An id, (id, weight) pairs, mappings, or a list of these."""
+    """Reads the `env:` of a stage: an id, (id, weight) pairs, mappings, or a list of these."""
     entries = value if isinstance(value, list) else [value]
     result = []
     for entry in entries:

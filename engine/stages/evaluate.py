@@ -1,5 +1,5 @@
-"""`evaluate`: players on the same starts, with intervals: alone, in pairs, by a judge, and the
-policy as the best of n."""
+"""`evaluate`: plays players on the same starts, with intervals: alone, in pairs, by a judge, and
+the policy as the best of n."""
 
 from __future__ import annotations
 
@@ -218,10 +218,10 @@ class Evaluate(Stage):
     def _judged(
         self, run: RunView, first: Sequence[Episode], second: Sequence[Episode]
     ) -> dict[str, Any]:
-        """A judge's verdicts on every pair, shown in both orders.
+        """Returns a judge's verdicts on every pair, shown in both orders.
 
         Raises:
-            Interrupted: the run was asked to end while they were awaited.
+            Interrupted: the run was asked to end while it waited for them.
         """
         sources = self._sources(run, self.judge)
         [source] = sources.sources
@@ -296,7 +296,7 @@ class Evaluate(Stage):
         per start.
 
         Raises:
-            Interrupted: the run was asked to end while the scores were awaited.
+            Interrupted: the run was asked to end while it waited for the scores.
             TooManyFailures: the judge scored all conversations of no start.
         """
         assert self.best_of is not None

@@ -31,17 +31,19 @@ from .environments import EnvConfig, check_envs, read_envs
 
 
 class Rank(Stage):
-    """Attributes:
-    env: as in `rl`.
-    data: instead of `env`: a file or folder of comparisons, labels or ratings made elsewhere, see
-        docs/preference-data.md.
-    updates: rounds of play and ranking; the policy does not change.
-    groups, group_size: starts per round, and conversations to be compared per start.
-    feedback: sources that compare; `raters` of a source says how many rank each group.
-    players: who plays, in turn over the slots of a group: "policy", and names of the environment's
-        players.
-    temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit, poll: as
-        in `rl`.
+    """Plays groups of conversations and has them compared.
+
+    Attributes:
+        env: as in `rl`.
+        data: instead of `env`: a file or folder of comparisons, labels or ratings made elsewhere,
+            see docs/preference-data.md.
+        updates: rounds of play and ranking; the policy does not change.
+        groups, group_size: starts per round, and conversations to be compared per start.
+        feedback: sources that compare; `raters` of a source says how many rank each group.
+        players: who plays, in turn over the slots of a group: "policy", and names of the
+            environment's players.
+        temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit,
+            poll: as in `rl`.
     """
 
     env: Any = None
@@ -94,7 +96,8 @@ class Rank(Stage):
         return True
 
     def compared_by(self, run: RunView) -> set[str] | None:
-        """The names of the sources that will have compared; None: whoever a file names."""
+        """Returns the names of the sources that will have compared; None: those that a file
+        names."""
         return (
             None
             if self.env is None
@@ -202,7 +205,7 @@ class Rank(Stage):
 def comparison_metrics(
     episodes: Sequence[Episode], answers: Sequence[Comparison]
 ) -> dict[str, float]:
-    """What there is to say of a round of comparisons; `truth_agreement` is with the environment's
+    """Returns the metrics of a round of comparisons; `truth_agreement` is with the environment's
     return."""
     scored = [a for a in answers if a.status == "scored"]
     sound = [e for e in episodes if e.ending != "failed"]

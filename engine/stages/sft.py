@@ -35,7 +35,7 @@ from .environments import check_envs, read_envs
 
 
 class Conversation(NamedTuple):
-    """What a row is made of.
+    """A conversation that a row of ids is made of.
 
     Attributes:
         tools: schemas of what the assistant might call.
@@ -50,7 +50,7 @@ class Conversation(NamedTuple):
 
 
 class SFT(Stage):
-    """Maximum likelihood of the assistant's tokens, and of no other ones.
+    """Supervised fine-tuning: maximum likelihood of the assistant's tokens, and of no other ones.
 
     Attributes:
         data: a file of JSON lines or one JSON array, or a folder saved by `datasets`, with
@@ -59,7 +59,7 @@ class SFT(Stage):
             `revise`.
         env, player, episodes: instead of `data`: play this many episodes with an environment's own
             player.
-        epochs, batch_size: passes, and conversations per optimizer step.
+        epochs, batch_size: passes over the data, and conversations per optimizer step.
         lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
         steps_per_update: optimizer steps per update of the run.
     """
@@ -152,8 +152,8 @@ class SFT(Stage):
                     sums, tokens, metrics = Sums(), 0, {}
 
     def _rows(self, run: RunView) -> tuple[list[Row], dict[str, float]]:
-        """One row of ids per conversation, only the assistant's tokens marked; and what there is to
-        say of the data."""
+        """Returns one row of ids per conversation, only the assistant's tokens marked; and metrics
+        of the data."""
         chat, limit = run.policy.chat, run.policy.context_length
         metrics: dict[str, float] = {}
         files: Sequence[Path | None] = ()
@@ -219,7 +219,7 @@ class SFT(Stage):
 
 
 def read_conversations(path: Path | None) -> Iterator[Conversation]:
-    """Conversations of a JSON file or a `datasets` folder, in the conversational format.
+    """Yields the conversations of a JSON file or a `datasets` folder, in the conversational format.
 
     Raises:
         PreferenceError: what is there cannot be read, or a record is no such conversation; the
@@ -254,8 +254,8 @@ def read_conversations(path: Path | None) -> Iterator[Conversation]:
 
 
 def _marked(value: Any, where: str) -> tuple[Any, list[bool]]:
-    """The messages without the marks that say which replies to train on, and what these say, reply
-    by reply.
+    """Returns the messages without the marks that say which replies to train on, and these marks,
+    reply by reply.
 
     Raises:
         PreferenceError: a mark that is neither 0 nor 1, or two that differ.

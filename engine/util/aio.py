@@ -1,4 +1,4 @@
-"""Run coroutines from ordinary code, on one loop per process."""
+"""Runs coroutines from ordinary code, on one loop per process."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def background(
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    """Lets a loop turn for ever: SystemExit and KeyboardInterrupt of a task, which come out of it,
-    are that task's."""
+    """Runs a loop for ever: a SystemExit or KeyboardInterrupt of a task comes out of the loop, and
+    is ignored here."""
     while True:
         with contextlib.suppress(BaseException):
             loop.run_forever()
 
 
 def settle(value: Any, limit: float | None = None) -> Any:
-    """The result of a call that may be a coroutine's: a judge's, a scripted player's.
+    """Returns the result of a call that may be a coroutine's: a judge's, a scripted player's.
 
     Coroutines run on a loop apart from that of the model judges. One that is late is cancelled;
     where it blocks the loop, that is left behind, and the next ones have another.
@@ -60,7 +60,7 @@ def settle(value: Any, limit: float | None = None) -> Any:
             return await value
         except BaseException as error:
             if (task := asyncio.current_task()) is not None and task.cancelling():
-                return None  # it was late: nobody hears what it says to that
+                return None  # it was late: its result is dropped
             if isinstance(error, Exception):
                 raise
             raise PartFailed(worded(error)) from error

@@ -1,5 +1,5 @@
-"""Files that no crash can tear: written beside the old one, put on the disk, and moved into its
-place.
+"""Crash-safe writing of files: a draft in the same folder is synced to the disk and then renamed to
+the file's name.
 
 A file that is written in place is empty between the moment it is opened and the moment the disk has
 its content; one that is renamed without being synced may be empty after a power loss. Whatever a
@@ -19,7 +19,7 @@ from ..errors import FileError
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """A mapping written as JSON.
+    """Reads a mapping written as JSON.
 
     Raises:
         FileError: it cannot be read, or holds something else.
@@ -34,8 +34,8 @@ def read_note(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Puts a file in place whole: whoever looks, whenever the process or the machine stops, sees
-    the old content or the new one.
+    """Writes a file in one step: a reader sees the old content or the new one, whenever the process
+    or the machine stops.
 
     Raises:
         OSError: it cannot be written; the old content stands.
@@ -73,11 +73,11 @@ def append(path: Path, line: str) -> None:
 
 
 def move(draft: Path, target: Path) -> None:
-    """Puts a folder in place whole, with everything in it on the disk; one that was there is moved
-    aside first, and then removed.
+    """Moves a folder into place in one step, with everything in it on the disk; one that was there
+    is moved aside first, and then removed.
 
     Args:
-        draft: the new folder; it must lie on the target's disk, best beside it.
+        draft: the new folder; it must lie on the target's disk, best in the same folder.
 
     Raises:
         OSError: it cannot be put there.
@@ -94,7 +94,7 @@ def move(draft: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Returns when the disk holds a file, or the names in a folder."""
+    """Syncs a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Derive ids and seeds from what they stand for."""
+"""Ids and seeds derived from what they identify."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """One ASCII text for one value: sorted keys, no spaces. The basis of every id and hash in a
-    run.
+    """Returns one ASCII text for one value: sorted keys, no spaces. The basis of every id and hash
+    in a run.
 
     Raises:
         TypeError: the value is not plain JSON data.
@@ -19,6 +19,6 @@ def canonical_json(value: Any) -> str:
 
 
 def derive_id(*parts: Any) -> str:
-    """A 16-digit hex id derived from its parts, so that a replay of the same work finds the same
-    ids."""
+    """Returns a 16-digit hex id derived from its parts, so that a replay of the same work finds the
+    same ids."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Out of memory, said in a way that helps."""
+"""Out-of-memory errors with advice on what to lower."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Keeps secrets out of whatever is written: config dumps, failure reasons, logs, ledgers, reports.
 
 A secret is hidden three ways, since each alone misses some: by value, where it is in use (`in_use`,
-`urls_in_use`, `config_in_use`, and the environment), however it is quoted; by the name it stands
-beside (`api_key=...`, `Authorization: ...`, `?token=...`, a key of a mapping); and by its shape
-(`sk-...`, a JWT, a private key, the password of a URL).
+`urls_in_use`, `config_in_use`, and the environment), however it is quoted; by the name next to it
+(`api_key=...`, `Authorization: ...`, `?token=...`, a key of a mapping); and by its shape (`sk-...`,
+a JWT, a private key, the password of a URL).
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ _PLAIN_BEFORE = frozenset(  # ... after these: max_tokens, sort_key, eos_token
         "pass",
     ]
 )
-_PLAIN_AFTER = frozenset(  # ... and before these: what is said of a secret, and not the secret
+_PLAIN_AFTER = frozenset(  # ... and before these: properties of a secret, and not the secret
     [
         "type",
         "mode",
@@ -260,8 +260,8 @@ _ENDS = ("password", "passwd", "secret", "apikey")  # pgpassword: libpq writes i
 
 @lru_cache(4096)
 def _named(name: str) -> str:
-    """ "sure" where a value of this name is a secret, "bare" where it is one unless it looks like a
-    word or a number, else ""."""
+    """Returns "sure" where a value of this name is a secret, "bare" where it is one unless it looks
+    like a word or a number, else ""."""
     words = [w.lower() for w in _WORDS.findall(name)]
     if not words or words[-1] in _PLAIN_AFTER - {"url", "uri"}:
         return ""
@@ -301,14 +301,14 @@ def _named(name: str) -> str:
 
 
 def _inner(outer: str, name: str) -> str:
-    """The name that says what a value within a mapping is: its own, unless the mapping's is one of
-    secrets (`api_keys: {openai: ...}`)."""
+    """Returns the name of a value within a mapping: its own, unless the mapping's is one of secrets
+    (`api_keys: {openai: ...}`)."""
     return outer if _named(outer) == "sure" and not _named(name) else name
 
 
 def _random(value: str) -> bool:
-    """Whether a text looks made by a machine: no spaces, and letters with digits, or of both cases
-    in one word."""
+    """Returns whether a text looks made by a machine: no spaces, and letters with digits, or of
+    both cases in one word."""
     if len(value) < SHORT or any(c.isspace() for c in value):
         return False
     letters, digits = any(c.isalpha() for c in value), any(c.isdigit() for c in value)
@@ -391,7 +391,7 @@ def _hide_userinfo(match: re.Match[str]) -> str:
 
 
 def _hide_beside(text: str) -> str:
-    """What stands beside the name of a secret."""
+    """Hides what stands next to the name of a secret."""
     kept, done, at = [], 0, 0
     while match := _NAME.search(text, at):
         at, kind = match.end(), _named(match["name"])
@@ -419,7 +419,7 @@ def _hide_beside(text: str) -> str:
 
 
 def _loose(match: re.Match[str]) -> bool:
-    """Whether it may be a sentence as well: "auth: failed"."""
+    """Returns whether it may be a sentence as well: "auth: failed"."""
     return match["name"].lower() in _SURE and ": " in match["sign"] and not match["quote"]
 
 
@@ -452,16 +452,16 @@ _used: dict[str, None] = {}
 
 
 def in_use(*values: Any) -> None:
-    """Remembers secrets of this process: from now on `redact` hides them, and whatever quoting
-    makes of them. Empty ones and None are nothing, and so is what is shorter than eight characters.
-    """
+    """Registers secrets of this process: from now on `redact` hides them, and whatever quoting
+    makes of them. Empty ones and None are ignored, and so is what is shorter than eight
+    characters."""
     for value in values:
         if isinstance(value, str) and len(value.strip()) >= SHORT:
             _used[value.strip()] = None
 
 
 def url_in_use(url: Any) -> None:
-    """Remembers the secrets of a URL: its password, or a token in its place, and those among its
+    """Registers the secrets of a URL: its password, or a token in its place, and those among its
     parameters."""
     in_use(*_secrets_of_url(str(url)))
 
@@ -488,7 +488,7 @@ def _secrets_of_url(url: str) -> Iterator[str]:
 
 
 def config_in_use(value: Any, name: str = "") -> None:
-    """Remembers the secrets in options: what stands under a name of secrets, and what is in
+    """Registers the secrets in options: what stands under a name of secrets, and what is in
     URLs."""
     if isinstance(value, Mapping):
         for key, each in value.items():
@@ -534,8 +534,8 @@ def _secrets_of_variables(variables: Iterable[tuple[str, str]]) -> Iterator[str]
 
 
 def _forms(value: str) -> Iterator[str]:
-    """A value, and what it looks like where it was quoted, escaped, or sent as a part of something
-    in base64."""
+    """Yields a value, and its forms where it was quoted, escaped, or sent as a part of something in
+    base64."""
     plain = [value]
     if re.search(r"\W", value):
         once = [
@@ -568,9 +568,9 @@ def _forms(value: str) -> Iterator[str]:
 
 @lru_cache(32)
 def _by_value(values: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds the values in all their forms, the longest first; one of letters or digits alone only
-    where it stands alone, and of one that was cut off somewhere (messages are) what is left, where
-    that is much."""
+    """Returns a pattern of the values in all their forms, the longest first; one of letters or
+    digits alone only where it stands alone, and of one that was cut off somewhere (messages are)
+    what is left, where that is much."""
     found, cut = [], []
     for form in sorted({form for value in values for form in _forms(value)}, key=len, reverse=True):
         text = re.escape(form)
@@ -587,7 +587,8 @@ def _by_value(values: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def redact(text: str) -> str:
-    """Text without what is a secret in use, stands beside a secret's name, or looks like one."""
+    """Returns text without secrets: values in use, what stands next to a secret's name, and what
+    looks like one."""
     if values := tuple(dict.fromkeys([*_used, *_of_environment(tuple(os.environ.items()))])):
         text = _by_value(values).sub(HIDDEN, text)
     text = _USERINFO.sub(_hide_userinfo, text)
@@ -599,8 +600,8 @@ def redact(text: str) -> str:
 
 
 def _after_flag(items: list[Any], k: int) -> bool:
-    """Whether an item of a command is the secret that the flag before it names: `--api-key`,
-    `VALUE`."""
+    """Returns whether an item of a command is the secret that the flag before it names:
+    `--api-key`, `VALUE`."""
     flag, value = (items[k - 1], items[k]) if k else ("", "")
     if not (
         isinstance(flag, str)
@@ -614,8 +615,8 @@ def _after_flag(items: list[Any], k: int) -> bool:
 
 
 def redacted(value: Any, name: str = "") -> Any:
-    """Plain data for a dump: secrets hidden by the name of their key or by their look, objects
-    shown by their type only."""
+    """Returns plain data for a dump: secrets hidden by the name of their key or by their look,
+    objects shown by their type only."""
     kind = _named(name)
     if isinstance(value, Mapping):
         named = value.get("name", value.get("key"))  # {"name": "Authorization", "value": ...}

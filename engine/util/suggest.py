@@ -1,4 +1,4 @@
-"""What error messages suggest: near names where a name is not known, and how to install what is
+"""Suggestions for error messages: near names where a name is not known, and how to install what is
 missing."""
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ PARTS = {
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:
-    """Those of the known names that may be meant, the nearest first: called so by others, or spelt
-    alike."""
+    """Returns those of the known names that may be meant, the nearest first: called so by others,
+    or spelt alike."""
     names = sorted(known)
     meant = {other: own for other, own in SYNONYMS.items() if own in names} | {
         own: own for own in names
@@ -64,8 +64,8 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'? Known: ..." for error messages; an option that goes by another name
-    here, or belongs elsewhere, is said to."""
+    """Returns " Did you mean 'x'? Known: ..." for error messages; for an option that has another
+    name here, or belongs elsewhere, that name or place."""
     names = sorted(known)
     ours = SYNONYMS.get(name, name)
     if ours != name and ours in names:
@@ -78,7 +78,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
             )
     if ours in PARTS[""] and set(names) & {"lr", "baseline", "gamma"}:
         return (
-            f" It is an option of the stage, called {ours!r}, and stands beside `optimizer` and"
+            f" It is an option of the stage, called {ours!r}, and stands next to `optimizer` and"
             f" `credit`. Known: {', '.join(names)}."
         )
     near = near_names(name, names)
@@ -87,9 +87,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def install(extra: str) -> str:
-    """The command that installs what an extra of this package needs, however the package itself
-    came here: the name `turnwise` is not on PyPI, so `pip install 'turnwise[...]'` would find
-    nothing, or somebody else's."""
+    """Returns the command that installs what an extra of this package needs, however the package
+    itself was installed: the name `turnwise` is not on PyPI, so `pip install 'turnwise[...]'` would
+    find nothing, or an unrelated package."""
     needs = [line.partition(";") for line in metadata.requires("turnwise") or ()]
     packages = [
         name.strip()

@@ -1,4 +1,4 @@
-"""How what others say and raise is worded: reasons of failures, without secrets, in one line."""
+"""Wording of reasons of failures: the messages of other code, without secrets, in one line."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _STEERS = re.compile(
 
 
 def valid(text: str) -> str:
-    """Text in which half characters (lone surrogates) are spelled out, so that everybody can write
-    it."""
+    """Returns text in which half characters (lone surrogates) are spelled out, so that it can
+    always be encoded."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def one_line(text: str) -> str:
-    """Text in which whatever steers a terminal or ends its line is spelled out: control and
+    """Returns text in which whatever steers a terminal or ends its line is spelled out: control and
     direction signs, half characters."""
     return _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def reason_text(text: str, most: int = LONGEST) -> str:
-    """Somebody else's words as a reason: one line without secrets, of at most so many
+    """Returns a foreign message as a reason: one line without secrets, of at most so many
     characters."""
     line = one_line(redact(text[:READ]))
     if len(line) <= most and len(text) <= READ:
@@ -40,7 +40,7 @@ def reason_text(text: str, most: int = LONGEST) -> str:
 
 
 def worded(error: BaseException) -> str:
-    """What failed, in the one way in which every reason says it: `Type: message (file:line)`, as
+    """Words an error in the one form that all reasons have: `Type: message (file:line)`, as
     `reason_text`.
 
     An exception whose own text cannot be had is named all the same.
@@ -62,7 +62,7 @@ def worded(error: BaseException) -> str:
 
 
 def each_text(change: Callable[[str], str], data: Any) -> Any:
-    """Plain data in which every text, keys included, is changed."""
+    """Returns plain data in which every text, keys included, is changed."""
     if isinstance(data, str):
         return change(data)
     if isinstance(data, Mapping):
@@ -71,8 +71,8 @@ def each_text(change: Callable[[str], str], data: Any) -> Any:
 
 
 def tried(work: Callable[[], Any]) -> tuple[Any, str]:
-    """(result, "") or (None, reason), whatever it raises; only KeyboardInterrupt, the user's
-    Ctrl-C, goes on."""
+    """Returns (result, "") or (None, reason), whatever `work` raises; only KeyboardInterrupt, the
+    user's Ctrl-C, goes on."""
     try:
         return work(), ""
     except KeyboardInterrupt:
