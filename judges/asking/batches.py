@@ -1,5 +1,5 @@
-"""Questions in batches: half the price, an answer within a day, and nothing paid for twice whenever
-the process is killed.
+"""Sends questions in batches: half the price, an answer within a day, and nothing paid for twice
+whenever the process is killed.
 
     written down under an id of ours ──submit──▶ the provider's id written down ──results──▶ booked,
     read
@@ -37,26 +37,28 @@ Answers = Mapping[str, Reply | ModelError]
 
 
 class BatchModel(Protocol):
-    """A model with batches. All three raise ModelError."""
+    """A model with batches. All of its methods raise ModelError."""
 
     name: str
     settings: Mapping[str, Any]
 
-    async def ask(self, prompt: Prompt) -> Reply: ...
+    async def ask(self, prompt: Prompt) -> Reply:
+        """Asks a single question, outside of any batch."""
+        ...
 
     async def submit(self, prompts: Mapping[str, Prompt]) -> str:
         """Sends prompts by id as one batch; returns its id."""
         ...
 
     async def results(self, batch: str) -> Answers | None:
-        """Answers by id; None while it is at work."""
+        """Returns a batch's answers by id; None while it is at work."""
         ...
 
     async def mine(
         self, since: float, ids: Sequence[str], results: Callable[[str], Awaitable[Answers]]
     ) -> str | None:
-        """The batch with these ids, sent at or after a time; None where there is none. `results`
-        waits for a batch's answers, for models whose batches tell their ids only then."""
+        """Returns the batch with these ids, sent at or after a time; None where there is none.
+        `results` waits for a batch's answers, for models whose batches tell their ids only then."""
         ...
 
 
@@ -65,7 +67,7 @@ class Item:
     """A question in a batch.
 
     Attributes:
-        id: ours, within the batch.
+        id: our own id of it within the batch.
         done: gets the item's answer.
     """
 
@@ -78,6 +80,7 @@ class Item:
 
     @property
     def prompt(self) -> Prompt:
+        """The prompt under this item's nonce."""
         return self.call.write(self.nonce)
 
 
@@ -86,8 +89,8 @@ class BatchCaller(Caller):
 
     Args:
         ledger, run, source: where batches are written down.
-        others: of `Caller`; its model must have batches, and nothing is sent faster by
-            `concurrency`.
+        others: those of `Caller`; its model must have batches, and `concurrency` makes nothing
+            faster.
     """
 
     def __init__(self, *args: Any, ledger: Any, run: str, source: str, **options: Any) -> None:
@@ -104,7 +107,7 @@ class BatchCaller(Caller):
         self._found: dict[str, asyncio.Task[str | None]] = {}
 
     async def _asked(self, call: Call, key: str) -> Verdict:
-        """As one item of a batch; what comes back unusable is asked singly."""
+        """Asks as one item of a batch; what comes back unusable is asked singly."""
         known = self._row(key)
         done = asyncio.get_running_loop().create_future()
         try:
@@ -171,7 +174,7 @@ class BatchCaller(Caller):
     # Sending.
 
     async def _send_soon(self) -> None:
-        """Sends what was asked once nobody has asked for a moment."""
+        """Sends the gathered questions once no new one has arrived for a moment."""
         count = -1
         while count != len(self._gathered):
             count = len(self._gathered)
@@ -191,7 +194,7 @@ class BatchCaller(Caller):
             task.add_done_callback(self._sent_off.discard)
 
     async def _send(self, items: Sequence[Item]) -> None:
-        """Sends one batch, and hands its answers to whoever waits for them."""
+        """Sends one batch, and hands its answers to the calls that wait for them."""
         job = secrets.token_hex(8)
         items = [replace(item, id=f"tw-{job}-{i:05d}") for i, item in enumerate(items)]
         try:
@@ -204,7 +207,7 @@ class BatchCaller(Caller):
             )
             for item in items:
                 self._settle(item)
-                if not item.done.done():  # whoever asked may have gone
+                if not item.done.done():  # its call may have been cancelled
                     item.done.set_exception(failed)
             return
         for item in items:
@@ -250,7 +253,8 @@ class BatchCaller(Caller):
             )
 
     async def _search(self, job: str) -> str | None:
-        """The batch of a job that was being sent when the process was killed, if it arrived."""
+        """Looks for the batch of a job that was being sent when the process was killed; None where
+        it did not arrive."""
         if job not in self._found:
             self._found[job] = asyncio.ensure_future(self._searched(job))
         return await asyncio.shield(self._found[job])
@@ -272,10 +276,10 @@ class BatchCaller(Caller):
             self._name(job, batch)
         return batch
 
-    # Hearing.
+    # Receiving.
 
     async def _result(self, batch: str, item: Item) -> Reply | ModelError:
-        """An item's answer, booked once.
+        """Returns an item's answer, booked once.
 
         Raises ModelError where the batch's answers cannot be had.
         """
@@ -304,7 +308,7 @@ class BatchCaller(Caller):
         self._settled.set()
 
     async def _answers(self, batch: str) -> Answers:
-        """A batch's answers, for which all that wait for it look together."""
+        """Returns a batch's answers; all items that wait for the batch share one look-up."""
         known = self._waiting.get(batch)
         if known is None or (
             known.done() and known.exception() and not isinstance(known.exception(), BatchFailed)
@@ -333,7 +337,7 @@ class BatchCaller(Caller):
             raise
 
     async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """What the provider says, asked again through an outage as long as there is patience."""
+        """Returns the provider's answer, asked again through an outage while there is patience."""
         until, pause = calls.TIME.now() + self._patience, calls.BACKOFF
         while True:
             try:
