@@ -250,10 +250,11 @@ class OpenAIChat(OpenAI):
     again in the other way at once, and all further ones are sent so; batches, which cost when they
     are tried, need the options.
 
-    Args: those of `OpenAI`, and
-    limit: the name of the answer's limit, "max_completion_tokens" or "max_tokens". Servers that
-        ignore the one that they do not know answer without a limit.
-    system: whether the instructions have a message of the system's; False: they begin the user's.
+    Args:
+        others: those of `OpenAI`.
+        limit: the name of the answer's limit, "max_completion_tokens" or "max_tokens". Servers that
+            ignore the one that they do not know answer without a limit.
+        system: whether the instructions are a system message; False: they begin the user's.
     """
 
     path = "/v1/chat/completions"
