@@ -59,7 +59,7 @@ def price_of(
 
 
 def _own(url: str) -> bool:
-    """Whether a server is on this machine or in a private network."""
+    """Returns whether a server is on this machine or in a private network."""
     host = (urlsplit(url).hostname or "") if url else ""
     try:
         return ip_address(host).is_private

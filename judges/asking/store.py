@@ -225,8 +225,8 @@ class Cache(Database):
 
 
 def _is(answered: str, name: str) -> bool:
-    """Whether the model that answered is the one of a name: with its provider or without, and as
-    dated as it calls itself."""
+    """Returns whether the model that answered is the one of a name: with its provider or without,
+    with a date or without."""
     bare = name.partition(":")[2] or name
     return answered in (name, bare) or answered.startswith(f"{bare}-2")
 

@@ -35,11 +35,13 @@ from ...engine.util.suggest import did_you_mean
 
 
 class Criterion(BaseModel):
-    """Attributes:
-    name: a word, used as the aspect's name.
-    question: what is asked.
-    levels: anchors, worst first.
-    weight: in the rubric's score; 0 reports it only.
+    """A criterion of a rubric.
+
+    Attributes:
+        name: a word, used as the aspect's name.
+        question: what is asked.
+        levels: anchors, worst first.
+        weight: in the rubric's score; 0 reports it only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

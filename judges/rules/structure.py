@@ -324,7 +324,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_call(value: Any) -> bool:
-    """Whether JSON is a call, and not an answer in JSON that has a name in it."""
+    """Returns whether JSON is a call, and not an answer in JSON that has a name in it."""
     if not isinstance(value, Mapping):
         return False
     inner = value.get("function", value)

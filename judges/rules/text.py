@@ -240,7 +240,7 @@ def _is_whole(text: str, match: re.Match[str]) -> bool:
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether two characters side by side belong to one word: letters, marks, digits and
+    """Returns whether two adjacent characters belong to one word: letters, marks, digits and
     underscores do, where words have spaces."""
     if any(unicodedata.name(c, "").startswith(_UNSPACED) for c in (left, right)):
         return False

@@ -188,7 +188,7 @@ def control(bad: Episode) -> Episode | None:
 
 
 def is_canary(episode: str) -> bool:
-    """Whether an id is a canary's; ids of what was played or imported are hex digits."""
+    """Returns whether an id is a canary's; ids of what was played or imported are hex digits."""
     return episode.startswith("canary-")
 
 
@@ -254,7 +254,7 @@ def _split(
 
 
 def fell_for_score(score: float, low: float, high: float, share: float = 0.5) -> bool:
-    """Whether a canary's score, on a scale from low to high, lies above this share of it.
+    """Returns whether a canary's score, on a scale from low to high, lies above this share of it.
 
     Raises:
         ValueError: a score off the scale, or a scale that is none.
@@ -265,8 +265,8 @@ def fell_for_score(score: float, low: float, high: float, share: float = 0.5) ->
 
 
 def fell_for_rank(ranking: Sequence[Sequence[str]], canary_id: str) -> bool:
-    """Whether a canary beats more than half of the real conversations it was ranked with, ties
-    half; canaries do not count.
+    """Returns whether a canary beats more than half of the real conversations it was ranked with,
+    ties half; canaries do not count.
 
     Args:
         ranking: tiers of ids, best first, as in `Comparison`.

@@ -11,8 +11,8 @@ from .canaries import Quarantine, Schedule
 
 @dataclass(slots=True)
 class Watch:
-    """What is known of a judge's soundness, shared by all that ask it in a run, and the limit of
-    requests at once."""
+    """A judge's record of soundness, shared by all that ask it in a run, and the limit of requests
+    at once."""
 
     quarantine: Quarantine
     schedule: Schedule
