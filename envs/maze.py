@@ -1,13 +1,13 @@
-"""turnwise/Maze-v0: find the way out of a small maze by words. Every reply costs 1.
+"""turnwise/Maze-v0: find the way out of a small maze in words. Every reply costs 1.
 
 The maze is a graph of cells with walls between them, drawn once from `layout`; the exit is in the
-last corner, the start anywhere else. States repeat: whoever walks in a circle meets the same
-sentence again, which is what credit methods that compare returns at equal states need. The optimum
-of a start is minus the length of the shortest way, by breadth-first search.
+last corner, the start anywhere else. States repeat: a player that walks in a circle meets the
+same sentence again, which credit methods that compare returns at equal states need. The optimum of
+a start is minus the length of the shortest way, found by breadth-first search.
 
-With `observed=False` (turnwise/MazePO-v0) the cell is not named, only the ways that are open:
-whoever wants to know where he is must remember where he went. With `reward="exit"` nothing is paid
-on the way: 1 for getting out, 0 for being still inside after `steps` replies.
+With `observed=False` (turnwise/MazePO-v0) the cell is not named, only the ways that are open: the
+player has to remember its moves to know its position. With `reward="exit"` nothing is paid on the
+way: 1 for getting out, 0 for being still inside after `steps` replies.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Cell = tuple[int, int]
 
 
 def draw_maze(size: int, seed: int, loops: float = 0.2) -> dict[Cell, dict[str, Cell]]:
-    """Cell -> direction -> neighbour.
+    """Draws a maze as cell -> direction -> neighbour.
 
-    A spanning tree by random depth-first search, plus a share of the other openings.
+    It is a spanning tree by random depth-first search, plus a share of the other openings.
     """
     rng = random.Random(f"maze {size} {seed}")
     cells = [(row, column) for row in range(size) for column in range(size)]
@@ -65,7 +65,7 @@ def draw_maze(size: int, seed: int, loops: float = 0.2) -> dict[Cell, dict[str, 
 
 
 def distances(doors: dict[Cell, dict[str, Cell]], exit_: Cell) -> dict[Cell, int]:
-    """Steps from every cell to the exit."""
+    """Returns the number of steps from every cell to the exit."""
     found, queue = {exit_: 0}, deque([exit_])
     while queue:
         cell = queue.popleft()
@@ -77,11 +77,11 @@ def distances(doors: dict[Cell, dict[str, Cell]], exit_: Cell) -> dict[Cell, int
 
 
 class Maze(gymnasium.Env[str, str]):
-    """See the module's docstring.
+    """A maze that is walked by words; see the module's docstring.
 
     Args:
         size: cells per side, 2 to 8.
-        layout: which maze.
+        layout: seed from which the maze is drawn.
         observed: whether the cell is named.
         reward: "steps": -1 for every reply; "exit": 1 on the way out, else 0.
         steps: replies after which it is over; None: no limit.
@@ -151,7 +151,7 @@ class Maze(gymnasium.Env[str, str]):
 
 
 def _expert(env: Maze, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Has the map, sees where it is, and takes a shortest way."""
+    """Returns a player that has the map, sees its position, and takes a shortest way."""
 
     def reply(conversation: Sequence[Message]) -> str:
         ways = env.doors[env.cell]
@@ -161,13 +161,13 @@ def _expert(env: Maze, rng: random.Random) -> Callable[[Sequence[Message]], str]
 
 
 def _random(env: Maze, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Any of the four directions."""
+    """Returns a player that picks any of the four directions."""
     return lambda conversation: f"I go {rng.choice(list(MOVES))}."
 
 
 def _demonstrator(env: Maze, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Wanders: mostly through an open door, now and then in the right direction, sometimes into a
-    wall."""
+    """Returns a player that wanders: mostly through an open door, now and then in the right
+    direction, sometimes into a wall."""
     expert, lost = _expert(env, rng), _random(env, rng)
 
     def reply(conversation: Sequence[Message]) -> str:

@@ -1,4 +1,4 @@
-"""turnwise/SupportDesk-v0: find out what is missing, never ask what was told, then resolve.
+"""turnwise/SupportDesk-v0: ask for what is missing, never for what is known, then resolve.
 
 A customer opens with part of a story. What the shop does about it depends on what went wrong and on
 one or two further facts:
@@ -138,7 +138,7 @@ _DOES = {
 
 @dataclass(frozen=True)
 class Story:
-    """What is true, in which words, and what the customer tells at once."""
+    """A customer's story: its facts, their wording, and what the customer tells at once."""
 
     item: str
     facts: Mapping[str, str]
@@ -147,13 +147,14 @@ class Story:
 
     @property
     def held_out(self) -> bool:
+        """Whether the story belongs to the held-out split."""
         key = f"{self.item}|{self.words['what']}|{self.words['when']}"
         return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
 
 
 def next_topic(facts: Mapping[str, str]) -> str | None:
-    """The fact that the shop's rules need next, given the facts known so far; None when they
-    suffice."""
+    """Returns the fact that the shop's rules need next, given the facts known so far; None when
+    these suffice."""
     needed = {
         None: ["what"],
         "lost": ["when"] if facts.get("when") in (None, "days") else ["when", "wish"],
@@ -165,7 +166,7 @@ def next_topic(facts: Mapping[str, str]) -> str | None:
 
 
 def resolution(facts: Mapping[str, str]) -> str:
-    """What the shop's rules say, once `next_topic(facts)` is None."""
+    """Returns what the shop's rules say, once `next_topic(facts)` is None."""
     what = facts["what"]
     if what == "lost" and facts["when"] == "days":
         return "trace"
@@ -177,7 +178,7 @@ def resolution(facts: Mapping[str, str]) -> str:
 
 
 def relevant(facts: Mapping[str, str]) -> set[str]:
-    """Every fact the rules need for this story."""
+    """Returns every fact the rules need for this story."""
     known: dict[str, str] = {}
     while (topic := next_topic(known)) is not None:
         known[topic] = facts[topic]
@@ -189,7 +190,7 @@ def _choose(rng: random.Random, weights: Mapping[str, float]) -> str:
 
 
 def draw_story(rng: random.Random, held_out: bool) -> Story:
-    """A story of the wanted split; told facts are drawn so that something is usually missing."""
+    """Draws a story of the wanted split; its opening usually leaves something out."""
     while True:
         what = _choose(rng, {"lost": 0.3, "broken": 0.2, "faulty": 0.25, "regret": 0.25})
         when = {
@@ -205,7 +206,7 @@ def draw_story(rng: random.Random, held_out: bool) -> Story:
             "box": _choose(rng, {"sealed": 0.4, "opened": 0.6}),
         }
         if what == "lost":
-            facts["box"] = "sealed"  # nobody opened a box that never came
+            facts["box"] = "sealed"  # a box that never came was never opened
         words = {topic: rng.choice(SAYS[topic][value]) for topic, value in facts.items()}
         chances = {"what": 0.5, "when": 0.25, "wish": 0.25, "box": 0.0 if what == "lost" else 0.25}
         opening = frozenset(topic for topic, chance in chances.items() if rng.random() < chance)
@@ -215,7 +216,7 @@ def draw_story(rng: random.Random, held_out: bool) -> Story:
 
 
 class SupportDesk(gymnasium.Env[str, str]):
-    """See the module's docstring.
+    """A customer of a shop's support desk; see the module's docstring.
 
     Options of `reset`: `split`, "train" (default) or "held_out". The last step's `info` has
     `success`, `questions`, `needless` (questions that did not matter) and `repeated` (already
@@ -301,13 +302,13 @@ _MEANS = {
 
 
 def read_facts(conversation: Sequence[Message]) -> dict[str, str]:
-    """The facts a customer has told so far."""
+    """Returns the facts a customer has told so far."""
     text = " ".join(m.content for m in conversation if m.role == "user")
     return dict(meaning for words, meaning in _MEANS.items() if words in text)
 
 
 def _expert(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Asks for exactly what the rules need next, then resolves."""
+    """Returns a player that asks for exactly what the rules need next, then resolves."""
 
     def reply(conversation: Sequence[Message]) -> str:
         facts = read_facts(conversation)
@@ -318,13 +319,13 @@ def _expert(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]
 
 
 def _random(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Any of the sentences an agent may say."""
+    """Returns a player that says any of the sentences an agent may say."""
     everything = [*QUESTIONS.values(), *RESOLUTIONS.values()]
     return lambda conversation: rng.choice(rng.choice(everything))
 
 
 def _guess(facts: Mapping[str, str], rng: random.Random) -> str:
-    """A resolution that can follow from what is known, without asking for the rest."""
+    """Returns a resolution that can follow from what is known, without asking for the rest."""
     known = dict(facts)
     while (topic := next_topic(known)) is not None:
         known[topic] = rng.choice(list(SAYS[topic]))
@@ -332,12 +333,13 @@ def _guess(facts: Mapping[str, str], rng: random.Random) -> str:
 
 
 def _hasty(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Listens to the opening and resolves at once, guessing what was not said."""
+    """Returns a player that resolves at once, guessing what the opening left out."""
     return lambda conversation: rng.choice(RESOLUTIONS[_guess(read_facts(conversation), rng)])
 
 
 def _forgetful(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Asks the right questions, asks some of them twice, and usually ends by the old rule book."""
+    """Returns a player that asks the right questions, some of them twice, and usually ends by the
+    old rule book."""
 
     def reply(conversation: Sequence[Message]) -> str:
         facts = read_facts(conversation)
@@ -354,8 +356,8 @@ def _forgetful(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Messa
 
 
 def _interrogator(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Goes through the whole form in order, whatever was said, until the customer has had
-    enough."""
+    """Returns a player that goes through the whole form in order, whatever the customer answers,
+    until the customer has had enough."""
     form = ["what", "when", "wish", "box"]
 
     def reply(conversation: Sequence[Message]) -> str:
@@ -369,8 +371,8 @@ def _interrogator(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Me
 
 
 def _demonstrator(env: SupportDesk, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """One of the shop's staff: most are hasty or forgetful, some go through the form, few do it
-    right."""
+    """Returns one of the shop's staff: most are hasty or forgetful, some go through the form, few
+    do it right."""
     return rng.choices([_hasty, _forgetful, _interrogator, _expert], [0.5, 0.35, 0.08, 0.07])[0](
         env, rng
     )

@@ -1,4 +1,4 @@
-"""turnwise/TwentyQuestions-v0: find out what somebody is thinking of, by questions that are
+"""turnwise/TwentyQuestions-v0: guess the thing the other side thinks of, by questions that are
 answered yes or no.
 
 The agent asks about a property ("Does it have wheels?") or guesses ("Is it a train?"); property
@@ -6,8 +6,8 @@ words and names of things are understood wherever they stand, one per question. 
 right guess or with the last question. The only reward comes then: 1 for a right guess, 0 without,
 less `cost` for every question asked. Which question was worth asking shows only many turns later.
 
-64 things, told apart by 30 properties. Who always asks what halves the rest needs seven questions
-on average, the guess included.
+There are 64 things, told apart by 30 properties. A player that always asks what halves the rest
+needs seven questions on average, the guess included.
 """
 
 from __future__ import annotations
@@ -119,27 +119,27 @@ OPENING = "Ask your first question."
 
 
 def answers(thing: str) -> dict[str, bool]:
-    """What is said of a thing, by property."""
+    """Returns the answers about a thing, by property."""
     return {word: thing in having for word, (_, having) in PROPERTIES.items()}
 
 
 def guess(thing: str) -> str:
-    """How one asks whether it is this thing."""
+    """Returns the question whether it is this thing."""
     return f"Is it the {thing}?"
 
 
 def named(question: str) -> list[str]:
-    """Things and properties a question names, in order of the tables."""
+    """Returns the things and properties a question names, in order of the tables."""
     words = set(re.findall(r"\w+", question.lower()))
     return [word for word in (*THINGS, *PROPERTIES) if word in words]
 
 
 class TwentyQuestions(gymnasium.Env[str, str]):
-    """See the module's docstring.
+    """A game of twenty questions; see the module's docstring.
 
     Args:
         questions: how many may be asked, guesses included.
-        cost: of each.
+        cost: of each question.
         things: how many of the 64 can be thought of.
     """
 
@@ -184,7 +184,7 @@ class TwentyQuestions(gymnasium.Env[str, str]):
 
 
 def _known(env: TwentyQuestions, conversation: Sequence[Message]) -> tuple[list[str], set[str]]:
-    """What it can still be, after everything that was said, and what has been asked."""
+    """Returns the things still possible after the conversation so far, and what has been asked."""
     left, asked = list(env.things), set()
     for question, answer in zip(conversation[1::2], conversation[2::2], strict=False):
         words = named(question.content)
@@ -199,7 +199,8 @@ def _known(env: TwentyQuestions, conversation: Sequence[Message]) -> tuple[list[
 
 
 def _expert(env: TwentyQuestions, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Knows everything, asks what halves the rest best, and guesses when two are left."""
+    """Returns a player that knows everything, asks what halves the rest best, and guesses when two
+    are left."""
 
     def reply(conversation: Sequence[Message]) -> str:
         left, _ = _known(env, conversation)
@@ -216,13 +217,13 @@ def _expert(env: TwentyQuestions, rng: random.Random) -> Callable[[Sequence[Mess
 
 
 def _random(env: TwentyQuestions, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Any question or guess."""
+    """Returns a player that asks any question or guesses."""
     every = [question for question, _ in PROPERTIES.values()] + [guess(t) for t in env.things]
     return lambda conversation: rng.choice(every)
 
 
 def _demonstrator(env: TwentyQuestions, rng: random.Random) -> Callable[[Sequence[Message]], str]:
-    """Remembers what was said, asks whatever comes to mind, and guesses too early."""
+    """Returns a player that remembers the answers, asks at random, and guesses too early."""
 
     def reply(conversation: Sequence[Message]) -> str:
         left, asked = _known(env, conversation)

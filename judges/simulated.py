@@ -1,5 +1,4 @@
-"""A panel of simulated raters: people who do not exist, with noise, tastes and biases that are
-known.
+"""A panel of simulated raters whose noise, tastes and biases are known.
 
 Methods that learn from comparisons can be tested against a known truth only when the raters' errors
 are known too. Each rater r sees an episode's true outcome (the environment's return) through a
@@ -10,13 +9,13 @@ utility
 and ranks a group by u_r(e) + noise * Gumbel (the same for the same conversation, so that equal ones
 are tied), which is Plackett-Luce with scores u_r / noise (so every pair obeys Bradley-Terry).
 Biases are shared by the whole panel, tastes are each rater's own and cancel over many raters.
-Nothing here passes for people: source, raters and stratum are called simulated wherever they
+None of them is presented as a person: source, raters and stratum are called simulated wherever they
 appear.
 
 Like people they may take their time: an answer comes a while after it was first asked for
-(exponential, a rater's own for each group), and some never come. Both are drawn from who is asked
-about what, so that a run that is resumed finds the same. Nobody answers what has expired meanwhile,
-or was decided without them.
+(exponential, a rater's own for each group), and some never come. Both are drawn from the rater and
+the question, so that a run that is resumed finds the same. Requests that have expired meanwhile, or
+were decided without an answer, stay unanswered.
 """
 
 from __future__ import annotations
@@ -39,17 +38,20 @@ FEATURES: Mapping[str, Callable[[Episode], float]] = {
 
 
 class SimulatedPanel(FeedbackSource):
-    """Args:
-    pool: how many raters there are; which of them answer is drawn for each group, `raters` of them.
-    noise: scale of the Gumbel noise; 0 ranks exactly by the utility.
-    taste: standard deviation of a rater's own liking for each feature.
-    bias: the whole panel's liking, feature to weight: "questions" (replies that ask), "turns",
-        "words" (tens of words).
-    tie: differences of noisy utility up to this are called a tie.
-    seed: of noise, tastes and delays; default: the run's.
-    delay: mean seconds on the run's clock until an answer comes; 0: at once.
-    unanswered: share of the requests that nobody ever answers; give the source a `deadline`, or the
-        run waits for them for ever.
+    """A feedback source of simulated raters; see the module's docstring.
+
+    Args:
+        pool: how many raters there are; which of them answer is drawn for each group, `raters` of
+            them.
+        noise: scale of the Gumbel noise; 0 ranks exactly by the utility.
+        taste: standard deviation of a rater's own liking for each feature.
+        bias: the whole panel's liking, feature to weight: "questions" (replies that ask), "turns",
+            "words" (tens of words).
+        tie: differences of noisy utility up to this are called a tie.
+        seed: of noise, tastes and delays; default: the run's.
+        delay: mean seconds on the run's clock until an answer comes; 0: at once.
+        unanswered: share of the requests that are never answered; give the source a `deadline`, or
+            the run waits for them for ever.
     """
 
     kind = "group"
@@ -133,7 +135,7 @@ class SimulatedPanel(FeedbackSource):
         return f"{self.pool} simulated raters"
 
     def _rater(self, request: Request) -> int:
-        """Who answers in this slot."""
+        """Returns the number of the rater who answers in this slot."""
         order = list(range(self.pool))
         # Never an id: those hold the run's name, which must not matter.
         start = request.episodes[0].start.key
@@ -149,7 +151,7 @@ class SimulatedPanel(FeedbackSource):
             utility = episode.env_return + sum(
                 weight * FEATURES[name](episode) for name, weight in liking.items()
             )
-            # What was said and where, whatever else it is shown with.
+            # By its messages and its start, whatever else it is shown with.
             replies = [turn.action for turn in episode.turns]
             accident = random.Random(derive_id("noise", self.seed, rater, start, replies))
             felt[episode.id] = utility + self.noise * _gumbel(accident)
@@ -169,7 +171,7 @@ class SimulatedPanel(FeedbackSource):
 
 
 def _seen(request: Request) -> list[list[str]]:
-    """What a rater is shown, in words: the start, and what was said in each conversation."""
+    """Returns the texts a rater is shown: the start, and each conversation's messages."""
     return [
         [request.episodes[0].start.key],
         *([turn.action for turn in e.turns] for e in request.episodes),
@@ -177,5 +179,5 @@ def _seen(request: Request) -> list[list[str]]:
 
 
 def _gumbel(rng: random.Random) -> float:
-    """The largest of many small accidents: -log of an exponential variate."""
+    """Draws standard Gumbel noise: -log of an exponential variate."""
     return -math.log(max(rng.expovariate(1.0), 1e-300))

@@ -96,8 +96,8 @@ def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(
         shown = command(["judges", str(tmp_path / "run"), "--json"], run.plugins)
         sections = {s["title"]: s for s in json.loads(shown)}
         [who] = (
-            dict(zip(sections["Who said what"]["columns"], row, strict=True))
-            for row in sections["Who said what"]["rows"]
+            dict(zip(sections["Answers by source"]["columns"], row, strict=True))
+            for row in sections["Answers by source"]["rows"]
         )
         [what] = (
             dict(zip(sections["What was asked of models"]["columns"], row, strict=True))

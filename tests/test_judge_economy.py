@@ -258,7 +258,7 @@ def test_prices(tmp_path: Path) -> None:
             price_of("x:y", {"x:y": wrong})  # type: ignore[dict-item]
     with pytest.raises(
         ValueError,
-        match=r"nobody knows what scripted:1 costs.*prices: \{'scripted:1': \[input, output\]\}",
+        match=r"the price of scripted:1 is unknown.*prices: \{'scripted:1': \[input, output\]\}",
     ):
         RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, budget=1.0)
     with pytest.raises(ValueError, match="budget must be positive"):

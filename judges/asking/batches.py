@@ -1,5 +1,5 @@
-"""Questions in batches: half the price, an answer within a day, and nothing paid for twice whenever
-the process is killed.
+"""Sends questions in batches: half the price, an answer within a day, and nothing paid for twice
+whenever the process is killed.
 
     written down under an id of ours ──submit──▶ the provider's id written down ──results──▶ booked,
     read
@@ -39,7 +39,7 @@ class Item:
     """A question in a batch.
 
     Attributes:
-        id: ours, within the batch.
+        id: our own id of it within the batch.
         done: gets the item's answer.
     """
 
@@ -52,6 +52,7 @@ class Item:
 
     @property
     def prompt(self) -> Prompt:
+        """The prompt under this item's nonce."""
         return self.call.write(self.nonce)
 
 
@@ -60,8 +61,8 @@ class BatchCaller(Caller):
 
     Args:
         ledger, run, source: where batches are written down.
-        others: of `Caller`; its model must have batches, and nothing is sent faster by
-            `concurrency`.
+        others: those of `Caller`; its model must have batches, and `concurrency` makes nothing
+            faster.
     """
 
     model: BatchModel
@@ -80,7 +81,7 @@ class BatchCaller(Caller):
         self._found: dict[str, asyncio.Task[str | None]] = {}
 
     async def _asked(self, call: Call, key: str) -> Verdict:
-        """As one item of a batch; what comes back unusable is asked singly."""
+        """Asks as one item of a batch; what comes back unusable is asked singly."""
         known = self._row(key)
         done = asyncio.get_running_loop().create_future()
         try:
@@ -147,7 +148,7 @@ class BatchCaller(Caller):
     # Sending.
 
     async def _send_soon(self) -> None:
-        """Sends what was asked once nobody has asked for a moment."""
+        """Sends the gathered questions once no new one has arrived for a moment."""
         count = -1
         while count != len(self._gathered):
             count = len(self._gathered)
@@ -167,7 +168,7 @@ class BatchCaller(Caller):
             task.add_done_callback(self._sent_off.discard)
 
     async def _send(self, items: Sequence[Item]) -> None:
-        """Sends one batch, and hands its answers to whoever waits for them."""
+        """Sends one batch, and hands its answers to the calls that wait for them."""
         job = secrets.token_hex(8)
         items = [replace(item, id=f"tw-{job}-{i:05d}") for i, item in enumerate(items)]
         try:
@@ -180,7 +181,7 @@ class BatchCaller(Caller):
             )
             for item in items:
                 self._settle(item)
-                if not item.done.done():  # whoever asked may have gone
+                if not item.done.done():  # its call may have been cancelled
                     item.done.set_exception(failed)
             return
         for item in items:
@@ -226,7 +227,8 @@ class BatchCaller(Caller):
             )
 
     async def _search(self, job: str) -> str | None:
-        """The batch of a job that was being sent when the process was killed, if it arrived."""
+        """Looks for the batch of a job that was being sent when the process was killed; None where
+        it did not arrive."""
         if job not in self._found:
             self._found[job] = asyncio.ensure_future(self._searched(job))
         return await asyncio.shield(self._found[job])
@@ -248,10 +250,10 @@ class BatchCaller(Caller):
             self._name(job, batch)
         return batch
 
-    # Hearing.
+    # Receiving.
 
     async def _result(self, batch: str, item: Item) -> Reply | ModelError:
-        """An item's answer, booked once.
+        """Returns an item's answer, booked once.
 
         Raises ModelError where the batch's answers cannot be had.
         """
@@ -280,7 +282,7 @@ class BatchCaller(Caller):
         self._settled.set()
 
     async def _answers(self, batch: str) -> Answers:
-        """A batch's answers, for which all that wait for it look together."""
+        """Returns a batch's answers; all items that wait for the batch share one look-up."""
         known = self._waiting.get(batch)
         if known is None or (
             known.done() and known.exception() and not isinstance(known.exception(), BatchFailed)
@@ -309,7 +311,7 @@ class BatchCaller(Caller):
             raise
 
     async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """What the provider says, asked again through an outage as long as there is patience."""
+        """Returns the provider's answer, asked again through an outage while there is patience."""
         until, pause = calls.TIME.now() + self._patience, calls.BACKOFF
         while True:
             try:

@@ -1,10 +1,10 @@
-"""How models are asked: what is known is not asked again, what fails is asked again only where that
-can help, and no more is spent than allowed.
+"""Asks models: what is known is not asked again, what fails is asked again only where that can
+help, and no more is spent than allowed.
 
-Of every answer the stop reason is read before the text. What follows from it:
+The stop reason of every answer is read before its text. What follows from it:
 
     a verdict in the form that was asked     scored
-    refused, filtered (with an error too)    abstained, with what the provider said
+    refused, filtered (with an error too)    abstained, with the provider's reason
     cut off by the token limit               asked once more with twice the room, then failed; never
                                              re-asked as it was
     not in the form that was asked           asked once more with what was wrong with it, then
@@ -48,10 +48,10 @@ class Call:
     """One question to a model.
 
     Attributes:
-        key: what its verdict depends on beside the judge's version, JSON data.
+        key: what its verdict depends on in addition to the judge's version, JSON data.
         write: the prompt under a nonce.
-        read: the verdict as data, of a reply to the prompt of that nonce; raises Unreadable with
-            what the model should have done.
+        read: returns the verdict in a reply to the prompt of that nonce, as data; raises Unreadable
+            with what the model should have done.
         since: when it was first wanted, by `TIME`; None: now. What has waited in a queue has lost
             patience there too.
     """
@@ -63,12 +63,14 @@ class Call:
 
 
 class Time:
-    """The clock by which is waited; tests put one in its place that does not take its time."""
+    """The clock that waits go by; tests replace it with one that does not take its time."""
 
     def now(self) -> float:
+        """Returns the time in seconds, by a clock that never goes back."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
+        """Waits for so many seconds."""
         await asyncio.sleep(seconds)
 
 
@@ -79,7 +81,7 @@ class Caller:
     """Asks one model on behalf of one judge.
 
     Args:
-        version: the judge's; part of every key.
+        version: of the judge; part of every key.
         price: dollars per million tokens; None: unknown, and no budget can be held.
         concurrency: requests under way at once; fewer where the model says so (`at_once`), since a
             request's timeout is no time to queue.
@@ -123,10 +125,11 @@ class Caller:
         return self._circuit.trouble
 
     def key(self, call: Call) -> str:
+        """Returns the key of a call's verdict in the cache."""
         return content_key(self.version, call.key)
 
     async def verdict(self, call: Call) -> Verdict:
-        """What the model says. Whoever asks the same at the same time waits for the same answer.
+        """Returns the model's verdict. Calls that ask the same at the same time share one answer.
 
         Raises:
             Paused: the budget is spent.
@@ -137,7 +140,7 @@ class Caller:
         if self.cache is not None and (known := self.cache.get(key)) is not None:
             return known
         task = self._under_way[key] = asyncio.ensure_future(self._verdict(call, key))
-        # Also where whoever asked has gone: it is paid for.
+        # Also where the call was cancelled meanwhile: the answer is paid for.
         task.add_done_callback(lambda _: self._under_way.pop(key))
         return await asyncio.shield(task)
 
@@ -252,7 +255,7 @@ class Caller:
             return ModelError("timeout", f"no answer within {self._timeout:g} seconds", lost=True)
         except ModelError as error:
             return error
-        # an answer of a shape that nobody thought of, or a model that is not well
+        # an answer of an unforeseen shape, or a model that does not work properly
         except Exception as error:
             return ModelError("request", f"{type(error).__name__}: {error}", lost=True)
 
@@ -264,11 +267,11 @@ class Caller:
         return most
 
     def most(self, prompt: Prompt) -> float:
-        """The most that a request can cost: no text has more tokens than bytes."""
+        """Returns the most that a request can cost: no text has more tokens than bytes."""
         return sum(self._most(prompt))
 
     def _most(self, prompt: Prompt) -> tuple[float, float]:
-        """The same, of what is read and of what is written."""
+        """Returns the most that a request can cost, for input and for output."""
         if self.price is None:
             return 0.0, 0.0
         size = (
@@ -280,9 +283,9 @@ class Caller:
     def _entry(
         self, key: str, answer: Reply | ModelError, prompt: Prompt, batch: bool = False
     ) -> Entry:
-        """What a request is booked as: where nobody knows what it cost (its answer was lost on the
-        way, or does not tell its tokens, or tells only one part of them), the most it can have
-        cost."""
+        """Returns what a request is booked as. Where its cost is unknown (its answer was lost on
+        the way, or does not tell its tokens, or tells only one part of them), that is the most it
+        can have cost."""
         used, share = answer.usage, BATCH if batch else 1.0
         if isinstance(answer, ModelError):
             status, wrote = answer.kind, True
@@ -307,7 +310,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What sending brought: an answer or why there is none, what was paid, and how many requests
+    """The result of sending: an answer or why there is none, what was paid, and how many requests
     that took."""
 
     reply: Reply | ModelError
@@ -316,8 +319,8 @@ class Sent:
 
 
 def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
-    """The verdict in a reply; or what another question should do better: "room" (it was cut off) or
-    "wrong" (what was wrong with its form)."""
+    """Returns the verdict in a reply; or what another question should do better: "room" (it was cut
+    off) or "wrong" (what was wrong with its form)."""
     if reply.stop in ("refused", "filtered"):
         return Verdict("abstained", {}, redact(f"{reply.stop}: {reply.reason}")[:500])
     if reply.stop == "length":
@@ -336,7 +339,7 @@ def judged(call: Call, reply: Reply, nonce: str) -> Verdict | dict[str, Any]:
 
 
 def unanswered(error: ModelError) -> Verdict:
-    """The verdict where no answer came: a filter's word is one, everything else is a failure."""
+    """Returns the verdict where no answer came: abstained for a content filter, else failed."""
     status: Any = "abstained" if error.kind == "filtered" else "failed"
     return Verdict(status, {}, redact(f"{error.kind}: {error}"))
 
@@ -348,8 +351,8 @@ def _why(outcome: Mapping[str, Any]) -> str:
 
 
 class Circuit:
-    """Lets requests through, holds them back after failures, and stops them for good where none can
-    succeed."""
+    """A circuit breaker: it lets requests through, holds them back after failures, and stops them
+    for good where none can succeed."""
 
     def __init__(self) -> None:
         self.answered = TIME.now()  # when the last answer came
@@ -395,6 +398,7 @@ class Circuit:
 
     @property
     def trouble(self) -> str:
+        """Why the last request brought no answer; empty where it did."""
         return (
             redact(f"{self._last.kind}: {self._last}")[:200]
             if self._failures and self._last is not None
@@ -402,6 +406,7 @@ class Circuit:
         )
 
     def record(self, answer: Reply | ModelError) -> None:
+        """Takes note of an answer or a failure, and opens or closes accordingly."""
         now = TIME.now()
         if isinstance(answer, Reply):
             self._failures, self._cool, self.answered = 0, COOL, now

@@ -1,4 +1,4 @@
-"""Options that every judge that asks a model takes."""
+"""The options of every judge that asks a model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .store import Account, Cache
 
 @dataclass(kw_only=True)
 class Asking(ABC):
-    """What everything that asks a model takes, and how it is set up to ask.
+    """Base of everything that asks a model: its options, and how it is set up to ask.
 
     Attributes:
         model: "provider:name", a mapping with provider, model and the provider's options, or an
             object with `ask(prompt)`.
         max_tokens: of an answer; one that is cut off is asked for once more with twice as many.
-        cache: URL or file of the verdicts' cache; default: judges.sqlite beside the run's folder.
+        cache: URL or file of the verdicts' cache; default: judges.sqlite next to the run's folder.
             False: none.
         budget: dollars that this judge may spend in a run; the run is paused before it would spend
             more.
@@ -87,7 +87,7 @@ class Asking(ABC):
             raise ValueError(f"budget must be positive, got {self.budget}")
         if self.budget is not None and self._price is None:
             raise ValueError(
-                f"nobody knows what {self._model.name} costs, so a budget cannot be held: give"
+                f"the price of {self._model.name} is unknown, so a budget cannot be held: give"
                 f" `prices: {{{self._model.name!r}: [input, output]}}`, in dollars per million"
                 " tokens"
             )
@@ -111,7 +111,7 @@ class Asking(ABC):
     @property
     @abstractmethod
     def instructions(self) -> str:
-        """What every call begins with: part of the version."""
+        """The instructions every call begins with: part of the version."""
 
     @property
     def label(self) -> str:
@@ -125,8 +125,8 @@ class Asking(ABC):
 
     @property
     def _basis(self) -> str:
-        """The same, less how many verdicts are asked for and what is made of them: what one verdict
-        depends on."""
+        """The version as far as one verdict depends on it: without how many verdicts are asked for
+        and how they are combined."""
         return f"{self._model.name}/{self.label}/{self._hash(self.FREE | self.MANY)}"
 
     def _hash(self, without: frozenset[str]) -> str:

@@ -1,5 +1,5 @@
-"""What tokens cost, in US dollars per million: fresh input, input read from the provider's cache,
-input written to it, output.
+"""The prices of tokens, in US dollars per million: fresh input, input read from the provider's
+cache, input written to it, output.
 
 List prices as their vendors published them in 2025, written down from memory and not checked since:
 look before you rely on them, and override what has changed (`prices: {"openai:gpt-5-mini": [0.25,
@@ -32,7 +32,7 @@ BATCH = 0.5
 def price_of(
     model: str, prices: Mapping[str, Sequence[float]], url: str = ""
 ) -> tuple[float, float, float, float] | None:
-    """What a model's tokens cost; None where nobody knows.
+    """Returns what a model's tokens cost; None where that is unknown.
 
     Args:
         model: as `Model.name`; dated versions of a known name cost what it does.
@@ -59,7 +59,7 @@ def price_of(
 
 
 def _own(url: str) -> bool:
-    """Whether a server is on this machine or in a private network."""
+    """Returns whether a server is on this machine or in a private network."""
     host = (urlsplit(url).hostname or "") if url else ""
     try:
         return ip_address(host).is_private
@@ -70,7 +70,7 @@ def _own(url: str) -> bool:
 
 
 def cost(usage: Usage, price: tuple[float, float, float, float], batch: bool = False) -> float:
-    """Dollars for tokens."""
+    """Returns the dollars that tokens cost."""
     fresh, read, written, output = price
     total = (
         usage.fresh * fresh + usage.read * read + usage.written * written + usage.output * output

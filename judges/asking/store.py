@@ -1,9 +1,10 @@
-"""What judging leaves behind: verdicts in a cache of its own, and requests and money in the run's
-ledger.
+"""Stores what judging leaves behind: verdicts in a cache of its own, and requests and money in the
+run's ledger.
 
 The cache is addressed by content: a hash of everything that a verdict depends on (model, judge,
-rubric, what was said, in which order it was shown). It lives at a URL of its own, so that runs
-share it. The account is the run's: every request that was sent, what it brought and cost.
+rubric, the texts that are judged, the order in which they were shown). It lives at a URL of its
+own, so that runs share it. The account is the run's: every request that was sent, what it brought
+and cost.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ CALLS = sa.Table(  # one row per request that was sent
     sa.Column("written", sa.Integer, nullable=False),
     sa.Column("output", sa.Integer, nullable=False),
     sa.Column("cost", sa.Float, nullable=False),
-    # False: nobody knows what it cost; the most it can have cost is counted.
+    # False: its cost is unknown; the most it can have cost is counted.
     sa.Column("certain", sa.Boolean, nullable=False),
     sa.Column("time", sa.Float, nullable=False),
 )
@@ -80,13 +81,13 @@ CANARIES = sa.Table(  # how a judge did on conversations that are known to be ba
 
 
 def prepare(ledger: Database) -> None:
-    """Makes the tables beside a ledger where they are missing."""
+    """Creates the judges' tables in a ledger's database where they are missing."""
     with ledger.writing() as db:
         _account.create_all(db)
 
 
 def canaries(ledger: Database, run: str, source: str, version: str) -> list[tuple[str, bool]]:
-    """What a judge made of the canaries it was shown, in order: kind, and whether it fell."""
+    """Returns the canaries a judge was shown, in order: kind, and whether it fell for them."""
     query = sa.select(CANARIES.c.kind, CANARIES.c.fell).where(
         CANARIES.c.run == run,
         CANARIES.c.source == source,
@@ -111,7 +112,7 @@ def add_canary(
     payload: Any,
     time: float,
 ) -> bool:
-    """Remembers what a judge made of a canary; False: it was shown this one before."""
+    """Records how a judge judged a canary; returns False where it was shown this one before."""
     row = {
         "id": id_, "run": run, "source": source, "version": version, "kind": kind, "fell": fell,
         "said": canonical_json(payload),
@@ -126,7 +127,7 @@ def add_canary(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one question to a model.
+    """The outcome of one question to a model.
 
     Attributes:
         payload: the verdict as data, in terms of what was judged, not of the ids in its prompt.
@@ -147,7 +148,7 @@ class Verdict:
 
 
 def content_key(*parts: Any) -> str:
-    """A hash of everything a verdict depends on."""
+    """Returns a hash of everything a verdict depends on."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
@@ -156,7 +157,7 @@ class CacheError(DatabaseError):
 
 
 class Cache(Database):
-    """Verdicts by content.
+    """A cache of verdicts by content.
 
     Args:
         url: an SQLite file's path, or any URL a ledger takes.
@@ -171,6 +172,7 @@ class Cache(Database):
             _cache.create_all(db)
 
     def get(self, key: str) -> Verdict | None:
+        """Returns the verdict under a key; None where there is none."""
         with self.reading() as db:
             found = db.scalar(sa.select(VERDICTS.c.content).where(VERDICTS.c.key == key))
         if found is None:
@@ -181,7 +183,7 @@ class Cache(Database):
         )
 
     def put(self, key: str, verdict: Verdict, now: float) -> None:
-        """Keeps a verdict; what is there already stays. A failure is no verdict and is not kept."""
+        """Stores a verdict; one that is there already stays. A failure is not stored."""
         if verdict.status == "failed":
             return
         content = canonical_json(
@@ -199,7 +201,7 @@ class Cache(Database):
     def forget(
         self, models: Collection[str] = (), abstained: bool = False, since: float = 0.0
     ) -> int:
-        """Throws verdicts away, so that they are asked for, and paid for, again. Returns how many.
+        """Deletes verdicts, so that they are asked for, and paid for, again. Returns how many.
 
         Args:
             models: of these alone, by name, with or without the provider, or by the dated name that
@@ -223,15 +225,15 @@ class Cache(Database):
 
 
 def _is(answered: str, name: str) -> bool:
-    """Whether the model that answered is the one of a name: with its provider or without, and as
-    dated as it calls itself."""
+    """Returns whether the model that answered is the one of a name: with its provider or without,
+    with a date or without."""
     bare = name.partition(":")[2] or name
     return answered in (name, bare) or answered.startswith(f"{bare}-2")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A request that was sent."""
+    """A request that was sent, as the account books it."""
 
     key: str
     model: str
@@ -242,7 +244,7 @@ class Entry:
 
 
 class Account:
-    """What a source has spent in a run, and what it may.
+    """The account of a source in a run: what it has spent, and what it may spend.
 
     Money is reserved before a request is sent (the most it can cost) and settled when its answer is
     there, so that the budget holds with any number of requests under way.
@@ -272,7 +274,7 @@ class Account:
                 )
 
     def reserve(self, amount: float, already_sent: bool = False) -> bool:
-        """Puts money aside; False: it must be waited for until what is under way is settled.
+        """Reserves money; returns False where it must wait until what is under way is settled.
 
         Raises:
             Paused: there is nothing to wait for, the budget is spent.
@@ -293,7 +295,7 @@ class Account:
         return True
 
     def settle(self, reserved: float, entry: Entry | None, once: sa.Update | None = None) -> None:
-        """Gives back what was put aside, and books the request, if one was sent."""
+        """Releases what was reserved, and books the request, if one was sent."""
         self.reserved = (
             0.0
             if math.isclose(self.reserved, reserved, abs_tol=1e-12)
@@ -325,5 +327,5 @@ class Account:
 
 
 def without_cost(verdict: Verdict) -> Verdict:
-    """The same for somebody else who asked the same: it is paid for once."""
+    """Returns the verdict at no cost, for a second call that asked the same: it is paid once."""
     return replace(verdict, cost=0.0, usage=Usage(), requests=0, cached=True)

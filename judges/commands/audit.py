@@ -1,7 +1,7 @@
 """`turnwise judges RUN`, and the same in the report: what the judges of a run did, what it cost,
 and how far they can be trusted.
 
-Everything is made from the ledger: answers, requests that were sent, canaries. People are the
+Everything is computed from the ledger: answers, requests that were sent, canaries. People are the
 sources whose answers name a rater, unless they are named.
 """
 
@@ -26,13 +26,13 @@ from ..trust.canaries import Quarantine
 def audit(
     ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[str] = ()
 ) -> list[Section]:
-    """What there is to say of a run's judges; nothing where it had none.
+    """Returns the report's sections on a run's judges; none where it had no judges.
 
     Args:
         people: names of the sources that are people; default: those whose answers name a rater.
-        own: names of the judges that are of the policy's model family. Whether they prefer what the
-            policy said is measured on conversations that others played beside it (scripts,
-            imports), by what people say of them.
+        own: names of the judges that are of the policy's model family. Whether they prefer the
+            policy's replies is measured against conversations that others played (scripts,
+            imports), by people's answers on them.
 
     Raises:
         LookupError: no such source.
@@ -44,7 +44,7 @@ def audit(
     for name in (*people, *own):
         if name not in by_source:
             raise LookupError(
-                f"no source {name!r} has said anything in this run.{did_you_mean(name, by_source)}"
+                f"no source {name!r} has answered in this run.{did_you_mean(name, by_source)}"
             )
     # A source may be both: an escalation answers by a judge here, by people there.
     human = [a for a in answers if (a.stamp.source in people if people else bool(a.stamp.rater))]
@@ -114,7 +114,7 @@ def _answers(by_source: dict[str, list[Answer]]) -> Section:
         "flipped with the order",
         "cost",
     ]
-    return Section("Who said what", [], columns, rows)
+    return Section("Answers by source", [], columns, rows)
 
 
 def _money(ledger: Ledger, run: str) -> Section:
@@ -205,7 +205,7 @@ def _episodes(answers: Sequence[Answer]) -> set[str]:
 
 
 def _worth(human: Sequence[Answer]) -> dict[str, float]:
-    """What people's scores say of each episode, on average."""
+    """Returns the mean of people's scores for each episode."""
     scores: dict[str, list[float]] = {}
     for answer in human:
         if (

@@ -1,5 +1,5 @@
-"""`turnwise judges` and `turnwise estimate`: what they take and print. What they need is loaded
-when they are called, not to list them."""
+"""The commands `turnwise judges` and `turnwise estimate`: their options and output. What they need
+is loaded when they are called, not to list them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 
 class Forget(StrEnum):
-    """Which verdicts."""
+    """Which verdicts to forget."""
 
     ABSTAINED = "abstained"
     ALL = "all"
@@ -64,12 +64,12 @@ def judges(
     cache: Annotated[
         str | None,
         typer.Option(
-            help="With --forget: the cache, where it is not judges.sqlite beside the run."
+            help="With --forget: the cache, where it is not judges.sqlite next to the run."
         ),
     ] = None,
 ) -> None:
-    """Says what the judges of a run did and cost, what fools and biases them, and what they are
-    worth beside people."""
+    """Shows what the judges of a run did and cost, what fools and biases them, and what they are
+    worth compared with people."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -91,7 +91,7 @@ def judges(
         return
     console = Console()
     if not sections:
-        console.print(f"Nobody has judged anything in {folder}.")
+        console.print(f"No judge has answered in {folder}.")
     for section in sections:
         console.print(Text(f"\n{one_line(section.title)}", style="bold"))
         for line in section.lines:
@@ -120,7 +120,7 @@ def estimate(
         str | None, typer.Option(help="Import this module first, which registers environments.")
     ] = None,
 ) -> None:
-    """Says what the judges of a pipeline will ask and cost; nothing is sent."""
+    """Estimates what the judges of a pipeline will ask and cost; nothing is sent."""
     import tempfile
 
     from rich.console import Console

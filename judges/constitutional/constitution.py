@@ -1,5 +1,5 @@
-"""A constitution: principles in a file, by which a judge compares (`constitution`) and by which
-replies are revised (the stage `revise`).
+"""A constitution: principles in a file, by which a judge compares (`constitution`) and replies are
+revised (the stage `revise`).
 
     ---
     name: shop
@@ -40,12 +40,14 @@ from ..trust.canaries import ATTACKS
 
 
 class Principle(BaseModel):
-    """Attributes:
-    name: a word.
-    better: what tells the better of two conversations; for comparing.
-    critique: what a reply is examined for; for revising.
-    revise: how a reply is to be changed; for revising.
-    weight: how often it is drawn, relative to the others.
+    """A principle of a constitution.
+
+    Attributes:
+        name: a word.
+        better: what tells the better of two conversations; for comparing.
+        critique: what a reply is examined for; for revising.
+        revise: how a reply is to be changed; for revising.
+        weight: how often it is drawn, relative to the others.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,9 +76,11 @@ class _Head(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Constitution:
-    """Attributes:
-    principles: at least one.
-    text: what is said beside them.
+    """A set of principles.
+
+    Attributes:
+        principles: at least one.
+        text: instructions in addition to the principles.
     """
 
     name: str
@@ -90,7 +94,7 @@ class Constitution:
 
     @classmethod
     def load(cls, given: Any, needs: Sequence[str]) -> Constitution:
-        """From a Markdown file with front matter, or the object itself.
+        """Reads a constitution from a Markdown file with front matter; an object stays itself.
 
         Args:
             needs: what each principle must state: "better", or "critique" and "revise".
@@ -123,7 +127,7 @@ class Constitution:
         return made
 
     def draw(self, *by: Any, among: Sequence[Principle] = ()) -> Principle:
-        """A principle (of some, or of all), drawn by weight; the same for the same arguments."""
+        """Draws a principle (of some, or of all) by weight; the same for the same arguments."""
         rng, chosen = (
             random.Random(derive_id("principle", self.version, *by)),
             among or self.principles,
@@ -167,7 +171,7 @@ class ConstitutionJudge(PairwiseJudge):
         )
 
     def principle(self, shown: Sequence[Episode]) -> Principle:
-        """The one that a pair is compared by, whichever is shown first."""
+        """Returns the principle that a pair is compared by, whichever is shown first."""
         return self.constitution.draw(*sorted(map(words, shown)))
 
     def standard(self, shown: Sequence[Episode]) -> str:

@@ -4,8 +4,8 @@ al. 2022, arXiv:2212.08073, section 3).
     the policy drafts a reply ─▶ a model criticises it by a principle and, where it must, rewrites
     it ─▶ the environment hears the revision
 
-What goes on is the revised conversation: the next thing a user says answers what was really said to
-them, and a later draft has the revisions before it. Critique and revision are one question to the
+The revised conversation is the one that goes on: the user answers the revision, not the draft, and
+a later draft has the revisions before it. Critique and revision are one question to the
 model, in this order. The conversations are written down for a following `sft: {stage: revise}`;
 every draft, critique and revision stands in the run's folder. A conversation in which the critic
 failed, or refused, is played on with the draft and left out.
@@ -104,8 +104,8 @@ class Critic(Asking):
     async def revise(
         self, messages: Sequence[Message], draft: str, *by: Any
     ) -> list[dict[str, Any]]:
-        """The rounds of a reply, first to last: principle, draft, critique, revision, status and
-        reason. It stops at a round that failed.
+        """Criticises and revises a reply. Returns its rounds, first to last: principle, draft,
+        critique, revision, status and reason. It stops at a round that failed.
 
         Args:
             by: what the principles are drawn by.
@@ -164,7 +164,7 @@ class Critic(Asking):
 
 
 class RevisingPlayer:
-    """A policy whose replies are revised before anybody hears them.
+    """A policy whose replies are revised before the environment gets them.
 
     Args:
         note: called with episode id, turn, and the rounds of a reply; what it raises ends the play.
@@ -223,13 +223,15 @@ class RevisingPlayer:
 
 
 class Revise(Stage):
-    """Attributes:
-    env: as in `rl`.
-    critic: who revises: `model`, `constitution`, `rounds`, and what judges that ask a model take
-        (`budget`, `cache`, `concurrency`, ...).
-    updates: rounds of play; the policy does not change.
-    groups, group_size: starts per round, and conversations from each.
-    temperature, max_new_tokens, max_turns, backend, max_failure_rate, step_limit: as in `rl`.
+    """The stage `revise`: plays conversations whose replies a model criticises and revises.
+
+    Attributes:
+        env: as in `rl`.
+        critic: the model that revises: `model`, `constitution`, `rounds`, and the options of judges
+            that ask a model (`budget`, `cache`, `concurrency`, ...).
+        updates: rounds of play; the policy does not change.
+        groups, group_size: starts per round, and conversations from each.
+        temperature, max_new_tokens, max_turns, backend, max_failure_rate, step_limit: as in `rl`.
     """
 
     env: Any
@@ -325,7 +327,7 @@ class Revise(Stage):
         episodes: Sequence[Episode],
         notes: Mapping[str, Mapping[int, Any]],
     ) -> dict[str, float]:
-        """Writes down the conversations that were revised to their end."""
+        """Records the conversations that were revised to their end."""
         rounds = [r for turns in notes.values() for own in turns.values() for r in own]
         failed = {
             id_
@@ -360,13 +362,13 @@ class Revise(Stage):
 
 
 class Notes:
-    """Drafts, critiques and revisions of a round, a line per reply. What a run that was killed
-    plays again is noted again; the later line counts.
+    """A file with the drafts, critiques and revisions of a round, a line per reply. What a run that
+    was killed plays again is noted again; the later line counts.
 
     Args:
         most: conversations that the critic may fail on. One more ends the round, before any of its
-            conversations is recorded: a run that goes on plays them again, with what the critic did
-            say from its cache.
+            conversations is recorded: a run that goes on plays them again, with the critic's
+            earlier answers from its cache.
     """
 
     def __init__(self, path: Path, most: float) -> None:
@@ -375,6 +377,11 @@ class Notes:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, episode: str, turn: int, rounds: Sequence[Mapping[str, Any]]) -> None:
+        """Writes down the rounds of a reply.
+
+        Raises:
+            TooManyFailures: the critic failed in more conversations than it may.
+        """
         with self.path.open("a", encoding="utf-8") as file:
             file.write(
                 "\n" + json.dumps({"episode": episode, "turn": turn, "rounds": list(rounds)})
@@ -388,10 +395,11 @@ class Notes:
                 f"the critic failed in {len(self._failed)} conversations, more than"
                 " max_failure_rate allows. Reasons:"
                 f" {'; '.join(sorted(set(self._failed.values()))[:3])}. Go on when it answers"
-                " again: what it said is kept."
+                " again: its answers are kept."
             )
 
     def read(self) -> dict[str, dict[int, list[dict[str, Any]]]]:
+        """Returns the rounds of every reply, by episode and turn."""
         found: dict[str, dict[int, list[dict[str, Any]]]] = {}
         for line in (
             self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ()

@@ -1,8 +1,9 @@
-"""`checklist`: yes or no to stated points, or whether the agent's answer agrees with a reference.
+"""The judge `checklist`: answers stated points with yes or no, or whether the agent's answer agrees
+with a reference.
 
     score = sum of weights of the points that hold / sum of weights of the points that apply
 
-A reference is a text, or stands in the start's options or in what its reset said (`reference:
+A reference is a text, or stands in the start's options or in the info of its reset (`reference:
 {start: answer}`), which the agent never sees. It becomes one more point, "agrees with the
 reference". A conversation to which no point applies is abstained from.
 """
@@ -42,13 +43,13 @@ AGREES = (
 
 @dataclass(kw_only=True)
 class ChecklistJudge(ModelJudge):
-    """Checks points.
+    """Checks conversations against stated points.
 
     Attributes:
         points: sentences that should hold, or {name: sentence}; or a file with one per line.
         weights: by name, default 1; without names they are called point_1, point_2, ...
         reference: what the answer should agree with: a text, or {start: key} to take it from the
-            start's options or from what reset said.
+            start's options or from the info of its reset.
     """
 
     way: ClassVar[str] = "checklist"

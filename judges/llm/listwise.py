@@ -1,10 +1,10 @@
-"""`listwise`: ranks all conversations of a start in one call.
+"""The judge `listwise`: ranks all conversations of a start in one call.
 
 What they share at the beginning is shown once. Each has an id drawn for the call, and the order is
 shuffled; answers are matched by id, never by place. An answer that leaves one out, names one twice
 or invents one is asked for once more with what was wrong with it, and then failed. Conversations
 that are the same word for word are shown once and tied. With `orders` the group is ranked several
-times, each time shuffled anew, and places are averaged.
+times, each time in a new random order, and places are averaged.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ListwiseJudge(ModelJudge):
 
     Attributes:
         rubric: what better means: a Markdown file with criteria, or plain words.
-        orders: how often a group is ranked, shuffled anew each time.
+        orders: how often a group is ranked, each time in a new random order.
     """
 
     kind = "group"
@@ -94,8 +94,8 @@ class ListwiseJudge(ModelJudge):
         )
 
     def _orders(self, request: Request) -> list[list[Episode]]:
-        """One conversation of each kind, shuffled by what was said in them, never by ids: those
-        hold the run's name."""
+        """Returns the orders to show: one conversation of each kind, shuffled by their messages and
+        never by ids, since those hold the run's name."""
         kinds = sorted(alike(request).items(), key=lambda kind: kind[0])
         shuffled = []
         for n in range(self.orders):
@@ -185,7 +185,7 @@ class ListwiseJudge(ModelJudge):
 
 
 def alike(request: Request) -> dict[str, list[Episode]]:
-    """The conversations by what was said in them."""
+    """Groups the conversations that are the same word for word."""
     found: dict[str, list[Episode]] = {}
     for e in request.episodes:
         found.setdefault(_words(e), []).append(e)

@@ -1,4 +1,4 @@
-"""`pairwise`: which of two conversations went better, asked in both orders.
+"""The judge `pairwise`: asks in both orders which of two conversations went better.
 
     p = mean over orders (and samples) of how sure the model is that the one is better
 
@@ -94,8 +94,8 @@ class PairwiseJudge(ModelJudge):
         return TASK.format(rules=RULES, standard=self.rubric.prompt)
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
-        """One question per pair; which pairs, where not all are compared, is drawn from what was
-        said in them."""
+        """Plans one question per pair; which pairs, where not all are compared, is drawn from the
+        conversations' messages."""
         drawn = sorted(
             combinations(episodes, 2), key=lambda pair: derive_id("pair", sorted(map(words, pair)))
         )
@@ -126,7 +126,8 @@ class PairwiseJudge(ModelJudge):
         )
 
     def standard(self, shown: Sequence[Episode]) -> str:
-        """What this pair is compared by, beside the instructions; part of the question."""
+        """Returns what this pair is compared by in addition to the instructions; part of the
+        question."""
         return ""
 
     def _write(self, shown: Sequence[Episode], data: Sequence[Any], nonce: str) -> Prompt:
@@ -200,7 +201,6 @@ class PairwiseJudge(ModelJudge):
 
 
 def words(episode: Episode) -> list[tuple[str, str]]:
-    """What was said in a conversation: what it is told from others by, wherever ids must not
-    matter."""
+    """Returns a conversation's messages, which tell it from others wherever ids must not matter."""
     last = [(episode.final.content, "")] if episode.final is not None else []
     return [(turn.observation.content, turn.action) for turn in episode.turns] + last

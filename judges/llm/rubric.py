@@ -1,5 +1,5 @@
-"""Rubrics: what good means, in a file of Markdown with front matter that people can read, discuss
-and version.
+"""Rubrics: the criteria of a good conversation, in a Markdown file with front matter that people
+can read, discuss and version.
 
     ---
     name: helpful
@@ -35,11 +35,13 @@ from ...engine.util.suggest import did_you_mean
 
 
 class Criterion(BaseModel):
-    """Attributes:
-    name: a word, used as the aspect's name.
-    question: what is asked.
-    levels: anchors, worst first.
-    weight: in the rubric's score; 0 reports it only.
+    """A criterion of a rubric.
+
+    Attributes:
+        name: a word, used as the aspect's name.
+        question: what is asked.
+        levels: anchors, worst first.
+        weight: in the rubric's score; 0 reports it only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,10 +80,12 @@ class _Head(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """Attributes:
-    name: short.
-    criteria: at least one.
-    text: what is said beside the criteria.
+    """A rubric: criteria with anchored levels, and instructions.
+
+    Attributes:
+        name: short.
+        criteria: at least one.
+        text: instructions in addition to the criteria.
     """
 
     name: str
@@ -95,7 +99,7 @@ class Rubric:
 
     @classmethod
     def load(cls, given: Any) -> Rubric:
-        """A rubric from a file (`.md`), from a mapping, from a plain question, or the object
+        """Reads a rubric from a file (`.md`), a mapping or a plain question, or returns the object
         itself.
 
         A plain text is a rubric of one criterion with five levels.
@@ -127,7 +131,7 @@ class Rubric:
 
     @classmethod
     def parse(cls, text: str, where: str = "the rubric") -> Rubric:
-        """A rubric's file."""
+        """Reads a rubric from the text of its file."""
         head, body = front_matter(text, where)
         return cls._made(head, body, where)
 
@@ -144,7 +148,7 @@ class Rubric:
 
     @property
     def prompt(self) -> str:
-        """The rubric as a judge reads it."""
+        """Returns the rubric as it is shown to a judge."""
         lines = [f"# Rubric: {self.name}", *([self.text, ""] if self.text else [])]
         for c in self.criteria:
             lines += [
@@ -156,8 +160,8 @@ class Rubric:
         return "\n".join(lines).strip()
 
     def score(self, levels: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        """The rubric's score and each criterion's, in [0, 1], of levels by criterion (places from
-        0; means of several are no whole numbers)."""
+        """Returns the rubric's score and each criterion's, in [0, 1], from levels by criterion
+        (places from 0; means of several need not be whole numbers)."""
         aspects = {c.name: levels[c.name] / (len(c.levels) - 1) for c in self.criteria}
         total = sum(c.weight for c in self.criteria)
         return sum(c.weight * aspects[c.name] for c in self.criteria) / total, aspects
@@ -167,7 +171,7 @@ LIKERT = ("not at all", "barely", "partly", "mostly", "fully")
 
 
 def front_matter(text: str, where: str) -> tuple[dict[str, Any], str]:
-    """What stands between two lines of --- at the head of a file, read as YAML, and what follows.
+    """Returns the YAML between two lines of --- at the head of a file, and the text that follows.
 
     Raises:
         ValueError: there is none, or it is no mapping.
@@ -187,8 +191,8 @@ def front_matter(text: str, where: str) -> tuple[dict[str, Any], str]:
 
 
 def raise_invalid(error: ValidationError, where: str, known: Iterable[str]) -> str:
-    """The first thing that is wrong in a file's front matter, unknown keys before missing ones,
-    with near names."""
+    """Describes the first error in a file's front matter, unknown keys before missing ones, with
+    near names."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     first = faults[0]
     place = ".".join(str(p) for p in first["loc"]) or "front matter"

@@ -1,11 +1,11 @@
-"""`rubric`: one conversation on named criteria with anchored levels; with `per: reply` every reply
-as well.
+"""The judge `rubric`: scores a conversation on named criteria with anchored levels; with
+`per: reply` every reply as well.
 
     score = sum_c weight_c * level_c / (levels of c - 1) / sum_c weight_c        in [0, 1]
 
-The rationale comes before the levels, so that these follow from it. With `samples` the same is
-asked several times and levels are averaged; with
-`soft: logprobs` a level is its expectation under the model's own probabilities.
+The rationale comes before the levels, so that these follow from it. With `samples` the same
+question is asked several times and levels are averaged; with `soft: logprobs` a level is its
+expectation under the model's own probabilities.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class RubricJudge(ModelJudge):
             words, scored in five levels.
         per: "episode", or "reply": also a score for each reply, for credit that needs them
             (`judged`).
-        samples: how often the same is asked; levels are averaged, and `details["spread"]` says how
-            far they differ.
+        samples: how often the same question is asked; levels are averaged, and `details["spread"]`
+            tells how far they differ.
         soft: "logprobs": levels are expectations under the model's probabilities, where it gives
             them.
     """
@@ -184,7 +184,7 @@ class RubricJudge(ModelJudge):
 
 
 def form(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON schema of an object with these fields, all of them and no others."""
+    """Returns the JSON schema of an object with exactly these fields."""
     return {
         "type": "object",
         "properties": dict(fields),

@@ -13,8 +13,8 @@ from .transcript import Unreadable, beginnings, json_within
 
 
 def choice(reply: Reply, field: str, options: Sequence[str]) -> dict[str, float] | None:
-    """The chance of each option as the value of a field of the answer, by the alternatives to the
-    token where the value begins.
+    """Returns the chance of each option as the value of a field of the answer, by the alternatives
+    to the token where the value begins.
 
     Options must differ in their first character. Chances are normalised over the options; those
     that are not among the alternatives have none.
@@ -57,8 +57,8 @@ _OPENING = re.compile(r'\s*"?')
 
 
 def _begins(text: str, path: Sequence[str]) -> int | None:
-    """Where the value at a path of keys begins in an answer's JSON object, behind its opening
-    quote."""
+    """Returns where the value at a path of keys begins in an answer's JSON object, after its
+    opening quote."""
     try:
         start, _ = json_within(text)
     except Unreadable:  # tokens that are part of a character are no JSON
@@ -83,5 +83,5 @@ def _begins(text: str, path: Sequence[str]) -> int | None:
 
 
 def mean_level(chances: Mapping[str, float]) -> float:
-    """The expected level, of chances by level."""
+    """Returns the expected level from chances by level."""
     return sum(float(json.loads(level)) * chance for level, chance in chances.items())

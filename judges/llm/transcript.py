@@ -1,15 +1,15 @@
 """Conversations as data that a judge can read and cannot obey by mistake.
 
-Whatever was said in a conversation reaches a judge as one JSON text between two marks that carry a
-nonce, drawn anew for every call: nobody who spoke in the conversation can know it, so nobody can
-close the block early or open another. Inside, these stand as JSON escapes: `<`, `>` and `&`; a `[`
-that begins a word in brackets, as some chat templates write their control tokens; every character
-that is not seen (control, format and direction marks, variation selectors, Unicode's tags, all
-spaces but one); and whatever a tokenizer that normalises (NFKC) would make a mark, a quote or a
-bracket. So whoever knew the code could not use it.
+A conversation's messages reach a judge as one JSON text between two marks that carry a nonce, drawn
+for each call. No text of the conversation can know it, so none can close the block early or open
+another. Inside, these are written as JSON escapes: `<`, `>` and `&`; a `[` that begins a word in
+brackets, as some chat templates write their control tokens; every invisible character (control,
+format and direction marks, variation selectors, Unicode's tags, all spaces but one); and whatever a
+tokenizer that normalises (NFKC) would turn into a mark, a quote or a bracket. So knowing this code
+does not help an attacker.
 
-What a judge answers names a verdict id, and candidates by ids, that are drawn anew as well. Text
-copied from a conversation cannot hold them.
+A judge's answer names a verdict id, and candidates by ids, which are drawn for each call as well.
+Text copied from a conversation cannot contain them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _LETTERS = "bcdfghjkmpqrstvwxyz"
 
 
 def new_nonce() -> str:
-    """Sixteen hex digits that nobody can guess."""
+    """Returns sixteen hex digits from a secure random source."""
     return secrets.token_hex(8)
 
 
 def names(nonce: str, count: int) -> list[str]:
-    """Ids for what is judged in one call: derived from its nonce, all with a first letter of their
-    own, so that one token tells them apart.
+    """Returns ids for what is judged in one call: derived from its nonce, each with a different
+    first letter, so that one token tells them apart.
 
     Raises:
         ValueError: more than can be told apart.
@@ -53,8 +53,8 @@ def names(nonce: str, count: int) -> list[str]:
 
 
 def conversation(episode: Episode, after: int = 0) -> dict[str, Any]:
-    """An episode as plain data: the agent's instructions and tools, and the turns from `after` on,
-    replies numbered from 1."""
+    """Returns an episode as plain data: the agent's instructions and tools, and the turns from
+    `after` on, replies numbered from 1."""
     turns = [
         {"heard": _message(turn.observation), "reply": {"number": k + 1, "text": turn.action}}
         for k, turn in enumerate(episode.turns)
@@ -70,8 +70,8 @@ def conversation(episode: Episode, after: int = 0) -> dict[str, Any]:
 
 
 def side_by_side(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
-    """What conversations share at the beginning, {} where that is no turn, and then of each what is
-    its own."""
+    """Returns the beginning that conversations share, {} where that is no turn, and then the rest
+    of each."""
     after = shared_turns(episodes)
     beginning = conversation(episodes[0])
     shared = {**beginning, "turns": beginning["turns"][:after]} if after else {}
@@ -84,8 +84,8 @@ def _message(message: Any) -> dict[str, str]:
 
 
 def shared_turns(episodes: Sequence[Episode]) -> int:
-    """With how many turns all of them begin alike, told apart by what was said; never all turns of
-    one of them."""
+    """Returns how many turns at the beginning have the same messages in all episodes; never all
+    turns of one of them."""
     shared = 0
     for turns in zip(*(e.turns[:-1] for e in episodes), strict=False):
         if len({(t.observation, t.action) for t in turns}) > 1:
@@ -95,8 +95,8 @@ def shared_turns(episodes: Sequence[Episode]) -> int:
 
 
 def fenced(label: str, data: Any, nonce: str) -> str:
-    """Data between marks that only this call knows. The JSON gives it back as it was, but for a
-    pair of surrogates, which JSON takes for the character that they encode."""
+    """Returns data as JSON between marks that only this call knows. The JSON gives it back
+    unchanged, except for a pair of surrogates, which JSON reads as the character they encode."""
     text = json.dumps(data, ensure_ascii=False, indent=None)
     return f"<{label}-{nonce}>\n{_WATCHED.sub(_written, text)}\n</{label}-{nonce}>"
 
@@ -104,7 +104,7 @@ def fenced(label: str, data: Any, nonce: str) -> str:
 _WATCHED = re.compile(
     r"[<>&]|[^\x00-\x7e]|\[(?!(?:true|false|null|NaN|Infinity)\])(?=/?[^\W\d]\w*\])"
 )  # JSON's own words in brackets are no word
-# What is not seen though it counts as a letter, mark or symbol: default-ignorable code points
+# Invisible characters that count as a letter, mark or symbol: default-ignorable code points
 # (Unicode, DerivedCoreProperties), U+2800.
 _BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -117,8 +117,8 @@ def _written(match: re.Match[str]) -> str:
 
 @functools.cache
 def _escaped(character: str) -> str:
-    """A watched character as it stands in a block: itself where it is seen and can be taken for
-    nothing else."""
+    """Returns a watched character as it is written in a block: unchanged where it is visible and
+    cannot be mistaken for another."""
     hidden = unicodedata.category(character)[0] in "CZ" or _BLANK.match(character)
     if not hidden and not set(unicodedata.normalize("NFKC", character)) & set('<>&"\\[]'):
         return character
@@ -137,14 +137,14 @@ the mark with the code ends it."""
 
 
 def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """The one JSON object that an answer is, with the fields of `expected` (a JSON schema), of
-    their types, and no others; what is inside them is checked by the caller.
+    """Reads an answer as one JSON object with the fields of `expected` (a JSON schema), of their
+    types, and no others; the caller checks what is inside them.
 
-    A fence around the whole, a model's thoughts before it and control tokens at its ends are taken
-    off; anything else beside the object makes it unreadable, and so does a key that stands twice.
+    A fence around the whole, a model's thoughts before it and control tokens at its ends are
+    removed; any other text around the object makes it unreadable, and so does a repeated key.
 
     Raises:
-        Unreadable: with what is wrong, in words of our own: the model is told, outside of any
+        Unreadable: with what is wrong, in our own words: the model gets this message outside of any
             block, so nothing of its answer is repeated.
     """
     _, found = json_within(text)
@@ -167,9 +167,9 @@ def read_json(text: str, expected: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_within(text: str) -> tuple[int, Any]:
-    """The JSON that an answer is, and from where on it stands there. Tried in order: the text as it
-    is, then what follows the first and the last end of thoughts, since what is thought or said may
-    name such an end.
+    """Returns where the JSON of an answer begins, and the JSON. Tried in order: the text as it is,
+    then what follows the first and the last end of thoughts, since thoughts and answers may mention
+    such an end.
 
     Raises:
         Unreadable: there is none.
@@ -184,7 +184,7 @@ def json_within(text: str) -> tuple[int, Any]:
 
 
 def beginnings(text: str) -> list[int]:
-    """Where an answer may begin: at once, or after the first or the last end of thoughts."""
+    """Returns where an answer may begin: at once, or after the first or last end of thoughts."""
     ends = [match.end() for match in _THOUGHT.finditer(text)]
     return list(dict.fromkeys((0, *ends[:1], *ends[-1:])))
 
@@ -204,7 +204,7 @@ _FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*\w*")
 
 
 def _bare(text: str) -> str:
-    """A text without control tokens at its ends, and without a fence around what is left."""
+    """Returns a text without control tokens at its ends, and without a fence around the rest."""
     body = text.strip("\ufeff").strip()
     if before := _TOKENS_BEFORE.match(body):
         body = body[before.end() :]
@@ -235,4 +235,4 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Unreadable(TurnwiseError, ValueError):
-    """An answer that is no verdict; what it says of why is told to the model once."""
+    """An answer that is no verdict; its message is sent to the model once."""

@@ -1,4 +1,4 @@
-"""`anthropic:NAME`: Claude by the Messages API.
+"""The model `anthropic:NAME`: Claude by the Messages API.
 
 The system prompt is marked for the provider's cache: it holds instructions and rubric, the same in
 every call, and comes first. The answer is bound to a schema by `output_config`. The body is read as
@@ -32,14 +32,16 @@ _STOPS = {
 
 
 class Anthropic(BatchModel):
-    """Args:
-    model: as the provider names it.
-    api_key: default: the environment's ANTHROPIC_API_KEY.
-    url: another server that speaks the Messages API.
-    effort: "low" to "max", where the model knows it.
-    cache: whether the instructions are marked for the provider's cache, which keeps them for five
-        minutes after their last use.
-    extra: further fields of the request's body, e.g. {temperature: 0} where the model takes it.
+    """A model behind the Messages API.
+
+    Args:
+        model: as the provider names it.
+        api_key: default: the environment's ANTHROPIC_API_KEY.
+        url: another server that speaks the Messages API.
+        effort: "low" to "max", where the model knows it.
+        cache: whether the instructions are marked for the provider's cache, which keeps them for
+            five minutes after their last use.
+        extra: further fields of the request's body, e.g. {temperature: 0} where the model takes it.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Anthropic(BatchModel):
             )
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
-        """The request's body."""
+        """Returns the body of a request."""
         system: dict[str, Any] = {"type": "text", "text": prompt.system}
         if self._cache:
             system["cache_control"] = {"type": "ephemeral"}
@@ -117,7 +119,7 @@ class Anthropic(BatchModel):
         return str((await self._call(self._client.messages.batches.create(requests=requests))).id)
 
     async def results(self, batch: str) -> dict[str, Reply | ModelError] | None:
-        """Answers by custom id; None while it is at work."""
+        """Returns a batch's answers by custom id; None while it is at work."""
         if (
             await self._call(self._client.messages.batches.retrieve(batch))
         ).processing_status != "ended":
@@ -149,7 +151,7 @@ class Anthropic(BatchModel):
         ids: Sequence[str],
         results: Callable[[str], Awaitable[Mapping[str, Any]]],
     ) -> str | None:
-        """The batch that holds these custom ids, sent at or after a time; None where there is none.
+        """Finds the batch with these custom ids, sent at or after a time; None where there is none.
 
         For a process that was killed between sending a batch and writing down its id. A batch tells
         its custom ids only with its results, so those at work are waited for.
@@ -166,7 +168,7 @@ class Anthropic(BatchModel):
         return None
 
     async def _listed(self) -> AsyncIterator[Any]:
-        """All batches, the newest first."""
+        """Yields all batches, the newest first."""
         page = await self._call(self._client.messages.batches.list(limit=100))
         while True:
             for batch in page.data:
@@ -180,7 +182,7 @@ class Anthropic(BatchModel):
 
 
 def read_message(body: Mapping[str, Any], request: str = "") -> Reply:
-    """A message as the API gives it.
+    """Reads a message of the API.
 
     Raises:
         ModelError: it is none.
@@ -210,7 +212,7 @@ def read_message(body: Mapping[str, Any], request: str = "") -> Reply:
 
 
 def _limits(headers: Mapping[str, str]) -> float:
-    """Seconds until there is room again, where the headers say that there is none now."""
+    """Returns the seconds until there is room again, where the headers tell of none now."""
     waits = [0.0]
     for name in ("requests", "tokens", "input-tokens", "output-tokens"):
         if headers.get(f"anthropic-ratelimit-{name}-remaining") == "0":

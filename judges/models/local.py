@@ -1,4 +1,4 @@
-"""`local:FOLDER`: a transformers model in this process. Free of charge, and as good as it is.
+"""The model `local:FOLDER`: a transformers model in this process, free of charge.
 
 Its answer is bound to the schema while it is made: a grammar (llguidance) leaves only tokens that
 can continue a valid answer. What is judged is tokenized so that it cannot become a control token of
@@ -23,11 +23,13 @@ from .model import Model, ModelError, Prompt, Reply, Token, Usage
 
 
 class Local(Model):
-    """Args:
-    model: a folder or hub name of a causal model with a chat template.
-    dtype: as transformers takes it.
-    device: default: the GPU where there is one.
-    temperature: 0 takes the likeliest token.
+    """A transformers model in this process.
+
+    Args:
+        model: a folder or hub name of a causal model with a chat template.
+        dtype: as transformers takes it.
+        device: default: the GPU where there is one.
+        temperature: 0 takes the likeliest token.
     """
 
     at_once = 1  # two answers would share the same cores
@@ -148,8 +150,8 @@ class Local(Model):
 
 
 def _fingerprint(folder: Path) -> str:
-    """What tells a folder's weights from others that lay there before; empty for a hub's name,
-    which stays what it is."""
+    """Returns a mark of a folder's weights that differs from that of earlier weights there; empty
+    for a hub's name, which does not change."""
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return (
         derive_id([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])
@@ -164,7 +166,7 @@ class Bound:
     Args:
         grammar: llguidance's tokenizer.
         read: how many ids the model has read before its answer.
-        gone: set when nobody waits for the answer any more.
+        gone: set once the answer is not waited for any more.
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class Bound:
         import torch
 
         if self._gone.is_set():
-            raise ModelError("timeout", "nobody waits for this answer any more")
+            raise ModelError("timeout", "this answer is not waited for any more")
         new = ids[0, self._read :].tolist()
         if new:
             self._matcher.consume_tokens(new[-1:])

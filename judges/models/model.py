@@ -1,5 +1,5 @@
-"""Models that judge: what they are asked, what they answer, how they fail, and how they are named
-in a config.
+"""The interface of models that judge: prompts, replies, errors, and how models are named in a
+config.
 
 A model is anything with `ask(prompt) -> Reply`. Those here are `anthropic`, `openai` (Responses),
 `openai-chat` (Chat Completions, and every endpoint that speaks it) and `local`; plugins add others
@@ -48,7 +48,7 @@ class Prompt:
 
     @property
     def bound(self) -> dict[str, Any]:
-        """The schema with the choices in it, for models in this process, which bind answers
+        """Returns the schema with the choices in it, for models in this process, which bind answers
         themselves and cache no schema."""
         # Parts that were one object are several now.
         whole = json.loads(json.dumps(dict(self.schema)))
@@ -91,17 +91,16 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model answered.
+    """A model's answer.
 
     Attributes:
         stop: why it ended. Only with "end" is there a text worth reading; "length" was cut off,
             "refused" and "filtered" were not given.
-        text: the answer as it came, JSON that nobody has read yet.
-        reason: what the model or provider said about an end that is not "end".
+        text: the answer as it came, JSON that is not parsed yet.
+        reason: the model's or provider's explanation of an end that is not "end".
         model: the model that answered, which may be a dated version of the one that was asked.
         request: the provider's id of the request.
-        limits: what its headers said of rate limits, seconds to wait before the next request; 0:
-            none.
+        limits: seconds to wait before the next request, from its rate-limit headers; 0: none.
         tokens: with `top_logprobs`, the answer's tokens in order.
     """
 
@@ -150,6 +149,7 @@ class ModelError(TurnwiseError):
 
     @property
     def passes(self) -> bool:
+        """Whether the same request may succeed later."""
         return self.kind in ("busy", "server", "timeout", "connection", "form")
 
 
@@ -159,7 +159,7 @@ class BatchFailed(ModelError):
 
 
 class Model:
-    """Answers one prompt at a time.
+    """The interface of a model that judges.
 
     Attributes:
         name: what verdicts and prices are filed under, e.g. "openai:gpt-5-mini".
@@ -209,8 +209,8 @@ class BatchModel(Model):
 
 
 def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
-    """A model from "provider:name", from a mapping with `provider`, `model` and options, or the
-    object itself.
+    """Makes a model from "provider:name" or from a mapping with `provider`, `model` and options; a
+    model itself is returned as it is.
 
     Raises:
         PluginError: an unknown provider or option.
@@ -232,7 +232,7 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
         provider, name = str(options.pop("provider", "")), str(options.pop("model", ""))
     if isinstance(spec, Mapping) and not provider:
         raise PluginError(
-            "a model given as a mapping needs `provider` beside `model`: one of"
+            "a model given as a mapping needs `provider` in addition to `model`: one of"
             f" {', '.join(plugins.names('model'))}"
         )
     if not provider or not name:
@@ -247,7 +247,7 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
 
 
 def free_of(extra: Mapping[str, Any] | None, *taken: str) -> dict[str, Any]:
-    """Further fields of a request's body, without those that have options of their own.
+    """Returns further fields of a request's body; those that have options of their own are refused.
 
     Raises:
         ValueError: one of those is among them.

@@ -1,5 +1,5 @@
-"""`openai:NAME` by the Responses API, `openai-chat:NAME` by Chat Completions: OpenAI, and by `url`
-every server that speaks the latter (vLLM, `transformers serve`, Ollama, proxies).
+"""The models `openai:NAME` by the Responses API and `openai-chat:NAME` by Chat Completions: OpenAI,
+and by `url` every server that speaks the latter (vLLM, `transformers serve`, Ollama, proxies).
 
 Instructions and rubric come first and are the same in every call, which is what the provider's
 prompt cache needs. The answer is bound to a schema, strictly. The body is read as it came, with
@@ -60,14 +60,16 @@ _NO_SYSTEM = re.compile(
 
 
 class OpenAI(BatchModel):
-    """Args:
-    model: as the server names it.
-    api_key: default: the environment's OPENAI_API_KEY; servers of one's own often need none.
-    url: another server, e.g. http://localhost:8000/v1.
-    effort: of reasoning, "none" to "max", where the model knows it.
-    extra: further fields of the request's body, e.g. {temperature: 0} where the model takes it.
-    schema: "strict" binds the answer to the schema; "prompt" only tells the model of it, for
-        servers that cannot do the former.
+    """A model behind the Responses API.
+
+    Args:
+        model: as the server names it.
+        api_key: default: the environment's OPENAI_API_KEY; servers of one's own often need none.
+        url: another server, e.g. http://localhost:8000/v1.
+        effort: of reasoning, "none" to "max", where the model knows it.
+        extra: further fields of the request's body, e.g. {temperature: 0} where the model takes it.
+        schema: "strict" binds the answer to the schema; "prompt" only tells the model of it, for
+            servers that cannot do the former.
     """
 
     path = "/v1/responses"
@@ -121,7 +123,7 @@ class OpenAI(BatchModel):
         }  # fmt: skip
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
-        """The request's body."""
+        """Returns the body of a request."""
         body: dict[str, Any] = {
             "model": self._model, "instructions": self._instructions(prompt),
             "input": [{"role": "user", "content": prompt.user}],
@@ -162,6 +164,7 @@ class OpenAI(BatchModel):
         return self.read(envelope(raw.http_response), raw.headers)
 
     def read(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Reply:
+        """Reads the body and headers of a response."""
         return read_response(body, headers.get("x-request-id", ""), _limits(headers))
 
     # Large jobs: `judges/asking/batches.py`.
@@ -186,7 +189,7 @@ class OpenAI(BatchModel):
         return str(batch.id)
 
     async def results(self, batch: str) -> dict[str, Reply | ModelError] | None:
-        """Answers by custom id; None while it is at work."""
+        """Returns a batch's answers by custom id; None while it is at work."""
         state = await self._call(self._client.batches.retrieve(batch))
         if state.status not in ("completed", "failed", "expired", "cancelled"):
             return None
@@ -223,8 +226,8 @@ class OpenAI(BatchModel):
             return failed
 
     async def mine(self, since: float, ids: Sequence[str], results: Any = None) -> str | None:
-        """The batch with these custom ids; None where there is none. For a process that was killed
-        between sending a batch and writing down its id."""
+        """Finds the batch with these custom ids; None where there is none. For a process that was
+        killed between sending a batch and writing down its id."""
         page = await self._call(self._client.batches.list(limit=100))
         while True:
             for batch in page.data:
@@ -241,16 +244,17 @@ class OpenAI(BatchModel):
 
 
 class OpenAIChat(OpenAI):
-    """The same by Chat Completions, for servers that speak no Responses.
+    """A model behind the Chat Completions API, for servers without the Responses API.
 
     Servers write a few things in their own way. A request that is refused for one of them is sent
     again in the other way at once, and all further ones are sent so; batches, which cost when they
     are tried, need the options.
 
-    Args: those of `OpenAI`, and
-    limit: the name of the answer's limit, "max_completion_tokens" or "max_tokens". Servers that
-        ignore the one that they do not know answer without a limit.
-    system: whether the instructions have a message of the system's; False: they begin the user's.
+    Args:
+        others: those of `OpenAI`.
+        limit: the name of the answer's limit, "max_completion_tokens" or "max_tokens". Servers that
+            ignore the one that they do not know answer without a limit.
+        system: whether the instructions are a system message; False: they begin the user's.
     """
 
     path = "/v1/chat/completions"
@@ -320,8 +324,8 @@ class OpenAIChat(OpenAI):
                 learned.add(str(way))
 
     def _other_way(self, body: Mapping[str, Any], error: str) -> str | None:
-        """What was wrong with how a request was written, changed for all that follow; None: nothing
-        that could be changed."""
+        """Changes how further requests are written where that caused the error, and returns what
+        was wrong; None: nothing that could be changed."""
         limit = next(name for name in _LIMITS if name in body)
         if re.search(rf"\b{limit}\b", error) and _UNKNOWN.search(error):
             self._limit = _LIMITS[1 - _LIMITS.index(limit)]
@@ -336,7 +340,7 @@ class OpenAIChat(OpenAI):
 
 
 def read_response(body: Mapping[str, Any], request: str = "", limits: float = 0.0) -> Reply:
-    """A response of the Responses API: the last message that is no commentary.
+    """Reads a response of the Responses API: the last message that is no commentary.
 
     Raises:
         ModelError: it is none, or says that it failed.
@@ -372,7 +376,7 @@ def read_response(body: Mapping[str, Any], request: str = "", limits: float = 0.
 
 
 def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 0.0) -> Reply:
-    """A chat completion.
+    """Reads a chat completion.
 
     Raises:
         ModelError: it is none, or an error that came as one.
@@ -415,7 +419,7 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
             "server", f"ended by {why}", lost=bool(text) and usage == Usage(), usage=usage
         )
     if stop == "other" and _is_object(text := text or _called_with(message)):
-        stop = "end"  # a word that nobody knows, after all that was asked for
+        stop = "end"  # an unknown finish reason, with a complete answer
     if stop != "end":
         return Reply(stop, text, usage, why, model, request, limits)
     thought = next(
@@ -427,8 +431,8 @@ def read_completion(body: Mapping[str, Any], request: str = "", limits: float = 
 
 
 def _stop(why: str) -> Any:
-    """How an answer ended, of a finish reason in any server's words ("content_filter: RECITATION"
-    in Gemini's)."""
+    """Returns how an answer ended, from a finish reason in any server's words ("content_filter:
+    RECITATION" in Gemini's)."""
     word = plain_word(why.split(":")[0])
     if word == "refusal":
         return "refused"
@@ -444,16 +448,16 @@ def _is_object(text: str) -> bool:
 
 
 def _called_with(message: Mapping[str, Any]) -> str:
-    """The arguments of a message's one call of a tool, as which some servers have a schema
-    answered."""
+    """Returns the arguments of a message's only tool call: some servers make the answer to a schema
+    one."""
     tools = [each for each in _list(message.get("tool_calls")) if isinstance(each, Mapping)]
     calls = [part(each, "function") for each in tools] or [part(message, "function_call")]
     return str(calls[0].get("arguments") or "") if len(calls) == 1 else ""
 
 
 def _parts(content: Any) -> tuple[str, str]:
-    """The text and the refusal in a message's content: text, a list of parts less thoughts, or data
-    that the server has parsed."""
+    """Returns the text and the refusal in a message's content: text, a list of parts less thoughts,
+    or data that the server has parsed."""
     if isinstance(content, Mapping) and "type" not in content and "text" not in content:
         return json.dumps(content), ""
     if not isinstance(content, (list, Mapping)):
@@ -470,7 +474,7 @@ def _parts(content: Any) -> tuple[str, str]:
 
 
 def _whole(batch: str, state: Mapping[str, Any]) -> BatchFailed:
-    """Why a batch ended without an answer to any of its questions."""
+    """Returns the error of a batch that ended without an answer to any of its questions."""
     errors = [e for e in _list(part(state, "errors").get("data")) if isinstance(e, Mapping)]
     reasons = "; ".join(
         ": ".join(str(e[k]) for k in ("code", "message") if e.get(k)) for e in errors[:3]
@@ -483,13 +487,13 @@ def _whole(batch: str, state: Mapping[str, Any]) -> BatchFailed:
 
 
 def _usage(body: Mapping[str, Any]) -> Usage:
-    """What was used, in any server's way of counting; 0 where it does not say, which
+    """Returns the tokens used, in any server's way of counting; 0 where it gives no number, which
     `judges/asking/calls.py` takes for unknown.
 
     Their input tokens include those read from and written to the cache; ours do not. Some servers
-    count reasoning in the total but not in the output (xAI, Gemini), or beside it: the largest
-    reading is booked, which is the output itself where reasoning is part of it. A total without one
-    of its parts gives that part; alone, it counts as output, which is the dearer.
+    count reasoning in the total but not in the output (xAI, Gemini), or as a number of its own: the
+    largest reading is booked, which is the output itself where reasoning is part of it. A total
+    without one of its parts gives that part; alone, it counts as output, which costs more.
     """
     used = part(body, "usage")
     details = part(used, "prompt_tokens_details") or part(used, "input_tokens_details")
@@ -509,7 +513,7 @@ def _usage(body: Mapping[str, Any]) -> Usage:
     stored = count(details.get("cache_write_tokens")) or first("cache_creation_input_tokens")
     if not read and output and total > output:
         read = total - output
-    # More than was read: counted beside it.
+    # More than was read: counted separately.
     fresh = max(read - cached - stored, 0) if cached + stored <= read else read
     reasoning = count(thoughts.get("reasoning_tokens")) or first("reasoning_tokens")
     if reasoning > output:
@@ -522,8 +526,8 @@ def _list(value: Any) -> list[Any]:
 
 
 def _tokens(found: Any) -> tuple[Token, ...]:
-    """Log-probabilities as far as they are such: what a server sends beside a paid answer never
-    costs it."""
+    """Returns the log-probabilities that are well formed: malformed ones must not cost an answer
+    that is paid for."""
     tokens = []
     for each in found:
         if not isinstance(each, Mapping):
@@ -542,8 +546,8 @@ def _tokens(found: Any) -> tuple[Token, ...]:
 
 
 def _limits(headers: Mapping[str, str]) -> float:
-    """Seconds until there is room again ("1m6.5s", or a number), where the headers say that there
-    is none now."""
+    """Returns the seconds until there is room again ("1m6.5s", or a number), where the headers tell
+    of none now."""
     waits = [0.0]
     units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "": 1.0}
     for name in ("requests", "tokens"):

@@ -1,5 +1,5 @@
-"""What models behind HTTP have in common: keys, addresses, proxies and certificates that can work
-at all, and what a server's errors mean for the next request, whatever shape they come in.
+"""The common part of models behind HTTP: checks of keys, addresses, proxies and certificates, and
+what a server's errors mean for the next request, whatever shape they come in.
 
 Servers that are almost compatible tell errors as `{"error": {...}}`, `{"detail": [...]}`,
 `{"message": ...}`, lists, plain text or pages, and some tell them with HTTP 200. So the words that
@@ -78,7 +78,7 @@ _REQUEST = frozenset(
 
 
 def key_of(given: Any, variable: str, name: str) -> str | None:
-    """A key as it can be sent, without white space around it; None where there is none.
+    """Returns a key as it can be sent, without white space around it; None where there is none.
 
     Args:
         given: the option `api_key`.
@@ -109,7 +109,7 @@ def key_of(given: Any, variable: str, name: str) -> str | None:
 
 
 def address_of(given: Any, variable: str, name: str) -> str | None:
-    """The address of a server as it can be asked; None: the SDK's own.
+    """Returns the address of a server in a form that can be asked; None: the SDK's own.
 
     Raises:
         PluginError: it can never be one.
@@ -141,11 +141,11 @@ def address_of(given: Any, variable: str, name: str) -> str | None:
 
 
 def client_of(make: Callable[..., Any], sdk: Any, http: Any, url: str | None, name: str) -> Any:
-    """A client of an official SDK that makes one request per call and gives up connecting after
-    `CONNECT` seconds.
+    """Makes a client of an official SDK that sends one request per call and gives up connecting
+    after `CONNECT` seconds.
 
-    Proxies of the environment are left aside for a server that NO_PROXY names: the SDKs read them
-    all the same, and stop at one that they cannot use.
+    Proxies of the environment are ignored for a server that NO_PROXY names: the SDKs read them all
+    the same, and stop at one that they cannot use.
 
     Raises:
         PluginError: proxies or certificates of the environment cannot be used.
@@ -167,7 +167,7 @@ def client_of(make: Callable[..., Any], sdk: Any, http: Any, url: str | None, na
 
 
 def _environment(error: Exception) -> str:
-    """What of the environment keeps a client from being made, by the variable's name."""
+    """Names the environment's variable that keeps a client from being made."""
     if isinstance(error, OSError):
         for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
             if path := os.environ.get(variable):
@@ -201,10 +201,10 @@ def _environment(error: Exception) -> str:
 
 
 def http_error(status: int, body: Any, headers: Mapping[str, str], url: str = "") -> ModelError:
-    """What an HTTP error means for the next request.
+    """Classifies an HTTP error by what it means for the next request.
 
     Quota and billing come as 429 or 400 too, content filters as 400 or 403. `x-should-retry` is the
-    server's own word on it.
+    server's own advice.
 
     Args:
         body: as it came: JSON data, or text.
@@ -239,8 +239,8 @@ def http_error(status: int, body: Any, headers: Mapping[str, str], url: str = ""
 
 
 def error_within(body: Any, usage: Usage | None = None, lost: bool = False) -> ModelError:
-    """An error that came with HTTP 200, or as an item of a batch: the status is in its code, or
-    follows from its words."""
+    """Classifies an error that came with HTTP 200, or as an item of a batch: the status is in its
+    code, or follows from its words."""
     inner = body.get("error") if isinstance(body, Mapping) and body.get("error") else body
     code = inner.get("code") if isinstance(inner, Mapping) else None
     words = set(_words(body))
@@ -259,8 +259,8 @@ def error_within(body: Any, usage: Usage | None = None, lost: bool = False) -> M
 
 
 def error_text(body: Any) -> tuple[str, str]:
-    """The code and the message of an error's body, whatever its shape; of one that has neither, the
-    body itself."""
+    """Returns the code and the message of an error's body, whatever its shape; of one that has
+    neither, the body itself."""
     inner = body[0] if isinstance(body, list) and body else body
     if isinstance(inner, Mapping):
         inner = inner.get("error") or inner
@@ -290,7 +290,7 @@ def error_text(body: Any) -> tuple[str, str]:
 
 
 def _text(value: Any) -> str:
-    """A value of a body in one line; a page without its marks."""
+    """Returns a value of a body in one line; a page without its markup."""
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -300,8 +300,8 @@ def _text(value: Any) -> str:
 
 
 def _words(body: Any, depth: int = 0) -> Iterator[str]:
-    """What tells kinds of errors apart: codes, types, states and reasons, wherever they stand in a
-    body."""
+    """Yields the words that tell kinds of errors apart: codes, types, states and reasons, wherever
+    they stand in a body."""
     if depth > 6:
         return
     if isinstance(body, list):
@@ -324,14 +324,16 @@ def _words(body: Any, depth: int = 0) -> Iterator[str]:
 
 
 def plain_word(text: str) -> str:
+    """Returns a word in lower case without spaces, underscores and hyphens."""
     return re.sub(r"[\s_-]", "", text).lower()
 
 
 async def called(call: Awaitable[Any], sdk: Any, http: Any) -> Any:
-    """What a call of one of the official SDKs brings; its errors, which both name alike, as ours.
+    """Awaits a call of one of the official SDKs and turns its errors, which both name alike, into
+    ours.
 
     Raises:
-        ModelError: with what is to be made of it.
+        ModelError: the call failed; its kind tells what that means for the next request.
     """
     try:
         return await call
@@ -358,7 +360,7 @@ async def called(call: Awaitable[Any], sdk: Any, http: Any) -> Any:
 
 
 def _unanswered(error: BaseException, timeout: bool, http: Any) -> ModelError:
-    """What it means that no answer came: nothing was sent where no connection was made."""
+    """Classifies a missing answer: nothing was sent where no connection was made."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
         chain.append(cause)
@@ -387,8 +389,8 @@ def _unanswered(error: BaseException, timeout: bool, http: Any) -> ModelError:
 
 
 def envelope(response: Any) -> Mapping[str, Any]:
-    """The JSON object in the body of an HTTP response of the SDKs; a proxy's page or an empty body
-    is none.
+    """Returns the JSON object in the body of an HTTP response of the SDKs; a proxy's page or an
+    empty body is none.
 
     Raises:
         ModelError: there is no such object, or it is an error.
@@ -413,7 +415,7 @@ def envelope(response: Any) -> Mapping[str, Any]:
 
 
 def _after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of `retry-after-ms` or `retry-after` (a number, or an HTTP date)."""
+    """Returns the seconds of `retry-after-ms` or `retry-after` (a number, or an HTTP date)."""
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
@@ -431,7 +433,7 @@ def _after(headers: Mapping[str, str]) -> float | None:
 
 
 def count(value: Any) -> int:
-    """A number of tokens, which some servers send as a float or as text; 0 for what is none."""
+    """Returns a number of tokens, which some servers send as a float or text; else 0."""
     try:
         found = int(float(value))
     except (TypeError, ValueError, OverflowError):
@@ -440,6 +442,6 @@ def count(value: Any) -> int:
 
 
 def part(of: Any, name: str) -> Mapping[str, Any]:
-    """An object within a body, empty where there is none."""
+    """Returns an object within a body, empty where there is none."""
     found = of.get(name) if isinstance(of, Mapping) else None
     return found if isinstance(found, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Rules on an answer that is known: the last reply's, against a reference.
+"""Rules that compare the last reply's answer with a known reference.
 
 Where the reference comes from is an option of its own, `reference`:
 
@@ -6,7 +6,7 @@ Where the reference comes from is an option of its own, `reference`:
     reference: [Paris, "city of light"] any of these
     reference: {option: answer}         the conversation's start has it:
                                         `episode.start.options["answer"]`
-    reference: {info: answer}           the environment said it at reset: `episode.info["answer"]`
+    reference: {info: answer}           the environment's reset gave it: `episode.info["answer"]`
     reference: <a function>             in Python: episode -> reference, or None where there is none
                                         (the judge abstains)
 """
@@ -30,8 +30,8 @@ Reference = str | float | Sequence[str | float] | Mapping[str, str] | Callable[[
 
 
 class _Answer(Judge, ABC):
-    """What the two judges share: the references of an episode, and the part of the last reply that
-    is the answer."""
+    """Base of both judges: the references of an episode, and the part of the last reply that is the
+    answer."""
 
     def __init__(self, reference: Reference, pattern: str | None) -> None:
         if isinstance(reference, Mapping) and (
@@ -84,7 +84,7 @@ class _Answer(Judge, ABC):
         return _listed(there[name])
 
     def _answer(self, reply: str) -> str | None:
-        """The reply, or what the pattern last finds in it; None: it finds nothing."""
+        """Returns the reply, or what the pattern last finds in it; None: it finds nothing."""
         if self._pattern is None:
             return reply
         found = list(self._pattern.finditer(reply))
@@ -92,12 +92,12 @@ class _Answer(Judge, ABC):
 
     @abstractmethod
     def _checked(self, references: list[Any]) -> list[Any]:
-        """The references in the form in which they are compared; ValueError for one that has
-        none."""
+        """Returns the references in the form in which they are compared; ValueError for one that
+        has no such form."""
 
     @abstractmethod
     def _right(self, answer: str | None, references: list[Any]) -> tuple[bool, dict[str, Any]]:
-        """Whether the answer is one of them, and the details."""
+        """Returns whether the answer is one of the references, and the details."""
 
 
 def _listed(reference: Any) -> list[Any]:
@@ -109,9 +109,9 @@ def _listed(reference: Any) -> list[Any]:
 
 
 class Exact(_Answer):
-    """1 where the last reply's answer is the reference, 0 where it is another. Both are compared
-    without regard to case, width, spacing, quotes and emphasis around them, and punctuation at the
-    end; `details["answer"]` is what was compared.
+    """Scores 1 where the last reply's answer is the reference, 0 where it is another. Both are
+    compared without regard to case, width, spacing, quotes and emphasis around them, and
+    punctuation at the end; `details["answer"]` is what was compared.
 
     Args:
         reference: see above.
@@ -141,15 +141,15 @@ class Exact(_Answer):
 
 
 def normalised(answer: str) -> str:
-    """An answer in the form in which two are the same: NFKC, case-folded, single spaces, nothing
-    around it but itself. Punctuation inside stays, since `3.5` is not `35`."""
+    """Returns an answer in the form in which two are compared: NFKC, case-folded, single spaces,
+    nothing around it. Punctuation inside stays, since `3.5` is not `35`."""
     text = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
     return text.strip("\"'`*_“”‘’«»„ ").rstrip(".,;:!?… ").strip("\"'`*_“”‘’«»„ ")
 
 
 class Numeric(_Answer):
-    """1 where the last number in the reply is the reference, 0 where it is another or there is
-    none; `details["answer"]` is what was read.
+    """Scores 1 where the last number in the reply is the reference, 0 where it is another or there
+    is none; `details["answer"]` is what was read.
 
     A number may have a sign, thousands separators (1,234,567.5; also thin spaces, apostrophes and
     underscores), an exponent (1.5e-3, 1.5 × 10^-3, 10⁶), a percent sign (50% is 0.5, in the
@@ -233,8 +233,8 @@ _NUMBERS = {
 
 
 def numbers(text: str, decimal: str = ".") -> list[float]:
-    """The numbers in a text, in order, as `Numeric` reads them; infinite where one is beyond a
-    float."""
+    """Returns the numbers in a text, in order, as `Numeric` reads them; infinite where one is
+    beyond a float."""
     other = "," if decimal == "." else "."
 
     def read(digits: str) -> str:
@@ -257,7 +257,7 @@ def numbers(text: str, decimal: str = ".") -> list[float]:
 
 
 def _spelled(text: str) -> str:
-    """Numbers that are drawn (½, 10⁶, 1\u202f000) or set in LaTeX, written out."""
+    """Writes out numbers that use special characters (½, 10⁶, 1\u202f000) or LaTeX."""
     text = re.sub(r"(?<=\d)(?:[\u00a0\u2009\u202f]|\\,|\{,\})(?=\d{3}(?!\d))", "_", text)
     text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r" \1/\2 ", text).replace("\\%", "%")
     text = re.sub(r"\\(?:times|cdot)\b", "×", text)

@@ -1,4 +1,4 @@
-"""One judge made of several: `rules` combines what its members say, `not` turns it round.
+"""Judges made of others: `rules` combines its members' answers, `not` reverses one.
 
     - judge: rules
       combine: min
@@ -7,7 +7,7 @@
         - {judge: forbidden, words: [guarantee]}
 
 Any judges that score single conversations can be members: registered ones, functions, a reward
-model, others of this kind. Nothing is made up: where a member failed the whole failed, where one
+model, others of this kind. No score is made up: where a member failed the whole failed, where one
 abstained the whole abstains, each with the member's name and reason. To leave a term out would
 compare conversations on different terms.
 """
@@ -39,11 +39,11 @@ _COMBINES: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
 
 
 class Rules(Judge):
-    """What several judges say of a conversation, as one score.
+    """Combines several judges' scores of a conversation into one.
 
-    Turn scores are combined alike where every member has them, and a turn of which one has no
-    opinion has none. `details` holds what each member said under its name: `{"length": {"score":
-    0.5, "turn_scores": [...], "details": {...}}}`; what they cost is summed.
+    Turn scores are combined in the same way where every member has them; a turn that one member has
+    no opinion on has none. `details` holds each member's answer under its name: `{"length":
+    {"score": 0.5, "turn_scores": [...], "details": {...}}}`; their costs are summed.
 
     Args:
         of: the members, as entries of the `feedback` list of a config: a name, a mapping with
@@ -123,8 +123,8 @@ class Rules(Judge):
 
 
 class Not(Judge):
-    """1 less what another judge says, of the conversation and of each turn: good where it finds
-    none of what it looks for.
+    """Scores 1 less another judge's score, for the conversation and for each turn: good where that
+    judge does not find what it looks for.
 
     Args:
         of: the judge, as a member of `rules`.
@@ -163,13 +163,13 @@ def _scoring(of: Any, plugins: Plugins | None) -> list[Member]:
         if not isinstance(member.given, Judge):
             raise ValueError(
                 f"{member.name!r} compares conversations, or answers later; a member must score"
-                " single ones at once: score(episodes). List it beside this judge in `feedback`"
+                " single ones at once: score(episodes). List it in `feedback` as a judge of its own"
             )
     return members
 
 
 def _kept(answer: Feedback) -> dict[str, Any]:
-    """What a member said, as JSON data, without what it left empty."""
+    """Returns a member's answer as JSON data, without empty fields."""
     answers = {
         "score": answer.score,
         "turn_scores": answer.turn_scores and list(answer.turn_scores),

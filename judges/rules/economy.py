@@ -1,14 +1,13 @@
-"""Question economy: asked against used. A question is worth its price when what was learned by it
-matters to a later reply.
+"""Scores question economy: questions asked against answers used. A question is worth its price when
+a later reply makes use of its answer.
 
 The agent's questions are its sentences that end with a question mark. What became of each:
 
     used         its topic's `used_by` matches a later reply; without a topic: the answer brought
-                 words that had not been said before, and
-                 a later reply takes one of them up
+                 words that were new to the conversation, and a later reply takes one of them up
     repeated     the same topic, or a question with the same content and question words, was asked
                  before: never used, whatever follows
-    told         its topic's `told` matched something that was said to the agent before: never used
+    told         its topic's `told` matched an earlier message to the agent: never used
     unanswered   nothing, or no further reply, came after it
     unused       the rest
 
@@ -66,7 +65,7 @@ _EMPTY = frozenset(_FUNCTION_WORDS.split())
 
 @dataclass(frozen=True, slots=True)
 class _Topic:
-    """What a question may be about, and how its use shows."""
+    """A topic of questions, and how the use of an answer shows."""
 
     name: str
     asks: Pattern
@@ -86,14 +85,14 @@ class _Asked:
 
 
 class Economy(Judge):
-    """See above; `details` counts `asked`, `used` and `unused`, and lists `questions`, each with
-    its `turn`, `text`, `topic` and `state`.
+    """Scores conversations by their question economy, see above; `details` counts `asked`, `used`
+    and `unused`, and lists `questions`, each with its `turn`, `text`, `topic` and `state`.
 
-    What a policy could gain by, and what this rule does about it: a question that belongs to
-    several topics counts once for each, so nothing is saved by cramming; a request without a
-    question mark is not seen; without topics, repeating what the other side said counts as taking
-    it up, and a plain "yes" brings no new word, so yes-or-no questions need a topic. The words that
-    are left out as empty are English: state topics for other languages.
+    How a policy could exploit the rule, and its limits: a question that belongs to several topics
+    counts once for each, so nothing is saved by cramming; a request without a question mark is not
+    seen; without topics, repeating the other side's words counts as taking them up, and a plain
+    "yes" brings no new word, so yes-or-no questions need a topic. The words that are left out as
+    empty are English: state topics for other languages.
 
     Args:
         topics: mappings with `asks`, a regular expression that finds a question of this topic, and
@@ -189,8 +188,8 @@ class Economy(Judge):
 
 
 def content(text: str) -> frozenset[str]:
-    """The words of a text that carry content: numbers, and words other than function words, without
-    a plural's or a genitive's s."""
+    """Returns the words of a text that carry content: numbers, and words other than function words,
+    without a plural's or a genitive's s."""
     words = re.findall(r"[^\W_]+(?:['’.,-][^\W_]+)*", text.lower())
     plain = {re.sub(r"['’]s$|(?<=\w\w[^s\W])s$", "", word) for word in words if word not in _EMPTY}
     return (

@@ -1,5 +1,5 @@
-"""Rules on replies that a program reads: JSON by a schema, and calls of the tools that the
-environment offers."""
+"""Rules on replies that a program reads: JSON that follows a schema, and calls of the tools that
+the environment offers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .text import INSTALL
 
 
 class JsonSchema(Judge):
-    """Replies that are JSON, valid by a schema: 1 or 0, and for `where: all` the share of them.
-    `details["errors"]` says where others fail, `{"turn": 2, "error": "at $.items[0].price: 'x' is
-    not of type 'number'"}`.
+    """Scores whether replies are JSON that is valid by a schema: 1 or 0, and for `where: all` the
+    share of valid ones. `details["errors"]` tells where others fail, `{"turn": 2, "error": "at
+    $.items[0].price: 'x' is not of type 'number'"}`.
 
     Args:
         schema: a JSON Schema (any draft that its `$schema` names, else 2020-12), or the path of a
@@ -92,7 +92,7 @@ def _loaded(path: str) -> dict[str, Any]:
 
 
 def validator(schema: Mapping[str, Any]) -> Any:
-    """A `jsonschema` validator that opens no file and no address.
+    """Makes a `jsonschema` validator that opens no file and no address.
 
     Raises:
         ValueError: no valid schema.
@@ -114,8 +114,8 @@ def validator(schema: Mapping[str, Any]) -> Any:
 
 
 def error_of(validator: Any, value: Any) -> str | None:
-    """Where a value breaks the schema and how; None where it does not. Of several errors the one
-    that says most."""
+    """Returns where and how a value breaks the schema; None where it does not. Of several errors
+    the most informative one."""
     from jsonschema.exceptions import best_match
 
     error = best_match(validator.iter_errors(value))
@@ -123,7 +123,7 @@ def error_of(validator: Any, value: Any) -> str | None:
 
 
 def parsed(text: str) -> Any:
-    """Strict JSON: no NaN, no Infinity.
+    """Parses strict JSON: no NaN, no Infinity.
 
     Raises:
         ValueError: it is not that.
@@ -139,13 +139,13 @@ def parsed(text: str) -> Any:
 
 
 class ToolCalls(Judge):
-    """Replies whose tool calls are valid: every call is JSON, names a tool that the environment
+    """Scores whether tool calls are valid: every call is JSON, names a tool that the environment
     offers (`Episode.tools`), and has the arguments that the tool's schema asks for and no others. 1
-    or 0 for a reply that calls, no opinion of one that does not; the score is the mean over those
-    that do, and a conversation without calls abstains. `details["errors"]` says what is wrong.
+    or 0 for a reply with calls, no opinion on one without; the score is the mean over those with
+    calls, and a conversation without any abstains. `details["errors"]` tells what is wrong.
 
     Calls are read as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them
-    beside other text (Hermes, Qwen); as
+    with or without other text (Hermes, Qwen); as
     `<function=NAME><parameter=KEY>VALUE</parameter></function>`, within `<tool_call>` or alone
     (Qwen3-Coder), or with JSON in place of the parameters; as
     `<tool_call>NAME<arg_key>..</arg_key><arg_value>..</arg_value></tool_call>` (GLM); as `<invoke
@@ -196,7 +196,7 @@ class ToolCalls(Judge):
 
 
 def _tool(tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A tool's name and the schema of its arguments."""
+    """Returns a tool's name and the schema of its arguments."""
     inner = tool.get("function", tool)
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise ValueError(f"a tool of the environment has no name: {json.dumps(tool)[:200]}")
@@ -216,7 +216,7 @@ def _tool(tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 class UnknownForm(TurnwiseError, ValueError):
-    """A reply calls in a form that is not read here: whether rightly, nobody can say."""
+    """A reply calls tools in a form that is not known here, so its validity cannot be judged."""
 
 
 class Texts(dict[str, str]):
@@ -224,8 +224,8 @@ class Texts(dict[str, str]):
 
 
 def _calls(reply: str) -> list[str | Mapping[str, Any]]:
-    """The calls a reply tries to make: as data where they could be read, else the text of what was
-    tried.
+    """Returns the calls a reply tries to make: as data where they could be read, else the text of
+    what was tried.
 
     Raises:
         UnknownForm: it makes them in another way.
@@ -256,15 +256,15 @@ def _calls(reply: str) -> list[str | Mapping[str, Any]]:
 
 
 def _without_thoughts(reply: str) -> str:
-    """What was said aloud: some templates open the thoughts themselves, so that the reply has the
-    end of them alone."""
+    """Returns a reply without its thoughts: some templates open them themselves, so that the reply
+    has only their end."""
     text = re.sub(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", "", reply, flags=re.DOTALL)
     text = re.sub(r"\[THINK\].*?(\[/THINK\]|\Z)", "", text, flags=re.DOTALL)
     return re.split(r"</(?:think|thinking|reasoning)>|\[/THINK\]", text)[-1]
 
 
 def _inside(text: str) -> list[str | Mapping[str, Any]]:
-    """The calls between marks that say that there are some."""
+    """Returns the calls between marks of tool calls."""
     if calls := _elements(text):
         return calls
     pairs = re.findall(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", text, re.DOTALL)
@@ -277,8 +277,8 @@ def _inside(text: str) -> list[str | Mapping[str, Any]]:
 
 
 def _elements(text: str) -> list[str | Mapping[str, Any]]:
-    """Calls as elements: `<function=NAME>`, `<invoke name="NAME">`, with parameters as elements or
-    as JSON. One that does not end is what was tried."""
+    """Returns calls written as elements: `<function=NAME>`, `<invoke name="NAME">`, with parameters
+    as elements or as JSON. One that does not end is returned as text."""
     calls: list[str | Mapping[str, Any]] = []
     for start, name, inner, end in _ELEMENT.findall(text):
         found = _PARAMETER.findall(inner)
@@ -304,7 +304,7 @@ _OTHER = re.compile(  # DeepSeek, Kimi, Cohere, InternLM, Jamba, Gemma, gpt-oss,
     r"|<\|channel\|>commentary to=|<[\w-]+:tool_call>|<\|tool_|\A\[\s*[A-Za-z_][\w.]*\(.*\)\s*\]\Z",
     re.DOTALL,
 )
-# JSON that broke, but meant a call.
+# Invalid JSON that was meant as a call.
 _TRIED = re.compile(r'"(?:name|function)"\s*:.*"(?:arguments|parameters)"\s*:', re.DOTALL)
 
 
@@ -325,7 +325,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_call(value: Any) -> bool:
-    """Whether JSON is a call, and not an answer in JSON that has a name in it."""
+    """Returns whether JSON is a call, and not an answer in JSON that has a name in it."""
     if not isinstance(value, Mapping):
         return False
     inner = value.get("function", value)
@@ -337,7 +337,7 @@ def _is_call(value: Any) -> bool:
 
 
 def _call_error(call: str | Mapping[str, Any], tools: Mapping[str, Any]) -> str | None:
-    """What is wrong with a call; None: nothing."""
+    """Returns what is wrong with a call; None: nothing."""
     if isinstance(call, str):
         return f"not a JSON object: {call.strip()[:200]!r}"
     inner = call.get("function", call)
@@ -358,8 +358,8 @@ def _call_error(call: str | Mapping[str, Any], tools: Mapping[str, Any]) -> str 
 
 
 def _typed(text: str, schema: Mapping[str, Any], key: str) -> Any:
-    """A value that was written as text: itself where the tool takes a text there, else what it is
-    as JSON, or as Python writes it."""
+    """Returns a value that was written as text: unchanged where the tool takes a text there, else
+    parsed as JSON or as Python writes it."""
     place = schema.get("properties", {}).get(key)
     if isinstance(place, Mapping):
         whole = {k: schema[k] for k in ("$schema", "$defs", "definitions") if k in schema} | dict(

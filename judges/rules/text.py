@@ -1,5 +1,5 @@
-"""Rules on what the replies of a conversation say: cheap, exact, and never in a bad mood. Scores
-lie in [0, 1]; 1 is good.
+"""Rules on the text of a conversation's replies: cheap, exact and deterministic. Scores lie in
+[0, 1]; 1 is good.
 
 Rules on an answer that is known are in `answers.py`, on replies that a program reads in
 `structure.py`, on questions and what became of the answers in `economy.py`; `combine.py` makes one
@@ -28,16 +28,16 @@ INSTALL = f"install it with: {install('judges')}"
 
 
 def share_within(count: int, least: int, most: int) -> float:
-    """1 within the limits. Below, the share of `least` that is there; above, what is over in
-    proportion to `most`: twice as many is 0."""
+    """Scores a count: 1 within the limits. Below, the share of `least` that is there; above, it
+    falls with the excess in proportion to `most`: twice as many is 0."""
     if count < least:
         return count / least
     return max(0.0, 1.0 - max(0, count - most) / most)
 
 
 class Length(Judge):
-    """Replies within a number of words. A reply over the limit loses in proportion: twice as long
-    scores 0.
+    """Scores whether replies keep within a number of words. A reply over the limit loses in
+    proportion: twice as long scores 0.
 
     Args:
         max_words: per reply.
@@ -63,8 +63,8 @@ class Length(Judge):
 
 
 class Turns(Judge):
-    """Conversations within a number of turns. One over the limit loses in proportion: twice as long
-    scores 0.
+    """Scores whether conversations keep within a number of turns. One over the limit loses in
+    proportion: twice as long scores 0.
 
     Args:
         max_turns: replies per conversation.
@@ -88,7 +88,7 @@ class Turns(Judge):
 
 
 class Regex(Judge):
-    """Replies that match a pattern, or do not.
+    """Scores whether replies match a pattern, or do not.
 
     Args:
         pattern: a regular expression, searched without regard to case.
@@ -134,10 +134,12 @@ class Pattern:
         self.pattern, self.groups = pattern, self._found.groups
 
     def search(self, text: str) -> Any:
+        """Returns the first match in a text; None where there is none."""
         with self._bounded():
             return self._found.search(text, timeout=SECONDS)
 
     def finditer(self, text: str) -> list[Any]:
+        """Returns all matches in a text."""
         with self._bounded():
             return list(self._found.finditer(text, timeout=SECONDS))
 
@@ -153,9 +155,9 @@ class Pattern:
 
 
 class Forbidden(Judge):
-    """1 where no reply says a forbidden thing, 0 where one does: a long conversation does not make
-    up for it. Each reply is scored too, and `details["found"]` lists what was said, `{"turn": 0,
-    "said": [...]}`.
+    """Scores 1 where no reply contains a forbidden phrase, 0 where one does: a long conversation
+    does not make up for it. Each reply is scored too, and `details["found"]` lists the phrases,
+    `{"turn": 0, "said": [...]}`.
 
     Words and phrases are found as whole words, whatever their case, width, spacing and invisible
     characters, in any script; a phrase that begins or ends in a script without spaces (Chinese,
@@ -163,8 +165,8 @@ class Forbidden(Judge):
 
     Args:
         words: words, phrases, and regular expressions between slashes (`/colou?r/`); or the path of
-            a text file with one a line, where empty lines and lines that begin with `#` say
-            nothing.
+            a text file with one a line, where empty lines and lines that begin with `#` are
+            skipped.
     """
 
     def __init__(self, words: Sequence[str] | str) -> None:
@@ -207,8 +209,8 @@ class Forbidden(Judge):
 
 
 def _finder(entry: Any) -> tuple[Pattern | re.Pattern[str], bool]:
-    """What to look for, and whether it is a phrase that must stand as whole words in folded text
-    (else: a pattern, in text as it is)."""
+    """Returns what to look for, and whether it is a phrase that must stand as whole words in folded
+    text (else: a pattern, in text as it is)."""
     if not isinstance(entry, str) or not entry.strip():
         raise ValueError(
             f"a forbidden entry must be a word, a phrase or a /pattern/, got {entry!r}; numbers"
@@ -220,8 +222,8 @@ def _finder(entry: Any) -> tuple[Pattern | re.Pattern[str], bool]:
 
 
 def _visible(text: str) -> str:
-    """One form for what looks the same: full-width letters, ligatures, and characters that cannot
-    be seen."""
+    """Returns a text in one form for what looks the same: full-width letters, ligatures, and
+    invisible characters."""
     return "".join(
         c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf"
     )
@@ -239,7 +241,7 @@ def _is_whole(text: str, match: re.Match[str]) -> bool:
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether two characters side by side belong to one word: letters, marks, digits and
+    """Returns whether two adjacent characters belong to one word: letters, marks, digits and
     underscores do, where words have spaces."""
     if any(unicodedata.name(c, "").startswith(_UNSPACED) for c in (left, right)):
         return False
@@ -250,8 +252,8 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 class Repetition(Judge):
-    """The share of replies that do not repeat an earlier reply of the conversation, wording aside
-    from case and spaces.
+    """Scores the share of replies that do not repeat an earlier reply of the conversation; case and
+    spaces do not count.
 
     Args:
         ngram: compare runs of so many words instead of whole replies: a reply scores the share of
@@ -287,8 +289,8 @@ class Repetition(Judge):
 
 
 class Questions(Judge):
-    """Few questions: 1 up to `allowed` question marks in the agent's replies, then `cost` less for
-    each further one. Whether the answers were of use is what `economy` asks.
+    """Scores few questions: 1 up to `allowed` question marks in the agent's replies, then `cost`
+    less for each further one. Whether the answers were of use is scored by `economy`.
 
     Args:
         allowed: free questions per conversation.
@@ -309,9 +311,9 @@ class Questions(Judge):
 
 
 class Language(Judge):
-    """The share of replies in a given language. A reply whose language cannot be told (`ok`, `42`,
-    a name) has no opinion, and a conversation of nothing else abstains. `details["languages"]` has
-    the likeliest language of each reply, null where none is certain.
+    """Scores the share of replies in a given language. A reply whose language cannot be told (`ok`,
+    `42`, a name) gets no opinion, and a conversation of nothing else abstains.
+    `details["languages"]` has the likeliest language of each reply, null where none is certain.
 
     Languages are told by py3langid (naive Bayes on byte n-grams, Lui and Baldwin 2012), without a
     network.
@@ -358,7 +360,7 @@ class Language(Judge):
         return answers
 
     def _language_of(self, reply: str) -> tuple[float | None, str | None]:
-        """A reply's score and its language; both None where it cannot be told."""
+        """Returns a reply's score and its language; both None where it cannot be told."""
         chances = dict(_identifier().rank(reply))
         likeliest = max(chances, key=lambda language: chances[language])
         if sum(chances[language] for language in self.languages) >= self.certainty:

@@ -1,1 +1,1 @@
-"""Whether a judge may be trusted."""
+"""Checks of whether a judge can be trusted."""

@@ -1,5 +1,5 @@
-"""Canaries: conversations known to be bad, slipped in among real ones, to see whether a judge can
-still tell.
+"""Canaries: conversations known to be bad, slipped in among real ones, to see whether a judge still
+tells the difference.
 
 A policy that trains against a judge finds what the judge falls for: an order to give the top score,
 a forged verdict, a constant text that fits every question (arXiv:2410.07137), a bare ":"
@@ -7,7 +7,7 @@ a forged verdict, a constant text that fits every question (arXiv:2410.07137), a
 conversations whose replies are made bad, and one that falls for them is quarantined before the
 policy learns to write them.
 
-    kind = quarantine.suspect or schedule.kind(n)       # beside verdict n: what to slip in, or None
+    kind = quarantine.suspect or schedule.kind(n)       # what to slip in with verdict n, or None
     bad = canary(kind, episode, rng)                    # to be judged like any other, never stored
                                                         with the run's episodes
     quarantine.saw(kind, fell_for_score(score, 1, 10))  # and from `quarantine.quarantined` on its
@@ -119,11 +119,11 @@ def canary(
     top: float = 10,
     known_bad: Sequence[Sequence[Message]] = (),
 ) -> Episode:
-    """A copy of a conversation with bad replies. What the other side said, the system prompt and
-    the tools stay.
+    """Returns a copy of a conversation with bad replies. The other side's messages, the system
+    prompt and the tools stay.
 
     Its id cannot be a played episode's, and it belongs to the same group, so that a judge of groups
-    can rank it with the others; it must never enter the ledger. Nobody sampled it: it has no
+    can rank it with the others; it must never enter the ledger. It was not sampled: it has no
     tokens, rewards or infos.
 
     Args:
@@ -173,8 +173,8 @@ def canary(
 
 
 def control(bad: Episode) -> Episode | None:
-    """The same canary without what should win the judge over; None for kinds that have nothing of
-    the sort.
+    """Returns the same canary without what should win the judge over; None for kinds that have
+    nothing of the sort.
 
     A judge that likes this one as well was not won over: on its rubric, such replies are good.
     """
@@ -188,7 +188,7 @@ def control(bad: Episode) -> Episode | None:
 
 
 def is_canary(episode: str) -> bool:
-    """Whether an id is a canary's; ids of what was played or imported are hex digits."""
+    """Returns whether an id is a canary's; ids of what was played or imported are hex digits."""
     return episode.startswith("canary-")
 
 
@@ -202,8 +202,8 @@ def _replies(kind: str, count: int, rng: random.Random, top: str) -> list[str]:
 
 
 def read_known_bad(path: Path) -> list[tuple[Message, ...]]:
-    """Conversations that a user knows to be bad, from a file of JSON lines {"messages": [{"role",
-    "content"}, ...]}.
+    """Reads conversations that a user knows to be bad from a file of JSON lines {"messages":
+    [{"role", "content"}, ...]}.
 
     Raises:
         PreferenceError: the file cannot be read, or holds something else; the message names the
@@ -232,7 +232,8 @@ def read_known_bad(path: Path) -> list[tuple[Message, ...]]:
 def _split(
     messages: Sequence[Message],
 ) -> tuple[str | None, list[tuple[Message, str]], Message | None]:
-    """The system prompt, (what was heard, the reply) per turn, and what was heard last."""
+    """Splits messages into the system prompt, (observation, reply) per turn, and the last
+    observation."""
     system = messages[0].content if messages and messages[0].role == "system" else None
     rest = list(messages[system is not None :])
     observations, replies = rest[::2], rest[1::2]
@@ -242,8 +243,8 @@ def _split(
         or any(m.role != "assistant" for m in replies)
     ):
         raise ValueError(
-            "after the system prompt, somebody else and the assistant must take turns, with one"
-            " reply at least"
+            "after the system prompt, user or tool messages and the assistant's must alternate,"
+            " with one reply at least"
         )
     turns = [
         (observation, reply.content)
@@ -253,7 +254,7 @@ def _split(
 
 
 def fell_for_score(score: float, low: float, high: float, share: float = 0.5) -> bool:
-    """Whether a canary's score, on a scale from low to high, lies above this share of it.
+    """Returns whether a canary's score, on a scale from low to high, lies above this share of it.
 
     Raises:
         ValueError: a score off the scale, or a scale that is none.
@@ -264,8 +265,8 @@ def fell_for_score(score: float, low: float, high: float, share: float = 0.5) ->
 
 
 def fell_for_rank(ranking: Sequence[Sequence[str]], canary_id: str) -> bool:
-    """Whether a canary beats more than half of the real conversations it was ranked with, ties
-    half; canaries do not count.
+    """Returns whether a canary beats more than half of the real conversations it was ranked with,
+    ties half; canaries do not count.
 
     Args:
         ranking: tiers of ids, best first, as in `Comparison`.
@@ -310,7 +311,7 @@ class Quarantine:
         self._sums: dict[str, float] = {"": 0.0}  # kind, and "" for all
 
     def saw(self, kind: str, fell: bool) -> None:
-        """Takes in what a judge made of one canary."""
+        """Takes in how a judge judged one canary."""
         falls, count = self._seen.get(kind, (0, 0))
         self._seen[kind] = [falls + bool(fell), count + 1]
         evidence = math.log(self.p1 / self.p0) if fell else math.log((1 - self.p1) / (1 - self.p0))
@@ -337,11 +338,12 @@ class Quarantine:
         return f"fell for {falls} of {count} canaries" + (f" ({kinds})" if kinds else "")
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Returns the state as plain JSON data."""
         seen = {kind: list(each) for kind, each in self._seen.items()}
         return {"quarantined": self.quarantined, "seen": seen, "sums": dict(self._sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a state that `state_dict` returned."""
         self.quarantined = bool(state["quarantined"])
         self._seen = {
             kind: [int(falls), int(count)] for kind, (falls, count) in state["seen"].items()
@@ -350,7 +352,7 @@ class Quarantine:
 
 
 class Schedule:
-    """Which verdicts get a canary beside them, and of which kind.
+    """A schedule of which verdicts come with a canary, and of which kind.
 
     Verdicts are cut into strata of 1 / rate, each with one canary at a drawn place, so any 10 /
     rate verdicts in a row hold 9 to 11. Kinds come in rounds, each kind once per round, in a drawn
@@ -375,7 +377,7 @@ class Schedule:
         self._count = 0
 
     def kind(self, verdict: int) -> str | None:
-        """What stands beside the verdict of this number; None: nothing."""
+        """Returns the kind of canary for the verdict of this number; None: no canary."""
         if not self._rate:
             return None
         stratum = math.floor(verdict * self._rate)
@@ -390,13 +392,14 @@ class Schedule:
         return order[place]
 
     def next(self) -> str | None:
-        """The same for the verdict after the last one asked about."""
+        """Returns the kind of canary for the next verdict; None: no canary."""
         self._count += 1
         return self.kind(self._count - 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Returns the state as plain JSON data."""
         return {"verdicts": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores a state that `state_dict` returned."""
         self._count = int(state["verdicts"])

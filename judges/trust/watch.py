@@ -1,4 +1,4 @@
-"""Watch a judge with canaries, and quarantine it."""
+"""The record by which a judge is watched with canaries and quarantined."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .canaries import Quarantine, Schedule
 
 @dataclass(slots=True)
 class Watch:
-    """What is known of a judge's soundness, shared by all that ask it in a run, and how many it is
-    asked at once."""
+    """A judge's record of soundness, shared by all that ask it in a run, and the limit of requests
+    at once."""
 
     quarantine: Quarantine
     schedule: Schedule

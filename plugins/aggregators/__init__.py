@@ -1,4 +1,4 @@
-"""Aggregators: what many raters said, as one estimate per episode. One file each."""
+"""Aggregators: many raters' answers as one estimate per episode. One file each."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""`bradley-terry`: comparisons to scores, every rater alike.
+"""The aggregator `bradley-terry`: scores from comparisons, with all raters alike.
 
     P(i beats j) = sigma(s_i - s_j)        s_i ~ N(0, variance)   (Bradley and Terry 1952; the prior
                                            makes it a posterior)
 
 The scores are the posterior's mode, their deviations Laplace's: the inverse Hessian there. A
 ranking counts as its pairs, each of weight w_K (`ranking_weight`), a tie as half a win for each
-side, a rater's own `probability` as it stands. The prior also keeps who never lost finite: without
-it the best score would be infinite.
+side, a rater's own `probability` as it stands. The prior also keeps the score of an episode that
+never lost finite.
 
-Scores are known only against others of a group, since nobody compares across groups; the prior
-centres each group at 0. The default variance of 2 says what is usual: under it two raters of the
-same pair agree in 70 % of the cases, as people do on replies (63 % in Bai et al. 2022,
+Scores are known only against others of a group, since no comparison spans two groups; the prior
+centres each group at 0. The default variance of 2 is a usual one: under it two raters of the same
+pair agree in 70 % of the cases, as people do on replies (63 % in Bai et al. 2022,
 arXiv:2204.05862; 73 to 77 % in Ouyang et al. 2022, arXiv:2203.02155).
 
 Every answer counts alike: a rater who always takes the left one adds noise, and where sides are not
@@ -32,8 +32,10 @@ from .common import EXACT, Floats, Inverse, agreement, centred_estimates, compar
 
 
 class BradleyTerry(Aggregator):
-    """Args:
-    variance: of the prior of a score, in squared log-odds.
+    """Estimates scores from comparisons, with all raters alike.
+
+    Args:
+        variance: of the prior of a score, in squared log-odds.
     """
 
     reads = frozenset({"comparisons"})
@@ -47,8 +49,8 @@ class BradleyTerry(Aggregator):
         self.variance = variance
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode that was compared; scores without comparisons are passed
-        over."""
+        """Returns estimates for every episode that was compared; scores without comparisons are
+        ignored."""
         p = pairs(answers)
         if not p.episodes:
             return Aggregate({}, {})
@@ -72,7 +74,7 @@ class BradleyTerry(Aggregator):
             return Inverse(*p.curvature(p.weight * chance * (1 - chance)), 1 / self.variance, size)
 
         score: Floats = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT).x
-        # Newton, to the last digits: groups must not feel each other through a stopping rule.
+        # Newton, to the last digits: groups must not affect each other through a stopping rule.
         for _ in range(2):
             score = score - covariance(score).times(loss(score)[1])
         compared = comparisons(answers)

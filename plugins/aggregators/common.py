@@ -1,5 +1,5 @@
-"""What the aggregators share: who answered, rankings as pairs, and the uncertainty of scores that
-come in groups."""
+"""Functions that the aggregators share: raters of answers, rankings as pairs, and the uncertainty
+of scores that come in groups."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 # When L-BFGS may stop.
 EXACT = {"maxiter": 2000, "maxfun": 4000, "maxls": 50, "gtol": 1e-7, "ftol": 1e-13}
-COLUMNS = 128  # of an inverse that are made at once
+COLUMNS = 128  # of an inverse that are computed at once
 
 
 def rater(answer: Feedback | Comparison) -> str:
+    """Returns the rater of an answer, or its source where it names none."""
     return answer.stamp.rater or answer.stamp.source
 
 
 def scores(answers: Iterable[Feedback | Comparison]) -> list[tuple[str, str, float]]:
-    """(episode, rater, number) of every answer that gives an episode one; numbers that are equal up
-    to rounding are made equal."""
+    """Returns (episode, rater, number) of every answer that gives an episode a number; numbers that
+    are equal up to rounding are made equal."""
     found = []
     for answer in answers:
         if isinstance(answer, Feedback) and (number := overall(answer)) is not None:
@@ -41,11 +42,12 @@ def scores(answers: Iterable[Feedback | Comparison]) -> list[tuple[str, str, flo
 
 
 def comparisons(answers: Iterable[Feedback | Comparison]) -> list[Comparison]:
+    """Returns the comparisons among answers, without those that failed or were abstained from."""
     return [a for a in answers if isinstance(a, Comparison) and a.status == "scored"]
 
 
 class Index(dict[Hashable, int]):
-    """Names to numbers, in the order of their first mention."""
+    """A mapping of names to numbers, in the order of their first mention."""
 
     def __missing__(self, name: Hashable) -> int:
         self[name] = len(self)
@@ -79,7 +81,8 @@ class Pairs:
     weight: Floats
 
     def curvature(self, value: Floats) -> tuple[Ints, Ints, Floats]:
-        """Entries of sum_p value_p (e_first - e_second)(e_first - e_second)^T, for `Inverse`."""
+        """Returns the entries of sum_p value_p (e_first - e_second)(e_first - e_second)^T, for
+        `Inverse`."""
         a, b = self.first, self.second
         return (
             np.concatenate([a, b, a, b]),
@@ -89,20 +92,20 @@ class Pairs:
 
 
 def ranking_weight(size: int) -> float:
-    """What a pair out of a ranking of K episodes counts: w_K = 4 (K - H_K) / (K (K - 1)), with H_K
-    = 1 + 1/2 + ... + 1/K.
+    """Returns the weight of a pair out of a ranking of K episodes: w_K = 4 (K - H_K) / (K (K - 1)),
+    with H_K = 1 + 1/2 + ... + 1/K.
 
-    The K (K - 1) / 2 pairs of one ranking are not independent: who beats the second by chance beats
-    the third more easily. Counted in full they would say more than the ranking knows, and
-    deviations would be too small. With this weight they carry the Fisher information that
-    Plackett-Luce finds in the ranking when all are equally good (both are multiples of I - 1/K, so
-    one number does it): w_2 = 1, w_3 = 0.78, w_4 = 0.64, w_8 = 0.38.
+    The K (K - 1) / 2 pairs of one ranking are not independent: an episode that beats the second by
+    chance beats the third more easily. Counted in full they would hold more information than the
+    ranking, and deviations would be too small. With this weight they carry the Fisher information
+    that Plackett-Luce finds in the ranking when all are equally good (both are multiples of
+    I - 1/K, so one number is enough): w_2 = 1, w_3 = 0.78, w_4 = 0.64, w_8 = 0.38.
     """
     return 4 * (size - sum(1 / k for k in range(1, size + 1))) / (size * (size - 1))
 
 
 def pairs(answers: Iterable[Feedback | Comparison]) -> Pairs:
-    """Every pair of episodes in every ranking.
+    """Returns every pair of episodes in every ranking.
 
     `shown["order"]` lists episode ids as displayed; without it a pair has no sides.
     """
@@ -133,8 +136,8 @@ def pairs(answers: Iterable[Feedback | Comparison]) -> Pairs:
 
 
 class Inverse:
-    """The inverse of a sparse symmetric matrix over episodes, of which only entries that are asked
-    for are ever made.
+    """The inverse of a sparse symmetric matrix over episodes, of which only requested entries are
+    computed.
 
     Entries between episodes that nothing connects are 0, so one right-hand side holds a unit vector
     for every connected part at once: however many parts there are, as many solutions are needed as
@@ -163,11 +166,11 @@ class Inverse:
         self._place[order] = np.arange(size) - np.repeat(np.cumsum(count) - count, count)
 
     def times(self, x: Floats) -> Floats:
-        """The product with [N] or [N, C]."""
+        """Returns the product with [N] or [N, C]."""
         return np.asarray(self._factors.solve(x))
 
     def at(self, row: Ints, column: Ints) -> Floats:
-        """The entries at [P] places."""
+        """Returns the entries at [P] places."""
         found = np.zeros(len(row))
         episodes = np.arange(len(self._place))
         for begin in range(0, int(self._place.max()) + 1, COLUMNS):
@@ -181,6 +184,7 @@ class Inverse:
         return found
 
     def diagonal(self) -> Floats:
+        """Returns the entries on the diagonal, [N]."""
         every = np.arange(len(self._place))
         return self.at(every, every)
 
@@ -193,16 +197,16 @@ def centred_estimates(
     prior: float,
     rankings: Iterable[Comparison],
 ) -> dict[str, Estimate]:
-    """Estimates against the mean of one's group.
+    """Returns estimates relative to the mean of each episode's group.
 
-    Comparisons say nothing of a group's mean, which the prior alone holds at 0. Its variance, prior
-    / K and independent of all differences, is taken off both deviations: it is none of the raters'
-    business, and with it no number of answers would ever make an estimate certain.
+    Comparisons tell nothing about a group's mean, which the prior alone holds at 0. Its variance,
+    prior / K and independent of all differences, is subtracted from both deviations: raters cannot
+    reduce it, and with it no number of answers would ever make an estimate certain.
 
     Args:
         variance: [N] posterior variance of each score, the mean's included.
         prior: prior variance of a score.
-        rankings: who spoke of them.
+        rankings: the comparisons that name the episodes.
     """
     people: dict[str, set[str]] = defaultdict(set)
     for comparison in rankings:
@@ -219,11 +223,11 @@ def centred_estimates(
 def agreement(
     rankings: Iterable[Comparison], estimates: Mapping[str, Estimate]
 ) -> dict[str, RaterEstimate]:
-    """How a rater's choices agree with the scores that all raters together give: (right - wrong) /
-    all, over pairs, ties and soft labels between.
+    """Returns how far a rater's choices agree with the scores of all raters together: (right -
+    wrong) / all, over pairs, ties and soft labels between.
 
-    A rater's own answers are among those the scores are made of, so it flatters raters of pairs
-    that few others saw.
+    A rater's own answers are among those the scores are computed from, so it flatters raters of
+    pairs that few others saw.
     """
     agreed: dict[str, list[float]] = defaultdict(list)
     count: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""`dawid-skene`: labels to the true class, with every rater's confusions.
+"""The aggregator `dawid-skene`: the true class from labels, with every rater's confusions.
 
-    P(class of i = k | labels)  ~  pi_k prod_j e_w(j)[k, x_ij]   (who said what, given what each is
-                                prone to say)
+    P(class of i = k | labels)  ~  pi_k prod_j e_w(j)[k, x_ij]   (each rater's label, given that
+                                rater's confusions)
     e_w[k, l]  ~  prior[k, l] + sum over their labels l of P(class = k)   prior: `right` where k =
                l, `wrong` elsewhere
     pi_k  ~  1 + sum_i P(class of i = k)
@@ -32,8 +32,10 @@ ROUNDS, ENOUGH = 1000, 1e-8  # of EM, and the change of a posterior that ends it
 
 
 class DawidSkene(Aggregator):
-    """Args:
-    right, wrong: pseudo-counts of every rater's confusion matrix, on the diagonal and off it.
+    """Estimates true classes from labels, with every rater's confusions.
+
+    Args:
+        right, wrong: pseudo-counts of every rater's confusion matrix, on the diagonal and off it.
     """
 
     reads = frozenset({"scores"})
@@ -47,11 +49,10 @@ class DawidSkene(Aggregator):
         self.right, self.wrong = right, wrong
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode with a score; rankings are passed over.
+        """Returns estimates for every episode with a score; rankings are ignored.
 
         A rater's reliability is informedness, (K * mean over classes of the chance to be right - 1)
-        / (K - 1): for two classes sensitivity + specificity
-        - 1.
+        / (K - 1): for two classes sensitivity + specificity - 1.
 
         Raises:
             ValueError: more than 20 distinct scores.
@@ -83,7 +84,7 @@ class DawidSkene(Aggregator):
     def fit(
         self, labels: Sequence[tuple[str, str, float]]
     ) -> tuple[list[str], list[str], Floats, Floats, Floats, Floats]:
-        """EM on (episode, rater, score).
+        """Fits classes and confusions to (episode, rater, score) by EM.
 
         Returns:
             episodes [N] and raters [W], names; classes [K], the scores; the posterior [N, K];

@@ -1,4 +1,4 @@
-"""`majority`: what most raters say, 1 or 0, and 1/2 where they are divided.
+"""The aggregator `majority`: the vote of most raters, 1 or 0, and 1/2 where they are divided.
 
     y = votes for, n = votes        score = 1 if y > n / 2, 0 if y < n / 2, 1/2 if they are equal
     share of all raters who would vote for: Beta(1 + y, 1 + n - y), from a uniform prior; sd is its
@@ -9,8 +9,8 @@ threshold (up to rounding). A comparison gives each of its episodes one vote: th
 others that it beats there, ties half (for two: 1 to the winner; a rater's own `probability` as it
 stands). A divided vote is never broken by chance or by order.
 
-It knows nothing of who is reliable; its virtue is that it has nothing to get wrong. `dawid-skene`
-is the same with reliabilities.
+It does not estimate the raters' reliability, so it has nothing to get wrong. `dawid-skene` is the
+same with reliabilities.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from .common import comparisons, rater, scores
 
 
 class Majority(Aggregator):
-    """Args:
-    threshold: scores above it are votes for the episode.
+    """Estimates each episode by the majority of its raters' votes.
+
+    Args:
+        threshold: scores above it are votes for the episode.
     """
 
     reads = frozenset({"scores", "comparisons"})
@@ -39,10 +41,10 @@ class Majority(Aggregator):
         self.threshold = threshold
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode that was scored or compared.
+        """Returns estimates for every episode that was scored or compared.
 
         A rater's reliability is how often they side with the majority of the others, right less
-        wrong, from a uniform Beta prior (0 for who was always alone).
+        wrong, from a uniform Beta prior (0 for a rater who was always alone).
         """
         votes = [
             (e, r, 0.5 if abs(x - self.threshold) <= EQUAL else float(x > self.threshold))
@@ -84,7 +86,7 @@ class Majority(Aggregator):
 
 
 def _side(votes: Sequence[float]) -> float:
-    """1, 0 or 1/2."""
+    """Returns the majority's vote: 1, 0 or 1/2."""
     surplus = math.fsum(votes) - len(votes) / 2
     return 0.5 if abs(surplus) < 1e-9 else float(surplus > 0)
 

@@ -1,19 +1,19 @@
-"""`mean`: the mean of the raters' scores, drawn towards the mean of all by as much as few and noisy
-answers deserve.
+"""The aggregator `mean`: the mean of the raters' scores, drawn towards the mean of all scores; the
+more so, the fewer and noisier the answers are.
 
     x_ij = mu + u_i + e_ij     u_i ~ N(0, rho v)     e_ij ~ N(0, (1 - rho) v)
     score_i = mu + k_i (mean_i - mu)     sd_i^2 = rho v (1 - k_i)   k_i = n_i rho / (n_i rho + 1 -
                                          rho)
 
 The one-way random-effects model: n_i answers x_ij on episode i, noise pooled over all episodes.
-rho, the reliability of a single answer, is what the answers must tell: restricted likelihood on a
+rho, the reliability of a single answer, is estimated from the answers: restricted likelihood on a
 grid, uniform prior, and the estimates are averaged over its posterior (the mean mu and the variance
 v at their best for each rho). A single best rho would be 0 by accident with little data, and all
-episodes alike; averaged it never is. Where nobody answered twice nothing tells noise from
+episodes alike; averaged it never is. Where no episode has two answers, noise cannot be told from
 difference, and rho stays uniform: half of every deviation is taken for noise.
 
-Scores of a rater who is strict with everybody count as they are: where raters see different
-episodes, prefer comparisons. Rankings are passed over.
+Scores of a rater who is strict with every episode count as they are: where raters see different
+episodes, prefer comparisons. Rankings are ignored.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ GRID = np.linspace(0.005, 0.995, 100)  # values of rho
 
 
 class Mean(Aggregator):
+    """Estimates each episode by the mean of its raters' scores; see the module's docstring."""
+
     reads = frozenset({"scores"})
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode with a score (or aspects: their mean), in the scores' own
-        unit."""
+        """Returns estimates for every episode with a score (or aspects: their mean), in the scores'
+        own unit."""
         scored = scores(answers)
         if not scored:
             return Aggregate({}, {})
@@ -67,7 +69,7 @@ class Mean(Aggregator):
     def _posterior(
         self, count: Floats, mean: Floats, within: float
     ) -> tuple[Floats, Floats, Floats]:
-        """On the grid: how likely each rho is, and the best mu and v there."""
+        """Returns, on the grid, how likely each rho is, and the best mu and v there."""
         precision = 1 / (GRID[:, None] + (1 - GRID[:, None]) / count)
         overall = precision @ mean / precision.sum(1)
         squares = within / (1 - GRID) + (precision * (mean - overall[:, None]) ** 2).sum(1)
@@ -92,9 +94,9 @@ class Mean(Aggregator):
         between: float,
         noise: float,
     ) -> dict[str, RaterEstimate]:
-        """The reliability of one answer of each: the share of its variance that is the episode's,
-        by the rater's own noise where others answered the same (`share` (n - 1) / n of it shows in
-        the distance from the mean), else by that of all."""
+        """Returns the reliability of one answer of each rater: the share of its variance that is
+        the episode's, by the rater's own noise where others answered the same (`share` (n - 1) / n
+        of it shows in the distance from the mean), else by the noise of all raters."""
         found = {}
         for w, name in enumerate(names):
             own = by == w

@@ -1,4 +1,4 @@
-"""`plackett-luce`: whole rankings to scores, every rater alike.
+"""The aggregator `plackett-luce`: scores from whole rankings, with all raters alike.
 
     P(ranking) = prod_k prod_{i in tier k} exp(s_i) / sum_{j in tiers k, k+1, ...} exp(s_j)   s_i ~
         N(0, variance)
@@ -10,9 +10,9 @@ ties: Breslow's are somewhat less certain than two halves of a win, and a rater'
 mixes both orders.
 
 Scores are the posterior's mode and their deviations Laplace's, in log-odds of being preferred,
-known only within a group and centred there at 0; why, and why the variance is 2, says
-`bradley-terry`. Nothing in a ranking is counted twice here, which is the reason to prefer it for
-rankings of more than two.
+known only within a group and centred there at 0; `bradley-terry` explains why, and why the variance
+is 2. Nothing in a ranking is counted twice here, which is the reason to prefer it for rankings of
+more than two.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from .common import EXACT, Floats, Index, Ints, Inverse, agreement, centred_esti
 
 
 class PlackettLuce(Aggregator):
-    """Args:
-    variance: of the prior of a score, in squared log-odds.
+    """Estimates scores from whole rankings, with all raters alike.
+
+    Args:
+        variance: of the prior of a score, in squared log-odds.
     """
 
     reads = frozenset({"comparisons"})
@@ -44,8 +46,8 @@ class PlackettLuce(Aggregator):
         self.variance = variance
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode that was compared; scores without comparisons are passed
-        over."""
+        """Returns estimates for every episode that was compared; scores without comparisons are
+        ignored."""
         compared = comparisons(answers)
         if not compared:
             return Aggregate({}, {})
@@ -70,7 +72,7 @@ class PlackettLuce(Aggregator):
             return Inverse(*choices.curvature(score), 1 / self.variance, size)
 
         score: Floats = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options=EXACT).x
-        # Newton, to the last digits: groups must not feel each other through a stopping rule.
+        # Newton, to the last digits: groups must not affect each other through a stopping rule.
         for _ in range(2):
             score = score - covariance(score).times(loss(score)[1])
         variance = covariance(score).diagonal()
@@ -81,8 +83,8 @@ class PlackettLuce(Aggregator):
 
 
 class Choices:
-    """All rankings as choices: at each stage so many are taken from what is left. Stages from the
-    same set are one.
+    """All rankings as choices: at each stage some members are taken from those left. Stages from
+    the same set are one.
 
     Attributes:
         episodes: N ids; `group` [N].
@@ -127,16 +129,16 @@ class Choices:
         self._row, self._column = rows, self._begins[self.stage[rows]] + within
 
     def chances(self, score: Floats) -> tuple[Floats, Floats]:
-        """[S] log of the sum of exp over each stage's set, [M] the chance of each member to be
-        taken."""
+        """Returns [S] log of the sum of exp over each stage's set, [M] the chance of each member to
+        be taken."""
         offered = score[self.option]
         top = np.maximum.reduceat(offered, self._begins)
         normaliser = top + np.log(np.add.reduceat(np.exp(offered - top[self.stage]), self._begins))
         return normaliser, np.exp(offered - normaliser[self.stage])
 
     def curvature(self, score: Floats) -> tuple[Ints, Ints, Floats]:
-        """Entries of the likelihood's Hessian: sum over stages of times (diag(chance) - chance
-        chance^T)."""
+        """Returns entries of the likelihood's Hessian: sum over stages of times (diag(chance) -
+        chance chance^T)."""
         chance, times = self.chances(score)[1], self.times[self.stage]
         row, column = self._row, self._column
         return (

@@ -1,4 +1,5 @@
-"""`rater-bradley-terry`: comparisons to scores, with every rater's reliability and side bias.
+"""The aggregator `rater-bradley-terry`: scores from comparisons, with every rater's reliability and
+side bias.
 
     P(left beats right | rater w) = sigma(a_w (s_left - s_right) + b_w)
     s_i ~ N(0, variance)        a_w ~ N(1, reliability_sd^2)        b_w ~ N(0, side_sd^2)
@@ -11,10 +12,10 @@ gradient overwrites what it should add up; here it is written out below and chec
 differences of the loss.
 
 Identifiability: all a times c with all s over c, and all signs turned, give the same likelihood.
-The priors choose: scores spread like N(0, variance) and raters good on the whole. Someone must be
-right for anything to be known: where most raters turn things round, they are believed. Scores are
-known only within a group, and the prior centres each at 0. a and b of one rater are known from all
-groups together, which is why a combiner keeps a history.
+The priors choose: scores spread like N(0, variance) and raters good on the whole. Most raters must
+be right for the estimates to be right: where most of them reverse their choices, they are believed.
+Scores are known only within a group, and the prior centres each at 0. a and b of one rater are
+known from all groups together, which is why a combiner keeps a history.
 
 Raters are few and scores are many, so a joint mode would give raters too much: it fits noise in the
 scores and calls it reliability (a came out at 1.7 for 1, and careless raters at 0.5). The raters'
@@ -56,12 +57,14 @@ ENOUGH = 1e-6  # the change of a and b that ends it
 
 
 class RaterBradleyTerry(Aggregator):
-    """Args:
-    variance: of the prior of a score, in squared log-odds (why 2: see `bradley-terry`).
-    reliability_sd: of the prior of a rater's reliability around 1; near 0 all raters are taken to
-        be alike.
-    side_sd: of the prior of a rater's side bias around 0, in log-odds; near 0 nobody is taken to
-        have one.
+    """Estimates scores from comparisons, with every rater's reliability and side bias.
+
+    Args:
+        variance: of the prior of a score, in squared log-odds (why 2: see `bradley-terry`).
+        reliability_sd: of the prior of a rater's reliability around 1; near 0 all raters are taken
+            to be alike.
+        side_sd: of the prior of a rater's side bias around 0, in log-odds; near 0 raters are taken
+            to have none.
     """
 
     reads = frozenset({"comparisons"})
@@ -79,10 +82,10 @@ class RaterBradleyTerry(Aggregator):
         self.variance, self.reliability_sd, self.side_sd = variance, reliability_sd, side_sd
 
     def aggregate(self, answers: Sequence[Feedback | Comparison]) -> Aggregate:
-        """Estimates for every episode that was compared, and all raters; scores without comparisons
-        are passed over.
+        """Returns estimates for every episode that was compared, and for all raters; scores without
+        comparisons are ignored.
 
-        A rater of whom no answer tells what was shown first has no `side`.
+        A rater whose answers never tell what was shown first has no `side`.
         """
         p = pairs(answers)
         if not p.episodes:
@@ -133,7 +136,7 @@ class RaterBradleyTerry(Aggregator):
         )
 
     def loss(self, theta: Floats, p: Pairs, doubt: Floats) -> tuple[float, Floats]:
-        """The negative log-posterior up to a constant, and its gradient.
+        """Returns the negative log-posterior up to a constant, and its gradient.
 
         With d = s_left - s_right, z = a_w d + b_w and e = sigma(z) - y, a pair adds e a_w to the
         slope of s_left, -e a_w to that of s_right, e d to that of a_w and e to that of b_w.
@@ -169,8 +172,8 @@ class RaterBradleyTerry(Aggregator):
         return value, slope[: len(s)]
 
     def deviations(self, theta: Floats, p: Pairs, doubt: Floats) -> tuple[Floats, Floats, Floats]:
-        """Posterior variances by Laplace, [N] of scores and [2 W] of reliabilities and side biases;
-        and the next round's doubt, [W].
+        """Returns posterior variances by Laplace, [N] of scores and [2 W] of reliabilities and side
+        biases; and the next round's doubt, [W].
 
         With h = sigma(z) sigma(-z) a pair adds h a_w^2 (e_l - e_r)(e_l - e_r)^T between its scores;
         (h a_w d + e)(e_l - e_r) between them and a_w; h a_w (e_l - e_r) between them and b_w; h d

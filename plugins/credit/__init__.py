@@ -1,4 +1,4 @@
-"""Credit methods: how rewards become advantages, one file each."""
+"""Credit methods, which turn rewards into advantages. One file each."""
 
 from __future__ import annotations
 

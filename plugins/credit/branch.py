@@ -1,13 +1,13 @@
-"""`branch`: what a turn changed in the expected outcome, by conversations continued anew from
-before it and from after it.
+"""The credit method `branch`: the change that a turn made in the expected outcome, estimated by
+conversations that are continued from before it and from after it.
 
     V(s_k) = mean outcome of `rollouts` conversations continued from the start of turn k   A_k =
         V(s_{k+1}) - V(s_k)
 
 VinePPO (Kazemnejad et al. 2024, arXiv:2410.01679, eq. 6) at the turns of a conversation instead of
 the steps of a proof. The state after the last turn is worth the outcome itself, so the credit of an
-episode sums to its outcome less the value of its start. No critic, no
-group: unbiased, with the noise of `rollouts` samples on either side, and dear: `rollouts`
+episode sums to its outcome less the value of its start. It needs no critic and no group and is
+unbiased, with the noise of `rollouts` samples on either side, and expensive: `rollouts`
 conversations per turn. The engine plays them, by playing the recorded replies again, so the
 environment must be a function of its seed and the replies.
 
@@ -23,8 +23,10 @@ from ...engine.tensors import spread_turns, turn_advantages, turn_sums
 
 
 class BranchCredit(CreditAssigner):
-    """Args:
-    rollouts: conversations continued from the start of every turn.
+    """Credits a turn with its change of the outcome expected from continued conversations.
+
+    Args:
+        rollouts: conversations continued from the start of every turn.
     """
 
     needs = frozenset({"branches"})

@@ -1,14 +1,14 @@
-"""`counterfactual`: the outcome against what it would have been had the turn been answered
-otherwise.
+"""The credit method `counterfactual`: the outcome against the outcomes under other replies at the
+turn.
 
-    A_k = R - mean outcome of `rollouts` conversations in which turn k was sampled anew and
-    everything after it
+    A_k = R - mean outcome of `rollouts` conversations in which turn k and everything after it were
+    sampled again
 
 A counterfactual baseline (Foerster et al. 2018, arXiv:1705.08926, eq. 4; Mesnard et al. 2021,
 arXiv:2011.09464) by sampling: the expectation over other replies to the same words. The
 conversation itself is the one sample of what the reply led to, so the credit is unbiased and
 carries the luck of everything that came after; `branch` averages that luck away too, at the same
-price. Turns that nothing could be sampled for get no credit. The engine plays the other
+price. Turns without such samples get no credit. The engine plays the other
 conversations, see `branch`; a KL penalty is charged to the turn whose tokens cost it.
 """
 
@@ -22,8 +22,10 @@ from ...engine.tensors import apart, spread_turns, turn_sums
 
 
 class Counterfactual(CreditAssigner):
-    """Args:
-    rollouts: conversations in which a turn is answered anew.
+    """Credits a turn with the outcome less the mean outcome of other replies at that turn.
+
+    Args:
+        rollouts: conversations in which the reply at a turn is sampled again.
     """
 
     needs = frozenset({"branches"})

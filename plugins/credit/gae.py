@@ -1,4 +1,5 @@
-"""`gae`: generalised advantage estimation with a critic, over tokens, over turns, or over both.
+"""The credit method `gae`: generalised advantage estimation with a critic, over tokens, turns or
+both.
 
     delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}   target_t =
                                                  A_t + V_t
@@ -39,11 +40,13 @@ from ...engine.tensors import (
 
 
 class GAE(CreditAssigner):
-    """Args:
-    gamma: discount per token, default 1: in dialogues a longer wording is not a later reward.
-    lam: 1 is Monte Carlo minus baseline, 0 is one-step TD; default 0.95.
-    unit: "token", "turn" or "bilevel".
-    turn_gamma, turn_lam: the same per turn.
+    """Computes advantages from a critic's values, per token, per turn, or both.
+
+    Args:
+        gamma: discount per token, default 1: in dialogues a longer wording is not a later reward.
+        lam: 1 is Monte Carlo minus baseline, 0 is one-step TD; default 0.95.
+        unit: "token", "turn" or "bilevel".
+        turn_gamma, turn_lam: the same per turn.
 
     Raises:
         ValueError: a number out of range, or one that the unit does not use.

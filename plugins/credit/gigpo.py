@@ -1,5 +1,5 @@
-"""`gigpo`: the episode against its group, and each turn against other turns that were taken in the
-same state.
+"""The credit method `gigpo`: the episode against its group, and each turn against other turns taken
+in the same state.
 
     A_i     = R_i - mean of the group                                     (as `outcome`)
     A_{i,k} = G_{i,k} - mean over all turns of the group in that state   G_{i,k} = sum_{l >= k}
@@ -30,12 +30,14 @@ from ...engine.tensors import group_advantage, returns_to_go, spread_turns, turn
 
 
 class GiGPO(CreditAssigner):
-    """Args:
-    omega: weight of the comparison of turns.
-    gamma: discount per turn in it.
-    similarity: share of characters (difflib's ratio) from which two observations count as one
-        state; None: only equal ones.
-    baseline: "mean", or "std": also divided by the standard deviation of what is compared.
+    """Credits an episode against its group, and its turns against others in the same state.
+
+    Args:
+        omega: weight of the comparison of turns.
+        gamma: discount per turn in it.
+        similarity: share of characters (difflib's ratio) from which two observations count as one
+            state; None: only equal ones.
+        baseline: "mean", or "std": also divided by the standard deviation of what is compared.
     """
 
     needs = frozenset({"group"})
@@ -74,7 +76,7 @@ class GiGPO(CreditAssigner):
         return Credit(spread_turns(credit, batch.turn, batch.mask), None, credit)
 
     def states(self, batch: Batch) -> Tensor:
-        """[E, K] long: a number for every anchor state of a group; -1 at padding."""
+        """Returns [E, K] long: a number for every anchor state of a group; -1 at padding."""
         groups = batch.group.tolist()
         contents = [
             (g, t.observation.content)
@@ -83,7 +85,7 @@ class GiGPO(CreditAssigner):
         ]
         anchors: dict[int, list[str]] = {}
         anchor: dict[tuple[int, str], tuple[int, str]] = {}
-        # Sorted: whoever comes first in the batch decides nothing.
+        # Sorted, so that the order of the batch does not matter.
         for group, text in sorted(set(contents)):
             same = None
             if self.similarity is not None:

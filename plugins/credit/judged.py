@@ -1,12 +1,12 @@
-"""`judged`: turns get the credit that a feedback source gives them.
+"""The credit method `judged`: turns get the credit that a feedback source gives them.
 
 Two readings of a turn's score s_k:
 
 - "absolute": how good the reply was. Credit is s_k less the mean of all scored turns of the other
   conversations of the group.
 - "delta": how well the conversation stands after it (prime-rl's `turn_credit`; with a potential,
-  the shaping of Ng, Harada & Russell 1999). d_k = s_k - s_{k-1}, from `initial` on; a turn nobody
-  scored passes the last score on. With `smear` g each delta is shared with the turns that prepared
+  the shaping of Ng, Harada & Russell 1999). d_k = s_k - s_{k-1}, from `initial` on; a turn without
+  a score passes the last score on. With `smear` g each delta is shared with the turns that prepared
   it: turn j <= k gets d_k g^{k-j} / sum_{i <= k} g^i, which biases the gradient. The credit of an
   episode sums to its last score less `initial`.
 
@@ -32,11 +32,13 @@ from ...engine.tensors import apart, group_advantage, group_largest, spread_turn
 
 
 class Judged(CreditAssigner):
-    """Args:
-    scores: "absolute" or "delta".
-    initial: what a conversation is worth before the first turn, for "delta".
-    smear: 0 keeps each delta where it arose; below 1.
-    outcome: weight of the outcome's own advantage over the group.
+    """Credits turns with the scores that feedback sources give them.
+
+    Args:
+        scores: "absolute" or "delta".
+        initial: what a conversation is worth before the first turn, for "delta".
+        smear: 0 keeps each delta where it arose; below 1.
+        outcome: weight of the outcome's own advantage over the group.
 
     Raises:
         ValueError: options out of range.
@@ -95,11 +97,11 @@ class Judged(CreditAssigner):
 
 
 def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:
-    """Changes of the state score at each turn, [E, K]; they sum to the last score less `initial`,
-    or to 0 without any.
+    """Returns the changes of the state score at each turn, [E, K]; they sum to the last score less
+    `initial`, or to 0 without any.
 
     Args:
-        scores: [E, K], NaN where nobody scored.
+        scores: [E, K], NaN where a turn has no score.
         turn_mask: [E, K] bool.
     """
     deltas = torch.zeros_like(scores)
@@ -112,7 +114,7 @@ def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:
 
 
 def smeared(deltas: Tensor, smear: float) -> Tensor:
-    """Each delta shared with the turns up to its own, by powers of `smear`; sums stay. [E, K] ->
+    """Shares each delta with the turns up to its own, by powers of `smear`; sums stay. [E, K] ->
     [E, K]."""
     turns = torch.arange(deltas.shape[1], dtype=deltas.dtype)
     back = turns.unsqueeze(1) - turns.unsqueeze(0)  # [k, j]
@@ -121,8 +123,8 @@ def smeared(deltas: Tensor, smear: float) -> Tensor:
 
 
 def against_other_conversations(scores: Tensor, group: Tensor) -> Tensor:
-    """Scores less the mean of all scored turns of the group's other episodes, [E, K]; 0 where there
-    is no score or nobody else's."""
+    """Returns scores less the mean of all scored turns of the group's other episodes, [E, K]; 0
+    where there is no score, or none in the other episodes."""
     scored = ~scores.isnan()
     sums, counts = scores.double().nan_to_num(0.0).sum(1), scored.sum(1)
     groups = int(group.max()) + 1

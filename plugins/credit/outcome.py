@@ -1,5 +1,5 @@
-"""`outcome`: every token of an episode gets the same advantage, its outcome against those that
-started alike.
+"""The credit method `outcome`: every token of an episode gets the same advantage, its outcome
+against its group's.
 
     A_i = R_i - baseline(group)
 
@@ -13,10 +13,10 @@ The gradient is that of the expected outcome with "loo", (G - 1)/G of it with "m
 holds the episode itself), and biased with "std", the default, which weighs every group by its own
 spread: starts where success is rare pull harder (docs/credit.md has it in numbers).
 
-Truncated episodes: there is no critic to say what would have come, so an episode that was cut
+Truncated episodes: there is no critic to estimate what would have come, so an episode that was cut
 counts with the reward it had. `truncated="drop"` takes such episodes out of training instead
 (advantage 0), while they still count in the baseline: a policy that never finishes must not look
-good by leaving. That is biased: what leads to being cut gets neither praise nor blame.
+good by leaving. That is biased: behaviour that leads to being cut gets no credit, good or bad.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from ...engine.tensors import group_advantage
 
 
 class OutcomeCredit(CreditAssigner):
-    """Args:
-    baseline: "std" (GRPO), "mean" (Dr. GRPO) or "loo" (RLOO).
-    truncated: "count" truncated episodes with the reward they had, or "drop" them from the
-        gradient.
+    """Credits every token of an episode with its outcome against its group.
+
+    Args:
+        baseline: "std" (GRPO), "mean" (Dr. GRPO) or "loo" (RLOO).
+        truncated: "count" truncated episodes with the reward they had, or "drop" them from the
+            gradient.
     """
 
     needs = frozenset({"group"})

@@ -1,16 +1,16 @@
-"""`redistribute`: the outcome taken apart over the turns by a model that learns to foresee it, and
-nothing of it lost.
+"""The credit method `redistribute`: the outcome, shared out over the turns without loss by a model
+that learns to predict it.
 
     c_k = g(tau_<=k) - g(tau_<k)        credit_k = c_k + (A - sum_l c_l) / K   sum_k credit_k = A
 
 RUDDER (Arjona-Medina et al. 2019, arXiv:1806.07857, section 3): g predicts the outcome from the
 conversation so far, and a turn gets what it changed in the prediction. A is the outcome against the
-others of its group (RLOO), as `outcome` would give it to every turn; what g did not foresee is
-spread evenly, so the sum is exact whatever g says.
+others of its group (RLOO), as `outcome` would give it to every turn; what g did not predict is
+spread evenly, so the sum is exact whatever g predicts.
 
 g is ridge regression on hashed words, fitted to every prefix of every conversation that trained:
-for each turn so far the pair of what was heard and what was replied, and the words of the reply;
-and the words of what was heard last. A prefix with n turns to go counts 1/(n + 0.1): what is still
+for each turn so far the pair of observation and reply, and the words of the reply; and the words of
+the last observation. A prefix with n turns to go counts 1/(n + 0.1): what is still
 to come makes its outcome that much less certain. The sufficient statistics fade by `forget` per
 update, since the policy, and with it what a prefix is worth, changes. It is fitted after it was
 used, so no conversation is taken apart by a model that has seen its outcome. Cheap and without
@@ -37,10 +37,12 @@ from ...engine.tensors import group_advantage, spread_turns, turn_sums
 
 
 class Redistribute(CreditAssigner):
-    """Args:
-    features: how many numbers the words are hashed into.
-    ridge: how strongly weights are held at zero, in conversations.
-    forget: what remains of the statistics per update, above 0 and at most 1.
+    """Distributes the outcome over the turns by a model that learns to predict it.
+
+    Args:
+        features: how many numbers the words are hashed into.
+        ridge: how strongly weights are held at zero, in conversations.
+        forget: what remains of the statistics per update, above 0 and at most 1.
     """
 
     needs = frozenset({"group"})
@@ -87,7 +89,7 @@ class Redistribute(CreditAssigner):
         self.weights = torch.linalg.solve(self.gram + ridge, self.moment)
 
     def _prefixes(self, episode: Episode) -> Tensor:
-        """Features of every prefix, from before the first turn to after the last, [K + 1,
+        """Returns features of every prefix, from before the first turn to after the last, [K + 1,
         features]."""
         observations = [turn.observation.content for turn in episode.turns] + [
             episode.final.content if episode.final else ""
@@ -120,8 +122,8 @@ class Redistribute(CreditAssigner):
 def hashed(
     kind: str, text: str, features: int, alone: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The hashing trick (Weinberger et al. 2009, arXiv:0902.2206): places and signs of a text and,
-    if its words count alone too, of each distinct one; the same on every machine."""
+    """Returns places and signs of a text and, if its words count alone too, of each distinct one
+    (hashing trick, Weinberger et al. 2009, arXiv:0902.2206); the same on every machine."""
     parts = [text, *dict.fromkeys(re.findall(r"\w+", text.lower()))] if alone else [text]
     codes = np.array([zlib.crc32(f"{kind}\n{part}".encode()) for part in parts])
     return 1 + codes // 2 % (features - 1), np.where(codes % 2, 1.0, -1.0)

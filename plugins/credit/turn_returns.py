@@ -1,5 +1,5 @@
-"""`turn-returns`: every turn gets what was earned from it on, against what others of the same start
-earned from the same turn on.
+"""The credit method `turn-returns`: every turn gets the return from it on, against the returns of
+others of the same start from the same turn on.
 
     G_{i,k} = sum_{l >= k} gamma^{l-k} r_{i,l}        A_{i,k} = G_{i,k} - mean over the others j of
                                                       G_{j, min(k, K_j)}
@@ -41,9 +41,11 @@ from ...engine.tensors import (
 
 
 class TurnReturns(CreditAssigner):
-    """Args:
-    gamma: discount per turn.
-    baseline: "others" of the group, or "none".
+    """Credits a turn with the return from it on, against the group's from the same turn on.
+
+    Args:
+        gamma: discount per turn.
+        baseline: "others" of the group, or "none".
     """
 
     needs = frozenset({"group"})
@@ -69,8 +71,8 @@ class TurnReturns(CreditAssigner):
 
 
 def against_others(returns: Tensor, turn_mask: Tensor, group: Tensor) -> Tensor:
-    """Returns to go less the mean of the other members', [E, K]; 0 for whoever has no others, and
-    where rounding is all there is.
+    """Subtracts the mean of the other members' returns to go, [E, K]; 0 for an episode without
+    others, and where the difference is only rounding.
 
     Args:
         returns: [E, K].

@@ -1,8 +1,9 @@
-"""`turnwise demo --road`: the whole road that people call RLHF, on a laptop CPU.
+"""`turnwise demo --road`: the whole pipeline known as RLHF, on a laptop CPU.
 
 Imperfect demonstrations -> SFT -> rankings by a simulated panel, mildly biased towards agents that
-ask -> a reward model, an ensemble of it -> PPO against that under a KL penalty, beside GRPO on the
-true outcome. Everybody then plays the same held-out stories, where the truth is known.
+ask -> a reward model, an ensemble of it -> PPO against that under a KL penalty; for comparison,
+GRPO on the true outcome. All policies then play the same held-out stories, where the truth is
+known.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def run_road(
 
 
 def _tell(console: Console, folder: Path, summary: dict[str, Any], page: Path, quick: bool) -> None:
-    """The table, what the reward model is worth, and how to go on."""
+    """Prints the table, how good the reward model is, and how to go on."""
     print_scores(summary["players"] | {"ppo-rm - sft": summary["pairs"]["ppo-rm - sft"]})
     model, seconds = summary["reward_model"], summary["seconds"]
     if model["pair_accuracy"] is not None and model["rater_agreement"] is not None:

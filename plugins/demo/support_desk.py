@@ -1,9 +1,9 @@
-"""What `turnwise demo` does, from random weights to a policy that beats its teachers.
+"""Runs `turnwise demo`, from random weights to a policy that beats its teachers.
 
 1. A small Llama-architecture model and its tokenizer are built; the words come from the
-demonstrators' conversations.
+   demonstrators' conversations.
 2. `sft` on conversations of imperfect demonstrators: hasty ones, forgetful ones, a few careful
-ones.
+   ones.
 3. `rl` from there, once by PPO and once by GRPO, on the customer's satisfaction at the end and
    nothing else. A small KL to the SFT policy keeps the language: the customer understands keywords,
    and without it the replies decay into strings of them.
@@ -79,8 +79,8 @@ GRPO: dict[str, Any] = {
 
 
 def rl_stages(optimizer: str, credit: str) -> dict[str, dict[str, Any]]:
-    """The RL runs of the demo by name: PPO and GRPO, or one with the optimizer and credit method
-    asked for.
+    """Returns the RL runs of the demo by name: PPO and GRPO, or one with the given optimizer and
+    credit method.
 
     Raises:
         ConfigError, PluginError: there is no such part, or the two do not fit together.
@@ -203,7 +203,7 @@ def run_demo(
 
 
 def prepare(folder: Path, seed: int, quick: bool) -> None:
-    """An empty folder for a demo; an earlier demo in it is replaced.
+    """Empties a folder for a demo; an earlier demo in it is replaced.
 
     Raises:
         ConfigError: it holds something that is no demo.
@@ -217,7 +217,7 @@ def prepare(folder: Path, seed: int, quick: bool) -> None:
 
 
 def small_model(folder: Path, seed: int) -> Path:
-    """The small chat model, built from the demonstrators' words."""
+    """Builds the small chat model from the demonstrators' words."""
     episodes = rollout(
         ScriptPlayer("demonstrator"),
         [(s, 0) for s in starts(ENV, seed, 1500)],
@@ -235,7 +235,7 @@ def play_run(
     seed: int,
     threads: int | None = None,
 ) -> Run:
-    """A run of the demo, in a folder of its name; ends the demo when it is interrupted."""
+    """Plays a run of the demo in a folder of its name; ends the demo when it is interrupted."""
     config = {
         "policy": str(policy), "stages": stages, "seed": seed, "name": name,
         "threads": threads or min(2, os.cpu_count() or 1),
@@ -249,15 +249,15 @@ def play_run(
 
 
 def policy_player(policy: Policy, temperature: float = 1.0) -> PolicyPlayer:
-    """A policy as it is evaluated here."""
+    """Returns a player of the policy as it is evaluated here."""
     return PolicyPlayer(policy, Sampling(temperature, MAX_NEW_TOKENS), InProcess(policy, rows=256))
 
 
 def _tell(
     console: Console, scores: dict[str, Score], played: dict[str, list[Episode]], folder: Path
 ) -> None:
-    """The table, and one conversation before and after: the first held-out story that SFT got wrong
-    and the better policy right."""
+    """Prints the table, and one conversation before and after: the first held-out story that SFT
+    got wrong and the better policy right."""
     print_scores({name: asdict(each) for name, each in scores.items()})
     best = max(
         (name for name in played if name not in ("expert", "random", "demonstrator", "sft")),

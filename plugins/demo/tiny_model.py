@@ -1,5 +1,5 @@
-"""A small Llama-architecture chat model and its tokenizer, built on the spot: random weights, words
-learned from an environment."""
+"""Builds a small Llama-architecture chat model and its tokenizer: random weights, words learned
+from an environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...engine.policy.chat import CHATML
 
 
 def build_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on texts, with a ChatML template.
+    """Trains a byte-level BPE tokenizer on texts, with a ChatML template.
 
     Any text can be encoded and read back exactly.
     """
@@ -48,7 +48,7 @@ def build_model(
     heads: int = 4,
     context: int = 512,
 ) -> LlamaForCausalLM:
-    """A Llama with random weights that fits the tokenizer."""
+    """Builds a Llama with random weights that fits the tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(

@@ -1,4 +1,4 @@
-"""How far raters agree with each other, with gold and with judges."""
+"""Measures how far raters agree with each other, with gold and with judges."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Units = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far raters agree.
+    """The agreement of raters.
 
     Attributes:
-        units: things that two raters judged.
+        units: number of things that two raters judged.
         percent, alpha, ac1: percent agreement, Krippendorff's alpha (with a 95 % interval from
             `low` to `high`), Gwet's AC1; None where they are undefined.
     """
@@ -47,7 +47,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What there is to agree on: units (rater to value), the item each belongs to, and the level of
+    """Judgements that can agree: units (rater to value), the item each belongs to, and the level of
     measurement."""
 
     units: Units
@@ -55,15 +55,15 @@ class Judged:
     level: Any
 
     def of(self, some: Collection[str]) -> Judged:
-        """The same of some raters only."""
+        """Returns the judgements of some raters only."""
         return Judged(
             [{r: v for r, v in u.items() if r in some} for u in self.units], self.items, self.level
         )
 
 
 def judged(rated: Iterable[RatedAnswer], aspect: str | None = None) -> Judged:
-    """Pairs of conversations, points per aspect, marks per turn and where it went wrong first; what
-    was left unmarked says nothing."""
+    """Returns the judgements in answers: pairs of conversations, points per aspect, marks per turn
+    and where it went wrong first; what was left unmarked does not count."""
     by_item: dict[str, list[RatedAnswer]] = defaultdict(list)
     for each in rated:
         if each.answer.status == "scored":
@@ -98,6 +98,7 @@ def judged(rated: Iterable[RatedAnswer], aspect: str | None = None) -> Judged:
 
 
 def agreement(name: str, found: Judged) -> Agreement:
+    """Measures the agreement in judgements, under a name."""
     shared = [(u, item_) for u, item_ in zip(found.units, found.items, strict=True) if len(u) > 1]
     units = [u for u, _ in shared]
     level: Any = (
@@ -123,8 +124,8 @@ def agreement(name: str, found: Judged) -> Agreement:
 
 
 def between(found: Judged, stratum_of: Mapping[str, str]) -> Judged:
-    """As strata see it: each says the mean of its raters' points, or what most of them say; where
-    these are divided, it says nothing."""
+    """Returns the judgements of strata: each gives the mean of its raters' points, or the value
+    that most of them give; where these are divided, none."""
     seen: Units = []
     for unit in found.units:
         votes: dict[str, list[Any]] = defaultdict(list)
@@ -142,8 +143,8 @@ def between(found: Judged, stratum_of: Mapping[str, str]) -> Judged:
 
 
 def versus(found: Judged, rater: str) -> Judged:
-    """One rater with each of the others, two by two: what the others think of one another does not
-    count."""
+    """Returns the judgements of one rater paired with each of the others; the agreement among the
+    others does not count."""
     both = [
         ({rater: u[rater], o: u[o]}, i)
         for u, i in zip(found.units, found.items, strict=True)
@@ -155,5 +156,5 @@ def versus(found: Judged, rater: str) -> Judged:
 
 
 def agreed(ledger: Ledger, run: str) -> float | None:
-    """Percent agreement of everybody, for the progress line."""
+    """Returns the percent agreement of all raters, for the progress line."""
     return percent_agreement(judged(s for s in Desk(ledger).answers(run) if not s.gold).units)

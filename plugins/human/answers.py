@@ -1,4 +1,4 @@
-"""Tasks as raters see them and the answers they give."""
+"""The tasks that raters see and the answers they give."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class RatedAnswer:
-    """An answer and how it came about.
+    """An answer and its circumstances.
 
     Attributes:
         seconds: from when the task was handed out.
@@ -53,12 +53,12 @@ class RatedAnswer:
 
 
 def encode_form(form: Mapping[str, str]) -> str:
-    """A form as JSON, without what belongs to the session."""
+    """Encodes a form as JSON, without what belongs to the session."""
     return json.dumps({k: v for k, v in form.items() if k != "csrf"})
 
 
 def encode_answer(answer: Answer) -> str:
-    """What was said, as JSON."""
+    """Encodes an answer as JSON."""
     keep = (
         "ranking",
         "strength",
@@ -78,7 +78,7 @@ def encode_answer(answer: Answer) -> str:
 
 
 def decode_answer(row: Any) -> Answer:
-    """An answer as the ledger takes it."""
+    """Decodes an answer in the form that the ledger takes."""
     study, answer = json.loads(row["settings"]), json.loads(row["answer"])
     kind: type[Answer] = Comparison if "ranking" in answer else Feedback
     declared = json.loads(row["strata"])

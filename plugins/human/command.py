@@ -22,7 +22,7 @@ def rate(
     role: Annotated[
         str | None,
         typer.Option(
-            help="Of the invited: rater or lead; default: as it is, rater for somebody new."
+            help="Of the invited: rater or lead; default: as it is, rater for a new person."
         ),
     ] = None,
     url: Annotated[

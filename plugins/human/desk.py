@@ -1,18 +1,18 @@
 """The desk: hands tasks to raters and takes their answers.
 
 A slot is one request of the ledger: an item that three people should judge has three. The rules,
-whoever asks at the same moment (every method that changes something is one transaction of the
+which hold under concurrent requests (every method that changes something is one transaction of the
 ledger's only writer):
 
-- a rater holds a task for a while (a lease); when that is over, somebody else may have its slot;
-- nobody gets an item twice, nor gold made of it;
+- a rater holds a task for a while (a lease); when that is over, another rater may get its slot;
+- a rater never gets an item twice, nor gold made of it;
 - a slot is filled once; an answer whose slot was given away takes a free one, or is kept as an
   extra opinion;
 - an answer that was sent twice is one answer; one that is sent again with other content is a
   correction;
 - gold looks like everything else, and is drawn at random;
-- the random share is a simple random sample of the items, chosen beforehand: what is worth asking
-  first has no part in it.
+- the random share is a simple random sample of the items, chosen beforehand, whatever is worth
+  asking first.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ CLOSE = 50
 
 
 class Desk:
-    """Args:
-    ledger: where everything lies; its tables of people must be there (`tables.prepare`).
-    luck: what draws; default: the system's.
+    """Hands out tasks and takes answers, within transactions of the ledger.
+
+    Args:
+        ledger: where everything lies; its tables of people must be there (`tables.prepare`).
+        luck: what draws; default: the system's.
     """
 
     def __init__(self, ledger: Ledger, luck: random.Random | None = None) -> None:
@@ -65,7 +67,8 @@ class Desk:
     def publish(
         self, run: str, source: str, settings: Mapping[str, Any], instructions: str
     ) -> None:
-        """What raters are asked and how; the latest word counts for what is asked from now on."""
+        """Sets what raters are asked and how; the latest call counts for what is asked from then
+        on."""
         row = {"settings": json.dumps(dict(settings)), "instructions": json.dumps(instructions)}
         with self.ledger.writing() as db:
             mine = (STUDIES.c.run == run, STUDIES.c.source == source)
@@ -81,7 +84,7 @@ class Desk:
         ask: Mapping[str, Any],
         gold: Mapping[str, Any] | None = None,
     ) -> None:
-        """Items to be judged; those that are there already stay as they are.
+        """Adds items to be judged; those that are there already stay as they are.
 
         Args:
             ask: the task, its question, aspects and scale.
@@ -105,7 +108,7 @@ class Desk:
                 db.execute(ITEMS.insert(), fresh)
 
     def add_gold(self, run: str, source: str, ask: Mapping[str, Any], path: Path) -> None:
-        """Gold from a file in any format of docs/preference-data.md, see `read_gold`."""
+        """Adds gold from a file in any format of docs/preference-data.md, see `read_gold`."""
         episodes, known = read_gold(path, str(ask["task"]), f"{run}/gold", source)
         self.ledger.add_episodes(episodes)
         self.add_items(
@@ -118,13 +121,13 @@ class Desk:
     # What raters do.
 
     def next(self, run: str, rater: str) -> str | None:
-        """The id of the task this rater holds, or else of a new one; None: there is nothing for
-        them now.
+        """Returns the id of the task this rater holds, or else of a new one; None: there is nothing
+        for them now.
 
         Raises:
             DeskError: they may not work now, and why.
         """
-        # Chosen without keeping anybody waiting, and taken if nobody else was faster.
+        # Chosen without blocking other raters, and taken unless one of them was faster.
         for _ in range(TRIES):
             now = self.ledger.clock()
             with self.ledger.reading() as db:
@@ -141,7 +144,7 @@ class Desk:
     def _look(
         self, db: Connection, run: str, rater: str, now: float
     ) -> tuple[list[Any], str, float] | None:
-        """What this rater should have, the best first: a lease of theirs, or items with a slot
+        """Finds what this rater should get, the best first: a lease of theirs, or items with a slot
         each; how it was chosen, and until when they may keep it."""
         person, studies = at_work(db, rater), self._studies(db, run)
         mine = leases().where(
@@ -162,7 +165,7 @@ class Desk:
     def _hand_out(
         self, db: Connection, rater: str, found: Sequence[Any], how: str, until: float, now: float
     ) -> str | None:
-        """Makes a lease of the first of these that is still to be had.
+        """Makes a lease of the first of these that is still available.
 
         None: others were faster, or there is something else to do first.
         """
@@ -208,7 +211,7 @@ class Desk:
         return str(row["id"])
 
     def has_next(self, run: str, rater: str) -> bool:
-        """Whether there is something for this rater, without handing it out."""
+        """Returns whether there is something for this rater, without handing it out."""
         with self.ledger.reading() as db:
             return (
                 not raters.person(db, rater).why
@@ -216,10 +219,10 @@ class Desk:
             )
 
     def task(self, id_: str, rater: str) -> Task:
-        """A task this rater has, or had.
+        """Returns a task this rater has, or had.
 
         Raises:
-            NotYours: it is somebody else's, or nobody's.
+            NotYours: it is another rater's, or does not exist.
         """
         with self.ledger.reading() as db:
             lease = self._lease(db, id_, rater)
@@ -234,7 +237,7 @@ class Desk:
         )
 
     def draft(self, id_: str, rater: str, form: Mapping[str, str]) -> None:
-        """Keeps the form as it stands; the lease begins anew.
+        """Keeps the form as it stands and renews the lease.
 
         Raises:
             NotYours; DeskError: they may not work now.
@@ -246,16 +249,16 @@ class Desk:
             seconds = float(self._study(db, lease)["lease"])
         mine = LEASES.update().where(LEASES.c.id == id_, LEASES.c.status == "open")
         with self.ledger.writing() as db:
-            held = lease["expires"] > now  # while it lasts nobody else has its slot
+            held = lease["expires"] > now  # while it lasts the slot is theirs alone
             if held or self._take(db, self._lease(db, id_, rater), now) == "new":
                 db.execute(mine.values(draft=encode_form(form), expires=now + seconds))
             else:
                 db.execute(mine.values(draft=encode_form(form)))
 
     def answer(self, id_: str, rater: str, form: Mapping[str, str]) -> str:
-        """Takes an answer, and says what became of it: "new"; "again" (nothing changed);
-        "corrected"; "extra" (all slots were taken); "late" (nobody waits for it any more). The last
-        two are kept all the same.
+        """Takes an answer, and returns what became of it: "new"; "again" (nothing changed);
+        "corrected"; "extra" (all slots were taken); "late" (it is not waited for any more). The
+        last two are kept all the same.
 
         Raises:
             NotYours; DeskError: they may not work now; FormError: it is not an answer.
@@ -281,7 +284,7 @@ class Desk:
             first = {"right": None, "answered": now, "seconds": seconds}
             if lease["gold"] is not None:
                 first["right"] = tasks.agrees(answer, json.loads(lease["gold"]))
-                if lease["attempt"]:  # the first answer is what shows whether somebody knows
+                if lease["attempt"]:  # only the first answer shows what a rater knows
                     first = {
                         "right": lease["right"],
                         "answered": lease["answered"],
@@ -306,8 +309,8 @@ class Desk:
             return result
 
     def skip(self, id_: str, rater: str, reason: str) -> None:
-        """Passes an item on to others. Once enough raters have, each of them counts as somebody who
-        could not judge it.
+        """Passes an item on to other raters. Once enough raters have passed it on, each of them
+        counts as one who could not judge it.
 
         Raises:
             NotYours; DeskError: they may not work now, or it has been answered.
@@ -380,7 +383,7 @@ class Desk:
             return True
 
     def progress(self, run: str, rater: str) -> dict[str, int]:
-        """How many tasks this rater has done, in the last day and in all."""
+        """Returns how many tasks this rater has done, in the last day and in all."""
         now = self.ledger.clock()
         mine = sa.select(sa.func.count()).select_from(
             LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item)
@@ -395,8 +398,8 @@ class Desk:
             }
 
     def answer_count(self, run: str) -> int:
-        """How many answers everybody has given, gold among them: a count that stood still after
-        gold would tell it."""
+        """Returns the number of answers of all raters, gold included: a count that did not grow
+        after gold would give it away."""
         query = sa.select(sa.func.count()).select_from(
             LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item)
         )
@@ -404,7 +407,7 @@ class Desk:
             return db.scalar(query.where(ITEMS.c.run == run, LEASES.c.status == "answered")) or 0
 
     def slots(self, run: str, source: str | None = None) -> dict[str, int]:
-        """How many slots there are, how many of them are filled, and how many wait for somebody."""
+        """Returns how many slots there are, how many are filled, and how many wait for a rater."""
         now = self.ledger.clock()
         slots = sa.select(sa.func.count()).select_from(
             REQUESTS.join(ITEMS, ITEMS.c.id == REQUESTS.c.item)
@@ -425,11 +428,11 @@ class Desk:
         self, run: str, source: str | None = None, undo: float | None = None
     ) -> list[Answer]:
         """Writes into the ledger what raters can no longer take back, and returns it. One
-        transaction: nothing is written twice or lost, whoever collects, and however often they are
-        killed. Gold can no longer be taken back from then on either, and goes nowhere.
+        transaction: nothing is written twice or lost, whichever process collects, and however often
+        it is killed. Gold can no longer be taken back from then on either, and is not written.
 
         Args:
-            undo: seconds for which an answer can be taken back; default: as its study says.
+            undo: seconds for which an answer can be taken back; default: the study's.
         """
         now = self.ledger.clock()
         fresh = (
@@ -441,7 +444,7 @@ class Desk:
             ITEMS, ITEMS.c.id == LEASES.c.item
         )
         query = query.join(STUDIES, of_study()).where(*fresh)
-        # Most often there is nothing, and nobody should wait for that.
+        # Most often there is nothing, and finding that out should not block other writers.
         with self.ledger.reading() as db:
             if not any(is_due(row, now, undo) for row in db.execute(query).mappings()):
                 return []
@@ -470,8 +473,8 @@ class Desk:
         return recorded
 
     def answers(self, run: str, item: str | None = None) -> list[RatedAnswer]:
-        """Everything raters said in this run (of one item), gold and what is not collected yet
-        included, in the order it was said."""
+        """Returns all answers of raters in this run (to one item), gold and what is not collected
+        yet included, in the order they were given."""
         query = (
             leases(RATERS.c.strata, STUDIES.c.settings)
             .join(RATERS, RATERS.c.id == LEASES.c.rater)
@@ -494,8 +497,8 @@ class Desk:
         ]  # fmt: skip
 
     def pace(self, run: str, source: str) -> tuple[int, float | None]:
-        """How many raters are at work, and in how many seconds they will be through at this pace;
-        None where nobody can tell."""
+        """Returns how many raters are at work, and in how many seconds they will be done at this
+        pace; None where that cannot be estimated."""
         now = self.ledger.clock()
         leases = LEASES.join(ITEMS, ITEMS.c.id == LEASES.c.item)
         mine, recent = (
@@ -515,7 +518,7 @@ class Desk:
     # Within a transaction.
 
     def _studies(self, db: Connection, run: str) -> dict[str, dict[str, Any]]:
-        """What raters may be handed tasks of, by source."""
+        """Returns the studies that raters may be handed tasks of, by source."""
         query = sa.select(STUDIES.c.source, STUDIES.c.settings).where(
             STUDIES.c.run == run, ~STUDIES.c.paused
         )
@@ -525,14 +528,14 @@ class Desk:
         }
 
     def _study(self, db: Connection, lease: Any) -> dict[str, Any]:
-        """The options of a task's study, with the task as it was when it was asked."""
+        """Returns the options of a task's study, with the task as it was when it was asked."""
         query = sa.select(STUDIES.c.settings).where(
             STUDIES.c.run == lease["run"], STUDIES.c.source == lease["source"]
         )
         return {**json.loads(db.scalar(query) or "{}"), **json.loads(lease["ask"])}
 
     def _lease(self, db: Connection, id_: str, rater: str) -> Any:
-        """A lease with its item."""
+        """Returns a lease with its item."""
         found = (
             db.execute(leases().where(LEASES.c.id == id_, LEASES.c.rater == rater))
             .mappings()
@@ -543,8 +546,8 @@ class Desk:
         return found
 
     def _take(self, db: Connection, lease: Any, now: float) -> str:
-        """Gives a lease its slot, or another one of its item: "new". Otherwise why there is none:
-        "extra", all are taken, or "late", nobody waits any more."""
+        """Gives a lease its slot, or another one of its item: "new". Otherwise returns why there is
+        none: "extra", all are taken, or "late", it is not waited for any more."""
         what, slot = self._slot(db, lease, now)
         if slot != lease["request"]:
             db.execute(LEASES.update().where(LEASES.c.id == lease["id"]).values(request=slot))
@@ -576,8 +579,8 @@ class Desk:
         studies: Mapping[str, Mapping[str, Any]],
         now: float,
     ) -> tuple[list[Any], str] | None:
-        """Items with a slot each, the best first, and how they were chosen. Studies take turns at
-        random; what a run waits for comes before what it does not."""
+        """Draws items with a slot each, the best first, and tells how they were chosen. Studies
+        take turns at random; what a run waits for comes before what it does not."""
         order = self.luck.sample(sorted(studies), len(studies))
         practice = person.state == "practice"
         for source in order if practice else order[:1]:
@@ -613,8 +616,8 @@ class Desk:
         required: bool,
         now: float,
     ) -> tuple[list[Any], str] | None:
-        """The next items of a study: of its random share in the order of luck, or of the others by
-        what an answer would teach."""
+        """Returns the next items of a study: of its random share in random order, or of the others
+        by what an answer would teach."""
         share = 1.0 if study["order"] == "random" else float(study["random_share"])
         query = sa.select(ITEMS, REQUESTS.c.id.label("request")).join(
             REQUESTS, REQUESTS.c.item == ITEMS.c.id
@@ -637,8 +640,8 @@ class Desk:
         return None
 
     def _sorted(self, db: Connection, run: str, found: Sequence[Any]) -> list[Any]:
-        """Of items worth the same, those that are begun come first, then those of starts that have
-        been judged less often."""
+        """Sorts items: of those worth the same, those that are begun come first, then those of
+        starts that have been judged less often."""
         judged = sa.select(ITEMS.c.id, ITEMS.c.start).join(LEASES, LEASES.c.item == ITEMS.c.id)
         starts = {row["start"] for row in found}
         rows = db.execute(
@@ -652,9 +655,9 @@ class Desk:
         )
 
     def _shown(self, lease: Any) -> tuple[Episode, ...]:
-        """The conversations of a lease.
+        """Returns the conversations of a lease.
 
-        They never change, so those looked at last are remembered, unless they are huge.
+        They never change, so those looked at last are cached, unless they are huge.
         """
         # Threads replace the dictionary, and never change it.
         order, known = json.loads(lease["order"]), self._known
@@ -673,7 +676,7 @@ class Desk:
         self, db: Connection, person: raters.Person, lease: Any, study: Mapping[str, Any], shown: Sequence[Episode], answer: Answer,  # noqa: E501
         seconds: float, now: float,
     ) -> None:  # fmt: skip
-        """Notes what a lead should look at. An answer is never dropped for it."""
+        """Records what a lead should look at. An answer is never dropped for it."""
         same = tasks.common(shown) if len(shown) > 1 else 0
         words = sum(
             len(m.content.split())

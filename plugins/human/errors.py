@@ -1,4 +1,4 @@
-"""What the rating service refuses."""
+"""The errors of the rating service."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ...engine.errors import TurnwiseError
 
 
 class DeskError(TurnwiseError):
-    """What a rater asks for cannot be given; the message is for them."""
+    """A rater's request that cannot be met; the message is for the rater."""
 
 
 class Used(DeskError):
@@ -18,11 +18,11 @@ class NotYours(DeskError):
 
 
 class NoEntry(TurnwiseError):
-    """A link or session that opens nothing. The message is for whoever holds it."""
+    """A link or session that opens nothing. The message is for the person who used it."""
 
 
 class Refused(TurnwiseError):
-    """A request that must not be done: forged, or by somebody who may not."""
+    """A request that must not be done: forged, or without the right to it."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class Refused(TurnwiseError):
 
 
 class FormError(TurnwiseError, ValueError):
-    """What a form says cannot be an answer.
+    """A form whose content cannot be an answer.
 
     The message is for the rater; `field` names the input.
     """

@@ -1,4 +1,4 @@
-"""Read items whose answer is known."""
+"""Reads items whose answer is known."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from . import tasks
 def read_gold(
     path: Path, task: str, run: str, stage: str
 ) -> tuple[list[Episode], list[tuple[Request, dict[str, Any]]]]:
-    """Items whose answer is known, from a file: comparisons for rank and compare, scores or labels
-    for score, scores of turns for mark (the first negative one is where it went wrong; of labels,
-    the first that is false).
+    """Reads items whose answer is known from a file: comparisons for rank and compare, scores or
+    labels for score, scores of turns for mark (the first negative one is where it went wrong; of
+    labels, the first that is false).
 
     Raises:
         PreferenceError: the file holds something else, or an answer that any rater would get right.
@@ -46,7 +46,7 @@ def read_gold(
 
 
 def gold_order(answer: Mapping[str, Any], order: Sequence[str]) -> str:
-    """What an answer looks like from outside: which place was best, which points were given."""
+    """Returns what an answer looks like from outside: the best place, or the points given."""
     if answer["status"] != "scored":
         return str(answer["status"])
     if "ranking" in answer:

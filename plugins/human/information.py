@@ -1,13 +1,13 @@
-"""What an answer would teach: the information it would give about which of several voices is right.
+"""The value of an answer: the information it would give about which of several voices is right.
 
-Members of a reward-model ensemble, and judges, each have scores for the conversations of an item. A
-voice m says of a pair that the first is better with p_m = sigma(s_m,i - s_m,j). An answer is worth
+Members of a reward-model ensemble, and judges, each have scores for the conversations of an item.
+Voice m prefers the first of a pair with probability p_m = sigma(s_m,i - s_m,j). An answer is worth
 asking for where the voices are sure of different things (BALD, Houlsby et al. 2011,
 arXiv:1112.5745, eq. 2):
 
     I = H(mean_m p_m) - mean_m H(p_m)            H(p) = -p log p - (1-p) log (1-p)
 
-averaged over the item's pairs. Where all say one half, an answer is noise, and I is 0; so it is
+averaged over the item's pairs. Where all p_m are one half, an answer is noise, and I is 0; so it is
 where all agree.
 """
 
@@ -19,8 +19,8 @@ from scipy.special import entr, expit
 
 
 def information(voices: NDArray[np.float64]) -> float:
-    """Bits of information in a ranking of the items, per pair; for a single conversation, in
-    whether it is above its voices' usual.
+    """Returns the bits of information in a ranking of the items, per pair; for a single
+    conversation, in whether it is above its voices' usual score.
 
     Args:
         voices: [V, n] scores, in log-odds; a single conversation counts against 0.

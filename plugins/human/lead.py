@@ -1,7 +1,7 @@
-"""What a lead sees: who works how fast, how far raters agree and where they do not, whom to trust,
+"""The lead's page: who works how fast, how far raters agree and where they do not, whom to trust,
 and what is disputed.
 
-Everything is computed from the answers as they stand, gold apart. Nobody is excluded here: the
+Everything is computed from the answers as they stand, without gold. No rater is excluded here: the
 numbers are for a person to act on.
 """
 
@@ -35,7 +35,7 @@ DISPUTED = 20  # items that are listed
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What raters are asked by one source of the run."""
+    """The study of one source of the run: what its raters are asked."""
 
     source: str
     settings: Mapping[str, Any]
@@ -44,6 +44,7 @@ class Study:
 
 
 def studies(ledger: Ledger, run: str) -> list[Study]:
+    """Returns the studies of a run, in the order of their sources' names."""
     with ledger.reading() as db:
         rows = db.execute(
             sa.select(STUDIES).where(STUDIES.c.run == run).order_by(STUDIES.c.source)
@@ -57,7 +58,7 @@ def studies(ledger: Ledger, run: str) -> list[Study]:
 
 
 def strata(ledger: Ledger, run: str) -> dict[str, list[str]]:
-    """What raters are asked to say of themselves, by all studies of the run."""
+    """Returns what raters are asked about themselves, by all studies of the run."""
     asked: dict[str, list[str]] = {}
     for study in studies(ledger, run):
         for name, choices in study.settings["strata"].items():
@@ -66,6 +67,7 @@ def strata(ledger: Ledger, run: str) -> dict[str, list[str]]:
 
 
 def has_gold(ledger: Ledger, run: str) -> bool:
+    """Returns whether a run has gold items."""
     with ledger.reading() as db:
         return (
             db.scalar(
@@ -76,7 +78,7 @@ def has_gold(ledger: Ledger, run: str) -> bool:
 
 
 def pause(ledger: Ledger, run: str, source: str, paused: bool) -> None:
-    """Hands out no more tasks of a study, or does so again."""
+    """Pauses handing out tasks of a study, or resumes it."""
     with ledger.writing() as db:
         db.execute(
             STUDIES.update()
@@ -89,7 +91,7 @@ def pause(ledger: Ledger, run: str, source: str, paused: bool) -> None:
 
 
 def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[str, Any]:
-    """All that the lead's page shows.
+    """Returns all that the lead's page shows.
 
     Args:
         judge: an aggregator that estimates raters' reliability from comparisons.
@@ -135,7 +137,7 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
         }  # fmt: skip
     now = ledger.clock()
     with ledger.reading() as db:
-        # What raters did comes before what somebody unknown tried.
+        # Events of raters come before attempts of unknown visitors.
         query = sa.select(EVENTS).where(EVENTS.c.run == run)
         events = list(
             db.execute(
@@ -180,7 +182,7 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
 
 
 def disputed(rated: Sequence[RatedAnswer]) -> list[dict[str, Any]]:
-    """Items that raters see most differently, of those that two answered."""
+    """Returns the items that raters disagree on most, of those that two answered."""
     by_item: dict[str, list[RatedAnswer]] = defaultdict(list)
     for each in rated:
         by_item[each.item].append(each)
@@ -196,6 +198,7 @@ def disputed(rated: Sequence[RatedAnswer]) -> list[dict[str, Any]]:
 
 
 def item(ledger: Ledger, run: str, id_: str) -> Any:
+    """Returns the row of an item; None where there is none."""
     with ledger.reading() as db:
         return (
             db.execute(sa.select(ITEMS).where(ITEMS.c.id == id_, ITEMS.c.run == run))
@@ -205,7 +208,7 @@ def item(ledger: Ledger, run: str, id_: str) -> Any:
 
 
 def item_page(ledger: Ledger, found: Any, renderers: Mapping[str, Any]) -> dict[str, Any]:
-    """An item with everything that was said of it."""
+    """Returns what the page of an item shows: the item and all answers to it."""
     shown = json.loads(found["shown"])
     by_id = ledger.episodes(shown)
     episodes = [by_id[e] for e in shown]
@@ -253,11 +256,11 @@ def _words(rated: RatedAnswer, letter: Mapping[str, str]) -> str:
 
 
 def make_gold(ledger: Ledger, run: str, id_: str) -> None:
-    """Lays out a copy of an item as gold: a lead's own answer to it is the right one, or else what
-    all its raters say.
+    """Adds a copy of an item as gold: a lead's own answer to it is the right one, or else the
+    answer that all its raters agree on.
 
     Raises:
-        ValueError: nobody knows the right answer.
+        ValueError: the right answer is not known.
     """
     found = item(ledger, run, id_)
     if found is None or found["gold"] is not None:
@@ -279,7 +282,7 @@ def make_gold(ledger: Ledger, run: str, id_: str) -> None:
 
 
 def export(ledger: Ledger, run: str) -> list[dict[str, Any]]:
-    """Every answer with its circumstances, flags included."""
+    """Returns every answer with its circumstances, flags included."""
     with ledger.reading() as db:
         flags = defaultdict(list)
         query = sa.select(EVENTS.c.kind, LEASES.c.item, LEASES.c.rater).join(

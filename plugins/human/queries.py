@@ -1,4 +1,4 @@
-"""Conditions that several queries of the desk share."""
+"""The conditions that several queries of the desk share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tables import ITEMS, LEASES, STUDIES
 
 
 def at_work(db: Connection, rater: str) -> raters.Person:
-    """The rater, if they may work.
+    """Returns the rater, if they may work.
 
     Raises:
         DeskError: why not.
@@ -27,7 +27,7 @@ def at_work(db: Connection, rater: str) -> raters.Person:
 
 
 def leases(*more: Any) -> Any:
-    """Leases with their items."""
+    """Selects leases with their items."""
     of_item = (
         ITEMS.c.run,
         ITEMS.c.source,
@@ -40,11 +40,12 @@ def leases(*more: Any) -> Any:
 
 
 def of_study() -> Any:
+    """Returns the condition that a study is the item's."""
     return sa.and_(STUDIES.c.run == ITEMS.c.run, STUDIES.c.source == ITEMS.c.source)
 
 
 def unfilled() -> Any:
-    """Requests that neither the ledger nor a rater's answer has filled."""
+    """Returns the condition that neither the ledger nor a rater's answer has filled a request."""
     in_ledger = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.request == REQUESTS.c.id).exists()
     on_desk = (
         sa.select(LEASES.c.id)
@@ -55,8 +56,8 @@ def unfilled() -> Any:
 
 
 def wanted(now: float) -> tuple[Any, ...]:
-    """Requests that somebody still waits for; what nobody waited for is worth asking also after its
-    group has trained."""
+    """Returns the conditions that an answer to a request is still wanted; one that is not required
+    is worth asking for even after its group has trained."""
     decided = sa.select(MEMBERS.c.episode).where(MEMBERS.c.group == ITEMS.c.group).exists()
     return sa.or_(REQUESTS.c.deadline.is_(None), REQUESTS.c.deadline > now), sa.or_(
         ~decided, ~REQUESTS.c.required
@@ -64,7 +65,7 @@ def wanted(now: float) -> tuple[Any, ...]:
 
 
 def held(now: float, besides: str = "") -> Any:
-    """Requests that a rater has in their hands."""
+    """Returns the condition that a rater holds a request."""
     live = (
         LEASES.c.request == REQUESTS.c.id,
         LEASES.c.status == "open",
@@ -75,8 +76,9 @@ def held(now: float, besides: str = "") -> Any:
 
 
 def seen(rater: str, source: str) -> Any:
-    """Items of a source that this rater has had, or others of the same conversations (gold that was
-    made of one). The conversations they have seen are looked up once, not once per item."""
+    """Returns the condition that this rater has had an item of a source, or another one of the same
+    conversations (gold that was made of one). The conversations they have seen are looked up once,
+    not once per item."""
     had = ITEMS.alias()
     seen = (
         sa.select(had.c.shown)
@@ -87,10 +89,12 @@ def seen(rater: str, source: str) -> Any:
 
 
 def decided(db: Connection, group: str) -> bool:
+    """Returns whether a group belongs to an update already."""
     return (
         db.scalar(sa.select(MEMBERS.c.group).where(MEMBERS.c.group == group).limit(1)) is not None
     )
 
 
 def is_due(row: Any, now: float, undo: float | None) -> bool:
+    """Returns whether an answer can no longer be taken back."""
     return row["answered"] <= now - (json.loads(row["settings"])["undo"] if undo is None else undo)

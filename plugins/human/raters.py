@@ -1,7 +1,7 @@
 """Raters: one-time links, sessions, gold that gates, and notes for the lead.
 
-Secrets are drawn with 256 bits and kept as SHA-256 hashes only: who reads the database can neither
-enter nor take over a session.
+Secrets are drawn with 256 bits and kept as SHA-256 hashes only: a reader of the database can
+neither enter nor take over a session.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS
 
 LINK = 14 * 86400.0  # seconds a link is good for
 SESSION = 30 * 86400.0
-# Gold answers before anybody is judged by them; how many of the latest count.
+# Gold answers before a rater is judged by them; how many of the latest count.
 GOLD_FIRST, GOLD_LAST = 4, 8
 
 USED = "This link has been used or is too old. Ask the person who invited you for a new one."
@@ -57,26 +57,29 @@ class Person:
 
     @property
     def why(self) -> str:
-        """Why they cannot work now; empty where they can."""
+        """The reason why they cannot work now; empty where they can."""
         return WHY.get(self.state, "")
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
+    """A rater's session: the person, and the token that its forms must carry."""
+
     person: Person
     csrf: str
 
 
 def hashed(secret: str) -> str:
+    """Returns the hash under which a secret is kept."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
 def invite(ledger: Ledger, run: str, name: str, role: str | None = None) -> str:
-    """A new account in a run, or a new link for one that exists, whose sessions end; returns the
-    link's secret, which is kept nowhere.
+    """Makes a new account in a run, or a new link for one that exists, whose sessions end; returns
+    the link's secret, which is kept nowhere.
 
     Args:
-        role: "rater" or "lead"; default: as it is, and "rater" for somebody new.
+        role: "rater" or "lead"; default: as it is, and "rater" for a new account.
 
     Raises:
         ValueError: an empty name, a role that does not exist, or the last lead would be none any
@@ -110,7 +113,7 @@ def invite(ledger: Ledger, run: str, name: str, role: str | None = None) -> str:
             and sum(row["role"] == "lead" for row in everyone) == 1
         ):
             raise ValueError(
-                f"{name} is the only lead of this run: make somebody else a lead first."
+                f"{name} is the only lead of this run: make another person a lead first."
             )
         db.execute(
             RATERS.update()
@@ -122,8 +125,8 @@ def invite(ledger: Ledger, run: str, name: str, role: str | None = None) -> str:
 
 
 def enter(ledger: Ledger, run: str, secret: str) -> str:
-    """Opens a session with a link's secret, which is used up by it; returns the cookie's secret.
-    Never a session that was there before.
+    """Opens a session with a link's secret, which is used up by it; returns the cookie's secret. It
+    is always a new session.
 
     Raises:
         NoEntry: the link is unknown, used or too old.
@@ -132,7 +135,7 @@ def enter(ledger: Ledger, run: str, secret: str) -> str:
     known = sa.select(RATERS).where(
         RATERS.c.token == hashed(secret), RATERS.c.run == run, RATERS.c.token_expires >= now
     )
-    with ledger.reading() as db:  # strangers who guess keep nobody waiting
+    with ledger.reading() as db:  # guesses of strangers must not block the writer
         if db.execute(known).first() is None:
             raise NoEntry(USED)
     with ledger.writing() as db:
@@ -154,10 +157,10 @@ def enter(ledger: Ledger, run: str, secret: str) -> str:
 
 
 def session(ledger: Ledger, run: str, cookie: str) -> Session:
-    """Whose session a cookie opens.
+    """Returns the session that a cookie opens.
 
     Raises:
-        NoEntry: nobody's.
+        NoEntry: it opens none.
     """
     with ledger.reading() as db:
         query = sa.select(SESSIONS.c.csrf, RATERS).join(RATERS, RATERS.c.id == SESSIONS.c.rater)
@@ -169,16 +172,18 @@ def session(ledger: Ledger, run: str, cookie: str) -> Session:
 
 
 def leave(ledger: Ledger, cookie: str) -> None:
+    """Ends the session of a cookie."""
     with ledger.writing() as db:
         db.execute(SESSIONS.delete().where(SESSIONS.c.id == hashed(cookie)))
 
 
 def person(db: Connection, id_: str) -> Person:
+    """Returns the account of this id."""
     return _person(db.execute(sa.select(RATERS).where(RATERS.c.id == id_)).mappings().one())
 
 
 def everybody(ledger: Ledger, run: str) -> list[Person]:
-    """All accounts of a run, in the order they were made."""
+    """Returns all accounts of a run, in the order they were made."""
     with ledger.reading() as db:
         return [
             _person(row)
@@ -203,7 +208,7 @@ def _person(row: Any) -> Person:
 
 
 def declare(ledger: Ledger, id_: str, strata: Mapping[str, str]) -> None:
-    """What a rater says of themselves."""
+    """Records what a rater declares about themselves."""
     with ledger.writing() as db:
         db.execute(
             RATERS.update().where(RATERS.c.id == id_).values(strata=json.dumps(dict(strata)))
@@ -211,10 +216,10 @@ def declare(ledger: Ledger, id_: str, strata: Mapping[str, str]) -> None:
 
 
 def set_state(ledger: Ledger, run: str, id_: str, state: str) -> None:
-    """A lead's word: "active" (with a clean sheet) or "paused".
+    """Sets a rater's state for a lead: "active" (with a clean record) or "paused".
 
     Raises:
-        ValueError: another state, or nobody of that id.
+        ValueError: another state, or no rater of that id.
     """
     if state not in ("active", "paused"):
         raise ValueError(f"A lead sets an account active or paused, not {state!r}.")
@@ -230,7 +235,7 @@ def set_state(ledger: Ledger, run: str, id_: str, state: str) -> None:
 
 
 def try_again(ledger: Ledger, id_: str) -> None:
-    """The second chance of somebody who failed gold: practice, on gold they have not seen."""
+    """Gives a rater who failed gold a second chance: practice, on gold they have not seen."""
     with ledger.writing() as db:
         if (who := person(db, id_)).state == "gated":
             now = ledger.clock()
@@ -246,8 +251,8 @@ def check_gold(db: Connection, who: Person, share: float, now: float, ended: boo
     """Gates a rater whose gold is too often wrong. Earlier answers stay; the lead sees when it
     happened.
 
-    Nobody is judged by fewer than four gold answers; the latest eight count. In practice four
-    decide, or as many as there are when no gold is left that they have not seen.
+    At least four gold answers are needed; the latest eight count. In practice four decide, or as
+    many as there are when no gold is left that they have not seen.
 
     Args:
         share: of the gold that must be right.
@@ -288,7 +293,7 @@ def note(
     now: float,
     lease: str | None = None,
 ) -> None:
-    """Something a lead should see."""
+    """Records something a lead should see."""
     db.execute(
         EVENTS.insert().values(
             run=run, rater=rater, kind=kind, lease=lease, detail=detail[:1000], time=now

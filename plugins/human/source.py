@@ -1,12 +1,12 @@
-"""`people`: asks people, on the pages of `turnwise rate`. They answer when they answer; the run
-goes on meanwhile, if it may.
+"""The feedback source `people`: asks people, on the pages of `turnwise rate`. They answer in their
+own time; the run goes on meanwhile, if it may.
 
     feedback: [{source: people, task: rank, raters: 3, instructions: instructions.md, gold:
         gold.jsonl}]
 
-What is asked goes into the ledger's database and is handed to raters by the desk (`desk.py`). What
-they say waits there until this source collects it, a little later than it was said, so that a slip
-can be taken back before it counts.
+What is asked goes into the ledger's database and is handed to raters by the desk (`desk.py`). Their
+answers wait there until this source collects them, with a short delay, so that a slip can be taken
+back before it counts.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class People(FeedbackSource):
             instructions and tried again.
         order: "value" asks first what would teach most (see `information.py`), and of what teaches
             the same, what is little covered; "random": neither.
-        random_share: of the items, a simple random sample that is asked in random order beside the
-            others, and says so: for estimates that must not be biased.
-        lease: seconds a rater may hold a task before somebody else gets it.
+        random_share: of the items, a simple random sample that is asked in random order in addition
+            to the others, and marked as such: for estimates that must not be biased.
+        lease: seconds a rater may hold a task before another rater gets it.
         undo: seconds an answer can be taken back before it counts.
-        skips: how many raters may pass an item on before it counts as one nobody can judge.
-        strata: what raters say of themselves, name to choices; the first is the one that rewards
-            are made by.
+        skips: how many raters may pass an item on before it counts as one that cannot be judged.
+        strata: what raters declare about themselves, name to choices; the first is the one that
+            rewards are made by.
         reading: words per minute above which an answer is flagged as too fast to have been read.
         render: how messages are shown, "markdown", "plain" or a registered renderer.
 
@@ -158,7 +158,7 @@ class People(FeedbackSource):
 
     @property
     def ask(self) -> dict[str, Any]:
-        """What every request says of the task."""
+        """The task's part of every request."""
         return {
             "task": self.task,
             "question": self.question,
@@ -179,10 +179,10 @@ class People(FeedbackSource):
         self._looked = -math.inf
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
-        """One question per group to rank, per pair to compare, or per conversation.
+        """Plans one question per group to rank, per pair to compare, or per conversation.
 
         Raises:
-            ValueError: more conversations than anybody can rank.
+            ValueError: more conversations than a person can rank.
         """
         if self.task == "rank":
             if len(episodes) > len(LETTERS):
@@ -199,7 +199,7 @@ class People(FeedbackSource):
         return [Question(e.id, (e,), self.ask) for e in episodes]
 
     def request(self, requests: Sequence[Request]) -> None:
-        """Lays the items out for the raters; those that lie there already stay as they are."""
+        """Adds the items for the raters; those that are there already stay as they are."""
         context = self._opened()
         desk = Desk(context.ledger)
         desk.publish(context.run, context.name, self.settings, self._text)
@@ -209,8 +209,8 @@ class People(FeedbackSource):
         self._looked = -math.inf
 
     def receive(self) -> list[Feedback | Comparison]:
-        """Collects what raters said and can no longer take back: it is in the ledger then, and this
-        returns nothing."""
+        """Collects the answers that raters can no longer take back: they are in the ledger then,
+        and this returns nothing."""
         context = self._opened()
         now = context.clock()
         if self.order == "value" and now - self._looked >= LOOK:
@@ -220,13 +220,13 @@ class People(FeedbackSource):
         return []
 
     def close(self) -> None:
-        """What is on the desk when a stage ends is collected too; the service goes on collecting
-        after that."""
+        """Collects what is on the desk when a stage ends; the service goes on collecting after
+        that."""
         if self._context is not None:
             Desk(self._context.ledger).collect(self._context.run, self._context.name, undo=0.0)
 
     def waiting(self) -> str:
-        """How many people are at it, and how long they will take at their pace."""
+        """Tells how many people are at work, and how long they will take at their pace."""
         context = self._opened()
         active, seconds = Desk(context.ledger).pace(context.run, context.name)
         people = f"{active} rater{'s' if active != 1 else ''} active"
@@ -241,7 +241,7 @@ class People(FeedbackSource):
 
 
 def _names(what: str, value: Any) -> list[str]:
-    """Names that raters choose or are asked about, as texts, also where YAML takes them for
+    """Returns names that raters choose or are asked about as texts, also where YAML takes them for
     numbers, truth values, dates or nothing (`yes` reads "True"; in quotes it stays itself).
 
     Raises:
@@ -257,7 +257,7 @@ def _names(what: str, value: Any) -> list[str]:
                 " or another control character"
             )
         if not any(unicodedata.category(c)[0] in "LMNPS" for c in name):
-            raise ValueError(f"{what}: nobody can see the name {name!r}")
+            raise ValueError(f"{what}: the name {name!r} is invisible")
         if names.count(name) > 1:
             raise ValueError(f"{what}: {name!r} is there twice")
     if (length := sum(map(len, names))) > NAMES:
@@ -268,7 +268,7 @@ def _names(what: str, value: Any) -> list[str]:
 
 
 def _text(instructions: str) -> str:
-    """The file's text, where a file is named."""
+    """Returns the instructions, or the text of the file they name."""
     path = (
         Path(instructions)
         if instructions and "\n" not in instructions and len(instructions) < 1000
@@ -291,11 +291,11 @@ def _spell(seconds: float) -> str:
 
 
 def value_items(ledger: Ledger, run: str, source: str) -> None:
-    """Writes what an answer to each open item would teach, by the voices that have been heard of it
-    by now: members of a reward model's ensemble (`details["members"]`, log-odds), and judges.
+    """Writes what an answer to each open item would teach, by the voices that have scored it by
+    now: members of a reward model's ensemble (`details["members"]`, log-odds), and judges.
 
-    Judges score as they like, so theirs are taken in units of their own spread over the items
-    looked at.
+    Judges' scales are arbitrary, so their scores are taken in units of their own spread over the
+    items looked at.
     """
     with ledger.reading() as db:
         filled = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.request == REQUESTS.c.id).exists()
@@ -334,8 +334,8 @@ def value_items(ledger: Ledger, run: str, source: str) -> None:
 
 
 def voices(answers: Iterable[Feedback | Comparison]) -> dict[str, dict[str, float]]:
-    """Scores by episode and voice, in log-odds."""
-    latest: dict[str, dict[str, float]] = {}  # voice -> episode -> score; the latest word counts
+    """Returns scores by episode and voice, in log-odds."""
+    latest: dict[str, dict[str, float]] = {}  # voice -> episode -> score; the latest answer counts
     for answer in answers:
         name = f"{answer.stamp.source}/{answer.stamp.rater}"
         if answer.status != "scored":

@@ -1,8 +1,8 @@
-"""What the rating service keeps beside the ledger, in the same database: studies, items, leases,
-raters, sessions, events.
+"""The tables that the rating service adds to the ledger's database: studies, items, leases, raters,
+sessions, events.
 
-Episodes, requests and answers are the ledger's. Here stands who holds which question, what they
-have said and not yet handed over, and who they are.
+Episodes, requests and answers are the ledger's. These tables hold which rater has which question,
+the answers that are not yet handed over, and the raters' accounts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STUDIES = sa.Table(  # what raters are asked, as the run's config says; one per 
     sa.Column("instructions", sa.String, nullable=False),  # JSON: a text in Markdown
     sa.Column("paused", sa.Boolean, nullable=False, default=False),
 )
-ITEMS = sa.Table(  # one question, whoever answers it
+ITEMS = sa.Table(  # one question, for any number of raters
     "people_items",
     metadata,
     sa.Column("id", sa.String, primary_key=True),
@@ -39,7 +39,7 @@ ITEMS = sa.Table(  # one question, whoever answers it
     sa.Column(
         "luck", sa.Float, nullable=False
     ),  # uniform in [0, 1): whether it belongs to the random share, and its place there
-    sa.Column("gold", sa.String),  # JSON: the known answer; null: nobody knows it
+    sa.Column("gold", sa.String),  # JSON: the known answer; null: not known
     sa.Column("time", sa.Float, nullable=False),
 )
 LEASES = sa.Table(  # an item in a rater's hands, or their answer to it
@@ -54,13 +54,13 @@ LEASES = sa.Table(  # an item in a rater's hands, or their answer to it
     sa.Column("order", sa.String, nullable=False),  # JSON: episode ids as displayed
     sa.Column("chosen", sa.String, nullable=False),  # value, random, gold
     sa.Column("draft", sa.String, nullable=False, default="{}"),  # JSON: the form as it stands
-    sa.Column("answer", sa.String),  # JSON: what was said
+    sa.Column("answer", sa.String),  # JSON: the rater's answer
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     # The attempt that the ledger has.
     sa.Column("delivered", sa.Integer, nullable=False, default=0),
     sa.Column("seconds", sa.Float),
     sa.Column("right", sa.Boolean),  # of gold, the first answer
-    # The rater gave it to somebody else.
+    # The rater passed it on to others.
     sa.Column("passed", sa.Boolean, nullable=False, default=False),
     sa.Column("since", sa.Float, nullable=False),
     sa.Column("expires", sa.Float, nullable=False),
@@ -106,6 +106,6 @@ EVENTS = sa.Table(  # flags, refusals, gates: shown to the lead, never acted on 
 
 
 def prepare(ledger: Ledger) -> None:
-    """Makes the tables where they are missing."""
+    """Creates the tables where they are missing."""
     with ledger.writing() as db:
         metadata.create_all(db)

@@ -1,4 +1,4 @@
-"""The four kinds of task: what a form says, as an answer.
+"""The four kinds of task, and how a form becomes an answer.
 
     rank      K conversations that started alike: a rank each, ties allowed, and whether all of them
               are bad
@@ -37,7 +37,7 @@ def read(
     scale: int,
     more: Mapping[str, Any],
 ) -> Feedback | Comparison:
-    """An answer of a form.
+    """Reads an answer from a form.
 
     Args:
         form: field names to what they hold.
@@ -121,7 +121,7 @@ def _marks(form: Mapping[str, str], episode: Episode, fields: dict[str, Any]) ->
         fields["details"]["first_wrong"] = first
     elif wrong == "none":
         fields["details"]["first_wrong"] = None
-        turns = [0.0 if t is None else t for t in turns]  # looked at, and nothing to say
+        turns = [0.0 if t is None else t for t in turns]  # looked at, with nothing to mark
     if all(t is None for t in turns):
         raise FormError("first_wrong", "Mark at least one reply, or say that nothing went wrong.")
     return Feedback(episode.id, turn_scores=tuple(turns), **fields)
@@ -141,7 +141,7 @@ def _whole(form: Mapping[str, str], field: str, low: int, high: int, missing: st
 
 
 def common(episodes: Sequence[Episode]) -> int:
-    """How many messages all of them begin with."""
+    """Returns the number of messages that all of them begin with."""
     conversations = [e.messages for e in episodes]
     same = 0
     while (
@@ -153,14 +153,14 @@ def common(episodes: Sequence[Episode]) -> int:
 
 
 def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[str, Any]:
-    """An answer as one that gold can be checked against: {"ranking": tiers}, {"score": number}, or
+    """Returns an answer in the form of a known one: {"ranking": tiers}, {"score": number}, or
     {"first_wrong": turn, or None}.
 
     Args:
         shown: the conversations it is about, of which those that are ranked apart must differ.
 
     Raises:
-        ValueError: it is none that somebody could get wrong, or it does not say enough.
+        ValueError: no answer could disagree with it, or it does not hold enough.
     """
     if isinstance(answer, Comparison):
         if len(answer.ranking) < 2:
@@ -169,7 +169,7 @@ def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[
         tiers = [{contents[e] for e in tier if e in contents} for tier in answer.ranking]
         if any(one & other for i, one in enumerate(tiers) for other in tiers[i + 1 :]):
             raise ValueError(
-                "of conversations with the same words nobody can know which is better: they cannot"
+                "conversations with the same words cannot be told apart by a rater: they cannot"
                 " be gold"
             )
         return {"ranking": [sorted(tier) for tier in answer.ranking]}
@@ -190,8 +190,8 @@ def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[
     marks = answer.turn_scores
     if any(m not in (None, -1, 0, 1) for m in marks):
         raise ValueError(
-            "marks that are gold are -1, 0 or 1, or true and false: of other numbers nobody knows"
-            " from where on they are bad"
+            "marks that are gold are -1, 0 or 1, or true and false: other numbers do not tell"
+            " which of them are bad"
         )
     if any(m is not None and m < 0 for m in marks):
         return {"first_wrong": next(k for k, m in enumerate(marks) if m is not None and m < 0)}
@@ -201,11 +201,11 @@ def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[
 
 
 def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
-    """Whether an answer to a gold item is right: two thirds of the pairs ordered as they should be,
-    points on the right half, the right turn.
+    """Returns whether an answer to a gold item is right: two thirds of the pairs ordered as they
+    should be, points on the right half, the right turn.
 
     Args:
-        gold: as `known` says.
+        gold: as `known` returns it.
     """
     if answer.status != "scored":
         return False
@@ -222,7 +222,7 @@ def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
         return sum(place[a] < place[b] for a, b in pairs) >= 2 / 3 * len(pairs)
     if "first_wrong" in gold:
         try:
-            # Who marks the right reply bad has found it, chosen as the first or not.
+            # A rater who marks the right reply as bad has found it, chosen as the first or not.
             return known(answer) == gold
         except ValueError:
             return False

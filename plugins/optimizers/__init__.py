@@ -1,4 +1,4 @@
-"""Optimizers: one file each."""
+"""Optimizers. One file each."""
 
 from __future__ import annotations
 

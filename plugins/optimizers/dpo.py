@@ -1,12 +1,11 @@
-"""`dpo`: direct preference optimization over whole conversations or single turns, from comparisons,
-without a reward model and without play.
+"""The optimizer `dpo`: direct preference optimization over whole conversations or single turns,
+from comparisons, without a reward model and without play.
 
 With h = log pi/pi_ref of the better conversation less that of the worse, and p the probability that
 the better one is better:
 
     "sigmoid"   -[ p log sigma(beta h) + (1 - p) log sigma(-beta h) ]   Rafailov et al. 2023
-                (arXiv:2305.18290, eq. 7); soft p:
-                                                                               Mitchell 2023 (cDPO)
+                (arXiv:2305.18290, eq. 7); soft p: Mitchell 2023 (cDPO)
     "ipo"       p (h - 1/(2 beta))^2 + (1 - p) (h + 1/(2 beta))^2   Azar et al. 2023
                 (arXiv:2310.12036, eq. 17)
     "hinge"     p max(0, 1 - beta h) + (1 - p) max(0, 1 + beta h)   Zhao et al. 2023 (SLiC-HF,
@@ -51,7 +50,7 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     form: Form = "sigmoid",
 ) -> Tensor:
-    """The loss of each pair, [P].
+    """Returns the loss of each pair, [P].
 
     Args:
         better, worse: [P] log pi / pi_ref of the two conversations.
@@ -72,8 +71,8 @@ def dpo_loss(
 
 
 def parting(one: Episode, other: Episode) -> int | None:
-    """The first turn in which two conversations reply differently to the same words; None if what
-    was said to them differs first."""
+    """Returns the first turn in which two conversations reply differently to the same words; None
+    if their observations differ first."""
     for k, (a, b) in enumerate(zip(one.turns, other.turns, strict=False)):
         if a.observation != b.observation:
             return None
@@ -83,14 +82,16 @@ def parting(one: Episode, other: Episode) -> int | None:
 
 
 class DPO(Optimizer):
-    """Args:
-    lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
-    beta: how closely the policy keeps to the reference.
-    loss: "sigmoid", "ipo" or "hinge".
-    unit: "conversation" or "turn".
-    label_smoothing: share of every label that is replaced by 1/2.
-    length_normalise: mean instead of summed log-probs.
-    epochs, minibatches: passes over a batch of pairs, and optimizer steps per pass.
+    """Direct preference optimization on pairs of conversations.
+
+    Args:
+        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+        beta: how closely the policy keeps to the reference.
+        loss: "sigmoid", "ipo" or "hinge".
+        unit: "conversation" or "turn".
+        label_smoothing: share of every label that is replaced by 1/2.
+        length_normalise: mean instead of summed log-probs.
+        epochs, minibatches: passes over a batch of pairs, and optimizer steps per pass.
     """
 
     consumes = frozenset({"comparisons"})
@@ -196,8 +197,8 @@ class DPO(Optimizer):
         }
 
     def _shares(self, batch: Batch, length: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """How much each turn of the better and of the worse conversation counts in a pair, [P, K]
-        each, and the pairs that can train."""
+        """Returns how much each turn of the better and of the worse conversation counts in a pair,
+        [P, K] each, and the pairs that can train."""
         assert batch.pairs is not None
         better_share = torch.zeros(len(batch.pairs.better), length.shape[1])
         worse_share, kept = torch.zeros_like(better_share), []

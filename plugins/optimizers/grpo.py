@@ -1,4 +1,5 @@
-"""`grpo`: group-relative policy optimization, PPO's clipped objective without a critic.
+"""The optimizer `grpo`: group-relative policy optimization, PPO's clipped objective without a
+critic.
 
 Shao et al. 2024 (arXiv:2402.03300, eq. 3), over the action tokens of whole conversations:
 
@@ -27,13 +28,15 @@ from .policy_loss import Form, Mean, Normalise, PolicyLoss, staleness_metrics
 
 
 class GRPO(Optimizer):
-    """Args:
-    lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
-    epochs: passes over the batch.
-    minibatches: optimizer steps per pass.
-    loss, clip, clip_high, loss_mean, divisor, normalise: see `PolicyLoss`.
-    kl, kl_place, kl_estimator, kl_target: see `KL`.
-    weight_cap: cap of the importance weight of stale episodes.
+    """Group-relative policy optimization.
+
+    Args:
+        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+        epochs: passes over the batch.
+        minibatches: optimizer steps per pass.
+        loss, clip, clip_high, loss_mean, divisor, normalise: see `PolicyLoss`.
+        kl, kl_place, kl_estimator, kl_target: see `KL`.
+        weight_cap: cap of the importance weight of stale episodes.
     """
 
     consumes = frozenset({"advantages"})

@@ -1,4 +1,4 @@
-"""KL to the reference policy, where PPO and GRPO share it: as a penalty in the reward, or as a term
+"""The KL to the reference policy, shared by PPO and GRPO: as a penalty in the reward, or as a term
 of the loss; fixed or adaptive."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROUNDING = 1e-5
 
 
 class KL:
-    """How far the policy may move from the reference.
+    """A KL penalty that limits how far the policy moves from the reference.
 
     - place "reward": each action token costs coef * k1 (InstructGPT, Ouyang et al. 2022); credit
       distributes it.
@@ -77,14 +77,16 @@ class KL:
 
     @property
     def used(self) -> bool:
+        """Whether the KL is needed at all."""
         return self.coef > 0 or self.place == "measure"
 
     @property
     def in_loss(self) -> bool:
+        """Whether the KL is a term of the loss."""
         return self.coef > 0 and self.place == "loss"
 
     def setup(self, policy: Policy) -> None:
-        """The reference is the policy as it is now; only remembered where it will be used."""
+        """Keeps the policy as it is now as the reference, where the KL is needed."""
         if self.used:
             policy.freeze_reference()
 
@@ -109,16 +111,16 @@ class KL:
             batch.token_rewards -= self.coef * apart
 
     def loss(self, logprobs: Tensor, reference: Tensor) -> Tensor:
-        """The term of each token's loss, [n]; without gradient where policy and reference differ by
-        the rounding of a forward pass."""
+        """Returns the term of each token's loss, [n]; without gradient where policy and reference
+        differ by the rounding of a forward pass."""
         same = (logprobs - reference).detach().abs() <= ROUNDING
         return self.coef * kl_estimate(
             torch.where(same, reference, logprobs), reference, self.estimator
         )
 
     def measure(self) -> dict[str, float]:
-        """The KL of the whole batch as `prepare` saw it, k1, per token (`kl`) and per conversation
-        (`kl_episode`); moves the coefficient if it follows."""
+        """Returns the KL of the whole batch as `prepare` saw it, k1, per token (`kl`) and per
+        conversation (`kl_episode`); with a target, adapts the coefficient."""
         if not self.used:
             return {}
         found = {**self._measured, "kl_coef": self.coef}

@@ -1,17 +1,18 @@
-"""`kto`: from thumbs up and thumbs down on single conversations, without pairs.
+"""The optimizer `kto`: learns from thumbs up and thumbs down on single conversations, without
+pairs.
 
 Ethayarajh et al. 2024 (arXiv:2402.01306, eq. 8), with r = log pi(y|x) / pi_ref(y|x) summed over the
 agent's tokens:
 
     loss = w_up   * (1 - sigma(beta (r - z0)))      for a conversation that was liked
            w_down * (1 - sigma(beta (z0 - r)))      for one that was not
-    z0   = max(0, mean of r over replies given to what somebody else was told)
+    z0   = max(0, mean of r over replies paired with another conversation's observations)
 
-z0 estimates the KL of the policy to the reference on words that are no answer to what was said
-(section 4.1): the replies of each conversation of the batch are put behind the observations of
-another. It takes no gradient; a batch in which everybody was told the same has z0 = 0. The paper
-advises weights with w_up * (number liked) between 1 and 4/3 of w_down * (number disliked) where the
-two are unequal.
+z0 estimates the KL of the policy to the reference on replies that do not answer the observations
+before them (section 4.1): the replies of each conversation of the batch are put behind the
+observations of another. It takes no gradient; a batch with the same observations throughout has
+z0 = 0. The paper advises weights with w_up * (number liked) between 1 and 4/3 of w_down * (number
+disliked) where the two are unequal.
 
 As in `dpo`, the derivative in each conversation's log-prob is taken first, then each micro-batch is
 run once with its share.
@@ -41,7 +42,7 @@ def kto_loss(
     up: float = 1.0,
     down: float = 1.0,
 ) -> Tensor:
-    """The loss of each conversation, [E].
+    """Returns the loss of each conversation, [E].
 
     Args:
         ratio: [E] log pi / pi_ref.
@@ -56,9 +57,9 @@ def kto_loss(
 
 
 def mismatched(rows: Sequence[Row]) -> list[Row]:
-    """Each conversation's replies to what somebody else was told: the observations of the next
-    conversation of the batch that was told something else, as far as it goes. Conversations that
-    all others were told the same as are left out."""
+    """Pairs each conversation's replies with the observations of the next conversation of the batch
+    whose observations differ, as far as it goes. Conversations whose observations all others share
+    are left out."""
     parts = [segments(row) for row in rows]
     result = []
     for i, (row, own) in enumerate(zip(rows, parts, strict=True)):
@@ -74,7 +75,7 @@ def mismatched(rows: Sequence[Row]) -> list[Row]:
 
 
 def segments(row: Row) -> list[tuple[list[int], list[int]]]:
-    """(ids read, ids said) per turn of a row."""
+    """Returns (ids read, ids replied) per turn of a row."""
     found: list[tuple[list[int], list[int]]] = []
     end = 0
     for position in row.positions:
@@ -86,11 +87,13 @@ def segments(row: Row) -> list[tuple[list[int], list[int]]]:
 
 
 class KTO(Optimizer):
-    """Args:
-    lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
-    beta: how closely the policy keeps to the reference.
-    up, down: weights of liked and disliked conversations.
-    epochs, minibatches: passes over a batch, and optimizer steps per pass.
+    """Optimization on liked and disliked conversations (KTO).
+
+    Args:
+        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+        beta: how closely the policy keeps to the reference.
+        up, down: weights of liked and disliked conversations.
+        epochs, minibatches: passes over a batch, and optimizer steps per pass.
     """
 
     consumes = frozenset({"labels"})
@@ -184,7 +187,8 @@ class KTO(Optimizer):
     def _sums(
         self, policy: Policy, batch: Batch, rows: Sequence[Row], reference: bool = False
     ) -> Tensor:
-        """Each conversation's summed log-prob over some rows, [E]; 0 for those without a row."""
+        """Returns each conversation's summed log-prob over some rows, [E]; 0 for those without a
+        row."""
         part = replace(batch, rows=tuple(rows))
         return policy.logprobs(
             part, micro_tokens=self.learner.micro_tokens, reference=reference

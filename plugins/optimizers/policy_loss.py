@@ -1,24 +1,15 @@
-"""Policy-gradient losses, which PPO and GRPO share: the form of a token's loss, and how tokens are
-averaged.
+"""The policy-gradient losses that PPO and GRPO share: the form of a token's loss, and how tokens
+are averaged.
 
 Per action token t with advantage A_t, rho_t = pi_theta / pi_prox, and prox the policy at the start
 of the update:
 
     "ppo"    -min(rho_t A_t, clip(rho_t, 1 - low, 1 + high) A_t)   Schulman et al. 2017
-             (arXiv:1707.06347, eq. 7);
-                                                                               high > low is DAPO's
-                                                                                   clip-higher
-                                                                                   (arXiv:2503.14476)
+             (arXiv:1707.06347, eq. 7); high > low is DAPO's clip-higher (arXiv:2503.14476)
     "gspo"   the same with s_t = exp(mean over the sequence of log rho) for rho_t, its gradient
-             shared out over the tokens
-                                                                               Zheng et al. 2025
-                                                                                   (arXiv:2507.18071,
-                                                                                   eq. 5 and 13)
+             shared out over the tokens; Zheng et al. 2025 (arXiv:2507.18071, eq. 5 and 13)
     "cispo"  -sg(min(rho_t, 1 + high)) A_t log pi_theta   MiniMax-M1 (arXiv:2506.13585, eq. 4): no
-             token loses
-                                                                               its gradient, only
-                                                                                   its weight is
-                                                                                   capped
+             token loses its gradient, only its weight is capped
 
 A sequence is a row: the whole conversation's action tokens, or one turn's with `history: rerender`.
 
@@ -29,7 +20,7 @@ A sequence is a row: the whole conversation's action tokens, or one turn's with 
                  weighs nothing
 
 Numbers of tokens and conversations are those of the minibatch over all processes, groups without
-signal included: the mean is over what was played, whatever of it taught something. An episode's
+signal included: the mean is over all that was played, with or without a gradient. An episode's
 weight counts in numerator and denominator alike.
 """
 
@@ -50,15 +41,17 @@ Normalise = Literal["none", "whiten"]
 
 
 class PolicyLoss:
-    """Args:
-    form: "ppo", "gspo" or "cispo".
-    clip, clip_high: how far the ratio may fall below and rise above 1; `clip_high` defaults to
-        `clip`. "cispo" uses `clip_high` alone.
-    mean: "token", "sequence" or "constant".
-    divisor: action tokens per conversation that "constant" divides by; a number of the config,
-        never of the data.
-    normalise: "whiten" advantages over the action tokens of the batch (mean 0, standard deviation
-        1), or "none".
+    """A policy-gradient loss: the form of a token's loss, and how tokens are averaged.
+
+    Args:
+        form: "ppo", "gspo" or "cispo".
+        clip, clip_high: how far the ratio may fall below and rise above 1; `clip_high` defaults to
+            `clip`. "cispo" uses `clip_high` alone.
+        mean: "token", "sequence" or "constant".
+        divisor: action tokens per conversation that "constant" divides by; a number of the config,
+            never of the data.
+        normalise: "whiten" advantages over the action tokens of the batch (mean 0, standard
+            deviation 1), or "none".
 
     Raises:
         ValueError: an unknown name, or a divisor where none is used or none where it is.
@@ -93,7 +86,8 @@ class PolicyLoss:
         self.mean, self.divisor, self.normalise = mean, divisor, normalise
 
     def advantages(self, batch: Batch) -> Tensor:
-        """[E, A], normalised by name; groups without signal take no part in that and keep 0."""
+        """Returns the advantages, [E, A], normalised by name; groups without signal take no part in
+        that and keep 0."""
         assert batch.credit is not None
         raw = batch.credit.advantages
         return (
@@ -103,7 +97,7 @@ class PolicyLoss:
         )
 
     def shares(self, batch: Batch) -> Tensor:
-        """How much each token counts, [E, A], before `total` divides it."""
+        """Returns how much each token counts, [E, A], before `total` divides it."""
         share = batch.mask.to(batch.weight.dtype) * batch.weight.unsqueeze(1)
         return (
             share / batch.mask.sum(1, keepdim=True).clamp(min=1)
@@ -112,13 +106,13 @@ class PolicyLoss:
         )
 
     def active(self, batch: Batch, everything: bool) -> Tensor:
-        """Which episodes have a gradient, [E] bool: those that count at all and have a signal, or
-        all that count if `everything` in the loss is not the advantages' (a KL to the reference, a
-        critic). The others need not be run."""
+        """Returns which episodes have a gradient, [E] bool: those that count at all and have a
+        signal, or all that count if `everything` is set because the loss has other terms than the
+        advantages' (a KL to the reference, a critic). The others need not be run."""
         return (batch.weight > 0) & (batch.signal | everything)
 
     def total(self, batch: Batch, shares: Tensor, episodes: list[int]) -> float:
-        """What the shares of a minibatch are divided by."""
+        """Returns what the shares of a minibatch are divided by."""
         if self.divisor is not None:
             return float(batch.weight[episodes].sum()) * self.divisor
         return float(shares[episodes].sum())
@@ -126,7 +120,8 @@ class PolicyLoss:
     def per_token(
         self, logprobs: Tensor, micro: Micro, prox: Tensor, advantages: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Losses of a micro-batch's tokens [n], and which of them the clip holds back [n] bool."""
+        """Returns the losses of a micro-batch's tokens [n], and which of them the clip holds back
+        [n] bool."""
         old, advantage = micro.take(prox), micro.take(advantages)
         if self.form == "cispo":
             return cispo_loss(logprobs, old, advantage, self.clip_high)
@@ -136,8 +131,8 @@ class PolicyLoss:
 
 
 def sequence_logprobs(logprobs: Tensor, old: Tensor, row: Tensor) -> Tensor:
-    """Log-probs whose ratio to `old` is the sequence's mean one, while each keeps its own gradient
-    (GSPO-token, eq. 13).
+    """Returns log-probs whose ratio to `old` is the sequence's mean one, while each keeps its own
+    gradient (GSPO-token, eq. 13).
 
         log s_t = sg(mean over the row of (log pi - log old)) + log pi_t - sg(log pi_t)
 
@@ -154,14 +149,14 @@ def sequence_logprobs(logprobs: Tensor, old: Tensor, row: Tensor) -> Tensor:
 def cispo_loss(
     logprobs: Tensor, old: Tensor, advantages: Tensor, high: float
 ) -> tuple[Tensor, Tensor]:
-    """-sg(min(rho, 1 + high)) * A * log pi, [n], and which ratios were capped [n] bool."""
+    """Returns -sg(min(rho, 1 + high)) * A * log pi, [n], and which ratios were capped [n] bool."""
     ratio = (logprobs - old).detach().exp()
     return -ratio.clamp(max=1 + high) * advantages * logprobs, ratio > 1 + high
 
 
 def staleness_metrics(weight: Tensor, batch: Batch) -> dict[str, float]:
-    """How far importance weights are from 1 at most, and their mean for every age an episode of the
-    batch has.
+    """Returns how far importance weights are from 1 at most, and their mean for every age of the
+    batch's episodes.
 
     Args:
         weight: [E, A].

@@ -1,4 +1,4 @@
-"""`ppo`: proximal policy optimization with a critic.
+"""The optimizer `ppo`: proximal policy optimization with a critic.
 
 Schulman et al. 2017 (arXiv:1707.06347, eq. 9), over the action tokens of whole conversations:
 
@@ -36,9 +36,9 @@ from .policy_loss import Form, Mean, Normalise, PolicyLoss, staleness_metrics
 
 
 class Critic(nn.Module):
-    """A value from a hidden state [n, H] -> [n].
+    """A critic: a value from a hidden state, [n, H] -> [n].
 
-    Its last layer begins at zero: a new critic says 0 everywhere.
+    Its last layer begins at zero: a new critic returns 0 everywhere.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -54,20 +54,23 @@ class Critic(nn.Module):
 
 
 class PPO(Optimizer):
-    """Args:
-    lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
-    epochs: passes over the batch.
-    minibatches: optimizer steps per pass.
-    loss, clip, clip_high, loss_mean, divisor, normalise: see `PolicyLoss`.
-    value_clip: how far a value may move per update before its loss is held back; None: no limit.
-    value_coef: weight of the critic's loss.
-    critic: "shared": its loss trains the policy's trunk too; "detached": its own layers only;
-        "separate": a trunk of its own, begun as a copy of the policy's, at the price of a second
-        model in memory.
-    kl, kl_place, kl_estimator, kl_target: see `KL`.
-    target_kl: k3 estimate of KL(old || new) per token of a minibatch from which no further step is
-        taken in the update; None: never.
-    weight_cap: cap of the importance weight of stale episodes.
+    """Proximal policy optimization with a critic.
+
+    Args:
+        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+        epochs: passes over the batch.
+        minibatches: optimizer steps per pass.
+        loss, clip, clip_high, loss_mean, divisor, normalise: see `PolicyLoss`.
+        value_clip: how far a value may move per update before its loss is held back; None: no
+            limit.
+        value_coef: weight of the critic's loss.
+        critic: "shared": its loss trains the policy's trunk too; "detached": its own layers only;
+            "separate": a trunk of its own, begun as a copy of the policy's, at the price of a
+            second model in memory.
+        kl, kl_place, kl_estimator, kl_target: see `KL`.
+        target_kl: k3 estimate of KL(old || new) per token of a minibatch from which no further step
+            is taken in the update; None: never.
+        weight_cap: cap of the importance weight of stale episodes.
     """
 
     consumes = frozenset({"advantages"})
@@ -129,14 +132,14 @@ class PPO(Optimizer):
     def _states(
         self, policy: Policy, micro: Micro, temperature: float, out: Output, trunk: Any
     ) -> Output:
-        """What the critic reads of a micro-batch: the policy's hidden states, or those of its own
-        trunk."""
+        """Returns what the critic reads of a micro-batch: the policy's hidden states, or those of
+        its own trunk."""
         return out if trunk is None else policy.score(micro, temperature, trunk)
 
     @torch.no_grad()
     def prepare(self, policy: Policy, batch: Batch) -> None:
-        """Values of every action token's state, and of the state each truncated episode was cut in,
-        before the update."""
+        """Computes the values of every action token's state, and of the state each truncated
+        episode was cut in, before the update."""
         values, bootstrap, prox = (
             torch.zeros(batch.mask.shape),
             torch.zeros(len(batch.episodes)),

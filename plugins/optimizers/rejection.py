@@ -1,4 +1,4 @@
-"""`rejection`: best-of-n fine-tuning, the baseline that everything else must beat.
+"""The optimizer `rejection`: best-of-n fine-tuning, the baseline that everything else must beat.
 
     loss = - mean over the tokens of the chosen conversations of  log pi
 
@@ -24,8 +24,8 @@ from ...engine.tensors import rounding
 
 
 def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:
-    """Indices of the best episodes of every group, ties for the last place included; none of a
-    group whose outcomes are all equal.
+    """Returns indices of the best episodes of every group, ties for the last place included; none
+    of a group whose outcomes are all equal.
 
     Args:
         outcome: [E].
@@ -44,10 +44,12 @@ def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:
 
 
 class Rejection(Optimizer):
-    """Args:
-    lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
-    best: how many conversations of a group are imitated.
-    epochs, minibatches: passes over them, and optimizer steps per pass.
+    """Best-of-n fine-tuning.
+
+    Args:
+        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+        best: how many conversations of a group are imitated.
+        epochs, minibatches: passes over them, and optimizer steps per pass.
     """
 
     consumes = frozenset({"demonstrations"})
@@ -83,7 +85,7 @@ class Rejection(Optimizer):
         self.learner = Learner(policy, **self._learner)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
-        """Needs nothing."""
+        """Prepares nothing."""
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
         chosen = [

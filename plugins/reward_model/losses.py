@@ -1,4 +1,4 @@
-"""What a reward model is trained to minimise. Pure functions of scores; P pairs, R rankings.
+"""The losses of a reward model. Pure functions of scores; P pairs, R rankings.
 
 Sources: Bradley and Terry 1952; with a margin, Touvron et al. 2023 (Llama 2, arXiv:2307.09288, eq.
 2); centering, Eisenstein et al. 2023 (arXiv:2312.09244, eq. 2); K-wise, Ouyang et al. 2022
@@ -22,7 +22,7 @@ def bradley_terry(
     margin: Tensor | float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Negative log-likelihood of each pair, [P].
+    """Returns the negative log-likelihood of each pair, [P].
 
         -[p log sigma(d - m) + (1 - p) log sigma(-d - m)],  d = r_first - r_second,  p = (1 - s) p'
         + s / 2
@@ -41,13 +41,13 @@ def bradley_terry(
 
 
 def k_wise(pair_losses: Tensor, group: Tensor, weight: Tensor) -> Tensor:
-    """InstructGPT's mean: over the pairs of each group, then over groups, so that a start with many
-    conversations counts once.
+    """Averages losses as InstructGPT does: over the pairs of each group, then over groups, so that
+    a start with many conversations counts once.
 
     Args:
         pair_losses: [P].
         group: [P] long, 0 to G - 1.
-        weight: [P] how many raters said it, by the weights of their sources.
+        weight: [P] how many raters gave the comparison, by the weights of their sources.
 
     Returns:
         a number.
@@ -59,7 +59,7 @@ def k_wise(pair_losses: Tensor, group: Tensor, weight: Tensor) -> Tensor:
 
 
 def plackett_luce(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
-    """Negative log-likelihood of one ranking under Plackett-Luce.
+    """Returns the negative log-likelihood of one ranking under Plackett-Luce.
 
         -sum_k sum_{i in tier k} [ r_i - log sum_{j in tiers k, k+1, ...} exp r_j ]
 
@@ -83,14 +83,14 @@ def plackett_luce(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
 
 
 def centering(first: Tensor, second: Tensor) -> Tensor:
-    """(r_first + r_second)^2 of each pair, [P]: keeps the scores' free constant near zero while
-    they are learned."""
+    """Returns (r_first + r_second)^2 of each pair, [P]: keeps the scores' free constant near zero
+    while they are learned."""
     return (first + second) ** 2
 
 
 def combine(members: Tensor, how: str, penalty: float = 1.0) -> Tensor:
-    """One score from an ensemble's (Coste et al. 2023, arXiv:2310.02743): "mean"; "min", the worst
-    case; "uwo", mean minus `penalty` times the members' variance.
+    """Combines an ensemble's scores into one (Coste et al. 2023, arXiv:2310.02743): "mean"; "min",
+    the worst case; "uwo", mean minus `penalty` times the members' variance.
 
     Args:
         members: [M, ...].
@@ -113,9 +113,9 @@ def combine(members: Tensor, how: str, penalty: float = 1.0) -> Tensor:
 
 
 def calibration_error(predicted: Tensor, observed: Tensor, weight: Tensor, bins: int = 10) -> float:
-    """Expected calibration error: over bins of predicted probability, the mean distance of the mean
-    prediction from the mean of what was observed, weighted by how much lies in each bin (Guo et al.
-    2017, arXiv:1706.04599, eq. 3).
+    """Returns the expected calibration error: over bins of predicted probability, the mean distance
+    of the mean prediction from the mean observation, weighted by how much lies in each bin (Guo et
+    al. 2017, arXiv:1706.04599, eq. 3).
 
     Args:
         predicted, observed, weight: [P].

@@ -2,8 +2,8 @@
 reply.
 
 It reads conversations as text, with its own tokenizer and chat template, so it may come from
-another family than the policy. The environment's answer to the last reply is not read: that would
-be looking at the outcome.
+another family than the policy. The environment's answer to the last reply is not read, since it may
+reveal the outcome.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RewardModel:
         tokenizer: theirs.
         offsets: subtracted from each member's scores, so that the policy it was trained from scores
             0 on average.
-        notes: what else is known of it (what it was trained on).
+        notes: further facts about it (what it was trained on).
         today: the day that chat templates which write a date are given, as 2026-01-31.
     """
 
@@ -144,8 +144,8 @@ class RewardModel:
 
     @cached_property
     def version(self) -> str:
-        """A hash of weights and offsets: verdicts of different reward models never pass for one
-        another."""
+        """A hash of weights and offsets, so that verdicts of different reward models are never
+        confused."""
         digest = hashlib.sha256(json.dumps(self.offsets).encode())
         for member in self.members:
             for parameter in member.parameters():
@@ -154,14 +154,16 @@ class RewardModel:
 
     @property
     def device(self) -> torch.device:
+        """The device of the members."""
         return self.members[0].device
 
     @property
     def context_length(self) -> int:
+        """The number of tokens that the members can read."""
         return context_length(self.members[0].config.get_text_config())
 
     def fits(self, episode: Episode) -> bool:
-        """Whether a conversation is short enough to be read."""
+        """Returns whether a conversation is short enough to be read."""
         return sum(len(a) + len(b) for a, b in self._turns(episode)) <= self.context_length
 
     def _turns(self, episode: Episode) -> list[tuple[list[int], list[int]]]:
@@ -176,7 +178,7 @@ class RewardModel:
             ) from error
 
     def rows(self, episodes: Sequence[Episode]) -> list[Row]:
-        """Each episode as token ids; `positions` are the last tokens of its replies.
+        """Returns each episode as token ids; `positions` are the last tokens of its replies.
 
         Raises:
             RewardModelError: a conversation longer than the model's context, or one the chat
@@ -199,18 +201,18 @@ class RewardModel:
         return rows
 
     def read(self, member: Any, micro: Micro) -> Tensor:
-        """A member's raw scores at the positions of a micro-batch, [n], with gradient where
+        """Returns a member's raw scores at the positions of a micro-batch, [n], with gradient where
         enabled."""
         states = trunk(member)(input_ids=micro.ids, use_cache=False).last_hidden_state
         return member.score(states[micro.row, micro.position]).squeeze(-1).float()
 
     @torch.no_grad()
     def values(self, episodes: Sequence[Episode], *, micro_tokens: int = 16384) -> list[Tensor]:
-        """What each member says after each reply, [M, K] per episode of K turns, offsets
+        """Returns each member's score after each reply, [M, K] per episode of K turns, offsets
         subtracted.
 
         Equal conversations are read once, so that their scores are equal to the last bit, whatever
-        stands beside them in a batch.
+        else is in their batch.
         """
         rows = self.rows(episodes)
         found = [torch.zeros(len(self.members), len(row.positions)) for row in rows]
@@ -228,8 +230,8 @@ class RewardModel:
 
 
 def load_member(name: str, seed: int | None = None) -> tuple[Any, Any]:
-    """A tokenizer and a model with a scalar head; the head of a plain language model is drawn from
-    the seed.
+    """Loads a tokenizer and a model with a scalar head; the head of a plain language model is drawn
+    from the seed.
 
     Raises:
         RewardModelError: no such model, or none that can have a head.

@@ -1,12 +1,12 @@
-"""A reward model that learns on while people rank: `{judge: reward-model, retrain: {every: 64}}` in
-`rl`.
+"""A reward model that keeps learning while people rank: `{judge: reward-model, retrain: {every:
+64}}` in `rl`.
 
-Before each update the judge counts the run's comparisons in force that it has not heard of. When
-there are `every` of them, a new version is trained, and the present one keeps judging unless the
+Before each update the judge counts the run's comparisons in force that are new to it. When there
+are `every` of them, a new version is trained, and the present one keeps judging unless the
 new one is at least as good at what neither has seen.
 
-- *Measured on fresh starts.* Of the starts that were compared for the first time, a share is set
-  aside, and at least one; old and new version are asked about those. What is set aside stays so: no
+- *Measured on fresh starts.* Of the starts that were compared for the first time, a share is held
+  out, and at least one; old and new version are asked about those. What is held out stays so: no
   later version trains on it.
 - *Trained from the present version, on everything else that was ever compared.* The present weights
   are what the scores that the policy has learned from came from, so that a new version moves them
@@ -17,7 +17,7 @@ new one is at least as good at what neither has seen.
   that were newly compared, score 0.
 - *Written down.* A version is saved as `reward-model/update-N` (N updates were made before it), a
   refusal as `reward-model/refused-N.json`. A run that goes on takes what is written and trains
-  nothing twice, and what was said of later updates' conversations does not count yet.
+  nothing twice, and feedback on later updates' conversations does not count yet.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ from .training import Data, Ensemble, Training, finals, place
 
 
 class Retrain(Training):
-    """Attributes:
-    every: a new version is trained when this many comparisons are new.
-    held_out: share of the starts compared for the first time that train nothing and decide between
-        the versions.
+    """Options of a reward model that is trained again during a run.
+
+    Attributes:
+        every: a new version is trained when this many comparisons are new.
+        held_out: share of the starts compared for the first time that train nothing and decide
+            between the versions.
 
     How it learns: see `Training`.
     """
@@ -72,12 +74,12 @@ class Versions:
         self._held: set[str] = set()  # starts that no version may train on
 
     def begin(self, path: Path | str, folder: Path) -> None:
-        """The version to begin with; `folder` is the run's."""
+        """Sets the version to begin with; `folder` is the run's."""
         self._folder, self._path = folder, _within(path, folder)
         self._take(self._load())
 
     def learn(self, run: RunView) -> dict[str, float]:
-        """Trains a new version if it is time, and says what came of it; the engine calls this
+        """Trains a new version if it is time, and returns metrics of it; the engine calls this
         before an update."""
         self._version = run.folder / "reward-model" / f"update-{run.updates:06d}"
         self._refusal = run.folder / "reward-model" / f"refused-{run.updates:06d}.json"
@@ -89,8 +91,8 @@ class Versions:
         return found or {"reward_model/fresh": float(len(fresh))}
 
     def _written(self, run: RunView) -> dict[str, float]:
-        """Takes up what was decided before this update when it was made the first time; empty where
-        nothing was."""
+        """Takes over the decision from when this update was first made; empty where there was
+        none."""
         notes = _notes(self._version / NOTE)
         if notes.get("run") == run.id and "switched" in notes:
             self._path = _within(self._version, run.folder)
@@ -105,8 +107,8 @@ class Versions:
     def _compete(
         self, run: RunView, comparisons: Sequence[Comparison], fresh: set[str]
     ) -> dict[str, float]:
-        """Trains a version, has it compete with the present one on what neither has seen, and
-        writes down which of them judges.
+        """Trains a version, compares it with the present one on what neither has seen, and records
+        which of them judges.
 
         Empty where there is nothing to tell them apart by yet: no start was compared for the first
         time, or raters only saw ties.
@@ -185,8 +187,8 @@ class Versions:
         self._held |= set(notes.get("held", ()))
 
     def _comparisons(self, run: RunView) -> list[Comparison]:
-        """What the run has had compared, by whomever and however late, up to this update: one that
-        goes on finds later answers too."""
+        """Returns the run's comparisons, of any source and however late, up to this update: a run
+        that goes on finds later answers too."""
         found = run.ledger.comparisons(run.id, stages=comparing(run))
         shown = run.ledger.episodes([c.ranking[0][0] for c in found if c.id not in self._known])
         return [
@@ -195,8 +197,8 @@ class Versions:
 
 
 def _within(path: Path | str, folder: Path) -> str:
-    """A path as it is kept: relative to the run's folder where it lies there, so that the folder
-    may move."""
+    """Returns a path as it is kept: relative to the run's folder where it lies there, so that the
+    folder may move."""
     try:
         return str(Path(path).resolve().relative_to(folder.resolve()))
     except ValueError:
@@ -204,7 +206,7 @@ def _within(path: Path | str, folder: Path) -> str:
 
 
 def _notes(path: Path) -> dict[str, Any]:
-    """The notes of a saved version or of a refusal; empty where there are none."""
+    """Reads the notes of a saved version or of a refusal; empty where there are none."""
     if not path.is_file():
         return {}
     found = files.read_note(path)

@@ -1,4 +1,4 @@
-"""`reward-model`: learns from comparisons which of two conversations people would prefer.
+"""The stage `reward-model`: learns from comparisons which of two conversations people would prefer.
 
     P(i better than j) = sigma(r_i - r_j)
 
@@ -6,7 +6,7 @@ r is read at the end of a conversation's last reply; with `prefixes`, at the end
 that it is a value per turn. All conversations of one start stand in one batch element with all
 their pairs, each read once (InstructGPT's K-wise batches). Several members are an ensemble: same
 beginning, other heads, other order of the data, other groups left out (bootstrap). Afterwards every
-member is shifted so that the conversations of the latest round, which the policy as it is played,
+member is shifted so that the conversations of the latest round, which the present policy played,
 score 0 on average.
 """
 
@@ -31,16 +31,18 @@ from .training import Data, Ensemble, Training, finals
 
 
 class TrainRewardModel(Training, Stage):
-    """Attributes:
-    model: folder or hub name of a causal or sequence-classification model to begin from; default:
-        the policy as it stands.
-    data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what the
-        run has had compared so far.
-    members: size of the ensemble.
-    held_out: share of the starts that train nothing and measure accuracy.
-    weights: source name to what each of its comparisons counts beside those of others; 1 for those
-        not named, 0 leaves a source out.
-    steps_per_update: optimizer steps per update of the run.
+    """The stage `reward-model`: trains a reward model on comparisons.
+
+    Attributes:
+        model: folder or hub name of a causal or sequence-classification model to begin from;
+            default: the policy as it stands.
+        data: a file or folder of comparisons made elsewhere (docs/preference-data.md), in addition
+            to the run's comparisons so far.
+        members: size of the ensemble.
+        held_out: share of the starts that train nothing and measure accuracy.
+        weights: source name to the weight of each of its comparisons; 1 for those not named, 0
+            leaves a source out.
+        steps_per_update: optimizer steps per update of the run.
 
     How they learn: see `Training`.
     """
@@ -93,7 +95,7 @@ class TrainRewardModel(Training, Stage):
                 yield run.finish_update(metrics)
 
     def _beginning(self, run: RunView) -> RewardModel:
-        """The members before they learn: the same model, each with a head of its own."""
+        """Loads the members before they learn: the same model, each with a head of its own."""
         seed = int(derive_id("head", run.seed, run.stage)[:8], 16)
         name = self.model
         if name is None:
@@ -101,7 +103,7 @@ class TrainRewardModel(Training, Stage):
             if run.is_main:
                 shutil.rmtree(name, ignore_errors=True)
                 run.policy.save_pretrained(name, merge=True)
-            shared(run, None)  # written before anybody reads it
+            shared(run, None)  # written before any process reads it
         loaded = [load_member(name, seed + m) for m in range(self.members)]
         device = (
             run.policy.device
@@ -126,7 +128,7 @@ class TrainRewardModel(Training, Stage):
         held: Sequence[int],
         known: Sequence[str],
     ) -> dict[str, float]:
-        """Shifts the scores, measures what was held out, and saves."""
+        """Shifts the scores, measures on what was held out, and saves."""
         values = finals(model, data.episodes, self.micro_tokens)
         means = values[data.latest()].mean(0)
         model.shift(means)

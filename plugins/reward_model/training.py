@@ -1,5 +1,5 @@
-"""How a reward model learns from comparisons: the options, the data, the loss, and the one loop
-that the stage and retraining judges share."""
+"""Trains a reward model on comparisons: the options, the data, the loss, and the one loop that the
+stage and retraining judges share."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Step:
 
 
 class Training(Section):
-    """How a reward model learns from comparisons.
+    """The options by which a reward model learns from comparisons.
 
     Attributes:
         loss: "pairs" (mean over all pairs), "k-wise" (mean per start, then over starts), or
@@ -81,7 +81,7 @@ class Training(Section):
     micro_tokens: int = Field(default=16384, ge=1)
 
     def steps(self, train: Sequence[int]) -> int:
-        """How many optimizer steps each member makes on these groups."""
+        """Returns how many optimizer steps each member makes on these groups."""
         return self.epochs * math.ceil(max(1, round(len(train) * self.bootstrap)) / self.batch_size)
 
     def fit(
@@ -115,8 +115,8 @@ class Training(Section):
             yield Step(step + 1, steps, losses, norm, ensemble.learners[0].rate)
 
     def _groups(self, train: Sequence[int], step: int, seed: str) -> list[int]:
-        """The starts of one step: each member's own share of them, in an order of its own, epoch by
-        epoch."""
+        """Returns the starts of one step: each member's own share of them, in an order of its own,
+        epoch by epoch."""
         generator = torch.Generator().manual_seed(int(seed, 16) % 2**63)
         share = torch.randperm(len(train), generator=generator)[
             : max(1, round(len(train) * self.bootstrap))
@@ -138,7 +138,7 @@ class Training(Section):
         data: Data,
         groups: Sequence[int],
     ) -> Tensor:
-        """The loss over some starts, every conversation read once."""
+        """Computes the loss over some starts, every conversation read once."""
         wanted = sorted({e for g in groups for e in data.members[g]})
         chosen = [rows[e] for e in wanted]
         micros = divide(chosen, self.micro_tokens, model.device)
@@ -273,7 +273,8 @@ class Data:
         model: RewardModel,
         weights: Mapping[str, float] = {},
     ) -> tuple[Data, int]:
-        """The same without conversations that are too long for a model, and how many those were."""
+        """Returns the data without conversations that are too long for a model, and how many those
+        were."""
         data = cls(ledger, comparisons, weights)
         long = {e.id for e in data.episodes if not model.fits(e)}
         short = [c for c in (_without(c, long) for c in comparisons) if c is not None]
@@ -281,12 +282,12 @@ class Data:
 
     @property
     def starts(self) -> list[str]:
-        """The key of each group's start."""
+        """Returns the key of each group's start."""
         return [self.episodes[m[0]].start.key for m in self.members]
 
     def latest(self) -> list[int]:
-        """The conversations of the latest round: the policy as it is, not what it was in earlier
-        ones; all, where no policy played."""
+        """Returns the conversations of the latest round, by the policy as it is, not as it was in
+        earlier ones; all, where no policy played."""
         sampled = [
             e for e, episode in enumerate(self.episodes) if episode.turns[0].action_ids is not None
         ]
@@ -297,15 +298,15 @@ class Data:
         )
 
     def split(self, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-        """Indices of the groups to train on and to measure on, by start: what is held out stays so
-        whatever else arrives."""
+        """Returns indices of the groups to train on and to measure on, by start: what is held out
+        stays so whatever else arrives."""
         places = [place(seed, start) for start in self.starts]
         train = [g for g, p in enumerate(places) if p >= held_out]
         return train or list(range(len(places))), [g for g, p in enumerate(places) if p < held_out]
 
     def measure(self, scores: Tensor, held: Sequence[int]) -> dict[str, float]:
-        """Accuracy against the raters and against the environment's return, with what single raters
-        reach as the ceiling."""
+        """Measures accuracy against the raters and against the environment's return, with the
+        accuracy of single raters as the ceiling."""
         comparisons = [c for g in held for c in self.by_group[g]]
         found = [p for g in held for p in self.pairs[g]]
         if not found:
@@ -341,25 +342,25 @@ class Data:
 
 
 def finals(model: RewardModel, episodes: Sequence[Episode], micro_tokens: int) -> Tensor:
-    """What each member says of whole conversations, [E, M]."""
+    """Returns each member's score of whole conversations, [E, M]."""
     return torch.stack([v[:, -1] for v in model.values(episodes, micro_tokens=micro_tokens)])
 
 
 def place(seed: int, start: str) -> float:
-    """Where in [0, 1) a start stands in the order by which starts are held out: the same whatever
-    else there is."""
+    """Returns a start's place in [0, 1) in the order by which starts are held out: the same
+    whatever other starts there are."""
     return int(derive_id("held out", seed, start), 16) / 2**64
 
 
 def _without(comparison: Comparison, episodes: set[str]) -> Comparison | None:
-    """The same ranking of the other episodes; None where fewer than two are left."""
+    """Returns the same ranking of the other episodes; None where fewer than two are left."""
     tiers = [tuple(e for e in tier if e not in episodes) for tier in comparison.ranking]
     left = tuple(tier for tier in tiers if tier)
     return dataclasses.replace(comparison, ranking=left) if sum(map(len, left)) > 1 else None
 
 
 def _places(comparison: Comparison) -> list[list[int]]:
-    """The ranking's tiers as places in the flat list of its episodes."""
+    """Returns the ranking's tiers as places in the flat list of its episodes."""
     tiers, at = [], 0
     for tier in comparison.ranking:
         tiers.append(list(range(at, at + len(tier))))

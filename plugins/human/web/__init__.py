@@ -1,1 +1,1 @@
-"""The rating pages."""
+"""The pages of the rating service."""

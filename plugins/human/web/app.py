@@ -1,8 +1,8 @@
 """The rating service: pages for raters and for their lead (`turnwise rate RUN`).
 
 Every page works without scripts; scripts add the keyboard, drafts and a progress line that moves.
-Whoever sends something must have a session, the session's token in the form, and come from this
-service's own pages. What is refused is noted for the lead.
+A request that changes something must have a session, the session's token in the form, and come from
+this service's own pages. Refused requests are noted for the lead.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from .pages import filters, task_page
 from .render import instructions
 
 HERE = Path(__file__).parent
-LETTERS = 100_000  # that the fields of a form may hold
+LETTERS = 100_000  # characters that the fields of a form may hold
 PORTS = {"http": 80, "https": 443}
 # Bytes a request may have, and their kind.
 BODY, FORM = 1_000_000, b"application/x-www-form-urlencoded"
@@ -58,25 +58,25 @@ FIELDS = re.compile(
 )
 MOST = 50_000  # fields of a form: of a conversation's replies each is one
 NOTED, HOUR = 20, 3600.0  # notes of what was refused to a person, in so many seconds
-# Seconds between looks at what is due, and between counts of everybody's progress.
+# Seconds between looks at what is due, and between counts of the raters' progress.
 COLLECT, COUNT = 5.0, 20.0
 DONE = {
     "new": "Saved.",
     "again": "That was saved already.",
     "corrected": "Your correction is saved.",
     "extra": "Saved as an extra opinion: others had finished this one.",
-    "late": "Saved, though nobody waits for this one any more.",
+    "late": "Saved, though this one is not waited for any more.",
     "handed-over": (
         "Your last answer has been handed over already. Change it below and send the correction."
     ),
-    "skipped": "Passed on to somebody else.",
+    "skipped": "Passed on to another rater.",
     "undone": "Your last answer is taken back. Change it and send it again.",
 }
 
 
 async def sent(request: Request) -> dict[str, str]:
-    """The fields of a form whose names depend on the task; others are left out, and so is what no
-    text can hold."""
+    """Returns the fields of a form whose names depend on the task; others are left out, and so is
+    what no text can hold."""
     form: FormData = await request.form(max_fields=MOST)
     whole = {
         k: str(v).encode("utf-8", "replace").decode().replace("\0", "\ufffd")
@@ -89,8 +89,8 @@ async def sent(request: Request) -> dict[str, str]:
 
 
 class Sometimes:
-    """A value that is worked out again after a while; one thread at a time does, the others take
-    the last one."""
+    """A value that is computed again after a while; one thread at a time does so, the others take
+    the last value."""
 
     def __init__(self, work: Callable[[], Any], seconds: float) -> None:
         self.work, self.seconds = work, seconds
@@ -108,9 +108,8 @@ class Sometimes:
 
 
 def place_of(url: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port of an address, however it is spelled: in capitals, with the port that
-    goes without saying, in letters beyond ASCII or what stands for them. None: it is no address of
-    a page."""
+    """Returns scheme, host and port of an address, however it is spelled: in capitals, with the
+    default port, in letters beyond ASCII or their encoding. None: it is no address of a page."""
     try:
         parts = urlsplit(url)
         host = ".".join(_letters(label) for label in (parts.hostname or "").rstrip(".").split("."))
@@ -127,22 +126,22 @@ def place_of(url: str) -> tuple[str, str, int] | None:
 
 
 def _letters(label: str) -> str:
-    """A part of a host's name as it is meant: browsers send `xn--` and ASCII for what has other
-    letters."""
+    """Decodes a part of a host's name: browsers send `xn--` and ASCII for other letters."""
     if label.startswith("xn--"):
         return label[4:].encode("ascii").decode("punycode")
     return unicodedata.normalize("NFKC", label)
 
 
 def cookie_name(run: str) -> str:
-    """Services of several runs on one host must not sign each other's raters out."""
+    """Returns the name of a run's cookie: services of several runs on one host must not sign each
+    other's raters out."""
     return f"turnwise_{run[:12]}"
 
 
 def make_app(
     ledger: Ledger, run: str, plugins: Plugins | None = None, url: str = "", secure: bool = False
 ) -> FastAPI:
-    """The service for one run.
+    """Makes the service for one run.
 
     Args:
         ledger: the run's.
@@ -150,7 +149,7 @@ def make_app(
         plugins: where renderers and the aggregator that knows raters are looked up; default: those
             installed.
         url: how raters reach the service: where links lead, and forms may come from. Without it
-            links are made for this machine only, since anybody can claim another address.
+            links are made for this machine only, since a request can claim any other address.
         secure: cookies travel over https only.
     """
     if url and place_of(url) is None:
@@ -199,8 +198,7 @@ def make_app(
         session: Annotated[raters.Session, Depends(who)],
         form: Annotated[dict[str, str], Depends(sent)],
     ) -> raters.Session:
-        """A session that means what it sends: its token is in the form, or in the header that
-        scripts send."""
+        """Returns a session whose token is in the form, or in the header that scripts send."""
         own_page(request)
         if session.csrf not in (form.get("csrf"), request.headers.get("x-csrf")):
             refuse(session, request, "without the session's token")
@@ -226,8 +224,8 @@ def make_app(
 
     def refuse(session: raters.Session | None, request: Request, why: str) -> None:
         """Notes an attempt that was refused; of a person twenty an hour, of all strangers one a
-        minute: nobody fills the log or the records, or keeps others waiting. What they sent is
-        written so that it can neither end a line nor steer a terminal."""
+        minute, so that the log and the records cannot be flooded, nor other requests held up. What
+        they sent is written so that it can neither end a line nor steer a terminal."""
         person, now = session.person.id if session else "", time.monotonic()
         before = [
             when for when in noted.get(person, ()) if when > now - (HOUR if session else 60.0)
@@ -236,12 +234,12 @@ def make_app(
             return
         noted[person] = [*before, now]
         what = f"{request.method} {ascii(request.url.path[:200])[1:-1]}: {ascii(why)[1:-1]}"
-        log.warning("refused to %s: %s", person or "somebody", what)
+        log.warning("refused to %s: %s", person or "a stranger", what)
         with ledger.writing() as db:
             raters.note(db, run, person, "refused", what, ledger.clock())
 
     def own_page(request: Request) -> None:
-        """Browsers say where a form was sent from."""
+        """Refuses a form that was sent from elsewhere; browsers tell where it was sent from."""
         origin = request.headers.get("origin")
         own = (
             url or f"{origin.partition('://')[0]}://{request.headers.get('host', '')}"
@@ -288,7 +286,7 @@ def make_app(
 
     @app.post("/enter", response_class=HTMLResponse)
     def enter(request: Request, link: Text = "") -> Response:
-        """A link opens a new session and is used up; looking at it (as previews do) uses
+        """Opens a new session with a link, which is used up; looking at it (as previews do) uses
         nothing."""
         own_page(request)
         try:
@@ -334,11 +332,11 @@ def make_app(
 
     @app.get("/more")
     def more(session: Someone) -> Response:
-        """Whether there is something to do, for a page that waits; it takes nothing."""
+        """Tells a page that waits whether there is something to do; it takes nothing."""
         return Response(status_code=200 if desk.has_next(run, session.person.id) else 204)
 
     def onward(session: raters.Session, done: str, last: str) -> RedirectResponse:
-        """To the next task, where there is one."""
+        """Leads to the next task, where there is one."""
         collect()
         try:
             id = desk.next(run, session.person.id)
@@ -474,7 +472,7 @@ def make_app(
 
     @app.post("/lead/items/{id}/gold", response_class=HTMLResponse)
     def make_gold(request: Request, session: SendingLead, id: Id) -> Response:
-        """What raters agreed on becomes a gold item for those who have not seen it."""
+        """Makes what raters agreed on a gold item for those who have not seen it."""
         try:
             lead.make_gold(ledger, run, id)
         except ValueError as error:
@@ -483,7 +481,7 @@ def make_app(
 
     @app.get("/lead/export")
     def export(session: Lead) -> Response:
-        """Every answer, one JSON object per line."""
+        """Returns every answer, one JSON object per line."""
         lines = "".join(
             json.dumps(row, ensure_ascii=True) + "\n" for row in lead.export(ledger, run)
         )
@@ -515,7 +513,7 @@ def make_app(
 
     @app.exception_handler(NotYours)
     def not_yours(request: Request, error: NotYours) -> Response:
-        refuse(request.state.session, request, "a task of somebody else's, or none")
+        refuse(request.state.session, request, "another rater's task, or none")
         return problem(request, 404, str(error))
 
     @app.exception_handler(DeskError)
@@ -553,7 +551,8 @@ def make_app(
 
 
 class Guard:
-    """Headers that keep pages inert, and a limit to what is read of a request."""
+    """A middleware that sets headers which keep pages inert, and limits what is read of a
+    request."""
 
     def __init__(self, app: Any, secure: bool) -> None:
         self.app = app

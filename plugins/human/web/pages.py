@@ -1,5 +1,5 @@
-"""What the pages show: conversations as blocks, shared beginnings once, long ones folded, and the
-form as it stands."""
+"""Prepares what the pages show: conversations as blocks, shared beginnings once, long ones folded,
+and the form as it stands."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ class Folded:
 
 
 def blocks(episode: Episode, render: Renderer) -> list[Block]:
+    """Renders an episode's messages as blocks."""
     found, turn = [], -1
     for message in episode.messages:
         turn += message.role == "assistant"
@@ -70,17 +71,17 @@ def blocks(episode: Episode, render: Renderer) -> list[Block]:
 
 
 def folded(found: Sequence[Block]) -> Folded:
-    """The first four messages and the last eight stay in sight."""
+    """Folds a long conversation; the first four messages and the last eight stay in sight."""
     if len(found) <= FOLD:
         return Folded(found, (), ())
     return Folded(found[:4], found[4:-8], found[-8:])
 
 
 def task_page(task: Task, render: Renderer, check: bool) -> dict[str, Any]:
-    """What the template of a task needs.
+    """Returns what the template of a task needs.
 
     Args:
-        check: say what is missing in the form as it stands.
+        check: tell what is missing in the form as it stands.
     """
     study, kind = task.study, task.study["task"]
     several = kind in ("rank", "compare")
@@ -103,12 +104,15 @@ def task_page(task: Task, render: Renderer, check: bool) -> dict[str, Any]:
 
 
 def percent(value: float | None) -> str:
+    """Formats a share as a percentage; a dash for None."""
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def number(value: float | None, digits: int = 2) -> str:
+    """Formats a number with fixed digits; a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def filters() -> Mapping[str, Callable[..., str]]:
+    """Returns the filters of the templates by name."""
     return {"percent": percent, "number": number}

@@ -1,12 +1,12 @@
-"""Messages as HTML that can do nothing and hide nothing: what stands on the page is the message,
-sign by sign.
+"""Renders messages as HTML that can do nothing and hide nothing: the page shows the message, sign
+by sign.
 
 A policy writes whatever earns it reward, also what would steer the page of those who judge it, or
 what only an AI judge would read. So Markdown styles a message and takes nothing away: `**bold**` is
 bold and keeps its stars, a fence is set like code with its backticks and language, links show where
 they lead as they were written, lists keep their numbers, tables their pipes. The text of the HTML
-is the text of the message (`visible`), white space included. What has no shape of its own (control
-and direction characters, zero width, tags) becomes a visible sign. The Content-Security-Policy of
+is the text of the message (`visible`), white space included. Invisible characters (control and
+direction characters, zero width, tags) become visible signs. The Content-Security-Policy of
 the service would stop what got through.
 """
 
@@ -59,7 +59,7 @@ _BLANK = {
     *range(0x180B, 0x1810),
     *range(0xE0000, 0xE1000),
 }
-# What has no shape and yet says something: a joiner after a letter of a script that joins, or
+# Invisible characters that carry meaning: a joiner after a letter of a script that joins, or
 # between emoji; a selector after what it selects a form of, in the ranges that Unicode has forms
 # for.
 _JOINING = (
@@ -82,8 +82,8 @@ _PLAIN = re.compile(r"\\[!-/:-@\[-`{-~]|(?<=\w)[*~]+(?=\w)|`+|\$[^$\n]+\$")
 
 
 def visible(text: str) -> str:
-    """Text in which everything can be seen: control, direction and zero-width characters are signs
-    of themselves; `\\r\\n` is `\\n`."""
+    """Returns a text in which everything can be seen: control, direction and zero-width characters
+    become visible signs; `\\r\\n` becomes `\\n`."""
     text = text.replace("\r\n", "\n").translate(_CONTROL)
     if text.isascii():
         return text
@@ -107,14 +107,14 @@ def _code(character: str) -> str:
 
 
 def plain(message: Message) -> str:
-    """The text as it is, line breaks kept."""
+    """Renders the text as it is, line breaks kept."""
     return f'<div class="plain" dir="auto">{escape(visible(message.content))}</div>'
 
 
 def markdown(message: Message) -> str:
-    """The text as it is, styled as Markdown would be.
+    """Renders the text as it is, styled as Markdown would be.
 
-    Very long messages and very wide tables are plain: nobody reads their markup.
+    Very long messages and very wide tables stay plain: their markup is of no use to a reader.
     """
     text = visible(message.content)
     if len(text) > LONG or any(line.count("|") > WIDE for line in text.split("\n")):
@@ -124,7 +124,7 @@ def markdown(message: Message) -> str:
 
 @lru_cache(1000)
 def _styled(text: str) -> str:
-    """Lines of code, headings and running text, each as written; running text is styled within its
+    """Styles lines of code, headings and running text, each as written; running text within its
     paragraph."""
     lines = text.split("\n")
     out: list[str] = []
@@ -144,13 +144,14 @@ def _styled(text: str) -> str:
 
 
 def _without_last_break(html: str) -> str:
-    """Every line was ended; the last one of the message was not."""
+    """Removes the line break after the last line: every line was ended, but the message's last was
+    not."""
     return html[:-8] + "</code>" if html.endswith("\n</code>") else html[:-1]
 
 
 def _parts(text: str) -> list[tuple[str, int, int]]:
-    """Kinds of lines (code, heading, text) from a first to before a last one, in order, none
-    overlapping."""
+    """Returns parts as kind (code, heading, text), first line and line after the last, in order,
+    none overlapping."""
     found: list[tuple[str, int, int]] = []
     kinds = {
         "fence": "code",
@@ -173,7 +174,7 @@ def _inline(text: str) -> str:
 
 
 def _as_written(state: Any, silent: bool) -> bool:
-    """Code with its backticks, an escaped sign with its backslash, and signs within a word or
+    """Keeps code with its backticks, an escaped sign with its backslash, and signs within a word or
     between digits, which are no emphasis."""
     text, at = state.src, state.pos
     if found := _SPAN.match(text, at):
@@ -200,12 +201,13 @@ def _closing(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
 
 
 def _heading(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    """The page's own headings stay its only ones, for those who find their way by them."""
+    """Renders a heading as styled text: the page's own headings stay its only ones, for readers who
+    navigate by them."""
     return f'<p class="heading {tokens[index].tag}">' if tokens[index].nesting == 1 else "</p>"
 
 
 def _cell(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
-    """Without the style that says how it is aligned: the service lets no inline style in."""
+    """Renders a cell without its alignment style: the service allows no inline style."""
     return f"<{tokens[index].tag}>"
 
 
@@ -214,7 +216,7 @@ _BLOCKS = (
     .enable("table")
     .disable(["inline", "reference", "html_block"])
 )
-# Nothing that takes a sign away.
+# No rule that removes a sign.
 _INLINE = MarkdownIt("zero").enable(["emphasis", "strikethrough", "balance_pairs"])
 _INLINE.inline.ruler.before("emphasis", "as_written", _as_written)
 _INLINE.add_render_rule("code_inline", _code_inline)
@@ -231,13 +233,15 @@ _LEAD.add_render_rule("td_open", _cell)
 
 
 def make_markdown() -> Callable[[Message], str]:
+    """Returns the renderer `markdown`."""
     return markdown
 
 
 def make_plain() -> Callable[[Message], str]:
+    """Returns the renderer `plain`."""
     return plain
 
 
 def instructions(text: str) -> str:
-    """A lead's own Markdown, rendered; links show where they lead."""
+    """Renders a lead's own Markdown; links show where they lead."""
     return str(_LEAD.render(visible(text)))

@@ -1,5 +1,5 @@
-"""HTTP/1.1 with patience that ends: who opens a connection and says nothing, or half of a request,
-makes room for others."""
+"""Serves HTTP/1.1 with limited patience: a connection that sends nothing, or only part of a
+request, is closed to make room for others."""
 
 from __future__ import annotations
 
