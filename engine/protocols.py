@@ -349,11 +349,11 @@ class RunView(Protocol):
     def is_main(self) -> bool: ...
 
     def status(self, phase: str, done: int = 0, total: int = 0, **more: Any) -> None:
-        """Tells whoever watches what is being done."""
+        """Reports what is being done to progress displays."""
         ...
 
     def begin(self, parts: Mapping[str, Stateful] | None = None) -> int:
-        """Tells the run what learns beside the policy; returns how many updates of the stage are
+        """Tells the run what learns in addition to the policy; returns how many updates of the stage are
         made already."""
         ...
 

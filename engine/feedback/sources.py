@@ -148,7 +148,7 @@ class Sources:
         groups: Mapping[str, Sequence[Episode]],
         ledger: Ledger,
         requests: Sequence[Request] | None = None,
-        beside: Collection[str] = (),
+        earlier_groups: Collection[str] = (),
     ) -> None:
         """Asks every source about every group that was played; what failed in its environment is
         not shown to anybody.
@@ -158,11 +158,13 @@ class Sources:
 
         Args:
             requests: what to ask instead.
-            beside: groups asked about earlier that still wait; a source's failures are counted over
+            earlier_groups: groups asked about earlier that still wait; a source's failures are counted over
                 these too.
         """
         now = ledger.clock()
-        self._again = {id_: again for id_, again in self._again.items() if again.group in beside}
+        self._again = {
+            id_: again for id_, again in self._again.items() if again.group in earlier_groups
+        }
         for source in self.sources:
             mine = (
                 self._requests(source, groups, now)
@@ -175,7 +177,7 @@ class Sources:
             earlier = {
                 id_: group
                 for id_, group in self._round.get(source.name, {}).items()
-                if group in beside
+                if group in earlier_groups
             }
             self._round[source.name] = earlier | {r.id: r.group for r in mine}
             failed = ledger.failed_requests([r.id for r in mine])
@@ -226,7 +228,7 @@ class Sources:
         Raises:
             TooManyFailures: a source failed on more of what it was asked this round than the run
                 allows.
-            Paused: a source waits for somebody's decision.
+            Paused: a source waits for a human decision.
             LedgerError: a source contradicts itself.
         """
         new: list[Answer] = []

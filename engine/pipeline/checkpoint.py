@@ -83,7 +83,7 @@ class Checkpoint:
 def save(
     root: Path, position: Position, policy: Policy | None, parts: Mapping[str, Stateful]
 ) -> Path:
-    """Writes a checkpoint beside the others and moves it into place whole. One that is there
+    """Writes a checkpoint next to the others and moves it into place whole. One that is there
     already stays.
 
     Args:
@@ -101,7 +101,7 @@ def save(
         try:
             return read(target).folder
         except CheckpointError:
-            pass  # of an earlier attempt, torn: written anew
+            pass  # of an earlier attempt, torn: written again
     with _written(target, draft):
         draft.mkdir(parents=True)
         if policy is not None:
@@ -170,7 +170,7 @@ def newest(root: Path) -> Checkpoint | None:
     if torn:
         raise CheckpointError(
             f"no checkpoint in {root} can be used: {' '.join(map(str, torn))} Put one back as it"
-            " was, or begin another run in another folder; what was played and said is in the"
+            " was, or begin another run in another folder; episodes and feedback are in the"
             " ledger all the same."
         )
     return None

@@ -148,9 +148,9 @@ class RunConfig(Section):
                 f"{path}: policy must be a model's folder or hub name, or a mapping with `model`,"
                 f" got {config.policy!r}"
             )
-        beside = path.parent / config.policy.model
-        if beside.is_dir():
-            config.policy.model = str(beside)
+        local = path.parent / config.policy.model
+        if local.is_dir():
+            config.policy.model = str(local)
         return config
 
 

@@ -234,7 +234,7 @@ class Run:
             self.on_status(Status(self.stage, phase, done, total, **{"metrics": last, **more}))
 
     def begin(self, parts: Mapping[str, Stateful] | None = None) -> int:
-        """Tells the run what learns beside the policy; a stage calls this once, when all of it is
+        """Tells the run what learns in addition to the policy; a stage calls this once, when all of it is
         set up.
 
         In a resumed run the weights and states of the last checkpoint are put in place.
@@ -307,7 +307,7 @@ class Run:
         """Plays the stages, yielding after every update.
 
         Ctrl-C (or SIGTERM) ends it after the current update, with everything saved; `resume` goes
-        on from there. So does a source that needs somebody's decision (a budget is spent): `paused`
+        on from there. So does a source that needs a human decision (a budget is spent): `paused`
         says why.
         """
         if self._played:
@@ -359,7 +359,7 @@ class Run:
                 ) from error
             except Paused as error:
                 if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                    raise  # the other processes wait for this one; whoever started them ends them
+                    raise  # the other processes wait for this one; the launcher ends them
                 self.paused, self.stopping = redact(str(error)), True
                 warnings.warn(f"the run is paused: {self.paused}", stacklevel=2)
             stopping = self._all_stop()  # it may have been asked while the stage waited
@@ -499,7 +499,7 @@ class Run:
             raise
 
     def _is_unspent(self) -> bool:
-        """Whether the folder's run ended before anything was played, said or learned, so that
+        """Whether the folder's run ended before anything was played, judged or learned, so that
         another one may begin in its place."""
         if {path.name for path in (self.folder / "checkpoints").glob("*")} - {"update-000000"}:
             return False
@@ -569,7 +569,7 @@ class Run:
         if "_tracker" in self.__dict__ and self._tracker is not None:
             self._tracker.finish()
         if self.is_main and "ledger" in self.__dict__:
-            # It has said so already, or its next user will.
+            # It has warned already, or warns when it is used next.
             with contextlib.suppress(DatabaseError):
                 self.ledger.settle()
         if self._lock is not None:
@@ -586,7 +586,7 @@ class Run:
             raise CheckpointError(
                 f"the run in {self.folder} has made updates (metrics.jsonl), and its checkpoints"
                 " are gone: put them back to go on, or begin another run in another folder; what"
-                " was played and said is in the ledger all the same"
+                " was played and judged is in the ledger all the same"
             )
         position = found.position if found is not None else Position(self.id, 0, 0, 0, 0, 0)
         try:
@@ -597,7 +597,7 @@ class Run:
                 raise
             what = str(error).partition(": put it back")[0]
             warnings.warn(
-                f"{what}. It is written anew: the config given is the one the run was started"
+                f"{what}. It is written again: the config given is the one the run was started"
                 " with.",
                 stacklevel=2,
             )

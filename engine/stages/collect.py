@@ -123,7 +123,7 @@ def listen(
         notified: ids of the answers that listeners know; grows.
 
     Returns:
-        the groups that wait for no required answer any more, and what is said of all of them. What
+        the groups that wait for no required answer any more, and the feedback on all of them. What
         came between the two questions to the ledger belongs to groups that were not ready, so that
         a ready group's answers are all there.
     """

@@ -41,7 +41,7 @@ class Preference(Stage):
         run has had compared so far; for an optimizer that consumes labels, labels or ratings too.
     threshold: ratings from this one on count as liked; without it they must be labels, 0 or 1.
     optimizer: one that consumes comparisons or labels.
-    weights: source name to what each of its comparisons counts beside those of others; 1 for those
+    weights: source name to what each of its comparisons counts relative to those of others; 1 for those
         not named, 0 leaves a source out.
     epochs, batch_size: passes over the pairs (or labelled conversations), and how many make an
         update.
@@ -149,7 +149,7 @@ def pair_labels(found: Sequence[Pair]) -> list[Label]:
 
 
 def is_labelled(path: Path) -> bool:
-    """Whether somebody labelled or rated whole conversations in a file; then those are what labels
+    """Whether a file holds labels or ratings of whole conversations; then those are what labels
     come from, not its comparisons."""
     return any(
         isinstance(record, Scored) and record.score is not None for record in read_records(path)
@@ -306,7 +306,7 @@ def _shuffled(found: Sequence[Any], episodes: Mapping[str, Episode], seed: str) 
 
 
 def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | None:
-    """(ids read, ids said) per turn: as sampled, or as the chat template lays the conversation out;
+    """(ids read, ids sampled) per turn: as sampled, or as the chat template lays the conversation out;
     None if it does not fit."""
     if all(t.action_ids is not None for t in episode.turns) and episode.history == "append":
         turns = [(list(t.prompt_ids), list(t.action_ids or ())) for t in episode.turns]

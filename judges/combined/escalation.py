@@ -83,7 +83,7 @@ class Escalation(FeedbackSource):
         self._name, self._seen, self._up = "", 0, 0
         self._closed = ""  # why nothing goes up any more
         self._asked: dict[str, Request] = {}  # by the first's request
-        # By the second's request, with what the first said.
+        # By the second's request, with the first's answer.
         self._waits: dict[str, tuple[Request, Answer]] = {}
 
     def open(self, context: Context) -> None:

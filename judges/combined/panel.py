@@ -7,7 +7,7 @@
 Members of different families are wrong about different things, and small ones together can cost
 less than a large one (Verga et al. 2024, arXiv:2404.18796). With
 `reliability: AGGREGATOR` each counts as much as an aggregator (`rater-bradley-terry`,
-`dawid-skene`, ...) finds it reliable, over all that this panel has said in updates before. A member
+`dawid-skene`, ...) finds it reliable, over all answers of this panel in earlier updates. A member
 that fails or abstains is left out; too few of them left (`quorum`), and the panel abstains. A
 quarantined member leaves the panel, with notice.
 """
@@ -45,7 +45,7 @@ class Panel(FeedbackSource):
         combine: "median", "mean" or "vote"; of scores. Comparisons are always voted on.
         reliability: an aggregator, by whose estimate of each member's reliability it counts,
             instead of its `weight`.
-        quorum: how many members must have said something; default: more than half.
+        quorum: how many members must have answered; default: more than half.
         tie: what equally many votes mean: "tie", or the member whose word then counts.
 
     Raises:
@@ -107,7 +107,7 @@ class Panel(FeedbackSource):
         rule = [self.combine, given, str(self.reliability), self.quorum, self.tie]
         self.version = f"panel/{derive_id([[m.name, m.version] for m in made], rule)[:8]}"
         self._name = ""
-        # Requests under way, and what members said of them.
+        # Requests under way, and the members' answers.
         self._asked: dict[str, tuple[Request, dict[str, Answer]]] = {}
         self._of: dict[str, tuple[str, str]] = {}  # a member's own request: ours, and the member
         self._out: dict[str, str] = {}  # members that have left, and why
@@ -166,7 +166,7 @@ class Panel(FeedbackSource):
         self._asked, self._of = {}, {}
 
     def learn(self, run: Any) -> dict[str, float]:
-        """How much each member counts from now on, by what the panel has said in updates that are
+        """How much each member counts from now on, by the panel's answers in updates that are
         over."""
         if self._aggregator is None:
             return {}
@@ -214,8 +214,7 @@ class Panel(FeedbackSource):
             kind: type[Answer] = Feedback if request.kind == "episode" else Comparison
             failed = [a for a in answers.values() if a.status == "failed"]
             reason = (
-                f"{len(sound)} of {len(self.members)} judges said something; {self.quorum} are"
-                " needed"
+                f"{len(sound)} of {len(self.members)} judges answered; {self.quorum} are needed"
             )
             reason += "".join(
                 f"; {name}: {a.reason}" for name, a in answers.items() if a.status != "scored"
@@ -324,7 +323,7 @@ class Panel(FeedbackSource):
 
 
 def _record(answer: Answer) -> dict[str, Any]:
-    """What a member said, as JSON data."""
+    """Returns a member's answer as JSON data."""
     record: dict[str, Any] = {
         "status": answer.status,
         "version": answer.stamp.version,
@@ -344,7 +343,7 @@ def _record(answer: Answer) -> dict[str, Any]:
 
 
 def opinions_of(answer: Answer) -> list[Answer]:
-    """What the members of a panel said, as answers of their own."""
+    """Returns the answers of a panel's members as answers of their own."""
     found: list[Answer] = []
     for name, own in answer.details.get("panel", {}).items():
         stamp = Stamp(rater=name, source=name)

@@ -41,7 +41,7 @@ class Estimate:
     Attributes:
         questions: requests to the model.
         tokens: of all prompts and answers.
-        dollars, most: None where nobody knows the price.
+        dollars, most: None where the price is unknown.
     """
 
     stage: str

@@ -57,7 +57,7 @@ class ModelJudge(Asking, FeedbackSource):
     A subclass is one way of judging: `calls`, `answer` and `instructions`.
 
     Attributes:
-        canaries: share of its verdicts in a run beside which it is shown a conversation that is
+        canaries: share of its verdicts in a run along with which it is shown a conversation that is
             known to be bad (`judges/trust/canaries.py`), or {rate, kinds}; a judge that falls for
             them is quarantined: its verdicts are not trained on, and the run is paused.
         known_bad: a file of conversations that are known to be bad, as further canaries; six at
@@ -118,7 +118,7 @@ class ModelJudge(Asking, FeedbackSource):
 
         Raises:
             Quarantined: it is not to be trusted any more.
-            Paused: nothing else is ready, and nothing more will be before somebody decides.
+            Paused: nothing else is ready, and nothing more will be before a human decides.
         """
         if self._under_way:
             concurrent.futures.wait(
@@ -184,7 +184,7 @@ class ModelJudge(Asking, FeedbackSource):
         if self._watch.quarantine.quarantined:
             raise Quarantined(
                 f"the judge {self._name!r} ({self.version}) {self._watch.quarantine.reason}: a"
-                " policy could win it over by writing such things. What it said of this update is"
+                " policy could win it over by writing such things. Its verdicts on this update are"
                 " not trained on. Use another model or rubric in a run that begins from this one's"
                 " policy (in its newest checkpoint); or, if you know better, choose its `canaries:"
                 " {kinds: [...]}`, or set `canaries: 0`, and go on"
@@ -246,9 +246,9 @@ class ModelJudge(Asking, FeedbackSource):
             anyway, _, more = await self._fell(request, plain, since)
             fell, cost = (None if anyway is None else not anyway), cost + more
         # The same words are one trial, however often they come: a cached verdict tells nothing new.
-        beside = [turn.action for turn in real.turns] if self.kind == "group" else []
+        others = [turn.action for turn in real.turns] if self.kind == "group" else []
         words = [(turn.observation.content, turn.action) for turn in bad.turns]
-        id_ = derive_id(self._context.run, self._name, self.version, kind, words, beside)
+        id_ = derive_id(self._context.run, self._name, self.version, kind, words, others)
         record = {
             "reply": bad.turns[-1].action,
             "said": answer.score if isinstance(answer, Feedback) else None,
@@ -266,7 +266,7 @@ class ModelJudge(Asking, FeedbackSource):
     async def _fell(
         self, request: Request, bad: Episode, since: float
     ) -> tuple[bool | None, Answer, float]:
-        """Whether a judge takes a bad conversation for a good one; None: it said nothing."""
+        """Whether a judge takes a bad conversation for a good one; None: it gave no verdict."""
         if self.kind == "episode":
             trial = dataclasses.replace(request, target=bad.id, episodes=(bad,))
         else:
@@ -341,7 +341,7 @@ class ModelJudge(Asking, FeedbackSource):
         """What it says of conversations, at once: of each, or of each group where it compares.
 
         Args:
-            folder: beside which the cache lies.
+            folder: the folder whose parent holds the cache.
 
         Raises:
             Paused: the budget is spent.

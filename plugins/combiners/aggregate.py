@@ -4,7 +4,7 @@
         (sd / prior sd)^2
 
 An aggregator (`mean`, `majority`, `dawid-skene`, `bradley-terry`, `plackett-luce`,
-`rater-bradley-terry`) makes the estimates of everything that sources with a weight said, people and
+`rater-bradley-terry`) makes the estimates of all answers of sources with a weight, people and
 judges together. How good a rater is can only be told from many answers: `fit` keeps the latest of
 them, and the estimates of an update are made together with that history. What a resumed run
 estimates is the same, bit for bit.
@@ -106,7 +106,7 @@ class Aggregated(Combiner):
         self._found = Found(Aggregate({}, {}), {})
 
     def fit(self, feedback: Sequence[Answer]) -> None:
-        """Remembers what was said and makes the estimates of this update, with all that is
+        """Remembers the feedback and makes the estimates of this update, with all that is
         remembered."""
         new = [a for a in feedback if a.stamp.source in self.sources]
         again = {a.id for a in new if a.id}
@@ -121,7 +121,7 @@ class Aggregated(Combiner):
     ) -> list[Rewards | NoReward]:
         answers = [a for a in feedback if a.stamp.source in self.sources]
         found = self._found
-        # Conversations played aside, which nobody is to learn from.
+        # Conversations played for measurement, which must not train anything.
         if any(a.target not in self._present for a in answers):
             found = self._estimate([*self._answers, *answers])
         spoke = [
@@ -177,7 +177,7 @@ class Aggregated(Combiner):
                 a.status == "scored" and a.target in (episode.id, episode.group) for a in answers
             )
             return NoReward(
-                f"{aggregator} makes nothing of what raters said: {why}"
+                f"{aggregator} makes nothing of the raters' answers: {why}"
                 if numbers
                 else f"raters: {why}"
             )
@@ -198,7 +198,7 @@ class Aggregated(Combiner):
             weight = Estimate(score, sd, before, 0).reliability
             if not weight:
                 return NoReward(
-                    "uncertain: what raters said left the estimate as uncertain as it was before"
+                    "uncertain: the raters' answers left the estimate as uncertain as it was before"
                 )
         turns[-1] += self.weight * score
         return Rewards(sum(turns), tuple(turns), of_turns, weight)

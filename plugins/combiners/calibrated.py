@@ -1,4 +1,4 @@
-"""`calibrated`: as `weighted`, with a judge's scores corrected by what people said of a share of
+"""`calibrated`: as `weighted`, with a judge's scores corrected by people's answers on a share of
 the episodes.
 
     outcome = sum_s weight_s * mean(scores of source s)   a judge's score f is first replaced by  c
@@ -13,7 +13,7 @@ that both judged, of the version of the judge that is in force, and there is non
   groups; it matters where several sources are summed or a critic values outcomes. A line weighs the
   judge against other sources, and the features take out what it wrongly rewards: length, questions,
   turns.
-- *People are late.* A source with `share` and `required: false` holds nobody up, so that most of
+- *People are late.* A source with `share` and `required: false` delays nothing, so that most of
   what it says comes when the episode has trained. Before each update `learn` asks the ledger for
   such answers on the episodes that are kept. What it took up is written to `calibration/` in the
   run's folder, so that a run that goes on after a kill takes up the same. What people say of an
@@ -131,7 +131,7 @@ class Calibrated(Combiner):
         self._weighted = Weighted(weights, turns)
         self._records: dict[str, Record] = {}  # by episode, oldest first
         self._present: frozenset[str] = frozenset()  # groups and episodes of the present update
-        self._ranked = False  # somebody ranked: scores are not levels
+        self._ranked = False  # there are rankings: scores are not levels
         self._watch = {name: Drift() for name in self.judges}
         # The update of each residual.
         self._watched: dict[str, list[int]] = {name: [] for name in self.judges}
@@ -140,7 +140,7 @@ class Calibrated(Combiner):
         self._corrections: dict[str, tuple[str, Correction]] = {}
 
     def learn(self, run: RunView) -> None:
-        """Takes up what people said of earlier updates' episodes since these have trained."""
+        """Takes up people's answers on earlier updates' episodes since these have trained."""
         late: dict[str, list[str]] = {}
         for answer in self._late(run):
             for id_, score in scores_of(answer).items():
@@ -154,7 +154,7 @@ class Calibrated(Combiner):
             self._note_people(list(dict.fromkeys(ids)))
 
     def fit(self, feedback: Sequence[Answer]) -> None:
-        """Makes the corrections of this update, of what was said of earlier ones."""
+        """Makes the corrections of this update, from the answers on earlier ones."""
         self._corrections = {name: self._correction(name) for name in self.judges}
         self._present = frozenset(a.target for a in feedback)
 
@@ -189,7 +189,7 @@ class Calibrated(Combiner):
     # What is known.
 
     def _record(self, group: Sequence[Episode], feedback: Sequence[Answer]) -> None:
-        """Keeps what was said of a group that trains."""
+        """Keeps the answers on a group that trains."""
         for e in group:
             self._records.pop(e.id, None)
             self._records[e.id] = {

@@ -1,4 +1,4 @@
-"""`weighted`: the outcome is the weighted sum of what the sources said.
+"""`weighted`: the outcome is the weighted sum of the sources' scores.
 
     outcome = sum_s weight_s * mean(scores of source s)
 

@@ -1,4 +1,4 @@
-"""Continues conversations anew from the start of every turn: to value states for credit, and to
+"""Samples conversations again from the start of every turn: to value states for credit, and to
 audit the credit."""
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def _check_sources(
             raise ConfigError(
                 f"{what} asks about many continuations of every turn, which {unfit[0]!r} cannot"
                 " say: they need a number each, at once. Use judges that score, or a reward model"
-                " trained on what people said; or credit 'gae', 'gigpo' or 'judged'"
+                " trained on people's answers; or credit 'gae', 'gigpo' or 'judged'"
             )
 
 

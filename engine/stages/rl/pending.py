@@ -56,7 +56,7 @@ class Group:
     episodes: tuple[Episode, ...]
 
     def age(self, version: int) -> int:
-        """How many versions of the policy came after the one that said the oldest of its
+        """How many versions of the policy came after the one that sampled the oldest of its
         replies."""
         return version - min(
             (turn.policy_version for e in self.episodes for turn in e.turns), default=version
@@ -138,7 +138,7 @@ class Pending(Collector):
         return {"pending": self}
 
     def close(self) -> None:
-        """What is left when the stage ends will not train: it is recorded, so that nobody is asked
+        """What is left when the stage ends will not train: it is recorded, so that no rater is asked
         about it any more."""
         self._leave_out(self.groups, self.run.updates, ENDED)
 
@@ -267,16 +267,16 @@ class Pending(Collector):
         """Asks about groups that this process has not asked about: new ones, and after a resume all
         that are pending."""
         new = [group for group in self.groups if group.key not in self._asked]
-        beside = self._asked & {group.key for group in self.groups}
+        earlier_groups = self._asked & {group.key for group in self.groups}
         for index, sources in enumerate(self.parts.sources):
             if own := {group.key: group.episodes for group in new if group.env == index}:
-                sources.ask(own, self.run.ledger, beside=beside)
+                sources.ask(own, self.run.ledger, earlier_groups=earlier_groups)
         self._asked |= {group.key for group in new}
 
     def _without_reward(
         self, groups: Sequence[Group], feedback: Mapping[str, list[Answer]]
     ) -> set[str]:
-        """Of groups that all was said of, those in which nothing can train: nobody answered, or
+        """Of groups whose feedback is complete, those in which nothing can train: no source answered, or
         everybody abstained or failed."""
         seen = [(group.key, [answer.id for answer in feedback[group.key]]) for group in groups]
         if seen != self._judged[0]:
@@ -295,7 +295,7 @@ class Pending(Collector):
             if len(silent) > self.settings.groups >= len(self._judged[1]):
                 warnings.warn(
                     f"{len(silent)} groups were played for this update and got no reward at all:"
-                    " nobody answered in time, or all abstained or failed. Are there raters at"
+                    " no source answered in time, or all abstained or failed. Are there raters at"
                     " work, and is the `deadline` long enough?",
                     stacklevel=2,
                 )

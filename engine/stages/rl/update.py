@@ -57,7 +57,7 @@ class Trainer:
                 metrics |= self._credit(batch, scale, experience, i, number)
                 silent = zip(used, batch.signal.tolist(), strict=True)
                 left_out |= {e.id: SILENT for e, has_signal in silent if not has_signal}
-                # Before the step: whoever trained is known even if the process dies in it.
+                # Before the step: what trained is known even if the process dies in it.
                 if run.is_main:
                     record_training(run, number, experience, left_out, batch, scale)
                 made = self.parts.optimizer.update(run.policy, batch)
@@ -155,7 +155,7 @@ def check_finite(batch: Any) -> None:
             ]
             raise NonFiniteError(
                 f"the {name} of {len(bad)} episodes is not a finite number: {', '.join(bad[:5])}."
-                " Look at what their feedback sources said and at the weights of the combiner;"
+                " Look at the answers of their feedback sources and at the weights of the combiner;"
                 " nothing was trained on them."
             )
 
