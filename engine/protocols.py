@@ -353,8 +353,8 @@ class RunView(Protocol):
         ...
 
     def begin(self, parts: Mapping[str, Stateful] | None = None) -> int:
-        """Tells the run what learns in addition to the policy; returns how many updates of the stage are
-        made already."""
+        """Tells the run what learns in addition to the policy. Returns how many updates of the
+        stage are made already."""
         ...
 
     def finish_update(

@@ -781,7 +781,7 @@ def test_what_a_panel_makes_of_scores(
     [said] = ask(panel(*values, **options), [talk("e", "yes")], tmp_path)
     if isinstance(expected, str):
         assert (said.status, said.score) == (expected, None)
-        assert "judges said something" in said.reason
+        assert "judges answered" in said.reason
         assert "m1: so it is" in said.reason
     else:
         assert said.score == expected

@@ -158,8 +158,8 @@ class Sources:
 
         Args:
             requests: what to ask instead.
-            earlier_groups: groups asked about earlier that still wait; a source's failures are counted over
-                these too.
+            earlier_groups: groups asked about earlier that still wait; a source's failures are
+                counted over these too.
         """
         now = ledger.clock()
         self._again = {

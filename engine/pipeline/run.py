@@ -234,8 +234,8 @@ class Run:
             self.on_status(Status(self.stage, phase, done, total, **{"metrics": last, **more}))
 
     def begin(self, parts: Mapping[str, Stateful] | None = None) -> int:
-        """Tells the run what learns in addition to the policy; a stage calls this once, when all of it is
-        set up.
+        """Tells the run what learns in addition to the policy; a stage calls this once, when all
+        of it is set up.
 
         In a resumed run the weights and states of the last checkpoint are put in place.
 

@@ -41,8 +41,8 @@ class Preference(Stage):
         run has had compared so far; for an optimizer that consumes labels, labels or ratings too.
     threshold: ratings from this one on count as liked; without it they must be labels, 0 or 1.
     optimizer: one that consumes comparisons or labels.
-    weights: source name to what each of its comparisons counts relative to those of others; 1 for those
-        not named, 0 leaves a source out.
+    weights: source name to what each of its comparisons counts relative to those of others; 1 for
+        those not named, 0 leaves a source out.
     epochs, batch_size: passes over the pairs (or labelled conversations), and how many make an
         update.
     """
@@ -306,8 +306,8 @@ def _shuffled(found: Sequence[Any], episodes: Mapping[str, Episode], seed: str) 
 
 
 def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | None:
-    """(ids read, ids sampled) per turn: as sampled, or as the chat template lays the conversation out;
-    None if it does not fit."""
+    """Returns (ids read, ids sampled) per turn: as sampled, or as the chat template lays the
+    conversation out; None if it does not fit."""
     if all(t.action_ids is not None for t in episode.turns) and episode.history == "append":
         turns = [(list(t.prompt_ids), list(t.action_ids or ())) for t in episode.turns]
     else:

@@ -1,7 +1,7 @@
 """`turnwise estimate PIPELINE`: what judging will take, before a run: questions, tokens, dollars.
 
-A few starts of each stage are played by the policy as it is, the very prompts are written for what
-was said, and counted; nothing is sent. A token is taken to be four bytes of prompt, an answer to
+A few starts of each stage are played by the policy as it is, the very prompts are written for these
+conversations, and counted; nothing is sent. A token is taken to be four bytes of prompt, an answer to
 have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes two bytes and `max_tokens`.
 What the policy will say when it has learned is not known: conversations that grow cost more.
 Caches, canaries, repeated questions and judges of `evaluate` are left out.

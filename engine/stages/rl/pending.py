@@ -138,7 +138,7 @@ class Pending(Collector):
         return {"pending": self}
 
     def close(self) -> None:
-        """What is left when the stage ends will not train: it is recorded, so that no rater is asked
+        """Records what is left when the stage ends and will not train, so that no rater is asked
         about it any more."""
         self._leave_out(self.groups, self.run.updates, ENDED)
 
@@ -276,8 +276,8 @@ class Pending(Collector):
     def _without_reward(
         self, groups: Sequence[Group], feedback: Mapping[str, list[Answer]]
     ) -> set[str]:
-        """Of groups whose feedback is complete, those in which nothing can train: no source answered, or
-        everybody abstained or failed."""
+        """Returns, of the groups whose feedback is complete, those in which nothing can train: no
+        source answered, or all abstained or failed."""
         seen = [(group.key, [answer.id for answer in feedback[group.key]]) for group in groups]
         if seen != self._judged[0]:
             # They only try: what they learn is learned when an update is made.
