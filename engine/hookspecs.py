@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .protocols import RunView
     from .records.episode import Episode
     from .records.feedback import Comparison, Feedback
-    from .records.report_section import Section
+    from .records.report_section import ReportSection
 
 
 hookspec = pluggy.HookspecMarker("turnwise")
@@ -115,7 +115,7 @@ def register_commands(app: Typer) -> None:
 
 
 @hookspec
-def report_sections(ledger: Ledger, run: str) -> list[Section]:
+def report_sections(ledger: Ledger, run: str) -> list[ReportSection]:
     """Returns sections for a run's report, made from its ledger alone; none where there is nothing
     to show."""
     return []

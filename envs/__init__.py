@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gymnasium
 
-from ..engine.hookspecs import hookimpl
+from ..protocols import hookimpl
 
 
 @hookimpl

@@ -20,8 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import gymnasium
 
-from ..engine.environments.space import Text
-from ..engine.records.episode import Message
+from ..protocols import Message, Text
 
 SYSTEM = "Find the way out. Say where you go: north, east, south or west."
 MOVES = {"north": (-1, 0), "east": (0, 1), "south": (1, 0), "west": (0, -1)}

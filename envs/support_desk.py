@@ -31,8 +31,7 @@ from typing import Any, ClassVar
 
 import gymnasium
 
-from ..engine.environments.space import Text
-from ..engine.records.episode import Message
+from ..protocols import Message, Text
 
 SYSTEM = (
     "You help the customers of a shop. Ask only for what is missing, then say what you will do."

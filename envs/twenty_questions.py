@@ -19,8 +19,7 @@ from typing import Any, ClassVar
 
 import gymnasium
 
-from ..engine.environments.space import Text
-from ..engine.records.episode import Message
+from ..protocols import Message, Text
 
 
 def _words(text: str) -> tuple[str, ...]:

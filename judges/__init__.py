@@ -8,13 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..engine.hookspecs import Register, hookimpl
+from ..protocols import Register, hookimpl
 
 if TYPE_CHECKING:
     from typer import Typer
 
-    from ..engine.ledger.ledger import Ledger
-    from ..engine.records.report_section import Section
+    from ..protocols import ReportSection
+    from ..running import Ledger
     from .combined.escalation import Escalation
     from .combined.panel import Panel
     from .constitutional.constitution import Constitution, ConstitutionJudge
@@ -124,7 +124,7 @@ def register_commands(app: Typer) -> None:
 
 
 @hookimpl
-def report_sections(ledger: Ledger, run: str) -> list[Section]:
+def report_sections(ledger: Ledger, run: str) -> list[ReportSection]:
     from .commands.audit import audit
 
     return audit(ledger, run)

@@ -24,11 +24,8 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from ..engine.protocols import Context, FeedbackSource
-from ..engine.records.episode import Episode
-from ..engine.records.feedback import Comparison, Request, Stamp
-from ..engine.util.ids import derive_id
-from ..engine.util.suggest import did_you_mean
+from ..protocols import Comparison, Context, Episode, FeedbackSource, Request, Stamp
+from ..tools import derive_id, did_you_mean
 
 FEATURES: Mapping[str, Callable[[Episode], float]] = {
     "questions": lambda e: float(sum("?" in turn.action for turn in e.turns)),

@@ -4,6 +4,7 @@ hooks."""
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -179,6 +180,81 @@ def test_the_engine_knows_no_plugin_and_plugins_not_each_other() -> None:
 
 def test_no_import_circles() -> None:
     assert circles(graph()) == []
+
+
+# The ledger's tables are no public API; the rating service asks questions that `Ledger` has no
+# method for.
+TABLES = {f"plugins.human.{name} -> engine.ledger.tables" for name in ("desk", "queries", "source")}
+
+
+def private(found: Mapping[str, set[str]]) -> set[str]:
+    """Imports of the engine's own modules from the parts that stand on its public modules."""
+    return {
+        f"{n} -> {t}"
+        for n, targets in found.items()
+        for t in targets
+        if n.split(".")[0] in ("judges", "plugins", "envs") and t.startswith("engine.")
+    }
+
+
+def test_judges_plugins_and_environments_import_public_names_only() -> None:
+    assert private(graph()) == TABLES
+    planted = private(graph({"judges.simulated": "\nfrom ..engine.policy import policy\n"}))
+    assert planted - TABLES == {"judges.simulated -> engine.policy.policy"}
+    for path in (ROOT / "tests" / "packages").rglob("*.py"):
+        assert "turnwise.engine" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("name", ["protocols", "learning", "judging", "running", "tools"])
+def test_every_name_of_a_public_module_resolves(name: str) -> None:
+    module = importlib.import_module(f"turnwise.{name}")
+    stub = ast.parse((ROOT / f"{name}.pyi").read_text())
+    given = {a.name for n in ast.walk(stub) if isinstance(n, ast.ImportFrom) for a in n.names}
+    listed = next(n.value for n in stub.body if isinstance(n, ast.Assign))
+    assert given == set(ast.literal_eval(listed)) == set(dir(module))
+    for each in given:
+        assert getattr(module, each) is not None
+
+
+# Objects of other libraries, of environments and of plain Python have what they have; all of ours
+# derive from base classes.
+FOREIGN = {
+    "engine/analysis/judge_report.py": "a function's name",
+    "engine/environments/conventions.py": "a Gymnasium space",
+    "engine/environments/instance.py": "an environment's class",
+    "engine/environments/process.py": "an environment's spaces and players",
+    "engine/environments/registry.py": "an entry point's module",
+    "engine/exchange/argilla.py": "an enum or a string of Argilla's",
+    "engine/feedback/judge_source.py": "an array of any library; a function's name",
+    "engine/feedback/specs.py": "a function's name",
+    "engine/pipeline/checkpoint.py": "a tensor, without importing torch",
+    "engine/pipeline/plugins.py": "hook marks, versions and annotations of modules",
+    "engine/pipeline/run.py": "a configuration of transformers",
+    "engine/pipeline/tracking.py": "a tracker of accelerate",
+    "engine/policy/cache.py": "a configuration of transformers",
+    "engine/policy/chat.py": "a tokenizer of transformers",
+    "engine/policy/network.py": "a model of peft",
+    "engine/policy/policy.py": "a model of peft",
+    "engine/policy/properties.py": "a configuration of transformers",
+    "engine/records/feedback.py": "a judge that is a function",
+    "engine/util/secrets.py": "any object's name",
+    "judges/asking/options.py": "an option that has a version",
+    "judges/models/local.py": "a configuration of transformers",
+    "plugins/human/web/app.py": "the state of a request of Starlette's",
+    "plugins/reward_model/model.py": "a tokenizer and a model of transformers",
+}
+
+
+def test_capabilities_are_not_found_by_hasattr() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and (node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) == 3))
+    }
+    assert found == set(FOREIGN)
 
 
 def test_package_list_equals_the_folders() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def api() -> dict[str, Any]:
             found[name] = {"": signature(value), **methods}
         else:
             found[name] = signature(value) if callable(value) else type(value).__name__
+    for module in ("protocols", "learning", "judging", "running", "tools"):
+        found[module] = dir(import_module(f"turnwise.{module}"))
     hooks = {n: signature(f) for n, f in vars(hookspecs).items() if hasattr(f, "turnwise_spec")}
     return {**found, "hooks": hooks}
 

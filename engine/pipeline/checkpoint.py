@@ -2,8 +2,8 @@
 a run's folder says of it.
 
 checkpoints/update-000120/
-  state.json           where the run stood, what cannot be kept in tensors, and a hash of every other
-                       file
+  state.json           where the run stood, what cannot be kept in tensors, and a hash of every
+                       other file
   policy/              as `save_pretrained` writes it
   <part>.safetensors   tensors of whatever else learns: optimizer, credit method, combiner, reward
                        model, source

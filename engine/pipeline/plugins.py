@@ -272,7 +272,7 @@ class Plugins:
     def report_sections(self, ledger: Any, run: str) -> list[Any]:
         """Returns the sections that plugins add to a run's report; one that fails is replaced by
         its reason."""
-        from ..records.report_section import Section
+        from ..records.report_section import ReportSection
 
         sections: list[Any] = []
         for implementation in reversed(self._manager.hook.report_sections.get_hookimpls()):
@@ -286,7 +286,7 @@ class Plugins:
                     sections += found or []
             except _THEIRS as error:
                 sections.append(
-                    Section(
+                    ReportSection(
                         implementation.plugin_name,
                         [f"This part failed: {type(error).__name__}: {error}"],
                     )

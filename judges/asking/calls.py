@@ -31,7 +31,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...engine.util.secrets import redact
+from ...tools import redact
 from ..llm.transcript import Unreadable, new_nonce
 from ..models.model import Model, ModelError, Prompt, Reply, Usage
 from .prices import BATCH, cost

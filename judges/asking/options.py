@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ...engine.pipeline.plugins import Plugins
-from ...engine.protocols import Context
-from ...engine.util.aio import background
-from ...engine.util.ids import derive_id
+from ...protocols import Context
+from ...running import Plugins
+from ...tools import background, derive_id
 from ..models.model import BatchModel, make_model
 from .batches import BatchCaller
 from .calls import Caller

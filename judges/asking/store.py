@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from ...engine.errors import DatabaseError, Paused
-from ...engine.ledger.database import Database, Words
-from ...engine.util.ids import canonical_json
+from ...protocols import DatabaseError, Paused
+from ...running import Database, Words
+from ...tools import canonical_json
 from ..models.model import Usage
 
 _cache = sa.MetaData()

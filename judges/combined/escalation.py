@@ -17,13 +17,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...engine.errors import Paused
-from ...engine.feedback.specs import as_source, make_members
-from ...engine.pipeline.plugins import Plugins
-from ...engine.protocols import Context, FeedbackSource
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Question, Request, Stamp
-from ...engine.util.ids import derive_id
+from ...judging import as_source, make_members
+from ...protocols import (
+    Comparison,
+    Context,
+    Episode,
+    FeedbackSource,
+    Paused,
+    Question,
+    Request,
+    Stamp,
+)
+from ...running import Plugins
+from ...tools import derive_id
 from ..llm.judge import Answer
 
 

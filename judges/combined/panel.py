@@ -23,15 +23,19 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
-from ...engine.analysis.preferences import opinion
-from ...engine.feedback.specs import as_source, make_members
-from ...engine.pipeline.parts import component
-from ...engine.pipeline.plugins import Plugins
-from ...engine.protocols import Context, FeedbackSource
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Feedback, Question, Request, Stamp
-from ...engine.util.ids import derive_id
-from ...engine.util.suggest import did_you_mean
+from ...judging import as_source, make_members, opinion
+from ...protocols import (
+    Comparison,
+    Context,
+    Episode,
+    Feedback,
+    FeedbackSource,
+    Question,
+    Request,
+    Stamp,
+)
+from ...running import Plugins, component
+from ...tools import derive_id, did_you_mean
 from ..llm.judge import Answer
 from ..trust.watch import Quarantined
 

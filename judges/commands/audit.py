@@ -12,20 +12,17 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from ...engine.analysis.bias import bias_report
-from ...engine.analysis.judge_report import calibrate
-from ...engine.ledger.ledger import Ledger
-from ...engine.records.feedback import Answer, Comparison, Feedback
-from ...engine.records.report_section import Section
-from ...engine.records.rewards import overall
-from ...engine.util.suggest import did_you_mean
+from ...judging import bias_report, calibrate
+from ...protocols import Answer, Comparison, Feedback, ReportSection, overall
+from ...running import Ledger
+from ...tools import did_you_mean
 from ..asking.store import CALLS, CANARIES
 from ..trust.canaries import Quarantine
 
 
 def audit(
     ledger: Ledger, run: str, people: Sequence[str] = (), own: Sequence[str] = ()
-) -> list[Section]:
+) -> list[ReportSection]:
     """Returns the report's sections on a run's judges; none where it had no judges.
 
     Args:
@@ -65,7 +62,7 @@ def audit(
     )  # fmt: skip
     lines = [f"{b.rater} ({b.version}): {b.sentence}" for b in found]
     if lines:
-        sections.append(Section("Biases of judges", lines))
+        sections.append(ReportSection("Biases of judges", lines))
     if human:
         lines = [
             line for one in judges.values() for line in calibrate(one, human, episodes).lines()
@@ -76,7 +73,7 @@ def audit(
                 f"People were asked by {', '.join(both)} about what a judge was unsure of: that is"
                 " no fair sample of what it judged."
             )
-        sections.append(Section("Judges against people", lines))
+        sections.append(ReportSection("Judges against people", lines))
     return [s for s in sections if s.lines or s.rows]
 
 
@@ -84,7 +81,7 @@ def _all(judges: dict[str, list[Answer]]) -> list[Answer]:
     return [a for own in judges.values() for a in own]
 
 
-def _answers(by_source: dict[str, list[Answer]]) -> Section:
+def _answers(by_source: dict[str, list[Answer]]) -> ReportSection:
     rows = []
     for name, own in sorted(by_source.items()):
         counts = Counter(a.status for a in own)
@@ -114,10 +111,10 @@ def _answers(by_source: dict[str, list[Answer]]) -> Section:
         "flipped with the order",
         "cost",
     ]
-    return Section("Answers by source", [], columns, rows)
+    return ReportSection("Answers by source", [], columns, rows)
 
 
-def _money(ledger: Ledger, run: str) -> Section:
+def _money(ledger: Ledger, run: str) -> ReportSection:
     c = CALLS.c
     sums = [sa.func.sum(column) for column in (c.fresh, c.read, c.written, c.output, c.cost)]
     failed = sa.func.sum(
@@ -157,10 +154,10 @@ def _money(ledger: Ledger, run: str) -> Section:
         if rows
         else []
     )
-    return Section("What was asked of models", lines, columns, rows)
+    return ReportSection("What was asked of models", lines, columns, rows)
 
 
-def _canaries(ledger: Ledger, run: str) -> Section:
+def _canaries(ledger: Ledger, run: str) -> ReportSection:
     c = CANARIES.c
     counts = [
         sa.func.sum(sa.case((test, 1), else_=0))
@@ -189,7 +186,7 @@ def _canaries(ledger: Ledger, run: str) -> Section:
         if quarantine.quarantined
     ]
     columns = ["source", "kind", "fell for", "saw through", "no verdict"]
-    return Section("Canaries: conversations known to be bad", lines, columns, rows)
+    return ReportSection("Canaries: conversations known to be bad", lines, columns, rows)
 
 
 def _has(ledger: Ledger, table: sa.Table) -> bool:

@@ -22,8 +22,8 @@ class Forget(StrEnum):
 
 
 def _forget(folder: Path, which: Forget, models: Sequence[str], url: str | None) -> None:
-    from ...engine.errors import ConfigError
-    from ...engine.pipeline.folder import read_config
+    from ...protocols import ConfigError
+    from ...running import read_config
     from ..asking.store import Cache
 
     read_config(folder)
@@ -74,8 +74,8 @@ def judges(
     from rich.table import Table
     from rich.text import Text
 
-    from ...engine.pipeline.folder import open_ledger
-    from ...engine.util.wording import one_line
+    from ...running import open_ledger
+    from ...tools import one_line
     from .audit import audit
 
     if forget is not None:
@@ -126,10 +126,7 @@ def estimate(
     from rich.console import Console
     from rich.table import Table
 
-    from ...engine.cli import import_module
-    from ...engine.pipeline.config import RunConfig
-    from ...engine.pipeline.progress import quiet
-    from ...engine.pipeline.run import Run
+    from ...running import Run, RunConfig, import_module, quiet
     from .estimate import estimate as estimated
 
     import_module(module, context.obj)

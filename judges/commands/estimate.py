@@ -1,10 +1,10 @@
 """`turnwise estimate PIPELINE`: what judging will take, before a run: questions, tokens, dollars.
 
 A few starts of each stage are played by the policy as it is, the very prompts are written for these
-conversations, and counted; nothing is sent. A token is taken to be four bytes of prompt, an answer to
-have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes two bytes and `max_tokens`.
-What the policy will say when it has learned is not known: conversations that grow cost more.
-Caches, canaries, repeated questions and judges of `evaluate` are left out.
+conversations, and counted; nothing is sent. A token is taken to be four bytes of prompt, an answer
+to have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes two bytes and
+`max_tokens`. What the policy will say when it has learned is not known: conversations that grow
+cost more. Caches, canaries, repeated questions and judges of `evaluate` are left out.
 """
 
 from __future__ import annotations
@@ -14,17 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine.environments.registry import starts
-from ...engine.feedback.sources import Sources
-from ...engine.feedback.specs import Source, with_members
-from ...engine.pipeline.run import Run
-from ...engine.records.episode import Episode, Message
-from ...engine.records.feedback import Question, Request
-from ...engine.rollout.conversation import Where
-from ...engine.rollout.players import PolicyPlayer
-from ...engine.rollout.rollout import rollout
-from ...engine.stages.rank import Rank
-from ...engine.stages.rl.stage import RL
+from ...judging import Source, Sources, with_members
+from ...protocols import Episode, Message, Question, Request, starts
+from ...running import RL, PolicyPlayer, Rank, Run, Where, rollout
 from ..asking.options import Asking
 from ..asking.prices import cost
 from ..constitutional.revise import Revise
@@ -93,7 +85,7 @@ def _judges(stage: Any, env: Any, run: Run) -> Iterable[tuple[str, Asking, Sourc
 
 
 def _played(run: Run, stage: Any, env: Any, sample: int) -> list[Episode]:
-    from ...engine.records.sampling import Sampling
+    from ...protocols import Sampling
 
     player = PolicyPlayer(run.policy, Sampling(stage.temperature, stage.max_new_tokens))
     chosen = [

@@ -28,9 +28,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Request
-from ...engine.util.ids import derive_id
+from ...protocols import Comparison, Episode, Request
+from ...tools import derive_id
 from ..asking.store import Verdict
 from ..llm.judge import Answer
 from ..llm.pairwise import TASK, PairwiseJudge, words

@@ -23,21 +23,29 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from ...engine.environments.registry import starts
-from ...engine.errors import ConfigError, TooManyFailures
-from ...engine.pipeline.parts import component
-from ...engine.pipeline.plugins import check_options
-from ...engine.pipeline.stage import Stage
-from ...engine.protocols import Context, RunView
-from ...engine.records.episode import Episode, Message
-from ...engine.records.update import Update
-from ...engine.rollout.conversation import Reply, Where, episode_id
-from ...engine.rollout.players import PolicyPlayer
-from ...engine.stages.collect import play
-from ...engine.stages.environments import check_envs, read_envs
-from ...engine.util import files
-from ...engine.util.aio import background
-from ...engine.util.ids import derive_id
+from ...protocols import (
+    ConfigError,
+    Context,
+    Episode,
+    Message,
+    RunView,
+    Stage,
+    TooManyFailures,
+    Update,
+    starts,
+)
+from ...running import (
+    PolicyPlayer,
+    Reply,
+    Where,
+    check_envs,
+    check_options,
+    component,
+    episode_id,
+    play,
+    read_envs,
+)
+from ...tools import background, derive_id, files
 from ..asking.calls import Call
 from ..asking.options import Asking
 from ..asking.store import Verdict
@@ -278,7 +286,7 @@ class Revise(Stage):
             raise ConfigError(f"revise.critic: {error}") from error
 
     def play(self, run: RunView) -> Iterator[Update]:
-        from ...engine.records.sampling import Sampling
+        from ...protocols import Sampling
 
         critic = self._critic(run)
         backend = component(run.plugins, "backend", self.backend, policy=run.policy)

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Feedback, Request
+from ...protocols import Episode, Feedback, Request
 from ..asking.calls import Call
 from ..asking.store import Verdict
 from ..models.model import Prompt, Reply

@@ -23,13 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...engine.errors import Paused
-from ...engine.protocols import Context, FeedbackSource
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Feedback, Question, Request, Stamp
-from ...engine.util.aio import background
-from ...engine.util.ids import derive_id
-from ...engine.util.suggest import did_you_mean
+from ...protocols import (
+    Comparison,
+    Context,
+    Episode,
+    Feedback,
+    FeedbackSource,
+    Paused,
+    Question,
+    Request,
+    Stamp,
+)
+from ...tools import background, derive_id, did_you_mean
 from ..asking import calls, store
 from ..asking.calls import Call
 from ..asking.options import Asking

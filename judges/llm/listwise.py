@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Request
-from ...engine.util.ids import derive_id
+from ...protocols import Comparison, Episode, Request
+from ...tools import derive_id
 from ..asking.calls import Call
 from ..asking.store import Verdict
 from ..models.model import Prompt, Reply

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar, Literal
 
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Question, Request
-from ...engine.util.ids import derive_id
+from ...protocols import Comparison, Episode, Question, Request
+from ...tools import derive_id
 from ..asking.calls import Call
 from ..asking.store import Verdict
 from ..models.model import Prompt, Reply

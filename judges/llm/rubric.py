@@ -30,8 +30,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ...engine.util.ids import derive_id
-from ...engine.util.suggest import did_you_mean
+from ...tools import derive_id, did_you_mean
 
 
 class Criterion(BaseModel):

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Feedback, Request
+from ...protocols import Episode, Feedback, Request
 from ..asking.calls import Call
 from ..asking.store import Verdict
 from ..models.model import Prompt, Reply

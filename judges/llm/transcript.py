@@ -22,8 +22,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...engine.errors import TurnwiseError
-from ...engine.records.episode import Episode
+from ...protocols import Episode, TurnwiseError
 
 # None that reads like another or makes words, nor the first of "neither".
 _LETTERS = "bcdfghjkmpqrstvwxyz"

@@ -17,9 +17,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from ...engine.errors import PluginError
-from ...engine.util.secrets import in_use, url_in_use
-from ...engine.util.suggest import install
+from ...protocols import PluginError
+from ...tools import in_use, install, url_in_use
 from .model import BatchModel, ModelError, Prompt, Reply, Usage, free_of
 from .wire import address_of, called, client_of, count, envelope, error_within, key_of, part
 

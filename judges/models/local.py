@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...engine.errors import PluginError
-from ...engine.util.ids import derive_id
-from ...engine.util.suggest import install
+from ...protocols import PluginError
+from ...tools import derive_id, install
 from .model import Model, ModelError, Prompt, Reply, Token, Usage
 
 
@@ -71,7 +70,7 @@ class Local(Model):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from ...engine.policy.chat import ChatFormat
+        from ...learning import ChatFormat
 
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(self._where, trust_remote_code=False)
@@ -101,7 +100,7 @@ class Local(Model):
     def _generated(self, prompt: Prompt, gone: threading.Event) -> Reply:
         import torch
 
-        from ...engine.records.episode import Message
+        from ...protocols import Message
 
         if self._loaded is None:
             self._loaded = self._load()

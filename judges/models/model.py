@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ...engine.errors import PluginError, TurnwiseError
-from ...engine.pipeline.plugins import Plugins, check_options
-from ...engine.util.secrets import config_in_use, redacted
+from ...protocols import PluginError, TurnwiseError
+from ...running import Plugins, check_options
+from ...tools import config_in_use, redacted
 
 
 @dataclass(frozen=True, slots=True)

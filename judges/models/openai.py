@@ -18,9 +18,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ...engine.errors import PluginError
-from ...engine.util.secrets import in_use, url_in_use
-from ...engine.util.suggest import install
+from ...protocols import PluginError
+from ...tools import in_use, install, url_in_use
 from ..llm.transcript import Unreadable, json_within
 from .model import BatchFailed, BatchModel, ModelError, Prompt, Reply, Token, Usage, free_of
 from .wire import (

@@ -20,8 +20,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...engine.errors import PluginError
-from ...engine.util.secrets import redact
+from ...protocols import PluginError
+from ...tools import redact
 from .model import ModelError, Usage
 
 CONNECT = 10.0  # seconds to connect; what fails there was never sent, and costs nothing

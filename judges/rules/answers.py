@@ -20,10 +20,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...engine.protocols import Judge
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Feedback
-from ...engine.util.suggest import did_you_mean
+from ...protocols import Episode, Feedback, Judge
+from ...tools import did_you_mean
 from .text import Pattern
 
 Reference = str | float | Sequence[str | float] | Mapping[str, str] | Callable[[Episode], Any]

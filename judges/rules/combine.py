@@ -18,14 +18,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ...engine.feedback.judge_source import ask_judge
-from ...engine.feedback.specs import Member, make_members
-from ...engine.pipeline.plugins import Plugins
-from ...engine.protocols import Judge
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Feedback, Stamp
-from ...engine.records.rewards import overall
-from ...engine.util.ids import derive_id
+from ...judging import Member, ask_judge, make_members
+from ...protocols import Episode, Feedback, Judge, Stamp, overall
+from ...running import Plugins
+from ...tools import derive_id
 
 _COMBINES: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
     "min": lambda values, weights: min(values),

@@ -26,10 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine.protocols import Judge
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Feedback
-from ...engine.util.suggest import did_you_mean
+from ...protocols import Episode, Feedback, Judge
+from ...tools import did_you_mean
 from .text import Pattern
 
 # Of a sentence; a point inside (3.5) is none.

@@ -11,11 +11,8 @@ from typing import Any, Literal
 
 import yaml
 
-from ...engine.errors import TurnwiseError
-from ...engine.protocols import Judge
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Feedback
-from ...engine.util.suggest import did_you_mean
+from ...protocols import Episode, Feedback, Judge, TurnwiseError
+from ...tools import did_you_mean
 from .text import INSTALL
 
 

@@ -19,10 +19,8 @@ from typing import Any, Literal
 
 import regex
 
-from ...engine.protocols import Judge
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Feedback
-from ...engine.util.suggest import did_you_mean, install
+from ...protocols import Episode, Feedback, Judge
+from ...tools import did_you_mean, install
 
 INSTALL = f"install it with: {install('judges')}"
 

@@ -47,11 +47,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ...engine.errors import PreferenceError
-from ...engine.exchange.records import Unread, messages, rows
-from ...engine.records.episode import Episode, Message, Turn
-from ...engine.util.ids import derive_id
-from ...engine.util.suggest import did_you_mean
+from ...judging import Unread, messages, rows
+from ...protocols import Episode, Message, PreferenceError, Turn
+from ...tools import derive_id, did_you_mean
 
 KINDS = (
     "empty",

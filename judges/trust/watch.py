@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from ...engine.errors import Paused
+from ...protocols import Paused
 from .canaries import Quarantine, Schedule
 
 

@@ -25,9 +25,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ...engine.protocols import Aggregator
-from ...engine.records.feedback import Comparison, Feedback
-from ...engine.records.rewards import Aggregate
+from ...protocols import Aggregate, Aggregator, Comparison, Feedback
 from .common import EXACT, Floats, Inverse, agreement, centred_estimates, comparisons, pairs
 
 

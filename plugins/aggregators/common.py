@@ -13,10 +13,8 @@ from scipy.sparse import csc_matrix, identity
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
-from ...engine.analysis.agreement import EQUAL, rounded
-from ...engine.analysis.preferences import opinions
-from ...engine.records.feedback import Comparison, Feedback
-from ...engine.records.rewards import Estimate, RaterEstimate, overall
+from ...judging import EQUAL, opinions, rounded
+from ...protocols import Comparison, Estimate, Feedback, RaterEstimate, overall
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -22,9 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...engine.protocols import Aggregator
-from ...engine.records.feedback import Comparison, Feedback
-from ...engine.records.rewards import Aggregate, Estimate, RaterEstimate
+from ...protocols import Aggregate, Aggregator, Comparison, Estimate, Feedback, RaterEstimate
 from .common import Floats, Index, scores
 
 CLASSES = 20  # more distinct scores than this are no labels

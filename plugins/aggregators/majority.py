@@ -19,10 +19,16 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from ...engine.analysis.agreement import EQUAL
-from ...engine.protocols import Aggregator
-from ...engine.records.feedback import Comparison, Feedback
-from ...engine.records.rewards import Aggregate, Estimate, RaterEstimate, ranking_scores
+from ...judging import EQUAL
+from ...protocols import (
+    Aggregate,
+    Aggregator,
+    Comparison,
+    Estimate,
+    Feedback,
+    RaterEstimate,
+    ranking_scores,
+)
 from .common import comparisons, rater, scores
 
 

@@ -23,9 +23,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...engine.protocols import Aggregator
-from ...engine.records.feedback import Comparison, Feedback
-from ...engine.records.rewards import Aggregate, Estimate, RaterEstimate
+from ...protocols import Aggregate, Aggregator, Comparison, Estimate, Feedback, RaterEstimate
 from .common import Floats, Index, Ints, scores
 
 GRID = np.linspace(0.005, 0.995, 100)  # values of rho

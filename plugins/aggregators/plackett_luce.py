@@ -22,9 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import minimize
 
-from ...engine.protocols import Aggregator
-from ...engine.records.feedback import Comparison, Feedback
-from ...engine.records.rewards import Aggregate
+from ...protocols import Aggregate, Aggregator, Comparison, Feedback
 from .common import EXACT, Floats, Index, Ints, Inverse, agreement, centred_estimates, comparisons
 
 

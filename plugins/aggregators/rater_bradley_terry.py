@@ -47,9 +47,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ...engine.protocols import Aggregator
-from ...engine.records.feedback import Comparison, Feedback
-from ...engine.records.rewards import Aggregate, RaterEstimate
+from ...protocols import Aggregate, Aggregator, Comparison, Feedback, RaterEstimate
 from .common import EXACT, Floats, Inverse, Pairs, centred_estimates, comparisons, pairs, rater
 
 ROUNDS, STEPS = 300, 30  # rounds of EM at most, and steps in each: the next one goes on

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...engine.hookspecs import Register, hookimpl
+from ...protocols import Register, hookimpl
 
 
 @hookimpl

@@ -33,10 +33,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ...engine.protocols import Aggregator, Combiner
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Feedback, Stamp
-from ...engine.records.rewards import Aggregate, Estimate, NoReward, Rewards, opinions, silence
+from ...protocols import (
+    Aggregate,
+    Aggregator,
+    Combiner,
+    Comparison,
+    Episode,
+    Estimate,
+    Feedback,
+    NoReward,
+    Rewards,
+    Stamp,
+    opinions,
+    silence,
+)
 
 Answer = Feedback | Comparison
 

@@ -40,32 +40,25 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.analysis.calibration import (
+from ...judging import (
     KINDS,
     Correction,
     Drift,
-    correlations,
-    fit_correction,
-    mean_interval,
-    same_order,
-)
-from ...engine.analysis.judge_report import (
     Feature,
     Ranges,
     check_ranges,
+    correlations,
+    fit_correction,
     luck,
+    mean_interval,
     named_features,
     on_scale,
+    prediction_powered_mean,
+    same_order,
     scores_of,
 )
-from ...engine.analysis.prediction_powered import prediction_powered_mean
-from ...engine.protocols import Combiner, RunView
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Feedback
-from ...engine.records.rewards import NoReward, Rewards
-from ...engine.util import files
-from ...engine.util.ids import derive_id
-from ...engine.util.suggest import did_you_mean
+from ...protocols import Combiner, Comparison, Episode, Feedback, NoReward, Rewards, RunView
+from ...tools import derive_id, did_you_mean, files
 from .weighted import Weighted
 
 Answer = Feedback | Comparison

@@ -16,12 +16,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...engine.analysis.style import LengthControl
-from ...engine.protocols import Combiner
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Feedback
-from ...engine.records.rewards import NoReward, Rewards, opinions, overall, ranking_scores, silence
-from ...engine.util.suggest import did_you_mean
+from ...judging import LengthControl
+from ...protocols import (
+    Combiner,
+    Comparison,
+    Episode,
+    Feedback,
+    NoReward,
+    Rewards,
+    opinions,
+    overall,
+    ranking_scores,
+    silence,
+)
+from ...tools import did_you_mean
 
 
 class Weighted(Combiner):

@@ -17,9 +17,8 @@ whose tokens cost it, and to no turn before it that led there.
 
 from __future__ import annotations
 
-from ...engine.protocols import CreditAssigner
-from ...engine.records.batch import Batch, Credit
-from ...engine.tensors import spread_turns, turn_advantages, turn_sums
+from ...learning import Batch, Credit, spread_turns, turn_advantages, turn_sums
+from ...protocols import CreditAssigner
 
 
 class BranchCredit(CreditAssigner):

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import torch
 
-from ...engine.protocols import CreditAssigner
-from ...engine.records.batch import Batch, Credit
-from ...engine.tensors import apart, spread_turns, turn_sums
+from ...learning import Batch, Credit, apart, spread_turns, turn_sums
+from ...protocols import CreditAssigner
 
 
 class Counterfactual(CreditAssigner):

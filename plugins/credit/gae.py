@@ -27,9 +27,9 @@ from typing import Literal
 
 import torch
 
-from ...engine.protocols import CreditAssigner
-from ...engine.records.batch import Batch, Credit
-from ...engine.tensors import (
+from ...learning import (
+    Batch,
+    Credit,
     bilevel_gae,
     gae,
     place_turn_rewards,
@@ -37,6 +37,7 @@ from ...engine.tensors import (
     turn_edges,
     turn_sums,
 )
+from ...protocols import CreditAssigner
 
 
 class GAE(CreditAssigner):

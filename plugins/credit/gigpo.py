@@ -24,9 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...engine.protocols import CreditAssigner
-from ...engine.records.batch import Batch, Credit
-from ...engine.tensors import group_advantage, returns_to_go, spread_turns, turn_sums
+from ...learning import Batch, Credit, group_advantage, returns_to_go, spread_turns, turn_sums
+from ...protocols import CreditAssigner
 
 
 class GiGPO(CreditAssigner):

@@ -25,10 +25,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...engine.errors import ConfigError
-from ...engine.protocols import CreditAssigner
-from ...engine.records.batch import Batch, Credit
-from ...engine.tensors import apart, group_advantage, group_largest, spread_turns, turn_sums
+from ...learning import (
+    Batch,
+    Credit,
+    apart,
+    group_advantage,
+    group_largest,
+    spread_turns,
+    turn_sums,
+)
+from ...protocols import ConfigError, CreditAssigner
 
 
 class Judged(CreditAssigner):

@@ -25,9 +25,8 @@ from typing import Literal
 
 import torch
 
-from ...engine.protocols import CreditAssigner
-from ...engine.records.batch import Batch, Credit
-from ...engine.tensors import group_advantage
+from ...learning import Batch, Credit, group_advantage
+from ...protocols import CreditAssigner
 
 
 class OutcomeCredit(CreditAssigner):

@@ -30,10 +30,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...engine.protocols import CreditAssigner
-from ...engine.records.batch import Batch, Credit
-from ...engine.records.episode import Episode
-from ...engine.tensors import group_advantage, spread_turns, turn_sums
+from ...learning import Batch, Credit, group_advantage, spread_turns, turn_sums
+from ...protocols import CreditAssigner, Episode
 
 
 class Redistribute(CreditAssigner):

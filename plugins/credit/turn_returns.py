@@ -28,9 +28,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...engine.protocols import CreditAssigner
-from ...engine.records.batch import Batch, Credit
-from ...engine.tensors import (
+from ...learning import (
+    Batch,
+    Credit,
     apart,
     group_counts,
     group_largest,
@@ -38,6 +38,7 @@ from ...engine.tensors import (
     spread_turns,
     turn_sums,
 )
+from ...protocols import CreditAssigner
 
 
 class TurnReturns(CreditAssigner):

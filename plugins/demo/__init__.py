@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...engine.hookspecs import hookimpl
+from ...protocols import hookimpl
 
 if TYPE_CHECKING:
     from typer import Typer

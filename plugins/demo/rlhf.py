@@ -15,9 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ...engine.cli import print_scores
-from ...engine.pipeline.progress import quiet
-from ...engine.report.page import write_report
+from ...running import print_scores, quiet, write_report
 from .support_desk import (
     ENV,
     EVALUATION_SEED,

@@ -24,28 +24,30 @@ from typing import Any
 
 from rich.console import Console
 
-from ...engine.analysis.scores import Score, score
-from ...engine.cli import print_scores
-from ...engine.environments.registry import starts
-from ...engine.errors import ConfigError
-from ...engine.pipeline.parts import declared
-from ...engine.pipeline.plugins import Plugins
-from ...engine.pipeline.progress import Display, quiet
-from ...engine.pipeline.run import Run
-from ...engine.policy.in_process import InProcess
-from ...engine.policy.policy import Policy
-from ...engine.records.episode import Episode
-from ...engine.records.sampling import Sampling
-from ...engine.report.curves import draw_curves
-from ...engine.report.transcript import printable, transcript
-from ...engine.rollout.conversation import Where
-from ...engine.rollout.players import PolicyPlayer, ScriptPlayer
-from ...engine.rollout.rollout import rollout
-from ...engine.stages.environments import EnvConfig
-from ...engine.stages.evaluate import play_held_out
-from ...engine.stages.rl.parts import make_parts
-from ...engine.stages.rl.settings import RLSettings
-from ...engine.util.suggest import install
+from ...learning import InProcess, Policy
+from ...protocols import ConfigError, Episode, Sampling, starts
+from ...running import (
+    Display,
+    EnvConfig,
+    Plugins,
+    PolicyPlayer,
+    RLSettings,
+    Run,
+    Score,
+    ScriptPlayer,
+    Where,
+    declared,
+    draw_curves,
+    make_parts,
+    play_held_out,
+    print_scores,
+    printable,
+    quiet,
+    rollout,
+    score,
+    transcript,
+)
+from ...tools import install
 from .tiny_model import build_policy
 
 ENV = "turnwise/SupportDesk-v0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...engine.hookspecs import Register, hookimpl
+from ...protocols import Register, hookimpl
 
 if TYPE_CHECKING:
     from typer import Typer

@@ -8,15 +8,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine.analysis.agreement import (
+from ...judging import (
     alpha_interval,
     comparison_units,
     gwet_ac1,
     krippendorff_alpha,
     percent_agreement,
 )
-from ...engine.ledger.ledger import Ledger
-from ...engine.records.feedback import Comparison, Feedback
+from ...protocols import Comparison, Feedback
+from ...running import Ledger
 from .answers import RatedAnswer
 from .desk import Desk
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Answer, Comparison, Feedback, Stamp
-from ...engine.util.ids import canonical_json, derive_id
+from ...protocols import Answer, Comparison, Episode, Feedback, Stamp
+from ...tools import canonical_json, derive_id
 
 
 @dataclass(frozen=True, slots=True)

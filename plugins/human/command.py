@@ -42,8 +42,8 @@ def rate(
 ) -> None:
     """Serves the raters' web page of a run; prints a one-time link for its lead, who invites the
     others."""
-    from ...engine.errors import ConfigError
-    from ...engine.util.suggest import install
+    from ...protocols import ConfigError
+    from ...tools import install
 
     try:
         import fastapi  # noqa: F401
@@ -52,7 +52,7 @@ def rate(
         raise ConfigError(
             f"the rating service needs more packages: {install('people')} ({error})"
         ) from error
-    from ...engine.pipeline.folder import open_ledger
+    from ...running import open_ledger
     from . import raters
     from .tables import prepare
     from .web.app import make_app

@@ -29,11 +29,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ...engine.ledger.ledger import Ledger
 from ...engine.ledger.tables import FEEDBACK, REQUESTS
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Answer, Comparison, Feedback, Request
-from ...engine.util.ids import canonical_json, derive_id
+from ...protocols import Answer, Comparison, Episode, Feedback, Request
+from ...running import Ledger
+from ...tools import canonical_json, derive_id
 from . import raters, tasks
 from .answers import RatedAnswer, Task, decode_answer, encode_answer, encode_form
 from .errors import DeskError, NotYours, Used

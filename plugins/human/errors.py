@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...engine.errors import TurnwiseError
+from ...protocols import TurnwiseError
 
 
 class DeskError(TurnwiseError):

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...engine.errors import PreferenceError
-from ...engine.exchange.reading import import_data
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Answer, Comparison, Request
+from ...judging import import_data
+from ...protocols import Answer, Comparison, Episode, PreferenceError, Request
 from . import tasks
 
 

@@ -16,12 +16,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ...engine.analysis.agreement import percent_agreement
-from ...engine.ledger.ledger import Ledger
-from ...engine.protocols import Aggregator
-from ...engine.records.feedback import Comparison
-from ...engine.records.rewards import Aggregate
-from ...engine.util.ids import canonical_json, derive_id
+from ...judging import percent_agreement
+from ...protocols import Aggregate, Aggregator, Comparison
+from ...running import Ledger
+from ...tools import canonical_json, derive_id
 from . import raters
 from .agreement import agreement, between, judged, versus
 from .answers import RatedAnswer

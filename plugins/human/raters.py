@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ...engine.ledger.ledger import Ledger
+from ...running import Ledger
 from .errors import NoEntry
 from .tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS
 

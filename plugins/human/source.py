@@ -23,14 +23,19 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 
-from ...engine.ledger.ledger import Ledger
 from ...engine.ledger.tables import FEEDBACK, REQUESTS
-from ...engine.protocols import Context, FeedbackSource
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Feedback, Question, Request
-from ...engine.records.rewards import ranking_scores
-from ...engine.util.ids import derive_id
-from ...engine.util.suggest import did_you_mean
+from ...protocols import (
+    Comparison,
+    Context,
+    Episode,
+    Feedback,
+    FeedbackSource,
+    Question,
+    Request,
+    ranking_scores,
+)
+from ...running import Ledger
+from ...tools import derive_id, did_you_mean
 from .desk import Desk
 from .gold import read_gold
 from .information import information

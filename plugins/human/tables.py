@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from ...engine.ledger.database import Words
-from ...engine.ledger.ledger import Ledger
+from ...running import Ledger, Words
 
 metadata = sa.MetaData()
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison, Feedback
+from ...protocols import Comparison, Episode, Feedback
 from .errors import FormError
 
 TASKS = ("rank", "compare", "score", "mark")

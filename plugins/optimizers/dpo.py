@@ -32,12 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from ...engine.policy.learner import Learner, positive, settings
-from ...engine.policy.policy import Policy
-from ...engine.protocols import Optimizer
-from ...engine.records.batch import Batch
-from ...engine.records.episode import Episode
-from ...engine.tensors import turn_sums
+from ...learning import Batch, Learner, Policy, positive, settings, turn_sums
+from ...protocols import Episode, Optimizer
 
 Form = Literal["sigmoid", "ipo", "hinge"]
 

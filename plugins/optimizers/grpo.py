@@ -18,11 +18,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ...engine.policy.learner import Learner, Sums, positive, settings
-from ...engine.policy.policy import Policy
-from ...engine.protocols import Optimizer
-from ...engine.records.batch import Batch
-from ...engine.tensors import importance_weight, kl_estimate
+from ...learning import (
+    Batch,
+    Learner,
+    Policy,
+    Sums,
+    importance_weight,
+    kl_estimate,
+    positive,
+    settings,
+)
+from ...protocols import Optimizer
 from .kl import KL
 from .policy_loss import Form, Mean, Normalise, PolicyLoss, staleness_metrics
 

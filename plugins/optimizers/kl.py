@@ -8,9 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...engine.policy.policy import Policy
-from ...engine.records.batch import Batch
-from ...engine.tensors import kl_estimate
+from ...learning import Batch, Policy, kl_estimate
 
 # Nats: how far log-probs of one token by one policy are apart when other rows are in the batch
 # (float32).

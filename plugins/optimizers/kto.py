@@ -27,11 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.policy.batching import row_of
-from ...engine.policy.learner import Learner, positive, settings
-from ...engine.policy.policy import Policy
-from ...engine.protocols import Optimizer
-from ...engine.records.batch import Batch, Row
+from ...learning import Batch, Learner, Policy, Row, positive, row_of, settings
+from ...protocols import Optimizer
 
 
 def kto_loss(

@@ -31,9 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...engine.policy.network import Micro
-from ...engine.records.batch import Batch
-from ...engine.tensors import clipped_policy_loss, whiten
+from ...learning import Batch, Micro, clipped_policy_loss, whiten
 
 Form = Literal["ppo", "gspo", "cispo"]
 Mean = Literal["token", "sequence", "constant"]

@@ -25,12 +25,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...engine.policy.learner import Learner, Sums, positive, settings
-from ...engine.policy.network import Micro, Output
-from ...engine.policy.policy import Policy
-from ...engine.protocols import Optimizer
-from ...engine.records.batch import Batch
-from ...engine.tensors import clipped_value_loss, explained_variance, importance_weight, kl_estimate
+from ...learning import (
+    Batch,
+    Learner,
+    Micro,
+    Output,
+    Policy,
+    Sums,
+    clipped_value_loss,
+    explained_variance,
+    importance_weight,
+    kl_estimate,
+    positive,
+    settings,
+)
+from ...protocols import Optimizer
 from .kl import KL
 from .policy_loss import Form, Mean, Normalise, PolicyLoss, staleness_metrics
 

@@ -16,11 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...engine.policy.learner import Learner, Sums, positive, settings
-from ...engine.policy.policy import Policy
-from ...engine.protocols import Optimizer
-from ...engine.records.batch import Batch
-from ...engine.tensors import rounding
+from ...learning import Batch, Learner, Policy, Sums, positive, rounding, settings
+from ...protocols import Optimizer
 
 
 def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:

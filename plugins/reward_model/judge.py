@@ -10,10 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from ...engine.errors import ConfigError
-from ...engine.protocols import Context, Judge, RunView
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Feedback, Stamp
+from ...protocols import ConfigError, Context, Episode, Feedback, Judge, RunView, Stamp
 from .losses import combine
 from .model import NOTE, RewardModel
 from .retrain import Retrain, Versions

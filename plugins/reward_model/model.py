@@ -21,13 +21,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ...engine.errors import TurnwiseError
-from ...engine.policy.chat import ChatFormat
-from ...engine.policy.network import Micro, divide
-from ...engine.policy.properties import context_length, trunk
-from ...engine.records.batch import Row
-from ...engine.records.episode import Episode, Message
-from ...engine.util import files
+from ...learning import ChatFormat, Micro, Row, context_length, divide, trunk
+from ...protocols import Episode, Message, TurnwiseError
+from ...tools import files
 
 NOTE = "turnwise-reward-model.json"
 

@@ -30,11 +30,9 @@ from typing import Any
 
 from pydantic import Field
 
-from ...engine.protocols import RunView
-from ...engine.records.feedback import Comparison
-from ...engine.stages.preference import comparing
-from ...engine.util import files
-from ...engine.util.ids import derive_id
+from ...protocols import Comparison, RunView
+from ...running import comparing
+from ...tools import derive_id, files
 from .model import NOTE, RewardModel
 from .training import Data, Ensemble, Training, finals, place
 

@@ -19,13 +19,10 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from ...engine.errors import ConfigError
-from ...engine.pipeline.processes import shared
-from ...engine.pipeline.stage import Stage
-from ...engine.protocols import RunView
-from ...engine.records.update import Update
-from ...engine.stages.preference import Chosen, Weights, check_weights, comparing, weighed
-from ...engine.util.ids import derive_id
+from ...learning import shared
+from ...protocols import ConfigError, RunView, Stage, Update
+from ...running import Chosen, Weights, check_weights, comparing, weighed
+from ...tools import derive_id
 from .model import RewardModel, load_member
 from .training import Data, Ensemble, Training, finals
 

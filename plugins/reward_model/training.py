@@ -12,22 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...engine.analysis.preferences import (
-    Pair,
-    connected,
-    opinion,
-    pairs,
-    rater_agreement,
-    truth_agreement,
-)
-from ...engine.ledger.ledger import Ledger
-from ...engine.pipeline.section import Section
-from ...engine.policy.learner import Learner
-from ...engine.policy.network import divide
-from ...engine.records.episode import Episode
-from ...engine.records.feedback import Comparison
-from ...engine.util.ids import derive_id
-from ...engine.util.memory import explained_memory
+from ...judging import Pair, connected, opinion, pairs, rater_agreement, truth_agreement
+from ...learning import Learner, divide, explained_memory
+from ...protocols import Comparison, Episode, Section
+from ...running import Ledger
+from ...tools import derive_id
 from .losses import bradley_terry, calibration_error, centering, k_wise, plackett_luce
 from .model import RewardModel
 

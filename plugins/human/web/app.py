@@ -28,10 +28,9 @@ from fastapi.templating import Jinja2Templates
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
-from ....engine.errors import LedgerError
-from ....engine.ledger.ledger import Ledger
-from ....engine.pipeline.plugins import Plugins
-from ....engine.util.suggest import did_you_mean
+from ....protocols import LedgerError
+from ....running import Ledger, Plugins
+from ....tools import did_you_mean
 from .. import lead, raters
 from ..agreement import agreed
 from ..desk import Desk

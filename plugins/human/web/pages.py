@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ....engine.records.episode import Episode, Message
+from ....protocols import Episode, Message
 from ..answers import Task
 from ..errors import FormError
 from ..tasks import GRADES, LETTERS, common, read

@@ -21,7 +21,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from ....engine.records.episode import Message
+from ....protocols import Message
 
 LONG = 10_000  # characters beyond which a message is shown as plain text, folded
 WIDE = 40  # columns beyond which a table is

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 import turnwise
-from turnwise.engine.feedback.sources import Sources
-from turnwise.engine.policy.batching import make_batch
+from turnwise.judging import Sources
+from turnwise.learning import make_batch
 
 
 class Offline(turnwise.Stage):

@@ -1,0 +1,41 @@
+from .engine.pipeline.processes import shared
+from .engine.policy.batching import make_batch, row_of
+from .engine.policy.chat import CHATML, ChatFormat
+from .engine.policy.in_process import InProcess
+from .engine.policy.learner import Learner, Sums, positive, settings
+from .engine.policy.network import Micro, Output, divide
+from .engine.policy.policy import Policy
+from .engine.policy.properties import context_length, trunk
+from .engine.records.batch import Batch, Credit, Row
+from .engine.tensors import (
+    apart,
+    bilevel_gae,
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    gae,
+    group_advantage,
+    group_counts,
+    group_largest,
+    importance_weight,
+    kl_estimate,
+    place_turn_rewards,
+    returns_to_go,
+    rounding,
+    spread_turns,
+    turn_advantages,
+    turn_edges,
+    turn_sums,
+    whiten,
+)
+from .engine.util.memory import explained_memory
+
+__all__ = [
+    "Batch", "CHATML", "ChatFormat", "Credit", "InProcess", "Learner", "Micro", "Output",
+    "Policy", "Row", "Sums", "apart", "bilevel_gae", "clipped_policy_loss",
+    "clipped_value_loss", "context_length", "divide", "explained_memory", "explained_variance",
+    "gae", "group_advantage", "group_counts", "group_largest", "importance_weight",
+    "kl_estimate", "make_batch", "place_turn_rewards", "positive", "returns_to_go", "rounding",
+    "row_of", "settings", "shared", "spread_turns", "trunk", "turn_advantages", "turn_edges",
+    "turn_sums", "whiten",
+]  # fmt: skip

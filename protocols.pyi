@@ -1,0 +1,55 @@
+from .engine.environments.registry import starts
+from .engine.environments.space import Text
+from .engine.errors import (
+    ConfigError,
+    DatabaseError,
+    LedgerError,
+    Paused,
+    PluginError,
+    PreferenceError,
+    TooManyFailures,
+    TurnwiseError,
+)
+from .engine.hookspecs import Register, hookimpl
+from .engine.pipeline.section import Section
+from .engine.pipeline.stage import Stage
+from .engine.protocols import (
+    Aggregator,
+    Backend,
+    Combiner,
+    Context,
+    CreditAssigner,
+    FeedbackSource,
+    Giver,
+    GroupJudge,
+    Judge,
+    Learns,
+    Optimizer,
+    RunView,
+)
+from .engine.records.episode import Episode, Message, Turn
+from .engine.records.feedback import Answer, Comparison, Feedback, Question, Request, Stamp
+from .engine.records.report_section import ReportSection
+from .engine.records.rewards import (
+    Aggregate,
+    Estimate,
+    NoReward,
+    RaterEstimate,
+    Rewards,
+    opinions,
+    overall,
+    ranking_scores,
+    silence,
+)
+from .engine.records.sampling import Sampling
+from .engine.records.update import Update
+
+__all__ = [
+    "Aggregate", "Aggregator", "Answer", "Backend", "Combiner", "Comparison", "ConfigError",
+    "Context", "CreditAssigner", "DatabaseError", "Episode", "Estimate", "Feedback",
+    "FeedbackSource", "Giver", "GroupJudge", "Judge", "Learns", "LedgerError", "Message",
+    "NoReward", "Optimizer", "Paused", "PluginError", "PreferenceError", "Question",
+    "RaterEstimate", "Register", "ReportSection", "Request", "Rewards", "RunView", "Sampling",
+    "Section", "Stage", "Stamp", "Text", "TooManyFailures", "Turn", "TurnwiseError", "Update",
+    "hookimpl", "opinions", "overall", "ranking_scores", "silence", "starts",
+]  # fmt: skip

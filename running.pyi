@@ -1,0 +1,33 @@
+from .engine.analysis.scores import Score, score
+from .engine.cli import import_module, print_scores
+from .engine.ledger.database import Database, Words
+from .engine.ledger.ledger import Ledger
+from .engine.pipeline.config import RunConfig
+from .engine.pipeline.folder import open_ledger, read_config
+from .engine.pipeline.parts import component, declared
+from .engine.pipeline.plugins import Plugins, check_options
+from .engine.pipeline.progress import Display, quiet
+from .engine.pipeline.run import Run
+from .engine.report.curves import draw_curves
+from .engine.report.page import write_report
+from .engine.report.transcript import printable, transcript
+from .engine.rollout.conversation import Reply, Where, episode_id
+from .engine.rollout.players import PolicyPlayer, ScriptPlayer
+from .engine.rollout.rollout import rollout
+from .engine.stages.collect import play
+from .engine.stages.environments import EnvConfig, check_envs, read_envs
+from .engine.stages.evaluate import play_held_out
+from .engine.stages.preference import Chosen, Weights, check_weights, comparing, weighed
+from .engine.stages.rank import Rank
+from .engine.stages.rl.parts import make_parts
+from .engine.stages.rl.settings import RLSettings
+from .engine.stages.rl.stage import RL
+
+__all__ = [
+    "Chosen", "Database", "Display", "EnvConfig", "Ledger", "Plugins", "PolicyPlayer", "RL",
+    "RLSettings", "Rank", "Reply", "Run", "RunConfig", "Score", "ScriptPlayer", "Weights",
+    "Where", "Words", "check_envs", "check_options", "check_weights", "comparing", "component",
+    "declared", "draw_curves", "episode_id", "import_module", "make_parts", "open_ledger",
+    "play", "play_held_out", "print_scores", "printable", "quiet", "read_config", "read_envs",
+    "rollout", "score", "transcript", "weighed", "write_report",
+]  # fmt: skip
