@@ -49,6 +49,10 @@ from turnwise.plugins.human.desk import Desk
 
 RENAMED: dict[str, str] = {}  # new name -> name at the commit where the hashes were recorded
 IMPORTED = {"messages": "talk"}  # the same, of the fields of records that are imported
+# New words of a reason that the ledger keeps -> its recorded words.
+REWORDED = {
+    "uncertain: the raters' answers left": "uncertain: what raters said left",
+}
 LEFT_OUT = {"time", "version", "seconds"}  # of rows and of what they hold
 BY_CHANCE = {"id", "request", "rater", "shown"}  # of rows about people: drawn anew in every run
 
@@ -249,6 +253,10 @@ def plain(value: Any, left_out: set[str] = LEFT_OUT) -> Any:
             for k, v in sorted(named.items())
             if k not in left_out and not k.startswith("seconds/")
         }
+    if isinstance(value, str):
+        for new, old in REWORDED.items():
+            value = value.replace(new, old)
+        return value
     if isinstance(value, (list, tuple)):
         return [plain(v, left_out) for v in value]
     return value
