@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from .records.batch import Batch, Credit
 from .records.episode import Episode
@@ -79,7 +79,10 @@ class Giver(Learns):
         members: name to judge, where it is made of others: the engine opens and closes those too,
             lets them learn and saves their state.
         after: a stage that must come before the one that asks it; empty: none.
+        may_change: its options that may change when a run goes on, since no answer depends on them.
     """
+
+    may_change: ClassVar[frozenset[str]] = frozenset()
 
     members: Mapping[str, Any] = MappingProxyType({})
     after: str = ""

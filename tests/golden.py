@@ -33,7 +33,6 @@ from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-import judging
 import sqlalchemy as sa
 import torch
 import transformers
@@ -46,6 +45,8 @@ from turnwise.engine.exchange import reading
 from turnwise.engine.util.ids import derive_id
 from turnwise.plugins.demo.tiny_model import build_policy
 from turnwise.plugins.human.desk import Desk
+
+import judging
 
 RENAMED: dict[str, str] = {}  # new name -> name at the commit where the hashes were recorded
 IMPORTED = {"messages": "talk"}  # the same, of the fields of records that are imported

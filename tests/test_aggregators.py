@@ -911,7 +911,7 @@ def test_what_is_played_aside_is_judged_and_not_learned_from() -> None:
 
 
 @pytest.mark.parametrize("wrong", [
-    {"weights": {"a": 1.0, "b": 0.5}}, {"aggregator": "mean"}, {"objective": "best"}, {"objective": {}}, {"objective": {"s": -1.0}}, {"history": 0},  # noqa: E501
+    {"weights": {"a": 1.0, "b": 0.5}}, {"objective": "best"}, {"objective": {}}, {"objective": {"s": -1.0}}, {"history": 0},  # noqa: E501
     {"max_sd": 0.0}, {"uncertainty": "yes"},
 ])  # fmt: skip
 def test_wrong_options_of_the_combiner_are_refused(wrong: dict[str, Any]) -> None:

@@ -240,7 +240,7 @@ FOREIGN = {
     "engine/util/secrets.py": "any object's name",
     "judges/asking/options.py": "an option that has a version",
     "judges/models/local.py": "a configuration of transformers",
-    "plugins/human/web/app.py": "the state of a request of Starlette's",
+    "plugins/human/web/service.py": "the state of a request of Starlette's",
     "plugins/reward_model/model.py": "a tokenizer and a model of transformers",
 }
 

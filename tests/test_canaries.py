@@ -156,8 +156,8 @@ def test_known_bad_conversations(tmp_path: Path) -> None:
     ("row", "why"),
     [
         ({"text": "bad"}, r"bad.jsonl:1: needed is"),
-        ({"messages": [{"role": "user", "content": "Hi"}]}, r"bad.jsonl:1: .*must take turns"),
-        ({"messages": [{"role": "assistant", "content": "Hi"}]}, r"bad.jsonl:1: .*must take turns"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, r"bad.jsonl:1: .*must alternate"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, r"bad.jsonl:1: .*must alternate"),
         ({"messages": [{"role": "boss", "content": "Hi"}]}, r"bad.jsonl:1: .*has the role 'boss'"),
     ],
 )

@@ -372,22 +372,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "config.yaml empty": (
         lambda f: (f / "config.yaml").write_text(""),
         EXACT,
-        "config.yaml is damaged.* It is written anew",
+        "config.yaml is damaged.* It is written again",
     ),
     "config.yaml gone": (
         lambda f: (f / "config.yaml").unlink(),
         EXACT,
-        "config.yaml cannot be read .* It is written anew",
+        "config.yaml cannot be read .* It is written again",
     ),
     "config.yaml cut": (
         lambda f: (f / "config.yaml").write_text("policy: {model: 'x"),
         EXACT,
-        "is damaged.* It is written anew",
+        "is damaged.* It is written again",
     ),
     "config.yaml is noise": (
         lambda f: (f / "config.yaml").write_bytes(b"\xff\x00"),
         EXACT,
-        "is damaged.* It is written anew",
+        "is damaged.* It is written again",
     ),
     "config.yaml of another run": (
         lambda f: shutil.copy(f.parent / "another" / "config.yaml", f),

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 import turnwise
 from turnwise.engine.errors import CheckpointError
 from turnwise.engine.pipeline.checkpoint import newest, read
+from turnwise.engine.pipeline.resume import check_same_run
 
 RL = {
     "env": "test/Echo-v0",
@@ -108,6 +110,36 @@ def test_a_changed_config_is_refused(
         resume(stopped, model_folder(), **change).finish()
     torch.set_num_threads(1)
     assert [u.number for u in resume(stopped, model_folder())] == [3, 4], "nothing was spoiled"
+
+
+class Metered(turnwise.Judge):
+    """A third party's judge: what it may spend says nothing of its scores."""
+
+    may_change = frozenset({"cents"})
+
+    def __init__(self, cents: int = 1, strict: bool = False) -> None:
+        self.strict = strict
+
+
+def test_a_part_says_itself_which_of_its_options_may_change() -> None:
+    module = types.ModuleType("metered")
+    hook = turnwise.hookimpl(lambda register: register("metered", Metered))
+    module.register_judges = hook  # type: ignore[attr-defined]
+    plugins = turnwise.Plugins({"metered": module})
+
+    def stages(**options: Any) -> dict[str, Any]:
+        inner = {"judge": "metered", **options}
+        return {"stages": [{"rl": {"feedback": [{"judge": "panel", "judges": [inner]}]}}]}
+
+    check_same_run(stages(cents=1), stages(cents=99), 0, 1, plugins)
+    with pytest.raises(turnwise.ConfigError, match="feedback of 'rl' changed"):
+        check_same_run(stages(), stages(strict=True), 0, 1, plugins)
+    rubric = {"judge": "rubric", "rubric": "a.md", "budget": 1.0}
+    other = {**rubric, "budget": 5.0, "canaries": 0}
+    check_same_run({"stages": [{"rl": {"feedback": [rubric]}}]},
+                   {"stages": [{"rl": {"feedback": [other]}}]}, 0, 1, plugins)  # fmt: skip
+    critics = [{"stages": [{"revise": {"critic": {"model": "m", "budget": b}}}]} for b in (1, 2)]
+    check_same_run(*critics, 0, 1, plugins)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("what", ["weights", "state", "optimizer"])

@@ -23,9 +23,9 @@ from rating import RUN, Client, groups, heard, serving, study, talk
 from turnwise.plugins.human import raters, tasks
 from turnwise.plugins.human.source import People
 from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, prepare
-from turnwise.plugins.human.web import app as service
-from turnwise.plugins.human.web import serve
-from turnwise.plugins.human.web.app import NOTED, make_app
+from turnwise.plugins.human.web import serve, service
+from turnwise.plugins.human.web.app import make_app
+from turnwise.plugins.human.web.service import NOTED
 
 PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
 

@@ -25,8 +25,9 @@ from turnwise.engine.pipeline.folder import open_ledger
 from turnwise.plugins.human import raters
 from turnwise.plugins.human.desk import Desk
 from turnwise.plugins.human.tables import EVENTS, LEASES, RATERS
-from turnwise.plugins.human.web.app import cookie_name, make_app, place_of
+from turnwise.plugins.human.web.app import make_app
 from turnwise.plugins.human.web.render import markdown, plain
+from turnwise.plugins.human.web.service import cookie_name, place_of
 
 COOKIE = cookie_name(RUN)
 PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}

@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+from ..protocols import Giver
 from .config import flat
+from .plugins import Plugins
+from .stage import Stage
 
 FREE = ("name", "threads", "folder", "checkpoint_every", "keep_checkpoints", "trackers", "stages")
-MEANS = (
-    "budget",
-    "prices",
-    "cache",
-    "concurrency",
-    "timeout",
-    "patience",
-    "batch",
-    "canaries",
-    "known_bad",
-)  # options of parts that ask a model
 
 
-def meant(value: Any) -> Any:
-    """Returns a config without the limits on what asking models may cost and how long it may take,
-    which do not affect what is asked."""
-    if isinstance(value, Mapping):
-        asks = bool({"judge", "source", "model"} & set(value)) and "every" not in value
-        return {k: meant(v) for k, v in value.items() if not (asks and k in MEANS)}
-    return [meant(v) for v in value] if isinstance(value, (list, tuple)) else value
+def lasting(options: Any, plugins: Plugins) -> Any:
+    """Returns a config without the options that judges and sources declare as `may_change`: they
+    affect what an answer costs or how long it takes, not what is answered."""
+    if isinstance(options, Mapping):
+        free = frozenset[str]()
+        name = options.get("judge", options.get("source"))
+        for kind in ("judge", "feedback source"):
+            if isinstance(name, str) and name in plugins.names(kind):
+                factory = plugins.factory(kind, name)
+                if inspect.isclass(factory) and issubclass(factory, Giver):
+                    free |= factory.may_change
+        return {k: lasting(v, plugins) for k, v in options.items() if k not in free}
+    if isinstance(options, (list, tuple)):
+        return [lasting(each, plugins) for each in options]
+    return options
+
+
+def _stages(entries: Any, plugins: Plugins) -> list[dict[str, Any]]:
+    """Returns the stages of a config, one by one, without what may change of their parts."""
+    found = []
+    for entry in flat(lasting(entries, plugins)):
+        [(name, options)] = entry.items()
+        known = name in plugins.names("stage")  # a plugin may have gone since
+        kind = plugins.factory("stage", name) if known else None
+        if isinstance(options, Mapping) and inspect.isclass(kind) and issubclass(kind, Stage):
+            options = {
+                key: {k: v for k, v in value.items() if k not in kind.may_change.get(key, ())}
+                if isinstance(value, Mapping)
+                else value
+                for key, value in options.items()
+            }
+        found.append({name: options})
+    return found
 
 
 def check_same_run(
-    before: Mapping[str, Any], now: Mapping[str, Any], stage: int, done: int
+    before: Mapping[str, Any], now: Mapping[str, Any], stage: int, done: int, plugins: Plugins
 ) -> None:
     """Refuses to go on with a run of another config.
 
     What may change: how often it saves and where it reports, stages that have not begun, the
-    `updates` of the present one, and judges' `MEANS`.
+    `updates` of the present one, and what parts declare as `may_change`.
     """
     for key in sorted({*before, *now} - set(FREE)):
         if before.get(key) != now.get(key):
@@ -45,7 +64,7 @@ def check_same_run(
                 f"the run was started with {key}={before.get(key)!r}, and the config now says"
                 f" {now.get(key)!r}: put it back to go on, or choose another folder for another run"
             )
-    old, new = flat(meant(before["stages"])), flat(meant(now["stages"]))
+    old, new = _stages(before["stages"], plugins), _stages(now["stages"], plugins)
     for i, then in enumerate(old[: stage + 1]):
         [(name, options)] = then.items()
         if i >= len(new):

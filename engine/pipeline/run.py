@@ -591,7 +591,9 @@ class Run:
         position = found.position if found is not None else Position(self.id, 0, 0, 0, 0, 0)
         try:
             if used:
-                check_same_run(read_config(self.folder), shown, position.stage, position.done)
+                check_same_run(
+                    read_config(self.folder), shown, position.stage, position.done, self.plugins
+                )
         except Damaged as error:
             if position.run != self.id:
                 raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar
 
 from .section import Section
 
@@ -16,7 +17,12 @@ class Stage(Section):
     """One step of a pipeline: its fields are its options, `play` does the work.
 
     Every stage derives from this class. It needs `play`; the rest has a default.
+
+    Attributes:
+        may_change: option to the keys under it that may change when a run goes on.
     """
+
+    may_change: ClassVar[Mapping[str, frozenset[str]]] = MappingProxyType({})
 
     @property
     def makes_comparisons(self) -> bool:

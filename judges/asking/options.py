@@ -18,6 +18,9 @@ from .calls import Caller
 from .prices import price_of
 from .store import Account, Cache
 
+# What stands in a version under its own name, or not at all.
+NAMED = frozenset(("model", "plugins"))
+
 
 @dataclass(kw_only=True)
 class Asking(ABC):
@@ -43,19 +46,10 @@ class Asking(ABC):
     """
 
     way: ClassVar[str] = ""
-    FREE: ClassVar[frozenset[str]] = frozenset(
-        (
-            "model",
-            "cache",
-            "budget",
-            "prices",
-            "concurrency",
-            "timeout",
-            "patience",
-            "batch",
-            "plugins",
-        )
-    )  # what says nothing of the verdict
+    # What says nothing of the verdict.
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        ("cache", "budget", "prices", "concurrency", "timeout", "patience", "batch")
+    )
     MANY: ClassVar[frozenset[str]] = frozenset(("samples", "pairs", "orders", "weights", "rounds"))
 
     model: Any
@@ -120,13 +114,13 @@ class Asking(ABC):
     @property
     def version(self) -> str:
         """Model, task, and a hash of all that can change a verdict."""
-        return f"{self._model.name}/{self.label}/{self._hash(self.FREE)}"
+        return f"{self._model.name}/{self.label}/{self._hash(self.may_change | NAMED)}"
 
     @property
     def _basis(self) -> str:
         """The version as far as one verdict depends on it: without how many verdicts are asked for
         and how they are combined."""
-        return f"{self._model.name}/{self.label}/{self._hash(self.FREE | self.MANY)}"
+        return f"{self._model.name}/{self.label}/{self._hash(self.may_change | NAMED | self.MANY)}"
 
     def _hash(self, without: frozenset[str]) -> str:
         own = {

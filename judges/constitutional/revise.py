@@ -242,6 +242,8 @@ class Revise(Stage):
         temperature, max_new_tokens, max_turns, backend, max_failure_rate, step_limit: as in `rl`.
     """
 
+    may_change: ClassVar[Mapping[str, frozenset[str]]] = {"critic": Critic.may_change}
+
     env: Any
     critic: Any
     updates: int = Field(default=4, ge=1)

@@ -70,7 +70,7 @@ class ModelJudge(Asking, FeedbackSource):
     """
 
     kind = "episode"
-    FREE: ClassVar[frozenset[str]] = Asking.FREE | {"canaries", "known_bad"}
+    may_change: ClassVar[frozenset[str]] = Asking.may_change | {"canaries", "known_bad"}
     gives = "verdicts"  # what is waited for, in notes
     room: ClassVar[int] = 2  # conversations in one question, for judges that compare
     KINDS: ClassVar[Sequence[str]] = KINDS  # of canaries, unless others are named
