@@ -319,37 +319,11 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
                 )  # fmt: skip
                 episodes[own[key]] = _episode(conversation, shell, record.where)
             ids.append(own[key])
-        stamp = Stamp(source=IMPORTED, rater=record.rater)
         try:
             if isinstance(record, Ranked):
-                group = episodes[ids[0]].group
-                comparisons.append(
-                    Comparison(
-                        group,
-                        tuple(tuple(ids[i] for i in tier) for tier in record.tiers),
-                        strength=record.strength,
-                        probability=record.probability,
-                        aspect=record.aspect,
-                        details=record.details,
-                        id=derive_id("imported", group, n, update),
-                        stamp=stamp,
-                    )
-                )
+                comparisons.append(_comparison(record, episodes[ids[0]].group, ids, n, update))
             else:
-                turns = len(episodes[ids[0]].turns)
-                if record.turn_scores is not None and len(record.turn_scores) != turns:
-                    raise ValueError(f"{len(record.turn_scores)} turn scores for {turns} replies")
-                scores.append(
-                    Feedback(
-                        ids[0],
-                        score=record.score,
-                        turn_scores=record.turn_scores,
-                        aspects=record.aspects,
-                        details=record.details,
-                        id=derive_id("label", ids[0], n),
-                        stamp=stamp,
-                    )
-                )
+                scores.append(_rating(record, episodes[ids[0]], n))
         except (TypeError, ValueError) as error:
             raise PreferenceError(f"{record.where}: {error}") from error
         apart += (
@@ -365,6 +339,42 @@ def import_data(path: Path, *, run: str, stage: str, update: int) -> Imported:
             stacklevel=2,
         )
     return Imported(list(episodes.values()), comparisons, scores)
+
+
+def _comparison(record: Ranked, group: str, ids: Sequence[str], n: int, update: int) -> Comparison:
+    """Returns a ranking as a comparison of episodes.
+
+    Args:
+        ids: the episode of each of its conversations.
+        n: the record's number in the file.
+    """
+    return Comparison(
+        group,
+        tuple(tuple(ids[i] for i in tier) for tier in record.tiers),
+        strength=record.strength,
+        probability=record.probability,
+        aspect=record.aspect,
+        details=record.details,
+        id=derive_id("imported", group, n, update),
+        stamp=Stamp(source=IMPORTED, rater=record.rater),
+    )
+
+
+def _rating(record: Scored, episode: Episode, n: int) -> Feedback:
+    """Returns a label or rating as feedback on its episode; `n` is the record's number in the
+    file."""
+    turns = len(episode.turns)
+    if record.turn_scores is not None and len(record.turn_scores) != turns:
+        raise ValueError(f"{len(record.turn_scores)} turn scores for {turns} replies")
+    return Feedback(
+        episode.id,
+        score=record.score,
+        turn_scores=record.turn_scores,
+        aspects=record.aspects,
+        details=record.details,
+        id=derive_id("label", episode.id, n),
+        stamp=Stamp(source=IMPORTED, rater=record.rater),
+    )
 
 
 def _digest(record: Ranked | Scored) -> str:

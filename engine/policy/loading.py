@@ -1,13 +1,22 @@
-"""Finds a model by folder or hub name."""
+"""Loads models: finds them by folder or hub name, with their template, adapters and device."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from ..errors import PolicyError
-from ..util.suggest import install
+from ..util.files import read_note
+from ..util.suggest import did_you_mean, install
+from .chat import CHATML
+
+ADAPTERS = "adapter_config.json"
 
 
 def find_model(name: str | Path) -> None:
@@ -19,7 +28,7 @@ def find_model(name: str | Path) -> None:
     """
     from transformers.utils.hub import cached_file
 
-    folder, notes = Path(name), ("config.json", "adapter_config.json")
+    folder, notes = Path(name), ("config.json", ADAPTERS)
     if folder.is_dir():
         if any((folder / note).is_file() for note in notes):
             return
@@ -56,3 +65,129 @@ def import_peft() -> Any:
     except ImportError as error:
         raise PolicyError(f"LoRA needs peft: {install('lora')}") from error
     return peft
+
+
+def load(name: str | Path, dtype: str, attention: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Loads a causal language model and its tokenizer; of a folder of LoRA adapters, the model that
+    they belong to. The arguments are those of `Policy.from_pretrained`.
+
+    Raises:
+        PolicyError: there is none, or it cannot be loaded like this.
+    """
+    import transformers
+
+    auto: Any = transformers  # its lazy module types mislead checkers
+    folder = Path(name)
+    find_model(name)
+    if dtype not in ("float32", "bfloat16", "float16", "auto"):
+        raise PolicyError(
+            f"dtype must be 'float32', 'bfloat16', 'float16' or 'auto', got {dtype!r}"
+        )
+    adapter = folder / ADAPTERS
+    base = read_note(adapter)["base_model_name_or_path"] if adapter.is_file() else str(name)
+    try:
+        tokenizer = auto.AutoTokenizer.from_pretrained(
+            str(name), trust_remote_code=trust_remote_code
+        )
+        model = auto.AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attention,
+            use_safetensors=True,  # nothing is unpickled
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise PolicyError(
+                f"the policy {str(name)!r} comes with Python files of its own, which are not"
+                " run unasked. Read them, and if you trust them say so: `policy: {model: ...,"
+                " trust_remote_code: true}`"
+            ) from error
+        if attention == "sdpa" and "eager" in str(error):
+            raise PolicyError(
+                f"the policy {str(name)!r} has no scaled-dot-product attention: load it with"
+                f" `attention: eager` (under `policy`). {type(error).__name__}: {error}"
+            ) from error
+        known = (
+            ""
+            if folder.is_dir()
+            else " It is no local folder, and no model of that name could be fetched."
+        )
+        raise PolicyError(
+            f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}"
+        ) from error
+    return model, tokenizer
+
+
+def template_of(chat_template: str) -> str:
+    """Returns the Jinja template that a config gives or names.
+
+    Raises:
+        PolicyError: it is no template.
+    """
+    if chat_template != "chatml" and "{" not in chat_template:
+        raise PolicyError(
+            f"chat_template {chat_template!r} is no Jinja template: it has no {{{{ or {{%."
+            " Paste one, or write `chatml` for the one that is built in"
+        )
+    return CHATML if chat_template == "chatml" else chat_template
+
+
+def with_adapters(model: Any, folder: Path, lora: Mapping[str, Any] | None) -> Any:
+    """Returns a model with the LoRA adapters of a folder, or with new ones.
+
+    Args:
+        folder: what the model was loaded from.
+        lora: options of `peft.LoraConfig`; None: no new ones.
+
+    Raises:
+        PolicyError: peft is missing, an option is wrong, or there are adapters already.
+    """
+    found = (folder / ADAPTERS).is_file()
+    if found and lora is not None:
+        raise PolicyError(
+            f"{folder} holds LoRA adapters already; leave `lora` out to train them on, or merge"
+            " them first"
+        )
+    if found:
+        return import_peft().PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    if lora is not None:
+        peft = import_peft()
+        try:
+            config = peft.LoraConfig(
+                task_type="CAUSAL_LM",
+                **{"lora_dropout": 0.0, "target_modules": "all-linear", **lora},
+            )
+        except TypeError as error:
+            wrong = [
+                key for key in lora if key not in inspect.signature(peft.LoraConfig).parameters
+            ]
+            hint = (
+                did_you_mean(
+                    wrong[0],
+                    ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"],
+                )
+                if wrong
+                else ""
+            )
+            raise PolicyError(f"lora: {error}.{hint}") from error
+        return peft.get_peft_model(model, config)
+    return model
+
+
+def on_device(model: Any, device: str | None) -> Any:
+    """Returns a model on a device; None: the one that accelerate finds for this process.
+
+    Raises:
+        PolicyError: there is no such device.
+    """
+    if device is None and torch.cuda.is_available():
+        from accelerate import PartialState
+
+        device = str(PartialState().device)  # this process's own
+    if device is not None:
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise PolicyError(f"the policy cannot be put on device {device!r}: {error}") from error
+    return model

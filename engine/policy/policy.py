@@ -10,25 +10,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import PolicyError, UnfitModel
 from ..records.batch import Batch, Row
 from ..records.episode import Message
 from ..records.sampling import Conversation, Sampling
-from ..util.files import read_note
-from ..util.suggest import did_you_mean
-from .chat import CHATML, ChatFormat
+from .chat import ChatFormat
 from .in_process import InProcess
-from .loading import find_model, import_peft
+from .loading import import_peft, load, on_device, template_of, with_adapters
 from .network import Micro, Network, Output, divide
 from .properties import context_length
 
@@ -107,94 +103,10 @@ class Policy:
                 and model that do not fit.
             TemplateError: no chat template, or one that cannot carry a conversation.
         """
-        import transformers
-
-        auto: Any = transformers  # its lazy module types mislead checkers
-        folder = Path(name)
-        find_model(name)
-        if dtype not in ("float32", "bfloat16", "float16", "auto"):
-            raise PolicyError(
-                f"dtype must be 'float32', 'bfloat16', 'float16' or 'auto', got {dtype!r}"
-            )
-        adapter = folder / "adapter_config.json"
-        base = read_note(adapter)["base_model_name_or_path"] if adapter.is_file() else str(name)
-        try:
-            tokenizer = auto.AutoTokenizer.from_pretrained(
-                str(name), trust_remote_code=trust_remote_code
-            )
-            model = auto.AutoModelForCausalLM.from_pretrained(
-                base,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                attn_implementation=attention,
-                use_safetensors=True,  # nothing is unpickled
-                trust_remote_code=trust_remote_code,
-            )
-        except (OSError, ValueError, AttributeError, SafetensorError) as error:
-            if "trust_remote_code" in str(error):
-                raise PolicyError(
-                    f"the policy {str(name)!r} comes with Python files of its own, which are not"
-                    " run unasked. Read them, and if you trust them say so: `policy: {model: ...,"
-                    " trust_remote_code: true}`"
-                ) from error
-            if attention == "sdpa" and "eager" in str(error):
-                raise PolicyError(
-                    f"the policy {str(name)!r} has no scaled-dot-product attention: load it with"
-                    f" `attention: eager` (under `policy`). {type(error).__name__}: {error}"
-                ) from error
-            known = (
-                ""
-                if folder.is_dir()
-                else " It is no local folder, and no model of that name could be fetched."
-            )
-            raise PolicyError(
-                f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}"
-            ) from error
+        model, tokenizer = load(name, dtype, attention, trust_remote_code)
         if chat_template is not None:
-            if chat_template != "chatml" and "{" not in chat_template:
-                raise PolicyError(
-                    f"chat_template {chat_template!r} is no Jinja template: it has no {{{{ or {{%."
-                    " Paste one, or write `chatml` for the one that is built in"
-                )
-            tokenizer.chat_template = CHATML if chat_template == "chatml" else chat_template
-        if adapter.is_file() and lora is not None:
-            raise PolicyError(
-                f"{name} holds LoRA adapters already; leave `lora` out to train them on, or merge"
-                " them first"
-            )
-        if adapter.is_file():
-            model = import_peft().PeftModel.from_pretrained(model, str(name), is_trainable=True)
-        elif lora is not None:
-            peft = import_peft()
-            try:
-                config = peft.LoraConfig(
-                    task_type="CAUSAL_LM",
-                    **{"lora_dropout": 0.0, "target_modules": "all-linear", **lora},
-                )
-            except TypeError as error:
-                wrong = [
-                    key for key in lora if key not in inspect.signature(peft.LoraConfig).parameters
-                ]
-                hint = (
-                    did_you_mean(
-                        wrong[0],
-                        ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"],
-                    )
-                    if wrong
-                    else ""
-                )
-                raise PolicyError(f"lora: {error}.{hint}") from error
-            model = peft.get_peft_model(model, config)
-        if device is None and torch.cuda.is_available():
-            from accelerate import PartialState
-
-            device = str(PartialState().device)  # this process's own
-        if device is not None:
-            try:
-                model = model.to(device)
-            except (RuntimeError, AssertionError) as error:
-                raise PolicyError(
-                    f"the policy cannot be put on device {device!r}: {error}"
-                ) from error
+            tokenizer.chat_template = template_of(chat_template)
+        model = on_device(with_adapters(model, Path(name), lora), device)
         return cls(model, tokenizer, precision=precision)
 
     @property
