@@ -390,20 +390,8 @@ def calibrate(
         named_features(features),
     )
     known = {e.id: e for e in episodes}
-    judged = _means(judge_answers, known, judge, {})
-    versions: dict[str, str] = {}
-    for answer in sorted(judge_answers, key=lambda a: (a.stamp.time, a.id)):
-        versions |= dict.fromkeys(scores_of(answer), answer.stamp.version)
     theirs = _means(human_answers, known, judge, limits)
-    rows = [
-        _Row(
-            known[id_],
-            versions[id_],
-            _mean(list(judged[id_].values())),
-            _mean(list(theirs[id_].values())) if id_ in theirs else None,
-        )
-        for id_ in sorted(judged, key=lambda i: (known[i].update, known[i].group, known[i].slot, i))
-    ]
+    rows = _rows(judge_answers, theirs, known, judge)
     levels = not any(
         isinstance(a, Comparison) and a.status == "scored" for a in (*judge_answers, *human_answers)
     )
@@ -422,23 +410,7 @@ def calibrate(
     names = list(parts)
     alarm, watched = _watched(labelled) if levels else (None, 0)
     rankings = [a for a in human_answers if isinstance(a, Comparison) and a.status == "scored"]
-    own = (
-        [
-            [judged for _, judged in sorted(theirs[id_].items())]
-            for id_ in sorted(theirs)
-            if len(theirs[id_]) > 1
-        ]
-        if levels
-        else []
-    )
-    twice = [(i, a, b) for i, values in enumerate(own) for a, b in permutations(values, 2)]
-    of_people = (
-        correlations(
-            [a for _, a, _ in twice], [b for *_, b in twice], [i for i, *_ in twice], level=level
-        )
-        if twice
-        else None
-    )
+    of_people = _people_correlation(theirs, level) if levels else None
     return Calibration(
         judge=judge,
         people=people,
@@ -456,6 +428,51 @@ def calibrate(
         people_correlation=None if of_people is None else of_people.pearson,
         people_alpha=krippendorff_alpha(list(theirs.values()), "interval") if levels else None,
         people_agreement=rater_agreement(rankings),
+    )
+
+
+def _rows(
+    judge_answers: Sequence[Answer],
+    theirs: Mapping[str, Mapping[str, float]],
+    known: Mapping[str, Episode],
+    judge: str,
+) -> list[_Row]:
+    """Returns the episodes that a judge scored, in the order they were played, with the newest
+    version's score and people's mean.
+
+    Args:
+        theirs: people's scores by episode and rater.
+    """
+    judged = _means(judge_answers, known, judge, {})
+    versions: dict[str, str] = {}
+    for answer in sorted(judge_answers, key=lambda a: (a.stamp.time, a.id)):
+        versions |= dict.fromkeys(scores_of(answer), answer.stamp.version)
+    return [
+        _Row(
+            known[id_],
+            versions[id_],
+            _mean(list(judged[id_].values())),
+            _mean(list(theirs[id_].values())) if id_ in theirs else None,
+        )
+        for id_ in sorted(judged, key=lambda i: (known[i].update, known[i].group, known[i].slot, i))
+    ]
+
+
+def _people_correlation(
+    theirs: Mapping[str, Mapping[str, float]], level: float
+) -> Correlations | None:
+    """Returns how people's scores of one episode agree with each other, each pair of raters both
+    ways round; None: no episode has two."""
+    own = [
+        [score for _, score in sorted(theirs[id_].items())]
+        for id_ in sorted(theirs)
+        if len(theirs[id_]) > 1
+    ]
+    twice = [(i, a, b) for i, values in enumerate(own) for a, b in permutations(values, 2)]
+    if not twice:
+        return None
+    return correlations(
+        [a for _, a, _ in twice], [b for *_, b in twice], [i for i, *_ in twice], level=level
     )
 
 

@@ -64,13 +64,7 @@ def write_report(
         raise ConfigError(f"reports need {error.name}: {install('plots')}") from error
     matplotlib.use("Agg")
     folder = Path(folder)
-    log = folder / "metrics.jsonl"
-    if not (folder / "config.yaml").is_file() or not log.is_file():
-        near = sorted(folder.glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
-        hint = f" Did you mean {str(near[-1].parent)!r}?" if near else ""
-        raise ConfigError(
-            f"{folder} holds no run with metrics to report (config.yaml, metrics.jsonl).{hint}"
-        )
+    _check_run(folder)
     config, metrics = read_config(folder), read_metrics(folder)
     ledger, run = open_ledger(folder, ledger_url)
     names = list(dict.fromkeys(line["stage"] for line in metrics))
@@ -112,6 +106,16 @@ def write_report(
     except OSError as error:
         raise ConfigError(f"the report {path} cannot be written: {error}") from error
     return path
+
+
+def _check_run(folder: Path) -> None:
+    """Raises `ConfigError` where a folder holds no run with metrics."""
+    if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
+        near = sorted(folder.glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
+        hint = f" Did you mean {str(near[-1].parent)!r}?" if near else ""
+        raise ConfigError(
+            f"{folder} holds no run with metrics to report (config.yaml, metrics.jsonl).{hint}"
+        )
 
 
 def _number(value: Any, digits: int = 3) -> str:

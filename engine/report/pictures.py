@@ -65,86 +65,90 @@ def draw_pictures(
     """Draws (caption, SVGs) pairs; only those for which there is data."""
     if len(metrics) < 2:
         return []
-    pictures = []
     outcome_of = {m.episode: m.outcome for m in members if m.outcome is not None}
-    curve = lambda key, name, colour=COLOURS["other"]: _logged(metrics, key, name, colour)  # noqa: E731
     played = {u: [e for e in each if e.ending != "failed"] for u, each in episodes.items()}
-    if outcome_of:
-        trained = _measured(
-            "what it trains on", played, lambda e: outcome_of.get(e.id), COLOURS["proxy"]
-        )
-        truth = _measured(
-            "the environment's return", played, lambda e: e.env_return, COLOURS["truth"]
-        )
-        same = all(
-            math.isclose(a, b, rel_tol=1e-6)
-            for a, b in zip(trained.values, truth.values, strict=False)
-        )
-        if same:
-            pictures.append(
-                (
-                    "Outcome per update, mean of its episodes with 95 % bootstrap intervals.",
-                    _draw([[truth]]),
-                )
-            )
-        else:
-            sees = {
-                "none": "which it does not see",
-                "some": "which is part of that in some of the environments",
-                "all": "which is part of that",
-            }[sees_return(options)]
-            caption = (
-                "Proxy and truth: what the policy trains on (orange), and the environment's own"
-                f" return, {sees} (blue). 95 % bootstrap intervals. Where the first rises while the"
-                " second falls, the reward is being gamed."
-            )
-            pictures.append((caption, _draw([[trained], [truth]])))
-            pictures += _over_distance(metrics, trained, truth)
+    pictures = _outcomes(metrics, played, outcome_of, options) if outcome_of else []
     if any("success" in m for m in metrics):
         wins = _measured("success", played, lambda e: float(e.succeeded), COLOURS["truth"])
-        gold = curve("gold/success", "on held-out starts", COLOURS["proxy"])
+        gold = _logged(metrics, "gold/success", "on held-out starts", COLOURS["proxy"])
         pictures.append(("Success per update.", _draw([[s for s in (wins, gold) if s.values]])))
     if any(played.values()) and outcome_of:
-        habits = [
-            _measured(
-                "questions per conversation",
-                played,
-                lambda e: float(sum("?" in t.action for t in e.turns)),
-            ),
-            _measured("repeated replies per conversation", played, _repeats),
-            _measured(
-                "words per reply",
-                played,
-                lambda e: float(np.mean([len(t.action.split()) for t in e.turns] or [0])),
-            ),
-            _measured("turns", played, lambda e: float(len(e.turns))),
-        ]
-        caption = (
-            "Habits that a gamed reward breeds: needless questions, repetition, padding. 95 %"
-            " bootstrap intervals."
-        )
-        pictures.append((caption, _draw([[s] for s in habits])))
-    learning = [
-        [s]
-        for s in (
-            curve("kl_episode", "KL to the reference, nats per conversation"),
-            curve("entropy", "entropy per token"),
-            curve("clip_fraction", "share of tokens clipped"),
-            curve("explained_variance", "explained variance of the critic"),
-            curve("audit/rank_correlation", "rank correlation of credit with the truth"),
-            curve("loss", "loss"),
-            curve("pending", "conversations pending"),
-            curve("staleness/mean", "versions that trained conversations are behind"),
-            curve("too_old", "conversations left out as too old"),
-            curve("rater_agreement", "agreement of two raters"),
-            curve("source_agreement", "agreement of two sources"),
-            curve("truth_agreement", "raters' agreement with the environment's return"),
-        )
-        if len(s.values) > 1
-    ]
-    if learning:
+        pictures.append(_habits(played))
+    learning = [[_logged(metrics, key, name, COLOURS["other"])] for key, name in LEARNING.items()]
+    if learning := [[s] for [s] in learning if len(s.values) > 1]:
         pictures.append(("How it learned.", _draw(learning)))
     return pictures
+
+
+# Metrics of an update that are drawn where they are logged, and their names.
+LEARNING = {
+    "kl_episode": "KL to the reference, nats per conversation",
+    "entropy": "entropy per token",
+    "clip_fraction": "share of tokens clipped",
+    "explained_variance": "explained variance of the critic",
+    "audit/rank_correlation": "rank correlation of credit with the truth",
+    "loss": "loss",
+    "pending": "conversations pending",
+    "staleness/mean": "versions that trained conversations are behind",
+    "too_old": "conversations left out as too old",
+    "rater_agreement": "agreement of two raters",
+    "source_agreement": "agreement of two sources",
+    "truth_agreement": "raters' agreement with the environment's return",
+}
+
+
+def _outcomes(
+    metrics: Sequence[Mapping[str, Any]],
+    played: Mapping[int, Sequence[Episode]],
+    outcome_of: Mapping[str, float],
+    options: Mapping[str, Any],
+) -> list[tuple[str, list[str]]]:
+    """Draws what the policy trains on and, where that is something else, the environment's own
+    return, per update and over the distance from the reference."""
+    trained = _measured(
+        "what it trains on", played, lambda e: outcome_of.get(e.id), COLOURS["proxy"]
+    )
+    truth = _measured("the environment's return", played, lambda e: e.env_return, COLOURS["truth"])
+    same = all(
+        math.isclose(a, b, rel_tol=1e-6) for a, b in zip(trained.values, truth.values, strict=False)
+    )
+    if same:
+        caption = "Outcome per update, mean of its episodes with 95 % bootstrap intervals."
+        return [(caption, _draw([[truth]]))]
+    sees = {
+        "none": "which it does not see",
+        "some": "which is part of that in some of the environments",
+        "all": "which is part of that",
+    }[sees_return(options)]
+    caption = (
+        "Proxy and truth: what the policy trains on (orange), and the environment's own return,"
+        f" {sees} (blue). 95 % bootstrap intervals. Where the first rises while the second falls,"
+        " the reward is being gamed."
+    )
+    return [(caption, _draw([[trained], [truth]])), *_over_distance(metrics, trained, truth)]
+
+
+def _habits(played: Mapping[int, Sequence[Episode]]) -> tuple[str, list[str]]:
+    """Draws the habits that a gamed reward breeds."""
+    habits = [
+        _measured(
+            "questions per conversation",
+            played,
+            lambda e: float(sum("?" in t.action for t in e.turns)),
+        ),
+        _measured("repeated replies per conversation", played, _repeats),
+        _measured(
+            "words per reply",
+            played,
+            lambda e: float(np.mean([len(t.action.split()) for t in e.turns] or [0])),
+        ),
+        _measured("turns", played, lambda e: float(len(e.turns))),
+    ]
+    caption = (
+        "Habits that a gamed reward breeds: needless questions, repetition, padding. 95 %"
+        " bootstrap intervals."
+    )
+    return caption, _draw([[s] for s in habits])
 
 
 def _over_distance(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ...running import print_scores, quiet, write_report
+from ...running import Run, print_scores, quiet, write_report
 from .support_desk import (
     ENV,
     EVALUATION_SEED,
@@ -125,6 +126,15 @@ def run_road(
     seconds["total"] = round(time.perf_counter() - began, 1)
     seconds["cpu"] = round(time.process_time() - cpu, 1)
 
+    summary = _summary(road, seed, seconds)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    page = write_report(road.folder, folder / "report.html")
+    _tell(console, folder, summary, page, quick)
+    return summary
+
+
+def _summary(road: Run, seed: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Returns who succeeded how often, how good the reward model is, and what each step took."""
     played = json.loads((road.folder / "evaluation.json").read_text())
     names = {
         "expert": "expert",
@@ -138,7 +148,7 @@ def run_road(
         k: v for k, v in played.items() if k.startswith("best-of-")
     }
     learned = next(m for m in reversed(road.metrics) if m["stage"] == "reward-model")
-    summary = {
+    return {
         "seed": seed,
         "players": shown,
         "pairs": {k.replace("policy", "ppo-rm"): v for k, v in played.items() if "pairs" in v},
@@ -153,12 +163,8 @@ def run_road(
                 ("raters_with_each_other", "rater_agreement"),
             )
         },
-        "seconds": seconds,
+        "seconds": dict(seconds),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    page = write_report(road.folder, folder / "report.html")
-    _tell(console, folder, summary, page, quick)
-    return summary
 
 
 def _tell(console: Console, folder: Path, summary: dict[str, Any], page: Path, quick: bool) -> None:

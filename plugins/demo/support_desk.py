@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,13 +161,9 @@ def run_demo(
 
     console.print(f"[bold]4[/bold]  everybody on {stories} held-out stories")
     since = time.perf_counter()
-    played: dict[str, list[Episode]] = {}
-    for name in ("expert", "random", "demonstrator"):
-        played[name] = play_held_out(ScriptPlayer(name), HELD_OUT, stories, EVALUATION_SEED)
     before = Policy.from_pretrained(folder / "sft" / "policy")
     policies = {"sft": before, **{name: done.policy for name, done in runs.items()}}
-    for name, policy in policies.items():
-        played[name] = play_held_out(policy_player(policy), HELD_OUT, stories, EVALUATION_SEED)
+    played = _play_everybody(policies, stories)
     scores = {name: score(episodes) for name, episodes in played.items()}
     clock("evaluate", since)
     seconds["total"] = round(time.perf_counter() - began, 1)
@@ -179,16 +176,7 @@ def run_demo(
         "seconds": seconds,
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    curves = {
-        name.upper(): [float(line["success"]) for line in done.metrics]
-        for name, done in runs.items()
-    }
-    names = {"expert": "expert", "demonstrator": "teachers", "sft": "SFT", "random": "random"}
-    picture = draw_curves(
-        folder / "curves.png", curves, {label: scores[name].success for name,
-            label in names.items()},
-        ylabel="success in training", title=f"SupportDesk, reward at the end only (seed {seed})",
-    )  # fmt: skip
+    picture = _draw(folder, runs, scores, seed)
     _tell(console, scores, played, folder)
     if quick:
         console.print(
@@ -202,6 +190,32 @@ def run_demo(
         f" succeed in {sft.metrics[0]['demonstrations/success']:.0%} of their stories."
     )
     return summary
+
+
+def _play_everybody(policies: Mapping[str, Policy], stories: int) -> dict[str, list[Episode]]:
+    """Plays held-out stories with the scripts and with every policy."""
+    played: dict[str, list[Episode]] = {}
+    for name in ("expert", "random", "demonstrator"):
+        played[name] = play_held_out(ScriptPlayer(name), HELD_OUT, stories, EVALUATION_SEED)
+    for name, policy in policies.items():
+        played[name] = play_held_out(policy_player(policy), HELD_OUT, stories, EVALUATION_SEED)
+    return played
+
+
+def _draw(folder: Path, runs: Mapping[str, Run], scores: Mapping[str, Score], seed: int) -> Path:
+    """Draws the learning curves of the RL runs; lines stand for who does not learn in them."""
+    curves = {
+        name.upper(): [float(line["success"]) for line in done.metrics]
+        for name, done in runs.items()
+    }
+    names = {"expert": "expert", "demonstrator": "teachers", "sft": "SFT", "random": "random"}
+    return draw_curves(
+        folder / "curves.png",
+        curves,
+        {label: scores[name].success for name, label in names.items()},
+        ylabel="success in training",
+        title=f"SupportDesk, reward at the end only (seed {seed})",
+    )
 
 
 def prepare(folder: Path, seed: int, quick: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,32 +67,11 @@ def rate(
         if invite is not None:
             print(f"{base}/enter?link={raters.invite(opened, run, invite, role)}")
             return
-        people = raters.everybody(opened, run)
-        leads = [p.name for p in people if p.role == "lead"]
         app = make_app(opened, run, context.obj, url=base, secure=secure)
-        if leads:
-            print(
-                f"A new link for the lead:  turnwise rate {folder} --invite {leads[0]!r}",
-                flush=True,
-            )
-        else:
-            name = "lead" if all(p.name != "lead" for p in people) else "the lead"
-            print(
-                "The lead's link, good once: "
-                f" {base}/enter?link={raters.invite(opened, run, name, 'lead')}",
-                flush=True,
-            )
+        print(_lead_link(opened, run, folder, base), flush=True)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"the service cannot listen on {host}:{port}: {error.strerror}. Choose another one"
-                " with --port"
-            ) from error
+    _check_port(host, port)
     print(f"The rating service is at {base}. Ctrl-C ends it; nothing is lost.", flush=True)
     uvicorn.run(
         app,
@@ -103,3 +82,31 @@ def rate(
         http=Patient,
         limit_concurrency=ANSWERED,
     )
+
+
+def _lead_link(ledger: Any, run: str, folder: Path, base: str) -> str:
+    """Returns the line that tells how the lead of a run comes in; makes one where there is none."""
+    from . import raters
+
+    people = raters.everybody(ledger, run)
+    leads = [p.name for p in people if p.role == "lead"]
+    if leads:
+        return f"A new link for the lead:  turnwise rate {folder} --invite {leads[0]!r}"
+    name = "lead" if all(p.name != "lead" for p in people) else "the lead"
+    secret = raters.invite(ledger, run, name, "lead")
+    return f"The lead's link, good once:  {base}/enter?link={secret}"
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises `ConfigError` where the service cannot listen."""
+    from ...protocols import ConfigError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"the service cannot listen on {host}:{port}: {error.strerror}. Choose another one"
+                " with --port"
+            ) from error

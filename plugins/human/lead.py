@@ -97,43 +97,16 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
     desk, people = Desk(ledger), raters.everybody(ledger, run)
     answers = desk.answers(run)
     work = [s for s in answers if not s.gold]
-    names = {p.id: p.name for p in people}
-    found = studies(ledger, run)
-    rows: list[dict[str, Any]] = []
-    by_study = {}
-    for study in found:
-        mine = [s for s in work if s.source == study.source]
-        own = judged(mine)
-        table = [agreement("all raters", own)]
-        parts = {"score": study.settings["aspects"], "mark": ["first_wrong"]}.get(
-            study.settings["task"], []
+    by_study = {
+        study.source: _study_rows(
+            study,
+            desk.slots(run, study.source),
+            people,
+            [s for s in work if s.source == study.source],
+            judge,
         )
-        table += [
-            agreement("where it went wrong" if a == "first_wrong" else a, judged(mine, a))
-            for a in parts
-        ]
-        for name, choices in study.settings["strata"].items():
-            stratum_of = {p.id: p.strata.get(name, "") for p in people}
-            table += [
-                agreement(
-                    f"{name}: {c}", own.of({r for r, own_ in stratum_of.items() if own_ == c})
-                )
-                for c in choices
-            ]
-            table.append(agreement(f"between {name}s", between(own, stratum_of)))
-        comparisons = [s.answer for s in mine if isinstance(s.answer, Comparison)]
-        # Of raters who share nothing an estimate is what was assumed before.
-        shared = any(len(unit) > 1 for unit in own.units)
-        trust = judge.aggregate(comparisons) if judge is not None and shared else Aggregate({}, {})
-        by_study[study.source] = {
-            "study": study, "agreement": table, "trust": trust.raters, "disputed": disputed(mine),
-            "slots": desk.slots(run, study.source), "shared": shared,
-            "per_rater": [
-                agreement(names[p.id], versus(own,
-                        p.id)) for p in people if any(s.rater == p.id for s in mine)
-            ],
-        }  # fmt: skip
-    now = ledger.clock()
+        for study in studies(ledger, run)
+    }
     with ledger.reading() as db:
         # Events of raters come before attempts of unknown visitors.
         query = sa.select(EVENTS).where(EVENTS.c.run == run)
@@ -147,35 +120,88 @@ def overview(ledger: Ledger, run: str, judge: Aggregator | None = None) -> dict[
             (r, k): n
             for r, k, n in db.execute(count.group_by(EVENTS.c.rater, EVENTS.c.kind)).tuples()
         }
-    for p in people:
-        mine = [s for s in answers if s.rater == p.id]
-        gold = [s for s in mine if s.gold]
-        rows.append(
-            {
-                "person": p,
-                "answers": len(mine) - len(gold),
-                "hour": sum(s.time > now - 3600 for s in mine),
-                "seconds": (
-                    statistics.median(spent)
-                    if (spent := [s.seconds for s in mine if s.seconds])
-                    else None
-                ),
-                "gold": len(gold),
-                "right": sum(bool(s.right) for s in gold),
-                "abstained": sum(s.answer.status != "scored" for s in mine),
-                "flags": {
-                    kind: kinds[p.id, kind]
-                    for kind in ("too fast", "always the same", "skipped", "refused")
-                    if (p.id, kind) in kinds
-                },
-            }
-        )
+    now = ledger.clock()
+    rows = [_rater_row(p, [s for s in answers if s.rater == p.id], kinds, now) for p in people]
     return {
         "studies": by_study,
         "raters": rows,
         "events": events,
-        "names": names,
+        "names": {p.id: p.name for p in people},
         "answers": len(work),
+    }
+
+
+def _study_rows(
+    study: Study,
+    slots: Any,
+    people: Sequence[raters.Person],
+    mine: Sequence[RatedAnswer],
+    judge: Aggregator | None,
+) -> dict[str, Any]:
+    """Returns what the page shows of a study: agreement in all and by stratum, reliability,
+    disputed items, progress.
+
+    Args:
+        slots: how many there are, filled and waited for.
+        mine: the answers in it, gold apart.
+    """
+    own = judged(mine)
+    table = [agreement("all raters", own)]
+    parts = {"score": study.settings["aspects"], "mark": ["first_wrong"]}.get(
+        study.settings["task"], []
+    )
+    table += [
+        agreement("where it went wrong" if a == "first_wrong" else a, judged(mine, a))
+        for a in parts
+    ]
+    for name, choices in study.settings["strata"].items():
+        stratum_of = {p.id: p.strata.get(name, "") for p in people}
+        table += [
+            agreement(f"{name}: {c}", own.of({r for r, own_ in stratum_of.items() if own_ == c}))
+            for c in choices
+        ]
+        table.append(agreement(f"between {name}s", between(own, stratum_of)))
+    comparisons = [s.answer for s in mine if isinstance(s.answer, Comparison)]
+    # Of raters who share nothing an estimate is what was assumed before.
+    shared = any(len(unit) > 1 for unit in own.units)
+    trust = judge.aggregate(comparisons) if judge is not None and shared else Aggregate({}, {})
+    return {
+        "study": study, "agreement": table, "trust": trust.raters, "disputed": disputed(mine),
+        "slots": slots, "shared": shared,
+        "per_rater": [
+            agreement(p.name, versus(own, p.id))
+            for p in people if any(s.rater == p.id for s in mine)
+        ],
+    }  # fmt: skip
+
+
+def _rater_row(
+    person: raters.Person,
+    mine: Sequence[RatedAnswer],
+    kinds: Mapping[tuple[str, str], int],
+    now: float,
+) -> dict[str, Any]:
+    """Returns what the page shows of a rater.
+
+    Args:
+        mine: the rater's answers, gold included.
+        kinds: how often events of a kind happened, by rater and kind.
+    """
+    gold = [s for s in mine if s.gold]
+    spent = [s.seconds for s in mine if s.seconds]
+    return {
+        "person": person,
+        "answers": len(mine) - len(gold),
+        "hour": sum(s.time > now - 3600 for s in mine),
+        "seconds": statistics.median(spent) if spent else None,
+        "gold": len(gold),
+        "right": sum(bool(s.right) for s in gold),
+        "abstained": sum(s.answer.status != "scored" for s in mine),
+        "flags": {
+            kind: kinds[person.id, kind]
+            for kind in ("too fast", "always the same", "skipped", "refused")
+            if (person.id, kind) in kinds
+        },
     }
 
 
