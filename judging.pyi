@@ -11,12 +11,12 @@ from .engine.analysis.bias import bias_report
 from .engine.analysis.calibration import (
     KINDS,
     Correction,
-    Drift,
     correlations,
     fit_correction,
     mean_interval,
     same_order,
 )
+from .engine.analysis.drift import Drift
 from .engine.analysis.judge_report import (
     Feature,
     Ranges,

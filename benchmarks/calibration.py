@@ -26,7 +26,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from turnwise.engine.analysis.calibration import Drift, fit_correction
+from turnwise.engine.analysis.calibration import fit_correction
+from turnwise.engine.analysis.drift import Drift
 from turnwise.engine.analysis.prediction_powered import prediction_powered_mean
 
 PAGE = Path(__file__).parents[1] / "docs" / "calibration.md"

@@ -22,13 +22,13 @@ from support import ECHO
 from turnwise import Comparison, Feedback, Stamp
 from turnwise.engine.analysis.calibration import (
     Correction,
-    Drift,
     correlations,
     fit_correction,
     mean_difference,
     mean_interval,
     same_order,
 )
+from turnwise.engine.analysis.drift import Drift
 from turnwise.engine.analysis.judge_report import FEATURES, calibrate, named_features, on_scale
 from turnwise.engine.analysis.prediction_powered import prediction_powered_mean, worth
 from turnwise.engine.records.episode import Episode, Message, Start, Turn

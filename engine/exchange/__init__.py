@@ -2,7 +2,7 @@
 them.
 
 records   a file's rows, and the feedback in it, whatever the format: `Ranked` or `Scored`
-tools     the exports of annotation tools: Argilla, Label Studio
+tools     the forms of annotation tools; questions, argilla, label_studio read their exports
 reading   `read_records` tells a record's format by its content; `import_data` makes episodes and
           answers of a file
 writing   what a ledger holds as rows of TRL's dataset types, as JSON lines or as a `datasets`

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import PreferenceError
+from .questions import Answers, Questions
 from .records import Unread
-from .tools import Answers, Form, Questions
+from .tools import Form
 
 # Argilla.
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import PreferenceError
+from .questions import Answers, Questions
 from .records import Unread
-from .tools import Answers, Form, Questions, Tiers
+from .tools import Form, Tiers
 
 # Label Studio.
 

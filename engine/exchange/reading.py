@@ -16,6 +16,7 @@ from ..records.feedback import Comparison, Feedback, Stamp
 from ..util.ids import derive_id
 from .argilla import argilla, is_argilla
 from .label_studio import is_label_studio, label_studio
+from .questions import Answers, Questions, text_questions
 from .records import (
     IMPORTED,
     Messages,
@@ -31,7 +32,6 @@ from .records import (
     transcript,
     with_system,
 )
-from .tools import Answers, Questions, text_questions
 
 KNOWN = (
     "pairs `{prompt, chosen, rejected}` with lists of {role, content}, transcripts `{chosen,"

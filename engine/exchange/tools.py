@@ -9,18 +9,13 @@ file (`Questions`).
 
 from __future__ import annotations
 
-import json
 import re
-import warnings
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import PreferenceError
 from ..records.episode import Message
-from .records import Messages, Ranked, Scored, Unread, is_transcript, messages, number, transcript
+from .records import Messages, Unread, is_transcript, messages, number, transcript
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history", "messages",
     "chat", "conversation", "dialogue")  # fmt: skip
@@ -39,124 +34,6 @@ COMMENTS = ("comment", "comments", "why", "reason", "reasons", "rationale", "exp
     "justification", "note", "notes", "remark", "remarks")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """One person's answers on one record, question by question: a ranking, (conversation, number),
-    or why neither.
-
-    Attributes:
-        given: the answers as they stand in the file.
-    """
-
-    where: str
-    rater: str
-    given: Mapping[str, Any]
-    understood: Mapping[str, Ranking | Score | Odd]
-
-
-class Questions:
-    """The kinds of the questions of one file. Exports do not tell a label from free text, so that
-    is decided over the whole file.
-
-    Args:
-        text: questions that are known to be answered in free text.
-    """
-
-    def __init__(self, text: Collection[str] = ()) -> None:
-        self._known = frozenset(text)
-        self._text: set[str] = set()
-        self._understood: Counter[str] = Counter()
-        self._odd: dict[str, Odd] = {}  # question to why an answer to it is no preference
-        # Question to whether all that was not understood were words.
-        self._words: dict[str, bool] = {}
-
-    def understand(self, form: Form, rater: str, answers: Mapping[str, tuple[Any, str]]) -> Answers:
-        """Reads answers one by one.
-
-        Args:
-            answers: question to the answer and to what the tool says that it is about.
-        """
-        understood: dict[str, Ranking | Score | Odd] = {}
-        for question, (value, about) in answers.items():
-            try:
-                understood[question] = _understand(form, question, value, about)
-                self._understood[question] += 1
-            except Odd as why:
-                understood[question] = why
-                self._odd.setdefault(question, why)
-                self._words[question] = self._words.get(question, True) and isinstance(value, str)
-        return Answers(
-            form.where,
-            rater,
-            {question: value for question, (value, _) in answers.items()},
-            understood,
-        )
-
-    def decide(self, path: Path) -> None:
-        """Decides which questions are free text: those known or called so, and those with words
-        that are not understood, while other questions are understood throughout.
-
-        Raises:
-            PreferenceError: answers to a question are a preference in some records only, or none is
-                one anywhere.
-        """
-        asked = {*self._understood, *self._odd}
-        self._text = {q for q in asked if q in self._known}
-        called = {q for q in asked if _plain(q) in COMMENTS}
-        sound = {q for q in self._understood if q not in self._odd} - self._text - called
-        self._text |= called if sound or set(self._understood) - called else set()
-        for question, why in self._odd.items():
-            if question in self._text:
-                continue
-            count = self._understood[question]
-            if (count and not (sound and self._words[question])) or not set(
-                self._understood
-            ) - self._text:
-                raise PreferenceError(str(why))
-            if count:
-                self._text.add(question)
-                warnings.warn(
-                    f"{path}: the question {question!r} is taken for free text, though {count} of"
-                    f" its answers name a reply, a tie or a label, because {why}; take it out, or"
-                    " mend these answers, to have it read",
-                    stacklevel=2,
-                )
-
-    def records(self, answers: Answers) -> Iterator[Ranked | Scored]:
-        """Returns the preferences, once the questions are decided; all other answers stand in the
-        details."""
-        rankings: dict[str, Ranking] = {}
-        scores: dict[Messages, dict[str, float]] = {}
-        details: dict[str, Any] = {}
-        for question, reading in answers.understood.items():
-            if question in self._text or isinstance(reading, Odd):
-                details[question] = json.loads(json.dumps(answers.given[question], default=str))
-            elif isinstance(reading, Ranking):
-                rankings[question] = reading
-            else:
-                scores.setdefault(reading.messages, {})[question] = reading.number
-        for question, (talks, tiers) in rankings.items():
-            yield Ranked(
-                answers.where,
-                talks,
-                tiers,
-                answers.rater,
-                aspect=question if len(rankings) > 1 else "",
-                details=details,
-            )
-        for conversation, numbers in scores.items():
-            one = next(iter(numbers.values())) if len(numbers) == 1 else None
-            aspects = {} if one is not None else numbers
-            yield Scored(
-                answers.where,
-                conversation,
-                one,
-                aspects=aspects,
-                rater=answers.rater,
-                details=details,
-            )
-
-
 class Ranking(NamedTuple):
     """Conversations and their places in them by tier, best first."""
 
@@ -169,25 +46,6 @@ class Score(NamedTuple):
 
     messages: Messages
     number: float
-
-
-def text_questions(path: Path) -> frozenset[str]:
-    """Returns the questions that Argilla's own settings, in the folder of the records that
-    `Dataset.to_disk` wrote, call free text or marks in a text.
-
-    Raises:
-        PreferenceError: the settings cannot be read.
-    """
-    settings = path.parent / ".argilla" / "settings.json"
-    if path.is_dir() or not settings.is_file():
-        return frozenset()
-    try:
-        questions = json.loads(settings.read_text(encoding="utf-8"))["questions"]
-        return frozenset(
-            str(q["name"]) for q in questions if q["settings"]["type"] in ("text", "span")
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PreferenceError(f"{settings} is no settings file of Argilla: {error!r}") from error
 
 
 class Odd(Exception):
@@ -206,8 +64,10 @@ class Form:
                 self.fields[name] = transcript(value) if whole else value
             elif (chat := _chat(value)) is not None:
                 self.fields[name] = messages(chat, where, name, unread)
-        self.system = [name for name in self.fields if _plain(name) in ("system", "systemprompt")]
-        self.prompts = [name for name in self.fields if _plain(name) in PROMPTS]
+        self.system = [
+            name for name in self.fields if plain_name(name) in ("system", "systemprompt")
+        ]
+        self.prompts = [name for name in self.fields if plain_name(name) in PROMPTS]
         if len(self.prompts) > 1:
             raise PreferenceError(
                 f"{where}: which of the fields {', '.join(self.prompts)} is the prompt? Keep one of"
@@ -216,14 +76,17 @@ class Form:
         families: dict[str, dict[str, str]] = {}  # "answer" to {"1": "answer1", "2": "answer2"}
         for name in self.fields:
             if found := _COUNTER.match(name):
-                families.setdefault(_plain(found[1]), {})[_counter(found)] = name
+                families.setdefault(plain_name(found[1]), {})[_counter(found)] = name
         families["side"] = {
-            side: name for side in ("left", "right") for name in self.fields if _plain(name) == side
+            side: name
+            for side in ("left", "right")
+            for name in self.fields
+            if plain_name(name) == side
         }
         several = {
             stem: dict(sorted(f.items(), key=_place)) for stem, f in families.items() if len(f) > 1
         }
-        self.single = [name for name in self.fields if _plain(name) in REPLIES]
+        self.single = [name for name in self.fields if plain_name(name) in REPLIES]
         self.families = [f for stem, f in several.items() if stem in REPLIES] or (
             [] if self.single else list(several.values())
         )
@@ -255,7 +118,7 @@ class Form:
 
     def named(self, option: str) -> str | None:
         """Returns the field that an option refers to."""
-        same = [name for name in self.fields if _plain(name) == _plain(option)]
+        same = [name for name in self.fields if plain_name(name) == plain_name(option)]
         return same[0] if len(same) == 1 else None
 
     def family(self, member: str | None = None) -> list[str]:
@@ -312,10 +175,10 @@ class Form:
 
     def choice(self, option: str) -> list[list[str]]:
         """Returns the tiers that result from choosing one option among replies."""
-        if _plain(option) in TIES:
+        if plain_name(option) in TIES:
             return [self.family()]
-        if _plain(option) in ("left", "right") and len(pair := self.family()) == 2:
-            return [pair[:1], pair[1:]] if _plain(option) == "left" else [pair[1:], pair[:1]]
+        if plain_name(option) in ("left", "right") and len(pair := self.family()) == 2:
+            return [pair[:1], pair[1:]] if plain_name(option) == "left" else [pair[1:], pair[:1]]
         best = self.named(option)
         if best is None:
             raise Odd(
@@ -354,7 +217,7 @@ class Form:
         return [tiers[rank] for rank in sorted(tiers)]
 
 
-def _understand(form: Form, question: str, value: Any, about: str) -> Ranking | Score:
+def understand_answer(form: Form, question: str, value: Any, about: str) -> Ranking | Score:
     """Reads one answer.
 
     Raises:
@@ -366,8 +229,8 @@ def _understand(form: Form, question: str, value: Any, about: str) -> Ranking | 
         found = number(value, form.where, question)
         assert found is not None
         return Score(form.rated(question, about), found)
-    if isinstance(value, str) and _plain(value) in GOOD + BAD:
-        return Score(form.rated(question, about), float(_plain(value) in GOOD))
+    if isinstance(value, str) and plain_name(value) in GOOD + BAD:
+        return Score(form.rated(question, about), float(plain_name(value) in GOOD))
     if isinstance(value, str):
         return Ranking(*form.ranked(form.choice(value)))
     if isinstance(value, Sequence) and value:
@@ -440,7 +303,7 @@ def _chat(value: Any) -> list[Any] | None:
     return found
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
 
 

@@ -19,300 +19,21 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
+from .secret_names import (
+    _SURE,
+    ENDS,
+    PASSWORDS,
+    PLAIN_AFTER,
+    SHORT,
+    WORDS,
+    inner_name,
+    looks_random,
+    secret_name,
+)
+
 HIDDEN = "***"
-# A shorter value in use is found by name and place alone: hidden everywhere, it would take ordinary
-# words along.
-SHORT = 8
 
 # Names. They are read word by word: clientSecret, client-secret and CLIENT_SECRET are one.
-
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_SURE = frozenset(
-    [
-        "password",
-        "passwords",
-        "passwd",
-        "passphrase",
-        "passphrases",
-        "passcode",
-        "pwd",
-        "pw",
-        "secret",
-        "secrets",
-        "credential",
-        "credentials",
-        "cred",
-        "creds",
-        "authorization",
-        "auth",
-        "bearer",
-        "cookie",
-        "cookies",
-        "jwt",
-        "dsn",
-        "webhook",
-        "webhooks",
-        "sas",
-        "apikey",
-        "apikeys",
-        "accesskey",
-        "accesskeys",
-        "secretkey",
-        "secretkeys",
-        "privatekey",
-        "privatekeys",
-        "clientsecret",
-        "clientsecrets",
-        "authtoken",
-        "authtokens",
-        "accesstoken",
-        "accesstokens",
-        "refreshtoken",
-        "idtoken",
-        "bearertoken",
-        "apitoken",
-        "apitokens",
-        "appsecret",
-        "secrettoken",
-        "sessiontoken",
-        "sessionid",
-        "sessionkey",
-        "connectionstring",
-        "connstr",
-        "mnemonic",
-        "userpass",
-        "hfkey",
-        "signingkey",
-        "masterkey",
-        "authkey",
-        "subscriptionkey",
-        "encryptionkey",
-        "sharedkey",
-        "accountkey",
-        "apisecret",
-        "totp",
-        "otp",
-    ]
-)
-_WEAK = frozenset(
-    [
-        "key",
-        "keys",
-        "token",
-        "tokens",
-        "session",
-        "sessions",
-        "pass",
-        "pat",
-        "signature",
-        "sig",
-        "pin",
-    ]
-)  # they mean other things as well
-_PLAIN_BEFORE = frozenset(  # ... after these: max_tokens, sort_key, eos_token
-    [
-        "max",
-        "min",
-        "new",
-        "num",
-        "n",
-        "no",
-        "number",
-        "prompt",
-        "completion",
-        "input",
-        "output",
-        "total",
-        "cached",
-        "reasoning",
-        "eos",
-        "bos",
-        "pad",
-        "unk",
-        "sep",
-        "cls",
-        "mask",
-        "special",
-        "stop",
-        "end",
-        "start",
-        "image",
-        "audio",
-        "video",
-        "generated",
-        "context",
-        "budget",
-        "added",
-        "extra",
-        "thinking",
-        "next",
-        "last",
-        "first",
-        "bad",
-        "ban",
-        "unknown",
-        "padding",
-        "begin",
-        "of",
-        "per",
-        "control",
-        "word",
-        "sub",
-        "primary",
-        "foreign",
-        "sort",
-        "group",
-        "partition",
-        "cache",
-        "public",
-        "map",
-        "dict",
-        "row",
-        "index",
-        "unique",
-        "hot",
-        "turn",
-        "answer",
-        "value",
-        "missing",
-        "chosen",
-        "rejected",
-        "pairs",
-        "train",
-        "eval",
-        "seen",
-        "think",
-        "tool",
-        "call",
-        "by",
-        "written",
-        "read",
-        "fresh",
-        "loss",
-        "all",
-        "boundary",
-        "pass",
-    ]
-)
-_PLAIN_AFTER = frozenset(  # ... and before these: properties of a secret, and not the secret
-    [
-        "type",
-        "mode",
-        "method",
-        "methods",
-        "file",
-        "files",
-        "path",
-        "paths",
-        "name",
-        "names",
-        "count",
-        "counts",
-        "limit",
-        "limits",
-        "rate",
-        "rates",
-        "length",
-        "len",
-        "size",
-        "ttl",
-        "timeout",
-        "expiry",
-        "expires",
-        "field",
-        "fields",
-        "header",
-        "env",
-        "var",
-        "variable",
-        "provider",
-        "providers",
-        "enabled",
-        "required",
-        "rotation",
-        "policy",
-        "style",
-        "position",
-        "index",
-        "per",
-        "second",
-        "usage",
-        "error",
-        "errors",
-        "mean",
-        "std",
-        "sum",
-        "weight",
-        "weights",
-        "ratio",
-        "share",
-        "format",
-        "url",
-        "uri",
-        "endpoint",
-        "scheme",
-    ]
-)
-
-
-_ENDS = ("password", "passwd", "secret", "apikey")  # pgpassword: libpq writes it as one word
-
-
-@lru_cache(4096)
-def _named(name: str) -> str:
-    """Returns "sure" where a value of this name is a secret, "bare" where it is one unless it looks
-    like a word or a number, else ""."""
-    words = [w.lower() for w in _WORDS.findall(name)]
-    if not words or words[-1] in _PLAIN_AFTER - {"url", "uri"}:
-        return ""
-    joined = "_".join(words)
-    if words[-1] in ("url", "uri"):
-        return (
-            "sure"
-            if words[0] in ("webhook", "webhooks") or words[-2:-1] in (["webhook"], ["sas"])
-            else ""
-        )
-    if re.search(r"(^|_)(connection_string|conn_str|pass_phrase|pass_word)s?(_|$)", joined) or any(
-        w in _SURE or w.endswith(_ENDS) for w in words
-    ):
-        return "sure"
-    for k in range(len(words)):
-        if words[k] in _WEAK and k >= len(words) - 2 and not (k and words[k - 1] in _PLAIN_BEFORE):
-            if k == len(words) - 1:
-                return "sure" if k and words[k] not in ("sessions",) else "bare"
-            if (
-                words[k + 1]
-                in (
-                    "id",
-                    "value",
-                    "values",
-                    "data",
-                    "json",
-                    "string",
-                    "secret",
-                    "base",
-                    "b64",
-                    "pem",
-                )
-                or words[k + 1].isdigit()
-            ):
-                return "sure" if words[k] not in ("token", "tokens") or words[k + 1] != "id" else ""
-    return ""
-
-
-def _inner(outer: str, name: str) -> str:
-    """Returns the name of a value within a mapping: its own, unless the mapping's is one of secrets
-    (`api_keys: {openai: ...}`)."""
-    return outer if _named(outer) == "sure" and not _named(name) else name
-
-
-def _random(value: str) -> bool:
-    """Returns whether a text looks made by a machine: no spaces, and letters with digits, or of
-    both cases in one word."""
-    if len(value) < SHORT or any(c.isspace() for c in value):
-        return False
-    letters, digits = any(c.isalpha() for c in value), any(c.isdigit() for c in value)
-    return letters and (digits or bool(re.search(r"[a-z][A-Z]|[A-Z]{2}[a-z]", value)))
 
 
 # Shapes.
@@ -394,7 +115,7 @@ def _hide_beside(text: str) -> str:
     """Hides what stands next to the name of a secret."""
     kept, done, at = [], 0, 0
     while match := _NAME.search(text, at):
-        at, kind = match.end(), _named(match["name"])
+        at, kind = match.end(), secret_name(match["name"])
         if not kind:
             continue
         if match["quote"]:
@@ -406,10 +127,10 @@ def _hide_beside(text: str) -> str:
             end = found.end() if (found := _VALUE.match(text, at, at + LOOK)) else at
         value = text[at : min(end, at + LOOK)]
         certain = kind == "sure" and (
-            set(match["name"].lower().split("_")) & _PASSWORDS or not _loose(match)
+            set(match["name"].lower().split("_")) & PASSWORDS or not _loose(match)
         )
         if value and (
-            certain or text[match.start() - 1 : match.start()] in ("?", "&") or _random(value)
+            certain or text[match.start() - 1 : match.start()] in ("?", "&") or looks_random(value)
         ):
             if not match["quote"] and (found := _VALUE.match(text, at)):
                 end = found.end()
@@ -423,7 +144,6 @@ def _loose(match: re.Match[str]) -> bool:
     return match["name"].lower() in _SURE and ": " in match["sign"] and not match["quote"]
 
 
-_PASSWORDS = frozenset(["password", "passwd", "passphrase", "passcode", "pwd", "secret", "apikey"])
 _COOKIE = re.compile(r"(?i)((?:set-)?cookie[\"']?\s*[:=]\s*[\"']?)(?=[^\s=;\"']+=)[^\n\"'}]+")
 
 
@@ -433,7 +153,7 @@ def _hide_scheme(match: re.Match[str]) -> str:
     spoken = value.strip(".,;:").lower() in _SPOKEN
     if spoken or (
         (basic or match[0][0] == "b")
-        and not (_random(value) or value.endswith("=") or len(value) > 24)
+        and not (looks_random(value) or value.endswith("=") or len(value) > 24)
     ):
         return match[0]
     return match[0][: match.start(1) - match.start()] + HIDDEN
@@ -441,7 +161,7 @@ def _hide_scheme(match: re.Match[str]) -> str:
 
 def _hide_in_prose(match: re.Match[str]) -> str:
     value = match[1]
-    if not _random(value) or "://" in value:
+    if not looks_random(value) or "://" in value:
         return match[0]
     return match[0][: match.start(1) - match.start()] + HIDDEN
 
@@ -483,7 +203,7 @@ def _secrets_of_url(url: str) -> Iterator[str]:
                 yield secret  # one that equals the user's or the database's name is no secret
     for pair in re.split(r"[?#&;]", rest)[1:]:
         name, _, value = pair.partition("=")
-        if _named(name):
+        if secret_name(name):
             yield from (value, unquote_plus(value))
 
 
@@ -492,13 +212,13 @@ def config_in_use(value: Any, name: str = "") -> None:
     URLs."""
     if isinstance(value, Mapping):
         for key, each in value.items():
-            config_in_use(each, _inner(name, str(key)))
+            config_in_use(each, inner_name(name, str(key)))
     elif isinstance(value, (list, tuple, set, frozenset)):
         items = list(value)
         for k, each in enumerate(items):
             config_in_use(each, "password" if _after_flag(items, k) else name)
     elif isinstance(value, str):
-        if _named(name) == "sure" or (_named(name) == "bare" and _random(value)):
+        if secret_name(name) == "sure" or (secret_name(name) == "bare" and looks_random(value)):
             in_use(value)
         url_in_use(value)
 
@@ -512,21 +232,21 @@ def _secrets_of_variables(variables: Iterable[tuple[str, str]]) -> Iterator[str]
     for name, value in variables:
         if len(value) < SHORT or name == "PWD":
             continue
-        words = [word.lower() for word in _WORDS.findall(name)]
-        password = any(word == "pwd" or word.endswith(_ENDS) for word in words)
+        words = [word.lower() for word in WORDS.findall(name)]
+        password = any(word == "pwd" or word.endswith(ENDS) for word in words)
         # A path: SSH_AUTH_SOCK, ..._CREDENTIALS.
         if password or not value.startswith(("/", "~", ".")):
             if (
-                _named(name) == "sure"
+                secret_name(name) == "sure"
                 and ("://" not in value or "webhook" in name.lower())
                 and "session" not in name.lower()
             ):
                 yield value.strip()
             elif (
                 words[:1] == ["key"]
-                and words[-1] not in _PLAIN_AFTER
+                and words[-1] not in PLAIN_AFTER
                 and "://" not in value
-                and _random(value)
+                and looks_random(value)
             ):
                 yield value.strip()  # KEY_OPENAI
             elif "://" in value:
@@ -610,19 +330,21 @@ def _after_flag(items: list[Any], k: int) -> bool:
         and not value.startswith("-")
     ):
         return False
-    kind = _named(flag.lstrip("-"))
-    return "=" not in flag and (kind == "sure" or (kind == "bare" and _random(value)))
+    kind = secret_name(flag.lstrip("-"))
+    return "=" not in flag and (kind == "sure" or (kind == "bare" and looks_random(value)))
 
 
 def redacted(value: Any, name: str = "") -> Any:
     """Returns plain data for a dump: secrets hidden by the name of their key or by their look,
     objects shown by their type only."""
-    kind = _named(name)
+    kind = secret_name(name)
     if isinstance(value, Mapping):
         named = value.get("name", value.get("key"))  # {"name": "Authorization", "value": ...}
-        pair = isinstance(named, str) and _named(named) == "sure" and "value" in value
+        pair = isinstance(named, str) and secret_name(named) == "sure" and "value" in value
         return {
-            redact(str(k)): redacted(v, named if pair and k == "value" else _inner(name, str(k)))
+            redact(str(k)): redacted(
+                v, named if pair and k == "value" else inner_name(name, str(k))
+            )
             for k, v in value.items()
         }
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -631,14 +353,15 @@ def redacted(value: Any, name: str = "") -> Any:
             len(items) == 2
             and isinstance(items[0], str)
             and isinstance(items[1], str)
-            and _named(items[0])
+            and secret_name(items[0])
         ):
-            hide = _named(items[0]) == "sure" or _random(items[1])  # a header as a pair
+            hide = secret_name(items[0]) == "sure" or looks_random(items[1])  # a header as a pair
             return [items[0], HIDDEN if hide else redact(items[1])]
         return [
             (
                 HIDDEN
-                if (kind == "bare" and isinstance(v, str) and _random(v)) or _after_flag(items, k)
+                if (kind == "bare" and isinstance(v, str) and looks_random(v))
+                or _after_flag(items, k)
                 else redacted(v, name if kind == "sure" else "")
             )
             for k, v in enumerate(items)
@@ -653,7 +376,7 @@ def redacted(value: Any, name: str = "") -> Any:
         )
         return (
             HIDDEN
-            if (kind and single) or (kind == "sure" and set(name.lower().split("_")) & _PASSWORDS)
+            if (kind and single) or (kind == "sure" and set(name.lower().split("_")) & PASSWORDS)
             else value
         )
     if isinstance(value, (str, PurePath)):
