@@ -74,6 +74,8 @@ class Questions:
         """Reads answers one by one.
 
         Args:
+            form: the form that was filled in.
+            rater: who answered.
             answers: question to the answer and to what the tool says that it is about.
         """
         understood: dict[str, Ranking | Score | Odd] = {}

@@ -121,6 +121,7 @@ class Economy(Judge):
             raise ValueError(f"two topics have one name: {', '.join(names)}")
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores each episode by what its replies cost."""
         return [self._episode(episode) for episode in episodes]
 
     def _episode(self, episode: Episode) -> Feedback:
