@@ -337,7 +337,7 @@ def fit_correction(
         clusters: [L] names of what hangs together; None: every episode is on its own.
         folds: at most so many; never more than clusters. With fewer than 4 clusters nothing is
             corrected.
-        ridge: how many labels the ridge weighs as much as.
+        ridge: its weight, in labels.
         seed: of the division into folds.
 
     Raises:

@@ -84,7 +84,6 @@ class PolicyPlayer:
     def begin(self, live: LiveEpisode, where: Where) -> None:
         """Starts a conversation's tokens: those of its earlier turns, or else of its first
         prompt."""
-
         from ..records.sampling import Conversation
 
         assert live.reset is not None
@@ -206,5 +205,5 @@ class ScriptPlayer:
         return replies
 
     def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
-        """Returns no tokens: a script has none."""
+        """Returns no tokens of the last observation: a script reads text."""
         return ()

@@ -171,7 +171,6 @@ class Evaluate(Stage):
 
     def play(self, run: RunView) -> Iterator[Update]:
         """Plays the same held-out starts with every player, and compares them, in one update."""
-
         from ..policy.policy import Policy
         from ..records.sampling import Sampling
 

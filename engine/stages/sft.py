@@ -110,7 +110,6 @@ class SFT(Stage):
 
     def play(self, run: RunView) -> Iterator[Update]:
         """Trains on the replies of the conversations; an update is `steps_per_update` steps."""
-
         from ..policy.learner import Learner, Sums
 
         policy = run.policy

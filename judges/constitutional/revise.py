@@ -233,7 +233,7 @@ class RevisingPlayer:
         return found  # type: ignore[return-value]
 
     def final_ids(self, live: Any) -> tuple[int, ...]:
-        """Returns no tokens: a revised reply was not sampled."""
+        """Returns no tokens of the last observation: revised replies were not sampled."""
         return ()
 
 
@@ -298,7 +298,6 @@ class Revise(Stage):
 
     def play(self, run: RunView) -> Iterator[Update]:
         """Plays conversations whose replies the critic revises, round by round."""
-
         from ...protocols import Sampling
 
         critic = self._critic(run)

@@ -188,7 +188,6 @@ class Bound:
 
     def __call__(self, ids: Any, logits: Any) -> Any:
         """Returns the logits with the tokens that the grammar does not allow at minus infinity."""
-
         import numpy as np
         import torch
 

@@ -105,8 +105,7 @@ class Regex(Judge):
         self.pattern, self.where, self.forbid = pattern, where, forbid
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
-        """Scores 1 where the last, any or all replies match (none of that with `forbid`), else
-        0."""
+        """Scores 1 where the last, any or all replies match, else 0; `forbid` turns it round."""
         answers = []
         for episode in episodes:
             hits = [bool(self._pattern.search(turn.action)) for turn in episode.turns]

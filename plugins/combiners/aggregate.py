@@ -129,7 +129,7 @@ class Aggregated(Combiner):
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Answer]
     ) -> list[Rewards | NoReward]:
-        """Rewards each episode by the aggregator's estimates from all answers so far."""
+        """Rewards each episode by the aggregator's estimates from the answers remembered."""
         answers = [a for a in feedback if a.stamp.source in self.sources]
         found = self._found
         # Conversations played for measurement, which must not train anything.

@@ -154,8 +154,7 @@ class Calibrated(Combiner):
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Answer]
     ) -> list[Rewards | NoReward]:
-        """Rewards by the weighted sum of the judges' corrected scores, and records people's
-        answers."""
+        """Rewards by the judges' corrected scores, weighted, and records the group's answers."""
         rewards = self._weighted.combine(group, self._corrected(group, feedback))
         # Not played aside.
         if any(e.id in self._present or e.group in self._present for e in group):

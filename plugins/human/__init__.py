@@ -26,7 +26,6 @@ def register_renderers(register: Register) -> None:
 @hookimpl
 def register_commands(app: Typer) -> None:
     """Adds `rate` to the command line."""
-
     from .command import rate
 
     app.command("rate")(rate)

@@ -55,7 +55,6 @@ class RL(RLSettings):
     def play(self, run: RunView) -> Iterator[Update]:
         """Collects conversations with their rewards and trains the policy on them, update by
         update."""
-
         from ...records.sampling import Sampling
         from ...rollout.players import PolicyPlayer
 
