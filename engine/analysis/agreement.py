@@ -89,8 +89,8 @@ def alpha_interval(
     independent and is narrower still where many raters rate a unit.
 
     Args:
-        units: as `alpha` takes them.
-        level: of measurement, as for `alpha`.
+        units: ratings, as for `krippendorff_alpha`.
+        level: of measurement, as for `krippendorff_alpha`.
         clusters: what each unit belongs to, where units hang together (pairs of one ranking,
             aspects of one conversation): these are then resampled whole.
         confidence: share of the draws inside.

@@ -204,7 +204,7 @@ def centred_estimates(
     Args:
         episodes: [N] ids.
         group: [N] number of the group of each.
-        score: [N] posterior mean of each score.
+        score: [N] estimate of each score.
         variance: [N] posterior variance of each score, the mean's included.
         prior: prior variance of a score.
         rankings: the comparisons that name the episodes.

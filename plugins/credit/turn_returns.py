@@ -61,7 +61,7 @@ class TurnReturns(CreditAssigner):
             self.needs = frozenset()
 
     def assign(self, batch: Batch) -> Credit:
-        """Credits each turn with its discounted return, less that of others where asked."""
+        """Credits each turn with its discounted return, less the others' unless `baseline` is "none"."""
         penalty, _ = turn_sums(
             batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]
         )

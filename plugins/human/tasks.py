@@ -42,8 +42,8 @@ def read(
         task: what was asked: "rank", "compare", ...
         form: field names to what they hold.
         shown: the conversations, in the order they were displayed.
-        aspects: names of what is scored in addition.
-        scale: how many points there are.
+        aspects: names of what a conversation gets points for.
+        scale: the most points that an aspect can get; the least is 1.
         more: goes into the answer's `details`.
 
     Raises:
