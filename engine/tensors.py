@@ -69,6 +69,7 @@ def gae(
         rewards, values: [E, A].
         mask: [E, A] bool; the True entries of a row come first.
         bootstrap: [E].
+        gamma, lam: the discount and the decay, see above.
 
     Returns:
         advantages [E, A] and value targets A + V [E, A], both 0 at padding.
@@ -111,6 +112,7 @@ def bilevel_gae(
         turn: [E, A] long, -1 at padding.
         mask: [E, A] bool; the True entries of a row come first.
         bootstrap: [E].
+        turns: K, how many turns the longest episode has.
         token, turnwise: (gamma, lam) inside turns and over turns.
 
     Returns:
@@ -205,6 +207,7 @@ def group_advantage(outcome: Tensor, group: Tensor, baseline: str) -> Tensor:
     Args:
         outcome: [E].
         group: [E] long.
+        baseline: "mean", "loo" or "std".
 
     Returns:
         [E].
@@ -340,7 +343,8 @@ def clipped_policy_loss(
             old_logprobs)
 
     Args:
-        all [n].
+        logprobs, old_logprobs, advantages: [n].
+        clip_low, clip_high: how far the ratio may go below and above 1.
 
     Returns:
         losses [n] and whether the clip holds the token back [n] bool.

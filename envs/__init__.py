@@ -9,6 +9,7 @@ from ..protocols import hookimpl
 
 @hookimpl
 def register_envs() -> None:
+    """Registers the environments of this package with Gymnasium."""
     gymnasium.register(
         "turnwise/SupportDesk-v0", "turnwise.envs.support_desk:SupportDesk", max_episode_steps=12
     )

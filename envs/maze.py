@@ -110,6 +110,7 @@ class Maze(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
+        """Draws the cell to start from; `optimum` of the info is the best return from there."""
         super().reset(seed=seed)
         cells = sorted(self.doors.keys() - {self.exit})
         self.cell, self.replies = cells[int(self.np_random.integers(len(cells)))], 0
@@ -121,6 +122,8 @@ class Maze(gymnasium.Env[str, str]):
         return self._where(), {"system": SYSTEM, "optimum": optimum}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Moves in the one direction that the reply names; ends at the exit or after `steps`
+        replies."""
         named = [name for name in MOVES if re.search(rf"\b{name}\b", action.lower())]
         if len(named) != 1:
             text = "Say one direction. "

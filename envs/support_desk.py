@@ -229,6 +229,7 @@ class SupportDesk(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
+        """Draws a customer's story from the split in `options`, "train" or "held_out"."""
         super().reset(seed=seed)
         unknown = set(options or {}) - {"split"}
         split = (options or {}).get("split", "train")
@@ -248,6 +249,7 @@ class SupportDesk(gymnasium.Env[str, str]):
         return " ".join([opening, *sentences]), {"system": SYSTEM, "optimum": 1.0}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Answers a question, or ends with the satisfaction, 0 to 1, when one action is taken."""
         text = action.lower()
         if "?" in text:
             return self._answer([topic for topic, pattern in _ASKS.items() if pattern.search(text)])

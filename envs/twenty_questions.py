@@ -157,12 +157,15 @@ class TwentyQuestions(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
+        """Draws the thing to be guessed."""
         super().reset(seed=seed)
         self.thing = self.things[int(self.np_random.integers(len(self.things)))]
         self.asked = 0
         return OPENING, {"system": SYSTEM}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Answers a question; ends at the right guess or the last question, with 1 or 0 less the
+        cost of those asked."""
         self.asked += 1
         words = named(action)
         right = words == [self.thing]

@@ -86,11 +86,13 @@ class SimulatedPanel(FeedbackSource):
         self._due: dict[str, tuple[float, Request]] = {}  # when each answer comes
 
     def open(self, context: Context) -> None:
+        """Takes the context, and its seed where the panel has none."""
         self._context = context
         if self.seed is None:
             self.seed = context.seed
 
     def request(self, requests: Sequence[Request]) -> None:
+        """Draws for each request whether it is answered, and after which delay."""
         asked: dict[str, float] = {}
         if self.delay:
             if self._context is None:
@@ -109,6 +111,7 @@ class SimulatedPanel(FeedbackSource):
                 self._due[request.id] = (asked.get(request.id, 0.0) + delay, request)
 
     def receive(self) -> list[Comparison]:
+        """Returns the rankings that are due, of requests that are still open."""
         if self.delay and self._context is not None:
             now, ledger = self._context.clock(), self._context.ledger
             ready = [
@@ -129,6 +132,7 @@ class SimulatedPanel(FeedbackSource):
         return [self._rank(request) for request in asked]
 
     def waiting(self) -> str:
+        """Returns how many raters are simulated."""
         return f"{self.pool} simulated raters"
 
     def _rater(self, request: Request) -> int:

@@ -33,6 +33,7 @@ from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
+import scripted_judges
 import sqlalchemy as sa
 import torch
 import transformers
@@ -45,8 +46,6 @@ from turnwise.engine.exchange import reading
 from turnwise.engine.util.ids import derive_id
 from turnwise.plugins.demo.tiny_model import build_policy
 from turnwise.plugins.human.desk import Desk
-
-import judging
 
 RENAMED: dict[str, str] = {}  # new name -> name at the commit where the hashes were recorded
 IMPORTED = {"messages": "talk"}  # the same, of the fields of records that are imported
@@ -141,13 +140,13 @@ def models(url: str, folder: Path) -> list[Any]:
     """A model behind a server as judge in every way of judging, as critic of replies, and in an
     evaluation."""
     asked = {"model": {"provider": "openai-chat", "model": "judge-1", "url": f"{url}/v1",
-            "api_key": judging.KEY},
+            "api_key": scripted_judges.KEY},
              "prices": {"judge-1": [1, 1]}, "budget": 5.0}  # fmt: skip
     (folder / "manners.md").write_text(
         "---\nname: manners\nprinciples:\n  - {name: polite, critique: Impolite, revise: Add"
         " courtesy, better: The kinder one}\n---\nManners matter.\n"
     )
-    (folder / "helpful.md").write_text(f"---\n{yaml.safe_dump(judging.RUBRIC)}---\nHelp.\n")
+    (folder / "helpful.md").write_text(f"---\n{yaml.safe_dump(scripted_judges.RUBRIC)}---\nHelp.\n")
     manners, helpful = str(folder / "manners.md"), str(folder / "helpful.md")
     return [
         {"revise": {"env": DESK, "updates": 2, "groups": 3, "max_new_tokens": 6,
@@ -393,7 +392,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    judging.worth = lambda text: (
+    scripted_judges.worth = lambda text: (
         text.count("e") % 3
     )  # what the judge behind the server likes, in replies of a policy that knows nothing
     folder = given.keep or Path(tempfile.mkdtemp(prefix="golden-"))
@@ -425,7 +424,7 @@ def main() -> None:
 def answer(asked: Any) -> dict[str, Any]:
     """What the model behind the server says: a verdict, or as a critic a revision."""
     assert asked.schema is not None
-    said = judging.bound(asked)["properties"]
+    said = scripted_judges.bound(asked)["properties"]
     if "answer_id" in said:
         draft = len(asked.user)
         return {
@@ -434,7 +433,7 @@ def answer(asked: Any) -> dict[str, Any]:
             "change": draft % 2 == 0,
             "revision": "please wait",
         }
-    return judging.unbiased(asked)
+    return scripted_judges.unbiased(asked)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import turnwise
-from judging import PRICE, RUBRIC, Virtual, answers, context, model, talk
+from scripted_judges import PRICE, RUBRIC, Virtual, answers, context, model, talk
 from turnwise.judges.asking import batches, calls
 from turnwise.judges.llm.rubric_judge import RubricJudge
 

@@ -12,8 +12,8 @@ import pytest
 import turnwise
 import typer
 import yaml
-from judging import bound
 from model_server import Fault, ModelServer
+from scripted_judges import bound
 from support import ECHO
 from turnwise.engine.ledger.ledger import Ledger
 from turnwise.engine.protocols import Context

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import turnwise
-from judging import PRICE, RUBRIC, Virtual, answers, booked, context, model, talk, unbiased
 from model_server import Asked, ModelServer
+from scripted_judges import PRICE, RUBRIC, Virtual, answers, booked, context, model, talk, unbiased
 from turnwise.judges.asking import calls
 from turnwise.judges.llm.rubric_judge import RubricJudge
 from turnwise.judges.llm.transcript import Unreadable, json_within

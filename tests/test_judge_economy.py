@@ -15,7 +15,8 @@ import pytest
 import sqlalchemy as sa
 import turnwise
 import yaml
-from judging import (
+from model_server import Fault, ModelServer, Received
+from scripted_judges import (
     KEY,
     PRICE,
     RUBRIC,
@@ -30,7 +31,6 @@ from judging import (
     talk,
     unbiased,
 )
-from model_server import Fault, ModelServer, Received
 from turnwise.engine.errors import ConfigError
 from turnwise.judges.asking import calls
 from turnwise.judges.asking.prices import BATCH, PRICES, cost, price_of

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import turnwise
-from judging import (
+from model_server import Asked, Fault, ModelServer
+from scripted_judges import (
     KEY,
     PRICE,
     RUBRIC,
@@ -37,7 +38,6 @@ from judging import (
     unbiased,
     verdict,
 )
-from model_server import Asked, Fault, ModelServer
 from turnwise.judges.asking import calls
 from turnwise.judges.llm.listwise import ListwiseJudge
 from turnwise.judges.llm.pairwise import PairwiseJudge

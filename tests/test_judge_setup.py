@@ -9,8 +9,19 @@ from typing import Any
 
 import pytest
 import turnwise
-from judging import KEY, PRICE, RUBRIC, Virtual, answers, booked, context, model, talk, unbiased
 from model_server import Fault, ModelServer
+from scripted_judges import (
+    KEY,
+    PRICE,
+    RUBRIC,
+    Virtual,
+    answers,
+    booked,
+    context,
+    model,
+    talk,
+    unbiased,
+)
 from turnwise import PluginError
 from turnwise.judges.asking import calls
 from turnwise.judges.llm.rubric_judge import RubricJudge

@@ -18,7 +18,9 @@ import pytest
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judging import (
+from model_server import Asked, ModelServer
+from rating import RUN, fill, next_task, person
+from scripted_judges import (
     RUBRIC,
     Scripted,
     answers,
@@ -31,8 +33,6 @@ from judging import (
     unbiased,
     verdict,
 )
-from model_server import Asked, ModelServer
-from rating import RUN, fill, next_task, person
 from turnwise.engine.feedback.sources import Sources
 from turnwise.engine.records.feedback import Comparison, Feedback, Request, Stamp
 from turnwise.judges.combined.escalation import Escalation

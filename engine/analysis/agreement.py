@@ -89,10 +89,13 @@ def alpha_interval(
     independent and is narrower still where many raters rate a unit.
 
     Args:
+        units: ratings, as for `krippendorff_alpha`.
+        level: of measurement, as for `krippendorff_alpha`.
         clusters: what each unit belongs to, where units hang together (pairs of one ranking,
             aspects of one conversation): these are then resampled whole.
         confidence: share of the draws inside.
         samples: how many draws.
+        seed: of the draws.
     """
     if not 0 < confidence < 1 or samples < 1:
         raise ValueError(

@@ -78,6 +78,7 @@ def correlations(
     Args:
         judge, human: [L].
         clusters: [L] names of what hangs together; None: every episode is on its own.
+        level: of the intervals.
 
     Raises:
         ValueError: lengths that differ, or a number that is not finite.
@@ -147,6 +148,7 @@ def same_order(
         judge, human: [L].
         clusters: [L] names of what hangs together; None: every episode is on its own.
         within: count only pairs of one cluster, as training within groups does.
+        level: of the interval.
 
     Raises:
         ValueError: lengths that differ, or a number that is not finite.
@@ -172,6 +174,7 @@ def order_of(
         human, judge: [P] 1 where the first of the pair is the better, -1 where the second is, 0 for
             a tie.
         clusters: [P] numbers of the clusters of the two.
+        level: of the interval.
     """
     theirs, judged = np.asarray(human, float), np.asarray(judge, float)
     one, other = (np.asarray(c, int)[theirs != 0] for c in clusters)
@@ -213,6 +216,7 @@ def mean_difference(
         first, second: [A], [B].
         clusters: [A], [B] names; None: every number is on its own. The two sides are taken to be
             independent.
+        level: of the interval.
 
     Raises:
         ValueError: a side without numbers, lengths that differ, or a number that is not finite.
@@ -270,7 +274,7 @@ KINDS: tuple[Kind, ...] = ("none", "shift", "linear", "features")
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A map from a judge's score, and features of the episode, to what people would say:
+    """A map from a judge's score, and features of the episode, to what people would say.
 
         none        f                       shift       f + c
         linear      c + s f                 features    c + s f + sum_k w_k x_k
@@ -332,6 +336,8 @@ def fit_correction(
         clusters: [L] names of what hangs together; None: every episode is on its own.
         folds: at most so many; never more than clusters. With fewer than 4 clusters nothing is
             corrected.
+        ridge: its weight, in labels.
+        seed: of the division into folds.
 
     Raises:
         ValueError: lengths that differ, no label, or a number that is not finite.

@@ -41,6 +41,7 @@ def kl_best_of_n(proxy: ArrayLike, n: int) -> NDArray[np.float64]:
 
     Args:
         proxy: [S, N].
+        n: of how many samples the best is taken.
 
     Returns:
         [S].
@@ -145,6 +146,7 @@ def fit_law(d: ArrayLike, gain: ArrayLike, form: Form) -> Law:
     Args:
         d: [m] distances, sqrt of nats.
         gain: [m] true outcome minus that at d = 0.
+        form: of the law.
 
     Raises:
         ValueError: fewer than two distinct distances above 0.
@@ -172,6 +174,10 @@ def fit_interval(
 
     Args:
         curves: one (d [m], gain [m]) per run.
+        form: of the law.
+        draws: how many samples of runs.
+        seed: of the draws.
+        level: of the intervals.
     """
     arrays = [(np.asarray(d, float), np.asarray(g, float)) for d, g in curves]
     law = fit_law(

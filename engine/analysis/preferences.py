@@ -93,6 +93,7 @@ def pairs(comparisons: Iterable[Comparison], weights: Mapping[str, float] = {}) 
                                                           the source of c
 
     Args:
+        comparisons: of any number of raters and groups.
         weights: source to what each of its opinions counts, at least 0; 1 for those that are not
             named. What weighs 0 is left out.
     """
@@ -190,6 +191,7 @@ def truth_agreement(comparisons: Iterable[Comparison], truth: Mapping[str, float
     order strictly; None where there are none.
 
     Args:
+        comparisons: of single raters.
         truth: episode id to a known true outcome.
     """
     return _share(

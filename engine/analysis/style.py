@@ -132,6 +132,8 @@ def self_preference(
     groups hold both kinds.
 
     Args:
+        answers: of one judge.
+        episodes: by id; answers on others are skipped.
         authors: episode id to the family that wrote it; other episodes are skipped.
         family: the judge's own.
         reference, second: episode id to worth, by a rater who is not of the family.

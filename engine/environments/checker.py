@@ -63,12 +63,14 @@ def check_environment(
     raise.
 
     Args:
-        env_id: a registered id; `kwargs` go to `gymnasium.make`.
+        env_id: a registered id.
         episodes: how many starts to play.
         max_turns: an episode longer than this counts as never ending.
+        seed: of the first start and of the random replies.
         limit: seconds one call may take. Making it and its first reset, which may import and load,
             have a minute.
         options: for `reset`.
+        **kwargs: for `gymnasium.make`.
 
     Raises:
         LookupError: no such environment.

@@ -53,6 +53,8 @@ class LazyLoop(asyncio.SelectorEventLoop):
         return getattr(self, name)
 
     def close(self) -> None:
+        """Cancels what still runs and closes the loop; marks it closed where it was never
+        opened."""
         if not self.__dict__:
             self._closed = True
         elif not self.is_closed():

@@ -408,8 +408,8 @@ _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
 
 
 def is_transcript(text: Any) -> bool:
-    """Returns whether a text is a whole conversation in the notation of HH-RLHF: `\\n\\nHuman:
-    ...\\n\\nAssistant: ...`."""
+    r"""Returns whether a text is a whole conversation in the notation of HH-RLHF: `\n\nHuman:
+    ...\n\nAssistant: ...`."""
     return isinstance(text, str) and len({found.group(1) for found in _SPEAKER.finditer(text)}) == 2
 
 

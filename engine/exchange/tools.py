@@ -304,6 +304,7 @@ def _chat(value: Any) -> list[Any] | None:
 
 
 def plain_name(name: str) -> str:
+    """Returns a name without signs and case: "Response-A" is "responsea"."""
     return re.sub(r"[\W_]+", "", name).casefold()
 
 

@@ -30,6 +30,7 @@ class FunctionJudge(Judge):
         self.version = version_of(function)
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Calls the function on each episode; a number is a score, None an abstention."""
         return [
             _as_feedback(episode, settle(self.function(episode), LIMIT)) for episode in episodes
         ]
@@ -58,9 +59,11 @@ class JudgeSource(FeedbackSource):
         self._named = False
 
     def request(self, requests: Sequence[Request]) -> None:
+        """Keeps the requests until the next `receive`."""
         self._waiting += requests
 
     def receive(self) -> list[Answer]:
+        """Asks the judge about all that waits and returns its answers."""
         waiting, self._waiting, self._late = self._waiting, [], 0
         if isinstance(self.judge, GroupJudge):
             return [self._rank(request) for request in waiting]

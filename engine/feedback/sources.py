@@ -41,6 +41,7 @@ def check_order(sources: Sequence[Sources], before: Sequence[str]) -> None:
     """Raises PluginError for a judge that needs an earlier stage (its `after`) where there is none.
 
     Args:
+        sources: of the stage that asks.
         before: labels of the stages before the one that asks.
     """
     for each in sources:
@@ -109,6 +110,7 @@ class Sources:
 
     @classmethod
     def make(cls, specs: Sequence[Any], plugins: Plugins, max_failure_rate: float) -> Sources:
+        """Makes the sources of a `feedback` list; two of one name are refused (PluginError)."""
         environment_weight: float | None = None
         sources = []
         for spec in specs:
@@ -130,15 +132,19 @@ class Sources:
 
     @property
     def weights(self) -> dict[str, float]:
+        """Each source's weight by name, 0 where none is stated; the environment's where it
+        counts."""
         own = {} if self.environment_weight is None else {ENVIRONMENT: self.environment_weight}
         return own | {s.name: s.weight or 0.0 for s in self.sources}
 
     def open(self, folder: Path, ledger: Ledger, seed: int, update: int = 0, run: str = "") -> None:
+        """Opens every source's judge and its members, each with a context of its own."""
         for source in self.sources:
             for name, part in with_members(judge_of(source), source.name):
                 part.open(Context(name, folder, ledger.clock, seed, update, ledger, run))
 
     def close(self) -> None:
+        """Closes every source's judge and its members."""
         for source in self.sources:
             for _, part in with_members(judge_of(source), source.name):
                 part.close()
@@ -157,6 +163,8 @@ class Sources:
         run stopped.
 
         Args:
+            groups: the episodes of each.
+            ledger: where requests are written down.
             requests: what to ask instead.
             earlier_groups: groups asked about earlier that still wait; a source's failures are
                 counted over these too.

@@ -122,6 +122,7 @@ def make_members(specs: Any, plugins: Plugins | None = None) -> list[Member]:
     business (`ask_judge` for those that answer at once).
 
     Args:
+        specs: the entries.
         plugins: where names are looked up; default: what is installed.
 
     Raises:
@@ -270,4 +271,5 @@ def _plain(value: Any) -> Any:
 
 
 def judge_of(source: Source) -> Any:
+    """Returns what was given as the source: the judge itself where a source was made around it."""
     return source.given.judge if isinstance(source.given, JudgeSource) else source.given

@@ -34,6 +34,7 @@ class Words(sa.TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        """Replaces NUL by U+FFFD and lone surrogates by question marks; None stays."""
         return (
             value
             if value is None

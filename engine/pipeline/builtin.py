@@ -7,11 +7,13 @@ from ..hookspecs import Register, hookimpl
 
 @hookimpl
 def register_backends(register: Register) -> None:
+    """Registers the backend of this package."""
     register("in-process", "turnwise.engine.policy.in_process:InProcess")
 
 
 @hookimpl
 def register_stages(register: Register) -> None:
+    """Registers the stages of this package."""
     register("sft", "turnwise.engine.stages.sft:SFT")
     register("rank", "turnwise.engine.stages.rank:Rank")
     register("preference", "turnwise.engine.stages.preference:Preference")

@@ -87,6 +87,8 @@ def save(
     already stays.
 
     Args:
+        root: the folder of the checkpoints.
+        position: how far the run is.
         policy: left out where the run has loaded none yet.
         parts: by name; those without state are left out.
 

@@ -67,6 +67,7 @@ def read_metrics(folder: Path, updates: int | None = None) -> list[dict[str, Any
     short (a crash, a full disk) is left out.
 
     Args:
+        folder: of the run.
         updates: look at no more lines than these.
 
     Raises:
@@ -132,6 +133,7 @@ def open_ledger(folder: Path, url: str | None = None) -> tuple[Ledger, str]:
     the run's id.
 
     Args:
+        folder: of the run.
         url: where it is instead; needed where the URL in the config had a password, which no folder
             keeps.
 

@@ -166,6 +166,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Everything random derives from it."""
         return self.config.seed
 
     @cached_property
@@ -210,6 +211,7 @@ class Run:
 
     @cached_property
     def ledger(self) -> Ledger:
+        """The run's ledger, opened when it is first used."""
         self._open()
         return Ledger(self.config.ledger or self.folder / "ledger.sqlite", clock=self.clock)
 
@@ -225,6 +227,7 @@ class Run:
         return int(os.environ.get("RANK", "0")) == 0
 
     def status(self, phase: str, done: int = 0, total: int = 0, **more: Any) -> None:
+        """Reports what is being done to `on_status`."""
         if self.on_status:
             last = {
                 k: v

@@ -26,6 +26,8 @@ def make_batch(
     """Lays out episodes [E] and their rewards for credit and optimizer.
 
     Args:
+        episodes: [E] conversations that may train.
+        rewards: [E], one per episode.
         version: the policy's, to tell how stale an episode is.
         temperature, progress, seed: see `Batch`.
 

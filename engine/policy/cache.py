@@ -50,6 +50,7 @@ class SlotLayer(CacheLayerMixin):
         self.rows, self.step = rows, step
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Makes keys and values of one slot, the scratch one, in the states' type and place."""
         heads, dim = key_states.shape[1], key_states.shape[3]
         self.keys = key_states.new_zeros(self.rows, heads, 1, dim)
         self.values = value_states.new_zeros(self.rows, heads, 1, value_states.shape[3])
@@ -69,6 +70,8 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        """Writes keys and values of new tokens to their slots; returns the step's rows of both, up
+        to `extent`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._grow(self.step.extent)
@@ -87,12 +90,15 @@ class SlotLayer(CacheLayerMixin):
         ].index_select(0, rows)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Returns how many slots a mask covers, and the first of them, 0."""
         return self.step.extent, 0
 
     def get_seq_length(self) -> int:
+        """Returns how many tokens the longest row of the step has."""
         return self.step.extent
 
     def get_max_length(self) -> int:
+        """Returns -1: there is no limit."""
         return -1
 
 

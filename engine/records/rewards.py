@@ -196,6 +196,7 @@ def silence(episode: Episode, answers: Sequence[Feedback | Comparison]) -> str |
     compared on other terms.
 
     Args:
+        episode: the one whose outcome is missing.
         answers: of one source, or of some, on the episode's whole group; none of them gives the
             episode a number.
     """

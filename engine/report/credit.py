@@ -77,7 +77,10 @@ def state_values(
     ledger: Ledger, run: str, stage: str, update: int, members: Mapping[str, Member]
 ) -> dict[State, tuple[float, float]]:
     """Returns the mean outcome and its standard error of every state that an audit continued
-    conversations from. (Branches that credit was made of are no measure of it.)"""
+    conversations from.
+
+    Branches that credit was made of are no measure of it.
+    """
     outcomes: dict[State, list[float]] = {}
     for episode in ledger.run_episodes(run, stage=f"{stage}/audit", update=update):
         member = members.get(episode.id)

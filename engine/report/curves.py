@@ -21,8 +21,11 @@ def draw_curves(
     compare with.
 
     Args:
+        path: of the picture.
         curves: name to one value per update.
         lines: name to a constant (expert, random player, ...).
+        ylabel: of the vertical axis.
+        title: above the picture.
         smooth: width of the running mean.
 
     Raises:

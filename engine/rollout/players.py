@@ -82,6 +82,8 @@ class PolicyPlayer:
         return sum(len(message.content) for message in live.messages) > self._most
 
     def begin(self, live: LiveEpisode, where: Where) -> None:
+        """Starts a conversation's tokens: those of its earlier turns, or else of its first
+        prompt."""
         from ..records.sampling import Conversation
 
         assert live.reset is not None
@@ -97,6 +99,7 @@ class PolicyPlayer:
                 live.ids = live.fresh = self.policy.chat.prompt(live.messages, live.reset.tools)
 
     def reply(self, talks: Sequence[LiveEpisode], where: Where) -> list[Reply]:
+        """Samples the policy's next reply in every conversation whose context has room."""
         replies: list[Reply | None] = [None] * len(talks)
         asked = []
         for i, live in enumerate(talks):
@@ -187,9 +190,11 @@ class ScriptPlayer:
         self.player = player
 
     def begin(self, live: LiveEpisode, where: Where) -> None:
+        """Does nothing: a script keeps no state of a conversation."""
         pass
 
     def reply(self, talks: Sequence[LiveEpisode], where: Where) -> list[Reply]:
+        """Calls the script on each conversation; one that raises fails that conversation only."""
         assert callable(self.player)
         replies = []
         for live in talks:
@@ -200,4 +205,5 @@ class ScriptPlayer:
         return replies
 
     def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
+        """Returns no tokens of the last observation: a script reads text."""
         return ()

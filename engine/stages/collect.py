@@ -33,6 +33,10 @@ def play(
     With several processes each plays a share, and all get all of them.
 
     Args:
+        run: whose ledger holds and records them.
+        player: who replies.
+        chosen: starts or branches, each with its slot.
+        where: run, stage, update and seed they are played in.
         options: of `rollout`.
     """
     ids = [episode_id(where, start, slot) for start, slot in chosen]
@@ -76,6 +80,7 @@ def ask(
     """Asks for feedback and waits until no required answer is missing.
 
     Args:
+        run: the run that asks.
         asked: sources, and the groups they are asked about.
         poll: seconds between looks for answers that come later.
         requests: what to ask, one list per entry of `asked`; default: every source about every
@@ -119,6 +124,8 @@ def listen(
     wrote into the ledger.
 
     Args:
+        run: the run that asks.
+        everybody: the sources to hear.
         groups: those that were asked about.
         notified: ids of the answers that listeners know; grows.
 

@@ -47,6 +47,12 @@ def play_held_out(
     """Plays the starts number 0 to `episodes - 1` that `seed` defines; the same for every player.
 
     Args:
+        player: who replies.
+        env: the environment and its options.
+        episodes: how many starts.
+        seed: what defines the starts.
+        progress: called with what is done and the total.
+        where: run, stage, update and seed they are played in.
         slots: in the groups of these starts; several play each start several times.
         run: records them in its ledger.
     """
@@ -131,6 +137,8 @@ class Evaluate(Stage):
         return players
 
     def check(self, run: RunView) -> None:
+        """Checks the environments and players, that policies' folders exist, and that judges fit
+        their use."""
         check_envs(
             self.env,
             [name for name in self.players if isinstance(name, str) and name != "policy"],
@@ -162,6 +170,7 @@ class Evaluate(Stage):
         return sources
 
     def play(self, run: RunView) -> Iterator[Update]:
+        """Plays the same held-out starts with every player, and compares them, in one update."""
         from ..policy.policy import Policy
         from ..records.sampling import Sampling
 

@@ -55,6 +55,7 @@ class Preference(Stage):
     batch_size: int = Field(default=64, ge=1)
 
     def check(self, run: RunView) -> None:
+        """Checks that there is something to learn from, and that the optimizer trains on it."""
         if self.data is not None and not self.data.exists():
             raise ConfigError(f"preference.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
@@ -71,6 +72,7 @@ class Preference(Stage):
             )
 
     def play(self, run: RunView) -> Iterator[Update]:
+        """Trains on the compared pairs or the labels, `batch_size` of them per update."""
         optimizer = component(run.plugins, "optimizer", self.optimizer)
         policy = run.policy
         optimizer.setup(policy)
@@ -287,9 +289,11 @@ class Chosen:
         return [Label(id_, liked) for id_, liked in zip(self.ids, self.liked, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the ids of what was chosen, and the labels."""
         return {"ids": self.ids, "liked": self.liked}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the ids and labels of a checkpoint."""
         self.ids, self.liked = list(state["ids"]), list(state.get("liked", ()))
 
 

@@ -83,6 +83,7 @@ class Rank(Stage):
         return self
 
     def check(self, run: RunView) -> None:
+        """Checks that the file is there, or the environments, players and sources."""
         if self.env is None:
             if self.data is None or not self.data.exists():
                 raise ConfigError(f"rank.data: there is no file or folder {self.data}")
@@ -93,6 +94,7 @@ class Rank(Stage):
 
     @property
     def makes_comparisons(self) -> bool:
+        """True: this stage records comparisons."""
         return True
 
     def compared_by(self, run: RunView) -> set[str] | None:
@@ -120,6 +122,7 @@ class Rank(Stage):
         return sources
 
     def play(self, run: RunView) -> Iterator[Update]:
+        """Imports a file in one update, or plays groups round by round and has them ranked."""
         if self.data is not None:
             if run.begin() == 0:
                 yield self._import(run, self.data)

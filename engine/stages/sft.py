@@ -94,6 +94,8 @@ class SFT(Stage):
         return self
 
     def check(self, run: RunView) -> None:
+        """Checks the environment and player, the stage, or the file that conversations come
+        from."""
         if self.env is not None:
             check_envs(self.env, [self.player], run.plugins)
         elif self.stage is not None:
@@ -107,6 +109,7 @@ class SFT(Stage):
             raise ConfigError(f"sft.data: there is no file or folder {self.data}")
 
     def play(self, run: RunView) -> Iterator[Update]:
+        """Trains on the replies of the conversations; an update is `steps_per_update` steps."""
         from ..policy.learner import Learner, Sums
 
         policy = run.policy

@@ -45,6 +45,7 @@ def settle(value: Any, limit: float | None = None) -> Any:
     where it blocks the loop, that is left behind, and the next ones have another.
 
     Args:
+        value: what the call returned.
         limit: seconds a coroutine may take; None: it is waited for.
 
     Raises:

@@ -78,6 +78,7 @@ def move(draft: Path, target: Path) -> None:
 
     Args:
         draft: the new folder; it must lie on the target's disk, best in the same folder.
+        target: where it goes.
 
     Raises:
         OSError: it cannot be put there.

@@ -134,6 +134,7 @@ class BatchCaller(Caller):
         )
 
     async def drain(self) -> None:
+        """Cancels all waits for batches; the ledger keeps which batches are at work."""
         await super().drain()
         waits = [
             *self._sent_off,

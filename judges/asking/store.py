@@ -308,6 +308,7 @@ class Account:
         """Writes a request down.
 
         Args:
+            e: the request, with what it used and cost.
             once: a statement that marks it as booked; where it changes nothing, that was done
                 before.
         """

@@ -93,6 +93,7 @@ class Escalation(FeedbackSource):
         self._waits: dict[str, tuple[Request, Answer]] = {}
 
     def open(self, context: Context) -> None:
+        """Takes the context's name; opens the second where it is people."""
         self._name = context.name
         if self._people:
             self._then.open(context)
@@ -106,6 +107,7 @@ class Escalation(FeedbackSource):
         return self._first.plan(group, episodes)
 
     def request(self, requests: Sequence[Request]) -> None:
+        """Asks the first about every request that is not under way."""
         own = {}
         for request in requests:
             theirs = dataclasses.replace(request, source=f"{self._name}.{self._names[0]}")
@@ -116,6 +118,8 @@ class Escalation(FeedbackSource):
         )
 
     def receive(self) -> list[Answer]:
+        """Returns the first's sure answers and the second's; sends up the unsure ones within the
+        limit."""
         answers, up = [], []
         for answer in self._first.receive():
             request = self._asked.pop(answer.stamp.request or "")
@@ -202,18 +206,22 @@ class Escalation(FeedbackSource):
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns how many answers were seen, and how many went up."""
         # Not why it closed: a budget may have been raised since.
         return {"seen": self._seen, "up": self._up}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up both counts of a checkpoint."""
         self._seen, self._up = state["seen"], state["up"]
 
     def waiting(self) -> str:
+        """Returns what both wait for, and how many answers went up."""
         pairs = zip(self._names, (self._first, self._then), strict=True)
         notes = [f"{name}: {note}" for name, source in pairs if (note := source.waiting())]
         return "; ".join([*notes, f"{self._up} of {self._seen} went up"])
 
     def close(self) -> None:
+        """Closes the second where it is people, and forgets what is under way."""
         if self._people:
             self._then.close()
         self._asked, self._waits = {}, {}

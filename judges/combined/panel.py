@@ -119,6 +119,7 @@ class Panel(FeedbackSource):
     # What the engine calls.
 
     def open(self, context: Context) -> None:
+        """Takes the context's name; the engine opens the members."""
         self._name = context.name
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
@@ -128,6 +129,7 @@ class Panel(FeedbackSource):
         return next((asked for asked in plans if asked != usual), usual)
 
     def request(self, requests: Sequence[Request]) -> None:
+        """Asks every member that is present about the requests that are not under way."""
         new = [r for r in requests if r.id not in self._asked]
         self._asked |= {r.id: (r, {}) for r in new}
         for name in self._present():
@@ -136,6 +138,8 @@ class Panel(FeedbackSource):
             self._sources[name][0].request(list(own.values()))
 
     def receive(self) -> list[Answer]:
+        """Hears the members; returns the panel's answer where all that are present have
+        answered."""
         for name in self._present():
             try:
                 received = self._sources[name][0].receive()
@@ -162,11 +166,13 @@ class Panel(FeedbackSource):
         return [self.answer(*self._asked.pop(id_)) for id_ in ready]
 
     def waiting(self) -> str:
+        """Returns what the members that are present wait for."""
         return "; ".join(
             f"{n}: {note}" for n in self._present() if (note := self._sources[n][0].waiting())
         )
 
     def close(self) -> None:
+        """Forgets the requests under way."""
         self._asked, self._of = {}, {}
 
     def learn(self, run: Any) -> dict[str, float]:
@@ -186,9 +192,11 @@ class Panel(FeedbackSource):
         return {f"judges/{self._name}/weight/{name}": value for name, value in self._counts.items()}
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns what each member counts."""
         return {"counts": self._counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what each member counts."""
         self._counts = dict(state["counts"])
 
     def _present(self) -> list[str]:
@@ -200,6 +208,7 @@ class Panel(FeedbackSource):
         """The panel's answer.
 
         Args:
+            request: the one that all were asked.
             answers: by member; those that have left are missing.
         """
         sound = {name: a for name, a in answers.items() if a.status == "scored"}

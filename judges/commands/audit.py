@@ -26,6 +26,8 @@ def audit(
     """Returns the report's sections on a run's judges; none where it had no judges.
 
     Args:
+        ledger: of the run.
+        run: the run's id.
         people: names of the sources that are people; default: those whose answers name a rater.
         own: names of the judges that are of the policy's model family. Whether they prefer the
             policy's replies is measured against conversations that others played (scripts,

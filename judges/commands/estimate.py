@@ -49,6 +49,7 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
     """Estimates for every model that a run will ask.
 
     Args:
+        run: the run whose stages are gone through.
         sample: starts that are played per environment of a stage.
     """
     found: list[Estimate] = []

@@ -96,6 +96,7 @@ class Constitution:
         """Reads a constitution from a Markdown file with front matter; an object stays itself.
 
         Args:
+            given: the file's path, or a constitution.
             needs: what each principle must state: "better", or "critique" and "revise".
 
         Raises:
@@ -160,10 +161,12 @@ class ConstitutionJudge(PairwiseJudge):
 
     @property
     def label(self) -> str:
+        """The constitution's version."""
         return str(self.constitution.version)
 
     @property
     def instructions(self) -> str:
+        """The system prompt: the rules, and the constitution's text as the standard."""
         by = "Better is what the principle in the question says, and nothing else."
         return TASK.format(
             rules=RULES, standard="\n\n".join(filter(None, [self.constitution.text, by]))
@@ -174,9 +177,12 @@ class ConstitutionJudge(PairwiseJudge):
         return self.constitution.draw(*sorted(map(words, shown)))
 
     def standard(self, shown: Sequence[Episode]) -> str:
+        """Returns the line that states the principle that the pair is compared by."""
         return f"The principle: {self.principle(shown).better}"
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
+        """Returns the pairwise answer with the principle's name; a soft label is clamped to at most
+        0.6."""
         answer = super().answer(request, verdicts)
         if self.clamp and isinstance(answer, Comparison) and answer.probability is not None:
             answer = dataclasses.replace(answer, probability=min(answer.probability, 0.6))

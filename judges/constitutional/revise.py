@@ -103,10 +103,12 @@ class Critic(Asking):
 
     @property
     def label(self) -> str:
+        """The constitution's version."""
         return str(self.constitution.version)
 
     @property
     def instructions(self) -> str:
+        """The system prompt: the rules and the constitution's text."""
         return TASK.format(rules=RULES, text=self.constitution.text)
 
     async def revise(
@@ -116,6 +118,8 @@ class Critic(Asking):
         critique, revision, status and reason. It stops at a round that failed.
 
         Args:
+            messages: the conversation up to the reply.
+            draft: the reply.
             by: what the principles are drawn by.
         """
         rounds: list[dict[str, Any]] = []
@@ -190,9 +194,11 @@ class RevisingPlayer:
         self.rows = drafts.rows
 
     def begin(self, live: Any, where: Where) -> None:
+        """Begins the conversation of the player that drafts."""
         self.drafts.begin(live, where)
 
     def reply(self, talks: Sequence[Any], where: Where) -> list[Reply]:
+        """Drafts every reply and returns its last revision, the draft where none succeeded."""
         drafted = self.drafts.reply(talks, where)
         rounds = background(self._rounds(talks, drafted)).result()
         replies = []
@@ -227,6 +233,7 @@ class RevisingPlayer:
         return found  # type: ignore[return-value]
 
     def final_ids(self, live: Any) -> tuple[int, ...]:
+        """Returns no tokens of the last observation: revised replies were not sampled."""
         return ()
 
 
@@ -262,6 +269,7 @@ class Revise(Stage):
         return read_envs(value)
 
     def check(self, run: RunView) -> None:
+        """Checks the environments and the critic, and that the run is one process."""
         check_envs(self.env, plugins=run.plugins)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
@@ -272,6 +280,7 @@ class Revise(Stage):
 
     @property
     def makes_conversations(self) -> bool:
+        """True: this stage records conversations."""
         return True
 
     def _critic(self, run: RunView) -> Critic:
@@ -288,6 +297,7 @@ class Revise(Stage):
             raise ConfigError(f"revise.critic: {error}") from error
 
     def play(self, run: RunView) -> Iterator[Update]:
+        """Plays conversations whose replies the critic revises, round by round."""
         from ...protocols import Sampling
 
         critic = self._critic(run)

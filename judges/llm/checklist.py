@@ -84,10 +84,12 @@ class ChecklistJudge(ModelJudge):
 
     @property
     def instructions(self) -> str:
+        """The system prompt: the rules and the points."""
         lines = [f"- {name}: {sentence}" for name, sentence in self.points.items()]
         return TASK.format(rules=RULES, points="\n".join(lines))
 
     def calls(self, request: Request) -> list[Call]:
+        """Returns the one call on a conversation, with its reference where there is one."""
         [episode] = request.episodes
         data = {"conversation": conversation(episode)}
         if self.reference is not None:
@@ -147,6 +149,8 @@ class ChecklistJudge(ModelJudge):
         return {name: found[name] for name in self.points}
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
+        """Scores the weighted share of the points that hold, of those that apply; abstains without
+        any."""
         payload = verdicts[0].payload
         holds = {
             name: float(payload[name]["holds"] == "yes")

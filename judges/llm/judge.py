@@ -112,6 +112,7 @@ class ModelJudge(Asking, FeedbackSource):
     # What the engine calls.
 
     def request(self, requests: Sequence[Request]) -> None:
+        """Begins to judge every request that is not under way, in the background."""
         if not self._opened:
             raise ValueError("open(context) comes before the first question")
         for request in requests:
@@ -146,6 +147,7 @@ class ModelJudge(Asking, FeedbackSource):
         return answers
 
     def waiting(self) -> str:
+        """Returns how many are under way, the dollars spent, and what went wrong last."""
         note = f"{len(self._under_way)} under way"
         if self._caller is not None and self._caller.account.spent:
             of = f" of {self.budget:g}" if self.budget is not None else ""
@@ -155,6 +157,7 @@ class ModelJudge(Asking, FeedbackSource):
         return note
 
     def close(self) -> None:
+        """Cancels what is under way."""
         for _, future in self._under_way.values():
             future.cancel()
         self._under_way.clear()
@@ -216,6 +219,7 @@ class ModelJudge(Asking, FeedbackSource):
         return self._context.name if self._context is not None else self.way
 
     def open(self, context: Context) -> None:
+        """Opens the caller and the watch over canaries, which takes up those the ledger holds."""
         super().open(context)
         if self._caller.watch is None:
             watch = self._caller.watch = Watch(
@@ -346,6 +350,7 @@ class ModelJudge(Asking, FeedbackSource):
         """What it says of conversations, at once: of each, or of each group where it compares.
 
         Args:
+            episodes: the conversations.
             folder: the folder whose parent holds the cache.
 
         Raises:

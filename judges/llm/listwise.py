@@ -73,13 +73,16 @@ class ListwiseJudge(ModelJudge):
 
     @property
     def label(self) -> str:
+        """The rubric's version."""
         return str(self.rubric.version)
 
     @property
     def instructions(self) -> str:
+        """The system prompt: the rules and the rubric."""
         return TASK.format(rules=RULES, standard=self.rubric.prompt)
 
     def calls(self, request: Request) -> list[Call]:
+        """Returns a call per order of the group's conversations; none where all are the same."""
         kinds = len(alike(request))
         if kinds > MOST:
             raise ValueError(
@@ -145,6 +148,7 @@ class ListwiseJudge(ModelJudge):
         return {"rationale": str(found["rationale"]), "tiers": [place[id_] for id_ in ids]}
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
+        """Ranks by the share of the others that each beats, ties half, over all orders."""
         kinds = alike(request)
         orders = self._orders(request)
         shown = {"order": [e.id for e in orders[0]]}

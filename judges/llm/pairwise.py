@@ -86,10 +86,12 @@ class PairwiseJudge(ModelJudge):
 
     @property
     def label(self) -> str:
+        """The rubric's version."""
         return str(self.rubric.version)
 
     @property
     def instructions(self) -> str:
+        """The system prompt: the rules and the rubric."""
         return TASK.format(rules=RULES, standard=self.rubric.prompt)
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
@@ -101,6 +103,7 @@ class PairwiseJudge(ModelJudge):
         return [Question(group, pair) for pair in drawn[: self.pairs]]
 
     def calls(self, request: Request) -> list[Call]:
+        """Returns `samples` calls per order of the pair; none where both are the same."""
         return [
             self._call(shown, n) for shown in self._orders(request) for n in range(self.samples)
         ]
@@ -162,6 +165,8 @@ class PairwiseJudge(ModelJudge):
         return payload
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
+        """Compares the pair by its verdicts in all orders; abstains where half of one order's
+        do."""
         orders = self._orders(request)
         a, b = request.episodes
         if not orders:  # word for word the same

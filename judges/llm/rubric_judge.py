@@ -78,15 +78,18 @@ class RubricJudge(ModelJudge):
 
     @property
     def label(self) -> str:
+        """The rubric's version."""
         return str(self.rubric.version)
 
     @property
     def instructions(self) -> str:
+        """The system prompt: the rules and the rubric, and how to score each reply where asked."""
         return TASK.format(rules=RULES, rubric=self.rubric.prompt) + (
             EACH if self.per == "reply" else ""
         )
 
     def calls(self, request: Request) -> list[Call]:
+        """Returns `samples` calls on the conversation."""
         [episode] = request.episodes
         shown = conversation(episode)
         return [
@@ -159,6 +162,7 @@ class RubricJudge(ModelJudge):
         return levels
 
     def answer(self, request: Request, verdicts: Sequence[Verdict]) -> Answer:
+        """Scores by the mean levels of the verdicts; abstains where half of them do."""
         payloads = [v.payload for v in verdicts if not v.payload.get("abstain")]
         rationales = [str(v.payload["rationale"]) for v in verdicts]
         if 2 * len(payloads) <= len(verdicts):

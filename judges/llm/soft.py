@@ -23,6 +23,7 @@ def choice(reply: Reply, field: str, options: Sequence[str]) -> dict[str, float]
         reply: one that `read_json` can read.
         field: the path of keys to it, e.g. "better" or "levels.resolved". Only what stands there
             counts, wherever else the name occurs.
+        options: the values that the field may have.
 
     Returns:
         None where the model gave no log-probabilities, or the value cannot be found among its

@@ -100,6 +100,7 @@ class Anthropic(BatchModel):
         }  # fmt: skip
 
     async def ask(self, prompt: Prompt) -> Reply:
+        """Asks the Messages API; the reply holds the limits that its headers state."""
         body = self.body(prompt)
         extra = {key: body.pop(key) for key in self._extra}
         raw = await self._call(

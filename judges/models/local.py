@@ -59,6 +59,7 @@ class Local(Model):
         self._loaded: Any = None
 
     async def ask(self, prompt: Prompt) -> Reply:
+        """Generates the answer in a thread, which ends early when it is not waited for any more."""
         gone = threading.Event()
         try:
             return await asyncio.to_thread(self._answer, prompt, gone)
@@ -186,6 +187,7 @@ class Bound:
         self._read, self._gone = read, gone
 
     def __call__(self, ids: Any, logits: Any) -> Any:
+        """Returns the logits with the tokens that the grammar does not allow at minus infinity."""
         import numpy as np
         import torch
 

@@ -200,6 +200,8 @@ class BatchModel(Model):
         """Finds the batch with these ids, sent at or after a time.
 
         Args:
+            since: the time, in seconds since the epoch.
+            ids: those of its requests.
             results: waits for a batch's answers, for models whose batches tell their ids only then.
 
         Returns:

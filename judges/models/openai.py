@@ -144,6 +144,7 @@ class OpenAI(BatchModel):
         )
 
     async def ask(self, prompt: Prompt) -> Reply:
+        """Sends one request and reads its answer."""
         body = self.body(prompt)
         extra = {key: body.pop(key) for key in self._extra}
         raw = await self._call(
@@ -268,6 +269,7 @@ class OpenAIChat(OpenAI):
         self.settings = {**self.settings, "system": system}
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
+        """Returns the body of a request."""
         instructions = self._instructions(prompt)
         messages = [
             {"role": "system", "content": instructions},
@@ -291,6 +293,7 @@ class OpenAIChat(OpenAI):
         return body | self._extra
 
     async def ask(self, prompt: Prompt) -> Reply:
+        """Sends one request and reads its answer."""
         learned: set[str] = set()
         while True:
             body = self.body(prompt)
@@ -324,4 +327,5 @@ class OpenAIChat(OpenAI):
         return None
 
     def read(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Reply:
+        """Reads the answer of a request."""
         return read_completion(body, headers.get("x-request-id", ""), rate_limits(headers))

@@ -207,7 +207,9 @@ def http_error(status: int, body: Any, headers: Mapping[str, str], url: str = ""
     server's own advice.
 
     Args:
+        status: the HTTP status.
         body: as it came: JSON data, or text.
+        headers: those of the response.
         url: what was asked, for errors that an address may be the cause of.
     """
     code, message = error_text(body)

@@ -146,13 +146,13 @@ def normalised(answer: str) -> str:
 
 
 class Numeric(_Answer):
-    """Scores 1 where the last number in the reply is the reference, 0 where it is another or there
-    is none; `details["answer"]` is what was read.
+    r"""Scores 1 where the last number in the reply is the reference, 0 where it is another or
+    there is none; `details["answer"]` is what was read.
 
     A number may have a sign, thousands separators (1,234,567.5; also thin spaces, apostrophes and
     underscores), an exponent (1.5e-3, 1.5 × 10^-3, 10⁶), a percent sign (50% is 0.5, in the
     reference too: write `reference: 50%` where replies say percent), or be a fraction (3/4, 1 3/4,
-    ½, \\frac{3}{4}). Digits inside a word (H2O) are no number.
+    ½, \frac{3}{4}). Digits inside a word (H2O) are no number.
 
     Args:
         reference: see above; numbers, or text that is one.

@@ -78,6 +78,7 @@ class Rules(Judge):
         )
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Asks all members and combines their answers on each episode."""
         by_judge = {name: ask_judge(judge, episodes) for name, judge in self.members.items()}
         return [
             self._one(e, {name: answers[i] for name, answers in by_judge.items()})
@@ -133,6 +134,7 @@ class Not(Judge):
         self.version = derive_id("not", member.name, member.version)
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Asks the one member and turns its answers round."""
         [(name, judge)] = self.members.items()
         return [self._one(name, answer) for answer in ask_judge(judge, episodes)]
 

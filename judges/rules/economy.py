@@ -121,6 +121,7 @@ class Economy(Judge):
             raise ValueError(f"two topics have one name: {', '.join(names)}")
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores 1 less `cost` for each question that was not used, at least `minimum`."""
         return [self._episode(episode) for episode in episodes]
 
     def _episode(self, episode: Episode) -> Feedback:

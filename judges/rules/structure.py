@@ -41,6 +41,7 @@ class JsonSchema(Judge):
         self._validator = validator(self.schema)
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores the share of the replies asked about, all or the last, that fit the schema."""
         answers = []
         for episode in episodes:
             asked = range(len(episode.turns)) if self.where == "all" else [len(episode.turns) - 1]
@@ -162,6 +163,8 @@ class ToolCalls(Judge):
         validator({})  # says at once what must be installed
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores the share of the turns with tool calls in which every call fits a tool's
+        schema."""
         answers = []
         for episode in episodes:
             tools = {name: validator(schema) for name, schema in map(_tool, episode.tools)}

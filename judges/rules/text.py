@@ -52,6 +52,7 @@ class Length(Judge):
         self.max_words, self.min_words = max_words, min_words
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores the mean over replies of how well their words lie within the bounds."""
         answers = []
         for episode in episodes:
             words = [len(turn.action.split()) for turn in episode.turns]
@@ -79,6 +80,7 @@ class Turns(Judge):
         self.max_turns, self.min_turns = max_turns, min_turns
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores how well the number of turns lies within the bounds."""
         return [
             Feedback(e.id, score=share_within(len(e.turns), self.min_turns, self.max_turns))
             for e in episodes
@@ -103,6 +105,7 @@ class Regex(Judge):
         self.pattern, self.where, self.forbid = pattern, where, forbid
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores 1 where the last, any or all replies match, else 0; `forbid` turns it round."""
         answers = []
         for episode in episodes:
             hits = [bool(self._pattern.search(turn.action)) for turn in episode.turns]
@@ -183,6 +186,7 @@ class Forbidden(Judge):
         self._found = [_finder(entry) for entry in self.words]
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores 1 where no reply holds a forbidden phrase, else 0; each turn likewise."""
         answers = []
         for episode in episodes:
             phrases = [self._phrases_in(turn.action) for turn in episode.turns]
@@ -266,6 +270,7 @@ class Repetition(Judge):
         self.ngram = ngram
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores the mean over turns of the share of n-grams that were not there before."""
         answers = []
         for episode in episodes:
             seen: set[tuple[str, ...]] = set()
@@ -301,6 +306,7 @@ class Questions(Judge):
         self.allowed, self.cost = allowed, cost
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores 1 less `cost` for each question mark above those allowed, at least 0."""
         asked = [sum(turn.action.count("?") for turn in episode.turns) for episode in episodes]
         return [
             Feedback(episode.id, score=max(0.0, 1.0 - self.cost * max(0, n - self.allowed)))
@@ -337,6 +343,7 @@ class Language(Judge):
         self.certainty = certainty
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores the mean over the replies whose language can be told; abstains without any."""
         answers = []
         for episode in episodes:
             languages = [self._language_of(turn.action) for turn in episode.turns]

@@ -127,6 +127,7 @@ def canary(
     Args:
         kind: one of `KINDS`, or "known-bad", which is one of the given conversations instead of a
             copy: for judges that score, since it has little in common with the rest of the group.
+        episode: the conversation to copy.
         rng: draws the wording; give it a seed of the request's, so that a replay asks the same.
         top: the best score there is, for the kinds that name one.
         known_bad: see `read_known_bad`.
@@ -268,6 +269,7 @@ def fell_for_rank(ranking: Sequence[Sequence[str]], canary_id: str) -> bool:
 
     Args:
         ranking: tiers of ids, best first, as in `Comparison`.
+        canary_id: the canary's id.
 
     Raises:
         ValueError: the canary is not in the ranking, or nothing real is.
@@ -330,7 +332,7 @@ class Quarantine:
 
     @property
     def reason(self) -> str:
-        """ "fell for 3 of 7 canaries (override 2 of 2, forged 1 of 1)"."""
+        """What it fell for: "fell for 3 of 7 canaries (override 2 of 2, forged 1 of 1)"."""
         falls, count = (sum(each[k] for each in self._seen.values()) for k in (0, 1))
         kinds = ", ".join(f"{kind} {n} of {of}" for kind, (n, of) in self._seen.items() if n)
         return f"fell for {falls} of {count} canaries" + (f" ({kinds})" if kinds else "")

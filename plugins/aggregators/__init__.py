@@ -7,6 +7,7 @@ from ...protocols import Register, hookimpl
 
 @hookimpl
 def register_aggregators(register: Register) -> None:
+    """Registers the aggregators of this package."""
     register("mean", "turnwise.plugins.aggregators.mean:Mean")
     register("majority", "turnwise.plugins.aggregators.majority:Majority")
     register("dawid-skene", "turnwise.plugins.aggregators.dawid_skene:DawidSkene")

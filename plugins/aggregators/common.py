@@ -202,6 +202,9 @@ def centred_estimates(
     reduce it, and with it no number of answers would ever make an estimate certain.
 
     Args:
+        episodes: [N] ids.
+        group: [N] number of the group of each.
+        score: [N] estimate of each score.
         variance: [N] posterior variance of each score, the mean's included.
         prior: prior variance of a score.
         rankings: the comparisons that name the episodes.

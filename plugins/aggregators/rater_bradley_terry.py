@@ -141,6 +141,7 @@ class RaterBradleyTerry(Aggregator):
 
         Args:
             theta: [N + 2 W] scores, reliabilities, side biases.
+            p: the pairs that raters ordered.
             doubt: [W] what the uncertainty of the scores adds, see the top of this file.
         """
         size, people = len(p.episodes), len(p.raters)

@@ -129,6 +129,7 @@ class Aggregated(Combiner):
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Answer]
     ) -> list[Rewards | NoReward]:
+        """Rewards each episode by the aggregator's estimates from the answers remembered."""
         answers = [a for a in feedback if a.stamp.source in self.sources]
         found = self._found
         # Conversations played for measurement, which must not train anything.
@@ -261,6 +262,7 @@ class Aggregated(Combiner):
         return {"answers": [_plain(a) for a in self._answers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the answers of a checkpoint."""
         self._answers = [_answer(record) for record in state["answers"]]
 
 

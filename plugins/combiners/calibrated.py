@@ -154,6 +154,7 @@ class Calibrated(Combiner):
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Answer]
     ) -> list[Rewards | NoReward]:
+        """Rewards by the judges' corrected scores, weighted, and records the group's answers."""
         rewards = self._weighted.combine(group, self._corrected(group, feedback))
         # Not played aside.
         if any(e.id in self._present or e.group in self._present for e in group):
@@ -360,6 +361,7 @@ class Calibrated(Combiner):
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the records and the watch for drift of a checkpoint."""
         self._records = dict(state["records"])
         self._ranked = state["ranked"]
         self._watched = {name: list(state["watched"].get(name, ())) for name in self.judges}

@@ -64,6 +64,7 @@ class Weighted(Combiner):
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]
     ) -> list[Rewards | NoReward]:
+        """Rewards each episode by the weighted sum of its scores, less what length explains."""
         off = self._for_length(group, feedback)
         return [self._episode(episode, feedback, off.get(episode.id, {})) for episode in group]
 
@@ -96,9 +97,12 @@ class Weighted(Combiner):
         self._collected = []
 
     def metrics(self) -> dict[str, float]:
+        """Returns the slope on length of every source that is controlled for it."""
         return {f"{name}/length_slope": control.slope for name, control in self._controls.items()}
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the length controls and the scores collected for them; nothing without
+        controls."""
         if not self._controls:
             return {}
         return {
@@ -107,6 +111,7 @@ class Weighted(Combiner):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the length controls and the scores collected for them."""
         for name, control in self._controls.items():
             control.load_state_dict(state["controls"][name])
         self._collected = [

@@ -7,6 +7,7 @@ from ...protocols import Register, hookimpl
 
 @hookimpl
 def register_credit(register: Register) -> None:
+    """Registers the credit assignments of this package."""
     register("outcome", "turnwise.plugins.credit.outcome:OutcomeCredit")
     register("turn-returns", "turnwise.plugins.credit.turn_returns:TurnReturns")
     register("gae", "turnwise.plugins.credit.gae:GAE")

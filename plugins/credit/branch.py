@@ -36,6 +36,7 @@ class BranchCredit(CreditAssigner):
         self.branches = rollouts
 
     def assign(self, batch: Batch) -> Credit:
+        """Credits each turn with the change of the branch values over it."""
         assert batch.branch_values is not None
         penalty, _ = turn_sums(
             batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]

@@ -35,6 +35,7 @@ class Counterfactual(CreditAssigner):
         self.branches = rollouts
 
     def assign(self, batch: Batch) -> Credit:
+        """Credits each turn with the outcome less its branch value; 0 where there is none."""
         assert batch.branch_values is not None
         penalty, _ = turn_sums(
             batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]

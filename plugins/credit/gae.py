@@ -79,6 +79,7 @@ class GAE(CreditAssigner):
         self.lam, self.turn_lam = (0.95 if x is None else x for x in (lam, turn_lam))
 
     def assign(self, batch: Batch) -> Credit:
+        """Estimates advantages from the critic's values, over tokens, turns or both."""
         assert batch.values is not None
         assert batch.bootstrap is not None
         bootstrap, turns = batch.bootstrap * batch.truncated, batch.turn_mask.shape[1]

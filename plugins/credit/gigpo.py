@@ -57,6 +57,8 @@ class GiGPO(CreditAssigner):
         self.omega, self.gamma, self.similarity, self.baseline = omega, gamma, similarity, baseline
 
     def assign(self, batch: Batch) -> Credit:
+        """Credits each turn with the episode's group advantage plus `omega` times that among turns
+        from the same state."""
         penalty, _ = turn_sums(
             batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]
         )

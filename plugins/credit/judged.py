@@ -70,6 +70,8 @@ class Judged(CreditAssigner):
         self.scored = False
 
     def assign(self, batch: Batch) -> Credit:
+        """Credits each turn by its judged score: its change, or its distance from other
+        conversations."""
         scores = batch.turn_scores
         self.scored = self.scored or scores is not None
         if not self.scored:
@@ -96,9 +98,11 @@ class Judged(CreditAssigner):
         return Credit(spread_turns(credit, batch.turn, batch.mask), None, credit)
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns whether any turn was ever scored."""
         return {"heard": self.scored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up whether any turn was ever scored."""
         self.scored = bool(state["heard"])
 
 
@@ -109,6 +113,7 @@ def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:
     Args:
         scores: [E, K], NaN where a turn has no score.
         turn_mask: [E, K] bool.
+        initial: the score before the first turn.
     """
     deltas = torch.zeros_like(scores)
     stands = torch.full_like(scores[:, 0], initial)

@@ -52,6 +52,7 @@ class OutcomeCredit(CreditAssigner):
         self.baseline, self.truncated = baseline, truncated
 
     def assign(self, batch: Batch) -> Credit:
+        """Credits all of an episode's tokens alike, with its group advantage."""
         penalty = batch.token_rewards.sum(1)
         advantage = group_advantage(batch.outcome, batch.group, self.baseline)
         advantage = advantage + group_advantage(

@@ -57,6 +57,7 @@ class Redistribute(CreditAssigner):
         self.weights = torch.zeros(features, dtype=torch.float64)
 
     def assign(self, batch: Batch) -> Credit:
+        """Credits each turn with the change of the foreseen outcome; the rest is spread evenly."""
         penalty, _ = turn_sums(
             batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]
         )
@@ -108,9 +109,11 @@ class Redistribute(CreditAssigner):
         return torch.from_numpy(prefixes.cumsum(0) + now)
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the regression's moments and weights."""
         return {"gram": self.gram, "moment": self.moment, "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up copies of the regression's moments and weights."""
         self.gram, self.moment, self.weights = (
             state[name].clone() for name in ("gram", "moment", "weights")
         )

@@ -61,6 +61,7 @@ class TurnReturns(CreditAssigner):
             self.needs = frozenset()
 
     def assign(self, batch: Batch) -> Credit:
+        """Credits each turn with its discounted return, or that less the others'."""
         penalty, _ = turn_sums(
             batch.token_rewards, batch.turn, batch.mask, batch.turn_mask.shape[1]
         )

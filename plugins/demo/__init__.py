@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_commands(app: Typer) -> None:
+    """Adds `turnwise demo`."""
+
     @app.command()
     def demo(
         seed: Annotated[int, typer.Option(help="Everything random derives from it.")] = 0,

@@ -12,17 +12,20 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_feedback_sources(register: Register) -> None:
+    """Registers people as a source."""
     register("people", "turnwise.plugins.human.source:People")
 
 
 @hookimpl
 def register_renderers(register: Register) -> None:
+    """Registers the renderers of messages, "markdown" and "plain"."""
     register("markdown", "turnwise.plugins.human.web.render:make_markdown")
     register("plain", "turnwise.plugins.human.web.render:make_plain")
 
 
 @hookimpl
 def register_commands(app: Typer) -> None:
+    """Adds `rate` to the command line."""
     from .command import rate
 
     app.command("rate")(rate)

@@ -79,6 +79,9 @@ def invite(ledger: Ledger, run: str, name: str, role: str | None = None) -> str:
     the link's secret, which is kept nowhere.
 
     Args:
+        ledger: of the run.
+        run: the run's id.
+        name: of the account.
         role: "rater" or "lead"; default: as it is, and "rater" for a new account.
 
     Raises:
@@ -255,7 +258,10 @@ def check_gold(db: Connection, who: Person, share: float, now: float, ended: boo
     many as there are when no gold is left that they have not seen.
 
     Args:
+        db: a connection that may write.
+        who: the rater.
         share: of the gold that must be right.
+        now: the time, in seconds.
         ended: no gold is left for them.
     """
     query = (

@@ -174,6 +174,8 @@ class People(FeedbackSource):
     # What the engine calls.
 
     def open(self, context: Context) -> None:
+        """Takes the context, and makes the tables of tasks in its ledger; refuses to work without
+        one."""
         self._context = context
         if context.ledger is None:
             raise ValueError(

@@ -39,8 +39,11 @@ def read(
     """Reads an answer from a form.
 
     Args:
+        task: what was asked: "rank", "compare", ...
         form: field names to what they hold.
         shown: the conversations, in the order they were displayed.
+        aspects: names of what a conversation gets points for.
+        scale: the most points that an aspect can get; the least is 1.
         more: goes into the answer's `details`.
 
     Raises:
@@ -156,6 +159,7 @@ def known(answer: Feedback | Comparison, shown: Sequence[Episode] = ()) -> dict[
     {"first_wrong": turn, or None}.
 
     Args:
+        answer: the one that is taken for right.
         shown: the conversations it is about, of which those that are ranked apart must differ.
 
     Raises:
@@ -204,6 +208,7 @@ def agrees(answer: Feedback | Comparison, gold: Mapping[str, Any]) -> bool:
     should be, points on the right half, the right turn.
 
     Args:
+        answer: the rater's.
         gold: as `known` returns it.
     """
     if answer.status != "scored":

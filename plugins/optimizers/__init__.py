@@ -7,6 +7,7 @@ from ...protocols import Register, hookimpl
 
 @hookimpl
 def register_optimizers(register: Register) -> None:
+    """Registers the optimizers of this package."""
     register("ppo", "turnwise.plugins.optimizers.ppo:PPO")
     register("grpo", "turnwise.plugins.optimizers.grpo:GRPO")
     register("dpo", "turnwise.plugins.optimizers.dpo:DPO")

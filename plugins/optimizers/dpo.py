@@ -51,6 +51,9 @@ def dpo_loss(
     Args:
         better, worse: [P] log pi / pi_ref of the two conversations.
         probability: [P] how sure it is that `better` is better.
+        beta: how much log-ratios weigh; for "ipo", half the inverse of the margin aimed at.
+        label_smoothing: 0 to 1: how far `probability` is drawn towards 1/2.
+        form: "sigmoid", "ipo" or "hinge".
 
     Raises:
         ValueError: an unknown form.
@@ -132,15 +135,18 @@ class DPO(Optimizer):
         )
 
     def setup(self, policy: Policy) -> None:
+        """Freezes the reference and makes the learner."""
         policy.freeze_reference()
         self.learner = Learner(policy, **self._learner)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
+        """Computes the reference's log-probs of the batch."""
         batch.reference_logprobs = policy.logprobs(
             batch, micro_tokens=self.learner.micro_tokens, reference=True
         )
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        """Trains on the batch's pairs, in `epochs` passes; returns the metrics."""
         pairs = batch.pairs
         assert pairs is not None
         assert batch.reference_logprobs is not None
@@ -215,7 +221,9 @@ class DPO(Optimizer):
         return better_share, worse_share, kept
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the learner's state."""
         return self.learner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the learner's state."""
         self.learner.load_state_dict(state)

@@ -85,14 +85,17 @@ class GRPO(Optimizer):
         )
 
     def setup(self, policy: Policy) -> None:
+        """Sets up the KL term and makes the learner."""
         self.kl.setup(policy)
         self.learner = Learner(policy, **self._learner)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
+        """Computes the policy's own log-probs before the update, and what the KL term needs."""
         batch.extras["prox"] = policy.logprobs(batch, micro_tokens=self.learner.micro_tokens)
         self.kl.prepare(policy, batch, self.learner.micro_tokens)
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        """Trains on the batch's advantages, in `epochs` passes; returns the metrics."""
         assert batch.behaviour_logprobs is not None
         advantages = self.loss.advantages(batch)
         prox = batch.extras["prox"]
@@ -130,8 +133,10 @@ class GRPO(Optimizer):
         return metrics | staleness_metrics(weight, batch) | self.kl.measure()
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the learner's state and the KL coefficient."""
         return {**self.learner.state_dict(), "kl_coef": self.kl.coef}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the learner's state and the KL coefficient."""
         self.learner.load_state_dict(state)
         self.kl.coef = float(state["kl_coef"])

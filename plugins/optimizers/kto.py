@@ -45,6 +45,8 @@ def kto_loss(
         ratio: [E] log pi / pi_ref.
         liked: [E] bool.
         z0: the KL they are measured against, nats.
+        beta: how much log-ratios weigh.
+        up, down: weights of liked and of other conversations.
     """
     towards = torch.where(liked, ratio - z0, z0 - ratio)
     weight = torch.where(
@@ -125,10 +127,12 @@ class KTO(Optimizer):
         )
 
     def setup(self, policy: Policy) -> None:
+        """Freezes the reference and makes the learner."""
         policy.freeze_reference()
         self.learner = Learner(policy, **self._learner)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
+        """Computes the reference's log-probs of the batch, and of its mismatched conversations."""
         batch.reference_logprobs = policy.logprobs(
             batch, micro_tokens=self.learner.micro_tokens, reference=True
         )
@@ -136,6 +140,7 @@ class KTO(Optimizer):
         batch.extras["mismatched"] = fitting, self._sums(policy, batch, fitting, reference=True)
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        """Trains on the batch's labels, in `epochs` passes; returns the metrics."""
         assert batch.labels is not None
         assert batch.reference_logprobs is not None
         liked, reference = batch.labels > 0.5, (batch.reference_logprobs * batch.mask).sum(1)
@@ -192,7 +197,9 @@ class KTO(Optimizer):
         ).sum(1)
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the learner's state."""
         return self.learner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the learner's state."""
         self.learner.load_state_dict(state)

@@ -135,7 +135,8 @@ def sequence_logprobs(logprobs: Tensor, old: Tensor, row: Tensor) -> Tensor:
         log s_t = sg(mean over the row of (log pi - log old)) + log pi_t - sg(log pi_t)
 
     Args:
-        all [n]; row: which sequence a token belongs to.
+        logprobs, old: [n].
+        row: [n] which sequence a token belongs to.
     """
     apart = (logprobs - old).detach()
     size = int(row.max()) + 1 if len(row) else 0
@@ -158,6 +159,7 @@ def staleness_metrics(weight: Tensor, batch: Batch) -> dict[str, float]:
 
     Args:
         weight: [E, A].
+        batch: its mask and staleness are read.
     """
     found = {"weight_off_one": float(((weight - 1).abs() * batch.mask).max())}
     for age in sorted(set(batch.staleness.tolist())):

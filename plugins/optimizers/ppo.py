@@ -59,6 +59,7 @@ class Critic(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Returns the value at each token, [...], from hidden states [..., H]."""
         return self.layers(hidden.float()).squeeze(-1)
 
 
@@ -129,6 +130,7 @@ class PPO(Optimizer):
         )
 
     def setup(self, policy: Policy) -> None:
+        """Sets up the KL term; makes the critic, its trunk where separate, and the learner."""
         self.kl.setup(policy)
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -172,6 +174,7 @@ class PPO(Optimizer):
         self.kl.prepare(policy, batch, self.learner.micro_tokens)
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        """Trains policy and critic on the batch, in `epochs` passes; returns the metrics."""
         assert batch.credit is not None
         assert batch.values is not None
         assert batch.behaviour_logprobs is not None
@@ -236,12 +239,14 @@ class PPO(Optimizer):
         return metrics | staleness_metrics(weight, batch) | self.kl.measure()
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the states of learner, critic and trunk, and the KL coefficient."""
         own = {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
         if self.trunk is not None:
             own |= {f"trunk.{k}": v for k, v in self.trunk.named_parameters() if v.requires_grad}
         return {**self.learner.state_dict(), **own, "kl_coef": self.kl.coef}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the states of learner, critic and trunk, and the KL coefficient."""
         self.learner.load_state_dict(state)
         self.kl.coef = float(state["kl_coef"])
         self.critic.load_state_dict(

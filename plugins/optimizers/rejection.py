@@ -27,6 +27,7 @@ def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:
     Args:
         outcome: [E].
         group: [E] long.
+        best: how many of a group.
     """
     chosen: list[int] = []
     for g in group.unique().tolist():
@@ -79,12 +80,14 @@ class Rejection(Optimizer):
         )
 
     def setup(self, policy: Policy) -> None:
+        """Makes the learner."""
         self.learner = Learner(policy, **self._learner)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
         """Prepares nothing."""
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
+        """Trains on the best episodes of every group, in `epochs` passes; returns the metrics."""
         chosen = [
             e for e in best_of_groups(batch.outcome, batch.group, self.best) if batch.weight[e] > 0
         ]
@@ -112,7 +115,9 @@ class Rejection(Optimizer):
         return metrics | ({"chosen_outcome": float(batch.outcome[chosen].mean())} if chosen else {})
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the learner's state."""
         return self.learner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the learner's state."""
         self.learner.load_state_dict(state)

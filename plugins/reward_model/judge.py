@@ -73,16 +73,20 @@ class RewardModelJudge(Judge):
             self._versions = Versions(Retrain(**retrain), device, self._take)
 
     def learn(self, run: RunView) -> Mapping[str, float] | None:
+        """Trains another version of the model when one is due; returns its metrics."""
         return self._versions.learn(run) if self._versions is not None else None
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the state of its versions; nothing where it does not retrain."""
         return self._versions.state_dict() if self._versions is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the state of its versions."""
         if self._versions is not None:
             self._versions.load_state_dict(state)
 
     def open(self, context: Context) -> None:
+        """Loads the model, from `path` or the run's latest one."""
         if self._versions is not None:
             self._versions.begin(
                 self.path or latest(context.folder, context.update), context.folder
@@ -96,6 +100,8 @@ class RewardModelJudge(Judge):
         self._model = model
 
     def score(self, episodes: Sequence[Episode]) -> list[Feedback]:
+        """Scores each episode by the combined value at its end, and turns by its changes where
+        asked."""
         model: Any = self._model
         if model is None:
             raise ConfigError(

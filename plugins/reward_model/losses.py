@@ -94,6 +94,8 @@ def combine(members: Tensor, how: str, penalty: float = 1.0) -> Tensor:
 
     Args:
         members: [M, ...].
+        how: "mean", "min" or "uwo".
+        penalty: what "uwo" takes off per unit of variance.
 
     Returns:
         [...].
@@ -119,6 +121,7 @@ def calibration_error(predicted: Tensor, observed: Tensor, weight: Tensor, bins:
 
     Args:
         predicted, observed, weight: [P].
+        bins: how many, of equal width.
     """
     place = (predicted * bins).long().clamp(0, bins - 1)
     count, ours, theirs = (

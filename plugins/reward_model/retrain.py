@@ -162,9 +162,11 @@ class Versions:
         return _metrics(notes)
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the version's path, the comparisons it knows, and the starts held out."""
         return {"path": self._path, "heard": sorted(self._known), "held": sorted(self._held)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads a checkpoint's version; takes up the comparisons known and the starts held out."""
         if state["path"] != self._path:
             self._path = state["path"]
             self._take(self._load())

@@ -52,6 +52,7 @@ class TrainRewardModel(Training, Stage):
     steps_per_update: int = Field(default=25, ge=1)
 
     def check(self, run: RunView) -> None:
+        """Checks that there are comparisons to learn from, and that the weights fit them."""
         if self.data is not None and not self.data.exists():
             raise ConfigError(f"reward-model.data: there is no file or folder {self.data}")
         if self.data is None and len(comparing(run)) == 1:
@@ -62,6 +63,8 @@ class TrainRewardModel(Training, Stage):
         check_weights(run, "reward-model", self.weights, self.data)
 
     def play(self, run: RunView) -> Iterator[Update]:
+        """Fits the ensemble to comparisons; an update is `steps_per_update` steps of each
+        member."""
         chosen, ensemble = Chosen(), Ensemble(self._beginning(run), self)
         model = ensemble.model
         done = run.begin({"chosen": chosen, "members": ensemble})

@@ -84,6 +84,8 @@ class Training(Section):
         """Trains the members side by side, a step of each at a time.
 
         Args:
+            ensemble: the members and their learners; changed in place.
+            data: the comparisons and their conversations.
             train: the groups of the data to train on.
             seeds: each member's, for its share of the groups and their order.
             done: steps that were made already.
@@ -203,6 +205,7 @@ class Ensemble:
         ]  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns every member's weights and its learner's state."""
         state: dict[str, Any] = {}
         for m, (member, learner) in enumerate(zip(self.model.members, self.learners, strict=True)):
             state |= {f"{m}.learner.{k}": v for k, v in learner.state_dict().items()}
@@ -211,6 +214,7 @@ class Ensemble:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up every member's weights and its learner's state."""
         for m, (member, learner) in enumerate(zip(self.model.members, self.learners, strict=True)):
             head = f"{m}.learner."
             learner.load_state_dict(

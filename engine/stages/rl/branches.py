@@ -30,7 +30,9 @@ def branch_values(
     States that several conversations share, the start of a group above all, are valued once.
 
     Args:
+        collector: plays and judges the continuations.
         experience: what the episodes are of; it bears the costs.
+        episodes: [E] whose states are valued.
         count: continuations per state.
         label: what they are played for.
         number: of the update.
@@ -109,6 +111,10 @@ def audit(
     """Measures how the credit of some conversations agrees with the true advantages of their turns.
 
     Args:
+        collector: plays and judges the continuations.
+        experience: what the batch is of; it bears the costs.
+        batch: what trains, with its credit.
+        number: of the update.
         scale: what rewards were divided by.
 
     Raises:

@@ -72,6 +72,7 @@ class Collector:
         """Draws the starts of round i.
 
         Args:
+            i: number of the round.
             count: how many groups.
             again: the round of resampling; its starts are others than those of any other round.
 
@@ -132,6 +133,9 @@ class Collector:
         """Plays conversations, has them judged, and adds them to the experience.
 
         Args:
+            experience: what they are added to.
+            chosen: starts or branches, each with its slot.
+            where: run, stage, update and seed they are played in.
             purpose: what they are played for, where they are not to train; combiners do not learn
                 from them.
 
@@ -210,6 +214,8 @@ class InStep(Collector):
     """Plays the groups of an update and waits for all feedback on them."""
 
     def collect(self, i: int) -> Experience:
+        """Plays and judges round i; groups without a signal are played again from other starts, up
+        to `resample` times."""
         experience = Experience(self.progress(i))
         missing = self.settings.groups
         for again in range(1 + self.settings.resample):

@@ -38,6 +38,7 @@ class BestSoFar:
                 parameter.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the best weights, their value and update, and the count of measurements since."""
         kept = {f"weights.{i}": w for i, w in enumerate(self.weights)}
         return {
             **kept,
@@ -47,6 +48,7 @@ class BestSoFar:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up a checkpoint's best weights, their value and update, and the count since."""
         self.weights = [state[f"weights.{i}"] for i in range(len(state) - 3)]
         self.value = float("-inf") if state["value"] is None else float(state["value"])
         self.update, self.waited = int(state["update"]), int(state["waited"])

@@ -17,6 +17,7 @@ SILENT = "group without signal"
 def play_metrics(
     episodes: Sequence[Episode], rewards: Mapping[str, Rewards | NoReward]
 ) -> dict[str, float]:
+    """Returns the metrics of what was played: counts, and means over episodes that did not fail."""
     sound = [e for e in episodes if e.ending != "failed"]
     outcomes = [r.outcome for r in rewards.values() if isinstance(r, Rewards)]
     metrics = {
@@ -140,6 +141,7 @@ def drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
+    """Returns the mean, 0 of nothing."""
     return sum(values) / len(values) if values else 0.0
 
 

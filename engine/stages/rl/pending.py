@@ -135,6 +135,7 @@ class Pending(Collector):
         return experience
 
     def states(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps of collecting: itself, as `pending`."""
         return {"pending": self}
 
     def close(self) -> None:
@@ -305,6 +306,7 @@ class Pending(Collector):
     # What a checkpoint keeps.
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the rounds played, the count of groups too old, and the ids of what waits."""
         kept = [
             {"key": g.key, "env": g.env, "episodes": [e.id for e in g.episodes]}
             for g in self.groups
@@ -312,6 +314,7 @@ class Pending(Collector):
         return {"rounds": self.rounds, "too_old": self.too_old, "groups": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up a checkpoint's counts, and reads the waiting groups from the ledger."""
         self.rounds, self.too_old = int(state["rounds"]), int(state["too_old"])
         if not self.run.is_main:
             return

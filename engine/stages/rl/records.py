@@ -19,6 +19,8 @@ def trainable(
     """Divides episodes into those that train and the others.
 
     Args:
+        episodes: those that were played.
+        rewards: by episode id.
         min_group: groups with fewer rewarded episodes are dropped; 0: credit does not compare
             within groups.
 
@@ -52,6 +54,9 @@ def record_training(
     the update happens.
 
     Args:
+        run: whose ledger it is written to.
+        number: of the update.
+        experience: what was played for it.
         left_out: why episodes do not train, by id.
         batch: what trains; None: nothing does.
         scale: what rewards were divided by.

@@ -28,6 +28,7 @@ class RL(RLSettings):
     `RLSettings`."""
 
     def check(self, run: RunView) -> None:
+        """Checks the environments, the order of judges, and the backend's options."""
         check_envs(self.env, (), run.plugins)
         check_order(make_parts(self, run.plugins).sources, run.before)
         if not isinstance(self.backend, (str, Mapping)):
@@ -52,6 +53,8 @@ class RL(RLSettings):
         ) or self.feedback != [ENVIRONMENT]
 
     def play(self, run: RunView) -> Iterator[Update]:
+        """Collects conversations with their rewards and trains the policy on them, update by
+        update."""
         from ...records.sampling import Sampling
         from ...rollout.players import PolicyPlayer
 

@@ -159,6 +159,7 @@ class Guard:
         ] + ([(b"strict-transport-security", b"max-age=31536000")] if secure else [])  # fmt: skip
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Passes a request on, or refuses one that is too large or no form."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

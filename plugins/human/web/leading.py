@@ -15,6 +15,7 @@ router = APIRouter()
 
 @router.get("/lead", response_class=HTMLResponse)
 def lead_page(request: Request, service: Current, session: Lead) -> Response:
+    """Shows the overview of a run."""
     return service.page(
         request, "lead", view=lead.overview(service.ledger, service.run, service.judge), link=None
     )
@@ -24,6 +25,7 @@ def lead_page(request: Request, service: Current, session: Lead) -> Response:
 def invite(
     request: Request, service: Current, session: SendingLead, name: Text, role: Text = ""
 ) -> Response:
+    """Invites a person, and shows their one-time link."""
     if not service.url and request.url.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise Refused(
             422,
@@ -48,6 +50,7 @@ def invite(
 def set_state(
     request: Request, service: Current, session: SendingLead, id: Id, state: Text
 ) -> Response:
+    """Lets a rater go on, practise or stop."""
     try:
         raters.set_state(service.ledger, service.run, id, state)
     except ValueError as error:
@@ -63,12 +66,14 @@ def pause(
     source: Text,
     paused: bool = Form(False),
 ) -> Response:
+    """Pauses a study, or resumes it."""
     lead.pause(service.ledger, service.run, source, paused)
     return go("/lead")
 
 
 @router.get("/lead/items/{id}", response_class=HTMLResponse)
 def item(request: Request, service: Current, session: Lead, id: Id) -> Response:
+    """Shows an item with all answers on it."""
     found = lead.item(service.ledger, service.run, id)
     if found is None:
         raise Refused(404, "There is no such item in this run.")

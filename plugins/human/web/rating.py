@@ -19,6 +19,7 @@ router = APIRouter()
 def enter_page(
     request: Request, service: Current, link: Annotated[str, Query(max_length=200)] = ""
 ) -> Response:
+    """Shows the page that a one-time link opens."""
     return service.page(request, "enter", link=link)
 
 
@@ -47,6 +48,7 @@ def enter(request: Request, service: Current, link: Text = "") -> Response:
 
 @router.post("/leave", response_class=HTMLResponse)
 def leave(request: Request, service: Current, session: Sender) -> Response:
+    """Ends the session."""
     raters.leave(service.ledger, request.cookies.get(service.cookie, ""))
     answer = go("/enter")
     answer.delete_cookie(service.cookie, path="/")
@@ -63,6 +65,7 @@ def home(
     session: Someone,
     done: Annotated[str, Query(max_length=20)] = "",
 ) -> Response:
+    """Leads to the next task; says so where there is none."""
     service.collect()
     if any(name not in session.person.strata for name in service.strata()):
         return go("/me")
@@ -99,6 +102,7 @@ def onward(service: Service, session: raters.Session, done: str, last: str) -> R
 def show(
     request: Request, service: Current, session: Someone, id: Id, check: bool = False
 ) -> Response:
+    """Shows a task."""
     task = service.desk.task(id, session.person.id)
     return service.page(
         request,
@@ -111,6 +115,7 @@ def show(
 
 @router.post("/task/{id}", response_class=HTMLResponse)
 def answer(request: Request, service: Current, session: Sender, id: Id, form: Fields) -> Response:
+    """Takes an answer and leads on; a form that is not complete is shown again."""
     try:
         return onward(service, session, service.desk.answer(id, session.person.id, form), id)
     except FormError:
@@ -120,18 +125,21 @@ def answer(request: Request, service: Current, session: Sender, id: Id, form: Fi
 
 @router.post("/task/{id}/draft")
 def draft(request: Request, service: Current, session: Sender, id: Id, form: Fields) -> Response:
+    """Keeps a form that is not sent yet."""
     service.desk.draft(id, session.person.id, form)
     return Response(status_code=204)
 
 
 @router.post("/task/{id}/skip", response_class=HTMLResponse)
 def skip(request: Request, service: Current, session: Sender, id: Id, form: Fields) -> Response:
+    """Passes a task on to another rater."""
     service.desk.skip(id, session.person.id, form.get("why", ""))
     return onward(service, session, "skipped", id)
 
 
 @router.post("/task/{id}/undo", response_class=HTMLResponse)
 def undo(request: Request, service: Current, session: Sender, id: Id) -> Response:
+    """Takes the last answer back, while it has not been handed over."""
     try:
         back = service.desk.undo(id, session.person.id)
     except Used:  # gold is never used: both are told the same
@@ -141,12 +149,14 @@ def undo(request: Request, service: Current, session: Sender, id: Id) -> Respons
 
 @router.post("/practice", response_class=HTMLResponse)
 def practice(request: Request, service: Current, session: Sender) -> Response:
+    """Lets a rater who failed gold practise."""
     raters.try_again(service.ledger, session.person.id)
     return go("/")
 
 
 @router.get("/progress", response_class=HTMLResponse)
 def progress(request: Request, service: Current, session: Someone) -> Response:
+    """Shows how much a rater has done, and what all agree on."""
     return service.page(
         request,
         "progress",
@@ -157,6 +167,7 @@ def progress(request: Request, service: Current, session: Someone) -> Response:
 
 @router.get("/instructions", response_class=HTMLResponse)
 def instructions_page(request: Request, service: Current, session: Someone) -> Response:
+    """Shows what raters are asked to do."""
     texts = [
         (study.settings["question"], instructions(study.instructions))
         for study in lead.studies(service.ledger, service.run)
@@ -168,11 +179,13 @@ def instructions_page(request: Request, service: Current, session: Someone) -> R
 
 @router.get("/me", response_class=HTMLResponse)
 def me(request: Request, service: Current, session: Someone) -> Response:
+    """Asks raters what they are told apart by."""
     return service.page(request, "me", asked=service.strata())
 
 
 @router.post("/me", response_class=HTMLResponse)
 def declare(request: Request, service: Current, session: Sender, form: Fields) -> Response:
+    """Takes what a rater declared."""
     asked = service.strata()
     chosen = {name: form.get(f"stratum-{name}", "") for name in asked}
     if any(value not in asked[name] and value != "" for name, value in chosen.items()):

@@ -82,8 +82,8 @@ _PLAIN = re.compile(r"\\[!-/:-@\[-`{-~]|(?<=\w)[*~]+(?=\w)|`+|\$[^$\n]+\$")
 
 
 def visible(text: str) -> str:
-    """Returns a text in which everything can be seen: control, direction and zero-width characters
-    become visible signs; `\\r\\n` becomes `\\n`."""
+    r"""Returns a text in which everything can be seen: control, direction and zero-width characters
+    become visible signs; `\r\n` becomes `\n`."""
     text = text.replace("\r\n", "\n").translate(_CONTROL)
     if text.isascii():
         return text

@@ -24,10 +24,12 @@ class Patient(H11Protocol):
     waiting: dict[Patient, TimerHandle] = {}  # those that owe a request, the oldest first
 
     def connection_made(self, transport: Any) -> None:
+        """Begins to wait for the first request."""
         super().connection_made(transport)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
+        """Waits on while a request has begun and not ended."""
         super().data_received(data)
         # A head or a body has begun and not ended.
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
@@ -36,6 +38,7 @@ class Patient(H11Protocol):
             self._no_wait()
 
     def on_response_complete(self) -> None:
+        """Waits for the next request where it has begun already."""
         super().on_response_complete()
         if (
             not self.transport.is_closing() and self.conn.trailing_data[0]
@@ -43,6 +46,7 @@ class Patient(H11Protocol):
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Waits no longer."""
         self._no_wait()
         super().connection_lost(exc)
 

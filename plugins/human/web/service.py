@@ -113,6 +113,7 @@ class Service:
             )
 
     def page(self, request: Request, name: str, status: int = 200, **more: Any) -> HTMLResponse:
+        """Returns a page, made of a template and what all pages show."""
         session = getattr(request.state, "session", None)
         done, last = request.query_params.get("done", ""), request.query_params.get("last", "")
         back = (
@@ -143,6 +144,7 @@ class Sometimes:
         self.until, self.value, self.lock = -math.inf, None, threading.Lock()
 
     def __call__(self) -> Any:
+        """Returns the value, computed again when it is due."""
         if time.monotonic() >= self.until and self.lock.acquire(blocking=self.until == -math.inf):
             try:
                 if time.monotonic() >= self.until:
