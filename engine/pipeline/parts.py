@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import PluginError
+from ..errors import ConfigError, PluginError
 from ..protocols import Aggregator, Combiner, CreditAssigner, Optimizer
+from .config import flat
 from .plugins import Plugins
+from .stage import Stage
 
 CONTRACTS: Mapping[str, type] = {
     "optimizer": Optimizer,
@@ -51,3 +53,29 @@ def declared(plugins: Plugins, kind: str, name: str) -> Any:
     the part, the base class of its kind, which declares nothing."""
     factory = plugins.factory(kind, name)
     return factory if inspect.isclass(factory) else CONTRACTS[kind]
+
+
+def make_stages(entries: Any, plugins: Plugins) -> list[tuple[str, Stage]]:
+    """Makes the stages of a config, each under a label of its own: its name, with a number where
+    the name comes again.
+
+    Raises:
+        ConfigError, PluginError: an entry that is no stage, or options that it does not take.
+    """
+    made: list[tuple[str, Stage]] = []
+    names: list[str] = []
+    for entry in flat(entries):
+        [(name, options)] = entry.items()
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigError(
+                f"stage {name!r} must be a mapping of its options, got {type(options).__name__}"
+            )
+        names.append(name)
+        label = name if names.count(name) == 1 else f"{name}-{names.count(name)}"
+        stage = plugins.create("stage", name, **(options or {}))
+        if not isinstance(stage, Stage):
+            raise PluginError(
+                f"stage {name!r} is a {type(stage).__name__}: derive its class from turnwise.Stage"
+            )
+        made.append((label, stage))
+    return made

@@ -45,7 +45,6 @@ from ..errors import (
     NonFiniteError,
     OutOfMemory,
     Paused,
-    PluginError,
 )
 from ..ledger.ledger import Ledger
 from ..records.episode import Episode
@@ -55,11 +54,11 @@ from ..util.ids import derive_id
 from ..util.secrets import config_in_use, redact, redacted
 from . import checkpoint
 from .checkpoint import Checkpoint, Position
-from .config import PolicyConfig, RunConfig, flat
+from .config import PolicyConfig, RunConfig
 from .folder import read_config, read_metrics
+from .parts import make_stages
 from .plugins import Plugins
 from .resume import check_same_run
-from .stage import Stage
 
 if TYPE_CHECKING:
     from ..environments.pool import Environments
@@ -123,23 +122,7 @@ class Run:
         self.stopping = False
         self.paused = ""  # why a source could not go on, where that ended the run
         self.signal = 0  # the one that asked the run to end: Ctrl-C is 2, SIGTERM 15
-        self.stages: list[tuple[str, Stage]] = []
-        names: list[str] = []
-        for entry in flat(config.stages):
-            [(name, options)] = entry.items()
-            if options is not None and not isinstance(options, Mapping):
-                raise ConfigError(
-                    f"stage {name!r} must be a mapping of its options, got {type(options).__name__}"
-                )
-            names.append(name)
-            label = name if names.count(name) == 1 else f"{name}-{names.count(name)}"
-            made = self.plugins.create("stage", name, **(options or {}))
-            if not isinstance(made, Stage):
-                raise PluginError(
-                    f"stage {name!r} is a {type(made).__name__}: derive its class from"
-                    " turnwise.Stage"
-                )
-            self.stages.append((label, made))
+        self.stages = make_stages(config.stages, self.plugins)
         for label, stage in self.stages:
             self.stage = label
             stage.check(self)
