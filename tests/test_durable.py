@@ -138,6 +138,9 @@ def test_a_part_says_itself_which_of_its_options_may_change() -> None:
     other = {**rubric, "budget": 5.0, "canaries": 0}
     check_same_run({"stages": [{"rl": {"feedback": [rubric]}}]},
                    {"stages": [{"rl": {"feedback": [other]}}]}, 0, 1, plugins)  # fmt: skip
+    path = "turnwise.judges.llm.rubric_judge:RubricJudge"  # named by its class
+    check_same_run({"stages": [{"rl": {"feedback": [{**rubric, "judge": path}]}}]},
+                   {"stages": [{"rl": {"feedback": [{**other, "judge": path}]}}]}, 0, 1, plugins)  # fmt: skip  # noqa: E501
     critics = [{"stages": [{"revise": {"critic": {"model": "m", "budget": b}}}]} for b in (1, 2)]
     check_same_run(*critics, 0, 1, plugins)  # type: ignore[arg-type]
 

@@ -36,7 +36,6 @@ class Source:
         name: unique in the run.
         given: the source.
         weight: for the combiner; what is not required has none unless it is given.
-        kind: "episode" or "group": what its requests are about.
         deadline: seconds after which an unanswered request counts as expired; None: never.
         raters: how many answers are asked for each item.
         required: whether groups wait for it before they train.
@@ -49,12 +48,16 @@ class Source:
     name: str
     given: FeedbackSource
     version: str
-    kind: str = "episode"
     weight: float | None = None
     deadline: float | None = None
     raters: int = 1
     required: bool = True
     share: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        """What its requests are about: "episode" or "group"."""
+        return self.given.kind
 
     def __post_init__(self) -> None:
         if self.weight is None:
@@ -85,16 +88,12 @@ def make_source(spec: Any, plugins: Plugins) -> Source:
         PluginError: an unknown name or option, or something that is none of these.
     """
     name, given, version, settings = _named(spec, plugins)
-    source, kind = as_source(given)
-    return Source(**{"name": name, "given": source, "version": version, "kind": kind, **settings})
+    return Source(**{"name": name, "given": as_source(given), "version": version, **settings})
 
 
-def as_source(given: Any) -> tuple[FeedbackSource, str]:
-    """A judge or source as a source, and whether it is asked about an "episode" or a "group"."""
-    if isinstance(given, FeedbackSource):
-        return given, given.kind
-    source = JudgeSource(given)
-    return source, source.kind
+def as_source(given: Any) -> FeedbackSource:
+    """Returns a judge or source as a source."""
+    return given if isinstance(given, FeedbackSource) else JudgeSource(given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -19,17 +21,27 @@ def lasting(options: Any, plugins: Plugins) -> Any:
     """Returns a config without the options that judges and sources declare as `may_change`: they
     affect what an answer costs or how long it takes, not what is answered."""
     if isinstance(options, Mapping):
-        free = frozenset[str]()
-        name = options.get("judge", options.get("source"))
-        for kind in ("judge", "feedback source"):
-            if isinstance(name, str) and name in plugins.names(kind):
-                factory = plugins.factory(kind, name)
-                if inspect.isclass(factory) and issubclass(factory, Giver):
-                    free |= factory.may_change
+        free = _may_change(options.get("judge", options.get("source")), plugins)
         return {k: lasting(v, plugins) for k, v in options.items() if k not in free}
     if isinstance(options, (list, tuple)):
         return [lasting(each, plugins) for each in options]
     return options
+
+
+def _may_change(name: Any, plugins: Plugins) -> frozenset[str]:
+    """Returns what the class declares that a feedback entry names, registered or as
+    "package.module:Class"; nothing for functions and objects."""
+    if not isinstance(name, str):
+        return frozenset()
+    found: Any = None
+    for kind in ("judge", "feedback source"):
+        if name in plugins.names(kind):
+            found = plugins.factory(kind, name)
+    if found is None and ":" in name:
+        module, _, attribute = name.partition(":")
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
+            found = getattr(importlib.import_module(module), attribute)
+    return found.may_change if inspect.isclass(found) and issubclass(found, Giver) else frozenset()
 
 
 def _stages(entries: Any, plugins: Plugins) -> list[dict[str, Any]]:

@@ -60,9 +60,9 @@ class Escalation(FeedbackSource):
     def __post_init__(self) -> None:
         plugins = self.plugins or Plugins()
         made = make_members([self.first, self.then], plugins)
-        self._first, self._then = (as_source(m.given)[0] for m in made)
+        self._first, self._then = (as_source(m.given) for m in made)
         self._names = [m.name for m in made]
-        kinds = [as_source(m.given)[1] for m in made]
+        kinds = [self._first.kind, self._then.kind]
         if kinds[0] != kinds[1]:
             raise ValueError(
                 f"first and then must both score or both compare: {self._names[0]!r} is about an"

@@ -71,17 +71,17 @@ class Panel(FeedbackSource):
         # The engine opens and closes them, and keeps their states.
         self.members = {m.name: m.given for m in made}
         self._sources = {m.name: as_source(m.given) for m in made}
-        names, kinds = list(self.members), {kind for _, kind in self._sources.values()}
+        names, kinds = list(self.members), {source.kind for source in self._sources.values()}
         if len(names) < 2 or len(kinds) > 1:
             shown = (
-                f"{name} ({'compares' if kind == 'group' else 'scores'})"
-                for name, (_, kind) in self._sources.items()
+                f"{name} ({'compares' if source.kind == 'group' else 'scores'})"
+                for name, source in self._sources.items()
             )
             raise ValueError(
                 "a panel needs two judges or more that all score or all compare, got"
                 f" {', '.join(shown)}"
             )
-        late = [name for name, (source, _) in self._sources.items() if source.answers_in_ledger]
+        late = [name for name, source in self._sources.items() if source.answers_in_ledger]
         if late:
             raise ValueError(
                 f"{late[0]!r} cannot sit on a panel: what it hears does not pass through here. Ask"
@@ -125,7 +125,7 @@ class Panel(FeedbackSource):
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
         """Asks as the first member with a plan of its own; all members are asked the same."""
         usual = super().plan(group, episodes)
-        plans = (source.plan(group, episodes) for source, _ in self._sources.values())
+        plans = (source.plan(group, episodes) for source in self._sources.values())
         return next((asked for asked in plans if asked != usual), usual)
 
     def request(self, requests: Sequence[Request]) -> None:
@@ -135,14 +135,14 @@ class Panel(FeedbackSource):
         for name in self._present():
             own = {r.id: dataclasses.replace(r, source=f"{self._name}.{name}") for r in new}
             self._of |= {theirs.id: (ours, name) for ours, theirs in own.items()}
-            self._sources[name][0].request(list(own.values()))
+            self._sources[name].request(list(own.values()))
 
     def receive(self) -> list[Answer]:
         """Hears the members; returns the panel's answer where all that are present have
         answered."""
         for name in self._present():
             try:
-                received = self._sources[name][0].receive()
+                received = self._sources[name].receive()
             except Quarantined as notice:
                 self._out[name] = str(notice)
                 warnings.warn(
@@ -168,7 +168,7 @@ class Panel(FeedbackSource):
     def waiting(self) -> str:
         """Returns what the members that are present wait for."""
         return "; ".join(
-            f"{n}: {note}" for n in self._present() if (note := self._sources[n][0].waiting())
+            f"{n}: {note}" for n in self._present() if (note := self._sources[n].waiting())
         )
 
     def close(self) -> None:

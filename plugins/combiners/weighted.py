@@ -2,13 +2,13 @@
 
     outcome = sum_s weight_s * mean(scores of source s)
 
-A comparison scores each episode by the share of the others it beats
-(`engine.reward.ranking_scores`). The source "environment" is the environment's own reward and keeps
-its turns; other sources speak of the whole episode, so theirs arrives at the last turn. A source
-that scores turns only, throughout a group, says nothing of the outcome: its scores are opinions,
-for credit methods that need them. An episode that a source failed on, abstained from or never
-answered has no reward: leaving a term out would compare it with others on different terms. A source
-of weight 0 is not part of the reward, and its silence costs nothing; its opinions of turns stay.
+A comparison scores each episode by the share of the others it beats (`ranking_scores`). The source
+"environment" is the environment's own reward and keeps its turns; other sources speak of the whole
+episode, so theirs arrives at the last turn. A source that scores turns only, throughout a group,
+says nothing of the outcome: its scores are opinions, for credit methods that need them. An episode
+that a source failed on, abstained from or never answered has no reward: leaving a term out would
+compare it with others on different terms. A source of weight 0 is not part of the reward, and its
+silence costs nothing; its opinions of turns stay.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Weighted(Combiner):
     turns: names of sources whose turn scores are rewards and arrive at their turns (`reward-model`
         with `per: turn`); those of other sources are opinions.
     length_control: names of sources whose scores count as if all replies of a group were equally
-        long (`engine.bias.LengthControl`, words per reply): what a judge gives for length alone is
-        learned from earlier updates and taken off.
+        long (`turnwise.judging.LengthControl`, words per reply): what a judge gives for length
+        alone is learned from earlier updates and taken off.
     """
 
     def __init__(
