@@ -9,8 +9,13 @@ import json
 import os
 import re
 import resource
+import select
 import shutil
+import socket
+import socketserver
 import sqlite3
+import struct
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -696,6 +701,55 @@ def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_ex
     assert [m["update"] for m in run.metrics] == [1, 2, 3, 4]
     assert administrator.counts(run.id)["episodes"] == 2 + 3 * 4
     administrator.close()
+
+
+@pytest.mark.parametrize("when", ["at once", "as it answers"])
+def test_a_connection_that_was_reset_between_transactions_is_replaced(
+    postgres: str, when: str
+) -> None:
+    """A database that dies, or a router between, resets the connection: with the next statement or
+    while its answer is read."""
+    url = sa.make_url(new_database(postgres, f"t{uuid.uuid4().hex}"))
+    routers: list[Router] = []
+
+    class Router(socketserver.BaseRequestHandler):
+        doomed = False
+
+        def handle(self) -> None:
+            routers.append(self)
+            with socket.create_connection((url.host, url.port)) as server:
+                ways = {self.request: server, server: self.request}
+                while True:
+                    for one in select.select(list(ways), [], [])[0]:
+                        data = one.recv(65536)
+                        if not data or self.doomed:
+                            return self.reset()
+                        ways[one].sendall(data)
+
+        def reset(self) -> None:
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.request.close()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Router) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ledger = turnwise.Ledger(
+            url.set(port=server.server_address[1]).render_as_string(hide_password=False)
+        )
+        with ledger.reading() as db:
+            assert db.scalar(sa.text("select 1")) == 1
+        for router in routers:
+            router.doomed = True
+            if when == "at once":
+                router.reset()
+        before = len(routers)
+        with ledger.writing() as db:
+            assert db.scalar(sa.text("select 2")) == 2
+        assert len(routers) == before + 1
+        ledger.close()
+        server.shutdown()
 
 
 class Killed(BaseException):

@@ -77,7 +77,7 @@ class Database:
             ):
                 # Connections are opened later, when the working directory may be another one.
                 address = address.set(database=str(Path(address.database).absolute()))
-            self._engine = sa.create_engine(address, pool_pre_ping=True, pool_logging_name=__name__)
+            self._engine = sa.create_engine(address, pool_logging_name=__name__)
             logging.getLogger(
                 f"sqlalchemy.pool.impl.{type(self._engine.pool).__name__}.{__name__}"
             ).setLevel(
@@ -102,6 +102,22 @@ class Database:
             if not create and not (file and Path(file).is_file()):
                 raise self.error(f"the {self.what} {self.url} is gone: there is no such file")
             self._tame_sqlite(lock_timeout)
+        else:
+            self._replace_dead_connections()
+
+    def _replace_dead_connections(self) -> None:
+        """Pings a connection that was used before as it leaves the pool. SQLAlchemy's own
+        `pool_pre_ping` does not know one that is reset: pg8000 lets the socket's error through."""
+
+        @sa.event.listens_for(self._engine, "checkout")
+        def leaves_the_pool(dbapi: Any, record: Any, proxy: Any) -> None:
+            if not record.info.setdefault("used", False):  # emptied for a new connection
+                record.info["used"] = True
+                return
+            try:
+                self._engine.dialect.do_ping(dbapi)
+            except (ConnectionError, self._engine.dialect.loaded_dbapi.Error) as error:
+                raise sa.exc.InvalidatePoolError() from error
 
     def _tame_sqlite(self, lock_timeout: float) -> None:
         @sa.event.listens_for(self._engine, "connect")
