@@ -635,6 +635,22 @@ def no_file_beyond(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_a_disk_that_is_full_when_the_journal_is_brought_in_is_named(tmp_path: Path) -> None:
+    """What was acknowledged stands in the journal, and is brought in when there is room."""
+    with contextlib.closing(turnwise.Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        with ledger.writing() as db:
+            db.exec_driver_sql("create table more (word text)")
+            db.exec_driver_sql("insert into more values (?)", ("x" * 1_000_000,))
+        with (
+            no_file_beyond(1),
+            pytest.raises(turnwise.LedgerError, match="cannot be used: disk I/O error"),
+        ):
+            ledger.settle()
+        ledger.settle()
+        with ledger.reading() as db:
+            assert db.exec_driver_sql("select length(word) from more").scalar() == 1_000_000
+
+
 @pytest.mark.parametrize("size", [0, 1, 600, 5_000, 40_000, 70_000, 110_000, 200_000])
 def test_a_disk_that_is_full_from_the_start_or_gets_full(
     size: int, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path]

@@ -177,12 +177,15 @@ class Database:
             yield
         except sa.exc.IntegrityError:
             raise
-        # pg8000 lets some of the socket's own errors through
-        except (sa.exc.DBAPIError, ConnectionError) as error:
+        # pg8000 lets some of the socket's own errors through; `settle` asks the driver itself
+        except (
+            sa.exc.DBAPIError,
+            ConnectionError,
+            self._engine.dialect.loaded_dbapi.Error,
+        ) as error:
             words = _words(error)
-            if (
-                isinstance(error, (ConnectionError, sa.exc.InterfaceError))
-                or error.connection_invalidated
+            if isinstance(error, (ConnectionError, sa.exc.InterfaceError)) or (
+                isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
             ):
                 raise self.error(
                     f"the {self.what} {self.url} cannot be used, it cannot be reached:"
