@@ -19,19 +19,19 @@ demo: install
 demo-road: install
 	$(BIN)/turnwise demo --road
 
-# two at a time, a file each; torch must not take both cores for either
+# two at a time, a file each, in conftest's order; torch must not take both cores for either
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	mkdir -p .mypy_path && ln -sfn .. .mypy_path/turnwise  # the root is the package, whatever its folder is called
 	MYPYPATH=.mypy_path $(BIN)/mypy -p turnwise
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -75,7 +75,7 @@ KL = 0.1
 UPDATES = 20
 DPO = {"optimizer": {"name": "dpo", "lr": 1e-3, "beta": 0.1}, "epochs": 2, "batch_size": 64}
 FEW = {**RANK, "updates": 2, "groups": 150}
-PERSON = {"source": "simulated-panel", "name": "people", "noise": 0.5, "taste": 0.1}
+PERSON = {"judge": "simulated-panel", "name": "people", "noise": 0.5, "taste": 0.1}
 WEIGHTS = {
     "ai": {"constitution": 1.0, "people": 0.0},
     "people": {"constitution": 0.0, "people": 1.0},

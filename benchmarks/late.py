@@ -48,7 +48,7 @@ from turnwise.plugins.demo.support_desk import (
 HOUR = 3600.0
 STORIES = 400
 MARGIN = 0.10
-PEOPLE: dict[str, Any] = {"source": "simulated-panel", "raters": 2, "noise": 0.25}
+PEOPLE: dict[str, Any] = {"judge": "simulated-panel", "raters": 2, "noise": 0.25}
 ARMS: dict[str, dict[str, Any]] = {
     "at once": {**GRPO, "feedback": [PEOPLE]},
     "late": {

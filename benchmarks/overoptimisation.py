@@ -49,7 +49,7 @@ from turnwise.plugins.demo.support_desk import (
 from turnwise.plugins.reward_model.judge import latest
 
 PANEL = {
-    "source": "simulated-panel",
+    "judge": "simulated-panel",
     "raters": 5,
     "noise": 0.3,
     "taste": 0.1,

@@ -49,12 +49,12 @@ def measure(items: int) -> tuple[float, float, float, float]:
         ]
         ledger.add_episodes(played)
         sources = Sources.make(
-            [{"source": "people", "name": "score", "task": "score", "undo": 0}],
+            [[{"judge": "people", "name": "score", "task": "score", "undo": 0}]],
             turnwise.Plugins(),
             1.0,
         )
         sources.open(Path(folder), ledger, 0, run=RUN)
-        sources.ask({e.group: [e] for e in played}, ledger)
+        sources.ask([{e.group: [e] for e in played}], ledger)
         desk = Desk(ledger, random.Random(0))
         ada = raters.session(
             ledger, RUN, raters.enter(ledger, RUN, raters.invite(ledger, RUN, "Ada"))

@@ -74,12 +74,12 @@ def lay_out(url: str, items: int, overlap: int) -> tuple[turnwise.Ledger, Source
     for e in played:
         groups.setdefault(e.group, []).append(e)
     sources = Sources.make(
-        [{"source": "people", "raters": overlap, "lease": 15.0, "undo": 0.0}],
+        [[{"judge": "people", "raters": overlap, "lease": 15.0, "undo": 0.0}]],
         turnwise.Plugins(),
         1.0,
     )
     sources.open(Path("."), ledger, 0, run="run")
-    sources.ask(groups, ledger)
+    sources.ask([groups], ledger)
     return ledger, sources
 
 

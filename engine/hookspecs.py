@@ -7,8 +7,8 @@ that listing plugins imports nothing heavy. Event hooks are called a few times p
 a hot path; one that raises warns once and is called again next time.
 
 A factory with a parameter `plugins` is given the run's `Plugins`, through which a part finds others
-(`engine.sources.make_members`). Implementations may take fewer arguments than the specification. A
-hook that is not on this page is an error.
+(`turnwise.judging.make_members`). Implementations may take fewer arguments than the specification.
+A hook that is not on this page is an error.
 """
 
 from __future__ import annotations
@@ -52,20 +52,15 @@ def register_envs() -> None:
 
 @hookspec
 def register_judges(register: Register) -> None:
-    """Registers judges: `factory(**options)` returns a `Judge`, a `GroupJudge`, or a plain function
-    `episode -> number`, or a number per turn."""
+    """Registers judges: `factory(**options)` returns a `Judge`, which scores, a `GroupJudge`, which
+    compares, a `FeedbackSource` (people, batch APIs, anything that answers later), or a plain
+    function `episode -> number`, or a number per turn."""
 
 
 @hookspec
 def register_models(register: Register) -> None:
     """Registers models that judges ask: `factory(name, **options)` returns a `Model` with `async
     ask(prompt) -> Reply`, see `judges/models`."""
-
-
-@hookspec
-def register_feedback_sources(register: Register) -> None:
-    """Registers sources of feedback: `factory(**options)` returns a `FeedbackSource`, which may be
-    people, batch APIs, or anything that answers later."""
 
 
 @hookspec

@@ -77,6 +77,7 @@ def register_judges(register: Register) -> None:
     register("checklist", "turnwise.judges.llm.checklist:ChecklistJudge")
     register("constitution", "turnwise.judges.constitutional.constitution:ConstitutionJudge")
     register("economy", "turnwise.judges.rules.economy:Economy")
+    register("escalation", "turnwise.judges.combined.escalation:Escalation")
     register("exact", "turnwise.judges.rules.answers:Exact")
     register("forbidden", "turnwise.judges.rules.text:Forbidden")
     register("json-schema", "turnwise.judges.rules.structure:JsonSchema")
@@ -86,11 +87,13 @@ def register_judges(register: Register) -> None:
     register("not", "turnwise.judges.rules.combine:Not")
     register("numeric", "turnwise.judges.rules.answers:Numeric")
     register("pairwise", "turnwise.judges.llm.pairwise:PairwiseJudge")
+    register("panel", "turnwise.judges.combined.panel:Panel")
     register("questions", "turnwise.judges.rules.text:Questions")
     register("regex", "turnwise.judges.rules.text:Regex")
     register("repetition", "turnwise.judges.rules.text:Repetition")
     register("rubric", "turnwise.judges.llm.rubric_judge:RubricJudge")
     register("rules", "turnwise.judges.rules.combine:Rules")
+    register("simulated-panel", "turnwise.judges.simulated:SimulatedPanel")
     register("tool-calls", "turnwise.judges.rules.structure:ToolCalls")
     register("turns", "turnwise.judges.rules.text:Turns")
 
@@ -106,13 +109,6 @@ def register_models(register: Register) -> None:
 @hookimpl
 def register_stages(register: Register) -> None:
     register("revise", "turnwise.judges.constitutional.revise:Revise")
-
-
-@hookimpl
-def register_feedback_sources(register: Register) -> None:
-    register("escalation", "turnwise.judges.combined.escalation:Escalation")
-    register("panel", "turnwise.judges.combined.panel:Panel")
-    register("simulated-panel", "turnwise.judges.simulated:SimulatedPanel")
 
 
 @hookimpl

@@ -31,6 +31,29 @@ hypothesis.settings.load_profile("turnwise")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 transformers.utils.logging.disable_progress_bar()
 
+LONGEST = (
+    "test_cli.py",
+    "test_promise_3_resume.py",
+    "test_reward_model.py",
+    "test_durable.py",
+    "test_people_browser.py",
+    "test_people_service.py",
+    "test_retrain.py",
+    "test_judge_economy.py",
+    "test_rl.py",
+    "test_envs.py",
+    "test_damage.py",
+    "test_promise_2_gradients.py",
+    "test_late_feedback.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first: of two workers, none is to be alone with one at the
+    end."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:

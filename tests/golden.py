@@ -60,7 +60,7 @@ DESK = "turnwise/SupportDesk-v0"
 PLAY = {"env": DESK, "groups": 3, "group_size": 4, "max_new_tokens": 8, "poll": 0}
 SFT = {"sft": {"env": DESK, "episodes": 96, "batch_size": 8, "steps_per_update": 4, "lr": 3e-3}}
 SHORT = {"judge": "length", "max_words": 4}
-PANEL = {"source": "simulated-panel", "raters": 2, "noise": 0.5}
+PANEL = {"judge": "simulated-panel", "raters": 2, "noise": 0.5}
 
 
 def rl(
@@ -127,7 +127,7 @@ def late() -> list[Any]:
 def people() -> list[Any]:
     """People at their pages, who score conversations and mark replies, and are waited for or
     not."""
-    plain = {"source": "people", "raters": 1, "gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
+    plain = {"judge": "people", "raters": 1, "gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
     return [
         SFT,
         {"rank": {**PLAY, "updates": 1, "feedback": [{**plain, "task": "rank", "name": "ranks"}]}},

@@ -392,7 +392,6 @@ def test_names_of_judges_resolve_when_they_are_used() -> None:
     for kind in (
         "judge",
         "model",
-        "feedback source",
         "combiner",
         "aggregator",
         "credit method",

@@ -886,7 +886,7 @@ def test_late_answers_reach_the_correction_and_a_broken_run_resumes_exactly(
     def run(name: str, resume: bool = False, **more: Any) -> turnwise.Run:
         feedback = [
             {"judge": crooked, "name": "judge"},
-            {"source": LatePeople(), "name": "people", "required": False, "share": 0.6},
+            {"judge": LatePeople(), "name": "people", "required": False, "share": 0.6},
         ]
         rl = {
             "env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 7, "groups": 4, "group_size": 3,

@@ -265,19 +265,17 @@ def test_the_page_of_judges(
 
     text, plugins = (DOCS / "judges.md").read_text(), turnwise.Plugins()
     shared = {f.name for f in fields(judges.ModelJudge)}
-    for kind, names in (
-        ("judge", ("rubric", "pairwise", "listwise", "checklist", "constitution")),
-        ("feedback source", ("panel", "escalation")),
-    ):
-        for name in names:
-            [row] = re.findall(rf"^\| `{name}` \| (.*)", text, re.MULTILINE)
-            own = (
-                {f.name for f in fields(plugins.factory(kind, name)) if f.init}
-                - shared
-                - {"rubric", "constitution", "plugins"}
-            )
-            for option in own:
-                assert f"`{option}" in row, f"docs/judges.md lacks {option!r} of {name!r}"
+    for name in (
+        "rubric", "pairwise", "listwise", "checklist", "constitution", "panel", "escalation"
+    ):  # fmt: skip
+        [row] = re.findall(rf"^\| `{name}` \| (.*)", text, re.MULTILINE)
+        own = (
+            {f.name for f in fields(plugins.factory("judge", name)) if f.init}
+            - shared
+            - {"rubric", "constitution", "plugins"}
+        )
+        for option in own:
+            assert f"`{option}" in row, f"docs/judges.md lacks {option!r} of {name!r}"
     for option in shared - {"plugins"}:
         assert f"`{option}" in text, f"docs/judges.md lacks {option!r}"
     for name in plugins.names("model"):

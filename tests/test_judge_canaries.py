@@ -17,7 +17,9 @@ import sqlalchemy as sa
 import turnwise
 from support import ECHO
 from turnwise.engine.errors import Paused
+from turnwise.engine.feedback.sources import Sources
 from turnwise.engine.ledger.ledger import Ledger
+from turnwise.engine.pipeline.plugins import Plugins
 from turnwise.engine.protocols import Context
 from turnwise.engine.records.episode import Episode, Message, Start, Turn
 from turnwise.engine.records.feedback import Request
@@ -250,32 +252,31 @@ def test_a_canary_that_cannot_be_judged_spoils_nothing(tmp_path: Path) -> None:
     assert [a.score for a in answers] == [1.0] * 20
 
 
-def test_judges_of_one_name_in_one_run_share_budget_and_suspicion(tmp_path: Path) -> None:
-    """A stage has a judge per environment of its mixture; the budget is the judge's, not each
-    copy's."""
+def test_the_environments_of_a_mixture_share_a_judge_its_budget_and_suspicion(
+    tmp_path: Path,
+) -> None:
+    """The budget is the judge's, not that of each environment that names it."""
     ledger = Ledger(tmp_path / "ledger.sqlite")
     prices = {"test:reader": [1000.0, 0.0]}
-    copies = [
-        RubricJudge(model=Reader(), rubric="?", cache=False, prices=prices, budget=12.0, canaries=0)
-        for _ in range(2)
-    ]
-    for copy in copies:
-        copy.open(Context("judge", tmp_path / "run", ledger.clock, 0, 0, ledger, "run"))
-    assert copies[0]._caller is copies[1]._caller
-    heard: list[Any] = []
-    for n, copy in enumerate(copies):
-        copy.request([Request("episode", e.id, "judge", episodes=(e,)) for e in talks(200)[n::2]])
-    paused = 0
-    while paused < 2:
-        for copy in copies:
-            try:
-                heard += copy.receive()
-            except Paused:
-                paused += 1
-    assert sum(a.stamp.cost for a in heard) <= 12.0
-    for copy in copies:
-        copy.close()
-    assert sum(a.stamp.cost for a in heard) == pytest.approx(
+    rubric = {
+        "judge": "rubric", "model": Reader(), "rubric": "?", "cache": False, "prices": prices,
+        "budget": 12.0, "canaries": 0, "name": "judge",
+    }  # fmt: skip
+    sources = Sources.make([[rubric], [rubric]], Plugins(), 1.0)
+    assert sources.of_env[0][0].given is sources.of_env[1][0].given
+    played = talks(200)
+    ledger.add_episodes(played)
+    sources.open(tmp_path / "run", ledger, 0, 0, "run")
+    sources.ask([{e.group: [e] for e in played[n::2]} for n in range(2)], ledger)
+    with pytest.raises(Paused):
+        while True:
+            sources.receive(ledger)
+    sources.close()
+    sources.receive(ledger)
+    answers = ledger.feedback([e.group for e in played])
+    assert {a.target in {e.id for e in played[::2]} for a in answers} == {True, False}
+    assert sum(a.stamp.cost for a in answers) <= 12.0
+    assert sum(a.stamp.cost for a in answers) == pytest.approx(
         Account(ledger, "run", "judge", None, ledger.clock).spent
     )
 

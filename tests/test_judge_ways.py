@@ -749,7 +749,7 @@ class Says(turnwise.FeedbackSource):
 def panel(
     *values: Any, kind: str = "episode", weights: Sequence[float] = (), **options: Any
 ) -> Panel:
-    members = [{"source": Says(v, kind=kind), "name": f"m{i}"} for i, v in enumerate(values)]
+    members = [{"judge": Says(v, kind=kind), "name": f"m{i}"} for i, v in enumerate(values)]
     for member, weight in zip(members, weights, strict=False):
         member["weight"] = weight
     return Panel(judges=members, **options)
@@ -847,7 +847,7 @@ def test_members_count_by_how_reliable_they_were_found(tmp_path: Path) -> None:
 
     def made() -> Panel:
         members = [
-            {"source": Says(v, kind="group"), "name": n}
+            {"judge": Says(v, kind="group"), "name": n}
             for n, v in (("x", 0), ("y", 0), ("liar", 1))
         ]
         return Panel(judges=members, reliability="rater-bradley-terry")
@@ -883,15 +883,15 @@ def test_panels_that_cannot_work_say_why() -> None:
     with pytest.raises(ValueError, match="all score or all compare"):
         Panel(
             judges=[
-                {"source": Says(1), "name": "m"},
-                {"source": Says(1, kind="group"), "name": "n"},
+                {"judge": Says(1), "name": "m"},
+                {"judge": Says(1, kind="group"), "name": "n"},
             ]
         )
     with pytest.raises(ValueError, match="cannot sit on a panel"):
         Panel(
             judges=[
-                {"source": "people", "name": "m"},
-                {"source": Says(1, kind="group"), "name": "n"},
+                {"judge": "people", "name": "m"},
+                {"judge": Says(1, kind="group"), "name": "n"},
             ]
         )
 
@@ -901,7 +901,7 @@ def test_panels_that_cannot_work_say_why() -> None:
 
 def escalation(first: Any, then: Any, **options: Any) -> Escalation:
     return Escalation(
-        first={"source": first, "name": "cheap"}, then={"source": then, "name": "strong"}, **options
+        first={"judge": first, "name": "cheap"}, then={"judge": then, "name": "strong"}, **options
     )
 
 
@@ -992,21 +992,21 @@ def test_people_come_second_where_the_judge_is_not_sure(tmp_path: Path) -> None:
     played: dict[str, list[turnwise.Episode]] = {unclear[0].group: unclear, clear[0].group: clear}
     ledger.add_episodes([*unclear, *clear])
     people = {
-        "source": "people",
+        "judge": "people",
         "task": "compare",
         "gold_share": 0.0,
         "random_share": 0.0,
         "undo": 0.0,
     }
     entry = {
-        "source": "escalation",
-        "first": {"source": judge, "name": "cheap"},
+        "judge": "escalation",
+        "first": {"judge": judge, "name": "cheap"},
         "then": people,
         "unsure": 0.6,
     }
-    sources = Sources.make([entry], turnwise.Plugins(), 1.0)
+    sources = Sources.make([[entry]], turnwise.Plugins(), 1.0)
     sources.open(tmp_path / "run", ledger, 0, run=RUN)
-    sources.ask(played, ledger)
+    sources.ask([played], ledger)
     while len(ledger.open_requests()) > 1:
         sources.receive(ledger)
     [said] = ledger.feedback([clear[0].group])

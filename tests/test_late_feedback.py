@@ -62,7 +62,7 @@ def make(
 
 
 def people(delay: float = 2 * HOUR, **more: Any) -> dict[str, Any]:
-    return {"source": "simulated-panel", "delay": delay, "raters": 2, **more}
+    return {"judge": "simulated-panel", "delay": delay, "raters": 2, **more}
 
 
 def flat(run: turnwise.Run) -> torch.Tensor:
@@ -112,7 +112,7 @@ def late(
     """People who answer hours later, out of order, and sometimes never."""
     Watched.most = 0
     source = {
-        "source": Watched(delay=2 * HOUR, unanswered=0.25, seed=3),
+        "judge": Watched(delay=2 * HOUR, unanswered=0.25, seed=3),
         "raters": 2,
         "deadline": 9 * HOUR,
     }
@@ -446,7 +446,7 @@ def test_a_combiner_learns_once_from_what_trains(
             self.heard = list(state["heard"])
 
     combiner = Learns()
-    source = {"source": SimulatedPanel(delay=HOUR, seed=1), "raters": 2}
+    source = {"judge": SimulatedPanel(delay=HOUR, seed=1), "raters": 2}
     done = make(
         tmp_path / "r", model_folder(), Clock(), feedback=[source], combiner=combiner, pending=18
     ).finish()

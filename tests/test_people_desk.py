@@ -638,7 +638,7 @@ def test_gold_must_be_something_one_can_get_wrong(tmp_path: Path) -> None:
     )
     (tmp_path / "gold.jsonl").write_text('{"prompt": []}\n')
     with pytest.raises(PreferenceError, match="no known format"):
-        turnwise.Plugins().create("feedback source", "people", gold=str(tmp_path / "gold.jsonl"))
+        turnwise.Plugins().create("judge", "people", gold=str(tmp_path / "gold.jsonl"))
 
 
 def test_gold_is_taken_back_and_handed_over_like_work(
@@ -757,7 +757,7 @@ def test_the_note_says_who_is_at_it_and_how_long_it_will_take(
     fast: turnwise.Ledger, clock: Clock
 ) -> None:
     sources = study(fast, {"task": "rank", "raters": 2, **PLAIN}, played=groups(12))
-    people = sources.sources[0].given
+    people = sources.of_env[0][0].given
     assert people.waiting().startswith("0 raters active: run `turnwise rate ")  # type: ignore[attr-defined]
     desk, ada = Desk(fast), person(fast, "Ada")
     for _ in range(4):
@@ -910,7 +910,7 @@ def test_pairings_that_cannot_work_are_refused_before_the_run() -> None:
         stage = {"env": "turnwise/SupportDesk-v0", **rl}
         turnwise.Run({"policy": "nowhere", "stages": [{"rl": stage}]}, folder="/nonexistent/run")
 
-    people = {"source": "people", "task": "score"}
+    people = {"judge": "people", "task": "score"}
     with pytest.raises(
         turnwise.ConfigError, match="gives scores: use 'dawid-skene' or 'majority' or 'mean'"
     ):
@@ -931,4 +931,4 @@ def test_pairings_that_cannot_work_are_refused_before_the_run() -> None:
 )  # fmt: skip
 def test_wrong_options_are_refused(options: dict[str, object], match: str) -> None:
     with pytest.raises(turnwise.PluginError, match=match):
-        turnwise.Plugins().create("feedback source", "people", **options)
+        turnwise.Plugins().create("judge", "people", **options)

@@ -571,7 +571,7 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(
     model_folder: Any, tmp_path: Path
 ) -> None:
     """People go on rating while the run is dead; it finds everything when it comes back."""
-    feedback = [{"source": "people", "raters": 2, **PLAIN}]
+    feedback = [{"judge": "people", "raters": 2, **PLAIN}]
     rank = {
         "env": "turnwise/SupportDesk-v0",
         "groups": 4,

@@ -217,9 +217,7 @@ def test_a_class_that_is_no_judge_is_refused_before_one_is_made(
     """Making an object may do anything, such as running a command."""
     monkeypatch.chdir(tmp_path)
     config = {"policy": "none", "stages": [{"rl": {"env": "turnwise/Maze-v0", "feedback": [spec]}}]}
-    with pytest.raises(
-        PluginError, match=r"is no judge and no feedback source|type\(\) takes 1 or 3 arguments"
-    ):
+    with pytest.raises(PluginError, match=r"is no judge|type\(\) takes 1 or 3 arguments"):
         turnwise.Run(config, folder=tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
 

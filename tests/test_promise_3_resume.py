@@ -30,7 +30,7 @@ stages:
 1.0e-3}}
   - rank: {{env: turnwise/SupportDesk-v0, updates: 3, groups: 4, group_size: 3, max_new_tokens: \
 6, poll: 0,
-           feedback: [{{source: simulated-panel, raters: 2, noise: 0.5}}]}}
+           feedback: [{{judge: simulated-panel, raters: 2, noise: 0.5}}]}}
   - reward-model: {{members: 2, lr: 1.0e-3, batch_size: 4, epochs: 2, held_out: 0.2, \
 steps_per_update: 1}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 4, groups: 2, group_size: 2, max_new_tokens: 6, \
@@ -52,7 +52,7 @@ poll: 0, max_turns: 3,
 optimizer: {{name: ppo, lr: 1.0e-3, critic: separate}}}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 5, groups: 2, group_size: 3, max_new_tokens: 6, \
 pending: 18, staleness: 2,
-         feedback: [{{source: simulated-panel, raters: 2, noise: 0.5, delay: 4, unanswered: 0.2, \
+         feedback: [{{judge: simulated-panel, raters: 2, noise: 0.5, delay: 4, unanswered: 0.2, \
 deadline: 9}}],
          optimizer: {{name: grpo, lr: 1.0e-3}}}}
   - evaluate: {{env: turnwise/SupportDesk-v0, episodes: 6, players: [policy, expert], \

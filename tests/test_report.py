@@ -51,7 +51,7 @@ def finished(
         "threads": 1,
         "name": f"a run {MARKUP}",
         "stages": [
-            {"rank": {**rl, "updates": 2, "feedback": [{"source": "simulated-panel",
+            {"rank": {**rl, "updates": 2, "feedback": [{"judge": "simulated-panel",
                             "raters": 2}]}},
             {"reward-model": {"members": 2, "lr": 1e-3, "held_out": 0.3, "steps_per_update": 1}},
             {

@@ -23,7 +23,7 @@ PLAY = {
     "poll": 0.0,
     "backend": {"name": "in-process", "rows": 192},
 }
-EVERYBODY = {"source": "simulated-panel", "required": False, "noise": 0.0}
+EVERYBODY = {"judge": "simulated-panel", "required": False, "noise": 0.0}
 PANEL = {**EVERYBODY, "share": 0.5}  # which groups those are depends on the run's id
 FIT = {"epochs": 2, "lr": 3e-3, "batch_size": 8, "warmup": 0}
 

@@ -214,7 +214,7 @@ def test_in_one_pipeline_each_stage_uses_the_latest(
         **RANK,
         "updates": 1,
         "groups": 4,
-        "feedback": [{"source": "simulated-panel", "raters": 2}],
+        "feedback": [{"judge": "simulated-panel", "raters": 2}],
     }
     rl = {
         **{k: RANK[k] for k in ("env", "max_new_tokens", "poll")},
@@ -543,7 +543,7 @@ def test_the_runs_name_changes_nothing(model_folder: Callable[..., Path], tmp_pa
         **RANK,
         "updates": 1,
         "groups": 6,
-        "feedback": [{"source": "simulated-panel", "raters": 2}],
+        "feedback": [{"judge": "simulated-panel", "raters": 2}],
     }
     stages = (
         {"rank": rank},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import bad_envs
 import pytest
@@ -400,7 +400,7 @@ def test_answers_that_come_hours_later_train_and_those_that_never_come_expire(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     clock = Clock()
-    source = {"source": Slow(), "deadline": 3 * 3600}
+    source = {"judge": Slow(), "deadline": 3 * 3600}
     done = run(
         tmp_path / "r",
         model_folder(),
@@ -465,6 +465,64 @@ def test_a_mixture_has_its_own_feedback_for_each(
     assert done.metrics[0]["outcome/test/Good-v0"] == 7.0
 
 
+class Counts(turnwise.Judge):
+    """Pays every conversation 1, and keeps how many it has seen."""
+
+    made: ClassVar[list[Counts]] = []
+
+    def __init__(self, pay: float = 1.0) -> None:
+        self.pay, self.seen, self.opened, self.closed, self.taken_up = pay, 0, 0, 0, 0
+        Counts.made.append(self)
+
+    def open(self, context: turnwise.Context) -> None:
+        self.opened += 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
+        self.seen += len(episodes)
+        return [turnwise.Feedback(e.id, score=self.pay) for e in episodes]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.seen = self.taken_up = state["seen"]
+
+
+class CountsPlugin:
+    @turnwise.hookimpl
+    def register_judges(self, register: Callable[..., None]) -> None:
+        register("counts", Counts)
+
+
+def test_a_judge_that_environments_of_a_mixture_name_is_made_once(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By another name, or with other options, it is another judge."""
+    own, other = {"judge": "counts", "name": "own"}, {"judge": "counts"}
+    envs = [
+        {"id": "test/Echo-v0", "feedback": [other]},
+        {"id": "test/Good-v0", "feedback": [{**other, "weight": 2.0}, own]},
+        {"id": "test/Good-v0", "feedback": [{**other, "pay": 3.0}]},
+    ]
+    options: dict[str, Any] = {"env": envs, "groups": 9, "updates": 2}
+    plugins = turnwise.Plugins({"counts": CountsPlugin()})
+    Counts.made.clear()
+    done = run(tmp_path / "r", model_folder(), plugins, **options).finish()
+    used = [judge for judge in Counts.made if judge.opened]
+    assert [(judge.pay, judge.opened, judge.closed) for judge in used] == [
+        (1.0, 1, 1), (1.0, 1, 1), (3.0, 1, 1),
+    ]  # fmt: skip
+    assert used[0].seen + used[2].seen == len(done.ledger.run_episodes(done.id))
+    outcomes = {m.outcome for m in done.ledger.members(done.id)}
+    assert outcomes <= {1.0, 2.0 + 1.0, 3.0}
+    Counts.made.clear()
+    run(tmp_path / "r", model_folder(), plugins, **{**options, "updates": 3}, resume=True).finish()
+    assert sorted(j.taken_up for j in Counts.made if j.opened) == sorted(j.seen for j in used)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -482,7 +540,7 @@ def test_a_mixture_has_its_own_feedback_for_each(
         ({"feedback": [{"judge": "length", "max_word": 3}]}, "Did you mean 'max_words'"),
         ({"feedback": [letters, letters]}, "two feedback sources are called 'letters'"),
         ({"feedback": [turnwise.judges.Length]}, "a class of them: give an instance"),
-        ({"feedback": [3]}, "no feedback source"),
+        ({"feedback": [3]}, "is no judge"),
         ({"feedback": []}, "at least one source"),
         ({"env": bad_envs.Good}, "register it with gymnasium.register"),
         ({"env": "test/Eco-v0"}, "Did you mean 'test/Echo-v0'"),

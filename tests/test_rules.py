@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from turnwise import judges
 from turnwise.engine.feedback.judge_source import ask_judge
-from turnwise.engine.feedback.sources import Sources, check_order, givers
+from turnwise.engine.feedback.sources import Sources
 from turnwise.engine.feedback.specs import make_members, make_source
 from turnwise.engine.records.feedback import version_of
 from turnwise.judges.rules import text as text_rules
@@ -671,16 +671,16 @@ def test_members_are_opened_and_keep_their_state(tmp_path: Path) -> None:
 
     inner = Learner()
     sources = Sources.make(
-        [{"judge": judges.Rules([judges.Not(inner)]), "name": "whole"}], turnwise.Plugins(), 0.5
+        [[{"judge": judges.Rules([judges.Not(inner)]), "name": "whole"}]], turnwise.Plugins(), 0.5
     )
     sources.open(tmp_path, turnwise.Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), 0)
     sources.close()
     assert opened == ["whole.Not.Learner", "closed"]
-    assert givers([sources])["source-0-whole.Not.Learner"] is inner
+    assert sources.givers()["source-0-whole.Not.Learner"] is inner
     with pytest.raises(
         turnwise.PluginError, match=r"'whole.Not.Learner' needs what a 'reward-model' stage makes"
     ):
-        check_order([sources], [])
+        sources.check_order([])
 
 
 class Ranks(turnwise.GroupJudge):
@@ -803,7 +803,7 @@ def test_functions_named_in_a_config(module: str) -> None:
             {"judge": "my_rules:counts_e", "letter": "x"},
             "is an object already and takes no options",
         ),
-        ("my_rules:DESK", "no feedback source"),
+        ("my_rules:DESK", "is no judge"),
         (":polite", "the form is package.module:function"),
     ],
 )

@@ -66,7 +66,7 @@ def test_everything_a_package_can_bring(
     config = pipeline(
         tmp_path,
         model_folder(),
-        rl + "feedback: [acme-polite, {source: acme-people, raters: 2}], combiner: acme-best-of,"
+        rl + "feedback: [acme-polite, {judge: acme-people, raters: 2}], combiner: acme-best-of,"
         " credit: acme-learned, optimizer: acme-actor-critic, backend: {name: acme-backend,"
         " rows: 5}}",
         rl + "feedback: [{judge: acme-polite, letter: e, weight: 0.5}, environment], credit: gae,"

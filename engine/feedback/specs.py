@@ -79,16 +79,29 @@ class Source:
 _SETTINGS = ("name", "weight", "deadline", "raters", "required", "share")
 
 
-def make_source(spec: Any, plugins: Plugins) -> Source:
-    """A source from an entry of the config: a registered name; "package.module:function"; a mapping
-    with one of these as `judge` or `source` and its options; a judge or source object; or a plain
+def make_source(
+    spec: Any, plugins: Plugins, made: dict[str, FeedbackSource] | None = None
+) -> Source:
+    """Returns a source from an entry of the config: a registered name; "package.module:function"; a
+    mapping with one of these as `judge` and its options; a judge or source object; or a plain
     function of an episode.
+
+    Args:
+        spec: the entry.
+        plugins: where names are looked up.
+        made: sources that were made before, which entries of the same name, judge and options
+            share; the new one is added.
 
     Raises:
         PluginError: an unknown name or option, or something that is none of these.
     """
-    name, given, version, settings = _named(spec, plugins)
-    return Source(**{"name": name, "given": as_source(given), "version": version, **settings})
+    entry = _read(spec)
+    made = {} if made is None else made
+    if entry.key not in made:
+        made[entry.key] = as_source(_made(entry, plugins))
+    given = made[entry.key]
+    settings = {key: value for key, value in entry.settings.items() if key != "name"}
+    return Source(entry.name, given, _version(entry, judge_of(given)), **settings)
 
 
 def as_source(given: Any) -> FeedbackSource:
@@ -136,14 +149,16 @@ def make_members(specs: Any, plugins: Plugins | None = None) -> list[Member]:
     plugins = plugins or Plugins()
     members = []
     for spec in specs:
-        name, given, version, settings = _named(spec, plugins)
-        odd = sorted(set(settings) - {"name", "weight"})
+        entry = _read(spec)
+        odd = sorted(set(entry.settings) - {"name", "weight"})
         if odd:
             raise PluginError(
-                f"the member {name!r} is asked with the whole it belongs to, so it has no setting"
-                f" {odd[0]!r} of its own"
+                f"the member {entry.name!r} is asked with the whole it belongs to, so it has no"
+                f" setting {odd[0]!r} of its own"
             )
-        members.append(Member(settings.get("name", name), given, version, settings.get("weight")))
+        given = _made(entry, plugins)
+        weight = entry.settings.get("weight")
+        members.append(Member(entry.name, given, _version(entry, given), weight))
     names = [member.name for member in members]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -151,68 +166,100 @@ def make_members(specs: Any, plugins: Plugins | None = None) -> list[Member]:
     return members
 
 
-def _named(spec: Any, plugins: Plugins) -> tuple[str, Any, str, dict[str, Any]]:
-    """What an entry of the config speaks of: its name, the judge or source, the version of that,
-    and the settings it was given."""
-    settings: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    if isinstance(spec, Mapping):
-        options = dict(spec)
-        settings = {key: options.pop(key) for key in _SETTINGS if key in options}
-        given = [options.pop(key) for key in ("judge", "source") if key in options]
-        if len(given) != 1:
-            raise PluginError(
-                f"a feedback entry needs either `judge` or `source`, got {dict(spec)}"
-            )
-        spec = given[0]
-        if options and not isinstance(spec, str):
-            raise PluginError(
-                f"options {sorted(options)} are for registered judges; this one is an object"
-                " already"
-            )
-    if isinstance(spec, str):
-        name, known = spec, {kind: plugins.names(kind) for kind in ("judge", "feedback source")}
-        kinds = [kind for kind, names in known.items() if spec in names]
-        if kinds:
-            takes = list(inspect.signature(plugins.factory(kinds[0], spec)).parameters.values())
-            own = [
-                p.name
-                for p in takes
-                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "plugins"
-            ]
-            for option in options if not any(p.kind is p.VAR_KEYWORD for p in takes) else ():
-                if option not in own:  # it may be one that all sources have
-                    raise PluginError(
-                        f"{kinds[0]} {spec!r} has no option"
-                        f" {option!r}.{did_you_mean(option, [*_SETTINGS, *own])}"
-                    )
-            spec = plugins.create(kinds[0], spec, **options)
-        elif ":" in spec:
-            name = spec.partition(":")[2]
-            spec = _imported(spec, options)
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry of `feedback:` as it is written.
+
+    Attributes:
+        judge: a name, "package.module:function", or an object.
+        options: of a judge that is named.
+        settings: how it is asked.
+    """
+
+    judge: Any
+    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What its answers are stamped with."""
+        judge = self.judge
+        if isinstance(judge, str):
+            own = judge.partition(":")[2] or judge
         else:
-            everything = [ENVIRONMENT, *known["judge"], *known["feedback source"]]
+            own = getattr(judge, "__name__", type(judge).__name__)
+        return str(self.settings.get("name", own))
+
+    @property
+    def key(self) -> str:
+        """Equal for entries that one judge can serve."""
+        judge = self.judge if isinstance(self.judge, str) else id(self.judge)
+        return canonical_json([self.name, judge, _plain(self.options)])
+
+
+def _read(spec: Any) -> _Entry:
+    if not isinstance(spec, Mapping):
+        return _Entry(spec, {}, {})
+    options = dict(spec)
+    settings = {key: options.pop(key) for key in _SETTINGS if key in options}
+    if "judge" not in options:
+        raise PluginError(f"a feedback entry given as a mapping needs `judge`, got {dict(spec)}")
+    judge = options.pop("judge")
+    if options and not isinstance(judge, str):
+        raise PluginError(
+            f"options {sorted(options)} are for registered judges; this one is an object already"
+        )
+    return _Entry(judge, options, settings)
+
+
+def _made(entry: _Entry, plugins: Plugins) -> Giver:
+    """Returns the judge or source that an entry speaks of."""
+    judge = entry.judge
+    if isinstance(judge, str):
+        known = plugins.names("judge")
+        if judge in known:
+            _check_known(entry, plugins)
+            judge = plugins.create("judge", judge, **entry.options)
+        elif ":" in judge:
+            judge = _imported(judge, entry.options)
+        else:
             raise PluginError(
-                f"{plugins.unknown('judge or feedback source', spec, everything)} One of your own"
-                " is given as an object, or named as 'package.module:function'."
+                f"{plugins.unknown('judge', judge, [ENVIRONMENT, *known])} One of your own is given"
+                " as an object, or named as 'package.module:function'."
             )
-    else:
-        name = getattr(spec, "__name__", type(spec).__name__)
-    version = (
-        derive_id(version_of(spec), canonical_json(_plain(options)))
-        if options
-        else version_of(spec)
-    )
-    if inspect.isclass(spec):
-        raise PluginError(f"{spec!r} is no feedback source but a class of them: give an instance")
-    if isinstance(spec, (FeedbackSource, GroupJudge, Judge)):
-        return name, spec, version, settings
-    if callable(spec):
-        return name, FunctionJudge(spec), version, settings
+    if inspect.isclass(judge):
+        raise PluginError(f"{judge!r} is no judge but a class of them: give an instance")
+    if isinstance(judge, (FeedbackSource, GroupJudge, Judge)):
+        return judge
+    if callable(judge):
+        return FunctionJudge(judge)
     raise PluginError(
-        f"{spec!r} is no feedback source: derive its class from turnwise.Judge (score), GroupJudge"
-        " (rank) or FeedbackSource (request, receive), or give a function of an episode"
+        f"{judge!r} is no judge: derive its class from turnwise.Judge (score), GroupJudge (rank) or"
+        " FeedbackSource (request, receive), or give a function of an episode"
     )
+
+
+def _check_known(entry: _Entry, plugins: Plugins) -> None:
+    """Refuses an option that a registered judge does not take; near ones may be settings, which
+    all sources have."""
+    takes = list(inspect.signature(plugins.factory("judge", entry.judge)).parameters.values())
+    own = [
+        p.name
+        for p in takes
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "plugins"
+    ]
+    for option in entry.options if not any(p.kind is p.VAR_KEYWORD for p in takes) else ():
+        if option not in own:
+            raise PluginError(
+                f"judge {entry.judge!r} has no option {option!r}."
+                f"{did_you_mean(option, [*_SETTINGS, *own])}"
+            )
+
+
+def _version(entry: _Entry, given: Giver) -> str:
+    """Returns the version of a judge as an entry makes it: its own, and its options."""
+    own = version_of(given)
+    return derive_id(own, canonical_json(_plain(entry.options))) if entry.options else own
 
 
 def _imported(path: str, options: Mapping[str, Any]) -> Any:
@@ -240,7 +287,7 @@ def _imported(path: str, options: Mapping[str, Any]) -> Any:
         # Before it is made: that may do anything.
         if not called and not issubclass(found, (FeedbackSource, GroupJudge, Judge)):
             raise PluginError(
-                f"judge {path!r}: the class {attribute!r} is no judge and no feedback source:"
+                f"judge {path!r}: the class {attribute!r} is no judge:"
                 " derive it from turnwise.Judge (score), GroupJudge (rank) or FeedbackSource"
                 " (request, receive), or make its instances callable with an episode"
             )
@@ -269,6 +316,6 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
-def judge_of(source: Source) -> Any:
-    """Returns what was given as the source: the judge itself where a source was made around it."""
-    return source.given.judge if isinstance(source.given, JudgeSource) else source.given
+def judge_of(source: FeedbackSource) -> Giver:
+    """Returns what was given as a source: the judge itself where the source was made around it."""
+    return source.judge if isinstance(source, JudgeSource) else source

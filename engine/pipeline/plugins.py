@@ -36,7 +36,6 @@ GROUP = "turnwise"
 REGISTRIES = {
     "register_judges": "judge",
     "register_models": "model",
-    "register_feedback_sources": "feedback source",
     "register_combiners": "combiner",
     "register_aggregators": "aggregator",
     "register_renderers": "renderer",

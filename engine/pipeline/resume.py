@@ -21,7 +21,7 @@ def lasting(options: Any, plugins: Plugins) -> Any:
     """Returns a config without the options that judges and sources declare as `may_change`: they
     affect what an answer costs or how long it takes, not what is answered."""
     if isinstance(options, Mapping):
-        free = _may_change(options.get("judge", options.get("source")), plugins)
+        free = _may_change(options.get("judge"), plugins)
         return {k: lasting(v, plugins) for k, v in options.items() if k not in free}
     if isinstance(options, (list, tuple)):
         return [lasting(each, plugins) for each in options]
@@ -34,10 +34,9 @@ def _may_change(name: Any, plugins: Plugins) -> frozenset[str]:
     if not isinstance(name, str):
         return frozenset()
     found: Any = None
-    for kind in ("judge", "feedback source"):
-        if name in plugins.names(kind):
-            found = plugins.factory(kind, name)
-    if found is None and ":" in name:
+    if name in plugins.names("judge"):
+        found = plugins.factory("judge", name)
+    elif ":" in name:
         module, _, attribute = name.partition(":")
         with contextlib.suppress(ImportError, AttributeError, ValueError):
             found = getattr(importlib.import_module(module), attribute)

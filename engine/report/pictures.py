@@ -44,7 +44,7 @@ def sees_return(options: Mapping[str, Any]) -> str:
         specs = feedback if isinstance(feedback, list) else [feedback]
         plain = [{"judge": s} if isinstance(s, str) else s for s in specs]
         return any(
-            ENVIRONMENT in (s.get("judge"), s.get("source")) and float(s.get("weight", 1.0)) != 0
+            s.get("judge") == ENVIRONMENT and float(s.get("weight", 1.0)) != 0
             for s in plain if isinstance(s, Mapping)
         )  # fmt: skip
 

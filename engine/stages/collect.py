@@ -71,20 +71,21 @@ def grouped(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 
 def ask(
     run: RunView,
-    asked: Sequence[tuple[Sources, Mapping[str, Sequence[Episode]]]],
+    sources: Sources,
+    by_env: Sequence[Mapping[str, Sequence[Episode]]],
     *,
     poll: float,
-    requests: Sequence[Sequence[Request]] | None = None,
+    requests: Sequence[Request] | None = None,
     show: Mapping[str, int] = {},
 ) -> dict[str, list[Answer]]:
     """Asks for feedback and waits until no required answer is missing.
 
     Args:
         run: the run that asks.
-        asked: sources, and the groups they are asked about.
+        sources: those that are asked.
+        by_env: for each environment, the groups that its sources are asked about.
         poll: seconds between looks for answers that come later.
-        requests: what to ask, one list per entry of `asked`; default: every source about every
-            episode or group.
+        requests: what to ask; default: every source about every episode or group.
         show: for the progress display.
 
     Returns:
@@ -94,12 +95,11 @@ def ask(
         Interrupted: the run was asked to end while answers were awaited; what was played and asked
             is kept.
     """
-    groups = {key: members for _, own in asked for key, members in own.items()}
-    everybody, notified = [sources for sources, _ in asked], set[str]()
-    for i, (sources, own) in enumerate(asked):
-        sources.ask(own, run.ledger, None if requests is None else requests[i])
+    groups = {key: members for own in by_env for key, members in own.items()}
+    notified = set[str]()
+    sources.ask(by_env, run.ledger, requests)
     while True:
-        ready, answers = listen(run, everybody, groups, notified)
+        ready, answers = listen(run, sources, groups, notified)
         if len(ready) == len(groups):
             return answers
         if run.stopping:
@@ -108,7 +108,7 @@ def ask(
             "feedback",
             len(ready),
             len(groups),
-            note=waiting_note(run, everybody, list(groups)),
+            note=waiting_note(run, sources, list(groups)),
             **show,
         )
         run.sleep(poll)
@@ -116,7 +116,7 @@ def ask(
 
 def listen(
     run: RunView,
-    everybody: Sequence[Sources],
+    sources: Sources,
     groups: Mapping[str, Sequence[Episode]],
     notified: set[str],
 ) -> tuple[list[str], dict[str, list[Answer]]]:
@@ -125,7 +125,7 @@ def listen(
 
     Args:
         run: the run that asks.
-        everybody: the sources to hear.
+        sources: those to hear.
         groups: those that were asked about.
         notified: ids of the answers that listeners know; grows.
 
@@ -134,8 +134,8 @@ def listen(
         came between the two questions to the ledger belongs to groups that were not ready, so that
         a ready group's answers are all there.
     """
-    received = [answer for sources in everybody for answer in sources.receive(run.ledger)]
-    again = {group for sources in everybody for group in sources.waits_again(run.clock())}
+    received = sources.receive(run.ledger)
+    again = sources.waits_again(run.clock())
     ready = [
         key for key in run.ledger.ready_groups(list(groups), run.updates + 1) if key not in again
     ]
@@ -151,10 +151,10 @@ def listen(
     return ready, by_group
 
 
-def waiting_note(run: RunView, everybody: Sequence[Sources], groups: Sequence[str]) -> str:
-    """What is waited for, for progress displays: "waiting for 12 ratings of 'people' (3 raters
-    active, about 20 minutes)"."""
-    given = {source.name: source.given for sources in everybody for source in sources.sources}
+def waiting_note(run: RunView, sources: Sources, groups: Sequence[str]) -> str:
+    """Returns what is waited for, for progress displays: "waiting for 12 ratings of 'people' (3
+    raters active, about 20 minutes)"."""
+    given = sources.by_name()
     notes = []
     for name, count in Counter(
         r["source"] for r in run.ledger.open_requests(groups) if r["required"]
@@ -166,6 +166,6 @@ def waiting_note(run: RunView, everybody: Sequence[Sources], groups: Sequence[st
             with contextlib.suppress(Exception):  # a note must not end a run
                 more = f" ({redact(note)})" if (note := given[name].waiting()) else ""
         notes.append(f"{count} {gives} of {name!r}{more}")
-    if again := sum(len(sources.waits_again(run.clock())) for sources in everybody):
+    if again := len(sources.waits_again(run.clock())):
         notes.append(f"{again} ratings of sources that failed")
     return "waiting for " + ", ".join(notes)

@@ -17,7 +17,7 @@ from ..analysis.overoptimisation import best_of_n, kl_best_of_n
 from ..analysis.scores import bootstrap, paired, score
 from ..environments.registry import starts
 from ..errors import ConfigError, TooManyFailures
-from ..feedback.sources import Sources, check_order
+from ..feedback.sources import Sources
 from ..pipeline.processes import decided
 from ..pipeline.section import Section
 from ..pipeline.stage import Stage
@@ -150,20 +150,20 @@ class Evaluate(Stage):
         for folder in others:
             if folder is not None and folder.count("/") != 1 and not Path(folder).is_dir():
                 raise ConfigError(f"evaluate: there is no policy in {folder}")
-        if self.judge is not None and self._sources(run, self.judge).sources[0].kind != "group":
+        if self.judge is not None and self._sources(run, self.judge).of_env[0][0].kind != "group":
             raise ConfigError(
                 "evaluate.judge must compare conversations (have `rank`); one that scores them goes"
                 " to `best_of`"
             )
-        if self.best_of and self._sources(run, self.best_of.judge).sources[0].kind != "episode":
+        if self.best_of and self._sources(run, self.best_of.judge).of_env[0][0].kind != "episode":
             raise ConfigError(
                 "evaluate.best_of.judge must score single conversations (have `score`)"
             )
 
     def _sources(self, run: RunView, spec: Any) -> Sources:
-        sources = Sources.make([spec], run.plugins, 1.0)
-        check_order([sources], run.before)
-        if not sources.sources:
+        sources = Sources.make([[spec]], run.plugins, 1.0)
+        sources.check_order(run.before)
+        if not sources.of_env[0]:
             raise ConfigError(
                 "evaluate: the environment's own reward is measured anyway; name a judge"
             )
@@ -233,7 +233,7 @@ class Evaluate(Stage):
             Interrupted: the run was asked to end while it waited for them.
         """
         sources = self._sources(run, self.judge)
-        [source] = sources.sources
+        [[source]] = sources.of_env
         pairs = {
             a.group: (a, b)
             for a, b in zip(first, second, strict=True)
@@ -256,7 +256,7 @@ class Evaluate(Stage):
         ]
         sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
-            rated = ask(run, [(sources, pairs)], poll=self.poll, requests=[requests])
+            rated = ask(run, sources, [pairs], poll=self.poll, requests=requests)
         finally:
             sources.close()
         wanted = {r.id: r for r in requests}
@@ -314,10 +314,10 @@ class Evaluate(Stage):
         groups = grouped(episodes)
         sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
-            answers = ask(run, [(sources, groups)], poll=self.poll)
+            answers = ask(run, sources, [groups], poll=self.poll)
         finally:
             sources.close()
-        [source] = sources.sources
+        [[source]] = sources.of_env
         found = {
             a.target: a.score
             for each in answers.values()

@@ -17,7 +17,7 @@ from ..analysis.preferences import rater_agreement, source_agreement, truth_agre
 from ..environments.registry import starts
 from ..errors import ConfigError
 from ..exchange.reading import import_data
-from ..feedback.sources import Sources, givers
+from ..feedback.sources import Sources
 from ..pipeline.parts import component
 from ..pipeline.processes import decided
 from ..pipeline.stage import Stage
@@ -89,8 +89,7 @@ class Rank(Stage):
                 raise ConfigError(f"rank.data: there is no file or folder {self.data}")
             return
         check_envs(self.env, [name for name in self.players if name != "policy"], run.plugins)
-        for env in self.env:
-            self._sources(run, env)
+        self._sources(run)
 
     @property
     def makes_comparisons(self) -> bool:
@@ -100,20 +99,16 @@ class Rank(Stage):
     def compared_by(self, run: RunView) -> set[str] | None:
         """Returns the names of the sources that will have compared; None: those that a file
         names."""
-        return (
-            None
-            if self.env is None
-            else {s.name for env in self.env for s in self._sources(run, env).sources}
-        )
+        return None if self.env is None else set(self._sources(run).by_name())
 
-    def _sources(self, run: RunView, env: EnvConfig) -> Sources:
+    def _sources(self, run: RunView) -> Sources:
         sources = Sources.make(
-            env.feedback if env.feedback is not None else self.feedback,
+            [self.feedback if env.feedback is None else env.feedback for env in self.env or ()],
             run.plugins,
             self.max_failure_rate,
         )
-        odd = [s.name for s in sources.sources if s.kind != "group"]
-        if odd or not sources.sources or sources.environment_weight is not None:
+        odd = [name for name, source in sources.by_name().items() if source.kind != "group"]
+        if odd or not all(sources.of_env) or any(w is not None for w in sources.env_weights):
             raise ConfigError(
                 f"rank.feedback: {', '.join(map(repr, odd or ['environment']))} scores single"
                 " conversations; sources that compare are needed (a judge with `rank`, such as"
@@ -127,17 +122,15 @@ class Rank(Stage):
             if run.begin() == 0:
                 yield self._import(run, self.data)
             return
-        sources = [self._sources(run, env) for env in self.env]
+        sources = self._sources(run)
         players = self._players(run)
-        done = run.begin(givers(sources))
+        done = run.begin(sources.givers())
         if run.is_main:
-            for each in sources:
-                each.open(run.folder, run.ledger, run.seed, run.updates, run.id)
+            sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
             yield from self._rounds(run, sources, players, done)
         finally:
-            for each in sources:
-                each.close()
+            sources.close()
 
     def _players(self, run: RunView) -> list[Any]:
         from ..records.sampling import Sampling
@@ -154,7 +147,7 @@ class Rank(Stage):
         return players
 
     def _rounds(
-        self, run: RunView, sources: Sequence[Sources], players: Sequence[Any], done: int
+        self, run: RunView, sources: Sources, players: Sequence[Any], done: int
     ) -> Iterator[Update]:
         from ..rollout.conversation import Where
         from ..rollout.players import PolicyPlayer
@@ -168,8 +161,8 @@ class Rank(Stage):
                 if isinstance(player, PolicyPlayer):
                     player.backend.refresh()
             episodes: list[Episode] = []
-            asked = []
-            for env, each in zip(self.env, sources, strict=True):
+            by_env = []
+            for env in self.env:
                 count = max(1, round(self.groups * env.weight / total))
                 own = starts(env.id, seed, count, env.options, env.kwargs, first=i * count)
                 played: dict[tuple[str, int], Episode] = {}
@@ -189,8 +182,8 @@ class Rank(Stage):
                     played |= {(e.start.key, e.slot): e for e in found}
                 mine = [played[s.key, slot] for s in own for slot in range(self.group_size)]
                 episodes += mine
-                asked.append((each, grouped(mine)))
-            feedback = decided(run, lambda: ask(run, asked, poll=self.poll, show=show))  # noqa: B023
+                by_env.append(grouped(mine))
+            feedback = decided(run, lambda: ask(run, sources, by_env, poll=self.poll, show=show))  # noqa: B023
             answers = [a for each in feedback.values() for a in each if isinstance(a, Comparison)]
             yield run.finish_update(comparison_metrics(episodes, answers), episodes=episodes)
 

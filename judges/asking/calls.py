@@ -113,8 +113,6 @@ class Caller:
         self._slots = asyncio.Semaphore(min(concurrency, model.at_once or concurrency))
         self._circuit = Circuit()
         self._under_way: dict[str, asyncio.Task[Verdict]] = {}
-        self.users = 0  # judges that share it
-        self.watch: Any = None  # what they know of their soundness
         self._flying, self._landed, self._closed = 0, asyncio.Event(), False
         self._settled = asyncio.Event()
         self._chance = random.Random()

@@ -98,7 +98,6 @@ class Asking(ABC):
             raise ValueError(f"{self._model.name} has no batches: leave `batch` out")
         self._context: Context | None = None
         self._caller: Any = None
-        self._place: Any = None
         self._opened = False
 
     @property
@@ -131,22 +130,10 @@ class Asking(ABC):
         return derive_id(self.way, self.instructions, own, dict(self._model.settings))
 
     def open(self, context: Context) -> None:
-        """Sets up asking. Judges of one name in one run (a stage has one per environment) share one
-        caller: one budget, one circuit."""
+        """Sets up asking: one budget and one circuit, for all environments of the stage."""
         self.close()
         self._context = context
-        self._place = (
-            (id(context.ledger), context.run, context.name, self.version)
-            if context.ledger is not None
-            else None
-        )
-        caller = OPEN_CALLERS.get(self._place) if self._place is not None else None
-        if caller is None:
-            caller = self._new_caller(context)
-            if self._place is not None:
-                OPEN_CALLERS[self._place] = caller
-        caller.users += 1
-        self._caller, self._opened = caller, True
+        self._caller, self._opened = self._new_caller(context), True
 
     def _new_caller(self, context: Context) -> Caller:
         cache = None
@@ -171,14 +158,7 @@ class Asking(ABC):
         if not self._opened:
             return
         self._opened = False
-        self._caller.users -= 1
-        if not self._caller.users:
-            if self._place is not None:
-                OPEN_CALLERS.pop(self._place, None)
-            background(self._caller.drain()).result()
-
-
-OPEN_CALLERS: dict[Any, Caller] = {}  # callers in use, by ledger, run, source and version
+        background(self._caller.drain()).result()
 
 
 def _plain(value: Any) -> Any:

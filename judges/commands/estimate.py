@@ -79,7 +79,7 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
 
 def _judges(stage: Any, env: Any, run: Run) -> Iterable[tuple[str, Asking, Source | None]]:
     specs = env.feedback if env.feedback is not None else stage.feedback
-    for source in Sources.make(specs, run.plugins, 1.0).sources:
+    for source in Sources.make([specs], run.plugins, 1.0).of_env[0]:
         for name, part in with_members(source.given, source.name):
             if isinstance(part, Asking):
                 yield name, part, source

@@ -221,19 +221,17 @@ class ModelJudge(Asking, FeedbackSource):
     def open(self, context: Context) -> None:
         """Opens the caller and the watch over canaries, which takes up those the ledger holds."""
         super().open(context)
-        if self._caller.watch is None:
-            watch = self._caller.watch = Watch(
-                Quarantine(),
-                Schedule(self._rate, self._kinds, context.seed),
-                asyncio.Semaphore(self.concurrency),
-                asyncio.Lock(),
-            )
-            if self._watched:
-                seen = store.canaries(context.ledger, context.run, context.name, self.version)
-                for kind, fell in seen:
-                    watch.quarantine.saw(kind, fell)
-                watch.schedule.load_state_dict({"verdicts": round(len(seen) / self._rate)})
-        self._watch = self._caller.watch
+        self._watch = Watch(
+            Quarantine(),
+            Schedule(self._rate, self._kinds, context.seed),
+            asyncio.Semaphore(self.concurrency),
+            asyncio.Lock(),
+        )
+        if self._watched:
+            seen = store.canaries(context.ledger, context.run, context.name, self.version)
+            for kind, fell in seen:
+                self._watch.quarantine.saw(kind, fell)
+            self._watch.schedule.load_state_dict({"verdicts": round(len(seen) / self._rate)})
 
     async def _try_canary(self, request: Request, kind: str, since: float) -> float:
         """Has a conversation judged that is known to be bad, and remembers what the judge made of

@@ -32,7 +32,7 @@ from .support_desk import (
 
 BACKEND = {"name": "in-process", "rows": 256}
 PANEL: dict[str, Any] = {
-    "source": "simulated-panel",
+    "judge": "simulated-panel",
     "raters": 7,
     "noise": 0.5,
     "taste": 0.1,

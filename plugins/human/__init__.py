@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @hookimpl
-def register_feedback_sources(register: Register) -> None:
+def register_judges(register: Register) -> None:
     """Registers people as a source."""
     register("people", "turnwise.plugins.human.source:People")
 

@@ -1,7 +1,7 @@
 """The feedback source `people`: asks people, on the pages of `turnwise rate`. They answer in their
 own time; the run goes on meanwhile, if it may.
 
-    feedback: [{source: people, task: rank, raters: 3, instructions: instructions.md, gold:
+    feedback: [{judge: people, task: rank, raters: 3, instructions: instructions.md, gold:
         gold.jsonl}]
 
 What is asked goes into the ledger's database and is handed to raters by the desk (`desk.py`). Their

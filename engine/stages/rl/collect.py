@@ -150,14 +150,13 @@ class Collector:
             list[Episode], dict[str, Rewards | NoReward], dict[str, list[Answer]]
         ]:
             groups = grouped(episodes)
-            asked = [
-                (
-                    sources,
-                    {k: m for k, m in groups.items() if experience.env_of[m[0].start.key] == index},
-                )
-                for index, sources in enumerate(self.parts.sources)
+            by_env = [
+                {k: m for k, m in groups.items() if experience.env_of[m[0].start.key] == index}
+                for index in range(len(self.settings.env))
             ]
-            feedback = ask(run, asked, poll=self.settings.poll, show=experience.progress)
+            feedback = ask(
+                run, self.parts.sources, by_env, poll=self.settings.poll, show=experience.progress
+            )
             return (
                 episodes,
                 self.combine(episodes, experience.env_of, feedback, fit=not purpose),

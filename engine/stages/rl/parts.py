@@ -3,13 +3,14 @@ instead."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ConfigError
 from ...feedback.judge_source import JudgeSource
-from ...feedback.sources import Sources, givers
+from ...feedback.sources import Sources
+from ...feedback.specs import Source
 from ...pipeline.parts import component, declared
 from ...pipeline.plugins import Plugins
 from ...protocols import Combiner, CreditAssigner, Learns, Optimizer
@@ -22,19 +23,19 @@ class Parts:
     """Holds the swappable parts of one RL stage.
 
     Attributes:
-        sources, combiners: one per environment of the mixture.
+        combiners: one per environment of the mixture.
     """
 
     optimizer: Optimizer
     credit: CreditAssigner
-    sources: list[Sources]
+    sources: Sources
     combiners: list[Combiner]
 
     def learning(self) -> dict[str, Any]:
         """Returns all parts that may have a state, by name."""
         named: dict[str, Learns] = {"optimizer": self.optimizer, "credit": self.credit}
         named |= {f"combiner-{i}": combiner for i, combiner in enumerate(self.combiners)}
-        return named | givers(self.sources)
+        return named | self.sources.givers()
 
 
 def make_parts(settings: RLSettings, plugins: Plugins) -> Parts:
@@ -49,13 +50,15 @@ def make_parts(settings: RLSettings, plugins: Plugins) -> Parts:
     credit_name = settings.credit or ("gae" if "values" in optimizer.provides else "outcome")
     credit = component(plugins, "credit method", credit_name)
     _check_credit(settings, optimizer, credit, credit_name)
-    sources, combiners = [], []
-    for env in settings.env:
-        specs = env.feedback if env.feedback is not None else settings.feedback
-        own = Sources.make(specs, plugins, settings.max_failure_rate)
-        combiners.append(make_combiner(plugins, settings.combiner, own))
+    sources = Sources.make(
+        [settings.feedback if env.feedback is None else env.feedback for env in settings.env],
+        plugins,
+        settings.max_failure_rate,
+    )
+    combiners = []
+    for i, (env, own) in enumerate(zip(settings.env, sources.of_env, strict=True)):
+        combiners.append(make_combiner(plugins, settings.combiner, own, sources.weights(i)))
         _check_sources(settings, env, own, credit, credit_name)
-        sources.append(own)
     return Parts(optimizer, credit, sources, combiners)
 
 
@@ -117,10 +120,14 @@ def _check_credit(settings: RLSettings, optimizer: Any, credit: Any, credit_name
 
 
 def _check_sources(
-    settings: RLSettings, env: EnvConfig, sources: Sources, credit: Any, credit_name: Any
+    settings: RLSettings,
+    env: EnvConfig,
+    sources: Sequence[Source],
+    credit: Any,
+    credit_name: Any,
 ) -> None:
     """Refuses sources that cannot give what the credit method needs."""
-    if "turn_scores" in credit.needs and not sources.sources:
+    if "turn_scores" in credit.needs and not sources:
         raise ConfigError(
             f"credit {part_name(credit_name)!r} needs turn scores, but no feedback source of"
             f" {env.id!r} gives any: add a judge whose Feedback has `turn_scores`, such as"
@@ -129,9 +136,7 @@ def _check_sources(
     if "branches" in credit.needs or settings.audit:
         what = f"credit {part_name(credit_name)!r}" if "branches" in credit.needs else "an audit"
         unfit = [
-            s.name
-            for s in sources.sources
-            if s.kind == "group" or not isinstance(s.given, JudgeSource)
+            s.name for s in sources if s.kind == "group" or not isinstance(s.given, JudgeSource)
         ]
         if unfit:
             raise ConfigError(
@@ -171,7 +176,9 @@ def _check_pending(settings: RLSettings, credit: Any, name: Any) -> None:
         )
 
 
-def make_combiner(plugins: Plugins, spec: Any, sources: Sources) -> Any:
+def make_combiner(
+    plugins: Plugins, spec: Any, sources: Sequence[Source], weights: Mapping[str, float]
+) -> Any:
     """The combiner; its `aggregator`, where it has one, is looked up by name too.
 
     Raises:
@@ -180,7 +187,7 @@ def make_combiner(plugins: Plugins, spec: Any, sources: Sources) -> Any:
     if isinstance(spec, Mapping) and "aggregator" in spec:
         aggregator = component(plugins, "aggregator", spec["aggregator"])
         reads = aggregator.reads
-        for source in sources.sources:
+        for source in sources:
             gives = "comparisons" if source.kind == "group" else "scores"
             if source.weight and gives not in reads:
                 known = plugins.names("aggregator")
@@ -191,7 +198,7 @@ def make_combiner(plugins: Plugins, spec: Any, sources: Sources) -> Any:
                     f" {' or '.join(fit)}, or another task for the source"
                 )
         spec = {**spec, "aggregator": aggregator}
-    return component(plugins, "combiner", spec, weights=sources.weights)
+    return component(plugins, "combiner", spec, weights=weights)
 
 
 def part_name(spec: Any) -> str:

@@ -269,9 +269,12 @@ class Pending(Collector):
         that are pending."""
         new = [group for group in self.groups if group.key not in self._asked]
         earlier_groups = self._asked & {group.key for group in self.groups}
-        for index, sources in enumerate(self.parts.sources):
-            if own := {group.key: group.episodes for group in new if group.env == index}:
-                sources.ask(own, self.run.ledger, earlier_groups=earlier_groups)
+        if new:
+            groups = [
+                {group.key: group.episodes for group in new if group.env == index}
+                for index in range(len(self.settings.env))
+            ]
+            self.parts.sources.ask(groups, self.run.ledger, earlier_groups=earlier_groups)
         self._asked |= {group.key for group in new}
 
     def _without_reward(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 
 from ...errors import ConfigError
-from ...feedback.sources import check_order, learn
 from ...feedback.specs import ENVIRONMENT
 from ...pipeline.parts import component
 from ...pipeline.plugins import check_options
@@ -30,7 +29,7 @@ class RL(RLSettings):
     def check(self, run: RunView) -> None:
         """Checks the environments, the order of judges, and the backend's options."""
         check_envs(self.env, (), run.plugins)
-        check_order(make_parts(self, run.plugins).sources, run.before)
+        make_parts(self, run.plugins).sources.check_order(run.before)
         if not isinstance(self.backend, (str, Mapping)):
             return
         options = (
@@ -70,16 +69,14 @@ class RL(RLSettings):
         )
         parts.optimizer.setup(policy)
         if run.is_main:
-            for sources in parts.sources:
-                sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
+            parts.sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
             collector = (Pending if self.pending else InStep)(run, self, parts, player)
             stopping = EarlyStopping(run, self, player)
             done = run.begin(parts.learning() | stopping.states() | collector.states())
             yield from self._updates(collector, stopping, done)
         finally:
-            for sources in parts.sources:
-                sources.close()
+            parts.sources.close()
 
     def _updates(
         self, collector: Collector, stopping: EarlyStopping, done: int
@@ -92,7 +89,7 @@ class RL(RLSettings):
             began = time.perf_counter()
             collector.player.backend.refresh()
             measured = stopping.before(i)
-            learned = shared(run, learn(parts.sources, run, parts.combiners) if run.is_main else {})
+            learned = shared(run, parts.sources.learn(run, parts.combiners) if run.is_main else {})
             experience = collector.collect(i)
             metrics = {**trainer.update(experience, i), **measured, **learned}
             spent = experience.play_seconds + experience.feedback_seconds

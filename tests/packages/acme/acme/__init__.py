@@ -19,10 +19,6 @@ def register_envs():
 def register_judges(register):
     register("acme-polite", "acme.parts:Polite")
     register("acme-ranker", "acme.parts:Ranker")
-
-
-@turnwise.hookimpl
-def register_feedback_sources(register):
     register("acme-people", "acme.parts:People")
 
 

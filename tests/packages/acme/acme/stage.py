@@ -25,8 +25,8 @@ class Offline(turnwise.Stage):
         groups = {}
         for e in episodes:
             groups.setdefault(e.group, []).append(e)
-        sources = Sources.make(self.feedback, run.plugins, 0.5)
-        sources.ask(groups, run.ledger)
+        sources = Sources.make([self.feedback], run.plugins, 0.5)
+        sources.ask([groups], run.ledger)
         sources.receive(run.ledger)
         place = {e.id: i for i, e in enumerate(episodes)}
         comparisons = [
