@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import io
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import tokenize
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import turnwise
@@ -466,3 +469,39 @@ def test_the_pipelines_in_the_readme_are_valid(monkeypatch: pytest.MonkeyPatch) 
         config = found if isinstance(found, dict) else {"policy": "nowhere", "stages": found}
         run = turnwise.Run(config, folder="/nonexistent/run")
         assert len(run.stages) in (1, 3, 9)
+
+
+def test_the_picture_of_the_rooms_is_up_to_date() -> None:
+    """`benchmarks/architecture.py` would draw what is there: floors, rooms, every import between
+    rooms."""
+    path = ROOT / "benchmarks" / "architecture.py"
+    spec = importlib.util.spec_from_file_location("architecture_picture", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = (ROOT / "docs" / "figures" / "architecture.svg").read_text()
+    svg = ElementTree.fromstring(text)
+    told = json.loads(svg.findtext("{*}metadata") or "")
+    rooms = [room for floor in FLOORS for room in floor]
+    pairs = {
+        (name.split(".")[1], target.split(".")[1])
+        for name, targets in graph().items()
+        for target in targets
+        if name[:7] == target[:7] == "engine."
+    }
+    pairs = {(a, b) for a, b in pairs if a != b}
+    again = "run `python benchmarks/architecture.py`"
+    assert told["floors"] == [list(floor) for floor in FLOORS], again
+    assert {tuple(pair) for pair in told["imports"] if pair[0] in rooms} == pairs, again
+    ids = {element.get("id", "") for element in svg.iter()}
+    assert {f"room-{room}" for room in rooms} <= ids, again
+    arrows = {tuple(each.split("-to-")) for each in ids if "-to-" in each}
+    within = {arrow for arrow in arrows if arrow[0] in rooms}
+    assert within <= pairs, again
+    assert arrows - within == {("plugins", "ledger")}  # `TABLES`
+    reached = set(within)  # along arrows, whoever imports whom is reached, and nobody else
+    while more := {(a, d) for a, b in reached for c, d in within if b == c} - reached:
+        reached |= more
+    assert pairs <= reached, again
+    assert text == script.picture(), again

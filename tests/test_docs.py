@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 import re
 import sys
 import types
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 import turnwise
 import yaml
 from support import ECHO
+from turnwise import judges, judging, learning, protocols, running, tools
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -261,7 +266,6 @@ def test_the_page_of_judges(
     from dataclasses import fields
 
     from model_server import ModelServer, example
-    from turnwise import judges
 
     text, plugins = (DOCS / "judges.md").read_text(), turnwise.Plugins()
     shared = {f.name for f in fields(judges.ModelJudge)}
@@ -334,3 +338,82 @@ def test_what_the_pages_point_to_is_there() -> None:
         if not (page.parent / name).exists()
     ]
     assert lost == []
+
+
+PUBLIC = (protocols, learning, judging, running, tools, judges)
+KINDS = (
+    "stage", "judge", "model", "feedback source", "combiner", "aggregator", "credit method",
+    "optimizer", "backend",
+)  # fmt: skip
+
+
+def options(plugins: turnwise.Plugins, owner: str) -> dict[str, Any]:
+    """The options of a stage, of a part or of another section of a config, with their types."""
+    from turnwise.engine.feedback import specs
+    from turnwise.engine.pipeline.config import PolicyConfig, RunConfig
+    from turnwise.engine.stages.environments import EnvConfig
+
+    if owner == "feedback":
+        return dict.fromkeys(specs._SETTINGS)
+    sections = {"run": RunConfig, "policy": PolicyConfig, "env": EnvConfig}
+    factories = [plugins.factory(kind, owner) for kind in KINDS if owner in plugins.names(kind)]
+    found: dict[str, Any] = {}
+    for factory in [*factories, *(sections[name] for name in sections if name == owner)]:
+        if hasattr(factory, "model_fields"):
+            found |= {name: field.annotation for name, field in factory.model_fields.items()}
+            continue
+        found |= {n: p.annotation for n, p in inspect.signature(factory).parameters.items()}
+        with contextlib.suppress(NameError):  # a name for type checkers alone stays a string
+            found |= typing.get_type_hints(getattr(factory, "__init__", factory))
+    return found
+
+
+def there_is(name: str, plugins: turnwise.Plugins) -> bool:
+    """Whether a name of the glossary is one of ours: a file, a command, a class or one of its
+    attributes, a stage or part, an option of these (and a value of it), or an event."""
+    from turnwise.engine import cli, hookspecs
+
+    if "/" in name:
+        return (DOCS.parent / name).exists()
+    if name.startswith("turnwise "):
+        return name[9:] in {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+    key, _, value = name.partition(": ")
+    owner, _, attribute = key.partition(".")
+    if owner in ("turnwise", "gymnasium"):
+        found: Any = {"turnwise": turnwise, "gymnasium": gymnasium}[owner]
+        for part in attribute.split(".") if attribute else ():
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    homes = [turnwise, *PUBLIC]
+    if home := next((h for h in homes if owner in dir(h)), None):
+        thing = getattr(home, owner)
+        fields = getattr(thing, "__dataclass_fields__", ())
+        return not value and (not attribute or attribute in fields or hasattr(thing, attribute))
+    if attribute:
+        known = options(plugins, owner)
+        return attribute in known and (not value or f"'{value}'" in str(known[attribute]))
+    return any(owner in plugins.names(kind) for kind in KINDS) or hasattr(
+        getattr(hookspecs, owner, None), "turnwise_spec"
+    )
+
+
+def test_the_glossary_names_what_there_is() -> None:
+    """Entries in alphabetical order under their letters, and every name in back quotes exists."""
+    text, plugins = (DOCS / "glossary.md").read_text(), turnwise.Plugins()
+    words = re.findall(r"^- \*\*(.+?)\*\*: ", text, re.MULTILINE)
+    assert words == sorted(words, key=str.casefold)
+    assert len(words) == len(set(words)) == len(re.findall(r"^- ", text, re.MULTILINE))
+    for section in text.split("\n## ")[1:]:
+        letter = section[0]
+        assert f"[{letter}](#{letter.lower()})" in text
+        assert set(re.findall(r"^- \*\*(.)", section.upper(), re.MULTILINE)) == {letter}
+    names = {" ".join(name.split()) for name in re.findall(r"`([^`]+)`", text)}
+    assert [name for name in sorted(names) if not there_is(name, plugins)] == []
+    for invented in (
+        "Episod", "Episode.orign", "rl.group", "rl.history: rewrite", "engine/ledger.py",
+        "turnwise.learning.White", "turnwise rates", "ppoo", "outcome.baseline: median",
+        "gymnasium.Enf", "turnwise.lerning", "feedback.price",
+    ):  # fmt: skip
+        assert not there_is(invented, plugins), invented
