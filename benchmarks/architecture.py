@@ -203,8 +203,8 @@ def outside(all_edges: list[tuple[str, str]]) -> list[str]:
     rows = {name: TOP + 56 + 84 * i for i, name in enumerate(PUBLIC)}
     past = [(part, b) for part, b in all_edges if part in at]
     for part, x in at.items():
-        last = max(rows[name] for name in uses[part]) + BOX / 2
-        parts.append(f'<path class="bus" d="M{x} {TOP + BOX}V{last:g}"/>')
+        lowest = max(rows[name] for name in uses[part]) + BOX / 2
+        parts.append(f'<path class="bus" d="M{x} {TOP + BOX}V{lowest:g}"/>')
         for name in uses[part]:
             parts.append(f'<circle class="dot" cx="{x}" cy="{rows[name] + BOX / 2:g}" r="4.5"/>')
     for name, y in rows.items():
@@ -214,12 +214,12 @@ def outside(all_edges: list[tuple[str, str]]) -> list[str]:
         lines = textwrap.wrap(", ".join(rooms[name]), 25)
         parts.append(text("small", 596, y + BOX + 14, *lines, pitch=15))
     for part, target in past:  # an import that goes past the public modules
-        x, y = at[part], top(LEVEL[target]) - 14
+        x, bend = at[part], top(LEVEL[target]) - 14
         start = max(rows[name] for name in uses[part]) + BOX / 2
         parts.append(
             f'<g id="{part}-to-{target}"><path class="arrow bypass" '
-            f'd="M{x} {start:g}V{y:g}H{PLACE[target][1] - 12}V{y + 7:g}"/><path class="dot" '
-            f'd="M{PLACE[target][1] - 16.5:g} {y + 7:g}h9l-4.5 7z"/></g>'
+            f'd="M{x} {start:g}V{bend:g}H{PLACE[target][1] - 12}V{bend + 7:g}"/><path class="dot" '
+            f'd="M{PLACE[target][1] - 16.5:g} {bend + 7:g}h9l-4.5 7z"/></g>'
         )
     for part, x in at.items():
         title = f"{part} imports {', '.join(uses[part])}"

@@ -1,75 +1,25 @@
 """Judges: rules, models that judge in several ways, panels of them.
 
-Give them to `feedback=` as objects, or name them in a config.
+Give them to `feedback=` as objects, or name them in a config. Names are resolved when they are
+first used, so that the command line lists judges without loading what they need; `__init__.pyi`
+lists them.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..protocols import Register, hookimpl
+from ..tools import from_stub
 
 if TYPE_CHECKING:
     from typer import Typer
 
     from ..protocols import ReportSection
     from ..running import Ledger
-    from .combined.escalation import Escalation
-    from .combined.panel import Panel
-    from .constitutional.constitution import Constitution, ConstitutionJudge
-    from .llm.checklist import ChecklistJudge
-    from .llm.judge import ModelJudge
-    from .llm.listwise import ListwiseJudge
-    from .llm.pairwise import PairwiseJudge
-    from .llm.rubric import Rubric
-    from .llm.rubric_judge import RubricJudge
-    from .models.model import BatchModel, Model, ModelError, Prompt, Reply, Token, Usage
-    from .rules.answers import Exact, Numeric
-    from .rules.combine import Not, Rules
-    from .rules.economy import Economy
-    from .rules.structure import JsonSchema, ToolCalls
-    from .rules.text import Forbidden, Language, Length, Questions, Regex, Repetition, Turns
-    from .simulated import SimulatedPanel
 
-
-# Names are resolved when first used: the command line lists judges without loading what they need.
-# (No `__dir__`: pluggy looks at all it names.)
-_HOMES = {
-    "combined.escalation": ("Escalation",),
-    "combined.panel": ("Panel",),
-    "constitutional.constitution": ("Constitution", "ConstitutionJudge"),
-    "llm.checklist": ("ChecklistJudge",),
-    "llm.judge": ("ModelJudge",),
-    "llm.listwise": ("ListwiseJudge",),
-    "llm.pairwise": ("PairwiseJudge",),
-    "llm.rubric": ("Rubric",),
-    "llm.rubric_judge": ("RubricJudge",),
-    "models.model": ("BatchModel", "Model", "ModelError", "Prompt", "Reply", "Token", "Usage"),
-    "rules.answers": ("Exact", "Numeric"),
-    "rules.combine": ("Not", "Rules"),
-    "rules.economy": ("Economy",),
-    "rules.structure": ("JsonSchema", "ToolCalls"),
-    "rules.text": ("Forbidden", "Language", "Length", "Questions", "Regex", "Repetition", "Turns"),
-    "simulated": ("SimulatedPanel",),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "BatchModel", "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy",
-    "Escalation", "Exact", "Forbidden", "JsonSchema", "Language", "Length", "ListwiseJudge",
-    "Model", "ModelError", "ModelJudge", "Not", "Numeric", "PairwiseJudge", "Panel", "Prompt",
-    "Questions", "Regex", "Repetition", "Reply", "Rubric", "RubricJudge", "Rules",
-    "SimulatedPanel", "Token", "ToolCalls", "Turns", "Usage",
-]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__, _names = from_stub(__name__, __file__)  # no `__dir__`: pluggy looks at all it names
+__all__ = _names()
 
 
 @hookimpl
