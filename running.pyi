@@ -17,7 +17,14 @@ from .engine.rollout.rollout import rollout
 from .engine.stages.collect import play
 from .engine.stages.environments import EnvConfig, check_envs, read_envs
 from .engine.stages.evaluate import play_held_out
-from .engine.stages.preference import Chosen, Weights, check_weights, comparing, weighed
+from .engine.stages.preference import (
+    Chosen,
+    Weights,
+    check_weights,
+    comparing,
+    comparisons_of,
+    weighed,
+)
 from .engine.stages.rank import Rank
 from .engine.stages.rl.parts import make_parts
 from .engine.stages.rl.settings import RLSettings
@@ -26,8 +33,9 @@ from .engine.stages.rl.stage import RL
 __all__ = [
     "Chosen", "Database", "Display", "EnvConfig", "Ledger", "Plugins", "PolicyPlayer", "RL",
     "RLSettings", "Rank", "Reply", "Run", "RunConfig", "Score", "ScriptPlayer", "Weights",
-    "Where", "Words", "check_envs", "check_options", "check_weights", "comparing", "component",
-    "declared", "draw_curves", "episode_id", "import_module", "make_parts", "open_ledger",
+    "Where", "Words", "check_envs", "check_options", "check_weights", "comparing",
+    "comparisons_of", "component", "declared", "draw_curves", "episode_id", "import_module",
+    "make_parts", "open_ledger",
     "play", "play_held_out", "print_scores", "printable", "quiet", "read_config", "read_envs",
     "rollout", "score", "transcript", "weighed", "write_report",
 ]  # fmt: skip

@@ -349,9 +349,12 @@ def export(
     from .errors import ConfigError
     from .exchange.writing import export_pairs, export_stepwise, export_unpaired, save
     from .pipeline.folder import open_ledger
+    from .records.feedback import Comparison, Feedback
 
     opened, run = open_ledger(folder, ledger)
-    comparisons, scores = opened.comparisons(run, stages=stage), opened.scores(run, stages=stage)
+    answers = opened.feedback(run=run, stages=stage, status="scored", late=True, order="target")
+    comparisons = [a for a in answers if isinstance(a, Comparison)]
+    scores = [a for a in answers if isinstance(a, Feedback)]
     episodes = opened.episodes(
         sorted(
             {e for c in comparisons for tier in c.ranking for e in tier}

@@ -268,7 +268,7 @@ class Combiner(Learns):
 
     def learn(self, run: RunView) -> Mapping[str, float] | None:
         """Learns from what came after an episode had trained, as `Giver.learn`; the ledger's
-        `feedback_by` has it."""
+        `feedback(late=True)` has it."""
         return None
 
     def metrics(self) -> Mapping[str, float]:

@@ -912,7 +912,7 @@ def test_late_answers_reach_the_correction_and_a_broken_run_resumes_exactly(
     assert whole.metrics[-1]["feedback/calibration/correction"] > 0
     scores = {
         f.episode: f.score or 0.0
-        for f in whole.ledger.scores(whole.id)
+        for f in whole.ledger.feedback(run=whole.id, kind="feedback", status="scored", late=True)
         if f.stamp.source == "judge"
     }
     changed = [
@@ -947,8 +947,20 @@ def test_late_answers_reach_the_correction_and_a_broken_run_resumes_exactly(
     for one, other in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
         assert torch.equal(one, other)
     found = calibrate(
-        [f for f in again.ledger.scores(again.id) if f.stamp.source == "judge"],
-        [f for f in again.ledger.scores(again.id) if f.stamp.source == "people"],
+        [
+            f
+            for f in again.ledger.feedback(
+                run=again.id, kind="feedback", status="scored", late=True
+            )
+            if f.stamp.source == "judge"
+        ],
+        [
+            f
+            for f in again.ledger.feedback(
+                run=again.id, kind="feedback", status="scored", late=True
+            )
+            if f.stamp.source == "people"
+        ],
         again.ledger.run_episodes(again.id),
         ranges={"people": [1, 5]},
         features=["words"],

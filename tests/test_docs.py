@@ -308,7 +308,7 @@ def test_the_page_of_judges(
             {"policy": str(model_folder()), "stages": [{"rl": {**small, **first}}]},
             folder=tmp_path / "runs" / "r",
         ).finish()
-        assert {a.status for a in done.ledger.run_feedback(done.id)} == {"scored"}
+        assert {a.status for a in done.ledger.feedback(run=done.id, late=True)} == {"scored"}
     for block in others:
         stage = block.get("rl") or {"env": ECHO, **block}
         assert turnwise.Run(

@@ -100,7 +100,10 @@ def test_pairs_out_and_in(tmp_path: Path) -> None:
     assert ledger.add_feedback(read(tmp_path / "pairs.jsonl").comparisons) == [], (
         "twice is once, from file or folder"
     )
-    assert [c.stamp.rater for c in ledger.comparisons("r")] == ["ann", "ann"]
+    assert [
+        c.stamp.rater
+        for c in ledger.feedback(run="r", kind="comparison", status="scored", late=True)
+    ] == ["ann", "ann"]
 
 
 def test_every_row_has_the_same_columns() -> None:
@@ -930,7 +933,10 @@ def test_the_data_of_every_stage_takes_every_format(
         1.0,
     ), "the data of a stage is for that stage; raters who contradict one another decide nothing"
     assert last["preference-2"]["labelled"] == 1.0
-    raters = {c.stamp.rater for c in run.ledger.comparisons(run.id)}
+    raters = {
+        c.stamp.rater
+        for c in run.ledger.feedback(run=run.id, kind="comparison", status="scored", late=True)
+    }
     assert raters == {"10", "ben@example.org", "11", "imported", "ann", "ben"}
 
 
@@ -972,7 +978,10 @@ def test_export_of_a_run(
         {"rank": {"data": HERE / "label_studio.json"}},
         ledger=ledger,
     )
-    other, rated = sorted(run.ledger.scores(run.id), key=lambda f: f.score or 0.0)
+    other, rated = sorted(
+        run.ledger.feedback(run=run.id, kind="feedback", status="scored", late=True),
+        key=lambda f: f.score or 0.0,
+    )
     score = lambda **more: turnwise.Feedback(rated.episode, **more)  # noqa: E731
     run.ledger.add_feedback(
         [
@@ -981,9 +990,11 @@ def test_export_of_a_run(
             turnwise.Feedback.abstained(rated.episode, id="abstained"),
         ]
     )
-    assert sorted(f.score for f in run.ledger.scores(run.id) if f.score is not None) == sorted(
-        [5.0, other.score]
-    )
+    assert sorted(
+        f.score
+        for f in run.ledger.feedback(run=run.id, kind="feedback", status="scored", late=True)
+        if f.score is not None
+    ) == sorted([5.0, other.score])
     export(tmp_path / "r", tmp_path / "pairs")
     assert "7 pairs of 4 comparisons" in capsys.readouterr().out
     assert len(read(tmp_path / "pairs").comparisons) == 7

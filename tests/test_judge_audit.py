@@ -103,7 +103,7 @@ def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(
             dict(zip(sections["What was asked of models"]["columns"], row, strict=True))
             for row in sections["What was asked of models"]["rows"]
         )
-        answers = run.ledger.run_feedback(run.id)
+        answers = run.ledger.feedback(run=run.id, late=True)
         refused = sum(a.status == "abstained" for a in answers)
         assert 0 < refused < 32
         assert (who["source"], who["answers"], who["abstained"], who["failed"]) == (
@@ -211,7 +211,7 @@ def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(
         assert server.count() == 0
         assert not (tmp_path / "run").exists()
         run = turnwise.Run(config, folder=tmp_path / "run").finish()
-        spent = sum(a.stamp.cost for a in run.ledger.run_feedback(run.id))
+        spent = sum(a.stamp.cost for a in run.ledger.feedback(run=run.id, late=True))
         assert found.questions == server.count() == 48
         assert spent < (found.most or 0)
         assert (found.stage, found.judge, found.model) == ("rl", "good", "openai:gpt-5-mini")

@@ -90,7 +90,7 @@ def said(run: turnwise.Run) -> list[Any]:
     slots = {e.id: e.slot for e in run.ledger.run_episodes(run.id)}
     found = [
         ([sorted(slots[e] for e in tier) for tier in c.ranking], c.status)
-        for c in run.ledger.comparisons(run.id)
+        for c in run.ledger.feedback(run=run.id, kind="comparison", status="scored", late=True)
     ]
     return sorted(found, key=str)
 
@@ -168,7 +168,11 @@ def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(
     more["stages"][0]["rank"]["feedback"][0]["budget"] = 10.0
     done = turnwise.Run(more, folder=folder, resume=True).finish()
     assert not done.paused
-    differ = [c for c in done.ledger.comparisons(done.id) if not c.details.get("same")]
+    differ = [
+        c
+        for c in done.ledger.feedback(run=done.id, kind="comparison", status="scored", late=True)
+        if not c.details.get("same")
+    ]
     asked = server.count()
     assert asked == 2 * len(differ) > 190, "each pair in both orders, each order once"
     rows = booked(done.ledger, done.id)

@@ -859,7 +859,7 @@ def test_members_count_by_how_reliable_they_were_found(tmp_path: Path) -> None:
         id, updates = RUN, 1
 
         class ledger:
-            feedback_before = staticmethod(lambda run, source, update: said)
+            feedback = staticmethod(lambda **filters: said)
 
     found = judge.learn(Ran)
     weights = {n: found[f"judges/judge/weight/{n}"] for n in ("x", "y", "liar")}

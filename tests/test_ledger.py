@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 import signal
@@ -330,6 +331,95 @@ def test_a_ledger_of_the_schema_before_is_brought_up_to_date(tmp_path: Path) -> 
     }
 
 
+def test_feedback_is_found_by_every_filter_alone_and_with_others(ledger: turnwise.Ledger) -> None:
+    """Every combination of filters, against the same filters on a list."""
+    played = [
+        dataclasses.replace(
+            episode(f"e{i}", update=1 + i // 4, slot=i % 2, seed=i // 2),
+            run="other" if i == 11 else "run", stage="rank" if i >= 8 else "rl",
+        )
+        for i in range(12)
+    ]  # fmt: skip
+    ledger.add_episodes(played)
+    rows: list[dict[str, Any]] = []
+
+    def give(target: str, about: list[turnwise.Episode], source: str, **more: Any) -> None:
+        i = len(rows)
+        stamp = turnwise.Stamp(source=source, time=1.0 + i // 3)
+        kind = "comparison" if target == about[0].group and len(about) > 1 else "feedback"
+        more = {"id": f"f{i:02}", "stamp": stamp, **more}
+        if kind == "comparison":
+            order = tuple((e.id,) for e in about)
+            ledger.add_feedback([turnwise.Comparison(target, order, **more)])
+        elif more.pop("failed", False):
+            answer = turnwise.Feedback.failed(target, "no")
+            ledger.add_feedback([dataclasses.replace(answer, **more)])
+        else:
+            ledger.add_feedback([turnwise.Feedback(target, score=0.5, **more)])
+        [found] = ledger.feedback(ids=[f"f{i:02}"], late=True, corrected=True)
+        rows.append(
+            {"answer": found, "episode": about[0], "source": source, "kind": kind, "late": False,
+             "corrected": False, "update": 9}
+        )  # fmt: skip
+        if more.get("supersedes"):
+            rows[int(more["supersedes"][1:])]["corrected"] = True
+
+    for e in played:
+        give(e.id, [e], "judge")
+        give(e.id, [e], "people", failed=e.slot == 1)
+    for a, b in zip(played[::2], played[1::2], strict=True):
+        if a.run == b.run:
+            give(a.group, [a, b], "people")
+    give("e0", [played[0]], "judge", supersedes="f00")
+    used = {0: ("f24", "f01", "f29"), 2: ()}
+    for first, ids in used.items():
+        members = [
+            Member(e.id, e.group, True, outcome=0.5, feedback=ids)
+            for e in played[first : first + 2]
+        ]
+        ledger.add_members("run", 1 + first, members)
+        for row in rows:
+            if row["answer"].target in {played[first].group, *(m.episode for m in members)}:
+                row["update"] = 1 + first
+                if row["answer"].id not in ids and not row["corrected"]:
+                    row["late"] = True
+    groups = [played[0].group, played[8].group]
+    choices: dict[str, list[Any]] = {
+        "groups": [None, groups], "ids": [None, ["f00", "f01", "f05", "f24"]],
+        "run": [None, "run"], "stages": [None, ["rank"]], "decided_by": [None, 1],
+        "sources": [None, ["people"]], "kind": [None, "feedback", "comparison"],
+        "status": [None, "scored", "failed"], "late": [False, True], "corrected": [False, True],
+        "order": ["time", "target"],
+    }  # fmt: skip
+    sizes = set()
+    for values in itertools.product(*choices.values()):
+        which = dict(zip(choices, values, strict=True))
+        if (which["groups"] and which["ids"]) or (which["stages"] and not which["run"]):
+            continue
+        if which["decided_by"] and (not which["run"] or which["stages"]):
+            continue
+        keep = [
+            row["answer"]
+            for row in rows
+            if (not which["groups"] or row["episode"].group in groups)
+            and (not which["ids"] or row["answer"].id in which["ids"])
+            and (not which["run"] or row["episode"].run == "run")
+            and (not which["stages"] or row["episode"].stage == "rank")
+            and (not which["decided_by"] or row["update"] <= 1)
+            and (not which["sources"] or row["source"] == "people")
+            and which["kind"] in (None, row["kind"])
+            and which["status"] in (None, row["answer"].status)
+            and (which["late"] or not row["late"])
+            and (which["corrected"] or not row["corrected"])
+        ]
+        if which["order"] == "target":
+            keep.sort(key=lambda answer: (answer.target, answer.id))
+        assert ledger.feedback(**which) == keep, which
+        sizes.add(len(keep))
+    assert len(sizes) > 10
+    assert ledger.feedback(run="run", newest=3) == ledger.feedback(run="run")[-3:]
+
+
 def test_a_look_at_one_update_costs_that_update(tmp_path: Path) -> None:
     """What a run asks in every update is found by an index, however much has been said before: no
     query goes through a whole table."""
@@ -345,8 +435,8 @@ def test_a_look_at_one_update_costs_that_update(tmp_path: Path) -> None:
     ledger.members("run", 7)
     ledger.members_by_update("run", [7, 8])
     ledger.run_episodes("run", stage="rl", update=7)
-    ledger.feedback_before("run", "people", 7)
-    ledger.feedback_by(["people"], ["g"])
+    ledger.feedback(run="run", decided_by=7, sources=["people"], newest=50)
+    ledger.feedback(["g"], sources=["people"], status="scored", late=True)
     ledger.feedback(["g"])
     ledger.ready_groups(["g"])
     ledger.open_requests(["g"])

@@ -348,7 +348,11 @@ def test_what_nobody_waited_for_is_asked_after_its_group_has_trained(fast: turnw
     [members] = groups(1).values()
     fast.add_members(RUN, 1, [Member(e.id, e.group, True) for e in members])
     assert rate(Desk(fast), person(fast, "Ada")) == "new"
-    assert len(heard(fast, sources)) == len(fast.comparisons(RUN)) == 1
+    assert (
+        len(heard(fast, sources))
+        == len(fast.feedback(run=RUN, kind="comparison", status="scored", late=True))
+        == 1
+    )
     assert fast.feedback([members[0].group]) == [], "it trained without it"
 
 

@@ -77,7 +77,8 @@ def test_a_rater_rates_until_nothing_is_left(ledger: turnwise.Ledger, task: str)
     said = heard(ledger, sources)
     assert (
         len(said)
-        == len(ledger.comparisons(RUN)) + sum(isinstance(a, turnwise.Feedback) for a in said)
+        == len(ledger.feedback(run=RUN, kind="comparison", status="scored", late=True))
+        + sum(isinstance(a, turnwise.Feedback) for a in said)
         > 1
     )
     assert ledger.open_requests() == []
@@ -627,7 +628,9 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(
                     acknowledged += "Saved" in rater.page.text or rater.task is None
 
     answer(1)
-    while not ledger.comparisons(run):  # the run has begun to collect
+    while not ledger.feedback(
+        run=run, kind="comparison", status="scored", late=True
+    ):  # the run has begun to collect
         time.sleep(0.05)
     answer(1)
     os.kill(trainer.pid, signal.SIGKILL)
@@ -636,8 +639,20 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(
     service.kill()
     service.wait()
     assert start().wait() == 0
-    assert len(ledger.comparisons(run)) == acknowledged == 8
-    assert len({(c.target, c.stamp.rater) for c in ledger.comparisons(run)}) == 8
+    assert (
+        len(ledger.feedback(run=run, kind="comparison", status="scored", late=True))
+        == acknowledged
+        == 8
+    )
+    assert (
+        len(
+            {
+                (c.target, c.stamp.rater)
+                for c in ledger.feedback(run=run, kind="comparison", status="scored", late=True)
+            }
+        )
+        == 8
+    )
     assert Desk(ledger).slots(run) == {"filled": 8, "slots": 8, "open": 0}
     ledger.close()
 

@@ -94,7 +94,7 @@ def test_it_learns_from_rankings_and_from_a_file_alike(
 
     from turnwise.engine.exchange.writing import export_pairs
 
-    comparisons = done.ledger.comparisons(done.id)
+    comparisons = done.ledger.feedback(run=done.id, kind="comparison", status="scored", late=True)
     known = {e.id: e for e in done.ledger.run_episodes(done.id)}
     file = tmp_path / "pairs.jsonl"
     file.write_text("\n".join(json.dumps(r) for r in export_pairs(known, comparisons)))

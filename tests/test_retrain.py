@@ -99,7 +99,10 @@ def run(
 def heard(run: turnwise.Run) -> list[int]:
     """Comparisons in the ledger before each update."""
     played = {e.id: e.update for e in run.ledger.run_episodes(run.id)}
-    when = [played[c.ranking[0][0]] for c in run.ledger.comparisons(run.id)]
+    when = [
+        played[c.ranking[0][0]]
+        for c in run.ledger.feedback(run=run.id, kind="comparison", status="scored", late=True)
+    ]
     return [sum(w < m["update"] for w in when) for m in run.metrics]
 
 
@@ -146,7 +149,11 @@ def test_a_better_version_judges_from_then_on_and_is_saved_with_its_notes(
         metrics["reward_model/new_accuracy"],
     )
     known = set(saved.notes["known"])
-    compared = [c for c in done.ledger.comparisons(done.id) if c.id in known]
+    compared = [
+        c
+        for c in done.ledger.feedback(run=done.id, kind="comparison", status="scored", late=True)
+        if c.id in known
+    ]
     assert len(known) == metrics["reward_model/comparisons"]
     played = done.ledger.episodes([e for c in compared for tier in c.ranking for e in tier])
     starts = sorted({e.start.key for e in played.values()}, key=lambda key: place(0, key))

@@ -261,7 +261,9 @@ def test_it_may_have_another_tokenizer_than_the_policy(
         tmp_path / "other", [WORDS * 3, "quite another vocabulary"], hidden=32, layers=1, heads=2
     )
     pairs = tmp_path / "pairs.jsonl"
-    comparisons = trained.ledger.comparisons(trained.id)
+    comparisons = trained.ledger.feedback(
+        run=trained.id, kind="comparison", status="scored", late=True
+    )
     episodes = {e.id: e for e in trained.ledger.run_episodes(trained.id)}
     pairs.write_text("\n".join(json.dumps(r) for r in export_pairs(episodes, comparisons)))
     stage = {
@@ -487,7 +489,9 @@ def test_an_imported_file_holds_out_whole_starts(
 ) -> None:
     from turnwise.engine.exchange.reading import import_data
 
-    comparisons = trained.ledger.comparisons(trained.id)
+    comparisons = trained.ledger.feedback(
+        run=trained.id, kind="comparison", status="scored", late=True
+    )
     known = {e.id: e for e in trained.ledger.run_episodes(trained.id)}
     file = tmp_path / "pairs.jsonl"
     file.write_text("\n".join(json.dumps(r) for r in export_pairs(known, comparisons)))
@@ -561,7 +565,9 @@ def test_the_runs_name_changes_nothing(model_folder: Callable[..., Path], tmp_pa
             sorted(
                 [
                     [sorted(place[e] for e in tier) for tier in c.ranking]
-                    for c in done.ledger.comparisons(done.id)
+                    for c in done.ledger.feedback(
+                        run=done.id, kind="comparison", status="scored", late=True
+                    )
                 ]
             )
         )

@@ -7,15 +7,35 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .tables import EPISODES, FEEDBACK
+from .tables import EPISODES, FEEDBACK, MEMBERS
 
 
-def about(episodes: Any) -> Any:
-    """Selects answers on the episodes for which the condition holds, or on their groups."""
+def about(episodes: Any, kind: str | None = None) -> Any:
+    """Selects answers on the episodes for which the condition holds, or on their groups.
+
+    Args:
+        episodes: the condition.
+        kind: of the answers, where only one is wanted: "feedback" is on episodes, "comparison" on
+            groups.
+    """
     ids, groups = (
-        sa.select(column).where(episodes) for column in (EPISODES.c.id, EPISODES.c.group)
+        FEEDBACK.c.target.in_(sa.select(column).where(episodes))
+        for column in (EPISODES.c.id, EPISODES.c.group)
     )
-    return sa.or_(FEEDBACK.c.target.in_(ids), FEEDBACK.c.target.in_(groups))
+    return {"feedback": ids, "comparison": groups}.get(kind or "", sa.or_(ids, groups))
+
+
+def decided_until(run: str | None, update: int) -> Any:
+    """Selects answers on episodes and groups that were members of a run's update up to this one."""
+    # Per answer one look-up by the target's own index: `run` and `update` are compared with what it
+    # finds, and are no way to find it.
+    own = sa.and_(MEMBERS.c.run + "" == run, MEMBERS.c.update + 0 <= update)
+    return sa.or_(
+        *(
+            sa.select(MEMBERS.c.episode).where(column == FEEDBACK.c.target, own).exists()
+            for column in (MEMBERS.c.episode, MEMBERS.c.group)
+        )
+    )
 
 
 def current() -> Any:

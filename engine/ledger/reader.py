@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..records.episode import Episode
-from ..records.feedback import Answer, Comparison, Feedback
+from ..records.feedback import Answer, Status
 from .database import Database
-from .queries import about, chunks, current
+from .queries import about, chunks, current, decided_until
 from .rows import Member, decode_answer, decode_episode
 from .tables import EPISODES, FEEDBACK, MEMBERS, REQUESTS
 
@@ -101,114 +101,68 @@ class LedgerReader(Database):
             trained = dict(db.execute(query).tuples().all())
         return [g for g in groups if (trained[g] == update if g in trained else g not in waiting)]
 
-    def feedback(self, groups: Sequence[str]) -> list[Answer]:
-        """Returns all answers in force on these groups and their episodes, in the order they came;
-        without superseded and late ones."""
-        rows: list[Any] = []
-        with self.reading() as db:
-            for some in chunks(groups):
-                query = sa.select(FEEDBACK).where(
-                    about(EPISODES.c.group.in_(some)), current(), ~FEEDBACK.c.late
-                )
-                rows += db.execute(query).mappings()
-        return [decode_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
-
-    def feedback_by(self, sources: Sequence[str], groups: Sequence[str]) -> list[Answer]:
-        """Returns the scored answers in force of these sources on these groups and their episodes,
-        in the order they came; late ones too."""
-        rows: list[Any] = []
-        with self.reading() as db:
-            for some in chunks(groups):
-                query = sa.select(FEEDBACK).where(about(EPISODES.c.group.in_(some)), current())
-                # A source has many more answers, on other groups.
-                query = query.where(FEEDBACK.c.status == "scored")
-                rows += [row for row in db.execute(query).mappings() if row["source"] in sources]
-        return [decode_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
-
-    def answers(self, ids: Sequence[str]) -> list[Answer]:
-        """Returns answers by id, in the order they came, whether or not they are still in force."""
-        rows: list[Any] = []
-        with self.reading() as db:
-            for some in chunks(ids):
-                rows += db.execute(sa.select(FEEDBACK).where(FEEDBACK.c.id.in_(some))).mappings()
-        return [decode_answer(row) for row in sorted(rows, key=lambda r: (r["time"], r["id"]))]
-
-    def run_feedback(self, run: str) -> list[Answer]:
-        """Returns all answers in force on a run's conversations, whatever their status, late ones
-        too; in the order they came."""
-        query = sa.select(FEEDBACK).where(about(EPISODES.c.run == run), current())
-        with self.reading() as db:
-            return [
-                decode_answer(row)
-                for row in db.execute(query.order_by(FEEDBACK.c.time, FEEDBACK.c.id)).mappings()
-            ]
-
-    def feedback_before(
-        self, run: str, source: str, update: int, newest: int = 5000
+    def feedback(
+        self,
+        groups: Sequence[str] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        run: str | None = None,
+        stages: Sequence[str] | None = None,
+        decided_by: int | None = None,
+        sources: Sequence[str] | None = None,
+        kind: Literal["feedback", "comparison"] | None = None,
+        status: Status | None = None,
+        late: bool = False,
+        corrected: bool = False,
+        newest: int | None = None,
+        order: Literal["time", "target"] = "time",
     ) -> list[Answer]:
-        """Returns a source's answers in force on groups that were decided up to an update: the
-        newest of them, in the order they came.
-
-        The result is the same for a run that was interrupted and resumed, whatever answers came
-        since.
-        """
-        # Per answer one look-up by the target's own index: `run` and `update` are compared with
-        # what it finds, and are no way to find it.
-        own = sa.and_(MEMBERS.c.run + "" == run, MEMBERS.c.update + 0 <= update)
-        about = sa.or_(
-            sa.select(MEMBERS.c.episode)
-            .where(MEMBERS.c.episode == FEEDBACK.c.target, own)
-            .exists(),
-            sa.select(MEMBERS.c.episode).where(MEMBERS.c.group == FEEDBACK.c.target, own).exists(),
-        )
-        query = sa.select(FEEDBACK).where(
-            FEEDBACK.c.source == source, about, current(), ~FEEDBACK.c.late
-        )
-        with self.reading() as db:
-            rows = list(
-                db.execute(
-                    query.order_by(FEEDBACK.c.time.desc(), FEEDBACK.c.id).limit(newest)
-                ).mappings()
-            )
-        return [decode_answer(row) for row in reversed(rows)]
-
-    def comparisons(
-        self, run: str, *, stages: Sequence[str] | None = None, everything: bool = False
-    ) -> list[Comparison]:
-        """Returns a run's scored comparisons in force, by group and id.
+        """Returns the answers to which all of these apply.
 
         Args:
-            stages: only those of conversations played or imported there.
-            everything: also those that were corrected since; for training that began before.
+            groups: on these groups or their episodes.
+            ids: of these ids.
+            run: on the conversations of this run.
+            stages: on conversations played or imported there; with `run`.
+            decided_by: on groups that were members of an update up to this one; with `run`. The
+                same for a run that was interrupted and resumed, whatever came since.
+            sources: from these.
+            kind: scores of single conversations, or comparisons.
+            status: scored, abstained or failed.
+            late: also answers that came after their group was decided.
+            corrected: also answers that a correction has replaced.
+            newest: so many of them only; with `run`.
+            order: as they came, or by what they are about; then by id.
         """
-        found = self._scored("comparison", EPISODES.c.group, run, stages, everything)
-        return [a for a in found if isinstance(a, Comparison)]
-
-    def scores(self, run: str, *, stages: Sequence[str] | None = None) -> list[Feedback]:
-        """Returns a run's scored feedback in force, by episode and id; late answers too.
-
-        Args:
-            stages: only that on conversations played or imported there.
-        """
-        found = self._scored("feedback", EPISODES.c.id, run, stages, everything=False)
-        return [a for a in found if isinstance(a, Feedback)]
-
-    def _scored(
-        self, kind: str, target: Any, run: str, stages: Sequence[str] | None, everything: bool
-    ) -> list[Answer]:
-        targets = sa.select(target).where(EPISODES.c.run == run)
-        if stages is not None:
-            targets = targets.where(EPISODES.c.stage.in_(list(stages)))
-        query = sa.select(FEEDBACK).where(
-            FEEDBACK.c.kind == kind, FEEDBACK.c.status == "scored", FEEDBACK.c.target.in_(targets)
-        )
-        if not everything:
-            query = query.where(current())
+        conditions = [] if late else [~FEEDBACK.c.late]
+        if not corrected:
+            conditions.append(current())
+        if decided_by is not None:
+            conditions.append(decided_until(run, decided_by))
+        elif run is not None:
+            played = EPISODES.c.run == run
+            if stages is not None:
+                played = sa.and_(played, EPISODES.c.stage.in_(list(stages)))
+            conditions.append(about(played, kind))
+        for column, value in ((FEEDBACK.c.kind, kind), (FEEDBACK.c.status, status)):
+            if value is not None:
+                conditions.append(column == value)
+        if sources is not None and groups is None:
+            conditions.append(FEEDBACK.c.source.in_(list(sources)))
+        query = sa.select(FEEDBACK).where(*conditions)
+        if newest is not None:
+            query = query.order_by(FEEDBACK.c.time.desc(), FEEDBACK.c.id).limit(newest)
+        queries = [query]
+        if groups is not None:
+            queries = [query.where(about(EPISODES.c.group.in_(c), kind)) for c in chunks(groups)]
+        elif ids is not None:
+            queries = [query.where(FEEDBACK.c.id.in_(some)) for some in chunks(ids)]
         with self.reading() as db:
-            return [
-                decode_answer(row)
-                for row in db.execute(query.order_by(FEEDBACK.c.target, FEEDBACK.c.id)).mappings()
-            ]
+            rows = [row for each in queries for row in db.execute(each).mappings()]
+        # On few groups: a source has many more answers, and its index would be the slower way.
+        if sources is not None and groups is not None:
+            rows = [row for row in rows if row["source"] in sources]
+        return [decode_answer(row) for row in sorted(rows, key=lambda r: (r[order], r["id"]))]
 
     def decided(self, groups: Sequence[str]) -> dict[str, int]:
         """Returns those of the groups that are members of an update, and which update: further

@@ -172,6 +172,23 @@ def comparing(run: RunView) -> list[str]:
     return [label for label in run.before if label in makes] + [run.stage]
 
 
+def comparisons_of(
+    run: RunView, *, stages: Sequence[str] | None = None, corrected: bool = False
+) -> list[Comparison]:
+    """Returns the comparisons of a run's conversations, late ones too, by group and id.
+
+    Args:
+        run: the run.
+        stages: only on conversations played or imported there.
+        corrected: also those that a correction has replaced; for training that began before.
+    """
+    found = run.ledger.feedback(
+        run=run.id, stages=stages, kind="comparison", status="scored", late=True,
+        corrected=corrected, order="target",
+    )  # fmt: skip
+    return [a for a in found if isinstance(a, Comparison)]
+
+
 def check_weights(
     run: RunView, section: str, weights: Mapping[str, float], data: Path | None
 ) -> None:
@@ -244,17 +261,13 @@ class Chosen:
                 run.ledger.add_feedback([*comparisons, *scores])
             self.ids = shared(
                 run,
-                (
-                    [c.id for c in run.ledger.comparisons(run.id, stages=comparing(run))]
-                    if run.is_main
-                    else []
-                ),
+                [c.id for c in comparisons_of(run, stages=comparing(run))] if run.is_main else [],
             )
         if not self.ids:
             why = [
                 f"{a.status}: {a.reason}"
-                for a in run.ledger.run_feedback(run.id)
-                if isinstance(a, Comparison) and a.status != "scored"
+                for a in run.ledger.feedback(run=run.id, kind="comparison", late=True)
+                if a.status != "scored"
             ]
             asked = f" {len(why)} were asked and did not, e.g. {why[0]}." if why else ""
             raise ConfigError(
@@ -262,7 +275,7 @@ class Chosen:
                 f" to learn from.{asked}"
             )
         wanted = set(self.ids)
-        return [c for c in run.ledger.comparisons(run.id, everything=True) if c.id in wanted]
+        return [c for c in comparisons_of(run, corrected=True) if c.id in wanted]
 
     def labels(self, run: RunView, data: Path, threshold: float | None = None) -> list[Label]:
         """The labels of a file, recorded as feedback; the first call decides which.

@@ -39,6 +39,8 @@ from ...tools import derive_id, did_you_mean
 from ..llm.judge import Answer
 from ..trust.watch import Quarantined
 
+NEWEST = 5000  # answers that the members' reliability is estimated from
+
 
 @dataclass(kw_only=True)
 class Panel(FeedbackSource):
@@ -180,7 +182,9 @@ class Panel(FeedbackSource):
         over."""
         if self._aggregator is None:
             return {}
-        before = run.ledger.feedback_before(run.id, self._name, run.updates)
+        before = run.ledger.feedback(
+            run=run.id, decided_by=run.updates, sources=[self._name], newest=NEWEST
+        )
         answers = [own for answer in before for own in opinions_of(answer)]
         if answers:
             raters = self._aggregator.aggregate(answers).raters

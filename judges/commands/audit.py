@@ -36,7 +36,7 @@ def audit(
     Raises:
         LookupError: no such source.
     """
-    answers = ledger.run_feedback(run)
+    answers = ledger.feedback(run=run, late=True)
     by_source: dict[str, list[Answer]] = {}
     for answer in answers:
         by_source.setdefault(answer.stamp.source, []).append(answer)

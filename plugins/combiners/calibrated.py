@@ -243,10 +243,11 @@ class Calibrated(Combiner):
         number, key = run.updates + 1, derive_id(sorted(self._records))[:8]
         note = run.folder / "calibration" / f"update-{number:06d}-{key}.json"
         if note.is_file() and (written := files.read_note(note))["run"] == run.id:
-            return run.ledger.answers(written["answers"])
+            return run.ledger.feedback(ids=written["answers"], late=True, corrected=True)
         known = {id_ for record in self._records.values() for id_ in record["people"]}
         groups = sorted({record["group"] for record in self._records.values()})
-        found = [a for a in run.ledger.feedback_by(self.people, groups) if a.id not in known]
+        new = run.ledger.feedback(groups, sources=self.people, status="scored", late=True)
+        found = [a for a in new if a.id not in known]
         note.parent.mkdir(exist_ok=True)
         files.write(
             note,

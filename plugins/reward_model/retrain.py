@@ -31,7 +31,7 @@ from typing import Any
 from pydantic import Field
 
 from ...protocols import Comparison, RunView
-from ...running import comparing
+from ...running import comparing, comparisons_of
 from ...tools import derive_id, files
 from .model import NOTE, RewardModel
 from .training import Data, Ensemble, Training, finals, place
@@ -189,7 +189,7 @@ class Versions:
     def _comparisons(self, run: RunView) -> list[Comparison]:
         """Returns the run's comparisons, of any source and however late, up to this update: a run
         that goes on finds later answers too."""
-        found = run.ledger.comparisons(run.id, stages=comparing(run))
+        found = comparisons_of(run, stages=comparing(run))
         shown = run.ledger.episodes([c.ranking[0][0] for c in found if c.id not in self._known])
         return [
             c for c in found if c.id in self._known or shown[c.ranking[0][0]].update <= run.updates

@@ -217,7 +217,7 @@ class Pending(Collector):
             return Step("look")
         feedback: dict[str, list[Answer]] = {group.key: [] for group in mine}
         group_of = {id_: m.group for m in members for id_ in m.feedback}
-        for answer in run.ledger.answers(list(group_of)):
+        for answer in run.ledger.feedback(ids=list(group_of), late=True, corrected=True):
             feedback[group_of[answer.id]].append(answer)
         return Step("train", complete=tuple(mine), feedback=feedback)
 
