@@ -14,7 +14,7 @@ import pytest
 import torch
 import turnwise
 import yaml
-from support import ECHO
+from support.echo import ECHO
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -260,7 +260,7 @@ def test_the_page_of_judges(
     feedback makes runs, and the first trains."""
     from dataclasses import fields
 
-    from model_server import ModelServer, example
+    from support.model_server import ModelServer, example
     from turnwise import judges
 
     text, plugins = (DOCS / "judges.md").read_text(), turnwise.Plugins()
