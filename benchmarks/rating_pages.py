@@ -23,8 +23,8 @@ from turnwise.plugins.human import lead, raters
 from turnwise.plugins.human.desk import Desk
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from browsers import chromium
-from rating import RUN, next_task, person, serving, study
+from support.browsers import chromium
+from support.rating import RUN, next_task, person, serving, study
 
 INSTRUCTIONS = """
 You read conversations between a shop's **assistant** and a person who writes to it.

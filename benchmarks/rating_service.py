@@ -45,7 +45,7 @@ from turnwise.plugins.human import raters
 from turnwise.plugins.human.tables import LEASES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from databases import cluster, new_database
+from support.databases import cluster, new_database
 
 SERVE = """
 import sys, uvicorn, turnwise

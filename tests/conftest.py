@@ -6,6 +6,7 @@ Everything is built here; nothing is fetched.
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +17,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import hypothesis
 import pytest
+import support.echo  # noqa: F401 - registers it
 import torch
 import transformers
 import turnwise
-from browsers import CHROMIUM, chromium
-from databases import cluster, new_database, program
-from support import WORDS, configs
+from support.browsers import CHROMIUM, chromium
+from support.databases import cluster, new_database, program
+from support.models import WORDS, configs
 from turnwise.plugins.demo.tiny_model import build_tokenizer
 
 hypothesis.settings.register_profile(  # how long an example takes says how busy the machine is
@@ -109,6 +111,27 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.sqlite"
     return new_database(request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def ledger_url(tmp_path: Path) -> str:
+    """Returns where `ledger` lies: on SQLite, except where a file's own fixture says otherwise."""
+    return f"sqlite:///{tmp_path}/ledger.sqlite"
+
+
+@pytest.fixture
+def ledger_clock() -> Callable[[], float]:
+    """Returns the clock of `ledger`: the real one, except where a file's own fixture says
+    otherwise."""
+    return time.time
+
+
+@pytest.fixture
+def ledger(ledger_url: str, ledger_clock: Callable[[], float]) -> Iterator[turnwise.Ledger]:
+    """Opens an empty ledger."""
+    opened = turnwise.Ledger(ledger_url, clock=ledger_clock)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

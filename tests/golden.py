@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -33,15 +33,16 @@ from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-import scripted_judges
 import sqlalchemy as sa
 import torch
 import transformers
 import turnwise
 import yaml
-from model_server import ModelServer
-from rating import next_task, person
 from safetensors.torch import load_file
+from support import judges
+from support.clock import Clock
+from support.model_server import ModelServer
+from support.rating import next_task, person
 from turnwise.engine.exchange import reading
 from turnwise.engine.util.ids import derive_id
 from turnwise.plugins.demo.tiny_model import build_policy
@@ -140,13 +141,13 @@ def models(url: str, folder: Path) -> list[Any]:
     """A model behind a server as judge in every way of judging, as critic of replies, and in an
     evaluation."""
     asked = {"model": {"provider": "openai-chat", "model": "judge-1", "url": f"{url}/v1",
-            "api_key": scripted_judges.KEY},
+            "api_key": judges.KEY},
              "prices": {"judge-1": [1, 1]}, "budget": 5.0}  # fmt: skip
     (folder / "manners.md").write_text(
         "---\nname: manners\nprinciples:\n  - {name: polite, critique: Impolite, revise: Add"
         " courtesy, better: The kinder one}\n---\nManners matter.\n"
     )
-    (folder / "helpful.md").write_text(f"---\n{yaml.safe_dump(scripted_judges.RUBRIC)}---\nHelp.\n")
+    (folder / "helpful.md").write_text(f"---\n{yaml.safe_dump(judges.RUBRIC)}---\nHelp.\n")
     manners, helpful = str(folder / "manners.md"), str(folder / "helpful.md")
     return [
         {"revise": {"env": DESK, "updates": 2, "groups": 3, "max_new_tokens": 6,
@@ -206,20 +207,6 @@ def labels(folder: Path) -> list[Any]:
                 "held_out": 0, "steps_per_update": 1}},
         rl({"name": "grpo", "kl": 0.1}, {"judge": "reward-model"}),
     ]  # fmt: skip
-
-
-class Clock:
-    """Time that passes only when the run sleeps; `meanwhile` is what happens then."""
-
-    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        self.now, self.meanwhile = 1000.0, meanwhile
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += max(seconds, 1.0)
-        self.meanwhile()
 
 
 def rate(run: turnwise.Run, rater: str) -> None:
@@ -392,7 +379,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    scripted_judges.worth = lambda text: (
+    judges.worth = lambda text: (
         text.count("e") % 3
     )  # what the judge behind the server likes, in replies of a policy that knows nothing
     folder = given.keep or Path(tempfile.mkdtemp(prefix="golden-"))
@@ -424,7 +411,7 @@ def main() -> None:
 def answer(asked: Any) -> dict[str, Any]:
     """What the model behind the server says: a verdict, or as a critic a revision."""
     assert asked.schema is not None
-    said = scripted_judges.bound(asked)["properties"]
+    said = judges.bound(asked)["properties"]
     if "answer_id" in said:
         draft = len(asked.user)
         return {
@@ -433,7 +420,7 @@ def answer(asked: Any) -> dict[str, Any]:
             "change": draft % 2 == 0,
             "revision": "please wait",
         }
-    return scripted_judges.unbiased(asked)
+    return judges.unbiased(asked)
 
 
 if __name__ == "__main__":

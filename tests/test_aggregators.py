@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
 from scipy.special import expit
 from scipy.stats import kendalltau
+from support.episodes import conversation
 from turnwise import Aggregate, Comparison, Feedback, NoReward, Rewards, Stamp
 from turnwise.plugins.aggregators import common as answers
 from turnwise.plugins.aggregators.bradley_terry import BradleyTerry
@@ -695,18 +696,16 @@ def test_a_thousand_episodes_are_no_trouble() -> None:
 # The combiner.
 
 
-def episode(name: str, rewards: tuple[float, ...] = (0.0,), seed: int = 1) -> turnwise.Episode:
-    turns = tuple(turnwise.Turn(turnwise.Message("user", "hm"), "ok", r) for r in rewards)
-    return turnwise.Episode(name, turnwise.Start("t/E-v0", seed), turns, "terminated")
-
-
 def opinion(e: str, score: float | None, rater: str, stratum: str = "", **more: Any) -> Feedback:
     stamp = Stamp(source=more.pop("source", "people"), rater=rater, stratum=stratum)
     return Feedback(e, score, id=f"{e}/{rater}", stamp=stamp, **more)
 
 
 def test_aggregated_makes_rewards_of_estimates() -> None:
-    group = [episode("a", (0.5, 1.0)), episode("b", (2.0,))]
+    group = [
+        conversation("ok", "ok", id="a", reward=[0.5, 1.0]),
+        conversation("ok", id="b", reward=2.0),
+    ]
     said = [
         opinion("a", 1.0, "x"),
         opinion("a", 0.0, "y"),
@@ -735,7 +734,7 @@ def test_aggregated_makes_rewards_of_estimates() -> None:
 
 
 def test_an_episode_without_an_estimate_has_no_reward() -> None:
-    group = [episode(name) for name in "abcdef"]
+    group = [conversation("ok", id=name) for name in "abcdef"]
     stamp = Stamp(source="people")
     said = [
         Feedback.failed("a", "timeout", stamp=stamp),
@@ -772,7 +771,7 @@ def test_uncertain_estimates_can_be_left_out() -> None:
     said = [opinion("a", 1.0, r) for r in "vwxyz"] + [opinion("b", 0.0, "x")]
     combiner = Aggregated({"people": 1.0}, Majority(), max_sd=0.2)
     combiner.fit(said)
-    a, b = combiner.combine([episode("a"), episode("b")], said)
+    a, b = combiner.combine([conversation("ok", id="a"), conversation("ok", id="b")], said)
     assert isinstance(a, Rewards)
     assert a.weight == pytest.approx(1 - (6 / (49 * 8)) * 12)
     assert isinstance(b, NoReward)
@@ -780,7 +779,7 @@ def test_uncertain_estimates_can_be_left_out() -> None:
 
 
 def strata() -> tuple[list[Any], list[Any]]:
-    group = [episode(name) for name in "abc"]
+    group = [conversation("ok", id=name) for name in "abc"]
     likes = {"experts": {"a": 4.0, "b": 0.0, "c": 2.0}, "laymen": {"a": 0.0, "b": 4.0, "c": 3.0}}
     said = [
         opinion(e, x, f"{s}-{k}", s)
@@ -860,7 +859,9 @@ def test_history_carries_raters_over_and_a_resumed_run_says_the_same() -> None:
 
     def combined(combiner: Aggregated, own: list[Comparison]) -> list[Any]:
         combiner.fit(own)
-        group = [episode(e) for e in sorted({e for c in own for t in c.ranking for e in t})]
+        group = [
+            conversation("ok", id=e) for e in sorted({e for c in own for t in c.ranking for e in t})
+        ]
         return [*combiner.combine(group, own), combiner.metrics()]
 
     first = Aggregated({"people": 1.0}, RaterBradleyTerry(), history=500)
@@ -904,7 +905,7 @@ def test_what_is_played_aside_is_judged_and_not_learned_from() -> None:
     combiner = Aggregated({"people": 1.0}, Mean())
     combiner.fit(said)
     aside = [opinion("d", 4.0, "experts-0"), opinion("d", 4.0, "experts-1")]
-    [reward] = combiner.combine([episode("d")], aside)
+    [reward] = combiner.combine([conversation("ok", id="d")], aside)
     assert isinstance(reward, Rewards)
     assert reward.outcome > 3
     assert len(combiner.state_dict()["answers"]) == len(said)
@@ -920,7 +921,7 @@ def test_wrong_options_of_the_combiner_are_refused(wrong: dict[str, Any]) -> Non
 
 
 def test_a_run_with_it_reports_raters(model_folder: Any, tmp_path: Any) -> None:
-    from support import ECHO
+    from support.echo import ECHO
 
     def said_of(who: str) -> Any:
         return lambda e: float(sum(t.action.count(who) for t in e.turns))

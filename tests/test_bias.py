@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
-from turnwise import Comparison, Episode, Feedback, Message, Stamp, Start, Turn
+from support.episodes import conversation
+from turnwise import Comparison, Episode, Feedback, Stamp
 from turnwise.engine.analysis import style as module
 from turnwise.engine.analysis.bias import bias_report
 from turnwise.engine.analysis.positions import flips, looks, position, rank_by_place
@@ -26,15 +27,6 @@ from turnwise.engine.analysis.style import (
     style,
     style_features,
 )
-
-
-def talk(name: str, *replies: str, seed: int = 0) -> Episode:
-    return Episode(
-        name,
-        Start("e", seed),
-        tuple(Turn(Message("user", "?"), reply, 0.0) for reply in replies),
-        "terminated",
-    )
 
 
 def verdict(group: str, first: str, second: str, wins: float, **fields: Any) -> Comparison:
@@ -291,12 +283,12 @@ def test_a_judge_without_bias_has_none_whatever_it_says(content: list[int]) -> N
     ],
 )  # fmt: skip
 def test_features(text: str, expected: dict[str, float]) -> None:
-    found = style_features(talk("e", text))
+    found = style_features(conversation(text))
     assert {name: found[name] for name in expected} == expected
 
 
 def test_features_of_a_conversation() -> None:
-    found = style_features(talk("e", "Why?", "Sure. - no list", "- a\n- b", ""))
+    found = style_features(conversation("Why?", "Sure. - no list", "- a\n- b", ""))
     assert found == {
         "length": 4 + 15 + 7,
         "lists": 2,
@@ -312,7 +304,7 @@ def pairs_world(pairs: int, seed: int) -> tuple[dict[str, Episode], np.ndarray, 
     worth, noise = rng.normal(size=(2, pairs, 2))
     length = np.exp(4 + 0.5 * (0.3 * worth + 0.95 * noise)).astype(int)
     played = {
-        f"{k}{s}": talk(f"{k}{s}", "x" * length[k, i], seed=k)
+        f"{k}{s}": conversation("x" * length[k, i], id=f"{k}{s}", seed=k)
         for k in range(pairs)
         for i, s in enumerate("ab")
     }
@@ -420,7 +412,9 @@ def test_scores_are_compared_within_groups_only() -> None:
         for g in range(40):
             for i in range(4):
                 name = f"{shift}-{g}-{i}"
-                played[name] = talk(name, "x" * int(lengths[g, i] + shift * (g % 3)), seed=g)
+                played[name] = conversation(
+                    "x" * int(lengths[g, i] + shift * (g % 3)), id=name, seed=g
+                )
                 answers.append(Feedback(name, float(scores[g, i] + shift * g)))
     found = [
         style(
@@ -447,7 +441,7 @@ def test_self_preference() -> None:
     writes better; style plays no part."""
     rng = np.random.default_rng(0)
     worth = rng.normal([0.0, 1.0], 1.0, (1500, 2))
-    played = {f"{k}{s}": talk(f"{k}{s}", "x", seed=k) for k in range(1500) for s in "ab"}
+    played = {f"{k}{s}": conversation("x", id=f"{k}{s}", seed=k) for k in range(1500) for s in "ab"}
     authors = {e: "acme" if e.endswith("a") else "other" for e in played}
     said = judge_pairs(played, worth[:, 0] - worth[:, 1] + 2 * np.arctanh(0.3), 1)
     [found] = self_preference(said, played, authors, "acme", by_id(worth))

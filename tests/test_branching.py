@@ -13,7 +13,7 @@ import gymnasium
 import pytest
 import torch
 import turnwise
-from support import ECHO, play
+from support.echo import ECHO, play
 from turnwise.engine.policy.in_process import InProcess
 from turnwise.engine.report.credit import credited
 from turnwise.engine.rollout.conversation import Branch

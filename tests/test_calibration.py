@@ -18,7 +18,8 @@ import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_ind
-from support import ECHO
+from support.echo import ECHO
+from support.episodes import conversation
 from turnwise import Comparison, Feedback, Stamp
 from turnwise.engine.analysis.calibration import (
     Correction,
@@ -31,7 +32,7 @@ from turnwise.engine.analysis.calibration import (
 from turnwise.engine.analysis.drift import Drift
 from turnwise.engine.analysis.judge_report import FEATURES, calibrate, named_features, on_scale
 from turnwise.engine.analysis.prediction_powered import prediction_powered_mean, worth
-from turnwise.engine.records.episode import Episode, Message, Start, Turn
+from turnwise.engine.records.episode import Episode
 from turnwise.engine.records.rewards import NoReward, Rewards
 from turnwise.plugins.combiners.calibrated import Calibrated
 
@@ -487,10 +488,15 @@ def test_the_alarm_resumes_exactly() -> None:
 def episode(
     number: int, update: int = 1, start: int | None = None, text: str = "yes", slot: int = 0
 ) -> Episode:
-    turn = Turn(Message("user", "hello"), text, 0.0)
-    where = Start("env", number if start is None else start)
-    return Episode(
-        f"e{number}", where, (turn,), "terminated", run="r", stage="rl", update=update, slot=slot
+    """Numbers conversations of run "r": many, of which only the place and the text vary."""
+    return conversation(
+        text,
+        id=f"e{number}",
+        env="env",
+        seed=number if start is None else start,
+        run="r",
+        update=update,
+        slot=slot,
     )
 
 
@@ -507,9 +513,8 @@ def test_scales_and_features() -> None:
     assert [on_scale(v, "people", "judge", {"people": (1, 5)}) for v in (1, 3, 5)] == [0, 0.5, 1]
     assert on_scale(4, "people", "judge", {"people": (1, 5), "judge": (-1, 1)}) == 0.5
     assert on_scale(4, "people", "judge", {}) == 4
-    turns = [Turn(Message("user", "?"), text, 0.0) for text in ("a b c", "is it?\nyes? no")]
-    talk = Episode("e", Start("env", 0), tuple(turns), "terminated")
-    assert {n: FEATURES[n](talk) for n in FEATURES} == {
+    e = conversation("a b c", "is it?\nyes? no")
+    assert {n: FEATURES[n](e) for n in FEATURES} == {
         "words": 3.5,
         "turns": 2,
         "questions": 1,

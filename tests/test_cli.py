@@ -201,7 +201,9 @@ def test_envs_lists_and_checks() -> None:
     assert "CartPole" not in listed
     assert "nothing wrong" in call("envs", "--check", "turnwise/Maze-v0").stdout
     tests = Path(__file__).parent
-    bad = call("envs", "--check", "test/NeverEnds-v0", "--module", "bad_envs", cwd=tests)
+    bad = call(
+        "envs", "--check", "test/NeverEnds-v0", "--module", "support.environments", cwd=tests
+    )
     assert bad.returncode == 1
     assert "did not end" in bad.stdout
     missing = call("envs", "--check", "turnwise/Mase-v0")

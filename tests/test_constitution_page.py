@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import turnwise
 import yaml
+from support.episodes import NO_RUN, conversation
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "constitution.md").read_text()
@@ -74,21 +75,16 @@ def test_the_configs_of_the_page_run(
     assert first.get("conversations") == 3 or first["comparisons"] >= 3
 
 
-def said(*replies: str, slot: int = 0) -> turnwise.Episode:
-    """An agent's replies to a customer whose parcel of last week did not come: the parcel should be
-    traced."""
+def parcel(*replies: str, slot: int = 0) -> turnwise.Episode:
+    """Builds what the simulated judge knows the facts of: a parcel of last week did not come and
+    should be traced."""
     heard = [
         "Hello, this is about my lamp. The parcel did not come.",
         "I ordered it last week.",
         "As I said before.",
     ]
-    turns = [
-        turnwise.Turn(turnwise.Message("user", h), r, 0.0)
-        for h, r in zip(heard, replies, strict=False)
-    ]
-    return turnwise.Episode(
-        f"e{slot}", turnwise.Start("x/Y-v0", 0), tuple(turns), "terminated", slot=slot
-    )
+    where = {"id": f"e{slot}", "env": "x/Y-v0", "seed": 0, "slot": slot}
+    return conversation(*replies, heard=heard[: len(replies)], **where, **NO_RUN)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +120,7 @@ def test_the_simulated_judge_follows_the_one_principle(
     only = turnwise.judges.Constitution(
         "one", tuple(p for p in whole.principles if p.name == principle), whole.text
     )
-    good, bad = said(*better), said(*worse, slot=1)
+    good, bad = parcel(*better), parcel(*worse, slot=1)
     judge = turnwise.judges.ConstitutionJudge(
         model=simulated.SimulatedModel(error=0.0), constitution=only, soft="logprobs", cache=False
     )
@@ -142,12 +138,17 @@ def test_the_simulated_judge_errs_as_often_as_stated(simulated: Any, tmp_path: P
         "name": "r",
         "criteria": [{"name": "resolved", "question": "?", "levels": ["no", "yes"]}],
     }
-    asked = []
-    for k in range(300):
-        turn = turnwise.Turn(
-            turnwise.Message("user", f"Hello {k}."), "I will refund your money.", 0.0
+    asked = [
+        conversation(
+            "I will refund your money.",
+            heard=f"Hello {k}.",
+            id=f"e{k}",
+            env="x/Y-v0",
+            seed=k,
+            **NO_RUN,
         )
-        asked.append(turnwise.Episode(f"e{k}", turnwise.Start("x/Y-v0", k), (turn,), "terminated"))
+        for k in range(300)
+    ]
     for error, low, high in ((0.0, 0, 0), (0.4, 40, 80), (1.0, 125, 175)):
         judge = turnwise.judges.RubricJudge(
             model=simulated.SimulatedModel(error=error), rubric=rubric, cache=False, concurrency=64

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 import turnwise
-from support import select
+from support.episodes import conversation, select
 from turnwise.engine.policy.batching import make_batch
 from turnwise.plugins.combiners.weighted import Weighted
 from turnwise.plugins.credit.gae import GAE
 from turnwise.plugins.credit.outcome import OutcomeCredit
-
-M = turnwise.Message
 
 
 def episode(
@@ -25,27 +23,21 @@ def episode(
     seed: int = 1,
     ending: Any = "terminated",
     observed: int = 3,
-    said: tuple[str, ...] | None = None,
+    replies: tuple[str, ...] | None = None,
 ) -> turnwise.Episode:
-    """An episode with so many action tokens per turn, and `observed` tokens of observation before
-    each."""
-    turns = tuple(
-        turnwise.Turn(
-            M("user", "hm"),
-            (said or ("ok",) * len(lengths))[k],
-            r,
-            tuple(range(10, 10 + observed)),
-            tuple(range(50, 50 + n)),
-            (-0.5,) * n,
-        )
-        for k, (n, r) in enumerate(zip(lengths, rewards, strict=True))
-    )
-    return turnwise.Episode(
-        name,
-        turnwise.Start("t/E-v0", seed),
-        turns,
-        ending,
-        final=M("user", "bye"),
+    """Builds an episode by its numbers of tokens, which credit is about: so many action tokens per
+    turn, and `observed` tokens of observation before each."""
+    return conversation(
+        *(replies or ("ok",) * len(lengths)),
+        heard="hm",
+        id=name,
+        seed=seed,
+        reward=list(rewards),
+        prompt_ids=tuple(range(10, 10 + observed)),
+        action_ids=[tuple(range(50, 50 + n)) for n in lengths],
+        logprobs=[(-0.5,) * n for n in lengths],
+        ending=ending,
+        final=turnwise.Message("user", "bye"),
         final_ids=(7, 8) * observed,
     )
 
@@ -189,7 +181,7 @@ def test_weighted_never_makes_a_number_of_a_failure() -> None:
 
 
 def score(judge: Any, *replies: str) -> float | None:
-    e = episode("a", (1,) * len(replies), (0.0,) * len(replies), said=replies)
+    e = episode("a", (1,) * len(replies), (0.0,) * len(replies), replies=replies)
     [answer] = judge.score([e])
     assert answer.episode == "a"
     return answer.score

@@ -12,7 +12,7 @@ import torch
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import select
+from support.episodes import conversation, select
 from test_credit_and_rewards import batch, episode
 from turnwise.engine.policy.batching import make_batch
 from turnwise.engine.tensors import (
@@ -34,22 +34,19 @@ from turnwise.plugins.credit.turn_returns import TurnReturns, against_others
 NAN = math.nan
 
 
-def said(
-    name: str, words: str, rewards: tuple[float, ...], seed: int = 1, tokens: int = 2
+def walk(
+    name: str, rooms: str, rewards: tuple[float, ...], seed: int = 1, tokens: int = 2
 ) -> turnwise.Episode:
-    """An episode whose observations are the given words, one per turn."""
-    turns = tuple(
-        turnwise.Turn(
-            turnwise.Message("user", w), f"go {w}", r, (7,), (5,) * tokens, (-0.5,) * tokens
-        )
-        for w, r in zip(words.split(), rewards, strict=True)
-    )
-    return turnwise.Episode(
-        name,
-        turnwise.Start("t/E-v0", seed),
-        turns,
-        "terminated",
-        final=turnwise.Message("user", "bye"),
+    """Builds an episode whose observations are the given words, which methods tell states by."""
+    return conversation(
+        *(f"go {room}" for room in rooms.split()),
+        heard=[*rooms.split(), "bye"],
+        id=name,
+        seed=seed,
+        reward=list(rewards),
+        prompt_ids=(7,),
+        action_ids=(5,) * tokens,
+        logprobs=(-0.5,) * tokens,
     )
 
 
@@ -191,7 +188,7 @@ def test_lambda_below_one_shrinks_credit_over_observation_tokens_and_ours_does_n
 def test_gigpo_by_hand() -> None:
     """Two conversations: hall, kitchen, hall against hall, garden; only `hall` recurs."""
     made = batch(
-        said("a", "hall kitchen hall", (0.0, 0.0, 1.0)), said("b", "hall garden", (0.0, 0.0))
+        walk("a", "hall kitchen hall", (0.0, 0.0, 1.0)), walk("b", "hall garden", (0.0, 0.0))
     )
     # with gamma 0.5 returns are a: 0.25 0.5 1, b: 0 0; hall: mean of 0.25, 1, 0 = 0.416667;
     # episodes: +0.5, -0.5
@@ -200,11 +197,11 @@ def test_gigpo_by_hand() -> None:
         [round(0.5 + 2 * (0.25 - 1.25 / 3), 6), 0.5, round(0.5 + 2 * (1 - 1.25 / 3), 6)],
         [round(-0.5 - 2 * 1.25 / 3, 6), -0.5, 0.0],
     ]  # fmt: skip
-    other = batch(said("a", "hall kitchen", (0.0, 1.0)), said("b", "hallo kitchens", (0.0, 0.0)))
+    other = batch(walk("a", "hall kitchen", (0.0, 1.0)), walk("b", "hallo kitchens", (0.0, 0.0)))
     assert GiGPO().states(other).tolist() == [[0, 1], [2, 3]]
     assert GiGPO(similarity=0.8).states(other).tolist() == [[0, 1], [0, 1]]
-    turned = batch(said("b", "hallo kitchens", (0.0, 0.0)), said("a", "hall kitchen", (0.0, 1.0)))
-    near = [said(n, f"{n} x", (0.0, 1.0)) for n in ("abcdef", "abcdeg", "abcdgg")]
+    turned = batch(walk("b", "hallo kitchens", (0.0, 0.0)), walk("a", "hall kitchen", (0.0, 1.0)))
+    near = [walk(n, f"{n} x", (0.0, 1.0)) for n in ("abcdef", "abcdeg", "abcdgg")]
     together = set()
     for order in itertools.permutations(near):
         found = GiGPO(similarity=0.8).states(batch(*order))[:, 0].tolist()
@@ -216,13 +213,13 @@ def test_gigpo_by_hand() -> None:
         )
     assert len(together) == 1, "whoever comes first in the batch decides nothing"
     assert GiGPO(similarity=0.8).states(turned).tolist() == [[0, 1], [0, 1]]
-    equal = batch(said("a", "hall", (1.0,)), said("b", "hall", (1.0,)), said("c", "hall", (1.0,)))
+    equal = batch(walk("a", "hall", (1.0,)), walk("b", "hall", (1.0,)), walk("c", "hall", (1.0,)))
     equal.token_rewards[0, 0], equal.token_rewards[1, 0] = -1e-3, 1e-3
     tiny = GiGPO(baseline="std").assign(equal).turn_credit
     assert float(tiny.abs().max()) < 1e-2, (
         "the smallest penalty must not become a full-strength advantage"
     )
-    apart = batch(said("a", "hall", (1.0,)), said("b", "hall", (0.0,), seed=2))
+    apart = batch(walk("a", "hall", (1.0,)), walk("b", "hall", (0.0,), seed=2))
     assert GiGPO().states(apart).tolist() == [[0], [1]], "states of two starts are never compared"
 
 
@@ -276,27 +273,26 @@ def test_redistribution_finds_the_turn_that_mattered_and_conserves_the_outcome()
     rng = torch.Generator().manual_seed(0)
     pick = lambda n: int(torch.randint(n, (), generator=rng))  # noqa: E731
 
-    def talk(i: int) -> turnwise.Episode:
-        where, won, turns = pick(6), 0.0, []
+    def played(i: int) -> turnwise.Episode:
+        where, won, heard, replies = pick(6), 0.0, [], []
         for k in range(6):
-            heard, reply = (
-                ("key", ("take", "leave")[pick(2)])
-                if k == where
-                else (f"room {pick(5)}", ("on", "back")[pick(2)])
-            )
-            won = float(reply == "take") if heard == "key" else won
-            turns.append(
-                turnwise.Turn(
-                    turnwise.Message("user", heard), reply, won * (k == 5), (7,), (5,), (-0.5,)
-                )
-            )
-        return turnwise.Episode(
-            str(i), turnwise.Start("t/E-v0", i // 8), tuple(turns), "terminated"
+            heard.append("key" if k == where else f"room {pick(5)}")
+            replies.append((("take", "leave") if k == where else ("on", "back"))[pick(2)])
+            won = float(replies[-1] == "take") if k == where else won
+        return conversation(
+            *replies,
+            heard=heard,
+            id=str(i),
+            seed=i // 8,
+            reward=[0.0] * 5 + [won],
+            prompt_ids=(7,),
+            action_ids=(5,),
+            logprobs=(-0.5,),
         )
 
     method = Redistribute(features=256)
     for update in range(6):
-        made = batch(*(talk(64 * update + i) for i in range(64)))
+        made = batch(*(played(64 * update + i) for i in range(64)))
         credit = method.assign(made)
         outcome = OutcomeCredit("loo").assign(made).turn_credit[:, 0]
         assert torch.allclose(credit.turn_credit.sum(1), outcome, atol=1e-5), (

@@ -27,7 +27,7 @@ import sqlalchemy as sa
 import torch
 import turnwise
 import yaml
-from databases import new_database
+from support.databases import new_database
 from turnwise.engine.pipeline.folder import open_ledger
 from turnwise.engine.report.page import write_report
 from turnwise.engine.util import files

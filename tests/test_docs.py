@@ -18,7 +18,7 @@ import pytest
 import torch
 import turnwise
 import yaml
-from support import ECHO
+from support.echo import ECHO
 from turnwise import judges, judging, learning, protocols, running, tools
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -265,7 +265,7 @@ def test_the_page_of_judges(
     feedback makes runs, and the first trains."""
     from dataclasses import fields
 
-    from model_server import ModelServer, example
+    from support.model_server import ModelServer, example
 
     text, plugins = (DOCS / "judges.md").read_text(), turnwise.Plugins()
     shared = {f.name for f in fields(judges.ModelJudge)}

@@ -15,7 +15,8 @@ import pytest
 import torch
 import turnwise
 import yaml
-from support import ECHO, play
+from support.echo import ECHO, play
+from support.episodes import conversation
 from test_optimizers import close, credited, flat_gradient, gradient_of, moved, token_logprobs
 from turnwise.engine.analysis.scores import score
 from turnwise.engine.policy.batching import make_batch
@@ -249,11 +250,9 @@ def test_rewards_sum_relative_to_what_is_added() -> None:
 
 
 def test_replies_that_read_alike_are_other_states() -> None:
-    turn = turnwise.Turn(turnwise.Message("user", "?"), "yes", 0.0, (1,), (5, 6), (-1.0, -1.0))
-    other = dataclasses.replace(turn, action_ids=(7,), logprobs=(-1.0,))
     a, b, c = (
-        turnwise.Episode(name, turnwise.Start("e", 1), (t, t), "terminated")
-        for name, t in zip("abc", (turn, other, turn), strict=True)
+        conversation("yes", "yes", id=name, action_ids=ids, logprobs=(-1.0,) * len(ids))
+        for name, ids in (("a", (5, 6)), ("b", (7,)), ("c", (5, 6)))
     )
     assert a.state(0) == b.state(0)
     assert a.state(1) != b.state(1)

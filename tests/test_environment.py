@@ -9,9 +9,9 @@ import textwrap
 import warnings
 from pathlib import Path
 
-import bad_envs  # noqa: F401 - registers them
 import gymnasium
 import pytest
+import support.environments  # noqa: F401 - registers them
 import turnwise
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
@@ -58,7 +58,7 @@ def test_gymnasiums_own_checker_has_no_complaint(env: str) -> None:
 @pytest.mark.parametrize(
     ("env", "reason"),
     [
-        ("Raises", "RuntimeError: the kettle exploded (bad_envs.py:"),
+        ("Raises", "RuntimeError: the kettle exploded (environments.py:"),
         ("RaisesInReset", "reset: KeyError: 'no story'"),
         ("Exits", "SystemExit: 3"),
         ("Hangs", "no answer within 0.3 s"),
@@ -89,7 +89,7 @@ def test_too_many_failures_stop_the_play_and_quote_the_reasons() -> None:
 
 def test_a_hung_environment_does_not_hold_the_exit() -> None:
     code = """
-    import turnwise, bad_envs
+    import turnwise, support.environments
     turnwise.Plugins()
     chosen = [(s, 0) for s in turnwise.starts("test/Hangs-v0", 1, 2)]
     episodes = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "yes"), chosen, step_limit=0.2)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import turnwise
+from support.episodes import conversation
 from turnwise.engine.analysis.scores import bootstrap, paired
 
 ENV = {"id": "test/Echo-v0", "kwargs": {"turns": 2}}
@@ -27,10 +28,8 @@ def evaluate(folder: Path, model: Path, **options: Any) -> dict[str, Any]:
 
 def test_paired_differences_by_hand() -> None:
     def episode(seed: int, value: float, ending: Any = "terminated") -> turnwise.Episode:
-        turn = turnwise.Turn(
-            turnwise.Message("user", "x"), "y", value, info={"success": value > 0.5}
-        )
-        return turnwise.Episode(f"{seed}{value}", turnwise.Start("e", seed), (turn,), ending)
+        more = {"turn_info": {"success": value > 0.5}, "ending": ending}
+        return conversation("y", id=f"{seed}{value}", seed=seed, reward=value, **more)
 
     first = [episode(0, 1.0), episode(1, 0.4), episode(2, 0.9), episode(3, 0.0, "failed")]
     second = [episode(0, 0.2), episode(1, 0.6), episode(2, 0.9), episode(3, 1.0)]

@@ -17,6 +17,7 @@ import pytest
 import turnwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.episodes import NO_RUN, conversation
 from turnwise.engine.analysis.preferences import opinion
 from turnwise.engine.errors import PreferenceError
 from turnwise.engine.exchange.reading import Imported, import_data, read_records
@@ -24,27 +25,19 @@ from turnwise.engine.exchange.records import Ranked, Scored
 from turnwise.engine.exchange.writing import export_pairs, export_stepwise, export_unpaired, save
 from turnwise.engine.pipeline.folder import open_ledger
 
-M = turnwise.Message
 HERE = Path(__file__).parent / "exchange"
 
 
-def talk(system: str | None, *said: str) -> turnwise.Episode:
-    """A conversation of a system prompt and, in turn, what was heard and replied."""
-    turns = tuple(
-        turnwise.Turn(M("user", a), b, 0.0) for a, b in zip(said[::2], said[1::2], strict=False)
-    )
-    final = M("user", said[-1]) if len(said) % 2 else None
-    return turnwise.Episode(
-        "?", turnwise.Start("e", 1), turns, "terminated", system=system, final=final
-    )
+def in_turn(system: str | None, *words: str) -> turnwise.Episode:
+    """Builds a conversation of what is heard and replied in turn, as its rows list it."""
+    return conversation(*words[1::2], heard=words[::2], id="?", env="e", system=system, **NO_RUN)
 
 
 def played(slot: int, *replies: str, seed: int = 1, **more: Any) -> turnwise.Episode:
-    turns = tuple(turnwise.Turn(M("user", f"so {k}"), text, 0.0) for k, text in enumerate(replies))
-    where = {"slot": slot, "system": "be brief", "final": M("user", "bye"), **more}
-    return turnwise.Episode(
-        f"e{seed}{slot}", turnwise.Start("e", seed), turns, "terminated", **where
-    )
+    """Builds conversations that start alike, with all that a row can hold."""
+    heard = [*(f"so {k}" for k in range(len(replies))), "bye"]
+    where = {"env": "e", "seed": seed, "slot": slot, **NO_RUN, "system": "be brief", **more}
+    return conversation(*replies, heard=heard, id=f"e{seed}{slot}", **where)
 
 
 def read(path: Path) -> Imported:
@@ -125,17 +118,18 @@ def test_prompts_of_pairs() -> None:
         said = turnwise.Comparison("g", (("a",), ("b",)))
         return [len(r["prompt"]) for r in export_pairs({"a": one, "b": other}, [said])]
 
-    assert prompt(talk(None, "x", "1", "y", "2"), talk(None, "x", "1", "z", "2")) == [1], (
+    assert prompt(in_turn(None, "x", "1", "y", "2"), in_turn(None, "x", "1", "z", "2")) == [1], (
         "they part after a reply"
     )
-    assert prompt(talk(None, "x", "1"), talk(None, "x", "1", "y", "2")) == [1], (
+    assert prompt(in_turn(None, "x", "1"), in_turn(None, "x", "1", "y", "2")) == [1], (
         "one is the other's beginning"
     )
-    assert prompt(talk(None, "x", "1", "y"), talk(None, "x", "1", "y")) == [1], "equal"
+    assert prompt(in_turn(None, "x", "1", "y"), in_turn(None, "x", "1", "y")) == [1], "equal"
     assert prompt(
-        talk(None, "x", "1", "y", "2", "z", "3"), talk(None, "x", "1", "y", "2", "z", "4")
+        in_turn(None, "x", "1", "y", "2", "z", "3"),
+        in_turn(None, "x", "1", "y", "2", "z", "4"),
     ) == [5]
-    assert prompt(talk(None, "x", "1"), talk(None, "y", "1")) == []
+    assert prompt(in_turn(None, "x", "1"), in_turn(None, "y", "1")) == []
 
 
 def test_labels_come_from_scores_and_else_from_rankings() -> None:
@@ -216,7 +210,7 @@ def groups(
     for g in range(draw(st.integers(1, 2))):
         system, opening = draw(st.none() | TEXT), f"{g}{draw(TEXT)}"
         own = [
-            talk(system, opening, draw(TEXT), *draw(CONVERSATION))
+            in_turn(system, opening, draw(TEXT), *draw(CONVERSATION))
             for _ in range(draw(st.integers(2, 4)))
         ]
         ids = [f"{g}-{i}" for i in range(len(own))]
@@ -1041,8 +1035,7 @@ def test_export_of_a_run(
 def test_aspects_count_as_their_mean() -> None:
     from turnwise.engine.exchange.writing import export_unpaired
 
-    turn = turnwise.Turn(turnwise.Message("user", "hi"), "yo", 0.0)
-    e = turnwise.Episode("e", turnwise.Start("t/E-v0", 1), (turn,), "terminated")
+    e = conversation("yo")
     said = [turnwise.Feedback("e", aspects={"kind": 1.0, "true": 0.25}, id="f")]
     assert [row["label"] for row in export_unpaired({"e": e}, said, [], 0.6)] == [True]
     assert [row["label"] for row in export_unpaired({"e": e}, said, [], 0.7)] == [False]

@@ -12,12 +12,13 @@ import pytest
 import turnwise
 import typer
 import yaml
-from model_server import Fault, ModelServer
-from scripted_judges import bound
-from support import ECHO
+from support.echo import ECHO
+from support.episodes import conversation
+from support.judges import bound
+from support.model_server import Fault, ModelServer
 from turnwise.engine.ledger.ledger import Ledger
 from turnwise.engine.protocols import Context
-from turnwise.engine.records.episode import Episode, Message, Start, Turn
+from turnwise.engine.records.episode import Episode
 from turnwise.engine.records.feedback import Comparison, Feedback, Request, Stamp
 from turnwise.engine.report.page import write_report
 from turnwise.judges.commands.audit import audit
@@ -38,18 +39,19 @@ def command(arguments: list[str], plugins: turnwise.Plugins) -> str:
     return done.stdout
 
 
-def talk(i: int, words: int, *, group: int = 0, sampled: bool = False) -> Episode:
-    ids: dict[str, Any] = {"action_ids": (5,), "logprobs": (-1.0,)} if sampled else {}
-    turn = Turn(Message("user", "Hello?"), " ".join(["word"] * words), 0.0, **ids)
-    return Episode(
-        f"{i:016x}",
-        Start("test/Talk", group),
-        (turn,),
-        "terminated",
-        run="run",
-        stage="rl",
-        update=1,
+def wordy(
+    i: int, words: int, *, group: int = 0, sampled: bool = False, heard: str = "Hello?"
+) -> Episode:
+    """Builds a conversation by the length of its reply, which the judges here look at."""
+    return conversation(
+        " ".join(["word"] * words),
+        heard=heard,
+        id=f"{i:016x}",
+        env="test/Talk",
+        seed=group,
         slot=i,
+        action_ids=(5,) if sampled else None,
+        logprobs=(-1.0,) if sampled else None,
     )
 
 
@@ -126,7 +128,7 @@ def test_the_judges_of_a_run_are_shown_with_their_failures_and_their_spend(
 
 def test_judges_are_held_against_people_and_biases_are_named(tmp_path: Path) -> None:
     ledger, chance = Ledger(tmp_path / "ledger.sqlite"), random.Random(1)
-    episodes = [talk(i, chance.randrange(2, 30), group=i // 4) for i in range(200)]
+    episodes = [wordy(i, chance.randrange(2, 30), group=i // 4) for i in range(200)]
     ledger.add_episodes(episodes)
     said: list[Any] = []
     for e in episodes:
@@ -157,7 +159,7 @@ def test_a_judge_that_prefers_its_own_family_is_named(tmp_path: Path) -> None:
     prefers the policy's."""
     ledger, chance = Ledger(tmp_path / "ledger.sqlite"), random.Random(2)
     episodes = [
-        talk(i, 5 + chance.randrange(5), group=i // 2, sampled=i % 2 == 0) for i in range(400)
+        wordy(i, 5 + chance.randrange(5), group=i // 2, sampled=i % 2 == 0) for i in range(400)
     ]
     ledger.add_episodes(episodes)
     said: list[Any] = []
@@ -250,16 +252,10 @@ def test_a_planted_position_bias_is_measured_within_three_points(
     from turnwise.engine.analysis.positions import position
 
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    episodes = [talk(i, 3 + i % 2 * 4 + i // 2 % 3, group=i // 2) for i in range(2000)]
-    # What was said differs from pair to pair, or the judge would be asked only once.
+    # What is heard differs from pair to pair, or the judge would be asked only once.
     episodes = [
-        Episode(
-            **{
-                **{f: getattr(e, f) for f in e.__slots__},
-                "turns": (Turn(Message("user", f"Hello {i // 2}?"), e.turns[0].action, 0.0),),
-            }
-        )
-        for i, e in enumerate(episodes)
+        wordy(i, 3 + i % 2 * 4 + i // 2 % 3, group=i // 2, heard=f"Hello {i // 2}?")
+        for i in range(2000)
     ]
     judge = PairwiseJudge(
         model=FirstShown(bias), rubric="Shorter is better.", cache=False, canaries=0, concurrency=64
@@ -292,7 +288,7 @@ def test_scores_at_equal_length_take_off_what_length_alone_earned() -> None:
     plain, controlled = Weighted({"judge": 1.0}), Weighted({"judge": 1.0}, length_control=["judge"])
     assert plain.state_dict() == {} == plain.metrics()
     for update in range(30):
-        group = [talk(8 * update + i, chance.randrange(1, 20), group=update) for i in range(8)]
+        group = [wordy(8 * update + i, chance.randrange(1, 20), group=update) for i in range(8)]
         true = {e.id: chance.gauss(0, 1) for e in group}
         said = [
             Feedback(
@@ -338,7 +334,7 @@ def test_a_request_of_another_rater_slot_is_another_question(tmp_path: Path) -> 
 
     judge = RubricJudge(model=Counting(0), rubric="?", canaries=0)
     judge.open(Context("judge", tmp_path / "run", lambda: 0.0, 0))
-    e = talk(1, 3)
+    e = wordy(1, 3)
     judge.request([Request("episode", e.id, "judge", slot, episodes=(e,)) for slot in (0, 1)])
     answers: list[Any] = []
     while len(answers) < 2:
@@ -381,7 +377,7 @@ def test_a_way_of_judging_with_a_mistake_in_it_fails_and_says_so(tmp_path: Path)
     for where, cost in (("calls", 0.0), ("read", 120e-6), ("answer", 120e-6)):
         judge = Broken(model=Levels(0), rubric="?", cache=False, prices={"test:first": [1.0, 2.0]})
         judge.where = where
-        [said] = judge.ask([talk(1, 3)], tmp_path)
+        [said] = judge.ask([wordy(1, 3)], tmp_path)
         assert (said.status, said.reason) == ("failed", f"KeyError: {where!r}")
         assert said.id
         assert said.stamp.request

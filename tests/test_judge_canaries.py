@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import turnwise
-from support import ECHO
+from support.echo import ECHO
+from support.episodes import conversation
 from turnwise.engine.errors import Paused
 from turnwise.engine.feedback.sources import Sources
 from turnwise.engine.ledger.ledger import Ledger
 from turnwise.engine.pipeline.plugins import Plugins
 from turnwise.engine.protocols import Context
-from turnwise.engine.records.episode import Episode, Message, Start, Turn
+from turnwise.engine.records.episode import Episode, Message
 from turnwise.engine.records.feedback import Request
 from turnwise.judges.asking.store import CALLS, Account
 from turnwise.judges.combined.panel import Panel
@@ -112,15 +113,19 @@ def _kind(said: list[str]) -> str:
     )
 
 
-def talks(count: int, reply: str = GOOD) -> list[Episode]:
+def lamps(count: int, reply: str = GOOD) -> list[Episode]:
+    """Builds conversations about different lamps, so that no question is asked twice."""
     return [
-        Episode(
-            f"{i:016x}", Start("test/Talk", i // 2),
-            (Turn(Message("user", f"My lamp {i} broke."), f"{reply} {i}", 0.0),), "terminated",
-            run="run", stage="rl", update=1, slot=i % 2,
+        conversation(
+            f"{reply} {i}",
+            heard=f"My lamp {i} broke.",
+            id=f"{i:016x}",
+            env="test/Talk",
+            seed=i // 2,
+            slot=i % 2,
         )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def asked(
@@ -145,18 +150,18 @@ def test_a_gullible_judge_is_quarantined_and_stays_so(tmp_path: Path) -> None:
     with pytest.raises(
         Quarantined, match=r"fell for 6 of \d+ canaries .*(override|forged) \d of \d.*canaries: 0"
     ):
-        asked(judge, tmp_path, talks(100))
+        asked(judge, tmp_path, lamps(100))
     assert model.asked < 100  # it was not asked about all of them
     again = Reader()
     with pytest.raises(Quarantined):
         asked(
             RubricJudge(model=again, rubric="Was it good?", canaries=0.1, cache=False),
             tmp_path,
-            talks(3),
+            lamps(3),
         )
     assert again.asked == 0  # the ledger remembers
     trusted = RubricJudge(model=again, rubric="Was it good?", canaries=0, cache=False)
-    assert {a.score for a in asked(trusted, tmp_path, talks(3))} == {1.0}
+    assert {a.score for a in asked(trusted, tmp_path, lamps(3))} == {1.0}
     [section] = [
         s
         for s in audit(Ledger(tmp_path / "ledger.sqlite"), "run")
@@ -170,7 +175,7 @@ def test_a_sound_judge_is_shown_canaries_at_the_stated_rate_and_goes_on(tmp_path
     answers = asked(
         RubricJudge(model=model, rubric="Was it good?", canaries=0.1, cache=False),
         tmp_path,
-        talks(200),
+        lamps(200),
     )
     assert len(answers) == 200
     assert model.asked == 220
@@ -199,11 +204,11 @@ def test_a_judge_that_likes_bad_replies_by_its_rubric_is_not_taken_for_gullible(
         canaries={"rate": 1.0, "kinds": ["override", "forged"]},
         cache=False,
     )
-    assert len(asked(judge, tmp_path, talks(40))) == 40
+    assert len(asked(judge, tmp_path, lamps(40))) == 40
     points = ChecklistJudge(
         model=Yes(), points=["It never asked for a password."], canaries=1.0, cache=False
     )
-    assert len(asked(points, tmp_path, talks(40), "other")) == 40
+    assert len(asked(points, tmp_path, lamps(40), "other")) == 40
     with pytest.raises(ValueError, match="Did you mean 'override'"):
         RubricJudge(model=Brief(), rubric="?", canaries={"kinds": ["overide"]})
 
@@ -231,7 +236,7 @@ def test_the_same_words_are_one_trial_however_often_they_come(tmp_path: Path) ->
         dataclasses.replace(
             e, turns=(dataclasses.replace(e.turns[0], observation=Message("user", "Hello.")),)
         )
-        for e in talks(60)
+        for e in lamps(60)
     ]
     judge = RubricJudge(model=Once(), rubric="?", canaries={"rate": 1.0, "kinds": ["constant"]})
     assert len(asked(judge, tmp_path, alike)) == 60
@@ -247,7 +252,7 @@ def test_a_canary_that_cannot_be_judged_spoils_nothing(tmp_path: Path) -> None:
             return await super().ask(prompt)
 
     answers = asked(
-        RubricJudge(model=Picky(), rubric="?", canaries=0.5, cache=False), tmp_path, talks(20)
+        RubricJudge(model=Picky(), rubric="?", canaries=0.5, cache=False), tmp_path, lamps(20)
     )
     assert [a.score for a in answers] == [1.0] * 20
 
@@ -264,7 +269,7 @@ def test_the_environments_of_a_mixture_share_a_judge_its_budget_and_suspicion(
     }  # fmt: skip
     sources = Sources.make([[rubric], [rubric]], Plugins(), 1.0)
     assert sources.of_env[0][0].given is sources.of_env[1][0].given
-    played = talks(200)
+    played = lamps(200)
     ledger.add_episodes(played)
     sources.open(tmp_path / "run", ledger, 0, 0, "run")
     sources.ask([{e.group: [e] for e in played[n::2]} for n in range(2)], ledger)
@@ -294,7 +299,7 @@ def test_a_run_that_stops_waits_for_what_it_has_sent_and_keeps_it(tmp_path: Path
         model=Slow(), rubric="?", prices={"test:reader": [1.0, 1.0]}, canaries=0, concurrency=4
     )
     judge.open(Context("judge", tmp_path / "run", ledger.clock, 0, 0, ledger, "run"))
-    judge.request([Request("episode", e.id, "judge", episodes=(e,)) for e in talks(40)])
+    judge.request([Request("episode", e.id, "judge", episodes=(e,)) for e in lamps(40)])
     while not judge._model.asked:
         pass
     judge.close()
@@ -303,7 +308,7 @@ def test_a_run_that_stops_waits_for_what_it_has_sent_and_keeps_it(tmp_path: Path
     with ledger.reading() as db:
         assert [status for (status,) in db.execute(sa.select(CALLS.c.status))] == ["end"] * sent
     again = RubricJudge(model=Reader(), rubric="?", canaries=0)
-    assert len(asked(again, tmp_path, talks(40))) == 40
+    assert len(asked(again, tmp_path, lamps(40))) == 40
     assert again._model.asked == 40 - sent
 
 
@@ -311,7 +316,7 @@ def test_comparisons_are_watched_too(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     judge = PairwiseJudge(model=Reader(falls=KINDS), rubric="better", canaries=1.0, cache=False)
     judge.open(Context("judge", tmp_path / "run", ledger.clock, 0, 0, ledger, "run"))
-    pairs = [(a, b) for a, b in zip(talks(40, PLAIN)[::2], talks(40, PLAIN)[1::2], strict=True)]
+    pairs = [(a, b) for a, b in zip(lamps(40, PLAIN)[::2], lamps(40, PLAIN)[1::2], strict=True)]
     judge.request([Request("group", a.group, "judge", episodes=(a, b)) for a, b in pairs])
     with pytest.raises(Quarantined):
         for _ in range(50):
@@ -333,7 +338,7 @@ def test_known_bad_conversations_are_canaries(tmp_path: Path) -> None:
         model=Reader(), rubric="?", canaries=0.5, known_bad=str(tmp_path / "bad.jsonl"), cache=False
     )
     with pytest.raises(Quarantined, match="known-bad 6 of 6"):
-        asked(judge, tmp_path, talks(100))
+        asked(judge, tmp_path, lamps(100))
 
 
 def test_a_panel_goes_on_without_a_quarantined_member(tmp_path: Path) -> None:
@@ -345,7 +350,7 @@ def test_a_panel_goes_on_without_a_quarantined_member(tmp_path: Path) -> None:
     panel = Panel(judges=[member(name, model) for name, model in zip("abc", models, strict=True)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        answers = asked(panel, tmp_path, talks(60))
+        answers = asked(panel, tmp_path, lamps(60))
     assert len(answers) == 60
     assert all(a.score == 1.0 for a in answers)
     assert any("goes on without 'b'" in str(w.message) for w in caught)
@@ -392,7 +397,7 @@ def test_200_gullible_and_200_sound_judges_asked_eight_at_a_time(tmp_path: Path)
             model=Reader(falls, luck, number), rubric="?", canaries=0.1, cache=False, concurrency=8
         )
         try:
-            asked(judge, folder, talks(60), seed=number)
+            asked(judge, folder, lamps(60), seed=number)
         except Paused:
             return True
         return False

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import turnwise
-from model_server import Asked, ModelServer
-from scripted_judges import PRICE, RUBRIC, Virtual, answers, booked, context, model, talk, unbiased
+from support.clock import AsyncClock
+from support.episodes import conversation
+from support.judges import PRICE, RUBRIC, answers, booked, context, model, unbiased
+from support.model_server import Asked, ModelServer
 from turnwise.judges.asking import calls
 from turnwise.judges.llm.rubric_judge import RubricJudge
 from turnwise.judges.llm.transcript import Unreadable, json_within
@@ -21,7 +23,7 @@ from turnwise.judges.llm.transcript import Unreadable, json_within
 pytest.importorskip("anthropic")
 pytest.importorskip("openai")
 
-GOOD = talk("e1", "good", "good good")
+GOOD = conversation("good", "good good", id="e1")
 MOST = 64 * 15  # of what is written, where nobody knows
 MANY = calls.REQUESTS
 USED = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}  # 600
@@ -701,6 +703,7 @@ def server() -> Iterator[ModelServer]:
 
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[turnwise.Ledger]:
+    """Opens one ledger for all cases, each of which is a run of its own in it."""
     opened = turnwise.Ledger(tmp_path_factory.mktemp("dialects") / "ledger.sqlite")
     yield opened
     opened.close()
@@ -714,7 +717,7 @@ def test_what_a_dialect_becomes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calls, "TIME", Virtual())
+    monkeypatch.setattr(calls, "TIME", AsyncClock())
     dialect, run, heard = DIALECTS[name], f"run-{next(_runs)}", list[Asked]()
 
     def answer(asked: Asked) -> tuple[int, Any, dict[str, str]]:

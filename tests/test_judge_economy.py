@@ -15,22 +15,22 @@ import pytest
 import sqlalchemy as sa
 import turnwise
 import yaml
-from model_server import Fault, ModelServer, Received
-from scripted_judges import (
+from support.clock import AsyncClock
+from support.episodes import conversation
+from support.judges import (
     KEY,
     PRICE,
     RUBRIC,
     WIRES,
     Scripted,
-    Virtual,
     answers,
     booked,
     context,
     dollars,
     model,
-    talk,
     unbiased,
 )
+from support.model_server import Fault, ModelServer, Received
 from turnwise.engine.errors import ConfigError
 from turnwise.judges.asking import calls
 from turnwise.judges.asking.prices import BATCH, PRICES, cost, price_of
@@ -54,8 +54,8 @@ def server() -> Iterator[ModelServer]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Virtual:
-    clock = Virtual(0.02)
+def clock(monkeypatch: pytest.MonkeyPatch) -> AsyncClock:
+    clock = AsyncClock(0.02)
     monkeypatch.setattr(calls, "TIME", clock)
     return clock
 
@@ -106,13 +106,19 @@ def test_the_same_question_twice_at_once_is_paid_for_once(
         prices={"openai-chat:judge-1": PRICE},
     )
     two = answers(
-        judge, [talk("e1", "good"), talk("e2", "good", slot=1)], context(tmp_path, ledger)
+        judge,
+        [conversation("good", id="e1"), conversation("good", id="e2", slot=1)],
+        context(tmp_path, ledger),
     )
     assert [s.score for s in two] == [two[0].score] * 2
     assert server.count() == 1
     assert sorted(s.stamp.cost > 0 for s in two) == [False, True]
     assert sum(s.stamp.cost for s in two) == pytest.approx(dollars(server.tokens))
-    answers(judge, [talk("e3", "good", slot=2, run="another", update=7)], context(tmp_path, ledger))
+    answers(
+        judge,
+        [conversation("good", id="e3", slot=2, run="another", update=7)],
+        context(tmp_path, ledger),
+    )
     assert server.count() == 1, "nor ever again"
     ledger.close()
 
@@ -197,7 +203,7 @@ def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(
 
 
 def test_a_budget_holds_against_answers_of_any_length_and_requests_that_are_lost(
-    tmp_path: Path, clock: Virtual
+    tmp_path: Path, clock: AsyncClock
 ) -> None:
     """The dearest answers there can be, some of them lost: what was put aside is what they cost."""
     from turnwise.judges.asking.store import Account
@@ -225,7 +231,7 @@ def test_a_budget_holds_against_answers_of_any_length_and_requests_that_are_lost
     judge.request(
         [
             turnwise.Request(
-                "episode", f"e{i}", "j", episodes=(talk(f"e{i}", f"{i} " * 50, seed=i),)
+                "episode", f"e{i}", "j", episodes=(conversation(f"{i} " * 50, id=f"e{i}", seed=i),)
             )
             for i in range(200)
         ]
@@ -286,7 +292,9 @@ def test_what_a_provider_keeps_of_the_instructions_is_priced_as_such(
         concurrency=1,
     )
     said = answers(
-        judge, [talk(f"e{i}", "good " * i, seed=i) for i in range(5)], context(tmp_path, ledger)
+        judge,
+        [conversation("good " * i, id=f"e{i}", seed=i) for i in range(5)],
+        context(tmp_path, ledger),
     )
     assert len({r.asked.system for r in server.requests}) == 1, (
         "byte for byte the same, or nothing is kept"
@@ -306,7 +314,7 @@ BATCHING = ("messages", "responses", "chat")
 
 
 def six() -> list[turnwise.Episode]:
-    return [talk(f"e{i}", "good " * i, seed=i) for i in range(6)]
+    return [conversation("good " * i, id=f"e{i}", seed=i) for i in range(6)]
 
 
 def scores(said: list[Any]) -> list[float | None]:
@@ -327,7 +335,7 @@ def alone(tmp_path: Path) -> list[float | None]:
 
 @pytest.mark.parametrize("wire", BATCHING)
 def test_a_batch_costs_half(
-    wire: str, server: ModelServer, clock: Virtual, alone: Any, tmp_path: Path
+    wire: str, server: ModelServer, clock: AsyncClock, alone: Any, tmp_path: Path
 ) -> None:
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
     judge = RubricJudge(
@@ -360,7 +368,7 @@ ITEMS = {
 @pytest.mark.parametrize("name", ITEMS)
 @pytest.mark.parametrize("wire", BATCHING)
 def test_what_a_batch_leaves_over_is_asked_by_itself(
-    wire: str, name: str, server: ModelServer, clock: Virtual, alone: Any, tmp_path: Path
+    wire: str, name: str, server: ModelServer, clock: AsyncClock, alone: Any, tmp_path: Path
 ) -> None:
     fault, singly = ITEMS[name]
     server.faults = lambda asked: (
@@ -382,7 +390,7 @@ def test_what_a_batch_leaves_over_is_asked_by_itself(
 @pytest.mark.parametrize("fault", ["reset", "cut", "empty", "not_json", "status"])
 @pytest.mark.parametrize("wire", BATCHING)
 def test_a_batch_whose_acknowledgement_is_lost_is_found_again(
-    wire: str, fault: str, server: ModelServer, clock: Virtual, alone: Any, tmp_path: Path
+    wire: str, fault: str, server: ModelServer, clock: AsyncClock, alone: Any, tmp_path: Path
 ) -> None:
     failed = set[str]()
 
@@ -411,7 +419,7 @@ def test_a_batch_whose_acknowledgement_is_lost_is_found_again(
 
 @pytest.mark.parametrize("wire", ["messages", "responses"])
 def test_a_batch_that_cannot_be_looked_at_is_not_asked_singly_and_is_found_later(
-    wire: str, server: ModelServer, clock: Virtual, alone: Any, tmp_path: Path
+    wire: str, server: ModelServer, clock: AsyncClock, alone: Any, tmp_path: Path
 ) -> None:
     server.call_faults = lambda r: Fault("status", status=500) if r.method == "GET" else None
     ledger, asked = turnwise.Ledger(tmp_path / "ledger.sqlite"), model(wire, server)
@@ -437,7 +445,7 @@ def test_a_batch_that_cannot_be_looked_at_is_not_asked_singly_and_is_found_later
 
 
 def test_what_is_asked_while_a_batch_is_at_work_goes_into_another(
-    server: ModelServer, clock: Virtual, tmp_path: Path
+    server: ModelServer, clock: AsyncClock, tmp_path: Path
 ) -> None:
     server.batch_polls = None
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
@@ -469,12 +477,13 @@ def test_a_process_that_is_killed_pays_for_its_batch_once(
     ]
     worker = [
         sys.executable,
-        str(Path(__file__).with_name("judge_worker.py")),
+        "-m",
+        "support.judge_worker",
         server.url,
         str(tmp_path),
         *jobs,
     ]
-    done = subprocess.run(worker, capture_output=True, text=True)
+    done = subprocess.run(worker, capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     costs = 0.0
     for job in jobs:

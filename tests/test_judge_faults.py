@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import turnwise
-from model_server import Asked, Fault, ModelServer
-from scripted_judges import (
+from support.clock import AsyncClock
+from support.episodes import conversation
+from support.judges import (
     KEY,
     PRICE,
     RUBRIC,
     WIRES,
     Scripted,
-    Virtual,
     answers,
     blocks,
     booked,
@@ -34,10 +34,10 @@ from scripted_judges import (
     context,
     dollars,
     model,
-    talk,
     unbiased,
     verdict,
 )
+from support.model_server import Asked, Fault, ModelServer
 from turnwise.judges.asking import calls
 from turnwise.judges.llm.listwise import ListwiseJudge
 from turnwise.judges.llm.pairwise import PairwiseJudge
@@ -47,7 +47,7 @@ from turnwise.judges.models.model import ModelError, Prompt
 pytest.importorskip("anthropic")
 pytest.importorskip("openai")
 
-GOOD = talk("e1", "good", "good good")  # 3 good words: kind 2 of 2, right 3 of 4
+GOOD = conversation("good", "good good", id="e1")  # 3 good words: kind 2 of 2, right 3 of 4
 SCORE = (1 * 2 / 2 + 3 * 3 / 4) / 4
 MANY = calls.REQUESTS
 
@@ -168,14 +168,15 @@ def served() -> Iterator[tuple[ModelServer, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[turnwise.Ledger]:
+    """Opens one ledger for all cases, each of which is a run of its own in it."""
     opened = turnwise.Ledger(tmp_path_factory.mktemp("faults") / "ledger.sqlite")
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Virtual:
-    clock = Virtual()
+def clock(monkeypatch: pytest.MonkeyPatch) -> AsyncClock:
+    clock = AsyncClock()
     monkeypatch.setattr(calls, "TIME", clock)
     return clock
 
@@ -191,7 +192,7 @@ def test_what_a_fault_becomes(
     times: str,
     served: Any,
     ledger: turnwise.Ledger,
-    clock: Virtual,
+    clock: AsyncClock,
     tmp_path: Path,
 ) -> None:
     (server, models), cell, run = served, MATRIX[name], f"run-{next(_runs)}"
@@ -236,7 +237,7 @@ def test_what_a_fault_becomes(
 
 @pytest.mark.parametrize("wire", WIRES)
 def test_an_answer_that_was_cut_off_is_asked_for_with_twice_the_room(
-    wire: str, served: Any, clock: Virtual, tmp_path: Path
+    wire: str, served: Any, clock: AsyncClock, tmp_path: Path
 ) -> None:
     server, models = served
     server.faults = [Fault("truncated")]
@@ -267,7 +268,7 @@ AFTER = {
 @pytest.mark.parametrize("name", AFTER)
 @pytest.mark.parametrize("wire", WIRES)
 def test_a_server_is_waited_for_as_long_as_it_asks(
-    wire: str, name: str, served: Any, clock: Virtual, tmp_path: Path
+    wire: str, name: str, served: Any, clock: AsyncClock, tmp_path: Path
 ) -> None:
     (server, models), (headers, seconds) = served, AFTER[name]
     server.faults = [Fault("status", status=429, headers=headers)]
@@ -280,7 +281,9 @@ def test_a_server_is_waited_for_as_long_as_it_asks(
     assert clock.time == pytest.approx(seconds)
 
 
-def test_a_date_to_retry_after_is_waited_for(served: Any, clock: Virtual, tmp_path: Path) -> None:
+def test_a_date_to_retry_after_is_waited_for(
+    served: Any, clock: AsyncClock, tmp_path: Path
+) -> None:
     server, models = served
     date = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
     server.faults = [Fault("status", status=503, headers={"retry-after": date})]
@@ -295,7 +298,7 @@ def test_a_date_to_retry_after_is_waited_for(served: Any, clock: Virtual, tmp_pa
 
 @pytest.mark.parametrize("odd", ["0", "-3", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "nan"])
 def test_a_wish_that_says_nothing_is_answered_by_waiting_ever_longer(
-    odd: str, served: Any, clock: Virtual, tmp_path: Path
+    odd: str, served: Any, clock: AsyncClock, tmp_path: Path
 ) -> None:
     server, models = served
     server.faults = [Fault("status", status=503, headers={"retry-after": odd})] * 3
@@ -309,7 +312,7 @@ def test_a_wish_that_says_nothing_is_answered_by_waiting_ever_longer(
 
 
 def test_a_server_that_asks_for_more_than_patience_is_not_waited_for(
-    served: Any, clock: Virtual, tmp_path: Path
+    served: Any, clock: AsyncClock, tmp_path: Path
 ) -> None:
     server, models = served
     server.faults = lambda _: Fault("status", status=429, headers={"retry-after": "7200"})
@@ -397,7 +400,7 @@ def test_what_is_no_verdict_is_asked_for_again_and_told_why_and_then_failed(
     assert len(mended.prompts) == 2
 
 
-GROUP = [talk(f"g{i}", "hello", "good " * i, slot=i) for i in range(4)]
+GROUP = [conversation("hello", "good " * i, id=f"g{i}", slot=i) for i in range(4)]
 
 
 def ranked(change: Callable[[list[list[str]]], Any]) -> Callable[[dict[str, Any], Prompt], Any]:
@@ -452,14 +455,14 @@ def test_the_better_one_must_be_one_of_those_shown(tmp_path: Path) -> None:
 def test_conversations_that_are_the_same_word_for_word_are_tied_without_a_question(
     judge: Any, tmp_path: Path
 ) -> None:
-    same, model = [talk(f"g{i}", "hello", "yes", slot=i) for i in range(2)], Scripted()
+    same, model = [conversation("hello", "yes", id=f"g{i}", slot=i) for i in range(2)], Scripted()
     [said] = answers(
         judge(model=model, rubric="Which is better?", cache=False), same, context(tmp_path)
     )
     assert said.ranking == (("g0", "g1"),)
     assert model.prompts == []
     last = [
-        talk(f"g{i}", "yes", slot=i, final=turnwise.Message("user", text))
+        conversation("yes", id=f"g{i}", slot=i, final=turnwise.Message("user", text))
         for i, text in enumerate(("Fine!", "What?"))
     ]
     answers(judge(model=model, rubric="Which is better?", cache=False), last, context(tmp_path))
@@ -508,7 +511,7 @@ class Service(Scripted):
 
     def __init__(
         self,
-        clock: Virtual,
+        clock: AsyncClock,
         down: tuple[float, float],
         error: Callable[[], ModelError] | None = None,
     ) -> None:
@@ -537,10 +540,10 @@ class Service(Scripted):
 
 
 def crowd(count: int) -> list[turnwise.Episode]:
-    return [talk(f"c{i}", f"good answer number {i}", seed=i) for i in range(count)]
+    return [conversation(f"good answer number {i}", id=f"c{i}", seed=i) for i in range(count)]
 
 
-def test_an_outage_costs_time_and_no_verdicts(clock: Virtual, tmp_path: Path) -> None:
+def test_an_outage_costs_time_and_no_verdicts(clock: AsyncClock, tmp_path: Path) -> None:
     service = Service(clock, (10.0, 600.0))
     judge = RubricJudge(canaries=0, model=service, rubric=RUBRIC, cache=False, concurrency=8)
     said = answers(judge, crowd(200), context(tmp_path))
@@ -556,7 +559,7 @@ def test_an_outage_costs_time_and_no_verdicts(clock: Virtual, tmp_path: Path) ->
     assert max(n for t, n in service.most_at_once if t >= 600) == 8, "once one got through, all may"
 
 
-def test_patience_bounds_an_outage_that_does_not_end(clock: Virtual, tmp_path: Path) -> None:
+def test_patience_bounds_an_outage_that_does_not_end(clock: AsyncClock, tmp_path: Path) -> None:
     service = Service(clock, (0.0, 1e9))
     judge = RubricJudge(
         canaries=0, model=service, rubric=RUBRIC, cache=False, concurrency=8, patience=300.0
@@ -569,7 +572,7 @@ def test_patience_bounds_an_outage_that_does_not_end(clock: Virtual, tmp_path: P
 
 
 def test_a_queue_longer_than_patience_fails_nobody_where_the_model_answers(
-    clock: Virtual, tmp_path: Path
+    clock: AsyncClock, tmp_path: Path
 ) -> None:
     service = Service(clock, (0.0, 0.0))
     judge = RubricJudge(
@@ -581,7 +584,7 @@ def test_a_queue_longer_than_patience_fails_nobody_where_the_model_answers(
 
 
 def test_an_error_of_the_account_stops_all_but_those_in_flight(
-    clock: Virtual, tmp_path: Path
+    clock: AsyncClock, tmp_path: Path
 ) -> None:
     service = Service(
         clock,
@@ -596,7 +599,7 @@ def test_an_error_of_the_account_stops_all_but_those_in_flight(
     assert all("credit balance" in s.reason for s in said if s.status == "failed")
 
 
-def test_failures_between_answers_open_nothing(clock: Virtual, tmp_path: Path) -> None:
+def test_failures_between_answers_open_nothing(clock: AsyncClock, tmp_path: Path) -> None:
     """One question that its server never answers does not hold up the others."""
     bad = "number 7"
 
@@ -617,7 +620,7 @@ def test_failures_between_answers_open_nothing(clock: Virtual, tmp_path: Path) -
 
 
 def test_at_a_server_that_is_down_only_probes_arrive(
-    served: Any, clock: Virtual, tmp_path: Path
+    served: Any, clock: AsyncClock, tmp_path: Path
 ) -> None:
     """The same over sockets: after the first failures the server never sees two questions at
     once."""
@@ -711,7 +714,7 @@ def test_200_updates_among_faults_end_where_they_end_without(
 
     from turnwise.engine.report.page import write_report
 
-    monkeypatch.setattr(calls, "TIME", Virtual(0.001))
+    monkeypatch.setattr(calls, "TIME", AsyncClock(0.001))
 
     def played(name: str, faults: Any) -> tuple[list[float], turnwise.Run, int]:
         with ModelServer(counted) as server:

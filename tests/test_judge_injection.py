@@ -1,5 +1,5 @@
-"""Attacks on judges (`attacks.py`): that no conversation can leave its block or get a verdict past
-the parsers.
+"""Attacks on judges (`support/attacks.py`): that no conversation can leave its block or get a
+verdict past the parsers.
 
 What this proves: of every attack in every place where text stands in a conversation, a judge's
 prompt differs from the harmless one inside of the blocks only, as data that reads back exactly; and
@@ -24,10 +24,11 @@ from typing import Any
 
 import pytest
 import regex
-from attacks import ATTACKS, FAMILIES, NONCE, Attack
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from turnwise import Episode, Message, Start, Turn
+from support.attacks import ATTACKS, FAMILIES, NONCE, Attack
+from support.episodes import NO_RUN, conversation
+from turnwise import Episode, Message
 from turnwise.engine.protocols import Context
 from turnwise.engine.records.feedback import Request
 from turnwise.judges.asking.calls import Call, judged
@@ -155,9 +156,9 @@ EVERYWHERE = (
 ALSO_LONG = ("last reply", "heard")
 
 
-def talk(place: str, text: str, good: bool = False, name: str = "e", seed: int = 1) -> Episode:
-    """Two turns with a text in one place; a good one has it only where both conversations of a pair
-    do: what the environment says."""
+def attacked(place: str, text: str, good: bool = False, name: str = "e", seed: int = 1) -> Episode:
+    """Builds two turns with a text in any one place of an episode; a good one has it only where
+    both conversations of a pair do: what the environment says."""
 
     def at(where: str, otherwise: str) -> str:
         return text if place == where else otherwise
@@ -183,23 +184,27 @@ def talk(place: str, text: str, good: bool = False, name: str = "e", seed: int =
         "parameters": {"type": "object", "properties": {at("tool's schema",
                     "order"): {"type": "string"}}},
     }  # fmt: skip
-    return Episode(
-        f"{name}-{'good' if good else 'bad'}",
-        Start("shop", seed, {"answer": at("reference", "4711")}),
-        (
-            Turn(Message("user", at("first heard", at("shared heard", "Hello?"))), shared, 0.0),
-            Turn(Message(role, heard), last, 0.0),
-        ),
-        "terminated",
+    return conversation(
+        shared,
+        last,
+        heard=[
+            at("first heard", at("shared heard", "Hello?")),
+            Message(role, heard),
+            at("heard last", "Thank you."),
+        ],
+        id=f"{name}-{'good' if good else 'bad'}",
+        env="shop",
+        seed=seed,
+        options={"answer": at("reference", "4711")},
         system=at("instructions", "You serve customers."),
         tools=(tool,),
-        final=Message("user", at("heard last", "Thank you.")),
+        **NO_RUN,
     )
 
 
 def asked(way: str, place: str, text: str) -> list[Call]:
     """What a model is asked about a conversation with a text in it, by one way of judging."""
-    bad, good = talk(place, text), talk(place, text, good=True)
+    bad, good = attacked(place, text), attacked(place, text, good=True)
     if way == "critic":
         *said, _, _ = bad.messages
         critic = Critic(constitution=PRINCIPLES, model=Rule())
@@ -207,7 +212,7 @@ def asked(way: str, place: str, text: str) -> list[Call]:
     judge = JUDGES[way](model=Rule())
     if way in ("rubric", "reply", "checklist"):
         return list(judge.calls(Request("episode", bad.id, way, episodes=(bad,))))
-    third = [talk("", "", name="f")] if way == "listwise" else []
+    third = [attacked("", "", name="f")] if way == "listwise" else []
     return list(judge.calls(Request("group", bad.group, way, episodes=(bad, good, *third))))
 
 
@@ -459,7 +464,7 @@ def test_judges_from_end_to_end(way: str, tmp_path: Path) -> None:
     form, which is asked once more and no oftener."""
     tried = ATTACKS[list(JUDGES).index(way) :: len(JUDGES)]  # every attack, by one way
     episodes = {
-        a.text: talk("last reply", a.text, seed=i, name=str(i)) for i, a in enumerate(tried)
+        a.text: attacked("last reply", a.text, seed=i, name=str(i)) for i, a in enumerate(tried)
     }
 
     def group(quoted: str) -> list[Episode]:
@@ -467,7 +472,7 @@ def test_judges_from_end_to_end(way: str, tmp_path: Path) -> None:
         return (
             [bad]
             if way in ("rubric", "reply", "checklist")
-            else [bad, talk("", "", True, bad.id, bad.start.seed)]
+            else [bad, attacked("", "", True, bad.id, bad.start.seed)]
         )
 
     everybody = [e for text in episodes for e in group(text)]
@@ -517,13 +522,10 @@ def test_a_critic_from_end_to_end(tmp_path: Path) -> None:
 
     async def revised(critic: Critic) -> list[list[dict[str, Any]]]:
         critic.open(Context("revise", tmp_path / "run", lambda: 0.0, 0))
-        talks = [talk("last reply", a.text) for a in ATTACKS]
+        bad = [attacked("last reply", a.text) for a in ATTACKS]
         return list(
             await asyncio.gather(
-                *(
-                    critic.revise(t.messages[:-2], t.turns[-1].action, i)
-                    for i, t in enumerate(talks)
-                )
+                *(critic.revise(t.messages[:-2], t.turns[-1].action, i) for i, t in enumerate(bad))
             )
         )
 
@@ -624,7 +626,9 @@ QUOTES = (
 
 def test_soft_comparisons_are_read_where_they_are_made() -> None:
     judge = PairwiseJudge(rubric="Which names the order?", soft="logprobs", model=Rule())
-    request = Request("group", "g", "pairwise", episodes=(talk("", ""), talk("", "", good=True)))
+    request = Request(
+        "group", "g", "pairwise", episodes=(attacked("", ""), attacked("", "", good=True))
+    )
     call = judge.calls(request)[0]
     rng = random.Random(0)
     for n in range(400):
@@ -671,7 +675,7 @@ def test_soft_levels_are_read_where_they_are_given() -> None:
     rng = random.Random(1)
     for per in ("episode", "reply"):
         judge = RubricJudge(rubric=rubric, per=per, soft="logprobs", model=Rule())
-        bad = talk("", "")
+        bad = attacked("", "")
         [call] = judge.calls(Request("episode", bad.id, "rubric", episodes=(bad,)))
         for n in range(300):
             nonce, criterion = f"{n:016x}", called[n % len(called)]

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import turnwise
-from model_server import Fault, ModelServer
-from scripted_judges import (
+from support.clock import AsyncClock
+from support.episodes import conversation
+from support.judges import (
     KEY,
     PRICE,
     RUBRIC,
-    Virtual,
     answers,
     booked,
     context,
     model,
-    talk,
     unbiased,
 )
+from support.model_server import Fault, ModelServer
 from turnwise import PluginError
 from turnwise.judges.asking import calls
 from turnwise.judges.llm.rubric_judge import RubricJudge
@@ -30,7 +30,7 @@ from turnwise.judges.models.model import make_model
 pytest.importorskip("anthropic")
 pytest.importorskip("openai")
 
-GOOD = talk("e1", "good", "good good")
+GOOD = conversation("good", "good good", id="e1")
 PROVIDERS = {"anthropic": "ANTHROPIC", "openai": "OPENAI", "openai-chat": "OPENAI"}
 NO_KEYS = {
     "blank": "  \n",
@@ -72,7 +72,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "TIME", Virtual())
+    monkeypatch.setattr(calls, "TIME", AsyncClock())
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -210,7 +210,7 @@ def test_what_never_left_costs_nothing(wire: str, clock: None, tmp_path: Path) -
 def test_a_batch_that_brings_nothing_is_a_failure_and_not_asked_singly(
     wire: str, fault: str, clock: None, tmp_path: Path
 ) -> None:
-    episodes = [talk(f"e{i}", "good " * i, seed=i) for i in range(3)]
+    episodes = [conversation("good " * i, id=f"e{i}", seed=i) for i in range(3)]
     ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
     with ModelServer(unbiased) as server:
         server.faults = lambda asked: (
@@ -257,7 +257,9 @@ def test_a_batch_that_is_not_accepted_says_why_in_its_own_words(
         server.batch_errors = [{"code": code, "line": None, "message": message, "param": None}]
         judge = RubricJudge(canaries=0, model=model(wire, server), rubric=RUBRIC, batch=True)
         said = answers(
-            judge, [talk(f"e{i}", "good " * i, seed=i) for i in range(3)], context(tmp_path, ledger)
+            judge,
+            [conversation("good " * i, id=f"e{i}", seed=i) for i in range(3)],
+            context(tmp_path, ledger),
         )
         assert {s.status for s in said} == {"failed"}
         assert all(
@@ -277,7 +279,9 @@ def test_a_filter_in_a_batch_abstains(wire: str, clock: None, tmp_path: Path) ->
             Fault("status", status=400, code="content_filter") if "bad bad" in asked.user else None
         )
         judge = RubricJudge(canaries=0, model=model(wire, server), rubric=RUBRIC, batch=True)
-        said = answers(judge, [GOOD, talk("e2", "bad bad", seed=2)], context(tmp_path, ledger))
+        said = answers(
+            judge, [GOOD, conversation("bad bad", id="e2", seed=2)], context(tmp_path, ledger)
+        )
         assert [s.status for s in said] == ["scored", "abstained"]
         assert said[1].reason.startswith("filtered: HTTP 400 content_filter")
         assert server.stats()["questions"] == 0

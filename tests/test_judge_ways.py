@@ -18,9 +18,8 @@ import pytest
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_server import Asked, ModelServer
-from rating import RUN, fill, next_task, person
-from scripted_judges import (
+from support.episodes import conversation
+from support.judges import (
     RUBRIC,
     Scripted,
     answers,
@@ -29,10 +28,11 @@ from scripted_judges import (
     context,
     model,
     quality,
-    talk,
     unbiased,
     verdict,
 )
+from support.model_server import Asked, ModelServer
+from support.rating import RUN, fill, next_task, person
 from turnwise.engine.feedback.sources import Sources
 from turnwise.engine.records.feedback import Comparison, Feedback, Request, Stamp
 from turnwise.judges.combined.escalation import Escalation
@@ -172,7 +172,7 @@ def test_scores_of_levels_and_weights(
     )
     [said] = ask(
         RubricJudge(canaries=0, model=asked, rubric=RUBRIC, cache=False),
-        [talk("e", "yes")],
+        [conversation("yes", id="e")],
         tmp_path,
     )
     assert said.score == pytest.approx(score)
@@ -182,7 +182,9 @@ def test_scores_of_levels_and_weights(
 
 def test_every_reply_is_scored_by_itself(tmp_path: Path) -> None:
     judge = RubricJudge(canaries=0, model=Scripted(), rubric=RUBRIC, per="reply", cache=False)
-    [said] = ask(judge, [talk("e", "good", "bad", "good good", "good good good good")], tmp_path)
+    [said] = ask(
+        judge, [conversation("good", "bad", "good good", "good good good good", id="e")], tmp_path
+    )
     by_hand = [(0.5 + 3 * 0.25) / 4, 0.0, (1 + 3 * 0.5) / 4, 1.0]
     assert said.turn_scores == pytest.approx(by_hand)
     assert said.score == pytest.approx(1.0)
@@ -191,7 +193,7 @@ def test_every_reply_is_scored_by_itself(tmp_path: Path) -> None:
     )
     [said] = ask(
         RubricJudge(canaries=0, model=wrong, rubric=RUBRIC, per="reply", cache=False),
-        [talk("e", "a", "b")],
+        [conversation("a", "b", id="e")],
         tmp_path,
     )
     assert "replies must be reply_1, reply_2, each once" in said.reason
@@ -204,7 +206,7 @@ def test_levels_of_several_samples_are_averaged_and_their_spread_is_told(tmp_pat
     )
     [said] = ask(
         RubricJudge(canaries=0, model=asked, rubric=RUBRIC, samples=3, cache=False),
-        [talk("e", "yes")],
+        [conversation("yes", id="e")],
         tmp_path,
     )
     assert said.score == pytest.approx((1 + 3 * (5 / 3) / 4) / 4)
@@ -214,14 +216,14 @@ def test_levels_of_several_samples_are_averaged_and_their_spread_is_told(tmp_pat
     half = Scripted(lambda p: {**asked._say(p), "abstain": next(silent)})
     [said] = ask(
         RubricJudge(canaries=0, model=half, rubric=RUBRIC, samples=3, cache=False),
-        [talk("e", "yes")],
+        [conversation("yes", id="e")],
         tmp_path,
     )
     assert said.score == pytest.approx(1.0), "one of three abstained"
     silent, numbers = iter([True, False]), iter([4, 4])
     [said] = ask(
         RubricJudge(canaries=0, model=half, rubric=RUBRIC, samples=2, cache=False),
-        [talk("e", "yes")],
+        [conversation("yes", id="e")],
         tmp_path,
     )
     assert (said.status, said.score) == ("abstained", None)
@@ -232,7 +234,9 @@ def test_conversations_that_share_turns_are_shown_with_the_agents_instructions(
 ) -> None:
     asked = Scripted()
     two = [
-        talk(f"e{i}", "hello", text, slot=i, system="Sell honestly.", tools=({"name": "look"},))
+        conversation(
+            "hello", text, id=f"e{i}", slot=i, system="Sell honestly.", tools=({"name": "look"},)
+        )
         for i, text in enumerate("ab")
     ]
     ask(PairwiseJudge(canaries=0, model=asked, rubric=WHICH, cache=False), two, tmp_path)
@@ -272,7 +276,7 @@ def test_soft_levels_and_preferences_from_log_probabilities(wire: str, tmp_path:
         judge = RubricJudge(
             canaries=0, model=model(wire, server), rubric=RUBRIC, soft="logprobs", cache=False
         )
-        [said] = ask(judge, [talk("e", "good good")], tmp_path)
+        [said] = ask(judge, [conversation("good good", id="e")], tmp_path)
         right = (1 * 0.1 + 2 * 0.3 + 3 * 0.4) / 0.8
         assert said.aspects == pytest.approx({"kind": 1.0, "right": right / 4})
 
@@ -288,7 +292,9 @@ def test_soft_levels_and_preferences_from_log_probabilities(wire: str, tmp_path:
         judge = PairwiseJudge(
             canaries=0, model=model(wire, server), rubric=WHICH, soft="logprobs", cache=False
         )
-        [said] = ask(judge, [talk("e0", "bad"), talk("e1", "good", slot=1)], tmp_path)
+        [said] = ask(
+            judge, [conversation("bad", id="e0"), conversation("good", id="e1", slot=1)], tmp_path
+        )
     assert said.ranking == (("e1",), ("e0",))
     assert said.probability == pytest.approx(0.6 + 0.5 * 0.2), (
         "neither and none begin alike; they count half"
@@ -348,7 +354,7 @@ def test_soft_levels_need_digits_that_tell_them_apart() -> None:
 
 # Pairs.
 
-A, B = talk("a", "bad"), talk("b", "good", slot=1)
+A, B = conversation("bad", id="a"), conversation("good", id="b", slot=1)
 
 
 def first_with(*values: Any) -> Scripted:
@@ -424,7 +430,10 @@ def test_one_order_is_drawn_for_each_pair_and_asks_half(tmp_path: Path) -> None:
     pairs = [
         e
         for i in range(40)
-        for e in (talk(f"a{i}", f"bad {i}", seed=i), talk(f"b{i}", f"good {i}", seed=i, slot=1))
+        for e in (
+            conversation(f"bad {i}", id=f"a{i}", seed=i),
+            conversation(f"good {i}", id=f"b{i}", seed=i, slot=1),
+        )
     ]
     said = ask(judge, pairs, tmp_path)
     assert len(asked.prompts) == 40
@@ -441,7 +450,7 @@ def test_a_judge_that_always_likes_the_first_prefers_nobody(tmp_path: Path) -> N
             "abstain": v["abstain"],
         }
     )
-    group = [talk(f"e{i}", "good " * i, slot=i) for i in range(4)]
+    group = [conversation("good " * i, id=f"e{i}", slot=i) for i in range(4)]
     said = ask(PairwiseJudge(canaries=0, model=likes, rubric=WHICH, cache=False), group, tmp_path)
     assert len(said) == 6
     assert all(len(s.ranking) == 1 and s.details["flipped"] for s in said)
@@ -479,9 +488,9 @@ def test_order_ids_and_names_decide_nothing(
     make: Any, said: list[list[str]], seed: int, tmp_path_factory: Any
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
-    group = [talk(f"e{i}", *replies, slot=i) for i, replies in enumerate(said)]
+    group = [conversation(*replies, id=f"e{i}", slot=i) for i, replies in enumerate(said)]
     other = [
-        talk(f"x{9 - i}", *replies, slot=i, run="another", update=3)
+        conversation(*replies, id=f"x{9 - i}", slot=i, run="another", update=3)
         for i, replies in enumerate(said)
     ]
     random.Random(seed).shuffle(other)
@@ -512,7 +521,7 @@ def test_order_ids_and_names_decide_nothing(
 @settings(max_examples=20, deadline=None)
 @given(said=st.lists(TEXTS, min_size=2, max_size=5))
 def test_a_list_is_ranked_by_what_it_says(said: list[list[str]], tmp_path_factory: Any) -> None:
-    group = [talk(f"e{i}", *replies, slot=i) for i, replies in enumerate(said)]
+    group = [conversation(*replies, id=f"e{i}", slot=i) for i, replies in enumerate(said)]
     [found] = ask(
         ListwiseJudge(canaries=0, model=Scripted(), rubric=WHICH, cache=False),
         group,
@@ -533,7 +542,7 @@ def test_a_list_is_ranked_by_what_it_says(said: list[list[str]], tmp_path_factor
 
 def test_places_of_several_orders_are_averaged(tmp_path: Path) -> None:
     """Two orders say a > b > c and b > a > c: a and b are tied before c."""
-    group = [talk(e, e, slot=i) for i, e in enumerate("abc")]
+    group = [conversation(e, id=e, slot=i) for i, e in enumerate("abc")]
     words = iter([["a", "b", "c"], ["b", "a", "c"]])
 
     def say(prompt: Prompt) -> Any:
@@ -621,7 +630,7 @@ def test_the_score_of_a_checklist(holds: Any, score: float | None, tmp_path: Pat
         weights={"solved": 3.0},
         cache=False,
     )
-    [said] = ask(judge, [talk("e", "yes")], tmp_path)
+    [said] = ask(judge, [conversation("yes", id="e")], tmp_path)
     assert said.score == (None if score is None else pytest.approx(score))
     assert said.status == ("scored" if score is not None else "abstained")
 
@@ -629,9 +638,9 @@ def test_the_score_of_a_checklist(holds: Any, score: float | None, tmp_path: Pat
 def test_a_reference_comes_from_the_start_and_is_shown_to_the_judge_alone(tmp_path: Path) -> None:
     asked = points()
     judge = ChecklistJudge(canaries=0, model=asked, reference={"start": "answer"}, cache=False)
-    known = talk("e1", "42", options={"answer": "forty-two"})
-    reset = talk("e2", "42", seed=2, info={"answer": "from reset"})
-    without = talk("e3", "42", seed=3, options={"question": "?"})
+    known = conversation("42", id="e1", options={"answer": "forty-two"})
+    reset = conversation("42", id="e2", seed=2, info={"answer": "from reset"})
+    without = conversation("42", id="e3", seed=3, options={"question": "?"})
     said = ask(judge, [known, reset, without], tmp_path)
     assert [s.status for s in said] == ["scored", "scored", "failed"]
     assert "the start has no 'answer' to compare with; it has question" in said[2].reason
@@ -681,7 +690,7 @@ def test_principles_are_drawn_by_weight_and_the_same_whichever_is_shown_first() 
     judge = ConstitutionJudge(canaries=0, model=Scripted(), constitution=SHOP, cache=False)
     drawn: Counter[str] = Counter()
     for i in range(2000):
-        a, b = talk(f"a{i}", f"one {i}"), talk(f"b{i}", f"two {i}")
+        a, b = conversation(f"one {i}", id=f"a{i}"), conversation(f"two {i}", id=f"b{i}")
         assert judge.principle((a, b)) == judge.principle((b, a))
         drawn[judge.principle((a, b)).name] += 1
     assert drawn["listen"] / 2000 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 2000))
@@ -778,7 +787,7 @@ SCORING: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = [
 def test_what_a_panel_makes_of_scores(
     values: Any, options: Any, expected: Any, tmp_path: Path
 ) -> None:
-    [said] = ask(panel(*values, **options), [talk("e", "yes")], tmp_path)
+    [said] = ask(panel(*values, **options), [conversation("yes", id="e")], tmp_path)
     if isinstance(expected, str):
         assert (said.status, said.score) == (expected, None)
         assert "judges answered" in said.reason
@@ -815,7 +824,7 @@ def test_what_a_panel_makes_of_comparisons(
 
 
 def test_a_circle_of_votes_is_a_tie(tmp_path: Path) -> None:
-    group = [talk(e, e, slot=i) for i, e in enumerate("abc")]
+    group = [conversation(e, id=e, slot=i) for i, e in enumerate("abc")]
     circle = [(("a",), ("b",), ("c",)), (("b",), ("c",), ("a",)), (("c",), ("a",), ("b",))]
     [said] = ask(panel(*circle, kind="group"), group, tmp_path)
     assert said.ranking == (("a", "b", "c"),)
@@ -824,14 +833,18 @@ def test_a_circle_of_votes_is_a_tie(tmp_path: Path) -> None:
 def test_a_quarantined_member_leaves_and_the_last_one_takes_the_panel_along(tmp_path: Path) -> None:
     bad = Quarantined("it fell for 3 of 4 canaries")
     with pytest.warns(UserWarning, match="goes on without 'm1': it fell for 3 of 4"):
-        said = ask(panel(0.2, bad, 0.6), [talk("e1", "yes"), talk("e2", "no", seed=2)], tmp_path)
+        said = ask(
+            panel(0.2, bad, 0.6),
+            [conversation("yes", id="e1"), conversation("no", id="e2", seed=2)],
+            tmp_path,
+        )
     assert [s.score for s in said] == [pytest.approx(0.4)] * 2
     assert said[0].details["panel"]["m1"] == {"status": "out"}
     with (
         pytest.warns(UserWarning, match="goes on without"),
         pytest.raises(Quarantined, match="1 of 2 judges of the panel .* are left"),
     ):
-        ask(panel(bad, bad), [talk("e", "yes")], tmp_path)
+        ask(panel(bad, bad), [conversation("yes", id="e")], tmp_path)
 
 
 def test_members_count_by_how_reliable_they_were_found(tmp_path: Path) -> None:
@@ -841,7 +854,10 @@ def test_members_count_by_how_reliable_they_were_found(tmp_path: Path) -> None:
     episodes = [
         e
         for i in range(30)
-        for e in (talk(f"a{i}", f"bad {i}", seed=i), talk(f"b{i}", f"good {i}", seed=i, slot=1))
+        for e in (
+            conversation(f"bad {i}", id=f"a{i}", seed=i),
+            conversation(f"good {i}", id=f"b{i}", seed=i, slot=1),
+        )
     ]
     ledger.add_episodes(episodes)
 
@@ -935,7 +951,7 @@ def test_no_more_than_a_share_goes_up(tmp_path: Path) -> None:
     then = Says(0.5)
     said = ask(
         escalation(Says("failed"), then, limit=0.25),
-        [talk(f"e{i}", f"{i}", seed=i) for i in range(40)],
+        [conversation(f"{i}", id=f"e{i}", seed=i) for i in range(40)],
         tmp_path,
     )
     up = [s for s in said if s.status == "scored"]
@@ -958,7 +974,7 @@ def test_where_the_strong_ones_budget_is_spent_the_first_answer_stands(tmp_path:
         concurrency=1,
     )
     first = panel(0.0, 0.6, kind="episode")
-    episodes = [talk(f"e{i}", f"good good good good {i}", seed=i) for i in range(60)]
+    episodes = [conversation(f"good good good good {i}", id=f"e{i}", seed=i) for i in range(60)]
     judge = escalation(first, strong, spread=0.5)
     with pytest.warns(UserWarning, match="nothing goes up to 'strong' any more"):
         said = ask(judge, episodes, tmp_path)
@@ -987,8 +1003,11 @@ def test_people_come_second_where_the_judge_is_not_sure(tmp_path: Path) -> None:
         rubric=WHICH,
         cache=False,
     )
-    unclear = [talk("u0", "tell me bad", seed=1), talk("u1", "tell me good", seed=1, slot=1)]
-    clear = [talk("c0", "bad", seed=2), talk("c1", "good", seed=2, slot=1)]
+    unclear = [
+        conversation("tell me bad", id="u0", seed=1),
+        conversation("tell me good", id="u1", seed=1, slot=1),
+    ]
+    clear = [conversation("bad", id="c0", seed=2), conversation("good", id="c1", seed=2, slot=1)]
     played: dict[str, list[turnwise.Episode]] = {unclear[0].group: unclear, clear[0].group: clear}
     ledger.add_episodes([*unclear, *clear])
     people = {
@@ -1088,13 +1107,13 @@ def test_a_local_judge_scores_or_says_why_not(tiny: Path, tmp_path: Path) -> Non
     judge = RubricJudge(
         canaries=0, model=f"local:{tiny}", rubric=RUBRIC, cache=False, max_tokens=48, budget=1.0
     )
-    said = ask(judge, [talk(f"e{i}", f"good {i}", seed=i) for i in range(3)], tmp_path)
+    said = ask(judge, [conversation(f"good {i}", id=f"e{i}", seed=i) for i in range(3)], tmp_path)
     for s in said:
         assert s.status == "scored" or (
             s.score is None and s.reason.startswith("truncated: max_tokens")
         ), s.reason
         assert s.stamp.cost == 0.0
-    [said] = ask(judge, [talk("long", "word " * 9000)], tmp_path)
+    [said] = ask(judge, [conversation("word " * 9000, id="long")], tmp_path)
     assert said.status == "failed"
     assert "too many for the context" in said.reason
 
@@ -1115,7 +1134,7 @@ def test_a_local_answer_nobody_waits_for_ends_and_the_next_one_has_its_time(
         timeout=0.2,
         patience=0.5,
     )
-    [said] = ask(judge, [talk("e", "good")], tmp_path)
+    [said] = ask(judge, [conversation("good", id="e")], tmp_path)
     assert (said.status, said.score) == ("failed", None)
     assert said.reason.startswith("timeout: no answer within 0.2 seconds")
     assert asked._turn.acquire(timeout=3000), "the thread has let go"

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 import turnwise
-from support import ECHO
+from support.clock import Clock
+from support.echo import ECHO
+from support.episodes import NO_RUN, conversation
 from turnwise.engine.stages.rl.pending import ENDED, OLD
 from turnwise.engine.tensors import group_advantage, importance_weight
 from turnwise.judges.simulated import SimulatedPanel
@@ -23,21 +25,6 @@ HOUR = 3600.0
 RL = {"env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 6, "groups": 2, "group_size": 3,
     "max_new_tokens": 5, "poll": 600.0,
       "optimizer": {"name": "grpo", "lr": 1e-2, "warmup": 0}}  # fmt: skip
-
-
-class Clock:
-    """Time passes when somebody sleeps; `at` says what happens then."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.at: Callable[[], None] = lambda: None
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += max(seconds, 1.0)
-        self.at()
 
 
 def make(
@@ -181,10 +168,10 @@ def test_stopped_for_the_night_it_goes_on_as_if_nothing_had_been(
     def evening() -> None:
         going.stopping = going.stopping or clock.now >= 1000.0 + night * HOUR
 
-    clock.at = evening
+    clock.meanwhile = evening
     going.finish()
     assert going.updates < 6
-    clock.at = lambda: None
+    clock.meanwhile = lambda: None
     again = make(tmp_path / "r", model_folder(), clock, resume=True, **options).finish()
     assert torch.equal(flat(again), flat(whole))
     drop = lambda m: {k: v for k, v in m.items() if k != "time" and not k.startswith("seconds/")}  # noqa: E731
@@ -198,10 +185,10 @@ def test_answers_that_come_during_the_night_are_there_in_the_morning(
 ) -> None:
     clock = Clock()
     going = make(tmp_path / "r", model_folder(), clock, feedback=[people()], pending=18)
-    clock.at = lambda: setattr(going, "stopping", True)
+    clock.meanwhile = lambda: setattr(going, "stopping", True)
     going.finish()
     assert going.updates == 0
-    clock.at = lambda: None
+    clock.meanwhile = lambda: None
     clock.now += 24 * HOUR
     again = make(
         tmp_path / "r", model_folder(), clock, resume=True, feedback=[people()], pending=18
@@ -350,7 +337,7 @@ def test_listeners_hear_what_another_process_wrote(
         plugins=plugins,
     )
     run.on_status = lambda status: notes.add(status.note)
-    clock.at = lambda: service.work(tmp_path / "r" / "ledger.sqlite")
+    clock.meanwhile = lambda: service.work(tmp_path / "r" / "ledger.sqlite")
     run.finish()
     there = [
         f.id
@@ -420,7 +407,7 @@ def test_nobody_at_work_is_said(model_folder: Callable[..., Path], tmp_path: Pat
         feedback=[people(unanswered=1.0, deadline=HOUR)],
         pending=12,
     )
-    clock.at = lambda: setattr(run, "stopping", clock.now > 1000 + 5 * HOUR)
+    clock.meanwhile = lambda: setattr(run, "stopping", clock.now > 1000 + 5 * HOUR)
     with pytest.warns(UserWarning, match="got no reward at all.*Are there raters at work"):
         run.finish()
     assert run.updates == 0
@@ -484,10 +471,11 @@ def test_pairings_that_make_no_sense_are_refused(
 
 
 def request(seed: int, slot: int = 0) -> turnwise.Request:
-    turn = lambda text: (turnwise.Turn(turnwise.Message("user", "so"), text, 1.0),)  # noqa: E731
-    start = turnwise.Start("e", seed)
     pair = tuple(
-        turnwise.Episode(f"{seed}-{i}", start, turn(str(i)), "terminated", slot=i) for i in range(2)
+        conversation(
+            str(i), heard="so", id=f"{seed}-{i}", env="e", seed=seed, reward=1.0, slot=i, **NO_RUN
+        )
+        for i in range(2)
     )
     return turnwise.Request("group", pair[0].group, "panel", slot, episodes=pair)
 

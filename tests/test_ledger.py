@@ -13,36 +13,33 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import turnwise
-from databases import new_database
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.clock import Clock
+from support.databases import new_database
+from support.episodes import conversation
 from turnwise.engine.ledger.rows import Member
 from turnwise.engine.ledger.tables import FEEDBACK
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def episode(name: str, update: int = 1, slot: int = 0, seed: int = 1) -> turnwise.Episode:
-    turn = turnwise.Turn(turnwise.Message("user", "hi \x00 \ud800"), "yo", 1.0, (1,), (2,), (-0.1,))
-    return turnwise.Episode(
-        name,
-        turnwise.Start("t/E-v0", seed),
-        (turn,),
-        "terminated",
-        run="run",
-        stage="rl",
+    """Builds what is hardest to store: tokens, and text that databases refuse."""
+    return conversation(
+        "yo",
+        heard="hi \x00 \ud800",
+        id=name,
+        env="t/E-v0",
+        seed=seed,
+        reward=1.0,
+        prompt_ids=(1,),
+        action_ids=(2,),
+        logprobs=(-0.1,),
         update=update,
         slot=slot,
     )
@@ -54,10 +51,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(database: str, clock: Clock) -> Iterator[turnwise.Ledger]:
-    ledger = turnwise.Ledger(database, clock=clock)
-    yield ledger
-    ledger.close()
+def ledger_clock(clock: Clock) -> Clock:
+    """Lets `ledger` go by the clock that tests set."""
+    return clock
+
+
+@pytest.fixture
+def ledger_url(database: str) -> str:
+    """Lets `ledger` lie on either database."""
+    return database
 
 
 def said(target: str, score: float, id_: str, **more: object) -> turnwise.Feedback:

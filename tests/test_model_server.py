@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import model_server
 import pytest
-from model_server import Asked, Fault, ModelServer, Tokens, count_tokens
+from support import model_server
+from support.model_server import Asked, Fault, ModelServer, Tokens, count_tokens
 
 anthropic = pytest.importorskip("anthropic")
 openai = pytest.importorskip("openai")

@@ -13,7 +13,8 @@ import pytest
 import torch
 import transformers as T
 import turnwise
-from support import LLAMA_LIKE, play
+from support.echo import play
+from support.models import LLAMA_LIKE
 from test_promise_1_tokens import batch_of, plain_logprobs
 from turnwise.engine.errors import UnfitModel
 from turnwise.engine.policy.batching import make_batch

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 import turnwise
-from support import ECHO, play
+from support.echo import ECHO, play
+from support.episodes import conversation
 from torch import Tensor
 from turnwise.engine.policy.batching import make_batch, written_batch
 from turnwise.engine.stages.preference import Label, _rows, label_batch, pair_labels
@@ -23,8 +24,6 @@ from turnwise.plugins.optimizers.kto import KTO, kto_loss, mismatched, segments
 from turnwise.plugins.optimizers.policy_loss import PolicyLoss
 from turnwise.plugins.optimizers.ppo import PPO
 from turnwise.plugins.optimizers.rejection import Rejection, best_of_groups
-
-M = turnwise.Message
 
 
 def moved(policy: turnwise.Policy, seed: int = 1) -> None:
@@ -188,19 +187,14 @@ def test_no_step_is_taken_beyond_the_target_kl(model_folder: Callable[..., Path]
 def same_question(policy: turnwise.Policy) -> tuple[list[turnwise.Episode], turnwise.Batch]:
     """Pairs that differ from their second turn on, as written conversations."""
 
-    def talk(slot: int, seed: int, *replies: str) -> turnwise.Episode:
-        heard = ["hello", "what is it", "tell me more"]
-        turns = tuple(
-            turnwise.Turn(M("user", h), r, 0.0) for h, r in zip(heard, replies, strict=False)
-        )
-        return turnwise.Episode(
-            f"{seed}-{slot}", turnwise.Start("written", seed), turns, "terminated", slot=slot
-        )
+    def written(slot: int, seed: int, *replies: str) -> turnwise.Episode:
+        heard = ["hello", "what is it", "tell me more"][: len(replies)]
+        return conversation(*replies, heard=heard, id=f"{seed}-{slot}", seed=seed, slot=slot)
 
     episodes = [
-        talk(0, 1, "yes", "the cat", "no no no"), talk(1, 1, "yes", "a mat on"),
-        talk(0, 2, "fine", "thanks"), talk(1, 2, "maybe", "thanks"),
-        talk(0, 3, "yes", "yes"), talk(1, 3, "yes", "yes"),
+        written(0, 1, "yes", "the cat", "no no no"), written(1, 1, "yes", "a mat on"),
+        written(0, 2, "fine", "thanks"), written(1, 2, "maybe", "thanks"),
+        written(0, 3, "yes", "yes"), written(1, 3, "yes", "yes"),
     ]  # fmt: skip
     rows = [_rows(policy, e) or [] for e in episodes]
     return episodes, written_batch(

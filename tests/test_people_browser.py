@@ -4,25 +4,18 @@ looking on."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import turnwise
-from rating import RUN, groups, heard, serving, study
-from test_people_service import HOSTILE, PLAIN, talk
+from support.episodes import conversation
+from support.rating import RUN, groups, heard, serving, study
+from test_people_service import HOSTILE, PLAIN
 from turnwise.plugins.human import lead, raters
 from turnwise.plugins.human.desk import Desk
 
 TASKS = ("rank", "compare", "score", "mark")
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[turnwise.Ledger]:
-    ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
-    yield ledger
-    ledger.close()
 
 
 class Rater:
@@ -210,7 +203,7 @@ def test_it_works_without_scripts(browser: Any, ledger: turnwise.Ledger) -> None
 def test_hostile_conversations_do_nothing_in_a_browser(
     browser: Any, ledger: turnwise.Ledger
 ) -> None:
-    played = {e.group: [e] for e in (talk("bad", [HOSTILE, HOSTILE, HOSTILE, HOSTILE]),)}
+    played = {e.group: [e] for e in (conversation(HOSTILE, HOSTILE, heard=HOSTILE, id="bad"),)}
     study(ledger, {"task": "mark", **PLAIN}, played=played)
     with serving(ledger) as base:
         ada = Rater(browser, base, ledger)

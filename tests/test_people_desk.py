@@ -16,7 +16,9 @@ import sqlalchemy as sa
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rating import RUN, fill, groups, heard, next_task, person, study, talk
+from support.clock import Clock
+from support.episodes import conversation
+from support.rating import RUN, fill, groups, heard, next_task, person, study
 from turnwise.engine.errors import PreferenceError
 from turnwise.engine.ledger.rows import Member
 from turnwise.plugins.human import lead, raters, tasks
@@ -27,23 +29,21 @@ from turnwise.plugins.human.errors import DeskError, NotYours
 from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS, prepare
 
 
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_000_000.0)
 
 
 @pytest.fixture
-def ledger(database: str, clock: Clock) -> Iterator[turnwise.Ledger]:
-    ledger = turnwise.Ledger(database, clock=clock)
-    yield ledger
-    ledger.close()
+def ledger_clock(clock: Clock) -> Clock:
+    """Lets `ledger` go by the clock that tests set."""
+    return clock
+
+
+@pytest.fixture
+def ledger_url(database: str) -> str:
+    """Lets `ledger` lie on either database."""
+    return database
 
 
 @pytest.fixture
@@ -244,7 +244,12 @@ def test_a_task_stays_what_it_was_when_it_was_asked(fast: turnwise.Ledger) -> No
     assert old is not None
     later = {
         e.group: [e, f]
-        for e, f in [(talk("x", ["a", "b"], seed=9), talk("y", ["a", "c"], seed=9, slot=1))]
+        for e, f in [
+            (
+                conversation("b", heard="a", id="x", seed=9),
+                conversation("c", heard="a", id="y", seed=9, slot=1),
+            )
+        ]
     }
     study(fast, {"name": "people", "task": "rank", **PLAIN}, played=later)
     assert desk.task(old.id, ada).study["task"] == "score"
@@ -400,7 +405,11 @@ def test_the_random_share_has_nothing_to_do_with_worth(fast: turnwise.Ledger) ->
     study(
         fast,
         {"task": "score", **PLAIN, "random_share": 0.4},
-        played={e.group: [e] for g in range(200) for e in [talk(f"t{g:03}", ["a", "b"], seed=g)]},
+        played={
+            e.group: [e]
+            for g in range(200)
+            for e in [conversation("b", heard="a", id=f"t{g:03}", seed=g)]
+        },
     )
     with fast.writing() as db:  # what is worth more stands first in the run
         for n, id_ in enumerate(db.scalars(sa.select(ITEMS.c.id).order_by(ITEMS.c.target)).all()):
@@ -428,7 +437,7 @@ def test_little_covered_starts_come_first_and_what_is_begun_before_them(
     played = {}
     for update in range(3):
         for seed in (1, 2):
-            e = dataclasses.replace(talk(f"t{update}-{seed}", ["a", "b"], seed=seed), update=update)
+            e = conversation("b", heard="a", id=f"t{update}-{seed}", seed=seed, update=update)
             played[e.group] = [e]
     study(fast, {"task": "score", "raters": 2, **PLAIN}, played=played)
     desk, ada, bo = Desk(fast), person(fast, "Ada"), person(fast, "Bo")
@@ -448,7 +457,11 @@ def test_studies_take_turns_by_their_own_options(fast: turnwise.Ledger) -> None:
         fast,
         {"name": "a", "task": "score", **PLAIN, "random_share": 1.0},
         {"name": "b", "task": "score", **PLAIN},
-        played={e.group: [e] for g in range(40) for e in [talk(f"t{g}", ["a", "b"], seed=g)]},
+        played={
+            e.group: [e]
+            for g in range(40)
+            for e in [conversation("b", heard="a", id=f"t{g}", seed=g)]
+        },
     )
     desk, ada = Desk(fast, random.Random(0)), person(fast, "Ada")
     for _ in range(40):
@@ -725,7 +738,7 @@ def test_haste_and_sameness_are_flagged_and_nothing_is_dropped(
     long = {
         e.group: [e]
         for g in range(24)
-        for e in [talk(f"t{g}", ["why? " * 40, "because " * 40], seed=g)]
+        for e in [conversation("because " * 40, heard="why? " * 40, id=f"t{g}", seed=g)]
     }
     sources = study(fast, {"task": "score", **PLAIN}, played=long)
     desk, ada = Desk(fast), person(fast, "Ada")

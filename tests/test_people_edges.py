@@ -8,7 +8,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from html import unescape
 from pathlib import Path
@@ -19,7 +18,8 @@ import sqlalchemy as sa
 import turnwise
 import uvicorn
 import yaml
-from rating import RUN, Client, groups, heard, serving, study, talk
+from support.episodes import conversation
+from support.rating import RUN, Client, groups, heard, serving, study
 from turnwise.plugins.human import raters, tasks
 from turnwise.plugins.human.source import People
 from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, prepare
@@ -28,13 +28,6 @@ from turnwise.plugins.human.web.app import make_app
 from turnwise.plugins.human.web.service import NOTED
 
 PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[turnwise.Ledger]:
-    ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
-    yield ledger
-    ledger.close()
 
 
 NAMES = [
@@ -95,7 +88,9 @@ def test_what_yaml_takes_for_something_else_is_a_text() -> None:
 def test_a_conversation_of_a_thousand_replies_can_be_answered(
     ledger: turnwise.Ledger, what: str
 ) -> None:
-    long = talk("long", [word for i in range(1200) for word in (f"q{i}", f"a{i}")])
+    long = conversation(
+        *(f"a{i}" for i in range(1200)), heard=[f"q{i}" for i in range(1200)], id="long"
+    )
     study(ledger, {"task": "mark", **PLAIN}, played={long.group: [long]})
     with serving(ledger) as base:
         ada = Client(base, ledger, "Ada")
@@ -249,7 +244,7 @@ def test_names_that_are_too_long_for_a_form_are_refused() -> None:
     ],
 )
 def test_a_mark_agrees_with_the_gold_that_is_made_of_it(form: dict[str, str]) -> None:
-    shown = (talk("e", ["q", "a", "and?", "b"]),)
+    shown = (conversation("a", "b", heard=["q", "and?"]),)
     said = tasks.read("mark", form, shown, (), 5, {})
     assert tasks.agrees(said, tasks.known(said))
     assert not tasks.agrees(said, {"first_wrong": 0})

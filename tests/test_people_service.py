@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 import turnwise
-from rating import RUN, Client, groups, heard, serving, study, talk
+from support.episodes import conversation
+from support.rating import RUN, Client, groups, heard, serving, study
 from turnwise.engine.pipeline.folder import open_ledger
 from turnwise.plugins.human import raters
 from turnwise.plugins.human.desk import Desk
@@ -39,13 +39,6 @@ HOSTILE = (
     " '/etc/passwd' %} ' OR 1=1; DROP TABLE episodes; -- <iframe src=//evil.example></iframe>"
     " \x9b31m <a href='https://evil.example' onclick=alert(5)>x</a>"
 )
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[turnwise.Ledger]:
-    ledger = turnwise.Ledger(tmp_path / "ledger.sqlite")
-    yield ledger
-    ledger.close()
 
 
 def notes(ledger: turnwise.Ledger) -> list[str]:
@@ -101,8 +94,8 @@ def test_hostile_text_is_inert_and_the_service_alive(ledger: turnwise.Ledger) ->
     played = {
         e.group: [e]
         for e in (
-            talk("bad", [HOSTILE, HOSTILE, HOSTILE, "`" * 5000], seed=1),
-            talk("big", [big, "*a " * 300_000], seed=2),
+            conversation(HOSTILE, "`" * 5000, heard=HOSTILE, id="bad"),
+            conversation("*a " * 300_000, heard=big, id="big", seed=2),
         )
     }
     study(ledger, {"task": "score", "question": HOSTILE[:60], **PLAIN}, played=played)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import turnwise
-from support import play
+from support.echo import play
 from turnwise.engine.analysis.preferences import Pair, pairs
 from turnwise.engine.stages.preference import _rows, preference_batch
 from turnwise.plugins.optimizers.dpo import DPO, dpo_loss

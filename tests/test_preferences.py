@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import turnwise
+from support.episodes import NO_RUN, conversation
 from turnwise.engine.analysis.preferences import (
     connected,
     opinion,
@@ -19,8 +20,6 @@ from turnwise.engine.analysis.preferences import (
     truth_agreement,
 )
 from turnwise.judges.simulated import SimulatedPanel
-
-M = turnwise.Message
 
 
 def ranked(*tiers: str, group: str = "g", **more: Any) -> turnwise.Comparison:
@@ -154,13 +153,10 @@ def asked(
 
 
 def worth(slot: int, value: float, *replies: str, seed: int = 1) -> turnwise.Episode:
-    turns = tuple(
-        turnwise.Turn(M("user", "so"), t, value if k == len(replies) - 1 else 0.0)
-        for k, t in enumerate(replies)
-    )
-    return turnwise.Episode(
-        f"e{seed}-{slot}", turnwise.Start("e", seed), turns, "terminated", slot=slot
-    )
+    """Builds a conversation by what it is worth, paid for its last reply."""
+    where = {"id": f"e{seed}-{slot}", "env": "e", "seed": seed, "slot": slot, **NO_RUN}
+    reward = [*[0.0] * (len(replies) - 1), value]
+    return conversation(*replies, heard="so", reward=reward, **where)
 
 
 def test_the_panels_errors_are_the_ones_it_was_given() -> None:

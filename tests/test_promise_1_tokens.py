@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 import turnwise
-from support import configs, play
+from support.echo import play
+from support.models import configs
 from turnwise.engine.errors import UntrainableEpisode
 from turnwise.engine.policy.batching import make_batch
 from turnwise.engine.policy.cache import CachedModel

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import turnwise
-from gradient_worker import change
-from support import play
+from support.echo import play
+from support.gradient_worker import change
 
 OUTCOMES = [0.3, -1.0, 2.0, 0.1, 0.9, -0.4, 1.5, 0.0]
 
@@ -67,7 +67,7 @@ def test_number_of_processes(
     """Two processes with unequal shares of tokens, against one."""
     data = {"episodes": [e.to_dict() for e in episodes[:7]], "outcomes": OUTCOMES[:7]}
     torch.save(data, tmp_path / "data.pt")
-    worker = str(Path(__file__).parent / "gradient_worker.py")
+    worker = str(Path(__file__).parent / "support" / "gradient_worker.py")
     arguments = [str(model_folder()), algorithm, str(tmp_path / "data.pt")]
     launch = [
         "-m",

@@ -19,7 +19,7 @@ import turnwise
 from safetensors.torch import load_file
 from turnwise.plugins.demo.tiny_model import build_policy
 
-WORKER = Path(__file__).parent / "resume_worker.py"
+WORKER = Path(__file__).parent / "support" / "resume_worker.py"
 PIPELINE = """
 policy: {model}
 threads: 1

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import pytest
 import turnwise
+from support.episodes import conversation
 from turnwise.engine.report.page import write_report
 
 MARKUP = "<script>document.title='hacked'</script><img src=x onerror=alert(1)>"
@@ -224,10 +225,7 @@ def test_the_caption_says_what_the_config_says(
 def test_examples_say_what_changed() -> None:
     from turnwise.engine.report.page import _compared
 
-    said = turnwise.Message("user", "?")
-    played = lambda seed, reward: turnwise.Episode(  # noqa: E731
-        "e", turnwise.Start("e", seed), (turnwise.Turn(said, "x", reward),), "terminated"
-    )
+    played = lambda seed, reward: conversation("x", seed=seed, reward=reward)  # noqa: E731
     assert (
         _compared(played(1, 0.0), played(1, 0.5))
         == "From the same start: the return rose by 0.5, one of the largest gains."

@@ -13,7 +13,8 @@ import pytest
 import torch
 import transformers
 import turnwise
-from support import WORDS, play
+from support.echo import play
+from support.models import WORDS
 from turnwise.engine.exchange.reading import import_data
 from turnwise.engine.exchange.writing import export_pairs
 from turnwise.plugins.combiners.weighted import Weighted

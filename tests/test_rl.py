@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import bad_envs
 import pytest
 import torch
 import turnwise
+from support import environments
+from support.clock import Clock
 from turnwise.engine.errors import OutOfMemory
 from turnwise.engine.util.ids import derive_id
 
@@ -356,19 +357,6 @@ def test_answers_that_do_not_fit_are_failures(
         run(tmp_path / "r", model_folder(), feedback=[judge]).finish()
 
 
-class Clock:
-    """Time passes when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += max(seconds, 1.0)
-
-
 class Slow(turnwise.FeedbackSource):
     """People: each answers after a while of its own; some never do."""
 
@@ -399,7 +387,7 @@ class Slow(turnwise.FeedbackSource):
 def test_answers_that_come_hours_later_train_and_those_that_never_come_expire(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     source = {"judge": Slow(), "deadline": 3 * 3600}
     done = run(
         tmp_path / "r",
@@ -542,7 +530,7 @@ def test_a_judge_that_environments_of_a_mixture_name_is_made_once(
         ({"feedback": [turnwise.judges.Length]}, "a class of them: give an instance"),
         ({"feedback": [3]}, "is no judge"),
         ({"feedback": []}, "at least one source"),
-        ({"env": bad_envs.Good}, "register it with gymnasium.register"),
+        ({"env": environments.Good}, "register it with gymnasium.register"),
         ({"env": "test/Eco-v0"}, "Did you mean 'test/Echo-v0'"),
         ({"env": [("test/Echo-v0", -1)]}, "weight"),
         ({"group": 3}, "'rl' has no option 'group'. Did you mean 'groups'"),
@@ -716,7 +704,7 @@ def test_ctrl_c_ends_after_the_update_with_everything_saved(
 def test_stale_episodes_are_weighted(policy: turnwise.Policy) -> None:
     """With an older behaviour policy the weight is min(cap, prox / behaviour), and the first ratio
     is one."""
-    from support import play
+    from support.echo import play
     from turnwise.engine.policy.batching import make_batch
     from turnwise.engine.tensors import importance_weight
 

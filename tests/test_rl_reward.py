@@ -13,7 +13,7 @@ import torch
 import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
-from support import play
+from support.echo import play
 from turnwise.engine.policy.batching import make_batch
 from turnwise.engine.records.rewards import clipped
 from turnwise.engine.stages.rl.early_stopping import BestSoFar

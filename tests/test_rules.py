@@ -17,6 +17,7 @@ import turnwise
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.episodes import NO_RUN, conversation
 from turnwise import judges
 from turnwise.engine.feedback.judge_source import ask_judge
 from turnwise.engine.feedback.sources import Sources
@@ -29,25 +30,18 @@ from turnwise.judges.rules.economy import content
 DESK = "turnwise/SupportDesk-v0"
 
 
-def conversation(*said: str, **fields: Any) -> turnwise.Episode:
-    """What the agent replied; "(heard) reply" says what it had heard before."""
-    turns = []
-    for k, each in enumerate(said):
-        heard, _, reply = each[1:].partition(") ") if each.startswith("(") else ("", "", each)
-        turns.append(turnwise.Turn(turnwise.Message("user", heard or f"turn {k}"), reply, 0.0))
-    return turnwise.Episode(
-        **{
-            "id": "e",
-            "start": turnwise.Start("x/Y-v0", 0),
-            "turns": tuple(turns),
-            "ending": "terminated",
-            **fields,
-        }
-    )
+def dialogue(*replies: str, **fields: Any) -> turnwise.Episode:
+    """Builds what an agent replied; in the tables below "(heard) reply" tells what it had heard."""
+    pairs = [
+        each[1:].partition(") ")[::2] if each.startswith("(") else (f"turn {k}", each)
+        for k, each in enumerate(replies)
+    ]
+    where = {"env": "x/Y-v0", "seed": 0, **NO_RUN, **fields}
+    return conversation(*(reply for _, reply in pairs), heard=[h for h, _ in pairs], **where)
 
 
 def judged(judge: Any, *said: str, **fields: Any) -> turnwise.Feedback:
-    [answer] = ask_judge(judge, [conversation(*said, **fields)])
+    [answer] = ask_judge(judge, [dialogue(*said, **fields)])
     return answer
 
 
@@ -614,7 +608,7 @@ def test_a_member_that_breaks_breaks_its_own_episode_only() -> None:
         return 1 / len(episode.turns[0].action)
 
     answers = judges.Rules([picky, judges.Turns(1)]).score(
-        [conversation("xy"), conversation(""), conversation("x")]
+        [dialogue("xy"), dialogue(""), dialogue("x")]
     )
     assert [a.status for a in answers] == ["scored", "failed", "scored"]
     assert answers[1].reason.startswith(
@@ -636,7 +630,7 @@ def test_not_and_nesting() -> None:
         ],
     }
     source = make_source(spec, turnwise.Plugins())
-    [answer] = ask_judge(source.given.judge, [conversation("a b c", "d")])
+    [answer] = ask_judge(source.given.judge, [dialogue("a b c", "d")])
     assert (answer.score, answer.turn_scores) == (0.25, None)
     assert answer.details["not"]["details"]["length"]["turn_scores"] == [0.5, 1.0]
     assert answer.details["both"]["details"] == {"regex": {"score": 0.0}, "turns": {"score": 1.0}}
@@ -955,10 +949,7 @@ def test_no_reply_breaks_a_rule(replies: list[str]) -> None:
         judges.ToolCalls(), judges.Economy(),
         judges.Language("en"),
     ]  # fmt: skip
-    e = conversation("x")
-    e = turnwise.Episode(**{f: getattr(e, f) for f in ("id", "start", "ending")},
-                         turns=tuple(turnwise.Turn(turnwise.Message("user", r[::-1]), r,
-                                 0.0) for r in replies))  # fmt: skip
+    e = conversation(*replies, heard=[r[::-1] for r in replies])
     for rule in rules:
         [answer] = ask_judge(rule, [e])
         assert answer.status in ("scored", "abstained"), (rule, answer.reason)

@@ -14,8 +14,8 @@ import pytest
 import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
-from rating import groups
-from support import ECHO
+from support.echo import ECHO
+from support.rating import groups
 from test_cli import call
 from turnwise.engine.errors import PartFailed
 from turnwise.engine.feedback import judge_source

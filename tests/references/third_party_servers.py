@@ -82,7 +82,7 @@ import openai
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model_server import ModelServer, example
+from support.model_server import ModelServer, example
 from turnwise.judges.models.model import ModelError, Prompt, Reply, make_model
 from turnwise.plugins.demo.tiny_model import build_policy
 

@@ -1,4 +1,4 @@
-"""Debian's Chromium through Playwright, where it is installed."""
+"""Opens Debian's Chromium through Playwright, where it is installed."""
 
 from __future__ import annotations
 

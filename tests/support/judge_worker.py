@@ -1,7 +1,7 @@
 """Judges conversations in batches, is killed on the way and starts again; used by
 test_judge_economy.py.
 
-    python judge_worker.py URL FOLDER WIRE:MOMENT ...
+    python -m support.judge_worker URL FOLDER WIRE:MOMENT ...
 
 At the moment `submitted` the provider has the batch and nothing here says so yet; at `waiting` its
 id is written down. Each is a process of its own, forked from one that has only loaded what it
@@ -17,13 +17,16 @@ import sys
 from pathlib import Path
 
 import turnwise
-from scripted_judges import PRICE, RUBRIC, Virtual, answers, context, model, talk
 from turnwise.judges.asking import batches, calls
 from turnwise.judges.llm.rubric_judge import RubricJudge
 
+from support.clock import AsyncClock
+from support.episodes import conversation
+from support.judges import PRICE, RUBRIC, answers, context, model
+
 
 def judge(wire: str, moment: str, url: str, folder: Path, kill: bool) -> None:
-    calls.TIME = Virtual(0.05)
+    calls.TIME = AsyncClock(0.05)
     ledger = turnwise.Ledger(folder / "ledger.sqlite")
     asked = model(wire, url, f"{wire}-{moment}")
     own = RubricJudge(
@@ -33,7 +36,9 @@ def judge(wire: str, moment: str, url: str, folder: Path, kill: bool) -> None:
         name = {"submitted": "_name", "waiting": "_looked"}[moment]
         setattr(batches.BatchCaller, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     said = answers(
-        own, [talk(f"e{i}", "good " * i, seed=i) for i in range(6)], context(folder, ledger)
+        own,
+        [conversation("good " * i, id=f"e{i}", seed=i) for i in range(6)],
+        context(folder, ledger),
     )
     (folder / "said.json").write_text(json.dumps([[s.score, s.stamp.cost] for s in said]))
 

@@ -1,4 +1,4 @@
-"""Environments that break in every way we know of. Registered as test/<Name>-v0."""
+"""Registers environments that break in every way we know of, as test/<Name>-v0."""
 
 from __future__ import annotations
 

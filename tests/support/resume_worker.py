@@ -38,7 +38,10 @@ from turnwise.engine.policy import learner
 from turnwise.engine.policy import policy as model
 
 
-class Clock:
+class KeptClock:
+    """Keeps its time in a file, which a kill sets neither back nor forward: a `Clock` would begin
+    anew in every child."""
+
     def __init__(self, folder: str) -> None:
         self.file = Path(f"{folder}.clock")
 
@@ -99,7 +102,7 @@ def watch(kill: int | None, where: list[str]) -> list[str]:
 def child(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     quiet()
-    where, clock = [""], Clock(job["folder"])
+    where, clock = [""], KeptClock(job["folder"])
     seen = watch(job["kill"], where)
     run = turnwise.Run(
         Path(job["config"]), folder=job["folder"], resume=job["resume"], clock=clock,

@@ -1,12 +1,9 @@
-"""What the tests of judges that ask models share: conversations, a model that judges by what it
-reads, and time that does not pass."""
+"""Asks judges as the engine does, with models that judge by what they read."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import heapq
-import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +12,6 @@ from typing import Any
 
 import sqlalchemy as sa
 import turnwise
-from model_server import Asked, ModelServer, Tokens
 from turnwise.engine.feedback.specs import with_members
 from turnwise.engine.protocols import Context
 from turnwise.engine.records.feedback import Question
@@ -25,6 +21,9 @@ from turnwise.judges.asking.store import CALLS
 from turnwise.judges.models.anthropic import Anthropic
 from turnwise.judges.models.model import Model, Prompt, Reply, Usage
 from turnwise.judges.models.openai import OpenAI, OpenAIChat
+
+from support.clock import AsyncClock
+from support.model_server import Asked, ModelServer, Tokens
 
 # Dollars per million tokens: fresh, read from the cache, written to it, output.
 PRICE = (3.0, 0.3, 3.75, 15.0)
@@ -50,7 +49,7 @@ RUBRIC = {
 
 
 def model(wire: str, server: ModelServer | str, name: str = "judge-1", **options: Any) -> Any:
-    """A model of a wire, at a server."""
+    """Returns a model of a wire, at a server."""
     url = server if isinstance(server, str) else server.url
     kinds: Mapping[str, Callable[..., Any]] = {
         "messages": Anthropic,
@@ -58,19 +57,6 @@ def model(wire: str, server: ModelServer | str, name: str = "judge-1", **options
         "chat": OpenAIChat,
     }
     return kinds[wire](name, api_key=KEY, url=url if wire == "messages" else f"{url}/v1", **options)
-
-
-def talk(
-    name: str, *replies: str, slot: int = 0, seed: int = 1, heard: str = "Well?", **more: Any
-) -> turnwise.Episode:
-    """A conversation in which an agent gives these replies."""
-    turns = tuple(
-        turnwise.Turn(turnwise.Message("user", f"{heard} {k}"), said, 0.0)
-        for k, said in enumerate(replies)
-    )
-    start = turnwise.Start("test/Talk-v0", seed, more.pop("options", {}))
-    options = {"run": "run", "stage": "rl", "update": 1, "slot": slot, **more}
-    return turnwise.Episode(name, start, turns, "terminated", **options)
 
 
 # A model that judges by what it reads: a reply is as good as it has "good" words, less the "bad"
@@ -86,13 +72,13 @@ def worth(text: str) -> int:
 
 
 def blocks(user: str) -> list[tuple[str, Any]]:
-    """What stands between the marks of a question: label and data."""
+    """Returns what stands between the marks of a question: label and data."""
     found = re.findall(r"<(\w+)-([0-9a-f]{16})>\n(.*)\n</\1-\2>", user)
     return [(label, json.loads(data)) for label, _, data in found]
 
 
 def verdict(schema: Mapping[str, Any], user: str) -> dict[str, Any]:
-    """What an unbiased judge says, in the form asked for."""
+    """Returns what an unbiased judge says, in the form asked for."""
     shown = [data for label, data in blocks(user) if label == "conversation"]
     fields = schema["properties"]
     said: dict[str, Any] = {}
@@ -135,8 +121,8 @@ def levels(schema: Mapping[str, Any], number: int) -> dict[str, int]:
 
 
 def bound(asked: Asked) -> dict[str, Any]:
-    """The schema of a question to a server with the ids in it that the question names; over the
-    wire it has none, so that it can be cached."""
+    """Returns the schema of a question to a server with the ids in it that the question names; over
+    the wire it has none, so that it can be cached."""
     assert asked.schema is not None
     [own] = re.findall(r"The id of your (?:verdict|answer) is (\w+)\.", asked.user)
     ids = re.findall(r"^Conversation (\w+):$", asked.user, re.MULTILINE)
@@ -146,15 +132,12 @@ def bound(asked: Asked) -> dict[str, Any]:
 
 
 def unbiased(asked: Asked) -> dict[str, Any]:
-    """The same behind a server."""
+    """Returns what an unbiased judge behind a server says."""
     return verdict(bound(asked), asked.user)
 
 
 class Scripted(Model):
-    """A model in this process.
-
-    Its answers come from a function of the prompt; what it raises is raised.
-    """
+    """Answers in this process by a function of the prompt; what that raises is raised."""
 
     settings: Mapping[str, Any] = {}
 
@@ -178,44 +161,6 @@ class Scripted(Model):
         )
 
 
-class Virtual:
-    """Time that passes only while everybody sleeps, each time after `step` real seconds in which
-    others may do something."""
-
-    held = False  # while questions are still being asked
-
-    def __init__(self, step: float = 0.0) -> None:
-        self.step, self.time, self._sleepers, self._count, self._driver = (
-            step,
-            0.0,
-            [],
-            itertools.count(),
-            None,
-        )
-
-    def now(self) -> float:
-        return self.time
-
-    async def sleep(self, seconds: float) -> None:
-        awake = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self.time + seconds, next(self._count), awake))
-        if self._driver is None or self._driver.done():
-            self._driver = asyncio.ensure_future(self._drive())
-        await awake
-
-    async def _drive(self) -> None:
-        while self._sleepers:
-            for _ in range(100):
-                await asyncio.sleep(0)
-            await asyncio.sleep(self.step)
-            while self.held:
-                await asyncio.sleep(0.001)
-            when, _, awake = heapq.heappop(self._sleepers)
-            self.time = max(self.time, when)
-            if not awake.done():
-                awake.set_result(None)
-
-
 def context(
     folder: Path, ledger: turnwise.Ledger | None = None, run: str = "run", name: str = "judge"
 ) -> Context:
@@ -223,7 +168,8 @@ def context(
 
 
 def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
-    """What a judge says of conversations, asked as the engine does; of groups, if it compares."""
+    """Returns what a judge says of conversations, asked as the engine does; of groups, if it
+    compares."""
     for name, part in with_members(judge, where.name):
         if hasattr(part, "open"):
             part.open(dataclasses.replace(where, name=name))
@@ -243,10 +189,10 @@ def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
         for q in asked
     ]
     clock = calls.TIME
-    if isinstance(clock, Virtual):
+    if isinstance(clock, AsyncClock):
         clock.held = True
     judge.request(requests)
-    if isinstance(clock, Virtual):
+    if isinstance(clock, AsyncClock):
         background(asyncio.sleep(0)).result()  # on the judges' loop: all of them have begun
         clock.held = False
     heard: dict[str, Any] = {}
@@ -257,13 +203,13 @@ def answers(judge: Any, episodes: Sequence[Any], where: Context) -> list[Any]:
 
 
 def booked(ledger: turnwise.Ledger, run: str) -> list[Any]:
-    """What a run's ledger says of the requests that were sent."""
+    """Returns what a run's ledger says of the requests that were sent."""
     with ledger.reading() as db:
         return list(db.execute(sa.select(CALLS).where(CALLS.c.run == run).order_by(CALLS.c.id)))
 
 
 def dollars(tokens: Tokens, share: float = 1.0) -> float:
-    """What the server's tokens cost, at PRICE."""
+    """Returns what the server's tokens cost, at PRICE."""
     fresh, read, written, output = PRICE
     plain = tokens.input - tokens.cached - tokens.written
     return (

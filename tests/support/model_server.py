@@ -1,4 +1,4 @@
-"""A server on the loopback that speaks the wire formats of model APIs and fails on demand.
+"""Serves models on the loopback: speaks the wire formats of model APIs and fails on demand.
 
 It answers Anthropic's Messages and Message Batches and OpenAI's Chat Completions, Responses, Files
 and Batches over real sockets, so official SDKs are tested as they are, with their connection pools,
@@ -14,8 +14,8 @@ cut or dripped. Requests that the services would refuse (no key, missing fields,
 their subsets of JSON Schema) are refused here too. The shapes are those of the types of anthropic
 2.11 and openai 3.52; streaming is not spoken.
 
-It also runs as a process: `python tests/model_server.py --port 0 --behaviour echo` prints its URL;
-`GET /__stats` counts.
+It also runs as a process: `python tests/support/model_server.py --port 0 --behaviour echo` prints
+its URL; `GET /__stats` counts.
 """
 
 from __future__ import annotations

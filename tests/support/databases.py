@@ -1,4 +1,4 @@
-"""A throw-away PostgreSQL cluster, where its programs are installed."""
+"""Starts a throw-away PostgreSQL cluster, where its programs are installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def program(name: str) -> str | None:
-    """Debian keeps PostgreSQL's programs beside the path."""
+    """Returns where a program of PostgreSQL is, which Debian keeps beside the path."""
     found = shutil.which(name) or next(
         iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), reverse=True)), None
     )
@@ -76,7 +76,7 @@ def wait_until_open(port: int) -> None:
 
 
 def new_database(url: str, name: str) -> str:
-    """An empty database of the cluster."""
+    """Makes an empty database in the cluster. Returns its URL."""
     import sqlalchemy as sa
 
     engine = sa.create_engine(

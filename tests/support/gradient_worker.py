@@ -1,5 +1,5 @@
-"""Run by test_promise_2 with one or two processes: one update of an optimizer, and what it did to
-the weights."""
+"""Makes one update of an optimizer, in one or two processes, and saves what it did to the weights;
+used by test_promise_2_gradients.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def change(
     micro_tokens: int = 100_000,
     shuffle_rows: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The gradient of one update, read off the weights: plain SGD at rate 1, nothing clipped."""
+    """Returns the gradient of one update, read off the weights: plain SGD at rate 1, nothing
+    clipped."""
     rewards = [
         turnwise.Rewards(r, (*[0.0] * (len(e.turns) - 1), r))
         for r, e in zip(outcomes, episodes, strict=True)

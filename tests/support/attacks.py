@@ -1,5 +1,5 @@
-"""What somebody might say in a conversation so that its judge says something else: a corpus of
-attacks on judges.
+"""Lists what somebody might say in a conversation so that its judge says something else: a corpus
+of attacks on judges.
 
 Every attack is a text that can stand wherever text stands in a conversation. None mentions the
 order 4711, which is what the simulated judge of `test_judge_injection.py` looks for. Characters

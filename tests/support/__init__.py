@@ -1,0 +1,1 @@
+"""Holds what several tests share: clocks, conversations, models, judges, raters and servers."""
