@@ -2,6 +2,7 @@ from .engine.analysis.scores import Score, score
 from .engine.cli import import_module, print_scores
 from .engine.ledger.database import Database, Words
 from .engine.ledger.ledger import Ledger
+from .engine.ledger.store import SLOTS, keep
 from .engine.pipeline.config import RunConfig
 from .engine.pipeline.folder import open_ledger, read_config
 from .engine.pipeline.parts import component, declared
@@ -32,10 +33,10 @@ from .engine.stages.rl.stage import RL
 
 __all__ = [
     "Chosen", "Database", "Display", "EnvConfig", "Ledger", "Plugins", "PolicyPlayer", "RL",
-    "RLSettings", "Rank", "Reply", "Run", "RunConfig", "Score", "ScriptPlayer", "Weights",
-    "Where", "Words", "check_envs", "check_options", "check_weights", "comparing",
+    "RLSettings", "Rank", "Reply", "Run", "RunConfig", "SLOTS", "Score", "ScriptPlayer",
+    "Weights", "Where", "Words", "check_envs", "check_options", "check_weights", "comparing",
     "comparisons_of", "component", "declared", "draw_curves", "episode_id", "import_module",
-    "make_parts", "open_ledger",
-    "play", "play_held_out", "print_scores", "printable", "quiet", "read_config", "read_envs",
-    "rollout", "score", "transcript", "weighed", "write_report",
+    "keep", "make_parts", "open_ledger", "play", "play_held_out", "print_scores", "printable",
+    "quiet", "read_config", "read_envs", "rollout", "score", "transcript", "weighed",
+    "write_report",
 ]  # fmt: skip

@@ -26,7 +26,8 @@ from turnwise.plugins.human.agreement import judged
 from turnwise.plugins.human.answers import RatedAnswer
 from turnwise.plugins.human.desk import Desk
 from turnwise.plugins.human.errors import DeskError, NotYours
-from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS, prepare
+from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS, metadata
+from turnwise.running import keep
 
 
 @pytest.fixture
@@ -499,7 +500,7 @@ def test_two_raters_never_take_one_slot_at_the_same_moment(ledger: turnwise.Ledg
 
 
 def test_a_link_opens_once_and_secrets_are_not_kept(ledger: turnwise.Ledger, clock: Clock) -> None:
-    prepare(ledger)
+    keep(ledger, metadata)
     secret = raters.invite(ledger, RUN, "  Ada \n Lovelace \0 \ud800 ", "lead")
     cookie = raters.enter(ledger, RUN, secret)
     session = raters.session(ledger, RUN, cookie)

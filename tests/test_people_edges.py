@@ -22,10 +22,11 @@ from support.episodes import conversation
 from support.rating import RUN, Client, groups, heard, serving, study
 from turnwise.plugins.human import raters, tasks
 from turnwise.plugins.human.source import People
-from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, prepare
+from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, metadata
 from turnwise.plugins.human.web import serve, service
 from turnwise.plugins.human.web.app import make_app
 from turnwise.plugins.human.web.service import NOTED
+from turnwise.running import keep
 
 PLAIN = {"gold_share": 0.0, "random_share": 0.0, "undo": 0.0}
 
@@ -147,7 +148,7 @@ def test_links_are_made_for_no_foreign_host(ledger: turnwise.Ledger) -> None:
 
 
 def test_a_wrong_link_keeps_nobody_waiting(ledger: turnwise.Ledger) -> None:
-    prepare(ledger)
+    keep(ledger, metadata)
     # Somebody writes; who has no link does not wait for it.
     with ledger.writing(), pytest.raises(raters.NoEntry):
         raters.enter(ledger, RUN, "guessed")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from ...protocols import DatabaseError, Paused
-from ...running import Database, Words
+from ...running import Database, Words, keep
 from ...tools import canonical_json
 from ..models.model import Usage
 
@@ -78,12 +78,6 @@ CANARIES = sa.Table(  # how a judge did on conversations that are known to be ba
     sa.Column("said", sa.Text, nullable=False),
     sa.Column("time", sa.Float, nullable=False),
 )
-
-
-def prepare(ledger: Database) -> None:
-    """Creates the judges' tables in a ledger's database where they are missing."""
-    with ledger.writing() as db:
-        _account.create_all(db)
 
 
 def canaries(ledger: Database, run: str, source: str, version: str) -> list[tuple[str, bool]]:
@@ -266,7 +260,7 @@ class Account:
         )
         self.spent, self.reserved = 0.0, 0.0
         if ledger is not None:
-            prepare(ledger)
+            keep(ledger, _account)
             with ledger.reading() as db:
                 query = sa.select(sa.func.coalesce(sa.func.sum(CALLS.c.cost), 0.0))
                 self.spent = float(

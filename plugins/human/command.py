@@ -52,14 +52,14 @@ def rate(
         raise ConfigError(
             f"the rating service needs more packages: {install('people')} ({error})"
         ) from error
-    from ...running import open_ledger
+    from ...running import keep, open_ledger
     from . import raters
-    from .tables import prepare
+    from .tables import metadata
     from .web.app import make_app
     from .web.serve import ANSWERED, Patient
 
     opened, run = open_ledger(folder, ledger)
-    prepare(opened)
+    keep(opened, metadata)
     base = (url or f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}").rstrip(
         "/"
     )

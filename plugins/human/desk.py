@@ -27,8 +27,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ...engine.ledger.tables import REQUESTS
 from ...protocols import Answer, Comparison, Episode, Feedback, Request
+from ...running import SLOTS
 from ...tools import canonical_json, derive_id
 from . import raters, tasks
 from .answers import decode_answer, encode_answer, encode_form
@@ -144,7 +144,7 @@ class Desk(DeskReader):
         free = (
             set(
                 db.scalars(
-                    sa.select(REQUESTS.c.id).where(REQUESTS.c.id.in_(slots), unfilled(), ~held(now))
+                    sa.select(SLOTS.c.id).where(SLOTS.c.id.in_(slots), unfilled(), ~held(now))
                 )
             )
             if slots

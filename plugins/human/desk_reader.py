@@ -12,9 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ...engine.ledger.tables import FEEDBACK, REQUESTS
 from ...protocols import Episode
-from ...running import Ledger
+from ...running import SLOTS, Ledger
 from . import raters
 from .answers import RatedAnswer, Task, decode_answer
 from .errors import NotYours
@@ -31,7 +30,7 @@ class DeskReader:
     """Reads what the raters' service keeps; `Desk` changes it.
 
     Args:
-        ledger: where everything lies; its tables of people must be there (`tables.prepare`).
+        ledger: where everything lies; the tables of tables.py must be there (`keep`).
         luck: what draws; default: the system's.
     """
 
@@ -115,7 +114,7 @@ class DeskReader:
         """Returns how many slots there are, how many are filled, and how many wait for a rater."""
         now = self.ledger.clock()
         slots = sa.select(sa.func.count()).select_from(
-            REQUESTS.join(ITEMS, ITEMS.c.id == REQUESTS.c.item)
+            SLOTS.join(ITEMS, ITEMS.c.id == SLOTS.c.item)
         )
         slots = slots.where(
             ITEMS.c.run == run, *([] if source is None else [ITEMS.c.source == source])
@@ -201,16 +200,14 @@ class DeskReader:
     def _slot(self, db: Connection, lease: Any, now: float) -> tuple[str, str | None]:
         if lease["gold"] is not None:
             return "new", None
-        own = sa.select(FEEDBACK.c.request).where(FEEDBACK.c.request == lease["request"])
-        if lease["delivered"] and db.scalar(own.limit(1)) is not None:
+        own = sa.select(SLOTS.c.answered).where(SLOTS.c.id == lease["request"])
+        if lease["delivered"] and db.scalar(own):
             return "new", lease["request"]  # its slot is filled, by itself
-        free = sa.select(REQUESTS.c.id).join(ITEMS, ITEMS.c.id == REQUESTS.c.item)
+        free = sa.select(SLOTS.c.id).join(ITEMS, ITEMS.c.id == SLOTS.c.item)
         free = free.where(
-            REQUESTS.c.item == lease["item"], unfilled(), ~held(now, besides=lease["id"])
+            SLOTS.c.item == lease["item"], unfilled(), ~held(now, besides=lease["id"])
         )
-        free = free.order_by(
-            REQUESTS.c.id != (lease["request"] or ""), REQUESTS.c.rater_slot
-        ).limit(1)
+        free = free.order_by(SLOTS.c.id != (lease["request"] or ""), SLOTS.c.rater_slot).limit(1)
         slot = db.scalar(free.where(*wanted(now)))
         if slot is not None:
             return "new", slot
@@ -264,18 +261,18 @@ class DeskReader:
         """Returns the next items of a study: of its random share in random order, or of the others
         by what an answer would teach."""
         share = 1.0 if study["order"] == "random" else float(study["random_share"])
-        query = sa.select(ITEMS, REQUESTS.c.id.label("request")).join(
-            REQUESTS, REQUESTS.c.item == ITEMS.c.id
+        query = sa.select(ITEMS, SLOTS.c.id.label("request")).join(
+            SLOTS, SLOTS.c.item == ITEMS.c.id
         )
         query = query.where(
             ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None),
-            REQUESTS.c.required == required, *wanted(now),
+            SLOTS.c.required == required, *wanted(now),
             unfilled(), ~held(now), ~seen(person.id, source),
         )  # fmt: skip
-        at_random = query.where(ITEMS.c.luck < share).order_by(ITEMS.c.luck, REQUESTS.c.rater_slot)
+        at_random = query.where(ITEMS.c.luck < share).order_by(ITEMS.c.luck, SLOTS.c.rater_slot)
         by_value = query.where(ITEMS.c.luck >= share)
         by_value = by_value.order_by(
-            ITEMS.c.value.desc(), ITEMS.c.time, ITEMS.c.luck, REQUESTS.c.rater_slot
+            ITEMS.c.value.desc(), ITEMS.c.time, ITEMS.c.luck, SLOTS.c.rater_slot
         )
         chance = self.luck.random() < share
         for lucky in (chance, not chance):

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ...engine.ledger.tables import FEEDBACK, MEMBERS, REQUESTS
+from ...running import SLOTS
 from . import raters
 from .errors import DeskError
 from .tables import ITEMS, LEASES, STUDIES
@@ -46,28 +46,25 @@ def of_study() -> Any:
 
 def unfilled() -> Any:
     """Returns the condition that neither the ledger nor a rater's answer has filled a request."""
-    in_ledger = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.request == REQUESTS.c.id).exists()
     on_desk = (
         sa.select(LEASES.c.id)
-        .where(LEASES.c.request == REQUESTS.c.id, LEASES.c.status == "answered")
+        .where(LEASES.c.request == SLOTS.c.id, LEASES.c.status == "answered")
         .exists()
     )
-    return sa.and_(~in_ledger, ~on_desk)
+    return sa.and_(~SLOTS.c.answered, ~on_desk)
 
 
 def wanted(now: float) -> tuple[Any, ...]:
     """Returns the conditions that an answer to a request is still wanted; one that is not required
     is worth asking for even after its group has trained."""
-    decided = sa.select(MEMBERS.c.episode).where(MEMBERS.c.group == ITEMS.c.group).exists()
-    return sa.or_(REQUESTS.c.deadline.is_(None), REQUESTS.c.deadline > now), sa.or_(
-        ~decided, ~REQUESTS.c.required
-    )
+    in_time = sa.or_(SLOTS.c.deadline.is_(None), SLOTS.c.deadline > now)
+    return in_time, sa.or_(~SLOTS.c.decided, ~SLOTS.c.required)
 
 
 def held(now: float, besides: str = "") -> Any:
     """Returns the condition that a rater holds a request."""
     live = (
-        LEASES.c.request == REQUESTS.c.id,
+        LEASES.c.request == SLOTS.c.id,
         LEASES.c.status == "open",
         LEASES.c.expires > now,
         LEASES.c.id != besides,
@@ -90,9 +87,7 @@ def seen(rater: str, source: str) -> Any:
 
 def decided(db: Connection, group: str) -> bool:
     """Returns whether a group belongs to an update already."""
-    return (
-        db.scalar(sa.select(MEMBERS.c.group).where(MEMBERS.c.group == group).limit(1)) is not None
-    )
+    return bool(db.scalar(sa.select(SLOTS.c.decided).where(SLOTS.c.group == group).limit(1)))
 
 
 def is_due(row: Any, now: float, undo: float | None) -> bool:

@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 
-from ...engine.ledger.tables import FEEDBACK, REQUESTS
 from ...protocols import (
     Comparison,
     Context,
@@ -34,12 +33,12 @@ from ...protocols import (
     Request,
     ranking_scores,
 )
-from ...running import Ledger
+from ...running import SLOTS, Ledger, keep
 from ...tools import derive_id, did_you_mean
 from .desk import Desk
 from .gold import read_gold
 from .information import information
-from .tables import ITEMS, prepare
+from .tables import ITEMS, metadata
 from .tasks import LETTERS, TASKS
 
 LOOK = 5.0  # seconds between looks at what is worth asking
@@ -182,7 +181,7 @@ class People(FeedbackSource):
                 "people can be asked within a run only: its ledger is where the raters find their"
                 " tasks"
             )
-        prepare(context.ledger)
+        keep(context.ledger, metadata)
         self._looked = -math.inf
 
     def plan(self, group: str, episodes: Sequence[Episode]) -> list[Question]:
@@ -305,8 +304,8 @@ def value_items(ledger: Ledger, run: str, source: str) -> None:
     items looked at.
     """
     with ledger.reading() as db:
-        filled = sa.select(FEEDBACK.c.id).where(FEEDBACK.c.request == REQUESTS.c.id).exists()
-        open_ = sa.select(REQUESTS.c.id).where(REQUESTS.c.item == ITEMS.c.id, ~filled).exists()
+        waits = (SLOTS.c.item == ITEMS.c.id, ~SLOTS.c.answered)
+        open_ = sa.select(SLOTS.c.id).where(*waits).exists()
         query = sa.select(ITEMS.c.id, ITEMS.c.group, ITEMS.c.shown, ITEMS.c.value)
         query = query.where(
             ITEMS.c.run == run, ITEMS.c.source == source, ITEMS.c.gold.is_(None), open_

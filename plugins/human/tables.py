@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from ...running import Ledger, Words
+from ...running import Words
 
 metadata = sa.MetaData()
 
@@ -102,9 +102,3 @@ EVENTS = sa.Table(  # flags, refusals, gates: shown to the lead, never acted on 
     sa.Column("detail", Words, nullable=False),
     sa.Column("time", sa.Float, nullable=False),
 )
-
-
-def prepare(ledger: Ledger) -> None:
-    """Creates the tables where they are missing."""
-    with ledger.writing() as db:
-        metadata.create_all(db)

@@ -15,11 +15,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from ....protocols import LedgerError
-from ....running import Ledger, Plugins
+from ....running import Ledger, Plugins, keep
 from ....tools import did_you_mean
 from .. import lead
 from ..errors import DeskError, NotYours, Refused
-from ..tables import prepare
+from ..tables import metadata
 from . import leading, rating
 from .service import HERE, Service, log, place_of
 from .session import Current, service_of
@@ -51,7 +51,7 @@ def make_app(
             "url must be the address that raters open, such as https://rate.example.org, got"
             f" {url!r}"
         )
-    prepare(ledger)
+    keep(ledger, metadata)
     plugins = plugins if plugins is not None else Plugins()
     shows: Mapping[str, Any] = {
         name: plugins.create("renderer", name) for name in plugins.names("renderer")
