@@ -17,7 +17,6 @@ from .engine.ledger.ledger import Ledger
 from .engine.pipeline.config import RunConfig
 from .engine.pipeline.plugins import Plugins
 from .engine.pipeline.run import Run
-from .engine.pipeline.section import Section
 from .engine.pipeline.stage import Stage
 from .engine.policy.chat import CHATML
 from .engine.policy.policy import Policy
@@ -50,6 +49,7 @@ from .engine.rollout.conversation import Where
 from .engine.rollout.players import PolicyPlayer, ScriptPlayer
 from .engine.rollout.rollout import rollout
 from .engine.train import train
+from .engine.util.section import Section
 
 __all__ = [
     "Aggregate", "Aggregator", "CHATML", "Backend", "Batch", "Combiner", "Comparison",

@@ -2,8 +2,9 @@ from .engine.pipeline.processes import shared
 from .engine.policy.batching import make_batch, row_of
 from .engine.policy.chat import CHATML, ChatFormat
 from .engine.policy.in_process import InProcess
-from .engine.policy.learner import Learner, Sums, positive, settings
+from .engine.policy.learner import Learner, Sums
 from .engine.policy.network import Micro, Output, divide
+from .engine.policy.options import LearnerOptions, PassOptions, SupervisedOptions
 from .engine.policy.policy import Policy
 from .engine.policy.properties import context_length, trunk
 from .engine.records.batch import Batch, Credit, Row
@@ -31,11 +32,11 @@ from .engine.tensors import (
 from .engine.util.memory import explained_memory
 
 __all__ = [
-    "Batch", "CHATML", "ChatFormat", "Credit", "InProcess", "Learner", "Micro", "Output",
-    "Policy", "Row", "Sums", "apart", "bilevel_gae", "clipped_policy_loss",
-    "clipped_value_loss", "context_length", "divide", "explained_memory", "explained_variance",
-    "gae", "group_advantage", "group_counts", "group_largest", "importance_weight",
-    "kl_estimate", "make_batch", "place_turn_rewards", "positive", "returns_to_go", "rounding",
-    "row_of", "settings", "shared", "spread_turns", "trunk", "turn_advantages", "turn_edges",
-    "turn_sums", "whiten",
+    "Batch", "CHATML", "ChatFormat", "Credit", "InProcess", "Learner", "LearnerOptions",
+    "Micro", "Output", "PassOptions", "Policy", "Row", "Sums", "SupervisedOptions", "apart",
+    "bilevel_gae", "clipped_policy_loss", "clipped_value_loss", "context_length", "divide",
+    "explained_memory", "explained_variance", "gae", "group_advantage", "group_counts",
+    "group_largest", "importance_weight", "kl_estimate", "make_batch", "place_turn_rewards",
+    "returns_to_go", "rounding", "row_of", "shared", "spread_turns", "trunk",
+    "turn_advantages", "turn_edges", "turn_sums", "whiten",
 ]  # fmt: skip

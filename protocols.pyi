@@ -11,7 +11,6 @@ from .engine.errors import (
     TurnwiseError,
 )
 from .engine.hookspecs import Register, hookimpl
-from .engine.pipeline.section import Section
 from .engine.pipeline.stage import Stage
 from .engine.protocols import (
     Aggregator,
@@ -43,6 +42,7 @@ from .engine.records.rewards import (
 )
 from .engine.records.sampling import Sampling
 from .engine.records.update import Update
+from .engine.util.section import Section
 
 __all__ = [
     "Aggregate", "Aggregator", "Answer", "Backend", "Combiner", "Comparison", "ConfigError",

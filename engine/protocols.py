@@ -205,8 +205,8 @@ class Optimizer(Learns):
         provides: what `prepare` adds for credit methods: "values" when it has a critic.
     """
 
-    consumes: frozenset[Consumes] = frozenset()
-    provides: frozenset[str] = frozenset()
+    consumes: ClassVar[frozenset[Consumes]] = frozenset()
+    provides: ClassVar[frozenset[str]] = frozenset()
 
     def setup(self, policy: Policy) -> None:
         """Builds what needs the policy's shapes: a critic, a torch optimizer, a reference."""

@@ -134,9 +134,9 @@ def ledger(ledger_url: str, ledger_clock: Callable[[], float]) -> Iterator[turnw
     opened.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One browser for the session."""
+    """One browser for a file's tests; while it is open, its event loop is the thread's."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
     with chromium() as found:

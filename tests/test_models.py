@@ -20,6 +20,7 @@ from turnwise.engine.errors import UnfitModel
 from turnwise.engine.policy.batching import make_batch
 from turnwise.engine.policy.in_process import InProcess
 from turnwise.engine.policy.learner import Learner
+from turnwise.engine.policy.options import LearnerOptions
 from turnwise.engine.policy.properties import changes_logits, context_length, longest_span
 from turnwise.plugins.demo.tiny_model import build_model, build_tokenizer
 
@@ -167,7 +168,7 @@ def learner_of(
     folder: Path, dtype: str, lr: float = 1e-6
 ) -> tuple[turnwise.Policy, Learner, list[Any]]:
     policy = turnwise.Policy.from_pretrained(folder, dtype=dtype)
-    learner = Learner(policy, lr=lr, warmup=0)
+    learner = Learner(policy, LearnerOptions(lr=lr, warmup=0))
     wide = turnwise.Policy.from_pretrained(folder)
     episodes = play(wide, 4, tokens=6)
     batch = make_batch(episodes, [turnwise.Rewards(0.0, (0.0,) * len(e.turns)) for e in episodes])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from turnwise.engine.tensors import turn_sums
 from turnwise.plugins.optimizers.dpo import DPO, dpo_loss, parting
 from turnwise.plugins.optimizers.grpo import GRPO
 from turnwise.plugins.optimizers.kto import KTO, kto_loss, mismatched, segments
-from turnwise.plugins.optimizers.policy_loss import PolicyLoss
 from turnwise.plugins.optimizers.ppo import PPO
 from turnwise.plugins.optimizers.rejection import Rejection, best_of_groups
 
@@ -50,7 +50,7 @@ def gradient_of(
 ) -> tuple[Tensor, dict[str, float]]:
     """What an update would step along, whole."""
     found: list[Tensor] = []
-    optimizer.learner.step = lambda *a: (
+    optimizer._learner.step = lambda *a: (
         found.append(torch.cat([p.grad.flatten() for p in policy.parameters()])) or 1.0
     )
     metrics = dict(optimizer.update(policy, batch))
@@ -128,11 +128,21 @@ def test_loss_forms_have_the_gradient_of_the_whole_minibatch(
 
 
 def test_loss_options_that_contradict_each_other_are_refused() -> None:
-    for options in (("ppp", 0.2, None, "token", None, "none"), ("ppo", 0.2, None, "token", 5.0, "none"),  # noqa: E501
-                    ("ppo", 0.2, None, "constant", None, "none"), ("ppo", 0.0, None, "token", None, "none"),  # noqa: E501
-                    ("ppo", 0.2, None, "token", None, "std")):  # fmt: skip
-        with pytest.raises(ValueError, match=r"must be|divisor"):
-            PolicyLoss(*options)  # type: ignore[arg-type]
+    for options, why in (
+        ({"loss": "ppp"}, "grpo.loss: Input should be 'ppo', 'gspo' or 'cispo' (got 'ppp'"),
+        ({"divisor": 5.0}, "grpo: divisor is the number of tokens that loss_mean='constant'"),
+        ({"loss_mean": "constant"}, "grpo: divisor is the number of tokens"),
+        ({"clip": 0.0}, "grpo.clip: Input should be greater than 0"),
+        ({"normalise": "std"}, "grpo.normalise: Input should be 'none' or 'whiten'"),
+        ({"kl": 0.1, "kl_place": "measure"}, "grpo: kl_place 'measure' holds nothing back"),
+        ({"kl": 0.1, "kl_estimator": "k1"}, "k1 in the loss has a gradient whose mean is zero"),
+        ({"kl_target": 0.1}, "kl_target needs kl to be positive"),
+        ({"lr": float("nan")}, "grpo.lr: Input should be a finite number"),
+        ({"max_grad_norm": float("inf")}, "grpo.max_grad_norm: Input should be a finite number"),
+        ({"clop": 0.1}, "grpo has no key 'clop'. Did you mean 'clip'"),
+    ):
+        with pytest.raises(turnwise.ConfigError, match=re.escape(why)):
+            GRPO(**options)
 
 
 @pytest.mark.parametrize("kind", ["shared", "detached", "separate"])
@@ -150,7 +160,7 @@ def test_the_critic_trains_the_trunk_that_is_its_own(
     batch.credit = turnwise.Credit(
         nothing, torch.ones(batch.mask.shape), torch.zeros(batch.turn_mask.shape)
     )
-    for parameter in optimizer.critic.parameters():
+    for parameter in optimizer._values.parameters():
         parameter.data += 0.1  # a new critic's last layer is zero, and so is the gradient behind it
     before = torch.cat([p.detach().flatten().clone() for p in policy.parameters()])
     optimizer.update(policy, batch)
@@ -161,12 +171,12 @@ def test_the_critic_trains_the_trunk_that_is_its_own(
     again = PPO(lr=1e-2, critic=kind)
     again.setup(turnwise.Policy.from_pretrained(model_folder()))
     again.load_state_dict({k: v.clone() if isinstance(v, Tensor) else v for k, v in own.items()})
-    if optimizer.trunk is not None:
+    if optimizer._trunk is not None:
         start = torch.cat([p.flatten() for p in policy.network.parameters()])
-        trunk = torch.cat([p.flatten() for p in optimizer.trunk.parameters()])
+        trunk = torch.cat([p.flatten() for p in optimizer._trunk.parameters()])
         assert not torch.equal(start, trunk)
-        assert again.trunk is not None
-        assert torch.equal(trunk, torch.cat([p.flatten() for p in again.trunk.parameters()]))
+        assert again._trunk is not None
+        assert torch.equal(trunk, torch.cat([p.flatten() for p in again._trunk.parameters()]))
 
 
 def test_no_step_is_taken_beyond_the_target_kl(model_folder: Callable[..., Path]) -> None:

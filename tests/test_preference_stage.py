@@ -42,7 +42,7 @@ def test_the_gradient_is_that_of_the_whole_minibatch(model_folder: Callable[...,
         )
     optimizer.prepare(policy, batch)
     grads: list[torch.Tensor] = []
-    optimizer.learner.step = lambda *a: (
+    optimizer._learner.step = lambda *a: (
         grads.extend(p.grad.clone() for p in policy.parameters()) or 1.0
     )  # type: ignore[method-assign]
     metrics = optimizer.update(policy, batch)

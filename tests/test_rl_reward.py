@@ -17,7 +17,7 @@ from support.echo import play
 from turnwise.engine.policy.batching import make_batch
 from turnwise.engine.records.rewards import clipped
 from turnwise.engine.stages.rl.early_stopping import BestSoFar
-from turnwise.plugins.optimizers.kl import KL
+from turnwise.plugins.optimizers.kl import KL, KLOptions
 
 
 class Breaks(gymnasium.Env):
@@ -61,7 +61,7 @@ def test_the_adaptive_controller_by_hand(policy: turnwise.Policy) -> None:
     batch = make_batch(episodes, [turnwise.Rewards(0.0, (0.0,) * 3) for _ in episodes])
     apart = 0.01 * float(batch.mask.sum(1).float().mean())
     for target, factor in ((apart / 10, 1.02), (apart * 10, 0.98), (apart / 1.1, 1.01)):
-        kl = KL(0.5, "reward", "k3", target)
+        kl = KL(KLOptions(kl=0.5, kl_target=target))
         policy.freeze_reference()
         kl.prepare(policy, batch, 8192)
         kl._measured = {"kl": 0.01, "kl_episode": apart}
@@ -70,16 +70,16 @@ def test_the_adaptive_controller_by_hand(policy: turnwise.Policy) -> None:
         assert found["kl"] == pytest.approx(0.01, rel=1e-3)
         assert found["kl_coef"] == 0.5, "what this update was made with"
         assert kl.coef == pytest.approx(0.5 * factor, rel=1e-3)
-    fixed = KL(0.5, "reward", "k3")
+    fixed = KL(KLOptions(kl=0.5))
     fixed.prepare(policy, batch, 8192)
     assert fixed.measure()["kl_episode"] == pytest.approx(0.0, abs=1e-4), (
         "reference and policy are one"
     )
     assert fixed.coef == 0.5
-    with pytest.raises(ValueError, match="kl_target needs to be positive and kl too"):
-        KL(0.0, "reward", "k3", 1.0)
+    with pytest.raises(ValueError, match="kl_target needs kl to be positive"):
+        KLOptions(kl_target=1.0)
     with pytest.raises(ValueError, match="leave kl at 0"):
-        KL(0.1, "measure", "k3")
+        KLOptions(kl=0.1, kl_place="measure")
 
 
 @pytest.mark.slow

@@ -243,7 +243,7 @@ def test_a_source_that_gives_no_answers_is_not_heard(given: Any, said: str, tmp_
             return [given]
 
     ledger = turnwise.Ledger(tmp_path / "l.sqlite")
-    sources = Sources.make([Odd()], turnwise.Plugins(), 1.0)
+    sources = Sources.make([[Odd()]], turnwise.Plugins(), 1.0)
     with pytest.warns(UserWarning, match=said):
         assert sources.receive(ledger) == []
     ledger.close()

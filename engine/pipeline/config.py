@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from ..errors import ConfigError
-from .section import WHOLE, Section
+from ..util.section import WHOLE, Section
 
 
 class _Loader(yaml.SafeLoader):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from .section import Section
+from ..util.section import Section
 
 if TYPE_CHECKING:
     from ..protocols import RunView

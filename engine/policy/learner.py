@@ -7,9 +7,7 @@ algorithm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -19,54 +17,11 @@ from ..errors import NonFiniteError
 from ..records.batch import Row
 from ..util.ids import derive_id
 from .network import Micro
+from .options import LearnerOptions
 from .policy import Policy
 
 # And what losses are scaled by: float16 has few small numbers.
 HALF = {torch.bfloat16: 1.0, torch.float16: 1024.0}
-
-
-def settings(
-    *,
-    lr: float,
-    warmup: int,
-    decay: float,
-    weight_decay: float,
-    max_grad_norm: float,
-    micro_tokens: int,
-) -> dict[str, Any]:
-    """Returns the settings of a `Learner` from an optimizer's options, checked before anything is
-    loaded.
-
-    Raises:
-        ValueError: one that is no number, or out of range.
-    """
-    given = {
-        "lr": lr, "warmup": warmup, "decay": decay, "weight_decay": weight_decay,
-        "max_grad_norm": max_grad_norm, "micro_tokens": micro_tokens,
-    }  # fmt: skip
-    for name, value in given.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, Real)
-            or not math.isfinite(value)
-            or value < 0
-        ):
-            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-        if not value and name in ("max_grad_norm", "micro_tokens"):
-            raise ValueError(f"{name} must be above 0, got {value!r}")
-    return given
-
-
-def positive(**counts: int) -> Iterator[int]:
-    """Returns the counts themselves (`epochs`, `minibatches`), checked.
-
-    Raises:
-        ValueError: one that is no whole number above 0.
-    """
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        yield value
 
 
 class Learner:
@@ -78,32 +33,19 @@ class Learner:
 
     Args:
         policy: what is trained; None trains the modules alone, in this process alone.
+        options: the rate and its course, and the size of a forward pass.
         modules: trained along with it, already on its device.
-        lr: learning rate after warm-up.
-        warmup: optimizer steps over which the rate rises linearly; Adam's first steps are its
-            largest otherwise.
-        decay: final learning rate as a share of `lr`, reached linearly at the end of the stage.
-        weight_decay, betas: AdamW's.
-        max_grad_norm: gradients are scaled down to this norm.
-        micro_tokens: tokens per forward pass, padding included; lower it when memory runs out.
-            Never changes the result beyond rounding.
+        betas: AdamW's.
     """
 
     def __init__(
         self,
         policy: Policy | None,
+        options: LearnerOptions,
         modules: Sequence[nn.Module] = (),
-        *,
-        lr: float,
-        warmup: int = 10,
-        decay: float = 1.0,
-        weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
-        max_grad_norm: float = 1.0,
-        micro_tokens: int = 8192,
     ) -> None:
-        self.policy, self.lr, self.warmup, self.decay = policy, lr, warmup, decay
-        self.max_grad_norm, self.micro_tokens = max_grad_norm, micro_tokens
+        self.policy, self.options = policy, options
         self.network: Any = policy.wrapped() if policy is not None else None
         self.modules = (
             [policy.accelerator.prepare_model(m) for m in modules]
@@ -116,7 +58,9 @@ class Learner:
             nn.Parameter(p.detach().float()) if p.dtype in HALF else p for p in self._parameters
         ]
         self._scale = max((HALF[p.dtype] for p in self._parameters if p.dtype in HALF), default=1.0)
-        self.adam = torch.optim.AdamW(self._masters, lr=lr, weight_decay=weight_decay, betas=betas)
+        self.adam = torch.optim.AdamW(
+            self._masters, lr=options.lr, weight_decay=options.weight_decay, betas=betas
+        )
         self.steps = 0
         self.rate = 0.0  # of the last step
 
@@ -135,7 +79,7 @@ class Learner:
         chosen = set(episodes)
         wanted = [row for row in rows if row.episode in chosen and row.positions]
         assert self.policy is not None
-        return self.policy.my_share(self.policy.micro_batches(wanted, self.micro_tokens))
+        return self.policy.my_share(self.policy.micro_batches(wanted, self.options.micro_tokens))
 
     def backward(self, loss: Tensor, micro: Micro) -> None:
         """Adds the gradient of a share of a loss.
@@ -168,7 +112,7 @@ class Learner:
                 parameter.grad = None
             if self._scale != 1.0 and master.grad is not None:
                 master.grad /= self._scale
-        norm = torch.nn.utils.clip_grad_norm_(self._masters, self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._masters, self.options.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             self.discard()
             overflow = (
@@ -201,8 +145,9 @@ class Learner:
 
     def _rate(self, progress: float) -> float:
         """Returns the learning rate of the next step."""
-        warm = min(1.0, (self.steps + 1) / self.warmup) if self.warmup else 1.0
-        return self.lr * warm * (1 - (1 - self.decay) * progress)
+        lr, warmup, decay = self.options.lr, self.options.warmup, self.options.decay
+        warm = min(1.0, (self.steps + 1) / warmup) if warmup else 1.0
+        return lr * warm * (1 - (1 - decay) * progress)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns Adam's moments, the step count and float32 copies of weights, as flat tensors and

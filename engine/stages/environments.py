@@ -11,7 +11,7 @@ from ..environments.pool import Environments, call
 from ..environments.registry import starts
 from ..errors import ConfigError, EnvironmentBroke
 from ..pipeline.plugins import Plugins
-from ..pipeline.section import Section
+from ..util.section import Section
 from ..util.suggest import did_you_mean
 
 

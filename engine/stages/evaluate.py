@@ -19,7 +19,6 @@ from ..environments.registry import starts
 from ..errors import ConfigError, TooManyFailures
 from ..feedback.sources import Sources
 from ..pipeline.processes import decided
-from ..pipeline.section import Section
 from ..pipeline.stage import Stage
 from ..protocols import RunView
 from ..records.episode import Episode
@@ -30,6 +29,7 @@ from ..rollout.players import PolicyPlayer, ScriptPlayer
 from ..rollout.rollout import rollout
 from ..util import files
 from ..util.ids import canonical_json, derive_id
+from ..util.section import Section
 from .collect import ask, grouped, play
 from .environments import EnvConfig, check_envs, read_envs
 

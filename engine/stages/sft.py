@@ -23,6 +23,7 @@ from ..exchange.records import (
     with_system,
 )
 from ..pipeline.stage import Stage
+from ..policy.options import SupervisedOptions
 from ..protocols import RunView
 from ..records.batch import Row
 from ..records.episode import Episode, Message
@@ -49,7 +50,7 @@ class Conversation(NamedTuple):
     trained: tuple[bool, ...] = ()
 
 
-class SFT(Stage):
+class SFT(SupervisedOptions, Stage):
     """Supervised fine-tuning: maximum likelihood of the assistant's tokens, and of no other ones.
 
     Attributes:
@@ -60,7 +61,6 @@ class SFT(Stage):
         env, player, episodes: instead of `data`: play this many episodes with an environment's own
             player.
         epochs, batch_size: passes over the data, and conversations per optimizer step.
-        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
         steps_per_update: optimizer steps per update of the run.
     """
 
@@ -71,12 +71,6 @@ class SFT(Stage):
     episodes: int = Field(default=1000, ge=1)
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=32, ge=1)
-    lr: float = Field(default=1e-5, gt=0)
-    warmup: int = Field(default=20, ge=0)
-    decay: float = Field(default=0.1, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    micro_tokens: int = Field(default=8192, ge=1)
     steps_per_update: int = Field(default=25, ge=1)
 
     @field_validator("env")
@@ -113,11 +107,7 @@ class SFT(Stage):
         from ..policy.learner import Learner, Sums
 
         policy = run.policy
-        learner = Learner(
-            policy, lr=self.lr, warmup=self.warmup, decay=self.decay,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm, micro_tokens=self.micro_tokens,
-        )  # fmt: skip
+        learner = Learner(policy, self)
         made = run.begin({"learner": learner}) * self.steps_per_update
         rows, metrics = self._rows(run)
         size = len(rows)

@@ -26,13 +26,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from ...learning import Batch, Learner, Policy, positive, settings, turn_sums
+from ...learning import Batch, Learner, PassOptions, Policy, turn_sums
 from ...protocols import Episode, Optimizer
 
 Form = Literal["sigmoid", "ipo", "hinge"]
@@ -80,69 +81,36 @@ def parting(one: Episode, other: Episode) -> int | None:
     return None
 
 
-class DPO(Optimizer):
+class DPO(PassOptions, Optimizer):
     """Direct preference optimization on pairs of conversations.
 
-    Args:
-        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+    Attributes:
         beta: how closely the policy keeps to the reference.
         loss: "sigmoid", "ipo" or "hinge".
-        unit: "conversation" or "turn".
+        unit: "conversation", or "turn": from the turn on in which two conversations part.
         label_smoothing: share of every label that is replaced by 1/2.
         length_normalise: mean instead of summed log-probs.
-        epochs, minibatches: passes over a batch of pairs, and optimizer steps per pass.
     """
 
-    consumes = frozenset({"comparisons"})
-    provides: frozenset[str] = frozenset()
+    consumes: ClassVar = frozenset({"comparisons"})
 
-    def __init__(
-        self,
-        lr: float = 1e-6,
-        *,
-        beta: float = 0.1,
-        loss: Form = "sigmoid",
-        unit: Literal["conversation", "turn"] = "conversation",
-        label_smoothing: float = 0.0,
-        length_normalise: bool = False,
-        epochs: int = 1,
-        minibatches: int = 1,
-        warmup: int = 10,
-        decay: float = 1.0,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        micro_tokens: int = 8192,
-    ) -> None:
-        if beta <= 0 or not 0 <= label_smoothing < 1:
-            raise ValueError(
-                f"beta must be positive and label_smoothing in [0, 1), got {beta} and"
-                f" {label_smoothing}"
-            )
-        if loss not in ("sigmoid", "ipo", "hinge"):
-            raise ValueError(f"loss must be 'sigmoid', 'ipo' or 'hinge', got {loss!r}")
-        if unit not in ("conversation", "turn"):
-            raise ValueError(f"unit must be 'conversation' or 'turn', got {unit!r}")
-        self.beta, self.loss, self.unit = beta, loss, unit
-        self.label_smoothing, self.length_normalise = label_smoothing, length_normalise
-        self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
-        self._learner = settings(
-            lr=lr,
-            warmup=warmup,
-            decay=decay,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            micro_tokens=micro_tokens,
-        )
+    beta: float = Field(default=0.1, gt=0)
+    loss: Form = "sigmoid"
+    unit: Literal["conversation", "turn"] = "conversation"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    length_normalise: bool = False
+
+    _learner: Learner
 
     def setup(self, policy: Policy) -> None:
         """Freezes the reference and makes the learner."""
         policy.freeze_reference()
-        self.learner = Learner(policy, **self._learner)
+        self._learner = Learner(policy, self)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
         """Computes the reference's log-probs of the batch."""
         batch.reference_logprobs = policy.logprobs(
-            batch, micro_tokens=self.learner.micro_tokens, reference=True
+            batch, micro_tokens=self.micro_tokens, reference=True
         )
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
@@ -157,12 +125,12 @@ class DPO(Optimizer):
         usable, kept = len(kept), [p for p in kept if pairs.weight[p] > 0]
         norms, losses, margins, right, count = [], 0.0, 0.0, 0.0, 0
         for epoch in range(self.epochs):
-            for chosen in self.learner.minibatches(len(kept), self.minibatches, batch.seed, epoch):
+            for chosen in self._learner.minibatches(len(kept), self.minibatches, batch.seed, epoch):
                 at = torch.tensor([kept[i] for i in chosen])
                 better, worse = pairs.better[at], pairs.worse[at]
                 episodes = sorted({*better.tolist(), *worse.tolist()})
                 mine = replace(batch, rows=tuple(r for r in batch.rows if r.episode in episodes))
-                now = policy.logprobs(mine, micro_tokens=self.learner.micro_tokens)
+                now = policy.logprobs(mine, micro_tokens=self.micro_tokens)
                 ratio = (
                     turn_sums(now, batch.turn, batch.mask, batch.turn_mask.shape[1])[0] - reference
                 ).requires_grad_()
@@ -173,14 +141,14 @@ class DPO(Optimizer):
                 )
                 weight = pairs.weight[at] / pairs.weight[at].sum()
                 [slope] = torch.autograd.grad((each * weight).sum(), ratio)
-                for micro in self.learner.micro_batches(batch.rows, episodes):
-                    out = policy.score(micro, batch.temperature, self.learner.network)
+                for micro in self._learner.micro_batches(batch.rows, episodes):
+                    out = policy.score(micro, batch.temperature, self._learner.network)
                     own = slope[micro.episode, batch.turn[micro.episode, micro.action]].to(
                         out.logprobs.device
                     )
-                    self.learner.backward((out.logprobs * own).sum(), micro)
+                    self._learner.backward((out.logprobs * own).sum(), micro)
                 norms.append(
-                    self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes])
+                    self._learner.step(batch.progress, [batch.episodes[e].id for e in episodes])
                 )
                 gap = (first - second).detach()
                 losses += float(each.detach().sum())
@@ -194,7 +162,7 @@ class DPO(Optimizer):
         )
         return {
             **means,
-            **self.learner.metrics(norms),
+            **self._learner.metrics(norms),
             "pairs_without_turn": float(len(pairs.better) - usable),
         }
 
@@ -222,8 +190,8 @@ class DPO(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the learner's state."""
-        return self.learner.state_dict()
+        return self._learner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up the learner's state."""
-        self.learner.load_state_dict(state)
+        self._learner.load_state_dict(state)

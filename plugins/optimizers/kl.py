@@ -3,16 +3,48 @@ of the loss; fixed or adaptive."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...learning import Batch, Policy, kl_estimate
+from ...protocols import Section
 
 # Nats: how far log-probs of one token by one policy are apart when other rows are in the batch
 # (float32).
 ROUNDING = 1e-5
+
+
+class KLOptions(Section):
+    """The options of an optimizer that can hold the policy near the reference.
+
+    Attributes:
+        kl: coefficient; 0 turns it off, and the reference is never run, except to measure.
+        kl_place: "reward", "loss", or "measure" (nothing holds it back; it is only measured).
+        kl_estimator: "k1", "k2" or "k3" in the loss; the penalty in the reward is always k1, whose
+            expectation is the KL.
+        kl_target: nats per conversation that the coefficient follows; None keeps it as it is.
+    """
+
+    kl: float = Field(default=0.0, ge=0)
+    kl_place: Literal["reward", "loss", "measure"] = "reward"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_target: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.kl_place == "measure" and self.kl:
+            raise ValueError(f"kl_place 'measure' holds nothing back: leave kl at 0, got {self.kl}")
+        if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl:
+            raise ValueError(
+                "k1 in the loss has a gradient whose mean is zero: use kl_estimator='k3' or 'k2',"
+                " or kl_place='reward'"
+            )
+        if self.kl_target is not None and not self.kl:
+            raise ValueError("kl_target needs kl to be positive, which is where it starts")
+        return self
 
 
 class KL:
@@ -30,47 +62,13 @@ class KL:
         e = clip(KL / target - 1, -0.2, 0.2)        coef <- coef * (1 + gain * e)
 
     Args:
-        coef: 0 turns it off, and the reference is never run, except to measure.
-        place: "reward", "loss" or "measure".
-        estimator: "k1", "k2" or "k3" in the loss; the penalty in the reward is always k1, whose
-            expectation is the KL.
-        target: nats per conversation; None keeps the coefficient as it is.
+        options: of an optimizer.
         gain: how fast the coefficient follows.
     """
 
-    def __init__(
-        self,
-        coef: float,
-        place: Literal["reward", "loss", "measure"],
-        estimator: Literal["k1", "k2", "k3"],
-        target: float | None = None,
-        gain: float = 0.1,
-    ) -> None:
-        if coef < 0:
-            raise ValueError(f"kl must not be negative, got {coef}")
-        if place not in ("reward", "loss", "measure"):
-            raise ValueError(f"kl_place must be 'reward', 'loss' or 'measure', got {place!r}")
-        if place == "measure" and coef:
-            raise ValueError(f"kl_place 'measure' holds nothing back: leave kl at 0, got {coef}")
-        if estimator not in ("k1", "k2", "k3"):
-            raise ValueError(f"kl_estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
-        if place == "loss" and estimator == "k1" and coef:
-            raise ValueError(
-                "k1 in the loss has a gradient whose mean is zero: use kl_estimator='k3' or 'k2',"
-                " or kl_place='reward'"
-            )
-        if target is not None and (target <= 0 or not coef):
-            raise ValueError(
-                f"kl_target needs to be positive and kl too, which is where it starts: got {target}"
-                f" and kl={coef}"
-            )
-        self.coef, self.place, self.estimator, self.target, self.gain = (
-            coef,
-            place,
-            estimator,
-            target,
-            gain,
-        )
+    def __init__(self, options: KLOptions, gain: float = 0.1) -> None:
+        self.coef, self.place, self.estimator = options.kl, options.kl_place, options.kl_estimator
+        self.target, self.gain = options.kl_target, gain
         self._measured: dict[str, float] = {}
 
     @property

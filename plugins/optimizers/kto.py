@@ -22,12 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ...learning import Batch, Learner, Policy, Row, positive, row_of, settings
+from ...learning import Batch, Learner, PassOptions, Policy, Row, row_of
 from ...protocols import Optimizer
 
 
@@ -85,56 +86,31 @@ def segments(row: Row) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-class KTO(Optimizer):
+class KTO(PassOptions, Optimizer):
     """Optimization on liked and disliked conversations (KTO).
 
-    Args:
-        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+    Attributes:
         beta: how closely the policy keeps to the reference.
         up, down: weights of liked and disliked conversations.
-        epochs, minibatches: passes over a batch, and optimizer steps per pass.
     """
 
-    consumes = frozenset({"labels"})
-    provides: frozenset[str] = frozenset()
+    consumes: ClassVar = frozenset({"labels"})
 
-    def __init__(
-        self,
-        lr: float = 1e-6,
-        *,
-        beta: float = 0.1,
-        up: float = 1.0,
-        down: float = 1.0,
-        epochs: int = 1,
-        minibatches: int = 1,
-        warmup: int = 10,
-        decay: float = 1.0,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        micro_tokens: int = 8192,
-    ) -> None:
-        if beta <= 0 or up <= 0 or down <= 0:
-            raise ValueError(f"beta, up and down must be positive, got {beta}, {up} and {down}")
-        self.beta, self.up, self.down = beta, up, down
-        self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
-        self._learner = settings(
-            lr=lr,
-            warmup=warmup,
-            decay=decay,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            micro_tokens=micro_tokens,
-        )
+    beta: float = Field(default=0.1, gt=0)
+    up: float = Field(default=1.0, gt=0)
+    down: float = Field(default=1.0, gt=0)
+
+    _learner: Learner
 
     def setup(self, policy: Policy) -> None:
         """Freezes the reference and makes the learner."""
         policy.freeze_reference()
-        self.learner = Learner(policy, **self._learner)
+        self._learner = Learner(policy, self)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
         """Computes the reference's log-probs of the batch, and of its mismatched conversations."""
         batch.reference_logprobs = policy.logprobs(
-            batch, micro_tokens=self.learner.micro_tokens, reference=True
+            batch, micro_tokens=self.micro_tokens, reference=True
         )
         fitting = [r for r in mismatched(batch.rows) if len(r.ids) <= policy.context_length]
         batch.extras["mismatched"] = fitting, self._sums(policy, batch, fitting, reference=True)
@@ -149,7 +125,7 @@ class KTO(Optimizer):
         rewards = torch.zeros(len(batch.episodes))
         counted = (batch.weight > 0).nonzero().flatten().tolist()
         for epoch in range(self.epochs):
-            for places in self.learner.minibatches(
+            for places in self._learner.minibatches(
                 len(counted), self.minibatches, batch.seed, epoch
             ):
                 chosen = [counted[i] for i in places]
@@ -164,18 +140,18 @@ class KTO(Optimizer):
                 weight = batch.weight[chosen] / batch.weight[chosen].sum()
                 each = kto_loss(ratio[chosen], liked[chosen], z0, self.beta, self.up, self.down)
                 [slope] = torch.autograd.grad((each * weight).sum(), ratio)
-                for micro in self.learner.micro_batches(batch.rows, chosen):
-                    out = policy.score(micro, batch.temperature, self.learner.network)
-                    self.learner.backward(
+                for micro in self._learner.micro_batches(batch.rows, chosen):
+                    out = policy.score(micro, batch.temperature, self._learner.network)
+                    self._learner.backward(
                         (out.logprobs * slope[micro.episode].to(out.logprobs.device)).sum(), micro
                     )
                 norms.append(
-                    self.learner.step(batch.progress, [batch.episodes[e].id for e in chosen])
+                    self._learner.step(batch.progress, [batch.episodes[e].id for e in chosen])
                 )
                 losses += float(each.detach().sum())
                 kls.append(float(z0))
                 rewards[chosen] = self.beta * (ratio[chosen] - z0).detach()
-        metrics = {"liked": float(liked.float().mean()), **self.learner.metrics(norms)}
+        metrics = {"liked": float(liked.float().mean()), **self._learner.metrics(norms)}
         if norms:
             metrics |= {"loss": losses / (self.epochs * len(counted)), "kl": sum(kls) / len(kls)}
         for name, which in (
@@ -192,14 +168,12 @@ class KTO(Optimizer):
         """Returns each conversation's summed log-prob over some rows, [E]; 0 for those without a
         row."""
         part = replace(batch, rows=tuple(rows))
-        return policy.logprobs(
-            part, micro_tokens=self.learner.micro_tokens, reference=reference
-        ).sum(1)
+        return policy.logprobs(part, micro_tokens=self.micro_tokens, reference=reference).sum(1)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the learner's state."""
-        return self.learner.state_dict()
+        return self._learner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up the learner's state."""
-        self.learner.load_state_dict(state)
+        self._learner.load_state_dict(state)

@@ -26,62 +26,57 @@ weight counts in numerator and denominator alike.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...learning import Batch, Micro, clipped_policy_loss, whiten
-
-Form = Literal["ppo", "gspo", "cispo"]
-Mean = Literal["token", "sequence", "constant"]
-Normalise = Literal["none", "whiten"]
+from ...protocols import Section
 
 
-class PolicyLoss:
-    """A policy-gradient loss: the form of a token's loss, and how tokens are averaged.
+class PolicyLossOptions(Section):
+    """The options of an optimizer with a policy-gradient loss.
 
-    Args:
-        form: "ppo", "gspo" or "cispo".
-        clip, clip_high: how far the ratio may fall below and rise above 1; `clip_high` defaults to
-            `clip`. "cispo" uses `clip_high` alone.
-        mean: "token", "sequence" or "constant".
+    Attributes:
+        loss: the form of a token's loss: "ppo", "gspo" or "cispo".
+        clip: how far the ratio may fall below 1, and rise above it.
+        clip_high: how far it may rise, where that is another distance; "cispo" uses this alone.
+        loss_mean: over what tokens are averaged: "token", "sequence" or "constant".
         divisor: action tokens per conversation that "constant" divides by; a number of the config,
             never of the data.
         normalise: "whiten" advantages over the action tokens of the batch (mean 0, standard
             deviation 1), or "none".
-
-    Raises:
-        ValueError: an unknown name, or a divisor where none is used or none where it is.
+        weight_cap: cap of the importance weight of stale episodes.
     """
 
-    def __init__(
-        self,
-        form: Form,
-        clip: float,
-        clip_high: float | None,
-        mean: Mean,
-        divisor: float | None,
-        normalise: Normalise,
-    ) -> None:
-        for name, value, known in (
-            ("loss", form, ("ppo", "gspo", "cispo")),
-            ("loss_mean", mean, ("token", "sequence", "constant")),
-            ("normalise", normalise, ("none", "whiten")),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}"
-                )
-        if (mean == "constant") != (divisor is not None) or (divisor is not None and divisor <= 0):
+    loss: Literal["ppo", "gspo", "cispo"] = "ppo"
+    clip: float = Field(default=0.2, gt=0)
+    clip_high: float | None = Field(default=None, gt=0)
+    loss_mean: Literal["token", "sequence", "constant"] = "token"
+    divisor: float | None = Field(default=None, gt=0)
+    normalise: Literal["none", "whiten"] = "none"
+    weight_cap: float = 2.0
+
+    @model_validator(mode="after")
+    def _divided(self) -> Self:
+        if (self.loss_mean == "constant") != (self.divisor is not None):
             raise ValueError(
                 "divisor is the number of tokens that loss_mean='constant' divides by, and of no"
-                f" other: got loss_mean={mean!r} and divisor={divisor}"
+                f" other: got loss_mean={self.loss_mean!r} and divisor={self.divisor}"
             )
-        if clip <= 0 or (clip_high is not None and clip_high <= 0):
-            raise ValueError(f"clip and clip_high must be positive, got {clip} and {clip_high}")
-        self.form, self.clip, self.clip_high = form, clip, clip if clip_high is None else clip_high
-        self.mean, self.divisor, self.normalise = mean, divisor, normalise
+        return self
+
+
+class PolicyLoss:
+    """A policy-gradient loss: the form of a token's loss, and how tokens are averaged."""
+
+    def __init__(self, options: PolicyLossOptions) -> None:
+        self.form, self.clip = options.loss, options.clip
+        self.clip_high = options.clip if options.clip_high is None else options.clip_high
+        self.mean, self.divisor = options.loss_mean, options.divisor
+        self.normalise = options.normalise
 
     def advantages(self, batch: Batch) -> Tensor:
         """Returns the advantages, [E, A], normalised by name; groups without signal take no part in

@@ -20,9 +20,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ...learning import (
@@ -30,18 +31,17 @@ from ...learning import (
     Learner,
     Micro,
     Output,
+    PassOptions,
     Policy,
     Sums,
     clipped_value_loss,
     explained_variance,
     importance_weight,
     kl_estimate,
-    positive,
-    settings,
 )
 from ...protocols import Optimizer
-from .kl import KL
-from .policy_loss import Form, Mean, Normalise, PolicyLoss, staleness_metrics
+from .kl import KL, KLOptions
+from .policy_loss import PolicyLoss, PolicyLossOptions, staleness_metrics
 
 
 class Critic(nn.Module):
@@ -63,81 +63,51 @@ class Critic(nn.Module):
         return self.layers(hidden.float()).squeeze(-1)
 
 
-class PPO(Optimizer):
-    """Proximal policy optimization with a critic.
+class PPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
+    """Proximal policy optimization with a critic. What it takes: see `PassOptions`,
+    `PolicyLossOptions` and `KLOptions` too.
 
-    Args:
-        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
-        epochs: passes over the batch.
-        minibatches: optimizer steps per pass.
-        loss, clip, clip_high, loss_mean, divisor, normalise: see `PolicyLoss`.
+    Attributes:
         value_clip: how far a value may move per update before its loss is held back; None: no
             limit.
         value_coef: weight of the critic's loss.
         critic: "shared": its loss trains the policy's trunk too; "detached": its own layers only;
             "separate": a trunk of its own, begun as a copy of the policy's, at the price of a
             second model in memory.
-        kl, kl_place, kl_estimator, kl_target: see `KL`.
         target_kl: k3 estimate of KL(old || new) per token of a minibatch from which no further step
             is taken in the update; None: never.
-        weight_cap: cap of the importance weight of stale episodes.
     """
 
-    consumes = frozenset({"advantages"})
-    provides = frozenset({"values"})
+    consumes: ClassVar = frozenset({"advantages"})
+    provides: ClassVar = frozenset({"values"})
 
-    def __init__(
-        self,
-        lr: float = 1e-6,
-        *,
-        epochs: int = 2,
-        minibatches: int = 2,
-        loss: Form = "ppo",
-        clip: float = 0.2,
-        clip_high: float | None = None,
-        loss_mean: Mean = "token",
-        divisor: float | None = None,
-        value_clip: float | None = 0.2,
-        value_coef: float = 0.5,
-        critic: Literal["shared", "detached", "separate"] = "shared",
-        normalise: Normalise = "whiten",
-        kl: float = 0.0,
-        kl_place: Literal["reward", "loss", "measure"] = "reward",
-        kl_estimator: Literal["k1", "k2", "k3"] = "k3",
-        kl_target: float | None = None,
-        target_kl: float | None = None,
-        weight_cap: float = 2.0,
-        warmup: int = 10,
-        decay: float = 1.0,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        micro_tokens: int = 8192,
-    ) -> None:
-        if critic not in ("shared", "detached", "separate"):
-            raise ValueError(f"critic must be 'shared', 'detached' or 'separate', got {critic!r}")
-        self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
-        self.target_kl, self.weight_cap = target_kl, weight_cap
-        self.value_clip, self.value_coef, self.kind = value_clip, value_coef, critic
-        self.loss = PolicyLoss(loss, clip, clip_high, loss_mean, divisor, normalise)
-        self.kl = KL(kl, kl_place, kl_estimator, kl_target)
-        self._learner = settings(
-            lr=lr,
-            warmup=warmup,
-            decay=decay,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            micro_tokens=micro_tokens,
-        )
+    epochs: int = Field(default=2, ge=1)
+    minibatches: int = Field(default=2, ge=1)
+    normalise: Literal["none", "whiten"] = "whiten"
+    value_clip: float | None = Field(default=0.2, gt=0)
+    value_coef: float = 0.5
+    critic: Literal["shared", "detached", "separate"] = "shared"
+    target_kl: float | None = None
+
+    _learner: Learner
+    _loss: PolicyLoss
+    _kl: KL
+    _values: Critic
+    _trunk: nn.Module | None
+
+    def model_post_init(self, context: Any) -> None:
+        """Makes the loss and the KL term of the options."""
+        self._loss, self._kl = PolicyLoss(self), KL(self)
 
     def setup(self, policy: Policy) -> None:
         """Sets up the KL term; makes the critic, its trunk where separate, and the learner."""
-        self.kl.setup(policy)
+        self._kl.setup(policy)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.critic = Critic(policy.hidden_size).to(policy.device)
-        self.trunk = copy.deepcopy(policy.network) if self.kind == "separate" else None
-        self.learner = Learner(
-            policy, [self.critic, *([self.trunk] if self.trunk else [])], **self._learner
+            self._values = Critic(policy.hidden_size).to(policy.device)
+        self._trunk = copy.deepcopy(policy.network) if self.critic == "separate" else None
+        self._learner = Learner(
+            policy, self, [self._values, *([self._trunk] if self._trunk else [])]
         )
 
     def _states(
@@ -156,14 +126,14 @@ class PPO(Optimizer):
             torch.zeros(len(batch.episodes)),
             torch.zeros(batch.mask.shape),
         )
-        for micro in policy.my_share(policy.micro_batches(batch.rows, self.learner.micro_tokens)):
+        for micro in policy.my_share(policy.micro_batches(batch.rows, self.micro_tokens)):
             if not micro.weight:
                 continue
             out = policy.score(micro, batch.temperature, policy.network)
-            seen = self._states(policy, micro, batch.temperature, out, self.trunk)
-            values[micro.episode, micro.action] = self.critic(seen.hidden).cpu()
+            seen = self._states(policy, micro, batch.temperature, out, self._trunk)
+            values[micro.episode, micro.action] = self._values(seen.hidden).cpu()
             prox[micro.episode, micro.action] = out.logprobs.float().cpu()
-            for row, value in zip(micro.rows, self.critic(seen.end_hidden).tolist(), strict=True):
+            for row, value in zip(micro.rows, self._values(seen.end_hidden).tolist(), strict=True):
                 if row.bootstrap:
                     bootstrap[row.episode] = value
         batch.values, batch.bootstrap = (
@@ -171,45 +141,47 @@ class PPO(Optimizer):
             policy.sum_over_processes(bootstrap),
         )
         batch.extras["prox"] = policy.sum_over_processes(prox)
-        self.kl.prepare(policy, batch, self.learner.micro_tokens)
+        self._kl.prepare(policy, batch, self.micro_tokens)
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
         """Trains policy and critic on the batch, in `epochs` passes; returns the metrics."""
         assert batch.credit is not None
         assert batch.values is not None
         assert batch.behaviour_logprobs is not None
-        advantages, targets = self.loss.advantages(batch), batch.credit.value_targets
+        advantages, targets = self._loss.advantages(batch), batch.credit.value_targets
         prox = batch.extras["prox"]
         weight = importance_weight(prox, batch.behaviour_logprobs, self.weight_cap)
         share, active = (
-            self.loss.shares(batch),
-            self.loss.active(batch, self.kl.in_loss or targets is not None),
+            self._loss.shares(batch),
+            self._loss.active(batch, self._kl.in_loss or targets is not None),
         )
         sums, tokens, norms = Sums(), 0.0, []
         parts = (
-            self.learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, e)
+            self._learner.minibatches(len(batch.episodes), self.minibatches, batch.seed, e)
             for e in range(self.epochs)
         )
         for episodes in chain.from_iterable(parts):
-            total, moved = self.loss.total(batch, share, episodes), Sums()
+            total, moved = self._loss.total(batch, share, episodes), Sums()
             trained = [e for e in episodes if active[e]]
             if not trained:
                 continue  # no step without a gradient: Adam would make one of its memory
-            for micro in self.learner.micro_batches(batch.rows, trained):
-                out = policy.score(micro, batch.temperature, self.learner.network)
+            for micro in self._learner.micro_batches(batch.rows, trained):
+                out = policy.score(micro, batch.temperature, self._learner.network)
                 old, mine = micro.take(prox), micro.take(share)
-                loss, held = self.loss.per_token(out.logprobs, micro, prox, advantages)
+                loss, held = self._loss.per_token(out.logprobs, micro, prox, advantages)
                 loss = loss * micro.take(weight)
-                if self.kl.in_loss:
+                if self._kl.in_loss:
                     assert batch.reference_logprobs is not None
-                    loss = loss + self.kl.loss(out.logprobs, micro.take(batch.reference_logprobs))
+                    loss = loss + self._kl.loss(out.logprobs, micro.take(batch.reference_logprobs))
                 value_loss = torch.zeros_like(loss)
                 if targets is not None:
-                    head, *trunk = self.learner.modules
+                    head, *trunk = self._learner.modules
                     seen = self._states(
                         policy, micro, batch.temperature, out, trunk[0] if trunk else None
                     )
-                    values = head(seen.hidden.detach() if self.kind == "detached" else seen.hidden)
+                    values = head(
+                        seen.hidden.detach() if self.critic == "detached" else seen.hidden
+                    )
                     value_loss = clipped_value_loss(
                         values, micro.take(batch.values), micro.take(targets), self.value_clip
                     )
@@ -217,7 +189,7 @@ class PPO(Optimizer):
                     # used.
                     if trunk:
                         value_loss = value_loss + 0.0 * seen.logprobs
-                self.learner.backward(
+                self._learner.backward(
                     ((loss + self.value_coef * value_loss) * mine).sum() / total, micro
                 )
                 change = kl_estimate(old, out.logprobs.detach(), "k3")
@@ -230,30 +202,32 @@ class PPO(Optimizer):
             count = float(batch.mask[trained].sum())
             tokens += count
             if self.target_kl is not None and moved.means(policy, count)["kl"] > self.target_kl:
-                self.learner.discard()
+                self._learner.discard()
                 break
-            norms.append(self.learner.step(batch.progress, [batch.episodes[e].id for e in trained]))
-        metrics = sums.means(policy, tokens) | self.learner.metrics(norms)
+            norms.append(
+                self._learner.step(batch.progress, [batch.episodes[e].id for e in trained])
+            )
+        metrics = sums.means(policy, tokens) | self._learner.metrics(norms)
         if targets is not None:
             metrics["explained_variance"] = explained_variance(batch.values, targets, batch.mask)
-        return metrics | staleness_metrics(weight, batch) | self.kl.measure()
+        return metrics | staleness_metrics(weight, batch) | self._kl.measure()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the states of learner, critic and trunk, and the KL coefficient."""
-        own = {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
-        if self.trunk is not None:
-            own |= {f"trunk.{k}": v for k, v in self.trunk.named_parameters() if v.requires_grad}
-        return {**self.learner.state_dict(), **own, "kl_coef": self.kl.coef}
+        own = {f"critic.{k}": v for k, v in self._values.state_dict().items()}
+        if self._trunk is not None:
+            own |= {f"trunk.{k}": v for k, v in self._trunk.named_parameters() if v.requires_grad}
+        return {**self._learner.state_dict(), **own, "kl_coef": self._kl.coef}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up the states of learner, critic and trunk, and the KL coefficient."""
-        self.learner.load_state_dict(state)
-        self.kl.coef = float(state["kl_coef"])
-        self.critic.load_state_dict(
+        self._learner.load_state_dict(state)
+        self._kl.coef = float(state["kl_coef"])
+        self._values.load_state_dict(
             {k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")}
         )
-        if self.trunk is not None:
+        if self._trunk is not None:
             with torch.no_grad():
-                for name, parameter in self.trunk.named_parameters():
+                for name, parameter in self._trunk.named_parameters():
                     if parameter.requires_grad:
                         parameter.copy_(state[f"trunk.{name}"])

@@ -12,11 +12,12 @@ which all outcomes are equal have no best and are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
-from ...learning import Batch, Learner, Policy, Sums, positive, rounding, settings
+from ...learning import Batch, Learner, PassOptions, Policy, Sums, rounding
 from ...protocols import Optimizer
 
 
@@ -41,47 +42,22 @@ def best_of_groups(outcome: Tensor, group: Tensor, best: int) -> list[int]:
     return sorted(chosen)
 
 
-class Rejection(Optimizer):
+class Rejection(PassOptions, Optimizer):
     """Best-of-n fine-tuning.
 
-    Args:
-        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
+    Attributes:
         best: how many conversations of a group are imitated.
-        epochs, minibatches: passes over them, and optimizer steps per pass.
     """
 
-    consumes = frozenset({"demonstrations"})
-    provides: frozenset[str] = frozenset()
+    consumes: ClassVar = frozenset({"demonstrations"})
 
-    def __init__(
-        self,
-        lr: float = 1e-6,
-        *,
-        best: int = 1,
-        epochs: int = 1,
-        minibatches: int = 1,
-        warmup: int = 10,
-        decay: float = 1.0,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        micro_tokens: int = 8192,
-    ) -> None:
-        if best < 1:
-            raise ValueError(f"best must be at least 1, got {best}")
-        self.best = best
-        self.epochs, self.minibatches = positive(epochs=epochs, minibatches=minibatches)
-        self._learner = settings(
-            lr=lr,
-            warmup=warmup,
-            decay=decay,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            micro_tokens=micro_tokens,
-        )
+    best: int = Field(default=1, ge=1)
+
+    _learner: Learner
 
     def setup(self, policy: Policy) -> None:
         """Makes the learner."""
-        self.learner = Learner(policy, **self._learner)
+        self._learner = Learner(policy, self)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
         """Prepares nothing."""
@@ -94,30 +70,30 @@ class Rejection(Optimizer):
         share = batch.mask * batch.weight.unsqueeze(1)
         sums, tokens, norms = Sums(), 0.0, []
         for epoch in range(self.epochs):
-            for places in self.learner.minibatches(
+            for places in self._learner.minibatches(
                 len(chosen), self.minibatches, batch.seed, epoch
             ):
                 episodes = [chosen[i] for i in places]
                 total = float(share[episodes].sum())
-                for micro in self.learner.micro_batches(batch.rows, episodes):
-                    out = policy.score(micro, batch.temperature, self.learner.network)
-                    self.learner.backward(-(out.logprobs * micro.take(share)).sum() / total, micro)
+                for micro in self._learner.micro_batches(batch.rows, episodes):
+                    out = policy.score(micro, batch.temperature, self._learner.network)
+                    self._learner.backward(-(out.logprobs * micro.take(share)).sum() / total, micro)
                     sums.add(micro, loss=-out.logprobs, entropy=out.entropy)
                 norms.append(
-                    self.learner.step(batch.progress, [batch.episodes[e].id for e in episodes])
+                    self._learner.step(batch.progress, [batch.episodes[e].id for e in episodes])
                 )
                 tokens += float(batch.mask[episodes].sum())
         metrics = (
             sums.means(policy, tokens)
             | {"chosen": len(chosen) / len(batch.episodes)}
-            | self.learner.metrics(norms)
+            | self._learner.metrics(norms)
         )
         return metrics | ({"chosen_outcome": float(batch.outcome[chosen].mean())} if chosen else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the learner's state."""
-        return self.learner.state_dict()
+        return self._learner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up the learner's state."""
-        self.learner.load_state_dict(state)
+        self._learner.load_state_dict(state)

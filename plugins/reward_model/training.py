@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ...judging import Pair, connected, opinion, pairs, rater_agreement, truth_agreement
-from ...learning import Learner, divide, explained_memory
-from ...protocols import Comparison, Episode, Section
+from ...learning import Learner, SupervisedOptions, divide, explained_memory
+from ...protocols import Comparison, Episode
 from ...running import Ledger
 from ...tools import derive_id
 from .losses import bradley_terry, calibration_error, centering, k_wise, plackett_luce
@@ -38,7 +38,7 @@ class Step:
     lr: float
 
 
-class Training(Section):
+class Training(SupervisedOptions):
     """The options by which a reward model learns from comparisons.
 
     Attributes:
@@ -51,7 +51,6 @@ class Training(Section):
             turn.
         bootstrap: share of the starts that each member of an ensemble sees.
         epochs, batch_size: passes, and starts per optimizer step.
-        lr, warmup, decay, weight_decay, max_grad_norm, micro_tokens: see `Learner`.
     """
 
     loss: Literal["pairs", "k-wise", "plackett-luce"] = "k-wise"
@@ -62,11 +61,6 @@ class Training(Section):
     bootstrap: float = Field(default=1.0, gt=0, le=1)
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    lr: float = Field(default=1e-5, gt=0)
-    warmup: int = Field(default=20, ge=0)
-    decay: float = Field(default=0.1, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
     micro_tokens: int = Field(default=16384, ge=1)
 
     def steps(self, train: Sequence[int]) -> int:
@@ -195,14 +189,7 @@ class Ensemble:
 
     def __init__(self, model: RewardModel, options: Training) -> None:
         self.model = model
-        self.learners = [
-            Learner(
-                None, [member], lr=options.lr, warmup=options.warmup, decay=options.decay,
-                weight_decay=options.weight_decay,
-                max_grad_norm=options.max_grad_norm, micro_tokens=options.micro_tokens,
-            )
-            for member in model.members
-        ]  # fmt: skip
+        self.learners = [Learner(None, options, [member]) for member in model.members]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns every member's weights and its learner's state."""

@@ -44,13 +44,13 @@ def change(
     optimizer.setup(policy)
     if algorithm == "ppo":  # a critic that says something
         torch.manual_seed(5)
-        torch.nn.init.normal_(optimizer.critic.layers[2].weight, std=0.5)
+        torch.nn.init.normal_(optimizer._values.layers[2].weight, std=0.5)
     batch = make_batch(episodes, rewards)
     if shuffle_rows:
         batch.rows = batch.rows[::-1]
     optimizer.prepare(policy, batch)
     batch.credit = (GAE(lam=0.9) if algorithm == "ppo" else OutcomeCredit()).assign(batch)
-    optimizer.learner.adam = torch.optim.SGD(optimizer.learner._parameters, lr=1.0)
+    optimizer._learner.adam = torch.optim.SGD(optimizer._learner._parameters, lr=1.0)
     before = {k: v.clone() for k, v in policy.network.state_dict().items()}
     optimizer.update(policy, batch)
     return {

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from ...feedback.specs import ENVIRONMENT
-from ...pipeline.section import Section
 from ...pipeline.stage import Stage
+from ...util.section import Section
 from ..environments import EnvConfig, read_envs
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ..errors import ConfigError
-from ..util.suggest import did_you_mean, near_names
+from .suggest import did_you_mean, near_names
 
 WHOLE = "the config"
 
@@ -18,6 +24,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
     called: ClassVar[str] = ""  # in messages; default: the name of the class
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses a truth value for a number, which pydantic would take for 0 or 1. Text that is a
+        number is one: YAML reads `1e-3` as text."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        kinds = {kind, *get_args(kind)} - {type(None)}
+        if isinstance(value, bool) and kinds and kinds <= {int, float, int | None, float | None}:
+            raise ValueError(f"must be a number, got {value}")
+        return value
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -38,12 +55,13 @@ def explain(error: ValidationError, model: type[Section]) -> str:
         f"{called} has no key {key!r}.{did_you_mean(key, model.model_fields)}" for key in unknown
     ]
     for mistake in error.errors():
-        where = ".".join(str(part) for part in mistake["loc"]) or called
+        where = ".".join(str(part) for part in mistake["loc"])
         if mistake["type"] == "missing" and where not in meant:
             lines.append(f"{called} needs the key {where!r}")
         elif mistake["type"] not in ("extra_forbidden", "missing"):
             message = mistake["msg"].removeprefix("Value error, ")
             got = mistake.get("input")
             shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool)) else ""
-            lines.append(f"{where if called == WHOLE else f'{called}.{where}'}: {message}{shown}")
+            place = [*([] if called == WHOLE and where else [called]), *([where] if where else [])]
+            lines.append(f"{'.'.join(place)}: {message}{shown}")
     return "; ".join(lines)
