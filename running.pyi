@@ -18,6 +18,7 @@ from .engine.rollout.rollout import rollout
 from .engine.stages.collect import play
 from .engine.stages.environments import EnvConfig, check_envs, read_envs
 from .engine.stages.evaluate import play_held_out
+from .engine.stages.play_options import JudgedPlayOptions, PlayOptions
 from .engine.stages.preference import (
     Chosen,
     Weights,
@@ -32,11 +33,11 @@ from .engine.stages.rl.settings import RLSettings
 from .engine.stages.rl.stage import RL
 
 __all__ = [
-    "Chosen", "Database", "Display", "EnvConfig", "Ledger", "Plugins", "PolicyPlayer", "RL",
-    "RLSettings", "Rank", "Reply", "Run", "RunConfig", "SLOTS", "Score", "ScriptPlayer",
-    "Weights", "Where", "Words", "check_envs", "check_options", "check_weights", "comparing",
-    "comparisons_of", "component", "declared", "draw_curves", "episode_id", "import_module",
-    "keep", "make_parts", "open_ledger", "play", "play_held_out", "print_scores", "printable",
-    "quiet", "read_config", "read_envs", "rollout", "score", "transcript", "weighed",
-    "write_report",
+    "Chosen", "Database", "Display", "EnvConfig", "JudgedPlayOptions", "Ledger", "PlayOptions",
+    "Plugins", "PolicyPlayer", "RL", "RLSettings", "Rank", "Reply", "Run", "RunConfig",
+    "SLOTS", "Score", "ScriptPlayer", "Weights", "Where", "Words", "check_envs",
+    "check_options", "check_weights", "comparing", "comparisons_of", "component", "declared",
+    "draw_curves", "episode_id", "import_module", "keep", "make_parts", "open_ledger", "play",
+    "play_held_out", "print_scores", "printable", "quiet", "read_config", "read_envs",
+    "rollout", "score", "transcript", "weighed", "write_report",
 ]  # fmt: skip

@@ -53,7 +53,6 @@ text { font: 14px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f
 .head-of-arrow, .dot { fill: #424a53; }
 .bus { stroke: #b4590b; }
 .dot { fill: #b4590b; }
-.bypass { stroke: #b4590b; stroke-dasharray: 5 4; }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3; }
 .floor { fill: #9da7b3; }
@@ -65,7 +64,7 @@ text { fill: #e6edf3; }
 .guest rect { fill: #33210f; stroke: #f0a35e; }
 .arrow { stroke: #b6c1cc; }
 .head-of-arrow { fill: #b6c1cc; }
-.bus, .bypass { stroke: #f0a35e; }
+.bus { stroke: #f0a35e; }
 .dot { fill: #f0a35e; }
 }
 """
@@ -195,13 +194,12 @@ def engine(all_edges: list[tuple[str, str]]) -> list[str]:
     return parts
 
 
-def outside(all_edges: list[tuple[str, str]]) -> list[str]:
+def outside() -> list[str]:
     """Draws the parts that stand on the engine, the public modules, and who uses which."""
     parts, uses, rooms = [], used(), opened()
     least_first = sorted(GUESTS, key=lambda part: len(uses[part]))
     at = {part: 726 + 67 * i for i, part in enumerate(least_first)}
     rows = {name: TOP + 56 + 84 * i for i, name in enumerate(PUBLIC)}
-    past = [(part, b) for part, b in all_edges if part in at]
     for part, x in at.items():
         lowest = max(rows[name] for name in uses[part]) + BOX / 2
         parts.append(f'<path class="bus" d="M{x} {TOP + BOX}V{lowest:g}"/>')
@@ -213,14 +211,6 @@ def outside(all_edges: list[tuple[str, str]]) -> list[str]:
         parts.append(box("public", name, 594, 690, y, f"{name} opens {', '.join(rooms[name])}"))
         lines = textwrap.wrap(", ".join(rooms[name]), 25)
         parts.append(text("small", 596, y + BOX + 14, *lines, pitch=15))
-    for part, target in past:  # an import that goes past the public modules
-        x, bend = at[part], top(LEVEL[target]) - 14
-        start = max(rows[name] for name in uses[part]) + BOX / 2
-        parts.append(
-            f'<g id="{part}-to-{target}"><path class="arrow bypass" '
-            f'd="M{x} {start:g}V{bend:g}H{PLACE[target][1] - 12}V{bend + 7:g}"/><path class="dot" '
-            f'd="M{PLACE[target][1] - 16.5:g} {bend + 7:g}h9l-4.5 7z"/></g>'
-        )
     for part, x in at.items():
         title = f"{part} imports {', '.join(uses[part])}"
         parts.append(box("guest", part, x - 31, x + 31, TOP, title))
@@ -236,7 +226,7 @@ def legend(all_edges: list[tuple[str, str]]) -> list[str]:
         f" function. {len(within)} pairs do so. {len(drawn(within))} are drawn: along them every"
         " room leads to all that it imports.",
         "A dot: the part above imports from that public module (turnwise.protocols and so on)."
-        " Below each module: the rooms whose names it gives. Dashed: past the public modules.",
+        " Below each module: the rooms whose names it gives.",
         "The engine imports nothing on this side. It finds these parts, and anybody else's,"
         " through entry points and hooks.",
     )
@@ -269,7 +259,7 @@ def picture() -> str:
         f'<rect class="page" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
         text("head", 18, 24, "engine/"),
         *engine(all_edges),
-        *outside(all_edges),
+        *outside(),
         *legend(all_edges),
         "</svg>",
     ]

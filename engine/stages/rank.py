@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,13 +28,14 @@ from ..records.update import Update
 from ..util.ids import derive_id
 from .collect import ask, grouped, play
 from .environments import EnvConfig, check_envs, read_envs
+from .play_options import JudgedPlayOptions
 
 
-class Rank(Stage):
+class Rank(JudgedPlayOptions, Stage):
     """Plays groups of conversations and has them compared.
 
     Attributes:
-        env: as in `rl`.
+        env: or `data`.
         data: instead of `env`: a file or folder of comparisons, labels or ratings made elsewhere,
             see docs/preference-data.md.
         updates: rounds of play and ranking; the policy does not change.
@@ -42,8 +43,6 @@ class Rank(Stage):
         feedback: sources that compare; `raters` of a source says how many rank each group.
         players: who plays, in turn over the slots of a group: "policy", and names of the
             environment's players.
-        temperature, max_new_tokens, max_turns, history, backend, max_failure_rate, step_limit,
-            poll: as in `rl`.
     """
 
     env: Any = None
@@ -53,14 +52,6 @@ class Rank(Stage):
     group_size: int = Field(default=4, ge=2)
     feedback: list[Any] = []
     players: list[str] = Field(default=["policy"], min_length=1)
-    temperature: float = Field(default=1.0, gt=0)
-    max_new_tokens: int = Field(default=256, ge=1)
-    max_turns: int = Field(default=1000, ge=1)
-    history: Literal["append", "rerender"] = "append"
-    backend: Any = "in-process"
-    max_failure_rate: float = Field(default=0.5, ge=0, le=1)
-    step_limit: float = Field(default=60.0, gt=0)
-    poll: float = Field(default=1.0, ge=0)
 
     @field_validator("env")
     @classmethod

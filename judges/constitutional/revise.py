@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from ...protocols import (
     ConfigError,
@@ -35,6 +35,7 @@ from ...protocols import (
     starts,
 )
 from ...running import (
+    PlayOptions,
     PolicyPlayer,
     Reply,
     Where,
@@ -43,7 +44,6 @@ from ...running import (
     component,
     episode_id,
     play,
-    read_envs,
 )
 from ...tools import background, derive_id, files
 from ..asking.calls import Call
@@ -237,36 +237,22 @@ class RevisingPlayer:
         return ()
 
 
-class Revise(Stage):
+class Revise(PlayOptions, Stage):
     """The stage `revise`: plays conversations whose replies a model criticises and revises.
 
     Attributes:
-        env: as in `rl`.
         critic: the model that revises: `model`, `constitution`, `rounds`, and the options of judges
             that ask a model (`budget`, `cache`, `concurrency`, ...).
         updates: rounds of play; the policy does not change.
         groups, group_size: starts per round, and conversations from each.
-        temperature, max_new_tokens, max_turns, backend, max_failure_rate, step_limit: as in `rl`.
     """
 
     may_change: ClassVar[Mapping[str, frozenset[str]]] = {"critic": Critic.may_change}
 
-    env: Any
     critic: Any
     updates: int = Field(default=4, ge=1)
     groups: int = Field(default=64, ge=1)
     group_size: int = Field(default=1, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    max_new_tokens: int = Field(default=256, ge=1)
-    max_turns: int = Field(default=1000, ge=1)
-    backend: Any = "in-process"
-    max_failure_rate: float = Field(default=0.5, ge=0, le=1)
-    step_limit: float = Field(default=60.0, gt=0)
-
-    @field_validator("env")
-    @classmethod
-    def _env(cls, value: Any) -> Any:
-        return read_envs(value)
 
     def check(self, run: RunView) -> None:
         """Checks the environments and the critic, and that the run is one process."""

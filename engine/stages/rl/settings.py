@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator
 
 from ...feedback.specs import ENVIRONMENT
 from ...pipeline.stage import Stage
 from ...util.section import Section
-from ..environments import EnvConfig, read_envs
+from ..play_options import JudgedPlayOptions
 
 
 class Gold(Section):
@@ -52,17 +52,14 @@ class Audit(Section):
     every: int = Field(default=25, ge=1)
 
 
-class RLSettings(Stage):
+class RLSettings(JudgedPlayOptions, Stage):
     """Describe reinforcement learning on conversations: what is played, judged and trained on.
 
     Attributes:
-        env: an id, a list of (id, weight), or of mappings like `EnvConfig`.
         updates: how many.
         groups, group_size: starts per update, and episodes per start.
         optimizer, credit, combiner: a registered name, or a mapping with `name` and options.
         feedback: sources; "environment" is the environment's own reward.
-        temperature, max_new_tokens, max_turns, history: how it is played.
-        backend: what samples, and its options.
         reward_clip: outcomes are kept within plus and minus this.
         reward_whiten: rewards are divided by the standard deviation of the update's outcomes (their
             mean stays).
@@ -77,12 +74,8 @@ class RLSettings(Stage):
         audit: measures the credit against the truth, see `Audit`.
         min_group: groups with fewer rewarded episodes are dropped, where credit compares within
             groups.
-        max_failure_rate: of environments, and of each source's answers; above it the run stops.
-        step_limit: seconds an environment may take for a step.
-        poll: seconds between looks for answers that come later.
     """
 
-    env: Any
     updates: int = Field(default=100, ge=1)
     groups: int = Field(default=16, ge=1)
     group_size: int = Field(default=8, ge=1)
@@ -90,11 +83,6 @@ class RLSettings(Stage):
     credit: Any = None
     combiner: Any = "weighted"
     feedback: list[Any] = [ENVIRONMENT]
-    temperature: float = Field(default=1.0, gt=0)
-    max_new_tokens: int = Field(default=256, ge=1)
-    max_turns: int = Field(default=1000, ge=1)
-    history: Literal["append", "rerender"] = "append"
-    backend: Any = "in-process"
     reward_clip: float | None = Field(default=None, gt=0)
     reward_whiten: bool = False
     gold: Gold | None = None
@@ -103,14 +91,6 @@ class RLSettings(Stage):
     resample: int = Field(default=0, ge=0)
     audit: Audit | None = None
     min_group: int = Field(default=2, ge=1)
-    max_failure_rate: float = Field(default=0.5, ge=0, le=1)
-    step_limit: float = Field(default=60.0, gt=0)
-    poll: float = Field(default=1.0, ge=0)
-
-    @field_validator("env")
-    @classmethod
-    def _env(cls, value: Any) -> list[EnvConfig]:
-        return read_envs(value)
 
     @field_validator("feedback", mode="before")
     @classmethod

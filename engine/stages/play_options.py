@@ -1,0 +1,54 @@
+"""The options of stages that play conversations, which they have in common."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from ..util.section import Section
+from .environments import EnvConfig, read_envs
+
+
+class PlayOptions(Section):
+    """How conversations are played.
+
+    Attributes:
+        env: an id, a list of (id, weight), or of mappings with `id`, `weight`, `options`, `kwargs`
+            and `feedback`.
+        temperature: of sampling; there is no top-p and no top-k, which would falsify the
+            log-probs that RL needs.
+        max_new_tokens: of a reply.
+        max_turns: of a conversation; it is truncated there.
+        backend: what samples, and its options.
+        max_failure_rate: share of failed environments, and of each source's failed answers, above
+            which the run stops.
+        step_limit: seconds an environment may take for a step.
+    """
+
+    env: Any
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    max_turns: int = Field(default=1000, ge=1)
+    backend: Any = "in-process"
+    max_failure_rate: float = Field(default=0.5, ge=0, le=1)
+    step_limit: float = Field(default=60.0, gt=0)
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: Any) -> list[EnvConfig] | None:
+        return read_envs(value)
+
+
+class JudgedPlayOptions(PlayOptions):
+    """How conversations are played and feedback on them is awaited.
+
+    Attributes:
+        history: "append" keeps the tokens of earlier turns as they were sampled; "rerender" renders
+            every turn's prompt anew with the chat template, so that a turn is a sequence of its
+            own.
+        poll: seconds between looks for answers that come later.
+    """
+
+    history: Literal["append", "rerender"] = "append"
+    poll: float = Field(default=1.0, ge=0)
