@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -20,6 +22,8 @@ import turnwise
 import yaml
 from support.echo import ECHO
 from turnwise import judges, judging, learning, protocols, running, tools
+from turnwise.engine.pipeline import options_command
+from turnwise.engine.pipeline.options import Option, every_part, options_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -354,7 +358,7 @@ def options(plugins: turnwise.Plugins, owner: str) -> dict[str, Any]:
     from turnwise.engine.stages.environments import EnvConfig
 
     if owner == "feedback":
-        return dict.fromkeys(specs._SETTINGS)
+        return dict.fromkeys(specs.SETTINGS)
     sections = {"run": RunConfig, "policy": PolicyConfig, "env": EnvConfig}
     factories = [plugins.factory(kind, owner) for kind in KINDS if owner in plugins.names(kind)]
     found: dict[str, Any] = {}
@@ -417,3 +421,77 @@ def test_the_glossary_names_what_there_is() -> None:
         "gymnasium.Enf", "turnwise.lerning", "feedback.price",
     ):  # fmt: skip
         assert not there_is(invented, plugins), invented
+
+
+def _script(name: str) -> Any:
+    path = DOCS.parent / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_the_configuration_page_is_made_of_the_code(plugins: turnwise.Plugins) -> None:
+    """Every option of every part, with what it means and its default."""
+    script = _script("configuration")
+    found, text = script.sections(plugins), script.PAGE.read_text()
+    assert text == script.page(text, found), "run `python benchmarks/configuration.py`"
+    with pytest.raises(ValueError, match="stage rl.*must stand in exactly one mark"):
+        script.page(text.replace("options: stage rl -->", "options: stage lr -->"), found)
+    assert script.page(text, {**found, "run": "other"}) != text
+    for part, factory in every_part(plugins):
+        bare = [option.keys for option in options_of(factory) if not option.text]
+        assert bare == [], f"{part}: say in the docstring what these are"
+
+
+def test_no_block_of_options_is_written_twice(plugins: turnwise.Plugins) -> None:
+    """Classes that declare the same keys with the same defaults have a base class for them."""
+    declared: dict[str, set[tuple[str, str]]] = {}
+    for _, factory in every_part(plugins):
+        for option in options_of(factory):
+            pairs = zip(option.keys, option.defaults, strict=True)
+            declared.setdefault(option.owner, set()).update(pairs)
+    twice = {
+        (a, b): sorted(key for key, _ in declared[a] & declared[b])
+        for a, b in itertools.combinations(sorted(declared), 2)
+        if len(declared[a] & declared[b]) > 3
+    }
+    # Two SDKs' clients: the words differ, and a model is given by position.
+    assert twice == {("Anthropic", "OpenAI"): ["api_key", "effort", "extra", "model", "url"]}
+
+
+def test_the_options_of_a_part_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    options_command.options(None)
+    told = capsys.readouterr().out
+    count = sum(len(o.keys) for _, f in every_part(turnwise.Plugins()) for o in options_of(f))
+    assert f"{count} options of" in told
+    options_command.options(["rejection"])
+    told = capsys.readouterr().out
+    assert re.search(r"micro_tokens\s+. 8192 +. tokens per forward pass", told)
+    assert "[environment]" not in told
+    with pytest.raises(turnwise.ConfigError, match="no part is called 'grop'. Did you mean 'grpo'"):
+        options_command.options(["grop"])
+
+
+def test_options_are_read_from_any_factory() -> None:
+    def factory(weight: float, note: str = "", *, tags: tuple[str, ...] = ("a", "b")) -> None:
+        """Makes nothing.
+
+        Args:
+            weight: how much, in
+                kilograms.
+            note, tags: words: of any kind.
+
+        Returns:
+            nothing.
+        """
+
+    assert options_of(factory) == [
+        Option("factory", ("weight",), ("needed",), "how much, in kilograms."),
+        Option("factory", ("note", "tags"), ("empty", "[a, b]"), "words: of any kind."),
+    ]
+    assert options_of(lambda plugins, more=1e-6: None) == [
+        Option("<lambda>", ("more",), ("1e-6",), "")
+    ]

@@ -76,7 +76,7 @@ class Source:
             )
 
 
-_SETTINGS = ("name", "weight", "deadline", "raters", "required", "share")
+SETTINGS = ("name", "weight", "deadline", "raters", "required", "share")
 
 
 def make_source(
@@ -201,7 +201,7 @@ def _read(spec: Any) -> _Entry:
     if not isinstance(spec, Mapping):
         return _Entry(spec, {}, {})
     options = dict(spec)
-    settings = {key: options.pop(key) for key in _SETTINGS if key in options}
+    settings = {key: options.pop(key) for key in SETTINGS if key in options}
     if "judge" not in options:
         raise PluginError(f"a feedback entry given as a mapping needs `judge`, got {dict(spec)}")
     judge = options.pop("judge")
@@ -252,7 +252,7 @@ def _check_known(entry: _Entry, plugins: Plugins) -> None:
         if option not in own:
             raise PluginError(
                 f"judge {entry.judge!r} has no option {option!r}."
-                f"{did_you_mean(option, [*_SETTINGS, *own])}"
+                f"{did_you_mean(option, [*SETTINGS, *own])}"
             )
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 
 @hookimpl
@@ -19,3 +24,11 @@ def register_stages(register: Register) -> None:
     register("preference", "turnwise.engine.stages.preference:Preference")
     register("rl", "turnwise.engine.stages.rl.stage:RL")
     register("evaluate", "turnwise.engine.stages.evaluate:Evaluate")
+
+
+@hookimpl
+def register_commands(app: Typer) -> None:
+    """Adds the command `options`."""
+    from .options_command import options
+
+    app.command()(options)

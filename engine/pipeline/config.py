@@ -30,7 +30,21 @@ _Loader.add_implicit_resolver(
 
 
 class PolicyConfig(Section):
-    """The model to align, see `Policy.from_pretrained`."""
+    """The model to align, see `Policy.from_pretrained`.
+
+    Attributes:
+        model: folder or hub name; safetensors only.
+        lora: options of `peft.LoraConfig`: adapters are trained instead of all weights.
+        dtype: of the weights: "float32", "bfloat16", "float16" or "auto" (as saved); half precision
+            is trained through float32 copies, which need as much memory as float32 weights do.
+        precision: "bf16" computes in bfloat16 over float32 weights.
+        device: "cpu" or "cuda"; default: what there is.
+        attention: "sdpa" or "eager".
+        chat_template: a Jinja template, for models that have none, or "chatml", the one that is
+            built in; default: the tokenizer's.
+        trust_remote_code: run the Python files that come with the model; a model that needs them is
+            refused otherwise.
+    """
 
     called: ClassVar[str] = "policy"
 
@@ -48,16 +62,18 @@ class RunConfig(Section):
     """The config of a whole run.
 
     Attributes:
-        policy: a model's folder or hub name, its options, or a `Policy`.
+        policy: a model's folder or hub name, a mapping of the options below, or in Python a
+            `Policy`.
         stages: each a mapping with the stage's name as its one key.
         seed: everything random derives from it.
-        name: of the run; default: the folder's.
+        name: of the run; default: the file's, or the folder's.
         folder: where config, ledger, metrics and checkpoints go; default: `runs/<name>`.
-        ledger: URL, if not the SQLite file in the folder.
+        ledger: an SQLAlchemy URL; default: SQLite in the folder.
         threads: torch's threads; default: what torch finds.
         checkpoint_every: updates between checkpoints; the end of every stage is one too.
-        keep_checkpoints: how many of the latest to keep.
-        trackers: "tensorboard", "wandb", or any other that accelerate knows.
+        keep_checkpoints: how many of the latest to keep; the one the present stage began from is
+            kept besides.
+        trackers: "tensorboard", "wandb", or another that accelerate knows; each must be installed.
     """
 
     called: ClassVar[str] = WHOLE

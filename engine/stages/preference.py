@@ -36,15 +36,18 @@ Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 class Preference(Stage):
-    """Attributes:
-    data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what the
-        run has had compared so far; for an optimizer that consumes labels, labels or ratings too.
-    threshold: ratings from this one on count as liked; without it they must be labels, 0 or 1.
-    optimizer: one that consumes comparisons or labels.
-    weights: source name to what each of its comparisons counts relative to those of others; 1 for
-        those not named, 0 leaves a source out.
-    epochs, batch_size: passes over the pairs (or labelled conversations), and how many make an
-        update.
+    """Trains the policy on comparisons, or on labels.
+
+    Attributes:
+        data: a file or folder of comparisons made elsewhere (docs/preference-data.md), besides what
+            the run has had compared so far; for an optimizer that consumes labels, labels or
+            ratings too.
+        threshold: ratings from this one on count as liked; without it they must be labels, 0 or 1.
+        optimizer: one that consumes comparisons (`dpo`) or labels (`kto`).
+        weights: source name to what each of its comparisons counts relative to those of others; 1
+            for those not named, 0 leaves a source out.
+        epochs, batch_size: passes over the pairs (or labelled conversations), and how many make an
+            update.
     """
 
     data: Path | None = None

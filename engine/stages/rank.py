@@ -40,7 +40,8 @@ class Rank(JudgedPlayOptions, Stage):
             see docs/preference-data.md.
         updates: rounds of play and ranking; the policy does not change.
         groups, group_size: starts per round, and conversations to be compared per start.
-        feedback: sources that compare; `raters` of a source says how many rank each group.
+        feedback: sources that compare: `people`, `simulated-panel`, judges with `rank`; `raters` of
+            each says how many rank a group. Needed with `env`.
         players: who plays, in turn over the slots of a group: "policy", and names of the
             environment's players.
     """

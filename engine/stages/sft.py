@@ -55,9 +55,10 @@ class SFT(SupervisedOptions, Stage):
 
     Attributes:
         data: a file of JSON lines or one JSON array, or a folder saved by `datasets`, with
-            conversations under `messages` (or `prompt` and `completion`).
-        stage: instead of `data`: the conversations that an earlier stage of this run wrote down,
-            `revise`.
+            conversations under `messages` (or `prompt` and `completion`), `system` and `tools`; a
+            reply with `weight` 0 is read and not trained on.
+        stage: instead of `data`: the conversations that an earlier stage of this run wrote down
+            (`revise`).
         env, player, episodes: instead of `data`: play this many episodes with an environment's own
             player.
         epochs, batch_size: passes over the data, and conversations per optimizer step.

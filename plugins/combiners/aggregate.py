@@ -52,16 +52,20 @@ Answer = Feedback | Comparison
 
 
 class Aggregated(Combiner):
-    """Args:
-    weights: source name to weight; "environment" is the environment's own reward, 0 leaves a source
-        out. The others share one weight: who deserves how much is the aggregator's business.
-    aggregator: an object with `aggregate(answers)`; in a config a name, or a mapping with `name`
-        and options.
-    objective: "average", "worst" or stratum to weight.
-    history: how many of the latest answers estimates are made from; those of the present update
-        always count.
-    max_sd: episodes whose estimate has a larger deviation have no reward; None: all have.
-    uncertainty: "weight" (an episode counts as much as its estimate is reliable) or "ignore".
+    """Makes one estimate of many raters' answers the reward.
+
+    Args:
+        weights: source name to weight; "environment" is the environment's own reward, 0 leaves a
+            source out. The others share one weight: who deserves how much is the aggregator's
+            business.
+        aggregator: an object with `aggregate(answers)`; in a config a name, or a mapping with
+            `name` and options.
+        objective: "average": all raters together; "worst": the lowest stratum's estimate; or a
+            mapping of strata to weights.
+        history: how many of the latest answers estimates are made from; those of the present update
+            always count.
+        max_sd: episodes whose estimate has a larger deviation have no reward; None: all have.
+        uncertainty: "weight" (an episode counts as much as its estimate is reliable) or "ignore".
 
     Raises:
         ValueError: with what would be right.

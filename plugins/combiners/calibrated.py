@@ -66,16 +66,18 @@ Record = dict[str, Any]  # what is kept of an episode, JSON data: see `_record`
 
 
 class Calibrated(Combiner):
-    """Args:
-    weights, turns: as in `weighted`.
-    judge: name of the source that is corrected, or several.
-    people: name of the source that is believed, or several.
-    features: of episodes, that the correction may use: names of `engine.judge_report.FEATURES`, or
-        functions of an episode.
-    ranges: source to [lowest, highest], where people's scale is not the judge's; a judge without a
-        range has [0, 1].
-    min_labels: episodes that both must have judged before anything is corrected.
-    history: how many of the latest episodes are kept, and judged by.
+    """Corrects a judge by what people say, and sums it with other sources.
+
+    Args:
+        weights, turns: as in `weighted`.
+        judge: name of the source that is corrected, or several.
+        people: name of the source that is believed, or several.
+        features: of episodes, that the correction may use: names of `engine.judge_report.FEATURES`,
+            or functions of an episode.
+        ranges: source to [lowest, highest], where people's scale is not the judge's; a judge
+            without a range has [0, 1].
+        min_labels: episodes that both must have judged before anything is corrected.
+        history: how many of the latest episodes are kept, and judged by.
 
     Raises:
         ValueError: with what would be right.

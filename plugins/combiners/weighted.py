@@ -33,13 +33,15 @@ from ...tools import did_you_mean
 
 
 class Weighted(Combiner):
-    """Args:
-    weights: source name to weight, one for every source of the run.
-    turns: names of sources whose turn scores are rewards and arrive at their turns (`reward-model`
-        with `per: turn`); those of other sources are opinions.
-    length_control: names of sources whose scores count as if all replies of a group were equally
-        long (`turnwise.judging.LengthControl`, words per reply): what a judge gives for length
-        alone is learned from earlier updates and taken off.
+    """Adds up the scores of sources, each with its weight.
+
+    Args:
+        weights: source name to weight, one for every source of the run.
+        turns: names of sources whose turn scores are rewards and arrive at their turns
+            (`reward-model` with `per: turn`); those of other sources are opinions.
+        length_control: names of sources whose scores count as if all replies of a group were
+            equally long (`turnwise.judging.LengthControl`, words per reply): what a judge gives for
+            length alone is learned from earlier updates and taken off.
     """
 
     def __init__(

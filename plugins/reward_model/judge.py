@@ -17,18 +17,20 @@ from .retrain import Retrain, Versions
 
 
 class RewardModelJudge(Judge):
-    """Args:
-    path: the reward model's folder or hub name; default: the latest that this run has trained so
-        far.
-    combine: what becomes of an ensemble: "mean", "min", or "uwo" (mean minus `penalty` times the
-        variance).
-    penalty: of "uwo".
-    clip: scores are kept within plus and minus this.
-    per: "outcome", one score; or "turn", also what each reply added to it, for credit and combiners
-        that use turns.
-    micro_tokens: tokens per forward pass.
-    device: default: the GPU where there is one.
-    retrain: trains new versions as comparisons arrive, see `Retrain`; in `rl`.
+    """Judges by a reward model, or by an ensemble of them.
+
+    Args:
+        path: the reward model's folder or hub name; default: the latest that this run has trained
+            so far.
+        combine: what becomes of an ensemble: "mean", "min", or "uwo" (mean minus `penalty` times
+            the variance).
+        penalty: of "uwo".
+        clip: scores are kept within plus and minus this.
+        per: "outcome", one score; or "turn", also what each reply added to it, for credit and
+            combiners that use turns.
+        micro_tokens: tokens per forward pass.
+        device: default: the GPU where there is one.
+        retrain: trains new versions as comparisons arrive, see `Retrain`; in `rl`.
     """
 
     def __init__(

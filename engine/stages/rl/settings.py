@@ -58,22 +58,25 @@ class RLSettings(JudgedPlayOptions, Stage):
     Attributes:
         updates: how many.
         groups, group_size: starts per update, and episodes per start.
-        optimizer, credit, combiner: a registered name, or a mapping with `name` and options.
-        feedback: sources; "environment" is the environment's own reward.
+        feedback: sources: "environment" is the environment's own reward; names of judges; mappings
+            with `judge`, its options, and how it is asked (`name`, `weight`, `raters`, `deadline`,
+            `required`, `share`); "package.module:function"; in Python objects and functions.
         reward_clip: outcomes are kept within plus and minus this.
         reward_whiten: rewards are divided by the standard deviation of the update's outcomes (their
             mean stays).
-        gold: watches a measure that is not trained on, and ends the stage when it falls, see
-            `Gold`.
-        pending: how many episodes may wait for answers while play goes on, see `Pending`; 0: each
-            update waits for its own.
-        staleness: how many versions older than the policy an episode may be that trains; where play
-            goes on.
+        gold: early stopping by a measure that is not trained on, see `Gold`.
+        pending: how many episodes may wait for answers while play goes on; 0: each update waits for
+            its own.
+        staleness: how many versions older than the policy an episode may be that trains; with
+            `pending`.
         resample: how many times groups in which all outcomes are equal are replaced by new ones
             before an update (DAPO's dynamic sampling).
         audit: measures the credit against the truth, see `Audit`.
         min_group: groups with fewer rewarded episodes are dropped, where credit compares within
             groups.
+        optimizer: `grpo`, `ppo`, `rejection`, or a plugin's.
+        credit: how rewards become advantages; default: `gae` with a critic, else `outcome`.
+        combiner: how feedback becomes rewards: `weighted`, `aggregate` or `calibrated`.
     """
 
     updates: int = Field(default=100, ge=1)
