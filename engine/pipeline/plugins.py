@@ -161,7 +161,10 @@ class Plugins:
             entries = collected.setdefault(kind, {})
 
             def register(
-                entry: str, factory: Factory, kind: str = kind, entries: dict = entries
+                entry: str,
+                factory: Factory,
+                kind: str = kind,
+                entries: dict[str, tuple[Factory, str]] = entries,
             ) -> None:
                 owner = self._factories[kind].get(entry) or entries.get(entry)
                 if owner:
