@@ -342,15 +342,15 @@ class Method:
         self.name, self.w = name, w
         self.critic = Critic(w)
         self.credit: Any = {
-            "outcome": lambda: OutcomeCredit("loo"),
+            "outcome": lambda: OutcomeCredit(baseline="loo"),
             "gae": lambda: GAE(unit="turn", turn_lam=0.8),
             "gigpo": GiGPO,
             "redistribute": lambda: Redistribute(features=512),
-            "branch": lambda: BranchCredit(4),
-            "branch-8": lambda: BranchCredit(8),
-            "branch-32": lambda: BranchCredit(32),
-            "counterfactual-8": lambda: Counterfactual(8),
-            "judged": lambda: Judged("delta"),
+            "branch": lambda: BranchCredit(rollouts=4),
+            "branch-8": lambda: BranchCredit(rollouts=8),
+            "branch-32": lambda: BranchCredit(rollouts=32),
+            "counterfactual-8": lambda: Counterfactual(rollouts=8),
+            "judged": lambda: Judged(scores="delta"),
             "turn-returns": TurnReturns,
             "truth": lambda: None,
         }[name]()

@@ -322,24 +322,29 @@ ROWS = (
     ),
     Row(
         "`outcome`, `mean`",
-        lambda w: OutcomeCredit("mean"),
+        lambda w: OutcomeCredit(baseline="mean"),
         "Dr. GRPO: the right direction, (G-1)/G of its length; the step size is `lr`'s anyway",
     ),
     Row(
         "`outcome`, `loo`",
-        lambda w: OutcomeCredit("loo"),
+        lambda w: OutcomeCredit(baseline="loo"),
         "RLOO: nothing to weigh up but its noise",
     ),
-    Row("`outcome`, `loo`, KL in the reward", lambda w: OutcomeCredit("loo"), "as before", kl=True),
+    Row(
+        "`outcome`, `loo`, KL in the reward",
+        lambda w: OutcomeCredit(baseline="loo"),
+        "as before",
+        kl=True,
+    ),
     Row(
         "`outcome`, `loo`, `truncated: count` (default)",
-        lambda w: OutcomeCredit("loo"),
+        lambda w: OutcomeCredit(baseline="loo"),
         "unbiased for the outcome as it counts: what a conversation had when it was cut",
         world={"cut": True},
     ),
     Row(
         "`outcome`, `loo`, `truncated: drop`",
-        lambda w: OutcomeCredit("loo", "drop"),
+        lambda w: OutcomeCredit(baseline="loo", truncated="drop"),
         "a conversation that was cut says nothing of its end; but what leads to being cut is then"
         " neither praised nor blamed",
         world={"cut": True},
@@ -354,7 +359,7 @@ ROWS = (
     ),
     Row(
         "`turn-returns`, `gamma: 0.9`",
-        lambda w: TurnReturns(GAMMA),
+        lambda w: TurnReturns(gamma=GAMMA),
         "what comes much later is mostly luck: less noise for a nearer aim",
     ),
     Row(
@@ -488,38 +493,38 @@ ROWS = (
     ),
     Row(
         "`judged`, `scores: delta`, a judge who is right",
-        lambda w: Judged("delta", w.value("A", 0)),
+        lambda w: Judged(scores="delta", initial=w.value("A", 0)),
         "as good as the judge",
         (1,),
     ),
     Row(
         "`judged`, `scores: delta`, KL in the reward",
-        lambda w: Judged("delta", w.value("A", 0)),
+        lambda w: Judged(scores="delta", initial=w.value("A", 0)),
         "as `branch`",
         (1,),
         kl=True,
     ),
     Row(
         "`judged`, `scores: delta`, `initial` wrong by 1",
-        lambda w: Judged("delta", w.value("A", 0) + 1.0),
+        lambda w: Judged(scores="delta", initial=w.value("A", 0) + 1.0),
         "a constant on the first turn: noise alone",
         (1,),
     ),
     Row(
         "`judged`, `scores: delta`, `outcome: 1`",
-        lambda w: Judged("delta", w.value("A", 0), outcome=1.0),
+        lambda w: Judged(scores="delta", initial=w.value("A", 0), outcome=1.0),
         "holds the judge to what came out: the sum of two right gradients",
     ),
     Row(
         "`judged`, `scores: delta`, a judge who errs",
-        lambda w: Judged("delta", w.value("A", 0)),
+        lambda w: Judged(scores="delta", initial=w.value("A", 0)),
         "the usual case: what the judge gets wrong is trained",
         (1,),
         change=misjudged,
     ),
     Row(
         "`judged`, `scores: delta`, `smear: 0.5`",
-        lambda w: Judged("delta", w.value("A", 0), 0.5),
+        lambda w: Judged(scores="delta", initial=w.value("A", 0), smear=0.5),
         "where a judge notices late what an earlier turn had done",
         (1,),
     ),

@@ -181,8 +181,8 @@ class CreditAssigner(Learns):
         branches: how many, where it needs them.
     """
 
-    needs: frozenset[str] = frozenset()
-    branches: int = 0
+    needs: ClassVar[frozenset[str]] = frozenset()
+    branches: ClassVar[int] = 0
 
     def assign(self, batch: Batch) -> Credit:
         """Returns the credit of a batch."""

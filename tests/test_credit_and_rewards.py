@@ -97,11 +97,11 @@ def test_the_bootstrap_row_ends_after_the_final_observation() -> None:
 
 def test_outcome_credit_is_alike_for_all_tokens_and_counts_token_rewards() -> None:
     made = batch(episode("a", (1, 2), (0.0, 0.0)), episode("b", (2,), (0.0,)), outcomes=[1.0, 3.0])
-    credit = OutcomeCredit("mean").assign(made)
+    credit = OutcomeCredit(baseline="mean").assign(made)
     assert credit.advantages.tolist() == [[-1.0, -1.0, -1.0], [1.0, 1.0, 0.0]]
     assert credit.turn_credit.tolist() == [[-1.0, -1.0], [1.0, 0.0]]
     made.token_rewards[0, 0] = 2.0  # a KL term evens it out
-    assert OutcomeCredit("mean").assign(made).advantages.abs().sum() == 0
+    assert OutcomeCredit(baseline="mean").assign(made).advantages.abs().sum() == 0
 
 
 def test_outcome_credit_says_what_it_does_with_truncated_episodes() -> None:
@@ -110,13 +110,13 @@ def test_outcome_credit_says_what_it_does_with_truncated_episodes() -> None:
         episode("b", (1,), (0.0,)),
         outcomes=[0.0, 2.0],
     )
-    assert OutcomeCredit("mean").assign(made).advantages.tolist() == [[-1.0], [1.0]]
-    assert OutcomeCredit("mean", truncated="drop").assign(made).advantages.tolist() == [
+    assert OutcomeCredit(baseline="mean").assign(made).advantages.tolist() == [[-1.0], [1.0]]
+    assert OutcomeCredit(baseline="mean", truncated="drop").assign(made).advantages.tolist() == [
         [0.0],
         [1.0],
     ]
     for wrong in ({"baseline": "median"}, {"truncated": "keep"}):
-        with pytest.raises(ValueError, match="must be"):
+        with pytest.raises(turnwise.ConfigError, match="outcome.*Input should be"):
             OutcomeCredit(**wrong)  # type: ignore[arg-type]
 
 

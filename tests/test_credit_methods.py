@@ -245,15 +245,21 @@ def test_judged_by_hand() -> None:
         [0.0, 0, 0.5],
         [-0.5, 0.0, 0],
     ], "others' means: 0.5 for a, 0.75 for b"
-    assert turns_of(Judged("delta").assign(made)) == [[0.5, 0, 0.5], [0.25, 0.5, 0]]
-    assert turns_of(Judged("delta", initial=0.5).assign(made)) == [[0, 0, 0.5], [-0.25, 0.5, 0]]
+    assert turns_of(Judged(scores="delta").assign(made)) == [[0.5, 0, 0.5], [0.25, 0.5, 0]]
+    assert turns_of(Judged(scores="delta", initial=0.5).assign(made)) == [
+        [0, 0, 0.5],
+        [-0.25, 0.5, 0],
+    ]
     # smear 1/2: the delta of turn 3 in shares 4/7, 2/7, 1/7 to turns 3, 2, 1; that of turn 2 in 2/3
     # and 1/3
-    smeared = Judged("delta", smear=0.5).assign(made).turn_credit
+    smeared = Judged(scores="delta", smear=0.5).assign(made).turn_credit
     assert smeared[0].tolist() == pytest.approx([0.5 + 0.5 / 7, 1.0 / 7, 2.0 / 7])
     assert smeared[1].tolist() == pytest.approx([0.25 + 0.5 / 3, 1.0 / 3, 0])
-    assert turns_of(Judged("delta", outcome=1.0).assign(made))[0] == [1.5, 1.0, 1.5]
-    assert (Judged().needs, Judged("delta").needs) == ({"turn_scores", "group"}, {"turn_scores"})
+    assert turns_of(Judged(scores="delta", outcome=1.0).assign(made))[0] == [1.5, 1.0, 1.5]
+    assert (Judged().needs, Judged(scores="delta").needs) == (
+        {"turn_scores", "group"},
+        {"turn_scores"},
+    )
     heard = Judged()
     heard.assign(made)
     made.turn_scores = None
@@ -294,7 +300,7 @@ def test_redistribution_finds_the_turn_that_mattered_and_conserves_the_outcome()
     for update in range(6):
         made = batch(*(played(64 * update + i) for i in range(64)))
         credit = method.assign(made)
-        outcome = OutcomeCredit("loo").assign(made).turn_credit[:, 0]
+        outcome = OutcomeCredit(baseline="loo").assign(made).turn_credit[:, 0]
         assert torch.allclose(credit.turn_credit.sum(1), outcome, atol=1e-5), (
             "exact, whatever was learned"
         )
@@ -307,13 +313,14 @@ def test_redistribution_finds_the_turn_that_mattered_and_conserves_the_outcome()
 
 
 METHODS: dict[str, Any] = {
-    "outcome": OutcomeCredit, "rloo": lambda: OutcomeCredit("loo"), "turn-returns": TurnReturns,
+    "outcome": OutcomeCredit, "rloo": lambda: OutcomeCredit(baseline="loo"),
+    "turn-returns": TurnReturns,
     "gae": GAE,
     "turn gae": lambda: GAE(unit="turn"), "bilevel": lambda: GAE(unit="bilevel"), "gigpo": GiGPO,
     "branch": BranchCredit,
     "counterfactual": Counterfactual, "redistribute": lambda: Redistribute(features=64),
     "judged": Judged,
-    "deltas": lambda: Judged("delta", smear=0.5),
+    "deltas": lambda: Judged(scores="delta", smear=0.5),
 }  # fmt: skip
 
 
@@ -457,11 +464,11 @@ def test_what_is_conserved(played: list[turnwise.Episode]) -> None:
     assert made.turn_scores is not None
     total = BranchCredit().assign(made).turn_credit.sum(1)
     assert torch.allclose(total, made.outcome - made.branch_values[:, 0], atol=1e-5)
-    whole = OutcomeCredit("loo").assign(made).turn_credit[:, 0]
+    whole = OutcomeCredit(baseline="loo").assign(made).turn_credit[:, 0]
     assert torch.allclose(
         Redistribute(features=64).assign(made).turn_credit.sum(1), whole, atol=1e-5
     )
-    deltas = Judged("delta", smear=0.3).assign(made).turn_credit.sum(1)
+    deltas = Judged(scores="delta", smear=0.3).assign(made).turn_credit.sum(1)
     for e, scores in enumerate(made.turn_scores):
         own = [float(s) for s in scores[made.turn_mask[e]] if not s.isnan()]
         assert float(deltas[e]) == pytest.approx(own[-1] if own else 0.0, abs=1e-5)
@@ -541,13 +548,23 @@ def test_turn_advantages_telescope_and_skip_unknown_states() -> None:
 
 
 def test_options_out_of_range_are_refused() -> None:
-    for make in (
-        lambda: TurnReturns(gamma=2), lambda: TurnReturns(baseline="mean"), lambda: GAE(unit="word"), lambda: GAE(turn_lam=-1), lambda: GAE(turn_lam=0.5), lambda: GAE(unit="turn", lam=0.5),  # type: ignore[arg-type]  # noqa: E501
-        lambda: GiGPO(similarity=0.0), lambda: GiGPO(baseline="loo"), lambda: BranchCredit(0), lambda: Counterfactual(0),  # type: ignore[arg-type]  # noqa: E501
-        lambda: Redistribute(features=2), lambda: Judged("marks"), lambda: Judged(smear=1.0),  # type: ignore[arg-type]
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=r"must be|need|at least|not used"):
-            make()
+    for method, options in (
+        (TurnReturns, {"gamma": 2}),
+        (TurnReturns, {"baseline": "mean"}),
+        (GAE, {"unit": "word"}),
+        (GAE, {"turn_lam": -1}),
+        (GAE, {"turn_lam": 0.5}),
+        (GAE, {"unit": "turn", "lam": 0.5}),
+        (GiGPO, {"similarity": 0.0}),
+        (GiGPO, {"baseline": "loo"}),
+        (BranchCredit, {"rollouts": 0}),
+        (Counterfactual, {"rollouts": 0}),
+        (Redistribute, {"features": 2}),
+        (Judged, {"scores": "marks"}),
+        (Judged, {"smear": 1.0}),
+    ):
+        with pytest.raises(turnwise.ConfigError, match=[*options][-1]):
+            method(**options)
 
 
 def test_rewards_of_turns_stand_on_their_last_tokens() -> None:

@@ -19,7 +19,7 @@ from turnwise.engine.stages.rl.pending import ENDED, OLD
 from turnwise.engine.tensors import group_advantage, importance_weight
 from turnwise.judges.simulated import SimulatedPanel
 from turnwise.plugins.optimizers.grpo import GRPO
-from turnwise.plugins.optimizers.policy_loss import PolicyLoss
+from turnwise.plugins.optimizers.policy_loss import PolicyLoss, PolicyLossOptions
 
 HOUR = 3600.0
 RL = {"env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 6, "groups": 2, "group_size": 3,
@@ -545,7 +545,7 @@ def loss_of(
 ) -> Any:
     """Our loss of conversations [E, A], each as often as the stale policy says it; cap None:
     without weights."""
-    form = PolicyLoss("ppo", 0.2, None, "constant", 1.0, "none")
+    form = PolicyLoss(PolicyLossOptions(loss_mean="constant", divisor=1.0))
     prox = logprobs.detach()
     losses, _ = form.per_token(logprobs.flatten(), Tokens(), prox, advantages)  # type: ignore[arg-type]
     weight = torch.ones_like(prox) if cap is None else importance_weight(prox, stale, cap)

@@ -25,7 +25,7 @@ from turnwise.engine.tensors import (
 )
 from turnwise.plugins.optimizers.dpo import dpo_loss
 from turnwise.plugins.optimizers.kto import kto_loss
-from turnwise.plugins.optimizers.policy_loss import PolicyLoss
+from turnwise.plugins.optimizers.policy_loss import PolicyLoss, PolicyLossOptions
 
 RECORDED = json.loads((Path(__file__).parent / "references" / "recorded.json").read_text())
 
@@ -124,7 +124,7 @@ def policy_loss(
     micro = SimpleNamespace(row=episode, take=lambda x: x[episode, action])
     batch = SimpleNamespace(mask=mask, weight=torch.ones(len(mask), dtype=torch.float64))
     own = double(given["logps"]).requires_grad_()
-    loss = PolicyLoss(form, 0.2, high, mean, divisor, "none")
+    loss = PolicyLoss(PolicyLossOptions(loss=form, clip_high=high, loss_mean=mean, divisor=divisor))
     each, _ = loss.per_token(own[mask], micro, double(given["old_logps"]), advantages)  # type: ignore[arg-type]
     if extra is not None:
         each = each + extra(own)[mask]

@@ -17,23 +17,30 @@ whose tokens cost it, and to no turn before it that led there.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from pydantic import Field
+
 from ...learning import Batch, Credit, spread_turns, turn_advantages, turn_sums
-from ...protocols import CreditAssigner
+from ...protocols import CreditAssigner, Section
 
 
-class BranchCredit(CreditAssigner):
+class BranchCredit(Section, CreditAssigner):
     """Credits a turn with its change of the outcome expected from continued conversations.
 
-    Args:
+    Attributes:
         rollouts: conversations continued from the start of every turn.
     """
 
-    needs = frozenset({"branches"})
+    called: ClassVar = "branch"
+    needs: ClassVar = frozenset({"branches"})
 
-    def __init__(self, rollouts: int = 8) -> None:
-        if rollouts < 1:
-            raise ValueError(f"rollouts must be at least 1, got {rollouts}")
-        self.branches = rollouts
+    rollouts: int = Field(default=8, ge=1)
+
+    @property
+    def branches(self) -> int:  # type: ignore[override]
+        """How many conversations are continued from a turn."""
+        return self.rollouts
 
     def assign(self, batch: Batch) -> Credit:
         """Credits each turn with the change of the branch values over it."""

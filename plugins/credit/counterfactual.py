@@ -14,25 +14,30 @@ conversations, see `branch`; a KL penalty is charged to the turn whose tokens co
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
+from pydantic import Field
 
 from ...learning import Batch, Credit, apart, spread_turns, turn_sums
-from ...protocols import CreditAssigner
+from ...protocols import CreditAssigner, Section
 
 
-class Counterfactual(CreditAssigner):
+class Counterfactual(Section, CreditAssigner):
     """Credits a turn with the outcome less the mean outcome of other replies at that turn.
 
-    Args:
+    Attributes:
         rollouts: conversations in which the reply at a turn is sampled again.
     """
 
-    needs = frozenset({"branches"})
+    needs: ClassVar = frozenset({"branches"})
 
-    def __init__(self, rollouts: int = 8) -> None:
-        if rollouts < 1:
-            raise ValueError(f"rollouts must be at least 1, got {rollouts}")
-        self.branches = rollouts
+    rollouts: int = Field(default=8, ge=1)
+
+    @property
+    def branches(self) -> int:  # type: ignore[override]
+        """How many conversations are continued from a turn."""
+        return self.rollouts
 
     def assign(self, batch: Batch) -> Credit:
         """Credits each turn with the outcome less its branch value; 0 where there is none."""

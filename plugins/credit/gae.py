@@ -23,9 +23,10 @@ truncated.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 
 from ...learning import (
     Batch,
@@ -37,46 +38,36 @@ from ...learning import (
     turn_edges,
     turn_sums,
 )
-from ...protocols import CreditAssigner
+from ...protocols import CreditAssigner, Section
 
 
-class GAE(CreditAssigner):
+class GAE(Section, CreditAssigner):
     """Computes advantages from a critic's values, per token, per turn, or both.
 
-    Args:
-        gamma: discount per token, default 1: in dialogues a longer wording is not a later reward.
-        lam: 1 is Monte Carlo minus baseline, 0 is one-step TD; default 0.95.
+    Attributes:
+        gamma: discount per token: in dialogues a longer wording is not a later reward.
+        lam: 1 is Monte Carlo minus baseline, 0 is one-step TD.
         unit: "token", "turn" or "bilevel".
         turn_gamma, turn_lam: the same per turn.
-
-    Raises:
-        ValueError: a number out of range, or one that the unit does not use.
     """
 
-    needs = frozenset({"values"})
+    needs: ClassVar = frozenset({"values"})
 
-    def __init__(
-        self,
-        gamma: float | None = None,
-        lam: float | None = None,
-        unit: Literal["token", "turn", "bilevel"] = "token",
-        turn_gamma: float | None = None,
-        turn_lam: float | None = None,
-    ) -> None:
-        if unit not in ("token", "turn", "bilevel"):
-            raise ValueError(f"unit must be 'token', 'turn' or 'bilevel', got {unit!r}")
-        given = {"gamma": gamma, "lam": lam, "turn_gamma": turn_gamma, "turn_lam": turn_lam}
-        for name, value in given.items():
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
-            if value is not None and unit == ("turn" if not name.startswith("turn_") else "token"):
-                other = f"turn_{name}" if unit == "turn" else name.removeprefix("turn_")
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1)
+    unit: Literal["token", "turn", "bilevel"] = "token"
+    turn_gamma: float = Field(default=1.0, ge=0, le=1)
+    turn_lam: float = Field(default=0.95, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        for name in sorted(self.model_fields_set - {"unit"}):
+            if self.unit == ("turn" if not name.startswith("turn_") else "token"):
+                other = f"turn_{name}" if self.unit == "turn" else name.removeprefix("turn_")
                 raise ValueError(
-                    f"{name} is not used with unit={unit!r}, it must be left out: {other} is"
+                    f"{name} is not used with unit={self.unit!r}, it must be left out: {other} is"
                 )
-        self.unit = unit
-        self.gamma, self.turn_gamma = (1.0 if g is None else g for g in (gamma, turn_gamma))
-        self.lam, self.turn_lam = (0.95 if x is None else x for x in (lam, turn_lam))
+        return self
 
     def assign(self, batch: Batch) -> Credit:
         """Estimates advantages from the critic's values, over tokens, turns or both."""

@@ -19,19 +19,20 @@ same end sooner or later. A KL penalty of its tokens is part of a turn's reward.
 from __future__ import annotations
 
 import difflib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ...learning import Batch, Credit, group_advantage, returns_to_go, spread_turns, turn_sums
-from ...protocols import CreditAssigner
+from ...protocols import CreditAssigner, Section
 
 
-class GiGPO(CreditAssigner):
+class GiGPO(Section, CreditAssigner):
     """Credits an episode against its group, and its turns against others in the same state.
 
-    Args:
+    Attributes:
         omega: weight of the comparison of turns.
         gamma: discount per turn in it.
         similarity: share of characters (difflib's ratio) from which two observations count as one
@@ -39,22 +40,12 @@ class GiGPO(CreditAssigner):
         baseline: "mean", or "std": also divided by the standard deviation of what is compared.
     """
 
-    needs = frozenset({"group"})
+    needs: ClassVar = frozenset({"group"})
 
-    def __init__(
-        self,
-        omega: float = 1.0,
-        gamma: float = 0.95,
-        similarity: float | None = None,
-        baseline: Literal["mean", "std"] = "mean",
-    ) -> None:
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must be between 0 and 1, got {gamma}")
-        if similarity is not None and not 0 < similarity <= 1:
-            raise ValueError(f"similarity must be above 0 and at most 1, got {similarity}")
-        if baseline not in ("mean", "std"):
-            raise ValueError(f"baseline must be 'mean' or 'std', got {baseline!r}")
-        self.omega, self.gamma, self.similarity, self.baseline = omega, gamma, similarity, baseline
+    omega: float = 1.0
+    gamma: float = Field(default=0.95, ge=0, le=1)
+    similarity: float | None = Field(default=None, gt=0, le=1)
+    baseline: Literal["mean", "std"] = "mean"
 
     def assign(self, batch: Batch) -> Credit:
         """Credits each turn with the episode's group advantage plus `omega` times that among turns

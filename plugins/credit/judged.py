@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ...learning import (
@@ -34,47 +35,41 @@ from ...learning import (
     spread_turns,
     turn_sums,
 )
-from ...protocols import ConfigError, CreditAssigner
+from ...protocols import ConfigError, CreditAssigner, Section
 
 
-class Judged(CreditAssigner):
+class Judged(Section, CreditAssigner):
     """Credits turns with the scores that feedback sources give them.
 
-    Args:
+    Attributes:
         scores: "absolute" or "delta".
         initial: what a conversation is worth before the first turn, for "delta".
         smear: 0 keeps each delta where it arose; below 1.
         outcome: weight of the outcome's own advantage over the group.
 
     Raises:
-        ValueError: options out of range.
         ConfigError: when credit is assigned and no source has ever scored a turn.
     """
 
-    needs = frozenset({"turn_scores", "group"})
+    scores: Literal["absolute", "delta"] = "absolute"
+    initial: float = 0.0
+    smear: float = Field(default=0.0, ge=0, lt=1)
+    outcome: float = 0.0
 
-    def __init__(
-        self,
-        scores: Literal["absolute", "delta"] = "absolute",
-        initial: float = 0.0,
-        smear: float = 0.0,
-        outcome: float = 0.0,
-    ) -> None:
-        if scores not in ("absolute", "delta"):
-            raise ValueError(f"scores must be 'absolute' or 'delta', got {scores!r}")
-        if not 0 <= smear < 1:
-            raise ValueError(f"smear must be at least 0 and below 1, got {smear}")
-        self.scores, self.initial, self.smear, self.outcome = scores, initial, smear, outcome
-        if scores == "delta" and not outcome:
-            self.needs = frozenset({"turn_scores"})
-        self.scored = False
+    _scored: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Turn scores, and the group where conversations are compared."""
+        alone = self.scores == "delta" and not self.outcome
+        return frozenset({"turn_scores"} if alone else {"turn_scores", "group"})
 
     def assign(self, batch: Batch) -> Credit:
         """Credits each turn by its judged score: its change, or its distance from other
         conversations."""
         scores = batch.turn_scores
-        self.scored = self.scored or scores is not None
-        if not self.scored:
+        self._scored = self._scored or scores is not None
+        if not self._scored:
             raise ConfigError(
                 "credit 'judged': none of the feedback sources scored a single turn (a rubric judge"
                 " does with `per: reply`). Their Feedback needs `turn_scores`, one number (or None)"
@@ -99,11 +94,11 @@ class Judged(CreditAssigner):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns whether any turn was ever scored."""
-        return {"heard": self.scored}
+        return {"heard": self._scored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up whether any turn was ever scored."""
-        self.scored = bool(state["heard"])
+        self._scored = bool(state["heard"])
 
 
 def score_deltas(scores: Tensor, turn_mask: Tensor, initial: float) -> Tensor:

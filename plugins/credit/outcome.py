@@ -21,35 +21,28 @@ good by leaving. That is biased: behaviour that leads to being cut gets no credi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from ...learning import Batch, Credit, group_advantage
-from ...protocols import CreditAssigner
+from ...protocols import CreditAssigner, Section
 
 
-class OutcomeCredit(CreditAssigner):
+class OutcomeCredit(Section, CreditAssigner):
     """Credits every token of an episode with its outcome against its group.
 
-    Args:
+    Attributes:
         baseline: "std" (GRPO), "mean" (Dr. GRPO) or "loo" (RLOO).
         truncated: "count" truncated episodes with the reward they had, or "drop" them from the
             gradient.
     """
 
-    needs = frozenset({"group"})
+    called: ClassVar = "outcome"
+    needs: ClassVar = frozenset({"group"})
 
-    def __init__(
-        self,
-        baseline: Literal["std", "mean", "loo"] = "std",
-        truncated: Literal["count", "drop"] = "count",
-    ) -> None:
-        if baseline not in ("std", "mean", "loo"):
-            raise ValueError(f"baseline must be 'std', 'mean' or 'loo', got {baseline!r}")
-        if truncated not in ("count", "drop"):
-            raise ValueError(f"truncated must be 'count' or 'drop', got {truncated!r}")
-        self.baseline, self.truncated = baseline, truncated
+    baseline: Literal["std", "mean", "loo"] = "std"
+    truncated: Literal["count", "drop"] = "count"
 
     def assign(self, batch: Batch) -> Credit:
         """Credits all of an episode's tokens alike, with its group advantage."""

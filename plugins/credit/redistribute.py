@@ -23,38 +23,42 @@ import re
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from ...learning import Batch, Credit, group_advantage, spread_turns, turn_sums
-from ...protocols import CreditAssigner, Episode
+from ...protocols import CreditAssigner, Episode, Section
 
 
-class Redistribute(CreditAssigner):
+class Redistribute(Section, CreditAssigner):
     """Distributes the outcome over the turns by a model that learns to predict it.
 
-    Args:
+    Attributes:
         features: how many numbers the words are hashed into.
         ridge: how strongly weights are held at zero, in conversations.
-        forget: what remains of the statistics per update, above 0 and at most 1.
+        forget: what remains of the statistics per update.
     """
 
-    needs = frozenset({"group"})
+    needs: ClassVar = frozenset({"group"})
 
-    def __init__(self, features: int = 1024, ridge: float = 10.0, forget: float = 0.95) -> None:
-        if features < 8 or ridge <= 0 or not 0 < forget <= 1:
-            raise ValueError(
-                f"need features >= 8, ridge > 0 and 0 < forget <= 1, got {features}, {ridge} and"
-                f" {forget}"
-            )
-        self.features, self.ridge, self.forget = features, ridge, forget
-        self.gram = torch.zeros(features, features, dtype=torch.float64)
-        self.moment = torch.zeros(features, dtype=torch.float64)
-        self.weights = torch.zeros(features, dtype=torch.float64)
+    features: int = Field(default=1024, ge=8)
+    ridge: float = Field(default=10.0, gt=0)
+    forget: float = Field(default=0.95, gt=0, le=1)
+
+    _gram: Tensor
+    _moment: Tensor
+    _weights: Tensor
+
+    def model_post_init(self, context: Any) -> None:
+        """Begins with empty statistics."""
+        self._gram = torch.zeros(self.features, self.features, dtype=torch.float64)
+        self._moment = torch.zeros(self.features, dtype=torch.float64)
+        self._weights = torch.zeros(self.features, dtype=torch.float64)
 
     def assign(self, batch: Batch) -> Credit:
         """Credits each turn with the change of the foreseen outcome; the rest is spread evenly."""
@@ -66,7 +70,7 @@ class Redistribute(CreditAssigner):
         )
         credit = torch.zeros(batch.turn_mask.shape, dtype=whole.dtype)
         for e, episode in enumerate(batch.episodes):
-            foreseen = self._prefixes(episode) @ self.weights
+            foreseen = self._prefixes(episode) @ self._weights
             changes = foreseen[1:] - foreseen[:-1]
             credit[e, batch.turn_mask[e]] = (
                 changes + (whole[e].double() - changes.sum()) / len(changes)
@@ -82,10 +86,10 @@ class Redistribute(CreditAssigner):
         )
         left = torch.cat([torch.arange(len(p) - 1, -1, -1, dtype=torch.float64) for p in prefixes])
         weighted = seen / (left + 0.1).unsqueeze(1)
-        self.gram = self.forget * self.gram + weighted.T @ seen
-        self.moment = self.forget * self.moment + weighted.T @ outcomes
+        self._gram = self.forget * self._gram + weighted.T @ seen
+        self._moment = self.forget * self._moment + weighted.T @ outcomes
         ridge = self.ridge * torch.eye(self.features, dtype=torch.float64)
-        self.weights = torch.linalg.solve(self.gram + ridge, self.moment)
+        self._weights = torch.linalg.solve(self._gram + ridge, self._moment)
 
     def _prefixes(self, episode: Episode) -> Tensor:
         """Returns features of every prefix, from before the first turn to after the last, [K + 1,
@@ -110,11 +114,11 @@ class Redistribute(CreditAssigner):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the regression's moments and weights."""
-        return {"gram": self.gram, "moment": self.moment, "weights": self.weights}
+        return {"gram": self._gram, "moment": self._moment, "weights": self._weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up copies of the regression's moments and weights."""
-        self.gram, self.moment, self.weights = (
+        self._gram, self._moment, self._weights = (
             state[name].clone() for name in ("gram", "moment", "weights")
         )
 

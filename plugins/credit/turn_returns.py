@@ -23,9 +23,10 @@ with the rewards they had.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ...learning import (
@@ -38,27 +39,26 @@ from ...learning import (
     spread_turns,
     turn_sums,
 )
-from ...protocols import CreditAssigner
+from ...protocols import CreditAssigner, Section
 
 
-class TurnReturns(CreditAssigner):
+class TurnReturns(Section, CreditAssigner):
     """Credits a turn with the return from it on, against the group's from the same turn on.
 
-    Args:
+    Attributes:
         gamma: discount per turn.
         baseline: "others" of the group, or "none".
     """
 
-    needs = frozenset({"group"})
+    called: ClassVar = "turn-returns"
 
-    def __init__(self, gamma: float = 1.0, baseline: Literal["others", "none"] = "others") -> None:
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must be between 0 and 1, got {gamma}")
-        if baseline not in ("others", "none"):
-            raise ValueError(f"baseline must be 'others' or 'none', got {baseline!r}")
-        self.gamma, self.baseline = gamma, baseline
-        if baseline == "none":
-            self.needs = frozenset()
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    baseline: Literal["others", "none"] = "others"
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The group, where others are the baseline."""
+        return frozenset({"group"} if self.baseline == "others" else ())
 
     def assign(self, batch: Batch) -> Credit:
         """Credits each turn with its discounted return, or that less the others'."""
