@@ -30,10 +30,12 @@ def sections(plugins: turnwise.Plugins) -> dict[str, str]:
     """Returns what can stand between the marks, by name."""
     parts = list(every_part(plugins))
     found = tables(parts)
-    asked = [
-        Option(option.owner, keys, option.defaults[: len(keys)], option.text)
+    usual = {"name": ("the judge's",), "weight": ("1; 0 where not required",)}
+    judge = 'a registered name, "package.module:function", or in Python an object or a function.'
+    asked = [Option("Source", ("judge",), ("needed",), judge)] + [
+        Option(option.owner, option.keys, usual.get(option.keys[0], option.defaults), option.text)
         for option in options_of(Source)
-        if (keys := tuple(key for key in option.keys if key in SETTINGS))
+        if {*option.keys} <= {*SETTINGS}
     ]
     found |= {
         "run": table(options_of(RunConfig)),

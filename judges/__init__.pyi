@@ -1,3 +1,4 @@
+from .asking.calls import Call
 from .combined.escalation import Escalation
 from .combined.panel import Panel
 from .constitutional.constitution import Constitution, ConstitutionJudge
@@ -7,6 +8,7 @@ from .llm.listwise import ListwiseJudge
 from .llm.pairwise import PairwiseJudge
 from .llm.rubric import Rubric
 from .llm.rubric_judge import RubricJudge
+from .llm.transcript import RULES, conversation, fenced, read_json
 from .models.model import BatchModel, Model, ModelError, Prompt, Reply, Token, Usage
 from .rules.answers import Exact, Numeric
 from .rules.combine import Not, Rules
@@ -16,9 +18,10 @@ from .rules.text import Forbidden, Language, Length, Questions, Regex, Repetitio
 from .simulated import SimulatedPanel
 
 __all__ = [
-    "BatchModel", "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy",
+    "BatchModel", "Call", "ChecklistJudge", "Constitution", "ConstitutionJudge", "Economy",
     "Escalation", "Exact", "Forbidden", "JsonSchema", "Language", "Length", "ListwiseJudge",
     "Model", "ModelError", "ModelJudge", "Not", "Numeric", "PairwiseJudge", "Panel", "Prompt",
-    "Questions", "Regex", "Repetition", "Reply", "Rubric", "RubricJudge", "Rules",
-    "SimulatedPanel", "Token", "ToolCalls", "Turns", "Usage",
+    "Questions", "RULES", "Regex", "Repetition", "Reply", "Rubric", "RubricJudge", "Rules",
+    "SimulatedPanel", "Token", "ToolCalls", "Turns", "Usage", "conversation", "fenced",
+    "read_json",
 ]  # fmt: skip

@@ -35,7 +35,7 @@ FEATURES: Mapping[str, Callable[[Episode], float]] = {
 
 
 class SimulatedPanel(FeedbackSource):
-    """A feedback source of simulated raters; see the module's docstring.
+    """Simulates raters whose errors are known, who compare conversations.
 
     Args:
         pool: how many raters there are; which of them answer is drawn for each group, `raters` of

@@ -1,1 +1,2 @@
-"""Built-in plugins: optimizers, credit methods, combiners, the demo."""
+"""Built-in plugins: optimizers, credit methods, combiners, aggregators, people, the reward model,
+the demo."""

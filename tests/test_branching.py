@@ -361,8 +361,14 @@ class Late(turnwise.FeedbackSource):
         ({"optimizer": "rejection", "audit": {}}, "no credit to audit"),
         ({"optimizer": "kto"}, "preference stage"),
         ({"optimizer": {"name": "grpo", "loss_mean": "constant"}}, "divisor"),
-        ({"optimizer": {"name": "ppo", "critic": "twin"}}, "critic must be"),
-        ({"credit": {"name": "gae", "unit": "word"}, "optimizer": "ppo"}, "unit must be"),
+        (
+            {"optimizer": {"name": "ppo", "critic": "twin"}},
+            "ppo.critic: Input should be 'shared', 'detached' or 'separate'",
+        ),
+        (
+            {"credit": {"name": "gae", "unit": "word"}, "optimizer": "ppo"},
+            "gae.unit: Input should be",
+        ),
     ],
 )
 def test_pairings_that_cannot_work_are_refused_with_advice(

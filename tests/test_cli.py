@@ -85,7 +85,7 @@ stages:
                 "policy: nowhere\nstages: [{rl: {env: turnwise/Maze-v0, optimizer: {name: ppo, lr:"
                 " 1e-3, kl: -1}}}]"
             ),
-            "kl must not be negative",
+            "ppo.kl: Input should be greater than or equal to 0 (got -1)",
         ),
         (
             "polcy: tiny\nstages: [{rl: {env: turnwise/Maze-v0}}]",

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ import turnwise
 from support.clock import Clock
 from support.echo import ECHO
 from support.episodes import NO_RUN, conversation
+from turnwise.engine.feedback.sources import Sources
+from turnwise.engine.ledger.rows import Member
 from turnwise.engine.stages.rl.pending import ENDED, OLD
 from turnwise.engine.tensors import group_advantage, importance_weight
 from turnwise.judges.simulated import SimulatedPanel
@@ -692,3 +695,41 @@ def test_lockstep_has_none_of_it(model_folder: Callable[..., Path], tmp_path: Pa
             tmp_path / "r", model_folder(), Clock(), updates=2, feedback=[people()]
         ).finish()
     assert not {"pending", "too_old", "staleness/mean", "seconds/waited"} & set(done.metrics[0])
+
+
+def test_a_correction_that_comes_after_training_is_kept_and_stops_nothing(
+    ledger: turnwise.Ledger,
+) -> None:
+    """A source of anybody's cannot know what has trained; it repeats itself until heard."""
+
+    class Corrects(turnwise.FeedbackSource):
+        version = "1"
+        answers: ClassVar[list[turnwise.Feedback]] = []
+
+        def request(self, requests: Sequence[turnwise.Request]) -> None:
+            pass
+
+        def receive(self) -> list[turnwise.Feedback]:
+            return self.answers
+
+    played = [conversation("a", id=f"e{i}", slot=i) for i in range(2)]
+    group = played[0].group
+    ledger.add_episodes(played)
+    sources = Sources.make([[Corrects()]], turnwise.Plugins(), 1.0)
+    first = [turnwise.Feedback(e.id, score=0.0, id=f"first-{e.id}") for e in played]
+    in_time = turnwise.Feedback("e0", score=0.5, id="in-time", supersedes="first-e0")
+    Corrects.answers = [*first, in_time]
+    sources.receive(ledger)
+    used = ("in-time", "first-e1")
+    members = [Member(e.id, group, True, outcome=0.5, feedback=used) for e in played]
+    ledger.add_members("run", 1, members)
+    late = turnwise.Feedback("e1", score=1.0, id="late", supersedes="first-e1")
+    Corrects.answers = [*first, in_time, late]
+    for _ in range(2):
+        sources.receive(ledger)
+    assert [a.id for a in ledger.feedback([group])] == ["first-e1", "in-time"]
+    [kept] = [a for a in ledger.feedback([group], late=True) if a.id == "late"]
+    assert kept.supersedes is None
+    Corrects.answers = [dataclasses.replace(late, score=0.7)]
+    with pytest.raises(turnwise.LedgerError, match="other content"):
+        sources.receive(ledger)

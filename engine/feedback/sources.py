@@ -249,7 +249,7 @@ class Sources:
         """
         new: list[Answer] = []
         for asked in self._asked:
-            answers = [self._stamp(asked, answer) for answer in _poll(asked)]
+            answers = _in_time(ledger, [self._stamp(asked, answer) for answer in _poll(asked)])
             recorded = ledger.add_feedback(answers)
             if answers:
                 asked.given.acknowledge([a.id for a in answers])
@@ -322,6 +322,26 @@ def _requests(source: Source, groups: Mapping[str, Sequence[Episode]], now: floa
             if not (source.kind == "group" and len(q.episodes) < 2)
         ]
     return requests
+
+
+def _in_time(ledger: Ledger, answers: list[Answer]) -> list[Answer]:
+    """Makes answers of their own of corrections that come after their group was decided: a source
+    cannot know that, and both are kept."""
+    corrections = [a for a in answers if a.supersedes is not None]
+    if not corrections:
+        return answers
+    stored = ledger.feedback(ids=[a.id for a in corrections], late=True, corrected=True)
+    before = {a.id: a for a in stored}
+    episodes = ledger.episodes([a.target for a in corrections])
+    group_of = {a.target: a.target for a in corrections}
+    group_of |= {id_: episode.group for id_, episode in episodes.items()}
+    decided = ledger.decided(sorted(set(group_of.values())))
+    alone = {
+        a.id
+        for a in corrections
+        if (before[a.id].supersedes is None if a.id in before else group_of[a.target] in decided)
+    }
+    return [dataclasses.replace(a, supersedes=None) if a.id in alone else a for a in answers]
 
 
 def _poll(asked: Asked) -> Sequence[Answer]:

@@ -18,7 +18,8 @@ def migrate(db: Connection, schema: int) -> dict[str, str]:
     if schema < 3:
         db.exec_driver_sql("ALTER TABLE requests ADD COLUMN item VARCHAR NOT NULL DEFAULT ''")
         db.exec_driver_sql("ALTER TABLE requests ADD COLUMN shown VARCHAR NOT NULL DEFAULT '[]'")
-    for table in METADATA.tables.values():
+    METADATA.create_all(db)  # tables that are new
+    for table in METADATA.tables.values():  # schema 4 added indexes
         for index in table.indexes:
             index.create(db, checkfirst=True)
     now = dict(db.execute(sa.select(INFO.c.key, INFO.c.value)).tuples().all()) | {

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, get_args
 
+from ..protocols import Combiner
 from ..util.section import Section
 from .plugins import Plugins
 
@@ -43,12 +44,15 @@ class Option:
 
 
 def options_of(factory: Callable[..., Any]) -> list[Option]:
-    """Returns the options of a part, those of its base classes first.
+    """Returns the options of a part, its own ones first, then those of its base classes.
 
     A key without a word on it has an empty text.
     """
     section = inspect.isclass(factory) and issubclass(factory, Section)
-    given = () if section else ("plugins", "policy")  # by the engine, and not by a config
+    # By the engine, and not by a config.
+    given = set() if section else {"plugins", "policy"}
+    if inspect.isclass(factory) and issubclass(factory, Combiner):
+        given.add("weights")  # of the sources: theirs
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(factory).parameters.items()
@@ -66,7 +70,7 @@ def options_of(factory: Callable[..., Any]) -> list[Option]:
             if mine:
                 own.append(Option(owner.__name__, mine, tuple(defaults[k] for k in mine), text))
                 known.update(mine)
-        found = own + found
+        found += own
     name = getattr(factory, "__name__", type(factory).__name__)
     bare = [
         Option(name, (key,), (value,), "") for key, value in defaults.items() if key not in known
@@ -103,7 +107,7 @@ def _default(factory: Callable[..., Any], parameter: inspect.Parameter) -> str:
     if value is parameter.empty:
         return "needed"
     if value is None:
-        return "none"
+        return "not set"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

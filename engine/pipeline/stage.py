@@ -1,4 +1,4 @@
-"""The contract of a stage, and what a run tells of its updates."""
+"""The contract of a stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forward pass: log-probs and values at action tokens, in micro-batches."""
+"""The forward pass: log-probs, entropies and hidden states at action tokens, in micro-batches."""
 
 from __future__ import annotations
 

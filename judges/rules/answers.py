@@ -112,7 +112,8 @@ class Exact(_Answer):
     punctuation at the end; `details["answer"]` is what was compared.
 
     Args:
-        reference: see above.
+        reference: a text, a list of which any is right, `{option: name}` of the start, `{info:
+            name}` of what `reset` gave, or in Python a function of the episode.
         pattern: a regular expression that finds the answer in the reply (its group, the last match:
             `answer is (.+)`); where it finds nothing the answer is wrong. Default: the whole reply.
     """
@@ -155,7 +156,7 @@ class Numeric(_Answer):
     ½, \frac{3}{4}). Digits inside a word (H2O) are no number.
 
     Args:
-        reference: see above; numbers, or text that is one.
+        reference: a number, or text that is one; or as of `exact`.
         tolerance: how far off is still right, in the number's own unit.
         relative: the same as a share of the larger of the two.
         pattern: a regular expression that finds the answer in the reply (its group, the last match:

@@ -83,7 +83,7 @@ class _Asked:
 
 
 class Economy(Judge):
-    """Scores conversations by their question economy, see above; `details` counts `asked`, `used`
+    """Scores conversations by their question economy; `details` counts `asked`, `used`
     and `unused`, and lists `questions`, each with its `turn`, `text`, `topic` and `state`.
 
     How a policy could exploit the rule, and its limits: a question that belongs to several topics
@@ -98,7 +98,7 @@ class Economy(Judge):
             one that finds the answer in what the agent hears, and a `name`. All are searched
             without regard to case.
         cost: of each question that was not used.
-        minimum: the lowest score, below 1; default: none, see above. Turn scores have no floor.
+        minimum: the lowest score, below 1; default: none. Turn scores have no floor.
     """
 
     def __init__(

@@ -3,9 +3,9 @@ tells the difference.
 
 A policy that trains against a judge finds what the judge falls for: an order to give the top score,
 a forged verdict, a constant text that fits every question (arXiv:2410.07137), a bare ":"
-(arXiv:2507.08794). So every judge is shown such texts at a small rate, as copies of real
-conversations whose replies are made bad, and one that falls for them is quarantined before the
-policy learns to write them.
+(arXiv:2507.08794). So every judge that asks a model is shown such texts at a small rate, as copies
+of real conversations whose replies are made bad, and one that falls for them is quarantined before
+the policy learns to write them.
 
     kind = quarantine.suspect or schedule.kind(n)       # what to slip in with verdict n, or None
     bad = canary(kind, episode, rng)                    # to be judged like any other, never stored
@@ -31,7 +31,7 @@ doi:10.1214/aoms/1177693055), in whatever order kinds are asked; the kinds share
 all the rate is at most twice that. With the defaults it takes six falls in a row. (p0 is 10 %:
 judges err at random too, and what is random no policy can learn.)
 
-Waiting for six falls at a rate of 10 % would take long, so a fall makes its kind the suspect: the
+Waiting for six falls at a small rate would take long, so a fall makes its kind the suspect: the
 next verdicts are asked with it, one after another, until the judge is cleared (three canaries held)
 or quarantined.
 """

@@ -30,7 +30,7 @@ GRID = np.linspace(0.005, 0.995, 100)  # values of rho
 
 
 class Mean(Aggregator):
-    """Estimates each episode by the mean of its raters' scores; see the module's docstring."""
+    """Estimates each episode by the mean of its raters' scores."""
 
     reads = frozenset({"scores"})
 

@@ -72,7 +72,7 @@ class Calibrated(Combiner):
         weights, turns: as in `weighted`.
         judge: name of the source that is corrected, or several.
         people: name of the source that is believed, or several.
-        features: of episodes, that the correction may use: names of `engine.judge_report.FEATURES`,
+        features: of episodes, that the correction may use: `words`, `turns`, `questions`, `lines`,
             or functions of an episode.
         ranges: source to [lowest, highest], where people's scale is not the judge's; a judge
             without a range has [0, 1].

@@ -1,8 +1,8 @@
 """The credit method `gae`: generalised advantage estimation with a critic, over tokens, turns or
 both.
 
-    delta_t = r_t + gamma * V_{t+1} - V_t        A_t = delta_t + gamma * lam * A_{t+1}   target_t =
-                                                 A_t + V_t
+    delta_t = r_t + gamma * V_{t+1} - V_t
+    A_t = delta_t + gamma * lam * A_{t+1}        target_t = A_t + V_t
 
 Schulman et al. 2015 (arXiv:1506.02438, eq. 16). What a step is:
 

@@ -1,4 +1,4 @@
-"""Optimizers. One file each."""
+"""Optimizers, a file each; two files hold what PPO and GRPO share."""
 
 from __future__ import annotations
 

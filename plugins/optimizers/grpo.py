@@ -4,13 +4,12 @@ critic.
 Shao et al. 2024 (arXiv:2402.03300, eq. 3), over the action tokens of whole conversations:
 
     L = mean_t of  w_t * loss_t(rho_t, A_t)  +  kl * k3_t
-    rho_t = pi_theta / pi_prox                  pi_prox: the policy at the start of the update
-    w_t   = min(cap, pi_prox / pi_behaviour)   1 on-policy; corrects for episodes older than the
-          policy
+    rho_t = pi_theta / pi_prox                 pi_prox: the policy at the start of the update
+    w_t   = min(cap, pi_prox / pi_behaviour)   1 on-policy; corrects for older episodes
 
 The advantage comes from a credit method, `outcome` with GRPO's own normalisation by default. The
-form of loss_t and the mean are options (`losses.py`); with them, and with other credit, this file
-is RLOO, Dr. GRPO, DAPO, GSPO, CISPO and REINFORCE++ too: see docs/optimizers.md.
+form of loss_t and the mean are options (`policy_loss.py`); with them, and with other credit, this
+file is RLOO, Dr. GRPO, DAPO, GSPO, CISPO and REINFORCE++ too: see docs/optimizers.md.
 """
 
 from __future__ import annotations

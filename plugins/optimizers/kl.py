@@ -23,8 +23,8 @@ class KLOptions(Section):
     Attributes:
         kl: coefficient; 0 turns it off, and the reference is never run, except to measure.
         kl_place: "reward", "loss", or "measure" (nothing holds it back; it is only measured).
-        kl_estimator: "k1", "k2" or "k3" in the loss; the penalty in the reward is always k1, whose
-            expectation is the KL.
+        kl_estimator: "k2" or "k3" in the loss; "k1", whose gradient there has a mean of zero, is
+            what the penalty in the reward always is.
         kl_target: nats per conversation that the coefficient follows; None keeps it as it is.
     """
 

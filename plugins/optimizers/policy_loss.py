@@ -14,10 +14,10 @@ of the update:
 A sequence is a row: the whole conversation's action tokens, or one turn's with `history: rerender`.
 
     "token"      sum over tokens / number of tokens   DAPO (arXiv:2503.14476, eq. 8)
-    "sequence"   mean over conversations of the mean over their tokens   GRPO (arXiv:2402.03300, eq.
-                 3)
-    "constant"   sum over tokens / (conversations * divisor)   Dr. GRPO (arXiv:2503.20783): length
-                 weighs nothing
+    "sequence"   mean over conversations of the mean over their tokens
+                 GRPO (arXiv:2402.03300, eq. 3)
+    "constant"   sum over tokens / (conversations * divisor)
+                 Dr. GRPO (arXiv:2503.20783): length weighs nothing
 
 Numbers of tokens and conversations are those of the minibatch over all processes, groups without
 signal included: the mean is over all that was played, with or without a gradient. An episode's

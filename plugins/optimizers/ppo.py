@@ -3,11 +3,10 @@
 Schulman et al. 2017 (arXiv:1707.06347, eq. 9), over the action tokens of whole conversations:
 
     L = mean_t of  w_t * loss_t(rho_t, A_t)  +  value_coef * (V_t - target_t)^2 / 2
-    rho_t = pi_theta / pi_prox                  pi_prox: the policy at the start of the update
-    w_t   = min(cap, pi_prox / pi_behaviour)   1 on-policy; corrects for episodes older than the
-          policy
+    rho_t = pi_theta / pi_prox                 pi_prox: the policy at the start of the update
+    w_t   = min(cap, pi_prox / pi_behaviour)   1 on-policy; corrects for older episodes
 
-The form of loss_t and the mean are options (`losses.py`), PPO's clipped one over all tokens by
+The form of loss_t and the mean are options (`policy_loss.py`), PPO's clipped one over all tokens by
 default. V_t is read from the hidden state from which token t was chosen, so it sees just what the
 policy saw; the value of a truncated episode's last state is read after its final observation. The
 critic shares the policy's trunk, or reads it without training it, or has a trunk of its own.
