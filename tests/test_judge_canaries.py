@@ -17,7 +17,7 @@ import sqlalchemy as sa
 import turnwise
 from support.echo import ECHO
 from support.episodes import conversation
-from turnwise.engine.errors import Paused
+from turnwise.engine.errors import Paused, PluginError
 from turnwise.engine.feedback.sources import Sources
 from turnwise.engine.ledger.ledger import Ledger
 from turnwise.engine.pipeline.plugins import Plugins
@@ -284,6 +284,31 @@ def test_the_environments_of_a_mixture_share_a_judge_its_budget_and_suspicion(
     assert sum(a.stamp.cost for a in answers) == pytest.approx(
         Account(ledger, "run", "judge", None, ledger.clock).spent
     )
+
+
+def test_two_judges_of_one_name_that_judge_alike_are_refused() -> None:
+    """Each would have a budget of its own."""
+    rubric = {"judge": "rubric", "model": Reader(), "rubric": "?", "cache": False, "canaries": 0}
+    made = [RubricJudge(model=Reader(), rubric="?", cache=False, canaries=0) for _ in range(2)]
+    rules = [{"judge": "length", "max_words": 3}, {"judge": "turns", "max_turns": 3}]
+    for first, second in (
+        (rubric, {**rubric, "concurrency": 3}),
+        (made[0], made[1]),
+        (
+            {"judge": "panel", "judges": [rubric, *rules]},
+            {"judge": "panel", "judges": [rubric, *rules], "quorum": 1},
+        ),
+    ):
+        with pytest.raises(PluginError, match="are called '.*' and judge alike, but for options"):
+            Sources.make([[first], [second]], Plugins(), 1.0)
+    for first, second in (
+        (rubric, {**rubric, "name": "other"}),
+        (rubric, {**rubric, "rubric": "??"}),
+        (made[0], made[0]),
+    ):
+        Sources.make([[first], [second]], Plugins(), 1.0)
+    with pytest.raises(PluginError, match="one object is given as 'x' and as 'y'"):
+        Sources.make([[{"judge": made[0], "name": n} for n in "xy"]], Plugins(), 1.0)
 
 
 def test_a_run_that_stops_waits_for_what_it_has_sent_and_keeps_it(tmp_path: Path) -> None:

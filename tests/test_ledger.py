@@ -396,9 +396,10 @@ def test_feedback_is_found_by_every_filter_alone_and_with_others(ledger: turnwis
     sizes = set()
     for values in itertools.product(*choices.values()):
         which = dict(zip(choices, values, strict=True))
-        if (which["groups"] and which["ids"]) or (which["stages"] and not which["run"]):
-            continue
-        if which["decided_by"] and (not which["run"] or which["stages"]):
+        alone = (which["stages"] or which["decided_by"]) and not which["run"]
+        if alone or (which["stages"] and which["decided_by"]):
+            with pytest.raises(ValueError, match="give"):
+                ledger.feedback(**which)
             continue
         keep = [
             row["answer"]
@@ -419,7 +420,22 @@ def test_feedback_is_found_by_every_filter_alone_and_with_others(ledger: turnwis
         assert ledger.feedback(**which) == keep, which
         sizes.add(len(keep))
     assert len(sizes) > 10
-    assert ledger.feedback(run="run", newest=3) == ledger.feedback(run="run")[-3:]
+    for n in range(8):  # times are equal by threes
+        assert ledger.feedback(run="run", newest=n) == (
+            ledger.feedback(run="run")[-n:] if n else []
+        )
+        assert ledger.feedback(groups, sources=["people"], newest=n) == (
+            ledger.feedback(groups, sources=["people"])[-n:] if n else []
+        )
+    for wrong, why in (
+        ({"sources": "people"}, "sources must be a list"),
+        ({"groups": "g"}, "groups must be a list"),
+        ({"kind": "comparisons"}, "kind must be one of feedback, comparison"),
+        ({"status": "score"}, "status must be one of"),
+        ({"order": "id"}, "order must be one of"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            ledger.feedback(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_look_at_one_update_costs_that_update(tmp_path: Path) -> None:

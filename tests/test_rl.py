@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,10 @@ import turnwise
 from support import environments
 from support.clock import Clock
 from turnwise.engine.errors import OutOfMemory
+from turnwise.engine.feedback.sources import Sources
 from turnwise.engine.util.ids import derive_id
+from turnwise.plugins.optimizers.grpo import GRPO
+from turnwise.plugins.optimizers.ppo import PPO
 
 
 def run(
@@ -491,7 +495,7 @@ def test_a_judge_that_environments_of_a_mixture_name_is_made_once(
     """By another name, or with other options, it is another judge."""
     own, other = {"judge": "counts", "name": "own"}, {"judge": "counts"}
     envs = [
-        {"id": "test/Echo-v0", "feedback": [other]},
+        {"id": "test/Echo-v0", "feedback": [{**other, "raters": 2}]},
         {"id": "test/Good-v0", "feedback": [{**other, "weight": 2.0}, own]},
         {"id": "test/Good-v0", "feedback": [{**other, "pay": 3.0}]},
     ]
@@ -503,12 +507,89 @@ def test_a_judge_that_environments_of_a_mixture_name_is_made_once(
     assert [(judge.pay, judge.opened, judge.closed) for judge in used] == [
         (1.0, 1, 1), (1.0, 1, 1), (3.0, 1, 1),
     ]  # fmt: skip
-    assert used[0].seen + used[2].seen == len(done.ledger.run_episodes(done.id))
-    outcomes = {m.outcome for m in done.ledger.members(done.id)}
-    assert outcomes <= {1.0, 2.0 + 1.0, 3.0}
+    answers = done.ledger.feedback(run=done.id)
+    given = Counter((a.stamp.source, a.score) for a in answers)
+    assert [j.seen for j in used] == [given["counts", 1.0], given["own", 1.0], given["counts", 3.0]]
+    assert len({judge.seen for judge in used}) == 3, "or swapped states could not be seen"
+    each = Counter(a.target for a in answers if a.stamp.source == "counts")
+    for e in done.ledger.run_episodes(done.id):
+        assert each[e.id] == (2 if e.start.env == "test/Echo-v0" else 1), "raters of its own entry"
+    assert {m.outcome for m in done.ledger.members(done.id)} == {1.0, 2.0 + 1.0, 3.0}
     Counts.made.clear()
     run(tmp_path / "r", model_folder(), plugins, **{**options, "updates": 3}, resume=True).finish()
-    assert sorted(j.taken_up for j in Counts.made if j.opened) == sorted(j.seen for j in used)
+    assert [j.taken_up for j in Counts.made if j.opened] == [j.seen for j in used]
+
+
+class Named:
+    """Two of these look alike, and are not."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "Named()"
+
+
+class PaysNamed(turnwise.Judge):
+    def __init__(self, named: Named) -> None:
+        self.named = named
+
+    def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
+        return [turnwise.Feedback(e.id, score=self.named.value) for e in episodes]
+
+
+def test_options_that_only_look_alike_make_two_judges(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    plugins = turnwise.Plugins({"named": NamedPlugin()})
+    envs = [
+        {"id": f"test/{env}-v0", "feedback": [{"judge": "named", "named": Named(value)}]}
+        for env, value in (("Echo", 1.0), ("Good", 2.0))
+    ]
+    done = run(tmp_path / "r", model_folder(), plugins, env=envs, groups=8, updates=1).finish()
+    assert done.metrics[0]["outcome/test/Echo-v0"] == 1.0
+    assert done.metrics[0]["outcome/test/Good-v0"] == 2.0
+
+
+class NamedPlugin:
+    @turnwise.hookimpl
+    def register_judges(self, register: Callable[..., None]) -> None:
+        register("named", PaysNamed)
+
+
+def test_a_run_does_not_go_on_with_an_optimizer_of_another_class_or_rate(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Given as an object too."""
+    folder, options = tmp_path / "r", {"updates": 1, "feedback": [letters]}
+    run(folder, model_folder(), optimizer=PPO(lr=1e-3), **options).finish()
+    shown = (folder / "config.yaml").read_text()
+    assert "turnwise.plugins.optimizers.ppo.PPO" in shown
+    for other in (GRPO(lr=1e-3), PPO(lr=1e-2)):
+        with pytest.raises(turnwise.ConfigError, match="optimizer of 'rl' changed"):
+            run(folder, model_folder(), optimizer=other, resume=True, **options).finish()
+    run(
+        folder, model_folder(), optimizer=PPO(lr=1e-3), resume=True, **{**options, "updates": 2}
+    ).finish()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"judge": "length", "raters": "2"}, "raters must be a whole number, got '2'"),
+        ({"judge": "length", "weight": True}, "weight must be a number, got True"),
+        ({"judge": "length", "deadline": "1h"}, "deadline must be a number of seconds"),
+        ({"judge": "length", "required": "no"}, "required must be true or false, got 'no'"),
+        ({"judge": "length", "share": None}, "share must be a number"),
+        ({"judge": "length", "name": ["a"]}, "`name` of a feedback entry must be a text"),
+        ({"judge": "environment", "weight": "x"}, "weight of 'environment' must be a number"),
+        ({"judge": "environment", "wieght": 2}, "takes a `weight` only, got"),
+        ({"source": "people"}, "needs `judge`"),
+    ],
+)
+def test_settings_of_a_feedback_entry_are_checked(entry: Any, message: str) -> None:
+    with pytest.raises(turnwise.PluginError, match=message):
+        Sources.make([[entry]], turnwise.Plugins(), 0.5)
 
 
 @pytest.mark.parametrize(

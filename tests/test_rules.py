@@ -677,6 +677,40 @@ def test_members_are_opened_and_keep_their_state(tmp_path: Path) -> None:
         sources.check_order([])
 
 
+def test_a_judge_that_cannot_be_opened_leaves_no_other_open(tmp_path: Path) -> None:
+    log: list[str] = []
+
+    class Logs(turnwise.Judge):
+        def __init__(self, name: str, wrong: str = "") -> None:
+            self.name, self.wrong = name, wrong
+
+        def open(self, context: turnwise.Context) -> None:
+            if self.wrong == "open":
+                raise RuntimeError("no key")
+            log.append(f"open {self.name}")
+
+        def close(self) -> None:
+            log.append(f"close {self.name}")
+            if self.wrong == "close":
+                raise RuntimeError("no line")
+
+    def made(wrong: str) -> Sources:
+        entries = [{"judge": Logs(n, wrong if n == "c" else ""), "name": n} for n in "abcd"]
+        return Sources.make([entries], turnwise.Plugins(), 0.5)
+
+    ledger = turnwise.Ledger(tmp_path / "l.sqlite")
+    with pytest.raises(RuntimeError, match="no key"):
+        made("open").open(tmp_path, ledger, 0)
+    assert log == ["open a", "open b", "close b", "close a"]
+    log.clear()
+    sources = made("close")
+    sources.open(tmp_path, ledger, 0)
+    with pytest.raises(RuntimeError, match="no line"):
+        sources.close()
+    assert log[4:] == ["close d", "close c", "close b", "close a"]
+    ledger.close()
+
+
 class Ranks(turnwise.GroupJudge):
     def rank(self, group: Sequence[turnwise.Episode]) -> turnwise.Comparison:
         return turnwise.Comparison("g", tuple((e.id,) for e in group))

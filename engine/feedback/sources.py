@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,18 @@ from ..ledger.ledger import Ledger
 from ..pipeline.plugins import Plugins
 from ..protocols import Combiner, Context, FeedbackSource, Giver
 from ..records.episode import Episode
-from ..records.feedback import Answer, Comparison, Feedback, Request
+from ..records.feedback import Answer, Comparison, Feedback, Request, version_of
 from ..util.ids import derive_id
 from ..util.secrets import redact, redacted
 from ..util.wording import each_text, reason_text, valid, worded
-from .specs import ENVIRONMENT, Source, judge_of, make_source, with_members
+from .specs import (
+    ENVIRONMENT,
+    Source,
+    environment_weight,
+    judge_of,
+    make_source,
+    with_members,
+)
 
 LOOKS = 10
 
@@ -73,14 +81,38 @@ class Sources:
     max_failure_rate: float = 0.5
     _again: dict[str, Again] = field(default_factory=dict)  # requests that are asked again
     _asked: list[Asked] = field(default_factory=list)
+    _opened: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         found: dict[int, Asked] = {}
         for env, own in enumerate(self.of_env):
             for source in own:
-                asked = Asked(source.name, source.version, source.given)
-                found.setdefault(id(source.given), asked).uses.append((env, source))
+                new = Asked(source.name, source.version, source.given)
+                asked = found.setdefault(id(source.given), new)
+                if asked.name != source.name:
+                    raise PluginError(
+                        f"one object is given as {asked.name!r} and as {source.name!r}, so that"
+                        " its answers would have one name only: make one for each"
+                    )
+                asked.uses.append((env, source))
         self._asked = list(found.values())
+        self._check_twins()
+
+    def _check_twins(self) -> None:
+        """Refuses judges of one name that judge alike and are two: each would have a budget, and be
+        watched, for itself. They differ in options that say nothing of their answers."""
+        seen: dict[tuple[str, str], Giver] = {}
+        for asked in self._asked:
+            for name, judge in with_members(judge_of(asked.given), asked.name):
+                if not judge.may_change:
+                    continue
+                if seen.setdefault((name, version_of(judge)), judge) is not judge:
+                    raise PluginError(
+                        f"two judges are called {name!r} and judge alike, but for options that say"
+                        f" nothing of their answers ({', '.join(sorted(judge.may_change))}). For"
+                        " one judge of several environments make the entries equal, or give the"
+                        " same object; for two, give each a `name` of its own"
+                    )
 
     @classmethod
     def make(
@@ -110,7 +142,7 @@ class Sources:
             for spec in specs:
                 name = spec.get("judge") if isinstance(spec, Mapping) else spec
                 if isinstance(name, str) and name == ENVIRONMENT:
-                    weight = float(spec.get("weight", 1.0)) if isinstance(spec, Mapping) else 1.0
+                    weight = environment_weight(spec)
                 else:
                     own.append(make_source(spec, plugins, made))
             names = [s.name for s in own]
@@ -174,16 +206,20 @@ class Sources:
         return found
 
     def open(self, folder: Path, ledger: Ledger, seed: int, update: int = 0, run: str = "") -> None:
-        """Opens every source's judge and its members, each with a context of its own."""
-        for asked in self._asked:
-            for name, part in with_members(judge_of(asked.given), asked.name):
-                part.open(Context(name, folder, ledger.clock, seed, update, ledger, run))
+        """Opens every source's judge and its members, each with a context of its own; where one
+        cannot be opened, those before it are closed."""
+        try:
+            for asked in self._asked:
+                for name, part in with_members(judge_of(asked.given), asked.name):
+                    part.open(Context(name, folder, ledger.clock, seed, update, ledger, run))
+                    self._opened.callback(part.close)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Closes every source's judge and its members."""
-        for asked in self._asked:
-            for _, part in with_members(judge_of(asked.given), asked.name):
-                part.close()
+        """Closes what was opened, also where closing one of them raises."""
+        self._opened.close()
 
     def ask(
         self,

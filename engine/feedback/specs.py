@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from ..errors import PluginError
@@ -60,6 +62,16 @@ class Source:
         return self.given.kind
 
     def __post_init__(self) -> None:
+        for name, kinds, what in (
+            ("weight", (int, float, NoneType), "a number"),
+            ("deadline", (int, float, NoneType), "a number of seconds"),
+            ("share", (int, float), "a number"),
+            ("raters", (int,), "a whole number"),
+            ("required", (bool,), "true or false"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise PluginError(f"source {self.name!r}: {name} must be {what}, got {value!r}")
         if self.weight is None:
             self.weight = 1.0 if self.required else 0.0
         if self.raters < 1:
@@ -102,6 +114,24 @@ def make_source(
     given = made[entry.key]
     settings = {key: value for key, value in entry.settings.items() if key != "name"}
     return Source(entry.name, given, _version(entry, judge_of(given)), **settings)
+
+
+def environment_weight(spec: Any) -> float:
+    """Returns the weight of the environment's own reward, as its entry says.
+
+    Raises:
+        PluginError: another key than `weight`, or a weight that is no number.
+    """
+    options = {k: v for k, v in spec.items() if k != "judge"} if isinstance(spec, Mapping) else {}
+    weight = options.pop("weight", 1.0)
+    if options:
+        raise PluginError(
+            f"{ENVIRONMENT!r} is the environment's own reward and takes a `weight` only, got"
+            f" {sorted(map(str, options))}"
+        )
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise PluginError(f"the weight of {ENVIRONMENT!r} must be a number, got {weight!r}")
+    return float(weight)
 
 
 def as_source(given: Any) -> FeedbackSource:
@@ -193,8 +223,7 @@ class _Entry:
     @property
     def key(self) -> str:
         """Equal for entries that one judge can serve."""
-        judge = self.judge if isinstance(self.judge, str) else id(self.judge)
-        return canonical_json([self.name, judge, _plain(self.options)])
+        return canonical_json([self.name, _identity(self.judge), _identity(self.options)])
 
 
 def _read(spec: Any) -> _Entry:
@@ -205,6 +234,8 @@ def _read(spec: Any) -> _Entry:
     if "judge" not in options:
         raise PluginError(f"a feedback entry given as a mapping needs `judge`, got {dict(spec)}")
     judge = options.pop("judge")
+    if not isinstance(settings.get("name", ""), str):
+        raise PluginError(f"`name` of a feedback entry must be a text, got {settings['name']!r}")
     if options and not isinstance(judge, str):
         raise PluginError(
             f"options {sorted(options)} are for registered judges; this one is an object already"
@@ -306,6 +337,18 @@ def _imported(path: str, options: Mapping[str, Any]) -> Any:
         )
     check_options(f"judge {path!r}", found, 1, options)
     return functools.partial(found, **options)
+
+
+def _identity(value: Any) -> Any:
+    """Returns plain data as it is, and which object it is of everything else."""
+    if isinstance(value, Mapping):
+        return {str(k): _identity(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_identity(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return value if plain else {"object": id(value)}
 
 
 def _plain(value: Any) -> Any:

@@ -49,3 +49,30 @@ def chunks(ids: Sequence[str], size: int = 500) -> Iterator[list[str]]:
     ids = list(ids)
     for i in range(0, len(ids), size):
         yield ids[i : i + size]
+
+
+def check_filters(
+    run: str | None, groups: Any, ids: Any, stages: Any, sources: Any, decided_by: int | None,
+    kind: str | None, status: str | None, order: str,
+) -> None:  # fmt: skip
+    """Refuses filters of `feedback` that would find nothing, or everything, in silence.
+
+    Raises:
+        ValueError: a text where a list of them is wanted, a word that is none of those known, or
+            filters that do not go together.
+    """
+    lists = {"groups": groups, "ids": ids, "stages": stages, "sources": sources}
+    for name, value in lists.items():
+        if isinstance(value, str):
+            raise ValueError(f"{name} must be a list, got {value!r}")
+    for name, word, known in (
+        ("kind", kind, ("feedback", "comparison")),
+        ("status", status, ("scored", "abstained", "failed")),
+        ("order", order, ("time", "target")),
+    ):
+        if word is not None and word not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {word!r}")
+    if run is None and (stages is not None or decided_by is not None):
+        raise ValueError("`stages` and `decided_by` are of a run: give `run` too")
+    if stages is not None and decided_by is not None:
+        raise ValueError("give either `stages` or `decided_by`")

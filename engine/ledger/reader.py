@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from ..records.episode import Episode
 from ..records.feedback import Answer, Status
 from .database import Database
-from .queries import about, chunks, current, decided_until
+from .queries import about, check_filters, chunks, current, decided_until
 from .rows import Member, decode_answer, decode_episode
 from .tables import EPISODES, FEEDBACK, MEMBERS, REQUESTS
 
@@ -131,9 +131,13 @@ class LedgerReader(Database):
             status: scored, abstained or failed.
             late: also answers that came after their group was decided.
             corrected: also answers that a correction has replaced.
-            newest: so many of them only; with `run`.
+            newest: the last so many of them, as they came.
             order: as they came, or by what they are about; then by id.
+
+        Raises:
+            ValueError: filters that do not go together, or one that is no list or no such word.
         """
+        check_filters(run, groups, ids, stages, sources, decided_by, kind, status, order)
         conditions = [] if late else [~FEEDBACK.c.late]
         if not corrected:
             conditions.append(current())
@@ -150,18 +154,20 @@ class LedgerReader(Database):
         if sources is not None and groups is None:
             conditions.append(FEEDBACK.c.source.in_(list(sources)))
         query = sa.select(FEEDBACK).where(*conditions)
-        if newest is not None:
-            query = query.order_by(FEEDBACK.c.time.desc(), FEEDBACK.c.id).limit(newest)
+        if newest is not None and groups is None and ids is None:
+            query = query.order_by(FEEDBACK.c.time.desc(), FEEDBACK.c.id.desc()).limit(newest)
         queries = [query]
         if groups is not None:
             queries = [query.where(about(EPISODES.c.group.in_(c), kind)) for c in chunks(groups)]
-        elif ids is not None:
-            queries = [query.where(FEEDBACK.c.id.in_(some)) for some in chunks(ids)]
+        if ids is not None:
+            queries = [q.where(FEEDBACK.c.id.in_(some)) for q in queries for some in chunks(ids)]
         with self.reading() as db:
             rows = [row for each in queries for row in db.execute(each).mappings()]
         # On few groups: a source has many more answers, and its index would be the slower way.
         if sources is not None and groups is not None:
             rows = [row for row in rows if row["source"] in sources]
+        if newest is not None:
+            rows = sorted(rows, key=lambda r: (r["time"], r["id"]))[max(0, len(rows) - newest) :]
         return [decode_answer(row) for row in sorted(rows, key=lambda r: (r[order], r["id"]))]
 
     def decided(self, groups: Sequence[str]) -> dict[str, int]:

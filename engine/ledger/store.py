@@ -21,10 +21,14 @@ import sqlalchemy as sa
 from .database import Database
 from .tables import FEEDBACK, MEMBERS, REQUESTS
 
-# Every request: id, item (the question, which several raters may be asked), group, rater_slot,
-# required, deadline; whether it is answered, and whether its group belongs to an update already.
+# Every request: id, source, kind, target, item (the question, which several raters may be asked),
+# group, rater_slot, required, deadline; whether it is answered, and whether its group belongs to an
+# update already.
 SLOTS = sa.select(
     REQUESTS.c.id,
+    REQUESTS.c.source,
+    REQUESTS.c.kind,
+    REQUESTS.c.target,
     REQUESTS.c.item,
     REQUESTS.c.group,
     REQUESTS.c.rater_slot,

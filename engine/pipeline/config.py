@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, field_validator
 
 from ..errors import ConfigError
+from ..protocols import Learns
 from ..util.section import WHOLE, Section
 
 
@@ -58,6 +59,19 @@ class PolicyConfig(Section):
     trust_remote_code: bool = False
 
 
+def _with_classes(value: Any) -> Any:
+    """Returns a config in which parts that were given as objects stand as their class and options:
+    pydantic alone would write the options, and forget whose they are."""
+    if isinstance(value, Learns) and isinstance(value, Section):
+        kind = type(value)
+        return {f"<{kind.__module__}.{kind.__qualname__}>": value.model_dump(exclude_defaults=True)}
+    if isinstance(value, Mapping):
+        return {key: _with_classes(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_classes(each) for each in value]
+    return value
+
+
 class RunConfig(Section):
     """The config of a whole run.
 
@@ -88,6 +102,10 @@ class RunConfig(Section):
     checkpoint_every: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     trackers: list[str] = []
+
+    @field_serializer("stages", mode="wrap")
+    def _named(self, stages: list[Any], handler: SerializerFunctionWrapHandler) -> Any:
+        return handler(_with_classes(stages))
 
     @field_validator("stages", mode="before")
     @classmethod

@@ -99,7 +99,7 @@ class Rank(JudgedPlayOptions, Stage):
             run.plugins,
             self.max_failure_rate,
         )
-        odd = [name for name, source in sources.by_name().items() if source.kind != "group"]
+        odd = [s.name for own in sources.of_env for s in own if s.kind != "group"]
         if odd or not all(sources.of_env) or any(w is not None for w in sources.env_weights):
             raise ConfigError(
                 f"rank.feedback: {', '.join(map(repr, odd or ['environment']))} scores single"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from ...errors import NonFiniteError
 from ...records.rewards import Rewards
@@ -22,6 +22,12 @@ from .metrics import (
 )
 from .records import record_training, trainable
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...records.batch import Batch
+    from ...records.episode import Episode
+
 
 class Trainer:
     """Trains the policy on what a collector collects."""
@@ -31,7 +37,11 @@ class Trainer:
         self.run, self.settings, self.parts = collector.run, collector.settings, collector.parts
 
     def update(self, experience: Experience, i: int) -> dict[str, float]:
-        """Makes update i of the stage. Returns its metrics.
+        """Makes an update. Returns its metrics.
+
+        Args:
+            experience: what was collected for it.
+            i: its index in the stage, from 0; in records it has its number in the run, from 1.
 
         Raises:
             Interrupted: the run was asked to end while branches were judged; nothing was trained.
@@ -55,8 +65,8 @@ class Trainer:
                         "staleness/max": float(ages.max()),
                     }
                 metrics |= self._credit(batch, scale, experience, i, number)
-                silent = zip(used, batch.signal.tolist(), strict=True)
-                left_out |= {e.id: SILENT for e, has_signal in silent if not has_signal}
+                signals = zip(used, batch.signal.tolist(), strict=True)
+                left_out |= {e.id: SILENT for e, has_signal in signals if not has_signal}
                 # Before the step: what trained is known even if the process dies in it.
                 if run.is_main:
                     record_training(run, number, experience, left_out, batch, scale)
@@ -74,7 +84,7 @@ class Trainer:
             "spend": experience.spend,
         }
 
-    def _choose(self, experience: Experience) -> tuple[list[Any], dict[str, str]]:
+    def _choose(self, experience: Experience) -> tuple[list[Episode], dict[str, str]]:
         """Returns the episodes that train, and by id why others are left out."""
         within_groups = "group" in self.parts.credit.needs
         min_group = self.settings.min_group if within_groups else 0
@@ -86,15 +96,15 @@ class Trainer:
         return used, left_out
 
     def _batch(
-        self, used: list[Any], experience: Experience, i: int, number: int
-    ) -> tuple[Any, float]:
+        self, used: list[Episode], experience: Experience, i: int, number: int
+    ) -> tuple[Batch, float]:
         """Returns the batch, its rewards whitened where wanted, and what they were divided by."""
         from ...policy.batching import make_batch
 
         settings = self.settings
         batch = make_batch(
             used,
-            # those without one are left out
+            # episodes without a reward have been left out
             [cast(Rewards, experience.rewards[e.id]) for e in used],
             version=self.run.policy.version,
             temperature=settings.temperature,
@@ -106,9 +116,14 @@ class Trainer:
         return batch, scale
 
     def _credit(
-        self, batch: Any, scale: float, experience: Experience, i: int, number: int
+        self, batch: Batch, scale: float, experience: Experience, i: int, number: int
     ) -> dict[str, float]:
-        """Assigns credit to the batch. Returns metrics of it."""
+        """Assigns credit to the batch. Returns metrics of it.
+
+        In this order: the optimizer prepares the batch (values, KL penalty), branches are played
+        where the credit method needs them, credit is assigned, audited where it is due, says which
+        groups have a signal, and the credit method learns from the batch.
+        """
         run, settings, parts, metrics = self.run, self.settings, self.parts, dict[str, float]()
         parts.optimizer.prepare(run.policy, batch)
         if "branches" in parts.credit.needs:
@@ -127,21 +142,22 @@ class Trainer:
             metrics |= credit_metrics(batch)
         if settings.audit and (i % settings.audit.every == 0 or i + 1 == settings.updates):
             metrics |= audit(self.collector, experience, batch, number, scale)
-        # Where no advantage means: as good as expected.
+        # Of other methods a token without advantage was as good as expected, which is a signal too.
         if parts.credit.needs & {"group", "branches"}:
-            batch.signal = outcome_signal(batch)
-        groups, silent = int(batch.group.max()) + 1, len(set(batch.group[~batch.signal].tolist()))
+            batch.signal = has_advantages(batch)
+        groups, without = int(batch.group.max()) + 1, len(set(batch.group[~batch.signal].tolist()))
         metrics |= {
-            "groups_without_signal": float(silent),
-            "groups_without_signal_share": silent / groups,
+            "groups_without_signal": float(without),
+            "groups_without_signal_share": without / groups,
         }
         parts.credit.fit(batch)
         return metrics
 
 
-def check_finite(batch: Any) -> None:
+def check_finite(batch: Batch) -> None:
     """Raises `NonFiniteError` when an outcome, an advantage or a value target is not a finite
     number."""
+    assert batch.credit is not None
     for name, tensor in (
         ("outcome", batch.outcome),
         ("advantage", batch.credit.advantages),
@@ -160,16 +176,17 @@ def check_finite(batch: Any) -> None:
             )
 
 
-def spread(outcome: Any) -> float:
+def spread(outcome: Tensor) -> float:
     """Returns the standard deviation of outcomes [E]; 1 where they differ by rounding only."""
     from ...tensors import rounding
 
-    spread = float(outcome.double().std(correction=0))
-    return spread if spread > float(rounding(outcome.abs().max())) else 1.0
+    deviation = float(outcome.double().std(correction=0))
+    return deviation if deviation > float(rounding(outcome.abs().max())) else 1.0
 
 
-def outcome_signal(batch: Any) -> Any:
+def has_advantages(batch: Batch) -> Tensor:
     """Returns [E] whether any action token of the episode's group has an advantage."""
     import torch
 
+    assert batch.credit is not None
     return torch.isin(batch.group, batch.group[(batch.credit.advantages != 0).any(1)])
