@@ -624,7 +624,7 @@ def test_settings_of_a_feedback_entry_are_checked(entry: Any, message: str) -> N
         ({"backend": {"name": "in-process", "row": 3}}, "no option 'row'. Did you mean 'rows'"),
         (
             {"credit": {"name": "gae", "lam": 2}, "optimizer": "ppo"},
-            "'gae': lam must be between 0 and 1",
+            "gae.lam: Input should be less than or equal to 1",
         ),
         ({"env": {"id": "turnwise/Maze-v0", "kwargs": {"size": 99}}}, "size must be 2 to 8"),
     ],
