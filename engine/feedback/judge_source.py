@@ -16,7 +16,7 @@ from ..util.ids import canonical_json, derive_id
 from ..util.wording import tried
 
 LIMIT = 600.0  # seconds that a judge's coroutine may take for a call
-LATE = "no answer within"  # how the reason of one that took longer begins
+NO_ANSWER = "no answer within"  # how the reason of one that took longer begins
 HANGS = 3  # calls without an answer, after which the judge is not asked again in this round
 
 
@@ -55,8 +55,8 @@ class JudgeSource(FeedbackSource):
         self.judge = judge
         self.kind = "group" if isinstance(judge, GroupJudge) else "episode"
         self._waiting: list[Request] = []
-        self._late = 0  # calls of this round that had no answer
-        self._named = False
+        self._timeouts = 0  # calls of this round that had no answer
+        self._warned = False
 
     def request(self, requests: Sequence[Request]) -> None:
         """Keeps the requests until the next `receive`."""
@@ -64,7 +64,7 @@ class JudgeSource(FeedbackSource):
 
     def receive(self) -> list[Answer]:
         """Asks the judge about all that waits and returns its answers."""
-        waiting, self._waiting, self._late = self._waiting, [], 0
+        waiting, self._waiting, self._timeouts = self._waiting, [], 0
         if isinstance(self.judge, GroupJudge):
             return [self._rank(request) for request in waiting]
         return self._score(waiting)
@@ -89,25 +89,25 @@ class JudgeSource(FeedbackSource):
     def _ask(self, work: Callable[[], Any]) -> tuple[Any, str]:
         """One call of the judge, as `tried`.
 
-        One that does not come back is named, once; after some of them no more are made.
+        A call that does not come back is warned about once; after some of them no more are made.
         """
-        if self._late >= HANGS:
+        if self._timeouts >= HANGS:
             return None, f"it was not asked: {HANGS} calls before had no answer within {LIMIT:g} s"
-        timer = threading.Timer(LIMIT, self._name)
+        timer = threading.Timer(LIMIT, self._warn_slow)
         timer.daemon = True
         timer.start()
         try:
             answer, reason = tried(work)
         finally:
             timer.cancel()
-        if reason.startswith(LATE):
-            self._late += 1
-            self._name()
+        if reason.startswith(NO_ANSWER):
+            self._timeouts += 1
+            self._warn_slow()
         return answer, reason
 
-    def _name(self) -> None:
-        if not self._named:
-            self._named = True
+    def _warn_slow(self) -> None:
+        if not self._warned:
+            self._warned = True
             judge = self.judge.function if isinstance(self.judge, FunctionJudge) else self.judge
             warnings.warn(
                 f"judge {getattr(judge, '__name__', type(judge).__name__)}: no answer within"

@@ -54,7 +54,7 @@ class Asked:
         given: the source itself.
         uses: index of each environment that it is asked about, and the settings there.
         round: what it was asked this time, request to group.
-        silent: looks in a row that raised.
+        failed_looks: looks in a row that raised.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Asked:
     given: FeedbackSource
     uses: list[tuple[int, Source]] = field(default_factory=list)
     round: dict[str, str] = field(default_factory=dict)
-    silent: int = 0
+    failed_looks: int = 0
 
 
 @dataclass(slots=True)
@@ -390,18 +390,18 @@ def _poll(asked: Asked) -> Sequence[Answer]:
     except Paused:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
-        asked.silent += 1
+        asked.failed_looks += 1
         reason = worded(error)
-        if asked.silent == 1:
+        if asked.failed_looks == 1:
             warnings.warn(
                 f"feedback source {asked.name!r} could not be heard: {reason}; trying again",
                 stacklevel=2,
             )
-        if asked.silent >= LOOKS:
+        if asked.failed_looks >= LOOKS:
             raise TooManyFailures(
                 f"feedback source {asked.name!r} could not be heard {LOOKS} times in a row:"
                 f" {reason}"
             ) from error
         return []
-    asked.silent = 0
+    asked.failed_looks = 0
     return answers

@@ -93,6 +93,7 @@ class Pending(Collector):
         self.too_old = 0  # episodes given up since the last update
         self._asked: set[str] = set()  # groups that this process has asked about
         self._notified: set[str] = set()  # ids of the answers that listeners know
+        # Groups whose feedback is complete, with its ids, and which of them got no reward.
         self._judged: tuple[Any, set[str]] = (None, set())
 
     def collect(self, i: int) -> Experience:
@@ -235,18 +236,18 @@ class Pending(Collector):
         # Combiners may take long over many raters' answers: they are asked only where it can matter
         # that a group has no reward.
         matters = len(ready) >= min(settings.groups, len(self.groups)) or len(self.groups) >= needed
-        silent = (
+        without_reward = (
             self._without_reward([group for group in self.groups if group.key in ready], feedback)
             if matters
             else set()
         )
-        alive = [group for group in self.groups if group.key not in silent]
+        alive = [group for group in self.groups if group.key not in without_reward]
         chosen = {
             group.key
             for group in [group for group in alive if group.key in ready][: settings.groups]
         }
         if len(chosen) == settings.groups:
-            complete = tuple(group for group in self.groups if group.key in chosen | silent)
+            complete = tuple(group for group in self.groups if group.key in chosen | without_reward)
             return Step(
                 "train",
                 complete=complete,
@@ -255,8 +256,8 @@ class Pending(Collector):
         if run.stopping:
             return Step("stop")
         waiting = [group for group in alive if group.key not in ready]
-        # Ahead of the present update only while answers are awaited, and never more than the
-        # stage's updates need.
+        # Plays ahead of the present update only while answers are awaited, and never more groups
+        # than the stage's updates need.
         count = min(settings.groups, (needed if waiting else settings.groups) - len(alive))
         if count > 0 and (len(waiting) + count) * settings.group_size <= settings.pending:
             return Step("play", play=count)
@@ -284,7 +285,7 @@ class Pending(Collector):
         source answered, or all abstained or failed."""
         seen = [(group.key, [answer.id for answer in feedback[group.key]]) for group in groups]
         if seen != self._judged[0]:
-            # They only try: what they learn is learned when an update is made.
+            # Combiners must not learn from this trial: they do when the update is made.
             combiners = self.parts.combiners
             before = [copy.deepcopy(combiner.state_dict()) for combiner in combiners]
             env_of = {e.start.key: group.env for group in groups for e in group.episodes}
@@ -295,15 +296,17 @@ class Pending(Collector):
                 if state:
                     combiner.load_state_dict(state)
             min_group = self.settings.min_group if "group" in self.parts.credit.needs else 0
-            silent = {g.key for g in groups if not trainable(g.episodes, rewards, min_group)[0]}
-            if len(silent) > self.settings.groups >= len(self._judged[1]):
+            without_reward = {
+                g.key for g in groups if not trainable(g.episodes, rewards, min_group)[0]
+            }
+            if len(without_reward) > self.settings.groups >= len(self._judged[1]):
                 warnings.warn(
-                    f"{len(silent)} groups were played for this update and got no reward at all:"
-                    " no source answered in time, or all abstained or failed. Are there raters at"
-                    " work, and is the `deadline` long enough?",
+                    f"{len(without_reward)} groups were played for this update and got no reward"
+                    " at all: no source answered in time, or all abstained or failed. Are there"
+                    " raters at work, and is the `deadline` long enough?",
                     stacklevel=2,
                 )
-            self._judged = (seen, silent)
+            self._judged = (seen, without_reward)
         return self._judged[1]
 
     # What a checkpoint keeps.
