@@ -16,7 +16,7 @@ from .engine.rollout.conversation import Reply, Where, episode_id
 from .engine.rollout.players import PolicyPlayer, ScriptPlayer
 from .engine.rollout.rollout import rollout
 from .engine.stages.collect import play
-from .engine.stages.environments import EnvConfig, check_envs, read_envs
+from .engine.stages.environments import EnvConfig, check_envs
 from .engine.stages.evaluate import play_held_out
 from .engine.stages.play_options import JudgedPlayOptions, PlayOptions
 from .engine.stages.preference import (
@@ -38,6 +38,6 @@ __all__ = [
     "SLOTS", "Score", "ScriptPlayer", "Weights", "Where", "Words", "check_envs",
     "check_options", "check_weights", "comparing", "comparisons_of", "component", "declared",
     "draw_curves", "episode_id", "import_module", "keep", "make_parts", "open_ledger", "play",
-    "play_held_out", "print_scores", "printable", "quiet", "read_config", "read_envs",
-    "rollout", "score", "transcript", "weighed", "write_report",
+    "play_held_out", "print_scores", "printable", "quiet", "read_config", "rollout", "score",
+    "transcript", "weighed", "write_report",
 ]  # fmt: skip

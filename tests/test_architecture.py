@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 import pytest
 import turnwise
+from support.scripts import benchmark
 from turnwise.engine import hookspecs
 
 ROOT = Path(__file__).parents[1]
@@ -453,12 +454,7 @@ def test_the_pipelines_in_the_readme_are_valid(monkeypatch: pytest.MonkeyPatch) 
 def test_the_picture_of_the_rooms_is_up_to_date() -> None:
     """`benchmarks/architecture.py` would draw what is there: floors, rooms, every import between
     rooms."""
-    path = ROOT / "benchmarks" / "architecture.py"
-    spec = importlib.util.spec_from_file_location("architecture_picture", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = benchmark("architecture")
     text = (ROOT / "docs" / "figures" / "architecture.svg").read_text()
     svg = ElementTree.fromstring(text)
     told = json.loads(svg.findtext("{*}metadata") or "")

@@ -3,22 +3,15 @@ counting every game."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.scripts import benchmark
 from turnwise.engine.environments.registry import make_env
 
-SPEC = importlib.util.spec_from_file_location(
-    "credit_benchmark", Path(__file__).parents[1] / "benchmarks" / "credit.py"
-)
-assert SPEC is not None
-assert SPEC.loader is not None
-credit: Any = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(credit)
+credit = benchmark("credit")
 
 
 @pytest.mark.parametrize("turns", [5, 20])

@@ -3,23 +3,14 @@ listed, and sent through each method's `assign`."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.scripts import benchmark
 
-SPEC = importlib.util.spec_from_file_location(
-    "credit_bias", Path(__file__).parents[1] / "benchmarks" / "credit_bias.py"
-)
-assert SPEC is not None
-assert SPEC.loader is not None
-bias: Any = importlib.util.module_from_spec(SPEC)
-sys.modules["credit_bias"] = bias  # dataclasses look their module up
-SPEC.loader.exec_module(bias)
+bias = benchmark("credit_bias")
 
 
 @pytest.mark.parametrize("many", [False, True])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import itertools
 import json
@@ -21,6 +20,7 @@ import torch
 import turnwise
 import yaml
 from support.echo import ECHO
+from support.scripts import benchmark
 from turnwise import judges, judging, learning, protocols, running, tools
 from turnwise.engine.pipeline import options_command
 from turnwise.engine.pipeline.options import Option, every_part, options_of
@@ -423,19 +423,9 @@ def test_the_glossary_names_what_there_is() -> None:
         assert not there_is(invented, plugins), invented
 
 
-def _script(name: str) -> Any:
-    path = DOCS.parent / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 def test_the_configuration_page_is_made_of_the_code(plugins: turnwise.Plugins) -> None:
     """Every option of every part, with what it means and its default."""
-    script = _script("configuration")
+    script = benchmark("configuration")
     found, text = script.sections(plugins), script.PAGE.read_text()
     assert text == script.page(text, found), "run `python benchmarks/configuration.py`"
     with pytest.raises(ValueError, match="stage rl.*must stand in exactly one mark"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,17 +102,21 @@ class Sources:
         """Refuses judges of one name that judge alike and are two: each would have a budget, and be
         watched, for itself. They differ in options that say nothing of their answers."""
         seen: dict[tuple[str, str], Giver] = {}
+        for name, judge in self._judges():
+            if not judge.may_change:
+                continue
+            if seen.setdefault((name, version_of(judge)), judge) is not judge:
+                raise PluginError(
+                    f"two judges are called {name!r} and judge alike, but for options that say"
+                    f" nothing of their answers ({', '.join(sorted(judge.may_change))}). For one"
+                    " judge of several environments make the entries equal, or give the same"
+                    " object; for two, give each a `name` of its own"
+                )
+
+    def _judges(self) -> Iterator[tuple[str, Giver]]:
+        """Yields every judge and source, and what they are made of, with their names."""
         for asked in self._asked:
-            for name, judge in with_members(judge_of(asked.given), asked.name):
-                if not judge.may_change:
-                    continue
-                if seen.setdefault((name, version_of(judge)), judge) is not judge:
-                    raise PluginError(
-                        f"two judges are called {name!r} and judge alike, but for options that say"
-                        f" nothing of their answers ({', '.join(sorted(judge.may_change))}). For"
-                        " one judge of several environments make the entries equal, or give the"
-                        " same object; for two, give each a `name` of its own"
-                    )
+            yield from with_members(judge_of(asked.given), asked.name)
 
     @classmethod
     def make(
@@ -185,16 +189,15 @@ class Sources:
         Raises:
             PluginError: such a judge, by name.
         """
-        for asked in self._asked:
-            for name, judge in with_members(judge_of(asked.given), asked.name):
-                after = judge.after
-                if after and not any(
-                    label == after or label.startswith(f"{after}-") for label in before
-                ):
-                    raise PluginError(
-                        f"the judge {name!r} needs what a {after!r} stage makes: put one before"
-                        " this stage, or give the judge a `path`"
-                    )
+        for name, judge in self._judges():
+            after = judge.after
+            if after and not any(
+                label == after or label.startswith(f"{after}-") for label in before
+            ):
+                raise PluginError(
+                    f"the judge {name!r} needs what a {after!r} stage makes: put one before this"
+                    " stage, or give the judge a `path`"
+                )
 
     def learn(self, run: Any, combiners: Sequence[Combiner] = ()) -> dict[str, float]:
         """Lets sources, judges and combiners that learn from the answers so far do so, before the
@@ -209,10 +212,9 @@ class Sources:
         """Opens every source's judge and its members, each with a context of its own; where one
         cannot be opened, those before it are closed."""
         try:
-            for asked in self._asked:
-                for name, part in with_members(judge_of(asked.given), asked.name):
-                    part.open(Context(name, folder, ledger.clock, seed, update, ledger, run))
-                    self._opened.callback(part.close)
+            for name, part in self._judges():
+                part.open(Context(name, folder, ledger.clock, seed, update, ledger, run))
+                self._opened.callback(part.close)
         except BaseException:
             self.close()
             raise
