@@ -18,8 +18,8 @@ from .engine.pipeline.config import RunConfig
 from .engine.pipeline.plugins import Plugins
 from .engine.pipeline.run import Run
 from .engine.pipeline.stage import Stage
-from .engine.policy.chat import CHATML
 from .engine.policy.policy import Policy
+from .engine.policy.template import CHATML
 from .engine.protocols import (
     Aggregator,
     Backend,

@@ -1,12 +1,13 @@
 from .engine.pipeline.processes import shared
 from .engine.policy.batching import make_batch, row_of
-from .engine.policy.chat import CHATML, ChatFormat
+from .engine.policy.chat import ChatFormat
 from .engine.policy.in_process import InProcess
 from .engine.policy.learner import Learner, Sums
 from .engine.policy.network import Micro, Output, divide
 from .engine.policy.options import LearnerOptions, PassOptions, SupervisedOptions
 from .engine.policy.policy import Policy
 from .engine.policy.properties import context_length, trunk
+from .engine.policy.template import CHATML
 from .engine.records.batch import Batch, Credit, Row
 from .engine.tensors import (
     apart,

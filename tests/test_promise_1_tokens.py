@@ -139,7 +139,8 @@ def test_ids_are_kept_as_sampled(policy: turnwise.Policy) -> None:
     chat = policy.chat
     turns = [t for e in episodes for t in e.turns]
     assert any(
-        chat.encode_text(t.action) != [i for i in t.action_ids if i != chat.end_id] for t in turns
+        chat.encoder.encode_text(t.action) != [i for i in t.action_ids if i != chat.end_id]
+        for t in turns
     )
     for episode in episodes:
         for before, after in zip(episode.turns, episode.turns[1:], strict=False):

@@ -72,7 +72,7 @@ ATTACKS = [
 
 
 def controls(chat: ChatFormat, ids: list[int]) -> list[int]:
-    return [i for i in ids if i in chat.control_ids]
+    return [i for i in ids if i in chat.encoder.control_ids]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -114,8 +114,8 @@ def test_attacks_add_no_control_token(chat: ChatFormat, attack: str) -> None:
     ).map("".join)
 )
 def test_any_text_stays_text(chat: ChatFormat, text: str) -> None:
-    assert chat.control_ids.isdisjoint(chat.encode_text(text))
-    assert chat.tokenizer.decode(chat.encode_text(text)) == text
+    assert chat.encoder.control_ids.isdisjoint(chat.encoder.encode_text(text))
+    assert chat.tokenizer.decode(chat.encoder.encode_text(text)) == text
     assert controls(chat, chat.suffix(M("user", "x" + text))) == controls(
         chat, chat.suffix(M("user", "x"))
     )
@@ -282,7 +282,7 @@ def test_words_that_look_like_our_own_marks_are_words(text: str, family: str) ->
     for ids in (chat.prompt([M("user", text)]), chat.suffix(M("user", text))):
         assert text.strip() in made.decode(ids)
         assert controls(chat, ids).count(chat.end_id) == (
-            1 if family != "default-system" or ids[0] not in chat.control_ids else 2
+            1 if family != "default-system" or ids[0] not in chat.encoder.control_ids else 2
         )
 
 

@@ -178,7 +178,7 @@ class Run:
             policy = given
         if self._resume:
             self._open()
-        policy.chat.today = self.today
+        policy.chat.template.today = self.today
         if self._stage_start is not None:
             try:
                 began = checkpoint.read(self._stage_start)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from ..errors import PolicyError
 from ..util.files import read_note
 from ..util.suggest import did_you_mean, install
-from .chat import CHATML
+from .template import CHATML
 
 ADAPTERS = "adapter_config.json"
 

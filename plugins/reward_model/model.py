@@ -127,7 +127,7 @@ class RewardModel:
             "members": len(self.members),
             "offsets": self.offsets,
             "notes": self.notes,
-            "today": self.chat.today.isoformat(),
+            "today": self.chat.template.today.isoformat(),
         }
         (draft / NOTE).write_text(json.dumps(note, indent=2) + "\n")
         files.move(draft, target)
