@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import shutil
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 # What reading a file raises that holds something else than was written.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+# What a disk that is full or fails says.
+DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,15 @@ def _written(target: Path, draft: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{target} cannot be written: {error}. Everything up to the last checkpoint stands;"
             " make room on the disk and go on with `turnwise run --resume`."
+        ) from error
+
+
+def name_full_disk(error: OSError, folder: Path) -> None:
+    """Raises `CheckpointError` where an error is that of a disk which is full or fails."""
+    if error.errno in DISK:
+        raise CheckpointError(
+            f"the disk of {folder} cannot be written to: {error}. Everything up to the last"
+            " checkpoint stands; make room and go on with `turnwise run --resume`."
         ) from error
 
 

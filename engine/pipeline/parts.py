@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, PluginError
 from ..protocols import Aggregator, Combiner, CreditAssigner, Optimizer
-from .config import flat
+from .config import PolicyConfig, RunConfig, flat
 from .plugins import Plugins
 from .stage import Stage
+
+if TYPE_CHECKING:
+    from ..policy.policy import Policy
 
 CONTRACTS: Mapping[str, type] = {
     "optimizer": Optimizer,
@@ -53,6 +56,22 @@ def declared(plugins: Plugins, kind: str, name: str) -> Any:
     the part, the base class of its kind, which declares nothing."""
     factory = plugins.factory(kind, name)
     return factory if inspect.isclass(factory) else CONTRACTS[kind]
+
+
+def load_policy(config: RunConfig) -> Policy:
+    """Returns the policy that a run begins with: loaded, or the object that was given."""
+    import torch
+
+    from ..policy.policy import Policy
+
+    given = config.policy
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if not isinstance(given, PolicyConfig):
+        return given
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)  # new LoRA adapters are drawn
+        return Policy.from_pretrained(given.model, **given.model_dump(exclude={"model"}))
 
 
 def make_stages(entries: Any, plugins: Plugins) -> list[tuple[str, Stage]]:

@@ -1,0 +1,37 @@
+"""Ctrl-C and SIGTERM, answered once in order."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+
+@contextlib.contextmanager
+def interruptible(asked: Callable[[int], None]) -> Iterator[None]:
+    """Lets the first Ctrl-C or SIGTERM ask for an end in order; the second one ends at once.
+
+    Outside the main thread, which signals do not reach, nothing changes.
+
+    Args:
+        asked: called with the number of the first signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: list[int] = []
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        if first:
+            raise KeyboardInterrupt
+        first.append(number)
+        asked(number)
+
+    before = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
