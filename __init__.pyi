@@ -52,17 +52,15 @@ from .engine.train import train
 from .engine.util.section import Section
 
 __all__ = [
-    "Aggregate", "Aggregator", "CHATML", "Backend", "Batch", "Combiner", "Comparison",
-    "ConfigError", "Context", "Conversation", "Credit",
-    "CreditAssigner", "Episode", "Estimate", "Feedback", "FeedbackSource", "GroupJudge", "Judge",
-    "Ledger", "LedgerError", "Message",
-    "NoReward", "NonFiniteError", "Optimizer", "Pairs", "PluginError", "Plugins", "Policy",
-    "PolicyError", "PolicyPlayer",
-    "Question", "RaterEstimate", "Request", "Rewards", "Run", "RunConfig", "Sample", "Sampling",
-    "ScriptPlayer", "Section", "Stage", "Stamp", "Start",
-    "Status", "TemplateError", "Text", "TooManyFailures", "Turn", "Update", "Where",
-    "check_environment", "hookimpl", "judges",
-    "ranked_pairs", "ranking_scores", "replay", "rollout", "starts", "train",
+    "Aggregate", "Aggregator", "Backend", "Batch", "CHATML", "Combiner", "Comparison",
+    "ConfigError", "Context", "Conversation", "Credit", "CreditAssigner", "Episode",
+    "Estimate", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Ledger", "LedgerError",
+    "Message", "NoReward", "NonFiniteError", "Optimizer", "Pairs", "PluginError", "Plugins",
+    "Policy", "PolicyError", "PolicyPlayer", "Question", "RaterEstimate", "Request", "Rewards",
+    "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage", "Stamp",
+    "Start", "Status", "TemplateError", "Text", "TooManyFailures", "Turn", "Update", "Where",
+    "check_environment", "hookimpl", "judges", "ranked_pairs", "ranking_scores", "replay",
+    "rollout", "starts", "train",
 ]  # fmt: skip
 
 __version__: str

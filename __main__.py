@@ -1,5 +1,5 @@
 """`python -m turnwise`."""
 
-from .engine.cli import main
+from .engine.cli.main import main
 
 main()

@@ -1,5 +1,5 @@
 from .engine.analysis.scores import Score, score
-from .engine.cli import import_module, print_scores
+from .engine.cli.app import import_module
 from .engine.ledger.database import Database, Words
 from .engine.ledger.ledger import Ledger
 from .engine.ledger.store import SLOTS, keep
@@ -11,6 +11,7 @@ from .engine.pipeline.progress import Display, quiet
 from .engine.pipeline.run import Run
 from .engine.report.curves import draw_curves
 from .engine.report.page import write_report
+from .engine.report.scores import print_scores
 from .engine.report.transcript import printable, transcript
 from .engine.rollout.conversation import Reply, Where, episode_id
 from .engine.rollout.players import PolicyPlayer, ScriptPlayer

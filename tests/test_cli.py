@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import turnwise
-from turnwise.engine.cli import main
+from turnwise.engine.cli.main import main
 
 
 def call(

@@ -330,7 +330,7 @@ def test_a_run_that_taught_nothing_does_not_end_like_one_that_did(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from turnwise.engine.cli import app
+    from turnwise.engine.cli.main import app
     from turnwise.engine.report.page import write_report
 
     module = types.ModuleType("says_nothing")
@@ -356,7 +356,7 @@ def test_a_run_that_taught_nothing_does_not_end_like_one_that_did(
 def test_a_run_that_learned_ends_as_ever(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from turnwise.engine.cli import app
+    from turnwise.engine.cli.main import app
 
     module = types.ModuleType("says_much")
     module.judge = lambda episode: float(episode.slot)  # type: ignore[attr-defined]

@@ -962,7 +962,7 @@ def test_what_cannot_be_trained_on_is_an_error_and_nothing_is_imported(
 def test_export_of_a_run(
     model_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from turnwise.engine.cli import export
+    from turnwise.engine.cli.results import export
     from turnwise.engine.report.page import write_report
 
     ledger = f"sqlite:///{tmp_path / 'elsewhere.sqlite'}"

@@ -147,7 +147,7 @@ def test_a_budget_is_not_exceeded_and_a_paused_run_goes_on_without_paying_twice(
     path = tmp_path / "pipeline" / "run.yaml"
     path.parent.mkdir()
     path.write_text(yaml.safe_dump(config))
-    from turnwise.engine.cli import app
+    from turnwise.engine.cli.main import app
 
     folder = tmp_path / "run"
     with warnings.catch_warnings():  # the command line says it in its own words

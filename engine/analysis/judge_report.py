@@ -147,14 +147,10 @@ def calibrate(
         raise ValueError(
             f"calibrate looks at one judge at a time, got answers of {', '.join(map(repr, judges))}"
         )
-    judge, people = (
-        judges[0] if judges else "",
-        tuple(sorted({a.stamp.source for a in human_answers})),
-    )
-    limits, functions = (
-        check_ranges(ranges or {}, [judge, *people, *(ranges or {})]),
-        named_features(features),
-    )
+    judge = judges[0] if judges else ""
+    people = tuple(sorted({a.stamp.source for a in human_answers}))
+    limits = check_ranges(ranges or {}, [judge, *people, *(ranges or {})])
+    functions = named_features(features)
     known = {e.id: e for e in episodes}
     theirs = _means(human_answers, known, judge, limits)
     rows = _rows(judge_answers, theirs, known, judge)
@@ -165,15 +161,7 @@ def calibrate(
     if not labelled:
         return Calibration(judge, people, None)
     part = lambda name, some: _part(name, some, functions, levels, level)  # noqa: E731
-    by_version: dict[str, list[_Row]] = {}
-    for row in rows:
-        by_version.setdefault(row.version, []).append(row)
-    parts = {
-        v: part(f"version {v or 'unnamed'}", some)
-        for v, some in by_version.items()
-        if _labels(some) > 1
-    }
-    names = list(parts)
+    by_version = _labelled_versions(rows)
     alarm, watched = _watched(labelled) if levels else (None, 0)
     rankings = [a for a in human_answers if isinstance(a, Comparison) and a.status == "scored"]
     of_people = _people_correlation(theirs, level) if levels else None
@@ -181,10 +169,10 @@ def calibrate(
         judge=judge,
         people=people,
         whole=part("all", rows),
-        versions=tuple(parts.values()),
+        versions=tuple(part(f"version {v or 'unnamed'}", some) for v, some in by_version.items()),
         windows=tuple(part(name, some) for name, some in _windows(rows, windows)),
         changes=(
-            tuple(_change(one, other, by_version, level) for one, other in pairwise(names))
+            tuple(_change(one, other, by_version, level) for one, other in pairwise(by_version))
             if levels
             else ()
         ),
@@ -195,6 +183,14 @@ def calibrate(
         people_alpha=krippendorff_alpha(list(theirs.values()), "interval") if levels else None,
         people_agreement=rater_agreement(rankings),
     )
+
+
+def _labelled_versions(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
+    """Returns the answers by the judge's version, of those versions with more than one label."""
+    by_version: dict[str, list[_Row]] = {}
+    for row in rows:
+        by_version.setdefault(row.version, []).append(row)
+    return {v: some for v, some in by_version.items() if _labels(some) > 1}
 
 
 def _rows(

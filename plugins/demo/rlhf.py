@@ -99,6 +99,7 @@ def run_road(
         "players": [*players, "demonstrator", "expert", "random"],
         "max_new_tokens": MAX_NEW_TOKENS, "seed": EVALUATION_SEED,
     }  # fmt: skip
+    best_of = {"policy": str(sft), "judge": JUDGE, "n": [1, 4] if quick else [1, 4, 16]}
     road = step(
         "road",
         4,
@@ -109,18 +110,7 @@ def run_road(
             {"rank": {**RANK, **few}},
             {"reward-model": {**REWARD_MODEL, **({"epochs": 1} if quick else {})}},
             {"rl": {**PPO_RM, **few}},
-            {
-                "evaluate": (
-                    evaluate
-                    | {
-                        "best_of": {
-                            "policy": str(sft),
-                            "judge": JUDGE,
-                            "n": [1, 4] if quick else [1, 4, 16],
-                        }
-                    }
-                )
-            },
+            {"evaluate": evaluate | {"best_of": best_of}},
         ],
     )
     seconds["total"] = round(time.perf_counter() - began, 1)

@@ -12,13 +12,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -134,18 +135,13 @@ def run_demo(
     began, cpu = time.perf_counter(), time.process_time()
     seconds: dict[str, float] = {}
 
-    def clock(name: str, since: float) -> None:
-        seconds[name] = round(time.perf_counter() - since, 1)
-
     console.print("[bold]1[/bold]  a small chat model, built on the spot")
-    since = time.perf_counter()
-    model = small_model(folder, seed)
-    clock("build", since)
+    with _clocked(seconds, "build"):
+        model = small_model(folder, seed)
 
     console.print("[bold]2[/bold]  sft: from imperfect demonstrations")
-    since = time.perf_counter()
-    sft = play_run(folder, "sft", model, [{"sft": {**SFT, **short}}], seed)
-    clock("sft", since)
+    with _clocked(seconds, "sft"):
+        sft = play_run(folder, "sft", model, [{"sft": {**SFT, **short}}], seed)
 
     console.print(
         "[bold]3[/bold]  rl: from the outcome alone, by"
@@ -153,19 +149,16 @@ def run_demo(
     )
     runs: dict[str, Run] = {}
     for name, options in stages.items():
-        since = time.perf_counter()
-        runs[name] = play_run(
-            folder, name, folder / "sft" / "policy", [{"rl": {**options, **few}}], seed
-        )
-        clock(name, since)
+        begun = folder / "sft" / "policy"
+        with _clocked(seconds, name):
+            runs[name] = play_run(folder, name, begun, [{"rl": {**options, **few}}], seed)
 
     console.print(f"[bold]4[/bold]  everybody on {stories} held-out stories")
-    since = time.perf_counter()
-    before = Policy.from_pretrained(folder / "sft" / "policy")
-    policies = {"sft": before, **{name: done.policy for name, done in runs.items()}}
-    played = _play_everybody(policies, stories)
-    scores = {name: score(episodes) for name, episodes in played.items()}
-    clock("evaluate", since)
+    with _clocked(seconds, "evaluate"):
+        before = Policy.from_pretrained(folder / "sft" / "policy")
+        policies = {"sft": before, **{name: done.policy for name, done in runs.items()}}
+        played = _play_everybody(policies, stories)
+        scores = {name: score(episodes) for name, episodes in played.items()}
     seconds["total"] = round(time.perf_counter() - began, 1)
     seconds["cpu"] = round(time.process_time() - cpu, 1)
 
@@ -178,18 +171,35 @@ def run_demo(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     picture = _draw(folder, runs, scores, seed)
     _tell(console, scores, played, folder)
+    _tell_effort(console, summary, sft, quick, picture)
+    return summary
+
+
+def _tell_effort(
+    console: Console, summary: Mapping[str, Any], sft: Run, quick: bool, picture: Path
+) -> None:
+    """Prints where the results are and what they took."""
     if quick:
         console.print(
             "[bold]--quick: too few updates to learn anything; these numbers only show that"
             " everything runs.[/bold]"
         )
-    console.print(f"Learning curves: {picture}   numbers: {folder / 'summary.json'}")
+    console.print(f"Learning curves: {picture}   numbers: {picture.with_name('summary.json')}")
+    seconds = summary["seconds"]
+    runs = [name for name in seconds if name not in ("build", "evaluate", "total", "cpu")]
     console.print(
         f"{seconds['total']:.0f} s in all ({seconds['cpu']:.0f} CPU seconds);"
-        f" {', '.join(f'{name} {seconds[name]:.0f} s' for name in ('sft', *runs))}. SFT's teachers"
+        f" {', '.join(f'{name} {seconds[name]:.0f} s' for name in runs)}. SFT's teachers"
         f" succeed in {sft.metrics[0]['demonstrations/success']:.0%} of their stories."
     )
-    return summary
+
+
+@contextlib.contextmanager
+def _clocked(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Puts down how long something takes."""
+    since = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - since, 1)
 
 
 def _play_everybody(policies: Mapping[str, Policy], stories: int) -> dict[str, list[Episode]]:

@@ -43,15 +43,10 @@ def rate(
     """Serves the raters' web page of a run; prints a one-time link for its lead, who invites the
     others."""
     from ...protocols import ConfigError
-    from ...tools import install
 
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the rating service needs more packages: {install('people')} ({error})"
-        ) from error
+    _check_packages()
+    import uvicorn
+
     from ...running import keep, open_ledger
     from . import raters
     from .tables import metadata
@@ -82,6 +77,20 @@ def rate(
         http=Patient,
         limit_concurrency=ANSWERED,
     )
+
+
+def _check_packages() -> None:
+    """Raises `ConfigError` where what serves web pages is not installed."""
+    from ...protocols import ConfigError
+    from ...tools import install
+
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the rating service needs more packages: {install('people')} ({error})"
+        ) from error
 
 
 def _lead_link(ledger: Any, run: str, folder: Path, base: str) -> str:

@@ -68,17 +68,7 @@ def read(
             **fields,
         )
     if task == "rank":
-        places = [
-            _whole(form, f"rank-{i}", 1, len(shown), f"Give conversation {LETTERS[i]} a rank.")
-            for i in range(len(shown))
-        ]
-        tiers = [
-            tuple(e.id for e, p in zip(shown, places, strict=True) if p == place)
-            for place in sorted(set(places))
-        ]
-        if form.get("all_bad"):
-            fields["details"]["all_bad"] = True
-        return Comparison(target, tuple(tiers), **fields)
+        return _ranking(form, shown, fields)
     if task == "compare":
         grade = _whole(
             form, "preference", -3, 3, "Say which one is better, or that they are equally good."
@@ -100,6 +90,22 @@ def read(
             target, aspects={a: (p - 1) / (scale - 1) for a, p in points.items()}, **fields
         )
     return _marks(form, shown[0], fields)
+
+
+def _ranking(
+    form: Mapping[str, str], shown: Sequence[Episode], fields: dict[str, Any]
+) -> Comparison:
+    places = [
+        _whole(form, f"rank-{i}", 1, len(shown), f"Give conversation {LETTERS[i]} a rank.")
+        for i in range(len(shown))
+    ]
+    tiers = [
+        tuple(e.id for e, p in zip(shown, places, strict=True) if p == place)
+        for place in sorted(set(places))
+    ]
+    if form.get("all_bad"):
+        fields["details"]["all_bad"] = True
+    return Comparison(shown[0].group, tuple(tiers), **fields)
 
 
 def _marks(form: Mapping[str, str], episode: Episode, fields: dict[str, Any]) -> Feedback:

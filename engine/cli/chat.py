@@ -1,5 +1,5 @@
-"""`turnwise chat`: a person and a policy, a policy and an environment, or a person and an
-environment, in the terminal."""
+"""Conversations in the terminal: a person and a policy, a policy and an environment, or a person
+and an environment."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from .environments.registry import starts
-from .records.episode import Message
-from .report.transcript import printable
-from .rollout.players import PolicyPlayer, ScriptPlayer
-from .rollout.rollout import rollout
-from .stages.environments import EnvConfig, check_envs
+from ..environments.registry import starts
+from ..records.episode import Message
+from ..report.transcript import printable
+from ..rollout.players import PolicyPlayer, ScriptPlayer
+from ..rollout.rollout import rollout
+from ..stages.environments import EnvConfig, check_envs
 
 HELP = "An empty line or Ctrl-D ends it."
 
@@ -23,7 +23,7 @@ def with_policy(
     policy: str, system: str | None, temperature: float, max_new_tokens: int, seed: int
 ) -> None:
     """Runs a conversation with a policy until the person ends it."""
-    from .policy.policy import Policy
+    from ..policy.policy import Policy
 
     console = Console()
     model = Policy.from_pretrained(policy)
@@ -50,8 +50,8 @@ def in_environment(
     max_new_tokens: int,
 ) -> None:
     """Plays one episode: the policy as the agent, or the person."""
-    from .policy.policy import Policy
-    from .records.sampling import Sampling
+    from ..policy.policy import Policy
+    from ..records.sampling import Sampling
 
     console = Console()
     check_envs([EnvConfig(id=env, options=options)])
