@@ -221,43 +221,24 @@ def test_every_name_of_a_public_module_resolves(name: str) -> None:
 # Objects of other libraries, of environments and of plain Python have what they have; all of ours
 # derive from base classes.
 FOREIGN = {
-    "engine/analysis/judge_report.py": "a function's name",
-    "engine/environments/conventions.py": "a Gymnasium space",
-    "engine/environments/instance.py": "an environment's class",
-    "engine/environments/process.py": "an environment's spaces and players",
-    "engine/environments/registry.py": "an entry point's module",
-    "engine/exchange/argilla.py": "an enum or a string of Argilla's",
-    "engine/feedback/judge_source.py": "an array of any library; a function's name",
-    "engine/feedback/specs.py": "a function's name",
-    "engine/pipeline/options.py": "a function's name, and a class's base classes",
-    "engine/pipeline/checkpoint.py": "a tensor, without importing torch",
-    "engine/pipeline/plugins.py": "hook marks, versions and annotations of modules",
-    "engine/pipeline/run.py": "a configuration of transformers",
-    "engine/pipeline/tracking.py": "a tracker of accelerate",
-    "engine/policy/cache.py": "a configuration of transformers",
-    "engine/policy/chat.py": "a tokenizer of transformers",
-    "engine/policy/network.py": "a model of peft",
-    "engine/policy/policy.py": "a model of peft",
-    "engine/policy/properties.py": "a configuration of transformers",
-    "engine/records/feedback.py": "a judge that is a function",
-    "engine/util/secrets.py": "any object's name",
-    "judges/asking/options.py": "an option that has a version",
-    "judges/models/local.py": "a configuration of transformers",
-    "plugins/human/web/service.py": "the state of a request of Starlette's",
-    "plugins/reward_model/model.py": "a tokenizer and a model of transformers",
+    "engine/environments/process.py": "an environment of other people may lack its spaces",
+    "engine/feedback/judge_source.py": "an array of any library has `tolist`",
+    "engine/policy/properties.py": "a configuration of transformers has the settings it has",
+    "engine/records/feedback.py": "a judge that is a function has no version",
+    "engine/util/wording.py": "some functions and classes have no name",
 }
 
 
 def test_capabilities_are_not_found_by_hasattr() -> None:
-    found = {
+    found = [
         str(path.relative_to(ROOT))
         for path in modules().values()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and (node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) == 3))
-    }
-    assert found == set(FOREIGN)
+    ]
+    assert sorted(found) == sorted(FOREIGN), "at most one in a file"
 
 
 def test_modules_and_functions_stay_short() -> None:

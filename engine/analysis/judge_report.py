@@ -15,6 +15,7 @@ from ..records.feedback import Comparison, Feedback
 from ..records.rewards import overall, ranked_pairs, ranking_scores
 from ..util.ids import derive_id
 from ..util.suggest import did_you_mean
+from ..util.wording import name_of
 from .agreement import krippendorff_alpha
 from .calibration import (
     Correlations,
@@ -53,11 +54,7 @@ def named_features(features: Sequence[Feature]) -> dict[str, Callable[[Episode],
     """
     found: dict[str, Callable[[Episode], float]] = {}
     for feature in features:
-        name = (
-            feature
-            if isinstance(feature, str)
-            else getattr(feature, "__name__", type(feature).__name__)
-        )
+        name = feature if isinstance(feature, str) else name_of(feature)
         if isinstance(feature, str) and feature not in FEATURES:
             raise ValueError(f"there is no feature {feature!r}.{did_you_mean(feature, FEATURES)}")
         if name in found:

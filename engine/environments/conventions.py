@@ -98,7 +98,8 @@ def text_of(value: Any, what: str, space: Space[Any] | None = None) -> str:
         )
     if space is None or space.contains(text):
         return text
-    charset = space.character_set if isinstance(space, gymnasium.spaces.Text) else None
+    standard = space if isinstance(space, gymnasium.spaces.Text) else None
+    charset = None if standard is None else standard.character_set
     foreign = (
         None
         if charset is None
@@ -110,7 +111,7 @@ def text_of(value: Any, what: str, space: Space[Any] | None = None) -> str:
             f"{what} has {sign!r} (U+{ord(sign):04X}) at character {place}, which the charset of"
             " its space lacks; turnwise.Text takes any"
         )
-    limit = getattr(space, "max_length", None)
+    limit = None if standard is None else standard.max_length
     raise EnvironmentBroke(
         f"{what} of {len(text):,} characters is outside {space}"
         + (f" (limit {limit:,})" if limit else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import inspect
 import os
 import queue
 import sys
@@ -219,8 +220,10 @@ def declared_concurrency(env_id: str) -> str | None:
     entry: Any = gymnasium.spec(env_id).entry_point
     if isinstance(entry, str):
         module, _, name = entry.partition(":")
-        entry = getattr(sys.modules.get(module), name, None)
-    metadata = getattr(entry, "metadata", None)
+        entry = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    if not (inspect.isclass(entry) and issubclass(entry, gymnasium.Env)):
+        return None
+    metadata = entry.metadata
     return metadata.get("concurrency", "serial") if isinstance(metadata, Mapping) else None
 
 

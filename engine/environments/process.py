@@ -124,7 +124,8 @@ class Session:
 
     @property
     def _players(self) -> Mapping[str, Any]:
-        return getattr(self._env.unwrapped, "players", None) or {}
+        env = self._env.unwrapped
+        return env.get_wrapper_attr("players") if env.has_wrapper_attr("players") else {}
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Observation:
         """Resets the environment and returns its first observation, checked."""

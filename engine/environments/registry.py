@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,8 @@ def dialogue_ids() -> list[str]:
     ids = []
     for name, spec in gymnasium.registry.items():
         entry = spec.entry_point
-        module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+        named = inspect.isroutine(entry) or inspect.isclass(entry)
+        module = entry if isinstance(entry, str) else (entry if named else type(entry)).__module__
         if (
             module and not module.startswith("gymnasium.") and spec.namespace is not None
         ) or module.startswith("turnwise."):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 from ..errors import PreferenceError
@@ -81,4 +82,4 @@ def argilla(
 
 
 def _status(value: Any) -> str:
-    return str(getattr(value, "value", value))
+    return str(value.value if isinstance(value, Enum) else value)

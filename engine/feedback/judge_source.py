@@ -13,7 +13,7 @@ from ..records.episode import Episode
 from ..records.feedback import Answer, Comparison, Feedback, Request, version_of
 from ..util.aio import settle
 from ..util.ids import canonical_json, derive_id
-from ..util.wording import tried
+from ..util.wording import name_of, tried
 
 LIMIT = 600.0  # seconds that a judge's coroutine may take for a call
 NO_ANSWER = "no answer within"  # how the reason of one that took longer begins
@@ -110,7 +110,7 @@ class JudgeSource(FeedbackSource):
             self._warned = True
             judge = self.judge.function if isinstance(self.judge, FunctionJudge) else self.judge
             warnings.warn(
-                f"judge {getattr(judge, '__name__', type(judge).__name__)}: no answer within"
+                f"judge {name_of(judge)}: no answer within"
                 f" {LIMIT:g} s; a coroutine is given up, a function is waited for",
                 RuntimeWarning,
                 stacklevel=2,

@@ -17,6 +17,7 @@ from ..protocols import FeedbackSource, Giver, GroupJudge, Judge
 from ..records.feedback import version_of
 from ..util.ids import canonical_json, derive_id
 from ..util.suggest import did_you_mean
+from ..util.wording import name_of
 from .judge_source import FunctionJudge, JudgeSource
 
 ENVIRONMENT = "environment"
@@ -217,7 +218,7 @@ class _Entry:
         if isinstance(judge, str):
             own = judge.partition(":")[2] or judge
         else:
-            own = getattr(judge, "__name__", type(judge).__name__)
+            own = name_of(judge)
         return str(self.settings.get("name", own))
 
     @property

@@ -101,6 +101,7 @@ def save(
             untouched.
     """
     from safetensors.torch import save_file
+    from torch import Tensor
 
     target, draft = root / f"update-{position.update:06d}", root / ".draft"
     if target.exists():
@@ -116,7 +117,7 @@ def save(
         for name, part in parts.items():
             if not (state := part.state_dict()):
                 continue
-            tensors = {k: v.contiguous() for k, v in state.items() if hasattr(v, "contiguous")}
+            tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
             plain[name] = {k: v for k, v in state.items() if k not in tensors}
             save_file(tensors, draft / f"{name}.safetensors")
         hashes = {

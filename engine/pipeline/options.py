@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from ..protocols import Combiner
 from ..util.section import Section
+from ..util.wording import name_of
 from .plugins import Plugins
 
 KINDS = (
@@ -71,7 +72,7 @@ def options_of(factory: Callable[..., Any]) -> list[Option]:
                 own.append(Option(owner.__name__, mine, tuple(defaults[k] for k in mine), text))
                 known.update(mine)
         found += own
-    name = getattr(factory, "__name__", type(factory).__name__)
+    name = name_of(factory)
     bare = [
         Option(name, (key,), (value,), "") for key, value in defaults.items() if key not in known
     ]
@@ -166,7 +167,7 @@ def tables(parts: Iterable[tuple[str, Callable[..., Any]]]) -> dict[str, str]:
     for name, factory, options in known:
         blocks = [
             kind
-            for kind in reversed(getattr(factory, "__mro__", ())[1:])
+            for kind in reversed(inspect.getmro(factory)[1:] if inspect.isclass(factory) else ())
             if times[kind.__name__] > 1 and any(o.owner == kind.__name__ for o in options)
         ]
         shared = {kind.__name__ for kind in blocks}

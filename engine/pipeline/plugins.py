@@ -96,9 +96,8 @@ class Plugins:
                     fatal=entry.dist is not None and entry.dist.name == "turnwise",
                 )
         for name, plugin in (extra or {}).items():
-            self._add(
-                name, str(getattr(plugin, "__version__", "")), partial(_given, plugin), fatal=True
-            )
+            version = vars(plugin).get("__version__", "") if inspect.ismodule(plugin) else ""
+            self._add(name, str(version), partial(_given, plugin), fatal=True)
 
     def _add(self, name: str, version: str, load: Callable[[], object], *, fatal: bool) -> None:
         if name in self.infos:
@@ -147,7 +146,7 @@ class Plugins:
         Raises:
             PluginError: it is broken, or registers a name that is taken.
         """
-        marked = any(hasattr(value, f"{GROUP}_impl") for value in vars(module).values())
+        marked = any(self._manager.parse_hookimpl_opts(module, name) for name in vars(module))
         if marked and module not in self._manager.get_plugins():
             self._add(name, "", partial(_given, module), fatal=True)
 
@@ -351,11 +350,7 @@ NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
 def _no_number(annotation: Any, value: Any) -> str:
     """Returns what a value must be where its parameter takes a number and it is none (text above
     all: a command line's, an environment variable's)."""
-    kinds = (
-        annotation
-        if isinstance(annotation, str)
-        else getattr(annotation, "__name__", str(annotation))
-    ).split(" | ")
+    kinds = (annotation.__name__ if isinstance(annotation, type) else str(annotation)).split(" | ")
     wanted = [NUMBERS[kind] for kind in kinds if kind in NUMBERS]
     if (
         not wanted

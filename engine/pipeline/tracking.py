@@ -36,8 +36,7 @@ class Tracker:
                 {"logging_dir": str(folder / "tracking")} if kind.requires_logging_directory else {}
             )
             tracker = kind(project, **options)
-            if hasattr(tracker, "start"):
-                tracker.start()
+            tracker.start()
             tracker.store_init_configuration(_flat(config))
             self._trackers[name] = tracker
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..errors import UnfitModel
-from .properties import context_length, layer_kinds, longest_span
+from .properties import context_length, layer_kinds, longest_span, setting
 
 GROWTH = 64  # slots are allocated in blocks of this many positions
 
@@ -138,7 +138,7 @@ class CachedModel:
         slots = torch.arange(extent, device=positions.device)
         at = positions.clamp(min=0).unsqueeze(-1)
         allowed = slots <= at
-        reach = getattr(self.config, TYPES[kind], None) if TYPES[kind] else None
+        reach = setting(self.config, TYPES[kind]) if TYPES[kind] else None
         if reach is not None and kind == "sliding_attention":
             allowed &= slots > at - reach
         elif reach is not None:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UnfitModel
 from ..records.batch import Row
 from ..tensors import log_softmax_at
-from .properties import changes_logits, trunk
+from .properties import changes_logits, is_adapted, trunk
 
 HEAD_ELEMENTS = 2**24  # logits of one chunk: 64 MiB in float32
 
@@ -112,7 +112,7 @@ class Network(nn.Module):
     def lm(self) -> Any:
         """The transformers model itself, with any LoRA layers in place."""
         model: Any = self.model
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return model.get_base_model() if is_adapted(model) else model
 
     @torch.no_grad()
     def _head_is_plain(self) -> bool:

@@ -26,7 +26,7 @@ from .chat import ChatFormat
 from .in_process import InProcess
 from .loading import import_peft, load, on_device, template_of, with_adapters
 from .network import Micro, Network, Output, divide
-from .properties import context_length
+from .properties import context_length, is_adapted
 
 
 class Policy:
@@ -220,7 +220,7 @@ class Policy:
     @property
     def is_lora(self) -> bool:
         """Whether LoRA adapters are trained instead of all weights."""
-        return hasattr(self.network.model, "disable_adapter")
+        return is_adapted(self.network.model)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[Network]:
@@ -292,12 +292,12 @@ class Policy:
         """
         whole: Any = copy.deepcopy(self.network.model)
         lm = whole.get_base_model()
+        tuner = import_peft().tuners.tuners_utils.BaseTunerLayer
         inside, outside = lm.get_input_embeddings(), lm.get_output_embeddings()
         if lm.config.get_text_config().tie_word_embeddings and any(
-            isinstance(end, import_peft().tuners.tuners_utils.BaseTunerLayer)
-            for end in (inside, outside)
+            isinstance(end, tuner) for end in (inside, outside)
         ):  # what is added to one end of a tied pair must not change the other
-            part = getattr(outside, "base_layer", outside)
+            part = outside.base_layer if isinstance(outside, tuner) else outside
             part.weight = nn.Parameter(part.weight.detach().clone())
             for config in {id(c): c for c in (lm.config, lm.config.get_text_config())}.values():
                 config.tie_word_embeddings = False

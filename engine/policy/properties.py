@@ -8,6 +8,7 @@ known is refused where the model is loaded.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,12 @@ LOGITS = re.compile(r"soft_?cap|logit|lm_head_mult|output_mult|(^|_)cap$")
 ATTENTION = re.compile(r"attn|attention|router")
 
 
+def setting(config: Any, name: str) -> Any:
+    """Returns what a config says under a name, its own or one that it maps to its own; None where
+    it has no such setting."""
+    return getattr(config, name, None)
+
+
 def context_length(config: Any) -> int:
     """Returns the most tokens the model may read: the smallest limit that its config names, nested
     parts included; 2**31 where it names none, as of models whose attention fades with distance.
@@ -30,7 +37,7 @@ def context_length(config: Any) -> int:
     which of the two a token gets depends on the longest position of the call: neither kept keys nor
     padded batches are exact there, so the context ends at that length.
     """
-    named = {name: getattr(config, name, None) for name in getattr(config, "attribute_map", {})}
+    named = {name: setting(config, name) for name in config.attribute_map}
     found = [
         v
         for part in (named, *_tables(config.to_dict()))
@@ -49,7 +56,7 @@ def context_length(config: Any) -> int:
     for rope in _tables(config.to_dict()):
         if "longrope" in (rope.get("rope_type"), rope.get("type")):
             first = rope.get("original_max_position_embeddings")
-            first = first or getattr(config, "original_max_position_embeddings", None)
+            first = first or setting(config, "original_max_position_embeddings")
             limit = min(limit, int(first or limit))
     return limit
 
@@ -65,10 +72,8 @@ def _tables(value: Any) -> Iterator[Mapping[str, Any]]:
 
 def layer_kinds(config: Any) -> set[str]:
     """Returns the kinds of layers that the config names one by one; empty where all are alike."""
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return (
-        kinds | {"local"} if "local" in (getattr(config, "attention_layers", None) or ()) else kinds
-    )
+    kinds = set(setting(config, "layer_types") or ())
+    return kinds | {"local"} if "local" in (setting(config, "attention_layers") or ()) else kinds
 
 
 def longest_span(config: Any) -> int:
@@ -95,6 +100,12 @@ def changes_logits(config: Any) -> bool:
         and value not in (0, 1)
         for name, value in config.to_dict().items()
     )
+
+
+def is_adapted(model: Any) -> bool:
+    """Returns whether adapters of peft are around a model; peft is not loaded to find out."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def trunk(lm: Any) -> Any:

@@ -302,7 +302,11 @@ def version_of(source: Any) -> str:
             source = source.__func__
         else:
             break
-    for name, value in sorted(getattr(source, "__dict__", {}).items()):
+    try:
+        own = vars(source)
+    except TypeError:  # it has slots
+        own = {}
+    for name, value in sorted(own.items()):
         if not name.startswith("_"):
             plain = isinstance(value, (str, int, float, bool, list, tuple, dict, type(None)))
             settings[name] = (

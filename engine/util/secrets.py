@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import html
+import inspect
 import json
 import os
 import re
@@ -383,9 +384,5 @@ def redacted(value: Any, name: str = "") -> Any:
         value = str(value)
         number = re.fullmatch(r"[\d.,+-]*", value) is not None and kind == "bare"
         return HIDDEN if value and kind and not number else redact(value)
-    of = (
-        value
-        if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__"))
-        else type(value)
-    )
+    of = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
     return f"<{of.__module__}.{of.__qualname__}>"

@@ -17,6 +17,11 @@ _STEERS = re.compile(
 )
 
 
+def name_of(value: Any) -> str:
+    """Returns the name of a function or a class; of any other object that of its class."""
+    return getattr(value, "__name__", type(value).__name__)
+
+
 def valid(text: str) -> str:
     """Returns text in which half characters (lone surrogates) are spelled out, so that it can
     always be encoded."""

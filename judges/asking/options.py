@@ -166,8 +166,4 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return (
-        value
-        if value is None or isinstance(value, (bool, int, float, str))
-        else str(getattr(value, "version", value))
-    )
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -91,6 +91,9 @@ class Constitution:
         content = [self.name, self.text, [p.model_dump(mode="json") for p in self.principles]]
         object.__setattr__(self, "version", f"{self.name}-{derive_id('constitution', content)[:8]}")
 
+    def __str__(self) -> str:
+        return self.version
+
     @classmethod
     def load(cls, given: Any, needs: Sequence[str]) -> Constitution:
         """Reads a constitution from a Markdown file with front matter; an object stays itself.

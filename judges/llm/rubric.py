@@ -96,6 +96,9 @@ class Rubric:
         content = [self.name, self.text, [c.model_dump(mode="json") for c in self.criteria]]
         object.__setattr__(self, "version", f"{self.name}-{derive_id('rubric', content)[:8]}")
 
+    def __str__(self) -> str:
+        return self.version
+
     @classmethod
     def load(cls, given: Any) -> Rubric:
         """Reads a rubric from a file (`.md`), a mapping or a plain question, or returns the object

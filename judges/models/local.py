@@ -101,13 +101,14 @@ class Local(Model):
     def _generated(self, prompt: Prompt, gone: threading.Event) -> Reply:
         import torch
 
+        from ...learning import context_length
         from ...protocols import Message
 
         if self._loaded is None:
             self._loaded = self._load()
         model, tokenizer, chat, grammar = self._loaded
         ids = chat.prompt([Message("system", prompt.system), Message("user", prompt.user)])
-        room = getattr(model.config, "max_position_embeddings", 1 << 30) - len(ids)
+        room = context_length(model.config) - len(ids)
         if room < 16:
             raise ModelError(
                 "request",

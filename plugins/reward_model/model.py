@@ -61,10 +61,8 @@ class RewardModel:
         self.notes = notes or {}
         for member in self.members:
             member.eval()
-            if (
-                not isinstance(getattr(member, "score", None), nn.Linear)
-                or member.score.out_features != 1
-            ):
+            head = dict(member.named_children()).get("score")
+            if not isinstance(head, nn.Linear) or head.out_features != 1:
                 raise RewardModelError(
                     f"{type(member).__name__} has no scalar head over a causal model; use a causal"
                     " language model, or a sequence-classification model with one label on one"
@@ -250,7 +248,7 @@ def load_member(name: str, seed: int | None = None) -> tuple[Any, Any]:
         raise RewardModelError(
             f"cannot load the reward model {name!r}: {type(error).__name__}: {error}"
         ) from error
-    if getattr(tokenizer, "chat_template", None) is None:
+    if tokenizer.chat_template is None:
         raise RewardModelError(
             f"the tokenizer of the reward model {name!r} has no chat template, which conversations"
             " need"

@@ -114,7 +114,7 @@ class Service:
 
     def page(self, request: Request, name: str, status: int = 200, **more: Any) -> HTMLResponse:
         """Returns a page, made of a template and what all pages show."""
-        session = getattr(request.state, "session", None)
+        session = request.scope.get("state", {}).get("session")
         done, last = request.query_params.get("done", ""), request.query_params.get("last", "")
         back = (
             last if done in ("new", "corrected") and re.fullmatch(r"[\w-]{1,100}", last) else None
