@@ -6,9 +6,10 @@ from .engine.ledger.store import SLOTS, keep
 from .engine.pipeline.config import RunConfig
 from .engine.pipeline.folder import open_ledger, read_config
 from .engine.pipeline.parts import component, declared
-from .engine.pipeline.plugins import Plugins, check_options
+from .engine.pipeline.plugins import Plugins
 from .engine.pipeline.progress import Display, quiet
 from .engine.pipeline.run import Run
+from .engine.pipeline.signature import checked_options
 from .engine.report.curves import draw_curves
 from .engine.report.page import write_report
 from .engine.report.scores import print_scores
@@ -37,7 +38,7 @@ __all__ = [
     "Chosen", "Database", "Display", "EnvConfig", "JudgedPlayOptions", "Ledger", "PlayOptions",
     "Plugins", "PolicyPlayer", "RL", "RLSettings", "Rank", "Reply", "Run", "RunConfig",
     "SLOTS", "Score", "ScriptPlayer", "Weights", "Where", "Words", "check_envs",
-    "check_options", "check_weights", "comparing", "comparisons_of", "component", "declared",
+    "check_weights", "checked_options", "comparing", "comparisons_of", "component", "declared",
     "draw_curves", "episode_id", "import_module", "keep", "make_parts", "open_ledger", "play",
     "play_held_out", "print_scores", "printable", "quiet", "read_config", "rollout", "score",
     "transcript", "weighed", "write_report",

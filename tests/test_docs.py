@@ -375,12 +375,13 @@ def options(plugins: turnwise.Plugins, owner: str) -> dict[str, Any]:
 def there_is(name: str, plugins: turnwise.Plugins) -> bool:
     """Whether a name of the glossary is one of ours: a file, a command, a class or one of its
     attributes, a stage or part, an option of these (and a value of it), or an event."""
-    from turnwise.engine import cli, hookspecs
+    from turnwise.engine import hookspecs
+    from turnwise.engine.cli.main import app
 
     if "/" in name:
         return (DOCS.parent / name).exists()
     if name.startswith("turnwise "):
-        return name[9:] in {c.name or c.callback.__name__ for c in cli.app.registered_commands}
+        return name[9:] in {c.name or c.callback.__name__ for c in app.registered_commands}
     key, _, value = name.partition(": ")
     owner, _, attribute = key.partition(".")
     if owner in ("turnwise", "gymnasium"):

@@ -199,11 +199,11 @@ def test_text_is_no_number() -> None:
     with pytest.raises(turnwise.ConfigError, match="grpo.lr: Input should be a valid number"):
         plugins.create("optimizer", "grpo", lr="fast")
     assert plugins.create("optimizer", "grpo", lr="1e-3").lr == 1e-3
-    with pytest.raises(
-        PluginError,
-        match="judge 'length': max_words must be a whole number, got '3', which is text",
-    ):
-        plugins.create("judge", "length", max_words="3")
+    with pytest.raises(PluginError, match="judge 'length': max_words: Input should be a valid int"):
+        plugins.create("judge", "length", max_words="few")
+    with pytest.raises(PluginError, match="judge 'length': max_words: must be a number, got True"):
+        plugins.create("judge", "length", max_words=True)
+    assert plugins.create("judge", "length", max_words="3").max_words == 3
 
 
 @pytest.mark.parametrize(

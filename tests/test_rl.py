@@ -576,11 +576,12 @@ def test_a_run_does_not_go_on_with_an_optimizer_of_another_class_or_rate(
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"judge": "length", "raters": "2"}, "raters must be a whole number, got '2'"),
-        ({"judge": "length", "weight": True}, "weight must be a number, got True"),
-        ({"judge": "length", "deadline": "1h"}, "deadline must be a number of seconds"),
-        ({"judge": "length", "required": "no"}, "required must be true or false, got 'no'"),
-        ({"judge": "length", "share": None}, "share must be a number"),
+        ({"judge": "length", "raters": "two"}, "'length': source.raters: Input should be a valid"),
+        ({"judge": "length", "raters": 0}, "raters: Input should be greater than or equal to 1"),
+        ({"judge": "length", "weight": True}, "weight: must be a number .got True"),
+        ({"judge": "length", "deadline": "1h"}, "deadline: Input should be a valid number"),
+        ({"judge": "length", "required": "maybe"}, "required: Input should be a valid boolean"),
+        ({"judge": "length", "share": None}, "share: Input should be a valid number"),
         ({"judge": "length", "name": ["a"]}, "`name` of a feedback entry must be a text"),
         ({"judge": "environment", "weight": "x"}, "weight of 'environment' must be a number"),
         ({"judge": "environment", "wieght": 2}, "takes a `weight` only, got"),

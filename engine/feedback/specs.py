@@ -8,14 +8,17 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType
 from typing import Any
 
-from ..errors import PluginError
-from ..pipeline.plugins import Plugins, check_options
+from pydantic import Field, model_validator
+
+from ..errors import ConfigError, PluginError
+from ..pipeline.plugins import Plugins
+from ..pipeline.signature import checked_options, parameters_of
 from ..protocols import FeedbackSource, Giver, GroupJudge, Judge
 from ..records.feedback import version_of
 from ..util.ids import canonical_json, derive_id
+from ..util.section import Section
 from ..util.suggest import did_you_mean
 from ..util.wording import name_of
 from .judge_source import FunctionJudge, JudgeSource
@@ -31,13 +34,13 @@ def with_members(judge: Giver, name: str) -> Iterator[tuple[str, Giver]]:
         yield from with_members(member, f"{name}.{inner}")
 
 
-@dataclass(slots=True)
-class Source:
+class Source(Section):
     """A source of this run, and how it is asked.
 
     Attributes:
         name: unique in the run.
         given: the source.
+        version: stamped on its answers.
         weight: for the combiner; what is not required has none unless it is given.
         deadline: seconds after which an unanswered request counts as expired; None: never.
         raters: how many answers are asked for each item.
@@ -45,7 +48,7 @@ class Source:
         share: of the groups, how many it is asked about; they are drawn at random.
 
     Raises:
-        PluginError: a setting out of range.
+        ConfigError: a setting that does not fit.
     """
 
     name: str
@@ -53,43 +56,29 @@ class Source:
     version: str
     weight: float | None = None
     deadline: float | None = None
-    raters: int = 1
+    raters: int = Field(default=1, ge=1)
     required: bool = True
-    share: float = 1.0
+    share: float = Field(default=1.0, gt=0, le=1)
 
     @property
     def kind(self) -> str:
         """What its requests are about: "episode" or "group"."""
         return self.given.kind
 
-    def __post_init__(self) -> None:
-        for name, kinds, what in (
-            ("weight", (int, float, NoneType), "a number"),
-            ("deadline", (int, float, NoneType), "a number of seconds"),
-            ("share", (int, float), "a number"),
-            ("raters", (int,), "a whole number"),
-            ("required", (bool,), "true or false"),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise PluginError(f"source {self.name!r}: {name} must be {what}, got {value!r}")
+    @model_validator(mode="after")
+    def _weighs(self) -> Source:
         if self.weight is None:
             self.weight = 1.0 if self.required else 0.0
-        if self.raters < 1:
-            raise PluginError(f"source {self.name!r}: raters must be at least 1, got {self.raters}")
-        if not 0 < self.share <= 1:
-            raise PluginError(
-                f"source {self.name!r}: share must lie above 0 and up to 1, got {self.share}"
-            )
         if self.share < 1 and self.weight:
-            raise PluginError(
-                f"source {self.name!r} is asked about a share of the groups only, so it cannot be"
-                " part of every group's reward: give it `required: false` and no `weight` (its"
-                " answers calibrate, and train reward models), or leave `share` out"
+            raise ValueError(
+                "it is asked about a share of the groups only, so it cannot be part of every"
+                " group's reward: give it `required: false` and no `weight` (its answers calibrate,"
+                " and train reward models), or leave `share` out"
             )
+        return self
 
 
-SETTINGS = ("name", "weight", "deadline", "raters", "required", "share")
+SETTINGS = tuple(name for name in Source.model_fields if name not in ("given", "version"))
 
 
 def make_source(
@@ -113,8 +102,11 @@ def make_source(
     if entry.key not in made:
         made[entry.key] = as_source(_made(entry, plugins))
     given = made[entry.key]
-    settings = {key: value for key, value in entry.settings.items() if key != "name"}
-    return Source(entry.name, given, _version(entry, judge_of(given)), **settings)
+    own = {"name": entry.name, "given": given, "version": _version(entry, judge_of(given))}
+    try:
+        return Source(**{**entry.settings, **own})
+    except ConfigError as error:
+        raise PluginError(f"feedback {entry.name!r}: {error}") from error
 
 
 def environment_weight(spec: Any) -> float:
@@ -274,7 +266,7 @@ def _made(entry: _Entry, plugins: Plugins) -> Giver:
 def _check_known(entry: _Entry, plugins: Plugins) -> None:
     """Refuses an option that a registered judge does not take; near ones may be settings, which
     all sources have."""
-    takes = list(inspect.signature(plugins.factory("judge", entry.judge)).parameters.values())
+    takes = parameters_of(plugins.factory("judge", entry.judge)) or []
     own = [
         p.name
         for p in takes
@@ -323,7 +315,7 @@ def _imported(path: str, options: Mapping[str, Any]) -> Any:
                 " derive it from turnwise.Judge (score), GroupJudge (rank) or FeedbackSource"
                 " (request, receive), or make its instances callable with an episode"
             )
-        check_options(f"judge {path!r}", found, 0, options)
+        options = checked_options(f"judge {path!r}", found, 0, options)
         try:
             return found(**options)
         except (TypeError, ValueError) as error:
@@ -336,7 +328,7 @@ def _imported(path: str, options: Mapping[str, Any]) -> Any:
         raise PluginError(
             f"judge {path!r} is an object already and takes no options, got {sorted(options)}"
         )
-    check_options(f"judge {path!r}", found, 1, options)
+    options = checked_options(f"judge {path!r}", found, 1, options)
     return functools.partial(found, **options)
 
 

@@ -14,12 +14,11 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
-from numbers import Integral, Real
 from types import FrameType
 from typing import Any
 
@@ -29,6 +28,7 @@ from .. import hookspecs
 from ..errors import NameClash, PluginError
 from ..hookspecs import Factory
 from ..util.suggest import did_you_mean
+from .signature import PLUGINS, checked_options, parameters_of
 
 GROUP = "turnwise"
 
@@ -244,9 +244,9 @@ class Plugins:
                 it does) or refuses.
         """
         factory = self.factory(kind, name)
-        check_options(f"{kind} {name!r}", factory, len(args), options)
-        if _takes_plugins(factory):
-            options["plugins"] = self
+        options = checked_options(f"{kind} {name!r}", factory, len(args), options)
+        if any(parameter.name == PLUGINS for parameter in parameters_of(factory) or ()):
+            options[PLUGINS] = self
         try:
             return factory(*args, **options)
         except (TypeError, ValueError) as error:
@@ -306,70 +306,6 @@ class Plugins:
                 self.infos[
                     implementation.plugin_name
                 ].failed = f"register_commands: {type(error).__name__}: {error}"
-
-
-def check_options(
-    what: str, factory: Callable[..., Any], positional: int, options: Mapping[str, Any]
-) -> None:
-    """Raises PluginError when a factory does not take these options, naming near ones that it
-    does."""
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):
-        return  # a builtin without a signature speaks for itself
-    # `create` gives that one.
-    parameters = [
-        p for p in list(signature.parameters.values())[positional:] if p.name != "plugins"
-    ]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        for option in options:
-            if option not in known:
-                raise PluginError(f"{what} has no option {option!r}.{did_you_mean(option, known)}")
-    for p in parameters:
-        if p.name in options and (wrong := _no_number(p.annotation, options[p.name])):
-            text = ", which is text" if isinstance(options[p.name], str) else ""
-            raise PluginError(f"{what}: {p.name} must be {wrong}, got {options[p.name]!r}{text}")
-    missing = [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        and p.name not in options
-    ]
-    if missing:
-        raise PluginError(f"{what} needs the option {', '.join(map(repr, missing))}")
-
-
-NUMBERS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "float": ("a number", (int, float)),
-    "int": ("a whole number", (int,)),
-}
-
-
-def _no_number(annotation: Any, value: Any) -> str:
-    """Returns what a value must be where its parameter takes a number and it is none (text above
-    all: a command line's, an environment variable's)."""
-    kinds = (annotation.__name__ if isinstance(annotation, type) else str(annotation)).split(" | ")
-    wanted = [NUMBERS[kind] for kind in kinds if kind in NUMBERS]
-    if (
-        not wanted
-        or len(wanted) + kinds.count("None") < len(kinds)
-        or (value is None and "None" in kinds)
-    ):
-        return ""
-    name, types = wanted[0]
-    fits = isinstance(
-        value, (*types, Integral, *([Real] if float in types else []))
-    ) and not isinstance(value, bool)
-    return "" if fits else name
-
-
-def _takes_plugins(factory: Callable[..., Any]) -> bool:
-    try:
-        return "plugins" in inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return False
 
 
 @contextmanager

@@ -112,6 +112,11 @@ class Evaluate(Stage):
         poll: seconds between looks for a judge's answers that come later.
     """
 
+    _comparing: Sources | None = (
+        None  # the judge and that of `best_of`, made where they are checked
+    )
+    _scoring: Sources | None = None
+
     env: Any
     episodes: int = Field(default=300, ge=1)
     players: list[Any] = Field(default=["policy"], min_length=1)
@@ -150,12 +155,14 @@ class Evaluate(Stage):
         for folder in others:
             if folder is not None and folder.count("/") != 1 and not Path(folder).is_dir():
                 raise ConfigError(f"evaluate: there is no policy in {folder}")
-        if self.judge is not None and self._sources(run, self.judge).of_env[0][0].kind != "group":
+        self._comparing = self._sources(run, self.judge) if self.judge is not None else None
+        self._scoring = self._sources(run, self.best_of.judge) if self.best_of else None
+        if self._comparing and self._comparing.of_env[0][0].kind != "group":
             raise ConfigError(
                 "evaluate.judge must compare conversations (have `rank`); one that scores them goes"
                 " to `best_of`"
             )
-        if self.best_of and self._sources(run, self.best_of.judge).of_env[0][0].kind != "episode":
+        if self._scoring and self._scoring.of_env[0][0].kind != "episode":
             raise ConfigError(
                 "evaluate.best_of.judge must score single conversations (have `score`)"
             )
@@ -232,7 +239,8 @@ class Evaluate(Stage):
         Raises:
             Interrupted: the run was asked to end while it waited for them.
         """
-        sources = self._sources(run, self.judge)
+        assert self._comparing is not None
+        sources = self._comparing
         [[source]] = sources.of_env
         pairs = {
             a.group: (a, b)
@@ -309,8 +317,8 @@ class Evaluate(Stage):
             TooManyFailures: the judge scored all conversations of no start.
         """
         assert self.best_of is not None
-        size = max(self.best_of.n)
-        sources = self._sources(run, self.best_of.judge)
+        assert self._scoring is not None
+        size, sources = max(self.best_of.n), self._scoring
         groups = grouped(episodes)
         sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:

@@ -46,6 +46,8 @@ class Rank(JudgedPlayOptions, Stage):
             environment's players.
     """
 
+    _sources: Sources  # made where they are checked
+
     env: Any = None
     data: Path | None = None
     updates: int = Field(default=10, ge=1)
@@ -81,7 +83,7 @@ class Rank(JudgedPlayOptions, Stage):
                 raise ConfigError(f"rank.data: there is no file or folder {self.data}")
             return
         check_envs(self.env, [name for name in self.players if name != "policy"], run.plugins)
-        self._sources(run)
+        self._sources = self._make_sources(run)
 
     @property
     def makes_comparisons(self) -> bool:
@@ -91,9 +93,9 @@ class Rank(JudgedPlayOptions, Stage):
     def compared_by(self, run: RunView) -> set[str] | None:
         """Returns the names of the sources that will have compared; None: those that a file
         names."""
-        return None if self.env is None else set(self._sources(run).by_name())
+        return None if self.env is None else set(self._sources.by_name())
 
-    def _sources(self, run: RunView) -> Sources:
+    def _make_sources(self, run: RunView) -> Sources:
         sources = Sources.make(
             [self.feedback if env.feedback is None else env.feedback for env in self.env or ()],
             run.plugins,
@@ -114,7 +116,7 @@ class Rank(JudgedPlayOptions, Stage):
             if run.begin() == 0:
                 yield self._import(run, self.data)
             return
-        sources = self._sources(run)
+        sources = self._sources
         players = self._players(run)
         done = run.begin(sources.givers())
         if run.is_main:

@@ -30,10 +30,8 @@ class Section(BaseModel):
     def _number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuses a truth value for a number, which pydantic would take for 0 or 1. Text that is a
         number is one: YAML reads `1e-3` as text."""
-        kind = cls.model_fields[str(info.field_name)].annotation
-        kinds = {kind, *get_args(kind)} - {type(None)}
-        if isinstance(value, bool) and kinds and kinds <= {int, float, int | None, float | None}:
-            raise ValueError(f"must be a number, got {value}")
+        if isinstance(value, bool) and is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("must be a number")
         return value
 
     def __init__(self, **data: Any) -> None:
@@ -41,6 +39,12 @@ class Section(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             raise ConfigError(explain(error, type(self))) from None
+
+
+def is_number(kind: Any) -> bool:
+    """Returns whether an annotation stands for a number, or a number or None."""
+    kinds = {kind, *get_args(kind)} - {type(None)}
+    return bool(kinds) and kinds <= {int, float, int | None, float | None}
 
 
 def explain(error: ValidationError, model: type[Section]) -> str:

@@ -62,7 +62,7 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
         weights = sum(each.weight for each in env)
         for each in env:
             judges = (
-                [("critic", stage._critic(run), None)]
+                [("critic", stage.make_critic(run), None)]
                 if isinstance(stage, Revise)
                 else list(_judges(stage, each, run))
             )

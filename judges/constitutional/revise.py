@@ -40,7 +40,7 @@ from ...running import (
     Reply,
     Where,
     check_envs,
-    check_options,
+    checked_options,
     component,
     episode_id,
     play,
@@ -249,6 +249,8 @@ class Revise(PlayOptions, Stage):
 
     may_change: ClassVar[Mapping[str, frozenset[str]]] = {"critic": Critic.may_change}
 
+    _made: Critic  # where it is checked
+
     critic: Any
     updates: int = Field(default=4, ge=1)
     groups: int = Field(default=64, ge=1)
@@ -262,23 +264,24 @@ class Revise(PlayOptions, Stage):
                 "revise works in one process: run it alone, and `sft` on its conversations (`data`)"
                 " with several"
             )
-        self._critic(run)
+        self._made = self.make_critic(run)
 
     @property
     def makes_conversations(self) -> bool:
         """True: this stage records conversations."""
         return True
 
-    def _critic(self, run: RunView) -> Critic:
+    def make_critic(self, run: RunView) -> Critic:
+        """Returns the critic that the options name."""
         if isinstance(self.critic, Critic):
             return self.critic
         if not isinstance(self.critic, Mapping):
             raise ConfigError(
                 f"revise.critic must be a mapping with model and constitution, got {self.critic!r}"
             )
-        check_options("revise.critic", Critic, 0, self.critic)
+        options = checked_options("revise.critic", Critic, 0, self.critic)
         try:
-            return Critic(**self.critic, plugins=run.plugins)
+            return Critic(**options, plugins=run.plugins)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"revise.critic: {error}") from error
 
@@ -286,7 +289,7 @@ class Revise(PlayOptions, Stage):
         """Plays conversations whose replies the critic revises, round by round."""
         from ...protocols import Sampling
 
-        critic = self._critic(run)
+        critic = self._made
         backend = component(run.plugins, "backend", self.backend, policy=run.policy)
         drafts = PolicyPlayer(
             run.policy, Sampling(self.temperature, self.max_new_tokens), backend, "rerender"

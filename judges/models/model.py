@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ...protocols import PluginError, TurnwiseError
-from ...running import Plugins, check_options
+from ...running import Plugins
 from ...tools import config_in_use, redacted
 
 
@@ -243,7 +243,6 @@ def make_model(spec: Any, plugins: Plugins | None = None) -> Model:
             'a model is given as "provider:name" or as a mapping with provider and model, got'
             f" {redacted(spec)!r}. Providers: {known}"
         )
-    check_options(f"model provider {provider!r}", plugins.factory("model", provider), 1, options)
     made: Model = plugins.create("model", provider, name, **options)
     return made
 

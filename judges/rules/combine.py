@@ -52,7 +52,7 @@ class Rules(Judge):
 
     def __init__(
         self,
-        of: Sequence[Any],
+        of: Any,
         combine: Literal["min", "max", "product", "mean", "sum"] = "min",
         *,
         plugins: Plugins | None = None,

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 from ...errors import ConfigError
 from ...feedback.specs import ENVIRONMENT
 from ...pipeline.parts import component
-from ...pipeline.plugins import check_options
 from ...pipeline.processes import shared
+from ...pipeline.signature import checked_options
 from ...protocols import RunView
 from ...records.update import Update
 from ..environments import check_envs
 from .collect import Collector, InStep
 from .early_stopping import EarlyStopping
 from .metrics import warn_untaught
-from .parts import make_parts
+from .parts import Parts, make_parts
 from .pending import Pending
 from .settings import RLSettings
 from .update import Trainer
@@ -26,22 +26,20 @@ class RL(RLSettings):
     """Trains the policy by reinforcement learning on conversations; its options are those of
     `RLSettings`."""
 
+    _parts: Parts  # made where they are checked, so that what is checked is what is used
+
     def check(self, run: RunView) -> None:
         """Checks the environments, the order of judges, and the backend's options."""
         check_envs(self.env, (), run.plugins)
-        make_parts(self, run.plugins).sources.check_order(run.before)
+        self._parts = make_parts(self, run.plugins)
+        self._parts.sources.check_order(run.before)
         if not isinstance(self.backend, (str, Mapping)):
             return
         options = (
             dict(self.backend) if isinstance(self.backend, Mapping) else {"name": self.backend}
         )
         name = options.pop("name", "")
-        check_options(
-            f"backend {name!r}",
-            run.plugins.factory("backend", name),
-            0,
-            {"policy": None, **options},
-        )
+        checked_options(f"backend {name!r}", run.plugins.factory("backend", name), 0, options)
 
     @property
     def makes_comparisons(self) -> bool:
@@ -57,7 +55,7 @@ class RL(RLSettings):
         from ...records.sampling import Sampling
         from ...rollout.players import PolicyPlayer
 
-        parts, policy = make_parts(self, run.plugins), run.policy
+        parts, policy = self._parts, run.policy
         if self.max_new_tokens >= policy.context_length:
             raise ConfigError(
                 f"max_new_tokens={self.max_new_tokens} leaves no room in a context of"
