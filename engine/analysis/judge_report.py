@@ -11,7 +11,7 @@ from itertools import combinations, pairwise, permutations
 import numpy as np
 
 from ..records.episode import Episode
-from ..records.feedback import Comparison, Feedback
+from ..records.feedback import Answer, Comparison
 from ..records.rewards import overall, ranked_pairs, ranking_scores
 from ..util.ids import derive_id
 from ..util.suggest import did_you_mean
@@ -32,7 +32,6 @@ from .judge_calibration import Alarm, Calibration, Change, Part
 from .prediction_powered import prediction_powered_mean, worth
 from .preferences import rater_agreement
 
-Answer = Feedback | Comparison
 Feature = str | Callable[[Episode], float]
 Ranges = Mapping[str, Sequence[float]]
 

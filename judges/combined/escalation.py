@@ -19,6 +19,7 @@ from typing import Any
 
 from ...judging import as_source, make_members
 from ...protocols import (
+    Answer,
     Comparison,
     Context,
     Episode,
@@ -30,7 +31,6 @@ from ...protocols import (
 )
 from ...running import Plugins
 from ...tools import derive_id
-from ..llm.judge import Answer
 
 
 @dataclass(kw_only=True)

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from ...judging import as_source, make_members, opinion
 from ...protocols import (
+    Answer,
     Comparison,
     Context,
     Episode,
@@ -36,7 +37,6 @@ from ...protocols import (
 )
 from ...running import Plugins, component
 from ...tools import derive_id, did_you_mean
-from ..llm.judge import Answer
 from ..trust.watch import Quarantined
 
 NEWEST = 5000  # answers that the members' reliability is estimated from

@@ -28,10 +28,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ...protocols import Comparison, Episode, Request
+from ...protocols import Answer, Comparison, Episode, Request
 from ...tools import derive_id
 from ..asking.store import Verdict
-from ..llm.judge import Answer
 from ..llm.pairwise import TASK, PairwiseJudge, words
 from ..llm.rubric import Rubric, front_matter, raise_invalid
 from ..llm.transcript import RULES

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...protocols import Episode, Feedback, Request
+from ...protocols import Answer, Episode, Feedback, Request
 from ..asking.calls import Call
 from ..asking.store import Verdict
 from ..models.model import Prompt, Reply
 from ..trust.canaries import ATTACKS
-from .judge import Answer, ModelJudge
+from .judge import ModelJudge
 from .rubric_judge import form
 from .transcript import RULES, Unreadable, conversation, fenced, names, read_json
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...protocols import (
+    Answer,
     Comparison,
     Context,
     Episode,
@@ -51,7 +52,6 @@ from ..trust.canaries import (
 )
 from ..trust.watch import Quarantined, Watch
 
-Answer = Feedback | Comparison
 LOOK = 1.0  # seconds that a look for answers waits for those under way
 
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ...protocols import Comparison, Episode, Request
+from ...protocols import Answer, Comparison, Episode, Request
 from ...tools import derive_id
 from ..asking.calls import Call
 from ..asking.store import Verdict
 from ..models.model import Prompt, Reply
-from .judge import Answer, ModelJudge
+from .judge import ModelJudge
 from .pairwise import words
 from .rubric import Rubric
 from .rubric_judge import form

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar, Literal
 
-from ...protocols import Comparison, Episode, Question, Request
+from ...protocols import Answer, Comparison, Episode, Question, Request
 from ...tools import derive_id
 from ..asking.calls import Call
 from ..asking.store import Verdict
 from ..models.model import Prompt, Reply
-from .judge import Answer, ModelJudge
+from .judge import ModelJudge
 from .rubric import Rubric
 from .rubric_judge import form
 from .soft import choice

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ...protocols import Episode, Feedback, Request
+from ...protocols import Answer, Episode, Feedback, Request
 from ..asking.calls import Call
 from ..asking.store import Verdict
 from ..models.model import Prompt, Reply
-from .judge import Answer, ModelJudge
+from .judge import ModelJudge
 from .rubric import Rubric
 from .soft import choice, mean_level
 from .transcript import RULES, Unreadable, conversation, fenced, names, read_json

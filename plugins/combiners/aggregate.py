@@ -36,6 +36,7 @@ from typing import Any, Literal
 from ...protocols import (
     Aggregate,
     Aggregator,
+    Answer,
     Combiner,
     Comparison,
     Episode,
@@ -47,8 +48,6 @@ from ...protocols import (
     opinions,
     silence,
 )
-
-Answer = Feedback | Comparison
 
 
 class Aggregated(Combiner):

@@ -57,11 +57,10 @@ from ...judging import (
     same_order,
     scores_of,
 )
-from ...protocols import Combiner, Comparison, Episode, Feedback, NoReward, Rewards, RunView
+from ...protocols import Answer, Combiner, Comparison, Episode, Feedback, NoReward, Rewards, RunView
 from ...tools import derive_id, did_you_mean, files
 from .weighted import Weighted
 
-Answer = Feedback | Comparison
 Record = dict[str, Any]  # what is kept of an episode, JSON data: see `_record`
 
 
