@@ -10,14 +10,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from ..errors import PluginError
 from ..util.secrets import redacted
 from ..util.section import Section, is_number
-from ..util.suggest import did_you_mean
+from ..util.suggest import did_you_mean, near_names
 
 # Parameters that the engine fills: no config can, but `policy` is passed as options are.
 PLUGINS, POLICY = "plugins", "policy"
@@ -86,7 +86,9 @@ def _fitting(what: str, name: str, kind: Any, value: Any) -> Any:
         place = f"{name}.{within}" if within and isinstance(value, (Mapping, list)) else name
         message = first["msg"].removeprefix("Value error, ")
         shown = redacted({name: value})[name]
-        raise PluginError(f"{what}: {place}: {message}, got {shown!r}") from None
+        near = near_names(str(value), [k for k in get_args(kind) if isinstance(k, str)])[:1]
+        hint = f". Did you mean {near[0]!r}?" if near else ""
+        raise PluginError(f"{what}: {place}: {message}, got {shown!r}{hint}") from None
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
