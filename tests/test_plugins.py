@@ -8,16 +8,20 @@ import signal
 import time
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import gymnasium
+import pydantic
 import pytest
 import turnwise
 import typer
 from turnwise.engine.errors import PluginError
 from turnwise.engine.pipeline.plugins import Plugins
+from turnwise.engine.pipeline.signature import checked_options
 
 
 def plugin(**functions: Callable[..., object]) -> types.ModuleType:
@@ -192,7 +196,7 @@ def test_a_module_that_fails_as_it_is_needed_is_named(
         plugins.create("judge", "bad")
 
 
-def test_text_is_no_number() -> None:
+def test_text_that_is_a_number_is_one() -> None:
     """Text that is a number is one where pydantic checks: other loaders of YAML than ours read
     `1e-3` as text."""
     plugins = Plugins()
@@ -274,3 +278,76 @@ def test_a_module_named_on_the_command_line_may_have_hooks() -> None:
     plugins.adopt("plain", ModuleType("plain"))
     assert "mine" in plugins.names("judge")
     assert "plain" not in plugins.infos
+
+
+class _Boxed(turnwise.Judge):
+    """Judges by words that it was given, and takes other things than it keeps."""
+
+    kept: dict[str, int]
+
+    def __init__(
+        self,
+        words: Iterable[str] = (),
+        kept: Any = None,
+        limit: Annotated[int, pydantic.Field(ge=1)] = 1,
+        odd: "at least one" = 3,  # noqa: F722
+        unknown: list[Missing] = (),  # noqa: F821
+        prices: Mapping[str, Sequence[float]] = MappingProxyType({}),
+        choice: Literal["mean", "min"] | None = None,
+    ) -> None:
+        self.words, self.kept, self.limit, self.odd = words, {"kept": 1}, limit, odd
+
+
+def _options(**options: Any) -> dict[str, Any]:
+    return checked_options("judge 'boxed'", _Boxed, 0, options)
+
+
+def test_options_are_given_as_they_stand_in_the_config() -> None:
+    """Pydantic checks; what it makes of a value is its own, but for a text that is a number."""
+    words = ["a", "b"]
+    assert _options(words=words)["words"] is words
+    assert _options(limit="3") == {"limit": 3}
+    assert _options(kept="q", odd="anything", unknown=7) == {
+        "kept": "q", "odd": "anything", "unknown": 7,
+    }  # fmt: skip
+    prices = {"m": [1, 2]}
+    assert _options(prices=prices)["prices"] is prices
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "judge 'boxed': limit: Input should be greater than or equal to 1, got 0"),
+        ({"limit": True}, "limit: must be a number, got True"),
+        ({"limit": "few"}, "limit: Input should be a valid integer.*got 'few'"),
+        ({"prices": {"m": ["x", 1]}}, "prices.m.0: Input should be a valid number.*got 'x'"),
+        ({"choice": "men"}, "choice: Input should be 'mean' or 'min', got 'men'"),
+        ({"limt": 1}, "has no option 'limt'. Did you mean 'limit'"),
+    ],
+)
+def test_options_that_do_not_fit_say_where(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        _options(**options)
+
+
+class _Called:
+    def __call__(self, limit: int = 1) -> turnwise.Judge:
+        return _Boxed(limit=limit)
+
+
+@pytest.mark.parametrize(
+    "factory", [partial(_Boxed), _Boxed, _Called()], ids=["partial", "class", "object"]
+)
+def test_factories_of_every_kind_are_checked(factory: Any) -> None:
+    with pytest.raises(PluginError, match="limit: Input should be a valid integer"):
+        checked_options("judge 'x'", factory, 0, {"limit": "few"})
+
+
+def test_a_secret_that_does_not_fit_is_not_shown() -> None:
+    def made(api_key: str | None = None) -> None: ...
+
+    with pytest.raises(
+        PluginError, match="got int, which is not shown here: put it in quotes"
+    ) as e:
+        checked_options("model 'm'", made, 0, {"api_key": 1234567890})
+    assert "123456" not in str(e.value)

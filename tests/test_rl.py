@@ -576,7 +576,7 @@ def test_a_run_does_not_go_on_with_an_optimizer_of_another_class_or_rate(
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"judge": "length", "raters": "two"}, "'length': source.raters: Input should be a valid"),
+        ({"judge": "length", "raters": "two"}, "'length': raters: Input should be a valid"),
         ({"judge": "length", "raters": 0}, "raters: Input should be greater than or equal to 1"),
         ({"judge": "length", "weight": True}, "weight: must be a number .got True"),
         ({"judge": "length", "deadline": "1h"}, "deadline: Input should be a valid number"),

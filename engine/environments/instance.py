@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import inspect
 import os
 import queue
 import sys
@@ -220,10 +219,14 @@ def declared_concurrency(env_id: str) -> str | None:
     entry: Any = gymnasium.spec(env_id).entry_point
     if isinstance(entry, str):
         module, _, name = entry.partition(":")
-        entry = vars(sys.modules[module]).get(name) if module in sys.modules else None
-    if not (inspect.isclass(entry) and issubclass(entry, gymnasium.Env)):
+        try:
+            entry = getattr(sys.modules[module], name)
+        except (KeyError, AttributeError):
+            return None
+    try:
+        metadata = entry.metadata
+    except AttributeError:
         return None
-    metadata = entry.metadata
     return metadata.get("concurrency", "serial") if isinstance(metadata, Mapping) else None
 
 

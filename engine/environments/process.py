@@ -125,7 +125,7 @@ class Session:
     @property
     def _players(self) -> Mapping[str, Any]:
         env = self._env.unwrapped
-        return env.get_wrapper_attr("players") if env.has_wrapper_attr("players") else {}
+        return (env.has_wrapper_attr("players") and env.get_wrapper_attr("players")) or {}
 
     def reset(self, seed: int, options: Mapping[str, Any]) -> Observation:
         """Resets the environment and returns its first observation, checked."""

@@ -54,8 +54,8 @@ class Source(Section):
     name: str
     given: FeedbackSource
     version: str
-    weight: float | None = None
-    deadline: float | None = None
+    weight: float | None = Field(default=None, allow_inf_nan=False)
+    deadline: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     raters: int = Field(default=1, ge=1)
     required: bool = True
     share: float = Field(default=1.0, gt=0, le=1)
@@ -106,7 +106,8 @@ def make_source(
     try:
         return Source(**{**entry.settings, **own})
     except ConfigError as error:
-        raise PluginError(f"feedback {entry.name!r}: {error}") from error
+        what = str(error).removeprefix("source: ").removeprefix("source.")
+        raise PluginError(f"feedback {entry.name!r}: {what}") from error
 
 
 def environment_weight(spec: Any) -> float:

@@ -9,7 +9,6 @@ its own distribution and always load; `TURNWISE_PLUGINS=a,b` restricts all other
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import signal
 import threading
@@ -96,8 +95,7 @@ class Plugins:
                     fatal=entry.dist is not None and entry.dist.name == "turnwise",
                 )
         for name, plugin in (extra or {}).items():
-            version = vars(plugin).get("__version__", "") if inspect.ismodule(plugin) else ""
-            self._add(name, str(version), partial(_given, plugin), fatal=True)
+            self._add(name, _version_of(plugin), partial(_given, plugin), fatal=True)
 
     def _add(self, name: str, version: str, load: Callable[[], object], *, fatal: bool) -> None:
         if name in self.infos:
@@ -329,6 +327,14 @@ def _ctrl_c() -> Iterator[list[int]]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _version_of(plugin: Any) -> str:
+    """Returns the version that a plugin given as an object states; empty where it states none."""
+    try:
+        return str(plugin.__version__)
+    except AttributeError:
+        return ""
 
 
 def _given(plugin: object) -> object:

@@ -269,7 +269,7 @@ class Run:
             self._open()
             if self.is_main:
                 self.ledger  # noqa: B018 - every run has one, used or not: one that is missing later was lost
-            with interruptible(self._asked_to_end):
+            with interruptible(self._asked_to_end, lambda: self.stopping):
                 yield from self._stages()
         except OSError as error:
             checkpoint.name_full_disk(error, self.folder)

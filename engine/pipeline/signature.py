@@ -7,12 +7,14 @@ values against the annotations, ranges and choices among them (`Annotated[int, F
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import PluginError
 from ..util.secrets import redacted
@@ -21,13 +23,14 @@ from ..util.suggest import did_you_mean, near_names
 
 # Parameters that the engine fills: no config can, but `policy` is passed as options are.
 PLUGINS, POLICY = "plugins", "policy"
+SHOWN = 200  # characters of a value in a message
 
 
 def checked_options(
     what: str, factory: Callable[..., Any], positional: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns options as a factory takes them: text that is a number is one, where a number is
-    taken (YAML reads `1e-3` as text).
+    """Returns options as a factory takes them: what was given, but for text where a number is
+    taken, which becomes one (YAML reads `1e-3` as text).
 
     Args:
         what: the part, for messages, e.g. "judge 'length'".
@@ -75,50 +78,78 @@ def parameters_of(factory: Callable[..., Any]) -> list[inspect.Parameter] | None
 
 
 def _fitting(what: str, name: str, kind: Any, value: Any) -> Any:
-    """Returns a value as its annotation has it."""
+    """Returns a value that fits its annotation: the same, or the number that a text is."""
+    if is_number(kind) and isinstance(value, bool):
+        raise PluginError(f"{what}: {name}: must be a number, got {value}")
+    adapter = _adapter(kind)
+    if adapter is None:
+        return value
     try:
-        if is_number(kind) and isinstance(value, bool):
-            raise PluginError(f"{what}: {name}: must be a number, got {value}")
-        return _adapter(kind).validate_python(value)
+        found = adapter.validate_python(value)
     except ValidationError as error:
-        [first, *_] = error.errors()
-        within = ".".join(map(str, first["loc"]))
-        place = f"{name}.{within}" if within and isinstance(value, (Mapping, list)) else name
-        message = first["msg"].removeprefix("Value error, ")
-        shown = redacted({name: value})[name]
-        near = near_names(str(value), [k for k in get_args(kind) if isinstance(k, str)])[:1]
-        hint = f". Did you mean {near[0]!r}?" if near else ""
-        raise PluginError(f"{what}: {place}: {message}, got {shown!r}{hint}") from None
+        raise PluginError(f"{what}: {_described(name, kind, value, error)}") from None
+    # Whatever else pydantic makes of a value (a set of a list, an iterator) is its own.
+    return found if isinstance(value, str) and is_number(kind) else value
 
 
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # a kind that brings a configuration of its own
-        return TypeAdapter(kind)
+def _described(name: str, kind: Any, value: Any, error: ValidationError) -> str:
+    """Returns what is wrong with a value, and where in it; secrets are not shown."""
+    mistakes = error.errors()
+    place, at = name, value
+    for step in mistakes[0]["loc"]:  # the branches of a union stand there too
+        inside = isinstance(at, Mapping) and step in at
+        if inside or (isinstance(at, Sequence) and isinstance(step, int) and step < len(at)):
+            place, at = f"{place}.{step}", at[step]
+    wanted = dict.fromkeys(m["msg"].removeprefix("Value error, ") for m in mistakes)
+    message = ", or ".join([*wanted][:3])
+    if redacted({name: value})[name] != value:
+        quotes = ": put it in quotes" if isinstance(at, (int, float)) else ""
+        return f"{place}: {message}, got {type(at).__name__}, which is not shown here{quotes}"
+    near = near_names(str(at), [k for k in get_args(kind) if isinstance(k, str)])[:1]
+    hint = f". Did you mean {near[0]!r}?" if near else ""
+    shown = repr(at)
+    return f"{place}: {message}, got {shown if len(shown) < SHOWN else shown[:SHOWN] + '...'}{hint}"
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any] | None:
+    """Returns what checks values against an annotation; None where pydantic cannot."""
+    # A kind may bring a configuration of its own.
+    for config in (ConfigDict(arbitrary_types_allowed=True), None):
+        try:
+            return TypeAdapter(kind, config=config)
+        except Exception:  # whatever an annotation is that means something to its author alone
+            continue
+    return None
 
 
 def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
-    """Returns what the parameters of a factory are annotated with; those whose names are imported
-    for type checkers only are left out, and not checked.
+    """Returns what the parameters of a factory are annotated with; what cannot be read, as a name
+    that is imported for type checkers only, is left out, and not checked.
 
     The fields of a dataclass are annotated in the modules of its base classes.
     """
-    found: dict[str, Any] = {}
-    if inspect.isclass(factory):
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    if inspect.isclass(factory) and dataclasses.is_dataclass(factory):
+        found: dict[str, Any] = {}
         for kind in reversed(factory.__mro__):
             found |= _evaluated(inspect.get_annotations(kind), vars(sys.modules[kind.__module__]))
-    made = factory.__init__ if inspect.isclass(factory) else factory
-    if inspect.isfunction(made):
-        found |= _evaluated(inspect.get_annotations(made), made.__globals__)
-    return found
+        return found
+    made: Any = factory.__init__ if inspect.isclass(factory) else factory
+    if not inspect.isroutine(made):
+        made = type(made).__call__
+    made = inspect.unwrap(made.__func__ if inspect.ismethod(made) else made)
+    if not inspect.isfunction(made):
+        return {}
+    return _evaluated(inspect.get_annotations(made), made.__globals__)
 
 
 def _evaluated(annotations: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, kind in annotations.items():
         try:
-            found[name] = eval(kind, dict(names)) if isinstance(kind, str) else kind
-        except (NameError, AttributeError):
+            kind = eval(kind, dict(names)) if isinstance(kind, str) else kind
+        except Exception:  # an annotation may be any text
             continue
+        found[name] = kind.type if isinstance(kind, dataclasses.InitVar) else kind
     return found

@@ -41,7 +41,10 @@ class Stage(Section):
 
     def check(self, run: RunView) -> None:
         """Raises ConfigError or PluginError for what cannot work, before anything is played or
-        loaded."""
+        loaded.
+
+        A run calls it before `play`, which may use what was made here.
+        """
 
     def play(self, run: RunView) -> Iterator[Update]:
         """Does the stage's work, update by update. The run is consistent whenever it yields."""

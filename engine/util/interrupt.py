@@ -10,23 +10,23 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def interruptible(asked: Callable[[int], None]) -> Iterator[None]:
-    """Lets the first Ctrl-C or SIGTERM ask for an end in order; the second one ends at once.
+def interruptible(asked: Callable[[int], None], ending: Callable[[], bool]) -> Iterator[None]:
+    """Lets the first Ctrl-C or SIGTERM ask for an end in order; one that comes while the end is on
+    its way ends at once.
 
     Outside the main thread, which signals do not reach, nothing changes.
 
     Args:
         asked: called with the number of the first signal.
+        ending: whether the end is on its way.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    first: list[int] = []
 
     def answer(number: int, frame: FrameType | None) -> None:
-        if first:
+        if ending():
             raise KeyboardInterrupt
-        first.append(number)
         asked(number)
 
     before = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -43,8 +44,12 @@ class Section(BaseModel):
 
 def is_number(kind: Any) -> bool:
     """Returns whether an annotation stands for a number, or a number or None."""
-    kinds = {kind, *get_args(kind)} - {type(None)}
-    return bool(kinds) and kinds <= {int, float, int | None, float | None}
+    if get_origin(kind) is Annotated:
+        return is_number(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        several = [each for each in get_args(kind) if each is not type(None)]
+        return bool(several) and all(map(is_number, several))
+    return kind in (int, float)
 
 
 def explain(error: ValidationError, model: type[Section]) -> str:
