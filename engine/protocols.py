@@ -234,7 +234,7 @@ class Backend(Protocol):
     """Replies to many conversations at once.
 
     `rows` is how many conversations may live at a time. `refresh()` is called whenever the policy's
-    weights changed.
+    weights changed, and when play is over for now.
     """
 
     rows: int
@@ -244,7 +244,7 @@ class Backend(Protocol):
         ...
 
     def refresh(self) -> None:
-        """Takes up the policy's changed weights."""
+        """Takes up the policy's weights as they are, and frees what is kept of conversations."""
         ...
 
 

@@ -23,7 +23,10 @@ def log_softmax_at(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     logprobs = torch.log_softmax(logits, -1)
     with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).nan_to_num(0.0, neginf=0.0).sum(-1)
+        probs = logprobs.exp()
+        entropy = -torch.linalg.vecdot(probs, logprobs)
+        if bool(entropy.isnan().any()):  # 0 * -inf, where a token has no chance at all
+            entropy = torch.special.entr(probs).sum(-1)
     return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
 
 
@@ -386,24 +389,28 @@ def explained_variance(predictions: Tensor, targets: Tensor, mask: Tensor) -> fl
     return float(1 - error.var() / target.var())
 
 
-def sample_inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
+def sample_tokens(logits: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Draws one exact sample per row by inversion: the first token whose cumulative probability
     exceeds the uniform.
 
     One uniform per token makes the sample a function of (logits, uniform) alone, whatever else is
-    in the batch.
+    in the batch. The vocabulary is read once for the normalizer and once for the probabilities.
 
     Args:
-        logits: [n, V].
-        uniforms: [n] in [0, 1).
+        logits: [n, V] float32.
+        uniforms: [n] in [0, 1); None: the likeliest token.
 
     Returns:
-        [n] long.
+        tokens [n] long, their log-probabilities [n], and whether a row's logits are finite [n]
+        bool; the sample of a row where they are not means nothing.
     """
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    target = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
-    return (
-        torch.searchsorted(cumulative, target, right=True)
-        .squeeze(-1)
-        .clamp(max=logits.shape[-1] - 1)
-    )
+    total = logits.logsumexp(-1, keepdim=True)
+    if uniforms is None:
+        tokens = logits.argmax(-1, keepdim=True)
+    else:
+        cumulative = (logits - total).exp_().cumsum(-1, dtype=torch.float64)
+        target = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, target, right=True)
+        tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    logprobs = (logits.gather(1, tokens) - total).squeeze(1)
+    return tokens.squeeze(1), logprobs, torch.isfinite(total).squeeze(1)

@@ -165,7 +165,7 @@ def test_broken_mask_is_found(
     policy = turnwise.Policy.from_pretrained(model_folder("mistral-window"))
     monkeypatch.setattr(CachedModel, "STYLES", ("typed", "full", "full"))
     with pytest.raises(ValueError, match="cannot be sampled with a kept KV cache"):
-        CachedModel(policy.model, rows=2)
+        CachedModel(policy.network)
 
 
 def test_scripted_turns_are_refused_by_rl(policy: turnwise.Policy) -> None:

@@ -1,9 +1,13 @@
 """A KV cache for conversations of uneven length: the slot of a token is its position.
 
 Masks and sliding windows of unmodified transformers models count cache slots, so a cache with holes
-(right padding between turns) is silently wrong with sliding windows. Here row b's token at position
+(right padding between turns) is silently wrong with sliding windows. Here a row's token at position
 p stands in slot p: no holes, nothing to shift, a finished conversation's row is reused by starting
 again at position 0. Padding is written to a scratch slot that no mask allows.
+
+Rows are kept in an order of their own, in which those that are decoded come first: attention then
+reads a view of the cache, and nothing is copied per token. A row that ends its reply changes places
+with the last one that goes on. There is room for the rows and the tokens that live, no more.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..errors import UnfitModel
-from .properties import context_length, layer_kinds, longest_span, setting
+from .network import Network
+from .properties import context_length, layer_kinds, longest_span, setting, trunk
 
-GROWTH = 64  # slots are allocated in blocks of this many positions
+BLOCK = 64  # slots are allocated in multiples of this many positions
+SPARE = 1.5  # and as many times what is needed, so that growing copies little
 
 # The kinds of attention that a config's `layer_types` may name, and where it says how far they
 # reach.
@@ -33,61 +39,97 @@ TYPES = {
 
 @dataclass
 class _Step:
-    """The data that the layers of one forward call share."""
+    """The data that the layers of one forward call share, and the room that all of them have.
 
-    rows: Tensor | None = None  # [b] cache rows, None: all in order
-    slots: Tensor | None = None  # [b, q] where each token is written
-    extent: int = 0  # the first slots, as many as the longest row has tokens
+    Attributes:
+        rows: [b, 1] the rows of the cache that are read and written.
+        first: whether these are its first ones, in order.
+        slots: [b, q] where each token is written.
+        extent: the first slots, as many as the longest row has tokens.
+        capacity: (rows, slots) that are allocated, without the scratch slot.
+    """
+
+    rows: Tensor | None = None
+    first: bool = True
+    slots: Tensor | None = None
+    extent: int = 0
+    capacity: tuple[int, int] = (0, 0)
 
 
 class SlotLayer(CacheLayerMixin):
-    """A layer's keys and values [rows, heads, capacity + 1, dim]; the last slot is scratch."""
+    """A layer's keys and values [rows, heads, slots + 1, dim]; the last slot is scratch."""
 
     is_sliding = False
 
-    def __init__(self, rows: int, step: _Step) -> None:
+    def __init__(self, step: _Step) -> None:
         super().__init__()
-        self.rows, self.step = rows, step
+        self.step = step
+        self.size = (0, 0)
+        self.clean = 0  # the first slots of all rows that hold numbers, and not what memory held
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Makes keys and values of one slot, the scratch one, in the states' type and place."""
+        """Makes keys and values without room, in the states' type and place."""
         heads, dim = key_states.shape[1], key_states.shape[3]
-        self.keys = key_states.new_zeros(self.rows, heads, 1, dim)
-        self.values = value_states.new_zeros(self.rows, heads, 1, value_states.shape[3])
+        self.keys = key_states.new_zeros(0, heads, 1, dim)
+        self.values = value_states.new_zeros(0, heads, 1, value_states.shape[3])
         self.is_initialized = True
 
-    def _grow(self, extent: int) -> None:
+    def _grow(self) -> None:
+        """Makes room for as many rows and slots as the step says. Memory that nothing was written
+        to yet is only reserved."""
+        rows, slots = self.step.capacity
         assert self.keys is not None
         assert self.values is not None
-        more = -(-(extent - self.keys.shape[2] + 1) // GROWTH) * GROWTH
-        if more > 0:
-            shape = list(self.keys.shape)
-            shape[2] = more
-            self.keys = torch.cat([self.keys, self.keys.new_zeros(shape)], 2)
-            shape[3] = self.values.shape[3]
-            self.values = torch.cat([self.values, self.values.new_zeros(shape)], 2)
+        held = self.size[0]
+        for name, old in (("keys", self.keys), ("values", self.values)):
+            new = old.new_empty(rows, old.shape[1], slots + 1, old.shape[3])
+            new[:held, :, : self.clean] = old[:, :, : self.clean]
+            new[held:, :, : self.clean] = 0
+            setattr(self, name, new)
+        self.size = self.step.capacity
+
+    def _wipe(self, extent: int) -> None:
+        """Makes slots readable that are read for the first time: masked or not, what stands there
+        is multiplied."""
+        if extent > self.clean:
+            until = min(-(-extent // BLOCK) * BLOCK, self.size[1])
+            for held in (self.keys, self.values):
+                assert held is not None
+                held[:, :, self.clean : until] = 0
+            self.clean = until
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Writes keys and values of new tokens to their slots; returns the step's rows of both, up
         to `extent`."""
+        step = self.step
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._grow(self.step.extent)
-        keys, values, rows, slots = self.keys, self.values, self.step.rows, self.step.slots
+        self.make_ready(step.extent)
+        keys, values, rows = self.keys, self.values, step.rows
         assert keys is not None
         assert values is not None
-        assert slots is not None
-        slots = torch.where(slots < 0, keys.shape[2] - 1, slots)
-        at = (torch.arange(self.rows, device=keys.device) if rows is None else rows).unsqueeze(1)
-        keys[at, :, slots] = key_states.transpose(1, 2)
-        values[at, :, slots] = value_states.transpose(1, 2)
-        if rows is None:
-            return keys[:, :, : self.step.extent], values[:, :, : self.step.extent]
-        return keys[:, :, : self.step.extent].index_select(0, rows), values[
-            :, :, : self.step.extent
-        ].index_select(0, rows)
+        assert rows is not None
+        keys[rows, :, step.slots] = key_states.transpose(1, 2).to(keys.dtype)
+        values[rows, :, step.slots] = value_states.transpose(1, 2).to(values.dtype)
+        if step.first:
+            some = len(rows)
+            return keys[:some, :, : step.extent], values[:some, :, : step.extent]
+        own = rows.squeeze(1)
+        return keys[:, :, : step.extent][own], values[:, :, : step.extent][own]
+
+    def make_ready(self, extent: int) -> None:
+        """Makes the room that the step asks for, and so many slots of it readable."""
+        if self.size != self.step.capacity:
+            self._grow()
+        self._wipe(extent)
+
+    def place(self, sources: Tensor, targets: Tensor, extent: int) -> None:
+        """Copies the first slots of rows to other rows, all at once: rows may change places."""
+        for held in (self.keys, self.values):
+            assert held is not None
+            held[targets, :, :extent] = held[sources, :, :extent]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Returns how many slots a mask covers, and the first of them, 0."""
@@ -106,8 +148,7 @@ class CachedModel:
     """A causal language model with a slot cache, fed tokens row by row.
 
     Args:
-        model: an unmodified transformers causal LM.
-        rows: how many conversations are alive at a time.
+        network: around an unmodified transformers causal LM.
 
     Raises:
         UnfitModel: no way of masking this model's attention reproduces its plain forward pass.
@@ -115,22 +156,27 @@ class CachedModel:
 
     STYLES = ("typed", "windowed", "full")
 
-    def __init__(self, model: Any, rows: int) -> None:
-        self.model, self.config, self.rows = model, model.config.get_text_config(), rows
-        self.device = model.get_input_embeddings().weight.device
-        named = inspect.signature(model.forward).parameters
+    def __init__(self, network: Network) -> None:
+        self.network, self.model = network, network.lm
+        self.config = self.model.config.get_text_config()
+        self.device = self.model.get_input_embeddings().weight.device
+        # Logits are made of the last states alone where the head is nothing but a matrix.
+        self._called = trunk(self.model) if network.head_is_plain else self.model
+        named = inspect.signature(self._called.forward).parameters
         # Newer transformers, and older ones.
         self._argument = "cache" if "cache" in named else "past_key_values"
         self.style = self._find_style()
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forgets everything, and frees its memory."""
         self._step = _Step()
-        layers: list[Any] = [
-            SlotLayer(self.rows, self._step) for _ in range(self.config.num_hidden_layers)
-        ]
+        self._layers = [SlotLayer(self._step) for _ in range(self.config.num_hidden_layers)]
+        layers: list[Any] = list(self._layers)
         self._cache = Cache(layers=layers)
+        self._order: list[int] = []  # which row stands where
+        self._place: dict[int, int] = {}
+        self._held: dict[int, int] = {}  # how many tokens each row has
 
     def _mask(self, positions: Tensor, extent: int, kind: str) -> Tensor:
         """Returns [b, 1, q, extent], which slots each token may look at; at least one, so that
@@ -152,6 +198,13 @@ class CachedModel:
             )
         return allowed.unsqueeze(1)
 
+    def expect(self, rows: Sequence[int]) -> None:
+        """Gives rows a place, so that room is made for all of them at once."""
+        for row in rows:
+            if row not in self._place:
+                self._place[row] = len(self._order)
+                self._order.append(row)
+
     @torch.no_grad()
     def extend(
         self, rows: Sequence[int], lengths: Sequence[int], feeds: Sequence[Sequence[int]]
@@ -159,26 +212,77 @@ class CachedModel:
         """Feeds each row its new tokens and returns the logits after the last one, [b, V].
 
         Args:
-            rows: cache rows, distinct, ascending.
+            rows: distinct numbers of rows.
             lengths: how many tokens each row holds already (0 starts it over).
             feeds: at least one new token per row.
         """
         width = max(map(len, feeds))
-        b = len(rows)
-        fed = torch.tensor([len(f) for f in feeds])
+        self.expect(rows)
+        for row, held, feed in zip(rows, lengths, feeds, strict=True):
+            self._held[row] = held + len(feed)
+        extent = max(self._held[row] for row in rows)
+        self._make_room(extent)
         if width == 1:
-            ids = torch.tensor(feeds)
-        else:
-            ids = torch.tensor([[*f, *([0] * (width - len(f)))] for f in feeds])
-        index = torch.arange(width).expand(b, width)
+            self._bring_forward(rows)
+        places = [self._place[row] for row in rows]
+        by_place = sorted(range(len(rows)), key=places.__getitem__)
+        self._step.first = places[by_place[-1]] == len(rows) - 1
+        fed = torch.tensor([len(feeds[i]) for i in by_place])
+        ids = torch.tensor([[*feeds[i], *([0] * (width - len(feeds[i])))] for i in by_place])
+        index = torch.arange(width).expand(len(rows), width)
+        begin = torch.tensor([lengths[i] for i in by_place])
+        positions = begin.unsqueeze(1) + index
         real = index < fed.unsqueeze(1)
-        begin = torch.tensor(lengths)
-        positions = torch.where(real, begin.unsqueeze(1) + index, -1).to(self.device)
-        extent = int((begin + fed).max())
-        self._step.rows = None if b == self.rows else torch.tensor(rows, device=self.device)
-        self._step.slots, self._step.extent = positions, extent
+        self._step.rows = torch.tensor([[places[i]] for i in by_place], device=self.device)
+        self._step.slots = torch.where(real, positions, self._step.capacity[1]).to(self.device)
+        self._step.extent = extent
         last = (fed - 1).to(self.device)
-        return self._forward(ids.to(self.device), positions, extent, last)
+        positions = torch.where(real, positions, -1).to(self.device)
+        logits = self._forward(ids.to(self.device), positions, extent, last)
+        if by_place == list(range(len(rows))):
+            return logits
+        back = torch.empty(len(rows), dtype=torch.long)
+        back[torch.tensor(by_place)] = torch.arange(len(rows))
+        return logits[back.to(self.device)]
+
+    @torch.no_grad()
+    def copy(self, row: int, to: Sequence[int], length: int) -> None:
+        """Gives other rows the first tokens of a row, as if they had been fed them."""
+        self.expect(to)
+        for other in to:
+            self._held[other] = length
+        self._make_room(length)
+        source = torch.tensor([self._place[row]] * len(to), device=self.device)
+        target = torch.tensor([self._place[other] for other in to], device=self.device)
+        for layer in self._layers:
+            layer.make_ready(length)
+            layer.place(source, target, length)
+
+    def _make_room(self, extent: int) -> None:
+        rows, slots = self._step.capacity
+        if len(self._order) > rows:
+            rows = len(self._order)
+        if extent > slots:
+            slots = -(-int(extent * SPARE) // BLOCK) * BLOCK
+        self._step.capacity = (rows, slots)
+
+    def _bring_forward(self, rows: Sequence[int]) -> None:
+        """Makes rows the first ones; those that stood there take their places."""
+        wanted, size = set(rows), len(rows)
+        behind = [row for row in rows if self._place[row] >= size]
+        if not behind:
+            return
+        away = [row for row in self._order[:size] if row not in wanted]
+        pairs = [(self._place[a], self._place[b]) for a, b in zip(behind, away, strict=True)]
+        extent = max(self._held.get(row, 0) for row in (*behind, *away))
+        one, other = (torch.tensor(each, device=self.device) for each in zip(*pairs, strict=True))
+        for layer in self._layers:
+            if layer.is_initialized:
+                layer.make_ready(extent)
+                layer.place(torch.cat([one, other]), torch.cat([other, one]), extent)
+        for a, b in pairs:
+            self._order[a], self._order[b] = self._order[b], self._order[a]
+            self._place[self._order[a]], self._place[self._order[b]] = a, b
 
     def _forward(self, ids: Tensor, positions: Tensor, extent: int, last: Tensor) -> Tensor:
         if self.style == "typed":
@@ -186,16 +290,16 @@ class CachedModel:
         else:
             kind = "sliding_attention" if self.style == "windowed" else "full_attention"
             mask = self._mask(positions, extent, kind)
+        given: dict[str, Any] = {
+            "input_ids": ids, "attention_mask": mask, "position_ids": positions.clamp(min=0),
+            "use_cache": True, self._argument: self._cache,
+        }  # fmt: skip
+        each = torch.arange(len(last), device=last.device)
+        if self.network.head_is_plain:
+            states = self._called(**given).last_hidden_state[each, last]
+            return self.model.get_output_embeddings()(states)
         keep, where = torch.unique(last, return_inverse=True)  # logits at these columns only
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions.clamp(min=0),
-            use_cache=True,
-            logits_to_keep=keep,
-            **{self._argument: self._cache},
-        ).logits
-        return logits[torch.arange(len(where), device=where.device), where]
+        return self._called(**given, logits_to_keep=keep).logits[each, where]
 
     @torch.no_grad()
     def _find_style(self) -> str:
@@ -221,7 +325,6 @@ class CachedModel:
         exact = self.model.dtype in (torch.float32, torch.float64)
         best: tuple[float, str] = (float("inf"), "")
         refused = ""
-        rows, self.rows = self.rows, 2
         order = self.STYLES if types else self.STYLES[1:]
         for self.style in order:
             self.reset()
@@ -244,7 +347,6 @@ class CachedModel:
             best = min(best, (error, self.style))
             if error < 1e-4 * (1 + float(plain.abs().max())):
                 break
-        self.rows = rows
         if best[0] > (1e-4 if exact else 0.3) * (1 + float(plain.abs().max())):
             why = f"the closest way of masking is off by {best[0]:.2g} in the logits"
             if not best[1]:

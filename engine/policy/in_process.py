@@ -1,11 +1,12 @@
 """The built-in backend, which samples replies for a policy.
 
-It runs the model in process and keeps the KV cache across turns.
+It runs the model in process and keeps the KV cache across turns. What conversations begin with in
+common is computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,18 +14,17 @@ import torch
 
 from ..errors import NonFiniteError
 from ..records.sampling import Conversation, Sample, Sampling
-from ..tensors import sample_inverse_cdf
+from ..tensors import sample_tokens
 from .cache import CachedModel
 from .chat import ChatFormat
 from .network import Network
+from .prefixes import waves
+
+PADDING = 0.13  # of the tokens of a prefill call, at most
 
 
 class SampledPolicy(Protocol):
     """The part of a policy that sampling needs."""
-
-    @property
-    def model(self) -> Any:
-        """The transformers model."""
 
     @property
     def network(self) -> Network:
@@ -50,7 +50,7 @@ class InProcess:
 
     Args:
         policy: whose model to run.
-        rows: conversations alive at a time; more are faster and take more memory.
+        rows: conversations alive at a time, at most; more are faster and take more memory.
         prefill_tokens: the most tokens one prefill call takes.
     """
 
@@ -58,11 +58,13 @@ class InProcess:
         if rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}")
         self.policy, self.rows, self.prefill_tokens = policy, rows, prefill_tokens
-        self._model = CachedModel(policy.model, rows)
+        self._model = CachedModel(policy.network)
+        self._held: dict[int, Sequence[int]] = {}  # the tokens that rows of the cache hold
 
     def refresh(self) -> None:
-        """Forgets the cache, after the weights changed."""
+        """Forgets the cache and frees its memory: the weights changed, or play is over."""
         self._model.reset()
+        self._held.clear()
 
     def reply(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Sample]:
         """Samples one reply per conversation.
@@ -92,20 +94,13 @@ class InProcess:
         step = 0
         while True:
             scaled = self.policy.network.only_tokens(logits.float()) / (sampling.temperature or 1.0)
-            if not bool(torch.isfinite(scaled.logsumexp(-1)).all()):
-                bad = int((~torch.isfinite(scaled.logsumexp(-1))).nonzero()[0])
-                self._complain(talks[active[bad]])
-            tokens = (
-                sample_inverse_cdf(scaled, uniforms[active, step])
-                if sampling.temperature
-                else scaled.argmax(-1)
+            drawn, chosen, finite = sample_tokens(
+                scaled, uniforms[active, step] if sampling.temperature else None
             )
-            chosen = (
-                torch.log_softmax(scaled, -1).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
-            )
-            drawn = tokens.tolist()
+            if not bool(finite.all()):
+                self._complain(talks[active[int((~finite).nonzero()[0])]])
             going = []
-            for i, token, logprob in zip(active, drawn, chosen, strict=True):
+            for i, token, logprob in zip(active, drawn.tolist(), chosen.tolist(), strict=True):
                 ids[i].append(token)
                 logprobs[i].append(logprob)
                 if token not in stops and len(ids[i]) < budgets[i]:
@@ -124,33 +119,61 @@ class InProcess:
                 talks[i].cached += 1
         samples: list[Any] = [None] * len(talks)
         for i, place in enumerate(order):
+            self._held[talks[i].row] = [*talks[i].ids, *ids[i]][: talks[i].cached]
             samples[place] = Sample(tuple(ids[i]), tuple(logprobs[i]), ids[i][-1] not in stops)
         return samples
 
-    def _prefill(self, talks: Sequence[Conversation]) -> Any:
+    def _prefill(self, talks: Sequence[Conversation]) -> torch.Tensor:
         """Feeds the tokens that each conversation has and the cache has not; returns the logits
         after them, [b, V]."""
-        chunks: list[list[int]] = [[]]
-        for i, conversation in enumerate(talks):
-            width = max(len(talks[j].ids) - talks[j].cached for j in [*chunks[-1], i])
-            if chunks[-1] and width * (len(chunks[-1]) + 1) > self.prefill_tokens:
-                chunks.append([])
-            chunks[-1].append(i)
-            if not conversation.ids[conversation.cached :]:
-                raise ValueError("a conversation has nothing new to reply to")
-        logits = []
-        for chunk in chunks:
+        if not all(len(c.ids) > c.cached for c in talks):
+            raise ValueError("a conversation has nothing new to reply to")
+        self._model.expect([c.row for c in talks])
+        new = [i for i, c in enumerate(talks) if not c.cached]
+        planned = waves([talks[i].ids for i in new], [talks[i].row for i in new], self._held)
+        for i in new:
+            self._held.pop(talks[i].row, None)
+        logits: list[Any] = [None] * len(talks)
+        going_on = [i for i, c in enumerate(talks) if c.cached]
+        for wave in planned:
+            members = [new[m] for m in wave.members]
+            for i, shared in zip(members, wave.shared, strict=True):
+                if shared is not None:
+                    row, talks[i].cached = shared
+                    if row != talks[i].row:
+                        self._model.copy(row, [talks[i].row], talks[i].cached)
+            self._feed(talks, [*members, *going_on], logits)
+            going_on = []
+        self._feed(talks, going_on, logits)
+        return torch.stack(logits)
+
+    def _feed(self, talks: Sequence[Conversation], some: list[int], logits: list[Any]) -> None:
+        """Feeds some conversations, those of like lengths together."""
+        for chunk in self._chunks(talks, some):
             part = [talks[i] for i in chunk]
-            logits.append(
-                self._model.extend(
-                    [c.row for c in part],
-                    [c.cached for c in part],
-                    [c.ids[c.cached :] for c in part],
-                )
+            found = self._model.extend(
+                [c.row for c in part], [c.cached for c in part], [c.ids[c.cached :] for c in part]
             )
-            for c in part:
-                c.cached = len(c.ids)
-        return torch.cat(logits)
+            for i, c, own in zip(chunk, part, found, strict=True):
+                logits[i], c.cached = own, len(c.ids)
+
+    def _chunks(self, talks: Sequence[Conversation], some: list[int]) -> Iterator[list[int]]:
+        """Yields conversations to be fed in one call: by length, so that little of it is
+        padding."""
+        size = {i: len(talks[i].ids) - talks[i].cached for i in some}
+        chunk: list[int] = []
+        real = 0
+        for i in sorted(some, key=lambda i: -size[i]):
+            width = size[chunk[0]] if chunk else size[i]
+            whole = width * (len(chunk) + 1)
+            padding = whole - real - size[i]
+            if chunk and (whole > self.prefill_tokens or padding > PADDING * whole):
+                yield chunk
+                chunk, real = [], 0
+            chunk.append(i)
+            real += size[i]
+        if chunk:
+            yield chunk
 
     def _complain(self, conversation: Conversation) -> None:
         last = conversation.messages[-1].content[:200] if conversation.messages else ""

@@ -119,7 +119,7 @@ class Policy:
         """The device of the model."""
         return self.model.device
 
-    @property
+    @cached_property
     def context_length(self) -> int:
         """The most tokens the model may read."""
         return context_length(self.model.config.get_text_config())

@@ -89,6 +89,7 @@ class RL(RLSettings):
             measured = stopping.before(i)
             learned = shared(run, parts.sources.learn(run, parts.combiners) if run.is_main else {})
             experience = collector.collect(i)
+            collector.player.backend.refresh()  # the update needs the room
             metrics = {**trainer.update(experience, i), **measured, **learned}
             spent = experience.play_seconds + experience.feedback_seconds
             metrics["seconds/play"] = experience.play_seconds

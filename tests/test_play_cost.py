@@ -1,0 +1,194 @@
+"""Play asks the model for what is needed, and no more: shared beginnings once, little padding, room
+for what lives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+import turnwise
+from hypothesis import given
+from hypothesis import strategies as st
+from support.echo import play
+from test_promise_1_tokens import ARCHITECTURES, plain_logprobs
+from turnwise.engine.policy.cache import CachedModel
+from turnwise.engine.policy.in_process import InProcess
+from turnwise.engine.policy.prefixes import SHORTEST, alike, waves
+
+SYSTEM = "the cat sat on a mat . " * 14
+
+
+class Uneven(gymnasium.Env):
+    """Has a long system prompt, and ends after a number of turns that nobody knows before."""
+
+    observation_space = action_space = turnwise.Text(100_000)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        return f"hello there {seed}", {"system": SYSTEM}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.np_random.bit_generator.advance(len(action))  # members of a group end apart
+        done = bool(self.np_random.random() < 0.25)
+        words = int(self.np_random.integers(1, 4))
+        return "tell me " * words, 0.0, done, False, {}
+
+
+gymnasium.register("test/Uneven-v0", Uneven)
+
+
+class Counted(CachedModel):
+    """Counts the tokens it is fed, and those that the model is run on."""
+
+    def __init__(self, network: Any) -> None:
+        self.fed = {"prefill": 0, "decode": 0}
+        self.run = {"prefill": 0, "decode": 0}
+        super().__init__(network)
+        self.fed = {"prefill": 0, "decode": 0}
+        self.run = {"prefill": 0, "decode": 0}
+
+    def extend(self, rows: Any, lengths: Any, feeds: Any) -> torch.Tensor:
+        self.what = "decode" if max(map(len, feeds)) == 1 else "prefill"
+        self.fed[self.what] += sum(map(len, feeds))
+        return super().extend(rows, lengths, feeds)
+
+    def _forward(self, ids: torch.Tensor, *more: Any) -> torch.Tensor:
+        self.run[self.what] += ids.numel()
+        return super()._forward(ids, *more)
+
+
+@pytest.mark.parametrize("rows", [4, 16, 32, 128])
+def test_little_is_padding_whatever_the_number_of_rows(
+    rows: int, model_folder: Callable[..., Path]
+) -> None:
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    backend = InProcess(policy, rows=rows)
+    backend._model = counted = Counted(policy.network)
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 4), backend)
+    starts = [(s, slot) for s in turnwise.starts("test/Uneven-v0", 0, 4) for slot in range(8)]
+    episodes = turnwise.rollout(player, starts, max_turns=6)
+    assert counted.run["prefill"] <= 1.15 * counted.fed["prefill"]
+    assert counted.run["decode"] == counted.fed["decode"]
+    prompts = [len(e.turns[0].prompt_ids) for e in episodes]
+    rest = sum(len(t.prompt_ids) for e in episodes for t in e.turns[1:])
+    assert len({len(e.turns) for e in episodes}) > 3, "they should end apart"
+    assert min(prompts) > 100
+    # One system prompt, four questions; the rest is fed once.
+    assert counted.fed["prefill"] + 32 < 2 * max(prompts) + rest + 32 * len(episodes)
+
+
+@pytest.mark.parametrize("history", ["append", "rerender"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shared_beginnings_change_nothing(
+    architecture: str, history: Any, model_folder: Callable[..., Path]
+) -> None:
+    """Groups, refilled rows and conversations rendered again, against a plain forward pass."""
+    policy = turnwise.Policy.from_pretrained(model_folder(architecture))
+    for episode in play(policy, 3, group=4, rows=5, tokens=10, history=history):
+        sampled = [p for t in episode.turns for p in t.logprobs or ()]
+        assert sampled == pytest.approx(plain_logprobs(policy, episode), abs=1e-5)
+
+
+def test_room_is_made_for_what_lives_and_given_back(policy: turnwise.Policy) -> None:
+    backend = InProcess(policy, rows=128)
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 12), backend)
+    starts = [(s, 0) for s in turnwise.starts("test/Echo-v0", 0, 3)]
+    episodes = turnwise.rollout(player, starts)
+    longest = max(
+        sum(len(t.prompt_ids) + len(t.action_ids or ()) for t in e.turns) for e in episodes
+    )
+    for layer in backend._model._layers:
+        assert layer.keys is not None
+        assert layer.keys.shape[0] == 3
+        assert layer.keys.shape[2] <= 1.5 * longest + 64 + 1
+    backend.refresh()
+    assert all(not layer.is_initialized for layer in backend._model._layers)
+
+
+tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(
+    lambda few: [7] * (SHORTEST if sum(few) % 3 else 2) + few
+)
+
+
+@given(st.lists(tokens, min_size=1, max_size=8), st.dictionaries(st.integers(0, 12), tokens))
+def test_a_beginning_is_taken_from_one_that_is_there(
+    prompts: list[list[int]], held: dict[int, list[int]]
+) -> None:
+    """Every conversation is fed once, after the one it copies from; what it copies is its own
+    beginning; a token is left to feed."""
+    rows = list(range(len(prompts)))
+    there = {row: ids for row, ids in held.items() if row not in rows}
+    fed = []
+    for wave in waves(prompts, rows, held):
+        for member, shared in zip(wave.members, wave.shared, strict=True):
+            if shared is None:
+                continue
+            row, size = shared
+            source = held[row] if row == rows[member] else there[row]
+            assert source[:size] == prompts[member][:size]
+            assert SHORTEST <= size < len(prompts[member])
+        there |= {rows[member]: prompts[member] for member in wave.members}
+        fed += wave.members
+    assert sorted(fed) == rows
+
+
+def test_alike_counts_what_is_in_common() -> None:
+    long = list(range(40))
+    assert alike(long, long[:30]) == 30
+    assert alike(long, [*long[:20], 99, *long[21:]]) == 20
+    assert alike(long, [99, *long[1:]]) == 0
+
+
+class Waits(gymnasium.Env):
+    """The first conversation's environment answers when the others have gone on without it."""
+
+    observation_space = action_space = turnwise.Text(100_000)
+    metadata: dict[str, Any] = {"concurrency": "thread"}
+    gone_on = threading.Event()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        self.first, self.steps = seed == FIRST[0], 0
+        return "hello there", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.first and self.steps == 1 and not self.gone_on.wait(PATIENCE[0]):
+            raise RuntimeError("nobody went on")
+        if self.steps == 3:
+            self.gone_on.set()
+        return "tell me more", 0.0, self.steps == 4, False, {}
+
+
+FIRST, PATIENCE = [0], [60.0]
+gymnasium.register("test/Waits-v0", Waits)
+
+
+@pytest.mark.parametrize("schedule", ["ready-first", "deterministic"])
+def test_a_slow_environment_delays_nobody_who_is_ready(
+    schedule: Any, policy: turnwise.Policy
+) -> None:
+    """In step, the first conversation waits for others that wait for it."""
+    starts = [(s, 0) for s in turnwise.starts("test/Waits-v0", 0, 4)]
+    FIRST[0], PATIENCE[0] = starts[0][0].seed, 60.0 if schedule == "ready-first" else 0.2
+    Waits.gone_on.clear()
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 4))
+    episodes = turnwise.rollout(player, starts, schedule=schedule)
+    waited, *others = episodes
+    assert [e.ending for e in others] == ["terminated"] * 3
+    assert waited.ending == ("terminated" if schedule == "ready-first" else "failed")
+
+
+def test_schedules_play_the_same_conversations(policy: turnwise.Policy) -> None:
+    """Noise belongs to a conversation's turn, whoever else is replied to."""
+    found = []
+    for schedule in ("deterministic", "ready-first"):
+        player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 8))
+        starts = [(s, 0) for s in turnwise.starts("test/Echo-v0", 0, 6)]
+        episodes = turnwise.rollout(player, starts, schedule=schedule)
+        found.append([[t.action_ids for t in e.turns] for e in episodes])
+    assert found[0] == found[1]
