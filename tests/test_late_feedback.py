@@ -550,7 +550,7 @@ def loss_of(
     without weights."""
     form = PolicyLoss(PolicyLossOptions(loss_mean="constant", divisor=1.0))
     prox = logprobs.detach()
-    losses, _ = form.per_token(logprobs.flatten(), Tokens(), prox, advantages)  # type: ignore[arg-type]
+    losses, _ = form.per_token(logprobs.flatten(), Tokens(), prox.flatten(), advantages)  # type: ignore[arg-type]
     weight = torch.ones_like(prox) if cap is None else importance_weight(prox, stale, cap)
     return (losses.view_as(prox) * weight * chance.unsqueeze(1)).sum()
 

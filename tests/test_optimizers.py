@@ -102,8 +102,8 @@ def test_loss_forms_have_the_gradient_of_the_whole_minibatch(
     optimizer.setup(policy)
     prox = policy.logprobs(batch)
     optimizer.prepare(policy, batch)
+    batch.extras["prox"] = prox  # the update began before the policy moved
     moved(policy)
-    policy.logprobs = lambda *a, **k: prox  # type: ignore[method-assign]  # the update began before the policy moved
     ours, metrics = gradient_of(policy, optimizer, batch)
 
     own, mask = token_logprobs(policy, batch), batch.mask
@@ -125,6 +125,33 @@ def test_loss_forms_have_the_gradient_of_the_whole_minibatch(
     assert 0 < metrics["clip_fraction"] < 1
     assert metrics["approx_kl"] > 0
     assert "weight/stale-0" in metrics
+
+
+@pytest.mark.parametrize("form", ["ppo", "gspo", "cispo"])
+def test_one_step_on_its_own_episodes_needs_no_pass_before_it(
+    form: Any, model_folder: Callable[..., Path]
+) -> None:
+    """The log-probs of the forward passes it trains with are those the update began with."""
+    found = []
+    for given in (False, True):
+        policy = turnwise.Policy.from_pretrained(model_folder())
+        batch = credited(play(policy, 3, group=2, tokens=5))
+        batch.signal[0] = False  # an episode that is not run
+        optimizer = GRPO(loss=form, micro_tokens=60)
+        optimizer.setup(policy)
+        optimizer.prepare(policy, batch)
+        assert "prox" not in batch.extras
+        if given:
+            batch.extras["prox"] = policy.logprobs(batch)
+        found.append(gradient_of(policy, optimizer, batch))
+    (one, ours), (other, theirs) = found
+    close(one, other)
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert ours["approx_kl"] == 0
+    stale = credited(play(policy, 3, group=2, tokens=5))
+    stale.staleness[1] = 1
+    optimizer.prepare(policy, stale)
+    assert "prox" in stale.extras
 
 
 def test_loss_options_that_contradict_each_other_are_refused() -> None:

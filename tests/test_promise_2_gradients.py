@@ -94,7 +94,7 @@ def test_chunking_the_head_changes_nothing(
 ) -> None:
     whole = change(fresh(model_folder), "grpo", episodes, OUTCOMES)
     # Five tokens at a time.
-    monkeypatch.setattr("turnwise.engine.policy.network.HEAD_ELEMENTS", 5 * 320)
+    monkeypatch.setattr("turnwise.engine.policy.head.ELEMENTS", 5 * 320)
     assert_same(whole, change(fresh(model_folder), "grpo", episodes, OUTCOMES))
 
 

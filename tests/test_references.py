@@ -125,7 +125,7 @@ def policy_loss(
     batch = SimpleNamespace(mask=mask, weight=torch.ones(len(mask), dtype=torch.float64))
     own = double(given["logps"]).requires_grad_()
     loss = PolicyLoss(PolicyLossOptions(loss=form, clip_high=high, loss_mean=mean, divisor=divisor))
-    each, _ = loss.per_token(own[mask], micro, double(given["old_logps"]), advantages)  # type: ignore[arg-type]
+    each, _ = loss.per_token(own[mask], micro, double(given["old_logps"])[mask], advantages)  # type: ignore[arg-type]
     if extra is not None:
         each = each + extra(own)[mask]
     shares = loss.shares(batch)  # type: ignore[arg-type]

@@ -13,9 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UnfitModel
 from ..records.batch import Row
 from ..tensors import log_softmax_at
+from .head import HeadLogprobs, chunks
 from .properties import changes_logits, is_adapted, trunk
-
-HEAD_ELEMENTS = 2**24  # logits of one chunk: 64 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +179,20 @@ class Network(nn.Module):
             logits = self.only_tokens(head(part))
             return log_softmax_at(logits / temperature if temperature != 1.0 else logits, wanted)
 
-        size = max(1, HEAD_ELEMENTS // head.weight.shape[0])
-        if len(target) <= size:
-            return score(hidden, target)
-        parts = []
-        for part, wanted in zip(hidden.split(size), target.split(size), strict=True):
-            if torch.is_grad_enabled():
-                parts.append(checkpoint(score, part, wanted, use_reentrant=False))
-            else:
-                parts.append(score(part, wanted))
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        parts = list(chunks(len(target), head.weight.shape[0]))
+        if len(parts) <= 1:
+            return score(hidden, target)  # small enough to keep its logits for the gradient
+        if type(head) is nn.Linear:
+            missing = self.missing.to(hidden.device)
+            return HeadLogprobs.apply(hidden, head.weight, head.bias, target, temperature, missing)
+        # LoRA layers in the head
+        found = [
+            checkpoint(score, hidden[part], target[part], use_reentrant=False)
+            if torch.is_grad_enabled()
+            else score(hidden[part], target[part])
+            for part in parts
+        ]
+        return torch.cat([each[0] for each in found]), torch.cat([each[1] for each in found])
 
     def _row_by_row(self, ids: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the model's own forward for models that change their logits, keeping action

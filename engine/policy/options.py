@@ -28,7 +28,7 @@ class LearnerOptions(Section):
     decay: float = Field(default=1.0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    micro_tokens: int = Field(default=8192, ge=1)
+    micro_tokens: int = Field(default=2048, ge=1)
 
 
 class SupervisedOptions(LearnerOptions):

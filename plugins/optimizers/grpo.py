@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from ...learning import (
     Batch,
     Learner,
@@ -53,16 +55,21 @@ class GRPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
         self._learner = Learner(policy, self)
 
     def prepare(self, policy: Policy, batch: Batch) -> None:
-        """Computes the policy's own log-probs before the update, and what the KL term needs."""
-        batch.extras["prox"] = policy.logprobs(batch, micro_tokens=self.micro_tokens)
+        """Computes what the KL term needs, and the policy's own log-probs before the update where
+        training would not give them: with one step on episodes of this very policy, those of its
+        forward passes are they."""
+        once = self.epochs == self.minibatches == 1 and not bool(batch.staleness.any())
+        if not once:
+            batch.extras["prox"] = policy.logprobs(batch, micro_tokens=self.micro_tokens)
         self._kl.prepare(policy, batch, self.micro_tokens)
 
     def update(self, policy: Policy, batch: Batch) -> dict[str, float]:
         """Trains on the batch's advantages, in `epochs` passes; returns the metrics."""
         assert batch.behaviour_logprobs is not None
         advantages = self._loss.advantages(batch)
-        prox = batch.extras["prox"]
-        weight = importance_weight(prox, batch.behaviour_logprobs, self.weight_cap)
+        prox = batch.extras.get("prox")
+        # How far the policy is from the one that sampled, in log-probs; 0 for what is not run.
+        apart = (prox if prox is not None else batch.behaviour_logprobs) - batch.behaviour_logprobs
         share, active = self._loss.shares(batch), self._loss.active(batch, self._kl.in_loss)
         sums, tokens, norms = Sums(), 0.0, []
         for epoch in range(self.epochs):
@@ -75,8 +82,12 @@ class GRPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
                     continue  # no step without a gradient: Adam would make one of its memory
                 for micro in self._learner.micro_batches(batch.rows, trained):
                     out = policy.score(micro, batch.temperature, self._learner.network)
-                    loss, held = self._loss.per_token(out.logprobs, micro, prox, advantages)
-                    loss = loss * micro.take(weight)
+                    behaviour = micro.take(batch.behaviour_logprobs)
+                    old = out.logprobs.detach().float() if prox is None else micro.take(prox)
+                    if prox is None and micro.weight:
+                        apart[micro.episode, micro.action] = (old - behaviour).cpu()
+                    loss, held = self._loss.per_token(out.logprobs, micro, old, advantages)
+                    loss = loss * importance_weight(old, behaviour, self.weight_cap)
                     if self._kl.in_loss:
                         assert batch.reference_logprobs is not None
                         loss = loss + self._kl.loss(
@@ -85,13 +96,16 @@ class GRPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
                     self._learner.backward((loss * micro.take(share)).sum() / total, micro)
                     sums.add(
                         micro, loss=loss, clip_fraction=held.float(), entropy=out.entropy,
-                        approx_kl=kl_estimate(micro.take(prox), out.logprobs.detach(), "k3"),
-                        approx_kl_k1=kl_estimate(micro.take(prox), out.logprobs.detach(), "k1"),
+                        approx_kl=kl_estimate(old, out.logprobs.detach(), "k3"),
+                        approx_kl_k1=kl_estimate(old, out.logprobs.detach(), "k1"),
                     )  # fmt: skip
                 norms.append(
                     self._learner.step(batch.progress, [batch.episodes[e].id for e in trained])
                 )
                 tokens += float(batch.mask[trained].sum())
+        if prox is None:
+            apart = policy.sum_over_processes(apart)
+        weight = importance_weight(apart, torch.zeros_like(apart), self.weight_cap)
         metrics = sums.means(policy, tokens) | self._learner.metrics(norms)
         return metrics | staleness_metrics(weight, batch) | self._kl.measure()
 

@@ -111,11 +111,17 @@ class PolicyLoss:
         return float(shares[episodes].sum())
 
     def per_token(
-        self, logprobs: Tensor, micro: Micro, prox: Tensor, advantages: Tensor
+        self, logprobs: Tensor, micro: Micro, old: Tensor, advantages: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Returns the losses of a micro-batch's tokens [n], and which of them the clip holds back
-        [n] bool."""
-        old, advantage = micro.take(prox), micro.take(advantages)
+        [n] bool.
+
+        Args:
+            logprobs, old: [n], of the policy that is trained and of the one the update began with.
+            micro: where the tokens stand.
+            advantages: [E, A].
+        """
+        advantage = micro.take(advantages)
         if self.form == "cispo":
             return cispo_loss(logprobs, old, advantage, self.clip_high)
         if self.form == "gspo":

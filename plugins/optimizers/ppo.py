@@ -167,7 +167,7 @@ class PPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
             for micro in self._learner.micro_batches(batch.rows, trained):
                 out = policy.score(micro, batch.temperature, self._learner.network)
                 old, mine = micro.take(prox), micro.take(share)
-                loss, held = self._loss.per_token(out.logprobs, micro, prox, advantages)
+                loss, held = self._loss.per_token(out.logprobs, micro, old, advantages)
                 loss = loss * micro.take(weight)
                 if self._kl.in_loss:
                     assert batch.reference_logprobs is not None
