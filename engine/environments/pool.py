@@ -131,8 +131,8 @@ class Environments:
         job = Job(instance, verb, arguments)
         self._lane(job).waiting.append(job)
 
-    def wait(self) -> list[tuple[Instance, Any, str]]:
-        """Waits until at least one call has ended.
+    def wait(self, *, block: bool = True) -> list[tuple[Instance, Any, str]]:
+        """Waits until at least one call has ended; without `block` only looks which have.
 
         Returns what was answered: (instance, result, "") or (instance, None, reason).
         """
@@ -145,12 +145,14 @@ class Environments:
             try:
                 until = min(job.deadline for job in running) - time.monotonic()
                 job, value, reason = (
-                    self._done.get_nowait() if answered else self._done.get(timeout=max(0.0, until))
+                    self._done.get(timeout=max(0.0, until))
+                    if block and not answered
+                    else self._done.get_nowait()
                 )
             except queue.Empty:
-                if answered:
-                    return answered
                 overdue = [job for job in running if job.deadline <= time.monotonic()]
+                if answered or not (block or overdue):
+                    return answered
                 found = [
                     (job, None, self._abandon(job)) for job in overdue if job.instance.abandon()
                 ]

@@ -3,14 +3,16 @@
 The schedule is deterministic: a policy's conversations take their turns together in a fixed order,
 serial environments step in slot order, and sampling noise is keyed by (seed, update, start, slot,
 turn). Playing the same starts again gives the same episodes. Scripts, which do not mind who else is
-replied to, go ahead as soon as their environment has answered.
+replied to, go ahead as soon as their environment has answered. With the schedule "ready-first" a
+policy does too: it replies to those whose environments have answered while the others are at work.
+The noise is the same, so that replies differ by the rounding of another batch only.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..environments.instance import Instance
 from ..environments.pool import Environments
@@ -23,6 +25,7 @@ from .arriving import Call, ConversationFailed, States, arrive
 from .conversation import Branch, LiveEpisode, Reply, Where, episode_id, spoken
 from .players import Player, ScriptPlayer
 
+Schedule = Literal["deterministic", "ready-first"]
 Progress = Callable[[int, int], None]  # (episodes finished, episodes in all)
 
 
@@ -103,6 +106,7 @@ def rollout(
     max_turns: int = 1000,
     step_limit: float = 60.0,
     max_failure_rate: float = 1.0,
+    schedule: Schedule = "deterministic",
     progress: Progress | None = None,
     environments: Environments | None = None,
 ) -> list[Episode]:
@@ -122,6 +126,8 @@ def rollout(
         step_limit: seconds that making, a reset, a step, a reply of an environment's player, or
             closing may take.
         max_failure_rate: share of failed episodes above which the play stops.
+        schedule: "deterministic": a policy replies to all together; "ready-first": to those that
+            wait for it.
         progress: called whenever conversations have ended.
         environments: those to play in, kept by the caller for the next time; default: made here and
             closed at the end.
@@ -135,7 +141,7 @@ def rollout(
     """
     own = environments if environments is not None else Environments()
     own.limit = step_limit
-    play = _Play(player, list(starts), where, max_turns, max_failure_rate, progress, own)
+    play = _Play(player, list(starts), where, max_turns, max_failure_rate, schedule, progress, own)
     try:
         return play.episodes()
     finally:
@@ -154,6 +160,7 @@ class _Play:
         where: Where,
         max_turns: int,
         max_failure_rate: float,
+        schedule: Schedule,
         progress: Progress | None,
         environments: Environments,
     ) -> None:
@@ -175,25 +182,32 @@ class _Play:
         self.known = States(
             Counter(start.origin for start, _ in starts if isinstance(start, Branch))
         )
-        self.together = not isinstance(player, ScriptPlayer)
+        self.together = not isinstance(player, ScriptPlayer) and schedule == "deterministic"
 
     def episodes(self) -> list[Episode]:
-        """Plays all episodes. A policy replies when every environment has answered; a script
-        whenever one has."""
+        """Plays all episodes. Where the schedule is deterministic a policy replies when every
+        environment has answered; else a player replies to those that wait, when it has looked for
+        others that do."""
         while self.waiting or self.alive:
             if not self.together or all(
                 self.alive[instance][0].reset is None for instance in self.called
             ):
                 self._begin()
+            if self.silent and self.called and not self.together:
+                self._listen(block=False)
             if self.silent and not (self.together and self.called):
                 self._reply()
                 continue
-            for instance, value, reason in self.environments.wait():
-                place = self.called.pop(instance)
-                self._advance(instance, value, f"{place}: {reason}" if reason else "")
+            self._listen(block=True)
             if self.progress:
                 self.progress(len(self.done), self.total)
         return [self.done[i] for i in range(self.total)]
+
+    def _listen(self, *, block: bool) -> None:
+        """Goes on with the conversations whose environments have answered."""
+        for instance, value, reason in self.environments.wait(block=block):
+            place = self.called.pop(instance)
+            self._advance(instance, value, f"{place}: {reason}" if reason else "")
 
     def _begin(self) -> None:
         """Starts conversations in free rows, as far as their environments are available."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from ..rollout.rollout import Schedule
 from ..util.section import Section
 from .environments import EnvConfig, read_envs
 
@@ -24,6 +25,9 @@ class PlayOptions(Section):
         max_failure_rate: share of failed environments, and of each source's failed answers, above
             which the run stops.
         step_limit: seconds an environment may take for a step.
+        schedule: "deterministic": a policy replies when every environment has answered, and the
+            same seeds give the same bits; "ready-first": it replies to those that wait for it, so
+            that slow environments delay no other, and repeats up to rounding.
     """
 
     env: Any
@@ -33,6 +37,7 @@ class PlayOptions(Section):
     backend: Any = "in-process"
     max_failure_rate: float = Field(default=0.5, ge=0, le=1)
     step_limit: float = Field(default=60.0, gt=0)
+    schedule: Schedule = "deterministic"
 
     @field_validator("env")
     @classmethod

@@ -169,7 +169,7 @@ class Rank(JudgedPlayOptions, Stage):
                     ]
                     found = play(
                         run, player, chosen, where, max_turns=self.max_turns,
-                        step_limit=self.step_limit,
+                        step_limit=self.step_limit, schedule=self.schedule,
                         max_failure_rate=self.max_failure_rate,
                         progress=lambda done, total: run.status("play", done, total, **show),  # noqa: B023
                     )  # fmt: skip

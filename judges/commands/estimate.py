@@ -100,6 +100,7 @@ def _played(run: Run, stage: Any, env: Any, sample: int) -> list[Episode]:
         Where("estimate", run.stage, 0, 0),
         max_turns=stage.max_turns,
         step_limit=stage.step_limit,
+        schedule=stage.schedule,
     )
 
 

@@ -321,7 +321,7 @@ class Revise(PlayOptions, Stage):
                 episodes += play(
                     run, player, [(start,
                             slot) for start in found for slot in range(self.group_size)], where,
-                    max_turns=self.max_turns, step_limit=self.step_limit,
+                    max_turns=self.max_turns, step_limit=self.step_limit, schedule=self.schedule,
                     max_failure_rate=self.max_failure_rate,
                     progress=lambda a, b, i=i: run.status("revise", a, b, update=i + 1,
                         updates=self.updates),

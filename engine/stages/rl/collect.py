@@ -115,6 +115,7 @@ class Collector:
                 where,
                 max_turns=settings.max_turns,
                 step_limit=settings.step_limit,
+                schedule=settings.schedule,
                 max_failure_rate=1.0 if purpose else settings.max_failure_rate,
                 progress=lambda done, total: self.run.status(
                     purpose or "play", done, total, **experience.progress

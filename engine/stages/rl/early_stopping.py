@@ -116,6 +116,7 @@ class EarlyStopping:
                 where,
                 max_turns=settings.max_turns,
                 step_limit=settings.step_limit,
+                schedule=settings.schedule,
                 max_failure_rate=settings.max_failure_rate,
             )
             sound = [e for e in played if e.ending != "failed"]
