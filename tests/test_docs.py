@@ -460,7 +460,7 @@ def test_the_options_of_a_part_are_shown(capsys: pytest.CaptureFixture[str]) -> 
     assert f"{count} options of" in told
     options_command.options(["rejection"])
     told = capsys.readouterr().out
-    assert re.search(r"micro_tokens\s+. 8192 +. tokens per forward pass", told)
+    assert re.search(r"micro_tokens\s+. 2048 +. tokens per forward pass", told)
     assert "[environment]" not in told
     with pytest.raises(turnwise.ConfigError, match="no part is called 'grop'. Did you mean 'grpo'"):
         options_command.options(["grop"])
