@@ -24,7 +24,7 @@ def log_softmax_at(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logprobs = torch.log_softmax(logits, -1)
     with torch.no_grad():
         probs = logprobs.exp()
-        entropy = -torch.linalg.vecdot(probs, logprobs)
+        entropy = -(probs * logprobs).sum(-1)
         if bool(entropy.isnan().any()):  # 0 * -inf, where a token has no chance at all
             entropy = torch.special.entr(probs).sum(-1)
     return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy

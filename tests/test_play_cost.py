@@ -110,6 +110,25 @@ def test_room_is_made_for_what_lives_and_given_back(policy: turnwise.Policy) -> 
     assert all(not layer.is_initialized for layer in backend._model._layers)
 
 
+def test_weights_that_changed_are_seen_by_whoever_plays_next(
+    model_folder: Callable[..., Path],
+) -> None:
+    """One player before and after a change, which nobody told its backend of."""
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 8))
+    starts = [(s, slot) for s in turnwise.starts("test/Echo-v0", 0, 2) for slot in range(2)]
+    before = policy.reply([turnwise.Message("user", "hello there")], seed=1)
+    turnwise.rollout(player, starts)
+    with torch.no_grad():
+        for parameter in policy.network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    for episode in turnwise.rollout(player, starts):
+        sampled = [p for t in episode.turns for p in t.logprobs or ()]
+        assert sampled == pytest.approx(plain_logprobs(policy, episode), abs=1e-5)
+    after = policy.reply([turnwise.Message("user", "hello there")], seed=1)
+    assert after != before
+
+
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(
     lambda few: [7] * (SHORTEST if sum(few) % 3 else 2) + few
 )

@@ -221,11 +221,11 @@ def declared_concurrency(env_id: str) -> str | None:
         module, _, name = entry.partition(":")
         try:
             entry = getattr(sys.modules[module], name)
-        except (KeyError, AttributeError):
+        except Exception:  # it is other people's, as is what follows
             return None
     try:
         metadata = entry.metadata
-    except AttributeError:
+    except Exception:
         return None
     return metadata.get("concurrency", "serial") if isinstance(metadata, Mapping) else None
 

@@ -165,7 +165,7 @@ class Environments:
                     lane.running.discard(job)
                 if not self._went_on(job, value, reason):
                     answered.append((job.instance, value, reason))
-            if found and not answered:
+            if block and found and not answered:
                 return []
 
     def close(self) -> None:

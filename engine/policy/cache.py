@@ -255,8 +255,9 @@ class CachedModel:
         source = torch.tensor([self._place[row]] * len(to), device=self.device)
         target = torch.tensor([self._place[other] for other in to], device=self.device)
         for layer in self._layers:
-            layer.make_ready(length)
-            layer.place(source, target, length)
+            if layer.is_initialized:  # others read the keys of one below them
+                layer.make_ready(length)
+                layer.place(source, target, length)
 
     def _make_room(self, extent: int) -> None:
         rows, slots = self._step.capacity

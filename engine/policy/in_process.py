@@ -60,6 +60,7 @@ class InProcess:
         self.policy, self.rows, self.prefill_tokens = policy, rows, prefill_tokens
         self._model = CachedModel(policy.network)
         self._held: dict[int, Sequence[int]] = {}  # the tokens that rows of the cache hold
+        self._weights: tuple[tuple[int, int], ...] = ()  # which ones they were computed with
 
     def refresh(self) -> None:
         """Forgets the cache and frees its memory: the weights changed, or play is over."""
@@ -73,6 +74,17 @@ class InProcess:
             NonFiniteError: the model's logits are NaN or infinite; the message names the
                 conversation.
         """
+        weights = tuple((id(p), p._version) for p in self.policy.network.parameters())
+        if weights != self._weights:  # changed where no one said so
+            self.refresh()
+            self._weights = weights
+        try:
+            return self._reply(conversations, sampling)
+        except BaseException:
+            self.refresh()  # what is half fed, or not finite, is read by no other conversation
+            raise
+
+    def _reply(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Sample]:
         order = sorted(range(len(conversations)), key=lambda i: conversations[i].row)
         talks = [conversations[i] for i in order]
         stops = self.policy.chat.stop_ids
@@ -129,6 +141,9 @@ class InProcess:
         if not all(len(c.ids) > c.cached for c in talks):
             raise ValueError("a conversation has nothing new to reply to")
         self._model.expect([c.row for c in talks])
+        for c in talks:
+            if c.row not in self._held:
+                c.cached = 0  # the cache was forgotten
         new = [i for i, c in enumerate(talks) if not c.cached]
         planned = waves([talks[i].ids for i in new], [talks[i].row for i in new], self._held)
         for i in new:
