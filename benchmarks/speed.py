@@ -28,7 +28,9 @@ from speed_work import WORKS
 HERE = Path(__file__).parent
 
 
-def measure(side: str, work: str, steps: int, threads: int, folder: Path, trl: str, options: str) -> dict[str, Any]:  # fmt: skip  # noqa: E501
+def measure(
+    side: str, work: str, steps: int, threads: int, folder: Path, trl: str, options: str
+) -> dict[str, Any]:
     """Runs one process of a side and returns what it printed."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": str(threads), "SPEED_BEGAN": str(time.time()),

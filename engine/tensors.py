@@ -23,10 +23,7 @@ def log_softmax_at(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     logprobs = torch.log_softmax(logits, -1)
     with torch.no_grad():
-        probs = logprobs.exp()
-        entropy = -(probs * logprobs).sum(-1)
-        if bool(entropy.isnan().any()):  # 0 * -inf, where a token has no chance at all
-            entropy = torch.special.entr(probs).sum(-1)
+        entropy = torch.special.entr(logprobs.exp()).sum(-1)  # 0 for a token without a chance
     return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
 
 

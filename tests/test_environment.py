@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 import warnings
 from pathlib import Path
 
@@ -234,3 +235,34 @@ def test_other_peoples_environments_work_unchanged(tmp_path: Path, model_folder:
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert "trained 2" in done.stdout, done.stderr[-3000:]
+
+
+def test_a_module_that_raises_while_it_is_looked_up_costs_its_own_episodes() -> None:
+    """A lazy module, whose environment needs a package that is missing."""
+
+    def missing(name: str) -> None:
+        raise ImportError("an extra is missing")
+
+    module = types.ModuleType("lazy_environments")
+    module.__getattr__ = missing  # type: ignore[method-assign]
+    sys.modules["lazy_environments"] = module
+    gymnasium.register("test/Lazy-v0", "lazy_environments:Env")
+    starts = [(s, 0) for e in ("test/Lazy-v0", "test/Echo-v0") for s in turnwise.starts(e, 0, 2)]
+    try:
+        episodes = turnwise.rollout(turnwise.ScriptPlayer(lambda heard: "hello"), starts)
+    finally:
+        del gymnasium.registry["test/Lazy-v0"], sys.modules["lazy_environments"]
+    assert [e.ending for e in episodes] == ["failed", "failed", "terminated", "terminated"]
+    assert "an extra is missing" in episodes[0].reason
+
+
+def test_progress_is_told_whenever_conversations_have_ended() -> None:
+    told: list[tuple[int, int]] = []
+    starts = [(s, 0) for s in turnwise.starts("test/Echo-v0", 0, 5)]
+    turnwise.rollout(
+        turnwise.ScriptPlayer(lambda heard: "hello"), starts, progress=lambda *at: told.append(at)
+    )
+    assert [total for _, total in told] == [5] * len(told)
+    counts = [done for done, _ in told]
+    assert counts == sorted(set(counts))
+    assert counts[-1] == 5

@@ -65,6 +65,12 @@ CONFIGS: dict[str, Callable[[Any], T.PreTrainedConfig]] = {
         num_kv_shared_layers=0,
         activation_sparsity_pattern=[0.0, 0.0], altup_num_inputs=2,
     ),
+    "gemma3n, layers that share keys": lambda t: T.Gemma3nTextConfig(
+        **{**small(t), "intermediate_size": [64] * 4, "num_hidden_layers": 4}, head_dim=8,
+        sliding_window=32, layer_types=TWO * 2, num_kv_shared_layers=2,
+        vocab_size_per_layer_input=len(t), hidden_size_per_layer_input=8, laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4, altup_num_inputs=2,
+    ),
     "longrope": lambda t: T.Phi3Config(
         **small(t), original_max_position_embeddings=64,
         rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
@@ -87,7 +93,7 @@ def test_sampler_update_and_plain_forward_agree_beyond_every_window(
     name: str, tokenizer: Any, tmp_path: Path
 ) -> None:
     policy = turnwise.Policy.from_pretrained(made(CONFIGS[name](tokenizer), tmp_path, tokenizer))
-    episodes = play(policy, 4, rows=4, tokens=24, turns=5)
+    episodes = play(policy, 3, group=2, rows=4, tokens=24, turns=5)
     batch = batch_of(episodes)
     apart, together = (
         policy.logprobs(batch, micro_tokens=1),

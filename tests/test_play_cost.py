@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 import turnwise
@@ -157,10 +158,14 @@ def test_a_beginning_is_taken_from_one_that_is_there(
 
 
 def test_alike_counts_what_is_in_common() -> None:
-    long = list(range(40))
+    long = np.arange(40)
+    other = long.copy()
+    other[20] = 99
+    assert alike(long, long) == 40
     assert alike(long, long[:30]) == 30
-    assert alike(long, [*long[:20], 99, *long[21:]]) == 20
-    assert alike(long, [99, *long[1:]]) == 0
+    assert alike(long, other) == 20
+    assert alike(long, long + 1) == 0
+    assert alike(long, long[: SHORTEST - 1]) == 0
 
 
 class Waits(gymnasium.Env):

@@ -194,6 +194,16 @@ def test_whiten_and_explained_variance() -> None:
     assert t.explained_variance(torch.zeros(1, 3), values, mask) == pytest.approx(0.0)
 
 
+def test_the_entropy_is_exact_under_autocast_and_without_some_tokens() -> None:
+    logits = torch.randn(5, 300) * 3
+    logits[:, ::7] = -math.inf
+    exact = -torch.special.xlogy(logits.double().softmax(-1), logits.double().softmax(-1)).sum(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, entropy = t.log_softmax_at(logits, torch.ones(5, dtype=torch.long))
+    assert entropy.dtype == torch.float32
+    assert torch.allclose(entropy.double(), exact, atol=1e-5)
+
+
 def test_log_softmax_at_agrees_with_torch() -> None:
     logits = torch.randn(5, 7, dtype=torch.float64)
     targets = torch.tensor([0, 6, 3, 2, 1])

@@ -217,15 +217,12 @@ def declared_concurrency(env_id: str) -> str | None:
     """Returns the concurrency that a class states before one is made; None: a function makes it, or
     its module is not imported yet."""
     entry: Any = gymnasium.spec(env_id).entry_point
-    if isinstance(entry, str):
-        module, _, name = entry.partition(":")
-        try:
-            entry = getattr(sys.modules[module], name)
-        except Exception:  # it is other people's, as is what follows
-            return None
     try:
+        if isinstance(entry, str):
+            module, _, name = entry.partition(":")
+            entry = vars(sys.modules[module])[name]  # without what a lazy module would import
         metadata = entry.metadata
-    except Exception:
+    except Exception:  # other people's: it is made under a limit, and says there what is wrong
         return None
     return metadata.get("concurrency", "serial") if isinstance(metadata, Mapping) else None
 

@@ -75,7 +75,7 @@ class InProcess:
                 conversation.
         """
         weights = tuple((id(p), p._version) for p in self.policy.network.parameters())
-        if weights != self._weights:  # changed where no one said so
+        if weights != self._weights:  # changed without a `refresh`
             self.refresh()
             self._weights = weights
         try:

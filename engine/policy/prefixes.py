@@ -33,13 +33,15 @@ class Wave:
         self.shared.append(shared)
 
 
-def alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """Returns how many tokens two conversations begin with in common."""
+def alike(a: np.ndarray, b: np.ndarray) -> int:
+    """Returns how many tokens two conversations begin with in common; 0 where these are not worth
+    a copy."""
     size = min(len(a), len(b))
-    if a[:SHORTEST] != b[:SHORTEST]:
+    if size < SHORTEST or (a[:SHORTEST] != b[:SHORTEST]).any():
         return 0
-    differ = np.flatnonzero(np.asarray(a[:size]) != np.asarray(b[:size]))
-    return int(differ[0]) if len(differ) else size
+    differ = a[:size] != b[:size]
+    first = int(differ.argmax())
+    return first if differ[first] else size
 
 
 def waves(
@@ -57,19 +59,21 @@ def waves(
         held: the tokens that rows of the cache hold already.
     """
     first, then, last = Wave(), Wave(), Wave()
-    roots: dict[int, Sequence[int]] = {row: ids for row, ids in held.items() if row not in rows}
+    there = {row: np.asarray(ids) for row, ids in held.items()}
+    roots = {row: ids for row, ids in there.items() if row not in rows}
     whole: dict[tuple[int, ...], int] = {}
-    for i, (ids, row) in enumerate(zip(prompts, rows, strict=True)):
-        twin = whole.setdefault(tuple(ids), i)
-        if twin != i and len(ids) > SHORTEST:
-            last.add(i, (rows[twin], len(ids) - 1))
+    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        twin, most = whole.setdefault(tuple(prompt), i), len(prompt) - 1
+        if twin != i and most >= SHORTEST:
+            last.add(i, (rows[twin], most))
             continue
-        found = [(min(alike(ids, other), len(ids) - 1), source) for source, other in roots.items()]
-        if row in held:
-            found.append((min(alike(ids, held[row]), len(ids) - 1), row))
-        most, source = max(found, default=(0, -1))
-        if most >= max(SHORTEST, len(ids) // 2):
-            then.add(i, (source, most))
+        ids = np.asarray(prompt)
+        # Its own row comes first, which needs no copy.
+        sources = ({row: there[row]} if row in there else {}) | roots
+        common = {source: min(alike(ids, other), most) for source, other in sources.items()}
+        best = max(common, key=common.__getitem__, default=row)
+        if common.get(best, 0) >= max(SHORTEST, len(prompt) // 2):
+            then.add(i, (best, common[best]))
         else:
             first.add(i, None)
             roots[row] = ids

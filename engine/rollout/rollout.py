@@ -193,13 +193,14 @@ class _Play:
                 self.alive[instance][0].reset is None for instance in self.called
             ):
                 self._begin()
+            ended = len(self.done)
             if self.silent and self.called and not self.together:
                 self._listen(block=False)
             if self.silent and not (self.together and self.called):
                 self._reply()
-                continue
-            self._listen(block=True)
-            if self.progress:
+            else:
+                self._listen(block=True)
+            if self.progress and len(self.done) > ended:
                 self.progress(len(self.done), self.total)
         return [self.done[i] for i in range(self.total)]
 
