@@ -102,7 +102,7 @@ def _described(name: str, kind: Any, value: Any, error: ValidationError) -> str:
             place, at = f"{place}.{step}", at[step]
     wanted = dict.fromkeys(m["msg"].removeprefix("Value error, ") for m in mistakes)
     message = ", or ".join([*wanted][:3])
-    if redacted({name: value})[name] != value:
+    if repr(redacted({name: value})[name]) != repr(value):  # arrays compare one by one
         quotes = ": put it in quotes" if isinstance(at, (int, float)) else ""
         return f"{place}: {message}, got {type(at).__name__}, which is not shown here{quotes}"
     near = near_names(str(at), [k for k in get_args(kind) if isinstance(k, str)])[:1]
