@@ -15,7 +15,7 @@ from .engine.report.page import write_report
 from .engine.report.scores import print_scores
 from .engine.report.transcript import printable, transcript
 from .engine.rollout.conversation import Reply, Where, episode_id
-from .engine.rollout.players import PolicyPlayer, ScriptPlayer
+from .engine.rollout.players import PolicyPlayer, ScriptPlayer, in_order
 from .engine.rollout.rollout import rollout
 from .engine.stages.collect import play
 from .engine.stages.environments import EnvConfig, check_envs
@@ -39,7 +39,7 @@ __all__ = [
     "Plugins", "PolicyPlayer", "RL", "RLSettings", "Rank", "Reply", "Run", "RunConfig",
     "SLOTS", "Score", "ScriptPlayer", "Weights", "Where", "Words", "check_envs",
     "check_weights", "checked_options", "comparing", "comparisons_of", "component", "declared",
-    "draw_curves", "episode_id", "import_module", "keep", "make_parts", "open_ledger", "play",
-    "play_held_out", "print_scores", "printable", "quiet", "read_config", "rollout", "score",
-    "transcript", "weighed", "write_report",
+    "draw_curves", "episode_id", "import_module", "in_order", "keep", "make_parts",
+    "open_ledger", "play", "play_held_out", "print_scores", "printable", "quiet",
+    "read_config", "rollout", "score", "transcript", "weighed", "write_report",
 ]  # fmt: skip

@@ -83,7 +83,7 @@ class Misheard(turnwise.PolicyPlayer):
         self._swap(talk)
         super().begin(talk, where)
 
-    def reply(self, talks: Any, where: Any) -> Any:
+    def reply(self, talks: Any, where: Any, arriving: Any = tuple) -> Any:
         for talk in talks:
             if talk.turns:
                 self._swap(talk)

@@ -3,12 +3,12 @@ backends."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from .records.batch import Batch, Credit
 from .records.episode import Episode
@@ -229,22 +229,35 @@ class Optimizer(Learns):
         raise TypeError(f"{type(self).__name__} has no update(policy, batch)")
 
 
-@runtime_checkable
 class Backend(Protocol):
     """Replies to many conversations at once.
 
-    `rows` is how many conversations may live at a time. `refresh()` is called whenever the policy's
-    weights changed, and when play is over for now.
+    Attributes:
+        rows: how many conversations may live at a time.
     """
 
     rows: int
 
-    def reply(self, conversations: Sequence[Conversation], sampling: Sampling) -> Sequence[Sample]:
-        """Returns one sample per conversation, in their order."""
+    def reply(
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        arriving: Callable[[], Sequence[Conversation]] = tuple,
+    ) -> Iterable[tuple[Conversation, Sample]]:
+        """Yields every conversation with its sampled reply, in any order, at best when it ends.
+
+        Args:
+            conversations: those that wait for a reply.
+            sampling: how replies are drawn.
+            arriving: returns those that have come to wait meanwhile, and may be called while
+                replies are sampled. A backend that takes a fixed batch need not call it: they
+                wait for the next one.
+        """
         ...
 
     def refresh(self) -> None:
-        """Takes up the policy's weights as they are, and frees what is kept of conversations."""
+        """Takes up the policy's weights, which may have changed, and frees what is kept of
+        conversations; called before and after play."""
         ...
 
 

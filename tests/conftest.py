@@ -30,7 +30,9 @@ hypothesis.settings.register_profile(  # how long an example takes says how busy
     "turnwise", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("turnwise")
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# chosen here, so that no run measures which number is faster
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 transformers.utils.logging.disable_progress_bar()
 
 LONGEST = (

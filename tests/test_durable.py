@@ -112,6 +112,18 @@ def test_a_changed_config_is_refused(
     assert [u.number for u in resume(stopped, model_folder())] == [3, 4], "nothing was spoiled"
 
 
+def test_a_resumed_run_keeps_its_number_of_threads(
+    stopped: Path, model_folder: Callable[..., Path]
+) -> None:
+    torch.set_num_threads(2)
+    try:
+        run = resume(stopped, model_folder(), threads=None)
+        assert [u.number for u in run] == [3, 4]
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+
+
 class Metered(turnwise.Judge):
     """A third party's judge: what it may spend says nothing of its scores."""
 

@@ -4,7 +4,7 @@ for what lives."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from test_promise_1_tokens import ARCHITECTURES, plain_logprobs
 from turnwise.engine.policy.cache import CachedModel
 from turnwise.engine.policy.in_process import InProcess
 from turnwise.engine.policy.prefixes import SHORTEST, alike, waves
+from turnwise.engine.policy.threads import faster_threads
+from turnwise.engine.records.sampling import Conversation
+from turnwise.engine.util.ids import derive_id
 
 SYSTEM = "the cat sat on a mat . " * 14
 
@@ -48,6 +51,7 @@ class Counted(CachedModel):
 
     def __init__(self, network: Any) -> None:
         self.fed = {"prefill": 0, "decode": 0}
+        self.calls = {"prefill": 0, "decode": 0}
         self.run = {"prefill": 0, "decode": 0}
         super().__init__(network)
         self.fed = {"prefill": 0, "decode": 0}
@@ -55,6 +59,7 @@ class Counted(CachedModel):
 
     def extend(self, rows: Any, lengths: Any, feeds: Any) -> torch.Tensor:
         self.what = "decode" if max(map(len, feeds)) == 1 else "prefill"
+        self.calls[self.what] += 1
         self.fed[self.what] += sum(map(len, feeds))
         return super().extend(rows, lengths, feeds)
 
@@ -216,3 +221,145 @@ def test_schedules_play_the_same_conversations(policy: turnwise.Policy) -> None:
         episodes = turnwise.rollout(player, starts, schedule=schedule)
         found.append([[t.action_ids for t in e.turns] for e in episodes])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_who_arrives_joins_the_batch_half_way(
+    architecture: str, model_folder: Callable[..., Path]
+) -> None:
+    """The same replies as alone, in fewer calls than one after the other."""
+    policy = turnwise.Policy.from_pretrained(model_folder(architecture))
+    policy.chat.stop_ids = frozenset()
+    sampling = turnwise.Sampling(1.0, 30)
+
+    def conversations() -> list[Conversation]:
+        texts = ["hello there", "tell me", "hello there", "the cat sat on a mat"]
+        prompts = [policy.chat.prompt([turnwise.Message("user", text)]) for text in texts]
+        return [Conversation(row, ids, seed=row) for row, ids in enumerate(prompts)]
+
+    alone = {}
+    for conversation in conversations():
+        [(_, alone[conversation.row])] = InProcess(policy).reply([conversation], sampling)
+    backend = InProcess(policy)
+    backend._model = counted = Counted(policy.network)
+    first, second, *rest = conversations()
+    later = [[second], [], rest]
+    ended = []
+    for conversation, sample in backend.reply(
+        [first], sampling, lambda: later.pop(0) if later else []
+    ):
+        ended.append(conversation.row)
+        own = alone[conversation.row]
+        assert sample.ids == own.ids
+        assert sample.logprobs == pytest.approx(own.logprobs, abs=1e-5)
+    assert ended == [0, 1, 2, 3]
+    # 30 tokens from the last one's arrival on, which is after 24
+    assert counted.calls["decode"] < 60 < 4 * 29
+
+
+class Asked(turnwise.FeedbackSource):
+    """Tells that it was asked."""
+
+    version = "1"
+    event = threading.Event()
+
+    def __init__(self) -> None:
+        self.waiting_for: dict[str, turnwise.Request] = {}
+        self.times: dict[str, int] = {}
+
+    def request(self, requests: Sequence[turnwise.Request]) -> None:
+        self.waiting_for |= {r.id: r for r in requests}
+        self.times |= {r.id: self.times.get(r.id, 0) + 1 for r in requests}
+        self.event.set()
+
+    def receive(self) -> list[turnwise.Feedback]:
+        ready, self.waiting_for = list(self.waiting_for.values()), {}
+        return [
+            turnwise.Feedback(
+                r.target,
+                score=float(r.episodes[0].slot),
+                id=f"a-{r.id}",
+                stamp=turnwise.Stamp(request=r.id),
+            )
+            for r in ready
+        ]
+
+
+class Unlike(gymnasium.Env):
+    """One in two conversations ends at once; the others go on when that one is being judged."""
+
+    observation_space = action_space = turnwise.Text(100_000)
+    metadata: dict[str, Any] = {"concurrency": "thread"}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
+        self.long, self.steps = seed == FIRST[0], 0
+        return "hello there", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.long and self.steps == 2 and not Asked.event.wait(60.0):
+            raise RuntimeError("nobody judged meanwhile")
+        return "tell me more", 0.0, not self.long or self.steps == 2, False, {}
+
+
+gymnasium.register("test/Unlike-v0", Unlike)
+
+
+def test_judging_begins_while_others_play(
+    tmp_path: Path, model_folder: Callable[..., Path]
+) -> None:
+    source = Asked()
+    Asked.event.clear()
+    stage = {
+        "env": "test/Unlike-v0", "feedback": [source], "updates": 1, "groups": 2, "group_size": 2,
+        "max_new_tokens": 4, "optimizer": "grpo",
+    }  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}
+    run = turnwise.Run(config, folder=tmp_path / "run")
+    seed = int(derive_id("starts", 0, "rl")[:8], 16)
+    FIRST[0] = turnwise.starts("test/Unlike-v0", seed, 1)[0].seed
+    [update] = run
+    assert sorted(len(e.turns) for e in update.episodes) == [1, 1, 2, 2]
+    assert {e.ending for e in update.episodes} == {"terminated"}
+    assert set(source.times.values()) == {1}, "each was asked about once"
+    assert len(source.times) == 4
+
+
+def test_a_round_recorded_in_part_is_played_as_a_whole(
+    tmp_path: Path, model_folder: Callable[..., Path]
+) -> None:
+    """A kill may come when one group of a round is in the ledger: what follows is the same to the
+    last bit, and what was recorded stays."""
+    runs = []
+    for name in ("whole", "part"):
+        stage = {
+            "env": "test/Echo-v0", "updates": 1, "groups": 3, "group_size": 2,
+            "max_new_tokens": 8, "optimizer": "grpo",
+        }  # fmt: skip
+        config = {
+            "policy": str(model_folder()), "threads": 1, "name": "same", "stages": [{"rl": stage}],
+        }  # fmt: skip
+        run = turnwise.Run(config, folder=tmp_path / name)
+        if runs:
+            run.ledger.add_episodes(runs[0][0].episodes[2:4])
+        [update] = run
+        weights = [p.detach().clone() for p in run.policy.parameters()]
+        runs.append((update, weights))
+    (whole, theirs), (part, ours) = runs
+    assert [e.id for e in whole.episodes] == [e.id for e in part.episodes]
+    assert [e.turns for e in whole.episodes] == [e.turns for e in part.episodes]
+    assert all(bool((a == b).all()) for a, b in zip(theirs, ours, strict=True))
+
+
+def test_the_faster_number_of_threads_is_measured() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        number, times = faster_threads()
+        assert number in (1, 2)
+        assert times >= 1
+        assert torch.get_num_threads() == 2, "measuring changes nothing"
+        torch.set_num_threads(1)
+        assert faster_threads() == (1, 1.0)
+    finally:
+        torch.set_num_threads(before)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,13 +67,40 @@ def load_policy(config: RunConfig) -> Policy:
     from ..policy.policy import Policy
 
     given = config.policy
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     if not isinstance(given, PolicyConfig):
         return given
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)  # new LoRA adapters are drawn
         return Policy.from_pretrained(given.model, **given.model_dump(exclude={"model"}))
+
+
+def use_threads(number: int | None) -> None:
+    """Gives torch this number of threads, where it is stated."""
+    import torch
+
+    if number is not None:
+        torch.set_num_threads(number)
+
+
+def choose_threads() -> None:
+    """Gives torch a single thread where that is faster than those it has, and warns; who set
+    OMP_NUM_THREADS has chosen."""
+    import torch
+
+    from ..policy.threads import faster_threads
+
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    number, times = faster_threads()
+    if number < (before := torch.get_num_threads()):
+        torch.set_num_threads(number)
+        warnings.warn(
+            f"one thread is {times:.1f} times as fast here as torch's {before} (another process"
+            " keeps a core busy, or the machine has fewer than it seems): this run uses one. Set"
+            f" `threads: {before}` in the config, or OMP_NUM_THREADS, to have it otherwise",
+            stacklevel=2,
+        )
 
 
 def make_stages(entries: Any, plugins: Plugins) -> list[tuple[str, Stage]]:

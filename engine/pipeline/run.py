@@ -57,7 +57,7 @@ from .claim import (
     write_config,
 )
 from .config import PolicyConfig, RunConfig
-from .parts import load_policy, make_stages
+from .parts import choose_threads, load_policy, make_stages, use_threads
 from .plugins import Plugins
 from .resume import (
     check_folder,
@@ -134,6 +134,7 @@ class Run:
         self._index = self._done = 0  # the stage's place, and the updates it has made
         self._begun = self._played = self._opened = False
         self._resume = resume
+        self._threads = config.threads  # of a resumed run those it was made with, by default
         # The checkpoint that the stage gone on with began from.
         self._stage_start: Path | None = None
         self._claim = Claim(self.folder)
@@ -169,6 +170,8 @@ class Run:
         policy = load_policy(self.config)
         if self._resume:
             self._open()
+        if self._threads is None and policy.device.type == "cpu":
+            choose_threads()
         policy.chat.template.today = self.today
         if self._stage_start is not None:
             restore_start(policy, self._stage_start)
@@ -434,11 +437,9 @@ class Run:
             self.__dict__["ledger"] = own_ledger(
                 self.folder, self.config.ledger, position, self.clock
             )
-        if self.config.threads:
-            import torch
-
-            torch.set_num_threads(self.config.threads)
         then = position.machine
+        self._threads = self._threads or then.get("threads")
+        use_threads(self._threads)
         check_machine(machine(self.today), then)
         lines = read_updates(self.folder, position.update)
         if self.is_main:

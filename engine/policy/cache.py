@@ -262,7 +262,7 @@ class CachedModel:
     def _make_room(self, extent: int) -> None:
         rows, slots = self._step.capacity
         if len(self._order) > rows:
-            rows = len(self._order)
+            rows = max(len(self._order), int(rows * SPARE))
         if extent > slots:
             slots = -(-int(extent * SPARE) // BLOCK) * BLOCK
         self._step.capacity = (rows, slots)

@@ -6,7 +6,8 @@ common is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,19 @@ from .network import Network
 from .prefixes import waves
 
 PADDING = 0.13  # of the tokens of a prefill call, at most
+JOIN = 8  # tokens after which conversations that arrived are looked for
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A reply that is being sampled: of which conversation, how many tokens it may have, a uniform
+    number for each, and what it has so far."""
+
+    conversation: Conversation
+    limit: int
+    noise: list[float]
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
 
 class SampledPolicy(Protocol):
@@ -67,8 +81,14 @@ class InProcess:
         self._model.reset()
         self._held.clear()
 
-    def reply(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Sample]:
-        """Samples one reply per conversation.
+    def reply(
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        arriving: Callable[[], Sequence[Conversation]] = tuple,
+    ) -> Iterator[tuple[Conversation, Sample]]:
+        """Yields every conversation with its sampled reply, when it ends; those that arrive
+        meanwhile join the batch between two tokens.
 
         Raises:
             NonFiniteError: the model's logits are NaN or infinite; the message names the
@@ -79,61 +99,82 @@ class InProcess:
             self.refresh()
             self._weights = weights
         try:
-            return self._reply(conversations, sampling)
+            yield from self._replies(conversations, sampling, arriving)
         except BaseException:
             self.refresh()  # what is half fed, or not finite, is read by no other conversation
             raise
 
-    def _reply(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Sample]:
-        order = sorted(range(len(conversations)), key=lambda i: conversations[i].row)
-        talks = [conversations[i] for i in order]
-        stops = self.policy.chat.stop_ids
-        limit = self.policy.context_length
-        budgets = [min(sampling.max_new_tokens, limit - len(c.ids)) for c in talks]
-        noise = np.stack(
-            [
-                np.random.Generator(np.random.Philox(c.seed)).random(sampling.max_new_tokens)
-                for c in talks
-            ]
-        )
-        uniforms = torch.from_numpy(noise).to(self._model.device)
-        ids: list[list[int]] = [[] for _ in talks]
-        logprobs: list[list[float]] = [[] for _ in talks]
-
-        active = list(range(len(talks)))
-        with self.policy.autocast():
-            logits = self._prefill(talks)
-        step = 0
-        while True:
-            scaled = self.policy.network.only_tokens(logits.float()) / (sampling.temperature or 1.0)
-            drawn, chosen, finite = sample_tokens(
-                scaled, uniforms[active, step] if sampling.temperature else None
-            )
-            if not bool(finite.all()):
-                self._complain(talks[active[int((~finite).nonzero()[0])]])
+    def _replies(
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        arriving: Callable[[], Sequence[Conversation]],
+    ) -> Iterator[tuple[Conversation, Sample]]:
+        replies: list[_Growing] = []
+        new, step = conversations, 0
+        while new or replies:
+            joining = [self._begin(c, sampling) for c in sorted(new, key=lambda c: c.row)]
+            logits = self._next(replies, [each.conversation for each in joining])
+            replies += joining
+            tokens, logprobs = self._draw(logits, replies, sampling.temperature)
             going = []
-            for i, token, logprob in zip(active, drawn.tolist(), chosen.tolist(), strict=True):
-                ids[i].append(token)
-                logprobs[i].append(logprob)
-                if token not in stops and len(ids[i]) < budgets[i]:
-                    going.append(i)
-            step += 1
-            if not going:
-                break
-            active = going
-            with self.policy.autocast():
-                logits = self._model.extend(
-                    [talks[i].row for i in active],
-                    [talks[i].cached for i in active],
-                    [ids[i][-1:] for i in active],
+            for each, token, logprob in zip(replies, tokens, logprobs, strict=True):
+                each.ids.append(token)
+                each.logprobs.append(logprob)
+                if token not in self.policy.chat.stop_ids and len(each.ids) < each.limit:
+                    going.append(each)
+                    continue
+                own = each.conversation
+                self._held[own.row] = [*own.ids, *each.ids][: own.cached]
+                cut = token not in self.policy.chat.stop_ids
+                yield own, Sample(tuple(each.ids), tuple(each.logprobs), cut)
+            replies, step = going, step + 1
+            new = arriving() if replies and step % JOIN == 0 else ()
+
+    def _begin(self, conversation: Conversation, sampling: Sampling) -> _Growing:
+        """Begins a reply, with noise for all tokens that it may have."""
+        noise = np.random.Generator(np.random.Philox(conversation.seed))
+        return _Growing(
+            conversation,
+            min(sampling.max_new_tokens, self.policy.context_length - len(conversation.ids)),
+            noise.random(sampling.max_new_tokens).tolist(),
+        )
+
+    def _next(self, replies: Sequence[_Growing], joining: Sequence[Conversation]) -> torch.Tensor:
+        """Returns the logits of the next token of replies that go on and then of those that begin,
+        [b, V]."""
+        found = []
+        with self.policy.autocast():
+            if replies:
+                own = [each.conversation for each in replies]
+                found.append(
+                    self._model.extend(
+                        [c.row for c in own],
+                        [c.cached for c in own],
+                        [each.ids[-1:] for each in replies],
+                    )
                 )
-            for i in active:
-                talks[i].cached += 1
-        samples: list[Any] = [None] * len(talks)
-        for i, place in enumerate(order):
-            self._held[talks[i].row] = [*talks[i].ids, *ids[i]][: talks[i].cached]
-            samples[place] = Sample(tuple(ids[i]), tuple(logprobs[i]), ids[i][-1] not in stops)
-        return samples
+                for c in own:
+                    c.cached += 1
+            if joining:
+                found.append(self._prefill(joining))
+        return torch.cat(found)
+
+    def _draw(
+        self, logits: torch.Tensor, replies: Sequence[_Growing], temperature: float
+    ) -> tuple[list[int], list[float]]:
+        """Draws the next token of every reply. Returns the tokens and their log-probs."""
+        noise = torch.tensor(
+            [each.noise[len(each.ids)] for each in replies],
+            dtype=torch.float64, device=self._model.device,
+        )  # fmt: skip
+        drawn, chosen, finite = sample_tokens(
+            self.policy.network.only_tokens(logits.float()) / (temperature or 1.0),
+            noise if temperature else None,
+        )
+        if not bool(finite.all()):
+            self._complain(replies[int((~finite).nonzero()[0])].conversation)
+        return drawn.tolist(), chosen.tolist()
 
     def _prefill(self, talks: Sequence[Conversation]) -> torch.Tensor:
         """Feeds the tokens that each conversation has and the cache has not; returns the logits
@@ -171,6 +212,7 @@ class InProcess:
             )
             for i, c, own in zip(chunk, part, found, strict=True):
                 logits[i], c.cached = own, len(c.ids)
+                self._held[c.row] = c.ids
 
     def _chunks(self, talks: Sequence[Conversation], some: list[int]) -> Iterator[list[int]]:
         """Yields conversations to be fed in one call: by length, so that little of it is

@@ -262,7 +262,7 @@ class Policy:
         content)."""
         given = [m if isinstance(m, Message) else Message(**m) for m in messages]  # type: ignore[arg-type]
         conversation = Conversation(0, self.chat.prompt(given), given, seed)
-        [sample] = self._talker.reply([conversation], Sampling(temperature, max_new_tokens))
+        [(_, sample)] = self._talker.reply([conversation], Sampling(temperature, max_new_tokens))
         return self.chat.text(sample.ids)
 
     @cached_property

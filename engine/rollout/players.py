@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..environments.conventions import PlayerFunction, text_of
@@ -16,7 +16,9 @@ from .conversation import LiveEpisode, Reply, Where, spoken
 if TYPE_CHECKING:
     from ..policy.policy import Policy
     from ..protocols import Backend
-    from ..records.sampling import Sampling
+    from ..records.sampling import Conversation, Sample, Sampling
+
+Arriving = Callable[[], Sequence[LiveEpisode]]
 
 
 class Player(Protocol):
@@ -28,11 +30,28 @@ class Player(Protocol):
     def begin(self, live: LiveEpisode, where: Where) -> None:
         """Prepares for a conversation whose environment was reset."""
 
-    def reply(self, talks: Sequence[LiveEpisode], where: Where) -> Sequence[Reply]:
-        """Returns one reply per conversation."""
+    def reply(
+        self, talks: Sequence[LiveEpisode], where: Where, arriving: Arriving = tuple
+    ) -> Iterable[tuple[LiveEpisode, Reply]]:
+        """Yields every conversation with its reply, in any order, at best when it ends.
+
+        Args:
+            talks: those that wait for a reply.
+            where: for the noise.
+            arriving: returns those that have come to wait meanwhile, which may be replied to as
+                well.
+        """
 
     def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
         """Returns the ids from the last sampled token to where the player would have replied."""
+
+
+def in_order(
+    talks: Sequence[LiveEpisode], replies: Iterable[tuple[LiveEpisode, Reply]]
+) -> list[Reply]:
+    """Waits for all replies and returns them in the order of the conversations."""
+    found = {live.index: reply for live, reply in replies}
+    return [found[live.index] for live in talks]
 
 
 @contextlib.contextmanager
@@ -98,46 +117,53 @@ class PolicyPlayer:
             with _rendering():
                 live.ids = live.fresh = self.policy.chat.prompt(live.messages, live.reset.tools)
 
-    def reply(self, talks: Sequence[LiveEpisode], where: Where) -> list[Reply]:
+    def reply(
+        self, talks: Sequence[LiveEpisode], where: Where, arriving: Arriving = tuple
+    ) -> Iterator[tuple[LiveEpisode, Reply]]:
         """Samples the policy's next reply in every conversation whose context has room."""
-        replies: list[Reply | None] = [None] * len(talks)
-        asked = []
-        for i, live in enumerate(talks):
-            overflows = self._overflows(live)
-            try:
-                if not overflows:
-                    self._append_observation(live)
-            except ConversationFailed as error:
-                replies[i] = Reply(None, stop=str(error), failed=True)
-                continue
-            if overflows or len(live.ids) >= self.policy.context_length:
-                replies[i] = Reply(None, stop="context")
-                continue
-            conversation = live.state
-            conversation.ids = live.ids
-            conversation.messages = live.messages
-            key = (where.seed, where.update, live.start.key, live.slot, len(live.turns))
-            place = (where.stage, live.branch.parent.slot, live.branch.turn) if live.branch else ()
-            conversation.seed = int(derive_id("noise", *key, *place), 16)
-            asked.append(i)
-        samples = (
-            self.backend.reply([talks[i].state for i in asked], self.sampling) if asked else []
-        )
-        for i, sample in zip(asked, samples, strict=True):
-            live = talks[i]
-            prompt = tuple(live.ids if self.history == "rerender" else live.fresh)
-            live.ids = live.ids + list(sample.ids)
-            special = bool(live.env.metadata.get("special_tokens", False))
-            replies[i] = Reply(
-                self.policy.chat.text(sample.ids, special=special),
-                prompt,
-                sample.ids,
-                sample.logprobs,
-                self.policy.version,
-                sample.cut,
-            )
-            live.fresh = []
-        return [reply for reply in replies if reply is not None]
+        of_row: dict[int, LiveEpisode] = {}
+        stopped: list[tuple[LiveEpisode, Reply]] = []
+
+        def asked(some: Sequence[LiveEpisode]) -> list[Conversation]:
+            for live in some:
+                if (stop := self._prepare(live, where)) is not None:
+                    stopped.append((live, stop))
+                else:
+                    of_row[live.row] = live
+            return [live.state for live in some if of_row.get(live.row) is live]
+
+        if first := asked(talks):
+            for conversation, sample in self.backend.reply(
+                first, self.sampling, lambda: asked(arriving())
+            ):
+                live = of_row.pop(conversation.row)
+                yield live, self._replied(live, sample)
+        yield from stopped
+
+    def _prepare(self, live: LiveEpisode, where: Where) -> Reply | None:
+        """Puts what the backend reads into a conversation's state. Returns the reply of one that
+        cannot go on."""
+        if self._overflows(live):
+            return Reply(None, stop="context")
+        try:
+            self._append_observation(live)
+        except ConversationFailed as error:
+            return Reply(None, stop=str(error), failed=True)
+        if len(live.ids) >= self.policy.context_length:
+            return Reply(None, stop="context")
+        live.state.ids, live.state.messages = live.ids, live.messages
+        key = (where.seed, where.update, live.start.key, live.slot, len(live.turns))
+        place = (where.stage, live.branch.parent.slot, live.branch.turn) if live.branch else ()
+        live.state.seed = int(derive_id("noise", *key, *place), 16)
+        return None
+
+    def _replied(self, live: LiveEpisode, sample: Sample) -> Reply:
+        """Appends a sampled reply to a conversation's tokens, and returns it as a reply."""
+        prompt = tuple(live.ids if self.history == "rerender" else live.fresh)
+        live.ids, live.fresh = live.ids + list(sample.ids), []
+        special = bool(live.env.metadata.get("special_tokens", False))
+        text = self.policy.chat.text(sample.ids, special=special)
+        return Reply(text, prompt, sample.ids, sample.logprobs, self.policy.version, sample.cut)
 
     def _append_observation(self, live: LiveEpisode) -> None:
         """Appends the latest observation to the ids, closing a reply that did not close itself."""
@@ -193,16 +219,17 @@ class ScriptPlayer:
         """Does nothing: a script keeps no state of a conversation."""
         pass
 
-    def reply(self, talks: Sequence[LiveEpisode], where: Where) -> list[Reply]:
+    def reply(
+        self, talks: Sequence[LiveEpisode], where: Where, arriving: Arriving = tuple
+    ) -> Iterator[tuple[LiveEpisode, Reply]]:
         """Calls the script on each conversation; one that raises fails that conversation only."""
         assert callable(self.player)
-        replies = []
         for live in talks:
             try:
-                replies.append(Reply(text_of(settle(self.player(spoken(live))), "the reply")))
+                reply = Reply(text_of(settle(self.player(spoken(live))), "the reply"))
             except Exception as error:  # SystemExit is the caller's own way out
-                replies.append(Reply(None, stop=f"player: {worded(error)}", failed=True))
-        return replies
+                reply = Reply(None, stop=f"player: {worded(error)}", failed=True)
+            yield live, reply
 
     def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
         """Returns no tokens of the last observation: a script reads text."""

@@ -23,7 +23,7 @@ from ..util.secrets import redact
 from ..util.wording import each_text, reason_text
 from .arriving import Call, ConversationFailed, States, arrive
 from .conversation import Branch, LiveEpisode, Reply, Where, episode_id, spoken
-from .players import Player, ScriptPlayer
+from .players import Player, ScriptPlayer, in_order
 
 Schedule = Literal["deterministic", "ready-first"]
 Progress = Callable[[int, int], None]  # (episodes finished, episodes in all)
@@ -108,6 +108,7 @@ def rollout(
     max_failure_rate: float = 1.0,
     schedule: Schedule = "deterministic",
     progress: Progress | None = None,
+    ended: Callable[[Episode], None] | None = None,
     environments: Environments | None = None,
 ) -> list[Episode]:
     """Plays one episode per start and slot, as many at a time as the player has rows for.
@@ -129,6 +130,7 @@ def rollout(
         schedule: "deterministic": a policy replies to all together; "ready-first": to those that
             wait for it.
         progress: called whenever conversations have ended.
+        ended: called with every episode when it has ended, while others are played.
         environments: those to play in, kept by the caller for the next time; default: made here and
             closed at the end.
 
@@ -141,7 +143,8 @@ def rollout(
     """
     own = environments if environments is not None else Environments()
     own.limit = step_limit
-    play = _Play(player, list(starts), where, max_turns, max_failure_rate, schedule, progress, own)
+    play = _Play(player, list(starts), where, max_turns, max_failure_rate, schedule, own)
+    play.progress, play.ended = progress, ended
     try:
         return play.episodes()
     finally:
@@ -161,10 +164,9 @@ class _Play:
         max_turns: int,
         max_failure_rate: float,
         schedule: Schedule,
-        progress: Progress | None,
         environments: Environments,
     ) -> None:
-        self.player, self.where, self.max_turns, self.progress = player, where, max_turns, progress
+        self.player, self.where, self.max_turns = player, where, max_turns
         self.max_failure_rate, self.total, self.environments = (
             max_failure_rate,
             len(starts),
@@ -177,6 +179,8 @@ class _Play:
         ] = {}
         self.silent: dict[Instance, None] = {}  # those who wait for a reply
         self.called: dict[Instance, str] = {}  # those who wait for their environment, and for what
+        self.progress: Progress | None = None
+        self.ended: Callable[[Episode], None] | None = None
         self.done: dict[int, Episode] = {}
         self.failed: list[str] = []
         self.known = States(
@@ -193,22 +197,25 @@ class _Play:
                 self.alive[instance][0].reset is None for instance in self.called
             ):
                 self._begin()
-            ended = len(self.done)
             if self.silent and self.called and not self.together:
                 self._listen(block=False)
             if self.silent and not (self.together and self.called):
                 self._reply()
             else:
                 self._listen(block=True)
-            if self.progress and len(self.done) > ended:
-                self.progress(len(self.done), self.total)
         return [self.done[i] for i in range(self.total)]
 
     def _listen(self, *, block: bool) -> None:
         """Goes on with the conversations whose environments have answered."""
+        ended = len(self.done)
         for instance, value, reason in self.environments.wait(block=block):
             place = self.called.pop(instance)
             self._advance(instance, value, f"{place}: {reason}" if reason else "")
+        self._show(ended)
+
+    def _show(self, before: int) -> None:
+        if self.progress and len(self.done) > before:
+            self.progress(len(self.done), self.total)
 
     def _begin(self) -> None:
         """Starts conversations in free rows, as far as their environments are available."""
@@ -247,12 +254,28 @@ class _Play:
         metadata = self.environments.metadata(branch.parent.start.env)
         return metadata is None or bool(metadata.get("snapshots", False))
 
-    def _reply(self) -> None:
-        asked = [instance for instance in self.alive if instance in self.silent]
+    def _asking(self) -> list[LiveEpisode]:
+        """Takes those who wait for a reply, in the order in which they began."""
+        asking = [live for instance, (live, _) in self.alive.items() if instance in self.silent]
         self.silent.clear()
-        replies = self.player.reply([self.alive[instance][0] for instance in asked], self.where)
-        for instance, reply in zip(asked, replies, strict=True):
-            self._advance(instance, reply)
+        return asking
+
+    def _reply(self) -> None:
+        asking, ended = self._asking(), len(self.done)
+        if self.together:
+            replies = in_order(asking, self.player.reply(asking, self.where))
+            for live, reply in zip(asking, replies, strict=True):
+                self._advance(live.env, reply)
+        else:
+            for live, reply in self.player.reply(asking, self.where, self._arriving):
+                self._advance(live.env, reply)
+        self._show(ended)
+
+    def _arriving(self) -> list[LiveEpisode]:
+        """Returns who has come to wait for a reply while others are replied to."""
+        self._begin()
+        self._listen(block=False)
+        return self._asking()
 
     def _advance(self, instance: Instance, value: Any, failed: str = "") -> None:
         """Continues one conversation with what it waited for, or with its failure."""
@@ -309,6 +332,8 @@ class _Play:
         self.rows.sort(reverse=True)
         # A broken environment is not used again.
         self.environments.give(instance, sound=ending != "failed")
+        if self.ended:
+            self.ended(self.done[live.index])
         if ending == "failed":
             self.failed.append(reason)
         if len(self.failed) > self.max_failure_rate * self.total:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import Interrupted
@@ -25,40 +25,64 @@ def play(
     player: Player,
     chosen: Sequence[tuple[Start | Branch, int]],
     where: Where,
+    *,
+    group_ended: Callable[[list[Episode]], None] | None = None,
     **options: Any,
 ) -> list[Episode]:
-    """One episode per start (or branch) and slot: those the ledger holds from before an
-    interruption, else played now and recorded.
+    """Plays one episode per start (or branch) and slot, and records them; where the ledger holds
+    all of them from before an interruption, returns those.
 
-    With several processes each plays a share, and all get all of them.
+    Some of them are played again together with the others: fewer at a time would round otherwise.
+    What is recorded already stays. With several processes each plays a share, and all get all.
 
     Args:
         run: whose ledger holds and records them.
         player: who replies.
         chosen: starts or branches, each with its slot.
         where: run, stage, update and seed they are played in.
+        group_ended: called with the episodes of a group, recorded, while others are played; not
+            with several processes.
         options: of `rollout`.
     """
     ids = [episode_id(where, start, slot) for start, slot in chosen]
     recorded = run.ledger.episodes(ids) if run.is_main else {}
     world, rank = processes(run)
     recorded = shared(run, recorded)
-    missing = [c for c, id_ in zip(chosen, ids, strict=True) if id_ not in recorded]
-    played = (
-        rollout(player, missing[rank::world], where, environments=run.environments, **options)
-        if missing
-        else []
-    )
+    if len(recorded) == len(set(ids)):
+        return [recorded[id_] for id_ in ids]
+    if group_ended and world == 1:
+        options["ended"] = _by_group(run, chosen, group_ended)
+    played = rollout(player, chosen[rank::world], where, environments=run.environments, **options)
     if world > 1:
         from accelerate.utils import gather_object
 
         played = gather_object(played)
-    if run.is_main and played:
-        place = {id_: i for i, id_ in enumerate(ids)}
-        played = run.ledger.add_episodes(sorted(played, key=lambda e: place[e.id]))
-        run.plugins.call_event("episodes_played", run=run, episodes=played)
-    found = recorded | {e.id: e for e in played}
-    return [found[id_] for id_ in ids]
+    found = {e.id: e for e in played}
+    episodes = [found[id_] for id_ in ids]
+    if run.is_main:
+        episodes = run.ledger.add_episodes(episodes)
+        run.plugins.call_event("episodes_played", run=run, episodes=episodes)
+    return shared(run, episodes)
+
+
+def _by_group(
+    run: RunView,
+    chosen: Sequence[tuple[Start | Branch, int]],
+    group_ended: Callable[[list[Episode]], None],
+) -> Callable[[Episode], None]:
+    """Returns what takes episodes as they end: it records them and hands them on by group."""
+    missing = Counter(
+        start.key if isinstance(start, Start) else start.origin for start, _ in chosen
+    )
+    groups: dict[str, list[Episode]] = {}
+
+    def ended(episode: Episode) -> None:
+        group = groups.setdefault(episode.group, [])
+        group.append(episode)
+        if len(group) == missing[episode.origin or episode.start.key]:
+            group_ended(run.ledger.add_episodes(sorted(group, key=lambda e: e.slot)))
+
+    return ended
 
 
 def grouped(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
@@ -84,8 +108,35 @@ def ask(
         run: the run that asks.
         sources: those that are asked.
         by_env: for each environment, the groups that its sources are asked about.
-        poll: seconds between looks for answers that come later.
         requests: what to ask; default: every source about every episode or group.
+        poll, show: as in `wait_for_answers`.
+
+    Returns:
+        answers by group.
+
+    Raises:
+        Interrupted: as in `wait_for_answers`.
+    """
+    sources.ask(by_env, run.ledger, requests)
+    groups = {key: members for own in by_env for key, members in own.items()}
+    return wait_for_answers(run, sources, groups, poll=poll, show=show)
+
+
+def wait_for_answers(
+    run: RunView,
+    sources: Sources,
+    groups: Mapping[str, Sequence[Episode]],
+    *,
+    poll: float,
+    show: Mapping[str, int] = {},
+) -> dict[str, list[Answer]]:
+    """Waits until no required answer about groups that were asked about is missing.
+
+    Args:
+        run: the run that asked.
+        sources: those that were asked.
+        groups: the episodes, by group.
+        poll: seconds between looks for answers that come later.
         show: for the progress display.
 
     Returns:
@@ -95,9 +146,7 @@ def ask(
         Interrupted: the run was asked to end while answers were awaited; what was played and asked
             is kept.
     """
-    groups = {key: members for own in by_env for key, members in own.items()}
     notified = set[str]()
-    sources.ask(by_env, run.ledger, requests)
     while True:
         ready, answers = listen(run, sources, groups, notified)
         if len(ready) == len(groups):

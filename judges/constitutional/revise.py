@@ -43,6 +43,7 @@ from ...running import (
     checked_options,
     component,
     episode_id,
+    in_order,
     play,
 )
 from ...tools import background, derive_id, files
@@ -197,22 +198,22 @@ class RevisingPlayer:
         """Begins the conversation of the player that drafts."""
         self.drafts.begin(live, where)
 
-    def reply(self, talks: Sequence[Any], where: Where) -> list[Reply]:
-        """Drafts every reply and returns its last revision, the draft where none succeeded."""
-        drafted = self.drafts.reply(talks, where)
+    def reply(
+        self, talks: Sequence[Any], where: Where, arriving: Callable[[], Sequence[Any]] = tuple
+    ) -> Iterator[tuple[Any, Reply]]:
+        """Drafts every reply and yields its last revision, the draft where none succeeded."""
+        drafted = in_order(talks, self.drafts.reply(talks, where))
         rounds = background(self._rounds(talks, drafted)).result()
-        replies = []
         for live, draft, own in zip(talks, drafted, rounds, strict=True):
             if draft.text is None:
-                replies.append(draft)
+                yield live, draft
                 continue
             self.note(episode_id(where, live.start, live.slot), len(live.turns), own)
             refused = next(
                 (each["revision"] for each in reversed(own) if each["status"] == "scored"),
                 draft.text,
             )
-            replies.append(Reply(refused, version=draft.version))
-        return replies
+            yield live, Reply(refused, version=draft.version)
 
     async def _rounds(
         self, talks: Sequence[Any], drafted: Sequence[Reply]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...environments.registry import starts
@@ -22,7 +22,7 @@ from ...records.rewards import NoReward, Rewards, clipped
 from ...rollout.conversation import Branch, Where
 from ...util.ids import derive_id
 from ...util.memory import explained_memory
-from ..collect import ask, grouped, play
+from ..collect import grouped, play, wait_for_answers
 from .experience import Experience
 from .metrics import groups_with_signal
 from .parts import Parts, part_name
@@ -102,8 +102,10 @@ class Collector:
         chosen: Sequence[tuple[Start | Branch, int]],
         where: Where,
         purpose: str = "",
+        group_ended: Callable[[list[Episode]], None] | None = None,
     ) -> list[Episode]:
-        """Plays conversations and records them; `purpose` as in `judged_round`."""
+        """Plays conversations and records them; `purpose` as in `judged_round`, `group_ended` as in
+        `play`."""
         settings, began = self.settings, time.perf_counter()
         with explained_memory(
             "sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"
@@ -113,6 +115,7 @@ class Collector:
                 self.player,
                 chosen,
                 where,
+                group_ended=group_ended,
                 max_turns=settings.max_turns,
                 step_limit=settings.step_limit,
                 schedule=settings.schedule,
@@ -131,7 +134,8 @@ class Collector:
         where: Where,
         purpose: str = "",
     ) -> None:
-        """Plays conversations, has them judged, and adds them to the experience.
+        """Plays conversations, has them judged, and adds them to the experience. Sources are asked
+        about a group when it has ended, while others are played.
 
         Args:
             experience: what they are added to.
@@ -143,20 +147,27 @@ class Collector:
         Raises:
             Interrupted: the run was asked to end while feedback was awaited.
         """
-        run = self.run
-        episodes = self.play_round(experience, chosen, where, purpose)
+        run, sources, asked = self.run, self.parts.sources, set[str]()
+
+        def ask(groups: Mapping[str, list[Episode]]) -> None:
+            by_env = [
+                {k: m for k, m in groups.items() if experience.env_of[m[0].start.key] == index}
+                for index in range(len(self.settings.env))
+            ]
+            sources.ask(by_env, run.ledger, earlier_groups=asked)
+            asked.update(groups)
+
+        group_ended = (lambda own: ask(grouped(own))) if sources.by_name() else None
+        episodes = self.play_round(experience, chosen, where, purpose, group_ended)
         began = time.perf_counter()
 
         def judged() -> tuple[
             list[Episode], dict[str, Rewards | NoReward], dict[str, list[Answer]]
         ]:
             groups = grouped(episodes)
-            by_env = [
-                {k: m for k, m in groups.items() if experience.env_of[m[0].start.key] == index}
-                for index in range(len(self.settings.env))
-            ]
-            feedback = ask(
-                run, self.parts.sources, by_env, poll=self.settings.poll, show=experience.progress
+            ask({key: own for key, own in groups.items() if key not in asked})
+            feedback = wait_for_answers(
+                run, sources, groups, poll=self.settings.poll, show=experience.progress
             )
             return (
                 episodes,

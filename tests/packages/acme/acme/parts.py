@@ -122,9 +122,10 @@ class Counted:
         self.inner = turnwise.Plugins().create("backend", "in-process", policy=policy, rows=rows)
         self.rows, self.replies = rows, 0
 
-    def reply(self, conversations, sampling):
-        self.replies += len(conversations)
-        return self.inner.reply(conversations, sampling)
+    def reply(self, conversations, sampling, arriving=tuple):
+        for conversation, sample in self.inner.reply(conversations, sampling, arriving):
+            self.replies += 1
+            yield conversation, sample
 
     def refresh(self):
         self.inner.refresh()
