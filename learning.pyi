@@ -1,4 +1,5 @@
 from .engine.pipeline.processes import shared
+from .engine.policy.activations import kept_bytes, recomputed
 from .engine.policy.batching import make_batch, row_of
 from .engine.policy.chat import ChatFormat
 from .engine.policy.in_process import InProcess
@@ -37,7 +38,7 @@ __all__ = [
     "Micro", "Output", "PassOptions", "Policy", "Row", "Sums", "SupervisedOptions", "apart",
     "bilevel_gae", "clipped_policy_loss", "clipped_value_loss", "context_length", "divide",
     "explained_memory", "explained_variance", "gae", "group_advantage", "group_counts",
-    "group_largest", "importance_weight", "kl_estimate", "make_batch", "place_turn_rewards",
-    "returns_to_go", "rounding", "row_of", "shared", "spread_turns", "trunk",
-    "turn_advantages", "turn_edges", "turn_sums", "whiten",
+    "group_largest", "importance_weight", "kept_bytes", "kl_estimate", "make_batch",
+    "place_turn_rewards", "recomputed", "returns_to_go", "rounding", "row_of", "shared",
+    "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
 ]  # fmt: skip

@@ -7,12 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import turnwise
 from support.echo import play
 from support.gradient_worker import change
+from test_promise_1_tokens import ARCHITECTURES, batch_of, disturb_lora
+from turnwise.engine.policy.activations import fitted, kept_bytes
+from turnwise.learning import Learner, LearnerOptions, trunk
 
 OUTCOMES = [0.3, -1.0, 2.0, 0.1, 0.9, -0.4, 1.5, 0.0]
 
@@ -55,6 +59,69 @@ def test_micro_batches_padding_and_order(
     )
     for other in (one_by_one, few, permuted):
         assert_same(whole, other)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_layers_that_are_computed_again(
+    architecture: str, lora: dict[str, Any] | None, model_folder: Callable[..., Path]
+) -> None:
+    """The same gradient to the last bit, from less that is kept."""
+    gradients, kept = [], []
+    for room in (None, 1e-6):
+        torch.manual_seed(0)
+        policy = turnwise.Policy.from_pretrained(
+            model_folder(architecture),
+            lora=lora and {**lora, "fan_in_fan_out": architecture == "gpt2"},
+        )
+        disturb_lora(policy)
+        learner = Learner(policy, LearnerOptions(activation_memory=room, micro_tokens=1))
+        rows = batch_of(play(policy, 2, tokens=6)).rows
+        for micro in learner.micro_batches(rows, range(2)):
+            size = [0]
+
+            def keep(tensor: torch.Tensor, size: list[int] = size) -> torch.Tensor:
+                size[0] += tensor.nbytes
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = policy.score(micro).logprobs.sum()
+            learner.backward(loss, micro)
+            kept.append(size[0])
+        found = [p.grad for p in policy.parameters() if p.grad is not None]
+        gradients.append(torch.cat([g.flatten() for g in found]))
+    assert torch.equal(*gradients)
+    assert max(kept[len(kept) // 2 :]) < min(kept[: len(kept) // 2])
+
+
+def test_a_pass_is_fitted_into_memory() -> None:
+    """100 bytes a token as it is, 10 where layers are computed again."""
+    assert fitted((100.0, 10.0), 1e9, 2048, 300) == (2048, False)
+    assert fitted((100.0, 10.0), 60_000, 2048, 300) == (600, False)
+    assert fitted((100.0, 10.0), 30_000, 2048, 300) == (300, False), "one conversation at a time"
+    assert fitted((100.0, 10.0), 29_999, 2048, 300) == (2048, True)
+    assert fitted((100.0, 10.0), 5_000, 2048, 300) == (500, True)
+    assert fitted((100.0, 10.0), 500, 2048, 300) == (300, True), "no conversation is divided"
+
+
+def test_what_a_pass_keeps_is_measured(policy: turnwise.Policy) -> None:
+    """Against a count at another length."""
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = trunk(policy.model)(
+            input_ids=torch.zeros(1, 300, dtype=torch.long), use_cache=False
+        ).last_hidden_state
+    counted = sum(size for place, size in kept.items() if place not in own) / 300
+    plain, again = kept_bytes(policy.model)
+    assert plain == pytest.approx(counted, rel=0.05)
+    assert again < plain / 1.5
+    assert states.requires_grad
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])

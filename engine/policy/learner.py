@@ -8,6 +8,7 @@ algorithm.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError
 from ..records.batch import Row
 from ..util.ids import derive_id
+from .activations import fitted, kept_bytes
 from .network import Micro
 from .options import LearnerOptions
 from .policy import Policy
@@ -79,7 +81,18 @@ class Learner:
         chosen = set(episodes)
         wanted = [row for row in rows if row.episode in chosen and row.positions]
         assert self.policy is not None
-        return self.policy.my_share(self.policy.micro_batches(wanted, self.options.micro_tokens))
+        tokens, room = self.options.micro_tokens, self.options.activation_memory
+        if room is not None and wanted:
+            longest = max(len(row.ids) for row in wanted)
+            tokens, again = fitted(self._kept, room * 2**30, tokens, longest)
+            self.policy.network.recompute = again
+        return self.policy.my_share(self.policy.micro_batches(wanted, tokens))
+
+    @cached_property
+    def _kept(self) -> tuple[float, float]:
+        assert self.policy is not None
+        with self.policy.autocast():
+            return kept_bytes(self.policy.model)
 
     def backward(self, loss: Tensor, micro: Micro) -> None:
         """Adds the gradient of a share of a loss.

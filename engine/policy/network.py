@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UnfitModel
 from ..records.batch import Row
 from ..tensors import log_softmax_at
+from .activations import recomputed
 from .head import HeadLogprobs, chunks
 from .properties import changes_logits, is_adapted, trunk
 
@@ -95,6 +97,9 @@ class Network(nn.Module):
         tokens: ids that are tokens. Embeddings are often padded: the other ids are never sampled
             and have probability 0 in training. None: all are.
 
+    Attributes:
+        recompute: layers are computed again for the gradient, and keep less.
+
     Raises:
         UnfitModel: its hidden states are not one vector per token, or it has none below its head.
     """
@@ -102,6 +107,7 @@ class Network(nn.Module):
     def __init__(self, model: nn.Module, tokens: Collection[int] | None = None) -> None:
         super().__init__()
         self.model = model
+        self.recompute = False
         vocabulary = self.lm.get_input_embeddings().weight.shape[0]
         missing = sorted(set(range(vocabulary)).difference(tokens)) if tokens is not None else []
         self.missing = torch.tensor(missing)
@@ -161,7 +167,8 @@ class Network(nn.Module):
         looks ahead."""
         lm = self.lm
         if self.head_is_plain:
-            states = trunk(lm)(input_ids=ids, use_cache=False).last_hidden_state
+            with recomputed(lm) if self.recompute else contextlib.nullcontext():
+                states = trunk(lm)(input_ids=ids, use_cache=False).last_hidden_state
             hidden = states[row, position - 1]
             logprobs, entropy = self._head(hidden, target, temperature)
         else:
@@ -203,11 +210,11 @@ class Network(nn.Module):
             lambda _, __, out: states.append(out.last_hidden_state)
         )
         try:
-            for b in range(len(ids)):
-                out = self.lm(
-                    input_ids=ids[b : b + 1], use_cache=False, logits_to_keep=position[row == b] - 1
-                )
-                logits.append(out.logits[0])
+            with recomputed(self.lm) if self.recompute else contextlib.nullcontext():
+                for b in range(len(ids)):
+                    keep = position[row == b] - 1
+                    out = self.lm(input_ids=ids[b : b + 1], use_cache=False, logits_to_keep=keep)
+                    logits.append(out.logits[0])
         finally:
             hook.remove()
         return torch.cat(states), torch.cat(logits)

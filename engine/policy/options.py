@@ -19,6 +19,9 @@ class LearnerOptions(Section):
         max_grad_norm: gradients are scaled down to this norm.
         micro_tokens: tokens per forward pass, padding included; lower it when memory runs out.
             Never changes the result beyond rounding.
+        activation_memory: GiB that a forward pass may keep for its gradient: it takes as few tokens
+            as that needs, and where one conversation alone is too much, layers are computed a
+            second time; default: no limit.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -29,6 +32,7 @@ class LearnerOptions(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     micro_tokens: int = Field(default=2048, ge=1)
+    activation_memory: float | None = Field(default=None, gt=0)
 
 
 class SupervisedOptions(LearnerOptions):

@@ -112,7 +112,10 @@ class Preference(Stage):
             mine = _shuffled(fitting, episodes, derive_id("pairs", run.seed, run.stage, epoch))
             mine = mine[place * self.batch_size : (place + 1) * self.batch_size]
             run.status("update", i + 1, updates, update=i + 1, updates=updates)
-            with explained_memory("the update", "`micro_tokens` of the optimizer, or `batch_size`"):
+            with explained_memory(
+                "the update",
+                "`activation_memory` or `micro_tokens` of the optimizer, or `batch_size`",
+            ):
                 batch = (
                     label_batch(mine, episodes, rows)
                     if labelled

@@ -124,7 +124,9 @@ class SFT(SupervisedOptions, Stage):
                     continue
                 progress = done / steps
                 count = sum(len(rows[e].positions) for e in episodes)
-                with explained_memory("fine-tuning", "`micro_tokens` or `batch_size`"):
+                with explained_memory(
+                    "fine-tuning", "`activation_memory`, `micro_tokens` or `batch_size`"
+                ):
                     for micro in learner.micro_batches(rows, episodes):
                         out = policy.score(micro, network=learner.network)
                         learner.backward(-out.logprobs.sum() / count, micro)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,14 @@ from pydantic import Field
 from torch import Tensor
 
 from ...judging import Pair, connected, opinion, pairs, rater_agreement, truth_agreement
-from ...learning import Learner, SupervisedOptions, divide, explained_memory
+from ...learning import (
+    Learner,
+    SupervisedOptions,
+    divide,
+    explained_memory,
+    kept_bytes,
+    recomputed,
+)
 from ...protocols import Comparison, Episode
 from ...running import Ledger
 from ...tools import derive_id
@@ -85,15 +93,17 @@ class Training(SupervisedOptions):
             done: steps that were made already.
         """
         steps, model = self.steps(train), ensemble.model
+        kept = 0.0 if self.activation_memory is None else kept_bytes(model.members[0])[0]
         rows = model.rows(data.episodes)
         for step in range(done, steps):
             losses, norm = [], 0.0
             for learner, member, seed in zip(ensemble.learners, model.members, seeds, strict=True):
                 groups = self._groups(train, step, seed)
                 with explained_memory(
-                    "training the reward model", "`micro_tokens` or `batch_size`"
+                    "training the reward model",
+                    "`activation_memory`, `micro_tokens` or `batch_size`",
                 ):
-                    loss = self._loss(model, member, rows, data, groups)
+                    loss = self._loss(model, member, rows, data, groups, kept)
                     loss.backward()
                 norm = learner.step(step / steps, [f"start {g}" for g in groups])
                 losses.append(float(loss.detach()))
@@ -122,12 +132,21 @@ class Training(SupervisedOptions):
         rows: Sequence[Any],
         data: Data,
         groups: Sequence[int],
+        kept: float,
     ) -> Tensor:
-        """Computes the loss over some starts, every conversation read once."""
+        """Computes the loss over some starts, every conversation read once; `kept` is how many
+        bytes that keeps for a token."""
         wanted = sorted({e for g in groups for e in data.members[g]})
         chosen = [rows[e] for e in wanted]
         micros = divide(chosen, self.micro_tokens, model.device)
-        scores = torch.cat([model.read(member, micro) for micro in micros])
+        # all conversations of a step are kept until their loss is known
+        tokens = sum(micro.ids.numel() for micro in micros)
+        with (
+            recomputed(member)
+            if tokens * kept > (self.activation_memory or 0.0) * 2**30
+            else nullcontext()
+        ):
+            scores = torch.cat([model.read(member, micro) for micro in micros])
         place = {
             (e, k): i
             for i, (e, k) in enumerate((e, k) for micro in micros for e,

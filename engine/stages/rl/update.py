@@ -56,7 +56,9 @@ class Trainer:
         } | {"trained": 0.0}
         if used:
             run.status("update", **experience.progress)
-            with explained_memory("the update", "`micro_tokens` of the optimizer, or `groups`"):
+            with explained_memory(
+                "the update", "`activation_memory` or `micro_tokens` of the optimizer, or `groups`"
+            ):
                 batch, scale = self._batch(used, experience, i, number)
                 if self.settings.pending:
                     ages = batch.staleness.double()
