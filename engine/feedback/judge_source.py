@@ -54,17 +54,17 @@ class JudgeSource(FeedbackSource):
     def __init__(self, judge: Judge | GroupJudge) -> None:
         self.judge = judge
         self.kind = "group" if isinstance(judge, GroupJudge) else "episode"
-        self._waiting: dict[str, Request] = {}
+        self._waiting: list[Request] = []
         self._timeouts = 0  # calls of this round that had no answer
         self._warned = False
 
     def request(self, requests: Sequence[Request]) -> None:
         """Keeps the requests until the next `receive`."""
-        self._waiting |= {request.id: request for request in requests}
+        self._waiting += requests
 
     def receive(self) -> list[Answer]:
         """Asks the judge about all that waits and returns its answers."""
-        waiting, self._waiting, self._timeouts = list(self._waiting.values()), {}, 0
+        waiting, self._waiting, self._timeouts = self._waiting, [], 0
         if isinstance(self.judge, GroupJudge):
             return [self._rank(request) for request in waiting]
         return self._score(waiting)

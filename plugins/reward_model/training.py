@@ -132,20 +132,16 @@ class Training(SupervisedOptions):
         rows: Sequence[Any],
         data: Data,
         groups: Sequence[int],
-        kept: float,
+        kept: float = 0.0,
     ) -> Tensor:
         """Computes the loss over some starts, every conversation read once; `kept` is how many
-        bytes that keeps for a token."""
+        bytes that keeps for a token, until the loss is known."""
         wanted = sorted({e for g in groups for e in data.members[g]})
         chosen = [rows[e] for e in wanted]
         micros = divide(chosen, self.micro_tokens, model.device)
-        # all conversations of a step are kept until their loss is known
-        tokens = sum(micro.ids.numel() for micro in micros)
-        with (
-            recomputed(member)
-            if tokens * kept > (self.activation_memory or 0.0) * 2**30
-            else nullcontext()
-        ):
+        kept *= sum(micro.ids.numel() for micro in micros)
+        too_much = kept > (self.activation_memory or 0.0) * 2**30
+        with recomputed(member) if too_much else nullcontext():
             scores = torch.cat([model.read(member, micro) for micro in micros])
         place = {
             (e, k): i
@@ -160,10 +156,8 @@ class Training(SupervisedOptions):
         ]
         index = lambda values: torch.tensor(values, dtype=torch.long, device=scores.device)  # noqa: E731
         number = lambda values: torch.tensor(values, dtype=scores.dtype, device=scores.device)  # noqa: E731
-        first, second = (
-            scores[index([last[a] for _, a, _, _ in found])],
-            scores[index([last[b] for _, _, b, _ in found])],
-        )
+        first = scores[index([last[a] for _, a, _, _ in found])]
+        second = scores[index([last[b] for _, _, b, _ in found])]
         probability = number([p.probability for *_, p in found])
         weight = number([p.weight for *_, p in found])
         margin = self.margin * number([p.margin for *_, p in found])
