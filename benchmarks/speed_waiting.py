@@ -1,7 +1,7 @@
 """How much of the throughput is left when environments are slow: 64 conversations at a time whose
 steps take 200 ms in the mean, with a heavy tail (lognormal, sigma 1.2), in threads.
 
-    python benchmarks/speed_waiting.py --rounds 3 --threads 1
+    python benchmarks/speed_waiting.py --model A-small --rounds 3 --threads 1
 
 Rounds of the three ways of playing take turns in one process; printed are medians and ranges of
 tokens per second, and the share of the throughput without latency.
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--conversations", type=int, default=192)
+    parser.add_argument("--model", default="A-small", choices=["A-nano", "A-small"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     gymnasium.register("speed/Slow-v0", lambda **_: Slow())
@@ -70,7 +71,7 @@ def main() -> None:
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
-        policy = turnwise.Policy.from_pretrained(make(WORKS["A-nano"], Path(folder)), device="cpu")
+        policy = turnwise.Policy.from_pretrained(make(WORKS[given.model], Path(folder)), device="cpu")
         policy.chat.stop_ids = frozenset()
         starts = [(s, 0) for s in turnwise.starts("speed/Slow-v0", 0, given.conversations)]
         for _ in range(given.rounds + 1):  # the first one warms up
