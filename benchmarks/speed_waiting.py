@@ -71,7 +71,9 @@ def main() -> None:
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
-        policy = turnwise.Policy.from_pretrained(make(WORKS[given.model], Path(folder)), device="cpu")
+        policy = turnwise.Policy.from_pretrained(
+            make(WORKS[given.model], Path(folder)), device="cpu"
+        )
         policy.chat.stop_ids = frozenset()
         starts = [(s, 0) for s in turnwise.starts("speed/Slow-v0", 0, given.conversations)]
         for _ in range(given.rounds + 1):  # the first one warms up

@@ -34,7 +34,8 @@ class PolicyConfig(Section):
     """The model to align, see `Policy.from_pretrained`.
 
     Attributes:
-        model: folder or hub name; safetensors only.
+        model: folder or hub name, or one of `turnwise model get`; safetensors, or a GGUF file.
+        gguf: the GGUF file in it, whose weights are made plain; needs the package `gguf`.
         lora: options of `peft.LoraConfig`: adapters are trained instead of all weights.
         dtype: of the weights: "float32", "bfloat16", "float16" or "auto" (as saved); half precision
             is trained through float32 copies, which need as much memory as float32 weights do.
@@ -50,6 +51,7 @@ class PolicyConfig(Section):
     called: ClassVar[str] = "policy"
 
     model: str
+    gguf: str | None = None
     lora: dict[str, Any] | None = None
     dtype: str = "float32"
     precision: str = "no"

@@ -382,15 +382,15 @@ class Run:
         )
 
     def _open(self) -> None:
-        """Claims the folder, checks that what it holds and what is asked belong together, and takes
-        up where it stood."""
+        """Checks that there is a model, or nothing is left behind; claims the folder, checks that
+        what it holds and what is asked belong together, and takes up where it stood."""
         if self._opened:
             return
         if self.is_main:
             if isinstance(self.config.policy, PolicyConfig) and not self.folder.exists():
                 from ..policy.loading import find_model
 
-                find_model(self.config.policy.model)  # nothing is left behind where it is not there
+                find_model(self.config.policy.model, self.config.policy.gguf)
             self._claim.take()
         self._opened = True
         if not self.is_main and not self._resume:

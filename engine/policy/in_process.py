@@ -76,6 +76,12 @@ class InProcess:
         self._held: dict[int, Sequence[int]] = {}  # the tokens that rows of the cache hold
         self._weights: tuple[tuple[int, int], ...] = ()  # which ones they were computed with
 
+    @property
+    def masks(self) -> str:
+        """The way of masking that reproduces this model's plain forward pass, see
+        `CachedModel.STYLES`."""
+        return self._model.style
+
     def refresh(self) -> None:
         """Forgets the cache and frees its memory: the weights changed, or play is over."""
         self._model.reset()

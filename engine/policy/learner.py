@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError
 from ..records.batch import Row
 from ..util.ids import derive_id
+from ..util.memory import give_back_freed
 from .activations import fitted, kept_bytes
 from .network import Micro
 from .options import LearnerOptions
@@ -91,6 +92,7 @@ class Learner:
     @cached_property
     def _kept(self) -> tuple[float, float]:
         assert self.policy is not None
+        give_back_freed()
         with self.policy.autocast():
             return kept_bytes(self.policy.model)
 

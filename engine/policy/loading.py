@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,21 +15,33 @@ from safetensors import SafetensorError
 from ..errors import PolicyError
 from ..util.files import read_note
 from ..util.suggest import did_you_mean, install
+from .known import located
 from .template import CHATML
 
 ADAPTERS = "adapter_config.json"
 
 
-def find_model(name: str | Path) -> None:
+def find_model(name: str | Path, gguf: str | None = None) -> None:
     """Checks that a model exists before anything is made for it: a folder with a model in it, or a
     name that the hub or its cache on this machine knows.
+
+    Args:
+        name: folder or hub name.
+        gguf: the file in it that is to be loaded, where it is a GGUF file.
 
     Raises:
         PolicyError: there is none; the message names folders with similar names.
     """
     from transformers.utils.hub import cached_file
 
-    folder, notes = Path(name), ("config.json", ADAPTERS)
+    name = located(name)
+    if str(name).endswith(".gguf"):
+        path = Path(name)
+        raise PolicyError(
+            f"cannot load the policy {str(name)!r}: name the folder and the file in it, as in"
+            f" `policy: {{model: {path.parent}, gguf: {path.name}}}`"
+        )
+    folder, notes = Path(name), (gguf,) if gguf else ("config.json", ADAPTERS)
     if folder.is_dir():
         if any((folder / note).is_file() for note in notes):
             return
@@ -37,9 +50,11 @@ def find_model(name: str | Path) -> None:
             for p in (*folder.glob("policy/*config.json"), *folder.glob("*/policy/*config.json"))
         ]
         hint = f" Did you mean {inside[0]!r}?" if inside else ""
+        if files := sorted(path.name for path in folder.glob("*.gguf")):
+            hint = f" It has {', '.join(files)}: write `gguf: {files[0]}` under `policy`."
         raise PolicyError(
             f"cannot load the policy {str(name)!r}: the folder holds no model (no"
-            f" config.json).{hint}"
+            f" {notes[0]}).{hint}"
         )
     beside = [
         str(p) for p in folder.parent.glob("*/") if any((p / note).is_file() for note in notes)
@@ -49,7 +64,7 @@ def find_model(name: str | Path) -> None:
     if Path(name).is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2:
         raise PolicyError(f"cannot load the policy {str(name)!r}: there is no such folder.{hint}")
     try:
-        if cached_file(str(name), notes[1], _raise_exceptions_for_missing_entries=False) is None:
+        if cached_file(str(name), notes[-1], _raise_exceptions_for_missing_entries=False) is None:
             cached_file(str(name), notes[0])
     except (OSError, ValueError) as error:
         raise PolicyError(
@@ -67,7 +82,38 @@ def import_peft() -> Any:
     return peft
 
 
-def load(name: str | Path, dtype: str, attention: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def from_gguf(file: str | None) -> dict[str, Any]:
+    """Returns the arguments by which transformers reads a GGUF file, its weights made plain; none
+    where there is no such file.
+
+    Raises:
+        PolicyError: the package `gguf` is missing.
+    """
+    if file is None:
+        return {}
+    if importlib.util.find_spec("gguf") is None:
+        raise PolicyError(f"GGUF files need the package gguf: {install('gguf')}")
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # an older one, which always makes weights plain
+        return {"gguf_file": file}
+    return {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def unmarked(model: Any, name: str | Path) -> Any:
+    """Returns a model that came from a GGUF file as the plain model it is by now: transformers
+    would not save it else."""
+    model.hf_quantizer = None
+    for config in (model.config, model.config.get_text_config()):
+        for mark in ("quantization_config", "_model_name_or_path"):
+            vars(config).pop(mark, None)
+    model.config.name_or_path = str(name)
+    return model
+
+
+def load(
+    name: str | Path, gguf: str | None, dtype: str, attention: str, trust_remote_code: bool
+) -> tuple[Any, Any]:
     """Loads a causal language model and its tokenizer; of a folder of LoRA adapters, the model that
     they belong to. The arguments are those of `Policy.from_pretrained`.
 
@@ -77,17 +123,22 @@ def load(name: str | Path, dtype: str, attention: str, trust_remote_code: bool) 
     import transformers
 
     auto: Any = transformers  # its lazy module types mislead checkers
+    name = located(name)
     folder = Path(name)
-    find_model(name)
+    adapter = folder / ADAPTERS
+    find_model(name, None if adapter.is_file() else gguf)
     if dtype not in ("float32", "bfloat16", "float16", "auto"):
         raise PolicyError(
             f"dtype must be 'float32', 'bfloat16', 'float16' or 'auto', got {dtype!r}"
         )
-    adapter = folder / ADAPTERS
+    packed = from_gguf(gguf)
     base = read_note(adapter)["base_model_name_or_path"] if adapter.is_file() else str(name)
+    if base != str(name):
+        find_model(base, gguf)
     try:
+        own = {} if gguf is None or adapter.is_file() else {"gguf_file": gguf}
         tokenizer = auto.AutoTokenizer.from_pretrained(
-            str(name), trust_remote_code=trust_remote_code
+            str(name), trust_remote_code=trust_remote_code, **own
         )
         model = auto.AutoModelForCausalLM.from_pretrained(
             base,
@@ -95,6 +146,7 @@ def load(name: str | Path, dtype: str, attention: str, trust_remote_code: bool) 
             attn_implementation=attention,
             use_safetensors=True,  # nothing is unpickled
             trust_remote_code=trust_remote_code,
+            **packed,
         )
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
@@ -116,7 +168,7 @@ def load(name: str | Path, dtype: str, attention: str, trust_remote_code: bool) 
         raise PolicyError(
             f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}"
         ) from error
-    return model, tokenizer
+    return unmarked(model, base) if gguf else model, tokenizer
 
 
 def template_of(chat_template: str) -> str:

@@ -73,6 +73,7 @@ class Policy:
         cls,
         name: str | Path,
         *,
+        gguf: str | None = None,
         lora: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         precision: str = "no",
@@ -85,7 +86,8 @@ class Policy:
         adapters is loaded with them.
 
         Args:
-            name: folder or hub name.
+            name: folder or hub name, or one of `turnwise model get`.
+            gguf: a GGUF file in it, whose weights are made plain; saving writes safetensors.
             lora: options of `peft.LoraConfig` (`{"r": 16, "lora_alpha": 32}`) to train adapters
                 instead of all weights.
             dtype: of the weights: "float32", "bfloat16", "float16" or "auto" (as saved). Weights in
@@ -103,7 +105,7 @@ class Policy:
                 and model that do not fit.
             TemplateError: no chat template, or one that cannot carry a conversation.
         """
-        model, tokenizer = load(name, dtype, attention, trust_remote_code)
+        model, tokenizer = load(name, gguf, dtype, attention, trust_remote_code)
         if chat_template is not None:
             tokenizer.chat_template = template_of(chat_template)
         model = on_device(with_adapters(model, Path(name), lora), device)

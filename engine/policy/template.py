@@ -41,6 +41,10 @@ class Template:
         tokenizer: a transformers tokenizer.
         today: the day that templates which write a date are given.
 
+    Attributes:
+        system: how a system prompt is given: "own" (as a message) or "first" (within the first
+            user turn).
+
     Raises:
         TemplateError: the tokenizer has no template.
     """
@@ -53,11 +57,10 @@ class Template:
                 " chat_template: chatml}`) for a model that you will fine-tune first."
             )
         self.tokenizer, self.today = tokenizer, today
-        self._system = self._system_style()
+        self.system = self._system_style()
 
     def _system_style(self) -> str:
-        """Finds how the template takes a system prompt: "own" (as a message) or "first" (within the
-        first user turn)."""
+        """Finds how the template takes a system prompt, see `system`."""
         messages = [{"role": "system", "content": MARK.format(9)}, {"role": "user", "content": "x"}]
         try:
             text = self._template(messages, True, None)
@@ -102,7 +105,7 @@ class Template:
             TemplateError: the template refuses the conversation.
         """
         plain = [{"role": m.role, "content": m.content} for m in messages]
-        if self._system == "first" and plain and plain[0]["role"] == "system":
+        if self.system == "first" and plain and plain[0]["role"] == "system":
             system = plain.pop(0)["content"]
             if plain:
                 plain[0] = {**plain[0], "content": f"{system}\n\n{plain[0]['content']}"}
@@ -214,7 +217,7 @@ class Template:
         assistant say."""
         probe = [Message("user", "x"), Message("assistant", "x"), Message("user", "x")]
         pieces: list[str] = []
-        for opening in ([Message("system", "x")], []) if self._system == "own" else ([],):
+        for opening in ([Message("system", "x")], []) if self.system == "own" else ([],):
             _, frames = self.marked([*opening, *probe], True, None)
             written = self.marked([*opening, *probe[:2]], False, None)[1][len(opening) + 1]
             asked, written_again = frames[-1], frames[-3]

@@ -1,7 +1,9 @@
-"""Out-of-memory errors with advice on what to lower."""
+"""Memory: out-of-memory errors with advice on what to lower, and memory that is given back."""
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from typing import Any
 
 from ..errors import OutOfMemory
@@ -28,3 +30,18 @@ class explained_memory:
                 f"memory ran out in {self.what}: lower {self.lower}, or train adapters alone"
                 f" (`lora` under `policy`). ({str(error).splitlines()[0]})"
             ) from error
+
+
+LARGE = 2**20  # bytes of a block that is given back at once
+M_MMAP_THRESHOLD = -3  # of <malloc.h>
+
+
+def give_back_freed() -> None:
+    """Makes the C library give large blocks back to the system when they are freed, from now on.
+
+    glibc would keep them, and before 2.38 it cannot use most of them again, since torch wants them
+    aligned: a forward pass that keeps little then holds as much as one that keeps all. The price is
+    that fresh memory must be cleared.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)

