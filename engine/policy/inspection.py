@@ -63,7 +63,7 @@ def _system(policy: Policy) -> str:
 
 
 def _history(policy: Policy) -> str:
-    """Returns whether what was said stays as it was sampled when the conversation goes on."""
+    """Returns whether replies stay as they were sampled when the conversation goes on."""
     before = _render(policy, EXCHANGE[:1]) + EXCHANGE[1].content
     if _render(policy, EXCHANGE).startswith(before):
         return "kept as it was: `history: append` trains exactly what was sampled"
