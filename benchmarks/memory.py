@@ -19,6 +19,7 @@ from typing import Any
 import gymnasium
 import torch
 import turnwise
+from turnwise.engine.policy.fitting import Setting, Shape
 from turnwise.learning import InProcess, make_batch
 
 TURNS, REPLY, WORDS = 5, 32, 18
@@ -55,6 +56,16 @@ def peak_of(work: Any) -> tuple[Any, float, float]:
     return result, resident("VmHWM"), time.perf_counter() - since
 
 
+def predict(given: argparse.Namespace) -> None:
+    """Prints what `turnwise fits` expects of the same."""
+    setting = Setting(
+        given.conversations, given.tokens, lora=16 if given.lora else None, dtype=given.dtype,
+        activation_memory=given.activation_memory,
+    )  # fmt: skip
+    peaks = Shape(given.model).peaks(setting)
+    print(f"predicted: play {peaks.play / 2**20:.0f} MB, update {peaks.update / 2**20:.0f} MB")
+
+
 def main() -> None:
     """Prints a line for each phase."""
     parser = argparse.ArgumentParser(
@@ -66,7 +77,12 @@ def main() -> None:
     parser.add_argument("--activation-memory", type=float, default=None, help="GiB")
     parser.add_argument("--conversations", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=348, help="Of a conversation, predicted.")
+    parser.add_argument("--predict", action="store_true", help="As `turnwise fits` does, instead.")
     given = parser.parse_args()
+    if given.predict:
+        predict(given)
+        return
     torch.set_num_threads(given.threads)
     gymnasium.register("memory/Talk-v0", lambda **_: Talk())
     policy = turnwise.Policy.from_pretrained(

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import turnwise
 from support.gguf_files import write_gguf
+from support.models import WORDS
+from turnwise.engine.policy.activations import kept_bytes
 from turnwise.engine.policy.fetching import fetch
+from turnwise.engine.policy.fitting import Setting, Shape
 from turnwise.engine.policy.inspection import inspect
 from turnwise.engine.policy.known import KNOWN
+from turnwise.plugins.demo.tiny_model import build_tokenizer
 
 NAME = "smollm2-135m"
 TEMPLATES = Path(__file__).parent / "chat_templates"
@@ -242,6 +248,56 @@ def test_the_real_one_says_paris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "Paris" in policy.reply(question, temperature=0.0, max_new_tokens=20)
 
 
+# Memory.
+
+
+MEASURED = [  # MiB: play, update; benchmarks/memory.py, 32 conversations of so many tokens
+    ("smollm2-135m", Setting(tokens=348, activation_memory=0.3), 1620, 2933),
+    ("smollm2-135m", Setting(tokens=348, lora=16, activation_memory=0.3), 1720, 1689),
+]
+
+
+@pytest.mark.slow
+def test_memory_is_predicted_within_a_fifth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of small shapes here and now, each in a process of its own; of the real one as it was
+    measured."""
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path))
+    script = [sys.executable, str(Path(__file__).parents[1] / "benchmarks" / "memory.py")]
+
+    def ask(*options: str) -> dict[str, float]:
+        done = subprocess.run([*script, *options], capture_output=True, text=True, check=True)
+        found = {k: float(v) for k, v in re.findall(r"(play|update):? (\d+) MB", done.stdout)}
+        tokens = re.search(r"(\d+) tokens each", done.stdout)
+        return found | ({"tokens": float(tokens[1])} if tokens else {})
+
+    for hidden, layers in ((128, 4), (384, 6)):
+        config = transformers.LlamaConfig(
+            vocab_size=8192, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4,
+            intermediate_size=3 * hidden, max_position_embeddings=4096, eos_token_id=2,
+            pad_token_id=0, tie_word_embeddings=True,
+        )  # fmt: skip
+        folder = tmp_path / f"model-{hidden}"
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+        build_tokenizer([WORDS] * 4, vocabulary=320).save_pretrained(folder)
+        for options in (
+            [], ["--lora"], ["--activation-memory", "0.1"],
+            ["--lora", "--activation-memory", "0.1"],
+        ):  # fmt: skip
+            found = ask(str(folder), *options)
+            expected = ask(
+                str(folder), "--predict", "--tokens", str(int(found["tokens"])), *options
+            )
+            expected["tokens"] = found["tokens"]
+            assert found == pytest.approx(expected, rel=0.2)
+    fetch(NAME)
+    for name, setting, play, update in MEASURED:
+        peaks = Shape(name).peaks(setting)
+        assert peaks.play / 2**20 == pytest.approx(play, rel=0.2)
+        assert peaks.update / 2**20 == pytest.approx(update, rel=0.2)
+
+
 # What is said of a model.
 
 
@@ -287,3 +343,31 @@ def test_a_template_is_tried(
     found = inspect(policy)
     for what, words in expected.items():
         assert words in found[what]
+
+
+def test_a_shape_is_counted_without_weights(model_folder: Callable[..., Path]) -> None:
+    """Against the model itself."""
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    shape = Shape(model_folder())
+    assert shape.parameters == sum(p.numel() for p in policy.model.parameters())
+    config = policy.model.config
+    head = config.hidden_size // config.num_attention_heads
+    assert shape.cached == 2 * config.num_hidden_layers * config.num_key_value_heads * head
+    assert shape.kept == pytest.approx(kept_bytes(policy.model), rel=0.05)
+    adapted = turnwise.Policy.from_pretrained(model_folder(), lora={"r": 3})
+    base = shape.peaks(Setting()).parts["gradient"]
+    lora = shape.peaks(Setting(lora=3)).parts["gradient"]
+    assert base == 4 * shape.parameters
+    assert lora == 4 * sum(p.numel() for p in adapted.parameters())
+
+
+def test_fits_says_what_to_turn_on(model_folder: Callable[..., Path]) -> None:
+    def ask(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "turnwise", "fits", str(model_folder()), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    roomy, tight, wrong = ask("--memory", "24GB"), ask("--memory", "100MB"), ask("--memory", "big")
+    assert "Turn on: all weights" in roomy.stdout
+    assert roomy.stdout.count("yes") == 5
+    assert "None fits: fewer conversations" in tight.stdout
+    assert "--memory must be a size such as 24GB or 800MB, got 'big'" in wrong.stderr

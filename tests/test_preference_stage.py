@@ -227,8 +227,8 @@ def test_stages_train_on_sources_by_their_weights(
             patch.setattr(
                 training.Training, "_loss",
                 lambda self, model, member, rows, data,
-                groups: kept.append([p for g in groups for p in data.pairs[g]])
-                or loss(self, model, member, rows, data, groups),
+                groups, *more: kept.append([p for g in groups for p in data.pairs[g]])
+                or loss(self, model, member, rows, data, groups, *more),
             )  # fmt: skip
             run.finish()
         score = {

@@ -686,7 +686,10 @@ def test_out_of_memory_says_what_to_lower(
             torch.empty(2**50)
             return {}
 
-    with pytest.raises(OutOfMemory, match="memory ran out in the update: lower `micro_tokens`"):
+    with pytest.raises(
+        OutOfMemory,
+        match="memory ran out in the update: lower `activation_memory` or `micro_tokens`",
+    ):
         run(tmp_path / "r", model_folder(), optimizer=Greedy()).finish()
 
 

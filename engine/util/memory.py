@@ -45,3 +45,10 @@ def give_back_freed() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def resident() -> float:
+    """Returns the bytes of memory that this process has."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss)

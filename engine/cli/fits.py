@@ -1,0 +1,83 @@
+"""`turnwise fits`: how much memory a model takes in play and in training, and what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+
+UNITS = {"": 1.0, "MB": 2.0**20, "GB": 2.0**30, "MIB": 2.0**20, "GIB": 2.0**30}
+
+
+def size_of(text: str) -> float:
+    """Reads a size such as "24GB", in bytes (of 1024 kinds, as memory is sold).
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in UNITS:
+        raise ConfigError(f"--memory must be a size such as 24GB or 800MB, got {text!r}")
+    return float(found[1]) * UNITS[found[2].upper()]
+
+
+def fits(
+    model: Annotated[str, typer.Argument(help="A model's folder, hub name or short name.")],
+    memory: Annotated[
+        str | None, typer.Option(help="What there is, such as 24GB; default: this machine's.")
+    ] = None,
+    conversations: Annotated[
+        int, typer.Option(min=1, help="In an update: groups times their size.")
+    ] = 32,
+    tokens: Annotated[int, typer.Option(min=1, help="Of a conversation, in the end.")] = 512,
+    kl: Annotated[bool, typer.Option(help="With a KL penalty, which needs a reference.")] = True,
+) -> None:
+    """Predicts the memory that playing and training a model take, in one process, by setting, and
+    says which fit. Weights are not loaded."""
+    import psutil
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..pipeline.progress import quiet
+    from ..policy.fitting import Setting, Shape
+
+    quiet()
+    room = size_of(memory) if memory else float(psutil.virtual_memory().total)
+    shape = Shape(model)
+    plain = Setting(conversations, tokens, reference=kl)
+    bounded = dataclasses.replace(plain, activation_memory=0.5)
+    settings = {
+        "all weights": plain,
+        "all weights, activation_memory: 0.5": bounded,
+        "lora: {r: 16}": dataclasses.replace(plain, lora=16),
+        "lora: {r: 16}, activation_memory: 0.5": dataclasses.replace(bounded, lora=16),
+        "the same, dtype: bfloat16": dataclasses.replace(bounded, lora=16, dtype="bfloat16"),
+    }
+    table = Table("setting", "play", "update", "fits", box=None, pad_edge=False)
+    fitting = []
+    for name, setting in settings.items():
+        peaks = shape.peaks(setting)
+        good = max(peaks.play, peaks.update) <= room
+        fitting += [name] * good
+        table.add_row(
+            name,
+            f"{peaks.play / 2**30:.1f} GiB",
+            f"{peaks.update / 2**30:.1f} GiB",
+            "yes" if good else "no",
+        )
+    console = Console()
+    console.print(
+        f"{model}: {shape.parameters:,} parameters. {conversations} conversations of"
+        f" {tokens} tokens, in {room / 2**30:.1f} GiB:"
+    )
+    console.print(table)
+    console.print(
+        f"Turn on: {fitting[0]}"
+        if fitting
+        else "None fits: fewer conversations (`groups`, `group_size`, `rows` of the backend),"
+        " shorter ones (`max_turns`, `max_new_tokens`), or a smaller model"
+    )

@@ -1,0 +1,132 @@
+"""Predicts how much memory play and an update of a model take, without its weights.
+
+The model is counted on torch's meta device, which holds no numbers; what a forward pass keeps for
+each token is measured on a model of the same shape with two layers. What torch and transformers
+themselves take is measured in this process.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..util.files import read_note
+from ..util.memory import resident
+from .activations import fitted, kept_bytes
+from .cache import BLOCK, SPARE
+from .head import ELEMENTS
+from .known import located
+from .loading import ADAPTERS, find_model
+
+CHUNKS = 5  # chunks of logits that exist at a time while the head's gradient is made
+SLACK = 1.06  # what allocators hold besides: 3 to 12 % was measured
+PADDED = 1.3  # slots of the cache for each token: it grows in steps
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is to be trained, and how.
+
+    Attributes:
+        conversations: alive at a time, and trained on in an update.
+        tokens: of each, in the end.
+        lora: rank of adapters; None: all weights are trained.
+        dtype: of the weights.
+        micro_tokens, activation_memory: see `LearnerOptions`.
+        reference: a KL penalty needs the policy as it was.
+    """
+
+    conversations: int = 32
+    tokens: int = 512
+    lora: int | None = None
+    dtype: str = "float32"
+    micro_tokens: int = 2048
+    activation_memory: float | None = None
+    reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Predicted bytes: weights, the peaks of the whole process in play and in an update, and what
+    an update adds to the program and the weights."""
+
+    weights: float
+    play: float
+    update: float
+    parts: dict[str, float]
+
+
+class Shape:
+    """The shape of a model, without its weights.
+
+    Args:
+        name: folder, hub name or short name.
+
+    Raises:
+        PolicyError: there is no such model.
+    """
+
+    def __init__(self, name: str | Path) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        find_model(name)
+        folder = Path(located(name))
+        if (folder / ADAPTERS).is_file():
+            folder = Path(read_note(folder / ADAPTERS)["base_model_name_or_path"])
+        config = AutoConfig.from_pretrained(str(folder))
+        with torch.device("meta"):
+            whole: Any = AutoModelForCausalLM.from_config(config)
+        self.program = resident()  # all that is imported is there, and no weights are
+        self.parameters = sum(p.numel() for p in whole.parameters())
+        head = whole.get_output_embeddings()
+        self.adapted = [
+            m for m in whole.modules() if isinstance(m, nn.Linear) and m is not head
+        ]  # what "all-linear" means
+        text = config.get_text_config()
+        self.layers, self.vocabulary = text.num_hidden_layers, head.weight.shape[0]
+        few = copy.deepcopy(config)
+        few.get_text_config().num_hidden_layers = 2
+        if few.get_text_config().to_dict().get("layer_types"):
+            few.get_text_config().layer_types = few.get_text_config().layer_types[:2]
+        small = AutoModelForCausalLM.from_config(few).eval()
+        plain, _ = kept_bytes(small)
+        inputs = 4.0 * text.hidden_size * self.layers
+        self.kept = (plain / 2 * self.layers, inputs + plain / 2)  # in float32
+        with torch.no_grad():
+            out = small(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=True)
+        cached = sum(
+            layer.keys.numel() + layer.values.numel() for layer in out.past_key_values.layers
+        )
+        self.cached = cached / 4 / 2 * self.layers  # numbers per token
+
+    def peaks(self, setting: Setting) -> Peaks:
+        """Predicts the memory that a setting takes."""
+        size = torch.finfo(getattr(torch, setting.dtype)).bits / 8
+        weights = self.parameters * size
+        trained = float(self.parameters)
+        if setting.lora is not None:
+            trained = sum(setting.lora * (m.in_features + m.out_features) for m in self.adapted)
+            weights += 4 * trained
+        slots = -(-setting.tokens * PADDED // BLOCK) * BLOCK
+        cache = min(slots, setting.tokens * SPARE) * setting.conversations * self.cached * size
+        kept = (self.kept[0] * size / 4, self.kept[1] * size / 4)
+        room = (setting.activation_memory or 1e9) * 2**30
+        tokens, again = fitted(kept, room, setting.micro_tokens, setting.tokens)
+        tokens = min(tokens, setting.conversations * setting.tokens)
+        own = 4 if size == 4 or setting.lora is not None else 8  # half precision has masters
+        parts = {
+            "gradient": trained * (4 if setting.lora is not None else size),
+            "AdamW and masters": trained * (8 if own == 4 else 12),
+            "activations": tokens * kept[again],
+            "logits": CHUNKS * 4.0 * min(ELEMENTS, tokens * self.vocabulary),
+        }
+        if setting.reference and setting.lora is None:
+            parts["reference"] = weights
+        base = self.program + weights
+        play, update = base + cache, base + sum(parts.values())
+        return Peaks(weights, SLACK * play, SLACK * update, parts)
