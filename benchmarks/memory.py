@@ -89,6 +89,10 @@ def main() -> None:
         given.model, lora={"r": 16} if given.lora else None, dtype=given.dtype, device="cpu"
     )
     policy.chat.stop_ids = frozenset()  # replies of exactly as many tokens
+    optimizer = turnwise.Plugins().create(
+        "optimizer", "grpo", lr=1e-6, kl=0.0, activation_memory=given.activation_memory
+    )
+    optimizer.setup(policy)
     print(f"{given.model}, {'LoRA' if given.lora else 'all weights'}, {given.dtype}")
     print(f"loaded: {resident('VmRSS'):.0f} MB")
     backend = InProcess(policy, rows=given.conversations)
@@ -101,10 +105,6 @@ def main() -> None:
     backend.refresh()
 
     def update() -> dict[str, float]:
-        optimizer = turnwise.Plugins().create(
-            "optimizer", "grpo", lr=1e-6, kl=0.0, activation_memory=given.activation_memory
-        )
-        optimizer.setup(policy)
         rewards = [turnwise.Rewards(r, (0.0,) * (TURNS - 1) + (r,)) for r in map(float, range(32))]
         batch = make_batch(episodes, (rewards * len(episodes))[: len(episodes)])
         batch.credit = turnwise.Plugins().create("credit method", "outcome").assign(batch)

@@ -66,7 +66,7 @@ def fits(
         table.add_row(
             name,
             f"{peaks.play / 2**30:.1f} GiB",
-            f"{peaks.update / 2**30:.1f} GiB",
+            f"{'' if setting.activation_memory else 'about '}{peaks.update / 2**30:.1f} GiB",
             "yes" if good else "no",
         )
     console = Console()

@@ -24,6 +24,11 @@ from .known import located
 from .loading import ADAPTERS, find_model
 
 CHUNKS = 5  # chunks of logits that exist at a time while the head's gradient is made
+# Times the activations, where freed memory is not given back (no `activation_memory`): between 1.2
+# and 2.3 was measured, in runs that are alike too.
+KEPT_FREED = 1.75
+BUFFERS = 80 * 2.0**20  # of the libraries that make gradients
+REPLIED = 0.5  # of a conversation's tokens, the policy's own, which logits are made for
 SLACK = 1.06  # what allocators hold besides: 3 to 12 % was measured
 PADDED = 1.3  # slots of the cache for each token: it grows in steps
 
@@ -117,16 +122,16 @@ class Shape:
         kept = (self.kept[0] * size / 4, self.kept[1] * size / 4)
         room = (setting.activation_memory or 1e9) * 2**30
         tokens, again = fitted(kept, room, setting.micro_tokens, setting.tokens)
-        tokens = min(tokens, setting.conversations * setting.tokens)
+        tokens = min(tokens // setting.tokens, setting.conversations) * setting.tokens
         own = 4 if size == 4 or setting.lora is not None else 8  # half precision has masters
         parts = {
             "gradient": trained * (4 if setting.lora is not None else size),
             "AdamW and masters": trained * (8 if own == 4 else 12),
-            "activations": tokens * kept[again],
-            "logits": CHUNKS * 4.0 * min(ELEMENTS, tokens * self.vocabulary),
+            "activations": tokens * kept[again] * (1 if setting.activation_memory else KEPT_FREED),
+            "logits": CHUNKS * 4.0 * min(ELEMENTS, REPLIED * tokens * self.vocabulary),
         }
         if setting.reference and setting.lora is None:
             parts["reference"] = weights
         base = self.program + weights
-        play, update = base + cache, base + sum(parts.values())
+        play, update = base + cache, base + BUFFERS + sum(parts.values())
         return Peaks(weights, SLACK * play, SLACK * update, parts)

@@ -49,6 +49,8 @@ class Learner:
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
         self.policy, self.options = policy, options
+        if options.activation_memory is not None:
+            give_back_freed()  # before anything is played
         self.network: Any = policy.wrapped() if policy is not None else None
         self.modules = (
             [policy.accelerator.prepare_model(m) for m in modules]
@@ -92,7 +94,6 @@ class Learner:
     @cached_property
     def _kept(self) -> tuple[float, float]:
         assert self.policy is not None
-        give_back_freed()
         with self.policy.autocast():
             return kept_bytes(self.policy.model)
 
