@@ -3,6 +3,7 @@ for what lives."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -349,6 +350,27 @@ def test_a_round_recorded_in_part_is_played_as_a_whole(
     assert [e.id for e in whole.episodes] == [e.id for e in part.episodes]
     assert [e.turns for e in whole.episodes] == [e.turns for e in part.episodes]
     assert all(bool((a == b).all()) for a, b in zip(theirs, ours, strict=True))
+
+
+def test_a_replay_that_differs_is_reported_and_the_record_counts(
+    tmp_path: Path, model_folder: Callable[..., Path]
+) -> None:
+    stage = {
+        "env": "test/Echo-v0", "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 8,
+    }  # fmt: skip
+    config = {
+        "policy": str(model_folder()), "threads": 1, "name": "same", "stages": [{"rl": stage}],
+    }  # fmt: skip
+    [whole] = turnwise.Run(config, folder=tmp_path / "whole")
+    first = whole.episodes[0]
+    other = dataclasses.replace(first.turns[0], action="something else")
+    changed = dataclasses.replace(first, turns=(other, *first.turns[1:]))
+    run = turnwise.Run(config, folder=tmp_path / "part")
+    run.ledger.add_episodes([changed])
+    with pytest.warns(UserWarning, match="1 conversations that were recorded .* what was recorded"):
+        [part] = run
+    assert part.episodes[0].turns[0].action == "something else"
+    assert [e.turns for e in part.episodes[1:]] == [e.turns for e in whole.episodes[1:]]
 
 
 def test_the_faster_number_of_threads_is_measured() -> None:

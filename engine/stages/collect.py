@@ -4,6 +4,7 @@ played, and asking about them."""
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -60,9 +61,23 @@ def play(
     found = {e.id: e for e in played}
     episodes = [found[id_] for id_ in ids]
     if run.is_main:
-        episodes = run.ledger.add_episodes(episodes)
+        played, episodes = episodes, run.ledger.add_episodes(episodes)
+        _report_differences(played, episodes)
         run.plugins.call_event("episodes_played", run=run, episodes=episodes)
     return shared(run, episodes)
+
+
+def _report_differences(played: Sequence[Episode], recorded: Sequence[Episode]) -> None:
+    """Warns of conversations that the ledger held and that went otherwise when they were played
+    again."""
+    texts = [[[turn.action for turn in e.turns] for e in own] for own in (played, recorded)]
+    if differ := sum(a != b for a, b in zip(*texts, strict=True)):
+        warnings.warn(
+            f"{differ} conversations that were recorded before the run was interrupted went"
+            " otherwise when they were played again: what was recorded counts. An environment"
+            " depends on more than its seed and the replies, or the machine is another one",
+            stacklevel=2,
+        )
 
 
 def _by_group(
