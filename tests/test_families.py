@@ -67,14 +67,23 @@ def test_it_samples_what_it_trains(family: str, tokenizer: Any, tmp_path: Path) 
         assert trained[e][batch.mask[e]].tolist() == pytest.approx(plain, abs=1e-4)
 
 
+def written(*texts: str) -> list[dict[str, str]]:
+    """Messages of a user and an assistant in turns."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_makes_updates_of_every_kind(family: str, tokenizer: Any, tmp_path: Path) -> None:
-    said = lambda *texts: [  # noqa: E731
-        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)
-    ]
     data, pairs = tmp_path / "talks.jsonl", tmp_path / "pairs.jsonl"
-    data.write_text(json.dumps({"messages": said("hello", "yes please", "tell me", "no")}) + "\n")
-    pair = {"prompt": said("hello"), "chosen": said("", "yes")[1:], "rejected": said("", "no")[1:]}
+    data.write_text(
+        json.dumps({"messages": written("hello", "yes please", "tell me", "no")}) + "\n"
+    )
+    pair = {
+        "prompt": written("hello"),
+        "chosen": written("", "yes")[1:],
+        "rejected": written("", "no")[1:],
+    }
     pairs.write_text(json.dumps(pair) + "\n")
     play_options = {
         "env": "test/Echo-v0", "updates": 1, "groups": 2, "group_size": 4, "max_new_tokens": 8,

@@ -355,10 +355,18 @@ def test_a_shape_is_counted_without_weights(model_folder: Callable[..., Path]) -
     assert shape.cached == 2 * config.num_hidden_layers * config.num_key_value_heads * head
     assert shape.kept == pytest.approx(kept_bytes(policy.model), rel=0.05)
     adapted = turnwise.Policy.from_pretrained(model_folder(), lora={"r": 3})
-    base = shape.peaks(Setting()).parts["gradient"]
-    lora = shape.peaks(Setting(lora=3)).parts["gradient"]
-    assert base == 4 * shape.parameters
-    assert lora == 4 * sum(p.numel() for p in adapted.parameters())
+    assert shape.trained(Setting()) == shape.parameters
+    assert shape.trained(Setting(lora=3)) == sum(p.numel() for p in adapted.parameters())
+    conv = turnwise.Policy.from_pretrained(
+        model_folder("gpt2"), lora={"r": 3, "fan_in_fan_out": True}
+    )
+    assert Shape(model_folder("gpt2")).trained(Setting(lora=3)) == sum(
+        p.numel() for p in conv.parameters()
+    )
+
+
+def test_a_gguf_file_has_a_shape_too(gguf_folder: Path, model_folder: Callable[..., Path]) -> None:
+    assert Shape(gguf_folder, "tiny.gguf").parameters == Shape(model_folder()).parameters
 
 
 def test_fits_says_what_to_turn_on(model_folder: Callable[..., Path]) -> None:

@@ -14,7 +14,7 @@ UNITS = {"": 1.0, "MB": 2.0**20, "GB": 2.0**30, "MIB": 2.0**20, "GIB": 2.0**30}
 
 
 def size_of(text: str) -> float:
-    """Reads a size such as "24GB", in bytes (of 1024 kinds, as memory is sold).
+    """Reads a size such as "24GB", in bytes; a GB is 1024 MB here, as memory is sold.
 
     Raises:
         ConfigError: it is none.
@@ -27,6 +27,7 @@ def size_of(text: str) -> float:
 
 def fits(
     model: Annotated[str, typer.Argument(help="A model's folder, hub name or short name.")],
+    gguf: Annotated[str | None, typer.Option(help="The GGUF file in the folder.")] = None,
     memory: Annotated[
         str | None, typer.Option(help="What there is, such as 24GB; default: this machine's.")
     ] = None,
@@ -47,7 +48,7 @@ def fits(
 
     quiet()
     room = size_of(memory) if memory else float(psutil.virtual_memory().total)
-    shape = Shape(model)
+    shape = Shape(model, gguf)
     plain = Setting(conversations, tokens, reference=kl)
     bounded = dataclasses.replace(plain, activation_memory=0.5)
     settings = {

@@ -85,8 +85,8 @@ class RunConfig(Section):
         name: of the run; default: the file's, or the folder's.
         folder: where config, ledger, metrics and checkpoints go; default: `runs/<name>`.
         ledger: an SQLAlchemy URL; default: SQLite in the folder.
-        threads: torch's threads; default: as many as torch finds, or one where that is faster,
-            which is measured when the policy is loaded; a resumed run keeps its number.
+        threads: torch's threads; default: as many as torch finds, or one where that is clearly
+            faster, which is measured when the policy is loaded; a resumed run keeps its number.
         checkpoint_every: updates between checkpoints; the end of every stage is one too.
         keep_checkpoints: how many of the latest to keep; the one the present stage began from is
             kept besides.

