@@ -1,6 +1,9 @@
-"""Built-in dialogues. Importing this registers nothing; the `register_envs` hook does."""
+"""Built-in dialogues, and those of other packages where these are installed. Importing this
+registers nothing; the `register_envs` hook does."""
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 import gymnasium
 
@@ -23,3 +26,22 @@ def register_envs() -> None:
     gymnasium.register(
         "turnwise/TwentyQuestions-v0", "turnwise.envs.twenty_questions:TwentyQuestions"
     )
+    if find_spec("textarena"):
+        from .textarena import GAMES
+
+        for game in GAMES:
+            gymnasium.register(
+                f"textarena/{game}-v0",
+                "turnwise.envs.textarena:TextArena",
+                max_episode_steps=100,
+                kwargs={"game": f"{game}-v0"},
+            )
+    if find_spec("reasoning_gym"):
+        from .reasoning_gym import GENERATORS
+
+        for generator in GENERATORS:
+            gymnasium.register(
+                f"reasoning-gym/{generator}",
+                "turnwise.envs.reasoning_gym:ReasoningGym",
+                kwargs={"generator": generator},
+            )

@@ -16,6 +16,8 @@ from support.echo import play
 from support.gradient_worker import change
 from test_promise_1_tokens import ARCHITECTURES, batch_of, disturb_lora
 from turnwise.engine.policy.activations import fitted, kept_bytes
+from turnwise.engine.policy.network import divide
+from turnwise.engine.records.batch import Row
 from turnwise.learning import Learner, LearnerOptions, trunk
 
 OUTCOMES = [0.3, -1.0, 2.0, 0.1, 0.9, -0.4, 1.5, 0.0]
@@ -92,6 +94,67 @@ def test_layers_that_are_computed_again(
         gradients.append(torch.cat([g.flatten() for g in found]))
     assert torch.equal(*gradients)
     assert max(kept[len(kept) // 2 :]) < min(kept[: len(kept) // 2])
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shared_beginnings_are_computed_once(
+    architecture: str, lora: dict[str, Any] | None, model_folder: Callable[..., Path]
+) -> None:
+    """The same log-probs, entropies, states and gradient as row by row, from fewer tokens."""
+    outputs, gradients, computed = [], [], []
+    for share in (False, True):
+        torch.manual_seed(0)
+        policy = turnwise.Policy.from_pretrained(
+            model_folder(architecture),
+            lora=lora and {**lora, "fan_in_fan_out": architecture == "gpt2"},
+        )
+        disturb_lora(policy)
+        assert policy.network.can_share == policy.network.head_is_plain
+        policy.network.can_share &= share
+        episodes = play(policy, 2, group=3, tokens=6)
+        batch = batch_of(episodes)
+        learner = Learner(policy, LearnerOptions())
+        found, tokens = torch.zeros(3, *batch.mask.shape), 0
+        for micro in learner.micro_batches(batch.rows, range(len(episodes))):
+            out = policy.score(micro)
+            found[:, micro.episode, micro.action] = torch.stack(
+                [out.logprobs, out.entropy, out.hidden.sum(1)]
+            )
+            ends = out.end_hidden.sum() * 0.01
+            learner.backward(
+                (out.logprobs * batch.behaviour_logprobs.abs().sum()).sum() + ends, micro
+            )
+            rows, length = micro.ids.shape
+            tokens += micro.shared + rows * (length - micro.shared)
+        outputs.append(found.detach())
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        )
+        computed.append(tokens)
+    torch.testing.assert_close(*outputs, atol=2e-5, rtol=1e-4)
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-5
+    assert computed[1] < computed[0] if policy.network.head_is_plain else computed[1] == computed[0]
+
+
+def test_rows_stand_together_by_what_they_share_where_that_is_less() -> None:
+    """Two groups with long instructions of their own, uneven ends; and rows that share nothing."""
+
+    def row(beginning: int, length: int) -> Row:
+        return Row((*([beginning] * 40), *range(length)), 0, (41, 40 + length - 1), 0)
+
+    rows = [row(group, length) for length in (9, 5, 3) for group in (1, 2)]
+    found = divide(rows, 100, torch.device("cpu"), shares=True)
+    assert [(m.shared, tuple(m.ids.shape)) for m in found] == [(40, (3, 49)), (40, (3, 49))]
+    assert all(len({r.ids[0] for r in m.rows}) == 1 for m in found)
+    apart = divide(rows, 100, torch.device("cpu"))
+    assert [(m.shared, tuple(m.ids.shape)) for m in apart] == [
+        (0, (2, 49)),
+        (0, (2, 45)),
+        (0, (2, 43)),
+    ]
+    unlike = [Row(tuple(range(i, i + 30)), 0, (20,), 0) for i in range(3)]
+    assert [m.shared for m in divide(unlike, 100, torch.device("cpu"), shares=True)] == [0]
 
 
 def test_a_pass_is_fitted_into_memory() -> None:

@@ -12,7 +12,6 @@ with the last one that goes on. There is room for the rows and the tokens that l
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..errors import UnfitModel
 from .network import Network
-from .properties import context_length, layer_kinds, longest_span, setting, trunk
+from .properties import cache_argument, context_length, layer_kinds, longest_span, setting, trunk
 
 BLOCK = 64  # slots are allocated in multiples of this many positions
 SPARE = 1.5  # and as many times what is needed, so that growing copies little
@@ -162,9 +161,7 @@ class CachedModel:
         self.device = self.model.get_input_embeddings().weight.device
         # Logits are made of the last states alone where the head is nothing but a matrix.
         self._called = trunk(self.model) if network.head_is_plain else self.model
-        named = inspect.signature(self._called.forward).parameters
-        # Newer transformers, and older ones.
-        self._argument = "cache" if "cache" in named else "past_key_values"
+        self._argument = cache_argument(self._called)
         self.style = self._find_style()
         self.reset()
 

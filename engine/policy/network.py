@@ -7,16 +7,29 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
 
 from ..errors import UnfitModel
 from ..records.batch import Row
 from ..tensors import log_softmax_at
 from .activations import recomputed
 from .head import HeadLogprobs, chunks
-from .properties import changes_logits, is_adapted, trunk
+from .prefixes import SHORTEST, alike
+from .properties import (
+    cache_argument,
+    changes_logits,
+    context_length,
+    is_adapted,
+    layer_kinds,
+    longest_span,
+    trunk,
+)
+
+LONGEST_TRIED = 128  # how far a sliding window may reach that is tried where a model is loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,8 @@ class Micro:
         row, position, target: [n] each: which row, which position in it, which token.
         episode, action: [n] each: where the token stands in the batch's [E, A].
         ends: [B] last position of each row.
+        shared: the first tokens that all rows have in common and that are computed once; 0 where
+            none are.
         weight: 0 for a row repeated only so that every process runs the same number of forward
             passes, else 1.
     """
@@ -41,6 +56,7 @@ class Micro:
     action: Tensor
     ends: Tensor
     rows: tuple[Row, ...]
+    shared: int = 0
     weight: float = 1.0
 
     def take(self, per_token: Tensor) -> Tensor:
@@ -49,19 +65,67 @@ class Micro:
         return per_token[self.episode, self.action].to(self.ids.device)
 
 
-def divide(rows: Sequence[Row], tokens: int, device: torch.device) -> list[Micro]:
+def divide(
+    rows: Sequence[Row], tokens: int, device: torch.device, shares: bool = False
+) -> list[Micro]:
     """Divides rows into padded micro-batches of at most `tokens` tokens (a single row may have
-    more), similar lengths together."""
-    parts: list[list[Row]] = []
-    for row in sorted(rows, key=lambda r: len(r.ids), reverse=True):
-        if parts and len(parts[-1][0].ids) * (len(parts[-1]) + 1) <= tokens:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-    return [micro_batch(part, device) for part in parts]
+    more).
+
+    Args:
+        shares: what all rows of a micro-batch begin with alike is computed once. Rows stand
+            together by length then, or by what they begin with, whichever computes less.
+    """
+    by_length = sorted(rows, key=lambda r: len(r.ids), reverse=True)
+    parts = _parts(by_length, tokens, shares)
+    if shares:
+        by_beginning = sorted(by_length, key=_beginning)
+        parts = min(parts, _parts(by_beginning, tokens, True), key=lambda ps: sum(map(_cost, ps)))
+    return [micro_batch(part.rows, device, part.shared) for part in parts]
 
 
-def micro_batch(rows: list[Row], device: torch.device) -> Micro:
+@dataclass(slots=True)
+class _Part:
+    """Rows of a micro-batch, their longest length, and how many tokens they begin with alike."""
+
+    rows: list[Row]
+    longest: int
+    shared: int
+
+
+def _cost(part: _Part) -> int:
+    """Returns how many tokens a pass over the rows computes, padding included."""
+    return part.shared + len(part.rows) * (part.longest - part.shared)
+
+
+def _parts(rows: Sequence[Row], tokens: int, shares: bool) -> list[_Part]:
+    """Divides rows in their order: as many to each part as the tokens allow."""
+    parts: list[_Part] = []
+    for row in rows:
+        alone = _Part([row], len(row.ids), len(_beginning(row)) if shares else 0)
+        if parts:
+            last = parts[-1]
+            shared = min(_alike(last.rows[0], row), last.shared, alone.shared)
+            shared = shared if shared >= SHORTEST else 0
+            joined = _Part([*last.rows, row], max(last.longest, len(row.ids)), shared)
+            # What others share is not given up for one that does not.
+            more = max(len(row.ids), last.longest - last.shared)
+            if _cost(joined) <= min(tokens, _cost(last) + more):
+                parts[-1] = joined
+                continue
+        parts.append(alone)
+    return [_Part(p.rows, p.longest, p.shared if len(p.rows) > 1 else 0) for p in parts]
+
+
+def _beginning(row: Row) -> tuple[int, ...]:
+    """Returns the tokens of a row that nothing is predicted from, and that end before its end."""
+    return row.ids[: row.positions[0] - 1] if row.positions else row.ids[:-1]
+
+
+def _alike(one: Row, other: Row) -> int:
+    return alike(np.asarray(one.ids), np.asarray(other.ids))
+
+
+def micro_batch(rows: list[Row], device: torch.device, shared: int = 0) -> Micro:
     """Pads rows to one micro-batch on a device."""
     length = max(len(r.ids) for r in rows)
     ids = torch.tensor([[*r.ids, *([0] * (length - len(r.ids)))] for r in rows])
@@ -74,7 +138,7 @@ def micro_batch(rows: list[Row], device: torch.device) -> Micro:
     ends = torch.tensor([len(r.ids) - 1 for r in rows])
     target = ids[row, position]
     ids, row, position, target, ends = (t.to(device) for t in (ids, row, position, target, ends))
-    return Micro(ids, row, position, target, episode, action, ends, tuple(rows))
+    return Micro(ids, row, position, target, episode, action, ends, tuple(rows), shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +163,7 @@ class Network(nn.Module):
 
     Attributes:
         recompute: layers are computed again for the gradient, and keep less.
+        can_share: whether what rows begin with alike can be computed once.
 
     Raises:
         UnfitModel: its hidden states are not one vector per token, or it has none below its head.
@@ -112,6 +177,13 @@ class Network(nn.Module):
         missing = sorted(set(range(vocabulary)).difference(tokens)) if tokens is not None else []
         self.missing = torch.tensor(missing)
         self.head_is_plain = self._head_is_plain()
+        self.can_share = self.head_is_plain and self._can_share()
+
+    @property
+    def shares(self) -> bool:
+        """Whether rows that begin alike may be given as such: layers that are computed again would
+        add to the cache twice."""
+        return self.can_share and not self.recompute
 
     @property
     def lm(self) -> Any:
@@ -148,6 +220,41 @@ class Network(nn.Module):
             )
         )
 
+    @torch.no_grad()
+    def _can_share(self) -> bool:
+        """Returns whether states that follow kept keys and values are those of a pass over whole
+        rows: tried, with more tokens than a short window reaches."""
+        config = self.lm.config.get_text_config()
+        if layer_kinds(config) - {"full_attention", "sliding_attention"}:
+            return False
+        vocabulary = self.lm.get_input_embeddings().weight.shape[0]
+        length = min(min(longest_span(config), LONGEST_TRIED) + 16, context_length(config))
+        ids = torch.arange(2 * length, device=self.lm.device).remainder(vocabulary).view(2, length)
+        ids[:, : length // 2] = ids[0, : length // 2]
+        plain = trunk(self.lm)(input_ids=ids, use_cache=False).last_hidden_state[:, length // 2 :]
+        try:
+            states = self._states(ids, length // 2)
+        except (TypeError, ValueError, RuntimeError, KeyError, AttributeError):
+            return False  # it has a cache of its own
+        exact = plain.dtype in (torch.float32, torch.float64)
+        error = float((states - plain).abs().max())
+        return error < (1e-4 if exact else 0.1) * (1 + float(plain.abs().max()))
+
+    def _states(self, ids: Tensor, shared: int) -> Tensor:
+        """Returns the hidden states of rows from position `shared` on, [B, L - shared, H].
+
+        What comes before is the same in all rows: one pass over it leaves its keys and values,
+        which the gradient passes through like through anything else.
+        """
+        body = trunk(self.lm)
+        if not shared:
+            return body(input_ids=ids, use_cache=False).last_hidden_state
+        cache = DynamicCache(config=self.lm.config)
+        given = {cache_argument(body): cache, "use_cache": True}
+        body(input_ids=ids[:1, :shared], **given)
+        cache.batch_repeat_interleave(len(ids))
+        return body(input_ids=ids[:, shared:], **given).last_hidden_state
+
     def only_tokens(self, logits: Tensor) -> Tensor:
         """Returns logits [..., V] in which ids that are no token have no chance."""
         if not len(self.missing):
@@ -162,21 +269,24 @@ class Network(nn.Module):
         target: Tensor,
         ends: Tensor,
         temperature: float,
+        shared: int = 0,
     ) -> Output:
         """Runs the model over padded rows. Right padding needs no mask: causal attention never
         looks ahead."""
-        lm = self.lm
         if self.head_is_plain:
-            with recomputed(lm) if self.recompute else contextlib.nullcontext():
-                states = trunk(lm)(input_ids=ids, use_cache=False).last_hidden_state
-            hidden = states[row, position - 1]
+            with recomputed(self.lm) if self.recompute else contextlib.nullcontext():
+                states = self._states(ids, shared)
+            hidden = states[row, position - 1 - shared]
             logprobs, entropy = self._head(hidden, target, temperature)
         else:
             states, logits = self._row_by_row(ids, row, position)
             hidden = states[row, position - 1]
             logprobs, entropy = log_softmax_at(self.only_tokens(logits / temperature), target)
         return Output(
-            logprobs, entropy, hidden, states[torch.arange(len(ids), device=ids.device), ends]
+            logprobs,
+            entropy,
+            hidden,
+            states[torch.arange(len(ids), device=ids.device), ends - shared],
         )
 
     def _head(self, hidden: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

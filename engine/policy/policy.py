@@ -165,7 +165,7 @@ class Policy:
     def micro_batches(self, rows: Sequence[Row], tokens: int) -> list[Micro]:
         """Divides rows into micro-batches, see `divide`. How rows are divided never changes a sum
         over action tokens beyond rounding."""
-        return divide(rows, tokens, self.device)
+        return divide(rows, tokens, self.device, self.network.shares)
 
     def score(self, micro: Micro, temperature: float = 1.0, network: Any = None) -> Output:
         """Returns the log-probs of a micro-batch's action tokens, with gradient where enabled.
@@ -174,7 +174,10 @@ class Policy:
         """
         run = network if network is not None else self.wrapped()
         with self.autocast():
-            return run(micro.ids, micro.row, micro.position, micro.target, micro.ends, temperature)
+            return run(
+                micro.ids, micro.row, micro.position, micro.target, micro.ends, temperature,
+                micro.shared,
+            )  # fmt: skip
 
     @torch.no_grad()
     def logprobs(

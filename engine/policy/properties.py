@@ -7,6 +7,7 @@ known is refused where the model is loaded.
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -106,6 +107,13 @@ def is_adapted(model: Any) -> bool:
     """Returns whether adapters of peft are around a model; peft is not loaded to find out."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def cache_argument(module: Any) -> str:
+    """Returns the name under which a transformers model takes its cache: newer and older versions
+    differ."""
+    named = inspect.signature(module.forward).parameters
+    return "cache" if "cache" in named else "past_key_values"
 
 
 def trunk(lm: Any) -> Any:

@@ -149,11 +149,15 @@ class Evaluate(Stage):
             [name for name in self.players if isinstance(name, str) and name != "policy"],
             run.plugins,
         )
+        from ..policy.known import located
+
         others = [p.policy for p in self.players if isinstance(p, Other)] + (
             [self.best_of.policy] if self.best_of else []
         )
         for folder in others:
-            if folder is not None and folder.count("/") != 1 and not Path(folder).is_dir():
+            if folder is None or folder.count("/") == 1:
+                continue
+            if not Path(located(folder)).is_dir():
                 raise ConfigError(f"evaluate: there is no policy in {folder}")
         self._comparing = self._sources(run, self.judge) if self.judge is not None else None
         self._scoring = self._sources(run, self.best_of.judge) if self.best_of else None

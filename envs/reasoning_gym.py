@@ -1,0 +1,161 @@
+"""reasoning-gym/GENERATOR: a task of the package reasoning-gym, asked in a dialogue.
+
+The question is the first observation. A wrong answer is answered by a hint, "larger" or "smaller"
+where the answer is a number, and may be replaced until the tries are used up. The reward is the
+generator's own score of the last reply, at the end; success is a score of 1.
+
+What counts as the answer: what stands within <answer>...</answer> where the reply has that; else,
+where the right answer is a number, the last number of the reply; else the whole reply.
+
+Reset options are the generator's own (`{"max_terms": 2, "max_digits": 1}`), and `split`: "train"
+or "held_out". One question in five is held out, by its text, so that no seed of one split draws a
+question of the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import gymnasium
+
+from ..protocols import Message, Text
+
+GENERATORS = (
+    "ab", "acre", "advanced_geometry", "aiw", "arc_1d", "arc_agi", "base_conversion",
+    "basic_arithmetic", "bf", "binary_alternation", "binary_matrix", "bitwise_arithmetic",
+    "boxnet", "caesar_cipher", "calendar_arithmetic", "chain_sum", "circuit_logic", "codeio",
+    "coin_flip", "color_cube_rotation", "complex_arithmetic", "count_bits", "count_primes",
+    "countdown", "course_schedule", "cryptarithm", "decimal_arithmetic", "decimal_chain_sum",
+    "dice", "emoji_mystery", "family_relationships", "figlet_font", "fraction_simplification",
+    "futoshiki", "game_of_life", "game_of_life_halting", "gcd", "graph_color",
+    "group_anagrams", "gsm_symbolic", "intermediate_integration", "isomorphic_strings", "jugs",
+    "kakurasu", "knight_swap", "knights_knaves", "largest_island", "lcm", "leg_counting",
+    "letter_counting", "letter_jumble", "list_functions", "mahjong_puzzle",
+    "manipulate_matrix", "maze", "mini_sudoku", "modulo_grid", "n_queens", "needle_haystack",
+    "number_filtering", "number_format", "number_sequence", "number_sorting",
+    "palindrome_generation", "palindrome_partitioning", "path_star", "polynomial_equations",
+    "polynomial_multiplication", "pool_matrix", "power_function", "prime_factorization",
+    "products", "propositional_logic", "puzzle24", "quantum_lock", "ransom_note", "rearc",
+    "rectangle_count", "rotate_matrix", "rotten_oranges", "rubiks_cube", "rush_hour",
+    "self_reference", "sentence_reordering", "shortest_path", "simple_equations",
+    "simple_geometry", "simple_integration", "sokoban", "spell_backward", "spiral_matrix",
+    "string_insertion", "string_manipulation", "string_splitting", "string_synthesis",
+    "sudoku", "survo", "syllogism", "time_intervals", "tower_of_hanoi", "tsumego",
+    "word_ladder", "word_sequence_reversal", "word_sorting", "zebra_puzzles",
+)  # fmt: skip
+DRAWS = 200  # of questions, until one is of the wanted split
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+_MARKED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+class ReasoningGym(gymnasium.Env[str, str]):
+    """One question of a generator, with several tries; see the module's docstring.
+
+    Args:
+        generator: its name in reasoning-gym, such as "chain_sum".
+        tries: how many replies the player has.
+        system: the system prompt.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": [], "snapshots": True}
+    players: ClassVar[Mapping[str, Any]]  # below
+    observation_space = action_space = Text(100_000)
+
+    def __init__(
+        self, generator: str, tries: int = 3, system: str = "Answer the question."
+    ) -> None:
+        if tries < 1:
+            raise ValueError(f"tries must be at least 1, not {tries}")
+        self.generator = generator
+        self.tries = tries
+        self.system = system
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Draws a question.
+
+        Raises:
+            ValueError: the generator does not know one of the options, or hardly ever draws a
+                question of the wanted split.
+        """
+        super().reset(seed=seed)
+        import reasoning_gym
+
+        settings = dict(options or {})
+        split = settings.pop("split", "train")
+        if split not in ("train", "held_out"):
+            raise ValueError(f"split must be train or held_out, not {split!r}")
+        for _ in range(DRAWS):
+            drawn = int(self.np_random.integers(2**31))
+            try:
+                self._data = reasoning_gym.create_dataset(
+                    self.generator, size=1, seed=drawn, **settings
+                )
+            except TypeError as error:
+                raise ValueError(f"{self.generator} takes no such option: {error}") from error
+            self._task = self._data[0]
+            if _held_out(self._task["question"]) == (split == "held_out"):
+                break
+        else:
+            raise ValueError(
+                f"{DRAWS} questions of {self.generator} were none of the {split} split"
+            )
+        self._left = self.tries
+        return self._task["question"], {"system": self.system, "optimum": 1.0}
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+        return str(self._task["answer"])
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Scores a reply; a wrong one gets a hint while there are tries left."""
+        given = self._read(action)
+        score = float(self._data.score_answer(given, self._task))
+        self._left -= 1
+        if score >= 1.0:
+            return "That is right.", score, True, False, {"success": True}
+        if self._left == 0:
+            return "That is wrong.", score, True, False, {"success": False}
+        return f"That is wrong. {self._hint(given)}Try again.", 0.0, False, False, {}
+
+    def _read(self, reply: str) -> str:
+        """Returns what counts as the answer in a reply."""
+        if marked := _MARKED.findall(reply):
+            return str(marked[-1]).strip()
+        if _number(self.answer) is not None and (numbers := _NUMBER.findall(reply)):
+            return str(numbers[-1]).replace(",", "").removeprefix("+")
+        return reply.strip()
+
+    def _hint(self, given: str) -> str:
+        right, tried = _number(self.answer), _number(given)
+        if right is None or tried is None or tried == right:
+            return ""
+        return f"The answer is {'larger' if tried < right else 'smaller'}. "
+
+
+def _number(text: str) -> float | None:
+    return float(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+
+
+def _held_out(question: str) -> bool:
+    return hashlib.sha256(question.encode()).digest()[0] % 5 == 0
+
+
+Player = Callable[[Sequence[Message]], str]
+
+
+def _expert(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
+    return lambda messages: env.unwrapped.answer  # type: ignore[attr-defined]
+
+
+def _random(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
+    return lambda messages: str(rng.randrange(-10, 21))
+
+
+ReasoningGym.players = {"expert": _expert, "random": _random}
