@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo demo-road test test-all check bench install clean
+.PHONY: demo demo-road demo-real test test-all check bench install clean
 
 install: $(VENV)/.installed
 
@@ -18,6 +18,9 @@ demo: install
 
 demo-road: install
 	$(BIN)/turnwise demo --road
+
+demo-real: install
+	$(BIN)/turnwise demo --real
 
 # two at a time, a file each, in conftest's order; torch must not take both cores for either
 test: install

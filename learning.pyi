@@ -31,7 +31,7 @@ from .engine.tensors import (
     turn_sums,
     whiten,
 )
-from .engine.util.memory import explained_memory
+from .engine.util.memory import explained_memory, peak_memory
 
 __all__ = [
     "Batch", "CHATML", "ChatFormat", "Credit", "InProcess", "Learner", "LearnerOptions",
@@ -39,6 +39,6 @@ __all__ = [
     "bilevel_gae", "clipped_policy_loss", "clipped_value_loss", "context_length", "divide",
     "explained_memory", "explained_variance", "gae", "group_advantage", "group_counts",
     "group_largest", "importance_weight", "kept_bytes", "kl_estimate", "make_batch",
-    "place_turn_rewards", "recomputed", "returns_to_go", "rounding", "row_of", "shared",
-    "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
+    "peak_memory", "place_turn_rewards", "recomputed", "returns_to_go", "rounding", "row_of",
+    "shared", "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
 ]  # fmt: skip

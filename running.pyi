@@ -10,6 +10,8 @@ from .engine.pipeline.plugins import Plugins
 from .engine.pipeline.progress import Display, quiet
 from .engine.pipeline.run import Run
 from .engine.pipeline.signature import checked_options
+from .engine.policy.fetching import fetch
+from .engine.policy.known import KNOWN
 from .engine.report.curves import draw_curves
 from .engine.report.page import write_report
 from .engine.report.scores import print_scores
@@ -35,11 +37,11 @@ from .engine.stages.rl.settings import RLSettings
 from .engine.stages.rl.stage import RL
 
 __all__ = [
-    "Chosen", "Database", "Display", "EnvConfig", "JudgedPlayOptions", "Ledger", "PlayOptions",
-    "Plugins", "PolicyPlayer", "RL", "RLSettings", "Rank", "Reply", "Run", "RunConfig",
-    "SLOTS", "Score", "ScriptPlayer", "Weights", "Where", "Words", "check_envs",
+    "Chosen", "Database", "Display", "EnvConfig", "JudgedPlayOptions", "KNOWN", "Ledger",
+    "PlayOptions", "Plugins", "PolicyPlayer", "RL", "RLSettings", "Rank", "Reply", "Run",
+    "RunConfig", "SLOTS", "Score", "ScriptPlayer", "Weights", "Where", "Words", "check_envs",
     "check_weights", "checked_options", "comparing", "comparisons_of", "component", "declared",
-    "draw_curves", "episode_id", "import_module", "in_order", "keep", "make_parts",
+    "draw_curves", "episode_id", "fetch", "import_module", "in_order", "keep", "make_parts",
     "open_ledger", "play", "play_held_out", "print_scores", "printable", "quiet",
     "read_config", "rollout", "score", "transcript", "weighed", "write_report",
 ]  # fmt: skip

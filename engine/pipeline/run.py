@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,13 @@ from ..util.ids import derive_id
 from ..util.interrupt import interruptible
 from ..util.secrets import config_in_use, redact, redacted
 from . import checkpoint
+from .card import model_card
 from .checkpoint import Checkpoint, Position
 from .claim import (
     Claim,
     folder_named,
     has_results,
     is_unspent,
-    path_safe,
     refuse_results,
     shown_config,
     write_config,
@@ -59,6 +59,7 @@ from .claim import (
 from .config import PolicyConfig, RunConfig
 from .parts import choose_threads, load_policy, make_stages, use_threads
 from .plugins import Plugins
+from .processes import shared
 from .resume import (
     check_folder,
     check_machine,
@@ -314,6 +315,8 @@ class Run:
             self._from = None  # a stage that never begins has nothing to go on with
         if self.is_main:
             if "policy" in self.__dict__:
+                shown = shown_config(self.config)
+                self.policy.card = partial(model_card, self.name, shown, self.metrics)
                 checkpoint.save_policy(self.policy, self.folder / "policy")
             self.plugins.call_event("run_finished", run=self)
         self.status("finished")
@@ -323,13 +326,9 @@ class Run:
         self.status("stopping", note="ending after this update; press Ctrl-C again to end at once")
 
     def _all_stop(self) -> bool:
-        """Whether the run is to end here; of several processes the main one decides, or the others
-        would wait for it for ever."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "policy" in self.__dict__:
-            from accelerate.utils import broadcast_object_list
-
-            if self.policy.accelerator.num_processes > 1:
-                [self.stopping] = broadcast_object_list([self.stopping])
+        """Whether the run is to end here, which the main process decides for all of them."""
+        if "policy" in self.__dict__:
+            self.stopping = shared(self, self.stopping)
         return self.stopping
 
     def finish(self) -> Run:
@@ -337,6 +336,12 @@ class Run:
         for _ in self:
             pass
         return self
+
+    def push_to_hub(self, repo: str, *, private: bool = False, merge: bool = False) -> str:
+        """Uploads the policy as it is now, with its card; see `push`."""
+        from ..policy.hub import push
+
+        return push(self.policy, repo, private=private, merge=merge)
 
     def save_checkpoint(self) -> Path:
         """Writes where the run stands now, and removes the oldest checkpoints beyond those kept."""
@@ -374,12 +379,7 @@ class Run:
             return None
         from .tracking import Tracker
 
-        return Tracker(
-            self.config.trackers,
-            path_safe(self.name),
-            self.folder,
-            redacted(self.config.model_dump(mode="python")),
-        )
+        return Tracker(self.config, self.name, self.folder)
 
     def _open(self) -> None:
         """Checks that there is a model, or nothing is left behind; claims the folder, checks that

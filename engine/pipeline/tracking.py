@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..util.secrets import redacted
 from ..util.suggest import did_you_mean
+from .claim import path_safe
+from .config import RunConfig
 
 
 class Tracker:
@@ -16,29 +19,27 @@ class Tracker:
     update as the step.
 
     Args:
-        names: of accelerate's trackers.
-        project: the run's name.
+        config: the run's; trackers receive it with its secrets hidden.
+        name: the run's, which they call the project.
         folder: the run's; what trackers keep locally goes to `tracking/` in it.
-        config: the run's, secrets hidden.
 
     Raises:
         ConfigError: an unknown tracker, or one whose package is not installed.
     """
 
-    def __init__(
-        self, names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any]
-    ) -> None:
-        known = check(names)
+    def __init__(self, config: RunConfig, name: str, folder: Path) -> None:
+        known, project = check(config.trackers), path_safe(name)
+        shown = _flat(redacted(config.model_dump(mode="python")))
         self._trackers: dict[str, Any] = {}
-        for name in names:
-            kind = known[name]
+        for each in config.trackers:
+            kind = known[each]
             options = (
                 {"logging_dir": str(folder / "tracking")} if kind.requires_logging_directory else {}
             )
             tracker = kind(project, **options)
             tracker.start()
-            tracker.store_init_configuration(_flat(config))
-            self._trackers[name] = tracker
+            tracker.store_init_configuration(shown)
+            self._trackers[each] = tracker
 
     def log(self, stage: str, update: int, metrics: Mapping[str, float]) -> None:
         """Sends the metrics of one update to every tracker."""

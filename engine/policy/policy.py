@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,14 @@ class Policy:
         model: the transformers model (its LoRA adapters inside, if any).
         tokenizer, chat: the tokenizer, and how it renders conversations.
         version: updates made so far.
+        card: makes the README.md of what is saved, given whether that is adapters alone; None: it
+            has none. A run that ends sets it.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, precision: str = "no") -> None:
         self.tokenizer = tokenizer
         self.version = 0
+        self.card: Callable[[bool], str] | None = None
         if precision not in ("no", "bf16"):
             raise PolicyError(f"precision must be 'no' or 'bf16', got {precision!r}")
         self.precision = precision
@@ -282,12 +285,15 @@ class Policy:
             merge: fold LoRA adapters into the weights and save a plain model; else only the
                 adapters are saved.
         """
-        model: Any = self._merged() if merge and self.is_lora else self.network.model
+        plain = merge or not self.is_lora
+        model: Any = self._merged() if plain and self.is_lora else self.network.model
         for each in (self.model, model):  # where generate() and servers look for what ends a reply
             if each.generation_config is not None:
                 each.generation_config.eos_token_id = sorted(self.chat.stop_ids)
         model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
+        if self.card is not None:
+            (Path(folder) / "README.md").write_text(self.card(not plain), encoding="utf-8")
 
     def _merged(self) -> Any:
         """Returns a plain model with the adapters in its weights.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 from typing import Any
 
 from ..errors import OutOfMemory
@@ -52,3 +53,15 @@ def resident() -> float:
     import psutil
 
     return float(psutil.Process().memory_info().rss)
+
+
+def peak_memory() -> int:
+    """Returns the most bytes of memory that this process has had."""
+    import psutil
+
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -24,8 +24,8 @@ def register_commands(app: Typer) -> None:
             Path | None,
             typer.Option(
                 help=(
-                    "Where results go, runs/demo or runs/demo-road; an earlier demo there is"
-                    " replaced."
+                    "Where results go: runs/demo, runs/demo-road or runs/demo-real/seed-N. An"
+                    " earlier demo there is replaced; --real goes on with it."
                 )
             ),
         ] = None,
@@ -35,6 +35,16 @@ def register_commands(app: Typer) -> None:
         road: Annotated[
             bool, typer.Option(help="The whole road: rankings, a reward model, PPO against it.")
         ] = False,
+        real: Annotated[
+            bool,
+            typer.Option(help="A pretrained chat model on three tasks, by RL alone: slow."),
+        ] = False,
+        task: Annotated[
+            list[str] | None, typer.Option(help="Only these tasks of --real: guess, sums, desk.")
+        ] = None,
+        model: Annotated[
+            str, typer.Option(help="Another chat model for --real: a folder or hub name.")
+        ] = "",
         optimizer: Annotated[
             str, typer.Option(help="One RL run with this optimizer instead of PPO and GRPO.")
         ] = "",
@@ -44,11 +54,25 @@ def register_commands(app: Typer) -> None:
     ) -> None:
         """Builds a small chat model on the spot, fine-tunes it on imperfect demonstrations of
         SupportDesk, and trains it by PPO and by GRPO on the outcome alone."""
-        if road and (optimizer or credit):
+        if (road or real) and (optimizer or credit):
             raise typer.BadParameter(
-                "--optimizer and --credit are for the plain demo, not for --road"
+                "--optimizer and --credit are for the plain demo, not for --road or --real"
             )
-        if road:
+        if (task or model) and not real:
+            raise typer.BadParameter("--task and --model belong to --real")
+        if road and real:
+            raise typer.BadParameter("--road and --real are two demos: choose one")
+        if real:
+            from .real import MODEL, run_real
+
+            run_real(
+                folder or Path("runs/demo-real") / f"seed-{seed}",
+                seed=seed,
+                tasks=task or (),
+                model=model or MODEL,
+                quick=quick,
+            )
+        elif road:
             from .rlhf import run_road
 
             run_road(folder or Path("runs/demo-road"), seed=seed, quick=quick)

@@ -1,0 +1,194 @@
+"""What a run saves for others: a card that its own records hold, and the way to the hub."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import huggingface_hub
+import pytest
+import transformers
+import turnwise
+from support.echo import ECHO
+
+RL = {
+    "env": ECHO, "updates": 3, "groups": 2, "group_size": 2, "max_new_tokens": 4,
+    "feedback": ["environment", {"judge": "length", "max_words": 3, "weight": 0.5}],
+    "optimizer": {"name": "grpo", "lr": 1e-3}, "credit": "outcome",
+}  # fmt: skip
+EVALUATE = {"env": ECHO, "episodes": 4, "max_new_tokens": 4}
+
+
+@pytest.fixture
+def run(model_folder: Callable[..., Path], tmp_path: Path) -> turnwise.Run:
+    return turnwise.Run(
+        {"policy": {"model": str(model_folder()), "lora": {"r": 4}},
+            "stages": [{"rl": RL}, {"evaluate": EVALUATE}], "threads": 1, "name": "echoes"},
+        folder=tmp_path / "run",
+    ).finish()  # fmt: skip
+
+
+def card_of(folder: Path) -> huggingface_hub.ModelCard:
+    return huggingface_hub.ModelCard((folder / "README.md").read_text())
+
+
+def test_a_policy_is_saved_with_a_card_that_the_run_holds(
+    run: turnwise.Run, tmp_path: Path
+) -> None:
+    card = card_of(run.folder / "policy")
+    header = card.data.to_dict()
+    assert header["library_name"] == "peft"
+    assert "base_model" not in header, "a folder of this machine is no model of the hub"
+    assert {"turnwise", "rl", "evaluate", "grpo"} <= set(header["tags"])
+    assert header["pipeline_tag"] == "text-generation"
+    assert f"| rl | {ECHO} | environment, length | grpo, outcome, 3 updates |" in card.text
+    for line in run.metrics[:3]:
+        assert f"| {line['update']} | {line['outcome']:.3f} | {line['success']:.3f} |" in card.text
+    assert f"| policy | {run.metrics[3]['policy/success']:.3f} |" in card.text
+    assert "Replies were cut at 4 tokens." in card.text
+    assert "lora:" in card.text, "the config is quoted"
+    run.policy.save_pretrained(tmp_path / "merged", merge=True)
+    plain = card_of(tmp_path / "merged")
+    assert plain.data.to_dict()["library_name"] == "transformers"
+    assert 'pipeline("text-generation"' in plain.text
+    said = transformers.pipeline("text-generation", str(tmp_path / "merged"))(
+        [{"role": "user", "content": "hello"}], max_new_tokens=3
+    )
+    assert said[0]["generated_text"][-1]["role"] == "assistant"
+
+
+def test_without_evaluation_the_card_says_so(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    only = {**RL, "updates": 1, "feedback": ["environment"]}
+    done = turnwise.Run(
+        {
+            "policy": str(model_folder()),
+            "stages": [{"repeat": {"times": 2, "stages": [{"rl": only}]}}],
+        },
+        folder=tmp_path / "run",
+    ).finish()
+    text = (done.folder / "policy" / "README.md").read_text()
+    assert "No held-out evaluation was part of the run." in text
+    assert "## On held-out starts" not in text
+    assert f"| rl | {ECHO} | environment |" in text
+
+
+def test_secrets_stay_out_of_the_card(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_API_KEY", "sk-verysecret-0123456789")
+    env = {"id": ECHO, "options": {"api_key": "sk-verysecret-0123456789"}}
+    done = turnwise.Run(
+        {"policy": str(model_folder()), "stages": [{"rl": {**RL, "env": env, "updates": 1}}]},
+        folder=tmp_path / "run",
+    ).finish()
+    assert "verysecret" not in (done.folder / "policy" / "README.md").read_text()
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Takes what `upload_folder` sends: a repository, and files in one commit."""
+
+    made: ClassVar[list[dict[str, Any]]]
+    files: ClassVar[dict[str, bytes]]
+    token = "hf_right"
+
+    def do_GET(self) -> None:
+        self.answer({"id": "me/echoes", "sha": "0" * 40, "siblings": []})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Authorization") != f"Bearer {self.token}":
+            self.answer({"error": "Invalid username or password."}, 401)
+        elif self.path.endswith("/repos/create"):
+            self.made.append(json.loads(body))
+            self.answer({"url": f"http://{self.headers['Host']}/me/echoes"})
+        elif self.path.endswith("/validate-yaml"):
+            self.answer({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            files = [f["path"] for f in json.loads(body)["files"]]
+            self.answer(
+                {
+                    "files": [
+                        {"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files
+                    ]
+                }
+            )
+        else:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.files[line["value"]["path"]] = content
+            url = f"http://{self.headers['Host']}/me/echoes/commit/{'0' * 40}"
+            self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": url})
+
+    def answer(self, content: Any, status: int = 200) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+SCRIPT = """
+import sys, turnwise
+policy = turnwise.Policy.from_pretrained(sys.argv[1])
+policy.card = lambda adapters: "---\\nlibrary_name: transformers\\n---\\n"
+from turnwise.engine.policy.hub import push
+try:
+    print(push(policy, "me/echoes", private=True))
+except turnwise.PolicyError as error:
+    print(error)
+"""
+
+
+def test_a_policy_is_put_on_the_hub(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    handler = type("Handler", (Hub,), {"made": [], "files": {}})
+
+    def pushed(token: str) -> str:
+        environment = {
+            **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": token,
+            "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(model_folder())],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        refused = pushed("hf_wrong")
+        address = pushed("hf_right")
+        server.shutdown()
+    assert "cannot be put on the hub as 'me/echoes'" in refused
+    assert "hf auth login" in refused
+    assert "/me/echoes" in address
+    assert handler.made[0]["name"] == "echoes"
+    assert "private" in str(handler.made[0])
+    there = tmp_path / "there"
+    there.mkdir()
+    for name, content in handler.files.items():
+        (there / name).write_bytes(content)
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(handler.files)
+    assert card_of(there).data.to_dict()["library_name"] == "transformers"
+    assert turnwise.Policy.from_pretrained(there).context_length == 256
+
+
+def test_offline_the_hub_is_refused_in_a_line(run: turnwise.Run) -> None:
+    with pytest.raises(turnwise.PolicyError, match="cannot be put on the hub as 'me/echoes'"):
+        run.push_to_hub("me/echoes")
