@@ -2,7 +2,9 @@
 
 The question is the first observation. A wrong answer is answered by a hint, "larger" or "smaller"
 where the answer is a number, and may be replaced until the tries are used up. The reward is the
-generator's own score of the last reply, at the end; success is a score of 1.
+generator's own score of the last reply, at the end; success is a score of 1. A number is right or
+wrong: many generators pay a part for text that contains the answer, half for "-1" where it is 1,
+and a policy that is paid so learns to write minus signs.
 
 What counts as the answer: what stands within <answer>...</answer> where the reply has that; else,
 where the right answer is a number, the last number of the reply; else the whole reply.
@@ -117,6 +119,8 @@ class ReasoningGym(gymnasium.Env[str, str]):
         """Scores a reply; a wrong one gets a hint while there are tries left."""
         given = self._read(action)
         score = float(self._data.score_answer(given, self._task))
+        if _number(self.answer) is not None and score < 1.0:
+            score = 0.0
         self._left -= 1
         if score >= 1.0:
             return "That is right.", score, True, False, {"success": True}

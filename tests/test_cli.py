@@ -12,17 +12,14 @@ from pathlib import Path
 
 import pytest
 import turnwise
+from support.command import command_line
 from turnwise.engine.cli.main import main
 
 
 def call(
     *arguments: str, cwd: Path | None = None, said: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "turnwise", *arguments], capture_output=True, text=True, cwd=cwd,
-        check=False,
-        input=said,
-    )  # fmt: skip
+    return command_line(*arguments, cwd=cwd, given=said)
 
 
 def test_help_lists_every_command() -> None:

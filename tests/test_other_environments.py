@@ -1,0 +1,205 @@
+"""Environments of other packages, against the packages themselves: known baselines to the digit,
+traps that bit, and what they may not do to each other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import pytest
+import reasoning_gym
+import turnwise
+from hypothesis import given
+from hypothesis import strategies as st
+from reasoning_gym.factory import DATASETS
+from turnwise.envs.reasoning_gym import GENERATORS, ReasoningGym
+from turnwise.envs.textarena import GAMES, TextArena
+
+SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+turnwise.Plugins()
+
+
+def play(
+    env: str, player: str | Callable[..., str], seeds: Sequence[int], **options: Any
+) -> list[turnwise.Episode]:
+    starts = [(turnwise.Start(env, seed, options), 0) for seed in seeds]
+    return turnwise.rollout(turnwise.ScriptPlayer(player), starts)
+
+
+def always(*moves: str) -> Callable[..., str]:
+    return lambda messages: moves[sum(m.role == "assistant" for m in messages) % len(moves)]
+
+
+# TextArena.
+
+
+@pytest.mark.parametrize(
+    ("game", "player", "mean", "turns"),
+    [
+        ("GuessTheNumber", "expert", 1.0, 3.62),
+        ("TowerOfHanoi", "expert", 1.0, 7.0),
+        ("Blackjack", always("[stand]"), 0.378, 5.0),
+        ("Secretary", always("[accept]"), 0.11, 1.0),
+        ("FrozenLake", always("[right]", "[down]"), 0.5867, 3.52),
+    ],
+)
+def test_games_give_what_they_give_alone(game: str, player: Any, mean: float, turns: float) -> None:
+    """Baselines over seeds 0 to 99, as measured with each game in a process of its own."""
+    episodes = play(f"textarena/{game}-v0", player, range(100))
+    assert all(e.ending == "terminated" for e in episodes)
+    assert sum(e.env_return for e in episodes) / 100 == pytest.approx(mean, abs=1e-4)
+    assert sum(len(e.turns) for e in episodes) / 100 == pytest.approx(turns, abs=5e-3)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_every_game_passes_the_check(game: str) -> None:
+    assert turnwise.check_environment(f"textarena/{game}-v0", episodes=2, limit=60.0) == []
+
+
+def test_an_observation_is_what_is_new() -> None:
+    [episode] = play("textarena/GuessTheNumber-v0", always("[1]", "[2]", "[3]"), [4])
+    first, second, *_ = [m.content for m in episode.messages if m.role == "user"]
+    assert "guess the number between 1 and 20" in first
+    assert second == "The target number is higher."
+
+
+def test_a_reply_without_brackets_is_a_move() -> None:
+    bare, marked = (play("textarena/GuessTheNumber-v0", always(m), [4])[0] for m in ("1", "[1]"))
+    assert [m.content for m in bare.messages if m.role == "user"] == [
+        m.content for m in marked.messages if m.role == "user"
+    ]
+
+
+def test_an_invalid_end_is_told_from_a_loss() -> None:
+    [episode] = play("textarena/GuessTheNumber-v0", always("hm"), [4])
+    assert episode.turns[-1].info["invalid"] is True
+    assert "Invalid Move" in episode.turns[-1].info["why"]
+    assert not episode.succeeded
+    [won] = play("textarena/GuessTheNumber-v0", "expert", [4])
+    assert (won.turns[-1].info["invalid"], won.succeeded) == (False, True)
+
+
+def test_a_reward_that_is_a_sentence_is_none() -> None:
+    """Countdown swaps the reward of an invalid end with its reason, which makes the other half, a
+    number, a message."""
+    [episode] = play("textarena/Countdown-v0", always("[x]"), [1])
+    assert episode.ending == "terminated"
+    assert episode.env_return == 0.0
+    assert isinstance(episode.turns[-1].info["odd_reward"], str)
+
+
+def test_games_at_the_same_time_do_not_meet() -> None:
+    """Two of one seed, one of another in between, and the global state as it was."""
+
+    def moves(envs: Sequence[TextArena], seeds: Sequence[int]) -> list[list[str]]:
+        found = [[env.reset(seed=seed)[0]] for env, seed in zip(envs, seeds, strict=True)]
+        ended = [False] * len(envs)
+        while not all(ended):
+            for i, env in enumerate(envs):
+                if not ended[i]:
+                    text, _, done, *_ = env.step("[hit]" if len(found[i]) % 2 else "[stand]")
+                    found[i].append(text)
+                    ended[i] = done
+        return found
+
+    [alone] = moves([TextArena("Blackjack-v0")], [5])
+    random.seed(1)
+    before = random.getstate()
+    first, _, third = moves([TextArena("Blackjack-v0") for _ in range(3)], [5, 8, 5])
+    assert first == third == alone
+    assert random.getstate() == before
+
+
+def test_an_expert_of_another_game_is_refused() -> None:
+    [episode] = play("textarena/Blackjack-v0", "expert", [1])
+    assert episode.ending == "failed"
+    assert "the expert plays GuessTheNumber and TowerOfHanoi, not Blackjack" in episode.reason
+
+
+# reasoning-gym.
+
+
+def test_the_generators_are_those_of_the_package() -> None:
+    assert set(GENERATORS) == set(DATASETS) - {"composite"}
+    assert {f"reasoning-gym/{name}" for name in GENERATORS} <= set(gymnasium.registry)
+
+
+@pytest.mark.parametrize("generator", ["chain_sum", "spell_backward", "gcd", "mini_sudoku"])
+def test_the_right_answer_is_worth_one(generator: str) -> None:
+    episodes = play(f"reasoning-gym/{generator}", "expert", range(10))
+    assert [e.env_return for e in episodes] == [1.0] * 10
+    assert all(e.succeeded and len(e.turns) == 1 for e in episodes)
+    assert turnwise.check_environment(f"reasoning-gym/{generator}", episodes=3) == []
+
+
+def begun(**options: Any) -> ReasoningGym:
+    env = ReasoningGym("chain_sum", tries=3)
+    env.reset(seed=3, options={**SUMS, **options})
+    return env
+
+
+def test_a_wrong_number_gets_a_hint() -> None:
+    env = begun()
+    right = int(env.answer)
+    low, reward, *ended, _ = env.step(f"I think it is {right - 1}.")
+    assert (low, reward, ended) == (
+        "That is wrong. The answer is larger. Try again.", 0.0, [False, False],
+    )  # fmt: skip
+    assert "The answer is smaller." in env.step(f"{right + 20}")[0]
+    assert env.step(f"{right}")[:3] == ("That is right.", 1.0, True)
+
+
+def test_the_last_try_ends_it() -> None:
+    env = begun()
+    replies = [env.step("no idea") for _ in range(3)]
+    assert [r[0] for r in replies] == ["That is wrong. Try again."] * 2 + ["That is wrong."]
+    assert [r[2] for r in replies] == [False, False, True]
+    assert replies[-1][4] == {"success": False}
+
+
+@given(
+    st.integers(-99, 99),
+    st.sampled_from(["{}", "It is {}.", "<answer>{}</answer> or 7", "3 + 4 = {}", "**{}**"]),
+)
+def test_a_number_is_read_wherever_it_stands(shift: int, form: str) -> None:
+    """And is right or wrong: the generator pays half for "-1" where 1 is right."""
+    env = begun()
+    said = int(env.answer) + shift
+    reward = env.step(form.format(said))[1]
+    assert reward == float(shift == 0)
+
+
+def test_no_split_has_a_question_of_the_other() -> None:
+    questions = {
+        split: {
+            e.messages[1].content
+            for e in play("reasoning-gym/chain_sum", always("0"), range(200), **SUMS, split=split)
+        }
+        for split in ("train", "held_out")
+    }
+    assert not questions["train"] & questions["held_out"]
+    assert len(questions["held_out"]) > 20
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"max_trems": 2}, "chain_sum takes no such option"),
+        ({"split": "test"}, "split must be train or held_out, not 'test'"),
+    ],
+)
+def test_options_that_are_none(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        ReasoningGym("chain_sum").reset(seed=1, options=options)
+
+
+def test_answers_in_words_are_scored_by_the_generator() -> None:
+    env = ReasoningGym("spell_backward", tries=1)
+    env.reset(seed=1)
+    task = reasoning_gym.create_dataset("spell_backward", size=1, seed=1)
+    assert task[0]["question"]
+    word = env.answer
+    text, reward, done, *_ = env.step(f"  {word} ")
+    assert (text, reward, done) == ("That is right.", 1.0, True)
