@@ -38,19 +38,22 @@ class TextArena(gymnasium.Env[str, str]):
 
     Args:
         game: its id in TextArena, such as "GuessTheNumber-v0".
+        wins_only: pay 1 for a win and 0 for all else. A game that pays for coming near can be gamed
+            by stopping where one is near: in GuessTheNumber "[10]" and then nothing valid earns
+            three quarters.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
     players: ClassVar[Mapping[str, Any]]  # below
     observation_space = action_space = Text(100_000)
 
-    def __init__(self, game: str) -> None:
+    def __init__(self, game: str, wins_only: bool = False) -> None:
         import textarena
 
         self._random = random.Random()
         with self._own_random():
             self._game = textarena.make(f"{game}-raw")
-        self.name = game
+        self.name, self.wins_only = game, wins_only
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -75,8 +78,10 @@ class TextArena(gymnasium.Env[str, str]):
         info = {"why": str(how.get("reason")), "invalid": bool(how.get("invalid_move"))}
         if isinstance(reward, str):  # a few games swap their reward and their reason
             info, reward = info | {"odd_reward": reward}, 0.0
+        won = float(reward) >= 1.0
+        paid = float(won) if self.wins_only else float(reward)
         news = self._news() or str(how.get("reason") or "")
-        return news, float(reward), True, False, info | {"success": float(reward) >= 1.0}
+        return news, paid, True, False, info | {"success": won}
 
     def _news(self) -> str:
         """Returns the messages of the game since the last look, the player's own moves left out."""

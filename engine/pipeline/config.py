@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, field_validator
@@ -37,11 +37,13 @@ class PolicyConfig(Section):
         model: folder or hub name, or one of `turnwise model get`; safetensors, or a GGUF file.
         gguf: the GGUF file in it, whose weights are made plain; needs the package `gguf`.
         lora: options of `peft.LoraConfig`: adapters are trained instead of all weights.
+        quantize: "nf4" or "int8": weights in 4 or 8 bits, on which adapters (`lora`) are trained;
+            needs the package `bitsandbytes`.
         dtype: of the weights: "float32", "bfloat16", "float16" or "auto" (as saved); half precision
             is trained through float32 copies, which need as much memory as float32 weights do.
         precision: "bf16" computes in bfloat16 over float32 weights.
-        device: "cpu" or "cuda"; default: what there is.
-        attention: "sdpa" or "eager".
+        device: "cpu", "cuda" or "mps"; default: what there is.
+        attention: "sdpa", "eager" or "flash_attention_2".
         chat_template: a Jinja template, for models that have none, or "chatml", the one that is
             built in; default: the tokenizer's.
         trust_remote_code: run the Python files that come with the model; a model that needs them is
@@ -53,6 +55,7 @@ class PolicyConfig(Section):
     model: str
     gguf: str | None = None
     lora: dict[str, Any] | None = None
+    quantize: Literal["nf4", "int8"] | None = None
     dtype: str = "float32"
     precision: str = "no"
     device: str | None = None

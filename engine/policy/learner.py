@@ -22,6 +22,7 @@ from .activations import fitted, kept_bytes
 from .network import Micro
 from .options import LearnerOptions
 from .policy import Policy
+from .quantization import adamw_8bit, restored
 
 # And what losses are scaled by: float16 has few small numbers.
 HALF = {torch.bfloat16: 1.0, torch.float16: 1024.0}
@@ -63,7 +64,8 @@ class Learner:
             nn.Parameter(p.detach().float()) if p.dtype in HALF else p for p in self._parameters
         ]
         self._scale = max((HALF[p.dtype] for p in self._parameters if p.dtype in HALF), default=1.0)
-        self.adam = torch.optim.AdamW(
+        make = adamw_8bit if options.moments == "8bit" else torch.optim.AdamW
+        self.adam: Any = make(
             self._masters, lr=options.lr, weight_decay=options.weight_decay, betas=betas
         )
         self.steps = 0
@@ -186,7 +188,9 @@ class Learner:
                 with torch.no_grad():
                     master.copy_(state[f"master.{i}"])
             own = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"adam.{i}.")}
-            if own:
+            if own and self.options.moments == "8bit":
+                self.adam.state[master] = restored(own, master.device)
+            elif own:
                 self.adam.state[master] = {
                     name: value.clone() if name == "step" else value.clone().to(master)
                     for name, value in own.items()

@@ -16,6 +16,7 @@ from ..errors import PolicyError
 from ..util.files import read_note
 from ..util.suggest import did_you_mean, install
 from .known import located
+from .quantization import quantized
 from .template import CHATML
 
 ADAPTERS = "adapter_config.json"
@@ -112,7 +113,14 @@ def unmarked(model: Any, name: str | Path) -> Any:
 
 
 def load(
-    name: str | Path, gguf: str | None, dtype: str, attention: str, trust_remote_code: bool
+    name: str | Path,
+    *,
+    gguf: str | None = None,
+    quantize: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Loads a causal language model and its tokenizer; of a folder of LoRA adapters, the model that
     they belong to. The arguments are those of `Policy.from_pretrained`.
@@ -131,7 +139,12 @@ def load(
         raise PolicyError(
             f"dtype must be 'float32', 'bfloat16', 'float16' or 'auto', got {dtype!r}"
         )
-    packed = from_gguf(gguf)
+    if gguf and quantize:
+        raise PolicyError(
+            f"{gguf} is quantized as it is, and made plain when it is loaded: leave `quantize` out,"
+            " or save it first and load the folder"
+        )
+    packed = from_gguf(gguf) | quantized(quantize, dtype, device)
     base = read_note(adapter)["base_model_name_or_path"] if adapter.is_file() else str(name)
     if base != str(name):
         find_model(base, gguf)
@@ -227,16 +240,22 @@ def with_adapters(model: Any, folder: Path, lora: Mapping[str, Any] | None) -> A
     return model
 
 
+def found_device(device: str | None) -> str | None:
+    """Returns the device that was asked for; where none was, the one that accelerate finds for this
+    process, or None for the CPU."""
+    if device is None and torch.cuda.is_available():
+        from accelerate import PartialState
+
+        return str(PartialState().device)  # this process's own
+    return device
+
+
 def on_device(model: Any, device: str | None) -> Any:
-    """Returns a model on a device; None: the one that accelerate finds for this process.
+    """Returns a model on a device; None: where it is.
 
     Raises:
         PolicyError: there is no such device.
     """
-    if device is None and torch.cuda.is_available():
-        from accelerate import PartialState
-
-        device = str(PartialState().device)  # this process's own
     if device is not None:
         try:
             model = model.to(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import ConfigDict, Field
 
 from ..util.section import Section
@@ -22,6 +24,8 @@ class LearnerOptions(Section):
         activation_memory: GiB that a forward pass may keep for its gradient: it takes as few tokens
             as that needs, and where one conversation alone is too much, layers are computed a
             second time; default: no limit.
+        moments: what AdamW remembers of each weight, in "float32" or in "8bit", which takes a
+            quarter of the memory; needs the package `bitsandbytes`.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -33,6 +37,7 @@ class LearnerOptions(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     micro_tokens: int = Field(default=2048, ge=1)
     activation_memory: float | None = Field(default=None, gt=0)
+    moments: Literal["float32", "8bit"] = "float32"
 
 
 class SupervisedOptions(LearnerOptions):

@@ -24,9 +24,10 @@ from ..records.episode import Message
 from ..records.sampling import Conversation, Sampling
 from .chat import ChatFormat
 from .in_process import InProcess
-from .loading import import_peft, load, on_device, template_of, with_adapters
+from .loading import found_device, import_peft, load, on_device, template_of, with_adapters
 from .network import Micro, Network, Output, divide
 from .properties import context_length, is_adapted
+from .quantization import is_quantized
 
 
 class Policy:
@@ -78,6 +79,7 @@ class Policy:
         *,
         gguf: str | None = None,
         lora: Mapping[str, Any] | None = None,
+        quantize: str | None = None,
         dtype: str = "float32",
         precision: str = "no",
         device: str | None = None,
@@ -93,25 +95,38 @@ class Policy:
             gguf: a GGUF file in it, whose weights are made plain; saving writes safetensors.
             lora: options of `peft.LoraConfig` (`{"r": 16, "lora_alpha": 32}`) to train adapters
                 instead of all weights.
+            quantize: "nf4" or "int8": weights in 4 or 8 bits, on which adapters are trained.
             dtype: of the weights: "float32", "bfloat16", "float16" or "auto" (as saved). Weights in
                 half precision are trained through a float32 copy, see `Learner`.
             precision: "no", or "bf16" to compute in bfloat16 over float32 weights.
-            device: "cpu", "cuda"; default: what accelerate finds.
-            attention: transformers' attention implementation: "sdpa" or "eager".
+            device: "cpu", "cuda", "mps"; default: what accelerate finds.
+            attention: transformers' attention implementation: "sdpa", "eager" or
+                "flash_attention_2".
             chat_template: a Jinja template instead of the tokenizer's; "chatml" is
                 `turnwise.CHATML`, for base models.
             trust_remote_code: run the Python files that come with the model; without it a model
                 that needs them is refused.
 
         Raises:
-            PolicyError: no such model, weights that are not safetensors, peft missing, tokenizer
-                and model that do not fit.
+            PolicyError: no such model, weights that are not safetensors, peft or bitsandbytes
+                missing, quantized weights without adapters, tokenizer and model that do not fit.
             TemplateError: no chat template, or one that cannot carry a conversation.
         """
-        model, tokenizer = load(name, gguf, dtype, attention, trust_remote_code)
+        device = found_device(device)
+        model, tokenizer = load(
+            name, gguf=gguf, quantize=quantize, dtype=dtype, device=device, attention=attention,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
         if chat_template is not None:
             tokenizer.chat_template = template_of(chat_template)
-        model = on_device(with_adapters(model, Path(name), lora), device)
+        model = with_adapters(model, Path(name), lora)
+        if quantize is None:
+            model = on_device(model, device)
+        elif not is_adapted(model):
+            raise PolicyError(
+                f"weights in {quantize} stand still, and only adapters on them can be trained: say"
+                " which, as in `policy: {model: ..., quantize: nf4, lora: {r: 16}}`"
+            )
         return cls(model, tokenizer, precision=precision)
 
     @property
@@ -301,6 +316,12 @@ class Policy:
         Raises:
             PolicyError: it would not be the same model.
         """
+        if is_quantized(self.model):
+            raise PolicyError(
+                "adapters cannot be folded into quantized weights without rounding them again: save"
+                " the adapters, load them on the plain model (Policy.from_pretrained(FOLDER),"
+                " without `quantize`) and merge there"
+            )
         whole: Any = copy.deepcopy(self.network.model)
         lm = whole.get_base_model()
         tuner = import_peft().tuners.tuners_utils.BaseTunerLayer
