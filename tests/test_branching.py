@@ -98,6 +98,7 @@ def test_a_branch_begins_with_the_same_tokens_and_goes_on_by_itself(
     assert len({e.turns[0].action for e in found if e.origin and e.origin[1] == 0}) > 4, (
         "each continues by its own noise"
     )
+    player.backend.refresh()  # as before: what the cache still holds would not be computed again
     again = turnwise.rollout(player, chosen, turnwise.Where("other", "rl/branches", 1, 3))
     assert [e.turns for e in again] == [e.turns for e in found]
     turned = turnwise.rollout(player, chosen[::-1], turnwise.Where("test", "rl/branches", 1, 3))
