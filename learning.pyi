@@ -3,6 +3,7 @@ from .engine.policy.activations import kept_bytes, recomputed
 from .engine.policy.batching import make_batch, row_of
 from .engine.policy.chat import ChatFormat
 from .engine.policy.in_process import InProcess
+from .engine.policy.known import located
 from .engine.policy.learner import Learner, Sums
 from .engine.policy.network import Micro, Output, divide
 from .engine.policy.options import LearnerOptions, PassOptions, SupervisedOptions
@@ -38,7 +39,7 @@ __all__ = [
     "Micro", "Output", "PassOptions", "Policy", "Row", "Sums", "SupervisedOptions", "apart",
     "bilevel_gae", "clipped_policy_loss", "clipped_value_loss", "context_length", "divide",
     "explained_memory", "explained_variance", "gae", "group_advantage", "group_counts",
-    "group_largest", "importance_weight", "kept_bytes", "kl_estimate", "make_batch",
+    "group_largest", "importance_weight", "kept_bytes", "kl_estimate", "located", "make_batch",
     "peak_memory", "place_turn_rewards", "recomputed", "returns_to_go", "rounding", "row_of",
     "shared", "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from ..analysis.scores import bootstrap, paired, score
 from ..environments.registry import starts
 from ..errors import ConfigError, TooManyFailures
 from ..feedback.sources import Sources
+from ..pipeline.parts import component
 from ..pipeline.processes import decided
 from ..pipeline.stage import Stage
 from ..protocols import RunView
@@ -108,6 +109,7 @@ class Evaluate(Stage):
             orders.
         best_of: the policy as the best of n by a judge's score.
         temperature, max_new_tokens: of the policies' replies; temperature 0 is greedy.
+        backend: what samples them, and its options, as in `rl`.
         seed: of the starts; the same for every run, so that runs can be compared.
         poll: seconds between looks for a judge's answers that come later.
     """
@@ -124,6 +126,7 @@ class Evaluate(Stage):
     best_of: BestOf | None = None
     temperature: float = Field(default=1.0, ge=0)
     max_new_tokens: int = Field(default=256, ge=1)
+    backend: Any = "in-process"
     seed: int = 20_000
     poll: float = Field(default=1.0, ge=0)
 
@@ -183,18 +186,16 @@ class Evaluate(Stage):
     def play(self, run: RunView) -> Iterator[Update]:
         """Plays the same held-out starts with every player, and compares them, in one update."""
         from ..policy.policy import Policy
-        from ..records.sampling import Sampling
 
         if run.begin():
             return
-        sampling = Sampling(self.temperature, self.max_new_tokens)
         players: dict[str, Any] = {}
         for name in self.players:
             if isinstance(name, Other):
-                players[name.name] = PolicyPlayer(Policy.from_pretrained(name.policy), sampling)
+                players[name.name] = self._player(run, Policy.from_pretrained(name.policy))
             else:
                 players[name] = (
-                    PolicyPlayer(run.policy, sampling) if name == "policy" else ScriptPlayer(name)
+                    self._player(run, run.policy) if name == "policy" else ScriptPlayer(name)
                 )
         table: dict[str, dict[str, Any]] = {}
         for env in self.env:
@@ -212,6 +213,8 @@ class Evaluate(Stage):
                 played[name] = play_held_out(
                     player, env, self.episodes, self.seed, show, where, [slot], run
                 )
+                if isinstance(player, PolicyPlayer):
+                    player.backend.refresh()  # the next one needs the room
                 table[label + name] = asdict(score(played[name]))
             [first, *others] = players
             for name in others:
@@ -221,7 +224,7 @@ class Evaluate(Stage):
                     paired(played[first], played[name], **judged)
                 )
             if self.best_of:
-                many = self._many(run, env, sampling, where, len(players))
+                many = self._many(run, env, where, len(players))
                 best = decided(run, partial(self._best_of, run, many))
                 table |= {label + name: row for name, row in best.items()}
         if run.is_main:
@@ -293,9 +296,14 @@ class Evaluate(Stage):
             "unjudged": len(pairs) - len(wins),
         }  # fmt: skip
 
-    def _many(
-        self, run: RunView, env: EnvConfig, sampling: Any, where: Where, first: int
-    ) -> list[Episode]:
+    def _player(self, run: RunView, policy: Any) -> PolicyPlayer:
+        from ..records.sampling import Sampling
+
+        sampling = Sampling(self.temperature, self.max_new_tokens)
+        backend = component(run.plugins, "backend", self.backend, policy=policy)
+        return PolicyPlayer(policy, sampling, backend)
+
+    def _many(self, run: RunView, env: EnvConfig, where: Where, first: int) -> list[Episode]:
         """Plays as many conversations per start as `best_of` chooses from."""
         from ..policy.policy import Policy
 
@@ -309,7 +317,7 @@ class Evaluate(Stage):
         show = partial(run.status, f"best of {size}")
         slots = range(first, first + size)
         return play_held_out(
-            PolicyPlayer(policy, sampling), env, self.episodes, self.seed, show, where, slots, run
+            self._player(run, policy), env, self.episodes, self.seed, show, where, slots, run
         )
 
     def _best_of(self, run: RunView, episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:

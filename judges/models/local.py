@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...learning import located
 from ...protocols import PluginError
 from ...tools import derive_id, install
 from .model import Model, ModelError, Prompt, Reply, Token, Usage
@@ -25,7 +26,7 @@ class Local(Model):
     """A transformers model in this process.
 
     Args:
-        model: a folder or hub name of a causal model with a chat template.
+        model: a folder, hub name or short name of a causal model with a chat template.
         dtype: as transformers takes it.
         device: default: the GPU where there is one.
         temperature: 0 takes the likeliest token.
@@ -42,6 +43,7 @@ class Local(Model):
         temperature: float = 0.0,
     ) -> None:
         self.name = f"local:{model}"
+        model = str(located(model))
         self.settings = {
             "dtype": dtype,
             "temperature": temperature,

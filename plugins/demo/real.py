@@ -44,11 +44,12 @@ TEMPERATURE = 0.8
 # A reply that begins like a sentence, a number or a move in brackets, and ends like one.
 WHOLE = re.compile(r"\s*[\"'(\[*-]*[A-Z0-9].*[.!?0-9\])\"'*]\s*", re.DOTALL)
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+BACKEND = {"name": "in-process", "rows": 48}
 RL: dict[str, Any] = {
-    "updates": 16, "groups": 8, "group_size": 8, "temperature": TEMPERATURE,
-    "backend": {"name": "in-process", "rows": 64},
+    "groups": 6, "group_size": 8, "temperature": TEMPERATURE,
+    "backend": BACKEND,
     "optimizer": {
-        "name": "grpo", "lr": 7e-4, "kl": 0.02, "warmup": 4, "minibatches": 4, "micro_tokens": 640,
+        "name": "grpo", "lr": 5e-4, "warmup": 2, "kl": 0.0, "activation_memory": 0.5,
     },
 }  # fmt: skip
 
@@ -62,23 +63,24 @@ class Task:
         env: the environment it trains on.
         held_out: reset options that its held-out starts have more.
         tokens: of the longest reply.
+        updates: of the policy.
         players: of the environment, to compare with.
-        options: of the `rl` stage that are its own.
     """
 
     what: str
     env: Mapping[str, Any]
     tokens: int
+    updates: int
     held_out: Mapping[str, Any] = field(default_factory=dict)
     players: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 TASKS: Mapping[str, Task] = {
     "guess": Task(
         "TextArena's GuessTheNumber: 1 to 20, at most ten guesses, told higher or lower",
-        {"id": "textarena/GuessTheNumber-v0"},
+        {"id": "textarena/GuessTheNumber-v0", "kwargs": {"wins_only": True}},
         tokens=16,
+        updates=14,
         players=("expert", "random"),
     ),
     "sums": Task(
@@ -88,6 +90,7 @@ TASKS: Mapping[str, Task] = {
             "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
         },
         tokens=16,
+        updates=24,
         held_out={"split": "held_out"},
         players=("random",),
     ),
@@ -95,6 +98,7 @@ TASKS: Mapping[str, Task] = {
         "SupportDesk: find out what a customer needs, in words of its own",
         {"id": "turnwise/SupportDesk-v0"},
         tokens=24,
+        updates=20,
         held_out={"split": "held_out"},
         players=("expert", "random"),
     ),
@@ -109,9 +113,11 @@ def pipeline(name: str, model: str, seed: int, quick: bool) -> dict[str, Any]:
     evaluate = {
         "env": env, "episodes": 4 if quick else STARTS, "seed": EVALUATION_SEED,
         "players": ["policy", {"name": "as it came", "policy": model}, *task.players],
-        "max_new_tokens": task.tokens, "temperature": TEMPERATURE,
+        "max_new_tokens": task.tokens, "temperature": TEMPERATURE, "backend": BACKEND,
     }  # fmt: skip
-    rl = {**RL, "env": task.env, "max_new_tokens": task.tokens, **task.options, **few}
+    rl = {
+        **RL, "env": task.env, "updates": task.updates, "max_new_tokens": task.tokens, **few,
+    }  # fmt: skip
     return {
         "name": name, "seed": seed, "checkpoint_every": 1,
         "policy": {"model": model, "lora": LORA},

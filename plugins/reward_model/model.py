@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ...learning import ChatFormat, Micro, Row, context_length, divide, trunk
+from ...learning import ChatFormat, Micro, Row, context_length, divide, located, trunk
 from ...protocols import Episode, Message, TurnwiseError
 from ...tools import files
 
@@ -233,6 +233,7 @@ def load_member(name: str, seed: int | None = None) -> tuple[Any, Any]:
     import transformers
 
     auto: Any = transformers
+    name = str(located(name))
     try:
         tokenizer = auto.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         with torch.random.fork_rng():

@@ -31,8 +31,8 @@ class TrainRewardModel(Training, Stage):
     """The stage `reward-model`: trains a reward model on comparisons.
 
     Attributes:
-        model: folder or hub name of a causal or sequence-classification model to begin from;
-            default: the policy as it stands.
+        model: folder, hub name or short name of a causal or sequence-classification model to begin
+            from; default: the policy as it stands.
         data: a file or folder of comparisons made elsewhere (docs/preference-data.md), in addition
             to the run's comparisons so far.
         members: size of the ensemble.
