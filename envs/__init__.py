@@ -26,6 +26,7 @@ def register_envs() -> None:
     gymnasium.register(
         "turnwise/TwentyQuestions-v0", "turnwise.envs.twenty_questions:TwentyQuestions"
     )
+    gymnasium.register("turnwise/Prompts-v0", "turnwise.envs.prompts:Prompts")
     if find_spec("textarena"):
         from .textarena import GAMES
 

@@ -6,8 +6,8 @@ generator's own score of the last reply, at the end; success is a score of 1. A 
 wrong: many generators pay a part for text that contains the answer, half for "-1" where it is 1,
 and a policy that is paid so learns to write minus signs.
 
-What counts as the answer: what stands within <answer>...</answer> where the reply has that; else,
-where the right answer is a number, the last number of the reply; else the whole reply.
+Where the right answer is a number, the last number of the reply counts; else what is marked as the
+answer, or the whole reply (see `answers`).
 
 Reset options are the generator's own (`{"max_terms": 2, "max_digits": 1}`), and `split`: "train"
 or "held_out". One question in five is held out, by its text, so that no seed of one split draws a
@@ -17,14 +17,15 @@ question of the other.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 
 from ..protocols import Message, Text
+from .answers import check_of, last_number, marked, number
 
 GENERATORS = (
     "ab", "acre", "advanced_geometry", "aiw", "arc_1d", "arc_agi", "base_conversion",
@@ -49,9 +50,10 @@ GENERATORS = (
     "sudoku", "survo", "syllogism", "time_intervals", "tower_of_hanoi", "tsumego",
     "word_ladder", "word_sequence_reversal", "word_sorting", "zebra_puzzles",
 )  # fmt: skip
+UNSOLVED = ("boxnet", "rush_hour")  # generators that score answers and know none
+EXAMPLES = ("example_answer", "example_correct_answer", "possible_answer")  # where others keep one
+NUMERIC = check_of("numeric")
 DRAWS = 200  # of questions, until one is of the wanted split
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
-_MARKED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class ReasoningGym(gymnasium.Env[str, str]):
@@ -64,7 +66,6 @@ class ReasoningGym(gymnasium.Env[str, str]):
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "snapshots": True}
-    players: ClassVar[Mapping[str, Any]]  # below
     observation_space = action_space = Text(100_000)
 
     def __init__(
@@ -73,6 +74,8 @@ class ReasoningGym(gymnasium.Env[str, str]):
         if tries < 1:
             raise ValueError(f"tries must be at least 1, not {tries}")
         self.generator = generator
+        solved = {} if generator in UNSOLVED else {"expert": _expert}
+        self.players: Mapping[str, Any] = {"random": _random, **solved}
         self.tries = tries
         self.system = system
 
@@ -112,39 +115,34 @@ class ReasoningGym(gymnasium.Env[str, str]):
 
     @property
     def answer(self) -> str:
-        """The right answer."""
-        return str(self._task["answer"])
+        """A right answer; empty where the generator knows none."""
+        known = [self._task["answer"], *(self._task["metadata"].get(name) for name in EXAMPLES)]
+        found = next((each for each in known if each is not None), "")
+        return found if isinstance(found, str) else json.dumps(found)
+
+    @property
+    def _right(self) -> float | None:
+        """The right answer where it is a number."""
+        return number(self.answer)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Scores a reply; a wrong one gets a hint while there are tries left."""
-        given = self._read(action)
-        score = float(self._data.score_answer(given, self._task))
-        if _number(self.answer) is not None and score < 1.0:
-            score = 0.0
+        if self._right is None:
+            score = float(self._data.score_answer(marked(action), self._task))
+        else:
+            score = NUMERIC(action, self._task)
         self._left -= 1
         if score >= 1.0:
             return "That is right.", score, True, False, {"success": True}
         if self._left == 0:
             return "That is wrong.", score, True, False, {"success": False}
-        return f"That is wrong. {self._hint(given)}Try again.", 0.0, False, False, {}
+        return f"That is wrong. {self._hint(action)}Try again.", 0.0, False, False, {}
 
-    def _read(self, reply: str) -> str:
-        """Returns what counts as the answer in a reply."""
-        if marked := _MARKED.findall(reply):
-            return str(marked[-1]).strip()
-        if _number(self.answer) is not None and (numbers := _NUMBER.findall(reply)):
-            return str(numbers[-1]).replace(",", "").removeprefix("+")
-        return reply.strip()
-
-    def _hint(self, given: str) -> str:
-        right, tried = _number(self.answer), _number(given)
-        if right is None or tried is None or tried == right:
+    def _hint(self, reply: str) -> str:
+        given = last_number(reply)
+        if self._right is None or given is None:
             return ""
-        return f"The answer is {'larger' if tried < right else 'smaller'}. "
-
-
-def _number(text: str) -> float | None:
-    return float(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+        return f"The answer is {'larger' if given < self._right else 'smaller'}. "
 
 
 def _held_out(question: str) -> bool:
@@ -160,6 +158,3 @@ def _expert(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
 
 def _random(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
     return lambda messages: str(rng.randrange(-10, 21))
-
-
-ReasoningGym.players = {"expert": _expert, "random": _random}

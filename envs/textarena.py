@@ -18,7 +18,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 
@@ -44,7 +44,6 @@ class TextArena(gymnasium.Env[str, str]):
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
-    players: ClassVar[Mapping[str, Any]]  # below
     observation_space = action_space = Text(100_000)
 
     def __init__(self, game: str, wins_only: bool = False) -> None:
@@ -54,6 +53,8 @@ class TextArena(gymnasium.Env[str, str]):
         with self._own_random():
             self._game = textarena.make(f"{game}-raw")
         self.name, self.wins_only = game, wins_only
+        known = {"expert": _EXPERTS[game]} if game in _EXPERTS else {}
+        self.players: Mapping[str, Any] = {"random": _bracketed, **known}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -63,7 +64,7 @@ class TextArena(gymnasium.Env[str, str]):
         drawn = int(self.np_random.integers(2**31)) if seed is None else seed
         with self._own_random():
             self._game.reset(num_players=1, seed=drawn)
-        return self._news(), {"optimum": 1.0} if self.name in _BEST_IS_ONE else {}
+        return self._news(), {"optimum": 1.0} if self.name in _EXPERTS else {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Makes a move; the reward is 0 until the game ends."""
@@ -115,20 +116,18 @@ def _bracketed(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
     return play
 
 
-def _expert(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
-    """Plays one of the games whose best play is known: GuessTheNumber by halves, TowerOfHanoi in
-    seven moves.
-
-    Raises:
-        ValueError: it is another game.
-    """
-    game: str = env.unwrapped.name.removesuffix("-v0")  # type: ignore[attr-defined]
-    if game not in _EXPERTS:
-        raise ValueError(f"the expert plays {' and '.join(_EXPERTS)}, not {game}")
-    return _EXPERTS[game]
+def _halves(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
+    """Plays GuessTheNumber by halves."""
+    return _half
 
 
-def _halves(messages: Sequence[Message]) -> str:
+def _tower(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
+    """Plays TowerOfHanoi in seven moves."""
+    moves = ("[A C]", "[A B]", "[C B]", "[A C]", "[B A]", "[B C]", "[A C]")
+    return lambda messages: moves[sum(m.role == "assistant" for m in messages) % len(moves)]
+
+
+def _half(messages: Sequence[Message]) -> str:
     low, high, guess = 1, 20, 10
     for message in messages:
         if message.role == "assistant":
@@ -138,11 +137,4 @@ def _halves(messages: Sequence[Message]) -> str:
     return f"[{(low + high) // 2}]"
 
 
-def _tower(messages: Sequence[Message]) -> str:
-    moves = ("[A C]", "[A B]", "[C B]", "[A C]", "[B A]", "[B C]", "[A C]")
-    return moves[sum(m.role == "assistant" for m in messages) % len(moves)]
-
-
-_EXPERTS: dict[str, Player] = {"GuessTheNumber": _halves, "TowerOfHanoi": _tower}
-_BEST_IS_ONE = {f"{game}-v0" for game in _EXPERTS}
-TextArena.players = {"random": _bracketed, "expert": _expert}
+_EXPERTS = {"GuessTheNumber-v0": _halves, "TowerOfHanoi-v0": _tower}

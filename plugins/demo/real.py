@@ -13,7 +13,6 @@ import importlib.util
 import json
 import re
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,15 +151,18 @@ def run_real(
     if model in KNOWN:
         _, source = fetch(model)
         console.print(f"{model} ({KNOWN[model].licence}), {source}", highlight=False)
-    summary: dict[str, Any] = {"model": model, "seed": seed, "tasks": {}}
+    target = folder / "summary.json"
+    earlier = json.loads(target.read_text())["tasks"] if target.exists() else {}
+    summary: dict[str, Any] = {"model": model, "seed": seed, "tasks": earlier}
     for name in tasks or TASKS:
         console.rule(f"{name}: {TASKS[name].what}", align="left")
         found = _one_task(console, folder / name, pipeline(name, model, seed, quick), model)
+        found["peak_memory"] = max(peak_memory(), earlier.get(name, {}).get("peak_memory", 0))
         summary["tasks"][name] = found
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        target.write_text(json.dumps(summary, indent=2) + "\n")
     if quick:
         console.print("[bold]--quick: a single update teaches nothing; everything runs.[/bold]")
-    console.print(f"Numbers: {folder / 'summary.json'}")
+    console.print(f"Numbers: {target}")
     return summary
 
 
@@ -184,13 +186,13 @@ def _one_task(console: Console, folder: Path, config: dict[str, Any], model: str
     Raises:
         SystemExit: it was asked to stop.
     """
-    began = time.perf_counter()
     terminal = sys.stderr.isatty()
     with Display(terminal) as display:
         run = Run(config, folder=folder, resume=True, on_status=display.show)
         for update in run:
             if not terminal and update.stage == "rl":
-                console.print(_line(update.number, update.metrics, began), highlight=False)
+                left = config["stages"][0]["rl"]["updates"] - update.number
+                console.print(_line(update.number, update.metrics, left), highlight=False)
     if run.stopping:
         raise SystemExit(f"Stopped. The same command goes on from there, with {folder}.")
     ledger, id_ = open_ledger(folder)
@@ -212,17 +214,14 @@ def _one_task(console: Console, folder: Path, config: dict[str, Any], model: str
     seconds = sum(
         m["seconds/play"] + m["seconds/update"] for m in run.metrics if m["stage"] == "rl"
     )
-    return {
-        "players": table, "fluency": speech, "peak_memory": peak_memory(),
-        "training_seconds": round(seconds, 1),
-    }  # fmt: skip
+    return {"players": table, "fluency": speech, "training_seconds": round(seconds, 1)}
 
 
-def _line(number: int, metrics: Mapping[str, float], began: float) -> str:
-    minutes = (time.perf_counter() - began) / 60
+def _line(number: int, metrics: Mapping[str, float], left: int) -> str:
+    minutes = left * (metrics["seconds/play"] + metrics["seconds/update"]) / 60
     return (
         f"update {number}: outcome {metrics['outcome']:.3f}, success {metrics['success']:.3f},"
-        f" kl {metrics['kl']:.3f}, {minutes:.0f} min"
+        f" {metrics['turns']:.1f} turns; about {minutes:.0f} min to go"
     )
 
 

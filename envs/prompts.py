@@ -1,0 +1,190 @@
+"""turnwise/Prompts-v0: a data set of prompts whose answers can be checked.
+
+A row is a start: its prompt is the first observation, and the reply is checked against its answer
+(see `answers`). A wrong one may be replaced, after `on_wrong`, while there are turns left. The
+reward comes with the last reply and is the check's score; success is a score of at least 1.
+
+Rows are JSONL, a folder that `datasets` saved, or what a function returns. Each has `prompt` (text,
+or messages, of which a first system message is the system prompt), `answer`, and perhaps `system`
+and `choices` (listed under the prompt as A, B, ...). Rows are known by their content: which ones
+are held out, and in what order seeds visit them, does not change when the file is shuffled or
+grows. As many seeds in a row as there are rows visit each of them once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+
+from ..protocols import Message, Text
+from .answers import check_of
+
+
+class Prompts(gymnasium.Env[str, str]):
+    """Prompts with checkable answers; see the module's docstring.
+
+    Args:
+        data: a JSONL file, a folder that `datasets` saved, or "python:MODULE:FUNCTION", which
+            returns rows.
+        answer: how replies are checked: "numeric", "exact", "choice", "regex" or
+            "python:MODULE:FUNCTION".
+        turns: how many replies the player has.
+        on_wrong: what is answered to a wrong reply.
+        system: the system prompt, where a row has none of its own.
+        held_out: share of the rows that are held out (`options={"split": "held_out"}`).
+
+    Raises:
+        ValueError: there is no such check, or the data cannot be read; the row is named.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": [], "snapshots": True}
+    players: ClassVar[Mapping[str, Any]]  # below
+    observation_space = action_space = Text(1_000_000)
+
+    def __init__(
+        self,
+        data: str,
+        answer: str = "exact",
+        turns: int = 1,
+        on_wrong: str = "Try again.",
+        system: str = "",
+        held_out: float = 0.1,
+    ) -> None:
+        if turns < 1 or not 0 <= held_out < 1:
+            raise ValueError("turns must be at least 1, and held_out in [0, 1)")
+        self._check, self.turns, self.on_wrong = check_of(answer), turns, on_wrong
+        self._system, self._held_out, self._data = system, held_out, data
+        self._rows()
+
+    def _rows(self) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
+        path = Path(self._data)
+        stamp = path.stat().st_mtime_ns if path.is_file() else 0
+        return _split(self._data, stamp, self._held_out)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Asks the seed's row.
+
+        Raises:
+            ValueError: the split is neither "train" nor "held_out", or has no rows.
+        """
+        super().reset(seed=seed)
+        split = (options or {}).get("split", "train")
+        rows = self._rows().get(split)
+        if not rows:
+            raise ValueError(
+                f"{self._data} has no rows in the split {split!r}; there are"
+                f" {', '.join(f'{name} ({len(some)})' for name, some in self._rows().items())}"
+            )
+        number = int(self.np_random.integers(2**31)) if seed is None else seed
+        self.row = rows[number % len(rows)]
+        self._left = self.turns
+        system = self.row.get("system") or self._system
+        info = {"optimum": 1.0, "row": self.row["key"]}
+        return _asked(self.row), info | ({"system": system} if system else {})
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Checks a reply."""
+        score = self._check(action, self.row)
+        self._left -= 1
+        done = score >= 1.0 or self._left == 0
+        news = "" if done else self.on_wrong
+        return news, score if done else 0.0, done, False, {"success": score >= 1.0} if done else {}
+
+
+@lru_cache(maxsize=8)
+def _split(data: str, stamp: int, held_out: float) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
+    """Returns the rows of both splits, in the order of their content's hash; `stamp` is the file's
+    time, so that one that was written again is read again."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for place, row in enumerate(_read(data), 1):
+        row = _checked(row, f"{data}, row {place}")
+        # Whatever else a row tells, the same question is the same row.
+        content = json.dumps([row["prompt"], row.get("choices")], sort_keys=True, default=str)
+        key = hashlib.sha256(content.encode()).hexdigest()[:16]
+        found.setdefault(key, {**row, "key": key})
+    keys = sorted(found)
+    apart = {key: int(key, 16) / 16**16 < held_out for key in keys}
+    # The first digits decide what is held out, the last ones the order.
+    keys.sort(key=lambda key: key[::-1])
+    return {
+        "train": tuple(found[key] for key in keys if not apart[key]),
+        "held_out": tuple(found[key] for key in keys if apart[key]),
+    }
+
+
+def _read(data: str) -> Sequence[Any]:
+    if data.startswith("python:"):
+        _, module, name = (*data.split(":", 2), "")[:3]
+        try:
+            return list(vars(importlib.import_module(module))[name]())
+        except (ImportError, KeyError) as error:
+            raise ValueError(f"data: {data!r} names no function ({error})") from error
+    path = Path(data)
+    if path.is_dir():
+        import datasets
+
+        return list(datasets.load_from_disk(str(path)))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data: {data} cannot be read: {error}") from error
+    rows = []
+    for place, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"data: {data}, line {place} is no JSON: {error}") from error
+    return rows
+
+
+def _checked(row: Any, where: str) -> Mapping[str, Any]:
+    """Returns a row with its prompt as text, and the system prompt apart.
+
+    Raises:
+        ValueError: it has no prompt, or no answer.
+    """
+    if not isinstance(row, Mapping) or not {"prompt", "answer"} <= set(row):
+        has = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
+        raise ValueError(f"{where} must have `prompt` and `answer`; it has {has}")
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        return row
+    if not prompt or not all(isinstance(m, Mapping) and "content" in m for m in prompt):
+        raise ValueError(f"{where}: `prompt` is neither text nor messages")
+    system = [m["content"] for m in prompt if m.get("role") == "system"]
+    asked = [m["content"] for m in prompt if m.get("role") != "system"]
+    own = {"system": "\n".join(system)} if system else {}
+    return {**row, **own, "prompt": "\n\n".join(asked)}
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    choices = row.get("choices") or ()
+    listed = (f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
+    return "\n".join([str(row["prompt"]), *listed])
+
+
+Player = Callable[[Sequence[Message]], str]
+
+
+def _expert(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
+    """Says the answer, or a row's `solution`, where the answer is a pattern."""
+
+    def reply(messages: Sequence[Message]) -> str:
+        row: Mapping[str, Any] = env.unwrapped.row  # type: ignore[attr-defined]
+        return str(row.get("solution", row["answer"]))
+
+    return reply
+
+
+Prompts.players = {"expert": _expert}

@@ -1,0 +1,202 @@
+"""Data sets of prompts as environments: what counts as an answer, which row a seed asks, splits
+that share nothing, and what is wrong with a file in one message."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import turnwise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from turnwise.envs.answers import check_of, last_number, number
+from turnwise.envs.prompts import Prompts
+
+PROMPTS = "turnwise/Prompts-v0"
+turnwise.Plugins()
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"{i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(count)]
+
+
+def written(folder: Path, content: Sequence[Mapping[str, Any]], name: str = "tasks.jsonl") -> str:
+    file = folder / name
+    file.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "right", "wrong"),
+    [
+        ("numeric", "42", ["42", "It is 42.", "6 * 7 = 42", "**42**", "$42", "42.0", "\\boxed{42}",
+            "<answer>42</answer>, not 7", "so 42!"], ["-42", "420", "4.2", "42 or 7", "none", ""]),
+        ("numeric", 1234.5, ["1,234.5", "1234.50", "x = 1234.5"], ["1234", "12345"]),
+        ("numeric", "-1", ["-1", "The answer is -1"], ["1", "2 - 1 = 1", "11"]),
+        ("exact", "Paris", ["Paris", " Paris\n", "<answer>Paris</answer>"], ["paris", "Paris."]),
+        ("choice", "B", ["B", "(B)", "b", "B. Because", "The answer is B", "A is wrong, so B."],
+            ["A", "Because", "C or B or A", ""]),
+        ("regex", r"(?i)\bpar(is|ee)\b", ["It is Paris.", "PARIS"], ["Parisian", "London"]),
+    ],
+)  # fmt: skip
+def test_what_counts_as_an_answer(
+    kind: str, answer: Any, right: list[str], wrong: list[str]
+) -> None:
+    check = check_of(kind)
+    row = {"prompt": "?", "answer": answer}
+    assert {reply: check(reply, row) for reply in right} == dict.fromkeys(right, 1.0)
+    assert {reply: check(reply, row) for reply in wrong} == dict.fromkeys(wrong, 0.0)
+
+
+@given(st.integers(-(10**12), 10**12), st.sampled_from(["{}", "It is {}.", "({:,})", "={} "]))
+def test_whole_numbers_are_read_back(value: int, form: str) -> None:
+    assert last_number("1 and " + form.format(value)) == value
+
+
+def test_codes_are_no_numbers() -> None:
+    assert [number(t) for t in ("007", "0110", "0", "0.5", "1e3", "nan", "1e999", "12:30")] == [
+        None, None, 0.0, 0.5, 1000.0, None, None, None,
+    ]  # fmt: skip
+
+
+def longest_word(reply: str, row: Mapping[str, Any]) -> float:
+    return max(map(len, reply.split())) / float(row["answer"])
+
+
+def nothing(reply: str, row: Mapping[str, Any]) -> None:
+    return None
+
+
+def test_a_function_of_ones_own_checks() -> None:
+    check = check_of(f"python:{__name__}:longest_word")
+    assert check("a bird", {"answer": 8}) == 0.5
+    with pytest.raises(ValueError, match="check nothing returned None, which is no number"):
+        check_of(f"python:{__name__}:nothing")("x", {"answer": 1})
+    for wrong, why in (
+        ("numerical", "answer must be one of numeric, exact, choice, regex or python:MODULE"),
+        ("python:nowhere:f", "cannot import 'nowhere'"),
+        (f"python:{__name__}:missing", "has no function 'missing'"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            check_of(wrong)
+
+
+def asked(data: str, seeds: Sequence[int], split: str = "train", **kwargs: Any) -> list[str]:
+    env = Prompts(data, **kwargs)
+    return [env.reset(seed=seed, options={"split": split})[0] for seed in seeds]
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 40), st.integers(0, 2**31), st.randoms(use_true_random=False))
+def test_an_epoch_asks_every_row_once(
+    tmp_path_factory: Any, count: int, first: int, rng: random.Random
+) -> None:
+    """From any seed on, in an order that neither shuffling the file nor a restart changes."""
+    folder = tmp_path_factory.mktemp("data")
+    data = written(folder, rows(count))
+    seeds = range(first, first + count)
+    found = asked(data, seeds, held_out=0.0)
+    assert sorted(found) == sorted(r["prompt"] for r in rows(count))
+    mixed = rows(count)
+    rng.shuffle(mixed)
+    assert asked(written(folder, mixed, "mixed.jsonl"), seeds, held_out=0.0) == found
+
+
+def test_splits_share_no_question(tmp_path: Path) -> None:
+    """Twice in the file is once in the data, and a file that grows keeps its held-out rows."""
+    data = written(tmp_path, rows(400) + [{**r, "note": "again"} for r in rows(400)])
+    train, held = (
+        set(asked(data, range(900), split, held_out=0.25)) for split in ("train", "held_out")
+    )
+    assert not train & held
+    assert len(train) + len(held) == 400
+    assert 70 < len(held) < 130
+    longer = written(tmp_path, rows(500), "longer.jsonl")
+    assert held <= set(asked(longer, range(900), "held_out", held_out=0.25))
+
+
+def test_a_file_that_is_written_again_is_read_again(tmp_path: Path) -> None:
+    data = written(tmp_path, rows(1))
+    env = Prompts(data, held_out=0.0)
+    assert env.reset(seed=0)[0] == "0 + 1?"
+    written(tmp_path, [{"prompt": "new?", "answer": "1"}])
+    assert env.reset(seed=0)[0] == "new?"
+
+
+def test_messages_choices_and_system_prompts(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Largest?"}]
+    data = written(tmp_path, [{"prompt": messages, "answer": "B", "choices": ["cat", "whale"]}])
+    env = Prompts(data, "choice", held_out=0.0, system="Other.")
+    text, info = env.reset(seed=1)
+    assert text == "Largest?\nA. cat\nB. whale"
+    assert info["system"] == "Be brief."
+    assert env.step("B")[1:3] == (1.0, True)
+
+
+def test_a_wrong_answer_may_be_replaced(tmp_path: Path) -> None:
+    data = written(tmp_path, rows(1))
+    env = Prompts(data, "numeric", turns=3, on_wrong="No. Again.", held_out=0.0)
+    env.reset(seed=0)
+    assert env.step("2") == ("No. Again.", 0.0, False, False, {})
+    assert env.step("1") == ("", 1.0, True, False, {"success": True})
+    env.reset(seed=0)
+    assert [env.step("2")[2] for _ in range(3)] == [False, False, True]
+
+
+def test_the_folder_of_a_data_set_and_a_function(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(rows(5)).save_to_disk(str(tmp_path / "set"))
+    assert len(set(asked(str(tmp_path / "set"), range(5), held_out=0.0))) == 5
+    assert len(set(asked(f"python:{__name__}:seven", range(7), held_out=0.0))) == 7
+
+
+def seven() -> list[dict[str, Any]]:
+    return rows(7)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"prompt": "a"}\n', r"tasks.jsonl, row 1 must have `prompt` and `answer`; it has prompt"),
+        ('{"prompt": "a", "answer": 1}\n\n{x\n', r"tasks.jsonl, line 3 is no JSON"),
+        ('{"prompt": [], "answer": 1}\n', "row 1: `prompt` is neither text nor messages"),
+        ("[1]\n", "row 1 must have `prompt` and `answer`; it has list"),
+    ],
+)
+def test_a_file_that_is_wrong_is_named(content: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=why):
+        Prompts(str(tmp_path / "tasks.jsonl"))
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    data = written(tmp_path, rows(3))
+    with pytest.raises(ValueError, match="turns must be at least 1"):
+        Prompts(data, turns=0)
+    with pytest.raises(ValueError, match="cannot be read"):
+        Prompts(str(tmp_path / "none.jsonl"))
+    with pytest.raises(ValueError, match="has no rows in the split 'test'; there are train"):
+        Prompts(data).reset(seed=0, options={"split": "test"})
+
+
+def test_it_passes_the_check_and_is_played(tmp_path: Path) -> None:
+    data = written(tmp_path, rows(50))
+    kwargs = {"data": data, "answer": "numeric", "turns": 2}
+    assert turnwise.check_environment(PROMPTS, episodes=4, **kwargs) == []
+    starts = turnwise.starts(PROMPTS, 1, 40, kwargs=kwargs)
+    episodes = turnwise.rollout(turnwise.ScriptPlayer("expert"), [(s, 0) for s in starts])
+    assert all(e.succeeded for e in episodes)
+    assert len({e.info["row"] for e in episodes}) == 40
+
+
+def test_a_check_that_raises_costs_its_own_episode(tmp_path: Path) -> None:
+    data = written(tmp_path, rows(4))
+    kwargs = {"data": data, "answer": f"python:{__name__}:nothing", "held_out": 0.0}
+    starts = turnwise.starts(PROMPTS, 1, 2, kwargs=kwargs)
+    episodes = turnwise.rollout(turnwise.ScriptPlayer("expert"), [(s, 0) for s in starts])
+    assert [e.ending for e in episodes] == ["failed", "failed"]
+    assert "returned None, which is no number" in episodes[0].reason
