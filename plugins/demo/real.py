@@ -43,12 +43,12 @@ TEMPERATURE = 0.8
 # A reply that begins like a sentence, a number or a move in brackets, and ends like one.
 WHOLE = re.compile(r"\s*[\"'(\[*-]*[A-Z0-9].*[.!?0-9\])\"'*]\s*", re.DOTALL)
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-BACKEND = {"name": "in-process", "rows": 48}
+BACKEND = {"name": "in-process", "rows": 24}
 RL: dict[str, Any] = {
     "groups": 6, "group_size": 8, "temperature": TEMPERATURE,
     "backend": BACKEND,
     "optimizer": {
-        "name": "grpo", "lr": 5e-4, "warmup": 2, "kl": 0.0, "activation_memory": 0.5,
+        "name": "grpo", "lr": 5e-4, "warmup": 2, "kl": 0.0, "micro_tokens": 384,
     },
 }  # fmt: skip
 
