@@ -21,6 +21,7 @@ import pytest
 import torch
 import transformers
 import turnwise
+from support.command import command_line
 from support.gguf_files import write_gguf
 from support.models import WORDS
 from turnwise.engine.policy.activations import kept_bytes
@@ -370,11 +371,10 @@ def test_a_gguf_file_has_a_shape_too(gguf_folder: Path, model_folder: Callable[.
 
 
 def test_fits_says_what_to_turn_on(model_folder: Callable[..., Path]) -> None:
-    def ask(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "turnwise", "fits", str(model_folder()), *options]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    roomy, tight, wrong = ask("--memory", "24GB"), ask("--memory", "100MB"), ask("--memory", "big")
+    roomy, tight, wrong = (
+        command_line("fits", str(model_folder()), "--memory", memory)
+        for memory in ("24GB", "100MB", "big")
+    )
     assert "Turn on: all weights" in roomy.stdout
     assert roomy.stdout.count("yes") == 5
     assert "None fits: fewer conversations" in tight.stdout
