@@ -9,18 +9,47 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import regex
 
-Check = Callable[[str, Mapping[str, Any]], float]
-
+Row = Mapping[str, Any]
+LETTERS = "ABCDEFGHIJ"
 SECONDS = 1.0  # that a pattern may take on a reply
 _MARKED = regex.compile(r"<answer>(.*?)</answer>|\\boxed\{([^{}]*)\}", regex.DOTALL)
-_NUMBER = regex.compile(r"(?<![\w.])[-+]?\$?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_PLAIN = regex.compile(r"[-+]?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d{1,2})?")
-_LETTER = regex.compile(r"(?<![A-Za-z'])\(?([A-J])\)?(?![A-Za-z'])")
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+# Not the end of a word, of a fraction or of another number.
+_NUMBER = regex.compile(rf"(?<![\w./,])(?<sign>[-+]?)\$?(?<digits>(?:{_DIGITS})(?:[eE][-+]?\d+)?)")
+_PLAIN = regex.compile(r"[-+]?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?")
+# Where the letter of a choice stands, the surest place first.
+_CHOSEN = tuple(
+    map(
+        regex.compile,
+        (
+            r"^\W*([A-Ja-j])\W*$",
+            r"(?i:answer|choice|option)(?i: is)?:?\s*\W{0,2}([A-J])\b",
+            r"^\W*([A-J])(?=[.):,])",
+            r"\(([A-J])\)",
+            r"(?<![A-Za-z'])([A-J])(?=\W*$|[.):;])",
+        ),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A way to check replies.
+
+    Attributes:
+        score: (reply, row) -> the score, 1 for a right answer.
+        fault: row -> what is wrong with its answer, empty where nothing is.
+    """
+
+    score: Callable[[str, Row], float]
+    fault: Callable[[Row], str]
 
 
 def marked(reply: str) -> str:
@@ -29,21 +58,23 @@ def marked(reply: str) -> str:
     return (found[-1][0] or found[-1][1]).strip() if found else reply.strip()
 
 
-def last_number(reply: str) -> float | None:
+def last_number(reply: str) -> Decimal | None:
     """Returns the last number in a reply, or None; digits may be grouped by commas."""
-    found = _NUMBER.findall(marked(reply))
-    return number(found[-1]) if found else None
+    found = list(_NUMBER.finditer(marked(reply).replace("\N{MINUS SIGN}", "-")))
+    if not found:
+        return None
+    return Decimal(found[-1]["sign"] + found[-1]["digits"].replace(",", ""))
 
 
-def number(text: Any) -> float | None:
+def number(text: Any) -> Decimal | None:
     """Returns a text that is a decimal number as a whole as that number, else None; with zeros in
     front it is a code."""
     plain = str(text).strip().replace(",", "").replace("$", "")
-    return float(plain) if _PLAIN.fullmatch(plain) else None
+    return Decimal(plain) if _PLAIN.fullmatch(plain) else None
 
 
 def check_of(kind: str) -> Check:
-    """Returns a check: (reply, row) -> the score, 1 for a right answer.
+    """Returns a check.
 
     Args:
         kind: "numeric", "exact", "choice" (a letter, A to J), "regex" (the answer is a pattern that
@@ -53,7 +84,7 @@ def check_of(kind: str) -> Check:
         ValueError: there is no such check, or no such function.
     """
     if kind.startswith("python:"):
-        return partial(_by_function, _function(kind))
+        return Check(partial(_by_function, named(kind)), lambda row: "")
     if kind not in CHECKS:
         raise ValueError(
             f"answer must be one of {', '.join(CHECKS)} or python:MODULE:FUNCTION, got {kind!r}"
@@ -61,56 +92,82 @@ def check_of(kind: str) -> Check:
     return CHECKS[kind]
 
 
-def _numeric(reply: str, row: Mapping[str, Any]) -> float:
-    right, given = number(row["answer"]), last_number(reply)
-    if right is None:
-        raise ValueError(f"the answer {row['answer']!r} of a row is no number")
-    return float(given is not None and math.isclose(given, right, rel_tol=1e-6, abs_tol=1e-9))
+def named(place: str) -> Callable[..., Any]:
+    """Returns the function that "python:MODULE:FUNCTION" names.
 
-
-def _exact(reply: str, row: Mapping[str, Any]) -> float:
-    return float(marked(reply) == str(row["answer"]).strip())
-
-
-def _choice(reply: str, row: Mapping[str, Any]) -> float:
-    right = str(row["answer"]).strip().strip("().").upper()
-    text = marked(reply)
-    found = _LETTER.findall(text.upper() if len(text) <= 3 else text)
-    return float(bool(found) and found[-1] == right)
-
-
-def _regex(reply: str, row: Mapping[str, Any]) -> float:
-    return float(regex.search(str(row["answer"]), reply, timeout=SECONDS) is not None)
-
-
-def _function(kind: str) -> Callable[[str, Mapping[str, Any]], Any]:
-    _, _, place = kind.partition(":")
-    module, _, name = place.partition(":")
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, name = place.removeprefix("python:").partition(":")
     try:
         found = vars(importlib.import_module(module)).get(name)
     except ImportError as error:
-        raise ValueError(f"answer: cannot import {module!r}: {error}") from error
+        raise ValueError(f"{place!r}: cannot import {module!r}: {error}") from error
     if not callable(found):
-        raise ValueError(f"answer: the module {module!r} has no function {name!r}")
+        raise ValueError(f"{place!r}: the module {module!r} has no function {name!r}")
     return found
 
 
-def _by_function(
-    function: Callable[[str, Mapping[str, Any]], Any], reply: str, row: Mapping[str, Any]
-) -> float:
+def _numeric(reply: str, row: Row) -> float:
+    return float(last_number(reply) == number(row["answer"]))
+
+
+def _no_number(row: Row) -> str:
+    return "" if number(row["answer"]) is not None else f"{row['answer']!r} is no number"
+
+
+def _exact(reply: str, row: Row) -> float:
+    return float(marked(reply) == str(row["answer"]).strip())
+
+
+def _choice(reply: str, row: Row) -> float:
+    text, letters = marked(reply), LETTERS[: len(row.get("choices") or LETTERS)]
+    for pattern in _CHOSEN:
+        found = [letter.upper() for letter in pattern.findall(text) if letter.upper() in letters]
+        if found:
+            return float(found[-1] == _letter(row))
+    return 0.0
+
+
+def _letter(row: Row) -> str:
+    return str(row["answer"]).strip().strip("().").upper()
+
+
+def _no_letter(row: Row) -> str:
+    letters = LETTERS[: len(row.get("choices") or LETTERS)]
+    right = _letter(row)
+    if len(right) == 1 and right in letters:
+        return ""
+    return f"{row['answer']!r} is none of the letters {letters[0]} to {letters[-1]}"
+
+
+def _regex(reply: str, row: Row) -> float:
+    return float(regex.search(str(row["answer"]), reply, timeout=SECONDS) is not None)
+
+
+def _no_pattern(row: Row) -> str:
+    try:
+        regex.compile(str(row["answer"]))
+    except regex.error as error:
+        return f"{row['answer']!r} is no pattern: {error}"
+    return ""
+
+
+def _by_function(function: Callable[[str, Row], Any], reply: str, row: Row) -> float:
     """Returns a function's score.
 
     Raises:
         ValueError: it is no number.
     """
     score = function(reply, row)
-    if isinstance(score, bool):
-        return float(score)
-    if not isinstance(score, (int, float)) or not math.isfinite(score):
+    if not isinstance(score, (bool, int, float)) or not math.isfinite(score):
         raise ValueError(f"the check {function.__name__} returned {score!r}, which is no number")
     return float(score)
 
 
 CHECKS: Mapping[str, Check] = {
-    "numeric": _numeric, "exact": _exact, "choice": _choice, "regex": _regex,
-}  # fmt: skip
+    "numeric": Check(_numeric, _no_number),
+    "exact": Check(_exact, lambda row: ""),
+    "choice": Check(_choice, _no_letter),
+    "regex": Check(_regex, _no_pattern),
+}

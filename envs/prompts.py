@@ -14,7 +14,6 @@ grows. As many seeds in a row as there are rows visit each of them once.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import Any, ClassVar
 import gymnasium
 
 from ..protocols import Message, Text
-from .answers import check_of
+from .answers import check_of, named
 
 
 class Prompts(gymnasium.Env[str, str]):
@@ -61,13 +60,13 @@ class Prompts(gymnasium.Env[str, str]):
         if turns < 1 or not 0 <= held_out < 1:
             raise ValueError("turns must be at least 1, and held_out in [0, 1)")
         self._check, self.turns, self.on_wrong = check_of(answer), turns, on_wrong
-        self._system, self._held_out, self._data = system, held_out, data
+        self._system, self._held_out, self._data, self._answer = system, held_out, data, answer
         self._rows()
 
     def _rows(self) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
         path = Path(self._data)
         stamp = path.stat().st_mtime_ns if path.is_file() else 0
-        return _split(self._data, stamp, self._held_out)
+        return _split(self._data, stamp, self._held_out, self._answer)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -78,7 +77,10 @@ class Prompts(gymnasium.Env[str, str]):
             ValueError: the split is neither "train" nor "held_out", or has no rows.
         """
         super().reset(seed=seed)
-        split = (options or {}).get("split", "train")
+        settings = dict(options or {})
+        split = settings.pop("split", "train")
+        if settings:
+            raise ValueError(f"Prompts takes the option split, not {', '.join(settings)}")
         rows = self._rows().get(split)
         if not rows:
             raise ValueError(
@@ -94,7 +96,7 @@ class Prompts(gymnasium.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Checks a reply."""
-        score = self._check(action, self.row)
+        score = self._check.score(action, self.row)
         self._left -= 1
         done = score >= 1.0 or self._left == 0
         news = "" if done else self.on_wrong
@@ -102,12 +104,17 @@ class Prompts(gymnasium.Env[str, str]):
 
 
 @lru_cache(maxsize=8)
-def _split(data: str, stamp: int, held_out: float) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
+def _split(
+    data: str, stamp: int, held_out: float, answer: str
+) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
     """Returns the rows of both splits, in the order of their content's hash; `stamp` is the file's
     time, so that one that was written again is read again."""
     found: dict[str, Mapping[str, Any]] = {}
+    check = check_of(answer)
     for place, row in enumerate(_read(data), 1):
         row = _checked(row, f"{data}, row {place}")
+        if fault := check.fault(row):
+            raise ValueError(f"{data}, row {place}: the answer {fault}")
         # Whatever else a row tells, the same question is the same row.
         content = json.dumps([row["prompt"], row.get("choices")], sort_keys=True, default=str)
         key = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -124,11 +131,7 @@ def _split(data: str, stamp: int, held_out: float) -> Mapping[str, tuple[Mapping
 
 def _read(data: str) -> Sequence[Any]:
     if data.startswith("python:"):
-        _, module, name = (*data.split(":", 2), "")[:3]
-        try:
-            return list(vars(importlib.import_module(module))[name]())
-        except (ImportError, KeyError) as error:
-            raise ValueError(f"data: {data!r} names no function ({error})") from error
+        return list(named(data)())
     path = Path(data)
     if path.is_dir():
         import datasets
@@ -160,12 +163,16 @@ def _checked(row: Any, where: str) -> Mapping[str, Any]:
     prompt = row["prompt"]
     if isinstance(prompt, str):
         return row
-    if not prompt or not all(isinstance(m, Mapping) and "content" in m for m in prompt):
-        raise ValueError(f"{where}: `prompt` is neither text nor messages")
-    system = [m["content"] for m in prompt if m.get("role") == "system"]
-    asked = [m["content"] for m in prompt if m.get("role") != "system"]
-    own = {"system": "\n".join(system)} if system else {}
-    return {**row, **own, "prompt": "\n\n".join(asked)}
+    messages = prompt if isinstance(prompt, Sequence) else ()
+    found = [m for m in messages if isinstance(m, Mapping) and isinstance(m.get("content"), str)]
+    roles = [m.get("role") for m in found]
+    if len(found) != len(messages) or roles not in (["user"], ["system", "user"]):
+        raise ValueError(
+            f"{where}: `prompt` must be text, or a message of the user after perhaps one of the"
+            " system"
+        )
+    own = {"system": found[0]["content"]} if len(found) == 2 else {}
+    return {**row, **own, "prompt": found[-1]["content"]}
 
 
 def _asked(row: Mapping[str, Any]) -> str:

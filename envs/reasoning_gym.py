@@ -20,12 +20,13 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import gymnasium
 
 from ..protocols import Message, Text
-from .answers import check_of, last_number, marked, number
+from .answers import last_number, marked, number
 
 GENERATORS = (
     "ab", "acre", "advanced_geometry", "aiw", "arc_1d", "arc_agi", "base_conversion",
@@ -52,7 +53,6 @@ GENERATORS = (
 )  # fmt: skip
 UNSOLVED = ("boxnet", "rush_hour")  # generators that score answers and know none
 EXAMPLES = ("example_answer", "example_correct_answer", "possible_answer")  # where others keep one
-NUMERIC = check_of("numeric")
 DRAWS = 200  # of questions, until one is of the wanted split
 
 
@@ -121,22 +121,29 @@ class ReasoningGym(gymnasium.Env[str, str]):
         return found if isinstance(found, str) else json.dumps(found)
 
     @property
-    def _right(self) -> float | None:
+    def _right(self) -> Decimal | None:
         """The right answer where it is a number."""
         return number(self.answer)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Scores a reply; a wrong one gets a hint while there are tries left."""
-        if self._right is None:
-            score = float(self._data.score_answer(marked(action), self._task))
-        else:
-            score = NUMERIC(action, self._task)
+        score = self._score(action)
         self._left -= 1
         if score >= 1.0:
             return "That is right.", score, True, False, {"success": True}
         if self._left == 0:
             return "That is wrong.", score, True, False, {"success": False}
         return f"That is wrong. {self._hint(action)}Try again.", 0.0, False, False, {}
+
+    def _score(self, reply: str) -> float:
+        """Returns the generator's score of the answer in a reply; of a number it is 1 or 0."""
+        given = last_number(reply)
+        if self._right is None:
+            return float(self._data.score_answer(marked(reply), self._task))
+        if given is None:
+            return 0.0
+        right = given == self._right or self._data.score_answer(str(given), self._task) >= 1.0
+        return float(right)
 
     def _hint(self, reply: str) -> str:
         given = last_number(reply)

@@ -59,8 +59,14 @@ class TextArena(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Begins a game; its first observation are the rules."""
+        """Begins a game; its first observation are the rules.
+
+        Raises:
+            ValueError: options; a game has none.
+        """
         super().reset(seed=seed)
+        if options:
+            raise ValueError(f"{self.name} takes no reset options, got {', '.join(options)}")
         drawn = int(self.np_random.integers(2**31)) if seed is None else seed
         with self._own_random():
             self._game.reset(num_players=1, seed=drawn)

@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium
 import pytest
-import reasoning_gym
 import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
@@ -214,8 +213,21 @@ def test_options_that_are_none(options: dict[str, Any], why: str) -> None:
 def test_answers_in_words_are_scored_by_the_generator() -> None:
     env = ReasoningGym("spell_backward", tries=1)
     env.reset(seed=1)
-    task = reasoning_gym.create_dataset("spell_backward", size=1, seed=1)
-    assert task[0]["question"]
-    word = env.answer
-    text, reward, done, *_ = env.step(f"  {word} ")
+    text, reward, done, *_ = env.step(f"  {env.answer} ")
     assert (text, reward, done) == ("That is right.", 1.0, True)
+    env.reset(seed=1)
+    assert env.step("xyz")[1] < 1.0
+
+
+def test_a_generators_own_tolerance_counts() -> None:
+    """power_function asks for three digits and knows all of them."""
+    env = ReasoningGym("power_function", tries=1)
+    env.reset(seed=3)
+    assert env.step(f"It is {float(env.answer):.2e}.")[1] == 1.0
+    env.reset(seed=3)
+    assert env.step(f"It is {float(env.answer) * 1.1:.2e}.")[1] == 0.0
+
+
+def test_options_of_a_game_are_refused() -> None:
+    with pytest.raises(ValueError, match="GuessTheNumber-v0 takes no reset options, got split"):
+        TextArena("GuessTheNumber-v0").reset(seed=1, options={"split": "held_out"})

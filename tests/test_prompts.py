@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,25 @@ def written(folder: Path, content: Sequence[Mapping[str, Any]], name: str = "tas
     ("kind", "answer", "right", "wrong"),
     [
         ("numeric", "42", ["42", "It is 42.", "6 * 7 = 42", "**42**", "$42", "42.0", "\\boxed{42}",
-            "<answer>42</answer>, not 7", "so 42!"], ["-42", "420", "4.2", "42 or 7", "none", ""]),
-        ("numeric", 1234.5, ["1,234.5", "1234.50", "x = 1234.5"], ["1234", "12345"]),
-        ("numeric", "-1", ["-1", "The answer is -1"], ["1", "2 - 1 = 1", "11"]),
+            "<answer>42</answer>, not 7", "so 42!", "042"],
+            ["-42", "420", "4.2", "42 or 7", "none", "", "1/42"]),
+        ("numeric", 1234.5, ["1,234.5", "1234.50", "x = 1234.5"], ["1234", "12345", "1,23,4.5"]),
+        ("numeric", "-1", ["-1", "The answer is -1", "\N{MINUS SIGN}1"], ["1", "2 - 1 = 1", "11"]),
+        ("numeric", 0.5, ["0.5", ".5", "0.50"], ["5", "0,5", "1/2"]),
+        ("numeric", 1234567890, ["1234567890", "1,234,567,890"], ["1234567000", "1234567891"]),
         ("exact", "Paris", ["Paris", " Paris\n", "<answer>Paris</answer>"], ["paris", "Paris."]),
-        ("choice", "B", ["B", "(B)", "b", "B. Because", "The answer is B", "A is wrong, so B."],
-            ["A", "Because", "C or B or A", ""]),
+        ("choice", "B", ["B", "(B)", "b", "B. Because", "The answer is B", "A is wrong, so B.",
+            "B. A whale", "B. I am sure.", "The answer is B, I think", "Option B", "I say (B)"],
+            ["A", "Because", "C or B or A", "", "C. B whales", "A. B", "I am"]),
         ("regex", r"(?i)\bpar(is|ee)\b", ["It is Paris.", "PARIS"], ["Parisian", "London"]),
     ],
 )  # fmt: skip
 def test_what_counts_as_an_answer(
     kind: str, answer: Any, right: list[str], wrong: list[str]
 ) -> None:
-    check = check_of(kind)
+    check = check_of(kind).score
     row = {"prompt": "?", "answer": answer}
+    assert check_of(kind).fault(row) == ""
     assert {reply: check(reply, row) for reply in right} == dict.fromkeys(right, 1.0)
     assert {reply: check(reply, row) for reply in wrong} == dict.fromkeys(wrong, 0.0)
 
@@ -59,8 +65,8 @@ def test_whole_numbers_are_read_back(value: int, form: str) -> None:
 
 
 def test_codes_are_no_numbers() -> None:
-    assert [number(t) for t in ("007", "0110", "0", "0.5", "1e3", "nan", "1e999", "12:30")] == [
-        None, None, 0.0, 0.5, 1000.0, None, None, None,
+    assert [number(t) for t in ("007", "0110", "0", "0.5", "1e3", "nan", "12:30", "1_0")] == [
+        None, None, 0, Decimal("0.5"), 1000, None, None, None,
     ]  # fmt: skip
 
 
@@ -74,9 +80,9 @@ def nothing(reply: str, row: Mapping[str, Any]) -> None:
 
 def test_a_function_of_ones_own_checks() -> None:
     check = check_of(f"python:{__name__}:longest_word")
-    assert check("a bird", {"answer": 8}) == 0.5
+    assert check.score("a bird", {"answer": 8}) == 0.5
     with pytest.raises(ValueError, match="check nothing returned None, which is no number"):
-        check_of(f"python:{__name__}:nothing")("x", {"answer": 1})
+        check_of(f"python:{__name__}:nothing").score("x", {"answer": 1})
     for wrong, why in (
         ("numerical", "answer must be one of numeric, exact, choice, regex or python:MODULE"),
         ("python:nowhere:f", "cannot import 'nowhere'"),
@@ -163,7 +169,14 @@ def seven() -> list[dict[str, Any]]:
     [
         ('{"prompt": "a"}\n', r"tasks.jsonl, row 1 must have `prompt` and `answer`; it has prompt"),
         ('{"prompt": "a", "answer": 1}\n\n{x\n', r"tasks.jsonl, line 3 is no JSON"),
-        ('{"prompt": [], "answer": 1}\n', "row 1: `prompt` is neither text nor messages"),
+        ('{"prompt": [], "answer": 1}\n', "row 1: `prompt` must be text, or a message of the user"),
+        ('{"prompt": 5, "answer": 1}\n', "row 1: `prompt` must be text"),
+        ('{"prompt": [{"role": "user", "content": ["x"]}], "answer": 1}\n', "row 1: `prompt` must"),
+        (
+            '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],'
+            ' "answer": 1}\n',
+            "row 1: `prompt` must",
+        ),
         ("[1]\n", "row 1 must have `prompt` and `answer`; it has list"),
     ],
 )
@@ -171,6 +184,24 @@ def test_a_file_that_is_wrong_is_named(content: str, why: str, tmp_path: Path) -
     (tmp_path / "tasks.jsonl").write_text(content)
     with pytest.raises(ValueError, match=why):
         Prompts(str(tmp_path / "tasks.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "why"),
+    [
+        ("numeric", {"answer": "#### 18"}, "row 2: the answer '#### 18' is no number"),
+        ("choice", {"answer": "Paris"}, "row 2: the answer 'Paris' is none of the letters A to J"),
+        ("choice", {"answer": "C", "choices": ["x", "y"]}, "'C' is none of the letters A to B"),
+        ("regex", {"answer": "(a"}, r"row 2: the answer '\(a' is no pattern"),
+    ],
+)
+def test_an_answer_that_no_reply_could_give_is_named(
+    kind: str, row: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    good = {"prompt": "1?", "answer": "1" if kind != "choice" else "A"}
+    data = written(tmp_path, [good, {"prompt": "2?", **row}])
+    with pytest.raises(ValueError, match=why):
+        Prompts(data, kind)
 
 
 def test_mistakes(tmp_path: Path) -> None:
@@ -181,6 +212,8 @@ def test_mistakes(tmp_path: Path) -> None:
         Prompts(str(tmp_path / "none.jsonl"))
     with pytest.raises(ValueError, match="has no rows in the split 'test'; there are train"):
         Prompts(data).reset(seed=0, options={"split": "test"})
+    with pytest.raises(ValueError, match="takes the option split, not splt"):
+        Prompts(data).reset(seed=0, options={"splt": "held_out"})
 
 
 def test_it_passes_the_check_and_is_played(tmp_path: Path) -> None:

@@ -87,13 +87,11 @@ class Learner:
         wanted = [row for row in rows if row.episode in chosen and row.positions]
         assert self.policy is not None
         tokens, room = self.options.micro_tokens, self.options.activation_memory
-        self.policy.network.recompute = False
+        again = False
         if room is not None and wanted:
             longest = max(len(row.ids) for row in wanted)
-            tokens, self.policy.network.recompute = fitted(
-                self._kept, room * 2**30, tokens, longest
-            )
-        return self.policy.my_share(self.policy.micro_batches(wanted, tokens))
+            tokens, again = fitted(self._kept, room * 2**30, tokens, longest)
+        return self.policy.my_share(self.policy.micro_batches(wanted, tokens, again))
 
     @cached_property
     def _kept(self) -> tuple[float, float]:
@@ -177,7 +175,8 @@ class Learner:
             if master is not parameter:
                 state[f"master.{i}"] = master.detach()
             for name, value in self.adam.state.get(master, {}).items():
-                state[f"adam.{i}.{name}"] = torch.as_tensor(value)
+                # Moments in 8 bits share a table, which no file may hold twice under two names.
+                state[f"adam.{i}.{name}"] = torch.as_tensor(value).clone()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

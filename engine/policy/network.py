@@ -29,6 +29,8 @@ from .properties import (
     trunk,
 )
 
+PASS = 64  # tokens that could be computed in the time that a pass takes beyond its tokens
+KEYS = 0.125  # share of what a token keeps for the gradient that its keys and values are, at most
 LONGEST_TRIED = 128  # how far a sliding window may reach that is tried where a model is loaded
 
 
@@ -44,6 +46,7 @@ class Micro:
         ends: [B] last position of each row.
         shared: the first tokens that all rows have in common and that are computed once; 0 where
             none are.
+        recompute: layers are computed again for the gradient, and keep less.
         weight: 0 for a row repeated only so that every process runs the same number of forward
             passes, else 1.
     """
@@ -57,6 +60,7 @@ class Micro:
     ends: Tensor
     rows: tuple[Row, ...]
     shared: int = 0
+    recompute: bool = False
     weight: float = 1.0
 
     def take(self, per_token: Tensor) -> Tensor:
@@ -78,42 +82,54 @@ def divide(
     by_length = sorted(rows, key=lambda r: len(r.ids), reverse=True)
     parts = _parts(by_length, tokens, shares)
     if shares:
-        by_beginning = sorted(by_length, key=_beginning)
-        parts = min(parts, _parts(by_beginning, tokens, True), key=lambda ps: sum(map(_cost, ps)))
+        by_beginning = _parts(sorted(by_length, key=_beginning), tokens, True)
+        parts = min(parts, by_beginning, key=lambda ps: sum(p.computed + PASS for p in ps))
     return [micro_batch(part.rows, device, part.shared) for part in parts]
 
 
 @dataclass(slots=True)
 class _Part:
-    """Rows of a micro-batch, their longest length, and how many tokens they begin with alike."""
+    """Rows of a micro-batch, the longest one's length, and how many tokens they share."""
 
     rows: list[Row]
     longest: int
-    shared: int
+    shared: int = 0
 
+    @property
+    def computed(self) -> int:
+        """How many tokens a pass over the rows computes, padding included."""
+        return self.shared + len(self.rows) * (self.longest - self.shared)
 
-def _cost(part: _Part) -> int:
-    """Returns how many tokens a pass over the rows computes, padding included."""
-    return part.shared + len(part.rows) * (part.longest - part.shared)
+    @property
+    def held(self) -> float:
+        """How many tokens' memory it takes: every row has keys and values of what is shared."""
+        return self.computed + KEYS * len(self.rows) * self.shared
 
 
 def _parts(rows: Sequence[Row], tokens: int, shares: bool) -> list[_Part]:
     """Divides rows in their order: as many to each part as the tokens allow."""
     parts: list[_Part] = []
     for row in rows:
-        alone = _Part([row], len(row.ids), len(_beginning(row)) if shares else 0)
-        if parts:
-            last = parts[-1]
-            shared = min(_alike(last.rows[0], row), last.shared, alone.shared)
-            shared = shared if shared >= SHORTEST else 0
-            joined = _Part([*last.rows, row], max(last.longest, len(row.ids)), shared)
-            # What others share is not given up for one that does not.
-            more = max(len(row.ids), last.longest - last.shared)
-            if _cost(joined) <= min(tokens, _cost(last) + more):
-                parts[-1] = joined
-                continue
-        parts.append(alone)
-    return [_Part(p.rows, p.longest, p.shared if len(p.rows) > 1 else 0) for p in parts]
+        joined = _joined(parts[-1], row, shares) if parts else None
+        if joined is None or joined.held > tokens:
+            parts.append(_Part([row], len(row.ids)))
+        else:
+            parts[-1] = joined
+    return parts
+
+
+def _joined(part: _Part, row: Row, shares: bool) -> _Part | None:
+    """Returns a part with one more row, or None where the others would share so much less that it
+    had better begin a part of its own."""
+    longest, shared = max(part.longest, len(row.ids)), 0
+    if shares:
+        alone = len(_beginning(part.rows[0])) if len(part.rows) == 1 else part.shared
+        shared = min(_alike(part.rows[0], row), alone, len(_beginning(row)))
+        shared = shared if shared >= SHORTEST else 0
+    joined = _Part([*part.rows, row], longest, shared)
+    if part.shared and joined.computed > part.computed + max(len(row.ids), longest - part.shared):
+        return None
+    return joined
 
 
 def _beginning(row: Row) -> tuple[int, ...]:
@@ -162,7 +178,6 @@ class Network(nn.Module):
             and have probability 0 in training. None: all are.
 
     Attributes:
-        recompute: layers are computed again for the gradient, and keep less.
         can_share: whether what rows begin with alike can be computed once.
 
     Raises:
@@ -172,18 +187,11 @@ class Network(nn.Module):
     def __init__(self, model: nn.Module, tokens: Collection[int] | None = None) -> None:
         super().__init__()
         self.model = model
-        self.recompute = False
         vocabulary = self.lm.get_input_embeddings().weight.shape[0]
         missing = sorted(set(range(vocabulary)).difference(tokens)) if tokens is not None else []
         self.missing = torch.tensor(missing)
         self.head_is_plain = self._head_is_plain()
         self.can_share = self.head_is_plain and self._can_share()
-
-    @property
-    def shares(self) -> bool:
-        """Whether rows that begin alike may be given as such: layers that are computed again would
-        add to the cache twice."""
-        return self.can_share and not self.recompute
 
     @property
     def lm(self) -> Any:
@@ -234,11 +242,13 @@ class Network(nn.Module):
         plain = trunk(self.lm)(input_ids=ids, use_cache=False).last_hidden_state[:, length // 2 :]
         try:
             states = self._states(ids, length // 2)
+        except torch.OutOfMemoryError:
+            raise
         except (TypeError, ValueError, RuntimeError, KeyError, AttributeError):
             return False  # it has a cache of its own
         exact = plain.dtype in (torch.float32, torch.float64)
-        error = float((states - plain).abs().max())
-        return error < (1e-4 if exact else 0.1) * (1 + float(plain.abs().max()))
+        apart = float((states - plain).float().norm() / plain.float().norm())
+        return apart < (1e-4 if exact else 0.02)
 
     def _states(self, ids: Tensor, shared: int) -> Tensor:
         """Returns the hidden states of rows from position `shared` on, [B, L - shared, H].
@@ -270,16 +280,18 @@ class Network(nn.Module):
         ends: Tensor,
         temperature: float,
         shared: int = 0,
+        recompute: bool = False,
     ) -> Output:
         """Runs the model over padded rows. Right padding needs no mask: causal attention never
         looks ahead."""
         if self.head_is_plain:
-            with recomputed(self.lm) if self.recompute else contextlib.nullcontext():
+            with recomputed(self.lm) if recompute else contextlib.nullcontext():
                 states = self._states(ids, shared)
             hidden = states[row, position - 1 - shared]
             logprobs, entropy = self._head(hidden, target, temperature)
         else:
-            states, logits = self._row_by_row(ids, row, position)
+            with recomputed(self.lm) if recompute else contextlib.nullcontext():
+                states, logits = self._row_by_row(ids, row, position)
             hidden = states[row, position - 1]
             logprobs, entropy = log_softmax_at(self.only_tokens(logits / temperature), target)
         return Output(
@@ -320,11 +332,10 @@ class Network(nn.Module):
             lambda _, __, out: states.append(out.last_hidden_state)
         )
         try:
-            with recomputed(self.lm) if self.recompute else contextlib.nullcontext():
-                for b in range(len(ids)):
-                    keep = position[row == b] - 1
-                    out = self.lm(input_ids=ids[b : b + 1], use_cache=False, logits_to_keep=keep)
-                    logits.append(out.logits[0])
+            for b in range(len(ids)):
+                keep = position[row == b] - 1
+                out = self.lm(input_ids=ids[b : b + 1], use_cache=False, logits_to_keep=keep)
+                logits.append(out.logits[0])
         finally:
             hook.remove()
         return torch.cat(states), torch.cat(logits)

@@ -180,10 +180,19 @@ class Policy:
 
     # Log-probs.
 
-    def micro_batches(self, rows: Sequence[Row], tokens: int) -> list[Micro]:
+    def micro_batches(
+        self, rows: Sequence[Row], tokens: int, recompute: bool = False
+    ) -> list[Micro]:
         """Divides rows into micro-batches, see `divide`. How rows are divided never changes a sum
-        over action tokens beyond rounding."""
-        return divide(rows, tokens, self.device, self.network.shares)
+        over action tokens beyond rounding.
+
+        Args:
+            recompute: layers are computed again for the gradient. Nothing is shared then: what
+                stands in a cache would be put there twice.
+        """
+        shares = self.network.can_share and not recompute
+        found = divide(rows, tokens, self.device, shares)
+        return [dataclasses.replace(micro, recompute=recompute) for micro in found]
 
     def score(self, micro: Micro, temperature: float = 1.0, network: Any = None) -> Output:
         """Returns the log-probs of a micro-batch's action tokens, with gradient where enabled.
@@ -194,7 +203,7 @@ class Policy:
         with self.autocast():
             return run(
                 micro.ids, micro.row, micro.position, micro.target, micro.ends, temperature,
-                micro.shared,
+                micro.shared, micro.recompute,
             )  # fmt: skip
 
     @torch.no_grad()
