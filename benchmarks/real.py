@@ -8,7 +8,7 @@ what it left half done goes on. The bars: success on held-out starts rises by at
 two of the three tasks, the 95 % interval of the paired difference beginning above 10; the share of
 whole replies falls by no more than 5 points; the process never has 4 GB.
 
-Writes `results.json` and `results.md` into --out; docs/demo.md and the README quote them.
+Writes `results.json` and `results.md` into --out; docs/demo-real.md quotes them.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import pytest
 import transformers
 import turnwise
 from support.echo import ECHO
+from turnwise.engine.pipeline.card import model_card
 
 RL = {
     "env": ECHO, "updates": 3, "groups": 2, "group_size": 2, "max_new_tokens": 4,
@@ -80,6 +81,36 @@ def test_without_evaluation_the_card_says_so(
     assert "No held-out evaluation was part of the run." in text
     assert "## On held-out starts" not in text
     assert f"| rl | {ECHO} | environment |" in text
+
+
+def test_the_card_names_judges_however_they_are_given() -> None:
+    def trained(**options: Any) -> str:
+        config = {"policy": {"model": "me/base"}, "stages": [{"rl": {"env": ECHO, **options}}]}
+        text = model_card("x", config, [], adapters=False)
+        return next(line for line in text.splitlines() if line.startswith("| rl |"))
+
+    assert f"| {ECHO} | environment |" in trained()
+    assert "| reward-model |" in trained(feedback="reward-model")
+    assert "| length |" in trained(feedback={"judge": "length", "weight": 0.1})
+    assert "| Polite |" in trained(feedback=["<__main__.Polite object at 0x7f3b5c0d2e10>"])
+    mixed = [{"id": ECHO, "feedback": ["rubric"]}, {"id": "other/Env-v0"}]
+    assert "| test/Echo-v0, other/Env-v0 | rubric, environment |" in trained(env=mixed)
+
+
+def test_the_base_is_named_where_others_can_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def header(model: Any) -> dict[str, Any]:
+        card = model_card("x", {"policy": model, "stages": []}, [], adapters=False)
+        return dict(huggingface_hub.ModelCard(card).data.to_dict())
+
+    assert header({"model": "me/base"})["base_model"] == "me/base"
+    assert header({"model": "smollm2-135m"})["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert header({"model": "smollm2-135m"})["license"] == "apache-2.0"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    for model in ({"model": "runs/base"}, {"model": "/x/y"}, "<Policy object at 0x7f3b5c0d2e10>"):
+        assert "base_model" not in header(model)
 
 
 def test_secrets_stay_out_of_the_card(
@@ -189,6 +220,11 @@ def test_a_policy_is_put_on_the_hub(model_folder: Callable[..., Path], tmp_path:
     assert turnwise.Policy.from_pretrained(there).context_length == 256
 
 
-def test_offline_the_hub_is_refused_in_a_line(run: turnwise.Run) -> None:
+def test_what_cannot_be_pushed(run: turnwise.Run) -> None:
     with pytest.raises(turnwise.PolicyError, match="cannot be put on the hub as 'me/echoes'"):
+        run.push_to_hub("me/echoes", merge=True)  # no hub is asked here
+    with pytest.raises(turnwise.PolicyError, match="which nobody else has: put them on the hub wi"):
         run.push_to_hub("me/echoes")
+    again = turnwise.Run(run.config, folder=run.folder, resume=True)
+    with pytest.raises(turnwise.ConfigError, match="play the run first"):
+        again.push_to_hub("me/echoes", merge=True)

@@ -153,8 +153,55 @@ def test_rows_stand_together_by_what_they_share_where_that_is_less() -> None:
         (0, (2, 45)),
         (0, (2, 43)),
     ]
-    unlike = [Row(tuple(range(i, i + 30)), 0, (20,), 0) for i in range(3)]
-    assert [m.shared for m in divide(unlike, 100, torch.device("cpu"), shares=True)] == [0]
+
+
+@pytest.mark.parametrize("alike", [0, 8, 15, 16, 40])
+@pytest.mark.parametrize("positions", [True, False])
+def test_sharing_never_costs_more(alike: int, positions: bool) -> None:
+    """Rows of uneven length that begin alike in so many tokens, with action tokens or none; a pass
+    counts as 64 tokens."""
+    rows = [
+        Row((*([7] * alike), *range(1000 * i, 1000 * i + 20 + 3 * i)), 0,
+            (alike + 10,) if positions else (), 0)
+        for i in range(1, 33)
+    ]  # fmt: skip
+    plain, shared = (divide(rows, 2048, torch.device("cpu"), shares=s) for s in (False, True))
+    cost = [
+        sum(m.shared + len(m.rows) * (m.ids.shape[1] - m.shared) + 64 for m in ms)
+        for ms in (plain, shared)
+    ]
+    assert (cost[1] < cost[0]) == (alike >= 16)
+    assert alike >= 16 or [m.rows for m in shared] == [m.rows for m in plain]
+    assert sorted(r.ids for m in shared for r in m.rows) == sorted(r.ids for r in rows)
+    for micro in shared:
+        begin = {r.ids[: micro.shared] for r in micro.rows}
+        assert len(begin) == 1
+        assert all(micro.shared < p for r in micro.rows for p in r.positions)
+
+
+def test_many_rows_of_one_long_prompt_are_not_held_at_once() -> None:
+    """Each has keys and values of the prompt: an eighth of what its tokens take."""
+    rows = [Row((*([7] * 1500), *range(i, i + 10)), 0, (1501,), 0) for i in range(64)]
+    for micro in divide(rows, 2048, torch.device("cpu"), shares=True):
+        assert micro.shared == 1500
+        assert len(micro.rows) <= 4
+
+
+def test_a_critic_of_its_own_after_layers_were_recomputed(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The trunk is a copy of a policy that an earlier stage trained within little memory."""
+    demonstrations = {"env": "turnwise/SupportDesk-v0", "player": "demonstrator"}
+    play = {"env": "turnwise/SupportDesk-v0", "updates": 2, "groups": 2, "group_size": 2}
+    ppo = {"name": "ppo", "critic": "separate"}
+    done = turnwise.Run(
+        {"policy": str(model_folder()), "threads": 1, "stages": [
+            {"sft": {**demonstrations, "episodes": 4, "activation_memory": 1e-6}},
+            {"rl": {**play, "max_new_tokens": 4, "optimizer": ppo, "credit": "gae"}},
+        ]},
+        folder=tmp_path / "run",
+    ).finish()  # fmt: skip
+    assert [m["stage"] for m in done.metrics][-2:] == ["rl", "rl"]
 
 
 def test_a_pass_is_fitted_into_memory() -> None:

@@ -7,7 +7,9 @@ a claim that the run does not hold.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -34,12 +36,12 @@ def model_card(
         adapters: the folder holds adapters alone.
     """
     policy = config.get("policy")
-    base = str(policy["model"] if isinstance(policy, Mapping) else policy)
+    base = str(policy["model"] if isinstance(policy, Mapping) else "")
     stages = _stages(config)
     known = KNOWN.get(base)
     origin = known.hub if known else base
     header: dict[str, Any] = {"library_name": "peft" if adapters else "transformers"}
-    if origin.count("/") == 1 and not origin.startswith((".", "/")):
+    if on_hub(origin):
         header["base_model"] = origin
     if known:
         header["license"] = known.licence.lower()
@@ -47,8 +49,9 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {name}",
-        f"{'Adapters for' if adapters else 'A policy that began as'} `{origin}`, aligned on whole"
-        " conversations with Turnwise. This card was written by the run.",
+        f"{'Adapters for' if adapters else 'A policy that began as'}"
+        f" {f'`{origin}`' if origin else 'a model in memory'}, aligned on whole conversations with"
+        " Turnwise. This card was written by the run.",
         "## What it was trained on, and by whom it was judged\n\n" + _trained(stages),
     ]
     if curves := _curves(metrics):
@@ -65,6 +68,11 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def on_hub(name: str) -> bool:
+    """Returns whether a model's name is one of the hub, as "owner/name", and no folder here."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).is_dir()
+
+
 def _stages(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Returns names and options of the stages, those of a `repeat` in their places."""
     found: list[tuple[str, Mapping[str, Any]]] = []
@@ -78,8 +86,26 @@ def _stages(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _named(part: Any, key: str = "name") -> str:
-    """Returns what a part is called in a config: by its name alone, or in a mapping."""
-    return str(part.get(key, part)) if isinstance(part, Mapping) else str(part)
+    """Returns what a part is called in a config: by its name alone, in a mapping, or by the class
+    of an object."""
+    name = str(part.get(key, part)) if isinstance(part, Mapping) else str(part)
+    made = re.fullmatch(r"<(?:function )?([\w.]+).*>", name)
+    return made[1].rpartition(".")[2] if made else name
+
+
+def _judges(name: str, options: Mapping[str, Any]) -> list[str]:
+    """Returns who judges in a stage, in all of its environments."""
+    env = options.get("env")
+    own = (
+        [e["feedback"] for e in env if isinstance(e, Mapping) and e.get("feedback")]
+        if (isinstance(env, list))
+        else []
+    )
+    if isinstance(env, Mapping) and env.get("feedback"):
+        own = [env["feedback"]]
+    given = [*own, options.get("feedback", ["environment"] if name == "rl" else [])]
+    found = [judge for each in given for judge in (each if isinstance(each, list) else [each])]
+    return list(dict.fromkeys(_named(judge, "judge") for judge in found))
 
 
 def _tags(stages: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -97,7 +123,6 @@ def _trained(stages: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         )
         if options.get("player"):
             source += f", played by {options['player']}"
-        judges = options.get("feedback", ["environment"] if name == "rl" else [])
         parts = [options[key] for key in ("optimizer", "credit") if options.get(key)]
         amount = [
             f"{options[key]:,} {key}"
@@ -107,7 +132,7 @@ def _trained(stages: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         cells = (
             name,
             source or _named(options.get("data", "")),
-            ", ".join(_named(j, "judge") for j in judges),
+            ", ".join(_judges(name, options)),
             ", ".join([*map(_named, parts), *amount]),
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -160,8 +185,7 @@ def _limits(stages: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         "It was trained for the dialogues above and measured on nothing else. What it lost"
         " elsewhere was not measured.",
     ]
-    judged = [o for name, o in stages if name == "rl" and o.get("feedback", ["environment"])]
-    if judged:
+    if any(name == "rl" for name, _ in stages):
         lines.append(
             "A reward buys what it pays for: where judge and purpose differ, the policy has been"
             " moved towards the judge."

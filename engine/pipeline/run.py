@@ -174,6 +174,7 @@ class Run:
         if self._threads is None and policy.device.type == "cpu":
             choose_threads()
         policy.chat.template.today = self.today
+        policy.card = partial(model_card, self.name, shown_config(self.config), self.metrics)
         if self._stage_start is not None:
             restore_start(policy, self._stage_start)
         return policy
@@ -283,9 +284,7 @@ class Run:
 
     def _stages(self) -> Iterator[Update]:
         first = self._from.position.stage if self._from is not None else 0
-        for index, (label, stage) in enumerate(self.stages):
-            if index < first:
-                continue
+        for index, (label, stage) in list(enumerate(self.stages))[first:]:
             self.stage, self._index = label, index
             self._begun, self._parts, self._done = False, {}, 0
             self.start = self._from.position.start if self._from is not None else self.updates
@@ -315,8 +314,6 @@ class Run:
             self._from = None  # a stage that never begins has nothing to go on with
         if self.is_main:
             if "policy" in self.__dict__:
-                shown = shown_config(self.config)
-                self.policy.card = partial(model_card, self.name, shown, self.metrics)
                 checkpoint.save_policy(self.policy, self.folder / "policy")
             self.plugins.call_event("run_finished", run=self)
         self.status("finished")
@@ -338,9 +335,11 @@ class Run:
         return self
 
     def push_to_hub(self, repo: str, *, private: bool = False, merge: bool = False) -> str:
-        """Uploads the policy as it is now, with its card; see `push`."""
+        """Uploads the policy that the run, once played, has trained, with its card; see `push`."""
         from ..policy.hub import push
 
+        if not self._begun:
+            raise ConfigError("play the run first: what it trained is not loaded (`finish()`)")
         return push(self.policy, repo, private=private, merge=merge)
 
     def save_checkpoint(self) -> Path:

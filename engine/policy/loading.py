@@ -161,7 +161,10 @@ def load(
             trust_remote_code=trust_remote_code,
             **packed,
         )
-    except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
+    except (
+        OSError, ValueError, AttributeError, ImportError, SafetensorError, RuntimeError,
+        AssertionError,
+    ) as error:  # fmt: skip
         if "trust_remote_code" in str(error):
             raise PolicyError(
                 f"the policy {str(name)!r} comes with Python files of its own, which are not"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from ..util.section import Section
+from ..util.suggest import install
 
 
 class LearnerOptions(Section):
@@ -38,6 +40,13 @@ class LearnerOptions(Section):
     micro_tokens: int = Field(default=2048, ge=1)
     activation_memory: float | None = Field(default=None, gt=0)
     moments: Literal["float32", "8bit"] = "float32"
+
+    @field_validator("moments")
+    @classmethod
+    def _installed(cls, value: str) -> str:
+        if value == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(f"moments in 8 bits need bitsandbytes: {install('quantize')}")
+        return value
 
 
 class SupervisedOptions(LearnerOptions):

@@ -36,7 +36,8 @@ def quantized(kind: str | None, dtype: str, device: str | None) -> dict[str, Any
         return {}
     if kind not in KINDS:
         raise PolicyError(f"quantize must be one of {', '.join(KINDS)}, got {kind!r}")
-    need_bitsandbytes("quantized weights")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise PolicyError(f"quantized weights need bitsandbytes: {install('quantize')}")
     from transformers import BitsAndBytesConfig
 
     # It tells of every layer's every pass that activations become float16 on the way.
@@ -51,12 +52,6 @@ def quantized(kind: str | None, dtype: str, device: str | None) -> dict[str, Any
     return {"quantization_config": config, "device_map": {"": device or "cpu"}}
 
 
-def need_bitsandbytes(what: str) -> None:
-    """Raises `PolicyError` where the package bitsandbytes is missing."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise PolicyError(f"{what} need the package bitsandbytes: {install('quantize')}")
-
-
 def is_quantized(model: Any) -> bool:
     """Returns whether a transformers model holds weights in 4 or 8 bits."""
     return bool(model.is_quantized) if "is_quantized" in vars(model) else False
@@ -64,12 +59,7 @@ def is_quantized(model: Any) -> bool:
 
 def adamw_8bit(parameters: Iterable[torch.nn.Parameter], **options: Any) -> torch.optim.Optimizer:
     """Returns an AdamW whose moments have 8 bits each, in blocks of 256 (Dettmers et al. 2022,
-    arXiv:2110.02861); those of parameters with fewer than 4096 numbers stay whole.
-
-    Raises:
-        PolicyError: bitsandbytes is missing.
-    """
-    need_bitsandbytes("moments in 8 bits")
+    arXiv:2110.02861); those of parameters with fewer than 4096 numbers stay whole."""
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(parameters, **options)  # type: ignore[attr-defined]

@@ -33,6 +33,7 @@ from ..util.ids import canonical_json, derive_id
 from ..util.section import Section
 from .collect import ask, grouped, play
 from .environments import EnvConfig, check_envs, read_envs
+from .play_options import check_backend
 
 
 def play_held_out(
@@ -135,6 +136,13 @@ class Evaluate(Stage):
     def _env(cls, value: Any) -> list[EnvConfig]:
         return read_envs(value)
 
+    @field_validator("backend")
+    @classmethod
+    def _backend(cls, value: Any) -> Any:
+        if not isinstance(value, (str, Mapping)):
+            raise ValueError("name a backend, with its options: one is made for each policy")
+        return value
+
     @field_validator("players")
     @classmethod
     def _players(cls, value: list[Any]) -> list[Any]:
@@ -162,6 +170,7 @@ class Evaluate(Stage):
                 continue
             if not Path(located(folder)).is_dir():
                 raise ConfigError(f"evaluate: there is no policy in {folder}")
+        check_backend(run, self.backend)
         self._comparing = self._sources(run, self.judge) if self.judge is not None else None
         self._scoring = self._sources(run, self.best_of.judge) if self.best_of else None
         if self._comparing and self._comparing.of_env[0][0].kind != "group":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from ..pipeline.signature import checked_options
+from ..protocols import RunView
 from ..rollout.rollout import Schedule
 from ..util.section import Section
 from .environments import EnvConfig, read_envs
@@ -57,3 +60,15 @@ class JudgedPlayOptions(PlayOptions):
 
     history: Literal["append", "rerender"] = "append"
     poll: float = Field(default=1.0, ge=0)
+
+
+def check_backend(run: RunView, backend: Any) -> None:
+    """Checks the options of a backend that is named and not yet made.
+
+    Raises:
+        PluginError, ConfigError: there is no such backend, or it does not take them.
+    """
+    if isinstance(backend, (str, Mapping)):
+        options = dict(backend) if isinstance(backend, Mapping) else {"name": backend}
+        name = options.pop("name", "")
+        checked_options(f"backend {name!r}", run.plugins.factory("backend", name), 0, options)

@@ -2,9 +2,10 @@
 outcome alone, without a single demonstration.
 
 Each task is a pipeline of `rl` and `evaluate` in a folder of its own; started again, it goes on
-where it was stopped. The model as it came and the one that was trained play the same starts, none
-of which trained. Two numbers say whether it still speaks: the share of replies that are whole, and
-what the model as it came thinks of their tokens.
+where it was stopped. The model as it came and the one that was trained play the same starts of
+other seeds than those that trained: held-out questions and stories, and the same 20 numbers. Two
+numbers say whether it still speaks: the share of replies that are whole, and what the model as it
+came thinks of their tokens.
 """
 
 from __future__ import annotations
@@ -152,7 +153,10 @@ def run_real(
         _, source = fetch(model)
         console.print(f"{model} ({KNOWN[model].licence}), {source}", highlight=False)
     target = folder / "summary.json"
-    earlier = json.loads(target.read_text())["tasks"] if target.exists() else {}
+    earlier = json.loads(target.read_text()) if target.exists() else {"model": model, "tasks": {}}
+    if earlier["model"] != model:
+        raise ConfigError(f"{folder} holds the demo of {earlier['model']}: choose another --folder")
+    earlier = earlier["tasks"]
     summary: dict[str, Any] = {"model": model, "seed": seed, "tasks": earlier}
     for name in tasks or TASKS:
         console.rule(f"{name}: {TASKS[name].what}", align="left")

@@ -9,7 +9,6 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -23,19 +22,18 @@ def command_line(
     *arguments: str,
     cwd: Path | None = None,
     given: str = "",
-    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m turnwise` and returns its exit status and what it printed.
+    """Runs `python -m turnwise`, with this process's environment but for what libraries read when
+    they are imported, and returns its exit status and what it printed.
 
     Args:
         cwd: the folder to run it in.
         given: standard input.
-        env: the whole environment; default: this process's.
     """
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "in").write_text(given)
         process = _FORKS.Process(
-            target=_run, args=(arguments, str(cwd or Path.cwd()), dict(env or os.environ), folder)
+            target=_run, args=(arguments, str(cwd or Path.cwd()), dict(os.environ), folder)
         )
         process.start()
         process.join()

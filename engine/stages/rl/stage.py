@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from ...errors import ConfigError
 from ...feedback.specs import ENVIRONMENT
 from ...pipeline.parts import component
 from ...pipeline.processes import shared
-from ...pipeline.signature import checked_options
 from ...protocols import RunView
 from ...records.update import Update
 from ..environments import check_envs
+from ..play_options import check_backend
 from .collect import Collector, InStep
 from .early_stopping import EarlyStopping
 from .metrics import warn_untaught
@@ -33,13 +33,7 @@ class RL(RLSettings):
         check_envs(self.env, (), run.plugins)
         self._parts = make_parts(self, run.plugins)
         self._parts.sources.check_order(run.before)
-        if not isinstance(self.backend, (str, Mapping)):
-            return
-        options = (
-            dict(self.backend) if isinstance(self.backend, Mapping) else {"name": self.backend}
-        )
-        name = options.pop("name", "")
-        checked_options(f"backend {name!r}", run.plugins.factory("backend", name), 0, options)
+        check_backend(run, self.backend)
 
     @property
     def makes_comparisons(self) -> bool:
