@@ -223,7 +223,7 @@ def test_a_policy_is_put_on_the_hub(model_folder: Callable[..., Path], tmp_path:
 def test_what_cannot_be_pushed(run: turnwise.Run) -> None:
     with pytest.raises(turnwise.PolicyError, match="cannot be put on the hub as 'me/echoes'"):
         run.push_to_hub("me/echoes", merge=True)  # no hub is asked here
-    with pytest.raises(turnwise.PolicyError, match="which nobody else has: put them on the hub wi"):
+    with pytest.raises(turnwise.PolicyError, match="which others lack: put them on the hub wi"):
         run.push_to_hub("me/echoes")
     again = turnwise.Run(run.config, folder=run.folder, resume=True)
     with pytest.raises(turnwise.ConfigError, match="play the run first"):

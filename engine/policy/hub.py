@@ -26,7 +26,7 @@ def push(policy: Policy, repo: str, *, private: bool = False, merge: bool = Fals
 
     Raises:
         PolicyError: the hub cannot be reached, or refuses it; or the adapters are of a folder of
-            this machine, and nobody else could load them.
+            this machine, and others could not load them.
     """
     from huggingface_hub import HfApi
 
@@ -59,7 +59,7 @@ def _name_base(note: Path) -> None:
     names = {known_folder(name): known.hub for name, known in KNOWN.items()}
     if Path(base) not in names:
         raise PolicyError(
-            f"the adapters belong to the model in the folder {base}, which nobody else has: put"
+            f"the adapters belong to the model in the folder {base}, which others lack: put"
             " them on the hub with merge=True"
         )
     content["base_model_name_or_path"] = names[Path(base)]

@@ -165,26 +165,28 @@ def load(
         OSError, ValueError, AttributeError, ImportError, SafetensorError, RuntimeError,
         AssertionError,
     ) as error:  # fmt: skip
-        if "trust_remote_code" in str(error):
-            raise PolicyError(
-                f"the policy {str(name)!r} comes with Python files of its own, which are not"
-                " run unasked. Read them, and if you trust them say so: `policy: {model: ...,"
-                " trust_remote_code: true}`"
-            ) from error
-        if attention == "sdpa" and "eager" in str(error):
-            raise PolicyError(
-                f"the policy {str(name)!r} has no scaled-dot-product attention: load it with"
-                f" `attention: eager` (under `policy`). {type(error).__name__}: {error}"
-            ) from error
-        known = (
-            ""
-            if folder.is_dir()
-            else " It is no local folder, and no model of that name could be fetched."
-        )
-        raise PolicyError(
-            f"cannot load the policy {str(name)!r}.{known} {type(error).__name__}: {error}"
-        ) from error
+        raise _not_loaded(str(name), attention, error) from error
     return unmarked(model, base) if gguf else model, tokenizer
+
+
+def _not_loaded(name: str, attention: str, error: Exception) -> PolicyError:
+    """Returns the error of a policy that cannot be loaded, with what to do about it."""
+    if "trust_remote_code" in str(error):
+        return PolicyError(
+            f"the policy {name!r} comes with Python files of its own, which are not run unasked."
+            " Read them, and if you trust them say so: `policy: {model: ...,"
+            " trust_remote_code: true}`"
+        )
+    why = f"{type(error).__name__}: {error}"
+    if attention == "sdpa" and "eager" in str(error):
+        return PolicyError(
+            f"the policy {name!r} has no scaled-dot-product attention: load it with"
+            f" `attention: eager` (under `policy`). {why}"
+        )
+    known = " It is no local folder, and no model of that name could be fetched."
+    return PolicyError(
+        f"cannot load the policy {name!r}.{'' if Path(name).is_dir() else known} {why}"
+    )
 
 
 def template_of(chat_template: str) -> str:
