@@ -153,10 +153,12 @@ def run_real(
         _, source = fetch(model)
         console.print(f"{model} ({KNOWN[model].licence}), {source}", highlight=False)
     target = folder / "summary.json"
-    earlier = json.loads(target.read_text()) if target.exists() else {"model": model, "tasks": {}}
-    if earlier["model"] != model:
-        raise ConfigError(f"{folder} holds the demo of {earlier['model']}: choose another --folder")
-    earlier = earlier["tasks"]
+    done: dict[str, Any] = {"model": model, "tasks": {}}
+    if target.exists():
+        done = json.loads(target.read_text())
+    if done["model"] != model:
+        raise ConfigError(f"{folder} holds the demo of {done['model']}: choose another --folder")
+    earlier = done["tasks"]
     summary: dict[str, Any] = {"model": model, "seed": seed, "tasks": earlier}
     for name in tasks or TASKS:
         console.rule(f"{name}: {TASKS[name].what}", align="left")
