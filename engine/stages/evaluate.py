@@ -32,8 +32,8 @@ from ..util import files
 from ..util.ids import canonical_json, derive_id
 from ..util.section import Section
 from .collect import ask, grouped, play
-from .environments import EnvConfig, check_envs, read_envs
-from .play_options import check_backend
+from .environments import EnvConfig, check_envs
+from .play_options import SamplingOptions, check_backend
 
 
 def play_held_out(
@@ -97,20 +97,17 @@ class BestOf(Section):
     n: list[int] = Field(default=[1, 4, 16], min_length=1)
 
 
-class Evaluate(Stage):
+class Evaluate(SamplingOptions, Stage):
     """Plays the policy and other players on the same held-out starts. Results go to metrics and to
     `evaluation.json`.
 
     Attributes:
-        env: as in `rl`.
         episodes: starts per environment.
         players: "policy", names of the environment's own players, and `{name: ..., policy: folder}`
             for other policies. The first is compared with each of the others, start by start.
         judge: one that compares; gives the first player's win rate, every pair shown in both
             orders.
         best_of: the policy as the best of n by a judge's score.
-        temperature, max_new_tokens: of the policies' replies; temperature 0 is greedy.
-        backend: what samples them, and its options, as in `rl`.
         seed: of the starts; the same for every run, so that runs can be compared.
         poll: seconds between looks for a judge's answers that come later.
     """
@@ -120,21 +117,12 @@ class Evaluate(Stage):
     )
     _scoring: Sources | None = None
 
-    env: Any
     episodes: int = Field(default=300, ge=1)
     players: list[Any] = Field(default=["policy"], min_length=1)
     judge: Any = None
     best_of: BestOf | None = None
-    temperature: float = Field(default=1.0, ge=0)
-    max_new_tokens: int = Field(default=256, ge=1)
-    backend: Any = "in-process"
     seed: int = 20_000
     poll: float = Field(default=1.0, ge=0)
-
-    @field_validator("env")
-    @classmethod
-    def _env(cls, value: Any) -> list[EnvConfig]:
-        return read_envs(value)
 
     @field_validator("backend")
     @classmethod

@@ -14,17 +14,35 @@ from ..util.section import Section
 from .environments import EnvConfig, read_envs
 
 
-class PlayOptions(Section):
-    """How conversations are played.
+class SamplingOptions(Section):
+    """Where conversations are played, and how a policy's replies are sampled.
 
     Attributes:
         env: an id, a list of (id, weight), or of mappings with `id`, `weight`, `options`, `kwargs`
             and `feedback`.
         temperature: of sampling; there is no top-p and no top-k, which would falsify the
-            log-probs that RL needs.
+            log-probs that RL needs. 0 is greedy, where nothing trains on them.
         max_new_tokens: of a reply.
-        max_turns: of a conversation; it is truncated there.
         backend: what samples, and its options.
+    """
+
+    env: Any
+    temperature: float = Field(default=1.0, ge=0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    backend: Any = "in-process"
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: Any) -> list[EnvConfig] | None:
+        return read_envs(value)
+
+
+class PlayOptions(SamplingOptions):
+    """How conversations are played that something trains on.
+
+    Attributes:
+        temperature: see above; greater than 0.
+        max_turns: of a conversation; it is truncated there.
         max_failure_rate: share of failed environments, and of each source's failed answers, above
             which the run stops.
         step_limit: seconds an environment may take for a step.
@@ -33,19 +51,11 @@ class PlayOptions(Section):
             that slow environments delay no other, and repeats up to rounding.
     """
 
-    env: Any
     temperature: float = Field(default=1.0, gt=0)
-    max_new_tokens: int = Field(default=256, ge=1)
     max_turns: int = Field(default=1000, ge=1)
-    backend: Any = "in-process"
     max_failure_rate: float = Field(default=0.5, ge=0, le=1)
     step_limit: float = Field(default=60.0, gt=0)
     schedule: Schedule = "deterministic"
-
-    @field_validator("env")
-    @classmethod
-    def _env(cls, value: Any) -> list[EnvConfig] | None:
-        return read_envs(value)
 
 
 class JudgedPlayOptions(PlayOptions):
