@@ -132,13 +132,16 @@ def updated(folder: Path, moments: str, steps: int, saved_after: int = 0) -> tup
     return policy, learner
 
 
+def flat(policy: turnwise.Policy) -> torch.Tensor:
+    return torch.cat([w.detach().flatten() for w in policy.parameters()])
+
+
 def test_moments_in_8_bits(model_folder: Callable[..., Path]) -> None:
     """Nearly the same steps from a quarter of the memory; taken up exactly."""
     start = turnwise.Policy.from_pretrained(model_folder())
     whole, _ = updated(model_folder(), "float32", 4)
     small, learner = updated(model_folder(), "8bit", 4)
     again, _ = updated(model_folder(), "8bit", 4, saved_after=2)
-    flat = lambda p: torch.cat([w.detach().flatten() for w in p.parameters()])  # noqa: E731
     moved, other = flat(whole) - flat(start), flat(small) - flat(start)
     assert float(torch.cosine_similarity(moved, other, dim=0)) > 0.99
     assert torch.equal(flat(small), flat(again))

@@ -96,13 +96,8 @@ def _named(part: Any, key: str = "name") -> str:
 def _judges(name: str, options: Mapping[str, Any]) -> list[str]:
     """Returns who judges in a stage, in all of its environments."""
     env = options.get("env")
-    own = (
-        [e["feedback"] for e in env if isinstance(e, Mapping) and e.get("feedback")]
-        if (isinstance(env, list))
-        else []
-    )
-    if isinstance(env, Mapping) and env.get("feedback"):
-        own = [env["feedback"]]
+    entries = env if isinstance(env, list) else [env]
+    own = [e["feedback"] for e in entries if isinstance(e, Mapping) and e.get("feedback")]
     given = [*own, options.get("feedback", ["environment"] if name == "rl" else [])]
     found = [judge for each in given for judge in (each if isinstance(each, list) else [each])]
     return list(dict.fromkeys(_named(judge, "judge") for judge in found))

@@ -175,8 +175,9 @@ class Learner:
             if master is not parameter:
                 state[f"master.{i}"] = master.detach()
             for name, value in self.adam.state.get(master, {}).items():
-                # Moments in 8 bits share a table, which no file may hold twice under two names.
-                state[f"adam.{i}.{name}"] = torch.as_tensor(value).clone()
+                kept = torch.as_tensor(value)
+                # Moments in 8 bits share their tables, and a file holds no tensor twice.
+                state[f"adam.{i}.{name}"] = kept.clone() if name.startswith("qmap") else kept
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

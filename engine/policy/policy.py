@@ -26,8 +26,7 @@ from .chat import ChatFormat
 from .in_process import InProcess
 from .loading import found_device, import_peft, load, on_device, template_of, with_adapters
 from .network import Micro, Network, Output, divide
-from .properties import context_length, is_adapted
-from .quantization import is_quantized
+from .properties import context_length, is_adapted, setting
 
 
 class Policy:
@@ -325,7 +324,7 @@ class Policy:
         Raises:
             PolicyError: it would not be the same model.
         """
-        if is_quantized(self.model):
+        if setting(self.model.config, "quantization_config") is not None:
             raise PolicyError(
                 "adapters cannot be folded into quantized weights without rounding them again: save"
                 " the adapters, load them on the plain model (Policy.from_pretrained(FOLDER),"

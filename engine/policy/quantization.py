@@ -52,11 +52,6 @@ def quantized(kind: str | None, dtype: str, device: str | None) -> dict[str, Any
     return {"quantization_config": config, "device_map": {"": device or "cpu"}}
 
 
-def is_quantized(model: Any) -> bool:
-    """Returns whether a transformers model holds weights in 4 or 8 bits."""
-    return bool(model.is_quantized) if "is_quantized" in vars(model) else False
-
-
 def adamw_8bit(parameters: Iterable[torch.nn.Parameter], **options: Any) -> torch.optim.Optimizer:
     """Returns an AdamW whose moments have 8 bits each, in blocks of 256 (Dettmers et al. 2022,
     arXiv:2110.02861); those of parameters with fewer than 4096 numbers stay whole."""

@@ -32,7 +32,6 @@ from ...running import (
     print_scores,
     printable,
     quiet,
-    score,
     transcript,
 )
 from ...tools import install
@@ -242,9 +241,17 @@ def fluency(episodes: Sequence[Episode], untouched: Policy) -> dict[str, float]:
         whole: share of replies that ended by themselves and begin and end like a sentence, a number
             or a move; tokens: of a reply; logprob: mean log-prob of a token under the model as it
             came, at temperature 1.
+
+    Raises:
+        ConfigError: there is no reply to measure.
     """
     sound = [e for e in episodes if e.ending != "failed" and e.turns]
     turns = [turn for e in sound for turn in e.turns]
+    if not turns:
+        raise ConfigError(
+            f"no conversation has a reply: what the task says at first may be longer than the"
+            f" model's context of {untouched.context_length} tokens; choose another --model"
+        )
     whole = [not t.cut and WHOLE.fullmatch(t.action) is not None for t in turns]
     batch = make_batch(sound, [Rewards(0.0, (0.0,) * len(e.turns)) for e in sound])
     logprobs = untouched.logprobs(batch, micro_tokens=1024)
@@ -274,4 +281,4 @@ def _show(
                 console.print(
                     f"{who:6}  {printable(message.content)}", markup=False, highlight=False
                 )
-        console.print(f"return {episode.env_return:g}, {score([episode]).turns:.0f} turns")
+        console.print(f"return {episode.env_return:g}, {len(episode.turns)} turns")
