@@ -184,12 +184,11 @@ def _asked(row: Mapping[str, Any]) -> str:
 Player = Callable[[Sequence[Message]], str]
 
 
-def _expert(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
+def _expert(env: Prompts, rng: random.Random) -> Player:
     """Says the answer, or a row's `solution`, where the answer is a pattern."""
 
     def reply(messages: Sequence[Message]) -> str:
-        row: Mapping[str, Any] = env.unwrapped.row  # type: ignore[attr-defined]
-        return str(row.get("solution", row["answer"]))
+        return str(env.row.get("solution", env.row["answer"]))
 
     return reply
 

@@ -159,8 +159,8 @@ def _held_out(question: str) -> bool:
 Player = Callable[[Sequence[Message]], str]
 
 
-def _expert(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
-    return lambda messages: env.unwrapped.answer  # type: ignore[attr-defined]
+def _expert(env: ReasoningGym, rng: random.Random) -> Player:
+    return lambda messages: env.answer
 
 
 def _random(env: gymnasium.Env[str, str], rng: random.Random) -> Player:

@@ -16,6 +16,7 @@ import yaml
 
 from ..policy.known import KNOWN
 from ..util.suggest import install
+from .config import flat
 
 SHOWN = ("outcome", "success", "kl", "loss", "held_out/accuracy", "reply_tokens")
 LINES = 9  # of a stage's curves
@@ -37,7 +38,9 @@ def model_card(
     """
     policy = config.get("policy")
     base = str(policy["model"] if isinstance(policy, Mapping) else "")
-    stages = _stages(config)
+    stages = [
+        (name, options or {}) for stage in flat(config["stages"]) for name, options in stage.items()
+    ]
     known = KNOWN.get(base)
     origin = known.hub if known else base
     header: dict[str, Any] = {"library_name": "peft" if adapters else "transformers"}
@@ -71,18 +74,6 @@ def model_card(
 def on_hub(name: str) -> bool:
     """Returns whether a model's name is one of the hub, as "owner/name", and no folder here."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).is_dir()
-
-
-def _stages(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Returns names and options of the stages, those of a `repeat` in their places."""
-    found: list[tuple[str, Mapping[str, Any]]] = []
-    for stage in config.get("stages", ()):
-        [(name, options)] = stage.items()
-        if name == "repeat":
-            found += _stages(options)
-        else:
-            found.append((name, options or {}))
-    return found
 
 
 def _named(part: Any, key: str = "name") -> str:
