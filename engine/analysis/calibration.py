@@ -39,7 +39,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from .prediction_powered import (
     Array,
@@ -112,6 +111,8 @@ def correlations(
 def _pearson_spearman(f: Array, y: Array) -> tuple[float, float] | None:
     if not len(f) or np.ptp(f) == 0 or np.ptp(y) == 0:
         return None
+    from scipy.stats import rankdata
+
     ranks = np.corrcoef(rankdata(f), rankdata(y))[0, 1]
     return float(np.corrcoef(f, y)[0, 1]), float(ranks)
 

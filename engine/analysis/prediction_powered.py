@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
 Names = Sequence[Any]
@@ -267,7 +267,7 @@ def student_interval(estimate: float, variance: float, freedom: float, level: fl
     estimate = float(estimate)
     if freedom < 1 or not 0 < variance < math.inf:
         return Interval(estimate)
-    half = float(student.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
+    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
     return Interval(estimate, estimate - half, estimate + half)
 
 

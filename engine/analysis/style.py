@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit
-from scipy.stats import t as student
+from scipy.special import expit, stdtrit
 
 from ..records.episode import Episode
 from ..records.feedback import Comparison, Feedback
@@ -283,7 +282,7 @@ def _fit(
     pull = np.zeros((count, x.shape[1]))
     np.add.at(pull, number, residual[:, None] * x)
     error = np.sqrt(np.diagonal(inverse @ (pull.T @ pull) @ inverse) * count / (count - 1))
-    wide = student.ppf(0.975, count - 1) * error
+    wide = stdtrit(count - 1, 0.975) * error
     for k, (name, (sd, _)) in enumerate(kept.items()):
         if name != "reference":
             yield name, sd, float(beta[k] - wide[k]), float(beta[k]), float(beta[k] + wide[k])

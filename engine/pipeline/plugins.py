@@ -40,6 +40,7 @@ REGISTRIES = {
     "register_renderers": "renderer",
     "register_credit": "credit method",
     "register_optimizers": "optimizer",
+    "register_curricula": "curriculum",
     "register_backends": "backend",
     "register_stages": "stage",
 }
@@ -88,12 +89,7 @@ class Plugins:
             for entry in _entry_points():
                 # A plugin that does not load must not take the others along; nothing is lost,
                 # `turnwise plugins` shows why.
-                self._add(
-                    entry.name,
-                    entry.dist.version if entry.dist else "",
-                    entry.load,
-                    fatal=entry.dist is not None and entry.dist.name == "turnwise",
-                )
+                self._add(entry.point.name, entry.version, entry.point.load, fatal=entry.is_ours)
         for name, plugin in (extra or {}).items():
             self._add(name, _version_of(plugin), partial(_given, plugin), fatal=True)
 
@@ -341,25 +337,42 @@ def _given(plugin: object) -> object:
     return plugin
 
 
-def _entry_points() -> list[metadata.EntryPoint]:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry point of the group, with the name and version of what it is installed with."""
+
+    point: metadata.EntryPoint
+    distribution: str
+    version: str
+
+    @property
+    def is_ours(self) -> bool:
+        return self.distribution == "turnwise"
+
+
+def _entry_points() -> list[_Entry]:
     """Returns entry points, ours first, then the others in order of name, as far as
     TURNWISE_PLUGINS allows them."""
-    found = {
-        (e.name, e.value, e.dist.name if e.dist else ""): e
-        for e in metadata.entry_points(group=GROUP)
-    }
-    is_ours = lambda e: e.dist is not None and e.dist.name == "turnwise"  # noqa: E731
-    ours = [e for e in found.values() if is_ours(e)]
-    others = [e for e in found.values() if not is_ours(e)]
+    found: dict[tuple[str, str, str], _Entry] = {}
+    stated: dict[int, tuple[str, str]] = {}  # name and version: each look reads a file
+    for point in metadata.entry_points(group=GROUP):
+        dist = point.dist
+        if id(dist) not in stated:
+            stated[id(dist)] = (dist.name, dist.version) if dist else ("", "")
+        entry = _Entry(point, *stated[id(dist)])
+        found[point.name, point.value, entry.distribution] = entry
+    others = [e for e in found.values() if not e.is_ours]
     allowed = os.environ.get("TURNWISE_PLUGINS")
     if allowed is not None:
         names = {name.strip() for name in allowed.split(",") if name.strip()}
-        unknown = names - {e.name for e in others}
+        unknown = names - {e.point.name for e in others}
         if unknown:
             raise PluginError(
                 f"TURNWISE_PLUGINS names {sorted(unknown)}, which"
                 f" {'is' if len(unknown) == 1 else 'are'} not installed."
-                + did_you_mean(sorted(unknown)[0], [e.name for e in others])
+                + did_you_mean(sorted(unknown)[0], [e.point.name for e in others])
             )
-        others = [e for e in others if e.name in names]
-    return sorted(ours, key=lambda e: e.name) + sorted(others, key=lambda e: (e.name, e.value))
+        others = [e for e in others if e.point.name in names]
+    ours = [e for e in found.values() if e.is_ours]
+    by_name = lambda e: (e.point.name, e.point.value)  # noqa: E731
+    return sorted(ours, key=by_name) + sorted(others, key=by_name)

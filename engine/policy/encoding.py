@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,7 @@ ANY = (
     " \u0417\u0434\u0440\u0430, \u0645\u0631\u062d\u0628\u0627, \U0001f642\u200d {x: [1]} `y`"
     " \\ ~ |"
 )
+SHORT = 512  # characters of a text whose ids are remembered
 THOUGHT = re.compile(r"</?think\w*>")  # the assistant's own words, also where a template opens them
 
 
@@ -44,6 +46,8 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Any, frame: str) -> None:
         self.tokenizer = tokenizer
+        # Frames of messages, and what a group of conversations is asked, come again and again.
+        self._known = lru_cache(16_384)(self._ids)
         added = tokenizer.added_tokens_decoder
         special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
         self.special = frozenset(special)
@@ -81,6 +85,9 @@ class TextEncoder:
                 f"the text is not valid Unicode: character {error.start + 1} is half a surrogate"
                 f" pair, U+{ord(text[error.start]):04X}"
             ) from error
+        return list(self._known(text)) if len(text) <= SHORT else self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _continue(self, text: str) -> list[int]:
