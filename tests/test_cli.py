@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import turnwise
-from support.command import command_line
+from support.command import Command
 from turnwise.engine.cli.main import main
 
 
 def call(
     *arguments: str, cwd: Path | None = None, said: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    return command_line(*arguments, cwd=cwd, given=said)
+    return Command(*arguments, cwd=cwd, given=said).wait()
 
 
 def test_help_lists_every_command() -> None:
@@ -224,18 +224,14 @@ def test_a_users_own_module_by_the_installed_command(
         " 3, max_new_tokens: 3}}]"
     )
     script = str(Path(sys.executable).parent / "turnwise")
-    for arguments in (["run", "c.yaml"], ["envs", "--check", "mine/Mine-v0"]):
-        done = subprocess.run(
-            [script, *arguments, "--module", "mine"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
     done = subprocess.run(
-        [script, "run", "c.yaml"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+        [script, "run", "c.yaml", "--module", "mine"],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = call("envs", "--check", "mine/Mine-v0", "--module", "mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = call("run", "c.yaml", cwd=tmp_path)
     assert (done.returncode, "no environment 'mine/Mine-v0'" in done.stderr) == (1, True)
 
 

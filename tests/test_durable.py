@@ -8,8 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import types
 from collections.abc import Callable
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import turnwise
+from support.command import Command
 from turnwise.engine.errors import CheckpointError
 from turnwise.engine.pipeline.checkpoint import newest, read
 from turnwise.engine.pipeline.resume import check_same_run
@@ -245,28 +244,15 @@ def pipeline(folder: Path, model: Path, updates: int = 400) -> Path:
     return path
 
 
-def start(path: Path, *more: str, **options: Any) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "turnwise",
-        "run",
-        str(path),
-        "--folder",
-        str(path.parent / "run"),
-        *more,
-    ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **options
-    )
+def start(path: Path, *more: str) -> Command:
+    return Command("run", str(path), "--folder", str(path.parent / "run"), *more)
 
 
-def wait_for_updates(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+def wait_for_updates(command: Command, folder: Path, count: int) -> None:
     log = folder / "metrics.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < count:
-        assert process.poll() is None, "the run has ended"
-        time.sleep(0.1)
+        assert not command.is_over, "the run has ended"
+        time.sleep(0.05)
 
 
 def test_a_second_process_is_refused_with_the_firsts_pid_and_sigterm_saves(
@@ -276,15 +262,15 @@ def test_a_second_process_is_refused_with_the_firsts_pid_and_sigterm_saves(
     first = start(path)
     wait_for_updates(first, tmp_path / "run", 2)
     second = start(path, "--resume")
-    _, said = second.communicate()
-    assert second.returncode == 1
-    assert f"is at work in process {first.pid}" in said
-    first.send_signal(signal.SIGTERM)
-    out, said = first.communicate()
-    assert first.returncode == 128 + signal.SIGTERM, said
+    refused = second.wait()
+    assert refused.returncode == 1
+    assert f"is at work in process {first.pid}" in refused.stderr
+    os.kill(first.pid, signal.SIGTERM)
+    ended = first.wait()
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
     made = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    assert f"Stopped after update {made}" in out
-    assert f"turnwise run --resume {path} --folder {tmp_path / 'run'}" in out, (
+    assert f"Stopped after update {made}" in ended.stdout
+    assert f"turnwise run --resume {path} --folder {tmp_path / 'run'}" in ended.stdout, (
         "one command to go on"
     )
     found = newest(tmp_path / "run" / "checkpoints")
@@ -303,19 +289,19 @@ def test_a_full_disk_is_one_message_and_nothing_acknowledged_is_lost(
     full = start(path)
     wait_for_updates(full, tmp_path / "run", 2)
     resource.prlimit(full.pid, resource.RLIMIT_FSIZE, (1, 1))
-    _, said = full.communicate()
-    assert full.returncode == 1
+    ended = full.wait()
+    said = ended.stderr
+    assert ended.returncode == 1
     assert "Traceback" not in said, said
     assert "cannot be written" in said or "cannot be used" in said or "is full" in said, said
     before = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(before) >= 2
     last = len(before) + 3
     path.write_text(path.read_text().replace("updates: 1000", f"updates: {last}"))
-    again = start(path, "--resume")
-    out, said = again.communicate()
+    again = start(path, "--resume").wait()
     # Whole to its end; five tokens a reply earn nothing that could teach.
-    assert again.returncode == 4, said
-    assert f"Nothing learned after update {last}" in out
+    assert again.returncode == 4, again.stderr
+    assert f"Nothing learned after update {last}" in again.stdout
     after = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in before if line.endswith("}")][:1]
     assert after[: len(kept)] == kept, "what was finished stands"

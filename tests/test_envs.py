@@ -179,7 +179,7 @@ def test_questions_tell_all_things_apart_and_are_understood() -> None:
 
 def test_questions_players_and_what_is_paid() -> None:
     expert, demonstrator, chance = (
-        play("turnwise/TwentyQuestions-v0", p, 200) for p in ("expert", "demonstrator", "random")
+        play("turnwise/TwentyQuestions-v0", p, 100) for p in ("expert", "demonstrator", "random")
     )
     assert all(e.success for e in expert)
     assert mean([len(e.turns) for e in expert]) < 8

@@ -21,7 +21,7 @@ import pytest
 import torch
 import transformers
 import turnwise
-from support.command import command_line
+from support.command import Command
 from support.gguf_files import write_gguf
 from support.models import WORDS
 from turnwise.engine.policy.activations import kept_bytes
@@ -372,7 +372,7 @@ def test_a_gguf_file_has_a_shape_too(gguf_folder: Path, model_folder: Callable[.
 
 def test_fits_says_what_to_turn_on(model_folder: Callable[..., Path]) -> None:
     roomy, tight, wrong = (
-        command_line("fits", str(model_folder()), "--memory", memory)
+        Command("fits", str(model_folder()), "--memory", memory).wait()
         for memory in ("24GB", "100MB", "big")
     )
     assert "Turn on: all weights" in roomy.stdout

@@ -174,24 +174,26 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 SCRIPT = """
-import sys, turnwise
+import os, sys, turnwise
 policy = turnwise.Policy.from_pretrained(sys.argv[1])
 policy.card = lambda adapters: "---\\nlibrary_name: transformers\\n---\\n"
 from turnwise.engine.policy.hub import push
-try:
-    print(push(policy, "me/echoes", private=True))
-except turnwise.PolicyError as error:
-    print(error)
+for token in ("hf_wrong", "hf_right"):
+    os.environ["HF_TOKEN"] = token
+    try:
+        print(push(policy, "me/echoes", private=True), end="|")
+    except turnwise.PolicyError as error:
+        print(error, end="|")
 """
 
 
 def test_a_policy_is_put_on_the_hub(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     handler = type("Handler", (Hub,), {"made": [], "files": {}})
 
-    def pushed(token: str) -> str:
+    def pushed() -> list[str]:
         environment = {
             **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": token,
+            "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         done = subprocess.run(
@@ -199,12 +201,11 @@ def test_a_policy_is_put_on_the_hub(model_folder: Callable[..., Path], tmp_path:
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return done.stdout.split("|")
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        refused = pushed("hf_wrong")
-        address = pushed("hf_right")
+        refused, address, _ = pushed()
         server.shutdown()
     assert "cannot be put on the hub as 'me/echoes'" in refused
     assert "hf auth login" in refused

@@ -19,6 +19,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 import turnwise
+from support.command import Command
 from support.episodes import conversation
 from support.rating import RUN, Client, groups, heard, serving, study
 from turnwise.engine.pipeline.folder import open_ledger
@@ -580,30 +581,17 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(
         json.dumps({"policy": str(model_folder()), "threads": 1, "stages": [{"rank": rank}]})
     )
 
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "turnwise",
-                "run",
-                str(config),
-                "--folder",
-                str(folder),
-                "--resume",
-            ]
-        )
+    def start() -> Command:
+        return Command("run", str(config), "--folder", str(folder), "--resume")
 
     trainer = start()
     while not (folder / "ledger.sqlite").exists() or not open_slots(folder):
-        assert trainer.poll() is None, "the run has ended"
+        assert not trainer.is_over, "the run has ended"
         time.sleep(0.1)
     ledger, run = open_ledger(folder)
     port = free_port()
     rate = [sys.executable, "-m", "turnwise", "rate", str(folder), "--port", str(port)]
-    bo = subprocess.run(
-        [*rate, "--invite", "Bo"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    bo = Command("rate", str(folder), "--port", str(port), "--invite", "Bo").wait().stdout.strip()
     service = subprocess.Popen(rate, stdout=subprocess.PIPE, text=True)
     lead = re.search(r"http\S+", service.stdout.readline())[0]  # type: ignore[index, union-attr]
     while "is at" not in service.stdout.readline():  # type: ignore[union-attr]
@@ -631,7 +619,7 @@ def test_a_killed_trainer_loses_nothing_that_was_acknowledged(
     answer(4)
     service.kill()
     service.wait()
-    assert start().wait() == 0
+    assert start().wait().returncode == 0
     assert (
         len(ledger.feedback(run=run, kind="comparison", status="scored", late=True))
         == acknowledged

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,14 @@ poll: 0,
          feedback: [environment, {{judge: questions, weight: 0.1}}, {{judge: length, max_words: \
 3}}],
          credit: {{name: redistribute, features: 16}}, resample: 1, audit: {{episodes: 1, \
-rollouts: 2}},
+rollouts: 2}}, curriculum: learnable,
          optimizer: {{name: grpo, lr: 1.0e-3, kl: 0.1}}}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 2, max_new_tokens: 6, \
 poll: 0, max_turns: 3,
          feedback: [{{judge: length, max_words: 3}}], credit: {{name: branch, rollouts: 2}}, \
 optimizer: {{name: ppo, lr: 1.0e-3, critic: separate}}}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 5, groups: 2, group_size: 3, max_new_tokens: 6, \
-pending: 18, staleness: 2,
+pending: 18, staleness: 2, curriculum: {{name: learnable, new: 0.3}},
          feedback: [{{judge: simulated-panel, raters: 2, noise: 0.5, delay: 4, unanswered: 0.2, \
 deadline: 9}}],
          optimizer: {{name: grpo, lr: 1.0e-3}}}}
@@ -61,18 +62,34 @@ max_new_tokens: 6,
 """
 
 
-def work(folder: Path, jobs: list[dict[str, Any]]) -> list[int]:
-    """What became of each job: 0, or minus the signal that ended it."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder / "jobs.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr, done.stderr[-4000:]
-    return list(json.loads(done.stdout.splitlines()[-1]))
+Work = Callable[[list[dict[str, Any]]], list[int]]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
+    """Plays jobs in children of one process, and returns what became of each: 0, or minus the
+    signal that ended it."""
+    log = tmp_path_factory.mktemp("worker") / "stderr"
+    with log.open("w") as errors, subprocess.Popen(
+        [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=errors, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def work(jobs: list[dict[str, Any]]) -> list[int]:
+            found = []
+            for job in jobs:
+                process.stdin.write(json.dumps(job) + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                assert answer, log.read_text()[-4000:]
+                found.append(int(answer))
+            assert "Traceback" not in log.read_text(), log.read_text()[-4000:]
+            return found
+
+        yield work
+        process.stdin.close()
 
 
 def rows(folder: Path) -> dict[str, list[Any]]:
@@ -123,7 +140,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+def whole(work: Work, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """A run that was never disturbed: its config, its folder and the moments it could have been
     killed at."""
     folder = tmp_path_factory.mktemp("whole")
@@ -136,7 +153,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[st
     config = folder / "pipeline.yaml"
     config.write_text(PIPELINE.format(model=model))
     job = {"config": str(config), "folder": str(folder / "run"), "resume": False, "kill": None}
-    assert work(folder, [{**job, "count": str(folder / "events.json")}]) == [0]
+    assert work([{**job, "count": str(folder / "events.json")}]) == [0]
     return config, folder / "run", json.loads((folder / "events.json").read_text())
 
 
@@ -145,18 +162,16 @@ def kinds(whole: tuple[Path, Path, list[str]]) -> list[str]:
     return [event.split(": ")[1] for event in whole[2]]
 
 
-def killed_at(moments: list[int], whole: tuple[Path, Path, list[str]], folder: Path) -> None:
+def killed_at(
+    moments: list[int], whole: tuple[Path, Path, list[str]], folder: Path, work: Work
+) -> None:
     config, run, _ = whole
     folder.mkdir(exist_ok=True)
-    for some in (moments[i : i + 10] for i in range(0, len(moments), 10)):
-        jobs = []
-        for moment in some:
-            job = {"config": str(config), "folder": str(folder / f"{moment}"), "resume": True}
-            jobs += [{**job, "kill": moment}, {**job, "kill": None}]
-        assert work(folder, jobs) == [-signal.SIGKILL, 0] * len(some)
-        for moment in some:
-            assert_same(folder / f"{moment}", run)
-            shutil.rmtree(folder / f"{moment}")
+    for moment in moments:
+        job = {"config": str(config), "folder": str(folder / f"{moment}"), "resume": True}
+        assert work([{**job, "kill": moment}, {**job, "kill": None}]) == [-signal.SIGKILL, 0]
+        assert_same(folder / f"{moment}", run)
+        shutil.rmtree(folder / f"{moment}")
 
 
 def spread(events: list[str], count: int) -> list[int]:
@@ -169,7 +184,9 @@ def spread(events: list[str], count: int) -> list[int]:
     return sorted(set(even))
 
 
-def test_killed_at_three_moments(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+def test_killed_at_three_moments(
+    whole: tuple[Path, Path, list[str]], work: Work, tmp_path: Path
+) -> None:
     """In a ledger's commit, where a checkpoint is put in place, and in the last step; fifty more
     are slow."""
     events = kinds(whole)
@@ -178,12 +195,12 @@ def test_killed_at_three_moments(whole: tuple[Path, Path, list[str]], tmp_path: 
         for name in ("commit", "before rename", "before step")
     )
     moments = [commits[len(commits) // 3], renames[2 * len(renames) // 3], steps[-1]]
-    killed_at(sorted(moments), whole, tmp_path)
+    killed_at(sorted(moments), whole, tmp_path, work)
 
 
 @pytest.mark.slow
 def test_killed_while_feedback_is_pending(
-    whole: tuple[Path, Path, list[str]], tmp_path: Path
+    whole: tuple[Path, Path, list[str]], work: Work, tmp_path: Path
 ) -> None:
     """Answers take a while there, come out of order or never: in the middle of play, when a
     decision is written, and of an update."""
@@ -196,15 +213,19 @@ def test_killed_while_feedback_is_pending(
     replies, commits, steps = (
         [i for i, e in own if e == name] for name in ("before reply", "commit", "before step")
     )
-    killed_at([replies[len(replies) // 2], commits[len(commits) // 2], steps[3]], whole, tmp_path)
+    killed_at(
+        [replies[len(replies) // 2], commits[len(commits) // 2], steps[3]], whole, tmp_path, work
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(36_000)
-def test_killed_at_fifty_moments(whole: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+def test_killed_at_fifty_moments(
+    whole: tuple[Path, Path, list[str]], work: Work, tmp_path: Path
+) -> None:
     moments = spread(kinds(whole), 54)
     assert len(moments) >= 50
-    killed_at(moments, whole, tmp_path)
+    killed_at(moments, whole, tmp_path, work)
 
 
 SMALL = """
@@ -218,13 +239,13 @@ max_turns: 2, poll: 0, optimizer: {{name: grpo, lr: 1.0e-3}}}}
 """
 
 
-def test_killed_inside_what_is_put_in_place(model_folder: Any, tmp_path: Path) -> None:
+def test_killed_inside_what_is_put_in_place(model_folder: Any, work: Work, tmp_path: Path) -> None:
     """At each step of the first files and of the last: config.yaml, the first checkpoint,
     evaluation.json, the policy at the end."""
     config = tmp_path / "pipeline.yaml"
     config.write_text(SMALL.format(model=model_folder()))
     job = {"config": str(config), "folder": str(tmp_path / "run"), "resume": False, "kill": None}
-    assert work(tmp_path, [{**job, "count": str(tmp_path / "events.json")}]) == [0]
+    assert work([{**job, "count": str(tmp_path / "events.json")}]) == [0]
     events = json.loads((tmp_path / "events.json").read_text())
     files = [
         i
@@ -233,4 +254,4 @@ def test_killed_inside_what_is_put_in_place(model_folder: Any, tmp_path: Path) -
     ]
     table = next(i for i, event in enumerate(events) if event == "evaluate: before replace")
     moments = sorted({*files[:3], table, table + 1, *files[-4:]})
-    killed_at(moments, (config, tmp_path / "run", events), tmp_path / "killed")
+    killed_at(moments, (config, tmp_path / "run", events), tmp_path / "killed", work)

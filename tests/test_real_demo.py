@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import turnwise
-from support.command import command_line
+from support.command import Command
 from support.echo import play
 from turnwise.plugins.demo.real import WHOLE, fluency
 
@@ -46,10 +46,10 @@ def test_fluency_by_hand(policy: turnwise.Policy) -> None:
 
 
 def test_mistakes_are_one_message(tmp_path: Path) -> None:
-    done = command_line("demo", "--real", "--task", "gues", "--folder", str(tmp_path))
+    done = Command("demo", "--real", "--task", "gues", "--folder", str(tmp_path)).wait()
     assert (done.returncode, "no task 'gues'; it has guess, sums, desk" in done.stderr) == (1, True)
     for wrong in (["--task", "sums"], ["--real", "--road"], ["--real", "--optimizer", "ppo"]):
-        done = command_line("demo", *wrong, "--folder", str(tmp_path))
+        done = Command("demo", *wrong, "--folder", str(tmp_path)).wait()
         assert done.returncode == 2, done.stderr
 
 
@@ -62,7 +62,7 @@ def test_it_writes_what_it_promises_and_goes_on(
         "demo", "--real", "--quick", "--model", str(model_folder()), "--task", "sums",
         "--task", "desk", "--folder", str(folder), "--seed", "3",
     )  # fmt: skip
-    done = command_line(*command)
+    done = Command(*command).wait()
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["seed"], list(summary["tasks"])) == (3, ["sums", "desk"])
@@ -74,7 +74,7 @@ def test_it_writes_what_it_promises_and_goes_on(
         assert (folder / name / "policy" / "README.md").is_file()
     assert "update 1: outcome" in done.stdout
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/metrics.jsonl")}
-    again = command_line(*command)
+    again = Command(*command).wait()
     assert again.returncode == 0, again.stderr[-2000:]
     assert "update 1: outcome" not in again.stdout
     lines = {p: len(p.read_text().splitlines()) for p in before}

@@ -58,8 +58,6 @@ def letters(episode: turnwise.Episode) -> float:
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [
-        ("grpo", {}),
-        ("ppo", {}),
         ("ppo", {"credit": "outcome"}),
         ("grpo", {"credit": {"name": "outcome", "baseline": "loo"}}),
     ],

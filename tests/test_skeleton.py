@@ -4,13 +4,13 @@ through the contracts."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.command import Command
 
 PACKAGE = Path(__file__).parent / "packages" / "acme"
 
@@ -42,9 +42,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(site: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-m", "turnwise", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    env = {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", **environment}
+    return Command(*arguments, env=env).wait()
 
 
 def pipeline(folder: Path, model: Path, *stages: str) -> Path:

@@ -62,13 +62,15 @@ def change(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, algorithm, data, out = sys.argv[1:]
-    policy = turnwise.Policy.from_pretrained(folder, device="cpu")
+    folder, algorithms, data, out = sys.argv[1:]
     stored = torch.load(data, weights_only=True)
     episodes = [turnwise.Episode.from_dict(e) for e in stored["episodes"]]
-    result = change(policy, algorithm, episodes, stored["outcomes"], micro_tokens=150)
+    found = {}
+    for algorithm in algorithms.split(","):
+        policy = turnwise.Policy.from_pretrained(folder, device="cpu")
+        found[algorithm] = change(policy, algorithm, episodes, stored["outcomes"], micro_tokens=150)
     if policy.accelerator.is_main_process:
-        torch.save({"gradient": result, "processes": policy.accelerator.num_processes}, Path(out))
+        torch.save({"gradients": found, "processes": policy.accelerator.num_processes}, Path(out))
     policy.accelerator.wait_for_everyone()
     if policy.accelerator.num_processes > 1:
         torch.distributed.barrier()

@@ -1,8 +1,9 @@
 """Plays a pipeline in children of its own and kills them with SIGKILL at chosen moments; used by
 test_promise_3_resume.py.
 
-    python resume_worker.py jobs.json        each job: {"config", "folder", "resume", "kill": moment
-                                             or null, "count": path or null}
+    python resume_worker.py      each line of its input is a job: {"config", "folder", "resume",
+                                 "kill": moment or null, "count": path or null}; each line of its
+                                 output says what became of it: 0, or minus a signal
 
 A moment is the how-manieth of the events that matter to durability, counted in the child: a ledger
 transaction about to commit or just committed, a file synced, renamed or replaced, weights written,
@@ -16,6 +17,7 @@ runs the same.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -36,6 +38,17 @@ from turnwise.engine.pipeline.progress import quiet
 from turnwise.engine.policy import in_process as backends
 from turnwise.engine.policy import learner
 from turnwise.engine.policy import policy as model
+
+# What a run imports as it goes, and each child would again.
+PRELOADED = (
+    "gymnasium", "sqlalchemy.dialects.sqlite", "transformers.models.llama.modeling_llama",
+    "turnwise.judges", "turnwise.engine.pipeline.builtin", "turnwise.engine.stages.evaluate",
+    "turnwise.engine.stages.preference", "turnwise.engine.stages.rank",
+    "turnwise.engine.stages.rl.stage", "turnwise.engine.stages.sft", "turnwise.envs.support_desk",
+    "turnwise.plugins.combiners.weighted", "turnwise.plugins.optimizers.dpo",
+    "turnwise.plugins.optimizers.grpo", "turnwise.plugins.optimizers.ppo",
+    "turnwise.plugins.reward_model.stage",
+)  # fmt: skip
 
 
 class KeptClock:
@@ -115,13 +128,16 @@ def child(job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    results = []
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for name in PRELOADED:
+        importlib.import_module(name)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a run prints is no answer
+    for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                child(job)
+                child(json.loads(line))
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -130,8 +146,8 @@ def main() -> None:
                 sys.stderr.flush()
                 os._exit(code)
         _, status = os.waitpid(pid, 0)
-        results.append(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
-    print(json.dumps(results))
+        ended = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        print(ended, file=answers, flush=True)
 
 
 if __name__ == "__main__":
