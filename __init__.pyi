@@ -26,6 +26,7 @@ from .engine.protocols import (
     Combiner,
     Context,
     CreditAssigner,
+    Curriculum,
     FeedbackSource,
     GroupJudge,
     Judge,
@@ -53,12 +54,12 @@ from .engine.util.section import Section
 
 __all__ = [
     "Aggregate", "Aggregator", "Backend", "Batch", "CHATML", "Combiner", "Comparison",
-    "ConfigError", "Context", "Conversation", "Credit", "CreditAssigner", "Episode",
+    "ConfigError", "Context", "Conversation", "Credit", "CreditAssigner", "Curriculum", "Episode",
     "Estimate", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Ledger", "LedgerError",
     "Message", "NoReward", "NonFiniteError", "Optimizer", "Pairs", "PluginError", "Plugins",
     "Policy", "PolicyError", "PolicyPlayer", "Question", "RaterEstimate", "Request", "Rewards",
-    "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage", "Stamp",
-    "Start", "Status", "TemplateError", "Text", "TooManyFailures", "Turn", "Update", "Where",
+    "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage", "Stamp", "Start",
+    "Status", "TemplateError", "Text", "TooManyFailures", "Turn", "Update", "Where",
     "check_environment", "hookimpl", "judges", "ranked_pairs", "ranking_scores", "replay",
     "rollout", "starts", "train",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from .engine.protocols import (
     Combiner,
     Context,
     CreditAssigner,
+    Curriculum,
     FeedbackSource,
     Giver,
     GroupJudge,
@@ -41,15 +42,16 @@ from .engine.records.rewards import (
     silence,
 )
 from .engine.records.sampling import Sampling
+from .engine.records.starts import GroupResult, StartNumber
 from .engine.records.update import Update
 from .engine.util.section import Section
 
 __all__ = [
     "Aggregate", "Aggregator", "Answer", "Backend", "Combiner", "Comparison", "ConfigError",
-    "Context", "CreditAssigner", "DatabaseError", "Episode", "Estimate", "Feedback",
-    "FeedbackSource", "Giver", "GroupJudge", "Judge", "Learns", "LedgerError", "Message",
-    "NoReward", "Optimizer", "Paused", "PluginError", "PreferenceError", "Question",
+    "Context", "CreditAssigner", "Curriculum", "DatabaseError", "Episode", "Estimate", "Feedback",
+    "FeedbackSource", "Giver", "GroupJudge", "GroupResult", "Judge", "Learns", "LedgerError",
+    "Message", "NoReward", "Optimizer", "Paused", "PluginError", "PreferenceError", "Question",
     "RaterEstimate", "Register", "ReportSection", "Request", "Rewards", "RunView", "Sampling",
-    "Section", "Stage", "Stamp", "Text", "TooManyFailures", "Turn", "TurnwiseError", "Update",
-    "hookimpl", "opinions", "overall", "ranking_scores", "silence", "starts",
+    "Section", "Stage", "Stamp", "StartNumber", "Text", "TooManyFailures", "Turn", "TurnwiseError",
+    "Update", "hookimpl", "opinions", "overall", "ranking_scores", "silence", "starts",
 ]  # fmt: skip

@@ -93,6 +93,12 @@ def register_optimizers(register: Register) -> None:
 
 
 @hookspec
+def register_curricula(register: Register) -> None:
+    """Registers curricula, which choose the starts that are played: `factory(**options)` returns a
+    `Curriculum`."""
+
+
+@hookspec
 def register_backends(register: Register) -> None:
     """Registers backends, which sample replies for a policy: `factory(policy, **options)` returns a
     `Backend`."""

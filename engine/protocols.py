@@ -1,9 +1,9 @@
 """The contracts of what plugins supply: judges, sources, combiners, credit methods, optimizers,
-backends."""
+curricula, backends."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -15,8 +15,11 @@ from .records.episode import Episode
 from .records.feedback import Comparison, Feedback, Question, Request
 from .records.rewards import Aggregate, NoReward, Rewards
 from .records.sampling import Conversation, Sample, Sampling
+from .records.starts import GroupResult, StartNumber
 
 if TYPE_CHECKING:
+    from random import Random
+
     from .environments.pool import Environments
     from .ledger.ledger import Ledger
     from .policy.policy import Policy
@@ -311,132 +314,127 @@ class Aggregator:
         raise TypeError(f"{type(self).__name__} has no aggregate(answers)")
 
 
-class RunView(Protocol):
-    """What a stage, a hook, a source or a combiner sees of the run it is part of.
+class Curriculum(Learns):
+    """Chooses the starts that an `rl` stage plays, one for every group."""
 
-    Attributes:
-        id, name, folder: of the run.
-        seed: everything random derives from it.
-        stage: the label of the present stage.
-        stages: labels and stages of the whole pipeline, in order.
-        before: the labels of the stages before the present one.
-        updates: updates made so far, through the whole run.
-        start: the update after which the present stage began.
-        metrics: one mapping per update, as in metrics.jsonl.
-        stopping: the run was asked to end.
-        clock, sleep: the run's one clock, in seconds.
-        today: the day that chat templates are given; a resumed run keeps it.
-        plugins: the registries, see `Plugins`.
-        ledger, policy, environments: opened, loaded and made when first used.
-        is_main: whether this process writes: of several that train together, one does.
-    """
+    def setup(self, weights: Sequence[float]) -> None:
+        """Prepares for a mixture.
+
+        Args:
+            weights: of its environments, in order.
+
+        Raises:
+            ConfigError: the options do not fit this mixture.
+        """
+
+    def choose(
+        self, rng: Random, unplayed: Sequence[int], taken: Collection[StartNumber]
+    ) -> StartNumber:
+        """Returns the start of the next group. Nothing is remembered of the call: the same
+        arguments after the same `learn` give the same start.
+
+        Args:
+            rng: for whatever is random in it.
+            unplayed: of every environment the first number that was never played.
+            taken: starts of groups that are being played or wait for answers; none of them.
+        """
+        raise TypeError(f"{type(self).__name__} has no choose(rng, unplayed, taken)")
+
+    def learn(self, groups: Sequence[GroupResult]) -> None:
+        """Learns from the groups of an update that was made."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Returns what it reports of an update; the names stand under `curriculum/`."""
+        return {}
+
+
+class RunView(Protocol):
+    """What a stage, a hook, a source or a combiner sees of the run it is part of."""
 
     @property
     def id(self) -> str:
         """The run's id."""
-        ...
 
     @property
     def name(self) -> str:
         """The run's name."""
-        ...
 
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        ...
 
     @property
     def seed(self) -> int:
         """The seed that everything random derives from."""
-        ...
 
     @property
     def stage(self) -> str:
         """The label of the present stage."""
-        ...
 
     @property
     def stages(self) -> Sequence[tuple[str, Any]]:
         """Labels and stages of the whole pipeline, in order."""
-        ...
 
     @property
     def before(self) -> Sequence[str]:
         """The labels of the stages before the present one."""
-        ...
 
     @property
     def updates(self) -> int:
         """The number of updates made so far, through the whole run."""
-        ...
 
     @property
     def start(self) -> int:
         """The number of the update after which the present stage began."""
-        ...
 
     @property
     def metrics(self) -> Sequence[Mapping[str, Any]]:
         """One mapping per update, as in metrics.jsonl."""
-        ...
 
     @property
     def stopping(self) -> bool:
         """Whether the run was asked to end."""
-        ...
 
     @property
     def clock(self) -> Callable[[], float]:
         """The run's clock, in seconds."""
-        ...
 
     @property
     def sleep(self) -> Callable[[float], None]:
         """The function that waits, in seconds of the run's clock."""
-        ...
 
     @property
     def today(self) -> date:
         """The day that chat templates are given; a resumed run keeps it."""
-        ...
 
     @property
     def plugins(self) -> Any:
         """The registries, see `Plugins`."""
-        ...
 
     @property
     def ledger(self) -> Ledger:
         """The run's ledger, opened when first used."""
-        ...
 
     @property
     def policy(self) -> Policy:
         """The policy, loaded when first used."""
-        ...
 
     @property
     def environments(self) -> Environments:
         """The run's environments, made when first used."""
-        ...
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes: of several that train together, one does."""
-        ...
 
     def status(self, phase: str, done: int = 0, total: int = 0, **more: Any) -> None:
         """Reports what is being done to progress displays."""
-        ...
 
     def begin(self, parts: Mapping[str, Stateful] | None = None) -> int:
         """Tells the run what learns in addition to the policy. Returns how many updates of the
         stage are made already."""
-        ...
 
     def finish_update(
         self, metrics: Mapping[str, float], *, episodes: Sequence[Episode] = ()
     ) -> Update:
         """Closes an update: counts it, writes its metrics, and a checkpoint when one is due."""
-        ...

@@ -1,2 +1,2 @@
-"""Built-in plugins: optimizers, credit methods, combiners, aggregators, people, the reward model,
-the demo."""
+"""Built-in plugins: optimizers, credit methods, curricula, combiners, aggregators, people, the
+reward model, the demo."""

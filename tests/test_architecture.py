@@ -15,6 +15,7 @@ import sys
 import tokenize
 import tomllib
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -54,13 +55,18 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@lru_cache(None)
+def parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def imports(name: str, text: str, known: Collection[str], *, package: bool = False) -> set[str]:
     """Turnwise modules that a module imports, as dotted names below the root, wherever the import
     stands: at the top, in a TYPE_CHECKING block, in a function."""
     parts = name.split(".")
     here = parts if package else parts[:-1]
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = here[: len(here) - node.level + 1]
             target = ".".join([*base, *(node.module.split(".") if node.module else [])])
@@ -245,7 +251,7 @@ def test_modules_and_functions_stay_short() -> None:
     for path in modules().values():
         text, name = path.read_text(), str(path.relative_to(ROOT))
         assert text.count("\n") <= 450, name
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert (node.end_lineno or 0) - node.lineno < 70, f"{name}: {node.name}"
 
@@ -261,7 +267,7 @@ def test_the_words_are_those_of_the_field() -> None:
         text = path.read_text()
         names = {
             getattr(node, field, None)
-            for node in ast.walk(ast.parse(text))
+            for node in ast.walk(parsed(text))
             for field in ("id", "attr", "arg", "name")
         }
         words = {
@@ -368,6 +374,7 @@ def test_names_of_judges_resolve_when_they_are_used() -> None:
         "combiner",
         "aggregator",
         "credit method",
+        "curriculum",
         "optimizer",
         "stage",
         "backend",

@@ -347,7 +347,7 @@ def test_what_the_pages_point_to_is_there() -> None:
 PUBLIC = (protocols, learning, judging, running, tools, judges)
 KINDS = (
     "stage", "judge", "model", "combiner", "aggregator", "credit method",
-    "optimizer", "backend",
+    "curriculum",    "optimizer", "backend",
 )  # fmt: skip
 
 

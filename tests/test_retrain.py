@@ -277,7 +277,7 @@ def test_without_the_option_nothing_happens(models: dict[str, Path], tmp_path: P
     parts = json.loads((done.folder / "checkpoints" / "update-000003" / "state.json").read_text())[
         "states"
     ]
-    assert list(parts) == ["optimizer"]
+    assert list(parts) == ["optimizer", "starts"]
     plain = RewardModelJudge(str(models["fresh"]))
     assert plain.learn(done) is None
     assert plain.state_dict() == {}

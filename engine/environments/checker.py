@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -145,20 +146,29 @@ class _Check:
         optimum = seen.info.get("optimum")
         if "odd_optimum" in seen.info:
             self.problems.append(str(seen.info["odd_optimum"]))
-        if player:
-            self._ask(instance, "player", player, noise)
-        contents, total, messages = [seen.message.content], 0.0, [seen.message]
+        contents, totals = [seen.message.content], defaultdict[str, float](float)
+        spoken: dict[str, list[Message]] = {}  # by seat; most environments have one
         for turn in range(self.max_turns):
-            action = self._ask(instance, "reply", messages) if player else rng.choice(JUNK)
+            seat = seen.player
+            if player and seat not in spoken:
+                own = derive_id(noise, seat) if seat else noise
+                self._ask(instance, "player", player, own, seat)
+            messages = spoken.setdefault(seat, [])
+            messages.append(seen.message)
+            action = (
+                self._ask(instance, "reply", list(messages), seat) if player else rng.choice(JUNK)
+            )
+            messages.append(Message("assistant", action))
             try:
                 seen = call(self.environments, instance, "step", action)
             except EnvironmentBroke as error:
                 raise EnvironmentBroke(
                     f"step after {turn} turns: {str(error).removeprefix('step: ')}"
                 ) from error
-            total += seen.reward
-            contents += [action, seen.message.content, repr(seen.reward)]
-            messages = [*messages, Message("assistant", action), seen.message]
+            totals[seat] += seen.reward
+            for other, result in seen.seats.items():
+                totals[other] += result.reward
+            contents += [action, seen.message.content, repr(seen.reward), repr(seen.seats)]
             if seen.terminated or seen.truncated:
                 break
         else:
@@ -166,6 +176,7 @@ class _Check:
                 f"an episode of {player or 'random text'} did not end within {self.max_turns}"
                 " turns: give it an end, or register it with max_episode_steps"
             )
+        total = max(totals.values(), default=0.0)
         if optimum is not None and total > optimum + 1e-6:
             self.problems.append(
                 f"a return of {total:g} exceeds the start's stated optimum {optimum:g} (seed"

@@ -9,6 +9,9 @@ unwrapped environment or its `info`:
   every step;
 - `info["success"]` (bool) at the last step; `info["optimum"]` at reset, the best return this start
   allows;
+- `info["player"]` at reset and every step, where several seats are played: the one that the
+  observation is for and that replies next; `info["seats"]` at a step: what the seats that did not
+  reply get by it, `{seat: {"reward": number, "success": bool, ...}}`;
 - `metadata["concurrency"]`: "serial" (default: all environments step in order on one thread),
   "thread" (thread-safe, or `reset`/`step` are coroutines) or "process" (each in a process of its
   own);
@@ -46,6 +49,15 @@ warnings.filterwarnings("ignore", message=".*is different from the unwrapped ver
 
 
 @dataclass(frozen=True, slots=True)
+class SeatResult:
+    """What a step means for a seat that did not reply: its reward, and what its own last turn's
+    `info` has more."""
+
+    reward: float = 0.0
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """A checked result of `reset` or `step`."""
 
@@ -56,6 +68,8 @@ class Observation:
     info: Mapping[str, Any] = field(default_factory=dict)
     system: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    player: str = ""
+    seats: Mapping[str, SeatResult] = field(default_factory=dict)
 
 
 def _jsonable(value: Any) -> Any:
@@ -213,20 +227,8 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
     role: Any = info.get("role", "user")
     if not (isinstance(role, str) and role in ("user", "tool")):
         raise EnvironmentBroke(f'info["role"] is {_short(role)}; it may be "user" or "tool"')
-    try:
-        kept = _jsonable(
-            {
-                k: v
-                for k, v in info.items()
-                if k not in ("role", "system", "tools", "success", "optimum")
-            }
-        )
-    except RecursionError:
-        raise EnvironmentBroke(
-            "info contains itself, or is nested too deeply to be written down"
-        ) from None
-    if info.get("success") is not None:
-        kept["success"] = _flag(info["success"], 'info["success"]')
+    read_here = ("role", "system", "tools", "optimum", "player", "seats")
+    kept = _plain_info({k: v for k, v in info.items() if k not in read_here})
     if info.get("optimum") is not None:
         try:
             kept["optimum"] = _number(info["optimum"], 'info["optimum"]')
@@ -246,7 +248,48 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
         kept,
         None if system is None else text_of(system, 'info["system"]'),
         _tools(info.get("tools")),
+        "" if info.get("player") is None else text_of(info["player"], 'info["player"]'),
+        _seats(info.get("seats")) if stepped else {},
     )
+
+
+def _seats(value: Any) -> dict[str, SeatResult]:
+    """Returns what other seats get by a step.
+
+    Raises:
+        EnvironmentBroke: it is no mapping from seats to mappings.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(
+        isinstance(seat, str) and isinstance(own, Mapping) for seat, own in value.items()
+    ):
+        raise EnvironmentBroke(
+            'info["seats"] must be {seat: {"reward": number, "success": bool, ...}} of the seats'
+            f" that did not reply; it is {_short(value)}"
+        )
+    found = {}
+    for seat, own in value.items():
+        info = _plain_info({k: v for k, v in own.items() if k != "reward"}, f"of seat {seat!r}")
+        found[seat] = SeatResult(_number(own.get("reward", 0.0), f"reward of seat {seat!r}"), info)
+    return found
+
+
+def _plain_info(info: Mapping[Any, Any], whose: str = "") -> dict[str, Any]:
+    """Returns `info` as it is kept: plain JSON data, `success` True or False or left out.
+
+    Raises:
+        EnvironmentBroke: it cannot be written down, or its success is neither.
+    """
+    try:
+        kept = _jsonable({k: v for k, v in info.items() if k != "success"})
+    except RecursionError:
+        raise EnvironmentBroke(
+            "info contains itself, or is nested too deeply to be written down"
+        ) from None
+    if info.get("success") is not None:
+        kept["success"] = _flag(info["success"], f'info["success"] {whose}'.strip())
+    return dict(kept)
 
 
 def _short(value: Any) -> str:

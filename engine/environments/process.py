@@ -87,6 +87,7 @@ class Session:
         self.awaited = False
         self._env: Any = None
         self._limit: int | None = None
+        self._seated: dict[str, Any] = {}  # players of the environment's own, by seat
 
     def _settled(self, value: Any) -> Any:
         if not inspect.isawaitable(value):
@@ -143,14 +144,15 @@ class Session:
             return replace(seen, truncated=True)
         return seen
 
-    def player(self, name: str, noise: str) -> None:
-        """Makes one of the environment's own players, which replies from here on; `noise` seeds its
-        random numbers."""
-        self._player = self._settled(self._players[name](self._env.unwrapped, random.Random(noise)))
+    def player(self, name: str, noise: str, seat: str = "") -> None:
+        """Makes one of the environment's own players, which replies in this seat from here on;
+        `noise` seeds its random numbers."""
+        made = self._players[name](self._env.unwrapped, random.Random(noise))
+        self._seated[seat] = self._settled(made)
 
-    def reply(self, messages: Sequence[Message]) -> str:
-        """Returns the player's reply to a conversation."""
-        return text_of(self._settled(self._player(messages)), "the reply")
+    def reply(self, messages: Sequence[Message], seat: str = "") -> str:
+        """Returns the reply of a seat's player to a conversation."""
+        return text_of(self._settled(self._seated[seat](messages)), "the reply")
 
     def copied(self) -> Any:
         """Returns a copy of the environment as it is now, to go on from; None if it cannot be

@@ -21,6 +21,7 @@ KINDS = (
     "credit method",
     "combiner",
     "aggregator",
+    "curriculum",
     "backend",
     "judge",
     "model",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, PluginError
-from ..protocols import Aggregator, Combiner, CreditAssigner, Optimizer
+from ..protocols import Aggregator, Combiner, CreditAssigner, Curriculum, Optimizer
 from .config import PolicyConfig, RunConfig, flat
 from .plugins import Plugins
 from .stage import Stage
@@ -22,6 +22,7 @@ CONTRACTS: Mapping[str, type] = {
     "credit method": CreditAssigner,
     "combiner": Combiner,
     "aggregator": Aggregator,
+    "curriculum": Curriculum,
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..util.ids import canonical_json, derive_id
@@ -33,6 +33,9 @@ class Start:
         env: id of the environment.
         seed, options: what `reset` received.
         kwargs: what `gymnasium.make` received.
+        seat: which of the environment's seats the conversation is of; empty: it has one.
+        against: who replies in the other seats, by seat: "policy", one of the environment's own
+            players, or another policy's folder.
 
     Raises:
         TypeError: options or kwargs that are not plain JSON data.
@@ -42,15 +45,30 @@ class Start:
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    seat: str = ""
+    against: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("options", "kwargs"):
+        for name in ("options", "kwargs", "against"):
             object.__setattr__(self, name, json.loads(canonical_json(dict(getattr(self, name)))))
 
     @property
     def key(self) -> str:
         """A digest of the start; equal starts have equal keys."""
-        return derive_id(self.env, self.seed, self.options, self.kwargs)
+        seats = (self.seat, self.against) if self.seat else ()
+        return derive_id(self.env, self.seed, self.options, self.kwargs, *seats)
+
+    @property
+    def match(self) -> tuple[Any, ...]:
+        """What the starts of all seats that are played together share."""
+        players = {self.seat: "policy", **self.against} if self.seat else {}
+        return (self.env, self.seed, canonical_json([self.options, self.kwargs, players]))
+
+    def in_seat(self, seat: str) -> Start:
+        """Returns the start of another seat of the same match, this one played by the policy."""
+        others = {self.seat: "policy", **self.against}
+        del others[seat]
+        return replace(self, seat=seat, against=others)
 
 
 @dataclass(frozen=True, slots=True)

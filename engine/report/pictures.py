@@ -74,6 +74,8 @@ def draw_pictures(
         pictures.append(("Success per update.", _draw([[s for s in (wins, gold) if s.values]])))
     if any(played.values()) and outcome_of:
         pictures.append(_habits(played))
+    if starts := _curriculum(metrics):
+        pictures.append(("Which starts were played.", _draw([[s] for s in starts])))
     learning = [[_logged(metrics, key, name, COLOURS["other"])] for key, name in LEARNING.items()]
     if learning := [[s] for [s] in learning if len(s.values) > 1]:
         pictures.append(("How it learned.", _draw(learning)))
@@ -214,6 +216,17 @@ def _repeats(episode: Episode) -> float:
 def _logged(metrics: Sequence[Mapping[str, Any]], key: str, name: str, colour: str) -> Series:
     found = [(m["update"], m[key]) for m in metrics if key in m]
     return Series(name, [u for u, _ in found], [v for _, v in found], colour=colour)
+
+
+def _curriculum(metrics: Sequence[Mapping[str, Any]]) -> list[Series]:
+    """Returns what a curriculum reports, and what it is for; none where nothing was chosen."""
+    names = sorted({key for m in metrics for key in m if key.startswith("curriculum/")})
+    if not names:
+        return []
+    shown = {"groups_without_signal_share": "share of groups without signal"}
+    shown |= {key: key.removeprefix("curriculum/").replace("_", " ") for key in names}
+    found = [_logged(metrics, key, name, COLOURS["other"]) for key, name in shown.items()]
+    return [series for series in found if len(series.values) > 1]
 
 
 def _measured(

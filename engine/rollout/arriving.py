@@ -16,9 +16,9 @@ class ConversationFailed(Exception):
     """A conversation ends as failed, for this reason."""
 
 
-# A conversation asks for calls of its environment (a verb and its arguments) or, by None, for a
-# reply.
-Call = tuple[Any, ...] | None
+# A match asks for calls of its environment (a verb and its arguments), or for a reply in one of its
+# conversations.
+Call = tuple[Any, ...] | LiveEpisode
 
 
 @dataclass(slots=True)
@@ -40,9 +40,9 @@ class States:
     copies: dict[tuple[str, int], tuple[Any, list[Observation]]] = field(default_factory=dict)
 
 
-def arrive(live: LiveEpisode, known: States) -> Generator[Call, Any, None]:
+def arrive(live: LiveEpisode, known: States) -> Generator[Call, Any, Observation]:
     """Brings a conversation's environment to where it begins: by reset, by playing a branch's
-    replies again, or from a copy."""
+    replies again, or from a copy. Returns what the reset gave."""
     branch = live.branch
     origin = branch.origin if branch else None
     seen: list[Observation] = []
@@ -79,9 +79,10 @@ def arrive(live: LiveEpisode, known: States) -> Generator[Call, Any, None]:
                 known.copies.pop(origin, None)
     if branch and (why := differs(branch, seen)):
         raise ConversationFailed(why)
-    live.reset, live.observation = seen[0], seen[-1].message
+    live.observation = seen[-1].message
     if branch:
         live.turns = list(branch.prefix)
+    return seen[0]
 
 
 def differs(branch: Branch, seen: Sequence[Observation]) -> str:

@@ -47,13 +47,22 @@ def episode_id(where: Where, start: Start | Branch, slot: int) -> str:
     return derive_id(where.run, where.stage, where.update, key, slot)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LiveEpisode:
-    """An episode that is being played."""
+    """A conversation that is being played; where the environment has several seats, one of them.
 
-    index: int
+    Attributes:
+        index: its place among the episodes asked for; None: another's, which is not recorded.
+        player: who replies.
+        row: its place in what the player keeps.
+        env: the environment, which the seats share.
+        steps: asked of the environment so far; of several seats the first one counts.
+    """
+
+    index: int | None
     start: Start
     slot: int
+    player: Any
     row: int
     env: Instance
     branch: Branch | None = None
@@ -63,7 +72,7 @@ class LiveEpisode:
     ids: list[int] = field(default_factory=list)
     fresh: list[int] = field(default_factory=list)  # ids since the last sampled token
     state: Any = None  # what the player keeps: a backend's conversation
-    steps: int = 0  # asked of the environment so far
+    steps: int = 0
 
     @property
     def messages(self) -> list[Message]:

@@ -50,8 +50,8 @@ def in_order(
     talks: Sequence[LiveEpisode], replies: Iterable[tuple[LiveEpisode, Reply]]
 ) -> list[Reply]:
     """Waits for all replies and returns them in the order of the conversations."""
-    found = {live.index: reply for live, reply in replies}
-    return [found[live.index] for live in talks]
+    found = dict(replies)
+    return [found[live] for live in talks]
 
 
 @contextlib.contextmanager

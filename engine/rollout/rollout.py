@@ -11,91 +11,21 @@ The noise is the same, so that replies differ by the rounding of another batch o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from ..environments.instance import Instance
 from ..environments.pool import Environments
-from ..errors import TooManyFailures
-from ..records.episode import Ending, Episode, Start, Turn
-from ..util.ids import derive_id
-from ..util.secrets import redact
-from ..util.wording import each_text, reason_text
-from .arriving import Call, ConversationFailed, States, arrive
-from .conversation import Branch, LiveEpisode, Reply, Where, episode_id, spoken
+from ..errors import ConfigError, TooManyFailures
+from ..records.episode import Ending, Episode, Start
+from .arriving import ConversationFailed, States
+from .conversation import Branch, LiveEpisode, Where, episode_id
+from .match import Match, course, without_secrets
 from .players import Player, ScriptPlayer, in_order
 
 Schedule = Literal["deterministic", "ready-first"]
 Progress = Callable[[int, int], None]  # (episodes finished, episodes in all)
-
-
-def _without_secrets(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `info` as it is stored.
-
-    Its names are the environment's (`info["secret"]` may be the word to guess): only texts tell
-    secrets.
-    """
-    return dict(each_text(redact, info))
-
-
-def _converse(
-    live: LiveEpisode, player: Player, where: Where, max_turns: int, known: States
-) -> Generator[Call, Any, tuple[Ending, str]]:
-    """Plays one conversation from where it begins to its end. Returns how it ended, and why.
-
-    Raises:
-        ConversationFailed: its environment, or a player of the environment's, failed.
-    """
-    own = (
-        player.player
-        if isinstance(player, ScriptPlayer) and isinstance(player.player, str)
-        else None
-    )
-    if live.env.traits is None:
-        yield ("make",)
-    assert live.env.traits is not None
-    if own is not None and own not in live.env.traits.players:
-        has = ", ".join(live.env.traits.players) or "none"
-        raise LookupError(f"environment {live.start.env!r} has no player {own!r}; it has: {has}")
-    yield from arrive(live, known)
-    player.begin(live, where)
-    if own is not None:
-        place = (where.stage, live.branch.parent.slot, live.branch.turn) if live.branch else ()
-        yield (
-            "player",
-            own,
-            derive_id("player", where.seed, where.update, live.start.key, live.slot, *place),
-        )
-    while True:
-        reply = Reply((yield ("reply", spoken(live)))) if own is not None else (yield None)
-        if reply.failed:
-            raise ConversationFailed(reply.stop)
-        if reply.text is None:
-            return "truncated", reply.stop
-        assert live.observation is not None
-        sampled = (reply.prompt_ids, reply.action_ids, reply.logprobs, reply.version, reply.cut)
-        answered, live.observation = live.observation, None
-        try:
-            observation = yield ("step", reply.text)
-        except ConversationFailed:
-            live.turns.append(Turn(answered, reply.text, 0.0, *sampled))
-            raise
-        live.turns.append(
-            Turn(
-                answered,
-                reply.text,
-                observation.reward,
-                *sampled,
-                _without_secrets(observation.info),
-            )
-        )
-        live.observation = observation.message
-        if observation.terminated:
-            return "terminated", ""
-        if observation.truncated:
-            return "truncated", reason_text(str(observation.info.get("reason", "environment")))
-        if len(live.turns) >= max_turns:
-            return "truncated", "max_turns"
 
 
 def rollout(
@@ -110,8 +40,13 @@ def rollout(
     progress: Progress | None = None,
     ended: Callable[[Episode], None] | None = None,
     environments: Environments | None = None,
+    others: Mapping[str, Player] = {},
 ) -> list[Episode]:
     """Plays one episode per start and slot, as many at a time as the player has rows for.
+
+    Starts that are seats of one match (`Start.match`) and have the same slot are played together,
+    in one environment. In a seat that is not among the starts, the player that `Start.against`
+    names replies, and nothing of it is recorded.
 
     A conversation that ends frees its row for the next start. One whose environment raises, hangs
     or breaks its space (when it is made, reset or stepped, or in one of its players) ends as
@@ -133,6 +68,8 @@ def rollout(
         ended: called with every episode when it has ended, while others are played.
         environments: those to play in, kept by the caller for the next time; default: made here and
             closed at the end.
+        others: other policies that `Start.against` names; what it names and is not here is a player
+            of the environment's own.
 
     Returns:
         the episodes, in the order of the starts.
@@ -143,7 +80,7 @@ def rollout(
     """
     own = environments if environments is not None else Environments()
     own.limit = step_limit
-    play = _Play(player, list(starts), where, max_turns, max_failure_rate, schedule, own)
+    play = _Rollout(player, list(starts), where, max_turns, max_failure_rate, schedule, own, others)
     play.progress, play.ended = progress, ended
     try:
         return play.episodes()
@@ -153,7 +90,7 @@ def rollout(
             own.close()
 
 
-class _Play:
+class _Rollout:
     """A rollout in progress: which conversations wait, which are alive and for what."""
 
     def __init__(
@@ -165,6 +102,7 @@ class _Play:
         max_failure_rate: float,
         schedule: Schedule,
         environments: Environments,
+        others: Mapping[str, Player],
     ) -> None:
         self.player, self.where, self.max_turns = player, where, max_turns
         self.max_failure_rate, self.total, self.environments = (
@@ -172,12 +110,17 @@ class _Play:
             len(starts),
             environments,
         )
+        self.others = {**others, "policy": player}
         self.waiting = dict(enumerate(starts))
-        self.rows = list(range(player.rows))[::-1]
-        self.alive: dict[
-            Instance, tuple[LiveEpisode, Generator[Call, Any, tuple[Ending, str]]]
-        ] = {}
-        self.silent: dict[Instance, None] = {}  # those who wait for a reply
+        # Where the seats of matches wait; those that have one seat need not be found.
+        self.seated = {
+            (start.key, slot): index
+            for index, (start, slot) in self.waiting.items()
+            if isinstance(start, Start) and start.seat
+        }
+        self.rows: dict[Player, list[int]] = {}
+        self.alive: dict[Instance, Match] = {}
+        self.silent: dict[Instance, LiveEpisode] = {}  # those who wait for a reply
         self.called: dict[Instance, str] = {}  # those who wait for their environment, and for what
         self.progress: Progress | None = None
         self.ended: Callable[[Episode], None] | None = None
@@ -186,16 +129,15 @@ class _Play:
         self.known = States(
             Counter(start.origin for start, _ in starts if isinstance(start, Branch))
         )
-        self.together = not isinstance(player, ScriptPlayer) and schedule == "deterministic"
+        policies = any(not isinstance(each, ScriptPlayer) for each in self.others.values())
+        self.together = policies and schedule == "deterministic"
 
     def episodes(self) -> list[Episode]:
         """Plays all episodes. Where the schedule is deterministic a policy replies when every
         environment has answered; else a player replies to those that wait, when it has looked for
         others that do."""
         while self.waiting or self.alive:
-            if not self.together or all(
-                self.alive[instance][0].reset is None for instance in self.called
-            ):
+            if not self.together or all(self._arriving_yet(each) for each in self.called):
                 self._begin()
             if self.silent and self.called and not self.together:
                 self._listen(block=False)
@@ -204,6 +146,10 @@ class _Play:
             else:
                 self._listen(block=True)
         return [self.done[i] for i in range(self.total)]
+
+    def _arriving_yet(self, instance: Instance) -> bool:
+        """Returns whether an environment is still on its way to its first observation."""
+        return self.alive[instance].first.reset is None
 
     def _listen(self, *, block: bool) -> None:
         """Goes on with the conversations whose environments have answered."""
@@ -220,26 +166,64 @@ class _Play:
     def _begin(self) -> None:
         """Starts conversations in free rows, as far as their environments are available."""
         full: set[str] = set()
-        for index, (origin, slot) in list(self.waiting.items()) if self.rows else ():
+        for index, (origin, slot) in list(self.waiting.items()):
             branch = origin if isinstance(origin, Branch) else None
             start = origin.parent.start if isinstance(origin, Branch) else origin
-            if start.env in full or (branch and self._copied_soon(branch)):
+            if index not in self.waiting or start.env in full:
+                continue
+            if branch and self._copied_soon(branch):
+                continue
+            seats = self._seats(index, start, slot)
+            if not self._has_room([player for _, _, player in seats]):
+                if len(seats) == 1:
+                    return
                 continue
             instance = self.environments.take(start.env, start.kwargs)
             if instance is None:
                 full.add(start.env)
                 continue
-            del self.waiting[index]
             if branch:
                 self.known.reaching.add(branch.origin)
-            live = LiveEpisode(index, start, slot, self.rows.pop(), instance, branch)
-            self.alive[instance] = (
-                live,
-                _converse(live, self.player, self.where, self.max_turns, self.known),
-            )
+            lives = {}
+            for number, own, player in seats:
+                if number is not None:
+                    del self.waiting[number]
+                row = self.rows[player].pop()
+                lives[own.seat] = LiveEpisode(number, own, slot, player, row, instance, branch)
+            played = course(lives, self.where, self.max_turns, self.known)
+            self.alive[instance] = Match(lives, played)
             self._advance(instance, None)
-            if not self.rows:
-                return
+
+    def _seats(self, index: int, start: Start, slot: int) -> list[tuple[int | None, Start, Player]]:
+        """Returns the seats of the match that a start belongs to, in order: where they wait, their
+        starts, and who replies."""
+        if not start.seat:
+            return [(index, start, self.player)]
+        found: list[tuple[int | None, Start, Player]] = []
+        for seat in sorted([start.seat, *start.against]):
+            name = start.against.get(seat, "policy")
+            own = start if seat == start.seat else start.in_seat(seat)
+            number = self.seated.get((own.key, slot)) if name == "policy" else None
+            known = number if number in self.waiting else None
+            found.append((known, own, self.others.setdefault(name, ScriptPlayer(name))))
+        return found
+
+    def _has_room(self, players: Sequence[Player]) -> bool:
+        """Returns whether every player has a free row for each conversation.
+
+        Raises:
+            ConfigError: one never has as many rows.
+        """
+        for player, count in Counter(players).items():
+            free = self.rows.setdefault(player, list(range(player.rows))[::-1])
+            if count > player.rows:
+                raise ConfigError(
+                    f"{count} seats of a match are played by one policy, and its backend has"
+                    f" {player.rows} rows: give it more, `backend: {{name: in-process, rows: ...}}`"
+                )
+            if len(free) < count:
+                return False
+        return True
 
     def _copied_soon(self, branch: Branch) -> bool:
         """Returns whether another conversation is on the way to where this branch begins, so that
@@ -254,61 +238,84 @@ class _Play:
         metadata = self.environments.metadata(branch.parent.start.env)
         return metadata is None or bool(metadata.get("snapshots", False))
 
-    def _asking(self) -> list[LiveEpisode]:
-        """Takes those who wait for a reply, in the order in which they began."""
-        asking = [live for instance, (live, _) in self.alive.items() if instance in self.silent]
-        self.silent.clear()
-        return asking
+    def _asking(self, player: Player) -> list[LiveEpisode]:
+        """Takes those who wait for a player's reply, in the order in which they began."""
+        return [
+            self.silent.pop(instance)
+            for instance in list(self.alive)
+            if instance in self.silent and self.silent[instance].player is player
+        ]
 
     def _reply(self) -> None:
-        asking, ended = self._asking(), len(self.done)
+        ended = len(self.done)
+        players = list(dict.fromkeys(live.player for live in self.silent.values()))
         if self.together:
-            replies = in_order(asking, self.player.reply(asking, self.where))
-            for live, reply in zip(asking, replies, strict=True):
-                self._advance(live.env, reply)
+            for player in players:
+                asking = self._asking(player)
+                replies = in_order(asking, player.reply(asking, self.where))
+                for live, reply in zip(asking, replies, strict=True):
+                    self._advance(live.env, reply)
         else:
-            for live, reply in self.player.reply(asking, self.where, self._arriving):
+            player = players[0]
+            arriving = partial(self._arriving, player)
+            for live, reply in player.reply(self._asking(player), self.where, arriving):
                 self._advance(live.env, reply)
         self._show(ended)
 
-    def _arriving(self) -> list[LiveEpisode]:
-        """Returns who has come to wait for a reply while others are replied to."""
+    def _arriving(self, player: Player) -> list[LiveEpisode]:
+        """Returns who has come to wait for a player's reply while others are replied to."""
         self._begin()
         self._listen(block=False)
-        return self._asking()
+        return self._asking(player)
 
     def _advance(self, instance: Instance, value: Any, failed: str = "") -> None:
-        """Continues one conversation with what it waited for, or with its failure."""
-        live, conversation = self.alive[instance]
+        """Continues one match with what it waited for, or with its failure."""
+        match = self.alive[instance]
         try:
             asked = (
-                conversation.throw(ConversationFailed(failed))
+                match.course.throw(ConversationFailed(failed))
                 if failed
-                else conversation.send(value)
+                else match.course.send(value)
             )
         except StopIteration as end:
             self._finish(instance, *end.value)
         except ConversationFailed as error:
             self._finish(instance, "failed", str(error))
         else:
-            if asked is None:
-                self.silent[instance] = None
+            if isinstance(asked, LiveEpisode):
+                self.silent[instance] = asked
                 return
             verb, *arguments = asked
-            live.steps += verb == "step"
-            self.called[instance] = (
-                f"step {live.steps}"
-                if verb == "step"
-                else "player"
-                if verb == "reply"
-                else str(verb)
-            )
+            match.first.steps += verb == "step"
+            place = {"step": f"step {match.first.steps}", "reply": "player"}
+            self.called[instance] = place.get(str(verb), str(verb))
             self.environments.ask(instance, verb, *arguments)
 
     def _finish(self, instance: Instance, ending: Ending, reason: str) -> None:
-        live, _ = self.alive.pop(instance)
+        match = self.alive.pop(instance)
+        for live in match.lives.values():
+            self.rows[live.player].append(live.row)
+            self.rows[live.player].sort(reverse=True)
+        episodes = [self._record(live, ending, reason) for live in match.recorded]
+        # A broken environment is not used again.
+        self.environments.give(instance, sound=ending != "failed")
+        for episode in episodes:
+            if self.ended:
+                self.ended(episode)
+        if ending == "failed":
+            self.failed += [reason] * len(match.recorded)
+        if len(self.failed) > self.max_failure_rate * self.total:
+            reasons = sorted(set(self.failed))[:3]
+            raise TooManyFailures(
+                f"{len(self.failed)} of {self.total} episodes failed in their environment, more"
+                f" than max_failure_rate={self.max_failure_rate:g} allows. Reasons:"
+                f" {'; '.join(reasons)}"
+            )
+
+    def _record(self, live: LiveEpisode, ending: Ending, reason: str) -> Episode:
+        assert live.index is not None
         reset, final = live.reset, live.observation
-        self.done[live.index] = Episode(
+        episode = self.done[live.index] = Episode(
             id=episode_id(self.where, live.branch or live.start, live.slot),
             start=live.start,
             turns=tuple(live.turns),
@@ -323,26 +330,12 @@ class _Play:
             tools=reset.tools if reset else (),
             final=final,
             final_ids=(
-                self.player.final_ids(live) if ending == "truncated" and final is not None else ()
+                live.player.final_ids(live) if ending == "truncated" and final is not None else ()
             ),
-            history=self.player.history,
-            info=_without_secrets(reset.info) if reset else {},
+            history=live.player.history,
+            info=without_secrets(reset.info) if reset else {},
         )
-        self.rows.append(live.row)
-        self.rows.sort(reverse=True)
-        # A broken environment is not used again.
-        self.environments.give(instance, sound=ending != "failed")
-        if self.ended:
-            self.ended(self.done[live.index])
-        if ending == "failed":
-            self.failed.append(reason)
-        if len(self.failed) > self.max_failure_rate * self.total:
-            reasons = sorted(set(self.failed))[:3]
-            raise TooManyFailures(
-                f"{len(self.failed)} of {self.total} episodes failed in their environment, more"
-                f" than max_failure_rate={self.max_failure_rate:g} allows. Reasons:"
-                f" {'; '.join(reasons)}"
-            )
+        return episode
 
     def end(self) -> None:
         """Gives back what is still in use, after an error."""

@@ -53,7 +53,8 @@ def play(
         return [recorded[id_] for id_ in ids]
     if group_ended and world == 1:
         options["ended"] = _by_group(run, chosen, group_ended)
-    played = rollout(player, chosen[rank::world], where, environments=run.environments, **options)
+    share = _share(chosen, world, rank)
+    played = rollout(player, share, where, environments=run.environments, **options)
     if world > 1:
         from accelerate.utils import gather_object
 
@@ -65,6 +66,22 @@ def play(
         _report_differences(played, episodes)
         run.plugins.call_event("episodes_played", run=run, episodes=episodes)
     return shared(run, episodes)
+
+
+def _share(
+    chosen: Sequence[tuple[Start | Branch, int]], world: int, rank: int
+) -> list[tuple[Start | Branch, int]]:
+    """Returns what one of several processes plays: whole matches, in turn."""
+    numbers: dict[Any, int] = {}
+    return [
+        (start, slot)
+        for start, slot in chosen
+        if numbers.setdefault(
+            (start.match if isinstance(start, Start) else start.origin, slot), len(numbers)
+        )
+        % world
+        == rank
+    ]
 
 
 def _report_differences(played: Sequence[Episode], recorded: Sequence[Episode]) -> None:

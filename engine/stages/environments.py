@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..environments.pool import Environments, call
 from ..environments.registry import starts
 from ..errors import ConfigError, EnvironmentBroke
 from ..pipeline.plugins import Plugins
+from ..records.episode import Start
+from ..rollout.players import Player
 from ..util.section import Section
 from ..util.suggest import did_you_mean
+
+
+class OtherPolicy(Section):
+    """Another policy in a seat of an environment; it stays as it is.
+
+    Attributes:
+        policy: its folder or hub name, or one of the names that `turnwise model get` knows.
+    """
+
+    policy: str
 
 
 class EnvConfig(Section):
@@ -24,6 +37,9 @@ class EnvConfig(Section):
         options: for `reset`.
         kwargs: for `gymnasium.make`.
         feedback: its own sources, instead of the stage's.
+        seats: who replies in each of its seats, where it has several: "policy", which trains
+            there; "self", the policy without training there; one of the environment's own players;
+            `{policy: folder}`, another policy.
     """
 
     id: str
@@ -31,6 +47,53 @@ class EnvConfig(Section):
     options: dict[str, Any] = {}
     kwargs: dict[str, Any] = {}
     feedback: list[Any] | None = None
+    seats: dict[str, str | OtherPolicy] = {}
+
+    @field_validator("seats")
+    @classmethod
+    def _seats(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value and "policy" not in value.values():
+            raise ValueError('one of the seats must be the policy\'s: `{"0": policy, ...}`')
+        return value
+
+    @property
+    def trained(self) -> list[str]:
+        """The seats in which the policy trains, in order; none where there is one seat."""
+        return sorted(seat for seat, who in self.seats.items() if who == "policy")
+
+    def starts(
+        self, seed: int, count: int, *, options: Mapping[str, Any] | None = None, first: int = 0
+    ) -> list[Start]:
+        """Returns starts as `starts` does, in the first seat that is the policy's.
+
+        Args:
+            seed: of the sequence.
+            count: how many.
+            options: for `reset`; default: its own.
+            first: number of the first one.
+        """
+        own = self.options if options is None else options
+        found = starts(self.id, seed, count, own, self.kwargs, first=first)
+        if not self.seats:
+            return found
+        seat, *_ = self.trained
+        names = {
+            other: "policy"
+            if who == "self"
+            else who.policy
+            if isinstance(who, OtherPolicy)
+            else who
+            for other, who in self.seats.items()
+            if other != seat
+        }
+        return [replace(start, seat=seat, against=names) for start in found]
+
+    def every_seat(self, start: Start) -> list[Start]:
+        """Returns a start in every seat in which the policy trains."""
+        return [start, *(start.in_seat(seat) for seat in self.trained[1:])]
+
+
+OURS = ("policy", "self")  # those in a seat that are no players of the environment
 
 
 def read_envs(value: Any) -> list[EnvConfig]:
@@ -51,15 +114,44 @@ def read_envs(value: Any) -> list[EnvConfig]:
     return result
 
 
+def other_policies(envs: Sequence[EnvConfig], player: Callable[[Any], Player]) -> dict[str, Player]:
+    """Loads the other policies that play in seats, and returns a player of each by the name that
+    starts know it by."""
+    from ..policy.policy import Policy
+
+    names = {
+        who.policy for env in envs for who in env.seats.values() if isinstance(who, OtherPolicy)
+    }
+    return {name: player(Policy.from_pretrained(name)) for name in sorted(names)}
+
+
 def check_envs(
-    envs: Sequence[EnvConfig], players: Sequence[str] = (), plugins: Plugins | None = None
+    envs: Sequence[EnvConfig],
+    players: Sequence[str] = (),
+    plugins: Plugins | None = None,
+    several_seats: bool = False,
 ) -> None:
-    """Makes each environment once, so that a wrong id, option or player shows before the run."""
+    """Makes each environment once, so that a wrong id, option or player shows before the run.
+
+    Args:
+        envs: those of a stage.
+        players: of the environments' own that the stage asks for.
+        plugins: whose failures explain an id that is not there.
+        several_seats: whether the stage plays environments of several seats.
+
+    Raises:
+        ConfigError: what is wrong, and what there is instead.
+    """
     environments = Environments()
     try:
         for env in envs:
+            if env.seats and not several_seats:
+                raise ConfigError(
+                    f"environment {env.id!r} has `seats`, and only `rl` and `evaluate` play"
+                    " environments of several seats"
+                )
             try:
-                starts(env.id, 0, 1, env.options, env.kwargs)
+                env.starts(0, 1)
                 made = environments.take(env.id, env.kwargs)
                 assert made is not None
                 own = call(environments, made, "make").players
@@ -73,7 +165,10 @@ def check_envs(
             except EnvironmentBroke as error:
                 raise ConfigError(f"environment {env.id!r}: {error}") from error
             environments.give(made, sound=False)
-            for name in players:
+            scripts = [
+                who for who in env.seats.values() if isinstance(who, str) and who not in OURS
+            ]
+            for name in [*players, *scripts]:
                 if name not in own:
                     raise ConfigError(
                         f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}"

@@ -15,7 +15,6 @@ from pydantic import Field, field_validator
 
 from ..analysis.overoptimisation import best_of_n, kl_best_of_n
 from ..analysis.scores import bootstrap, paired, score
-from ..environments.registry import starts
 from ..errors import ConfigError, TooManyFailures
 from ..feedback.sources import Sources
 from ..pipeline.parts import component
@@ -32,7 +31,7 @@ from ..util import files
 from ..util.ids import canonical_json, derive_id
 from ..util.section import Section
 from .collect import ask, grouped, play
-from .environments import EnvConfig, check_envs
+from .environments import EnvConfig, check_envs, other_policies
 from .play_options import SamplingOptions, check_backend
 
 
@@ -45,6 +44,7 @@ def play_held_out(
     where: Where = Where(stage="evaluate"),
     slots: Sequence[int] = (0,),
     run: RunView | None = None,
+    others: Mapping[str, Any] = {},
 ) -> list[Episode]:
     """Plays the starts number 0 to `episodes - 1` that `seed` defines; the same for every player.
 
@@ -57,16 +57,13 @@ def play_held_out(
         where: run, stage, update and seed they are played in.
         slots: in the groups of these starts; several play each start several times.
         run: records them in its ledger.
+        others: other policies that play in seats, by name.
     """
     first = int(derive_id("evaluate", seed)[:8], 16)
-    chosen = [
-        (start, slot)
-        for start in starts(env.id, first, episodes, env.options, env.kwargs)
-        for slot in slots
-    ]
+    chosen = [(start, slot) for start in env.starts(first, episodes) for slot in slots]
     if run is not None:
-        return play(run, player, chosen, where, progress=progress)
-    return rollout(player, chosen, where, progress=progress)
+        return play(run, player, chosen, where, progress=progress, others=others)
+    return rollout(player, chosen, where, progress=progress, others=others)
 
 
 class Other(Section):
@@ -147,6 +144,7 @@ class Evaluate(SamplingOptions, Stage):
             self.env,
             [name for name in self.players if isinstance(name, str) and name != "policy"],
             run.plugins,
+            several_seats=True,
         )
         from ..policy.known import located
 
@@ -158,6 +156,13 @@ class Evaluate(SamplingOptions, Stage):
                 continue
             if not Path(located(folder)).is_dir():
                 raise ConfigError(f"evaluate: there is no policy in {folder}")
+        for env in self.env:
+            if len(env.trained) > 1:
+                raise ConfigError(
+                    f"evaluate: environment {env.id!r} gives the seats {', '.join(env.trained)} to"
+                    " the player that is evaluated: give it one, and the others to `self`, one of"
+                    " the environment's own players or `{policy: folder}`"
+                )
         check_backend(run, self.backend)
         self._comparing = self._sources(run, self.judge) if self.judge is not None else None
         self._scoring = self._sources(run, self.best_of.judge) if self.best_of else None
@@ -194,6 +199,7 @@ class Evaluate(SamplingOptions, Stage):
                 players[name] = (
                     self._player(run, run.policy) if name == "policy" else ScriptPlayer(name)
                 )
+        others = other_policies(self.env, partial(self._player, run))
         table: dict[str, dict[str, Any]] = {}
         for env in self.env:
             label = (
@@ -208,20 +214,21 @@ class Evaluate(SamplingOptions, Stage):
             for slot, (name, player) in enumerate(players.items()):
                 show = partial(run.status, f"evaluate {name}")
                 played[name] = play_held_out(
-                    player, env, self.episodes, self.seed, show, where, [slot], run
+                    player, env, self.episodes, self.seed, show, where, [slot], run, others
                 )
-                if isinstance(player, PolicyPlayer):
-                    player.backend.refresh()  # the next one needs the room
+                for each in (player, *others.values()):
+                    if isinstance(each, PolicyPlayer):
+                        each.backend.refresh()  # the next one needs the room
                 table[label + name] = asdict(score(played[name]))
-            [first, *others] = players
-            for name in others:
+            [first, *rest] = players
+            for name in rest:
                 two = played[first], played[name]
                 judged = {} if self.judge is None else decided(run, lambda: self._judged(run, *two))  # noqa: B023
                 table[f"{label}{first} - {name}"] = asdict(
                     paired(played[first], played[name], **judged)
                 )
             if self.best_of:
-                many = self._many(run, env, where, len(players))
+                many = self._many(run, env, where, len(players), others)
                 best = decided(run, partial(self._best_of, run, many))
                 table |= {label + name: row for name, row in best.items()}
         if run.is_main:
@@ -300,7 +307,9 @@ class Evaluate(SamplingOptions, Stage):
         backend = component(run.plugins, "backend", self.backend, policy=policy)
         return PolicyPlayer(policy, sampling, backend)
 
-    def _many(self, run: RunView, env: EnvConfig, where: Where, first: int) -> list[Episode]:
+    def _many(
+        self, run: RunView, env: EnvConfig, where: Where, first: int, others: Mapping[str, Any]
+    ) -> list[Episode]:
         """Plays as many conversations per start as `best_of` chooses from."""
         from ..policy.policy import Policy
 
@@ -313,9 +322,8 @@ class Evaluate(SamplingOptions, Stage):
         size = max(self.best_of.n)
         show = partial(run.status, f"best of {size}")
         slots = range(first, first + size)
-        return play_held_out(
-            self._player(run, policy), env, self.episodes, self.seed, show, where, slots, run
-        )
+        player = self._player(run, policy)
+        return play_held_out(player, env, self.episodes, self.seed, show, where, slots, run, others)
 
     def _best_of(self, run: RunView, episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
         """Chooses conversations by the judge's score, for every n, from the same many conversations

@@ -56,7 +56,7 @@ def branch_values(
     chosen = [(branch, slot) for branch in shared_states.values() for slot in range(count)]
 
     # The continuations are judged like any conversation, and recorded as what never trains.
-    extra = Experience(experience.progress, experience.env_of)
+    extra = Experience(experience.progress, experience.numbers)
     collector.judged_round(
         extra, chosen, Where(run.id, f"{run.stage}/{label}", number, run.seed), label
     )

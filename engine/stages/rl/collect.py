@@ -7,26 +7,25 @@ feedback becomes rewards. `InStep` waits for all feedback on an update's own con
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ...environments.registry import starts
 from ...errors import ConfigError, PluginError
 from ...pipeline.processes import decided
 from ...protocols import RunView
 from ...records.episode import Episode, Start
 from ...records.feedback import Answer
 from ...records.rewards import NoReward, Rewards, clipped
+from ...records.starts import StartNumber
 from ...rollout.conversation import Branch, Where
-from ...util.ids import derive_id
 from ...util.memory import explained_memory
 from ..collect import grouped, play, wait_for_answers
 from .experience import Experience
 from .metrics import groups_with_signal
 from .parts import Parts, part_name
 from .settings import RLSettings
+from .starts import Starts
 
 
 class Collector:
@@ -36,11 +35,14 @@ class Collector:
         run: the run.
         settings: options of the stage.
         parts: the stage's parts; its sources are open.
-        player: the policy, as it replies.
+        players: "policy", and other policies that play in seats, by name.
     """
 
-    def __init__(self, run: RunView, settings: RLSettings, parts: Parts, player: Any) -> None:
-        self.run, self.settings, self.parts, self.player = run, settings, parts, player
+    def __init__(
+        self, run: RunView, settings: RLSettings, parts: Parts, players: Mapping[str, Any]
+    ) -> None:
+        self.run, self.settings, self.parts, self.players = run, settings, parts, players
+        self.starts = Starts(run, settings, parts.curriculum)
 
     def collect(self, i: int) -> Experience:
         """Collects the conversations of update i of the stage, with all required feedback on them.
@@ -52,10 +54,15 @@ class Collector:
 
     def states(self) -> dict[str, Any]:
         """Returns what a checkpoint must keep of this collector, by name."""
-        return {}
+        return {"starts": self.starts}
 
     def close(self) -> None:
         """Ends the stage: records what will not train any more."""
+
+    def refresh(self) -> None:
+        """Lets every policy's backend take up its weights, and frees what it keeps."""
+        for player in self.players.values():
+            player.backend.refresh()
 
     def progress(self, i: int) -> dict[str, int]:
         """Returns the fields of the progress display in update i."""
@@ -66,35 +73,9 @@ class Collector:
         from it."""
         return Where(self.run.id, self.run.stage, self.run.updates + 1, self.run.seed)
 
-    def starts(
-        self, i: int, count: int, again: int = 0
-    ) -> tuple[list[tuple[Start, int]], dict[str, int]]:
-        """Draws the starts of round i.
-
-        Args:
-            i: number of the round.
-            count: how many groups.
-            again: the round of resampling; its starts are others than those of any other round.
-
-        Returns:
-            (start, slot) pairs, group by group, and the index of its environment for every start's
-            key.
-        """
-        run, settings = self.run, self.settings
-        more = ("again",) if again else ()
-        rng = random.Random(
-            derive_id("mixture", run.seed, run.stage, i, *more, *((again,) if again else ()))
-        )
-        seed = int(derive_id("starts", run.seed, run.stage, *more)[:8], 16)
-        first = (i * settings.resample + again - 1 if again else i) * settings.groups
-        chosen, env_of = [], {}
-        for g in range(count):
-            [index] = rng.choices(range(len(settings.env)), [env.weight for env in settings.env])
-            env = settings.env[index]
-            [start] = starts(env.id, seed, 1, env.options, env.kwargs, first=first + g)
-            env_of[start.key] = index
-            chosen += [(start, slot) for slot in range(settings.group_size)]
-        return chosen, env_of
+    def in_groups(self, starts: Iterable[Start]) -> list[tuple[Start, int]]:
+        """Returns every start with each slot of a group."""
+        return [(start, slot) for start in starts for slot in range(self.settings.group_size)]
 
     def play_round(
         self,
@@ -112,13 +93,14 @@ class Collector:
         ):
             episodes = play(
                 self.run,
-                self.player,
+                self.players["policy"],
                 chosen,
                 where,
                 group_ended=group_ended,
                 max_turns=settings.max_turns,
                 step_limit=settings.step_limit,
                 schedule=settings.schedule,
+                others=self.players,
                 max_failure_rate=1.0 if purpose else settings.max_failure_rate,
                 progress=lambda done, total: self.run.status(
                     purpose or "play", done, total, **experience.progress
@@ -151,7 +133,7 @@ class Collector:
 
         def ask(groups: Mapping[str, list[Episode]]) -> None:
             by_env = [
-                {k: m for k, m in groups.items() if experience.env_of[m[0].start.key] == index}
+                {k: m for k, m in groups.items() if experience.numbers[m[0].start.key].env == index}
                 for index in range(len(self.settings.env))
             ]
             sources.ask(by_env, run.ledger, earlier_groups=asked)
@@ -171,7 +153,7 @@ class Collector:
             )
             return (
                 episodes,
-                self.combine(episodes, experience.env_of, feedback, fit=not purpose),
+                self.combine(episodes, experience.numbers, feedback, fit=not purpose),
                 feedback,
             )
 
@@ -181,16 +163,15 @@ class Collector:
     def combine(
         self,
         episodes: Sequence[Episode],
-        env_of: Mapping[str, int],
+        numbers: Mapping[str, StartNumber],
         feedback: Mapping[str, list[Answer]],
         fit: bool = True,
     ) -> dict[str, Rewards | NoReward]:
         """Turns feedback by group into rewards by episode id. Episodes that failed have none."""
         by_env: dict[int, dict[str, list[Episode]]] = {}
         for episode in episodes:
-            by_env.setdefault(env_of[episode.start.key], {}).setdefault(episode.group, []).append(
-                episode
-            )
+            own = by_env.setdefault(numbers[episode.start.key].env, {})
+            own.setdefault(episode.group, []).append(episode)
         rewards: dict[str, Rewards | NoReward] = {}
         for index, groups in by_env.items():
             combiner = self.parts.combiners[index]
@@ -230,12 +211,15 @@ class InStep(Collector):
         experience = Experience(self.progress(i))
         missing = self.settings.groups
         for again in range(1 + self.settings.resample):
-            chosen, env_of = self.starts(i, missing, again)
-            experience.env_of.update(env_of)
-            self.judged_round(experience, chosen, self.place())
-            missing = self.settings.groups - len(
-                groups_with_signal(experience.episodes, experience.rewards)
-            )
+            taken = set(experience.numbers.values())
+            chosen = self.starts.choose(missing, taken, i, *(("again", again) if again else ()))
+            self.starts.played([number for _, number in chosen])
+            experience.numbers |= {start.key: number for start, number in chosen}
+            groups = self.in_groups(start for start, _ in chosen)
+            self.judged_round(experience, groups, self.place())
+            with_signal = set(groups_with_signal(experience.episodes, experience.rewards))
+            taught = {e.start.key for e in experience.episodes if e.group in with_signal}
+            missing = self.settings.groups - len({experience.numbers[key] for key in taught})
             if not missing:
                 break
         return experience

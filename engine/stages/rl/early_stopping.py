@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...environments.registry import starts
 from ...errors import TooManyFailures
 from ...protocols import RunView
 from ...rollout.conversation import Where
@@ -59,11 +58,11 @@ class EarlyStopping:
     nothing.
 
     Args:
-        player: the policy, as it replies.
+        players: "policy", and other policies that play in seats, by name.
     """
 
-    def __init__(self, run: RunView, settings: RLSettings, player: Any) -> None:
-        self.run, self.settings, self.player = run, settings, player
+    def __init__(self, run: RunView, settings: RLSettings, players: Mapping[str, Any]) -> None:
+        self.run, self.settings, self.players = run, settings, players
         self.best = BestSoFar(run.policy)
 
     def states(self) -> dict[str, Any]:
@@ -86,7 +85,8 @@ class EarlyStopping:
         gold, last = self.settings.gold, i + 1 == self.settings.updates
         if gold is None or not ((i + 1) % gold.every == 0 or last):
             return {}
-        self.player.backend.refresh()
+        for player in self.players.values():
+            player.backend.refresh()
         metrics = self._measure(i + 1)
         if gold.patience is not None and (last or self.is_over):
             self.best.put_back()
@@ -106,18 +106,18 @@ class EarlyStopping:
         values: list[float] = []
         successes: list[float] = []
         for env in settings.env:
-            options = env.options if gold.options is None else gold.options
-            own = starts(env.id, gold.seed, gold.episodes, options, env.kwargs)
+            own = env.starts(gold.seed, gold.episodes, options=gold.options)
             where = Where(run.id, f"{run.stage}/gold-{made}", run.updates + 1, gold.seed)
             played = play(
                 run,
-                self.player,
+                self.players["policy"],
                 [(start, 0) for start in own],
                 where,
                 max_turns=settings.max_turns,
                 step_limit=settings.step_limit,
                 schedule=settings.schedule,
                 max_failure_rate=settings.max_failure_rate,
+                others=self.players,
             )
             sound = [e for e in played if e.ending != "failed"]
             values += [e.env_return for e in sound]

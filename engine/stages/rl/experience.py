@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ...records.episode import Episode
 from ...records.feedback import Answer
 from ...records.rewards import NoReward, Rewards
+from ...records.starts import StartNumber
 
 
 @dataclass(slots=True)
@@ -17,7 +18,7 @@ class Experience:
 
     Attributes:
         progress: fields of the progress display.
-        env_of: index of the environment in the mixture, by key of the start.
+        numbers: the number of every start, by its key.
         rewards: by episode id.
         feedback: by group.
         metrics: of how the conversations came about.
@@ -27,7 +28,7 @@ class Experience:
     """
 
     progress: Mapping[str, int]
-    env_of: dict[str, int] = field(default_factory=dict)
+    numbers: dict[str, StartNumber] = field(default_factory=dict)
     episodes: list[Episode] = field(default_factory=list)
     rewards: dict[str, Rewards | NoReward] = field(default_factory=dict)
     feedback: dict[str, list[Answer]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from ...feedback.sources import Sources
 from ...feedback.specs import Source
 from ...pipeline.parts import component, declared
 from ...pipeline.plugins import Plugins
-from ...protocols import Combiner, CreditAssigner, Learns, Optimizer
+from ...protocols import Combiner, CreditAssigner, Curriculum, Learns, Optimizer
 from ..environments import EnvConfig
 from .settings import RLSettings
 
@@ -30,10 +30,13 @@ class Parts:
     credit: CreditAssigner
     sources: Sources
     combiners: list[Combiner]
+    curriculum: Curriculum
 
     def learning(self) -> dict[str, Any]:
         """Returns all parts that may have a state, by name."""
-        named: dict[str, Learns] = {"optimizer": self.optimizer, "credit": self.credit}
+        named: dict[str, Learns] = {
+            "optimizer": self.optimizer, "credit": self.credit, "curriculum": self.curriculum,
+        }  # fmt: skip
         named |= {f"combiner-{i}": combiner for i, combiner in enumerate(self.combiners)}
         return named | self.sources.givers()
 
@@ -59,7 +62,10 @@ def make_parts(settings: RLSettings, plugins: Plugins) -> Parts:
     for i, (env, own) in enumerate(zip(settings.env, sources.of_env, strict=True)):
         combiners.append(make_combiner(plugins, settings.combiner, own, sources.weights(i)))
         _check_sources(settings, env, own, credit, credit_name)
-    return Parts(optimizer, credit, sources, combiners)
+    _check_seats(settings, credit, credit_name)
+    curriculum = component(plugins, "curriculum", settings.curriculum)
+    curriculum.setup([env.weight for env in settings.env])
+    return Parts(optimizer, credit, sources, combiners, curriculum)
 
 
 def _check_optimizer(settings: RLSettings, optimizer: Any, plugins: Plugins) -> None:
@@ -144,6 +150,31 @@ def _check_sources(
                 " say: they need a number each, at once. Use judges that score, or a reward model"
                 " trained on people's answers; or credit 'gae', 'gigpo' or 'judged'"
             )
+
+
+def _check_seats(settings: RLSettings, credit: Any, name: Any) -> None:
+    """Refuses what environments of several seats cannot be paired with."""
+    if not any(env.seats for env in settings.env):
+        return
+    if "branches" in credit.needs or settings.audit:
+        what = f"credit {part_name(name)!r}" if "branches" in credit.needs else "an audit"
+        raise ConfigError(
+            f"{what} plays on from the middle of a conversation, which cannot be done with the"
+            " other seats of an environment: use credit 'outcome', 'gae', 'gigpo' or"
+            " 'redistribute', and no audit"
+        )
+    both = next((env for env in settings.env if len(env.trained) > 1), None)
+    if both is not None and (settings.pending or settings.gold):
+        what = "`pending`" if settings.pending else "`gold`"
+        why = (
+            "counts the conversations of a start once"
+            if settings.pending
+            else "would measure the policy against itself, which says nothing of how good it is"
+        )
+        raise ConfigError(
+            f"environment {both.id!r} trains the policy in the seats {', '.join(both.trained)}, and"
+            f" {what} {why}: train in one seat (`self` in the others), or leave {what} out"
+        )
 
 
 def _check_pending(settings: RLSettings, credit: Any, name: Any) -> None:

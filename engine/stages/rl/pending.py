@@ -32,6 +32,7 @@ from ...pipeline.processes import shared
 from ...protocols import RunView
 from ...records.episode import Episode, Start
 from ...records.feedback import Answer
+from ...records.starts import StartNumber
 from ...rollout.conversation import episode_id
 from ..collect import grouped, listen, waiting_note
 from .collect import Collector
@@ -48,11 +49,11 @@ class Group:
     """A group that was played and has not trained.
 
     Attributes:
-        env: which environment of the mixture.
+        start: the number of its start.
     """
 
     key: str
-    env: int
+    start: StartNumber
     episodes: tuple[Episode, ...]
 
     def age(self, version: int) -> int:
@@ -86,8 +87,10 @@ class Pending(Collector):
     Of several processes the main one decides, and holds them after a resume.
     """
 
-    def __init__(self, run: RunView, settings: RLSettings, parts: Parts, player: Any) -> None:
-        super().__init__(run, settings, parts, player)
+    def __init__(
+        self, run: RunView, settings: RLSettings, parts: Parts, players: Mapping[str, Any]
+    ) -> None:
+        super().__init__(run, settings, parts, players)
         self.rounds = 0  # played in this stage
         self.groups: list[Group] = []
         self.too_old = 0  # episodes given up since the last update
@@ -104,13 +107,13 @@ class Pending(Collector):
         """
         run, began, waited = self.run, time.perf_counter(), 0.0
         experience = Experience(self.progress(i))
-        self._adopt(experience)
         self._forget_ended()
         self._leave_out_old()
+        self._adopt(experience)
         step = shared(run, self._recorded() if run.is_main else None)
         while step.what not in ("train", "stop"):
             if step.what == "play":
-                self._play(experience, *self.starts(self.rounds, step.play))
+                self._play(experience, self._next_starts(step.play))
             elif step.what == "wait" and run.is_main:
                 since = run.clock()
                 run.sleep(self.settings.poll)
@@ -120,11 +123,9 @@ class Pending(Collector):
             raise Interrupted
         gone = {group.key for group in step.complete}
         self.groups = [group for group in self.groups if group.key not in gone]
-        experience.env_of |= {
-            e.start.key: group.env for group in step.complete for e in group.episodes
-        }
+        experience.numbers |= numbers_of(step.complete)
         episodes = [e for group in step.complete for e in group.episodes]
-        rewards = self.combine(episodes, experience.env_of, step.feedback) if run.is_main else {}
+        rewards = self.combine(episodes, experience.numbers, step.feedback) if run.is_main else {}
         experience.add(episodes, shared(run, rewards), step.feedback)
         experience.feedback_seconds = time.perf_counter() - began - experience.play_seconds
         experience.metrics = {
@@ -137,7 +138,7 @@ class Pending(Collector):
 
     def states(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps of collecting: itself, as `pending`."""
-        return {"pending": self}
+        return {**super().states(), "pending": self}
 
     def close(self) -> None:
         """Records what is left when the stage ends and will not train, so that no rater is asked
@@ -151,24 +152,30 @@ class Pending(Collector):
         before a kill."""
         run, where = self.run, self.place()
         while True:
-            chosen, env_of = self.starts(self.rounds, self.settings.groups)
-            ids = {episode_id(where, start, slot): start.key for start, slot in chosen}
+            chosen = self._next_starts(self.settings.groups)
+            ids = {
+                episode_id(where, start, slot): start.key
+                for start, slot in self.in_groups(start for start, _ in chosen)
+            }
             there = {ids[id_] for id_ in run.ledger.episodes(list(ids))} if run.is_main else set()
             there = shared(run, there)
             if not there:
                 return
-            self._play(
-                experience, [(start, slot) for start, slot in chosen if start.key in there], env_of
-            )
+            self._play(experience, [(start, n) for start, n in chosen if start.key in there])
 
-    def _play(
-        self, experience: Experience, chosen: Sequence[tuple[Start, int]], env_of: Mapping[str, int]
-    ) -> None:
+    def _next_starts(self, count: int) -> list[tuple[Start, StartNumber]]:
+        """Returns the starts of the next round: none of a group that waits."""
+        return self.starts.choose(count, {group.start for group in self.groups}, self.rounds)
+
+    def _play(self, experience: Experience, chosen: Sequence[tuple[Start, StartNumber]]) -> None:
         """Plays a round."""
-        played = grouped(self.play_round(experience, chosen, self.place()))
+        starts = self.in_groups(start for start, _ in chosen)
+        played = grouped(self.play_round(experience, starts, self.place()))
         self.rounds += 1
+        self.starts.played([number for _, number in chosen])
+        numbers = {start.key: number for start, number in chosen}
         self.groups += [
-            Group(key, env_of[own[0].start.key], tuple(own)) for key, own in played.items()
+            Group(key, numbers[own[0].start.key], tuple(own)) for key, own in played.items()
         ]
         if self.rounds == 1:
             self.check_turns([e for own in played.values() for e in own])
@@ -272,7 +279,7 @@ class Pending(Collector):
         earlier_groups = self._asked & {group.key for group in self.groups}
         if new:
             groups = [
-                {group.key: group.episodes for group in new if group.env == index}
+                {group.key: group.episodes for group in new if group.start.env == index}
                 for index in range(len(self.settings.env))
             ]
             self.parts.sources.ask(groups, self.run.ledger, earlier_groups=earlier_groups)
@@ -288,10 +295,8 @@ class Pending(Collector):
             # Combiners must not learn from this trial: they do when the update is made.
             combiners = self.parts.combiners
             before = [copy.deepcopy(combiner.state_dict()) for combiner in combiners]
-            env_of = {e.start.key: group.env for group in groups for e in group.episodes}
-            rewards = self.combine(
-                [e for group in groups for e in group.episodes], env_of, feedback
-            )
+            episodes = [e for group in groups for e in group.episodes]
+            rewards = self.combine(episodes, numbers_of(groups), feedback)
             for combiner, state in zip(combiners, before, strict=True):
                 if state:
                     combiner.load_state_dict(state)
@@ -314,7 +319,7 @@ class Pending(Collector):
     def state_dict(self) -> dict[str, Any]:
         """Returns the rounds played, the count of groups too old, and the ids of what waits."""
         kept = [
-            {"key": g.key, "env": g.env, "episodes": [e.id for e in g.episodes]}
+            {"key": g.key, "start": list(g.start), "episodes": [e.id for e in g.episodes]}
             for g in self.groups
         ]
         return {"rounds": self.rounds, "too_old": self.too_old, "groups": kept}
@@ -332,6 +337,11 @@ class Pending(Collector):
                 " ledger: it is not the one this run wrote. Put that one back"
             )
         self.groups = [
-            Group(k["key"], k["env"], tuple(found[id_] for id_ in k["episodes"]))
+            Group(k["key"], StartNumber(*k["start"]), tuple(found[id_] for id_ in k["episodes"]))
             for k in state["groups"]
         ]
+
+
+def numbers_of(groups: Sequence[Group]) -> dict[str, StartNumber]:
+    """Returns the number of every group's start, by the start's key."""
+    return {e.start.key: group.start for group in groups for e in group.episodes}

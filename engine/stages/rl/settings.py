@@ -77,6 +77,7 @@ class RLSettings(JudgedPlayOptions, Stage):
         optimizer: `grpo`, `ppo`, `rejection`, or a plugin's.
         credit: how rewards become advantages; default: `gae` with a critic, else `outcome`.
         combiner: how feedback becomes rewards: `weighted`, `aggregate` or `calibrated`.
+        curriculum: which starts are played: `uniform`, `learnable` or `staged`.
     """
 
     updates: int = Field(default=100, ge=1)
@@ -85,6 +86,7 @@ class RLSettings(JudgedPlayOptions, Stage):
     optimizer: Any = "grpo"
     credit: Any = None
     combiner: Any = "weighted"
+    curriculum: Any = "uniform"
     feedback: list[Any] = [ENVIRONMENT]
     reward_clip: float | None = Field(default=None, gt=0)
     reward_whiten: bool = False

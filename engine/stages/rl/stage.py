@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from ...errors import ConfigError
 from ...feedback.specs import ENVIRONMENT
@@ -11,7 +12,7 @@ from ...pipeline.parts import component
 from ...pipeline.processes import shared
 from ...protocols import RunView
 from ...records.update import Update
-from ..environments import check_envs
+from ..environments import check_envs, other_policies
 from ..play_options import check_backend
 from .collect import Collector, InStep
 from .early_stopping import EarlyStopping
@@ -30,7 +31,7 @@ class RL(RLSettings):
 
     def check(self, run: RunView) -> None:
         """Checks the environments, the order of judges, and the backend's options."""
-        check_envs(self.env, (), run.plugins)
+        check_envs(self.env, (), run.plugins, several_seats=True)
         self._parts = make_parts(self, run.plugins)
         self._parts.sources.check_order(run.before)
         check_backend(run, self.backend)
@@ -55,16 +56,19 @@ class RL(RLSettings):
                 f"max_new_tokens={self.max_new_tokens} leaves no room in a context of"
                 f" {policy.context_length} tokens"
             )
-        backend = component(run.plugins, "backend", self.backend, policy=policy)
-        player = PolicyPlayer(
-            policy, Sampling(self.temperature, self.max_new_tokens), backend, self.history
-        )
+        sampling = Sampling(self.temperature, self.max_new_tokens)
+
+        def player(own: Any) -> PolicyPlayer:
+            backend = component(run.plugins, "backend", self.backend, policy=own)
+            return PolicyPlayer(own, sampling, backend, self.history)
+
+        players = {"policy": player(policy), **other_policies(self.env, player)}
         parts.optimizer.setup(policy)
         if run.is_main:
             parts.sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
-            collector = (Pending if self.pending else InStep)(run, self, parts, player)
-            stopping = EarlyStopping(run, self, player)
+            collector = (Pending if self.pending else InStep)(run, self, parts, players)
+            stopping = EarlyStopping(run, self, players)
             done = run.begin(parts.learning() | stopping.states() | collector.states())
             yield from self._updates(collector, stopping, done)
         finally:
@@ -79,12 +83,13 @@ class RL(RLSettings):
             if stopping.is_over:
                 break
             began = time.perf_counter()
-            collector.player.backend.refresh()
+            collector.refresh()
             measured = stopping.before(i)
             learned = shared(run, parts.sources.learn(run, parts.combiners) if run.is_main else {})
             experience = collector.collect(i)
-            collector.player.backend.refresh()  # the update needs the room
+            collector.refresh()  # the update needs the room
             metrics = {**trainer.update(experience, i), **measured, **learned}
+            metrics |= collector.starts.learn(experience)
             spent = experience.play_seconds + experience.feedback_seconds
             metrics["seconds/play"] = experience.play_seconds
             metrics["seconds/feedback"] = experience.feedback_seconds

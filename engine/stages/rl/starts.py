@@ -1,0 +1,124 @@
+"""The starts of an `rl` stage: which ones a round plays, by what its curriculum chooses."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ...errors import PluginError
+from ...pipeline.processes import shared
+from ...protocols import Curriculum, RunView
+from ...records.episode import Episode, Start
+from ...records.rewards import Rewards
+from ...records.starts import GroupResult, StartNumber
+from ...util.ids import derive_id
+from .experience import Experience
+from .settings import RLSettings
+
+
+class Starts:
+    """Numbers the starts of a stage's environments, and counts how far each was played.
+
+    Of several processes the main one chooses.
+
+    Args:
+        run: the run.
+        settings: options of the stage.
+        curriculum: chooses; it was set up.
+    """
+
+    def __init__(self, run: RunView, settings: RLSettings, curriculum: Curriculum) -> None:
+        self.run, self.curriculum, self.env = run, curriculum, settings.env
+        self._unplayed = [0] * len(self.env)
+        self._seeds = []
+        for i, env in enumerate(self.env):
+            # An environment that the mixture names twice has two sequences.
+            like = [(e.id, e.options, e.kwargs) for e in self.env[:i]]
+            again = like.count((env.id, env.options, env.kwargs))
+            digest = derive_id("starts", run.seed, run.stage, *((again,) if again else ()))
+            self._seeds.append(int(digest[:8], 16))
+
+    def choose(
+        self, count: int, taken: Collection[StartNumber], *place: Any
+    ) -> list[tuple[Start, StartNumber]]:
+        """Chooses the starts of a round; the first ones are the same for every count.
+
+        Args:
+            count: how many.
+            taken: starts that are being played or wait for answers.
+            place: the round; what is random derives from it.
+
+        Returns:
+            starts with their numbers; a number comes once for every seat in which the policy
+            trains.
+
+        Raises:
+            PluginError: the curriculum chose a start that is taken, or none that there is.
+        """
+        chosen = shared(self.run, self._numbers(count, taken, place) if self.run.is_main else None)
+        return [(start, number) for number in chosen for start in self._starts(number)]
+
+    def played(self, chosen: Collection[StartNumber]) -> None:
+        """Counts starts as played."""
+        for env, number in chosen:
+            self._unplayed[env] = max(self._unplayed[env], number + 1)
+
+    def learn(self, experience: Experience) -> dict[str, float]:
+        """Lets the curriculum learn from the conversations of an update, and returns what it
+        reports, and of a mixture every environment's share of the groups."""
+        groups: dict[str, list[Episode]] = {}
+        for episode in experience.episodes:
+            groups.setdefault(episode.group, []).append(episode)
+        results = [_result(own, experience) for own in groups.values()]
+        if self.run.is_main:
+            self.curriculum.learn(results)
+        metrics = dict(self.curriculum.metrics())
+        if len(self.env) > 1:
+            count = Counter(result.start.env for result in results)
+            shares = [count[i] / max(len(results), 1) for i in range(len(self.env))]
+            metrics |= {f"env-{i}": share for i, share in enumerate(shares)}
+        return {f"curriculum/{name}": value for name, value in metrics.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how far every environment's starts were played."""
+        return {"unplayed": list(self._unplayed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up how far every environment's starts were played."""
+        self._unplayed = [int(number) for number in state["unplayed"]]
+
+    def _numbers(
+        self, count: int, taken: Collection[StartNumber], place: tuple[Any, ...]
+    ) -> list[StartNumber]:
+        rng = random.Random(derive_id("mixture", self.run.seed, self.run.stage, *place))
+        unplayed, chosen = list(self._unplayed), list[StartNumber]()
+        for _ in range(count):
+            gone = {*taken, *chosen}
+            start = self.curriculum.choose(rng, tuple(unplayed), gone)
+            if start in gone or not (0 <= start.env < len(self.env) and start.number >= 0):
+                raise PluginError(
+                    f"the curriculum {type(self.curriculum).__name__} chose {start}, which"
+                    f" {'is being played' if start in gone else 'does not exist'}: `choose` must"
+                    " return a start that is not among those taken, of one of the"
+                    f" {len(self.env)} environments"
+                )
+            unplayed[start.env] = max(unplayed[start.env], start.number + 1)
+            chosen.append(start)
+        return chosen
+
+    def _starts(self, chosen: StartNumber) -> list[Start]:
+        env = self.env[chosen.env]
+        [start] = env.starts(self._seeds[chosen.env], 1, first=chosen.number)
+        return env.every_seat(start)
+
+
+def _result(group: list[Episode], experience: Experience) -> GroupResult:
+    rewards = [experience.rewards.get(e.id) for e in group]
+    sound = [e.succeeded for e in group if e.ending != "failed"]
+    return GroupResult(
+        experience.numbers[group[0].start.key],
+        tuple(r.outcome for r in rewards if isinstance(r, Rewards)),
+        sum(sound) / len(sound) if sound else None,
+    )
