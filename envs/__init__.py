@@ -27,16 +27,39 @@ def register_envs() -> None:
         "turnwise/TwentyQuestions-v0", "turnwise.envs.twenty_questions:TwentyQuestions"
     )
     gymnasium.register("turnwise/Prompts-v0", "turnwise.envs.prompts:Prompts")
-    if find_spec("textarena"):
-        from .textarena import GAMES
+    from .toy_text import CODECS
 
-        for game in GAMES:
+    for name in CODECS:
+        gymnasium.register(
+            f"toy-text/{name}",
+            "turnwise.envs.toy_text:ToyText",
+            max_episode_steps=200,
+            kwargs={"name": name},
+        )
+    if find_spec("textarena"):
+        from .textarena import GAMES, SEVERAL
+
+        for game, seats in {**dict.fromkeys(GAMES, 1), **SEVERAL}.items():
             gymnasium.register(
                 f"textarena/{game}-v0",
                 "turnwise.envs.textarena:TextArena",
-                max_episode_steps=100,
-                kwargs={"game": f"{game}-v0"},
+                max_episode_steps=100 if seats == 1 else 200,
+                kwargs={"game": f"{game}-v0", "seats": seats},
             )
+    if find_spec("pettingzoo"):
+        from .pettingzoo import GAMES as BOARDS
+
+        for board in BOARDS:
+            gymnasium.register(
+                f"pettingzoo/{board}",
+                "turnwise.envs.pettingzoo:PettingZoo",
+                max_episode_steps=100,
+                kwargs={"game": board},
+            )
+    if find_spec("textworld"):
+        gymnasium.register("textworld/Game-v0", "turnwise.envs.textworld:TextWorld")
+    if find_spec("openenv"):
+        gymnasium.register("openenv", "turnwise.envs.openenv:OpenEnv")
     if find_spec("reasoning_gym"):
         from .reasoning_gym import GENERATORS
 

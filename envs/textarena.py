@@ -1,4 +1,5 @@
-"""textarena/GAME-v0: the single-player games of the package TextArena (textarena.ai), as they are.
+"""textarena/GAME-v0: the games of the package TextArena (textarena.ai), as they are, for one player
+or several.
 
 An observation holds the messages of the game since the last reply; TextArena's default wrappers
 repeat the whole history in each, which would double a conversation that keeps its own. A reply
@@ -6,6 +7,10 @@ without brackets is taken as a move as a whole, as TextArena's own wrapper does.
 move is explained and may be replaced; a second one in a row ends most games. The reward comes at
 the end and is the game's own: 1 for a win, often a part of it for coming near. Success is a reward
 of at least 1.
+
+A game of several players has the seats "0", "1", ...; each reads what the game tells it and what
+the others write. Success is a reward above 0, unless it came of another's invalid move
+(`info["opponent_invalid"]`): who plays against a beginner would learn to wait.
 
 TextArena draws from the global `random`. Its state is swapped in for every call and out again
 after it, so that games neither disturb each other nor anything else: a start is a function of its
@@ -30,31 +35,42 @@ GAMES = (
     "PegJump", "RushHour", "Secretary", "Set", "Slitherlink", "Sudoku", "ThreeCardMonte",
     "TowerOfHanoi",
 )  # fmt: skip
-_GAME, _ME = -1, 0  # how TextArena numbers who says something
+SEVERAL = {
+    "Alquerque": 2, "Battleship": 2, "Breakthrough": 2, "Briscola": 2, "Chopsticks": 2,
+    "ColonelBlotto": 2, "ConnectFour": 2, "Crusade": 2, "GameOfPureStrategy": 2,
+    "GermanWhist": 2, "Golf": 2, "HighSociety": 2, "IndianPoker": 2,
+    "IteratedMatchingPennies": 2, "IteratedPrisonersDilemma": 2,
+    "IteratedRockPaperScissors": 2, "IteratedTwoThirdsAverage": 2,
+    "IteratedUltimatumGame": 2, "KuhnPoker": 2, "LiarsDice": 2, "LinesOfAction": 2,
+    "MemoryGame": 2, "NewRecruit": 2, "Nim": 2, "Othello": 2, "PigDice": 2, "Poker": 2,
+    "QuantumTicTacToe": 2, "SantoriniBaseFixed": 2, "SecretMafia": 6, "SettlersOfCatan": 4,
+    "SimpleBlindAuction": 2, "SimpleNegotiation": 2, "SimpleTak": 2, "Snake": 2,
+    "SpiteAndMalice": 2, "Stratego": 2, "Surround": 2, "Taboo": 4, "Tak": 2,
+    "ThreePlayerGOPS": 3, "ThreePlayerIPD": 3, "ThreePlayerTicTacToe": 3, "TicTacToe": 2,
+    "TruthAndDeception": 2, "TwoDollar": 2, "UltimateTicTacToe": 2, "WildTicTacToe": 2,
+}  # fmt: skip
+_GAME = -1  # how TextArena numbers the game among those who say something
 
 
 class TextArena(gymnasium.Env[str, str]):
-    """A single-player game of TextArena; see the module's docstring.
+    """A game of TextArena; see the module's docstring.
 
     Args:
         game: its id in TextArena, such as "GuessTheNumber-v0".
-        wins_only: pay 1 for a win and 0 for all else. A game that pays for coming near can be gamed
-            by stopping where one is near: in GuessTheNumber "[10]" and then nothing valid earns
-            three quarters.
+        seats: how many play it.
+        wins_only: pay 1 for a success and 0 for all else. A game that pays for coming near can be
+            gamed by stopping where one is near: in GuessTheNumber "[10]" and then nothing valid
+            earns three quarters.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
     observation_space = action_space = Text(100_000)
 
-    def __init__(self, game: str, wins_only: bool = False) -> None:
-        import textarena
-
+    def __init__(self, game: str, seats: int = 1, wins_only: bool = False) -> None:
         self._random = random.Random()
-        with self._own_random():
-            self._game = textarena.make(f"{game}-raw")
-        self.name, self.wins_only = game, wins_only
+        self.name, self.seats, self.wins_only = game, seats, wins_only
         known = {"expert": _EXPERTS[game]} if game in _EXPERTS else {}
-        self.players: Mapping[str, Any] = {"random": _bracketed, **known}
+        self.players: Mapping[str, Any] = {"random": _bracketed if seats == 1 else _shown, **known}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -68,32 +84,59 @@ class TextArena(gymnasium.Env[str, str]):
         if options:
             raise ValueError(f"{self.name} takes no reset options, got {', '.join(options)}")
         drawn = int(self.np_random.integers(2**31)) if seed is None else seed
-        with self._own_random():
-            self._game.reset(num_players=1, seed=drawn)
-        return self._news(), {"optimum": 1.0} if self.name in _EXPERTS else {}
+        self._random.seed(drawn)  # some games draw before they are given theirs
+        import textarena
+
+        with self._own_random():  # a new one: some games do not reset all that they hold
+            self._game = textarena.make(f"{self.name}-raw")
+            self._game.reset(num_players=self.seats, seed=drawn)
+        optimum = {"optimum": 1.0} if self.name in _EXPERTS else {}
+        return self._news(), {**optimum, **self._addressed()}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Makes a move; the reward is 0 until the game ends."""
         move = action if "[" in action or "]" in action else f"[{action}]"
+        mover = self._mover
         with self._own_random():
             done, _ = self._game.step(move)
         if not done:
-            return self._news(), 0.0, False, False, {}
+            return self._news(), 0.0, False, False, self._addressed()
+        own, reward = self._end(mover)
+        seats = {}
+        for seat in set(range(self.seats)) - {mover}:
+            other, paid = self._end(seat)
+            seats[str(seat)] = {"reward": paid, **other}
+        news = self._news() or own["why"]
+        return news, reward, True, False, own | self._addressed() | {"seats": seats}
+
+    def _end(self, seat: int) -> tuple[dict[str, Any], float]:
+        """Returns how the game ended for a seat, and what it pays."""
         rewards, ends = self._game.close()
-        how = ends[_ME]
-        reward = rewards[_ME]
-        info = {"why": str(how.get("reason")), "invalid": bool(how.get("invalid_move"))}
+        how, reward = ends[seat], (rewards or {}).get(seat, 0.0)
+        info = {"why": str(how.get("reason") or ""), "invalid": bool(how.get("invalid_move"))}
         if isinstance(reward, str):  # a few games swap their reward and their reason
             info, reward = info | {"odd_reward": reward}, 0.0
         won = float(reward) >= 1.0
-        paid = float(won) if self.wins_only else float(reward)
-        news = self._news() or str(how.get("reason") or "")
-        return news, paid, True, False, info | {"success": won}
+        if self.seats > 1:
+            invalid = any(ends[other].get("invalid_move") for other in ends if other != seat)
+            info["opponent_invalid"] = bool(invalid)
+            won = float(reward) > 0 and not invalid
+        return info | {"success": won}, float(won) if self.wins_only else float(reward)
+
+    def _addressed(self) -> dict[str, str]:
+        """Returns whom the last news was for, where there are several."""
+        return {"player": str(self._mover)} if self.seats > 1 else {}
 
     def _news(self) -> str:
-        """Returns the messages of the game since the last look, the player's own moves left out."""
-        _, messages = self._game.get_observation()
-        return "\n".join(str(text) for who, text, _ in messages if who == _GAME).strip()
+        """Returns what the game and others have told the player whose turn it is since its last
+        look; its own moves are left out."""
+        self._mover, messages = self._game.get_observation()
+        shown = [
+            str(text) if who == _GAME else f"[Player {who}] {text}"
+            for who, text, _ in messages
+            if who != self._mover
+        ]
+        return "\n".join(shown).strip()
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:
@@ -118,6 +161,16 @@ def _bracketed(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
         text = "\n".join(m.content for m in messages if m.role == "user")
         shown = re.findall(r"\[[^\[\]\n]{1,20}\]", text)
         return rng.choice(shown) if shown and rng.random() < 0.9 else f"[{rng.randrange(1, 21)}]"
+
+    return play
+
+
+def _shown(env: gymnasium.Env[str, str], rng: random.Random) -> Player:
+    """Says one of the bracketed moves that the latest message shows, or a small number."""
+
+    def play(messages: Sequence[Message]) -> str:
+        found = re.findall(r"\[(?!GAME|Player)[^\[\]\n]{1,20}\]", messages[-1].content)
+        return rng.choice(found) if found else f"[{rng.randrange(9)}]"
 
     return play
 

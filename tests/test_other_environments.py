@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reasoning_gym.factory import DATASETS
 from turnwise.envs.reasoning_gym import GENERATORS, UNSOLVED, ReasoningGym
-from turnwise.envs.textarena import GAMES, TextArena
+from turnwise.envs.textarena import GAMES, SEVERAL, TextArena
+from turnwise.envs.toy_text import CODECS
 
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 turnwise.Plugins()
@@ -60,6 +61,50 @@ def test_games_give_what_they_give_alone(game: str, player: Any, mean: float, tu
 )
 def test_every_game_passes_the_check(game: str) -> None:
     assert turnwise.check_environment(f"textarena/{game}-v0", episodes=2, limit=60.0) == []
+
+
+def seated(game: str, seeds: Sequence[int], *seats: str) -> list[tuple[turnwise.Start, int]]:
+    """Starts of a game of several players in these seats; all others are played by "random"."""
+    env, found = f"textarena/{game}-v0", []
+    for seed in seeds:
+        others = {str(i): "random" for i in range(SEVERAL[game]) if str(i) not in seats}
+        first = turnwise.Start(env, seed, {}, {}, seats[0], others)
+        found.append((first, 0))
+    return found
+
+
+@pytest.mark.parametrize("game", SEVERAL)
+def test_games_of_several_players_are_played_to_their_ends(game: str) -> None:
+    env = f"textarena/{game}-v0"
+    assert turnwise.check_environment(env, episodes=2, max_turns=500, limit=60.0) == []
+    episodes = turnwise.rollout(turnwise.ScriptPlayer("random"), seated(game, range(20), "0"))
+    assert [e.reason for e in episodes if e.ending == "failed"] == []
+    ends = [e for e in episodes if e.ending == "terminated"]
+    assert all("opponent_invalid" in e.turns[-1].info for e in ends if len(e.turns) > 1)
+    assert not any(e.success and e.turns[-1].info.get("opponent_invalid") for e in ends)
+
+
+def test_tic_tac_toe_by_hand() -> None:
+    """X at 0, 1, 2 wins over O at 3, 4; a taken field, twice, is an invalid end and no win of the
+    other's."""
+
+    def played(first: list[str], second: list[str]) -> turnwise.Episode:
+        start = turnwise.Start("textarena/TicTacToe-v0", 0, {}, {}, "0", {"1": "second"})
+        others = {"second": turnwise.ScriptPlayer(always(*second))}
+        return turnwise.rollout(turnwise.ScriptPlayer(always(*first)), [(start, 0)], others=others)[
+            0
+        ]
+
+    won = played(["0", "1", "2"], ["3", "4"])
+    assert (won.env_return, won.success, len(won.turns)) == (1.0, True, 3)
+    assert "Player 1 placed their symbol" in won.turns[1].observation.content
+    lost = played(["0", "1", "8"], ["3", "4", "5"])
+    assert (lost.env_return, lost.success) == (-1.0, False)
+    given = played(["0", "1"], ["0", "0"])
+    assert (given.env_return, given.success) == (1.0, False)
+    assert given.turns[-1].info["opponent_invalid"]
+    thrown = played(["0", "0", "0"], ["3", "4"])
+    assert (thrown.env_return, thrown.turns[-1].info["invalid"]) == (-1.0, True)
 
 
 def test_an_observation_is_what_is_new() -> None:
@@ -231,3 +276,38 @@ def test_a_generators_own_tolerance_counts() -> None:
 def test_options_of_a_game_are_refused() -> None:
     with pytest.raises(ValueError, match="GuessTheNumber-v0 takes no reset options, got split"):
         TextArena("GuessTheNumber-v0").reset(seed=1, options={"split": "held_out"})
+
+
+# Gymnasium's toy texts.
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_toy_texts_are_gymnasiums_own_in_words(name: str) -> None:
+    """The same moves from the same seeds give the same rewards and ends as without words."""
+    assert turnwise.check_environment(f"toy-text/{name}", episodes=4, max_turns=250) == []
+    for seed, episode in enumerate(play(f"toy-text/{name}", "random", range(20))):
+        env = gymnasium.make(name, max_episode_steps=200)
+        env.reset(seed=seed)
+        for turn in episode.turns:
+            _, reward, terminated, truncated, _ = env.step(CODECS[name].moves.index(turn.action))
+            assert turn.reward == reward
+        assert episode.ending == ("terminated" if terminated else "truncated")
+        assert terminated or truncated
+
+
+def test_toy_texts_by_hand() -> None:
+    lake = {"is_slippery": False}
+    start = turnwise.Start("toy-text/FrozenLake-v1", 0, {}, lake)
+    way = always("Down.", "I go down", "right", "DOWN", "right", "right")
+    [crossed] = turnwise.rollout(turnwise.ScriptPlayer(way), [(start, 0)])
+    assert (crossed.env_return, crossed.success, len(crossed.turns)) == (1.0, True, 6)
+    assert crossed.turns[1].observation.content == "You stand in row 2, column 1."
+    [cliff] = play("toy-text/CliffWalking-v1", always("up", *["right"] * 11, "down"), [0])
+    assert (cliff.env_return, cliff.success) == (-13.0, True)
+    [lost] = play("toy-text/CliffWalking-v1", always("right"), [0])
+    assert (lost.ending, lost.success, lost.env_return) == ("truncated", False, -100.0 * 200)
+    [unclear] = play("toy-text/Blackjack-v1", always("stick or hit?", "stick"), [3])
+    assert unclear.turns[0].info == {"invalid": True}
+    assert unclear.turns[1].observation.content.startswith("Say one of: stick, hit. You have ")
+    [taxi] = play("toy-text/Taxi-v4", always("pickup"), [1])
+    assert "The passenger waits at the" in taxi.turns[0].observation.content

@@ -1,0 +1,183 @@
+"""Text adventures, board games and environments on servers, against the packages themselves."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import turnwise
+
+turnwise.Plugins()
+
+
+def script(*moves: str) -> turnwise.ScriptPlayer:
+    return turnwise.ScriptPlayer(
+        lambda messages: moves[sum(m.role == "assistant" for m in messages) % len(moves)]
+    )
+
+
+# PettingZoo.
+
+
+def board(
+    game: str, first: Sequence[str], second: Sequence[str], seat: str = "player_1"
+) -> turnwise.Episode:
+    names = {"player_1": "player_2", "player_2": "player_1", "player_0": "player_1"}
+    start = turnwise.Start(f"pettingzoo/{game}", 0, {}, {}, seat, {names[seat]: "other"})
+    return turnwise.rollout(script(*first), [(start, 0)], others={"other": script(*second)})[0]
+
+
+@pytest.mark.parametrize("game", ["tictactoe_v3", "connect_four_v3"])
+def test_board_games_pass_the_check(game: str) -> None:
+    assert turnwise.check_environment(f"pettingzoo/{game}", episodes=6) == []
+
+
+def test_tic_tac_toe_by_pettingzoos_rules() -> None:
+    """X takes the first row; nine moves without three in a row are a draw; a field that is taken,
+    or none, loses."""
+    won = board("tictactoe_v3", ["0", "I take 1.", "2"], ["3", "4"])
+    assert (won.env_return, won.success, won.ending) == (1.0, True, "terminated")
+    assert won.turns[1].observation.content == (
+        "X 1 2\nO 4 5\n6 7 8\nYou may play 1, 2, 4, 5, 6, 7, 8."
+    )
+    lost = board("tictactoe_v3", ["3", "4"], ["0", "1", "2"], seat="player_2")
+    assert (lost.env_return, lost.success) == (-1.0, False)
+    draw = board("tictactoe_v3", ["0", "2", "3", "7", "8"], ["1", "4", "6", "5"])
+    assert (draw.env_return, draw.success, len(draw.turns)) == (0.0, False, 5)
+    for move in ("3", "none", "9", "99999999999999999999"):
+        broken = board("tictactoe_v3", ["0", move], ["3"])
+        assert (broken.env_return, broken.turns[-1].info["invalid"]) == (-1.0, True)
+    given = board("tictactoe_v3", ["0"], ["0"])
+    assert (given.env_return, given.success) == (0.0, False)
+    assert given.turns[-1].info["opponent_invalid"]
+
+
+def test_four_in_a_row_win() -> None:
+    won = board("connect_four_v3", ["0"], ["1"], seat="player_0")
+    assert (won.env_return, won.success, len(won.turns)) == (1.0, True, 4)
+    assert won.turns[1].observation.content.splitlines()[5] == "X O . . . . ."
+
+
+# TextWorld, where it is installed: it brings a package under the GPL.
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> str:
+    pytest.importorskip("textworld", reason="`pip install textworld` to try its adapter")
+    return str(tmp_path_factory.mktemp("worlds"))
+
+
+def adventure(folder: str, player: Any, count: int = 4, **kwargs: Any) -> list[turnwise.Episode]:
+    given = {"folder": folder, "worlds": 2, **kwargs}
+    starts = [(turnwise.Start("textworld/Game-v0", seed, {}, given), 0) for seed in range(count)]
+    return turnwise.rollout(player, starts)
+
+
+def test_adventures_are_made_and_won(worlds: str) -> None:
+    won = adventure(worlds, turnwise.ScriptPlayer("expert"))
+    assert [(e.env_return, e.success, e.ending) for e in won] == [(1.0, True, "terminated")] * 4
+    assert [t.reward for t in won[0].turns] == [0.0] * (len(won[0].turns) - 1) + [1.0]
+    assert won[0].info["optimum"] == 1.0
+    firsts = [e.turns[0].observation.content for e in won]
+    assert firsts[0] == firsts[2] != firsts[1] == firsts[3], "two worlds, by the seed"
+    files = list(Path(worlds).glob("*.z8"))
+    again = adventure(worlds, turnwise.ScriptPlayer("expert"), game=str(files[0]), worlds=1)
+    assert len({e.turns[0].observation.content for e in again}) == 1
+
+
+def test_what_hangs_a_games_interpreter_does_not(worlds: str) -> None:
+    said = ["\x00", "quit", "dance", "a\nb", "x" * 500, "\x1b[31m", "restart"]
+    [episode] = adventure(worlds, script(*said), count=1, steps=8)
+    assert (episode.ending, episode.success, episode.env_return) == ("truncated", False, 0.0)
+    assert len(episode.turns) == 8
+
+
+def test_adventures_pass_the_check(worlds: str) -> None:
+    assert turnwise.check_environment("textworld/Game-v0", episodes=2, folder=worlds, steps=8) == []
+    [found] = turnwise.check_environment("textworld/Game-v0", episodes=1, game="/no/such.z8")
+    assert "there is no game file /no/such.z8" in found
+
+
+# OpenEnv, where it is installed: it brings seventy packages.
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[..., str]]:
+    pytest.importorskip("openenv", reason="`pip install -e '.[openenv]'` to try its adapter")
+    import uvicorn
+    from openenv.core.env_server import http_server
+    from openenv.core.env_server.interfaces import Environment
+    from openenv.core.env_server.types import Action, Observation, State
+
+    class Said(Action):
+        text: str = ""
+
+    class Seen(Observation):
+        text: str = ""
+        steps: int = 0
+
+    class Echo(Environment):
+        """Repeats what it is sent; pays 1 at the third step."""
+
+        SUPPORTS_CONCURRENT_SESSIONS = True
+
+        def reset(self, seed: int | None = None, episode_id: Any = None, **more: Any) -> Seen:
+            self.steps, self.seed = 0, seed
+            return Seen(text=f"seed {seed}", reward=0.0, done=False)
+
+        def step(self, action: Said, timeout_s: Any = None, **more: Any) -> Seen:
+            time.sleep(0.02)
+            self.steps += 1
+            over = self.steps == 3
+            return Seen(text=f"{self.seed}: {action.text}", reward=float(over), done=over)
+
+        @property
+        def state(self) -> State:
+            return State(step_count=self.steps)
+
+    running: list[tuple[Any, threading.Thread]] = []
+
+    def started(sessions: int) -> str:
+        app = http_server.create_app(Echo, Said, Seen, max_concurrent_envs=sessions)
+        own = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+        thread = threading.Thread(target=own.run, daemon=True)
+        thread.start()
+        while not own.started:
+            time.sleep(0.02)
+        running.append((own, thread))
+        return f"http://127.0.0.1:{own.servers[0].sockets[0].getsockname()[1]}"
+
+    yield started
+    for own, thread in running:
+        own.should_exit = True
+        thread.join(10)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_sixteen_episodes_on_a_server_of_four_sessions(
+    server: Callable[..., str], known: bool
+) -> None:
+    """All end and none fails, whether the number of sessions is stated or found out."""
+    kwargs = {"url": server(4), **({"sessions": 4} if known else {})}
+    starts = [(turnwise.Start("openenv", seed, {}, kwargs), 0) for seed in range(16)]
+    episodes = turnwise.rollout(script("hello"), starts)
+    assert [e.reason for e in episodes] == [""] * 16
+    assert [(e.env_return, e.success) for e in episodes] == [(1.0, True)] * 16
+    assert [e.messages[-1].content for e in episodes] == [f"{seed}: hello" for seed in range(16)]
+
+
+def test_what_a_server_lacks_is_named(server: Callable[..., str]) -> None:
+    url = server(2)
+    for kwargs, reason in (
+        ({"url": "http://127.0.0.1:9"}, "refused"),
+        ({"url": url, "action_field": "text", "observation_field": "words"}, "no 'words'"),
+    ):
+        [episode] = turnwise.rollout(script("x"), [(turnwise.Start("openenv", 0, {}, kwargs), 0)])
+        assert episode.ending == "failed"
+        assert reason in episode.reason
+    assert json.dumps(turnwise.check_environment("openenv", episodes=2, url=url)) == "[]"
