@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,7 @@ class EarlyStopping:
     def __init__(self, run: RunView, settings: RLSettings, players: Mapping[str, Any]) -> None:
         self.run, self.settings, self.players = run, settings, players
         self.best = BestSoFar(run.policy)
+        self.seconds = 0.0  # spent on measuring in the present update
 
     def states(self) -> dict[str, Any]:
         """Returns what a checkpoint must keep, by name."""
@@ -77,6 +79,7 @@ class EarlyStopping:
 
     def before(self, i: int) -> dict[str, float]:
         """Measures the policy that the stage begins with, before its first update."""
+        self.seconds = 0.0
         return self._measure(0) if self.settings.gold and i == 0 else {}
 
     def after(self, i: int) -> dict[str, float]:
@@ -103,6 +106,7 @@ class EarlyStopping:
         """
         run, settings, gold = self.run, self.settings, self.settings.gold
         assert gold is not None
+        began = time.perf_counter()
         values: list[float] = []
         successes: list[float] = []
         for env in settings.env:
@@ -128,4 +132,9 @@ class EarlyStopping:
                 " measured"
             )
         self.best.record(mean(values), run.updates + (made > 0))
-        return {"gold/return": mean(values), "gold/success": mean(successes)}
+        self.seconds += time.perf_counter() - began
+        return {
+            "gold/return": mean(values),
+            "gold/success": mean(successes),
+            "seconds/gold": self.seconds,
+        }

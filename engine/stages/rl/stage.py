@@ -90,7 +90,7 @@ class RL(RLSettings):
             collector.refresh()  # the update needs the room
             metrics = {**trainer.update(experience, i), **measured, **learned}
             metrics |= collector.starts.learn(experience)
-            spent = experience.play_seconds + experience.feedback_seconds
+            spent = experience.play_seconds + experience.feedback_seconds + stopping.seconds
             metrics["seconds/play"] = experience.play_seconds
             metrics["seconds/feedback"] = experience.feedback_seconds
             metrics["seconds/update"] = time.perf_counter() - began - spent
