@@ -8,7 +8,7 @@ conversations, so that it knows what a move looks like), then trains by RL on wi
 random player play 100 starts of other seeds; the table has the success of both, and the 95 %
 interval of the paired difference. The bar: the interval lies above 0, for each game and seed.
 
-Writes `results.json` and `results.md` into --out; docs/environments.md quotes them.
+Writes `results.json` and `results.md` into --out.
 """
 
 from __future__ import annotations

@@ -315,7 +315,13 @@ class Aggregator:
 
 
 class Curriculum(Learns):
-    """Chooses the starts that an `rl` stage plays, one for every group."""
+    """Chooses the starts that an `rl` stage plays, one for every group.
+
+    Attributes:
+        needs: "group" where it learns from how the conversations of one start differ: at least two.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def setup(self, weights: Sequence[float]) -> None:
         """Prepares for a mixture.
@@ -329,9 +335,9 @@ class Curriculum(Learns):
 
     def choose(
         self, rng: Random, unplayed: Sequence[int], taken: Collection[StartNumber]
-    ) -> StartNumber:
-        """Returns the start of the next group. Nothing is remembered of the call: the same
-        arguments after the same `learn` give the same start.
+    ) -> StartNumber | None:
+        """Returns the start of the next group; None where none is left that is not taken. Nothing
+        is remembered of the call: the same arguments after the same `learn` give the same start.
 
         Args:
             rng: for whatever is random in it.

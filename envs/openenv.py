@@ -2,9 +2,9 @@
 
 An episode is a session of the server's. A reply is the text field of its action, an observation the
 text field of its observation: where each has one field of text they are found in the server's
-schema, else `action_field` and `observation_field` name them. A server that has no session free is
-asked again until it has; `sessions` says how many it allows, so that no more episodes are begun at
-a time.
+schema, else `action_field` and `observation_field` name them. `sessions` says how many the server
+allows: no more episodes are played at a time. One that has none free all the same, since others use
+it, is asked again until it has.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class OpenEnv(gymnasium.Env[str, str]):
         url: of the server.
         action_field: the field of an action that a reply goes to.
         observation_field: the field of an observation that is read.
-        sessions: how many the server allows at a time.
+        sessions: how many the server allows at a time; 1 is what a server allows that was not told
+            otherwise.
     """
 
     observation_space = action_space = Text(200_000)
@@ -40,11 +41,11 @@ class OpenEnv(gymnasium.Env[str, str]):
         url: str,
         action_field: str | None = None,
         observation_field: str | None = None,
-        sessions: int | None = None,
+        sessions: int = 1,
     ) -> None:
-        self.metadata: dict[str, Any] = {"render_modes": [], "concurrency": "thread"}
-        if sessions is not None:
-            self.metadata["instances"] = sessions
+        self.metadata: dict[str, Any] = {
+            "render_modes": [], "concurrency": "thread", "instances": sessions,
+        }  # fmt: skip
         self.url = url.rstrip("/")
         schema = _schema(self.url) if action_field is None or observation_field is None else {}
         self.action_field = action_field or _text_field(schema, "action", "action_field")

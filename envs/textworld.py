@@ -3,7 +3,8 @@
 With `kwargs: {game: FILE}` a game file (.z8 or .ulx) is played. Without one, worlds are made by
 TextWorld's generator with `rooms`, `objects` and a quest of `quest` commands; a start's seed says
 which of `worlds` it is. What a command gains in the game's score is its reward; winning or losing
-terminates, `steps` commands truncate. A world's optimum is the game's highest score.
+terminates, `steps` commands truncate. A world's optimum is the game's highest score, where the
+file next to it says so (TextWorld writes one).
 
 A command is one line of at most 200 characters; control characters become spaces, since some of
 them hang the interpreter of the games.
@@ -86,7 +87,9 @@ class TextWorld(gymnasium.Env[str, str]):
         state = self._game.reset()
         self._score, self._count = 0.0, 0
         self._look(state)
-        return _words(state.feedback), {"system": RULES, "optimum": float(state.max_score)}
+        known = state.max_score is not None
+        optimum = {"optimum": float(state.max_score)} if known else {}
+        return _words(state.feedback), {"system": RULES, **optimum}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Gives a command to the game."""
@@ -125,7 +128,9 @@ class TextWorld(gymnasium.Env[str, str]):
             self._folder.mkdir(parents=True, exist_ok=True)
             options.path = str(self._folder / f"making-{name}-{os.getpid()}.z8")
             made, _ = make(options)
-            for part in Path(made).parent.glob(f"{Path(made).stem}.*"):
+            parts = Path(made).parent.glob(f"{Path(made).stem}.*")
+            # What is looked for comes last: then the rest is there.
+            for part in sorted(parts, key=lambda part: part.suffix == found.suffix):
                 part.replace(found.with_suffix(part.suffix))
         return found
 

@@ -158,17 +158,27 @@ def server() -> Iterator[Callable[..., str]]:
         thread.join(10)
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("stated", [4, 6])
 def test_sixteen_episodes_on_a_server_of_four_sessions(
-    server: Callable[..., str], known: bool
+    server: Callable[..., str], stated: int
 ) -> None:
-    """All end and none fails, whether the number of sessions is stated or found out."""
-    kwargs = {"url": server(4), **({"sessions": 4} if known else {})}
+    """All end and none fails, also where more are stated than there are."""
+    kwargs = {"url": server(4), "sessions": stated}
     starts = [(turnwise.Start("openenv", seed, {}, kwargs), 0) for seed in range(16)]
     episodes = turnwise.rollout(script("hello"), starts)
     assert [e.reason for e in episodes] == [""] * 16
     assert [(e.env_return, e.success) for e in episodes] == [(1.0, True)] * 16
     assert [e.messages[-1].content for e in episodes] == [f"{seed}: hello" for seed in range(16)]
+
+
+def test_a_policy_plays_on_a_server(server: Callable[..., str], policy: turnwise.Policy) -> None:
+    """It replies when all have answered, so that none may wait for a session of another's."""
+    kwargs = {"url": server(2), "sessions": 2}
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 4))
+    starts = [(turnwise.Start("openenv", seed, {}, kwargs), 0) for seed in range(6)]
+    for most in (1, 10):
+        episodes = turnwise.rollout(player, starts, max_turns=most, step_limit=20)
+        assert [e.reason for e in episodes] == ["max_turns" if most == 1 else ""] * 6
 
 
 def test_what_a_server_lacks_is_named(server: Callable[..., str]) -> None:

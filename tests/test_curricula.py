@@ -15,6 +15,7 @@ import pytest
 import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clock import Clock
 from turnwise.engine.errors import ConfigError, PluginError
 from turnwise.plugins.curricula.learnable import KEPT, Learnable
 from turnwise.plugins.curricula.staged import Staged
@@ -94,8 +95,7 @@ def test_learnable_on_a_data_set_of_known_size() -> None:
     assert draws(own, [3], {(0, 0)}, 20) == {StartNumber(0, 1): 20}
     own.learn([result((0, 2), 0, 1)])
     assert draws(own, [3], set(), 20) == {StartNumber(0, 2): 20}
-    with pytest.raises(ConfigError, match=r"starts=3, and more groups .* lower `groups`"):
-        own.choose(random.Random(0), (3,), {StartNumber(0, n) for n in range(3)})
+    assert own.choose(random.Random(0), (3,), {StartNumber(0, n) for n in range(3)}) is None
 
 
 def test_learnable_forgets_the_starts_that_teach_least() -> None:
@@ -125,6 +125,7 @@ def test_what_is_taken_is_never_chosen_and_a_state_chooses_alike(
     again.load_state_dict(json.loads(json.dumps(own.state_dict())))
     gone = {StartNumber(*start) for start in taken}
     chosen = own.choose(random.Random(seed), (10, 10), gone)
+    assert chosen is not None
     assert chosen not in gone
     assert chosen == again.choose(random.Random(seed), (10, 10), gone)
     assert again.metrics()["known"] == own.metrics()["known"]
@@ -253,3 +254,96 @@ def test_an_environment_named_twice_has_two_sequences(
     done = run(tmp_path / "r", model_folder(), updates=1, env=env).finish()
     episodes = done.ledger.run_episodes(done.id)
     assert len({e.start.key for e in episodes}) == 8
+
+
+class Slowly(turnwise.FeedbackSource):
+    """Answers at every fourth look."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.looks = 0
+
+    def request(self, requests: Any) -> None:
+        self.asked += [r for r in requests if r.id not in {a.id for a in self.asked}]
+
+    def receive(self) -> list[turnwise.Feedback]:
+        self.looks += 1
+        if self.looks % 4:
+            return []
+        done, self.asked = self.asked, []
+        return [
+            turnwise.Feedback(
+                r.target,
+                score=float(sum(map(ord, r.episodes[0].turns[-1].action)) % 2),
+                stamp=turnwise.Stamp(request=r.id),
+                id=f"on-{r.id}",
+            )
+            for r in done
+        ]
+
+
+@pytest.mark.parametrize("curriculum", ["uniform", "learnable"])
+def test_stopped_while_feedback_is_awaited_the_same_starts_come_again(
+    curriculum: str, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In an update without a checkpoint of its own: what was played for it is played for it, and
+    nothing is passed over."""
+
+    def make(folder: Path, resume: bool = False, stop: int = 0) -> turnwise.Run:
+        stage = {
+            "env": "test/Luck-v0", "updates": 4, "groups": 2, "group_size": 3,
+            "max_new_tokens": 4, "poll": 0.0, "curriculum": curriculum, "feedback": [Slowly()],
+        }  # fmt: skip
+        config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}
+        clock = Clock()
+        made = turnwise.Run(config, folder=folder, resume=resume, clock=clock, sleep=clock.sleep)
+        clock.meanwhile = lambda: setattr(made, "stopping", made.updates + 1 == stop)
+        return made
+
+    whole = make(tmp_path / "whole").finish()
+    stopped = make(tmp_path / "part", stop=3).finish()
+    assert stopped.stopping
+    assert len(stopped.metrics) == 2
+    again = make(tmp_path / "part", resume=True).finish()
+    starts = [
+        sorted((e.update, e.start.key) for e in done.ledger.run_episodes(done.id))
+        for done in (whole, again)
+    ]
+    assert starts[0] == starts[1]
+
+
+def test_a_pool_that_is_all_in_play_does_not_end_a_resumed_run(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """All four starts wait for answers when the run is broken off."""
+    rl = {
+        "updates": 4, "groups": 2, "group_size": 2, "pending": 8,
+        "curriculum": {"name": "learnable", "starts": 4}, "max_new_tokens": 4,
+        "env": "test/Luck-v0", "poll": 1.0,
+        "feedback": [{"judge": "simulated-panel", "raters": 1, "delay": 6}],
+    }  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": rl}]}
+    clock = Clock()
+    more: dict[str, Any] = {"clock": clock, "sleep": clock.sleep}
+    whole = turnwise.Run(config, folder=tmp_path / "whole", **more).finish()
+    next(iter(turnwise.Run(config, folder=tmp_path / "part", **more)))
+    again = turnwise.Run(config, folder=tmp_path / "part", resume=True, **more).finish()
+    assert len(again.metrics) == len(whole.metrics) == 4
+
+
+def test_fewer_starts_than_groups_are_refused_and_resampling_makes_do(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    few = {"curriculum": {"name": "learnable", "starts": 8}, "updates": 2}
+    done = run(tmp_path / "r", model_folder(), resample=2, **few).finish()
+    assert [m["episodes"] for m in done.metrics] == [32.0, 32.0]
+    with pytest.raises(ConfigError, match="has 8 starts left .* and 9 are needed"):
+        run(tmp_path / "r2", model_folder(), groups=9, **few).finish()
+
+
+def test_one_conversation_per_start_has_nothing_to_compare(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    ppo = {"group_size": 1, "optimizer": "ppo", "curriculum": "learnable"}
+    with pytest.raises(ConfigError, match="needs group_size of at least 2, got 1"):
+        run(tmp_path / "r", model_folder(), **ppo).finish()

@@ -79,6 +79,8 @@ def test_games_of_several_players_are_played_to_their_ends(game: str) -> None:
     assert turnwise.check_environment(env, episodes=2, max_turns=500, limit=60.0) == []
     episodes = turnwise.rollout(turnwise.ScriptPlayer("random"), seated(game, range(20), "0"))
     assert [e.reason for e in episodes if e.ending == "failed"] == []
+    others = turnwise.rollout(turnwise.ScriptPlayer("random"), seated(game, range(6), "1"))
+    assert not any(e.succeeded for e in others if not e.turns), "over before its first turn"
     ends = [e for e in episodes if e.ending == "terminated"]
     assert all("opponent_invalid" in e.turns[-1].info for e in ends if len(e.turns) > 1)
     assert not any(e.success and e.turns[-1].info.get("opponent_invalid") for e in ends)

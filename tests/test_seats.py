@@ -219,13 +219,9 @@ def test_it_learns_to_beat_a_frozen_copy(model_folder: Callable[..., Path], tmp_
     done = run(tmp_path / "r", model_folder(), **rl).finish()
     success = [m["success"] for m in done.metrics]
     assert sum(success[-3:]) / 3 > sum(success[:2]) / 2 + 0.2, success
-    seats = {e.start.seat for e in done.ledger.run_episodes(done.id)}
-    assert seats == {"0", "1"}
-    again = turnwise.Policy.from_pretrained(frozen)
-    assert any(
-        not torch.equal(a, b)
-        for a, b in zip(again.parameters(), done.policy.parameters(), strict=True)
-    )
+    starts = [e.start for e in done.ledger.run_episodes(done.id)]
+    assert {s.seat for s in starts} == {"0", "1"}
+    assert {who for s in starts for who in s.against.values()} == {f"policy:{frozen}"}
     table = turnwise.Run(
         {
             "policy": str(done.folder / "policy"), "threads": 1,
@@ -245,6 +241,12 @@ def test_it_learns_to_beat_a_frozen_copy(model_folder: Callable[..., Path], tmp_
         ({"rl": {"env": {"id": DUEL, "seats": {"0": "random"}}}}, "must be the policy's"),
         ({"rl": {"env": {"id": DUEL, "seats": {"0": "policy", "1": "rnd"}}}},
             "no player 'rnd'"),
+        ({"rl": {"env": {"id": DUEL, "seats": {0: "policy", 1: {"policy": "no/such/one"}}}}},
+            "there is no policy in no/such/one"),
+        ({"rl": {"env": {"id": DUEL, "seats": {0: "policy", 1: {"polcy": "x"}}}}},
+            "seat 1: may be policy, self, one of the environment's players"),
+        ({"rl": {"env": {"id": DUEL, "seats": {"0": "policy", "1": "self"}}, "gold": {}}},
+            "measure the policy against itself"),
         ({"rl": {"env": {"id": DUEL, "seats": {"0": "policy", "1": "policy"}}, "pending": 128}},
             "trains the policy in the seats 0, 1, and `pending`"),
         ({"rl": {"env": {"id": DUEL, "seats": {"0": "policy", "1": "policy"}}, "gold": {}}},
@@ -270,3 +272,28 @@ def test_the_checker_plays_every_seat() -> None:
     assert turnwise.check_environment(DUEL, episodes=4) == []
     [found] = turnwise.check_environment(DUEL, episodes=2, fault="raises")
     assert "the duel is off" in found
+
+
+def test_a_seat_that_never_replied_has_not_won() -> None:
+    """The other breaks the match before its turn."""
+    start = turnwise.Start(DUEL, 3, {}, {"fault": "raises", "rounds": 1}, "0", {"1": "random"})
+    quit = turnwise.Episode("id", start, (), "terminated")
+    assert quit.success is None
+    assert not quit.succeeded
+
+
+def test_evaluations_of_both_seats_have_rows_of_their_own(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    env = [
+        {"id": DUEL, "seats": {"0": "policy", "1": "random"}},
+        {"id": DUEL, "seats": {"1": "policy", "0": "random"}},
+    ]
+    stage = {"env": env, "episodes": 3, "max_new_tokens": 4}
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"evaluate": stage}]}
+    done = turnwise.Run(config, folder=tmp_path / "r").finish()
+    rows = {name.split("/policy/")[0] for name in done.metrics[-1] if "/policy/" in name}
+    assert len(rows) == 2
+    stage["env"] = [env[0], env[0]]
+    with pytest.raises(ConfigError, match="names an environment twice"):
+        turnwise.Run(config, folder=tmp_path / "r2").finish()

@@ -181,8 +181,11 @@ class Episode:
     def succeeded(self) -> bool:
         """Whether it counts as a success, one rule for every number of successes: as the
         environment reports; without a report, whether the episode came to its own end. One that was
-        cut and has no report is no success."""
-        return self.ending == "terminated" if self.success is None else self.success
+        cut and has no report is no success, nor one in which nothing was replied (a match that was
+        over before it was this seat's turn)."""
+        if self.success is None:
+            return self.ending == "terminated" and bool(self.turns)
+        return self.success
 
     def state(self, turn: int) -> tuple[Any, ...]:
         """Returns a key of the conversation when a turn began, equal for conversations that share

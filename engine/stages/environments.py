@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -12,6 +13,7 @@ from ..environments.pool import Environments, call
 from ..environments.registry import starts
 from ..errors import ConfigError, EnvironmentBroke
 from ..pipeline.plugins import Plugins
+from ..protocols import RunView
 from ..records.episode import Start
 from ..rollout.players import Player
 from ..util.section import Section
@@ -26,6 +28,11 @@ class OtherPolicy(Section):
     """
 
     policy: str
+
+    @property
+    def label(self) -> str:
+        """What starts call it, which no player of an environment is called."""
+        return f"policy:{self.policy}"
 
 
 class EnvConfig(Section):
@@ -49,12 +56,23 @@ class EnvConfig(Section):
     feedback: list[Any] | None = None
     seats: dict[str, str | OtherPolicy] = {}
 
-    @field_validator("seats")
+    @field_validator("seats", mode="before")
     @classmethod
-    def _seats(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if value and "policy" not in value.values():
+    def _seats(cls, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise ValueError('must say who replies in each seat: `{"0": policy, "1": random}`')
+        seats: dict[str, Any] = {}
+        for seat, who in value.items():
+            other = isinstance(who, Mapping) and set(who) == {"policy"}
+            if not other and not isinstance(who, (str, OtherPolicy)):
+                raise ValueError(
+                    f"seat {seat}: may be policy, self, one of the environment's players or"
+                    f" `{{policy: folder}}`, got {who!r}"
+                )
+            seats[str(seat)] = OtherPolicy(**who) if other else who
+        if seats and "policy" not in seats.values():
             raise ValueError('one of the seats must be the policy\'s: `{"0": policy, ...}`')
-        return value
+        return seats
 
     @property
     def trained(self) -> list[str]:
@@ -78,11 +96,7 @@ class EnvConfig(Section):
             return found
         seat, *_ = self.trained
         names = {
-            other: "policy"
-            if who == "self"
-            else who.policy
-            if isinstance(who, OtherPolicy)
-            else who
+            other: "policy" if who == "self" else who.label if isinstance(who, OtherPolicy) else who
             for other, who in self.seats.items()
             if other != seat
         }
@@ -114,15 +128,36 @@ def read_envs(value: Any) -> list[EnvConfig]:
     return result
 
 
-def other_policies(envs: Sequence[EnvConfig], player: Callable[[Any], Player]) -> dict[str, Player]:
+def other_policies(
+    run: RunView, envs: Sequence[EnvConfig], player: Callable[[Any], Player]
+) -> dict[str, Player]:
     """Loads the other policies that play in seats, and returns a player of each by the name that
     starts know it by."""
+    found = {
+        who.label: who.policy
+        for env in envs
+        for who in env.seats.values()
+        if isinstance(who, OtherPolicy)
+    }
+    return {label: player(load_other(run, name)) for label, name in sorted(found.items())}
+
+
+def load_other(run: RunView, name: str) -> Any:
+    """Loads another policy to play together with the run's, on the run's day."""
     from ..policy.policy import Policy
 
-    names = {
-        who.policy for env in envs for who in env.seats.values() if isinstance(who, OtherPolicy)
-    }
-    return {name: player(Policy.from_pretrained(name)) for name in sorted(names)}
+    policy = Policy.from_pretrained(name)
+    policy.chat.template.today = run.today
+    return policy
+
+
+def check_folder(name: str) -> None:
+    """Raises `ConfigError` when another policy's folder is not there; a name with one slash may be
+    the hub's."""
+    from ..policy.known import located
+
+    if name.count("/") != 1 and not Path(located(name)).is_dir():
+        raise ConfigError(f"there is no policy in {name}")
 
 
 def check_envs(
@@ -168,10 +203,14 @@ def check_envs(
             scripts = [
                 who for who in env.seats.values() if isinstance(who, str) and who not in OURS
             ]
+            for who in env.seats.values():
+                if isinstance(who, OtherPolicy):
+                    check_folder(who.policy)
             for name in [*players, *scripts]:
                 if name not in own:
                     raise ConfigError(
                         f"environment {env.id!r} has no player {name!r}.{did_you_mean(name, own)}"
+                        + (" Another policy is `{policy: folder}`." if name in scripts else "")
                     )
     finally:
         environments.close()

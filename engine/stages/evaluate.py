@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from ..util import files
 from ..util.ids import canonical_json, derive_id
 from ..util.section import Section
 from .collect import ask, grouped, play
-from .environments import EnvConfig, check_envs, other_policies
+from .environments import EnvConfig, check_envs, check_folder, load_other, other_policies
 from .play_options import SamplingOptions, check_backend
 
 
@@ -64,6 +63,29 @@ def play_held_out(
     if run is not None:
         return play(run, player, chosen, where, progress=progress, others=others)
     return rollout(player, chosen, where, progress=progress, others=others)
+
+
+def _labels(envs: Sequence[EnvConfig]) -> list[str]:
+    """Returns what the results of each environment begin with: nothing where there is one, else its
+    id and options, and what else tells it from the others.
+
+    Raises:
+        ConfigError: two are the same.
+    """
+    if len(envs) == 1:
+        return [""]
+    labels = [f"{e.id} {canonical_json(e.options)}" if e.options else e.id for e in envs]
+    whole = [
+        f"{label} {canonical_json({'kwargs': e.kwargs, 'seats': e.model_dump()['seats']})}"
+        if labels.count(label) > 1
+        else label
+        for label, e in zip(labels, envs, strict=True)
+    ]
+    if len(set(whole)) < len(whole):
+        raise ConfigError(
+            "evaluate: `env` names an environment twice in the same way: leave it out"
+        )
+    return [f"{label}/" for label in whole]
 
 
 class Other(Section):
@@ -146,22 +168,16 @@ class Evaluate(SamplingOptions, Stage):
             run.plugins,
             several_seats=True,
         )
-        from ..policy.known import located
-
-        others = [p.policy for p in self.players if isinstance(p, Other)] + (
-            [self.best_of.policy] if self.best_of else []
-        )
-        for folder in others:
-            if folder is None or folder.count("/") == 1:
-                continue
-            if not Path(located(folder)).is_dir():
-                raise ConfigError(f"evaluate: there is no policy in {folder}")
+        for other in (*self.players, self.best_of):
+            if isinstance(other, (Other, BestOf)) and other.policy is not None:
+                check_folder(other.policy)
+        _labels(self.env)
         for env in self.env:
             if len(env.trained) > 1:
                 raise ConfigError(
                     f"evaluate: environment {env.id!r} gives the seats {', '.join(env.trained)} to"
-                    " the player that is evaluated: give it one, and the others to `self`, one of"
-                    " the environment's own players or `{policy: folder}`"
+                    " the player that is evaluated: give it one, and the others to the"
+                    " environment's own players or `{policy: folder}`"
                 )
         check_backend(run, self.backend)
         self._comparing = self._sources(run, self.judge) if self.judge is not None else None
@@ -187,28 +203,19 @@ class Evaluate(SamplingOptions, Stage):
 
     def play(self, run: RunView) -> Iterator[Update]:
         """Plays the same held-out starts with every player, and compares them, in one update."""
-        from ..policy.policy import Policy
-
         if run.begin():
             return
         players: dict[str, Any] = {}
         for name in self.players:
             if isinstance(name, Other):
-                players[name.name] = self._player(run, Policy.from_pretrained(name.policy))
+                players[name.name] = self._player(run, load_other(run, name.policy))
             else:
                 players[name] = (
                     self._player(run, run.policy) if name == "policy" else ScriptPlayer(name)
                 )
-        others = other_policies(self.env, partial(self._player, run))
+        others = other_policies(run, self.env, partial(self._player, run))
         table: dict[str, dict[str, Any]] = {}
-        for env in self.env:
-            label = (
-                ""
-                if len(self.env) == 1
-                else f"{env.id} {canonical_json(env.options)}/"
-                if env.options
-                else f"{env.id}/"
-            )
+        for label, env in zip(_labels(self.env), self.env, strict=True):
             where = Where(run.id, run.stage, run.updates + 1, self.seed)
             played: dict[str, list[Episode]] = {}
             for slot, (name, player) in enumerate(players.items()):
@@ -311,14 +318,8 @@ class Evaluate(SamplingOptions, Stage):
         self, run: RunView, env: EnvConfig, where: Where, first: int, others: Mapping[str, Any]
     ) -> list[Episode]:
         """Plays as many conversations per start as `best_of` chooses from."""
-        from ..policy.policy import Policy
-
         assert self.best_of is not None
-        policy = (
-            run.policy
-            if self.best_of.policy is None
-            else Policy.from_pretrained(self.best_of.policy)
-        )
+        policy = run.policy if self.best_of.policy is None else load_other(run, self.best_of.policy)
         size = max(self.best_of.n)
         show = partial(run.status, f"best of {size}")
         slots = range(first, first + size)

@@ -18,8 +18,8 @@ class SamplingOptions(Section):
     """Where conversations are played, and how a policy's replies are sampled.
 
     Attributes:
-        env: an id, a list of (id, weight), or of mappings with `id`, `weight`, `options`, `kwargs`
-            and `feedback`.
+        env: an id, a list of (id, weight), or of mappings with `id`, `weight`, `options`, `kwargs`,
+            `feedback` and `seats`.
         temperature: of sampling; there is no top-p and no top-k, which would falsify the
             log-probs that RL needs. 0 is greedy, where nothing trains on them.
         max_new_tokens: of a reply.

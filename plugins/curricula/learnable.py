@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from ...protocols import ConfigError, Curriculum, GroupResult, Section, StartNumber
+from ...protocols import Curriculum, GroupResult, Section, StartNumber
 
 KEPT = 4096  # starts that are remembered where their number has no end
 
@@ -41,6 +41,7 @@ class Learnable(Section, Curriculum):
     """
 
     called: ClassVar = "learnable"
+    needs: ClassVar = frozenset({"group"})
 
     new: float = Field(default=0.5, ge=0, le=1)
     stale: float = Field(default=0.1, ge=0, le=1)
@@ -54,27 +55,27 @@ class Learnable(Section, Curriculum):
 
     def setup(self, weights: Sequence[float]) -> None:
         """Keeps the weights."""
-        self._weights, self._known = list(weights), {}
+        self._weights, self._known, self._updates = list(weights), {}, 0
 
     def choose(
         self, rng: Random, unplayed: Sequence[int], taken: Collection[StartNumber]
-    ) -> StartNumber:
-        """Returns a new start, one that came out mixed, or the one played longest ago.
-
-        Raises:
-            ConfigError: all starts there are being played.
-        """
-        [env] = rng.choices(range(len(self._weights)), self._weights)
-        known = sorted(s for s in self._known if s.env == env and s not in taken)
-        mixed = [s for s in known if self._known[s][0] > 0]
-        is_more = self.starts is None or unplayed[env] < self.starts
-        if is_more and (not mixed or rng.random() < self.new):
+    ) -> StartNumber | None:
+        """Returns a new start, one that came out mixed, or the one played longest ago; None where
+        all starts there are being played."""
+        free = [
+            [s for s in sorted(self._known) if s.env == env and s not in taken]
+            for env in range(len(self._weights))
+        ]
+        more = [self.starts is None or number < self.starts for number in unplayed]
+        weights = [
+            weight if more[env] or free[env] else 0.0 for env, weight in enumerate(self._weights)
+        ]
+        if not any(weights):
+            return None
+        [env] = rng.choices(range(len(weights)), weights)
+        known, mixed = free[env], [s for s in free[env] if self._known[s][0] > 0]
+        if more[env] and (not mixed or rng.random() < self.new):
             return StartNumber(env, unplayed[env])
-        if not known:
-            raise ConfigError(
-                f"curriculum learnable: starts={self.starts}, and more groups of one environment"
-                " are played at a time: lower `groups` (or `pending`), or raise `starts`"
-            )
         if not mixed or rng.random() < self.stale:
             return min(known, key=lambda s: (self._known[s][1], s.number))
         [start] = rng.choices(mixed, [self._known[s][0] for s in mixed])

@@ -68,7 +68,7 @@ class Staged(Section, Curriculum):
         Raises:
             ConfigError: a step has not one weight per environment, or has no end.
         """
-        self._success = []
+        self._step, self._updates, self._success = 0, 0, []
         for place, step in enumerate(self.steps, 1):
             if len(step.weights) != len(weights):
                 raise ConfigError(

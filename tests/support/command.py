@@ -44,12 +44,16 @@ class Command:
         Path(folder, "in").write_text(given)
         # Pipes, since a test may forbid the command to write files.
         self._printed: dict[str, str] = {}
-        self._readers = [Thread(target=self._read, args=(name,)) for name in ("out", "err")]
+        self._readers = [
+            Thread(target=self._read, args=(name,), daemon=True) for name in ("out", "err")
+        ]
         for name, reader in zip(("out", "err"), self._readers, strict=True):
             os.mkfifo(Path(folder, name))
             reader.start()
         self._process = _FORKS.Process(
-            target=_run, args=(arguments, str(cwd or Path.cwd()), {**os.environ, **env}, folder)
+            target=_run,
+            args=(arguments, str(cwd or Path.cwd()), {**os.environ, **env}, folder),
+            daemon=True,
         )
         self._process.start()
 

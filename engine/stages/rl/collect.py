@@ -212,8 +212,10 @@ class InStep(Collector):
         missing = self.settings.groups
         for again in range(1 + self.settings.resample):
             taken = set(experience.numbers.values())
-            chosen = self.starts.choose(missing, taken, i, *(("again", again) if again else ()))
-            self.starts.played([number for _, number in chosen])
+            place, least = ((i, "again", again), 0) if again else ((i,), missing)
+            chosen = self.starts.choose(missing, taken, *place, least=least)
+            if not chosen:
+                break
             experience.numbers |= {start.key: number for start, number in chosen}
             groups = self.in_groups(start for start, _ in chosen)
             self.judged_round(experience, groups, self.place())

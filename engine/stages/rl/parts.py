@@ -14,7 +14,7 @@ from ...feedback.specs import Source
 from ...pipeline.parts import component, declared
 from ...pipeline.plugins import Plugins
 from ...protocols import Combiner, CreditAssigner, Curriculum, Learns, Optimizer
-from ..environments import EnvConfig
+from ..environments import EnvConfig, OtherPolicy
 from .settings import RLSettings
 
 
@@ -64,6 +64,12 @@ def make_parts(settings: RLSettings, plugins: Plugins) -> Parts:
         _check_sources(settings, env, own, credit, credit_name)
     _check_seats(settings, credit, credit_name)
     curriculum = component(plugins, "curriculum", settings.curriculum)
+    if "group" in curriculum.needs and settings.group_size < 2:
+        raise ConfigError(
+            f"curriculum {part_name(settings.curriculum)!r} looks at how the conversations of one"
+            f" start differ and needs group_size of at least 2, got {settings.group_size}: raise"
+            " it, or use curriculum 'uniform' or 'staged'"
+        )
     curriculum.setup([env.weight for env in settings.env])
     return Parts(optimizer, credit, sources, combiners, curriculum)
 
@@ -163,18 +169,26 @@ def _check_seats(settings: RLSettings, credit: Any, name: Any) -> None:
             " other seats of an environment: use credit 'outcome', 'gae', 'gigpo' or"
             " 'redistribute', and no audit"
         )
-    both = next((env for env in settings.env if len(env.trained) > 1), None)
-    if both is not None and (settings.pending or settings.gold):
-        what = "`pending`" if settings.pending else "`gold`"
-        why = (
-            "counts the conversations of a start once"
-            if settings.pending
-            else "would measure the policy against itself, which says nothing of how good it is"
-        )
+    others = any(isinstance(who, OtherPolicy) for env in settings.env for who in env.seats.values())
+    if others and not isinstance(settings.backend, (str, Mapping)):
         raise ConfigError(
-            f"environment {both.id!r} trains the policy in the seats {', '.join(both.trained)}, and"
-            f" {what} {why}: train in one seat (`self` in the others), or leave {what} out"
+            "another policy plays in a seat, and each policy needs a backend of its own: give"
+            " `backend` by its name, with its options"
         )
+    for env in settings.env:
+        alone = len(env.trained) < 2
+        if settings.gold and not (alone and "self" not in env.seats.values()):
+            raise ConfigError(
+                f"environment {env.id!r}: `gold` would measure the policy against itself, which"
+                " says nothing of how good it is: put one of the environment's players or"
+                " `{policy: folder}` into the other seats, or leave `gold` out"
+            )
+        if settings.pending and not alone:
+            raise ConfigError(
+                f"environment {env.id!r} trains the policy in the seats {', '.join(env.trained)},"
+                " and `pending` counts the conversations of a start once: train in one seat"
+                " (`self` in the others), or leave `pending` out"
+            )
 
 
 def _check_pending(settings: RLSettings, credit: Any, name: Any) -> None:

@@ -113,7 +113,7 @@ class Pending(Collector):
         step = shared(run, self._recorded() if run.is_main else None)
         while step.what not in ("train", "stop"):
             if step.what == "play":
-                self._play(experience, self._next_starts(step.play))
+                self._play(experience, self._next_starts(step.play, least=1))
             elif step.what == "wait" and run.is_main:
                 since = run.clock()
                 run.sleep(self.settings.poll)
@@ -150,22 +150,31 @@ class Pending(Collector):
     def _adopt(self, experience: Experience) -> None:
         """Takes up the rounds of the present update that the ledger holds already; they were played
         before a kill."""
-        run, where = self.run, self.place()
-        while True:
-            chosen = self._next_starts(self.settings.groups)
-            ids = {
-                episode_id(where, start, slot): start.key
-                for start, slot in self.in_groups(start for start, _ in chosen)
-            }
-            there = {ids[id_] for id_ in run.ledger.episodes(list(ids))} if run.is_main else set()
-            there = shared(run, there)
-            if not there:
-                return
-            self._play(experience, [(start, n) for start, n in chosen if start.key in there])
+        while chosen := self._recorded_round():
+            self._play(experience, chosen)
 
-    def _next_starts(self, count: int) -> list[tuple[Start, StartNumber]]:
+    def _recorded_round(self) -> list[tuple[Start, StartNumber]]:
+        """Returns the starts of the next round that the ledger holds conversations of, of none or
+        some; a start is chosen after the one before it was found there."""
+        run, where = self.run, self.place()
+        found: list[tuple[Start, StartNumber]] = []
+        for count in range(1, self.settings.groups + 1):
+            chosen = self._next_starts(count)[len(found) :]
+            if not chosen:
+                break
+            ids = [
+                episode_id(where, start, slot)
+                for start, slot in self.in_groups(start for start, _ in chosen)
+            ]
+            if not shared(run, bool(run.ledger.episodes(ids)) if run.is_main else False):
+                break
+            found += chosen
+        return found
+
+    def _next_starts(self, count: int, least: int = 0) -> list[tuple[Start, StartNumber]]:
         """Returns the starts of the next round: none of a group that waits."""
-        return self.starts.choose(count, {group.start for group in self.groups}, self.rounds)
+        taken = {group.start for group in self.groups}
+        return self.starts.choose(count, taken, self.rounds, least=least)
 
     def _play(self, experience: Experience, chosen: Sequence[tuple[Start, StartNumber]]) -> None:
         """Plays a round."""

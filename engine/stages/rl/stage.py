@@ -62,7 +62,7 @@ class RL(RLSettings):
             backend = component(run.plugins, "backend", self.backend, policy=own)
             return PolicyPlayer(own, sampling, backend, self.history)
 
-        players = {"policy": player(policy), **other_policies(self.env, player)}
+        players = {"policy": player(policy), **other_policies(run, self.env, player)}
         parts.optimizer.setup(policy)
         if run.is_main:
             parts.sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)

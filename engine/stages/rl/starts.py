@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ...errors import PluginError
+from ...errors import ConfigError, PluginError
 from ...pipeline.processes import shared
 from ...protocols import Curriculum, RunView
 from ...records.episode import Episode, Start
@@ -41,23 +41,31 @@ class Starts:
             self._seeds.append(int(digest[:8], 16))
 
     def choose(
-        self, count: int, taken: Collection[StartNumber], *place: Any
+        self, count: int, taken: Collection[StartNumber], *place: Any, least: int = 0
     ) -> list[tuple[Start, StartNumber]]:
         """Chooses the starts of a round; the first ones are the same for every count.
 
         Args:
-            count: how many.
+            count: how many; they are fewer where the curriculum has no others.
             taken: starts that are being played or wait for answers.
             place: the round; what is random derives from it.
+            least: how many are needed.
 
         Returns:
             starts with their numbers; a number comes once for every seat in which the policy
             trains.
 
         Raises:
-            PluginError: the curriculum chose a start that is taken, or none that there is.
+            PluginError: the curriculum chose a start that is taken, or one that does not exist.
+            ConfigError: there are not as many as are needed.
         """
         chosen = shared(self.run, self._numbers(count, taken, place) if self.run.is_main else None)
+        if len(chosen) < least:
+            raise ConfigError(
+                f"the curriculum {type(self.curriculum).__name__} has {len(chosen)} starts left"
+                f" that are not being played, and {least} are needed: lower `groups` or `pending`,"
+                " or give it more starts"
+            )
         return [(start, number) for number in chosen for start in self._starts(number)]
 
     def played(self, chosen: Collection[StartNumber]) -> None:
@@ -66,15 +74,17 @@ class Starts:
             self._unplayed[env] = max(self._unplayed[env], number + 1)
 
     def learn(self, experience: Experience) -> dict[str, float]:
-        """Lets the curriculum learn from the conversations of an update, and returns what it
-        reports, and of a mixture every environment's share of the groups."""
+        """Counts the starts of an update as played and lets the curriculum learn from their
+        conversations. Returns what it reports, and of a mixture every environment's share of the
+        groups."""
         groups: dict[str, list[Episode]] = {}
         for episode in experience.episodes:
             groups.setdefault(episode.group, []).append(episode)
         results = [_result(own, experience) for own in groups.values()]
+        self.played(experience.numbers.values())
         if self.run.is_main:
             self.curriculum.learn(results)
-        metrics = dict(self.curriculum.metrics())
+        metrics = dict(shared(self.run, self.curriculum.metrics() if self.run.is_main else None))
         if len(self.env) > 1:
             count = Counter(result.start.env for result in results)
             shares = [count[i] / max(len(results), 1) for i in range(len(self.env))]
@@ -94,9 +104,13 @@ class Starts:
     ) -> list[StartNumber]:
         rng = random.Random(derive_id("mixture", self.run.seed, self.run.stage, *place))
         unplayed, chosen = list(self._unplayed), list[StartNumber]()
+        for env, number in taken:
+            unplayed[env] = max(unplayed[env], number + 1)
         for _ in range(count):
             gone = {*taken, *chosen}
             start = self.curriculum.choose(rng, tuple(unplayed), gone)
+            if start is None:
+                break
             if start in gone or not (0 <= start.env < len(self.env) and start.number >= 0):
                 raise PluginError(
                     f"the curriculum {type(self.curriculum).__name__} chose {start}, which"
