@@ -307,7 +307,7 @@ def test_toy_texts_by_hand() -> None:
     [cliff] = play("toy-text/CliffWalking-v1", always("up", *["right"] * 11, "down"), [0])
     assert (cliff.env_return, cliff.success) == (-13.0, True)
     [lost] = play("toy-text/CliffWalking-v1", always("right"), [0])
-    assert (lost.ending, lost.success, lost.env_return) == ("truncated", False, -100.0 * 200)
+    assert (lost.ending, lost.succeeded, lost.env_return) == ("truncated", False, -100.0 * 200)
     [unclear] = play("toy-text/Blackjack-v1", always("stick or hit?", "stick"), [3])
     assert unclear.turns[0].info == {"invalid": True}
     assert unclear.turns[1].observation.content.startswith("Say one of: stick, hit. You have ")
