@@ -425,7 +425,7 @@ def test_the_pipelines_in_the_readme_are_valid(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setenv("OPENAI_API_KEY", "k-test")
     blocks = [b.split("```")[0] for b in (ROOT / "README.md").read_text().split("```yaml\n")[1:]]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         found = yaml.load(block, _Loader)  # as `turnwise run` reads it: 1e-6 is a number
         config = found if isinstance(found, dict) else {"policy": "nowhere", "stages": found}

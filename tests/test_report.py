@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import turnwise
 from support.episodes import conversation
 from turnwise.engine.report.page import write_report
+from turnwise.engine.report.transcript import printable
 
 MARKUP = "<script>document.title='hacked'</script><img src=x onerror=alert(1)>"
 
@@ -85,6 +87,13 @@ def test_its_numbers_are_those_of_the_ledger(finished: turnwise.Run) -> None:
     credits = [f"credit {c:+.3f}" for m in finished.ledger.members(finished.id) for c in m.credit]
     assert set(re.findall(r"credit [+-][\d.]+", shown)) <= set(credits)
     assert shown.count("credit +") + shown.count("credit -") >= 3
+    found = re.findall(r"</b>(.*?)(?:<i>|</div>)", shown, re.DOTALL)
+    words = [html.unescape(text) for text in found]
+    assert len(words) >= 6
+    assert all(text.strip() for text in words[::2]), "what was asked is there"
+    turns = [t for e in finished.ledger.run_episodes(finished.id) for t in e.turns]
+    replied = {printable(t.action) for t in turns}
+    assert set(words[1::2]) <= replied
     assert "reward-model +" in page or "reward-model -" in page, (
         "what the reward model gave each turn"
     )

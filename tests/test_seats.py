@@ -170,6 +170,8 @@ def test_a_broken_match_costs_its_own_episodes(
 
 
 def test_who_replies_must_be_said(policy: turnwise.Policy) -> None:
+    lonely = [(turnwise.Start(DUEL, seed, seat="0"), 0) for seed in range(4)]
+    assert all("it asks seat '1'" in e.reason for e in turnwise.rollout(player(policy), lonely))
     [episode] = turnwise.rollout(player(policy), [(turnwise.Start(DUEL, 3), 0)])
     assert "it plays several seats" in episode.reason
     with pytest.raises(ConfigError, match="2 seats of a match .* has 1 rows"):

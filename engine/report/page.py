@@ -75,6 +75,7 @@ def write_report(
     ]
     table = read_evaluation(folder)
     environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,

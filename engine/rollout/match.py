@@ -113,8 +113,8 @@ def course(
         for seat, result in seen.seats.items():
             _receive(_addressed(lives, seat, env), result)
         over = seen.terminated or seen.truncated
-        one = len(lives) == 1 or (over and not seen.player)
-        receiver = live if one else _addressed(lives, seen.player, env)
+        ended = over and not seen.player
+        receiver = live if ended else _addressed(lives, seen.player, env)
         receiver.observation = seen.message
         if seen.terminated:
             return "terminated", ""

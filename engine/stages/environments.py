@@ -153,10 +153,11 @@ def load_other(run: RunView, name: str) -> Any:
 
 def check_folder(name: str) -> None:
     """Raises `ConfigError` when another policy's folder is not there; a name with one slash may be
-    the hub's."""
+    the hub's, unless its first part is a folder here."""
     from ..policy.known import located
 
-    if name.count("/") != 1 and not Path(located(name)).is_dir():
+    of_hub = name.count("/") == 1 and not Path(name).parent.is_dir()
+    if not of_hub and not Path(located(name)).is_dir():
         raise ConfigError(f"there is no policy in {name}")
 
 

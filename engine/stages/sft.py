@@ -208,7 +208,10 @@ class SFT(SupervisedOptions, Stage):
             )  # fmt: skip
         sound = [e for e in episodes if e.ending != "failed" and e.turns]
         if not sound:
-            raise ConfigError(f"no episode of player {self.player!r} could be played to its end")
+            why = "; ".join(sorted({e.reason for e in episodes})[:3])
+            raise ConfigError(
+                f"no episode of player {self.player!r} could be played to its end: {why}"
+            )
         metrics = {"demonstrations/return": sum(e.env_return for e in sound) / len(sound)}
         metrics["demonstrations/success"] = sum(e.succeeded for e in sound) / len(sound)
         return [Conversation(e.messages, e.tools, f"episode {e.id}") for e in sound], metrics

@@ -59,6 +59,7 @@ class Staged(Section, Curriculum):
     window: int = Field(default=3, ge=1)
 
     _step: int = 0
+    _played: int = 0  # the step of the last update
     _updates: int = 0  # made in this step
     _success: list[float]  # of the last updates
 
@@ -92,6 +93,7 @@ class Staged(Section, Curriculum):
 
     def learn(self, groups: Sequence[GroupResult]) -> None:
         """Goes on to the next step where this one is over."""
+        self._played = self._step
         found = [group.success for group in groups if group.success is not None]
         self._updates += 1
         if found:
@@ -107,8 +109,8 @@ class Staged(Section, Curriculum):
             self._step, self._updates, self._success = self._step + 1, 0, []
 
     def metrics(self) -> Mapping[str, float]:
-        """Returns the number of the step that comes next, from 1."""
-        return {"step": float(self._step + 1)}
+        """Returns the number of the step that the update was played in, from 1."""
+        return {"step": float(self._played + 1)}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where it stands."""

@@ -195,7 +195,7 @@ class Collector:
 
     def check_turns(self, episodes: Sequence[Episode]) -> None:
         """Raises `ConfigError` when no conversation could even begin."""
-        if not any(e.turns or e.ending == "failed" for e in episodes):
+        if all(not e.turns and e.reason == "context" for e in episodes):
             raise ConfigError(
                 "no episode had a single turn: the first prompt does not fit the policy's context"
                 f" of {self.run.policy.context_length} tokens"

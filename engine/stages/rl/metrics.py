@@ -34,6 +34,12 @@ def play_metrics(
         metrics["outcome"] = mean(outcomes)
     if sound:
         metrics["success"] = mean([float(e.succeeded) for e in sound])
+    for seat in sorted({e.start.seat for e in sound} - {""}):
+        own = [e for e in sound if e.start.seat == seat]
+        metrics[f"success/seat-{seat}"] = mean([float(e.succeeded) for e in own])
+        paid = [r.outcome for e in own if isinstance(r := rewards.get(e.id), Rewards)]
+        if paid:
+            metrics[f"outcome/seat-{seat}"] = mean(paid)
     by_env: dict[str, list[float]] = {}
     for e in sound:
         reward = rewards.get(e.id)
@@ -85,7 +91,12 @@ def untaught(lines: Sequence[Mapping[str, Any]]) -> str:
     found = sorted((why for why in CAUSES if counts[why]), key=lambda why: -counts[why])
     shown = ", ".join(f"{counts[why]} were {CAUSES[why][0]}" for why in found)
     cure = f". {CAUSES[found[0]][1]}" if found else ""
-    outcomes = {line["outcome"] for line in lines if "outcome" in line}
+    outcomes = {
+        value
+        for line in lines
+        for key, value in line.items()
+        if key == "outcome" or key.startswith("outcome/seat-")
+    }
     if found[:1] == [SILENT] and len(lines) > 1 and len(outcomes) == 1:
         cure = (
             f". The reward was {outcomes.pop():g} in every update: is it computed as it should"
