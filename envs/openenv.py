@@ -9,6 +9,7 @@ it, is asked again until it has.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import urllib.request
@@ -70,7 +71,7 @@ class OpenEnv(gymnasium.Env[str, str]):
                 self._client = client
                 text, *_ = self._read(client.reset(seed=seed, **(options or {})))
                 return text, {}
-            except Exception as error:
+            except Exception as error:  # the client wraps a full server in errors of several kinds
                 self._client = None
                 _ended(client)
                 # A full server says so and hangs up; which of the two is noticed is chance.
@@ -103,10 +104,8 @@ class OpenEnv(gymnasium.Env[str, str]):
 
 def _ended(client: Any) -> None:
     """Closes a client; one whose connection is gone has nothing to close."""
-    try:
+    with contextlib.suppress(Exception):
         client.close()
-    except Exception:
-        return
 
 
 def _schema(url: str) -> Mapping[str, Any]:

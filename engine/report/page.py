@@ -191,7 +191,7 @@ def _stage(
         "failed": sum(e.ending == "failed" for e in played),
         "used": used,
         "left_out": sorted(why.items()),
-        "said": summary,
+        "answers": summary,
         "last": {
             k: v
             for k, v in metrics[-1].items()

@@ -247,7 +247,7 @@ def item_page(ledger: Ledger, found: Any, renderers: Mapping[str, Any]) -> dict[
     rows = [
         {
             "name": names[s.rater],
-            "said": _words(s, letter),
+            "answer": _words(s, letter),
             "seconds": s.seconds,
             "comment": s.answer.comment,
         }

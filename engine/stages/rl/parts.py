@@ -145,8 +145,7 @@ def _check_sources(
             f" {env.id!r} gives any: add a judge whose Feedback has `turn_scores`, such as"
             " `{judge: reward-model, per: turn}`"
         )
-    if "branches" in credit.needs or settings.audit:
-        what = f"credit {part_name(credit_name)!r}" if "branches" in credit.needs else "an audit"
+    if what := _continues(settings, credit, credit_name):
         unfit = [
             s.name for s in sources if s.kind == "group" or not isinstance(s.given, JudgeSource)
         ]
@@ -158,12 +157,19 @@ def _check_sources(
             )
 
 
+def _continues(settings: RLSettings, credit: Any, name: Any) -> str:
+    """Returns what plays on from the middle of conversations, for messages; empty where nothing
+    does."""
+    if "branches" in credit.needs:
+        return f"credit {part_name(name)!r}"
+    return "an audit" if settings.audit else ""
+
+
 def _check_seats(settings: RLSettings, credit: Any, name: Any) -> None:
     """Refuses what environments of several seats cannot be paired with."""
     if not any(env.seats for env in settings.env):
         return
-    if "branches" in credit.needs or settings.audit:
-        what = f"credit {part_name(name)!r}" if "branches" in credit.needs else "an audit"
+    if what := _continues(settings, credit, name):
         raise ConfigError(
             f"{what} plays on from the middle of a conversation, which cannot be done with the"
             " other seats of an environment: use credit 'outcome', 'gae', 'gigpo' or"
@@ -212,8 +218,7 @@ def _check_pending(settings: RLSettings, credit: Any, name: Any) -> None:
             "resample replaces groups before an update and would wait for answers about the new"
             " ones: leave it out where `pending` is given, and raise `groups` instead"
         )
-    if "branches" in credit.needs or settings.audit:
-        what = f"credit {part_name(name)!r}" if "branches" in credit.needs else "an audit"
+    if what := _continues(settings, credit, name):
         raise ConfigError(
             f"{what} needs judges that answer at once, so that no conversation would ever be"
             " pending: leave `pending` out, or use credit 'outcome', 'gae', 'gigpo' or"

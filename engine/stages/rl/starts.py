@@ -14,6 +14,7 @@ from ...records.episode import Episode, Start
 from ...records.rewards import Rewards
 from ...records.starts import GroupResult, StartNumber
 from ...util.ids import derive_id
+from ..collect import grouped
 from .experience import Experience
 from .settings import RLSettings
 
@@ -77,10 +78,7 @@ class Starts:
         """Counts the starts of an update as played and lets the curriculum learn from their
         conversations. Returns what it reports, and of a mixture every environment's share of the
         groups."""
-        groups: dict[str, list[Episode]] = {}
-        for episode in experience.episodes:
-            groups.setdefault(episode.group, []).append(episode)
-        results = [_result(own, experience) for own in groups.values()]
+        results = [_result(own, experience) for own in grouped(experience.episodes).values()]
         self.played(experience.numbers.values())
         if self.run.is_main:
             self.curriculum.learn(results)
