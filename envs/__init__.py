@@ -27,6 +27,9 @@ def register_envs() -> None:
         "turnwise/TwentyQuestions-v0", "turnwise.envs.twenty_questions:TwentyQuestions"
     )
     gymnasium.register("turnwise/Prompts-v0", "turnwise.envs.prompts:Prompts")
+    if find_spec("jsonschema"):
+        gymnasium.register("turnwise/Tools-v0", "turnwise.envs.tools:Tools", max_episode_steps=100)
+        gymnasium.register("turnwise/Shop-v0", "turnwise.envs.shop:Shop", max_episode_steps=30)
     from .toy_text import CODECS
 
     for name in CODECS:

@@ -223,10 +223,8 @@ def test_templates_that_cannot_work_say_so(
     with pytest.raises(turnwise.TemplateError, match="0 times instead of once"):
         ChatFormat(broken)
     broken.chat_template = TEMPLATES["gemma"]
-    with pytest.raises(
-        turnwise.TemplateError, match=r"refuses a conversation with roles.*tool role"
-    ):
-        ChatFormat(broken).suffix(M("tool", "42"))
+    with pytest.raises(turnwise.TemplateError, match=r"with roles \['user', 'user'\]"):
+        ChatFormat(broken).prompt([M("user", "hello"), M("user", "hello")])
 
 
 def test_policies_that_cannot_be_loaded_say_so(

@@ -7,6 +7,8 @@ unwrapped environment or its `info`:
 
 - `info["system"]`, `info["role"]` ("user" or "tool"), `info["tools"]` at reset; `info["role"]` at
   every step;
+- `info["parts"]`: the observation as several texts, where it is several messages (the results of
+  several calls of tools);
 - `info["success"]` (bool) at the last step; `info["optimum"]` at reset, the best return this start
   allows;
 - `info["player"]` at reset and every step, where several seats are played: the one that the
@@ -227,7 +229,7 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
     role: Any = info.get("role", "user")
     if not (isinstance(role, str) and role in ("user", "tool")):
         raise EnvironmentBroke(f'info["role"] is {_short(role)}; it may be "user" or "tool"')
-    read_here = ("role", "system", "tools", "optimum", "player", "seats")
+    read_here = ("role", "system", "tools", "optimum", "player", "seats", "parts")
     kept = _plain_info({k: v for k, v in info.items() if k not in read_here})
     if info.get("optimum") is not None:
         try:
@@ -241,7 +243,11 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
         terminated, truncated = _flag(result[2], "terminated"), _flag(result[3], "truncated")
     system = info.get("system")
     return Observation(
-        Message("tool" if role == "tool" else "user", text_of(obs, "the observation", space)),
+        Message(
+            "tool" if role == "tool" else "user",
+            text_of(obs, "the observation", space),
+            _parts(info.get("parts")),
+        ),
         reward,
         terminated,
         truncated,
@@ -251,6 +257,19 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
         "" if info.get("player") is None else text_of(info["player"], 'info["player"]'),
         _seats(info.get("seats")) if stepped else {},
     )
+
+
+def _parts(value: Any) -> tuple[str, ...]:
+    """Returns the texts of the messages that an observation is.
+
+    Raises:
+        EnvironmentBroke: they are no list of texts.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)):
+        raise EnvironmentBroke(f'info["parts"] must be a list of texts; it is {_short(value)}')
+    return tuple(text_of(part, f'info["parts"][{i}]') for i, part in enumerate(value))
 
 
 def _seats(value: Any) -> dict[str, SeatResult]:

@@ -302,7 +302,7 @@ def messages(value: Any, where: str, key: str, unread: Unread) -> Messages:
         raise PreferenceError(
             f"{where}: `{key}` must be a list of {{role, content}}, got {value!r}"
         )
-    found = []
+    found: list[Message] = []
     for m in value:
         if isinstance(m, Mapping):
             if "role" not in m and "from" in m and "value" in m:
@@ -339,7 +339,13 @@ def messages(value: Any, where: str, key: str, unread: Unread) -> Messages:
                 f"{where}: `{key}` has the role {m.get('role')!r}; there are system, user,"
                 " assistant and tool"
             )
-        found.append(Message(m["role"], m["content"]))
+        if m["role"] == "tool" and found and found[-1].role == "tool":  # results of several calls
+            parts = tuple(
+                each.content for each in (*found[-1].unjoined, Message("tool", m["content"]))
+            )
+            found[-1] = Message("tool", "\n\n".join(parts), parts)
+        else:
+            found.append(Message(m["role"], m["content"]))
     return tuple(found)
 
 

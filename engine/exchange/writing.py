@@ -202,7 +202,8 @@ def _prompt(one: Sequence[Message], other: Sequence[Message]) -> int:
 
 
 def _plain(conversation: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in conversation]
+    unjoined = (m for message in conversation for m in message.unjoined)
+    return [{"role": m.role, "content": m.content} for m in unjoined]
 
 
 def _rater(answer: Comparison | Feedback) -> str:

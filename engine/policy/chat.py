@@ -48,7 +48,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.template = Template(tokenizer, today or date.today())
         frame = self.template.frame()
-        self.encoder = TextEncoder(tokenizer, frame)
+        self.encoder = TextEncoder(tokenizer, frame, self.template.writes)
         self._begins: dict[tuple[str, str, bool, bool], int] = {}
         self._closing, self._last_closing = self._closings()
         closing = self.encoder.encode(self._closing)
@@ -133,13 +133,15 @@ class ChatFormat:
             TemplateError: the template refuses the conversation.
             ValueError: text that is not valid Unicode.
         """
-        tools = self.encoder.defused(tools)
+        messages, tools = self.template.prepared(messages, self.encoder.defused(tools))
         if self.encoder.drops:
             self.encoder.check_kept(*(m.content for m in messages))
-        if not any(self.encoder.spells(m.content) for m in messages):
+        if not any(self.encoder.spells(m.content, m.role) for m in messages):
             return self.encoder.encode(self.template.render(messages, generate=True, tools=tools))
         whole = self.template.located(messages, True, tools)
-        return self.encoder.tokenize(whole.text, sorted(whole.spans))
+        return self.encoder.tokenize(
+            whole.text, sorted(whole.spans), others=_others(messages, whole)
+        )
 
     def suffix(
         self, observation: Message, tools: Sequence[Mapping[str, Any]] | None = None
@@ -150,14 +152,17 @@ class ChatFormat:
         Args:
             tools: those that the conversation began with; templates may look at them again.
         """
-        tools = self.encoder.defused(tools)
+        observed, _ = self.template.prepared([observation], None)
+        tools = self.encoder.defused(tools) if self.template.lists_tools else None
         if self.encoder.drops:
-            self.encoder.check_kept(observation.content)
+            self.encoder.check_kept(*(m.content for m in observed))
         mark = MARK.format(5)
-        messages = [Message("user", "x"), Message("assistant", mark), observation]
-        if self.encoder.spells(observation.content):
+        messages = [Message("user", "x"), Message("assistant", mark), *observed]
+        others: list[tuple[int, int]] = []
+        if any(self.encoder.spells(m.content, m.role) for m in observed):
             whole = self.template.located(messages, True, tools)
             text, spans, start = whole.text, sorted(whole.spans), whole.spans[1][1]
+            others = _others(messages, whole)
         else:
             text, spans = self.template.render(messages, generate=True, tools=tools), []
             # The first is ours: what comes after it may spell the mark too.
@@ -169,9 +174,8 @@ class ChatFormat:
             )
         # The end token is tokenized along, since some take what follows it with them, and then left
         # out.
-        return self.encoder.tokenize(text, spans, start + self.encoder.last_begins(self._closing))[
-            1:
-        ]
+        begin = start + self.encoder.last_begins(self._closing)
+        return self.encoder.tokenize(text, spans, begin, others=others)[1:]
 
     def reply(self, text: str) -> list[int]:
         """Returns the ids of a reply that was not sampled, alone: its text as text, and the closing
@@ -216,12 +220,15 @@ class ChatFormat:
         replies = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if not replies:
             raise ValueError("no assistant message in the conversation")
-        messages, tools = list(messages)[: replies[-1] + 1], self.encoder.defused(tools)
-        _check_roles(messages)
+        _check_roles(messages[: replies[-1] + 1])
+        messages, tools = self.template.prepared(
+            messages[: replies[-1] + 1], self.encoder.defused(tools)
+        )
+        replies = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if self.encoder.drops:
             self.encoder.check_kept(*(m.content for m in messages))
         whole = self.template.located(messages, False, tools)
-        text, contents = whole.text, sorted(whole.spans)
+        text, contents, others = whole.text, sorted(whole.spans), _others(messages, whole)
         turns: list[tuple[list[int], list[int]]] = []
         # One way of reading for the whole, or a reply would begin where two ways part: within the
         # user's message.
@@ -241,12 +248,12 @@ class ChatFormat:
                 )
             end += len(closing)
             begin = self._reply_begins(messages, whole, i, tools)
-            ids = self.encoder.tokenize(text, contents, start, end, apart)
-            asked = alike(ids, self.encoder.tokenize(text, contents, start, begin, apart))
+            ids = self.encoder.tokenize(text, contents, start, end, apart, others)
+            asked = alike(ids, self.encoder.tokenize(text, contents, start, begin, apart, others))
             turns.append((ids[overlap:asked], ids[asked:]))
             start, overlap = end - len(closing) + self.encoder.last_begins(closing), 1
         if [i for turn in turns for part in turn for i in part] != self.encoder.tokenize(
-            text, contents, 0, end, apart
+            text, contents, 0, end, apart, others
         ):
             raise TemplateError(
                 "the tokenizer reads the conversation otherwise in one piece than turn by turn: "
@@ -282,8 +289,14 @@ class ChatFormat:
         It happens with templates that trim or rewrite history, where a sampled reply would be
         tokenized otherwise, and where a message spells a control token.
         """
-        whole = self.template.render(messages, generate=True, tools=self.encoder.defused(tools))
+        messages, tools = self.template.prepared(messages, self.encoder.defused(tools))
+        whole = self.template.render(messages, generate=True, tools=tools)
         return list(context) != self.encoder.encode(whole)
+
+
+def _others(messages: Sequence[Message], whole: Rendered) -> list[tuple[int, int]]:
+    """Returns where contents stand that are not the assistant's."""
+    return [span for m, span in zip(messages, whole.spans, strict=True) if m.role != "assistant"]
 
 
 def _check_roles(messages: Sequence[Message]) -> None:

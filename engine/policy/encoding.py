@@ -1,15 +1,17 @@
 """Text as token ids, where text from a policy, a person or an environment stays text.
 
 Where it spells a control token it is tokenized in two pieces, cut inside that spelling. Control
-tokens are those marked special and those that the template itself puts around messages; other added
-tokens (line breaks, runs of spaces, `<think>`, `<tool_call>`) are text like any other.
+tokens are those marked special and those that the template itself puts around messages. Markers,
+which the template writes and which are neither (`<tool_call>`), are the assistant's own words, and
+are cut in what others say. Other added tokens (line breaks, runs of spaces, `<think>`) are text
+like any other.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -33,9 +35,11 @@ class TextEncoder:
     Args:
         tokenizer: a transformers tokenizer.
         frame: all text that the chat template puts around messages.
+        writes: whether the chat template's source holds a text.
 
     Attributes:
         controls: the control tokens that text can spell, by spelling.
+        markers: tokens that only the assistant may write, by spelling.
         control_ids: all tokens that no text may become.
         special: those of them that the tokenizer marks as special.
         drops: whether the tokenizer loses a part of some texts, so that each must be checked.
@@ -44,7 +48,7 @@ class TextEncoder:
         TemplateError: the tokenizer loses a part of ordinary text.
     """
 
-    def __init__(self, tokenizer: Any, frame: str) -> None:
+    def __init__(self, tokenizer: Any, frame: str, writes: Callable[[str], bool]) -> None:
         self.tokenizer = tokenizer
         # Frames of messages, and what a group of conversations is asked, come again and again.
         self._known = lru_cache(16_384)(self._ids)
@@ -61,6 +65,14 @@ class TextEncoder:
                 and not THOUGHT.fullmatch(token.content)
             )
         }
+        self.markers = frozenset(
+            token.content
+            for token in added.values()
+            if token.content not in self.controls
+            and token.content.strip()
+            and not THOUGHT.fullmatch(token.content)
+            and writes(token.content)
+        )
         own = [token for token in added.values() if token.content not in self.controls]
         self.drops = any(len(text) == 1 for text in self.controls) or any(
             t.lstrip or t.rstrip for t in own
@@ -112,20 +124,22 @@ class TextEncoder:
         start: int = 0,
         end: int | None = None,
         apart: bool | None = None,
+        others: Sequence[tuple[int, int]] = (),
     ) -> list[int]:
         """Returns the ids of text[start:end], in which what stands in `contents` becomes no control
         token.
 
         Args:
+            others: those contents that are not the assistant's: no markers stand in them either.
             apart: whether contents are read character by character; None: where it cannot be had
                 otherwise.
         """
         end = len(text) if end is None else end
         spans = [(max(a, start), min(b, end)) for a, b in contents if a < end and b > start]
         if apart is None:
-            ids, apart = self.joined(text, spans, start, end)
+            ids, apart = self.joined(text, spans, start, end, others)
         elif not apart:
-            ids, _ = self.joined(text, spans, start, end)
+            ids, _ = self.joined(text, spans, start, end, others)
         if not apart:
             return ids
         bounds = [start, *(at for span in spans for at in span), end]
@@ -139,13 +153,20 @@ class TextEncoder:
         return ids
 
     def joined(
-        self, text: str, spans: Sequence[tuple[int, int]], start: int, end: int
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int]],
+        start: int,
+        end: int,
+        others: Sequence[tuple[int, int]] = (),
     ) -> tuple[list[int], bool]:
         """Returns the ids of text[start:end] in as few pieces as control tokens spelled in it
         allow, and whether some content became a control token all the same: the tokenizer rewrites
         text before it looks for tokens."""
         cuts = {
             at + 1 for a, b in spans for token in self.controls for at in _places(text, token, a, b)
+        } | {
+            at + 1 for a, b in others for token in self.markers for at in _places(text, token, a, b)
         }
         ids = self._pieces(text, sorted(cut for cut in cuts if start < cut < end), start, end)
         if not cuts and not (self._normalizes and spans):
@@ -189,9 +210,11 @@ class TextEncoder:
                     " everything"
                 )
 
-    def spells(self, text: str) -> bool:
-        """Returns whether a text may spell a control token, so that it must be read with care."""
-        return self._normalizes or any(token in text for token in self.controls if token)
+    def spells(self, text: str, role: str) -> bool:
+        """Returns whether what a role says may spell a token that it must not, so that it has to be
+        read with care."""
+        refused = [*self.controls, *(() if role == "assistant" else self.markers)]
+        return self._normalizes or any(token in text for token in refused if token)
 
     def defused(self, value: Any) -> Any:
         """Returns schemas of tools in which no string spells a control token: a space is put after

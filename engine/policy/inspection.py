@@ -3,24 +3,15 @@ does when it is tried."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ..errors import TemplateError
 from ..records.episode import Message
 from .in_process import InProcess
 from .policy import Policy
 
 EXCHANGE = (Message("user", "one"), Message("assistant", " two\n"), Message("user", "three"))
 THOUGHT = Message("assistant", "<think>\nfour\n</think>\n\nfive")
-TOOL: Mapping[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "look_up",
-        "description": "Looks a word up.",
-        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}},
-    },
-}
 
 
 def inspect(policy: Policy) -> dict[str, str]:
@@ -87,18 +78,10 @@ def _thinking(policy: Policy) -> str:
 
 
 def _tools(policy: Policy) -> str:
-    try:
-        listed = "look_up" in _render(policy, EXCHANGE[:1], tools=[TOOL])
-    except TemplateError:
-        listed = False
-    try:
-        answered = "sunny" in _render(
-            policy, [*EXCHANGE[:2], Message("tool", "sunny")], tools=[TOOL]
-        )
-    except TemplateError:
-        answered = False
-    if listed and answered:
-        return "schemas are shown, results are messages of role `tool`"
-    if answered:
-        return "schemas are not shown; results are messages of role `tool`"
-    return "none: let environments say role `user`"
+    template = policy.chat.template
+    listed = (
+        "the template shows their schemas"
+        if template.lists_tools
+        else "the template does not show their schemas: they are written into the system prompt"
+    )
+    return f"{listed}; results are messages of role `{template.results}`"

@@ -7,6 +7,7 @@ is found however the template frames, trims or rewrites a message.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -16,6 +17,15 @@ from typing import Any
 from ..errors import TemplateError
 from ..records.episode import Message
 
+TOOLS = """\
+You have tools. Here is the schema of each:
+{schemas}
+
+To use one, write nothing but a call, or several, in this form:
+<tool_call>
+{{"name": "the tool's name", "arguments": {{"an argument's name": "its value"}}}}
+</tool_call>
+The next message is what it returned."""
 MARK = "\ue000{}\ue001"  # private-use characters: in no template and no vocabulary of words
 
 
@@ -44,6 +54,9 @@ class Template:
     Attributes:
         system: how a system prompt is given: "own" (as a message) or "first" (within the first
             user turn).
+        results: the role that results of tools have: "tool", or "user" where the template has no
+            such role, asks for more than text, or would show them as replies.
+        lists_tools: whether it shows the schemas of tools; else `TOOLS` does, in the system prompt.
 
     Raises:
         TemplateError: the tokenizer has no template.
@@ -58,6 +71,8 @@ class Template:
             )
         self.tokenizer, self.today = tokenizer, today
         self.system = self._system_style()
+        self.results = self._results_role()
+        self.lists_tools = self._lists_tools()
 
     def _system_style(self) -> str:
         """Finds how the template takes a system prompt, see `system`."""
@@ -68,6 +83,33 @@ class Template:
         except Exception:
             return "first"
         return "own" if MARK.format(9) in text else "first"
+
+    def _results_role(self) -> str:
+        """Finds the role that results of tools have, see `results`."""
+        marks = [MARK.format(i) for i in range(6)]
+        roles = ("user", "assistant", "tool", "tool", "assistant", "tool")
+        messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
+        try:
+            text = self._template(messages, True, None)
+        # as above; templates that look for a call before its result find none
+        except Exception:
+            return "user"
+        if any(text.count(mark) != 1 for mark in marks):
+            return "user"
+        # Templates that know users only show all others as the assistant's replies.
+        again, then = text.split(marks[2])[1].split(marks[3])[0], text.split(marks[3])[1]
+        return "tool" if again != then.split(marks[4])[0] else "user"
+
+    def _lists_tools(self) -> bool:
+        """Finds whether the template shows schemas of tools."""
+        name = MARK.format(7)
+        schema = {"name": name, "description": "", "parameters": {"type": "object"}}
+        messages = [{"role": "user", "content": "x"}]
+        try:
+            text = self._template(messages, True, [{"type": "function", "function": schema}])
+        except Exception:  # it takes none
+            return False
+        return name in text or json.dumps(name)[1:-1] in text
 
     def _template(
         self,
@@ -86,6 +128,29 @@ class Template:
             tokenize=False,
             add_generation_prompt=generate,
         )
+
+    def prepared(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[list[Message], Sequence[Mapping[str, Any]] | None]:
+        """Returns messages and tools in the form that the template can show: a message that has
+        parts as one for each, results of tools in the role that they have here, and the schemas of
+        tools in the system prompt, where the template would not show them."""
+        found: list[Message] = []
+        for message in messages:
+            if message.role != "tool" or self.results == "tool":
+                found += message.unjoined
+            elif found and found[-1].role == "tool":
+                found[-1] = Message("tool", f"{found[-1].content}\n\n{message.content}")
+            else:
+                found.append(Message("tool", message.content))
+        if self.results != "tool":
+            found = [Message("user", m.content) if m.role == "tool" else m for m in found]
+        if not tools or self.lists_tools:
+            return found, tools
+        listed = TOOLS.format(schemas="\n".join(json.dumps(tool) for tool in tools))
+        if found and found[0].role == "system":
+            listed = f"{found.pop(0).content}\n\n{listed}"
+        return [Message("system", listed), *found], None
 
     def render(
         self,
@@ -117,8 +182,7 @@ class Template:
             roles = [m["role"] for m in plain]
             raise TemplateError(
                 f"the chat template refuses a conversation with roles {roles}:"
-                f" {type(error).__name__}: {error}. If it has no tool role, let the environment say"
-                " role 'user'."
+                f" {type(error).__name__}: {error}"
             ) from error
 
     def marked(

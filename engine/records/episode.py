@@ -19,10 +19,25 @@ Ending = Literal["terminated", "truncated", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One utterance of a conversation."""
+    """One utterance of a conversation.
+
+    Attributes:
+        parts: the texts of several messages of this role that came together, as the results of
+            several calls of tools do; `content` is all of them in one, for readers of text, and a
+            chat template shows each part as a message. Empty: `content` is one message.
+    """
 
     role: Role
     content: str
+    parts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+
+    @property
+    def unjoined(self) -> tuple[Message, ...]:
+        """The messages that it is: one for each part."""
+        return tuple(Message(self.role, part) for part in self.parts) or (self,)
 
 
 @dataclass(frozen=True, slots=True)

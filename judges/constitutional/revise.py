@@ -348,7 +348,10 @@ class Revise(PlayOptions, Stage):
         lines = [
             {
                 "messages": [
-                    {"role": m.role, "content": m.content} for m in e.messages if m is not e.final
+                    {"role": m.role, "content": m.content}
+                    for message in e.messages
+                    if message is not e.final
+                    for m in message.unjoined
                 ],
                 "tools": list(e.tools),
             }
