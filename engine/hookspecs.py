@@ -45,9 +45,9 @@ class Register(Protocol):
 
 
 @hookspec
-def register_envs() -> None:
+def register_envs() -> Mapping[str, str] | None:
     """Registers environments by `gymnasium.register(...)`; once per process. Use "module:Class"
-    strings as entry points."""
+    strings as entry points. Returns why others are not registered, by id or "namespace/..."."""
 
 
 @hookspec

@@ -10,9 +10,22 @@ import gymnasium
 from ..protocols import hookimpl
 
 
+EXTRAS = {  # module that is needed, and how it is had
+    "turnwise/Tools-v0": ("jsonschema", "pip install -e '.[tools]'"),
+    "turnwise/Shop-v0": ("jsonschema", "pip install -e '.[tools]'"),
+    "textarena/...": ("textarena", "pip install -e '.[textarena]'"),
+    "pettingzoo/...": ("pettingzoo", "pip install -e '.[pettingzoo]'"),
+    "textworld/Game-v0": ("textworld", "pip install textworld"),
+    "openenv": ("openenv", "pip install -e '.[openenv]'"),
+    "reasoning-gym/...": ("reasoning_gym", "pip install -e '.[reasoning-gym]'"),
+}
+
+
 @hookimpl
-def register_envs() -> None:
-    """Registers the environments of this package with Gymnasium."""
+def register_envs() -> dict[str, str]:
+    """Registers the environments of this package with Gymnasium. Returns why others are not, by
+    id."""
+    missing = {name: how for name, (module, how) in EXTRAS.items() if find_spec(module) is None}
     gymnasium.register(
         "turnwise/SupportDesk-v0", "turnwise.envs.support_desk:SupportDesk", max_episode_steps=12
     )
@@ -40,7 +53,9 @@ def register_envs() -> None:
             kwargs={"name": name},
         )
     if find_spec("textarena"):
-        from .textarena import GAMES, SEVERAL
+        from .textarena import GAMES, OTHERS, SEVERAL
+
+        missing |= {f"textarena/{game}-v0": why for why, games in OTHERS.items() for game in games}
 
         for game, seats in {**dict.fromkeys(GAMES, 1), **SEVERAL}.items():
             gymnasium.register(
@@ -72,3 +87,4 @@ def register_envs() -> None:
                 "turnwise.envs.reasoning_gym:ReasoningGym",
                 kwargs={"generator": generator},
             )
+    return missing

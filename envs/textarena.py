@@ -32,8 +32,8 @@ from ..protocols import Message, Text
 GAMES = (
     "2048", "Bandit", "Blackjack", "Countdown", "Crosswords", "Cryptarithm", "FifteenPuzzle",
     "FrozenLake", "GuessTheNumber", "LightsOut", "LogicPuzzle", "Mastermind", "Minesweeper",
-    "PegJump", "RushHour", "Secretary", "Set", "Slitherlink", "Sudoku", "ThreeCardMonte",
-    "TowerOfHanoi",
+    "PegJump", "RushHour", "Secretary", "Set", "Slitherlink", "Sokoban", "Sudoku",
+    "ThreeCardMonte", "TowerOfHanoi",
 )  # fmt: skip
 SEVERAL = {
     "Alquerque": 2, "Battleship": 2, "Breakthrough": 2, "Briscola": 2, "Chopsticks": 2,
@@ -42,12 +42,27 @@ SEVERAL = {
     "IteratedMatchingPennies": 2, "IteratedPrisonersDilemma": 2,
     "IteratedRockPaperScissors": 2, "IteratedTwoThirdsAverage": 2,
     "IteratedUltimatumGame": 2, "KuhnPoker": 2, "LiarsDice": 2, "LinesOfAction": 2,
-    "MemoryGame": 2, "NewRecruit": 2, "Nim": 2, "Othello": 2, "PigDice": 2, "Poker": 2,
+    "MarketEntryGame": 2, "MemoryGame": 2, "NewRecruit": 2, "Nim": 2, "Othello": 2, "PigDice": 2, "Poker": 2,
     "QuantumTicTacToe": 2, "SantoriniBaseFixed": 2, "SecretMafia": 6, "SettlersOfCatan": 4,
     "SimpleBlindAuction": 2, "SimpleNegotiation": 2, "SimpleTak": 2, "Snake": 2,
     "SpiteAndMalice": 2, "Stratego": 2, "Surround": 2, "Taboo": 4, "Tak": 2,
     "ThreePlayerGOPS": 3, "ThreePlayerIPD": 3, "ThreePlayerTicTacToe": 3, "TicTacToe": 2,
     "TruthAndDeception": 2, "TwoDollar": 2, "UltimateTicTacToe": 2, "WildTicTacToe": 2,
+}  # fmt: skip
+OTHERS = {  # what keeps them from being played
+    "its list of words is fetched from the network": (
+        "Codenames", "DontSayIt", "Hangman", "LetterAuction", "SpellingBee", "WordChains",
+        "WordLadder", "WordSearch", "Wordle",
+    ),
+    "it asks a model of OpenRouter": ("Debate", "GuessWho", "ScenarioPlanning", "TwentyQuestions"),
+    "the package lacks a part of it": (
+        "BabyAiText", "ScorableGames", "UsedCar", "UsedCarNegotiation",
+    ),
+    "it imports chess, which is under the GPL": ("Chess",),
+    "its code is no Python of this version": (
+        "Checkers", "IteratedStagHunt", "Klondike", "ReverseTicTacToe", "UltimateTexasHoldem",
+    ),
+    "it breaks when it is played": ("CharacterConclave", "PublicGoodsGame"),
 }  # fmt: skip
 _GAME = -1  # how TextArena numbers the game among those who say something
 

@@ -196,6 +196,7 @@ def test_envs_lists_and_checks() -> None:
     listed = call("envs").stdout
     assert "turnwise/SupportDesk-v0" in listed
     assert "CartPole" not in listed
+    assert "textarena/Wordle-v0  not here: its list of words is fetched" in listed
     assert "nothing wrong" in call("envs", "--check", "turnwise/Maze-v0").stdout
     tests = Path(__file__).parent
     bad = call(
@@ -205,6 +206,8 @@ def test_envs_lists_and_checks() -> None:
     assert "did not end" in bad.stdout
     missing = call("envs", "--check", "turnwise/Mase-v0")
     assert (missing.returncode, "Did you mean 'turnwise/Maze-v0'" in missing.stderr) == (1, True)
+    unplayable = call("envs", "--check", "textarena/Chess-v0")
+    assert "cannot be played here: it imports chess, which is under the GPL" in unplayable.stderr
 
 
 def test_a_users_own_module_by_the_installed_command(

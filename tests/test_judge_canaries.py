@@ -344,7 +344,7 @@ def test_comparisons_are_watched_too(tmp_path: Path) -> None:
     pairs = [(a, b) for a, b in zip(lamps(40, PLAIN)[::2], lamps(40, PLAIN)[1::2], strict=True)]
     judge.request([Request("group", a.group, "judge", episodes=(a, b)) for a, b in pairs])
     with pytest.raises(Quarantined):
-        for _ in range(50):
+        for _ in range(5000):
             judge.receive()
 
 

@@ -453,7 +453,7 @@ def test_what_is_asked_while_a_batch_is_at_work_goes_into_another(
     judge.open(context(tmp_path, ledger))
     for i, e in enumerate(six()[:2]):
         judge.request([turnwise.Request("episode", e.id, "judge", episodes=(e,))])
-        for _ in range(100):
+        for _ in range(5000):
             if server.stats()["batches"] == i + 1:
                 break
             judge.receive()

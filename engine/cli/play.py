@@ -132,12 +132,14 @@ def envs(
     import gymnasium
 
     from ..environments.checker import check_environment
-    from ..environments.registry import dialogue_ids
+    from ..environments.registry import MISSING, dialogue_ids
 
     import_module(module)
     if check is None:
         for name in dialogue_ids():
             print(f"{name}  {gymnasium.registry[name].entry_point}")
+        for name, why in MISSING.items():
+            print(f"{name}  not here: {why}")
         return
     asked = mapping("--options", options)
     problems = check_environment(

@@ -13,6 +13,9 @@ from ..util.ids import derive_id
 from ..util.suggest import did_you_mean
 
 
+MISSING: dict[str, str] = {}  # why environments are not registered, by id or "namespace/..."
+
+
 def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
     """Calls `gymnasium.make`, with near names when the id is unknown.
 
@@ -34,6 +37,8 @@ def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
 
 def no_environment(env_id: str) -> str:
     """Returns the error message for an id that is not registered."""
+    if why := MISSING.get(env_id) or MISSING.get(f"{env_id.partition('/')[0]}/..."):
+        return f"environment {env_id!r} cannot be played here: {why}"
     return (
         f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())} One of your own is"
         " registered when its module is imported (on the command line: `--module NAME`), those"

@@ -170,8 +170,11 @@ class Plugins:
             if key not in _envs_registered and "register_envs" in info.hooks:
                 import gymnasium
 
+                from ..environments.registry import MISSING
+
                 before = dict(gymnasium.registry)
-                self._manager.subset_hook_caller("register_envs", others)()
+                for missing in self._manager.subset_hook_caller("register_envs", others)():
+                    MISSING.update(missing or {})
                 for env, spec in before.items():
                     if gymnasium.registry.get(env) is not spec:
                         gymnasium.registry[env] = spec

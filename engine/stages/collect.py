@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import Interrupted
@@ -19,6 +19,8 @@ from ..rollout.conversation import Branch, Where, episode_id
 from ..rollout.players import Player
 from ..rollout.rollout import rollout
 from ..util.secrets import redact
+
+SHORTEST = 0.05  # seconds before the first further look for answers
 
 
 def play(
@@ -168,7 +170,8 @@ def wait_for_answers(
         run: the run that asked.
         sources: those that were asked.
         groups: the episodes, by group.
-        poll: seconds between looks for answers that come later.
+        poll: seconds between looks for answers that come later, at most; the first ones follow
+            each other sooner.
         show: for the progress display.
 
     Returns:
@@ -178,7 +181,7 @@ def wait_for_answers(
         Interrupted: the run was asked to end while answers were awaited; what was played and asked
             is kept.
     """
-    notified = set[str]()
+    notified, looks = set[str](), pauses(poll)
     while True:
         ready, answers = listen(run, sources, groups, notified)
         if len(ready) == len(groups):
@@ -192,7 +195,16 @@ def wait_for_answers(
             note=waiting_note(run, sources, list(groups)),
             **show,
         )
-        run.sleep(poll)
+        run.sleep(next(looks))
+
+
+def pauses(poll: float) -> Iterator[float]:
+    """Yields the seconds before each further look for answers: a judge may need less than `poll`,
+    and people need more."""
+    pause = min(SHORTEST, poll)
+    while True:
+        yield pause
+        pause = min(1.5 * pause, poll)
 
 
 def listen(

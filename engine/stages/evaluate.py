@@ -128,7 +128,7 @@ class Evaluate(SamplingOptions, Stage):
             orders.
         best_of: the policy as the best of n by a judge's score.
         seed: of the starts; the same for every run, so that runs can be compared.
-        poll: seconds between looks for a judge's answers that come later.
+        poll: seconds between looks for a judge's answers that come later, at most.
     """
 
     _comparing: Sources | None = (

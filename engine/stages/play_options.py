@@ -65,7 +65,7 @@ class JudgedPlayOptions(PlayOptions):
         history: "append" keeps the tokens of earlier turns as they were sampled; "rerender" renders
             every turn's prompt anew with the chat template, so that a turn is a sequence of its
             own.
-        poll: seconds between looks for answers that come later.
+        poll: seconds between looks for answers that come later, at most.
     """
 
     history: Literal["append", "rerender"] = "append"

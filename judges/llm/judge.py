@@ -52,7 +52,7 @@ from ..trust.canaries import (
 )
 from ..trust.watch import Quarantined, Watch
 
-LOOK = 1.0  # seconds that a look for answers waits for those under way
+LOOK = 0.02  # seconds that a look for answers takes, so that one after the other do not spin
 
 
 @dataclass(kw_only=True)

@@ -34,7 +34,7 @@ from ...records.episode import Episode, Start
 from ...records.feedback import Answer
 from ...records.starts import StartNumber
 from ...rollout.conversation import episode_id
-from ..collect import grouped, listen, waiting_note
+from ..collect import grouped, listen, pauses, waiting_note
 from .collect import Collector
 from .experience import Experience
 from .parts import Parts
@@ -110,13 +110,17 @@ class Pending(Collector):
         self._forget_ended()
         self._leave_out_old()
         self._adopt(experience)
-        step = shared(run, self._recorded() if run.is_main else None)
+        step, looks = (
+            shared(run, self._recorded() if run.is_main else None),
+            pauses(self.settings.poll),
+        )
         while step.what not in ("train", "stop"):
             if step.what == "play":
                 self._play(experience, self._next_starts(step.play, least=1))
+                looks = pauses(self.settings.poll)
             elif step.what == "wait" and run.is_main:
                 since = run.clock()
-                run.sleep(self.settings.poll)
+                run.sleep(next(looks))
                 waited += run.clock() - since
             step = shared(run, self._step(experience, i) if run.is_main else None)
         if step.what == "stop":
