@@ -50,7 +50,9 @@ def updates(policy: turnwise.Policy, url: str, more: dict[str, Any], count: int)
     judge = {
         "judge": "rubric", "rubric": "Was it kind?", "concurrency": CONVERSATIONS, "cache": False,
         "canaries": 0,
-        "model": {"provider": "openai-chat", "model": "slow", "url": f"{url}/v1", "api_key": "none"},
+        "model": {
+            "provider": "openai-chat", "model": "slow", "url": f"{url}/v1", "api_key": "none",
+        },
     }  # fmt: skip
     stage: dict[str, Any] = {
         "env": "speed/Talk-v0", "updates": count, "groups": CONVERSATIONS // GROUP,

@@ -9,7 +9,6 @@ import gymnasium
 
 from ..protocols import hookimpl
 
-
 EXTRAS = {  # module that is needed, and how it is had
     "turnwise/Tools-v0": ("jsonschema", "pip install -e '.[tools]'"),
     "turnwise/Shop-v0": ("jsonschema", "pip install -e '.[tools]'"),

@@ -12,7 +12,6 @@ from ..records.episode import Start
 from ..util.ids import derive_id
 from ..util.suggest import did_you_mean
 
-
 MISSING: dict[str, str] = {}  # why environments are not registered, by id or "namespace/..."
 
 
