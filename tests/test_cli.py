@@ -14,6 +14,7 @@ import pytest
 import turnwise
 from support.command import Command
 from turnwise.engine.cli.main import main
+from turnwise.plugins.demo.tiny_model import build_policy
 
 
 def call(
@@ -190,6 +191,22 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
         match=r"is a folder, and a run is made from a config, a file in YAML\.$",
     ):
         turnwise.Run(str(tmp_path.parent))
+
+
+def test_evaluate_plays_one_seat_of_several(tmp_path: Path) -> None:
+    model = build_policy(tmp_path / "m", ["[0 1] tic tac toe"], hidden=16, layers=1, context=2048)
+    command = ["evaluate", str(model), "--env", "textarena/TicTacToe-v0", "--episodes", "3",
+        "--max-new-tokens", "4", "--player", "random", "--json"]  # fmt: skip
+    done = call(*command, "--seats", '{"0": "random", "1": "policy"}')
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["random"]["episodes"] == 3
+    both = call(*command, "--seats", '{"0": "policy", "1": "policy"}')
+    assert both.returncode == 1
+    assert "gives the seats 0, 1 to the player that is evaluated" in both.stderr
+    wrong = call(*command, "--seats", '{"0": "expert", "1": "policy"}')
+    assert (wrong.returncode, "has no player 'expert'" in wrong.stderr) == (1, True)
+    none = call(*command, "--seats", '{"0": "random"}')
+    assert (none.returncode, "must be the policy's" in none.stderr) == (1, True)
 
 
 def test_envs_lists_and_checks() -> None:

@@ -7,14 +7,17 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
 from .app import KWARGS, MODULE, import_module, mapping
+
+if TYPE_CHECKING:
+    from ..records.episode import Episode
 
 
 def evaluate(
@@ -33,39 +36,65 @@ def evaluate(
     ] = None,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     kwargs: Annotated[str, KWARGS] = "{}",
+    seats: Annotated[
+        str,
+        typer.Option(
+            help='Who replies in each seat, as JSON: {"0": "policy", "1": "random"}; "self" or'
+            ' {"policy": FOLDER}, too.'
+        ),
+    ] = "{}",
     seed: Annotated[int, typer.Option(help="Of the starts.")] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Plays a policy on starts of its own, next to scripted players; see --options for held-out
     content."""
-    from dataclasses import asdict
-
-    from ..analysis.scores import score
     from ..pipeline.progress import quiet
     from ..policy.policy import Policy
     from ..records.sampling import Sampling
-    from ..report.scores import print_scores
     from ..rollout.players import PolicyPlayer, ScriptPlayer
-    from ..stages.environments import EnvConfig, check_envs
-    from ..stages.evaluate import play_held_out
+    from ..stages.environments import EnvConfig, OtherPolicy, check_envs
+    from ..stages.evaluate import check_one_seat, play_held_out
 
     with _only_our_output() if as_json else contextlib.nullcontext():
         import_module(module)
         chosen = EnvConfig(
-            id=env, options=mapping("--options", options), kwargs=mapping("--kwargs", kwargs)
+            id=env,
+            options=mapping("--options", options),
+            kwargs=mapping("--kwargs", kwargs),
+            seats=mapping("--seats", seats),
         )
-        check_envs([chosen], player or [])
+        check_envs([chosen], player or [], several_seats=True)
+        check_one_seat(chosen)
         quiet()
         limit = max_new_tokens or _trained_limit(Path(policy))
-        own = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, limit))
-        players: dict[str, Any] = {"policy": own} | {
+
+        def of(folder: str) -> PolicyPlayer:
+            return PolicyPlayer(Policy.from_pretrained(folder), Sampling(temperature, limit))
+
+        players: dict[str, Any] = {"policy": of(policy)} | {
             name: ScriptPlayer(name) for name in player or []
         }
-        played = {
-            name: play_held_out(each, chosen, episodes, seed) for name, each in players.items()
+        others = {
+            who.label: of(who.policy)
+            for who in chosen.seats.values()
+            if isinstance(who, OtherPolicy)
         }
-        table = {name: asdict(score(found)) for name, found in played.items()}
+        played = {
+            name: play_held_out(each, chosen, episodes, seed, others=others)
+            for name, each in players.items()
+        }
+    _print_played(played, as_json)
+
+
+def _print_played(played: Mapping[str, Sequence[Episode]], as_json: bool) -> None:
+    """Prints what players' episodes came to, and how many failed."""
+    from dataclasses import asdict
+
+    from ..analysis.scores import score
+    from ..report.scores import print_scores
+
+    table = {name: asdict(score(found)) for name, found in played.items()}
     for name, found in played.items():
         if reasons := Counter(e.reason for e in found if e.ending == "failed"):
             [(reason, _)] = reasons.most_common(1)

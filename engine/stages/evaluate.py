@@ -65,6 +65,16 @@ def play_held_out(
     return rollout(player, chosen, where, progress=progress, others=others)
 
 
+def check_one_seat(env: EnvConfig) -> None:
+    """Raises `ConfigError` when the player that is evaluated has several seats."""
+    if len(env.trained) > 1:
+        raise ConfigError(
+            f"evaluate: environment {env.id!r} gives the seats {', '.join(env.trained)} to the"
+            " player that is evaluated: give it one, and the others to the environment's own"
+            " players or `{policy: folder}`"
+        )
+
+
 def _labels(envs: Sequence[EnvConfig]) -> list[str]:
     """Returns what the results of each environment begin with: nothing where there is one, else its
     id and options, and what else tells it from the others.
@@ -173,12 +183,7 @@ class Evaluate(SamplingOptions, Stage):
                 check_folder(other.policy)
         _labels(self.env)
         for env in self.env:
-            if len(env.trained) > 1:
-                raise ConfigError(
-                    f"evaluate: environment {env.id!r} gives the seats {', '.join(env.trained)} to"
-                    " the player that is evaluated: give it one, and the others to the"
-                    " environment's own players or `{policy: folder}`"
-                )
+            check_one_seat(env)
         check_backend(run, self.backend)
         self._comparing = self._sources(run, self.judge) if self.judge is not None else None
         self._scoring = self._sources(run, self.best_of.judge) if self.best_of else None
