@@ -36,6 +36,11 @@ RL = {
 }  # fmt: skip
 
 
+def finish(config: dict[str, Any], folder: Path) -> turnwise.Run:
+    """Makes a run, or goes on with it where an earlier call left it."""
+    return turnwise.Run(config, folder=folder, resume=(folder / "config.yaml").exists()).finish()
+
+
 def one(seed: int, folder: Path) -> dict[str, Any]:
     """Trains with a seed and returns its row."""
     began = time.perf_counter()
@@ -48,7 +53,7 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
     )
     shared = {"seed": seed, "name": "shop", "checkpoint_every": 20}
     copied = {**shared, "policy": str(model), "stages": [{"sft": SFT}]}
-    turnwise.Run(copied, folder=folder / "sft").finish()
+    finish(copied, folder / "sft")
     start = str(folder / "sft" / "policy")
     evaluate = {
         "env": {"id": ENV, "options": {"split": "held_out"}}, "episodes": EPISODES,
@@ -56,7 +61,7 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
         "max_new_tokens": TOKENS,
     }  # fmt: skip
     config = {**shared, "policy": start, "stages": [{"rl": RL}, {"evaluate": evaluate}]}
-    run = turnwise.Run(config, folder=folder / "rl").finish()
+    run = finish(config, folder / "rl")
     found = next(m for m in run.metrics if m["stage"] == "evaluate")
     return {
         "seed": seed,

@@ -10,12 +10,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
-from mcp import Client, StdioServerParameters
+from mcp import Client, MCPError, StdioServerParameters
+from mcp_types import CONNECTION_CLOSED
 
 from .calls import Schema, ToolFailed
+
+LOOK = 0.1  # seconds between looks whether a wait was given up
+ANSWER = 5.0  # seconds in which a server that was idle must show that it is there, or must end
 
 
 class MCPTools:
@@ -24,67 +28,152 @@ class MCPTools:
     Args:
         where: the command and its arguments, or a URL.
         fresh: whether every episode has a server of its own; needed where the server keeps what it
-            was told.
+            is given.
+        env: environment variables of a command, in addition to the few that it inherits.
+
+    Raises:
+        ValueError: no command and no URL, or what a URL has not.
     """
 
-    def __init__(self, where: str | Sequence[str], fresh: bool = False) -> None:
-        if not where:
-            raise ValueError("mcp: a command, as [COMMAND, ARGUMENT, ...], or a URL is needed")
-        self._where, self._fresh = where, fresh
-        self._thread: threading.Thread | None = None
-        self._schemas: Sequence[Schema] = ()
+    def __init__(
+        self, where: str | Sequence[str], fresh: bool = False, env: Mapping[str, str] | None = None
+    ) -> None:
+        url = isinstance(where, str) and where.startswith(("http://", "https://"))
+        if not where or (isinstance(where, str) and not url):
+            raise ValueError(
+                f"mcp: a command, as [COMMAND, ARGUMENT, ...], or a URL is needed, got {where!r}"
+            )
+        if url and (fresh or env):
+            raise ValueError("mcp: `fresh` and `env` are for commands; a URL's server is another's")
+        self._where, self._fresh, self._env = where, fresh, env
+        self._session: _Session | None = None
 
     def open(self) -> Sequence[Schema]:
-        """Connects to the server, unless it is connected. Returns the schemas of its tools."""
-        if self._fresh:
-            self.close()
-        if self._thread is None or not self._thread.is_alive():
-            ready: Future[Sequence[Schema]] = Future()
-            self._thread = threading.Thread(
-                target=lambda: asyncio.run(self._session(ready)), name="mcp", daemon=True
-            )
-            self._thread.start()
-            self._schemas = ready.result()
-        return self._schemas
+        """Connects to the server, unless it is connected. Returns the schemas of its tools.
 
-    async def _session(self, ready: Future[Sequence[Schema]]) -> None:
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        try:
+        Raises:
+            ConnectionError: it cannot be reached.
+        """
+        if self._session is not None and (self._fresh or not self._session.answers()):
+            self.close()
+        if self._session is None:
             server: Any = self._where
             if not isinstance(server, str):
                 command, *arguments = server
-                server = StdioServerParameters(command=command, args=arguments)
-            async with Client(server) as self._client:
-                page = await self._client.list_tools()
-                tools = list(page.tools)
-                while page.next_cursor is not None:
-                    page = await self._client.list_tools(cursor=page.next_cursor)
-                    tools += page.tools
-                ready.set_result([_schema(tool) for tool in tools])
-                await self._over.wait()
-        except BaseException as error:
-            if not ready.done():
-                ready.set_exception(ConnectionError(f"mcp: {self._where}: {error}"))
+                env = None if self._env is None else dict(self._env)
+                server = StdioServerParameters(command=command, args=arguments, env=env)
+            self._session = _Session(server, str(self._where))
+        return self._session.schemas()
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> str:
         """Calls a tool. Returns the texts of its result.
 
         Raises:
-            ToolFailed: its result is an error.
+            ToolFailed: the server refuses the call, or its result is an error.
+            ConnectionError: the server is gone.
         """
-        asked = self._client.call_tool(name, dict(arguments))
-        result = asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+        assert self._session is not None
+        return self._session.call(name, arguments)
+
+    def close(self) -> None:
+        """Ends the session, and with it a server that is a command."""
+        if self._session is not None:
+            self._session.end()
+        self._session = None
+
+
+class _Session:
+    """A session in a thread of its own; it begins at once."""
+
+    def __init__(self, server: Any, name: str) -> None:
+        self._server, self._name = server, name
+        self._ready: Future[Sequence[Schema]] = Future()
+        self._loop = asyncio.new_event_loop()
+        self._task = self._loop.create_task(self._talk())
+        self._thread = threading.Thread(target=self._turn, name="mcp", daemon=True)
+        self._thread.start()
+
+    def _turn(self) -> None:
+        try:
+            self._loop.run_until_complete(asyncio.wait([self._task]))
+        finally:
+            self._loop.close()
+
+    async def _talk(self) -> None:
+        try:
+            async with Client(self._server) as self._client:
+                page = await self._client.list_tools()
+                tools = list(page.tools)
+                while page.next_cursor is not None:
+                    page = await self._client.list_tools(cursor=page.next_cursor)
+                    tools += page.tools
+                self._ready.set_result([_schema(tool) for tool in tools])
+                await asyncio.Event().wait()  # until it is cancelled
+        except BaseException as error:
+            if not self._ready.done():
+                why = f"mcp: {self._name}: {_first(error)}"
+                self._ready.set_exception(ConnectionError(why))
+
+    def schemas(self) -> Sequence[Schema]:
+        """Returns the schemas of the tools, when the server has told them."""
+        return self._waited(self._ready)
+
+    def answers(self) -> bool:
+        """Returns whether the server is still there."""
+        try:
+            self._waited(self._sent(asyncio.wait_for(self._client.send_ping(), ANSWER)))
+        except Exception:  # gone, in whatever way
+            return False
+        return True
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """Calls a tool, as `MCPTools.call` does."""
+        try:
+            result = self._waited(self._sent(self._client.call_tool(name, dict(arguments))))
+        except MCPError as error:
+            if error.code == CONNECTION_CLOSED:
+                raise ConnectionError(f"mcp: {self._name}: {error.message}") from error
+            raise ToolFailed(error.message) from error
         text = "\n".join(_text(part) for part in result.content)
         if result.is_error:
             raise ToolFailed(text)
         return text
 
-    def close(self) -> None:
-        """Ends the session, and with it a server that is a command."""
-        if self._thread is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._over.set)
-            self._thread.join()
-        self._thread = None
+    def _sent(self, work: Any) -> Future[Any]:
+        if not self._thread.is_alive():
+            work.close()
+            raise ConnectionError(f"mcp: {self._name}: the session is over")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _waited(self, future: Future[Any]) -> Any:
+        """Waits for a result; the session ends where the wait is given up."""
+        try:
+            while not future.done() and self._thread.is_alive():
+                wait([future], LOOK)  # not longer, or the thread could not be interrupted
+        except BaseException:
+            future.cancel()
+            self._cancel()
+            raise
+        if not future.done():
+            raise ConnectionError(f"mcp: {self._name}: the session is over")
+        return future.result()
+
+    def _cancel(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def end(self) -> None:
+        """Ends the session; a server that does not end in time is left to the `mcp` package, which
+        kills it."""
+        self._cancel()
+        self._thread.join(ANSWER)
+
+
+def _first(error: BaseException) -> str:
+    """Returns what an error says, or the first one in a group of them."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def _schema(tool: Any) -> Schema:

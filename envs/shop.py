@@ -2,9 +2,10 @@
 
 A customer wants an item's money back, another item for it, an order cancelled, or to know how an
 order stands. The player asks for the e-mail address, looks the order up by its tools, does what the
-policies allow, closes the case by a tool as well, and says so. The tools do whatever they are told:
-keeping the policies is the player's. When it says something that is no question, the customer
-leaves, and the reward is 1 if the database is then exactly as the policies want it, else 0.
+policies allow, closes the case by a tool as well, and says so. The tools do whatever they are
+asked: keeping the policies is the player's. When it writes something that is no question, the customer
+leaves, and the reward is 1 if the database is then exactly as the policies want it, else 0. Wishes
+are drawn evenly, and half of those that may be denied are: who looks nothing up is seldom right.
 
 `options={"split": "held_out"}` draws items that other starts never have.
 """
@@ -12,7 +13,6 @@ leaves, and the reward is 1 if the database is then exactly as the policies want
 from __future__ import annotations
 
 import copy
-import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,8 @@ You work for a shop. Ask for the customer's e-mail address, find the order, then
 one of the final sale.
 - It may be exchanged for an item that is in stock and costs no more.
 - What is not allowed is declined, and nothing is changed.
-Close the case by close_case, then say goodbye. Do not end with a question."""
+Close the case by close_case, with the order's status where that was asked for. Then say goodbye, \
+without a question."""
 DAYS = 30
 COLOURS = ("red", "blue", "green", "black", "white")
 NOUNS = ("lamp", "kettle", "chair", "clock", "bag", "scarf", "mug", "pan", "rug", "mirror")
@@ -44,6 +45,7 @@ OPENINGS = {
     "status": "Hello, how does my order of the {item} stand?",
 }
 Outcome = Literal["refunded", "exchanged", "cancelled", "declined", "answered"]
+Status = Literal["pending", "shipped", "delivered"]
 DONE: Mapping[str, Outcome] = {
     "refund": "refunded", "exchange": "exchanged", "cancel": "cancelled", "status": "answered",
 }  # fmt: skip
@@ -60,12 +62,12 @@ class Database:
             for name in names[:8]
         }
         self._orders: dict[str, dict[str, Any]] = {}
-        self._cases: list[str] = []
+        self._cases: list[tuple[str, str | None]] = []
         numbers = iter(rng.sample(range(1000, 10000), 6))
         for name in rng.sample(NAMES, 3):
             bought = rng.sample(sorted(self._items), 4)  # no item is in both orders of a customer
             for items in (bought[:2], bought[2:]):
-                status = rng.choice(["pending", "shipped", "delivered", "delivered", "delivered"])
+                status = rng.choice(["pending", "shipped", "delivered"])
                 self._orders[f"W{next(numbers)}"] = {
                     "email": f"{name}@example.com",
                     "status": status,
@@ -108,9 +110,9 @@ class Database:
         self._bought(order, item)["exchanged_for"] = new_item
         return "exchanged"
 
-    def close_case(self, outcome: Outcome) -> str:
-        """Writes down how the case ended."""
-        self._cases.append(outcome)
+    def close_case(self, outcome: Outcome, order_status: Status | None = None) -> str:
+        """Writes down how the case ended, and the order's status where that was asked for."""
+        self._cases.append((outcome, order_status))
         return "closed"
 
     def _order(self, order: str) -> dict[str, Any]:
@@ -139,7 +141,7 @@ class Database:
     def serve(self, wish: str, order: str, item: str, other: str) -> None:
         """Changes the database as the policies want it when the case is closed."""
         if not self.allows(wish, order, item, other):
-            self._cases.append("declined")
+            self.close_case("declined")
             return
         if wish == "refund":
             self.refund_item(order, item)
@@ -147,7 +149,7 @@ class Database:
             self.exchange_item(order, item, other)
         elif wish == "cancel":
             self.cancel_order(order)
-        self._cases.append(DONE[wish])
+        self.close_case(DONE[wish], self._order(order)["status"] if wish == "status" else None)
 
     def state(self) -> dict[str, Any]:
         """Returns all that the tools can change."""
@@ -178,27 +180,43 @@ class Customer(gymnasium.Env[str, str]):
             raise ValueError("Shop takes the option split, which is 'train' or 'held_out'")
         number = int(self.np_random.integers(2**31)) if seed is None else seed
         rng = random.Random(f"shop {split} {number}")
-        self.database = Database(rng, HELD_OUT if split == "held_out" else NOUNS)
-        orders = self.database.state()["orders"]
-        self.order = rng.choice(sorted(orders))
-        self.item = rng.choice(sorted(orders[self.order]["items"]))
-        self.email = orders[self.order]["email"]
         self.wish = rng.choice(sorted(OPENINGS))
-        others = {name for order in orders.values() for name in order["items"]} - {self.item}
-        self.other = rng.choice(sorted(others))
+        allowed = self.wish == "status" or rng.random() < 0.5
+        cases: list[tuple[str, str, str]] = []
+        while not cases:
+            self.database = Database(rng, HELD_OUT if split == "held_out" else NOUNS)
+            cases = self._cases(allowed)
+        self.order, self.item, self.other = rng.choice(cases)
+        self.email = self.database.state()["orders"][self.order]["email"]
+        self.may_have_it = allowed
         self._wanted = copy.deepcopy(self.database)
         self._wanted.serve(self.wish, self.order, self.item, self.other)
         opening = OPENINGS[self.wish].format(item=self.item, other=self.other)
         return opening, {"system": SYSTEM, "optimum": 1.0}
 
+    def _cases(self, allowed: bool) -> list[tuple[str, str, str]]:
+        """Returns what the customer could want it of, (order, item, another item), so that it is
+        allowed, or is not."""
+        orders = self.database.state()["orders"]
+        bought = [
+            (order, item) for order in sorted(orders) for item in sorted(orders[order]["items"])
+        ]
+        others = sorted({item for _, item in bought})
+        return [
+            (order, item, other)
+            for order, item in bought
+            for other in others
+            if other != item and self.database.allows(self.wish, order, item, other) == allowed
+        ]
+
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Answers a question, or leaves."""
+        """Answers a question, gives the e-mail address where it is spoken of, or leaves."""
         asked = action.lower()
+        if re.search(r"e-?mail", asked):
+            return f"It is {self.email}.", 0.0, False, False, {}
         if "?" not in asked:
             right = self.database.state() == self._wanted.state()
             return "Goodbye.", float(right), True, False, {"success": right}
-        if re.search(r"e-?mail", asked):
-            return f"It is {self.email}.", 0.0, False, False, {}
         if "order" in asked:
             return f"The number is {self.order}.", 0.0, False, False, {}
         if "item" in asked:
@@ -222,58 +240,59 @@ class Shop(WithTools):
 Player = Callable[[Sequence[Message]], str]
 
 
-def _agent(env: Shop, careful: Callable[[], bool]) -> Player:
-    """Serves as the policies say, step after step; where it is not careful it does what the
-    customer wants, allowed or not."""
-    case: dict[str, Any] = {}
+def _agent(env: Shop, careful: bool) -> Player:
+    """Serves as the policies ask, going on from whatever was done; where it is not careful it does
+    what the customer wants, allowed or not."""
 
     def reply(messages: Sequence[Message]) -> str:
-        customer, last = env.customer, messages[-1].content
-        if len(messages) == 1:
-            case.update(careful=careful(), steps=[])
-            return "What is your e-mail address, please?"
-        if last.startswith("It is "):
+        customer, last = env.customer, messages[-1]
+        written_before = [m.content for m in messages if m.role == "assistant"]
+        if not any('"find_orders"' in text for text in written_before):
+            if "@" not in last.content:
+                return "What is your e-mail address, please?"
             return written("find_orders", {"email": customer.email})
-        if last.startswith("["):
-            return "\n".join(written("get_order", {"order": each}) for each in json.loads(last))
-        if not case["steps"]:
-            case["steps"] = _steps(customer, case["careful"])
-        return str(case["steps"].pop(0))
+        if not any('"get_order"' in text for text in written_before):
+            found = customer.database.find_orders(customer.email)
+            return "\n".join(written("get_order", {"order": order}) for order in found)
+        steps = _steps(customer, careful)
+        return next((step for step in steps if step not in written_before), steps[-1])
 
     return reply
 
 
 def _steps(customer: Customer, careful: bool) -> list[str]:
-    """Returns what is still to be done for a customer whose orders are known."""
+    """Returns what is to be done for a customer whose orders are known: calls, and a goodbye."""
     wish, order, item, other = customer.wish, customer.order, customer.item, customer.other
     steps = [written("get_item", {"item": other})] if wish == "exchange" else []
-    allowed = not careful or customer.database.allows(wish, order, item, other)
+    allowed = not careful or customer.may_have_it
     actions = {
         "refund": ("refund_item", {"order": order, "item": item}),
         "exchange": ("exchange_item", {"order": order, "item": item, "new_item": other}),
         "cancel": ("cancel_order", {"order": order}),
     }
+    outcome: dict[str, Any] = {"outcome": DONE[wish] if allowed else "declined"}
     if allowed and wish in actions:
         steps.append(written(*actions[wish]))
-    outcome = DONE[wish] if allowed else "declined"
+    elif wish == "status":
+        outcome["order_status"] = customer.database.get_order(order)["status"]
     words = {
         "refunded": f"The money for the {item} is on its way.",
         "exchanged": f"The {other} is on its way.",
         "cancelled": "Your order is cancelled.",
-        "answered": f"Your order is {customer.database.get_order(order)['status']}.",
+        "answered": f"Your order is {outcome.get('order_status')}.",
         "declined": "I am sorry, our policies do not allow that.",
     }
-    return [*steps, written("close_case", {"outcome": outcome}), words[outcome]]
+    return [*steps, written("close_case", outcome), words[outcome["outcome"]]]
 
 
 def _expert(env: Shop, rng: random.Random) -> Player:
     """Keeps every policy: always succeeds."""
-    return _agent(env, lambda: True)
+    return _agent(env, True)
 
 
 def _demonstrator(env: Shop, rng: random.Random) -> Player:
     """Forgets the policies in a third of its cases."""
-    return _agent(env, lambda: rng.random() < 2 / 3)
+    return _agent(env, rng.random() < 2 / 3)
 
 
 def _random(env: Shop, rng: random.Random) -> Player:

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, Protocol, get_type_hints
 
 import gymnasium
 from jsonschema.validators import validator_for
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import to_json
 
 from ..protocols import Text
@@ -71,11 +72,16 @@ class Functions:
         """Calls a function. Returns text as it is, and other values as JSON.
 
         Raises:
-            ToolFailed: it raised.
+            ToolFailed: it raised, or cannot take the arguments.
         """
+        function = self._functions[name]
         try:
-            function = self._functions[name]
-            value = function(**_signature(function).read(arguments))
+            given = _signature(function).read(arguments)
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise ToolFailed(f"the arguments of {name}: {'; '.join(wrong)}", "agent") from error
+        try:
+            value = function(**given)
             return value if isinstance(value, str) else to_json(value, fallback=str).decode()
         except Exception as error:
             raise ToolFailed(f"{type(error).__name__}: {error}") from error
@@ -123,10 +129,13 @@ def _signature_of(function: Callable[..., Any], method: bool) -> _Signature:
         field = Field(default, alias=parameter.name, title=parameter.name)
         fields[f"argument_{i}"] = (hints.get(parameter.name, Any), field)
     model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+    parameters = model.model_json_schema()
+    for shown in (parameters, *parameters.get("properties", {}).values()):
+        shown.pop("title", None)  # the name once more
     schema = {
         "name": name,
         "description": inspect.getdoc(function) or "",
-        "parameters": model.model_json_schema(),
+        "parameters": parameters,
     }
     return _Signature(model, {"type": "function", "function": schema})
 
@@ -146,8 +155,9 @@ class WithTools(gymnasium.Env[str, str]):
             raise ValueError(f"{dialogue} has coroutines, and tools take none")
         self.dialogue, self.toolboxes = dialogue, toolboxes
         self._sound: list[Schema] = []
-        way = dialogue.unwrapped.metadata.get("concurrency", "serial")
-        self.metadata = {"render_modes": [], "concurrency": way, "special_tokens": True}
+        own = dialogue.unwrapped.metadata
+        # It may be copied, and what its tools hold may not.
+        self.metadata = {**own, "special_tokens": True, "snapshots": False}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -160,12 +170,15 @@ class WithTools(gymnasium.Env[str, str]):
         """
         super().reset(seed=seed)
         observation, info = self.dialogue.reset(seed=seed, options=options)
+        self._player = info.get("player")
         self._schemas = list(info.get("tools") or ())
+        # What the dialogue has itself goes to the dialogue.
+        self._own = {inner(schema)["name"] for schema in self._schemas}
         self._box_of: dict[str, Toolbox] = {}
         for box in self.toolboxes:
             for schema in box.open():
                 name = inner(schema)["name"]
-                if name in self._box_of:
+                if name in self._box_of or name in self._own:
                     raise ValueError(f"two tools have the name {name!r}")
                 if schema not in self._sound:
                     parameters = inner(schema).get("parameters") or {}
@@ -178,8 +191,9 @@ class WithTools(gymnasium.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Makes the calls of a reply; one without goes to the dialogue."""
         calls = calls_in(action, self._schemas)
-        if not calls:
+        if not calls or any(call.name in self._own for call in calls):
             observation, reward, terminated, truncated, info = self.dialogue.step(action)
+            self._player = info.get("player")
             return observation, float(reward), terminated, truncated, info
         results, kept = [], []
         for call in calls:
@@ -187,6 +201,8 @@ class WithTools(gymnasium.Env[str, str]):
             results.append(text)
             kept.append({"name": call.name, "arguments": dict(call.arguments), "fault": fault})
         info = {"role": "tool", "parts": results, "calls": kept}
+        if self._player is not None:
+            info["player"] = self._player  # it is still that seat's turn
         return "\n\n".join(results), 0.0, False, False, info
 
     def _called(self, call: Call) -> tuple[str, str]:
@@ -197,7 +213,7 @@ class WithTools(gymnasium.Env[str, str]):
         try:
             text, fault = self._box_of[call.name].call(call.name, call.arguments), ""
         except ToolFailed as error:
-            text, fault = f"Error: {error}", "tool"
+            text, fault = f"Error: {error}", error.fault
         text = text.encode("utf-8", "backslashreplace").decode()
         if len(text) > LONGEST:
             text = f"{text[:LONGEST]} [{len(text) - LONGEST:,} more characters]"
@@ -205,9 +221,10 @@ class WithTools(gymnasium.Env[str, str]):
 
     def close(self) -> None:
         """Closes the dialogue and the tools."""
-        self.dialogue.close()
-        for box in self.toolboxes:
-            box.close()
+        with ExitStack() as closing:
+            closing.callback(self.dialogue.close)
+            for box in self.toolboxes:
+                closing.callback(box.close)
 
 
 class Tools(WithTools):
@@ -218,18 +235,19 @@ class Tools(WithTools):
         tools: what can be called in it, see the module's docstring.
 
     Raises:
-        ValueError: there is no such function or class, or a tool is none of the three kinds.
-        gymnasium.error.Error: there is no such environment.
+        ValueError: there is no such function, class or dialogue, or a tool is none of the three
+            kinds.
     """
 
     def __init__(self, env: str | Mapping[str, Any], tools: Sequence[str | Mapping[str, Any]]):
         spec: dict[str, Any] = {"id": env} if isinstance(env, str) else dict(env)
         if isinstance(tools, str) or not tools or set(spec) - {"id", "kwargs"} or "id" not in spec:
             raise ValueError("Tools takes env: ID or {id, kwargs}, and a list of tools")
-        made = gymnasium.make(spec["id"], disable_env_checker=True, **spec.get("kwargs", {}))
+        try:
+            made = gymnasium.make(spec["id"], disable_env_checker=True, **spec.get("kwargs", {}))
+        except gymnasium.error.Error as error:
+            raise ValueError(f"the dialogue {spec['id']!r} cannot be made: {error}") from error
         super().__init__(made, [_toolbox(tool) for tool in tools])
-        if any(isinstance(tool, Mapping) for tool in tools):
-            self.metadata["concurrency"] = "thread"  # others answer while a server is asked
         own = made.has_wrapper_attr("players") and made.get_wrapper_attr("players")
         self.players = {name: _of_dialogue(player) for name, player in (own or {}).items()}
 
@@ -246,21 +264,40 @@ def _toolbox(tool: str | Mapping[str, Any]) -> Toolbox:
         ValueError: it names none.
     """
     if isinstance(tool, Mapping):
-        if not set(tool) <= {"mcp", "fresh"} or "mcp" not in tool:
+        if not set(tool) <= {"mcp", "fresh", "env"} or "mcp" not in tool:
             raise ValueError(
-                "a tool is 'MODULE:NAME', {mcp: [COMMAND, ...]} or {mcp: URL}, not"
-                f" {dict(tool)}"
+                "a tool is 'MODULE:NAME', {mcp: [COMMAND, ...]} or {mcp: URL}, the latter two"
+                f" perhaps with `fresh` and `env`; it is not {dict(tool)}"
             )
         from .mcp_server import MCPTools
 
-        return MCPTools(tool["mcp"], fresh=bool(tool.get("fresh", False)))
+        return MCPTools(tool["mcp"], fresh=bool(tool.get("fresh", False)), env=tool.get("env"))
+    if not isinstance(tool, str) or ":" not in tool:
+        raise ValueError(f"a tool is 'MODULE:NAME', or {{mcp: ...}}; it is not {tool!r}")
     found = named(tool)
     if inspect.isclass(found):
         return Functions(lambda: public_methods(found()))
+    if not inspect.isroutine(found) or inspect.iscoroutinefunction(found):
+        raise ValueError(f"{tool!r} is neither a class nor a function that returns at once")
     return Functions(lambda: [found])
 
 
 def public_methods(owner: object) -> list[Callable[..., Any]]:
-    """Returns the methods of an object whose names do not begin with an underscore."""
-    own = inspect.getmembers(owner, inspect.ismethod)
-    return [method for name, method in own if not name.startswith("_")]
+    """Returns the methods of an object whose names do not begin with an underscore.
+
+    Raises:
+        ValueError: one is a coroutine.
+    """
+    kinds = (FunctionType, staticmethod, classmethod)
+    names = [
+        name
+        for name, member in inspect.getmembers_static(type(owner))
+        if isinstance(member, kinds) and not name.startswith("_")
+    ]
+    methods = [getattr(owner, name) for name in names]
+    for method in methods:
+        if inspect.iscoroutinefunction(method):
+            raise ValueError(
+                f"the tool {method.__name__!r} is a coroutine, and tools return at once"
+            )
+    return methods

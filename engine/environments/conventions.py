@@ -7,8 +7,8 @@ unwrapped environment or its `info`:
 
 - `info["system"]`, `info["role"]` ("user" or "tool"), `info["tools"]` at reset; `info["role"]` at
   every step;
-- `info["parts"]`: the observation as several texts, where it is several messages (the results of
-  several calls of tools);
+- `info["parts"]`: the results of several calls of tools, each a message of its own; the observation
+  holds all of them, with an empty line between two;
 - `info["success"]` (bool) at the last step; `info["optimum"]` at reset, the best return this start
   allows;
 - `info["player"]` at reset and every step, where several seats are played: the one that the
@@ -243,11 +243,7 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
         terminated, truncated = _flag(result[2], "terminated"), _flag(result[3], "truncated")
     system = info.get("system")
     return Observation(
-        Message(
-            "tool" if role == "tool" else "user",
-            text_of(obs, "the observation", space),
-            _parts(info.get("parts")),
-        ),
+        _message(text_of(obs, "the observation", space), role, info.get("parts")),
         reward,
         terminated,
         truncated,
@@ -259,17 +255,23 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
     )
 
 
-def _parts(value: Any) -> tuple[str, ...]:
-    """Returns the texts of the messages that an observation is.
+def _message(text: str, role: str, parts: Any) -> Message:
+    """Returns an observation as a message, with its parts where it is several.
 
     Raises:
-        EnvironmentBroke: they are no list of texts.
+        EnvironmentBroke: the parts are no list of texts, are not the observation, or are a user's.
     """
-    if value is None:
-        return ()
-    if not isinstance(value, (list, tuple)):
-        raise EnvironmentBroke(f'info["parts"] must be a list of texts; it is {_short(value)}')
-    return tuple(text_of(part, f'info["parts"][{i}]') for i, part in enumerate(value))
+    if parts is None:
+        return Message("tool" if role == "tool" else "user", text)
+    if not isinstance(parts, (list, tuple)):
+        raise EnvironmentBroke(f'info["parts"] must be a list of texts; it is {_short(parts)}')
+    texts = tuple(text_of(part, f'info["parts"][{i}]') for i, part in enumerate(parts))
+    if role != "tool" or "\n\n".join(texts) != text:
+        raise EnvironmentBroke(
+            'info["parts"] are results of tools, which the observation holds with an empty line'
+            ' between them: info["role"] must be "tool"'
+        )
+    return Message("tool", text, texts if len(texts) > 1 else ())
 
 
 def _seats(value: Any) -> dict[str, SeatResult]:

@@ -217,14 +217,14 @@ class TextEncoder:
         return self._normalizes or any(token in text for token in refused if token)
 
     def defused(self, value: Any) -> Any:
-        """Returns schemas of tools in which no string spells a control token: a space is put after
-        the first character of any."""
+        """Returns schemas of tools in which no string spells a control token or a marker: a space
+        is put after the first character of any."""
         if isinstance(value, Mapping):
             return {self.defused(k): self.defused(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [self.defused(v) for v in value]
         if isinstance(value, str):
-            for token in filter(None, self.controls):
+            for token in filter(None, (*self.controls, *self.markers)):
                 value = value.replace(token, f"{token[0]} {token[1:]}")
         return value
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ...learning import ChatFormat, Micro, Row, context_length, divide, located, trunk
-from ...protocols import Episode, Message, TurnwiseError
+from ...protocols import Episode, TurnwiseError
 from ...tools import files
 
 NOTE = "turnwise-reward-model.json"
@@ -163,9 +163,7 @@ class RewardModel:
     def _turns(self, episode: Episode) -> list[tuple[list[int], list[int]]]:
         context = [m for m in episode.messages if m is not episode.final]
         try:
-            return self.chat.conversation(
-                [Message(m.role, m.content) for m in context], episode.tools
-            )
+            return self.chat.conversation(context, episode.tools)
         except ValueError as error:
             raise RewardModelError(
                 f"episode {episode.id} cannot be read by the reward model: {error}"
