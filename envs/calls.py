@@ -2,7 +2,7 @@
 schemas of the tools.
 
 The first marker in a reply says how its calls are spelled; what stands in an argument is no call,
-nor is what stands in thoughts. Read are the JSON of Hermes and Qwen (`<tool_call>{...}</tool_call>`),
+nor is what stands in thoughts. Read are the JSON of Hermes and Qwen (in `<tool_call>` and its end),
 the XML of Qwen3-Coder (`<function=NAME><parameter=KEY>VALUE</parameter></function>`), the JSON of
 Llama 3 (`{"name": ..., "parameters": {...}}`, several with `;` between), Mistral's
 (`[TOOL_CALLS][{...}]` and `[TOOL_CALLS]NAME[ARGS]{...}`) and gpt-oss's (`to=functions.NAME ...

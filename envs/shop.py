@@ -3,9 +3,10 @@
 A customer wants an item's money back, another item for it, an order cancelled, or to know how an
 order stands. The player asks for the e-mail address, looks the order up by its tools, does what the
 policies allow, closes the case by a tool as well, and says so. The tools do whatever they are
-asked: keeping the policies is the player's. When it writes something that is no question, the customer
-leaves, and the reward is 1 if the database is then exactly as the policies want it, else 0. Wishes
-are drawn evenly, and half of those that may be denied are: who looks nothing up is seldom right.
+asked: keeping the policies is the player's. When it writes something that is no question, the
+customer leaves, and the reward is 1 if the database is then exactly as the policies want it, else
+0. Wishes are drawn evenly, and half of those that may be denied are: who looks nothing up is seldom
+right.
 
 `options={"split": "held_out"}` draws items that other starts never have.
 """
