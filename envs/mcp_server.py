@@ -89,7 +89,7 @@ class _Session:
         self._server, self._name = server, name
         self._ready: Future[Sequence[Schema]] = Future()
         self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(self._talk())
+        self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(target=self._turn, name="mcp", daemon=True)
         self._thread.start()
 
@@ -99,7 +99,7 @@ class _Session:
         finally:
             self._loop.close()
 
-    async def _talk(self) -> None:
+    async def _run(self) -> None:
         try:
             async with Client(self._server) as self._client:
                 page = await self._client.list_tools()
@@ -115,7 +115,7 @@ class _Session:
                 self._ready.set_exception(ConnectionError(why))
 
     def schemas(self) -> Sequence[Schema]:
-        """Returns the schemas of the tools, when the server has told them."""
+        """Returns the schemas of the tools, when the server has listed them."""
         return self._waited(self._ready)
 
     def answers(self) -> bool:

@@ -330,9 +330,15 @@ LISTS = "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\
         ("qwen3_5_think", {"history": "the template rewrites earlier replies"}),
         (TURNS, {"history": "kept as it was", "thinking": "the template knows none"}),
         (REFUSES + TURNS, {"system prompt": "it goes into the first user turn"}),
-        (NO_TOOLS + "{% endif %}{% endfor %}" + TURNS, {"tools": "none: let environments say"}),
-        (LISTS + TURNS, {"tools": "schemas are shown, results are messages of role `tool`"}),
-        (TURNS, {"tools": "schemas are not shown"}),
+        (
+            NO_TOOLS + "{% endif %}{% endfor %}" + TURNS,
+            {"tools": "results are messages of role `user`"},
+        ),
+        (
+            LISTS + TURNS,
+            {"tools": "the template shows their schemas; results are messages of role `tool`"},
+        ),
+        (TURNS, {"tools": "they are written into the system prompt"}),
     ],
 )
 def test_a_template_is_tried(

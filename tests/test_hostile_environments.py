@@ -322,16 +322,18 @@ def test_a_close_that_fails_where_warnings_are_errors() -> None:
 
 
 class Calls(gymnasium.Env):
-    """Answers as a tool where its options say so, which some chat templates have no place for."""
+    """Answers as a tool, or with other words, where its options say so."""
 
     observation_space = action_space = turnwise.Text(1000)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
-        self.role = (options or {}).get("role", "user")
+        self.role, self.words = "user", "a result"
+        for name, value in (options or {}).items():
+            setattr(self, name, value)
         return "hello", {}
 
     def step(self, action: str) -> tuple:
-        return "a result", 1.0, False, False, {"role": self.role}
+        return self.words, 1.0, False, False, {"role": self.role}
 
 
 gymnasium.register("test/Calls-v0", Calls)
@@ -341,11 +343,11 @@ gymnasium.register("test/Calls-v0", Calls)
 def test_a_message_that_the_template_refuses_costs_its_own_episode(
     history: Any, model_folder: Callable[..., Path]
 ) -> None:
-    policy = turnwise.Policy.from_pretrained(model_folder(), chat_template=NO_TOOLS)
+    policy = turnwise.Policy.from_pretrained(model_folder(), chat_template=PRUDE)
     player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 4), history=history)
     chosen = [
-        (turnwise.Start("test/Calls-v0", k, {"role": role}), 0)
-        for k, role in enumerate(["user", "tool", "user"])
+        (turnwise.Start("test/Calls-v0", k, {"words": words}), 0)
+        for k, words in enumerate(["a result", "a rude one", "a result"])
     ]
     ok, refused, fine = turnwise.rollout(player, chosen, max_turns=2)
     assert (ok.ending, fine.ending) == ("truncated", "truncated")
@@ -354,6 +356,25 @@ def test_a_message_that_the_template_refuses_costs_its_own_episode(
     assert len(refused.turns) == 1, "what was said before is kept"
 
 
+@pytest.mark.parametrize("history", ["append", "rerender"])
+def test_a_template_without_a_role_for_tools_shows_results_as_the_users(
+    history: Any, model_folder: Callable[..., Path]
+) -> None:
+    policy = turnwise.Policy.from_pretrained(model_folder(), chat_template=NO_TOOLS)
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 4), history=history)
+    start = turnwise.Start("test/Calls-v0", 0, {"role": "tool"})
+    [episode] = turnwise.rollout(player, [(start, 0)], max_turns=2)
+    assert episode.ending == "truncated", episode.reason
+    read = policy.tokenizer.decode(episode.turns[1].prompt_ids)
+    assert read.endswith("user\na result<|im_end|>\n<|im_start|>assistant\n")
+
+
+PRUDE = turnwise.CHATML.replace(
+    "{% for",
+    "{% for m in messages if 'rude' in m.content %}{{ raise_exception('not that') }}{% endfor %}"
+    "{% for",
+    1,
+)
 NO_TOOLS = turnwise.CHATML.replace(
     "{% for",
     "{% for m in messages if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endfor"
