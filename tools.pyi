@@ -1,12 +1,15 @@
 from .engine.util import files
 from .engine.util.aio import background
+from .engine.util.calls import Call, UnknownForm, call_text, calls_in, tool_schema
 from .engine.util.ids import canonical_json, derive_id
+from .engine.util.json_schema import error_of, parsed, validator
 from .engine.util.lazy import from_stub
 from .engine.util.secrets import config_in_use, in_use, redact, redacted, url_in_use
 from .engine.util.suggest import did_you_mean, install
 from .engine.util.wording import one_line
 
 __all__ = [
-    "background", "canonical_json", "config_in_use", "derive_id", "did_you_mean", "files",
-    "from_stub", "in_use", "install", "one_line", "redact", "redacted", "url_in_use",
+    "Call", "UnknownForm", "background", "call_text", "calls_in", "canonical_json", "config_in_use",
+    "derive_id", "did_you_mean", "error_of", "files", "from_stub", "in_use", "install", "one_line",
+    "parsed", "redact", "redacted", "tool_schema", "url_in_use", "validator",
 ]  # fmt: skip

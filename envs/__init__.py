@@ -8,15 +8,16 @@ from importlib.util import find_spec
 import gymnasium
 
 from ..protocols import hookimpl
+from ..tools import install
 
-EXTRAS = {  # module that is needed, and how it is had
-    "turnwise/Tools-v0": ("jsonschema", "pip install -e '.[tools]'"),
-    "turnwise/Shop-v0": ("jsonschema", "pip install -e '.[tools]'"),
-    "textarena/...": ("textarena", "pip install -e '.[textarena]'"),
-    "pettingzoo/...": ("pettingzoo", "pip install -e '.[pettingzoo]'"),
-    "textworld/Game-v0": ("textworld", "pip install textworld"),
-    "openenv": ("openenv", "pip install -e '.[openenv]'"),
-    "reasoning-gym/...": ("reasoning_gym", "pip install -e '.[reasoning-gym]'"),
+NEEDS = {  # the module that environments need, and the extra that brings it
+    "turnwise/Tools-v0": ("jsonschema", "tools"),
+    "turnwise/Shop-v0": ("jsonschema", "tools"),
+    "textarena/...": ("textarena", "textarena"),
+    "pettingzoo/...": ("pettingzoo", "pettingzoo"),
+    "textworld/Game-v0": ("textworld", ""),
+    "openenv": ("openenv", "openenv"),
+    "reasoning-gym/...": ("reasoning_gym", "reasoning-gym"),
 }
 
 
@@ -24,7 +25,11 @@ EXTRAS = {  # module that is needed, and how it is had
 def register_envs() -> dict[str, str]:
     """Registers the environments of this package with Gymnasium. Returns why others are not, by
     id."""
-    missing = {name: how for name, (module, how) in EXTRAS.items() if find_spec(module) is None}
+    missing = {
+        name: install(extra) if extra else f"pip install {module}"
+        for name, (module, extra) in NEEDS.items()
+        if find_spec(module) is None
+    }
     gymnasium.register(
         "turnwise/SupportDesk-v0", "turnwise.envs.support_desk:SupportDesk", max_episode_steps=12
     )

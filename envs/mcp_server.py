@@ -16,7 +16,7 @@ from typing import Any
 from mcp import Client, MCPError, StdioServerParameters
 from mcp_types import CONNECTION_CLOSED
 
-from .calls import Schema, ToolFailed
+from .toolbox import Schema, ToolFailed
 
 LOOK = 0.1  # seconds between looks whether a wait was given up
 ANSWER = 5.0  # seconds in which a server that was idle must show that it is there, or must end

@@ -22,8 +22,9 @@ from typing import Any, ClassVar, Literal
 import gymnasium
 
 from ..protocols import Message, Text
-from .calls import written
-from .tools import Functions, WithTools, public_methods
+from ..tools import call_text
+from .toolbox import Functions
+from .tools import WithTools
 
 SYSTEM = """\
 You work for a shop. Ask for the customer's e-mail address, find the order, then decide:
@@ -53,7 +54,7 @@ DONE: Mapping[str, Outcome] = {
 
 
 class Database:
-    """The shop's orders, items and cases. Public methods are the tools."""
+    """The shop's orders, items and cases, and the tools that change them."""
 
     def __init__(self, rng: random.Random, nouns: Sequence[str]) -> None:
         names = [f"{colour} {noun}" for colour in COLOURS for noun in nouns]
@@ -81,6 +82,14 @@ class Database:
                         for item in items
                     },
                 }
+
+    @property
+    def tools(self) -> list[Callable[..., Any]]:
+        """What the player may call."""
+        return [
+            self.find_orders, self.get_order, self.get_item,
+            self.cancel_order, self.refund_item, self.exchange_item, self.close_case,
+        ]  # fmt: skip
 
     def find_orders(self, email: str) -> list[str]:
         """Lists the numbers of a customer's orders."""
@@ -157,10 +166,6 @@ class Database:
         return {"orders": self._orders, "cases": self._cases}
 
 
-TOOLS = ("find_orders", "get_order", "get_item", "cancel_order", "refund_item", "exchange_item",
-         "close_case")  # fmt: skip
-
-
 class Customer(gymnasium.Env[str, str]):
     """The customer, who answers what is asked and leaves when nothing is."""
 
@@ -232,10 +237,7 @@ class Shop(WithTools):
 
     def __init__(self) -> None:
         self.customer = Customer()
-        methods = lambda: [  # noqa: E731
-            m for m in public_methods(self.customer.database) if m.__name__ in TOOLS
-        ]
-        super().__init__(self.customer, [Functions(methods)])
+        super().__init__(self.customer, [Functions(lambda: self.customer.database.tools)])
 
 
 Player = Callable[[Sequence[Message]], str]
@@ -251,10 +253,10 @@ def _agent(env: Shop, careful: bool) -> Player:
         if not any('"find_orders"' in text for text in written_before):
             if "@" not in last.content:
                 return "What is your e-mail address, please?"
-            return written("find_orders", {"email": customer.email})
+            return call_text("find_orders", {"email": customer.email})
         if not any('"get_order"' in text for text in written_before):
             found = customer.database.find_orders(customer.email)
-            return "\n".join(written("get_order", {"order": order}) for order in found)
+            return "\n".join(call_text("get_order", {"order": order}) for order in found)
         steps = _steps(customer, careful)
         return next((step for step in steps if step not in written_before), steps[-1])
 
@@ -264,7 +266,7 @@ def _agent(env: Shop, careful: bool) -> Player:
 def _steps(customer: Customer, careful: bool) -> list[str]:
     """Returns what is to be done for a customer whose orders are known: calls, and a goodbye."""
     wish, order, item, other = customer.wish, customer.order, customer.item, customer.other
-    steps = [written("get_item", {"item": other})] if wish == "exchange" else []
+    steps = [call_text("get_item", {"item": other})] if wish == "exchange" else []
     allowed = not careful or customer.may_have_it
     actions = {
         "refund": ("refund_item", {"order": order, "item": item}),
@@ -273,7 +275,7 @@ def _steps(customer: Customer, careful: bool) -> list[str]:
     }
     outcome: dict[str, Any] = {"outcome": DONE[wish] if allowed else "declined"}
     if allowed and wish in actions:
-        steps.append(written(*actions[wish]))
+        steps.append(call_text(*actions[wish]))
     elif wish == "status":
         outcome["order_status"] = customer.database.get_order(order)["status"]
     words = {
@@ -283,7 +285,7 @@ def _steps(customer: Customer, careful: bool) -> list[str]:
         "answered": f"Your order is {outcome.get('order_status')}.",
         "declined": "I am sorry, our policies do not allow that.",
     }
-    return [*steps, written("close_case", outcome), words[outcome["outcome"]]]
+    return [*steps, call_text("close_case", outcome), words[outcome["outcome"]]]
 
 
 def _expert(env: Shop, rng: random.Random) -> Player:
@@ -307,11 +309,11 @@ def _random(env: Shop, rng: random.Random) -> Player:
             [
                 "What is your e-mail address?",
                 "Goodbye.",
-                written("find_orders", {"email": env.customer.email}),
-                written("get_order", {"order": order}),
-                written("refund_item", {"order": order, "item": item}),
-                written("cancel_order", {"order": order}),
-                written("close_case", {"outcome": rng.choice(sorted(DONE.values()))}),
+                call_text("find_orders", {"email": env.customer.email}),
+                call_text("get_order", {"order": order}),
+                call_text("refund_item", {"order": order, "item": item}),
+                call_text("cancel_order", {"order": order}),
+                call_text("close_case", {"outcome": rng.choice(sorted(DONE.values()))}),
             ]
         )
 

@@ -1,9 +1,10 @@
 """turnwise/Tools-v0: any dialogue, and tools that the player may call in it.
 
-A reply that holds calls (see `calls`) goes to the tools: what each returns is a message of role
-"tool", and costs and earns nothing. Every other reply goes to the dialogue, whose rewards, success
-and end are the episode's. A call that cannot be made, or that raises, is answered with the reason;
-`info["calls"]` has name, arguments and, where it failed, by whose fault: the agent's or the tool's.
+A reply that holds calls (`turnwise.tools.calls_in`) goes to the tools: what each returns is a
+message of role "tool", and costs and earns nothing. Every other reply goes to the dialogue, whose
+rewards, success and end are the episode's. A call that cannot be made, or that raises, is answered
+with the reason; `info["calls"]` has name, arguments and, where it failed, by whose fault: the
+agent's or the tool's.
 
 Tools are Python functions ("MODULE:FUNCTION"), the public methods of a class ("MODULE:CLASS", one
 for every episode), or those of an MCP server (`{mcp: [COMMAND, ...]}` or `{mcp: URL}`).
@@ -12,132 +13,21 @@ for every episode), or those of an MCP server (`{mcp: [COMMAND, ...]}` or `{mcp:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import lru_cache
-from types import FunctionType, MethodType
-from typing import Any, Protocol, get_type_hints
+from types import FunctionType
+from typing import Any
 
 import gymnasium
-from jsonschema.validators import validator_for
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic_core import to_json
 
 from ..protocols import Text
+from ..tools import Call, UnknownForm, calls_in, tool_schema, validator
 from .answers import named
-from .calls import Call, Schema, ToolFailed, calls_in, inner
+from .toolbox import Functions, Schema, Toolbox, ToolFailed
 
+FORM = '<tool_call>{"name": ..., "arguments": {...}}</tool_call>'
+AT_ONCE = 16  # calls of a reply that are made
 LONGEST = 10_000  # characters of a result that are shown
-
-
-class Toolbox(Protocol):
-    """The protocol of what has tools."""
-
-    def open(self) -> Sequence[Schema]:
-        """Begins an episode. Returns the schemas of the tools."""
-
-    def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """Calls a tool and returns what it returned, as text.
-
-        Raises:
-            ToolFailed: it could not do it. Any other exception ends the episode as failed.
-        """
-
-    def close(self) -> None:
-        """Frees what the tools hold."""
-
-
-class Functions:
-    """Python functions as tools. Their schemas are made of names, types and docstrings.
-
-    Args:
-        make: returns them, for every episode.
-    """
-
-    def __init__(self, make: Callable[[], Iterable[Callable[..., Any]]]) -> None:
-        self._make = make
-        self._functions: dict[str, Callable[..., Any]] = {}
-
-    def open(self) -> Sequence[Schema]:
-        """Makes the functions of an episode. Returns their schemas.
-
-        Raises:
-            ValueError: the arguments of one have no names.
-        """
-        self._functions = {f.__name__: f for f in self._make()}
-        return [_signature(f).schema for f in self._functions.values()]
-
-    def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """Calls a function. Returns text as it is, and other values as JSON.
-
-        Raises:
-            ToolFailed: it raised, or cannot take the arguments.
-        """
-        function = self._functions[name]
-        try:
-            given = _signature(function).read(arguments)
-        except ValidationError as error:
-            wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            raise ToolFailed(f"the arguments of {name}: {'; '.join(wrong)}", "agent") from error
-        try:
-            value = function(**given)
-            return value if isinstance(value, str) else to_json(value, fallback=str).decode()
-        except Exception as error:
-            raise ToolFailed(f"{type(error).__name__}: {error}") from error
-
-    def close(self) -> None:
-        """Does nothing: functions hold nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Signature:
-    """What a function's calls look like: its arguments as a model, whose fields have their names as
-    aliases, and its schema."""
-
-    arguments: type[BaseModel]
-    schema: Schema
-
-    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns arguments in the types that the function asks for."""
-        model = self.arguments.model_validate(given)
-        fields = self.arguments.model_fields
-        return {str(field.alias): getattr(model, key) for key, field in fields.items()}
-
-
-def _signature(function: Callable[..., Any]) -> _Signature:
-    """Returns the signature of a function, or of a method, which all objects of its class share.
-
-    Raises:
-        ValueError: its arguments have no names.
-    """
-    if isinstance(function, MethodType):
-        return _signature_of(function.__func__, True)
-    return _signature_of(function, False)
-
-
-@lru_cache(maxsize=1024)
-def _signature_of(function: Callable[..., Any], method: bool) -> _Signature:
-    hints, fields = get_type_hints(function, include_extras=True), dict[str, Any]()
-    name = function.__name__
-    for i, parameter in enumerate([*inspect.signature(function).parameters.values()][method:]):
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ValueError(
-                f"the tool {name!r} takes {parameter}: every argument must have a name"
-            )
-        default = ... if parameter.default is parameter.empty else parameter.default
-        field = Field(default, alias=parameter.name, title=parameter.name)
-        fields[f"argument_{i}"] = (hints.get(parameter.name, Any), field)
-    model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
-    parameters = model.model_json_schema()
-    for shown in (parameters, *parameters.get("properties", {}).values()):
-        shown.pop("title", None)  # the name once more
-    schema = {
-        "name": name,
-        "description": inspect.getdoc(function) or "",
-        "parameters": parameters,
-    }
-    return _Signature(model, {"type": "function", "function": schema})
 
 
 class WithTools(gymnasium.Env[str, str]):
@@ -165,24 +55,22 @@ class WithTools(gymnasium.Env[str, str]):
         """Begins the dialogue, and tells of the tools.
 
         Raises:
-            ValueError: two tools have one name.
-            jsonschema.SchemaError: a tool's schema is none.
+            ValueError: two tools have one name, or the schema of one is none.
         """
         super().reset(seed=seed)
         observation, info = self.dialogue.reset(seed=seed, options=options)
         self._player = info.get("player")
         self._schemas = list(info.get("tools") or ())
         # What the dialogue has itself goes to the dialogue.
-        self._own = {inner(schema)["name"] for schema in self._schemas}
+        self._own = {name for name, _ in map(tool_schema, self._schemas)}
         self._box_of: dict[str, Toolbox] = {}
         for box in self.toolboxes:
             for schema in box.open():
-                name = inner(schema)["name"]
+                name, parameters = tool_schema(schema)
                 if name in self._box_of or name in self._own:
                     raise ValueError(f"two tools have the name {name!r}")
                 if schema not in self._sound:
-                    parameters = inner(schema).get("parameters") or {}
-                    validator_for(parameters).check_schema(parameters)
+                    validator(parameters)  # says what is wrong with it
                     self._sound.append(schema)
                 self._box_of[name] = box
                 self._schemas.append(schema)
@@ -190,7 +78,14 @@ class WithTools(gymnasium.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Makes the calls of a reply; one without goes to the dialogue."""
-        calls = calls_in(action, self._schemas)
+        try:
+            calls = calls_in(action, self._schemas)
+        except UnknownForm as form:
+            why = f"the call {form} is in a form that is not known; write {FORM}"
+            calls = [Call("", fault=why)]
+        if len(calls) > AT_ONCE:
+            why = f"a reply may make {AT_ONCE} calls; this one and those after it were not made"
+            calls[AT_ONCE:] = [Call(calls[AT_ONCE].name, fault=why)]
         if not calls or any(call.name in self._own for call in calls):
             observation, reward, terminated, truncated, info = self.dialogue.step(action)
             self._player = info.get("player")

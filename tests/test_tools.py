@@ -28,11 +28,12 @@ from test_chat_templates import ACCEPTED, FAMILIES, family, tokenizer_of
 from transformers import AddedToken
 from turnwise.engine.policy.chat import ChatFormat
 from turnwise.engine.rollout.conversation import Branch
-from turnwise.envs.calls import AT_ONCE, ToolFailed, calls_in, written
 from turnwise.envs.mcp_server import MCPTools
 from turnwise.envs.prompts import Prompts
 from turnwise.envs.shop import Shop
-from turnwise.envs.tools import Functions, Tools, WithTools
+from turnwise.envs.toolbox import Functions, ToolFailed
+from turnwise.envs.tools import AT_ONCE, Tools, WithTools
+from turnwise.tools import UnknownForm, call_text, calls_in
 
 M = turnwise.Message
 PAY = {
@@ -80,7 +81,7 @@ SPELLINGS = {
     '{"to": "Ann", "amount": 2.5}<|call|>',
 }
 TWO = {
-    "hermes": written("now", {}) + "\n" + written("pay", ANN),
+    "hermes": call_text("now", {}) + "\n" + call_text("pay", ANN),
     "qwen3-coder": "<function=now>\n</function>\n<function=pay>\n<parameter=to>\nAnn\n</parameter>"
     "\n<parameter=amount>\n2.5\n</parameter>\n</function>",
     "llama": '{"name": "now", "parameters": {}}; {"name": "pay", "parameters": '
@@ -113,7 +114,6 @@ def test_several_calls_are_read_in_order(spelling: str) -> None:
         "Let me think.",
         '{"to": "Ann"}',  # JSON that is an answer
         'Here: {"name": "pay", "parameters": {}}',  # an example within words
-        '{"name": "pay", "parameters": {}} is what I would write',
         "{broken",
     ],
 )
@@ -124,21 +124,23 @@ def test_words_are_no_call(words: str) -> None:
 @pytest.mark.parametrize(
     ("reply", "fault"),
     [
-        ("<tool_call>{oops}</tool_call>", "the call is not valid JSON: Expecting property name"),
-        ("<tool_call></tool_call>", "the call is not valid JSON"),
-        ('<tool_call>{"arguments": {}}</tool_call>', "this has no name"),
-        ('<tool_call>[1]</tool_call>', "this has no name"),
-        (written("play", {}), "there is no tool 'play'; there are: pay, now"),
-        ('<tool_call>{"name": "pay", "arguments": [1]}</tool_call>', "must be an object, not [1]"),
-        (written("pay", {"to": "Ann"}), "the arguments of pay: 'amount' is a required property"),
-        (written("pay", {"to": 1, "amount": 1}), "at to: 1 is not of type 'string'"),
-        (written("pay", {"to": "A", "amount": 1, "notes": ["a", 2]}), "at notes.1: 2 is not of"),
-        (written("pay", {"to": "A", "amount": 1, "x": 1}), "'x' was unexpected"),
+        ("<tool_call>{oops}</tool_call>", "not a JSON object: Expecting property name"),
+        ("<tool_call></tool_call>", "not a JSON object"),
+        ('<tool_call>{"arguments": {}}</tool_call>', "name"),
+        ('<tool_call>[1]</tool_call>', "name"),
+        (call_text("play", {}), "no tool 'play'. Did you mean 'pay'? Known: now, pay."),
+        ('<tool_call>{"name": "pay", "arguments": [1]}</tool_call>', "[1] is not of type 'object'"),
+        (call_text("pay", {"to": "Ann"}), "'pay' at $: 'amount' is a required property"),
+        (call_text("pay", {"to": 1, "amount": 1}), "at $.to: 1 is not of type 'string'"),
+        (call_text("pay", {"to": "A", "amount": 1, "notes": ["a", 2]}), "$.notes[1]: 2 is not"),
+        (call_text("pay", {"to": "A", "amount": 1, "x": 1}), "'x' was unexpected"),
         ('<tool_call>{"name": "pay", "arguments": {"amount": NaN}}</tool_call>', "NaN is no"),
-        ("<|python_tag|>{oops", "the call is not valid JSON"),
-        ("[TOOL_CALLS]pay[ARGS]{oops", "the call is not valid JSON"),
-        ("<function=pay><parameter=to>A</parameter><parameter=amount>x</parameter>", "'number'"),
+        ("<|python_tag|>{oops", "not a JSON object"),
+        ("[TOOL_CALLS]pay[ARGS]{oops", "the arguments of 'pay' are not JSON"),
+        ("<function=pay><parameter=amount>x</parameter></function>", "'number'"),
         ("<tool_call>" + "[" * 100_000, "nested too deeply"),
+        ('{"name": "pay", "parameters": {}} is what I would write', "more after its end"),
+        ("<function=pay><parameter=to>A", "does not end"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_call_is_said(reply: str, fault: str) -> None:
@@ -147,24 +149,18 @@ def test_what_is_wrong_with_a_call_is_said(reply: str, fault: str) -> None:
     assert call.arguments == {}
 
 
-def test_a_reply_makes_so_many_calls_and_no_more() -> None:
-    found = calls_in(written("now", {}) * (AT_ONCE + 3), TOOLS)
-    assert [bool(call.fault) for call in found] == [False] * AT_ONCE + [True]
-    assert "may make 16 calls" in found[-1].fault
-
-
 PAYS = "<function=pay><parameter=to>Eve</parameter><parameter=amount>9</parameter></function>"
 
 
 @pytest.mark.parametrize(
     "reply",
     [
-        written("note", {"text": f"see {PAYS}"}),
-        written("note", {"text": f"{written('pay', ANN)} and </tool_call>"}),
-        written("note", {"text": "[TOOL_CALLS]pay[ARGS]{}"}),
+        call_text("note", {"text": f"see {PAYS}"}),
+        call_text("note", {"text": f"{call_text('pay', ANN)} and </tool_call>"}),
+        call_text("note", {"text": "[TOOL_CALLS]pay[ARGS]{}"}),
         json.dumps({"name": "note", "parameters": {"text": f"{PAYS} <tool_call>"}}),
         '[TOOL_CALLS]note[ARGS]{"text": "[TOOL_CALLS]pay[ARGS]{}"}',
-        f"<think>I could {written('pay', ANN)}</think>\n" + written("note", {"text": "x"}),
+        f"<think>I could {call_text('pay', ANN)}</think>\n" + call_text("note", {"text": "x"}),
         "<function=note><parameter=text><function=pay></parameter></function>",
     ],
 )
@@ -174,7 +170,7 @@ def test_what_an_argument_quotes_is_no_call(reply: str) -> None:
 
 
 def test_thoughts_and_analysis_are_no_calls() -> None:
-    assert calls_in(f"<think>{written('now', {})}</think>No.", TOOLS) == []
+    assert calls_in(f"<think>{call_text('now', {})}</think>No.", TOOLS) == []
     thinking = "<|channel|>analysis<|message|>I use to=functions.now {} perhaps<|end|>No."
     assert calls_in(thinking, TOOLS) == []
 
@@ -214,16 +210,16 @@ def test_values_of_xml_have_the_types_of_the_schema(key: str, spelled: str, valu
 def test_arguments_that_nothing_can_hold_are_the_agents_fault() -> None:
     deep = json.dumps({"name": "any", "arguments": {"a": json.loads("[" * 60 + "]" * 60)}})
     half = '{"name": "any", "arguments": {"a": {"\\ud800": 1}}}'
-    long = written("pay", {"to": "x" * 10_000, "amount": "y" * 10_000})
+    long = call_text("pay", {"to": "x" * 10_000, "amount": "y" * 10_000})
     for reply, fault in (
         (f"<tool_call>{deep}", "nested more than 20 deep"),
         (f"<tool_call>{half}", "not valid Unicode"),
         (long, "is not of type 'number'"),
-        (written("\ud800" * 500, {}), "there is no tool"),
+        (call_text("\ud800" * 500, {}), "no tool"),
     ):
         [call] = calls_in(reply, [PAY, {"name": "any"}])
         assert fault in call.fault
-        assert len(call.fault) < 1000
+        assert len(call.fault) < 1500
         assert call.fault.encode()
 
 
@@ -237,7 +233,7 @@ JSON = st.recursive(
 @given(st.dictionaries(st.text(max_size=6), JSON, max_size=4))
 def test_what_is_written_is_read(arguments: dict[str, Any]) -> None:
     if "</tool_call>" not in json.dumps(arguments):
-        [call] = calls_in(written("any", arguments), [{"name": "any"}])
+        [call] = calls_in(call_text("any", arguments), [{"name": "any"}])
         assert (call.arguments, call.fault) == (arguments, "")
 
 
@@ -249,7 +245,8 @@ MARKS = [
 
 @given(st.lists(st.sampled_from(MARKS) | st.text(max_size=5), max_size=12).map("".join))
 def test_no_reply_breaks_the_reader(reply: str) -> None:
-    assert all(call.fault or call.name in ("pay", "now") for call in calls_in(reply, TOOLS))
+    with contextlib.suppress(UnknownForm):
+        assert all(call.fault or call.name in ("pay", "now") for call in calls_in(reply, TOOLS))
 
 
 def test_reading_takes_no_longer_than_a_reply_is_long() -> None:
@@ -257,7 +254,8 @@ def test_reading_takes_no_longer_than_a_reply_is_long() -> None:
     for size in (2_000, 20_000):
         for piece in MARKS:
             since = time.thread_time()
-            calls_in(piece * size, TOOLS)
+            with contextlib.suppress(UnknownForm):
+                calls_in(piece * size, TOOLS)
             took.append(time.thread_time() - since)
     quick, slow = max(took[: len(MARKS)]), max(took[len(MARKS) :])
     assert slow < 40 * quick + 0.5, "ten times as long takes ten times, not a hundred"
@@ -385,7 +383,7 @@ def test_a_marker_that_is_a_token_stays_one_and_a_users_stays_text() -> None:
     tokenizer = qwen()
     chat = ChatFormat(tokenizer)
     one = tokenizer.convert_tokens_to_ids("<tool_call>")
-    call = written("now", {})
+    call = call_text("now", {})
     assert chat.reply(call).count(one) == 1
     assert calls_in(chat.text([*chat.reply(call)]), TOOLS)[0].name == "now"
     frame = chat.prompt([M("user", "hello")], TOOLS).count(one)
@@ -462,9 +460,9 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_functions_are_tools_of_any_dialogue(sums: dict[str, Any]) -> None:
     script = [
-        written("add", {"a": 1, "b": 3}) + written("more", {}),
-        written("more", {}) + written("shout", {"text": "no"}) + written("add", {"a": "x"}),
-        written("shout", {"text": "much"}),
+        call_text("add", {"a": 1, "b": 3}) + call_text("more", {}),
+        call_text("more", {}) + call_text("shout", {"text": "no"}) + call_text("add", {"a": "x"}),
+        call_text("shout", {"text": "much"}),
         "It is 4.",
     ]
     for episode in play(sums, script):
@@ -477,7 +475,7 @@ def test_functions_are_tools_of_any_dialogue(sums: dict[str, Any]) -> None:
         assert heard[2].parts == (
             '{"count":2}',
             "Error: RuntimeError: the kettle is broken",
-            "Error: the arguments of add at a: 'x' is not of type 'integer'",
+            "Error: 'add' at $.a: 'x' is not of type 'integer'",
         )
         assert heard[3].content.endswith("MUCH [10,000 more characters]")
         assert heard[3].parts == (), "one result is a message as it is"
@@ -497,7 +495,26 @@ def test_a_dialogue_keeps_its_own_tools() -> None:
     assert len(episodes[0].tools) == 8
     env = Tools(**kwargs)
     env.reset(seed=1)
-    assert env.step(written("add", {"a": 1}))[0] == "2"
+    assert env.step(call_text("add", {"a": 1}))[0] == "2"
+
+
+def test_a_reply_makes_so_many_calls_and_no_more(sums: dict[str, Any]) -> None:
+    env = Tools(**sums)
+    env.reset(seed=1)
+    info = env.step(call_text("more", {}) * (AT_ONCE + 3))[4]
+    assert [call["fault"] for call in info["calls"]] == [""] * AT_ONCE + ["agent"]
+    assert info["parts"][AT_ONCE - 1] == '{"count":16}'
+    assert "may make 16 calls" in info["parts"][-1]
+
+
+def test_a_form_that_is_not_known_is_told(sums: dict[str, Any]) -> None:
+    env = Tools(**sums)
+    env.reset(seed=1)
+    text, *_, info = env.step("<tool_call>add(a=1)</tool_call>")
+    assert text.startswith(
+        "Error: the call 'add(a=1)' is in a form that is not known; write <tool_"
+    )
+    assert info["calls"][0]["fault"] == "agent"
 
 
 def test_a_seat_calls_tools_and_replies_after() -> None:
@@ -506,7 +523,7 @@ def test_a_seat_calls_tools_and_replies_after() -> None:
     chosen = [(turnwise.Start(s.env, s.seed, {}, kwargs, "0", {"1": "random"}), 0) for s in starts]
 
     def reply(said: Any) -> str:
-        return written("add", {"a": 1}) if said[-1].role == "user" else f"[{len(said) % 9}]"
+        return call_text("add", {"a": 1}) if said[-1].role == "user" else f"[{len(said) % 9}]"
 
     for episode in turnwise.rollout(turnwise.ScriptPlayer(reply), chosen):
         assert episode.ending == "terminated", episode.reason
@@ -574,7 +591,7 @@ def test_a_tool_that_is_gone_costs_its_own_episode(sums: dict[str, Any]) -> None
     starts = turnwise.starts("tests/Gone-v0", 0, 4)
 
     def reply(said: Any) -> str:
-        return written("look", {}) if said[0].content.startswith(("1", "2")) else "4"
+        return call_text("look", {}) if said[0].content.startswith(("1", "2")) else "4"
 
     episodes = turnwise.rollout(turnwise.ScriptPlayer(reply), [(s, 0) for s in starts])
     for episode in episodes:
@@ -611,11 +628,11 @@ def test_arguments_may_have_any_name_and_rich_types() -> None:
     tools = Functions(lambda: [move])
     [schema] = tools.open()
     [call] = calls_in(
-        written("move", {"json": "2026-02-01", "model_config": "wild", "schema": [1]}), [schema]
+        call_text("move", {"json": "2026-02-01", "model_config": "wild", "schema": [1]}), [schema]
     )
     assert call.fault == ""
     assert tools.call("move", call.arguments) == "01.02.2026 WILD [1]"
-    [wrong] = calls_in(written("move", {"json": "2026-02-01", "model_config": "odd"}), [schema])
+    [wrong] = calls_in(call_text("move", {"json": "2026-02-01", "model_config": "odd"}), [schema])
     assert "'odd' is not one of ['calm', 'wild']" in wrong.fault
     with pytest.raises(ToolFailed, match="valid date"):
         tools.call("move", {"json": "tomorrow"})
@@ -678,8 +695,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 SCRIPT = [
-    written("add", {"a": 1, "b": 3}) + written("remember", {"word": "x"}),
-    written("boom", {}) + written("none", {}) + written("add", {"a": "x", "b": 1}),
+    call_text("add", {"a": 1, "b": 3}) + call_text("remember", {"word": "x"}),
+    call_text("boom", {}) + call_text("none", {}) + call_text("add", {"a": "x", "b": 1}),
     "It is 4.",
 ]
 
@@ -693,7 +710,7 @@ def _check_mcp(episode: turnwise.Episode, remembered: str = "x") -> None:
     failed, unknown, wrong = heard[2].parts
     assert failed.startswith("Error: ")
     assert "boom" in failed
-    assert "there is no tool 'none'" in unknown
+    assert "no tool 'none'" in unknown
     assert "'x' is not of type 'integer'" in wrong
     assert [c["fault"] for c in episode.turns[1].info["calls"]] == ["tool", "agent", "agent"]
 
@@ -712,7 +729,7 @@ def test_a_server_that_ends_costs_its_own_episode(sums: dict[str, Any], server: 
     first = starts[0][0]
 
     def reply(said: Any) -> str:
-        return written("die", {}) if said[0].content == opening else "4"
+        return call_text("die", {}) if said[0].content == opening else "4"
 
     env = Tools(**kwargs)
     opening, _ = env.reset(seed=first.seed)
@@ -723,7 +740,7 @@ def test_a_server_that_ends_costs_its_own_episode(sums: dict[str, Any], server: 
 
 
 def test_a_servers_own_refusal_is_an_answer(sums: dict[str, Any], server: list[str]) -> None:
-    script = [written("refuse", {}) + written("add", {"a": 1, "b": 2}), "It is 4."]
+    script = [call_text("refuse", {}) + call_text("add", {"a": 1, "b": 2}), "It is 4."]
     [episode] = play({**sums, "tools": [{"mcp": server}]}, script, 1)
     assert episode.ending == "terminated", episode.reason
     refused, added = episode.turns[1].observation.parts
@@ -732,7 +749,9 @@ def test_a_servers_own_refusal_is_an_answer(sums: dict[str, Any], server: list[s
 
 
 def test_a_server_that_hangs_costs_its_own_episode(sums: dict[str, Any], server: list[str]) -> None:
-    [episode] = play({**sums, "tools": [{"mcp": server}]}, [written("hang", {})], 1, step_limit=15)
+    [episode] = play(
+        {**sums, "tools": [{"mcp": server}]}, [call_text("hang", {})], 1, step_limit=15
+    )
     assert (episode.ending, episode.turns[-1:]) in (
         ("failed", episode.turns[:1]),
         ("failed", ()),  # a busy machine does not even start it in time
@@ -769,14 +788,14 @@ def test_a_server_that_ended_is_started_again(sums: dict[str, Any], server: list
     env = Tools(**{**sums, "tools": [{"mcp": server, "env": {"SOME": "thing"}}]})
     env.reset(seed=1)
     with pytest.raises(ConnectionError):
-        env.step(written("die", {}))
+        env.step(call_text("die", {}))
     env.reset(seed=2)
-    assert env.step(written("add", {"a": 1, "b": 2}))[0] == "3"
+    assert env.step(call_text("add", {"a": 1, "b": 2}))[0] == "3"
     for child in psutil.Process().children(recursive=True):
         if "shop_server" in " ".join(child.cmdline()):
             child.kill()
     env.reset(seed=3)
-    assert env.step(written("add", {"a": 1, "b": 2}))[0] == "3"
+    assert env.step(call_text("add", {"a": 1, "b": 2}))[0] == "3"
     env.close()
 
 
@@ -844,8 +863,8 @@ def test_who_looks_nothing_up_seldom_succeeds() -> None:
         if len(said) > 1:
             return "Goodbye."
         if "how does my order" in said[0].content:
-            return written("close_case", {"outcome": "answered", "order_status": "delivered"})
-        return written("close_case", {"outcome": "declined"})
+            return call_text("close_case", {"outcome": "answered", "order_status": "delivered"})
+        return call_text("close_case", {"outcome": "declined"})
 
     for split in ("train", "held_out"):
         episodes = shop(turnwise.ScriptPlayer(guess), 300, split=split)
@@ -877,8 +896,8 @@ def test_a_wrong_change_is_no_success_even_when_it_is_closed() -> None:
         env.reset(seed=seed)
         customer = env.customer
         order, item = customer.order, customer.item
-        env.step(written("refund_item", {"order": order, "item": item}))
-        env.step(written("close_case", {"outcome": "refunded"}))
+        env.step(call_text("refund_item", {"order": order, "item": item}))
+        env.step(call_text("close_case", {"outcome": "refunded"}))
         *_, info = env.step("Done.")
         allowed = customer.database.allows("refund", order, item, "")
         assert info["success"] == (customer.wish == "refund" and allowed)
