@@ -56,6 +56,8 @@ NOW = {"name": "now"}
 TOOLS = [PAY, NOW]
 ANN = {"to": "Ann", "amount": 2.5}
 
+TO_ANN = "<parameter=to>Ann</parameter>"
+
 SPELLINGS = {
     "hermes": '<tool_call>\n{"name": "pay", "arguments": {"to": "Ann", "amount": 2.5}}\n'
     "</tool_call>",
@@ -137,7 +139,7 @@ def test_words_are_no_call(words: str) -> None:
         ('<tool_call>{"name": "pay", "arguments": {"amount": NaN}}</tool_call>', "NaN is no"),
         ("<|python_tag|>{oops", "not a JSON object"),
         ("[TOOL_CALLS]pay[ARGS]{oops", "the arguments of 'pay' are not JSON"),
-        ("<function=pay><parameter=amount>x</parameter></function>", "'number'"),
+        (f"<function=pay>{TO_ANN}<parameter=amount>x</parameter></function>", "'number'"),
         ("<tool_call>" + "[" * 100_000, "nested too deeply"),
         ('{"name": "pay", "parameters": {}} is what I would write', "more after its end"),
         ("<function=pay><parameter=to>A", "does not end"),
