@@ -9,6 +9,7 @@ from .engine.errors import (
     PreferenceError,
     TooManyFailures,
     TurnwiseError,
+    UserFailed,
 )
 from .engine.hookspecs import Register, hookimpl
 from .engine.pipeline.stage import Stage
@@ -48,10 +49,11 @@ from .engine.util.section import Section
 
 __all__ = [
     "Aggregate", "Aggregator", "Answer", "Backend", "Combiner", "Comparison", "ConfigError",
-    "Context", "CreditAssigner", "Curriculum", "DatabaseError", "Episode", "Estimate", "Feedback",
-    "FeedbackSource", "Giver", "GroupJudge", "GroupResult", "Judge", "Learns", "LedgerError",
-    "Message", "NoReward", "Optimizer", "Paused", "PluginError", "PreferenceError", "Question",
-    "RaterEstimate", "Register", "ReportSection", "Request", "Rewards", "RunView", "Sampling",
-    "Section", "Stage", "Stamp", "StartNumber", "Text", "TooManyFailures", "Turn", "TurnwiseError",
-    "Update", "hookimpl", "opinions", "overall", "ranking_scores", "silence", "starts",
+    "Context", "CreditAssigner", "Curriculum", "DatabaseError", "Episode", "Estimate",
+    "Feedback", "FeedbackSource", "Giver", "GroupJudge", "GroupResult", "Judge", "Learns",
+    "LedgerError", "Message", "NoReward", "Optimizer", "Paused", "PluginError",
+    "PreferenceError", "Question", "RaterEstimate", "Register", "ReportSection", "Request",
+    "Rewards", "RunView", "Sampling", "Section", "Stage", "Stamp", "StartNumber", "Text",
+    "TooManyFailures", "Turn", "TurnwiseError", "Update", "UserFailed", "hookimpl", "opinions",
+    "overall", "ranking_scores", "silence", "starts",
 ]  # fmt: skip

@@ -35,6 +35,7 @@ from .engine.stages.rank import Rank
 from .engine.stages.rl.parts import make_parts
 from .engine.stages.rl.settings import RLSettings
 from .engine.stages.rl.stage import RL
+from .engine.stages.sft import read_conversations
 
 __all__ = [
     "Chosen", "Database", "Display", "EnvConfig", "JudgedPlayOptions", "KNOWN", "Ledger",
@@ -42,6 +43,6 @@ __all__ = [
     "RunConfig", "SLOTS", "Score", "ScriptPlayer", "Weights", "Where", "Words", "check_envs",
     "check_weights", "checked_options", "comparing", "comparisons_of", "component", "declared",
     "draw_curves", "episode_id", "fetch", "import_module", "in_order", "keep", "make_parts",
-    "open_ledger", "play", "play_held_out", "print_scores", "printable", "quiet",
-    "read_config", "rollout", "score", "transcript", "weighed", "write_report",
+    "open_ledger", "play", "play_held_out", "print_scores", "printable", "quiet", "read_config",
+    "read_conversations", "rollout", "score", "transcript", "weighed", "write_report",
 ]  # fmt: skip

@@ -92,6 +92,19 @@ class EnvironmentBroke(PartFailed):
     """
 
 
+class UserFailed(PartFailed):
+    """The user of a dialogue, a person or a model that plays one, gave no reply.
+
+    The episode ends as failed; its reason begins with `WHOSE`, so that it is told apart from an
+    environment that broke.
+    """
+
+    WHOSE = "the user failed"
+
+    def __str__(self) -> str:
+        return f"{self.WHOSE}: {super().__str__()}"
+
+
 class UntrainableEpisode(TurnwiseError, ValueError):
     """An episode that RL cannot train on: no policy of ours sampled its replies, or its environment
     failed."""

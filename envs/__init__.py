@@ -18,6 +18,7 @@ NEEDS = {  # the module that environments need, and the extra that brings it
     "textworld/Game-v0": ("textworld", ""),
     "openenv": ("openenv", "openenv"),
     "reasoning-gym/...": ("reasoning_gym", "reasoning-gym"),
+    "verifiers/Taskset-v0": ("verifiers", ""),
 }
 
 
@@ -30,6 +31,42 @@ def register_envs() -> dict[str, str]:
         for name, (module, extra) in NEEDS.items()
         if find_spec(module) is None
     }
+    _register_own()
+    if find_spec("textarena"):
+        from .textarena import OTHERS
+
+        missing |= {f"textarena/{game}-v0": why for why, games in OTHERS.items() for game in games}
+        _register_textarena()
+    if find_spec("pettingzoo"):
+        from .pettingzoo import GAMES as BOARDS
+
+        for board in BOARDS:
+            gymnasium.register(
+                f"pettingzoo/{board}",
+                "turnwise.envs.pettingzoo:PettingZoo",
+                max_episode_steps=100,
+                kwargs={"game": board},
+            )
+    if find_spec("textworld"):
+        gymnasium.register("textworld/Game-v0", "turnwise.envs.textworld:TextWorld")
+    if find_spec("openenv"):
+        gymnasium.register("openenv", "turnwise.envs.openenv:OpenEnv")
+    if find_spec("verifiers"):
+        gymnasium.register("verifiers/Taskset-v0", "turnwise.envs.verifiers:Taskset")
+    if find_spec("reasoning_gym"):
+        from .reasoning_gym import GENERATORS
+
+        for generator in GENERATORS:
+            gymnasium.register(
+                f"reasoning-gym/{generator}",
+                "turnwise.envs.reasoning_gym:ReasoningGym",
+                kwargs={"generator": generator},
+            )
+    return missing
+
+
+def _register_own() -> None:
+    """Registers the dialogues that need no other package, and those with tools."""
     gymnasium.register(
         "turnwise/SupportDesk-v0", "turnwise.envs.support_desk:SupportDesk", max_episode_steps=12
     )
@@ -56,39 +93,15 @@ def register_envs() -> dict[str, str]:
             max_episode_steps=200,
             kwargs={"name": name},
         )
-    if find_spec("textarena"):
-        from .textarena import GAMES, OTHERS, SEVERAL
 
-        missing |= {f"textarena/{game}-v0": why for why, games in OTHERS.items() for game in games}
 
-        for game, seats in {**dict.fromkeys(GAMES, 1), **SEVERAL}.items():
-            gymnasium.register(
-                f"textarena/{game}-v0",
-                "turnwise.envs.textarena:TextArena",
-                max_episode_steps=100 if seats == 1 else 200,
-                kwargs={"game": f"{game}-v0", "seats": seats},
-            )
-    if find_spec("pettingzoo"):
-        from .pettingzoo import GAMES as BOARDS
+def _register_textarena() -> None:
+    from .textarena import GAMES, SEVERAL
 
-        for board in BOARDS:
-            gymnasium.register(
-                f"pettingzoo/{board}",
-                "turnwise.envs.pettingzoo:PettingZoo",
-                max_episode_steps=100,
-                kwargs={"game": board},
-            )
-    if find_spec("textworld"):
-        gymnasium.register("textworld/Game-v0", "turnwise.envs.textworld:TextWorld")
-    if find_spec("openenv"):
-        gymnasium.register("openenv", "turnwise.envs.openenv:OpenEnv")
-    if find_spec("reasoning_gym"):
-        from .reasoning_gym import GENERATORS
-
-        for generator in GENERATORS:
-            gymnasium.register(
-                f"reasoning-gym/{generator}",
-                "turnwise.envs.reasoning_gym:ReasoningGym",
-                kwargs={"generator": generator},
-            )
-    return missing
+    for game, seats in {**dict.fromkeys(GAMES, 1), **SEVERAL}.items():
+        gymnasium.register(
+            f"textarena/{game}-v0",
+            "turnwise.envs.textarena:TextArena",
+            max_episode_steps=100 if seats == 1 else 200,
+            kwargs={"game": f"{game}-v0", "seats": seats},
+        )

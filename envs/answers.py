@@ -6,7 +6,6 @@ last of several; without such marks the reply itself, of which each check reads 
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from functools import partial
 from typing import Any
 
 import regex
+
+from ..tools import named
 
 Row = Mapping[str, Any]
 LETTERS = "ABCDEFGHIJ"
@@ -90,22 +91,6 @@ def check_of(kind: str) -> Check:
             f"answer must be one of {', '.join(CHECKS)} or python:MODULE:FUNCTION, got {kind!r}"
         )
     return CHECKS[kind]
-
-
-def named(place: str) -> Callable[..., Any]:
-    """Returns the function that "python:MODULE:FUNCTION" names.
-
-    Raises:
-        ValueError: there is none.
-    """
-    module, _, name = place.removeprefix("python:").partition(":")
-    try:
-        found = vars(importlib.import_module(module)).get(name)
-    except ImportError as error:
-        raise ValueError(f"{place!r}: cannot import {module!r}: {error}") from error
-    if not callable(found):
-        raise ValueError(f"{place!r}: the module {module!r} has no function {name!r}")
-    return found
 
 
 def _numeric(reply: str, row: Row) -> float:

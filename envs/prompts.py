@@ -13,18 +13,16 @@ grows. As many seeds in a row as there are rows visit each of them once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
 
 from ..protocols import Message, Text
-from .answers import check_of, named
+from ..tools import content_key, read_tasks, split_tasks, task_of, time_of
+from .answers import check_of
 
 
 class Prompts(gymnasium.Env[str, str]):
@@ -64,9 +62,7 @@ class Prompts(gymnasium.Env[str, str]):
         self._rows()
 
     def _rows(self) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
-        path = Path(self._data)
-        stamp = path.stat().st_mtime_ns if path.is_file() else 0
-        return _split(self._data, stamp, self._held_out, self._answer)
+        return _split(self._data, time_of(self._data), self._held_out, self._answer)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -81,14 +77,8 @@ class Prompts(gymnasium.Env[str, str]):
         split = settings.pop("split", "train")
         if settings:
             raise ValueError(f"Prompts takes the option split, not {', '.join(settings)}")
-        rows = self._rows().get(split)
-        if not rows:
-            raise ValueError(
-                f"{self._data} has no rows in the split {split!r}; there are"
-                f" {', '.join(f'{name} ({len(some)})' for name, some in self._rows().items())}"
-            )
         number = int(self.np_random.integers(2**31)) if seed is None else seed
-        self.row = rows[number % len(rows)]
+        self.row = task_of(self._rows(), split, number, self._data)
         self._left = self.turns
         system = self.row.get("system") or self._system
         info = {"optimum": 1.0, "row": self.row["key"]}
@@ -111,44 +101,13 @@ def _split(
     time, so that one that was written again is read again."""
     found: dict[str, Mapping[str, Any]] = {}
     check = check_of(answer)
-    for place, row in enumerate(_read(data), 1):
-        row = _checked(row, f"{data}, row {place}")
+    for where, content in read_tasks(data):
+        row = _checked(content, where)
         if fault := check.fault(row):
-            raise ValueError(f"{data}, row {place}: the answer {fault}")
+            raise ValueError(f"{where}: the answer {fault}")
         # Whatever else a row tells, the same question is the same row.
-        content = json.dumps([row["prompt"], row.get("choices")], sort_keys=True, default=str)
-        key = hashlib.sha256(content.encode()).hexdigest()[:16]
-        found.setdefault(key, {**row, "key": key})
-    keys = sorted(found)
-    apart = {key: int(key, 16) / 16**16 < held_out for key in keys}
-    # The first digits decide what is held out, the last ones the order.
-    keys.sort(key=lambda key: key[::-1])
-    return {
-        "train": tuple(found[key] for key in keys if not apart[key]),
-        "held_out": tuple(found[key] for key in keys if apart[key]),
-    }
-
-
-def _read(data: str) -> Sequence[Any]:
-    if data.startswith("python:"):
-        return list(named(data)())
-    path = Path(data)
-    if path.is_dir():
-        import datasets
-
-        return list(datasets.load_from_disk(str(path)))
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"data: {data} cannot be read: {error}") from error
-    rows = []
-    for place, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"data: {data}, line {place} is no JSON: {error}") from error
-    return rows
+        found.setdefault(content_key([row["prompt"], row.get("choices")]), row)
+    return split_tasks(found, held_out)
 
 
 def _checked(row: Any, where: str) -> Mapping[str, Any]:

@@ -21,8 +21,7 @@ from typing import Any
 import gymnasium
 
 from ..protocols import Text
-from ..tools import Call, UnknownForm, calls_in, tool_schema, validator
-from .answers import named
+from ..tools import Call, UnknownForm, calls_in, named, tool_schema, validator
 from .toolbox import Functions, Schema, Toolbox, ToolFailed
 
 FORM = '<tool_call>{"name": ..., "arguments": {...}}</tool_call>'

@@ -23,6 +23,16 @@ __all__ = _names()
 
 
 @hookimpl
+def register_envs() -> None:
+    """Registers the environment that asks a model, as judges do."""
+    import gymnasium
+
+    gymnasium.register(
+        "turnwise/SimulatedUser-v0", "turnwise.judges.users.simulated_user:SimulatedUser"
+    )
+
+
+@hookimpl
 def register_judges(register: Register) -> None:
     register("checklist", "turnwise.judges.llm.checklist:ChecklistJudge")
     register("constitution", "turnwise.judges.constitutional.constitution:ConstitutionJudge")
@@ -64,9 +74,11 @@ def register_stages(register: Register) -> None:
 @hookimpl
 def register_commands(app: Typer) -> None:
     from .commands import commands
+    from .users.command import simulator
 
     app.command("estimate")(commands.estimate)
     app.command("judges")(commands.judges)
+    app.add_typer(simulator, name="simulator")
 
 
 @hookimpl

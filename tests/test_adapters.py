@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import turnwise
+from turnwise.tools import derive_id
 
 turnwise.Plugins()
 
@@ -101,6 +103,93 @@ def test_adventures_pass_the_check(worlds: str) -> None:
     assert turnwise.check_environment("textworld/Game-v0", episodes=2, folder=worlds, steps=8) == []
     [found] = turnwise.check_environment("textworld/Game-v0", episodes=1, game="/no/such.z8")
     assert "there is no game file /no/such.z8" in found
+
+
+# verifiers, where it is installed: it needs openai below 3.
+
+TASKSET = """
+import verifiers.v1 as vf
+
+
+class Data(vf.TaskData):
+    answer: int = 0
+
+
+class Task(vf.Task[Data]):
+    @vf.reward
+    async def right(self, trace) -> float:
+        return float(trace.last_reply.split()[-1] == str(self.data.answer))
+
+    @vf.metric
+    async def words(self, trace) -> float:
+        return float(len(trace.last_reply.split()))
+
+
+class Sums(vf.Taskset[Task]):
+    def load(self):
+        for i in range(12):
+            yield Task(Data(prompt=f"{i} + {i + 1}?", system_prompt="Add.", answer=2 * i + 1))
+
+
+__all__ = ["Sums"]
+"""
+
+
+@pytest.fixture
+def tasksets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes task sets as modules, and returns their ids."""
+    pytest.importorskip("verifiers", reason="`pip install verifiers` to try its adapter")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(text: str = TASKSET) -> str:
+        name = f"taskset_{derive_id(text, str(tmp_path))[:8]}"
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return write
+
+
+def test_a_task_set_of_verifiers(tasksets: Callable[..., str]) -> None:
+    name = tasksets()
+    given = {"taskset": name, "held_out": 0.25}
+    starts = turnwise.starts("verifiers/Taskset-v0", 0, 24, {}, given)
+    by_rule = lambda messages: str(  # noqa: E731
+        sum(map(int, re.findall(r"\d+", messages[-1].content)))
+    )
+    right = turnwise.rollout(turnwise.ScriptPlayer(by_rule), [(s, 0) for s in starts])
+    assert {(e.env_return, e.success, e.ending) for e in right} == {(1.0, True, "terminated")}
+    assert {e.system for e in right} == {"Add."}
+    assert right[0].turns[0].info["metrics"] == {"words": 1.0}
+    wrong = turnwise.rollout(script("It is 100"), [(starts[0], 0)])
+    assert [(e.env_return, e.success) for e in wrong] == [(0.0, False)]
+    [broken] = turnwise.rollout(script(""), [(starts[0], 0)])  # its own reward raises
+    assert (broken.ending, "IndexError" in broken.reason) == ("failed", True)
+    held = turnwise.starts("verifiers/Taskset-v0", 0, 24, {"split": "held_out"}, given)
+    apart = turnwise.rollout(script("1"), [(s, 0) for s in held])
+    rows = [{e.info["row"] for e in some} for some in (right, apart)]
+    assert not rows[0] & rows[1]
+    assert len(rows[0] | rows[1]) == 12
+    assert turnwise.check_environment("verifiers/Taskset-v0", episodes=3, **given) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("class Task(vf.Task[Data]):", "class Task(vf.Task[Data]):\n    NEEDS_CONTAINER = True",
+            "needs a container: that runs in verifiers' own harness"),
+        ("    @vf.metric", "    async def setup(self, trace, runtime): ...\n\n    @vf.metric",
+            "needs a runtime that it prepares"),
+        ('prompt=f"{i} + {i + 1}?"', "prompt=None", "does not begin with one text of the user"),
+        ("vf.Taskset[Task]", "dict", "taskset"),
+    ],
+)  # fmt: skip
+def test_a_task_set_that_needs_more_is_refused(
+    old: str, new: str, why: str, tasksets: Callable[..., str]
+) -> None:
+    assert old in TASKSET
+    name = tasksets(TASKSET.replace(old, new))
+    [found] = turnwise.check_environment("verifiers/Taskset-v0", episodes=1, taskset=name)
+    assert why in found
 
 
 # OpenEnv, where it is installed: it brings seventy packages.

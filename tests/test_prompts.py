@@ -167,17 +167,23 @@ def seven() -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ('{"prompt": "a"}\n', r"tasks.jsonl, row 1 must have `prompt` and `answer`; it has prompt"),
-        ('{"prompt": "a", "answer": 1}\n\n{x\n', r"tasks.jsonl, line 3 is no JSON"),
-        ('{"prompt": [], "answer": 1}\n', "row 1: `prompt` must be text, or a message of the user"),
-        ('{"prompt": 5, "answer": 1}\n', "row 1: `prompt` must be text"),
-        ('{"prompt": [{"role": "user", "content": ["x"]}], "answer": 1}\n', "row 1: `prompt` must"),
+        ('{"prompt": "a"}\n', r"tasks.jsonl:1 must have `prompt` and `answer`; it has prompt"),
+        ('{"prompt": "a", "answer": 1}\n\n{x\n', r"tasks.jsonl:3 is not JSON"),
+        (
+            '{"prompt": [], "answer": 1}\n',
+            "1: `prompt` must be text, or a message of the user",
+        ),
+        ('{"prompt": 5, "answer": 1}\n', "1: `prompt` must be text"),
+        (
+            '{"prompt": [{"role": "user", "content": ["x"]}], "answer": 1}\n',
+            "1: `prompt` must",
+        ),
         (
             '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],'
             ' "answer": 1}\n',
-            "row 1: `prompt` must",
+            "1: `prompt` must",
         ),
-        ("[1]\n", "row 1 must have `prompt` and `answer`; it has list"),
+        ("[1]\n", "record 1 must have `prompt` and `answer`; it has int"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(content: str, why: str, tmp_path: Path) -> None:
@@ -189,10 +195,10 @@ def test_a_file_that_is_wrong_is_named(content: str, why: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("kind", "row", "why"),
     [
-        ("numeric", {"answer": "#### 18"}, "row 2: the answer '#### 18' is no number"),
-        ("choice", {"answer": "Paris"}, "row 2: the answer 'Paris' is none of the letters A to J"),
+        ("numeric", {"answer": "#### 18"}, ":2: the answer '#### 18' is no number"),
+        ("choice", {"answer": "Paris"}, ":2: the answer 'Paris' is none of the letters A to J"),
         ("choice", {"answer": "C", "choices": ["x", "y"]}, "'C' is none of the letters A to B"),
-        ("regex", {"answer": "(a"}, r"row 2: the answer '\(a' is no pattern"),
+        ("regex", {"answer": "(a"}, r":2: the answer '\(a' is no pattern"),
     ],
 )
 def test_an_answer_that_no_reply_could_give_is_named(

@@ -23,6 +23,7 @@ class Score:
         outcome_low, outcome_high: the same of `outcome`.
         turns, questions: per episode; a reply that contains "?" counts as a question.
         episodes, failed: how many were played, and how many of them broke in their environment.
+        failed_users: how many of the failed ones did so because their user did not answer.
         optimum: mean of the starts' optima, where the environment knows them.
     """
 
@@ -36,6 +37,7 @@ class Score:
     questions: float
     episodes: int
     failed: int
+    failed_users: int = 0
     optimum: float | None = None
 
 
@@ -73,6 +75,7 @@ def score(episodes: Sequence[Episode]) -> Score:
         turns=float(np.mean([len(e.turns) for e in sound])),
         questions=float(np.mean([sum("?" in t.action for t in e.turns) for e in sound])),
         episodes=len(episodes), failed=len(episodes) - len(sound),
+        failed_users=sum(e.user_failed for e in episodes),
         optimum=float(np.mean(optima)) if optima else None,
     )  # fmt: skip
 

@@ -49,7 +49,9 @@ def in_a_line(update: Update) -> str:
     ]
     shown += [f"{key} {metrics[key]:.0f}" for key in COUNTS if key in metrics]
     if failed := metrics.get("failed_episodes"):
-        shown.append(f"{failed:.0f} episodes failed in their environment")
+        users = metrics.get("failed_users", 0.0)
+        whose = f", {users:.0f} of them by their user" if users else " in their environment"
+        shown.append(f"{failed:.0f} episodes failed{whose}")
     if metrics.get("trained") == 0:
         shown.append("trained on nothing")
     return "  ".join(shown)

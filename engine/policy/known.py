@@ -5,13 +5,13 @@ Each is fetched once, into a folder of this machine's cache, as safetensors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import PolicyError
+from ..util.files import cache_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,8 @@ KNOWN: Mapping[str, Known] = MappingProxyType({
 
 
 def known_folder(name: str) -> Path:
-    """Returns the folder that a model with a short name is kept in: under TURNWISE_CACHE, or
-    `turnwise` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TURNWISE_CACHE") or Path(cache) / "turnwise") / "models" / name
+    """Returns the folder that a model with a short name is kept in."""
+    return cache_folder() / "models" / name
 
 
 def located(name: str | Path) -> str | Path:

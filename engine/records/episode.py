@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ..errors import UserFailed
 from ..util.ids import canonical_json, derive_id
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -201,6 +202,12 @@ class Episode:
         if self.success is None:
             return self.ending == "terminated" and bool(self.turns)
         return self.success
+
+    @property
+    def user_failed(self) -> bool:
+        """Whether it failed because its user gave no reply (`UserFailed`), and not because the
+        environment broke."""
+        return self.ending == "failed" and f": {UserFailed.WHOSE}: " in self.reason
 
     def state(self, turn: int) -> tuple[Any, ...]:
         """Returns a key of the conversation when a turn began, equal for conversations that share

@@ -31,7 +31,8 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
         else:
             columns = number(row, "outcome"), number(row, "success"), interval(row, "low", "high")
             more: tuple[str, ...] = (number(row, "proxy"), number(row, "kl", 2)) if judged else ()
-            more += (f"{row['failed']} of {row['episodes']}",) if broken else ()
+            users = f", {row['failed_users']} by users" if row.get("failed_users") else ""
+            more += (f"{row['failed']} of {row['episodes']}{users}",) if broken else ()
             shown.add_row(
                 name, *columns, number(row, "turns", 2), number(row, "questions", 2), *more
             )

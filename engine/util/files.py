@@ -18,6 +18,13 @@ from typing import Any
 from ..errors import FileError
 
 
+def cache_folder() -> Path:
+    """Returns the folder of what may be made or fetched again: TURNWISE_CACHE, or `turnwise` in the
+    user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("TURNWISE_CACHE") or Path(cache) / "turnwise")
+
+
 def read_note(path: Path) -> dict[str, Any]:
     """Reads a mapping written as JSON.
 

@@ -321,6 +321,26 @@ class Account:
         self.spent += e.cost
 
 
+def spending(database: Database) -> list[dict[str, Any]]:
+    """Returns what was asked and paid for, by source and by how requests ended: `source`, `status`,
+    `requests`, `tokens`, `cost` in dollars."""
+    keep(database, _account)
+    tokens = CALLS.c.fresh + CALLS.c.read + CALLS.c.written + CALLS.c.output
+    query = (
+        sa.select(
+            CALLS.c.source,
+            CALLS.c.status,
+            sa.func.count().label("requests"),
+            sa.func.sum(tokens).label("tokens"),
+            sa.func.sum(CALLS.c.cost).label("cost"),
+        )
+        .group_by(CALLS.c.source, CALLS.c.status)
+        .order_by(CALLS.c.source, CALLS.c.status)
+    )
+    with database.reading() as db:
+        return [dict(row) for row in db.execute(query).mappings()]
+
+
 def without_cost(verdict: Verdict) -> Verdict:
     """Returns the verdict at no cost, for a second call that asked the same: it is paid once."""
     return replace(verdict, cost=0.0, usage=Usage(), requests=0, cached=True)

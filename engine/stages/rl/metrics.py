@@ -30,6 +30,14 @@ def play_metrics(
         "truncated": mean([float(e.ending == "truncated") for e in sound]),
         "failed_episodes": float(len(episodes) - len(sound)),
     }
+    if failed := sum(e.user_failed for e in episodes):
+        metrics["failed_users"] = float(failed)
+    # Whose fault it was that a call of a tool failed; where tools can be called.
+    faults = [fault for e in sound for fault in _faults(e)]
+    if faults:
+        metrics["calls"] = float(len(faults))
+        for whose in ("agent", "tool"):
+            metrics[f"calls/fault-{whose}"] = mean([float(fault == whose) for fault in faults])
     if outcomes:  # none is not zero
         metrics["outcome"] = mean(outcomes)
     if sound:
@@ -50,6 +58,14 @@ def play_metrics(
     return metrics
 
 
+def _faults(episode: Episode) -> list[str]:
+    """Returns by whose fault each call of a tool failed, empty where it did not: from `calls` in
+    the turns' `info`, as the environments with tools write it."""
+    listed = [turn.info.get("calls") for turn in episode.turns]
+    calls = [call for each in listed if isinstance(each, list) for call in each]
+    return [str(call["fault"]) for call in calls if isinstance(call, Mapping) and "fault" in call]
+
+
 # Why conversations teach nothing: what they are, and what to do about it.
 CAUSES = {
     SILENT: (
@@ -66,6 +82,11 @@ CAUSES = {
     "environment failed": (
         "in environments that failed",
         "`turnwise envs --check` and the report say why",
+    ),
+    "user failed": (
+        "with users who did not answer",
+        "The report says why; a simulated user's model is named by `user` in the environment's"
+        " kwargs",
     ),
     "group too small": (
         "in groups with too few members that got a reward",

@@ -30,7 +30,7 @@ def trainable(
     left_out: dict[str, str] = {}
     for episode in episodes:
         if episode.ending == "failed":
-            left_out[episode.id] = "environment failed"
+            left_out[episode.id] = f"{'user' if episode.user_failed else 'environment'} failed"
         elif not episode.turns:
             left_out[episode.id] = "no turns"
         elif isinstance(rewards[episode.id], NoReward):

@@ -1,0 +1,1 @@
+"""Users who are played by a model, and what such users are worth."""
