@@ -1,5 +1,6 @@
 """Does a tiny policy learn games that nobody here wrote? TextArena's GuessTheNumber and
-TowerOfHanoi, and TicTacToe against a random player, in either seat.
+TowerOfHanoi, TicTacToe against a random player, in either seat, and where it is installed a world
+of TextWorld, by its own score at the end.
 
     python benchmarks/games.py --seeds 0 1 2 --out runs/bench-games
 
@@ -14,6 +15,7 @@ Writes `results.json` and `results.md` into --out.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -40,9 +42,15 @@ GAMES: dict[str, dict[str, Any]] = {
         "updates": 60,
     },
 }  # fmt: skip
+if importlib.util.find_spec("textworld"):
+    WORLD = {"rooms": 3, "objects": 5, "quest": 3, "steps": 20}
+    GAMES["TextWorld"] = {
+        "env": [{"id": "textworld/Game-v0", "kwargs": WORLD}],
+        "updates": 30, "groups": 8, "tokens": 16, "context": 4096,
+    }  # fmt: skip
 TOKENS = 6
 RL = {
-    "groups": 16, "group_size": 8, "max_new_tokens": TOKENS, "max_turns": 20,
+    "groups": 16, "group_size": 8, "max_turns": 20,
     "optimizer": {"name": "grpo", "lr": 2e-3, "micro_tokens": 16384},
     "backend": {"name": "in-process", "rows": 128},
 }  # fmt: skip
@@ -71,16 +79,22 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     texts = copied(game["env"], seed, folder / "random.jsonl")
     model = build_policy(
-        folder / "model", texts, seed=seed, hidden=64, layers=2, heads=4, context=2048
-    )
+        folder / "model", texts, seed=seed, hidden=64, layers=2, heads=4,
+        context=game.get("context", 2048),
+    )  # fmt: skip
+    tokens = game.get("tokens", TOKENS)
+    rl = {
+        **RL, "env": game["env"], "updates": game["updates"], "max_new_tokens": tokens,
+        "groups": game.get("groups", RL["groups"]),
+    }  # fmt: skip
     stages: list[dict[str, Any]] = [
         {"sft": {"data": str(folder / "random.jsonl"), "epochs": 2, "batch_size": 16, "lr": 5e-3}},
-        {"rl": {**RL, "env": game["env"], "updates": game["updates"]}},
+        {"rl": rl},
     ]
     stages += [
         {"evaluate": {
             "env": env, "episodes": 100, "players": ["policy", "random"],
-            "max_new_tokens": TOKENS,
+            "max_new_tokens": tokens,
         }}
         for env in game["env"]
     ]  # fmt: skip

@@ -43,10 +43,8 @@ TEMPERATURE = 0.8
 # A reply that begins like a sentence, a number or a move in brackets, and ends like one.
 WHOLE = re.compile(r"\s*[\"'(\[*-]*[A-Z0-9].*[.!?0-9\])\"'*]\s*", re.DOTALL)
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-BACKEND = {"name": "in-process", "rows": 24}
 RL: dict[str, Any] = {
     "groups": 6, "group_size": 8, "temperature": TEMPERATURE,
-    "backend": BACKEND,
     "optimizer": {
         "name": "grpo", "lr": 5e-4, "decay": 0.2, "warmup": 2, "kl": 0.0, "micro_tokens": 384,
     },
@@ -66,6 +64,7 @@ class Task:
         tokens: of the longest reply.
         updates: of the policy.
         players: of the environment, to compare with.
+        rows: conversations that are played at a time; each keeps a cache.
     """
 
     what: str
@@ -74,6 +73,7 @@ class Task:
     updates: int
     held_out: Mapping[str, Any] = field(default_factory=dict)
     players: tuple[str, ...] = ()
+    rows: int = 24
 
 
 TASKS: Mapping[str, Task] = {
@@ -81,8 +81,9 @@ TASKS: Mapping[str, Task] = {
         "TextArena's GuessTheNumber: 1 to 20, at most ten guesses, told higher or lower",
         {"id": "textarena/GuessTheNumber-v0", "kwargs": {"wins_only": True}},
         tokens=16,
-        updates=8,
+        updates=12,
         players=("expert", "random"),
+        rows=16,
     ),
     "sums": Task(
         "reasoning-gym's chain_sum: a sum, three tries, a hint after each wrong one",
@@ -112,14 +113,16 @@ def pipeline(name: str, model: str, seed: int, quick: bool) -> dict[str, Any]:
     few: dict[str, Any] = {}
     if quick:
         few = {"updates": 1, "groups": 2, "group_size": 2, "gold": {"episodes": 2}}
+    backend = {"name": "in-process", "rows": task.rows}
     env = {**task.env, "options": {**task.env.get("options", {}), **task.held_out}}
     evaluate = {
         "env": env, "episodes": 4 if quick else STARTS, "seed": EVALUATION_SEED,
         "players": ["policy", {"name": "as it came", "policy": model}, *task.players],
-        "max_new_tokens": task.tokens, "temperature": TEMPERATURE, "backend": BACKEND,
+        "max_new_tokens": task.tokens, "temperature": TEMPERATURE, "backend": backend,
     }  # fmt: skip
     rl = {
-        **RL, "env": task.env, "updates": task.updates, "max_new_tokens": task.tokens, **few,
+        **RL, "env": task.env, "updates": task.updates, "max_new_tokens": task.tokens,
+        "backend": backend, **few,
     }  # fmt: skip
     return {
         "name": name, "seed": seed, "checkpoint_every": 1,
