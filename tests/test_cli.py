@@ -431,6 +431,10 @@ stages:
     played = call("chat", "--env", "turnwise/Maze-v0", said="north\n\n")
     assert "You are the agent in turnwise/Maze-v0" in played.stdout
     assert "Left the conversation" in played.stderr
+    tools = json.dumps({"env": "turnwise/SupportDesk-v0", "tools": ["statistics:fmean"]})
+    shown = call("chat", "--env", "turnwise/Tools-v0", "--kwargs", tools, said="\n").stdout
+    assert "You help the customers of a shop" in shown
+    assert '"name": "fmean"' in shown
     assert "name a policy to talk to" in call("chat").stderr
 
 

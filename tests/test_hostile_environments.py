@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -171,6 +172,46 @@ def test_no_more_live_than_the_environment_says() -> None:
     gymnasium.registry.pop("test/Few-v0")
     assert [e.ending for e in episodes] == ["terminated"] * 12
     assert (Few.most, Few.live) == (2, 0)
+
+
+def test_what_it_is_made_with_says_how_it_is_stepped() -> None:
+    """Two environments of one id: one of them says that it must be alone."""
+
+    class Moody(gymnasium.Env):
+        observation_space = action_space = turnwise.Text(100)
+        together: ClassVar[dict[str, int]] = {}
+        at_work: ClassVar[Counter[str]] = Counter()
+
+        def __init__(self, way: str) -> None:
+            self.way, self.metadata = way, {"render_modes": [], "concurrency": way}
+
+        def reset(
+            self, *, seed: int | None = None, options: dict | None = None
+        ) -> tuple[str, dict]:
+            return "hi", {}
+
+        def step(self, action: str) -> tuple:
+            self.at_work[self.way] += 1
+            until = time.monotonic() + 20 * (self.way == "thread")
+            while self.at_work["thread"] < 2 and time.monotonic() < until:
+                time.sleep(0.01)  # for another, which comes where it may
+            self.together[self.way] = max(self.together.get(self.way, 0), self.at_work[self.way])
+            if self.way == "serial":
+                time.sleep(0.02)
+                self.at_work[self.way] -= 1
+            return "bye", 0.0, True, False, {}
+
+    gymnasium.register("test/Moody-v0", Moody)
+    chosen = [
+        (start, 0)
+        for way in ("serial", "thread")
+        for start in turnwise.starts("test/Moody-v0", 1, 4, kwargs={"way": way})
+    ]
+    episodes = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), chosen)
+    gymnasium.registry.pop("test/Moody-v0")
+    assert [e.ending for e in episodes] == ["terminated"] * 8
+    assert Moody.together["serial"] == 1
+    assert Moody.together["thread"] > 1
 
 
 CYCLE: dict[str, object] = {}

@@ -3,6 +3,7 @@ and an environment."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 from ..environments.registry import starts
 from ..records.episode import Message
 from ..report.transcript import printable
+from ..rollout.conversation import LiveEpisode, Where
 from ..rollout.players import PolicyPlayer, ScriptPlayer
 from ..rollout.rollout import rollout
 from ..stages.environments import EnvConfig, check_envs
@@ -44,17 +46,19 @@ def with_policy(
 def in_environment(
     env: str,
     options: dict[str, Any],
+    kwargs: dict[str, Any],
     seed: int,
     policy: str | None,
     temperature: float,
     max_new_tokens: int,
 ) -> None:
-    """Plays one episode: the policy as the agent, or the person."""
+    """Plays one episode: the policy as the agent, or the person, who is shown what the policy
+    would be: the system prompt and the tools."""
     from ..policy.policy import Policy
     from ..records.sampling import Sampling
 
     console = Console()
-    check_envs([EnvConfig(id=env, options=options)])
+    check_envs([EnvConfig(id=env, options=options, kwargs=kwargs)])
     shown = 0
 
     def person(conversation: Sequence[Message]) -> str:
@@ -71,10 +75,10 @@ def in_environment(
     player: Any
     if policy is None:
         console.print(f"[dim]You are the agent in {escape(env)}. {HELP}[/dim]")
-        player = ScriptPlayer(person)
+        player = _Person(person)
     else:
         player = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, max_new_tokens))
-    [episode] = rollout(player, [(start, 0) for start in starts(env, seed, 1, options)])
+    [episode] = rollout(player, [(start, 0) for start in starts(env, seed, 1, options, kwargs)])
     for message in episode.messages[
         0 if policy else len(episode.messages) - (1 if episode.final else 0) :
     ]:
@@ -84,6 +88,19 @@ def in_environment(
         "" if episode.success is None else f", {'success' if episode.success else 'no success'}"
     )
     console.print(f"{escape(ended)}; return {episode.env_return:g}{success}", style="bold")
+
+
+class _Person(ScriptPlayer):
+    """A person at the terminal."""
+
+    def begin(self, live: LiveEpisode, where: Where) -> None:
+        """Shows what the environment says before its first words."""
+        assert live.reset is not None
+        console = Console()
+        if live.reset.system is not None:
+            _say(console, "system", live.reset.system)
+        for tool in live.reset.tools:
+            _say(console, "tool", json.dumps(tool))
 
 
 def _ask(who: str) -> str | None:

@@ -196,6 +196,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
+    kwargs: Annotated[str, KWARGS] = "{}",
     seed: Annotated[int, typer.Option(help="Of replies and of the environment's start.")] = 0,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
@@ -209,10 +210,10 @@ def chat(
         raise ConfigError(
             "name a policy to talk to, an --env to play yourself, or both to watch the policy play"
         )
-    chosen = mapping("--options", options)
     quiet()
     if env is None:
         assert policy is not None
         chat_command.with_policy(policy, system, temperature, max_new_tokens, seed)
     else:
-        chat_command.in_environment(env, chosen, seed, policy, temperature, max_new_tokens)
+        given = mapping("--options", options), mapping("--kwargs", kwargs)
+        chat_command.in_environment(env, *given, seed, policy, temperature, max_new_tokens)

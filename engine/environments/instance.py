@@ -19,6 +19,7 @@ import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
 from ..errors import EnvironmentBroke
+from ..util.ids import derive_id
 from .conventions import guarded
 from .process import Remote, Session, Template, Traits
 
@@ -45,6 +46,7 @@ class Instance:
 
     Attributes:
         env_id, kwargs: what it is made of.
+        kind: a key of both.
         traits: its metadata and players, once it was made.
         lost: it did not answer and was abandoned.
     """
@@ -53,6 +55,7 @@ class Instance:
         self, env_id: str, kwargs: Mapping[str, Any], home: Home, done: queue.SimpleQueue[Any]
     ) -> None:
         self.env_id, self.kwargs = env_id, kwargs
+        self.kind = derive_id(env_id, kwargs)
         self.traits: Traits | None = None
         self.lost = False
         self._home, self._done = home, done

@@ -60,10 +60,9 @@ class Environments:
         self.limit = limit
         self.failures: Counter[tuple[str, str]] = Counter()
         self._idle: dict[str, list[Instance]] = {}
-        # Instances by environment, idle and closing ones included.
+        # By kind: an environment's id and what it is made with. Idle and closing instances count.
         self._count: Counter[str] = Counter()
         self._making: Counter[str] = Counter()
-        self._instances: dict[str, int | None] = {}  # how many may live at a time, where known
         self._metadata: dict[str, Mapping[str, Any]] = {}
         self._homes: dict[str, Home] = {}
         self._lanes: dict[tuple[str, ...], _Lane] = {}
@@ -74,9 +73,9 @@ class Environments:
         self._looked = 0.0
         self._done: queue.SimpleQueue[tuple[Job, Any, str]] = queue.SimpleQueue()
 
-    def metadata(self, env_id: str) -> Mapping[str, Any] | None:
+    def metadata(self, env_id: str, kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Returns an environment's metadata; None as long as none was made."""
-        return self._metadata.get(env_id)
+        return self._metadata.get(derive_id(env_id, kwargs))
 
     def take(self, env_id: str, kwargs: Mapping[str, Any]) -> Instance | None:
         """Takes an environment to play in, perhaps not made yet; None if that has to wait: no more
@@ -86,20 +85,17 @@ class Environments:
         Raises:
             LookupError: no such environment.
         """
-        key = derive_id(env_id, kwargs)
-        if idle := self._idle.get(key):
+        kind = derive_id(env_id, kwargs)
+        if idle := self._idle.get(kind):
             return idle.pop()
-        known = self._metadata.get(env_id)
-        if known is None and self._making[env_id]:
+        known = self._metadata.get(kind)
+        if known is None and self._making[kind]:
             return None
-        if known is not None and self._count[env_id] >= known.get("instances", float("inf")):
-            others = [own for own in self._idle.values() if own and own[0].env_id == env_id]
-            if others:
-                self.ask(others[0].pop(), "close")
+        if known is not None and self._count[kind] >= known.get("instances", float("inf")):
             return None
         check_id(env_id)
-        self._count[env_id] += 1
-        self._making[env_id] += 1
+        self._count[kind] += 1
+        self._making[kind] += 1
         return Instance(env_id, kwargs, self._homes.setdefault(env_id, Home()), self._done)
 
     def give(self, instance: Instance, *, sound: bool) -> None:
@@ -112,7 +108,7 @@ class Environments:
             if job.instance is not instance:
                 continue
             if job.verb in MAKING:
-                self._making[instance.env_id] -= 1
+                self._making[instance.kind] -= 1
             if job in lane.waiting:
                 lane.waiting.remove(job)
                 continue
@@ -122,7 +118,7 @@ class Environments:
         if instance.lost:
             return
         if sound:
-            self._idle.setdefault(derive_id(instance.env_id, instance.kwargs), []).append(instance)
+            self._idle.setdefault(instance.kind, []).append(instance)
         else:
             self.ask(instance, "close")
 
@@ -187,21 +183,21 @@ class Environments:
         self._notice(last=True)
 
     def _lane(self, job: Job) -> _Lane:
-        env_id = job.instance.env_id
-        if self._way(env_id) == "process" or job.verb in ("start", "move"):
+        env_id, kind = job.instance.env_id, job.instance.kind
+        if self._way(job.instance) == "process" or job.verb in ("start", "move"):
             return self._lanes.setdefault(("process", env_id), _Lane(PROCESSES))
-        if self._way(env_id) == "thread":
+        if self._way(job.instance) == "thread":
             return self._lanes.setdefault(("thread", env_id), _Lane(SIDE_BY_SIDE))
-        if env_id not in self._hung:
+        if kind not in self._hung:
             return self._lanes.setdefault((), _Lane(1))
         if job.verb == "close":
             return self._lanes.setdefault(("close", env_id), _Lane(SIDE_BY_SIDE))
-        return self._lanes.setdefault((env_id,), _Lane(1))
+        return self._lanes.setdefault((kind,), _Lane(1))
 
-    def _way(self, env_id: str) -> str:
-        known = self._metadata.get(env_id)
+    def _way(self, instance: Instance) -> str:
+        known = self._metadata.get(instance.kind)
         return (
-            (declared_concurrency(env_id) or "serial")
+            (declared_concurrency(instance.env_id) or "serial")
             if known is None
             else known.get("concurrency", "serial")
         )
@@ -230,14 +226,14 @@ class Environments:
             if job.verb == "start":
                 self.ask(instance, "move")
                 return True
-            self._metadata[instance.env_id] = value.metadata
+            self._metadata[instance.kind] = value.metadata
         if job.verb in MAKING:
-            self._making[instance.env_id] -= 1
+            self._making[instance.kind] -= 1
         return False
 
     def _closed(self, instance: Instance, reason: str) -> None:
         if not instance.lost:
-            self._count[instance.env_id] -= 1
+            self._count[instance.kind] -= 1
             instance.do(None)
             self._ended.append(instance)
             self._ended = [one for one in self._ended if one.thread.is_alive()]
@@ -252,12 +248,12 @@ class Environments:
     def _abandon(self, job: Job) -> str:
         """Removes an instance that did not answer. Returns the reason."""
         instance = job.instance
-        self._count[instance.env_id] -= 1
+        self._count[instance.kind] -= 1
         self._abandoned.append(
             (instance, job.verb, time.monotonic(), busy_seconds(instance.thread))
         )
-        if self._way(instance.env_id) == "serial" and instance.env_id not in self._hung:
-            self._hung.add(instance.env_id)
+        if self._way(instance) == "serial" and instance.kind not in self._hung:
+            self._hung.add(instance.kind)
             queued = [waiting for lane in self._lanes.values() for waiting in lane.waiting]
             for lane in self._lanes.values():
                 lane.waiting.clear()

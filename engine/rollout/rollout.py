@@ -165,11 +165,12 @@ class _Rollout:
 
     def _begin(self) -> None:
         """Starts conversations in free rows, as far as their environments are available."""
-        full: set[str] = set()
+        full: set[tuple[str, int]] = set()  # of those starts that have their kwargs in common
         for index, (origin, slot) in list(self.waiting.items()):
             branch = origin if isinstance(origin, Branch) else None
             start = origin.parent.start if isinstance(origin, Branch) else origin
-            if index not in self.waiting or start.env in full:
+            kind = (start.env, id(start.kwargs))
+            if index not in self.waiting or kind in full:
                 continue
             if branch and self._copied_soon(branch):
                 continue
@@ -180,7 +181,7 @@ class _Rollout:
                 continue
             instance = self.environments.take(start.env, start.kwargs)
             if instance is None:
-                full.add(start.env)
+                full.add(kind)
                 continue
             if branch:
                 self.known.reaching.add(branch.origin)
@@ -235,7 +236,8 @@ class _Rollout:
             or origin not in self.known.reaching
         ):
             return False
-        metadata = self.environments.metadata(branch.parent.start.env)
+        start = branch.parent.start
+        metadata = self.environments.metadata(start.env, start.kwargs)
         return metadata is None or bool(metadata.get("snapshots", False))
 
     def _asking(self, player: Player) -> list[LiveEpisode]:
