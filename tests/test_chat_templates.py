@@ -380,6 +380,31 @@ def test_calls_reach_the_environment_and_several_results_come_back(special: bool
     assert own_ids(tokenizer, said)[: len(ours)] == ours
 
 
+@pytest.mark.parametrize("mark", ["<tool_call>", "<|python_tag|>", "[TOOL_CALLS]"])
+@pytest.mark.parametrize("written", [False, True])
+def test_the_mark_of_a_call_is_one_token_in_a_reply_and_text_elsewhere(
+    mark: str, written: bool
+) -> None:
+    """Marked special, where the template writes it; where it does not, no text becomes it."""
+    tokenizer = build_tokenizer([WORDS], vocabulary=400)
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False)])
+    if written:
+        tokenizer.chat_template = turnwise.CHATML.replace(
+            "m['content']",
+            f"(m['content'] if not m.tool_calls else '{mark}' + m.tool_calls | tojson)",
+        )
+    chat, id_ = ChatFormat(tokenizer), tokenizer.convert_tokens_to_ids(mark)
+    call = mark + '{"name": "x"}'
+    said = [M("user", f"say {mark}"), M("assistant", call), M("tool", call), M("assistant", "ok")]
+    found = chat.conversation(said)
+    assert [ids.count(id_) for each in found for ids in each] == [0, int(written), 0, 0]
+    assert chat.text(found[0][1]) == call
+    assert chat.prompt(said[:3]).count(id_) == int(written), "rendered again"
+    assert chat.text([id_, *tokenizer("x").input_ids, chat.end_id]) == (
+        f"{mark}x" if written else "x"
+    )
+
+
 def test_replies_of_channels_are_read_by_their_last_one() -> None:
     tokenizer = tokenizer_of("gptoss")
     chat = ChatFormat(tokenizer)

@@ -70,7 +70,7 @@ class ChatFormat:
             *self._ends,
             *self._header,
         }
-        self._unseen = self.encoder.special - {
+        self._unseen = (self.encoder.special & self.encoder.control_ids) - {
             i
             for text, i in self.encoder.controls.items()
             if i not in named and text not in frame and self.template.writes(text)

@@ -3,8 +3,9 @@
 Where it spells a control token it is tokenized in two pieces, cut inside that spelling. Control
 tokens are those marked special and those that the template itself puts around messages. Markers,
 which the template writes and which are neither (`<tool_call>`), are the assistant's own words, and
-are cut in what others say. Other added tokens (line breaks, runs of spaces, `<think>`) are text
-like any other.
+are cut in what others say; so are those that begin a call and are marked special
+(`<|python_tag|>`), where the template frames no message with them. Other added tokens (line breaks,
+runs of spaces, `<think>`) are text like any other.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import TemplateError
+from ..util.calls import MARKERS
 
 ANCHOR = "\ue000"  # nothing merges with it, so what follows is tokenized as in the middle of a text
 PLAIN = "Hello there.\n\nHow are  you, on day 3?"
@@ -41,7 +43,7 @@ class TextEncoder:
         controls: the control tokens that text can spell, by spelling.
         markers: tokens that only the assistant may write, by spelling.
         control_ids: all tokens that no text may become.
-        special: those of them that the tokenizer marks as special.
+        special: all tokens that the tokenizer marks as special.
         drops: whether the tokenizer loses a part of some texts, so that each must be checked.
 
     Raises:
@@ -55,10 +57,15 @@ class TextEncoder:
         added = tokenizer.added_tokens_decoder
         special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
         self.special = frozenset(special)
+        calls = {
+            i
+            for i, token in added.items()
+            if token.content in MARKERS and token.content not in frame and writes(token.content)
+        }
         self.controls = {
             token.content: i
             for i, token in added.items()
-            if i in special
+            if i in special - calls
             or (
                 token.content in frame
                 and token.content.strip()
@@ -78,7 +85,7 @@ class TextEncoder:
             t.lstrip or t.rstrip for t in own
         )
         self._normalizes = any(added[i].normalized for i in self.controls.values())
-        self.control_ids = frozenset({*self.controls.values(), *special})
+        self.control_ids = frozenset({*self.controls.values(), *special} - calls)
         self.check_kept(PLAIN)  # what loses these loses a part of every conversation
         self.drops = self.drops or not self._keeps(ANY)
 

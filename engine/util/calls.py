@@ -40,6 +40,8 @@ _CHANNEL = re.compile(
 )
 _NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]\w*)?\[ARGS\]")
 _LISTS = ("[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>")
+# What models that have a token for it begin or divide a call with.
+MARKERS = frozenset((*_LISTS, "<tool_call>", "</tool_call>", "[ARGS]", "[CALL_ID]"))
 _MARK = re.compile(
     "|".join(["<tool_call>", *map(re.escape, _LISTS), _ELEMENT.pattern, _CHANNEL.pattern])
 )
