@@ -81,7 +81,7 @@ TASKS: Mapping[str, Task] = {
         "TextArena's GuessTheNumber: 1 to 20, at most ten guesses, told higher or lower",
         {"id": "textarena/GuessTheNumber-v0", "kwargs": {"wins_only": True}},
         tokens=16,
-        updates=12,
+        updates=8,
         players=("expert", "random"),
         rows=16,
     ),
