@@ -207,6 +207,8 @@ def _one_task(console: Console, folder: Path, config: dict[str, Any], model: str
                 console.print(_line(update.number, update.metrics, left), highlight=False)
     if run.stopping:
         raise SystemExit(f"Stopped. The same command goes on from there, with {folder}.")
+    metrics = run.metrics
+    del run  # its policy makes room for the model as it came
     ledger, id_ = open_ledger(folder)
     played = ledger.run_episodes(id_, stage="evaluate")
     untouched = Policy.from_pretrained(model)
@@ -225,7 +227,7 @@ def _one_task(console: Console, folder: Path, config: dict[str, Any], model: str
     _show(console, folder, [e for e in played if e.slot == 1], [e for e in played if e.slot == 0])
     seconds = sum(
         m["seconds/play"] + m["seconds/update"] + m.get("seconds/gold", 0.0)
-        for m in run.metrics
+        for m in metrics
         if m["stage"] == "rl"
     )
     return {"players": table, "fluency": speech, "training_seconds": round(seconds, 1)}
