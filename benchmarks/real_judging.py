@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import turnwise
+from turnwise.engine.analysis.scores import bootstrap
 from turnwise.engine.pipeline.progress import quiet
 from turnwise.plugins.demo.support_desk import SFT, play_run, small_model
 from turnwise.plugins.demo.tiny_model import build_policy
@@ -123,7 +124,7 @@ def order(body: str, task: str, folder: Path) -> dict[str, Any]:
     episodes = [_episode(p, side) for p in held for side in ("chosen", "rejected")]
     scores = [f.score for f in judge.score(episodes)]
     right = [float(a > b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
-    low, high = turnwise.engine.analysis.scores.bootstrap(right)
+    low, high = bootstrap(right)
     found = {
         "body": body, "task": task, "pairs": len(train), "held_out": len(held),
         "accuracy": sum(right) / len(right), "low": low, "high": high,

@@ -8,17 +8,22 @@ loop of its own, and calls are sent there.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
+import httpx2
 from mcp import Client, MCPError, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CONNECTION_CLOSED
 
+from ..tools import in_use
 from .toolbox import Schema, ToolFailed
 
 LOOK = 0.1  # seconds between looks whether a wait was given up
+CONNECT, READ = 30.0, 300.0  # seconds, as the `mcp` package allows
 ANSWER = 5.0  # seconds in which a server that was idle must show that it is there, or must end
 
 
@@ -29,14 +34,20 @@ class MCPTools:
         where: the command and its arguments, or a URL.
         fresh: whether every episode has a server of its own; needed where the server keeps what it
             is given.
-        env: environment variables of a command, in addition to the few that it inherits.
+        env: environment variables of a command, in addition to the few that it inherits; a value
+            "$NAME" is that of a variable here, so that no key is written down.
+        token: the variable here that holds a URL's bearer token.
 
     Raises:
-        ValueError: no command and no URL, or what a URL has not.
+        ValueError: no command and no URL, what one of them has not, or a variable that is not set.
     """
 
     def __init__(
-        self, where: str | Sequence[str], fresh: bool = False, env: Mapping[str, str] | None = None
+        self,
+        where: str | Sequence[str],
+        fresh: bool = False,
+        env: Mapping[str, str] | None = None,
+        token: str | None = None,
     ) -> None:
         url = isinstance(where, str) and where.startswith(("http://", "https://"))
         if not where or (isinstance(where, str) and not url):
@@ -45,7 +56,11 @@ class MCPTools:
             )
         if url and (fresh or env):
             raise ValueError("mcp: `fresh` and `env` are for commands; a URL's server is another's")
-        self._where, self._fresh, self._env = where, fresh, env
+        if token and not url:
+            raise ValueError("mcp: `token` is for URLs; give a command its key by `env`")
+        self._where, self._fresh = where, fresh
+        self._env = None if env is None else {name: _value(text) for name, text in env.items()}
+        self._token = None if token is None else _value(f"${token}")
         self._session: _Session | None = None
 
     def open(self) -> Sequence[Schema]:
@@ -60,8 +75,13 @@ class MCPTools:
             server: Any = self._where
             if not isinstance(server, str):
                 command, *arguments = server
-                env = None if self._env is None else dict(self._env)
-                server = StdioServerParameters(command=command, args=arguments, env=env)
+                server = StdioServerParameters(command=command, args=arguments, env=self._env)
+            elif self._token is not None:
+                headers = {"Authorization": f"Bearer {self._token}"}
+                client = httpx2.AsyncClient(
+                    headers=headers, timeout=httpx2.Timeout(CONNECT, read=READ)
+                )
+                server = streamable_http_client(server, http_client=client)
             self._session = _Session(server, str(self._where))
         return self._session.schemas()
 
@@ -80,6 +100,20 @@ class MCPTools:
         if self._session is not None:
             self._session.end()
         self._session = None
+
+
+def _value(text: str) -> str:
+    """Returns a text, or the environment variable that "$NAME" names.
+
+    Raises:
+        ValueError: it is not set.
+    """
+    if not text.startswith("$"):
+        return text
+    if (value := os.environ.get(text[1:])) is None:
+        raise ValueError(f"mcp: the environment variable {text[1:]} is not set")
+    in_use(value)
+    return value
 
 
 class _Session:
@@ -101,7 +135,8 @@ class _Session:
 
     async def _run(self) -> None:
         try:
-            async with Client(self._server) as self._client:
+            # Without a cache, so that a list says that the server is there.
+            async with Client(self._server, cache=None) as self._client:
                 page = await self._client.list_tools()
                 tools = list(page.tools)
                 while page.next_cursor is not None:
@@ -121,7 +156,7 @@ class _Session:
     def answers(self) -> bool:
         """Returns whether the server is still there."""
         try:
-            self._waited(self._sent(asyncio.wait_for(self._client.send_ping(), ANSWER)))
+            self._waited(self._sent(asyncio.wait_for(self._client.list_tools(), ANSWER)))
         except Exception:  # gone, in whatever way
             return False
         return True

@@ -158,14 +158,16 @@ def _toolbox(tool: str | Mapping[str, Any]) -> Toolbox:
         ValueError: it names none.
     """
     if isinstance(tool, Mapping):
-        if not set(tool) <= {"mcp", "fresh", "env"} or "mcp" not in tool:
+        if not set(tool) <= {"mcp", "fresh", "env", "token"} or "mcp" not in tool:
             raise ValueError(
-                "a tool is 'MODULE:NAME', {mcp: [COMMAND, ...]} or {mcp: URL}, the latter two"
-                f" perhaps with `fresh` and `env`; it is not {dict(tool)}"
+                "a tool is 'MODULE:NAME', {mcp: [COMMAND, ...]}, perhaps with `fresh` and `env`, or"
+                f" {{mcp: URL}}, perhaps with `token`; it is not {dict(tool)}"
             )
         from .mcp_server import MCPTools
 
-        return MCPTools(tool["mcp"], fresh=bool(tool.get("fresh", False)), env=tool.get("env"))
+        return MCPTools(
+            tool["mcp"], bool(tool.get("fresh", False)), tool.get("env"), tool.get("token")
+        )
     if not isinstance(tool, str) or ":" not in tool:
         raise ValueError(f"a tool is 'MODULE:NAME', or {{mcp: ...}}; it is not {tool!r}")
     found = named(tool)

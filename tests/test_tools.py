@@ -682,7 +682,19 @@ def die() -> str:
     import os
     os._exit(3)
 
-if len(sys.argv) > 1:
+if len(sys.argv) > 2:
+    import uvicorn
+    app, wanted = server.streamable_http_app(), f"Bearer {sys.argv[2]}".encode()
+
+    async def guarded(scope, receive, send):
+        if scope["type"] == "http" and dict(scope["headers"]).get(b"authorization") != wanted:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send({"type": "http.response.body", "body": b"no"})
+        else:
+            await app(scope, receive, send)
+
+    uvicorn.run(guarded, port=int(sys.argv[1]), log_level="error")
+elif len(sys.argv) > 1:
     server.run("streamable-http", port=int(sys.argv[1]))
 else:
     server.run()
@@ -801,30 +813,51 @@ def test_a_server_that_ended_is_started_again(sums: dict[str, Any], server: list
     env.close()
 
 
-@pytest.fixture
-def url(server: list[str]) -> Iterator[str]:
+@contextlib.contextmanager
+def served(command: list[str], *more: str) -> Iterator[str]:
+    """A server over http; its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([*server, str(port)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, str(port), *more], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)) == 0:
                 break
         time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}/mcp"
-    process.kill()
-    process.wait()
+    try:
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        process.kill()
+        process.wait()
 
 
-def test_an_mcp_servers_tools_over_http(sums: dict[str, Any], url: str) -> None:
-    [episode] = play({**sums, "tools": [{"mcp": url}]}, SCRIPT, 1)
-    _check_mcp(episode)
-    kwargs = {**sums, "tools": [{"mcp": url + "/nowhere"}]}
-    [lost] = play(kwargs, SCRIPT, 1)
+def test_an_mcp_servers_tools_over_http(sums: dict[str, Any], server: list[str]) -> None:
+    with served(server) as url:
+        [episode] = play({**sums, "tools": [{"mcp": url}]}, SCRIPT, 1)
+        _check_mcp(episode)
+        [lost] = play({**sums, "tools": [{"mcp": url + "/nowhere"}]}, SCRIPT, 1)
     assert lost.ending == "failed"
     assert "reset: ConnectionError: mcp: http" in lost.reason
+
+
+def test_a_server_that_wants_a_token_gets_the_variables(
+    sums: dict[str, Any], server: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written down names the variable, and not what it holds."""
+    monkeypatch.setenv("SHOP_TOKEN", "sesame-sesame-sesame")
+    with served(server, "sesame-sesame-sesame") as url:
+        [episode] = play({**sums, "tools": [{"mcp": url, "token": "SHOP_TOKEN"}]}, SCRIPT, 1)
+        _check_mcp(episode)
+        assert "sesame" not in json.dumps(episode.to_dict())
+        [refused] = play({**sums, "tools": [{"mcp": url}]}, SCRIPT, 1)
+    assert refused.ending == "failed"
+    for tool in ({"mcp": url, "token": "NO_SUCH"}, {"mcp": server, "env": {"K": "$NO_SUCH"}}):
+        with pytest.raises(ValueError, match="the environment variable NO_SUCH is not set"):
+            Tools(**{**sums, "tools": [tool]})
+    with pytest.raises(ValueError, match="`token` is for URLs"):
+        Tools(**{**sums, "tools": [{"mcp": server, "token": "SHOP_TOKEN"}]})
 
 
 # The shop.
