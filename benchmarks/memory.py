@@ -60,7 +60,7 @@ def predict(given: argparse.Namespace) -> None:
     """Prints what `turnwise fits` expects of the same."""
     setting = Setting(
         given.conversations, given.tokens, lora=16 if given.lora else None, dtype=given.dtype,
-        activation_memory=given.activation_memory,
+        quantize=given.quantize, activation_memory=given.activation_memory,
     )  # fmt: skip
     peaks = Shape(given.model).peaks(setting)
     print(f"predicted: play {peaks.play / 2**20:.0f} MB, update {peaks.update / 2**20:.0f} MB")
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--lora", action="store_true", help="Train adapters of rank 16.")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--quantize", choices=["nf4", "int8"], help="The weights below adapters.")
     parser.add_argument("--activation-memory", type=float, default=None, help="GiB")
     parser.add_argument("--conversations", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
@@ -86,14 +87,16 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     gymnasium.register("memory/Talk-v0", lambda **_: Talk())
     policy = turnwise.Policy.from_pretrained(
-        given.model, lora={"r": 16} if given.lora else None, dtype=given.dtype, device="cpu"
-    )
+        given.model, lora={"r": 16} if given.lora else None, dtype=given.dtype, device="cpu",
+        quantize=given.quantize,
+    )  # fmt: skip
     policy.chat.stop_ids = frozenset()  # replies of exactly as many tokens
     optimizer = turnwise.Plugins().create(
         "optimizer", "grpo", lr=1e-6, kl=0.0, activation_memory=given.activation_memory
     )
     optimizer.setup(policy)
-    print(f"{given.model}, {'LoRA' if given.lora else 'all weights'}, {given.dtype}")
+    trained = "LoRA" if given.lora else "all weights"
+    print(f"{given.model}, {trained}, {given.quantize or given.dtype}")
     print(f"loaded: {resident('VmRSS'):.0f} MB")
     backend = InProcess(policy, rows=given.conversations)
     player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, REPLY), backend)

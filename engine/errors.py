@@ -10,6 +10,7 @@
         UnfitModel             it cannot be sampled from, or trained, exactly
       PartFailed               a judge, player or environment broke its contract
         EnvironmentBroke       an environment raised, hung or broke its space
+        UserFailed             the user of a dialogue gave no reply
         NoAnswer               a coroutine did not come back in time
       UntrainableEpisode       replies that no policy sampled, an episode that failed
       PreferenceError          a comparison, or a file of them, that cannot be used
@@ -20,8 +21,8 @@
       NonFiniteError           NaN or infinity where a number must be
       OutOfMemory              memory ran out
       TooManyFailures          more environments or judges failed than the run allows
-      Paused                   a source waits for a decision: its budget is spent, it is in
-                               quarantine
+      Paused                   a source or an environment waits for a decision: its budget is
+                               spent, it is in quarantine
       Interrupted              the run was asked to end while a stage waited
 
 Judges and plugins derive theirs from `TurnwiseError` too, in their own packages. The command line
@@ -95,8 +96,8 @@ class EnvironmentBroke(PartFailed):
 class UserFailed(PartFailed):
     """The user of a dialogue, a person or a model that plays one, gave no reply.
 
-    The episode ends as failed; its reason begins with `WHOSE`, so that it is told apart from an
-    environment that broke.
+    The episode ends as failed; its reason has `WHOSE` right after the call that failed, so that it
+    is told apart from an environment that broke.
     """
 
     WHOSE = "the user failed"

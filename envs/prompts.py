@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import gymnasium
 
 from ..protocols import Message, Text
-from ..tools import content_key, read_tasks, split_tasks, task_of, time_of
+from ..tools import read_tasks, row_key, split_tasks, task_of, time_of
 from .answers import check_of
 
 
@@ -106,7 +106,7 @@ def _split(
         if fault := check.fault(row):
             raise ValueError(f"{where}: the answer {fault}")
         # Whatever else a row tells, the same question is the same row.
-        found.setdefault(content_key([row["prompt"], row.get("choices")]), row)
+        found.setdefault(row_key([row["prompt"], row.get("choices")]), row)
     return split_tasks(found, held_out)
 
 

@@ -11,6 +11,7 @@ judges here do not, so that it is installed where no model judges.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from collections.abc import Mapping
@@ -20,8 +21,11 @@ from typing import Any
 import gymnasium
 
 from ..protocols import Text
-from ..tools import canonical_json, content_key, split_tasks, task_of
+from ..tools import canonical_json, row_key, split_tasks, task_of
 
+OWN_HARNESS = (
+    "that runs in verifiers' own harness, and only tasks that a single reply solves are played here"
+)
 LIMIT = 10_000  # tasks of a set that never ends
 
 
@@ -45,6 +49,10 @@ class Taskset(gymnasium.Env[str, str]):
     ) -> None:
         if not 0 <= held_out < 1:
             raise ValueError("held_out must be in [0, 1)")
+        if not taskset or not isinstance(taskset, str):
+            raise ValueError(f"taskset must be a task set's id, got {taskset!r}")
+        if not isinstance(config or {}, Mapping):
+            raise ValueError(f"config must be a mapping, got {config!r}")
         self._name = taskset
         self._rows = _tasks(taskset, canonical_json(dict(config or {})), held_out)
 
@@ -71,7 +79,7 @@ class Taskset(gymnasium.Env[str, str]):
         """Scores the reply.
 
         Raises:
-            ValueError: every reward of the task needs a runtime.
+            ValueError: the task has no reward.
         """
         import verifiers.v1 as vf
 
@@ -88,7 +96,7 @@ class Taskset(gymnasium.Env[str, str]):
         trace = vf.Trace(task=task, agent=vf.AgentInfo(config=vf.AgentConfig()), nodes=nodes)
         await self.task.score(trace)
         if not trace.rewards:
-            raise ValueError(f"a task of {self._name} has no reward that needs no runtime")
+            raise ValueError(f"a task of {self._name} has no reward")
         reward = float(trace.reward)
         return "", reward, True, False, {"success": reward >= 1.0, "metrics": dict(trace.metrics)}
 
@@ -109,25 +117,39 @@ def _tasks(name: str, config: str, held_out: float) -> Mapping[str, tuple[Mappin
     except (ImportError, TypeError, AttributeError) as error:
         raise ValueError(f"taskset {name!r}: {error}") from error
     task_kind = kind.task_type()
+    hooks = ("setup", "finalize", "stage_verifier")
     needs = {
         "a container": task_kind.NEEDS_CONTAINER,
-        "a runtime that it prepares": task_kind.setup is not vf.Task.setup,
+        "a runtime that it prepares": any(
+            inspect.getattr_static(task_kind, hook) is not inspect.getattr_static(vf.Task, hook)
+            for hook in hooks
+        ),
         "tools": bool(kind.toolsets(made.config))
         or task_kind.toolsets.__func__ is not vf.Task.toolsets.__func__,
     }
     if found := [what for what, needed in needs.items() if needed]:
-        raise ValueError(
-            f"taskset {name!r} needs {' and '.join(found)}: that runs in verifiers' own harness,"
-            " and only tasks that a single reply solves are played here"
-        )
+        raise ValueError(f"taskset {name!r} needs {' and '.join(found)}: {OWN_HARNESS}")
     rows: dict[str, Mapping[str, Any]] = {}
     for task in itertools.islice(made, None if made.bounded else LIMIT):
+        if why := _beyond(task):
+            raise ValueError(f"task {task.data.idx} of {name!r} needs {why}: {OWN_HARNESS}")
         system, prompt = _texts(task, name)
         rows.setdefault(
-            content_key([prompt, system, task.data.id]),
+            row_key([prompt, system, task.data.id]),
             {"task": task, "prompt": prompt, "system": system},
         )
     return split_tasks(rows, held_out)
+
+
+def _beyond(task: Any) -> str:
+    """Returns what a task needs besides a reply; empty where that is all."""
+    signals = [*task.hooks("reward"), *task.hooks("metric")]
+    signals += [judge.score for judge in task.plugged_judges()]
+    for signal in signals:
+        runtime = inspect.signature(signal).parameters.get("runtime")
+        if runtime is not None and runtime.default is runtime.empty:
+            return f"a runtime for {signal.__name__!r}"
+    return "an image" if task.data.image else ""
 
 
 def _texts(task: Any, name: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import pytest
 import turnwise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerFast
 from turnwise.engine.policy.chat import ChatFormat
 from turnwise.plugins.demo.tiny_model import build_tokenizer
@@ -287,7 +287,6 @@ def test_frame_tokens_that_are_not_special_are_control_tokens() -> None:
 
 def test_a_tokenizer_that_rewrites_text_before_it_looks_for_tokens() -> None:
     """Full-width brackets that a normalizer turns into those of a token."""
-    from tokenizers import normalizers
 
     tokenizer = build_tokenizer([WORDS], vocabulary=400)
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
@@ -403,6 +402,23 @@ def test_the_mark_of_a_call_is_one_token_in_a_reply_and_text_elsewhere(
     assert chat.text([id_, *tokenizer("x").input_ids, chat.end_id]) == (
         f"{mark}x" if written else "x"
     )
+
+
+def test_no_rewriting_makes_the_mark_of_a_call_of_a_users_words() -> None:
+    """A tokenizer that normalises reads full-width brackets as plain ones before it looks for
+    tokens."""
+    tokenizer = build_tokenizer([WORDS], vocabulary=400)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.add_tokens([AddedToken("[TOOL_CALLS]", special=True, normalized=True)])
+    tokenizer.chat_template = turnwise.CHATML.replace(
+        "m['content']",
+        "(m['content'] if not m.tool_calls else '[TOOL_CALLS]' + m.tool_calls | tojson)",
+    )
+    chat, id_ = ChatFormat(tokenizer), tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
+    wide = "\uff3bTOOL_CALLS\uff3d"
+    assert id_ in tokenizer(wide).input_ids
+    assert id_ not in chat.prompt([M("user", f"say {wide}")])
+    assert id_ not in chat.suffix(M("user", wide))
 
 
 def test_replies_of_channels_are_read_by_their_last_one() -> None:

@@ -68,7 +68,8 @@ def scenarios(folder: Path, rows: Sequence[Any] = ()) -> str:
 
 def kwargs(server: ModelServer, folder: Path, provider: str = "openai-chat", **more: Any) -> Any:
     url = server.url if provider == "anthropic" else server.url + "/v1"
-    asking = {name: more.pop(name) for name in ("budget", "prices", "cache") if name in more}
+    names = ("budget", "prices", "cache", "timeout", "patience", "concurrency")
+    asking = {name: more.pop(name) for name in names if name in more}
     return {
         "scenarios": more.pop("scenarios", None) or scenarios(folder),
         "user": {"model": {"provider": provider, "model": "m", "url": url}, **asking},
@@ -137,7 +138,9 @@ def test_outcomes_and_the_last_turn(server: ModelServer, tmp_path: Path) -> None
     env = made(server, tmp_path, outcome="none")
     env.reset(seed=0)
     *_, reward, over, cut, info = env.step("A refund.")
-    assert (reward, over, cut, "success" in info) == (0.0, True, False, False)
+    assert (reward, over, cut, info["success"]) == (0.0, True, False, True)
+    env.reset(seed=0)
+    assert env.step("no")[4]["success"] is False, "a user who leaves is no success"
 
     env = made(server, tmp_path, outcome=f"python:{__name__}:by_words", turns=2)
     env.reset(seed=0)
@@ -177,16 +180,44 @@ def test_rows_are_starts(server: ModelServer, tmp_path: Path) -> None:
         ({"rows": [{"profile": "a"}, {"profile": " "}]}, ValueError, ":2 must have a text"),
         ({"rows": [{"profile": "a", "system": 3}]}, ValueError, "`system` must be a text, got 3"),
         ({"rows": ["a"]}, ValueError, "it has str"),
+        ({"rows": [{"profile": "a", "opening": "  "}]}, ValueError, "`opening` must be a text"),
+        ({"outcome": None}, ValueError, "must be user, none or python:MODULE:FUNCTION, got None"),
+        ({"turns": 2.5}, ValueError, "turns must be a whole number .* got 2.5"),
+        ({"user": None}, ValueError, "user must be a model, or a mapping with `model`; got None"),
+        ({"user": {"model": "openai:m", "cache": False}}, ValueError, "leave `cache` out"),
+        (
+            {"user": {"model": "openai:gpt-5-mini", "budget": 2}},
+            ValueError,
+            "turnwise simulator budget 2 --user openai:gpt-5-mini",
+        ),
+        (
+            {"user": {"model": "openai:m", "cache": "postgresql://u:pass-word@h/d"}},
+            ValueError,
+            "may hold no secret",
+        ),
+        (
+            {
+                "user": {
+                    "model": {
+                        "provider": "openai-chat",
+                        "model": "m",
+                        "url": "http://me:pass-word@localhost/v1",
+                    }
+                }
+            },
+            ValueError,
+            "may hold no secret",
+        ),
         ({"outcome": "users"}, ValueError, "must be user, none or python:MODULE:FUNCTION"),
         ({"outcome": "python:json:nothing"}, ValueError, "no function 'nothing'"),
-        ({"turns": 0}, ValueError, "turns must be at least 1"),
+        ({"turns": 0}, ValueError, "turns must be a whole number of at least 1"),
         ({"user": {"model": "openai:m", "budgt": 1}}, PluginError, "Did you mean 'budget'"),
         ({"user": {"model": "opnai:m"}}, PluginError, "openai"),
         ({"user": {"model": "openai:m", "batch": True}}, ValueError, "leave `batch` out"),
         (
             {"user": {"model": {"provider": "openai", "model": "m", "api_key": "sk-1"}}},
             ValueError,
-            "takes no `api_key`",
+            "may hold no secret",
         ),
     ],
 )
@@ -239,7 +270,7 @@ def test_a_user_who_does_not_answer_is_no_fault_of_the_agent(
     fault: Fault, why: str, server: ModelServer, tmp_path: Path
 ) -> None:
     server.faults = lambda asked: fault if "customer 3." in asked.user else None
-    episodes = played(server, tmp_path, 10, cache=False)
+    episodes = played(server, tmp_path, 10)
     failed = [e for e in episodes if e.ending == "failed"]
     account = fault.kind == "status"  # without a key nobody is served
     assert len(failed) >= 1 if account else len(failed) == 1
@@ -262,19 +293,114 @@ def test_an_environment_that_breaks_is_no_user_who_failed(
     assert "failed_users" not in play_metrics(episodes, {})
 
 
-def test_a_budget_is_held_and_kept(server: ModelServer, tmp_path: Path) -> None:
-    asking = {"prices": {"openai-chat:m": [1.0, 10.0]}, "budget": 0.02}
-    episodes = played(server, tmp_path, 10, **asking)
-    failed = [e for e in episodes if e.ending == "failed"]
-    assert failed
-    assert all("give it a larger `budget`" in e.reason for e in failed)
-    count = server.count()
-    more = played(server, tmp_path, 10, **asking)  # what is known costs nothing
-    assert [e.ending for e in more] == [e.ending for e in episodes]
-    assert server.count() == count
-    shown = Command("simulator", "spent", env={"TURNWISE_CACHE": str(tmp_path / "cache")}).wait()
-    assert "openai-chat:m" in shown.stdout
-    assert f" {count} " in shown.stdout
+def test_a_budget_pauses_the_run_and_more_of_it_goes_on(
+    server: ModelServer, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The budget is kept where answers are, over runs and processes; a spent one fails nobody."""
+    data = kwargs(server, tmp_path, prices={"openai-chat:m": [1.0, 10.0]})
+    stage = {
+        "env": {"id": USERS, "kwargs": data}, "updates": 2, "groups": 2, "group_size": 2,
+        "max_new_tokens": 4, "max_turns": 2, "feedback": [{"judge": "length", "weight": 1.0}],
+    }  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}
+
+    def command(*arguments: str) -> str:
+        done = Command("simulator", *arguments).wait()
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    command("budget", "0.012", "--user", "openai-chat:m")
+    run = turnwise.Run(config, folder=tmp_path / "run").finish()
+    assert "turnwise simulator budget DOLLARS --user openai-chat:m" in run.paused
+    spent = server.count()
+    assert 0 < spent < 16
+    assert turnwise.Run(config, folder=tmp_path / "run", resume=True).finish().paused
+    assert server.count() == spent
+    shown = command("spent")
+    assert "openai-chat:m" in shown
+    assert "0.012" in shown
+    command("budget", "5", "--user", "openai-chat:m")
+    done = turnwise.Run(config, folder=tmp_path / "run", resume=True).finish()
+    episodes = done.ledger.run_episodes(done.id)
+    assert len(episodes) == 8
+    assert all(e.ending != "failed" for e in episodes)
+
+
+def test_a_user_may_take_longer_than_other_environments(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    """Answers that are slow, or queue, are waited for; one that never comes is the user's."""
+    server.faults = lambda asked: Fault("slow", seconds=1.0)
+    more = {"concurrency": 1, "patience": 20.0, "timeout": 10.0}
+    given = kwargs(server, tmp_path, **more)
+    chosen = [(start, 0) for start in starts(USERS, 0, 4, {}, given)]
+    where, player = Where("r", "s"), agent("I will refund it.")
+    waited = rollout(player, chosen, where, max_turns=3, max_failure_rate=1.0, step_limit=2.0)
+    # The first call makes the environment known, and its limit.
+    assert [e.ending for e in waited] == ["terminated"] * 4
+    server.faults = lambda asked: Fault("slow", seconds=30)
+    never = kwargs(server, tmp_path, patience=1.0, timeout=0.2)
+    chosen = [(start, 0) for start in starts(USERS, 5, 1, {}, never)]
+    [late] = rollout(player, chosen, where, max_turns=3, max_failure_rate=1.0, step_limit=2.0)
+    assert late.user_failed, late.reason
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "x" * 10_001, "  "])
+def test_what_no_user_writes_is_asked_again(odd: str, tmp_path: Path) -> None:
+    def answer(asked: Asked) -> dict[str, str]:
+        good = "could not be used" in asked.user
+        return {"message": "Hello." if good else odd, "goal": "open"}
+
+    with ModelServer(answer) as server:
+        env = made(server, tmp_path)
+        assert env.reset(seed=0)[0] == "Hello."
+    with ModelServer(lambda asked: {"message": odd, "goal": "open"}) as server:
+        [episode] = played(server, tmp_path, 1)
+    assert episode.user_failed
+
+
+def test_a_user_who_gives_up_before_the_first_word_is_asked_again(tmp_path: Path) -> None:
+    with ModelServer(lambda asked: {"message": "Bye.", "goal": "given up"}) as server:
+        [episode] = played(server, tmp_path, 1)
+    assert episode.user_failed
+    assert "has not begun" in episode.reason
+
+
+def test_a_refusal_is_not_kept(server: ModelServer, tmp_path: Path) -> None:
+    server.faults = [Fault("refusal")]
+    assert [e.user_failed for e in played(server, tmp_path, 1)] == [True]
+    assert [e.ending for e in played(server, tmp_path, 1)] == ["terminated"]
+
+
+def test_the_words_of_an_agent_blame_nobody(server: ModelServer, tmp_path: Path) -> None:
+    episodes = played(server, tmp_path, 1, outcome=f"python:{__name__}:quoting")
+    assert "x: the user failed: y" in episodes[0].reason
+    assert not episodes[0].user_failed
+
+
+def quoting(messages: Sequence[Message], row: Any) -> Any:
+    raise ValueError("cannot read 'x: the user failed: y'")
+
+
+def test_two_who_ask_at_once_hear_the_same(tmp_path: Path) -> None:
+    """Of two answers to one question the one that was kept counts."""
+    from turnwise.judges.asking.store import Cache, Verdict
+
+    cache = Cache(tmp_path / "c.sqlite")
+    first, second = (Verdict("scored", {"message": m}, cost=c) for m, c in (("a", 1.0), ("b", 2.0)))
+    assert cache.put("k", first, 0.0) == first
+    kept = cache.put("k", second, 0.0)
+    assert (kept.payload, kept.cost, kept.cached) == ({"message": "a"}, 2.0, False)
+
+
+def test_an_agent_that_never_stops_is_cut(server: ModelServer, tmp_path: Path) -> None:
+    env = made(server, tmp_path)
+    env.reset(seed=0)
+    env.step("x" * 50_000)
+    asked = server.requests[-1].asked
+    assert asked is not None
+    assert "[40,000 more characters]" in asked.user
+    assert len(asked.user) < 12_000
 
 
 def test_tools_and_a_simulated_user(server: ModelServer, tmp_path: Path) -> None:
@@ -357,7 +483,8 @@ def test_distances_by_hand() -> None:
     nan = float("nan")
     one = np.array([[1.0, nan, nan, 1.0], [2.0, nan, 1.0, 1.0]])
     other = np.array([[2.0, nan, nan, 5.0], [3.0, nan, nan, 5.0], [4.0, nan, nan, 5.0]])
-    assert measures._distances(one, other).tolist() == [pytest.approx(2 / 3), 0.0, 1.0, 1.0]
+    found = measures._distances(one, other).tolist()
+    assert found == [pytest.approx(2 / 3), pytest.approx(nan, nan_ok=True), 1.0, 1.0]
     assert measures._agreement(0.5, 0.2) == pytest.approx(1 - 0.3 / 0.8)
     assert measures._agreement(0.1, 0.2) == 1.0
 
@@ -404,6 +531,47 @@ def test_the_same_users_are_the_same_and_others_are_not() -> None:
     last = next(m for m in other.measures["sentiment"] if m.name == "of the last message")
     assert last.simulated < -0.3 < last.recorded
     assert set(other.aspects) == set(ASPECTS)
+
+
+def test_what_neither_side_has_is_left_out() -> None:
+    recorded, other = staff("demonstrator", 1), staff("interrogator", 2)
+    plain = check(other, recorded)
+    mute = [
+        tuple(Message(m.role, m.content.replace("?", "") if m.role == "assistant" else m.content)
+            for m in c)
+        for side in (other, recorded) for c in side
+    ]  # fmt: skip
+    found = check(mute[: len(other)], mute[len(other) :])
+    assert "cooperation" not in found.aspects
+    rest = [value for aspect, value in plain.aspects.items() if aspect != "cooperation"]
+    assert found.index == pytest.approx(np.mean(rest), abs=0.02)
+    [measure] = found.measures["cooperation"]
+    assert measure.agreement is None
+
+
+def test_the_interval_holds_the_truth() -> None:
+    """The index of many conversations lies in the interval of few, nine times of ten at least."""
+    recorded, other = staff("demonstrator", 1, 600), staff("forgetful", 2, 600)
+    true = check(other, recorded).index
+    held = 0
+    for k in range(10):
+        part = slice(60 * k, 60 * k + 60)
+        found = check(other[part], recorded[part])
+        held += found.low <= true <= found.high
+    assert held >= 8
+
+
+def test_a_run_counts_each_start_once(tmp_path: Path, model_folder: Callable[..., Path]) -> None:
+    stage = {
+        "env": "turnwise/SupportDesk-v0", "updates": 2, "groups": 20, "group_size": 2,
+        "max_new_tokens": 4, "max_turns": 1,
+    }  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}
+    folder = turnwise.Run(config, folder=tmp_path / "run").finish().folder
+    shown = Command("simulator", "check", str(folder), str(folder), "--json").wait()
+    assert json.loads(shown.stdout)["simulated"] == 20
+    gone = Command("simulator", "check", str(folder), str(folder), "--stage", "sft").wait()
+    assert "no stage 'sft'" in gone.stderr
 
 
 def test_too_few_conversations_are_refused() -> None:

@@ -57,6 +57,9 @@ def fits(
         "lora: {r: 16}": dataclasses.replace(plain, lora=16),
         "lora: {r: 16}, activation_memory: 0.5": dataclasses.replace(bounded, lora=16),
         "the same, dtype: bfloat16": dataclasses.replace(bounded, lora=16, dtype="bfloat16"),
+        "the same, quantize: nf4": dataclasses.replace(
+            bounded, lora=16, dtype="bfloat16", quantize="nf4"
+        ),
     }
     table = Table("setting", "play", "update", "fits", box=None, pad_edge=False)
     fitting = []

@@ -19,6 +19,7 @@ unwrapped environment or its `info`:
   own);
 - `metadata["snapshots"]`: True if a `copy.deepcopy` of it goes on by itself; branching then copies
   a state instead of replaying it;
+- `metadata["step_limit"]`: seconds that a call may take, where that is more than the run allows;
 - `metadata["special_tokens"]`: True to receive replies with the tokenizer's special tokens in the
   text;
 - `players`, a mapping from names ("expert", "random", "demonstrator") to `(env, rng) ->

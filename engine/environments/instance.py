@@ -39,6 +39,7 @@ class Job:
     verb: str
     arguments: tuple[Any, ...] = ()
     deadline: float = 0.0
+    limit: float = 0.0
 
 
 class Instance:

@@ -60,8 +60,10 @@ class Environments:
         self.limit = limit
         self.failures: Counter[tuple[str, str]] = Counter()
         self._idle: dict[str, list[Instance]] = {}
-        # By kind: an environment's id and what it is made with. Idle and closing instances count.
+        # Instances by environment, idle and closing ones included: what they share, such as a
+        # server, they share whatever they are made with.
         self._count: Counter[str] = Counter()
+        # By kind: an environment's id and what it is made with.
         self._making: Counter[str] = Counter()
         self._metadata: dict[str, Mapping[str, Any]] = {}
         self._homes: dict[str, Home] = {}
@@ -91,10 +93,13 @@ class Environments:
         known = self._metadata.get(kind)
         if known is None and self._making[kind]:
             return None
-        if known is not None and self._count[kind] >= known.get("instances", float("inf")):
+        if known is not None and self._count[env_id] >= known.get("instances", float("inf")):
+            others = [own for own in self._idle.values() if own and own[0].env_id == env_id]
+            if others:
+                self.ask(others[0].pop(), "close")
             return None
         check_id(env_id)
-        self._count[kind] += 1
+        self._count[env_id] += 1
         self._making[kind] += 1
         return Instance(env_id, kwargs, self._homes.setdefault(env_id, Home()), self._done)
 
@@ -207,11 +212,18 @@ class Environments:
         for lane in self._lanes.values():
             while lane.waiting and len(lane.running) < lane.width:
                 job = lane.waiting.popleft()
-                limit = max(self.limit, STARTING) if job.verb == "start" else self.limit
-                job.deadline = time.monotonic() + limit
+                job.limit = self._limit(job)
+                job.deadline = time.monotonic() + job.limit
                 lane.running.add(job)
                 job.instance.do(job)
         return [job for lane in self._lanes.values() for job in lane.running]
+
+    def _limit(self, job: Job) -> float:
+        """Returns how many seconds a call may take: the pool's limit, or the environment's own
+        where that is more."""
+        if job.verb == "start":
+            return max(self.limit, STARTING)
+        return max(self.limit, self._metadata.get(job.instance.kind, {}).get("step_limit", 0.0))
 
     def _went_on(self, job: Job, value: Any, reason: str) -> bool:
         """Handles an answer that is the engine's own business; returns whether it was one."""
@@ -233,7 +245,7 @@ class Environments:
 
     def _closed(self, instance: Instance, reason: str) -> None:
         if not instance.lost:
-            self._count[instance.kind] -= 1
+            self._count[instance.env_id] -= 1
             instance.do(None)
             self._ended.append(instance)
             self._ended = [one for one in self._ended if one.thread.is_alive()]
@@ -248,7 +260,7 @@ class Environments:
     def _abandon(self, job: Job) -> str:
         """Removes an instance that did not answer. Returns the reason."""
         instance = job.instance
-        self._count[instance.kind] -= 1
+        self._count[instance.env_id] -= 1
         self._abandoned.append(
             (instance, job.verb, time.monotonic(), busy_seconds(instance.thread))
         )
@@ -259,7 +271,7 @@ class Environments:
                 lane.waiting.clear()
             for waiting in queued:  # those of its kind make room for the others
                 self._lane(waiting).waiting.append(waiting)
-        return f"no answer within {self.limit:g} s; it was abandoned"
+        return f"no answer within {job.limit:g} s; it was abandoned"
 
     def _notice(self, *, last: bool = False) -> None:
         """Warns of threads that were told to stop and did not."""
@@ -281,8 +293,8 @@ class Environments:
             self._warn(
                 instance.env_id,
                 "hangs",
-                f"environment {instance.env_id!r}: a call ({verb}) did not come back within"
-                f" {self.limit:g} s and its thread cannot be stopped; it"
+                f"environment {instance.env_id!r}: a call ({verb}) did not come back in time"
+                " and its thread cannot be stopped; it"
                 f" {does}."
                 ' Declare metadata["concurrency"] = "process": processes can be killed.',
             )

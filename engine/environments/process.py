@@ -185,8 +185,13 @@ class Session:
 
 def _plain(metadata: Any) -> dict[str, Any]:
     """Returns the part of an environment's metadata that the engine reads."""
-    names = ("concurrency", "snapshots", "special_tokens", "instances")
+    names = ("concurrency", "snapshots", "special_tokens", "instances", "step_limit")
     found = {name: metadata[name] for name in names if name in metadata}
+    limit = found.get("step_limit", 0.0)
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0:
+        raise EnvironmentBroke(
+            f'metadata["step_limit"] is {limit!r}; it is how many seconds a call may take'
+        )
     instances = found.get("instances")
     if instances is not None and (
         isinstance(instances, bool) or not isinstance(instances, int) or instances < 1

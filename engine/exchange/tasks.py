@@ -51,7 +51,7 @@ def time_of(data: str) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
-def content_key(content: Any) -> str:
+def row_key(content: Any) -> str:
     """Returns what a row is known by: a hash of its content, JSON data."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -64,7 +64,7 @@ def split_tasks(
     these are, and their order, do not change when the data is shuffled or grows.
 
     Args:
-        tasks: rows by `content_key`, which each gets as its `key`.
+        tasks: rows by `row_key`, which each gets as its `key`.
         held_out: share of the rows that are held out.
     """
     # The first digits decide what is held out, the last ones the order.

@@ -84,7 +84,8 @@ class TextEncoder:
         self.drops = any(len(text) == 1 for text in self.controls) or any(
             t.lstrip or t.rstrip for t in own
         )
-        self._normalizes = any(added[i].normalized for i in self.controls.values())
+        self._normalizes = any(added[i].normalized for i in {*self.controls.values(), *calls})
+        self._calls = frozenset(calls)
         self.control_ids = frozenset({*self.controls.values(), *special} - calls)
         self.check_kept(PLAIN)  # what loses these loses a part of every conversation
         self.drops = self.drops or not self._keeps(ANY)
@@ -181,7 +182,15 @@ class TextEncoder:
         bounds = [start, *(at for span in spans for at in span), end]
         frames = [self.encode(text[a:b]) for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
         allowed = [i for frame in frames for i in frame if i in self.control_ids]
-        return ids, [i for i in ids if i in self.control_ids] != allowed
+        if [i for i in ids if i in self.control_ids] != allowed:
+            return ids, True
+        return ids, any(
+            not self._calls.isdisjoint(
+                self._pieces(text, sorted(cut for cut in cuts if a < cut < b), a, b)
+            )
+            for a, b in ((max(a, start), min(b, end)) for a, b in others if self._calls)
+            if a < b
+        )
 
     def _pieces(self, text: str, cuts: Sequence[int], start: int, end: int) -> list[int]:
         bounds = [start, *cuts, end]

@@ -30,6 +30,7 @@ KEPT_FREED = 1.75
 BUFFERS = 80 * 2.0**20  # of the libraries that make gradients
 REPLIED = 0.5  # of a conversation's tokens, the policy's own, which logits are made for
 SLACK = 1.06  # what allocators hold besides: 3 to 12 % was measured
+BITS = {"nf4": 4 + 32 / 64, "int8": 8.0}  # of a weight; nf4 has a float32 for each 64
 PADDED = 1.3  # slots of the cache for each token: it grows in steps
 
 
@@ -41,6 +42,7 @@ class Setting:
         conversations: alive at a time, and trained on in an update.
         tokens: of each, in the end.
         lora: rank of adapters; None: all weights are trained.
+        quantize: "nf4" or "int8" for the weights that adapters stand on.
         dtype: of the weights.
         micro_tokens, activation_memory: see `LearnerOptions`.
         reference: a KL penalty needs the policy as it was.
@@ -49,6 +51,7 @@ class Setting:
     conversations: int = 32
     tokens: int = 512
     lora: int | None = None
+    quantize: str | None = None
     dtype: str = "float32"
     micro_tokens: int = 2048
     activation_memory: float | None = None
@@ -91,6 +94,7 @@ class Shape:
         head = whole.get_output_embeddings()
         linear = (nn.Linear, Conv1D)  # what "all-linear" means to peft
         adapted = [m for m in whole.modules() if isinstance(m, linear) and m is not head]
+        self.linear = sum(m.weight.numel() for m in adapted)
         self.per_rank = sum(sum(m.weight.shape) for m in adapted)  # numbers of adapters of rank 1
         text = config.get_text_config()
         self.layers, self.vocabulary = text.num_hidden_layers, head.weight.shape[0]
@@ -117,6 +121,8 @@ class Shape:
         """Predicts the memory that a setting takes."""
         size = torch.finfo(getattr(torch, setting.dtype)).bits / 8
         weights, trained = self.parameters * size, self.trained(setting)
+        if setting.quantize is not None:
+            weights -= self.linear * (size - BITS[setting.quantize] / 8)
         if setting.lora is not None:
             size_trained = 4.0  # adapters are float32
             weights += size_trained * trained

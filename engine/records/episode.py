@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import UserFailed
 from ..util.ids import canonical_json, derive_id
+
+_BY_USER = re.compile(rf"(reset|step \d+): {UserFailed.WHOSE}: ")
 
 Role = Literal["system", "user", "assistant", "tool"]
 Ending = Literal["terminated", "truncated", "failed"]
@@ -207,7 +210,7 @@ class Episode:
     def user_failed(self) -> bool:
         """Whether it failed because its user gave no reply (`UserFailed`), and not because the
         environment broke."""
-        return self.ending == "failed" and f": {UserFailed.WHOSE}: " in self.reason
+        return self.ending == "failed" and _BY_USER.match(self.reason) is not None
 
     def state(self, turn: int) -> tuple[Any, ...]:
         """Returns a key of the conversation when a turn began, equal for conversations that share

@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 from ..environments.instance import Instance
 from ..environments.pool import Environments
-from ..errors import ConfigError, TooManyFailures
+from ..errors import ConfigError, Paused, TooManyFailures
 from ..records.episode import Ending, Episode, Start
+from ..util.ids import derive_id
+from ..util.wording import PauseReason
 from .arriving import ConversationFailed, States
 from .conversation import Branch, LiveEpisode, Where, episode_id
 from .match import Match, course, without_secrets
@@ -112,6 +114,11 @@ class _Rollout:
         )
         self.others = {**others, "policy": player}
         self.waiting = dict(enumerate(starts))
+        # The environment that each is played in, by id and kwargs.
+        self.kinds = [
+            derive_id(start.env, start.kwargs)
+            for start in (o.parent.start if isinstance(o, Branch) else o for o, _ in starts)
+        ]
         # Where the seats of matches wait; those that have one seat need not be found.
         self.seated = {
             (start.key, slot): index
@@ -156,6 +163,8 @@ class _Rollout:
         ended = len(self.done)
         for instance, value, reason in self.environments.wait(block=block):
             place = self.called.pop(instance)
+            if isinstance(reason, PauseReason):
+                raise Paused(reason)
             self._advance(instance, value, f"{place}: {reason}" if reason else "")
         self._show(ended)
 
@@ -165,12 +174,11 @@ class _Rollout:
 
     def _begin(self) -> None:
         """Starts conversations in free rows, as far as their environments are available."""
-        full: set[tuple[str, int]] = set()  # of those starts that have their kwargs in common
+        full: set[str] = set()
         for index, (origin, slot) in list(self.waiting.items()):
             branch = origin if isinstance(origin, Branch) else None
             start = origin.parent.start if isinstance(origin, Branch) else origin
-            kind = (start.env, id(start.kwargs))
-            if index not in self.waiting or kind in full:
+            if index not in self.waiting or self.kinds[index] in full:
                 continue
             if branch and self._copied_soon(branch):
                 continue
@@ -181,7 +189,7 @@ class _Rollout:
                 continue
             instance = self.environments.take(start.env, start.kwargs)
             if instance is None:
-                full.add(kind)
+                full.add(self.kinds[index])
                 continue
             if branch:
                 self.known.reaching.add(branch.origin)
@@ -309,9 +317,9 @@ class _Rollout:
         if len(self.failed) > self.max_failure_rate * self.total:
             reasons = sorted(set(self.failed))[:3]
             raise TooManyFailures(
-                f"{len(self.failed)} of {self.total} episodes failed in their environment, more"
-                f" than max_failure_rate={self.max_failure_rate:g} allows. Reasons:"
-                f" {'; '.join(reasons)}"
+                f"{len(self.failed)} of {self.total} episodes failed in their environment or by"
+                f" their user, more than max_failure_rate={self.max_failure_rate:g} allows."
+                f" Reasons: {'; '.join(reasons)}"
             )
 
     def _record(self, live: LiveEpisode, ending: Ending, reason: str) -> Episode:

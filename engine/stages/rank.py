@@ -199,9 +199,11 @@ def comparison_metrics(
     return."""
     scored = [a for a in answers if a.status == "scored"]
     sound = [e for e in episodes if e.ending != "failed"]
+    users = sum(e.user_failed for e in episodes)
     metrics = {
         "episodes": float(len(episodes)),
         "failed_episodes": float(len(episodes) - len(sound)),
+        **({"failed_users": float(users)} if users else {}),
         "comparisons": float(len(scored)),
         "failed_comparisons": float(sum(a.status == "failed" for a in answers)),
         "abstained_comparisons": float(sum(a.status == "abstained" for a in answers)),

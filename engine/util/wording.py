@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import PartFailed
+from ..errors import PartFailed, Paused
 from .secrets import redact
 
 LONGEST = 2000  # characters of a reason
@@ -75,12 +75,18 @@ def each_text(change: Callable[[str], str], data: Any) -> Any:
     return [each_text(change, value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
+class PauseReason(str):
+    """The reason of a part that asks for the run to be paused, and did not fail."""
+
+
 def tried(work: Callable[[], Any]) -> tuple[Any, str]:
     """Returns (result, "") or (None, reason), whatever `work` raises; only KeyboardInterrupt, the
-    user's Ctrl-C, goes on."""
+    user's Ctrl-C, goes on. That of `Paused` is a `PauseReason`."""
     try:
         return work(), ""
     except KeyboardInterrupt:
         raise
+    except Paused as paused:
+        return None, PauseReason(reason_text(str(paused)))
     except BaseException as error:
         return None, worded(error)

@@ -144,9 +144,9 @@ class Caller:
 
     async def _verdict(self, call: Call, key: str) -> Verdict:
         verdict = await self._asked(call, key)
-        if self.cache is not None:
-            self.cache.put(key, verdict, self._clock())
-        return verdict
+        if self.cache is None:
+            return verdict
+        return self.cache.put(key, verdict, self._clock())
 
     async def _asked(self, call: Call, key: str) -> Verdict:
         """Asks, and asks once more where another question may bring what this one did not."""
@@ -205,10 +205,10 @@ class Caller:
                         answer = await self._once(prompt)
                         entry = self._entry(key, answer, prompt)
                     finally:
-                        self.account.settle(most, entry)
-                        self._settled.set()
                         self._flying -= 1
                         self._landed.set()
+                        self.account.settle(most, entry)
+                        self._settled.set()
             except ModelError as closed:  # the circuit's, nothing was sent
                 return Sent(closed, paid, requests)
             requests += 1

@@ -169,17 +169,16 @@ class Cache(Database):
         """Returns the verdict under a key; None where there is none."""
         with self.reading() as db:
             found = db.scalar(sa.select(VERDICTS.c.content).where(VERDICTS.c.key == key))
-        if found is None:
-            return None
-        data = json.loads(found)
-        return Verdict(
-            data["status"], data["said"], data["reason"], cached=True, model=data["model"]
-        )
+        return None if found is None else _verdict(found)
 
-    def put(self, key: str, verdict: Verdict, now: float) -> None:
-        """Stores a verdict; one that is there already stays. A failure is not stored."""
+    def put(self, key: str, verdict: Verdict, now: float) -> Verdict:
+        """Stores a verdict; one that is there already stays. A failure is not stored.
+
+        Returns:
+            the verdict that counts: the one that was there, with what the new one cost.
+        """
         if verdict.status == "failed":
-            return
+            return verdict
         content = canonical_json(
             {
                 "status": verdict.status,
@@ -189,8 +188,18 @@ class Cache(Database):
             }
         )
         with self.writing() as db:
-            if db.scalar(sa.select(VERDICTS.c.key).where(VERDICTS.c.key == key)) is None:
+            found = db.scalar(sa.select(VERDICTS.c.content).where(VERDICTS.c.key == key))
+            if found is None:
                 db.execute(VERDICTS.insert().values(key=key, content=content, time=now))
+                return verdict
+        was = _verdict(found)
+        return replace(
+            was,
+            cached=False,
+            cost=verdict.cost,
+            usage=verdict.usage,
+            requests=verdict.requests,
+        )
 
     def forget(
         self, models: Collection[str] = (), abstained: bool = False, since: float = 0.0
@@ -216,6 +225,12 @@ class Cache(Database):
             for start in range(0, len(gone), 500):
                 db.execute(VERDICTS.delete().where(VERDICTS.c.key.in_(gone[start : start + 500])))
         return len(gone)
+
+
+def _verdict(content: str) -> Verdict:
+    """Returns the verdict that was stored."""
+    data = json.loads(content)
+    return Verdict(data["status"], data["said"], data["reason"], cached=True, model=data["model"])
 
 
 def _is(answered: str, name: str) -> bool:

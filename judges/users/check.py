@@ -15,9 +15,11 @@ arXiv:2605.02624, do), in five aspects of one or two measures each:
 Two samples of the same users differ by chance. With d the Kolmogorov-Smirnov distance of a measure
 between both sides, and d0 its mean between samples of these sizes drawn from the recorded side, the
 aspect's agreement is the mean of 1 - max(0, d - d0) / (1 - d0) over its measures, and the index is
-the mean over aspects: 1 where nothing tells them apart, 0 where everything does.
+the mean over aspects: 1 where nothing tells them apart, 0 where everything does. What neither side
+has (no agent asked a question) is left out.
 
 The agent must be the same on both sides, and the starts alike: users answer what they are asked.
+Conversations are taken to be independent: of those that share a start, only one is to be given.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ _COMMON = frozenset(
         " when where which who why will with would yes you your",
     )
 )
+_ASKS = re.compile("[?\uff1f\u061f\u037e]")  # Latin, full-width, Arabic, Greek
+ENDS = tuple(".!?\u3002\uff01\uff1f\u061f\u0964\u2026")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
@@ -71,8 +75,11 @@ class Measure:
     chance: float
 
     @property
-    def agreement(self) -> float:
-        """1 where both sides differ no more than by chance, 0 where they have nothing in common."""
+    def agreement(self) -> float | None:
+        """1 where both sides differ no more than by chance, 0 where they have nothing in common;
+        None where neither side has it."""
+        if self.simulated is None and self.recorded is None:
+            return None
         return _agreement(self.distance, self.chance)
 
 
@@ -81,9 +88,11 @@ class Check:
     """The result of a comparison.
 
     Attributes:
-        index: of agreement, 0 to 1; `low` and `high` are its 95 % interval.
+        index: of agreement, 0 to 1; `low` and `high` are its 95 % bootstrap interval (percentiles;
+            samples drawn again differ more than what they are drawn from, so that it errs towards
+            less agreement).
         p: chance of so small an index, were both sides the same users (a permutation test).
-        aspects: their agreements, by name.
+        aspects: their agreements, by name; those that neither side has are left out.
         measures: by aspect.
         simulated, recorded: how many conversations there were.
     """
@@ -125,7 +134,7 @@ def check(simulated: Sequence[Conversation], recorded: Sequence[Conversation]) -
             Measure(
                 name,
                 _average(one[:, k]), _average(other[:, k]),
-                float(distance[k]), float(chance[k]),
+                float(np.nan_to_num(distance[k])), float(chance[k]),
             )
             for name, k in named.items()
         )
@@ -133,7 +142,11 @@ def check(simulated: Sequence[Conversation], recorded: Sequence[Conversation]) -
     }  # fmt: skip
     index = _index(distance, chance)
     low, high = _interval(one, other, chance, index)
-    aspects = {a: float(np.mean([m.agreement for m in own])) for a, own in found.items()}
+    known = {
+        aspect: [m.agreement for m in own if m.agreement is not None]
+        for aspect, own in found.items()
+    }
+    aspects = {aspect: float(np.mean(own)) for aspect, own in known.items() if own}
     p = _permuted(one, other, chance, index)
     return Check(index, low, high, p, aspects, found, len(one), len(other))
 
@@ -182,8 +195,8 @@ def _informed(conversation: Conversation) -> tuple[float, float, float]:
             if asked:
                 answered.append(float(news[-1] > 0))
         if message.role in ("user", "assistant"):
-            asked = message.role == "assistant" and "?" in message.content
-        known |= content
+            asked = message.role == "assistant" and _ASKS.search(message.content) is not None
+            known |= content
     return _mean(answered), float(news[0]), _mean(news[1:])
 
 
@@ -191,7 +204,7 @@ def _written(conversation: Conversation) -> tuple[float, float, float]:
     """Returns words in each message, how many messages there are, and the share of those that begin
     and end like a sentence."""
     texts = [text.strip() for text in _texts(conversation)]
-    sentences = [float(t[:1].isupper() and t[-1:] in (".", "!", "?")) for t in texts]
+    sentences = [float(not t[:1].islower() and t[-1:] in ENDS) for t in texts]
     return _mean([len(words(t)) for t in texts]), float(len(texts)), _mean(sentences)
 
 
@@ -245,13 +258,13 @@ def _average(column: Floats) -> float | None:
 
 
 def _distances(one: Floats, other: Floats) -> Floats:
-    """Returns the Kolmogorov-Smirnov distance of each measure, [9]; what is NaN is left out. 0
+    """Returns the Kolmogorov-Smirnov distance of each measure, [9]; what is NaN is left out. NaN
     where neither side has any, 1 where only one has."""
     found = []
     for a, b in zip(one.T, other.T, strict=True):
         first, second = (np.sort(side[~np.isnan(side)]) for side in (a, b))
         if not len(first) or not len(second):
-            found.append(float(len(first) != len(second)))
+            found.append(1.0 if len(first) or len(second) else float("nan"))
             continue
         at = np.concatenate([first, second])
         shares = [np.searchsorted(side, at, "right") / len(side) for side in (first, second)]
@@ -264,12 +277,12 @@ def _agreement(distance: float, chance: float) -> float:
 
 
 def _index(distance: Floats, chance: Floats) -> float:
-    """Returns the mean agreement over aspects."""
+    """Returns the mean agreement over aspects; a distance that is NaN is left out."""
     each = [
-        np.mean([_agreement(distance[k], chance[k]) for k in named.values()])
+        [_agreement(distance[k], chance[k]) for k in named.values() if not np.isnan(distance[k])]
         for named in ASPECTS.values()
     ]
-    return float(np.mean(each))
+    return float(np.mean([np.mean(own) for own in each if own]))
 
 
 def _again(side: Floats, size: int, rng: np.random.Generator) -> Floats:
@@ -285,19 +298,18 @@ def _chance(recorded: Floats, size: int) -> Floats:
         _distances(_again(recorded, size, rng), _again(recorded, len(recorded), rng))
         for _ in range(DRAWS)
     ]
-    return np.asarray(np.mean(draws, axis=0), dtype=np.float64)
+    return np.nan_to_num(np.mean(draws, axis=0))
 
 
 def _interval(one: Floats, other: Floats, chance: Floats, index: float) -> tuple[float, float]:
-    """Returns the basic bootstrap interval: samples drawn again differ more than what they are
-    drawn from, and the basic interval takes that out."""
+    """Returns the percentile bootstrap interval, which holds at least the index itself."""
     rng = np.random.default_rng(1)
     found = [
         _index(_distances(_again(one, len(one), rng), _again(other, len(other), rng)), chance)
         for _ in range(DRAWS)
     ]
-    low, high = (float(2 * index - q) for q in np.quantile(found, [0.975, 0.025]))
-    return max(min(low, index), 0.0), min(max(high, index), 1.0)
+    low, high = (float(q) for q in np.quantile(found, [0.025, 0.975]))
+    return min(low, index), max(high, index)
 
 
 def _permuted(one: Floats, other: Floats, chance: Floats, index: float) -> float:

@@ -1,5 +1,5 @@
-"""The commands `turnwise simulator check` and `turnwise simulator spent`: their options and output.
-What they need is loaded when they are called, not to list them."""
+"""The commands `turnwise simulator check`, `spent` and `budget`: their options and output. What
+they need is loaded when they are called, not to list them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from ..asking.store import Cache
     from .check import Check, Conversation
 
 simulator = typer.Typer(
     no_args_is_help=True, help="Users who are played by a model: what they are worth, and cost."
 )
 LARGE = 0.1  # less agreement than 1 by which an aspect differs
-CLOSE, FAR = 0.9, 0.7  # an index from which on it is close, and below which it is far
+# An index whose interval lies above this is close, one below that is far: on SupportDesk policies
+# lost less than 2 points from .9 on, and 15 to 50 below .6 (benchmarks/simulator.py).
+CLOSE, FAR = 0.9, 0.7
 
 
 def _conversations(place: Path, stage: str | None) -> list[Conversation]:
-    """Returns the conversations of a file, or of a run's folder: of one of its stages, or of the
-    last one that played.
+    """Returns the conversations of a file; of a run's folder those of its latest update that
+    played, or the latest of a stage, one for each start.
 
     Raises:
         ConfigError: the run has none, or no such stage.
@@ -33,15 +36,16 @@ def _conversations(place: Path, stage: str | None) -> list[Conversation]:
     if not (place / "config.yaml").exists():
         return [c.messages for c in read_conversations(place)]
     ledger, run = open_ledger(place, None)
-    played = [label for label, _ in ledger.rounds(run)]
-    if stage is not None and stage not in played:
-        has = ", ".join(dict.fromkeys(played)) or "none"
-        raise ConfigError(
-            f"no stage {stage!r} of {place} has conversations; those that have: {has}"
-        )
-    episodes = ledger.run_episodes(run, stage=stage or (played[-1] if played else ""))
+    played = [(label, update) for label, update in ledger.rounds(run) if stage in (None, label)]
+    if not played:
+        has = ", ".join(dict.fromkeys(label for label, _ in ledger.rounds(run))) or "none"
+        what = "no stage" if stage is None else f"no stage {stage!r}"
+        raise ConfigError(f"{what} of {place} has conversations; those that have: {has}")
+    label, update = played[-1]
+    episodes = ledger.run_episodes(run, stage=label, update=update)
     ledger.close()
-    return [e.messages for e in episodes if e.ending != "failed"]
+    first = {e.start.key: e for e in reversed(episodes) if e.ending != "failed"}
+    return [e.messages for e in first.values()]
 
 
 @simulator.command("check")
@@ -53,7 +57,8 @@ def check_users(
         Path, typer.Argument(help="Recorded ones of the same agent: a file, or a run's folder.")
     ],
     stage: Annotated[
-        str | None, typer.Option(help="Of a run: this stage; default: the last that played.")
+        str | None,
+        typer.Option(help="Of a run: the latest update of this stage; default: the latest of all."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -61,18 +66,25 @@ def check_users(
     from rich.console import Console
     from rich.table import Table
 
+    from ...protocols import ConfigError
     from .check import check
 
+    if stage is not None and not any((p / "config.yaml").exists() for p in (simulated, recorded)):
+        raise ConfigError("--stage is one of a run, and both sides are files")
     found = check(*(_conversations(place, stage) for place in (simulated, recorded)))
     if as_json:
-        print(json.dumps(asdict(found), indent=2))
+        listed = {
+            aspect: [{**asdict(m), "agreement": m.agreement} for m in own]
+            for aspect, own in found.measures.items()
+        }
+        print(json.dumps({**asdict(found), "measures": listed}, indent=2))
         return
     table = Table(
         "aspect", "agreement", "measure", "simulated", "recorded", "distance", "by chance"
     )
     for aspect, measures in found.measures.items():
         for k, m in enumerate(measures):
-            head = (aspect, f"{found.aspects[aspect]:.2f}") if not k else ("", "")
+            head = (aspect, _number(found.aspects.get(aspect))) if not k else ("", "")
             table.add_row(
                 *head, m.name, *map(_number, (m.simulated, m.recorded, m.distance, m.chance))
             )  # fmt: skip
@@ -93,7 +105,7 @@ def verdict(found: Check) -> str:
     differ = f" They differ most in {', '.join(name for name, _ in worst[:2])}." if worst else ""
     if found.p > 0.05:
         return f"{head} Nothing tells them apart in as many conversations (p = {found.p:.2f})."
-    if found.index >= CLOSE:
+    if found.low >= CLOSE:
         trust = "Close: what helps with these users can be expected to help with the recorded ones."
     elif found.index >= FAR:
         trust = "Train with them, and test with people: a part of what helps here helps there."
@@ -102,28 +114,59 @@ def verdict(found: Check) -> str:
     return f"{head}{differ} {trust}"
 
 
+def _cache(where: str | None) -> Cache:
+    """Opens the cache that users' answers and accounts are in.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from ...protocols import ConfigError
+    from ...tools import files
+    from ..asking.store import Cache
+
+    files.cache_folder().mkdir(parents=True, exist_ok=True)
+    found = where or str(files.cache_folder() / "judges.sqlite")
+    if "://" not in found and not Path(found).parent.is_dir():
+        raise ConfigError(f"there is no folder for a cache at {found}: say where with --cache")
+    return Cache(found)
+
+
+CACHE = typer.Option(help="The cache, where it is not judges.sqlite in the folder for caches.")
+
+
 @simulator.command("spent")
-def spent(
-    cache: Annotated[
-        str | None,
-        typer.Option(help="The cache, where it is not judges.sqlite in the folder for caches."),
-    ] = None,
-) -> None:
-    """Shows what simulated users were asked, and what that cost."""
+def spent(cache: Annotated[str | None, CACHE] = None) -> None:
+    """Shows what simulated users were asked, what that cost, and what it may cost."""
     from rich.console import Console
     from rich.table import Table
 
-    from ...protocols import ConfigError
-    from ...tools import files
-    from ..asking.store import Cache, spending
+    from ..asking.store import spending
+    from .account import budgets
 
-    where = cache or str(files.cache_folder() / "judges.sqlite")
-    if "://" not in where and not Path(where).is_file():
-        raise ConfigError(f"there is no cache at {where}: say where it is with --cache")
-    opened = Cache(where)
-    table = Table("user", "answer", "requests", "tokens", "dollars")
+    opened = _cache(cache)
+    limits = budgets(opened)
+    table = Table("user", "answer", "requests", "tokens", "dollars", "budget of the user")
     for row in spending(opened):
-        table.add_row(row["source"], row["status"], f"{row['requests']:,}", f"{row['tokens']:,}",
-            f"{row['cost']:.4f}")  # fmt: skip
+        limit = limits.get(row["source"])
+        table.add_row(
+            row["source"], row["status"], f"{row['requests']:,}", f"{row['tokens']:,}",
+            f"{row['cost']:.4f}", "" if limit is None else f"{limit:g}",
+        )  # fmt: skip
     opened.close()
     Console().print(table)
+
+
+@simulator.command("budget")
+def budget(
+    dollars: Annotated[float, typer.Argument(min=0.0, help="In all, what was spent included.")],
+    user: Annotated[str, typer.Option(help="The model that plays, such as openai:gpt-5-mini.")],
+    cache: Annotated[str | None, CACHE] = None,
+) -> None:
+    """Allows the users that a model plays so many dollars, over all runs; a run is paused before
+    they spend more."""
+    from .account import set_budget
+
+    opened = _cache(cache)
+    set_budget(opened, user, dollars)
+    opened.close()
+    print(f"The users that {user} plays may cost {dollars:g} dollars in all, kept in {opened.url}")

@@ -6,50 +6,57 @@ A row of `scenarios` is a start: `profile` says who the user is, what they know 
 prompt. Whatever else a row has is for the outcome's function.
 
 The model is asked through the judges' client: answers are cached, so that the same replies to the
-same start lead to the same words, in branches, resumed runs and other runs; money is counted and
-limited; what fails is asked again where that can help. Where no answer can be had the episode
-fails, as the user's failure and not the agent's (`Episode.user_failed`). None of the user's tokens
-is trained.
+same start lead to the same words, in branches, resumed runs and other runs; what fails is asked
+again where that can help; money is counted and limited (`account.py`), and the run is paused where
+it is spent. Where no answer can be had the episode fails, as the user's failure and not the agent's
+(`Episode.user_failed`). None of the user's tokens is trained.
 
 The episode ends when the user says that the goal is reached or given up, or after `turns` replies.
 The reward comes then: 1 if the user says that the goal is reached (`outcome: user`), what a
 function makes of the conversation ("python:MODULE:FUNCTION", of messages and row), or nothing,
-where judges and people give it (`outcome: none`).
+where judges and people give it (`outcome: none`). Success is a score of at least 1 by the function,
+else that the user says so.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import gymnasium
+import numpy as np
 
-from ...protocols import Context, Message, Paused, Text, UserFailed
+from ...protocols import Context, DatabaseError, Message, Text, UserFailed
 from ...running import checked_options
 from ...tools import (
     background,
     canonical_json,
-    content_key,
     derive_id,
     files,
     named,
     read_tasks,
+    redacted,
+    row_key,
     split_tasks,
     task_of,
     time_of,
 )
-from ..asking.calls import Call
+from ..asking.calls import Call, Caller
 from ..asking.options import Asking
 from ..asking.store import Cache, Verdict
 from ..llm.transcript import Unreadable, fenced, read_json
 from ..models.model import Prompt, Reply
+from .account import UsersAccount, budgets
 
+LONGEST = 10_000  # characters of a message
+ROOM = 30.0  # seconds that a call has beyond the longest wait for an answer
 GOALS = ("open", "reached", "given up")
 SCHEMA = {
     "type": "object",
@@ -84,22 +91,55 @@ class Users(Asking):
     """Asks a model for the messages of users; see `Asking` for its options.
 
     The cache is `judges.sqlite` in the folder for caches (`TURNWISE_CACHE`), unless another is
-    named. What was spent is kept there too, and the budget is for all that this model was ever
-    asked as a user.
+    named. What was spent is kept there too, over runs.
+
+    Attributes:
+        longest: seconds after which an answer is not waited for any more, queueing included.
     """
 
     way: ClassVar[str] = "simulated-user"
     max_tokens: int = 512
+    timeout: float = 60.0
+    patience: float = 300.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch:
             raise ValueError("a user answers while the agent waits: leave `batch` out")
+        if self.cache is False:
+            raise ValueError(
+                "the same start and the same replies must meet the same words, which are kept in"
+                " the cache: leave `cache` out, or name another file"
+            )
+        if self.budget is not None:
+            raise ValueError(
+                "what an environment is made with is part of every start, so users have their"
+                f" budget elsewhere: `turnwise simulator budget {self.budget:g} --user"
+                f" {self._model.name}`"
+            )
+        self.longest = self.patience + 2 * self.timeout
+        folder = files.cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._kept = _Answers(self.cache or folder / "judges.sqlite")
+        if self._price is None and self._model.name in budgets(self._kept):
+            raise ValueError(
+                f"users of {self._model.name} have a budget and no known price: give `prices:"
+                f" {{{self._model.name!r}: [input, output]}}`, in dollars per million tokens"
+            )
+        self.open(Context(self.way, folder / "users", time.time, 0))
 
     @property
     def instructions(self) -> str:
         """The instructions every call begins with."""
         return INSTRUCTIONS
+
+    def _new_caller(self, context: Context) -> Caller:
+        return Caller(
+            self._model, self._basis, self._kept,
+            UsersAccount(self._kept, self._model.name, context.clock), self._price,
+            clock=context.clock, concurrency=self.concurrency, timeout=self.timeout,
+            patience=self.patience,
+        )  # fmt: skip
 
     def next_message(self, profile: str, messages: Sequence[Message], seed: int) -> Verdict:
         """Returns what the user of a profile writes next; `payload` has `message` and `goal`.
@@ -111,26 +151,24 @@ class Users(Asking):
 
         Raises:
             UserFailed: there is no answer, with the reason.
+            Paused: the budget is spent.
         """
-        spoken = [{"from": _WHO[m.role], "text": m.content} for m in messages]
+        spoken = [{"from": _WHO[m.role], "text": _cut(m.content)} for m in messages]
         key = {"profile": profile, "conversation": spoken, "seed": seed}
         # The same each time, so that a model without luck of its own always answers the same.
         nonce = derive_id(self.way, key)[:16]
-        call = Call(key, lambda _: self._prompt(profile, spoken, nonce), _read)
+        call = Call(key, lambda _: self._prompt(profile, spoken, nonce), partial(_read, not spoken))
+        asked = background(self._caller.verdict(call))
         try:
-            verdict: Verdict = background(self._caller.verdict(call)).result()
-        except Paused as paused:
-            raise UserFailed(str(paused)) from paused
+            verdict: Verdict = asked.result(self.longest)
+        except TimeoutError:
+            asked.cancel()
+            raise UserFailed(f"no answer within {self.longest:g} s") from None
+        except DatabaseError as error:
+            raise UserFailed(str(error)) from error
         if verdict.status != "scored":
             raise UserFailed(verdict.reason)
         return verdict
-
-    def begin(self) -> None:
-        """Opens the cache, and the account in it."""
-        folder = files.cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = None if self.cache is False else Cache(self.cache or folder / "judges.sqlite")
-        self.open(Context(self.version, folder / "users", time.time, 0, ledger=kept))
 
     def _prompt(self, profile: str, spoken: Sequence[Mapping[str, str]], nonce: str) -> Prompt:
         question = "\n\n".join(
@@ -145,15 +183,41 @@ class Users(Asking):
         return Prompt(INSTRUCTIONS, question, SCHEMA, self.max_tokens)
 
 
-_WHO = {"user": "user", "assistant": "agent", "tool": "tool"}
+class _Answers(Cache):
+    """A cache that does not keep that a model would not play: it may the next time."""
+
+    def put(self, key: str, verdict: Verdict, now: float) -> Verdict:
+        """Stores an answer, see `Cache.put`."""
+        return super().put(key, verdict, now) if verdict.status == "scored" else verdict
 
 
-def _read(reply: Reply, nonce: str) -> Mapping[str, Any]:
+_WHO = {"user": "user", "assistant": "agent"}
+
+
+def _cut(text: str) -> str:
+    """Returns as much of a message as a user reads: an agent that writes more than the model can
+    hold would otherwise end the conversation as the user's failure."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]} [{len(text) - LONGEST:,} more characters]"
+
+
+def _read(opens: bool, reply: Reply, nonce: str) -> Mapping[str, Any]:
+    """Returns the message and how it stands with the goal.
+
+    Raises:
+        Unreadable: the answer has another form.
+    """
     found = read_json(reply.text, SCHEMA)
-    if found["goal"] not in GOALS:
+    message, goal = found["message"], found["goal"]
+    if goal not in GOALS:
         raise Unreadable(f"`goal` must be one of {', '.join(GOALS)}")
-    if not found["message"].strip():
-        raise Unreadable("`message` is empty")
+    if opens and goal != "open":
+        raise Unreadable("the conversation has not begun: `goal` can only be open")
+    if not message.strip() or len(message) > LONGEST:
+        raise Unreadable(f"`message` must have 1 to {LONGEST:,} characters")
+    if message != message.encode("utf-8", "replace").decode():
+        raise Unreadable("`message` holds half characters (lone surrogates)")
     return found
 
 
@@ -162,12 +226,14 @@ _LOCK = threading.Lock()
 
 
 def _users(options: str) -> Users:
-    """Returns who asks, one for all environments of a process: they share limits and budget."""
+    """Returns who asks, one for all environments of a process: they share limits."""
+    if (known := _BY_OPTIONS.get(options)) is not None:
+        return known
     with _LOCK:
         if options not in _BY_OPTIONS:
-            made = Users(**checked_options("a simulated user", Users, 0, json.loads(options)))
-            made.begin()
-            _BY_OPTIONS[options] = made
+            given = checked_options("a simulated user", Users, 0, json.loads(options))
+            _BY_OPTIONS[options] = Users(**given)
+            atexit.register(_BY_OPTIONS[options].close)  # what is under way is paid for
         return _BY_OPTIONS[options]
 
 
@@ -184,24 +250,25 @@ def _scenarios(
             has = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
             raise ValueError(f"{where} must have a text as `profile`; it has {has}")
         for name in ("opening", "system"):
-            if not isinstance(row.get(name) or "", str):
-                raise ValueError(f"{where}: `{name}` must be a text, got {row[name]!r}")
-        found.setdefault(content_key([profile, row.get("opening")]), row)
+            text = row.get(name)
+            if text is not None and not (isinstance(text, str) and text.strip()):
+                raise ValueError(f"{where}: `{name}` must be a text, got {text!r}")
+        found.setdefault(row_key(row), row)
     return split_tasks(found, held_out)
 
 
 class SimulatedUser(gymnasium.Env[str, str]):
     """A user who is played by a model; see the module's docstring.
 
-    Each step's `info` has the `goal` and the `user_model` that answered, the last one's `success`
-    unless `outcome` is "none". Option of `reset`: `split`, "train" (default) or "held_out".
+    Each step's `info` has the `goal` and the `user_model` that answered. Option of `reset`:
+    `split`, "train" (default) or "held_out".
 
     Args:
         scenarios: a file of JSON lines, a folder that `datasets` saved, or
             "python:MODULE:FUNCTION", which returns rows.
         user: the model as judges name theirs ("provider:name"), or a mapping with `model` and
-            further options of judges: `budget`, `cache`, `prices`, `concurrency`, `timeout`,
-            `patience`, `max_tokens`.
+            further options of judges: `cache`, `prices`, `concurrency`, `timeout`, `patience`,
+            `max_tokens`.
         outcome: "user", "none", or "python:MODULE:FUNCTION".
         turns: replies of the agent after which the user is gone.
         system: the agent's system prompt, where a row has none of its own.
@@ -224,24 +291,32 @@ class SimulatedUser(gymnasium.Env[str, str]):
         system: str = "",
         held_out: float = 0.1,
     ) -> None:
-        if turns < 1 or not 0 <= held_out < 1:
-            raise ValueError("turns must be at least 1, and held_out in [0, 1)")
-        if outcome not in ("user", "none") and not outcome.startswith("python:"):
+        if not isinstance(turns, int) or turns < 1 or not 0 <= held_out < 1:
+            raise ValueError(
+                f"turns must be a whole number of at least 1, and held_out in [0, 1); got {turns!r}"
+                f" and {held_out!r}"
+            )
+        by_function = isinstance(outcome, str) and outcome.startswith("python:")
+        if outcome not in ("user", "none") and not by_function:
             raise ValueError(
                 f"outcome must be user, none or python:MODULE:FUNCTION, got {outcome!r}"
             )
-        self._judged = named(outcome) if outcome.startswith("python:") else None
-        self._outcome, self.turns, self._system = outcome, turns, system
-        self._data, self._held_out = scenarios, held_out
+        if not isinstance(user, (str, Mapping)):
+            raise ValueError(f"user must be a model, or a mapping with `model`; got {user!r}")
         options = {"model": user} if isinstance(user, str) else dict(user)
-        if isinstance(options.get("model"), Mapping) and "api_key" in options["model"]:
+        if redacted(options) != options:
             raise ValueError(
                 "what an environment is made with is written down with every episode, so `user`"
-                " takes no `api_key`: put the key into the provider's variable (OPENAI_API_KEY,"
-                " ANTHROPIC_API_KEY)"
+                f" may hold no secret, and it holds one: {redacted(options)}. Put a key into the"
+                " provider's variable (OPENAI_API_KEY, ANTHROPIC_API_KEY)"
             )
+        self._judged = named(outcome) if by_function else None
+        self._outcome, self.turns, self._system = outcome, turns, system
+        self._data, self._held_out = scenarios, held_out
         self._options = canonical_json(options)
-        _users(self._options)
+        # Whoever waits for an answer may wait longer than other environments.
+        longest = _users(self._options).longest
+        self.metadata = {**type(self).metadata, "step_limit": longest + ROOM}
         self._rows()
 
     def _rows(self) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
@@ -268,7 +343,7 @@ class SimulatedUser(gymnasium.Env[str, str]):
         if system := self.row.get("system") or self._system:
             info["system"] = system
         opening = self.row.get("opening")
-        if not opening:
+        if opening is None:
             opening = self._next().payload["message"]
         self.messages.append(Message("user", opening))
         return opening, info
@@ -287,9 +362,10 @@ class SimulatedUser(gymnasium.Env[str, str]):
         info: dict[str, Any] = {"goal": goal, "user_model": verdict.model}
         ended, cut = goal != "open", self._left == 0
         reward = 0.0
-        if (ended or cut) and self._outcome != "none":
-            reward = self._score(goal)
-            info["success"] = reward >= 1.0
+        if ended or cut:
+            score = self._score(goal)
+            info["success"] = score >= 1.0
+            reward = score if self._outcome != "none" else 0.0
         if cut and not ended:
             info["reason"] = "the user has no more patience"
         return text, reward, ended, cut and not ended, info
@@ -306,6 +382,6 @@ class SimulatedUser(gymnasium.Env[str, str]):
         if self._judged is None:
             return float(goal == "reached")
         score = self._judged(tuple(self.messages), self.row)
-        if not isinstance(score, (bool, int, float)) or not math.isfinite(score):
+        if not isinstance(score, (bool, int, float, np.generic)) or not math.isfinite(score):
             raise ValueError(f"{self._outcome} returned {score!r}, which is no number")
         return float(score)
