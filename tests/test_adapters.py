@@ -118,7 +118,9 @@ class Data(vf.TaskData):
 class Task(vf.Task[Data]):
     @vf.reward
     async def right(self, trace) -> float:
-        return float(trace.last_reply.split()[-1] == str(self.data.answer))
+        if trace.last_reply == "crash":
+            raise IndexError("crashed")
+        return float(trace.last_reply.split()[-1:] == [str(self.data.answer)])
 
     @vf.metric
     async def words(self, trace) -> float:
@@ -162,7 +164,7 @@ def test_a_task_set_of_verifiers(tasksets: Callable[..., str]) -> None:
     assert right[0].turns[0].info["metrics"] == {"words": 1.0}
     wrong = turnwise.rollout(script("It is 100"), [(starts[0], 0)])
     assert [(e.env_return, e.success) for e in wrong] == [(0.0, False)]
-    [broken] = turnwise.rollout(script(""), [(starts[0], 0)])  # its own reward raises
+    [broken] = turnwise.rollout(script("crash"), [(starts[0], 0)])  # its own reward raises
     assert (broken.ending, "IndexError" in broken.reason) == ("failed", True)
     held = turnwise.starts("verifiers/Taskset-v0", 0, 24, {"split": "held_out"}, given)
     apart = turnwise.rollout(script("1"), [(s, 0) for s in held])
