@@ -382,6 +382,6 @@ def test_fits_says_what_to_turn_on(model_folder: Callable[..., Path]) -> None:
         for memory in ("24GB", "100MB", "big")
     )
     assert "Turn on: all weights" in roomy.stdout
-    assert roomy.stdout.count("yes") == 5
+    assert roomy.stdout.count("yes") == 6
     assert "None fits: fewer conversations" in tight.stdout
     assert "--memory must be a size such as 24GB or 800MB, got 'big'" in wrong.stderr

@@ -87,6 +87,8 @@ def in_environment(
     success = (
         "" if episode.success is None else f", {'success' if episode.success else 'no success'}"
     )
+    if episode.ending == "failed":
+        raise SystemExit(ended)
     console.print(f"{escape(ended)}; return {episode.env_return:g}{success}", style="bold")
 
 

@@ -138,7 +138,12 @@ def estimate(
             Run(RunConfig.load(config), folder=Path(folder) / "run", plugins=context.obj), sample
         )
     if not found:
-        print("[]" if as_json else f"{config} asks no model: it costs nothing but time")
+        print(
+            "[]"
+            if as_json
+            else f"{config} asks no model to judge. What users cost that a model plays is not"
+            " estimated"
+        )
         return
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))

@@ -60,7 +60,7 @@ class UsersAccount(Account):
         with self._database.reading() as db:
             budget = db.scalar(own)
             self.spent = float(db.scalar(paid.where(CALLS.c.source == self._model)) or 0.0)
-        if budget is not None and self.spent + self.reserved + amount > budget:
+        if budget is not None and amount > 0 and self.spent + self.reserved + amount > budget:
             if self.reserved > 0:
                 return False
             raise Paused(

@@ -15,8 +15,8 @@ arXiv:2605.02624, do), in five aspects of one or two measures each:
 Two samples of the same users differ by chance. With d the Kolmogorov-Smirnov distance of a measure
 between both sides, and d0 its mean between samples of these sizes drawn from the recorded side, the
 aspect's agreement is the mean of 1 - max(0, d - d0) / (1 - d0) over its measures, and the index is
-the mean over aspects: 1 where nothing tells them apart, 0 where everything does. What neither side
-has (no agent asked a question) is left out.
+the mean over aspects: 1 where nothing tells them apart, 0 where everything does. A measure that a
+side has in fewer than ten conversations (the agent asked no questions) is left out.
 
 The agent must be the same on both sides, and the starts alike: users answer what they are asked.
 Conversations are taken to be independent: of those that share a start, only one is to be given.
@@ -39,6 +39,7 @@ from ...tools import install
 Conversation = Sequence[Message]
 Floats = NDArray[np.float64]
 FEWEST = 20  # conversations on a side
+FEW = 10  # conversations on a side that must have a measure
 DRAWS = 400
 NEIGHBOURS = 200  # other messages that a message is compared with, at most
 # Words that say nothing new: what a message holds besides is information.
@@ -64,6 +65,7 @@ class Measure:
 
     Attributes:
         simulated, recorded: its means; None where no conversation of the side has it.
+        counts: in how many conversations of both sides it was found.
         distance: between both sides.
         chance: what the distance is on average between two samples of the recorded side.
     """
@@ -71,14 +73,15 @@ class Measure:
     name: str
     simulated: float | None
     recorded: float | None
+    counts: tuple[int, int]
     distance: float
     chance: float
 
     @property
     def agreement(self) -> float | None:
         """1 where both sides differ no more than by chance, 0 where they have nothing in common;
-        None where neither side has it."""
-        if self.simulated is None and self.recorded is None:
+        None where too few conversations have it."""
+        if min(self.counts) < FEW:
             return None
         return _agreement(self.distance, self.chance)
 
@@ -92,7 +95,7 @@ class Check:
             samples drawn again differ more than what they are drawn from, so that it errs towards
             less agreement).
         p: chance of so small an index, were both sides the same users (a permutation test).
-        aspects: their agreements, by name; those that neither side has are left out.
+        aspects: their agreements, by name; those that could not be measured are left out.
         measures: by aspect.
         simulated, recorded: how many conversations there were.
     """
@@ -134,6 +137,7 @@ def check(simulated: Sequence[Conversation], recorded: Sequence[Conversation]) -
             Measure(
                 name,
                 _average(one[:, k]), _average(other[:, k]),
+                (int((~np.isnan(one[:, k])).sum()), int((~np.isnan(other[:, k])).sum())),
                 float(np.nan_to_num(distance[k])), float(chance[k]),
             )
             for name, k in named.items()
@@ -249,6 +253,12 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
+def _column_means(rows: Sequence[Floats]) -> Floats:
+    """Returns the means of columns, NaN where a column has no number."""
+    found = [_average(column) for column in np.array(rows).T]
+    return np.array([float("nan") if mean is None else mean for mean in found])
+
+
 def _average(column: Floats) -> float | None:
     known = column[~np.isnan(column)]
     return float(known.mean()) if len(known) else None
@@ -259,12 +269,12 @@ def _average(column: Floats) -> float | None:
 
 def _distances(one: Floats, other: Floats) -> Floats:
     """Returns the Kolmogorov-Smirnov distance of each measure, [9]; what is NaN is left out. NaN
-    where neither side has any, 1 where only one has."""
+    where a side has too few."""
     found = []
     for a, b in zip(one.T, other.T, strict=True):
         first, second = (np.sort(side[~np.isnan(side)]) for side in (a, b))
-        if not len(first) or not len(second):
-            found.append(1.0 if len(first) or len(second) else float("nan"))
+        if min(len(first), len(second)) < min(FEW, len(a), len(b)):
+            found.append(float("nan"))
             continue
         at = np.concatenate([first, second])
         shares = [np.searchsorted(side, at, "right") / len(side) for side in (first, second)]
@@ -298,7 +308,7 @@ def _chance(recorded: Floats, size: int) -> Floats:
         _distances(_again(recorded, size, rng), _again(recorded, len(recorded), rng))
         for _ in range(DRAWS)
     ]
-    return np.nan_to_num(np.mean(draws, axis=0))
+    return np.nan_to_num(_column_means(draws))
 
 
 def _interval(one: Floats, other: Floats, chance: Floats, index: float) -> tuple[float, float]:

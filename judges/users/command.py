@@ -4,6 +4,7 @@ they need is loaded when they are called, not to list them."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 simulator = typer.Typer(
     no_args_is_help=True, help="Users who are played by a model: what they are worth, and cost."
 )
+SIDES = ("simulated", "recorded")
 LARGE = 0.1  # less agreement than 1 by which an aspect differs
 # An index whose interval lies above this is close, one below that is far: on SupportDesk policies
 # lost less than 2 points from .9 on, and 15 to 50 below .6 (benchmarks/simulator.py).
@@ -25,7 +27,7 @@ CLOSE, FAR = 0.9, 0.7
 
 def _conversations(place: Path, stage: str | None) -> list[Conversation]:
     """Returns the conversations of a file; of a run's folder those of its latest update that
-    played, or the latest of a stage, one for each start.
+    played, or the latest of a stage, one for each start or row.
 
     Raises:
         ConfigError: the run has none, or no such stage.
@@ -44,7 +46,12 @@ def _conversations(place: Path, stage: str | None) -> list[Conversation]:
     label, update = played[-1]
     episodes = ledger.run_episodes(run, stage=label, update=update)
     ledger.close()
-    first = {e.start.key: e for e in reversed(episodes) if e.ending != "failed"}
+    # A row of scenarios, of prompts or of tasks comes again with other seeds.
+    first = {
+        str(e.info.get("scenario") or e.info.get("row") or e.start.key): e
+        for e in reversed(episodes)
+        if e.ending != "failed"
+    }
     return [e.messages for e in first.values()]
 
 
@@ -71,7 +78,8 @@ def check_users(
 
     if stage is not None and not any((p / "config.yaml").exists() for p in (simulated, recorded)):
         raise ConfigError("--stage is one of a run, and both sides are files")
-    found = check(*(_conversations(place, stage) for place in (simulated, recorded)))
+    sides = [_conversations(place, stage) for place in (simulated, recorded)]
+    found = check(*sides)
     if as_json:
         listed = {
             aspect: [{**asdict(m), "agreement": m.agreement} for m in own]
@@ -79,9 +87,9 @@ def check_users(
         }
         print(json.dumps({**asdict(found), "measures": listed}, indent=2))
         return
-    table = Table(
-        "aspect", "agreement", "measure", "simulated", "recorded", "distance", "by chance"
-    )
+    table = Table(box=None, pad_edge=False)
+    for column in ("aspect", "agreement", "measure", *SIDES, "distance", "by chance"):
+        table.add_column(column, overflow="fold")
     for aspect, measures in found.measures.items():
         for k, m in enumerate(measures):
             head = (aspect, _number(found.aspects.get(aspect))) if not k else ("", "")
@@ -91,6 +99,18 @@ def check_users(
     console = Console()
     console.print(table)
     console.print(verdict(found), highlight=False)
+    for name, conversations in zip(SIDES, sides, strict=True):
+        if again := _repeated(conversations):
+            console.print(
+                f"{again} of the {name} conversations begin with the words of another one: those of"
+                " the same start should be given once."
+            )
+
+
+def _repeated(conversations: Sequence[Conversation]) -> int:
+    """Returns how many conversations begin with the words of another one before them."""
+    first = [next((m.content for m in c if m.role == "user"), "") for c in conversations]
+    return len(first) - len(set(first))
 
 
 def _number(value: float | None) -> str:
@@ -105,6 +125,7 @@ def verdict(found: Check) -> str:
     differ = f" They differ most in {', '.join(name for name, _ in worst[:2])}." if worst else ""
     if found.p > 0.05:
         return f"{head} Nothing tells them apart in as many conversations (p = {found.p:.2f})."
+    head = f"{head} The same users would differ so much with p = {found.p:.3f}."
     if found.low >= CLOSE:
         trust = "Close: what helps with these users can be expected to help with the recorded ones."
     elif found.index >= FAR:
@@ -126,8 +147,8 @@ def _cache(where: str | None) -> Cache:
 
     files.cache_folder().mkdir(parents=True, exist_ok=True)
     found = where or str(files.cache_folder() / "judges.sqlite")
-    if "://" not in found and not Path(found).parent.is_dir():
-        raise ConfigError(f"there is no folder for a cache at {found}: say where with --cache")
+    if where is not None and "://" not in found and not Path(found).is_file():
+        raise ConfigError(f"there is no cache at {found}: say where it is with --cache")
     return Cache(found)
 
 
@@ -144,16 +165,20 @@ def spent(cache: Annotated[str | None, CACHE] = None) -> None:
     from .account import budgets
 
     opened = _cache(cache)
-    limits = budgets(opened)
+    limits, rows = budgets(opened), spending(opened)
+    never = set(limits) - {row["source"] for row in rows}
     table = Table("user", "answer", "requests", "tokens", "dollars", "budget of the user")
-    for row in spending(opened):
+    for row in rows:
         limit = limits.get(row["source"])
         table.add_row(
             row["source"], row["status"], f"{row['requests']:,}", f"{row['tokens']:,}",
             f"{row['cost']:.4f}", "" if limit is None else f"{limit:g}",
         )  # fmt: skip
     opened.close()
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for name in sorted(never):
+        console.print(f"{name} has a budget of {limits[name]:g} and was never asked as a user.")
 
 
 @simulator.command("budget")
@@ -164,8 +189,11 @@ def budget(
 ) -> None:
     """Allows the users that a model plays so many dollars, over all runs; a run is paused before
     they spend more."""
+    from ...protocols import ConfigError
     from .account import set_budget
 
+    if not all(user.partition(":")):
+        raise ConfigError(f"--user must be PROVIDER:MODEL, such as openai:gpt-5-mini; got {user!r}")
     opened = _cache(cache)
     set_budget(opened, user, dollars)
     opened.close()

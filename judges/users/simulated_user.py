@@ -121,10 +121,15 @@ class Users(Asking):
         folder = files.cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         self._kept = _Answers(self.cache or folder / "judges.sqlite")
-        if self._price is None and self._model.name in budgets(self._kept):
+        if self.prices and self._model.name not in self.prices:
             raise ValueError(
-                f"users of {self._model.name} have a budget and no known price: give `prices:"
-                f" {{{self._model.name!r}: [input, output]}}`, in dollars per million tokens"
+                f"`prices` has {', '.join(self.prices)}, and the model is {self._model.name}"
+            )
+        if not any(self._price or ()) and self._model.name in budgets(self._kept):
+            raise ValueError(
+                f"users of {self._model.name} have a budget, and their price is unknown: give"
+                f" `prices: {{{self._model.name!r}: [input, output]}}`, in dollars per million"
+                " tokens"
             )
         self.open(Context(self.way, folder / "users", time.time, 0))
 
