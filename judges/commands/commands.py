@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+NO_JUDGE = "asks no model to judge. What users cost that a model plays is not estimated"
+
 
 class Forget(StrEnum):
     """Which verdicts to forget."""
@@ -138,12 +140,7 @@ def estimate(
             Run(RunConfig.load(config), folder=Path(folder) / "run", plugins=context.obj), sample
         )
     if not found:
-        print(
-            "[]"
-            if as_json
-            else f"{config} asks no model to judge. What users cost that a model plays is not"
-            " estimated"
-        )
+        print("[]" if as_json else f"{config} {NO_JUDGE}")
         return
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
