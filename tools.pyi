@@ -1,4 +1,4 @@
-from .engine.exchange.tasks import named, read_tasks, row_key, split_tasks, task_of, time_of
+from .engine.exchange.tasks import named, read_tasks, row_key, scored, split_tasks, task_of, time_of
 from .engine.util import files
 from .engine.util.aio import background
 from .engine.util.calls import Call, UnknownForm, call_text, calls_in, tool_schema
@@ -13,5 +13,5 @@ __all__ = [
     "Call", "UnknownForm", "background", "call_text", "calls_in", "canonical_json",
     "config_in_use", "derive_id", "did_you_mean", "error_of", "files", "from_stub", "in_use",
     "install", "named", "one_line", "parsed", "read_tasks", "redact", "redacted", "row_key",
-    "split_tasks", "task_of", "time_of", "tool_schema", "url_in_use", "validator",
+    "scored", "split_tasks", "task_of", "time_of", "tool_schema", "url_in_use", "validator",
 ]  # fmt: skip

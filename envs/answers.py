@@ -6,7 +6,6 @@ last of several; without such marks the reply itself, of which each check reads 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,7 +14,7 @@ from typing import Any
 
 import regex
 
-from ..tools import named
+from ..tools import named, scored
 
 Row = Mapping[str, Any]
 LETTERS = "ABCDEFGHIJ"
@@ -85,7 +84,7 @@ def check_of(kind: str) -> Check:
         ValueError: there is no such check, or no such function.
     """
     if kind.startswith("python:"):
-        return Check(partial(_by_function, named(kind)), lambda row: "")
+        return Check(partial(scored, named(kind)), lambda row: "")
     if kind not in CHECKS:
         raise ValueError(
             f"answer must be one of {', '.join(CHECKS)} or python:MODULE:FUNCTION, got {kind!r}"
@@ -136,18 +135,6 @@ def _no_pattern(row: Row) -> str:
     except regex.error as error:
         return f"{row['answer']!r} is no pattern: {error}"
     return ""
-
-
-def _by_function(function: Callable[[str, Row], Any], reply: str, row: Row) -> float:
-    """Returns a function's score.
-
-    Raises:
-        ValueError: it is no number.
-    """
-    score = function(reply, row)
-    if not isinstance(score, (bool, int, float)) or not math.isfinite(score):
-        raise ValueError(f"the check {function.__name__} returned {score!r}, which is no number")
-    return float(score)
 
 
 CHECKS: Mapping[str, Check] = {

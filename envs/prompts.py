@@ -73,12 +73,8 @@ class Prompts(gymnasium.Env[str, str]):
             ValueError: the split is neither "train" nor "held_out", or has no rows.
         """
         super().reset(seed=seed)
-        settings = dict(options or {})
-        split = settings.pop("split", "train")
-        if settings:
-            raise ValueError(f"Prompts takes the option split, not {', '.join(settings)}")
         number = int(self.np_random.integers(2**31)) if seed is None else seed
-        self.row = task_of(self._rows(), split, number, self._data)
+        self.row = task_of(self._rows(), options, number, self._data)
         self._left = self.turns
         system = self.row.get("system") or self._system
         info = {"optimum": 1.0, "row": self.row["key"]}

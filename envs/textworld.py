@@ -22,6 +22,7 @@ from typing import Any
 import gymnasium
 
 from ..protocols import Message, Text
+from ..tools import files
 
 RULES = "You play a text adventure. Say one command, such as `open door` or `go north`."
 LONGEST = 20_000  # characters of an observation
@@ -35,8 +36,8 @@ class TextWorld(gymnasium.Env[str, str]):
         rooms, objects, quest: of a world that is made.
         worlds: how many different ones.
         steps: commands after which an episode is truncated.
-        folder: where worlds that were made are kept; default: `textworld` in TURNWISE_CACHE, or in
-            ~/.cache/turnwise.
+        folder: where worlds that were made are kept; default: `textworld` in the folder for
+            caches (TURNWISE_CACHE).
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
@@ -60,8 +61,7 @@ class TextWorld(gymnasium.Env[str, str]):
 
         self._given, self._worlds, self._steps = game, worlds, steps
         self._made = {"nb_rooms": rooms, "nb_objects": objects, "quest_length": quest}
-        cache = os.environ.get("TURNWISE_CACHE", "~/.cache/turnwise")
-        self._folder = Path(folder or Path(cache) / "textworld").expanduser()
+        self._folder = Path(folder or files.cache_folder() / "textworld").expanduser()
         self._wanted = textworld.EnvInfos(
             admissible_commands=True, max_score=True, won=True, lost=True, policy_commands=True
         )

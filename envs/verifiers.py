@@ -65,12 +65,8 @@ class Taskset(gymnasium.Env[str, str]):
             ValueError: the split is neither "train" nor "held_out", or has no tasks.
         """
         super().reset(seed=seed)
-        settings = dict(options or {})
-        split = settings.pop("split", "train")
-        if settings:
-            raise ValueError(f"Taskset takes the option split, not {', '.join(settings)}")
         number = int(self.np_random.integers(2**31)) if seed is None else seed
-        row = task_of(self._rows, split, number, self._name)
+        row = task_of(self._rows, options, number, self._name)
         self.task, self._asked, self._system = row["task"], row["prompt"], row["system"]
         system = {"system": self._system} if self._system else {}
         return self._asked, {"row": row["key"], **system}

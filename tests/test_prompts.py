@@ -81,7 +81,7 @@ def nothing(reply: str, row: Mapping[str, Any]) -> None:
 def test_a_function_of_ones_own_checks() -> None:
     check = check_of(f"python:{__name__}:longest_word")
     assert check.score("a bird", {"answer": 8}) == 0.5
-    with pytest.raises(ValueError, match="check nothing returned None, which is no number"):
+    with pytest.raises(ValueError, match="nothing returned None, which is no number"):
         check_of(f"python:{__name__}:nothing").score("x", {"answer": 1})
     for wrong, why in (
         ("numerical", "answer must be one of numeric, exact, choice, regex or python:MODULE"),

@@ -481,8 +481,10 @@ def test_measures_by_hand() -> None:
 
 def test_distances_by_hand() -> None:
     nan = float("nan")
-    one = np.array([[1.0, nan, nan, 1.0], [2.0, nan, 1.0, 1.0]])
-    other = np.array([[2.0, nan, nan, 5.0], [3.0, nan, nan, 5.0], [4.0, nan, nan, 5.0]])
+    one = np.repeat([[1.0, nan, nan, 1.0], [2.0, nan, 1.0, 1.0]], 10, axis=0)
+    other = np.repeat(
+        [[2.0, nan, nan, 5.0], [3.0, nan, nan, 5.0], [4.0, nan, nan, 5.0]], 10, axis=0
+    )
     found = measures._distances(one, other).tolist()
     missing = pytest.approx(nan, nan_ok=True)  # a side has none of it
     assert found == [pytest.approx(2 / 3), missing, missing, 1.0]
@@ -495,7 +497,8 @@ def test_distances_by_hand() -> None:
 def test_distances_are_scipys(rows: list[list[float]]) -> None:
     from scipy.stats import ks_2samp
 
-    one, other = np.array(rows), np.random.default_rng(len(rows)).normal(size=(9, 3))
+    one = np.repeat(rows, 5, axis=0)
+    other = np.random.default_rng(len(rows)).normal(size=(19, 3))
     expected = [ks_2samp(one[:, k], other[:, k]).statistic for k in range(3)]
     assert measures._distances(one, other) == pytest.approx(expected)
     assert measures._distances(other, one) == pytest.approx(expected)

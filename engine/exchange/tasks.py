@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..util.wording import name_of
 from .records import rows
 
 
@@ -77,15 +81,40 @@ def split_tasks(
 
 
 def task_of(
-    split: Mapping[str, tuple[Mapping[str, Any], ...]], name: str, number: int, data: str
+    tasks: Mapping[str, tuple[Mapping[str, Any], ...]],
+    options: Mapping[str, Any] | None,
+    number: int,
+    data: str,
 ) -> Mapping[str, Any]:
     """Returns the row of a number; as many numbers in a row as there are rows visit each once.
 
+    Args:
+        tasks: the rows of each split.
+        options: of the reset: `split`, "train" (default) or "held_out".
+        number: of the start, such as its seed.
+        data: the name of the data set, for messages.
+
     Raises:
-        ValueError: there is no such split, or it has no rows.
+        ValueError: other options, or there is no such split, or it has no rows.
     """
-    rows_ = split.get(name)
+    given = dict(options or {})
+    name = given.pop("split", "train")
+    if given:
+        raise ValueError(f"{data} takes the option split, not {', '.join(given)}")
+    rows_ = tasks.get(name)
     if not rows_:
-        has = ", ".join(f"{each} ({len(some)})" for each, some in split.items())
+        has = ", ".join(f"{each} ({len(some)})" for each, some in tasks.items())
         raise ValueError(f"{data} has no rows in the split {name!r}; there are {has}")
     return rows_[number % len(rows_)]
+
+
+def scored(function: Callable[..., Any], *arguments: Any) -> float:
+    """Returns the score that a function gives.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    score = function(*arguments)
+    if not isinstance(score, (bool, int, float, np.generic)) or not math.isfinite(score):
+        raise ValueError(f"{name_of(function)} returned {score!r}, which is no number")
+    return float(score)

@@ -273,7 +273,7 @@ def _distances(one: Floats, other: Floats) -> Floats:
     found = []
     for a, b in zip(one.T, other.T, strict=True):
         first, second = (np.sort(side[~np.isnan(side)]) for side in (a, b))
-        if min(len(first), len(second)) < min(FEW, len(a), len(b)):
+        if min(len(first), len(second)) < FEW:
             found.append(float("nan"))
             continue
         at = np.concatenate([first, second])

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,6 @@ from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import gymnasium
-import numpy as np
 
 from ...protocols import Context, DatabaseError, Message, Text, UserFailed
 from ...running import checked_options
@@ -44,6 +42,7 @@ from ...tools import (
     read_tasks,
     redacted,
     row_key,
+    scored,
     split_tasks,
     task_of,
     time_of,
@@ -337,12 +336,8 @@ class SimulatedUser(gymnasium.Env[str, str]):
             UserFailed: the user has no first message.
         """
         super().reset(seed=seed)
-        settings = dict(options or {})
-        split = settings.pop("split", "train")
-        if settings:
-            raise ValueError(f"SimulatedUser takes the option split, not {', '.join(settings)}")
         self._seed = int(self.np_random.integers(2**31)) if seed is None else seed
-        self.row = task_of(self._rows(), split, self._seed, self._data)
+        self.row = task_of(self._rows(), options, self._seed, self._data)
         self._left, self.messages = self.turns, []
         info: dict[str, Any] = {"scenario": self.row["key"]}
         if system := self.row.get("system") or self._system:
@@ -386,7 +381,4 @@ class SimulatedUser(gymnasium.Env[str, str]):
         """
         if self._judged is None:
             return float(goal == "reached")
-        score = self._judged(tuple(self.messages), self.row)
-        if not isinstance(score, (bool, int, float, np.generic)) or not math.isfinite(score):
-            raise ValueError(f"{self._outcome} returned {score!r}, which is no number")
-        return float(score)
+        return scored(self._judged, tuple(self.messages), self.row)
