@@ -202,7 +202,7 @@ def test_evaluate_plays_one_seat_of_several(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["random"]["episodes"] == 3
     both = call(*command, "--seats", '{"0": "policy", "1": "policy"}')
     assert both.returncode == 1
-    assert "gives the seats 0, 1 to the player that is evaluated" in both.stderr
+    assert "gives the seats 0, 1 to the policy" in both.stderr
     wrong = call(*command, "--seats", '{"0": "expert", "1": "policy"}')
     assert (wrong.returncode, "has no player 'expert'" in wrong.stderr) == (1, True)
     none = call(*command, "--seats", '{"0": "random"}')
@@ -436,6 +436,55 @@ stages:
     assert "You help the customers of a shop" in shown
     assert '"name": "fmean"' in shown
     assert "name a policy to talk to" in call("chat").stderr
+
+
+def test_a_run_that_failed_says_how_to_go_on(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The environment is away after eight conversations, and back in another process."""
+    (tmp_path / "tired.py").write_text("""\
+import gymnasium
+import turnwise
+
+class Tired(gymnasium.Env):
+    observation_space = action_space = turnwise.Text(100)
+    played = 0
+
+    def reset(self, *, seed=None, options=None):
+        Tired.played += 1
+        if Tired.played > 8:
+            raise OSError("no connection")
+        return f"hello {seed}", {}
+
+    def step(self, action):
+        return "bye", float(len(action)), True, False, {}
+
+gymnasium.register("tired/Tired-v0", Tired)
+""")
+    (tmp_path / "c.yaml").write_text(f"""
+policy: {model_folder()}
+threads: 1
+stages:
+  - rl: {{env: tired/Tired-v0, updates: 2, groups: 2, group_size: 4, max_new_tokens: 6}}
+""")
+    failed = call("run", "c.yaml", "--module", "tired", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "no connection" in failed.stderr
+    hint = "To go on after update 1:  turnwise run --resume c.yaml --module tired"
+    assert failed.stderr.rstrip().endswith(hint)
+    again = call("run", "--resume", "c.yaml", "--module", "tired", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "Finished after update 2" in again.stdout
+
+
+def test_a_person_takes_a_seat() -> None:
+    seats = '{"0": "random", "1": "policy"}'
+    said = "".join(f"{field}\n" for field in (*range(9), *range(9)))
+    played = call("chat", "--env", "textarena/TicTacToe-v0", "--seats", seats, said=said)
+    assert played.returncode == 0, played.stderr
+    assert "in seat 1" in played.stdout
+    assert "You are Player 1 in Tic Tac Toe" in played.stdout
+    assert "terminated; return" in played.stdout
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import textwrap
 import types
 import warnings
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -162,14 +163,46 @@ def test_unknown_environments_and_wrong_spaces_say_what_to_do() -> None:
         turnwise.rollout(player, [(turnwise.Start("turnwise/SuportDesk-v0", 1), 0)])
     with pytest.raises(turnwise.ConfigError, match="Wrap it with a text codec"):
         check_envs([EnvConfig(id="test/Arrays-v0")])
-    with pytest.raises(turnwise.ConfigError, match="depth"):
+    with pytest.raises(turnwise.ConfigError, match="not made with 'depth'. Known: .*layout"):
         check_envs([EnvConfig(id="turnwise/Maze-v0", kwargs={"depth": 3})])
+    with pytest.raises(turnwise.ConfigError, match="'lay_out'. Did you mean 'layout'"):
+        check_envs([EnvConfig(id="turnwise/Maze-v0", kwargs={"lay_out": 3})])
     with pytest.raises(
         LookupError, match="has no player 'exprt'; it has: expert, random, demonstrator"
     ):
         turnwise.rollout(
             turnwise.ScriptPlayer("exprt"), [(turnwise.starts("turnwise/Maze-v0", 1, 1)[0], 0)]
         )
+
+
+class Splits(gymnasium.Env[str, str]):
+    """Knows one option of `reset`, and breaks by itself where it was made so."""
+
+    observation_space = action_space = turnwise.Text(100)
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken = broken
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if self.broken:
+            raise OSError("no connection")
+        if set(options or {}) - {"split"}:
+            raise KeyError("no such option")
+        return "hello", {}
+
+
+gymnasium.register("test/Splits-v0", Splits)
+
+
+def test_wrong_reset_options_show_before_the_run() -> None:
+    """Also those of a later stage, or of held-out starts; an environment that breaks whatever it
+    is given costs its own episodes."""
+    check_envs([EnvConfig(id="test/Splits-v0", options={"split": "held_out"})])
+    for own, other in (({"spilt": 1}, None), ({}, {"spilt": 1})):
+        with pytest.raises(turnwise.ConfigError, match="reset: KeyError"):
+            check_envs([EnvConfig(id="test/Splits-v0", options=own)], options=other)
+    broken = EnvConfig(id="test/Splits-v0", options={"spilt": 1}, kwargs={"broken": True})
+    check_envs([broken])
 
 
 def test_replay_reaches_the_same_states() -> None:

@@ -256,9 +256,9 @@ def test_it_learns_to_beat_a_frozen_copy(model_folder: Callable[..., Path], tmp_
         ({"rl": {"env": {"id": DUEL, "seats": {"0": "policy", "1": "self"}}, "credit": "branch"}},
             "plays on from the middle"),
         ({"rank": {"env": {"id": DUEL, "seats": {"0": "policy", "1": "self"}},
-            "feedback": ["length"]}}, "only `rl` and `evaluate`"),
+            "feedback": ["length"]}}, "only `sft`, `rl` and `evaluate`"),
         ({"evaluate": {"env": {"id": DUEL, "seats": {"0": "policy", "1": "policy"}}}},
-            "gives the seats 0, 1 to the player"),
+            "gives the seats 0, 1 to the policy"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused(
@@ -282,6 +282,26 @@ def test_a_seat_that_never_replied_has_not_won() -> None:
     quit = turnwise.Episode("id", start, (), "terminated")
     assert quit.success is None
     assert not quit.succeeded
+
+
+def test_demonstrations_of_seats(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Both seats of a match where both are the policy's, one where the other is not."""
+    both, one = {"0": "policy", "1": "policy"}, {"0": "random", "1": "policy"}
+    stage = {
+        "env": [{"id": DUEL, "seats": both}, {"id": DUEL, "seats": one, "kwargs": {"rounds": 1}}],
+        "player": "random", "episodes": 12,
+    }  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"sft": stage}]}
+    done = turnwise.Run(config, folder=tmp_path / "r").finish()
+    assert done.metrics[0]["conversations"] == 12
+    played = done.ledger.run_episodes(done.id)
+    seats = [(e.start.seat, e.start.against) for e in played]
+    assert seats.count(("1", {"0": "random"})) == 6
+    assert (
+        sorted(seat for seat, others in seats if "policy" in others.values())
+        == ["0"] * 3 + ["1"] * 3
+    )
+    assert all(turn.action in ("he", "ha", "ee") for e in played for turn in e.turns)
 
 
 def test_evaluations_of_both_seats_have_rows_of_their_own(

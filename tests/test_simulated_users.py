@@ -345,6 +345,19 @@ def test_a_user_may_take_longer_than_other_environments(
     assert late.user_failed, late.reason
 
 
+def test_a_long_silence_is_said(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnwise.judges.users.simulated_user.NOTICE", 0.1)
+    monkeypatch.setattr(calls, "BACKOFF", 0.4)
+    server.faults = [Fault("status", status=529)] * 2
+    given = kwargs(server, tmp_path)
+    chosen = [(start, 0) for start in starts(USERS, 0, 1, {}, given)]
+    with pytest.warns(UserWarning, match=r"openai-chat:m plays do not answer \(.*529"):
+        [late] = rollout(agent("I will refund it."), chosen, Where("r", "s"))
+    assert late.ending == "terminated"
+
+
 @pytest.mark.parametrize("odd", ["\ud800", "x" * 10_001, "  "])
 def test_what_no_user_writes_is_asked_again(odd: str, tmp_path: Path) -> None:
     def answer(asked: Asked) -> dict[str, str]:

@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from ..environments.registry import starts
 from ..records.episode import Message
 from ..report.transcript import printable
 from ..rollout.conversation import LiveEpisode, Where
 from ..rollout.players import PolicyPlayer, ScriptPlayer
 from ..rollout.rollout import rollout
-from ..stages.environments import EnvConfig, check_envs
+from ..stages.environments import EnvConfig, OtherPolicy, check_envs
+from ..stages.evaluate import check_one_seat
 
 HELP = "An empty line or Ctrl-D ends it."
 
@@ -44,21 +44,21 @@ def with_policy(
 
 
 def in_environment(
-    env: str,
-    options: dict[str, Any],
-    kwargs: dict[str, Any],
+    env: EnvConfig,
     seed: int,
     policy: str | None,
     temperature: float,
     max_new_tokens: int,
 ) -> None:
     """Plays one episode: the policy as the agent, or the person, who is shown what the policy
-    would be: the system prompt and the tools."""
+    would be: the system prompt and the tools. Where there are several seats they have that of the
+    policy."""
     from ..policy.policy import Policy
     from ..records.sampling import Sampling
 
     console = Console()
-    check_envs([EnvConfig(id=env, options=options, kwargs=kwargs)])
+    check_envs([env], several_seats=True)
+    check_one_seat(env)
     shown = 0
 
     def person(conversation: Sequence[Message]) -> str:
@@ -72,13 +72,15 @@ def in_environment(
             raise SystemExit("Left the conversation.")
         return line
 
-    player: Any
+    def of(folder: str) -> PolicyPlayer:
+        return PolicyPlayer(Policy.from_pretrained(folder), Sampling(temperature, max_new_tokens))
+
     if policy is None:
-        console.print(f"[dim]You are the agent in {escape(env)}. {HELP}[/dim]")
-        player = _Person(person)
-    else:
-        player = PolicyPlayer(Policy.from_pretrained(policy), Sampling(temperature, max_new_tokens))
-    [episode] = rollout(player, [(start, 0) for start in starts(env, seed, 1, options, kwargs)])
+        seat = f", in seat {env.trained[0]}" if env.seats else ""
+        console.print(f"[dim]You are the agent in {escape(env.id)}{seat}. {HELP}[/dim]")
+    player: Any = _Person(person) if policy is None else of(policy)
+    others = {w.label: of(w.policy) for w in env.seats.values() if isinstance(w, OtherPolicy)}
+    [episode] = rollout(player, [(start, 0) for start in env.starts(seed, 1)], others=others)
     for message in episode.messages[
         0 if policy else len(episode.messages) - (1 if episode.final else 0) :
     ]:

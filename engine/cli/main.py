@@ -57,7 +57,8 @@ def main() -> None:
     except Exception as error:
         if not _is_for_the_user(error):
             raise
-        lines = redact(str(error)).splitlines()  # it may quote an environment or a server
+        whole = "\n".join((str(error), *vars(error).get("__notes__", ())))
+        lines = redact(whole).splitlines()  # it may quote an environment or a server
         print("turnwise: " + "\n".join(map(one_line, lines)), file=sys.stderr)
         sys.exit(1)
 

@@ -19,6 +19,11 @@ from .app import KWARGS, MODULE, import_module, mapping
 if TYPE_CHECKING:
     from ..records.episode import Episode
 
+SEATS = typer.Option(
+    help='Who replies in each seat, as JSON: {"0": "policy", "1": "random"}; "self" or'
+    ' {"policy": FOLDER}, too.'
+)
+
 
 def evaluate(
     policy: Annotated[str, typer.Argument(help="A model's folder or hub name.")],
@@ -36,13 +41,7 @@ def evaluate(
     ] = None,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     kwargs: Annotated[str, KWARGS] = "{}",
-    seats: Annotated[
-        str,
-        typer.Option(
-            help='Who replies in each seat, as JSON: {"0": "policy", "1": "random"}; "self" or'
-            ' {"policy": FOLDER}, too.'
-        ),
-    ] = "{}",
+    seats: Annotated[str, SEATS] = "{}",
     seed: Annotated[int, typer.Option(help="Of the starts.")] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     module: Annotated[str | None, MODULE] = None,
@@ -197,12 +196,14 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     kwargs: Annotated[str, KWARGS] = "{}",
+    seats: Annotated[str, SEATS] = "{}",
     seed: Annotated[int, typer.Option(help="Of replies and of the environment's start.")] = 0,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Opens a chat with a policy, shows it at work in an environment, or lets you play an
     environment yourself."""
     from ..pipeline.progress import quiet
+    from ..stages.environments import EnvConfig
     from . import chat as chat_command
 
     import_module(module)
@@ -215,5 +216,10 @@ def chat(
         assert policy is not None
         chat_command.with_policy(policy, system, temperature, max_new_tokens, seed)
     else:
-        given = mapping("--options", options), mapping("--kwargs", kwargs)
-        chat_command.in_environment(env, *given, seed, policy, temperature, max_new_tokens)
+        chosen = EnvConfig(
+            id=env,
+            options=mapping("--options", options),
+            kwargs=mapping("--kwargs", kwargs),
+            seats=mapping("--seats", seats),
+        )
+        chat_command.in_environment(chosen, seed, policy, temperature, max_new_tokens)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import TurnwiseError
 from .app import MODULE, import_module
 
 
@@ -42,11 +43,20 @@ def run(
     quiet()
     warnings.filterwarnings("ignore", message="the run is paused")  # printed at the end
     main = os.environ.get("RANK", "0") == "0"
+    options = [f"--folder {folder}"] if folder else []
+    options += [f"--seed {seed}"] if seed is not None else []
+    options += [f"--module {module}"] if module else []
+    again = " ".join(["turnwise run --resume", str(config), *options])
     with Display(sys.stderr.isatty() and main, log=main) as display:
         going = Run(read, folder=folder, resume=resume, plugins=context.obj, on_status=display.show)
-        for update in going:
-            if going.is_main and not sys.stderr.isatty():
-                print(in_a_line(update), flush=True)
+        try:
+            for update in going:
+                if going.is_main and not sys.stderr.isatty():
+                    print(in_a_line(update), flush=True)
+        except TurnwiseError as error:
+            if going.updates:
+                error.add_note(f"To go on after update {going.updates}:  {again}")
+            raise
     if not going.is_main:
         return
     idle = {} if going.stopping else idle_stages(going.metrics)
@@ -60,10 +70,7 @@ def run(
     for stage, why in idle.items():
         print(f"{stage} taught the policy nothing: {why}")
     if going.stopping:
-        again = [f"--folder {folder}"] if folder else []
-        again += [f"--seed {seed}"] if seed is not None else []
-        again += [f"--module {module}"] if module else []
-        print(" ".join(["To go on from there:  turnwise run --resume", str(config), *again]))
+        print(f"To go on from there:  {again}")
     if table := read_evaluation(going.folder):
         print_scores(table)
     if going.paused:

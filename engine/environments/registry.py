@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import load_env_creator
 
 from ..records.episode import Start
 from ..util.ids import derive_id
@@ -32,6 +34,27 @@ def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
         raise LookupError(
             f"environment {env_id!r} needs a module that is missing: {error}"
         ) from error
+    except TypeError as error:
+        odd = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        takes = _takes(env_id)
+        if odd is None or not takes or odd[1] in takes:
+            raise
+        raise TypeError(f"it is not made with {odd[1]!r}.{did_you_mean(odd[1], takes)}") from error
+
+
+def _takes(env_id: str) -> list[str]:
+    """Returns what an environment may be made with, beyond what its registration says."""
+    spec = gymnasium.spec(env_id.rpartition(":")[2])
+    if spec.entry_point is None:
+        return []
+    entry = spec.entry_point
+    try:
+        known = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry)
+    except (TypeError, ValueError):  # a builtin that does not say
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    taken = [p.name for p in known.parameters.values() if p.kind in named]
+    return [name for name in taken if name not in spec.kwargs]
 
 
 def no_environment(env_id: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from ..environments.instance import Instance
 from ..environments.pool import Environments, call
 from ..environments.registry import starts
 from ..errors import ConfigError, EnvironmentBroke
@@ -166,14 +167,17 @@ def check_envs(
     players: Sequence[str] = (),
     plugins: Plugins | None = None,
     several_seats: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes each environment once, so that a wrong id, option or player shows before the run.
+    Where there are options for `reset`, the first start is reset with them.
 
     Args:
         envs: those of a stage.
         players: of the environments' own that the stage asks for.
         plugins: whose failures explain an id that is not there.
         several_seats: whether the stage plays environments of several seats.
+        options: for `reset`, in addition to an environment's own.
 
     Raises:
         ConfigError: what is wrong, and what there is instead.
@@ -183,14 +187,17 @@ def check_envs(
         for env in envs:
             if env.seats and not several_seats:
                 raise ConfigError(
-                    f"environment {env.id!r} has `seats`, and only `rl` and `evaluate` play"
+                    f"environment {env.id!r} has `seats`, and only `sft`, `rl` and `evaluate` play"
                     " environments of several seats"
                 )
             try:
-                env.starts(0, 1)
+                [start] = env.starts(0, 1)
                 made = environments.take(env.id, env.kwargs)
                 assert made is not None
                 own = call(environments, made, "make").players
+                for asked in (env.options, options or {}):
+                    if asked:
+                        _check_reset(environments, made, start.seed, asked)
             except (LookupError, TypeError, ValueError) as error:
                 note = (
                     plugins.failures()
@@ -215,3 +222,24 @@ def check_envs(
                     )
     finally:
         environments.close()
+
+
+def _check_reset(
+    environments: Environments, made: Instance, seed: int, options: Mapping[str, Any]
+) -> None:
+    """Resets with options. An environment that cannot be reset without them either breaks by
+    itself, which costs its own episodes and not the run.
+
+    Raises:
+        EnvironmentBroke: the options are at fault.
+    """
+    try:
+        call(environments, made, "reset", seed, options)
+    except EnvironmentBroke:
+        if made.lost:
+            return
+        try:
+            call(environments, made, "reset", seed, {})
+        except EnvironmentBroke:
+            return
+        raise

@@ -66,12 +66,12 @@ def play_held_out(
 
 
 def check_one_seat(env: EnvConfig) -> None:
-    """Raises `ConfigError` when the player that is evaluated has several seats."""
+    """Raises `ConfigError` when the policy has several seats: it is judged, or watched, in one."""
     if len(env.trained) > 1:
         raise ConfigError(
-            f"evaluate: environment {env.id!r} gives the seats {', '.join(env.trained)} to the"
-            " player that is evaluated: give it one, and the others to the environment's own"
-            " players or `{policy: folder}`"
+            f"environment {env.id!r} gives the seats {', '.join(env.trained)} to the policy: here"
+            " it has one; give the others to the environment's own players, `self` or `{policy:"
+            " folder}`"
         )
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from ..environments.registry import starts
 from ..errors import ConfigError, PreferenceError
 from ..exchange.records import (
     MARKS,
@@ -27,12 +26,13 @@ from ..policy.options import SupervisedOptions
 from ..protocols import RunView
 from ..records.batch import Row
 from ..records.episode import Episode, Message
+from ..records.sampling import Sampling
 from ..records.update import Update
 from ..util.ids import derive_id
 from ..util.memory import explained_memory
 from ..util.suggest import did_you_mean
 from .collect import play
-from .environments import check_envs, read_envs
+from .environments import check_envs, other_policies, read_envs
 
 
 class Conversation(NamedTuple):
@@ -60,7 +60,7 @@ class SFT(SupervisedOptions, Stage):
         stage: instead of `data`: the conversations that an earlier stage of this run wrote down
             (`revise`).
         env, player, episodes: instead of `data`: play this many episodes with an environment's own
-            player.
+            player; in the policy's seats, where an environment has several.
         epochs, batch_size: passes over the data, and conversations per optimizer step.
         steps_per_update: optimizer steps per update of the run.
     """
@@ -92,7 +92,7 @@ class SFT(SupervisedOptions, Stage):
         """Checks the environment and player, the stage, or the file that conversations come
         from."""
         if self.env is not None:
-            check_envs(self.env, [self.player], run.plugins)
+            check_envs(self.env, [self.player], run.plugins, several_seats=True)
         elif self.stage is not None:
             makes = [label for label in run.before if dict(run.stages)[label].makes_conversations]
             if self.stage not in makes:
@@ -193,17 +193,19 @@ class SFT(SupervisedOptions, Stage):
 
     def _played(self, run: RunView) -> tuple[list[Conversation], dict[str, float]]:
         from ..rollout.conversation import Where
-        from ..rollout.players import ScriptPlayer
+        from ..rollout.players import PolicyPlayer, ScriptPlayer
 
         episodes: list[Episode] = []
         total = sum(env.weight for env in self.env)
+        others = other_policies(run, self.env, lambda policy: PolicyPlayer(policy, Sampling()))
         for env in self.env:
             count = max(1, round(self.episodes * env.weight / total))
             seed = int(derive_id("demonstrations", run.seed, run.stage)[:8], 16)
-            chosen = [(start, 0) for start in starts(env.id, seed, count, env.options, env.kwargs)]
+            begun = env.starts(seed, math.ceil(count / max(1, len(env.trained))))
+            chosen = [(seat, 0) for start in begun for seat in env.every_seat(start)]
             episodes += play(
                 run, ScriptPlayer(self.player), chosen,
-                Where(run.id, run.stage, run.start + 1, run.seed),
+                Where(run.id, run.stage, run.start + 1, run.seed), others=others,
                 progress=lambda done, total: run.status("demonstrations", done, total),
             )  # fmt: skip
         sound = [e for e in episodes if e.ending != "failed" and e.turns]

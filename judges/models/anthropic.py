@@ -82,7 +82,7 @@ class Anthropic(BatchModel):
         }
         if not (self._client.api_key or self._client.auth_token):
             raise PluginError(
-                f"{self.name} needs a key: set ANTHROPIC_API_KEY, or give the model `api_key`"
+                f"{self.name} needs a key: set ANTHROPIC_API_KEY; a judge may have `api_key`"
             )
 
     def body(self, prompt: Prompt) -> dict[str, Any]:

@@ -99,8 +99,8 @@ class OpenAI(BatchModel):
             )
         except openai.OpenAIError as error:
             raise PluginError(
-                f"{self.name} needs a key: set OPENAI_API_KEY, or give the model `api_key` or a"
-                " `url` of your own"
+                f"{self.name} needs a key: set OPENAI_API_KEY, or name a `url` of your own; a judge"
+                " may have `api_key`"
             ) from error
         in_use(self._client.api_key)
         url_in_use(self._client.base_url)

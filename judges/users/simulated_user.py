@@ -24,7 +24,9 @@ import atexit
 import json
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -55,6 +57,7 @@ from ..models.model import Prompt, Reply
 from .account import UsersAccount, budgets
 
 LONGEST = 10_000  # characters of a message
+NOTICE = 15.0  # seconds without an answer after which that is said
 ROOM = 30.0  # seconds that a call has beyond the longest wait for an answer
 GOALS = ("open", "reached", "given up")
 SCHEMA = {
@@ -164,7 +167,7 @@ class Users(Asking):
         call = Call(key, lambda _: self._prompt(profile, spoken, nonce), partial(_read, not spoken))
         asked = background(self._caller.verdict(call))
         try:
-            verdict: Verdict = asked.result(self.longest)
+            verdict = self._awaited(asked)
         except TimeoutError:
             asked.cancel()
             raise UserFailed(f"no answer within {self.longest:g} s") from None
@@ -173,6 +176,23 @@ class Users(Asking):
         if verdict.status != "scored":
             raise UserFailed(verdict.reason)
         return verdict
+
+    def _awaited(self, asked: Future[Verdict]) -> Verdict:
+        """Waits for an answer, and says so where none comes for long.
+
+        Raises:
+            TimeoutError: there is none within `longest`.
+        """
+        until = time.monotonic() + self.longest
+        while not asked.done() and (left := until - time.monotonic()) > 0:
+            wait([asked], min(NOTICE, left))
+            if not asked.done() and (trouble := self._caller.trouble):
+                warnings.warn(
+                    f"the users that {self._model.name} plays do not answer ({trouble}):"
+                    f" conversations wait for them, each up to {self.longest:g} s",
+                    stacklevel=1,
+                )
+        return asked.result(0)
 
     def _prompt(self, profile: str, spoken: Sequence[Mapping[str, str]], nonce: str) -> Prompt:
         question = "\n\n".join(

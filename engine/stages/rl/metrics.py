@@ -9,6 +9,7 @@ from typing import Any
 from ...protocols import RunView
 from ...records.episode import Episode
 from ...records.rewards import NoReward, Rewards
+from .experience import Experience
 
 # Why episodes teach nothing: no action token of their group has an advantage.
 SILENT = "group without signal"
@@ -48,13 +49,30 @@ def play_metrics(
         paid = [r.outcome for e in own if isinstance(r := rewards.get(e.id), Rewards)]
         if paid:
             metrics[f"outcome/seat-{seat}"] = mean(paid)
-    by_env: dict[str, list[float]] = {}
-    for e in sound:
-        reward = rewards.get(e.id)
-        if isinstance(reward, Rewards):
-            by_env.setdefault(e.start.env, []).append(reward.outcome)
-    if len(by_env) > 1:
-        metrics |= {f"outcome/{env}": mean(values) for env, values in by_env.items()}
+    return metrics
+
+
+def mixture_metrics(experience: Experience, envs: Sequence[str]) -> dict[str, float]:
+    """Returns outcome and success of each environment of a mixture, by its id, or by its place
+    where the mixture names an id several times (`outcome/env-0`).
+
+    Args:
+        experience: what was played and judged.
+        envs: their ids, in the order of the mixture.
+    """
+    metrics = {}
+    for i, env in enumerate(envs if len(envs) > 1 else ()):
+        name = env if envs.count(env) == 1 else f"env-{i}"
+        own = [
+            e
+            for e in experience.episodes
+            if experience.numbers[e.start.key].env == i and e.ending != "failed"
+        ]
+        rewards = [experience.rewards.get(e.id) for e in own]
+        if paid := [r.outcome for r in rewards if isinstance(r, Rewards)]:
+            metrics[f"outcome/{name}"] = mean(paid)
+        if own:
+            metrics[f"success/{name}"] = mean([float(e.succeeded) for e in own])
     return metrics
 
 

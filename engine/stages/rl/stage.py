@@ -31,7 +31,8 @@ class RL(RLSettings):
 
     def check(self, run: RunView) -> None:
         """Checks the environments, the order of judges, and the backend's options."""
-        check_envs(self.env, (), run.plugins, several_seats=True)
+        gold = None if self.gold is None else self.gold.options
+        check_envs(self.env, (), run.plugins, several_seats=True, options=gold)
         self._parts = make_parts(self, run.plugins)
         self._parts.sources.check_order(run.before)
         check_backend(run, self.backend)

@@ -18,6 +18,7 @@ from .metrics import (
     drift,
     feedback_metrics,
     groups_with_signal,
+    mixture_metrics,
     play_metrics,
 )
 from .records import record_training, trainable
@@ -51,6 +52,7 @@ class Trainer:
         self.collector.check_turns(experience.episodes)
         used, left_out = self._choose(experience)
         metrics = play_metrics(experience.episodes, experience.rewards) | experience.metrics
+        metrics |= mixture_metrics(experience, [env.id for env in self.settings.env])
         metrics |= {
             f"left_out/{why}": float(n) for why, n in Counter(left_out.values()).items()
         } | {"trained": 0.0}
