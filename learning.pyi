@@ -3,7 +3,7 @@ from .engine.policy.activations import kept_bytes, recomputed
 from .engine.policy.batching import make_batch, row_of
 from .engine.policy.chat import ChatFormat
 from .engine.policy.in_process import InProcess
-from .engine.policy.known import located
+from .engine.policy.known import LOADING, located
 from .engine.policy.learner import Learner, Sums
 from .engine.policy.network import Micro, Output, divide
 from .engine.policy.options import LearnerOptions, PassOptions, SupervisedOptions
@@ -35,7 +35,7 @@ from .engine.tensors import (
 from .engine.util.memory import explained_memory, peak_memory
 
 __all__ = [
-    "Batch", "CHATML", "ChatFormat", "Credit", "InProcess", "Learner", "LearnerOptions",
+    "Batch", "CHATML", "ChatFormat", "Credit", "InProcess", "LOADING", "Learner", "LearnerOptions",
     "Micro", "Output", "PassOptions", "Policy", "Row", "Sums", "SupervisedOptions", "apart",
     "bilevel_gae", "clipped_policy_loss", "clipped_value_loss", "context_length", "divide",
     "explained_memory", "explained_variance", "gae", "group_advantage", "group_counts",

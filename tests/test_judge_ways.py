@@ -1137,8 +1137,26 @@ def test_a_local_answer_nobody_waits_for_ends_and_the_next_one_has_its_time(
     [said] = ask(judge, [conversation("good", id="e")], tmp_path)
     assert (said.status, said.score) == ("failed", None)
     assert said.reason.startswith("timeout: no answer within 0.2 seconds")
-    assert asked._turn.acquire(timeout=3000), "the thread has let go"
-    asked._turn.release()
+    assert asked._loaded.turn.acquire(timeout=3000), "the thread has let go"
+    asked._loaded.turn.release()
+
+
+def test_judges_of_one_local_model_share_it(tiny: Path) -> None:
+    """Also where they ask for the first time at once, each from a thread of its own: transformers
+    cannot make two models at a time."""
+    import asyncio
+
+    from turnwise.judges.models.local import Local
+
+    asked = [Local(str(tiny), device="cpu", dtype=dtype) for dtype in ("auto", "auto", "bfloat16")]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(m.ask(Prompt("", "Good?", FORM, 40)) for m in asked))
+
+    assert [r.usage.output > 0 for r in asyncio.run(together())] == [True] * 3
+    first, second, other = (m._loaded for m in asked)
+    assert first is second
+    assert first is not other
 
 
 def test_the_ids_of_a_call_are_bound_where_they_belong_and_nowhere_else() -> None:
@@ -1148,7 +1166,7 @@ def test_the_ids_of_a_call_are_bound_where_they_belong_and_nowhere_else() -> Non
 
     bound = Prompt("", "", SCHEMA, choices={"answer_id": ["b222"]}).bound["properties"]
     assert bound["answer_id"] == {"type": "string", "enum": ["b222"]}
-    assert bound["critique"] == bound["revision"] == {"type": "string"}
+    assert bound["critique"] == bound["revision"] == {"type": "string", "maxLength": 512}
     assert "enum" not in SCHEMA["properties"]["answer_id"]
 
 

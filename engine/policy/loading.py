@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from ..errors import PolicyError
 from ..util.files import read_note
 from ..util.suggest import did_you_mean, install
-from .known import located
+from .known import LOADING, located
 from .quantization import quantized
 from .template import CHATML
 
@@ -153,14 +153,15 @@ def load(
         tokenizer = auto.AutoTokenizer.from_pretrained(
             str(name), trust_remote_code=trust_remote_code, **own
         )
-        model = auto.AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation=attention,
-            use_safetensors=True,  # nothing is unpickled
-            trust_remote_code=trust_remote_code,
-            **packed,
-        )
+        with LOADING:
+            model = auto.AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                attn_implementation=attention,
+                use_safetensors=True,  # nothing is unpickled
+                trust_remote_code=trust_remote_code,
+                **packed,
+            )
     except (
         OSError, ValueError, AttributeError, ImportError, SafetensorError, RuntimeError,
         AssertionError,

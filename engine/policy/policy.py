@@ -24,6 +24,7 @@ from ..records.episode import Message
 from ..records.sampling import Conversation, Sampling
 from .chat import ChatFormat
 from .in_process import InProcess
+from .known import LOADING
 from .loading import found_device, import_peft, load, on_device, template_of, with_adapters
 from .network import Micro, Network, Output, divide
 from .properties import context_length, is_adapted, setting
@@ -379,9 +380,10 @@ class Policy:
             found = peft.load_peft_weights(str(folder), device="cpu")
             own = peft.get_peft_model_state_dict(network)
         else:
-            fresh = type(self.model).from_pretrained(
-                str(folder), dtype=self.model.dtype, use_safetensors=True
-            )
+            with LOADING:
+                fresh = type(self.model).from_pretrained(
+                    str(folder), dtype=self.model.dtype, use_safetensors=True
+                )
             found, own = dict(fresh.named_parameters()), dict(self.model.named_parameters())
         shapes = [
             {name: tuple(value.shape) for name, value in each.items()} for each in (found, own)

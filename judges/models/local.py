@@ -13,13 +13,30 @@ import json
 import math
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
-from ...learning import located
+from ...learning import LOADING, located
 from ...protocols import PluginError
 from ...tools import derive_id, install
 from .model import Model, ModelError, Prompt, Reply, Token, Usage
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A model in memory, its tokenizer in three forms, and the turn to use it: two answers at once
+    would share the same cores."""
+
+    model: Any
+    tokenizer: Any
+    chat: Any
+    grammar: Any
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
+_LOADED: WeakValueDictionary[Any, _Loaded] = WeakValueDictionary()
 
 
 class Local(Model):
@@ -32,7 +49,7 @@ class Local(Model):
         temperature: 0 takes the likeliest token.
     """
 
-    at_once = 1  # two answers would share the same cores
+    at_once = 1
 
     def __init__(
         self,
@@ -57,8 +74,7 @@ class Local(Model):
             device,
             temperature,
         )
-        self._turn = threading.Lock()
-        self._loaded: Any = None
+        self._loaded: _Loaded | None = None
 
     async def ask(self, prompt: Prompt) -> Reply:
         """Generates the answer in a thread, which ends early when it is not waited for any more."""
@@ -68,7 +84,15 @@ class Local(Model):
         finally:
             gone.set()  # a thread cannot be cancelled: it looks for itself
 
-    def _load(self) -> Any:
+    def _load(self) -> _Loaded:
+        """Returns the model, which all judges that ask it share."""
+        key = (self._where, self._dtype, self._device, self.settings["weights"])
+        with LOADING:
+            if (found := _LOADED.get(key)) is None:
+                found = _LOADED[key] = self._read()
+        return found
+
+    def _read(self) -> _Loaded:
         import llguidance.hf
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -94,21 +118,21 @@ class Local(Model):
         grammar = llguidance.hf.from_tokenizer(
             tokenizer, n_vocab=model.config.vocab_size, eos_token=chat.end_id
         )
-        return model.to(device).eval(), tokenizer, chat, grammar
+        return _Loaded(model.to(device).eval(), tokenizer, chat, grammar)
 
     def _answer(self, prompt: Prompt, gone: threading.Event) -> Reply:
-        with self._turn:
-            return self._generated(prompt, gone)
+        if self._loaded is None:
+            self._loaded = self._load()
+        with self._loaded.turn:
+            return self._generated(self._loaded, prompt, gone)
 
-    def _generated(self, prompt: Prompt, gone: threading.Event) -> Reply:
+    def _generated(self, loaded: _Loaded, prompt: Prompt, gone: threading.Event) -> Reply:
         import torch
 
         from ...learning import context_length
         from ...protocols import Message
 
-        if self._loaded is None:
-            self._loaded = self._load()
-        model, tokenizer, chat, grammar = self._loaded
+        model, tokenizer, chat = loaded.model, loaded.tokenizer, loaded.chat
         ids = chat.prompt([Message("system", prompt.system), Message("user", prompt.user)])
         room = context_length(model.config) - len(ids)
         if room < 16:
@@ -116,7 +140,7 @@ class Local(Model):
                 "request",
                 f"the question has {len(ids)} tokens, too many for the context of {self.name}",
             )
-        bound = Bound(grammar, prompt.bound, len(ids), gone)
+        bound = Bound(loaded.grammar, prompt.bound, len(ids), gone)
         with torch.inference_mode():
             out = model.generate(
                 torch.tensor([ids], device=model.device),

@@ -12,7 +12,7 @@ it.)
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -48,8 +48,9 @@ class Prompt:
 
     @property
     def bound(self) -> dict[str, Any]:
-        """Returns the schema with the choices in it, for models in this process, which bind answers
-        themselves and cache no schema."""
+        """Returns the schema with the choices in it, and with as many characters for its free
+        texts as there are tokens, for models in this process, which bind answers themselves and
+        cache no schema. A weak model that repeats itself gets to the end of its answer so."""
         # Parts that were one object are several now.
         whole = json.loads(json.dumps(dict(self.schema)))
         for name, allowed in self.choices.items():
@@ -57,7 +58,18 @@ class Prompt:
             while place["type"] == "array":
                 place = place["items"]
             place["enum"] = list(allowed)
+        texts = list(_free_texts(whole))
+        for text in texts:
+            text["maxLength"] = max(1, self.max_tokens // len(texts))
         return whole
+
+
+def _free_texts(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the parts of a schema that any text fits."""
+    if schema["type"] == "string" and "enum" not in schema:
+        yield schema
+    for part in (*schema.get("properties", {}).values(), *filter(None, [schema.get("items")])):
+        yield from _free_texts(part)
 
 
 @dataclass(frozen=True, slots=True)

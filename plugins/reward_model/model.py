@@ -21,7 +21,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ...learning import ChatFormat, Micro, Row, context_length, divide, located, trunk
+from ...learning import (
+    LOADING,
+    ChatFormat,
+    Micro,
+    Row,
+    context_length,
+    divide,
+    located,
+    trunk,
+)
 from ...protocols import Episode, TurnwiseError
 from ...tools import files
 
@@ -234,7 +243,7 @@ def load_member(name: str, seed: int | None = None) -> tuple[Any, Any]:
     name = str(located(name))
     try:
         tokenizer = auto.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        with torch.random.fork_rng():
+        with LOADING, torch.random.fork_rng():
             torch.manual_seed(seed or 0)
             model = auto.AutoModelForSequenceClassification.from_pretrained(
                 name,
