@@ -10,9 +10,9 @@ comparisons, and order pairs that neither has seen.
 - `staff`: two conversations of SupportDesk's staff about the same story, of which one ended better
   for the customer. In held-out pairs the stories are held out.
 
-*As a judge*: `local:smollm2-135m` scores 64 conversations of a small policy on SupportDesk, with
-the README's rubric. Beside it stands the true outcome, as people's scores would, and what is
-printed is what `turnwise judges` says.
+*As a judge*: `local:smollm2-135m` scores 64 conversations of a small policy on SupportDesk, by the
+README's rubric and by a checklist of one point. Beside it stands the true outcome, as people's
+scores would, and what is printed is what `turnwise judges` says.
 
 What an earlier call finished is not run again. Writes `results.json` and `results.md` into --out.
 """
@@ -45,6 +45,7 @@ THINGS = re.findall(
     r"\w+", "cat dog kite lamp boat drum coat ring cake book bike tent vase fork harp sled"
 )
 RUBRIC = "Did the agent solve the problem?"
+POINTS = {"solved": "The agent solved the customer's problem."}
 BODIES: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": {"lr": 2e-5, "epochs": 1},
     "made on the spot": {"lr": 1e-3, "epochs": 8},
@@ -157,13 +158,12 @@ def judged(folder: Path) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "sft" / "policy").is_dir():
         play_run(folder, "sft", small_model(folder, 0), [{"sft": SFT}], 0, threads=1)
-    judge = {
-        "judge": "rubric", "name": "smol", "model": f"local:{SMOL}", "rubric": RUBRIC,
-        "canaries": 0,
-    }  # fmt: skip
+    asked = {"model": f"local:{SMOL}", "canaries": 0, "max_tokens": 256}
+    rubric = {"judge": "rubric", "name": "rubric", "rubric": RUBRIC, **asked}
+    checklist = {"judge": "checklist", "name": "checklist", "points": POINTS, **asked}
     stage = {
         "env": "turnwise/SupportDesk-v0", "groups": 16, "group_size": 4, "max_new_tokens": 24,
-        "feedback": [judge, {"judge": Truth(), "name": "truth"}],
+        "updates": 1, "feedback": [rubric, checklist, {"judge": Truth(), "name": "truth"}],
         "optimizer": {"name": "grpo", "lr": 0.0},
     }  # fmt: skip
     config = {
