@@ -1,6 +1,6 @@
 """Does a tiny policy learn games that nobody here wrote? TextArena's GuessTheNumber and
-TowerOfHanoi, TicTacToe against a random player, in either seat, and where it is installed a world
-of TextWorld, by its own score at the end.
+TowerOfHanoi; its KuhnPoker, GameOfPureStrategy and TicTacToe against a random player, in either
+seat; and where it is installed a world of TextWorld, by its own score at the end.
 
     python benchmarks/games.py --seeds 0 1 2 --out runs/bench-games
 
@@ -29,6 +29,16 @@ from turnwise.engine.pipeline.progress import quiet
 from turnwise.plugins.demo.tiny_model import build_policy
 
 WINS = {"wins_only": True}
+
+
+def both_seats(game: str) -> list[dict[str, Any]]:
+    """Returns a game of two against a random player, once in each seat."""
+    return [
+        {"id": f"textarena/{game}-v0", "kwargs": WINS, "seats": seats}
+        for seats in ({"0": "policy", "1": "random"}, {"1": "policy", "0": "random"})
+    ]
+
+
 GAMES: dict[str, dict[str, Any]] = {
     "GuessTheNumber": {
         "env": [{"id": "textarena/GuessTheNumber-v0", "kwargs": WINS}], "updates": 80,
@@ -38,13 +48,9 @@ GAMES: dict[str, dict[str, Any]] = {
         "env": [{"id": "textarena/TowerOfHanoi-v0", "kwargs": WINS}], "updates": 40,
         "expert": 0.15,
     },
-    "TicTacToe": {
-        "env": [
-            {"id": "textarena/TicTacToe-v0", "kwargs": WINS, "seats": seats}
-            for seats in ({"0": "policy", "1": "random"}, {"1": "policy", "0": "random"})
-        ],
-        "updates": 60,
-    },
+    "KuhnPoker": {"env": both_seats("KuhnPoker"), "updates": 60},
+    "GameOfPureStrategy": {"env": both_seats("GameOfPureStrategy"), "updates": 60},
+    "TicTacToe": {"env": both_seats("TicTacToe"), "updates": 60},
 }  # fmt: skip
 if importlib.util.find_spec("textworld"):
     WORLD = {"rooms": 3, "objects": 5, "quest": 3, "steps": 20}
