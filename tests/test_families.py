@@ -67,6 +67,44 @@ def test_it_samples_what_it_trains(family: str, tokenizer: Any, tmp_path: Path) 
         assert trained[e][batch.mask[e]].tolist() == pytest.approx(plain, abs=1e-4)
 
 
+def unmasked(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any
+) -> tuple[Any, None]:
+    """Attends to all tokens before one and within a sliding window, as flash attention does: there
+    is no mask."""
+    assert attention_mask is None
+    queries, keys = query.shape[2], key.shape[2]
+    at = torch.arange(keys - queries, keys).unsqueeze(1) - torch.arange(keys)
+    seen = (at >= 0) & (at < (options.get("sliding_window") or keys))
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    weights = query @ key.transpose(2, 3) * options["scaling"]
+    if cap := options.get("softcap"):
+        weights = cap * torch.tanh(weights / cap)
+    weights = weights.masked_fill(~seen, float("-inf")).softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "qwen3"])
+def test_attention_without_masks_trains_and_is_sampled_in_another_way(
+    family: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Flash attention needs a GPU; one that has its limits is put in its place."""
+    T.AttentionInterface.register("unmasked", unmasked)
+    T.AttentionMaskInterface.register("unmasked", lambda **_: None)
+    folder = made(FAMILIES[family](tokenizer), tmp_path, tokenizer)
+    policy = turnwise.Policy.from_pretrained(folder, attention="unmasked")
+    episodes = play(policy, 4, group=2, rows=3, tokens=12, turns=3)
+    assert policy.model.config._attn_implementation == "unmasked"
+    batch = batch_of(episodes)
+    trained = policy.logprobs(batch, micro_tokens=300)
+    usual = turnwise.Policy.from_pretrained(folder, attention=ATTENTION.get(family, "sdpa"))
+    for e, episode in enumerate(episodes):
+        sampled = [p for t in episode.turns for p in t.logprobs or ()]
+        assert sampled == pytest.approx(plain_logprobs(usual, episode), abs=1e-4)
+        assert trained[e][batch.mask[e]].tolist() == pytest.approx(sampled, abs=1e-4)
+
+
 def written(*texts: str) -> list[dict[str, str]]:
     """Messages of a user and an assistant in turns."""
     roles = ("user", "assistant")

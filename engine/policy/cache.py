@@ -12,7 +12,8 @@ with the last one that goes on. There is room for the rows and the tokens that l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from .properties import cache_argument, context_length, layer_kinds, longest_spa
 
 BLOCK = 64  # slots are allocated in multiples of this many positions
 SPARE = 1.5  # and as many times what is needed, so that growing copies little
+
+MASKED = ("sdpa", "eager")  # implementations of attention that take any mask
 
 # The kinds of attention that a config's `layer_types` may name, and where it says how far they
 # reach.
@@ -235,7 +238,8 @@ class CachedModel:
         self._step.extent = extent
         last = (fed - 1).to(self.device)
         positions = torch.where(real, positions, -1).to(self.device)
-        logits = self._forward(ids.to(self.device), positions, extent, last)
+        with self._masked_attention():
+            logits = self._forward(ids.to(self.device), positions, extent, last)
         if by_place == list(range(len(rows))):
             return logits
         back = torch.empty(len(rows), dtype=torch.long)
@@ -298,6 +302,21 @@ class CachedModel:
             return self.model.get_output_embeddings()(states)
         keep, where = torch.unique(last, return_inverse=True)  # logits at these columns only
         return self._called(**given, logits_to_keep=keep).logits[each, where]
+
+    @contextlib.contextmanager
+    def _masked_attention(self) -> Iterator[None]:
+        """Attends in another way where the model's own implementation (flash attention) takes no
+        mask of ours: it is the update's alone then."""
+        own = self.model.config._attn_implementation
+        if own in MASKED:
+            yield
+            return
+        capped = setting(self.config, "attn_logit_softcapping")  # which sdpa knows nothing of
+        self.model.set_attn_implementation("eager" if capped else "sdpa")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(own)
 
     @torch.no_grad()
     def _find_style(self) -> str:
