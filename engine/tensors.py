@@ -9,6 +9,20 @@ import torch
 from torch import Tensor
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a copy of a tensor of the CPU's on a device, which a GPU fetches while the program
+    goes on."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def fetched(*tensors: Tensor) -> list[list[float]]:
+    """Returns the numbers of tensors of one length, all fetched from their device at once."""
+    exact = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    return torch.stack([each.to(exact) for each in tensors]).tolist()
+
+
 def log_softmax_at(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the log-probability of each target and the entropy of its distribution, in float32 at
     least.
@@ -405,8 +419,10 @@ def sample_tokens(logits: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tens
     if uniforms is None:
         tokens = logits.argmax(-1, keepdim=True)
     else:
-        cumulative = (logits - total).exp_().cumsum(-1, dtype=torch.float64)
-        target = uniforms.double().unsqueeze(-1) * cumulative[:, -1:]
+        # Apple's GPUs have no float64: a token's chance is off by a rounding error there.
+        exact = torch.float32 if logits.device.type == "mps" else torch.float64
+        cumulative = (logits - total).exp_().cumsum(-1, dtype=exact)
+        target = uniforms.to(exact).unsqueeze(-1) * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, target, right=True)
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
     logprobs = (logits.gather(1, tokens) - total).squeeze(1)

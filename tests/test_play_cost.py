@@ -258,6 +258,27 @@ def test_who_arrives_joins_the_batch_half_way(
     assert counted.calls["decode"] < 60 < 4 * 29
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_a_compiled_model_samples_alike(
+    architecture: str, model_folder: Callable[..., Path]
+) -> None:
+    policy = turnwise.Policy.from_pretrained(model_folder(architecture))
+    plain, compiled = (
+        play_with(policy, InProcess(policy, rows=3, compile=each)) for each in (False, True)
+    )
+    for one, other in zip(plain, compiled, strict=True):
+        for a, b in zip(one.turns, other.turns, strict=True):
+            assert a.action_ids == b.action_ids
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+def play_with(policy: turnwise.Policy, backend: InProcess) -> list[turnwise.Episode]:
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 12), backend)
+    starts = turnwise.starts("test/Echo-v0", 0, 5)
+    return turnwise.rollout(player, [(start, 0) for start in starts], max_turns=3)
+
+
 class Asked(turnwise.FeedbackSource):
     """Tells that it was asked."""
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..errors import UnfitModel
+from ..tensors import sent
 from .network import Network
 from .properties import cache_argument, context_length, layer_kinds, longest_span, setting, trunk
 
@@ -151,6 +152,7 @@ class CachedModel:
 
     Args:
         network: around an unmodified transformers causal LM.
+        compile: whether single tokens are decoded by a compiled model.
 
     Raises:
         UnfitModel: no way of masking this model's attention reproduces its plain forward pass.
@@ -158,14 +160,17 @@ class CachedModel:
 
     STYLES = ("typed", "windowed", "full")
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, compile: bool = False) -> None:
         self.network, self.model = network, network.lm
         self.config = self.model.config.get_text_config()
         self.device = self.model.get_input_embeddings().weight.device
         # Logits are made of the last states alone where the head is nothing but a matrix.
         self._called = trunk(self.model) if network.head_is_plain else self.model
         self._argument = cache_argument(self._called)
+        self._decoding: Any = self._called
         self.style = self._find_style()
+        if compile:
+            self._decoding = torch.compile(self._called, dynamic=True)
         self.reset()
 
     def reset(self) -> None:
@@ -227,24 +232,21 @@ class CachedModel:
         places = [self._place[row] for row in rows]
         by_place = sorted(range(len(rows)), key=places.__getitem__)
         self._step.first = places[by_place[-1]] == len(rows) - 1
-        fed = torch.tensor([len(feeds[i]) for i in by_place])
-        ids = torch.tensor([[*feeds[i], *([0] * (width - len(feeds[i])))] for i in by_place])
-        index = torch.arange(width).expand(len(rows), width)
-        begin = torch.tensor([lengths[i] for i in by_place])
+        table = [
+            [i, places[i], lengths[i], len(feeds[i]), *feeds[i], *([0] * (width - len(feeds[i])))]
+            for i in by_place
+        ]
+        order, place, begin, fed, *_ = (data := sent(torch.tensor(table), self.device)).unbind(1)
+        index = torch.arange(width, device=self.device)
         positions = begin.unsqueeze(1) + index
         real = index < fed.unsqueeze(1)
-        self._step.rows = torch.tensor([[places[i]] for i in by_place], device=self.device)
-        self._step.slots = torch.where(real, positions, self._step.capacity[1]).to(self.device)
+        self._step.rows = place.unsqueeze(1)
+        self._step.slots = torch.where(real, positions, self._step.capacity[1])
         self._step.extent = extent
-        last = (fed - 1).to(self.device)
-        positions = torch.where(real, positions, -1).to(self.device)
+        positions = torch.where(real, positions, -1)
         with self._masked_attention():
-            logits = self._forward(ids.to(self.device), positions, extent, last)
-        if by_place == list(range(len(rows))):
-            return logits
-        back = torch.empty(len(rows), dtype=torch.long)
-        back[torch.tensor(by_place)] = torch.arange(len(rows))
-        return logits[back.to(self.device)]
+            logits = self._forward(data[:, 4:], positions, extent, fed - 1)
+        return logits if by_place == list(range(len(rows))) else logits[order.argsort()]
 
     @torch.no_grad()
     def copy(self, row: int, to: Sequence[int], length: int) -> None:
@@ -296,12 +298,13 @@ class CachedModel:
             "input_ids": ids, "attention_mask": mask, "position_ids": positions.clamp(min=0),
             "use_cache": True, self._argument: self._cache,
         }  # fmt: skip
+        called = self._decoding if ids.shape[1] == 1 else self._called
         each = torch.arange(len(last), device=last.device)
         if self.network.head_is_plain:
-            states = self._called(**given).last_hidden_state[each, last]
+            states = called(**given).last_hidden_state[each, last]
             return self.model.get_output_embeddings()(states)
         keep, where = torch.unique(last, return_inverse=True)  # logits at these columns only
-        return self._called(**given, logits_to_keep=keep).logits[each, where]
+        return called(**given, logits_to_keep=keep).logits[each, where]
 
     @contextlib.contextmanager
     def _masked_attention(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import NonFiniteError
 from ..records.sampling import Conversation, Sample, Sampling
-from ..tensors import sample_tokens
+from ..tensors import fetched, sample_tokens, sent
 from .cache import CachedModel
 from .chat import ChatFormat
 from .network import Network
@@ -66,13 +66,21 @@ class InProcess:
         policy: whose model to run.
         rows: conversations alive at a time, at most; more are faster and take more memory.
         prefill_tokens: the most tokens one prefill call takes.
+        compile: decodes with a model that torch has compiled, which takes minutes at first; on CPUs
+            it gains nothing.
     """
 
-    def __init__(self, policy: SampledPolicy, rows: int = 128, prefill_tokens: int = 8192) -> None:
+    def __init__(
+        self,
+        policy: SampledPolicy,
+        rows: int = 128,
+        prefill_tokens: int = 8192,
+        compile: bool = False,
+    ) -> None:
         if rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}")
         self.policy, self.rows, self.prefill_tokens = policy, rows, prefill_tokens
-        self._model = CachedModel(policy.network)
+        self._model = CachedModel(policy.network, compile)
         self._held: dict[int, Sequence[int]] = {}  # the tokens that rows of the cache hold
         self._weights: tuple[tuple[int, int], ...] = ()  # which ones they were computed with
 
@@ -170,17 +178,18 @@ class InProcess:
         self, logits: torch.Tensor, replies: Sequence[_Growing], temperature: float
     ) -> tuple[list[int], list[float]]:
         """Draws the next token of every reply. Returns the tokens and their log-probs."""
-        noise = torch.tensor(
-            [each.noise[len(each.ids)] for each in replies],
-            dtype=torch.float64, device=self._model.device,
-        )  # fmt: skip
-        drawn, chosen, finite = sample_tokens(
-            self.policy.network.only_tokens(logits.float()) / (temperature or 1.0),
-            noise if temperature else None,
+        noise = None
+        if temperature:
+            uniforms = [each.noise[len(each.ids)] for each in replies]
+            exact = torch.float32 if logits.device.type == "mps" else torch.float64
+            noise = sent(torch.tensor(uniforms, dtype=exact), logits.device)
+        found = sample_tokens(
+            self.policy.network.only_tokens(logits.float()) / (temperature or 1.0), noise
         )
-        if not bool(finite.all()):
-            self._complain(replies[int((~finite).nonzero()[0])].conversation)
-        return drawn.tolist(), chosen.tolist()
+        drawn, chosen, finite = fetched(*found)
+        if not all(finite):
+            self._complain(replies[finite.index(0)].conversation)
+        return [int(token) for token in drawn], chosen
 
     def _prefill(self, talks: Sequence[Conversation]) -> torch.Tensor:
         """Feeds the tokens that each conversation has and the cache has not; returns the logits

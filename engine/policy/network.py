@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from ..errors import UnfitModel
 from ..records.batch import Row
-from ..tensors import log_softmax_at
+from ..tensors import log_softmax_at, sent
 from .activations import recomputed
 from .head import HeadLogprobs, chunks
 from .prefixes import SHORTEST, alike
@@ -153,7 +153,7 @@ def micro_batch(rows: list[Row], device: torch.device, shared: int = 0) -> Micro
     )
     ends = torch.tensor([len(r.ids) - 1 for r in rows])
     target = ids[row, position]
-    ids, row, position, target, ends = (t.to(device) for t in (ids, row, position, target, ends))
+    ids, row, position, target, ends = (sent(t, device) for t in (ids, row, position, target, ends))
     return Micro(ids, row, position, target, episode, action, ends, tuple(rows), shared)
 
 
