@@ -1,4 +1,4 @@
-from .engine.exchange.tasks import named, read_tasks, row_key, scored, split_tasks, task_of, time_of
+from .engine.exchange.tasks import Splits, named, read_tasks, scored, split_tasks, task_of, time_of
 from .engine.util import files
 from .engine.util.aio import background
 from .engine.util.calls import Call, UnknownForm, call_text, calls_in, tool_schema
@@ -10,8 +10,8 @@ from .engine.util.suggest import did_you_mean, install
 from .engine.util.wording import one_line
 
 __all__ = [
-    "Call", "UnknownForm", "background", "call_text", "calls_in", "canonical_json",
+    "Call", "Splits", "UnknownForm", "background", "call_text", "calls_in", "canonical_json",
     "config_in_use", "derive_id", "did_you_mean", "error_of", "files", "from_stub", "in_use",
-    "install", "named", "one_line", "parsed", "read_tasks", "redact", "redacted", "row_key",
+    "install", "named", "one_line", "parsed", "read_tasks", "redact", "redacted",
     "scored", "split_tasks", "task_of", "time_of", "tool_schema", "url_in_use", "validator",
 ]  # fmt: skip

@@ -11,6 +11,7 @@
       PartFailed               a judge, player or environment broke its contract
         EnvironmentBroke       an environment raised, hung or broke its space
         UserFailed             the user of a dialogue gave no reply
+        NoRoom                 a dialogue cannot begin before another one has ended
         NoAnswer               a coroutine did not come back in time
       UntrainableEpisode       replies that no policy sampled, an episode that failed
       PreferenceError          a comparison, or a file of them, that cannot be used
@@ -104,6 +105,13 @@ class UserFailed(PartFailed):
 
     def __str__(self) -> str:
         return f"{self.WHOSE}: {super().__str__()}"
+
+
+class NoRoom(PartFailed):
+    """A dialogue cannot begin now, because the server behind it plays as many as it can.
+
+    Nothing has failed: it is begun again when another one has ended, or soon.
+    """
 
 
 class UntrainableEpisode(TurnwiseError, ValueError):

@@ -23,6 +23,7 @@ _MARKED = regex.compile(r"<answer>(.*?)</answer>|\\boxed\{([^{}]*)\}", regex.DOT
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 # Not the end of a word, of a fraction or of another number.
 _NUMBER = regex.compile(rf"(?<![\w./,])(?<sign>[-+]?)\$?(?<digits>(?:{_DIGITS})(?:[eE][-+]?\d+)?)")
+_CODE = regex.compile(r"[-+]?\d*(?:\.\d+)?(?:[eE][-+]?\d{1,3})?")
 _PLAIN = regex.compile(r"[-+]?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?")
 # Where the letter of a choice stands, the surest place first.
 _CHOSEN = tuple(
@@ -59,18 +60,19 @@ def marked(reply: str) -> str:
 
 
 def last_number(reply: str) -> Decimal | None:
-    """Returns the last number in a reply, or None; digits may be grouped by commas."""
+    """Returns the last number in a reply, or None; digits may be grouped by commas. One with an
+    exponent of more than three digits is none."""
     found = list(_NUMBER.finditer(marked(reply).replace("\N{MINUS SIGN}", "-")))
     if not found:
         return None
-    return Decimal(found[-1]["sign"] + found[-1]["digits"].replace(",", ""))
+    return number(found[-1]["sign"] + found[-1]["digits"], codes=True)
 
 
-def number(text: Any) -> Decimal | None:
+def number(text: Any, codes: bool = False) -> Decimal | None:
     """Returns a text that is a decimal number as a whole as that number, else None; with zeros in
-    front it is a code."""
+    front it is a code, which is none unless `codes`."""
     plain = str(text).strip().replace(",", "").replace("$", "")
-    return Decimal(plain) if _PLAIN.fullmatch(plain) else None
+    return Decimal(plain) if (_CODE if codes else _PLAIN).fullmatch(plain) else None
 
 
 def check_of(kind: str) -> Check:
@@ -104,6 +106,12 @@ def _exact(reply: str, row: Row) -> float:
     return float(marked(reply) == str(row["answer"]).strip())
 
 
+def _no_text(row: Row) -> str:
+    right = row["answer"]
+    sound = isinstance(right, (str, int, float)) and str(right).strip()
+    return "" if sound else f"{right!r} is no text"
+
+
 def _choice(reply: str, row: Row) -> float:
     text, letters = marked(reply), LETTERS[: len(row.get("choices") or LETTERS)]
     for pattern in _CHOSEN:
@@ -131,15 +139,15 @@ def _regex(reply: str, row: Row) -> float:
 
 def _no_pattern(row: Row) -> str:
     try:
-        regex.compile(str(row["answer"]))
+        every = regex.compile(str(row["answer"])).search("") is not None
     except regex.error as error:
         return f"{row['answer']!r} is no pattern: {error}"
-    return ""
+    return f"{row['answer']!r} is found in every reply" if every else _no_text(row)
 
 
 CHECKS: Mapping[str, Check] = {
     "numeric": Check(_numeric, _no_number),
-    "exact": Check(_exact, lambda row: ""),
+    "exact": Check(_exact, _no_text),
     "choice": Check(_choice, _no_letter),
     "regex": Check(_regex, _no_pattern),
 }

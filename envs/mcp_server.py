@@ -122,6 +122,7 @@ class _Session:
     def __init__(self, server: Any, name: str) -> None:
         self._server, self._name = server, name
         self._ready: Future[Sequence[Schema]] = Future()
+        self._over = False
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._run())
         self._thread = threading.Thread(target=self._turn, name="mcp", daemon=True)
@@ -194,7 +195,9 @@ class _Session:
         return future.result()
 
     def _cancel(self) -> None:
-        if self._thread.is_alive():
+        """Ends the session's task, once: a second time would break off what ends the server."""
+        if self._thread.is_alive() and not self._over:
+            self._over = True
             self._loop.call_soon_threadsafe(self._task.cancel)
 
     def end(self) -> None:

@@ -3,8 +3,8 @@
 An episode is a session of the server's. A reply is the text field of its action, an observation the
 text field of its observation: where each has one field of text they are found in the server's
 schema, else `action_field` and `observation_field` name them. `sessions` says how many the server
-allows: no more episodes are played at a time. One that has none free all the same, since others use
-it, is asked again until it has.
+allows: no more episodes are played at a time. Where it has none free all the same, since others use
+it, episodes wait until it has.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import json
 import time
 import urllib.request
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import gymnasium
 
-from ..protocols import Text
+from ..protocols import NoRoom, Text
 
 FULL = "CAPACITY_REACHED"  # the server's word for having no session free
 AGAIN = 0.2  # seconds until it is asked again
@@ -58,26 +59,30 @@ class OpenEnv(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Begins a session, waiting for one where the server is full."""
+        """Begins a session.
+
+        Raises:
+            NoRoom: the server is full.
+        """
         super().reset(seed=seed)
         self.close()
         from openenv.core.generic_client import GenericEnvClient
         from websockets.exceptions import ConnectionClosedOK
 
-        while True:
-            client = GenericEnvClient(base_url=self.url).sync()
-            try:
-                client.connect()
-                self._client = client
-                text, *_ = self._read(client.reset(seed=seed, **(options or {})))
-                return text, {}
-            except Exception as error:  # the client wraps a full server in errors of several kinds
-                self._client = None
-                _ended(client)
-                # A full server says so and hangs up; which of the two is noticed is chance.
-                if FULL not in str(error) and not isinstance(error, ConnectionClosedOK):
-                    raise
+        client = GenericEnvClient(base_url=self.url).sync()
+        try:
+            client.connect()
+            self._client = client
+            text, *_ = self._read(client.reset(seed=seed, **(options or {})))
+        except Exception as error:  # the client wraps a full server in errors of several kinds
+            self._client = None
+            _ended(client)
+            # A full server says so and hangs up; which of the two is noticed is chance.
+            if FULL not in str(error) and not isinstance(error, ConnectionClosedOK):
+                raise
             time.sleep(AGAIN)
+            raise NoRoom(f"the server {self.url} has no session free") from error
+        return text, {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Sends a reply; the session ends with the episode, so that another may have it."""
@@ -99,7 +104,12 @@ class OpenEnv(gymnasium.Env[str, str]):
             raise ValueError(
                 f"the observation has no {self.observation_field!r}; it has {', '.join(found)}"
             )
-        return str(found[self.observation_field]), float(result.reward or 0.0), bool(result.done)
+        text = found[self.observation_field]
+        if not isinstance(text, str):
+            raise ValueError(
+                f"the observation's {self.observation_field!r} is no text but {text!r}"
+            )
+        return text, float(result.reward or 0.0), bool(result.done)
 
 
 def _ended(client: Any) -> None:
@@ -108,6 +118,7 @@ def _ended(client: Any) -> None:
         client.close()
 
 
+@lru_cache(maxsize=64)
 def _schema(url: str) -> Mapping[str, Any]:
     with urllib.request.urlopen(f"{url}/schema", timeout=30) as answer:
         return dict(json.load(answer))

@@ -8,7 +8,8 @@ Rows are JSONL, a folder that `datasets` saved, or what a function returns. Each
 or messages, of which a first system message is the system prompt), `answer`, and perhaps `system`
 and `choices` (listed under the prompt as A, B, ...). Rows are known by their content: which ones
 are held out, and in what order seeds visit them, does not change when the file is shuffled or
-grows. As many seeds in a row as there are rows visit each of them once.
+grows. No prompt is on both sides, with whatever system prompt, choices and answer. As many seeds in
+a row as there are rows visit each of them once.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import Any, ClassVar
 import gymnasium
 
 from ..protocols import Message, Text
-from ..tools import read_tasks, row_key, split_tasks, task_of, time_of
-from .answers import check_of
+from ..tools import Splits, read_tasks, split_tasks, task_of, time_of
+from .answers import LETTERS, check_of
 
 
 class Prompts(gymnasium.Env[str, str]):
@@ -55,13 +56,18 @@ class Prompts(gymnasium.Env[str, str]):
         system: str = "",
         held_out: float = 0.1,
     ) -> None:
-        if turns < 1 or not 0 <= held_out < 1:
-            raise ValueError("turns must be at least 1, and held_out in [0, 1)")
+        if not isinstance(turns, int) or turns < 1 or not 0 <= held_out < 1:
+            raise ValueError(
+                f"turns must be a whole number of at least 1, and held_out in [0, 1); got {turns!r}"
+                f" and {held_out!r}"
+            )
+        if not isinstance(on_wrong, str) or not isinstance(system, str):
+            raise ValueError(f"on_wrong and system must be texts, got {on_wrong!r} and {system!r}")
         self._check, self.turns, self.on_wrong = check_of(answer), turns, on_wrong
         self._system, self._held_out, self._data, self._answer = system, held_out, data, answer
         self._rows()
 
-    def _rows(self) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
+    def _rows(self) -> Splits:
         return _split(self._data, time_of(self._data), self._held_out, self._answer)
 
     def reset(
@@ -74,10 +80,10 @@ class Prompts(gymnasium.Env[str, str]):
         """
         super().reset(seed=seed)
         number = int(self.np_random.integers(2**31)) if seed is None else seed
-        self.row = task_of(self._rows(), options, number, self._data)
+        key, self.row = task_of(self._rows(), options, number, self._data)
         self._left = self.turns
         system = self.row.get("system") or self._system
-        info = {"optimum": 1.0, "row": self.row["key"]}
+        info = {"optimum": 1.0, "row": key}
         return _asked(self.row), info | ({"system": system} if system else {})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -89,20 +95,18 @@ class Prompts(gymnasium.Env[str, str]):
         return news, score if done else 0.0, done, False, {"success": score >= 1.0} if done else {}
 
 
-@lru_cache(maxsize=8)
-def _split(
-    data: str, stamp: int, held_out: float, answer: str
-) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
-    """Returns the rows of both splits, in the order of their content's hash; `stamp` is the file's
-    time, so that one that was written again is read again."""
-    found: dict[str, Mapping[str, Any]] = {}
+@lru_cache(maxsize=64)
+def _split(data: str, stamp: int, held_out: float, answer: str) -> Splits:
+    """Returns the rows of both splits; `stamp` is the file's time, so that one that was written
+    again is read again."""
+    found: list[tuple[Any, Any, Mapping[str, Any]]] = []
     check = check_of(answer)
     for where, content in read_tasks(data):
         row = _checked(content, where)
         if fault := check.fault(row):
             raise ValueError(f"{where}: the answer {fault}")
-        # Whatever else a row tells, the same question is the same row.
-        found.setdefault(row_key([row["prompt"], row.get("choices")]), row)
+        whole = [row.get("system"), row.get("choices") or None, row["answer"]]
+        found.append((row["prompt"].split(), whole, row))
     return split_tasks(found, held_out)
 
 
@@ -110,18 +114,26 @@ def _checked(row: Any, where: str) -> Mapping[str, Any]:
     """Returns a row with its prompt as text, and the system prompt apart.
 
     Raises:
-        ValueError: it has no prompt, or no answer.
+        ValueError: it has no prompt or no answer, or a part of it is of another kind.
     """
     if not isinstance(row, Mapping) or not {"prompt", "answer"} <= set(row):
         has = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
         raise ValueError(f"{where} must have `prompt` and `answer`; it has {has}")
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
+    prompt, system, choices = row["prompt"], row.get("system"), row.get("choices")
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"{where}: `system` must be a text, got {system!r}")
+    listed = isinstance(choices or [], list) and len(choices or []) <= len(LETTERS)
+    if not listed or not all(isinstance(each, (str, int, float)) for each in choices or []):
+        raise ValueError(
+            f"{where}: `choices` must be a list of at most {len(LETTERS)} texts, got {choices!r}"
+        )
+    if isinstance(prompt, str) and prompt.strip():
         return row
-    messages = prompt if isinstance(prompt, Sequence) else ()
+    messages = prompt if isinstance(prompt, list) else ()
     found = [m for m in messages if isinstance(m, Mapping) and isinstance(m.get("content"), str)]
     roles = [m.get("role") for m in found]
-    if len(found) != len(messages) or roles not in (["user"], ["system", "user"]):
+    asked = found[-1]["content"].strip() if found else ""
+    if len(found) != len(messages) or not asked or roles not in (["user"], ["system", "user"]):
         raise ValueError(
             f"{where}: `prompt` must be text, or a message of the user after perhaps one of the"
             " system"

@@ -7,7 +7,9 @@ wrong: many generators pay a part for text that contains the answer, half for "-
 and a policy that is paid so learns to write minus signs.
 
 Where the right answer is a number, the last number of the reply counts; else what is marked as the
-answer, or the whole reply (see `answers`).
+answer, or the whole reply (see `answers`). A reply that the generator cannot score is wrong. Nine
+generators evaluate replies as Python: they are given only literals, and formulas that cannot take
+long.
 
 Reset options are the generator's own (`{"max_terms": 2, "max_digits": 1}`), and `split`: "train"
 or "held_out". One question in five is held out, by its text, so that no seed of one split draws a
@@ -16,9 +18,11 @@ question of the other.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -51,6 +55,18 @@ GENERATORS = (
     "sudoku", "survo", "syllogism", "time_intervals", "tower_of_hanoi", "tsumego",
     "word_ladder", "word_sequence_reversal", "word_sorting", "zebra_puzzles",
 )  # fmt: skip
+# Generators that evaluate the reply: lists and strings, and formulas.
+LITERALS = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
+FORMULAS = (
+    "countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24",
+    "simple_integration",
+)  # fmt: skip
+CALLABLE = ("Abs", "acos", "asin", "atan", "cos", "cosh", "exp", "log", "sin", "sinh", "sqrt",
+    "tan", "tanh")  # fmt: skip
+BY_TEXT = ("game_of_life_halting",)  # whose own score is 1 for any reply
+# What floats are made of that no answer is.
+_ENDLESS = re.compile(r"\b(nan|inf|infinity)\b|\d[eE][-+]?\d{4,}", re.IGNORECASE)
+NEAR = Decimal("0.001")  # of the right number, what a generator may take for it
 UNSOLVED = ("boxnet", "rush_hour")  # generators that score answers and know none
 EXAMPLES = ("example_answer", "example_correct_answer", "possible_answer")  # where others keep one
 DRAWS = 200  # of questions, until one is of the wanted split
@@ -71,8 +87,8 @@ class ReasoningGym(gymnasium.Env[str, str]):
     def __init__(
         self, generator: str, tries: int = 3, system: str = "Answer the question."
     ) -> None:
-        if tries < 1:
-            raise ValueError(f"tries must be at least 1, not {tries}")
+        if not isinstance(tries, int) or tries < 1:
+            raise ValueError(f"tries must be a whole number of at least 1, not {tries!r}")
         self.generator = generator
         solved = {} if generator in UNSOLVED else {"expert": _expert}
         self.players: Mapping[str, Any] = {"random": _random, **solved}
@@ -137,19 +153,84 @@ class ReasoningGym(gymnasium.Env[str, str]):
 
     def _score(self, reply: str) -> float:
         """Returns the generator's score of the answer in a reply; of a number it is 1 or 0."""
-        given = last_number(reply)
-        if self._right is None:
-            return float(self._data.score_answer(marked(reply), self._task))
+        right, given = self._right, last_number(reply)
+        if right is None:
+            return self._scored(marked(reply))
         if given is None:
             return 0.0
-        right = given == self._right or self._data.score_answer(str(given), self._task) >= 1.0
-        return float(right)
+        near = abs(given - right) <= NEAR * abs(right)
+        return float(given == right or (near and self._scored(str(given)) >= 1.0))
+
+    def _scored(self, answer: str) -> float:
+        """Returns the generator's score of an answer; 0 of one that must not be evaluated, or that
+        it cannot read."""
+        if self.generator in BY_TEXT:
+            return float(answer.casefold() == self.answer.casefold())
+        if _ENDLESS.search(answer) and not _ENDLESS.search(self.answer):
+            return 0.0
+        if self.generator in LITERALS and not _is_literal(answer):
+            return float(answer in (self.answer, *self._task["metadata"].get("valid_answers", ())))
+        if self.generator in FORMULAS and not is_formula(answer):
+            return 0.0
+        try:
+            return float(self._data.score_answer(answer, self._task))
+        except Exception:  # of many kinds: it did not expect such a text
+            return 0.0
 
     def _hint(self, reply: str) -> str:
         given = last_number(reply)
         if self._right is None or given is None:
             return ""
         return f"The answer is {'larger' if given < self._right else 'smaller'}. "
+
+
+def _is_literal(text: str) -> bool:
+    """Returns whether a text is a Python literal: evaluating it runs nothing."""
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return False
+    return True
+
+
+def is_formula(text: str) -> bool:
+    """Returns whether a text is a formula of numbers, one-letter variables and functions of one
+    argument that cannot take long: no large powers, and no powers of powers."""
+    try:
+        whole = ast.parse(text.strip()[:1000], mode="eval").body
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return len(text) <= 1000 and _is_sum(whole, 0)
+
+
+def _is_sum(node: ast.AST, depth: int, power: bool = False) -> bool:
+    if depth > 50:
+        return False
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return not isinstance(value, bool) and abs(value) < 10**20
+        case ast.Name(id=name):
+            return len(name) == 1
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=of):
+            return _is_sum(of, depth + 1, power)
+        case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), left=a, right=b):
+            return _is_sum(a, depth + 1, power) and _is_sum(b, depth + 1, power)
+        case ast.BinOp(op=ast.Pow(), left=a, right=b):
+            return not power and _is_exponent(b) and _is_sum(a, depth + 1, True)
+        case ast.Call(func=ast.Name(id=name), args=[of], keywords=[]) if name in CALLABLE:
+            return _is_sum(of, depth + 10, power)
+    return False
+
+
+def _is_exponent(node: ast.AST) -> bool:
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return abs(value) <= 100
+        case ast.UnaryOp(op=ast.USub(), operand=of):
+            return _is_exponent(of)
+        case ast.BinOp(op=ast.Div(), left=a, right=b):
+            return _is_exponent(a) and _is_exponent(b)
+    return isinstance(node, ast.Name) and len(node.id) == 1
 
 
 def _held_out(question: str) -> bool:

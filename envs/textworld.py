@@ -6,8 +6,9 @@ which of `worlds` it is. What a command gains in the game's score is its reward;
 terminates, `steps` commands truncate. A world's optimum is the game's highest score, where the
 file next to it says so (TextWorld writes one).
 
-A command is one line of at most 200 characters; control characters become spaces, since some of
-them hang the interpreter of the games.
+A command is one line of at most 200 characters; control characters and backslashes become spaces,
+since they speak to the interpreter of the games and some hang it. What would write or read files
+(`save`, `restore`, `script`) is not given to the game: an episode could begin where another ended.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from ..tools import files
 
 RULES = "You play a text adventure. Say one command, such as `open door` or `go north`."
 LONGEST = 20_000  # characters of an observation
+FILES = ("commands", "noscript", "recording", "replay", "restore", "save", "script", "transcript",
+    "unscript")  # fmt: skip
+KNOWN = 9  # letters by which the games know a word
 
 
 class TextWorld(gymnasium.Env[str, str]):
@@ -55,8 +59,10 @@ class TextWorld(gymnasium.Env[str, str]):
     ) -> None:
         if game is not None and not Path(game).is_file():
             raise ValueError(f"there is no game file {game}")
-        if worlds < 1 or steps < 1:
-            raise ValueError(f"worlds and steps must be at least 1, got {worlds} and {steps}")
+        if not all(isinstance(count, int) and count >= 1 for count in (worlds, steps)):
+            raise ValueError(
+                f"worlds and steps must be whole numbers of at least 1, got {worlds} and {steps}"
+            )
         import textworld
 
         self._given, self._worlds, self._steps = game, worlds, steps
@@ -93,10 +99,16 @@ class TextWorld(gymnasium.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Gives a command to the game."""
-        command = "".join(sign if sign.isprintable() else " " for sign in action)
-        state, score, done = self._game.step(" ".join(command.split())[:200])
+        kept = (sign if sign.isprintable() and sign != "\\" else " " for sign in action)
+        command = " ".join("".join(kept).split())[:200]
+        words = {word[:KNOWN] for word in re.findall(r"[a-z]+", command.lower())}
+        self._count += 1
+        if words & {name[:KNOWN] for name in FILES}:
+            cut = self._count >= self._steps
+            return "You cannot do that here.", 0.0, False, cut, {"success": False} if cut else {}
+        state, score, done = self._game.step(command)
         self._look(state)
-        gained, self._score, self._count = score - self._score, float(score), self._count + 1
+        gained, self._score = score - self._score, float(score)
         over = bool(state.won or state.lost)
         cut = not over and (bool(done) or self._count >= self._steps)
         info = {"success": bool(state.won)} if over or cut else {}

@@ -27,6 +27,7 @@ from .toolbox import Functions, Schema, Toolbox, ToolFailed
 FORM = '<tool_call>{"name": ..., "arguments": {...}}</tool_call>'
 AT_ONCE = 16  # calls of a reply that are made
 LONGEST = 10_000  # characters of a result that are shown
+MIXED = "call {!r} and {!r} in replies of their own; nothing of this one was done"
 
 
 class WithTools(gymnasium.Env[str, str]):
@@ -86,9 +87,24 @@ class WithTools(gymnasium.Env[str, str]):
             why = f"a reply may make {AT_ONCE} calls; this one and those after it were not made"
             calls[AT_ONCE:] = [Call(calls[AT_ONCE].name, fault=why)]
         if not calls or any(call.name in self._own for call in calls):
+            if attached := [call.name for call in calls if call.name in self._box_of]:
+                # Nothing of such a reply is done: the dialogue would not know a part of it.
+                own = next(call.name for call in calls if call.name in self._own)
+                return self._answered(
+                    [
+                        Call(
+                            call.name, call.arguments, call.fault or MIXED.format(own, attached[0])
+                        )
+                        for call in calls
+                    ]
+                )
             observation, reward, terminated, truncated, info = self.dialogue.step(action)
             self._player = info.get("player")
             return observation, float(reward), terminated, truncated, info
+        return self._answered(calls)
+
+    def _answered(self, calls: Sequence[Call]) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Makes calls; the observation is a message with each one's result."""
         results, kept = [], []
         for call in calls:
             text, fault = self._called(call)
@@ -141,7 +157,11 @@ class Tools(WithTools):
             made = gymnasium.make(spec["id"], disable_env_checker=True, **spec.get("kwargs", {}))
         except gymnasium.error.Error as error:
             raise ValueError(f"the dialogue {spec['id']!r} cannot be made: {error}") from error
-        super().__init__(made, [_toolbox(tool) for tool in tools])
+        try:
+            super().__init__(made, [_toolbox(tool) for tool in tools])
+        except BaseException:
+            made.close()
+            raise
         own = made.has_wrapper_attr("players") and made.get_wrapper_attr("players")
         self.players = {name: _of_dialogue(player) for name, player in (own or {}).items()}
 

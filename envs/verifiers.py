@@ -21,7 +21,7 @@ from typing import Any
 import gymnasium
 
 from ..protocols import Text
-from ..tools import canonical_json, row_key, split_tasks, task_of
+from ..tools import Splits, canonical_json, split_tasks, task_of
 
 OWN_HARNESS = (
     "that runs in verifiers' own harness, and only tasks that a single reply solves are played here"
@@ -66,10 +66,10 @@ class Taskset(gymnasium.Env[str, str]):
         """
         super().reset(seed=seed)
         number = int(self.np_random.integers(2**31)) if seed is None else seed
-        row = task_of(self._rows, options, number, self._name)
+        key, row = task_of(self._rows, options, number, self._name)
         self.task, self._asked, self._system = row["task"], row["prompt"], row["system"]
         system = {"system": self._system} if self._system else {}
-        return self._asked, {"row": row["key"], **system}
+        return self._asked, {"row": key, **system}
 
     async def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:  # type: ignore[override]
         """Scores the reply.
@@ -97,9 +97,9 @@ class Taskset(gymnasium.Env[str, str]):
         return "", reward, True, False, {"success": reward >= 1.0, "metrics": dict(trace.metrics)}
 
 
-@lru_cache(maxsize=8)
-def _tasks(name: str, config: str, held_out: float) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
-    """Returns the tasks of both splits, by content.
+@lru_cache(maxsize=64)
+def _tasks(name: str, config: str, held_out: float) -> Splits:
+    """Returns the tasks of both splits; no prompt is in both.
 
     Raises:
         ValueError: there is no such task set, or it needs more than a reply.
@@ -125,15 +125,13 @@ def _tasks(name: str, config: str, held_out: float) -> Mapping[str, tuple[Mappin
     }
     if found := [what for what, needed in needs.items() if needed]:
         raise ValueError(f"taskset {name!r} needs {' and '.join(found)}: {OWN_HARNESS}")
-    rows: dict[str, Mapping[str, Any]] = {}
+    rows: list[tuple[Any, Any, Mapping[str, Any]]] = []
     for task in itertools.islice(made, None if made.bounded else LIMIT):
         if why := _beyond(task):
             raise ValueError(f"task {task.data.idx} of {name!r} needs {why}: {OWN_HARNESS}")
         system, prompt = _texts(task, name)
-        rows.setdefault(
-            row_key([prompt, system, task.data.id]),
-            {"task": task, "prompt": prompt, "system": system},
-        )
+        row = {"task": task, "prompt": prompt, "system": system}
+        rows.append((prompt.split(), [system, task.data.id], row))
     return split_tasks(rows, held_out)
 
 

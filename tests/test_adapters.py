@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import turnwise
+from turnwise.engine.environments.pool import Environments
 from turnwise.tools import derive_id
 
 turnwise.Plugins()
@@ -97,6 +98,19 @@ def test_what_hangs_a_games_interpreter_does_not(worlds: str) -> None:
     [episode] = adventure(worlds, script(*said), count=1, steps=8)
     assert (episode.ending, episode.success, episode.env_return) == ("truncated", False, 0.0)
     assert len(episode.turns) == 8
+
+
+def test_no_command_writes_or_reads_files(
+    worlds: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An episode that could go on where another one ended would be no start of its seed."""
+    monkeypatch.chdir(tmp_path)
+    said = ["save", "look then save", "SAVE", "restore", "script", "transcript", "recordings",
+        "look. restore", "\\save", "replay", "commands"]  # fmt: skip
+    [episode] = adventure(worlds, script(*said), count=1, steps=len(said))
+    heard = [turn.observation.content for turn in episode.turns[1:]]
+    assert heard == ["You cannot do that here."] * (len(said) - 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_adventures_pass_the_check(worlds: str) -> None:
@@ -254,7 +268,7 @@ def server() -> Iterator[Callable[..., str]]:
         thread.join(10)
 
 
-@pytest.mark.parametrize("stated", [4, 6])
+@pytest.mark.parametrize("stated", [4, 6, 16])
 def test_sixteen_episodes_on_a_server_of_four_sessions(
     server: Callable[..., str], stated: int
 ) -> None:
@@ -275,6 +289,22 @@ def test_a_policy_plays_on_a_server(server: Callable[..., str], policy: turnwise
     for most in (1, 10):
         episodes = turnwise.rollout(player, starts, max_turns=most, step_limit=20)
         assert [e.reason for e in episodes] == ["max_turns" if most == 1 else ""] * 6
+
+
+def test_a_policy_waits_for_sessions_that_others_have(
+    server: Callable[..., str], policy: turnwise.Policy
+) -> None:
+    """Also where more are stated than there are, and it replies to all at a time; an episode that
+    is cut keeps none."""
+    kwargs = {"url": server(2), "sessions": 8}
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 4))
+    starts = [(turnwise.Start("openenv", seed, {}, kwargs), 0) for seed in range(8)]
+    environments = Environments()
+    episodes = turnwise.rollout(player, starts, max_turns=2, environments=environments)
+    assert [e.reason for e in episodes] == ["max_turns"] * 8
+    both = [turnwise.rollout(script("x"), [start]) for start in starts[:2]]  # of another pool
+    assert [e.ending for [e] in both] == ["terminated"] * 2
+    environments.close()
 
 
 def test_what_a_server_lacks_is_named(server: Callable[..., str]) -> None:

@@ -175,6 +175,54 @@ def test_unknown_environments_and_wrong_spaces_say_what_to_do() -> None:
         )
 
 
+class Crowded(gymnasium.Env[str, str]):
+    """Stands for a server that plays two at a time."""
+
+    metadata: dict[str, Any] = {"concurrency": "thread"}
+    observation_space = action_space = turnwise.Text(100)
+    playing: set[int] = set()
+    others = 0  # how many others have, for the next tries
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        if Crowded.others:
+            Crowded.others -= 1
+        if Crowded.others or len(self.playing) >= 2:
+            raise turnwise.protocols.NoRoom("two are played")
+        self.playing.add(id(self))
+        self.left = 3
+        return f"hello {seed}", {}
+
+    def step(self, action: str) -> Any:
+        self.left -= 1
+        if not self.left:
+            self.close()
+        return "and?", 0.0, not self.left, False, {}
+
+    def close(self) -> None:
+        self.playing.discard(id(self))
+
+
+gymnasium.register("test/Crowded-v0", Crowded)
+
+
+@pytest.mark.parametrize("schedule", ["deterministic", "ready-first"])
+def test_where_there_is_no_room_episodes_wait(schedule: Any, policy: turnwise.Policy) -> None:
+    """Nothing fails, and a policy that replies to all at a time does not wait for them."""
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 3))
+    starts = [(start, 0) for start in turnwise.starts("test/Crowded-v0", 0, 7)]
+    episodes = turnwise.rollout(player, starts, schedule=schedule)
+    assert [(e.ending, len(e.turns)) for e in episodes] == [("terminated", 3)] * 7
+    assert Crowded.playing == set()
+
+
+def test_room_that_others_have_is_waited_for() -> None:
+    Crowded.others = 5
+    starts = [(start, 0) for start in turnwise.starts("test/Crowded-v0", 0, 3)]
+    with pytest.warns(RuntimeWarning, match="two are played; it is waited for"):
+        episodes = turnwise.rollout(turnwise.ScriptPlayer(lambda said: "x"), starts[:1])
+    assert [e.ending for e in episodes] == ["terminated"]
+
+
 class Splits(gymnasium.Env[str, str]):
     """Knows one option of `reset`, and breaks by itself where it was made so."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,14 @@ import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
 from reasoning_gym.factory import DATASETS
-from turnwise.envs.reasoning_gym import GENERATORS, UNSOLVED, ReasoningGym
+from turnwise.envs.reasoning_gym import (
+    FORMULAS,
+    GENERATORS,
+    LITERALS,
+    UNSOLVED,
+    ReasoningGym,
+    is_formula,
+)
 from turnwise.envs.textarena import GAMES, SEVERAL, TextArena
 from turnwise.envs.toy_text import CODECS
 
@@ -273,6 +281,52 @@ def test_a_generators_own_tolerance_counts() -> None:
     assert env.step(f"It is {float(env.answer):.2e}.")[1] == 1.0
     env.reset(seed=3)
     assert env.step(f"It is {float(env.answer) * 1.1:.2e}.")[1] == 0.0
+
+
+@pytest.mark.parametrize("generator", [*LITERALS, *FORMULAS])
+def test_no_reply_is_run(generator: str, tmp_path: Path) -> None:
+    """The package evaluates replies as Python."""
+    env = ReasoningGym(generator, tries=1)
+    env.reset(seed=1)
+    for reply in (
+        f"__import__('pathlib').Path('{tmp_path}/ran').touch() or 1", "9**9**9", "(9**9)**(9**9)",
+        "2**1000000", "[i for i in [1]]", "exp(exp(exp(exp(exp(exp(9))))))", "x.__class__",
+        "f'{1}'", "[" * 10_000, "-" * 10_000 + "1",
+    ):  # fmt: skip
+        assert env._score(reply) < 1.0, reply
+    assert not list(tmp_path.iterdir())
+    assert env._score(env.answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("formula", "sound"),
+    [
+        ("x**2 + 3*x", True), ("-cos(3*x)/3 + C", True), ("x**(3/2)", True), ("2**-3", True),
+        ("sin(x)**2", True), ("exp(x)/2", True), ("(3 + 5) * 2 - 1", True),
+        ("(9**9)**9", False), ("9**(9*9)", False), ("1e30", False), ("x if 1 else 2", False),
+        ("True", False), ("f(x)", False), ("sin(x, 1)", False), ("[1]", False), ("'x'", False),
+        ("x and 1", False), ("5 % 2", False), ("1 << 90", False), ("", False),
+    ],
+)  # fmt: skip
+def test_formulas_that_cannot_take_long(formula: str, sound: bool) -> None:
+    assert is_formula(formula) == sound
+
+
+@pytest.mark.parametrize(
+    ("generator", "reply"),
+    [
+        ("game_of_life_halting", "hello"), ("complex_arithmetic", "nan"), ("coin_flip", "0"),
+        ("prime_factorization", "I think 2 and 3"), ("boxnet", "5"), ("game_of_life", "{}"),
+        ("coin_flip", "1e400"), ("coin_flip", "1e99999999999999999999"),
+        ("chain_sum", "1e99999999999999999999"), ("fraction_simplification", "1e999999999"),
+    ],
+)  # fmt: skip
+def test_a_reply_that_a_generator_cannot_score_is_wrong(generator: str, reply: str) -> None:
+    """And no failure of the environment's, which would not be trained on."""
+    for seed in range(5):
+        env = ReasoningGym(generator, tries=1)
+        env.reset(seed=seed)
+        assert env.step(reply)[1] < 1.0
 
 
 def test_options_of_a_game_are_refused() -> None:

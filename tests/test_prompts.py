@@ -126,6 +126,38 @@ def test_splits_share_no_question(tmp_path: Path) -> None:
     assert held <= set(asked(longer, range(900), "held_out", held_out=0.25))
 
 
+def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
+    """Whatever else differs: answers, choices and their order, system prompts, spaces. Rows that
+    differ so are rows of their own."""
+    variants: list[dict[str, Any]] = []
+    for i in range(60):
+        for k in range(4):
+            more = [{"answer": str(k)}, {"system": "Be brief."}, {"choices": ["x", "y"]},
+                {"choices": ["y", "x"], "prompt": f" {i} + 1? "}][k]  # fmt: skip
+            variants.append({"prompt": f"{i} + 1?", "answer": "1", **more})
+    data = written(tmp_path, variants)
+    train, held = (
+        {text.split("?")[0].strip() for text in asked(data, range(300), split, held_out=0.3)}
+        for split in ("train", "held_out")
+    )
+    assert not train & held
+    assert len(train) + len(held) == 60
+    env = Prompts(data, held_out=0.0)
+    assert len({env.reset(seed=seed)[1]["row"] for seed in range(240)}) == 240
+
+
+def test_copies_of_a_row_are_one_whatever_their_order(tmp_path: Path) -> None:
+    """And a column may have any name."""
+    copies = [{"prompt": "a?", "answer": "1", "key": k, "solution": k} for k in ("x", "y", "z")]
+    found = []
+    for order in (copies, copies[::-1]):
+        env = Prompts(written(tmp_path, order), held_out=0.0)
+        env.reset(seed=0)
+        found.append(dict(env.row))
+    assert found[0] == found[1]
+    assert found[0]["key"] == found[0]["solution"]
+
+
 def test_a_file_that_is_written_again_is_read_again(tmp_path: Path) -> None:
     data = written(tmp_path, rows(1))
     env = Prompts(data, held_out=0.0)
@@ -183,6 +215,13 @@ def seven() -> list[dict[str, Any]]:
             ' "answer": 1}\n',
             "1: `prompt` must",
         ),
+        ('{"prompt": " ", "answer": 1}\n', "1: `prompt` must be text"),
+        ('{"prompt": "a", "answer": 1, "system": 5}\n', "1: `system` must be a text, got 5"),
+        ('{"prompt": "a", "answer": 1, "choices": "red"}\n', "1: `choices` must be a list"),
+        (
+            '{"prompt": "a", "answer": 1, "choices": {"text": ["x"], "label": ["A"]}}\n',
+            "1: `choices` must be a list",
+        ),
         ("[1]\n", "record 1 must have `prompt` and `answer`; it has int"),
     ],
 )
@@ -199,6 +238,8 @@ def test_a_file_that_is_wrong_is_named(content: str, why: str, tmp_path: Path) -
         ("choice", {"answer": "Paris"}, ":2: the answer 'Paris' is none of the letters A to J"),
         ("choice", {"answer": "C", "choices": ["x", "y"]}, "'C' is none of the letters A to B"),
         ("regex", {"answer": "(a"}, r":2: the answer '\(a' is no pattern"),
+        ("regex", {"answer": ""}, ":2: the answer '' is found in every reply"),
+        ("exact", {"answer": None}, ":2: the answer None is no text"),
     ],
 )
 def test_an_answer_that_no_reply_could_give_is_named(
@@ -212,8 +253,12 @@ def test_an_answer_that_no_reply_could_give_is_named(
 
 def test_mistakes(tmp_path: Path) -> None:
     data = written(tmp_path, rows(3))
-    with pytest.raises(ValueError, match="turns must be at least 1"):
+    with pytest.raises(ValueError, match="turns must be a whole number of at least 1"):
         Prompts(data, turns=0)
+    with pytest.raises(ValueError, match=r"turns must be a whole number .* got 1\.5"):
+        Prompts(data, turns=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="on_wrong and system must be texts, got 5"):
+        Prompts(data, on_wrong=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cannot be read"):
         Prompts(str(tmp_path / "none.jsonl"))
     with pytest.raises(ValueError, match="has no rows in the split 'test'; there are train"):

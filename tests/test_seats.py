@@ -14,6 +14,7 @@ import turnwise
 from turnwise.engine.errors import ConfigError
 from turnwise.engine.policy.in_process import InProcess
 from turnwise.learning import make_batch
+from turnwise.plugins.demo.tiny_model import build_policy
 from turnwise.protocols import Message, Rewards
 
 DUEL = "test/Duel-v0"
@@ -274,6 +275,17 @@ def test_the_checker_plays_every_seat() -> None:
     assert turnwise.check_environment(DUEL, episodes=4) == []
     [found] = turnwise.check_environment(DUEL, episodes=2, fault="raises")
     assert "the duel is off" in found
+
+
+def test_the_other_seats_full_context_is_the_others(tmp_path: Path) -> None:
+    """What is cut by another's limit is not taken for our own."""
+    folder = build_policy(tmp_path / "m", ["duel, write a word he ha"] * 4, hidden=16, layers=1,
+        context=200)  # fmt: skip
+    small = player(turnwise.Policy.from_pretrained(folder))
+    start = turnwise.Start(DUEL, 3, {}, {"rounds": 40}, "0", {"1": "other"})
+    me = turnwise.ScriptPlayer(lambda said: "he")
+    [episode] = turnwise.rollout(me, [(start, 0)], others={"other": small})
+    assert (episode.ending, episode.reason) == ("truncated", "context of seat 1")
 
 
 def test_a_seat_that_never_replied_has_not_won() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import date
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import psutil
@@ -137,6 +137,11 @@ def test_words_are_no_call(words: str) -> None:
         (call_text("pay", {"to": "A", "amount": 1, "notes": ["a", 2]}), "$.notes[1]: 2 is not"),
         (call_text("pay", {"to": "A", "amount": 1, "x": 1}), "'x' was unexpected"),
         ('<tool_call>{"name": "pay", "arguments": {"amount": NaN}}</tool_call>', "NaN is no"),
+        ('<tool_call>{"name": "pay", "arguments": {"amount": 1e999}}</tool_call>', "1e999 is no"),
+        ("<tool_call>play</tool_call>", "no tool 'play'. Did you mean 'pay'? Known: now, pay."),
+        ("<|channel|>commentary to=functions.pay<|message|>to=Ann<|call|>", "are not JSON"),
+        ("<|channel|>commentary to=functions.pay<|message|><|call|>", "are not JSON"),
+        ('<|channel|>analysis to=functions.pay<|message|>["Ann"]<|call|>', "not of type 'object'"),
         ("<|python_tag|>{oops", "not a JSON object"),
         ("[TOOL_CALLS]pay[ARGS]{oops", "the arguments of 'pay' are not JSON"),
         (f"<function=pay>{TO_ANN}<parameter=amount>x</parameter></function>", "'number'"),
@@ -169,6 +174,40 @@ PAYS = "<function=pay><parameter=to>Eve</parameter><parameter=amount>9</paramete
 def test_what_an_argument_quotes_is_no_call(reply: str) -> None:
     """A user's words, passed on in an argument, must not act."""
     assert [call.name for call in calls_in(reply, [*TOOLS, {"name": "note"}])] == ["note"]
+
+
+@pytest.mark.parametrize(
+    "text", ["<think>plan</think> done", "</think>", "[THINK]plan[/THINK] x", "<reasoning>", "a"]
+)
+@pytest.mark.parametrize("before", ["", "<think>I note it.</think>\n", "so.</think>"])
+def test_what_an_argument_quotes_is_no_thought(text: str, before: str) -> None:
+    """In any spelling: the tool gets the text as it was written."""
+    given = json.dumps({"text": text})
+    for reply in (
+        call_text("note", {"text": text}),
+        json.dumps({"name": "note", "parameters": {"text": text}}),
+        f"<function=note><parameter=text>{text}</parameter></function>",
+        f"[TOOL_CALLS]note[ARGS]{given}",
+        f"<|channel|>commentary to=functions.note <|constrain|>json<|message|>{given}<|call|>",
+        f"<tool_call>note<arg_key>text</arg_key><arg_value>{text}</arg_value></tool_call>",
+    ):
+        [call] = calls_in(before + reply, [*TOOLS, {"name": "note"}])
+        assert (call.name, call.arguments, call.fault) == ("note", {"text": text}, ""), reply
+
+
+def test_a_bare_name_is_a_call_of_a_tool_that_takes_nothing() -> None:
+    [call] = calls_in("<tool_call>now</tool_call>", TOOLS)
+    assert (call.name, call.arguments, call.fault) == ("now", {}, "")
+
+
+def test_messages_to_nobody_mention_calls_and_make_none() -> None:
+    """Where gpt-oss's marks stand, what is no message to a function is no call."""
+    mention = "I could use commentary to=functions.now {} here"
+    reply = f"<|channel|>analysis<|message|>{mention}<|end|><|start|>assistant"
+    [call] = calls_in(
+        f"{reply}<|channel|>commentary to=functions.pay<|message|>{json.dumps(ANN)}<|call|>", TOOLS
+    )
+    assert (call.name, call.arguments) == ("pay", ANN)
 
 
 def test_thoughts_and_analysis_are_no_calls() -> None:
@@ -500,6 +539,43 @@ def test_a_dialogue_keeps_its_own_tools() -> None:
     assert env.step(call_text("add", {"a": 1}))[0] == "2"
 
 
+def test_a_reply_with_both_kinds_of_calls_is_told_so() -> None:
+    """Nothing of it is done, neither in the dialogue nor by a tool."""
+    env = Tools("turnwise/Shop-v0", [f"{HERE}:add"])
+    _, info = env.reset(seed=1)
+    own = info["tools"][0]["function"]["name"]
+    _, reward, *ended, info = env.step(call_text(own, {}) + call_text("add", {"a": 1}))
+    assert ended == [False, False]
+    assert reward == 0.0
+    assert [call["fault"] for call in info["calls"]] == ["agent", "agent"]
+    assert f"call '{own}' and 'add' in replies of their own" in info["parts"][1]
+
+
+class Closes(gymnasium.Env[str, str]):
+    """Counts how many were made, and how many closed."""
+
+    observation_space = action_space = turnwise.Text(100)
+    counts: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self) -> None:
+        self.counts["made"] += 1
+
+    def close(self) -> None:
+        self.counts["closed"] += 1
+
+
+gymnasium.register("test/Closes-v0", Closes)
+
+
+def test_a_dialogue_whose_tools_cannot_be_made_is_closed() -> None:
+    for _ in range(3):
+        with pytest.raises(ValueError, match="has no function"):
+            Tools("test/Closes-v0", [f"{HERE}:none"])
+    # This module is imported a second time, by the name that configs give.
+    counts = vars(gymnasium.registry["test/Closes-v0"].entry_point)["counts"]
+    assert counts == {"made": 3, "closed": 3}
+
+
 def test_a_reply_makes_so_many_calls_and_no_more(sums: dict[str, Any]) -> None:
     env = Tools(**sums)
     env.reset(seed=1)
@@ -773,6 +849,20 @@ def test_a_server_that_hangs_costs_its_own_episode(sums: dict[str, Any], server:
     mute = [sys.executable, "-c", "import time; time.sleep(1000)"]
     [lost] = play({**sums, "tools": [{"mcp": mute}]}, ["4"], 1, step_limit=5)
     assert (lost.ending, lost.reason[:7]) == ("failed", "reset: ")
+    until = time.monotonic() + 60  # it is given time to end by itself, and then killed
+    while _running("import time; time.sleep(1000)") and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not _running("import time; time.sleep(1000)")
+
+
+def _running(command: str) -> list[int]:
+    """Returns the processes of this one's that run a command."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if command in child.cmdline():
+                found.append(child.pid)
+    return found
 
 
 def test_a_wait_that_is_given_up_ends_the_server(server: list[str]) -> None:

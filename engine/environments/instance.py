@@ -50,6 +50,7 @@ class Instance:
         kind: a key of both.
         traits: its metadata and players, once it was made.
         lost: it did not answer and was abandoned.
+        over: its last episode has ended by itself.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Instance:
         self.kind = derive_id(env_id, kwargs)
         self.traits: Traits | None = None
         self.lost = False
+        self.over = True
         self._home, self._done = home, done
         self._session = Session()
         self._remote: Remote | None = None

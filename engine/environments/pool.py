@@ -31,6 +31,7 @@ from .registry import check_id
 PROCESSES = max(8, 2 * (os.cpu_count() or 1))
 # Environments of one id that may be at work at a time, where they say that they can.
 SIDE_BY_SIDE = 64
+AGAIN = 10.0  # seconds after which more are tried again where there was no room
 PATIENCE = 1.0  # seconds in which an abandoned thread may stop before it is named
 
 
@@ -65,6 +66,8 @@ class Environments:
         self._count: Counter[str] = Counter()
         # By kind: an environment's id and what it is made with.
         self._making: Counter[str] = Counter()
+        # How many may be played where one was told to wait, and until when.
+        self._room: dict[str, tuple[int, float]] = {}
         self._metadata: dict[str, Mapping[str, Any]] = {}
         self._homes: dict[str, Home] = {}
         self._lanes: dict[tuple[str, ...], _Lane] = {}
@@ -93,7 +96,7 @@ class Environments:
         known = self._metadata.get(kind)
         if known is None and self._making[kind]:
             return None
-        if known is not None and self._count[env_id] >= known.get("instances", float("inf")):
+        if known is not None and self._count[env_id] >= self._most(kind, known):
             others = [own for own in self._idle.values() if own and own[0].env_id == env_id]
             if others:
                 self.ask(others[0].pop(), "close")
@@ -102,6 +105,12 @@ class Environments:
         self._count[env_id] += 1
         self._making[kind] += 1
         return Instance(env_id, kwargs, self._homes.setdefault(env_id, Home()), self._done)
+
+    def _most(self, kind: str, metadata: Mapping[str, Any]) -> float:
+        """Returns how many of a kind may live."""
+        room, until = self._room.get(kind, (0, 0.0))
+        limit = float(metadata.get("instances", float("inf")))
+        return min(room, limit) if time.monotonic() < until else limit
 
     def give(self, instance: Instance, *, sound: bool) -> None:
         """Returns an environment to the pool; one that failed is closed and never used again, one
@@ -122,10 +131,23 @@ class Environments:
                 self._abandon(job)
         if instance.lost:
             return
-        if sound:
+        # Where there may only be so many, none is kept in the middle of an episode.
+        if sound and (instance.over or "instances" not in instance.metadata):
             self._idle.setdefault(instance.kind, []).append(instance)
         else:
             self.ask(instance, "close")
+
+    def has_no_room(self, instance: Instance, reason: str) -> None:
+        """Returns an environment that cannot begin before another one has ended: from now on no
+        more of its kind are taken than there are besides it."""
+        others = self._count[instance.env_id] - 1
+        self._room[instance.kind] = max(1, others), time.monotonic() + AGAIN
+        if not others:
+            self._warn(
+                instance.env_id, "full", f"environment {instance.env_id!r}: {reason}; it is waited"
+                " for until it has",
+            )  # fmt: skip
+        self.give(instance, sound=False)
 
     def ask(self, instance: Instance, verb: str, *arguments: Any) -> None:
         """Starts one call of `Session`; `wait` returns its result."""
@@ -241,6 +263,8 @@ class Environments:
             self._metadata[instance.kind] = value.metadata
         if job.verb in MAKING:
             self._making[instance.kind] -= 1
+        if isinstance(value, Observation):
+            instance.over = value.terminated
         return False
 
     def _closed(self, instance: Instance, reason: str) -> None:

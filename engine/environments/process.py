@@ -32,6 +32,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from ..errors import EnvironmentBroke
 from ..records.episode import Message
+from ..util.wording import failure_of
 from .conventions import Observation, guarded, read, text_of
 from .registry import make_env
 from .space import Text
@@ -327,7 +328,7 @@ class Remote:
             self._pid = 0
             raise EnvironmentBroke(f"its process died with exit code {code}") from error
         if reason:
-            raise EnvironmentBroke(reason)
+            raise failure_of(reason, EnvironmentBroke)
         return value
 
     def kill(self) -> None:

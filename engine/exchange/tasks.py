@@ -6,9 +6,9 @@ import hashlib
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,41 +55,50 @@ def time_of(data: str) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
-def row_key(content: Any) -> str:
-    """Returns what a row is known by: a hash of its content, JSON data."""
+class Task(NamedTuple):
+    """A row that starts are made of, and what it is known by."""
+
+    key: str
+    row: Mapping[str, Any]
+
+
+Splits = Mapping[str, tuple[Task, ...]]
+
+
+def content_key(content: Any) -> str:
+    """Returns a hash of a row's content, JSON data."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def split_tasks(
-    tasks: Mapping[str, Mapping[str, Any]], held_out: float
-) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
+def split_tasks(tasks: Iterable[tuple[Any, Any, Mapping[str, Any]]], held_out: float) -> Splits:
     """Divides rows into those that train and those held out, "train" and "held_out"; which ones
     these are, and their order, do not change when the data is shuffled or grows.
 
     Args:
-        tasks: rows by `row_key`, which each gets as its `key`.
+        tasks: of each row what is asked in it, which decides its side: no question is on both; what
+            makes it a row of its own, or it is another one's copy; and the row.
         held_out: share of the rows that are held out.
     """
-    # The first digits decide what is held out, the last ones the order.
-    ordered = [{**tasks[key], "key": key} for key in sorted(tasks, key=lambda key: key[::-1])]
-    apart = {key: int(key, 16) / 16**16 < held_out for key in tasks}
+    apart: dict[str, bool] = {}
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for asked, whole, row in tasks:
+        key = content_key([asked, whole])
+        apart[key] = int(content_key(asked), 16) / 16**16 < held_out
+        copy = (content_key(row), row)  # of several copies the same one, whatever their order
+        found[key] = min(found.get(key, copy), copy, key=lambda each: each[0])
+    ordered = [Task(key, found[key][1]) for key in sorted(found)]
     return {
-        "train": tuple(row for row in ordered if not apart[row["key"]]),
-        "held_out": tuple(row for row in ordered if apart[row["key"]]),
+        "train": tuple(task for task in ordered if not apart[task.key]),
+        "held_out": tuple(task for task in ordered if apart[task.key]),
     }
 
 
-def task_of(
-    tasks: Mapping[str, tuple[Mapping[str, Any], ...]],
-    options: Mapping[str, Any] | None,
-    number: int,
-    data: str,
-) -> Mapping[str, Any]:
+def task_of(splits: Splits, options: Mapping[str, Any] | None, number: int, data: str) -> Task:
     """Returns the row of a number; as many numbers in a row as there are rows visit each once.
 
     Args:
-        tasks: the rows of each split.
+        splits: the rows of each split.
         options: of the reset: `split`, "train" (default) or "held_out".
         number: of the start, such as its seed.
         data: the name of the data set, for messages.
@@ -101,11 +110,11 @@ def task_of(
     name = given.pop("split", "train")
     if given:
         raise ValueError(f"{data} takes the option split, not {', '.join(given)}")
-    rows_ = tasks.get(name)
-    if not rows_:
-        has = ", ".join(f"{each} ({len(some)})" for each, some in tasks.items())
+    tasks = splits.get(name)
+    if not tasks:
+        has = ", ".join(f"{each} ({len(some)})" for each, some in splits.items())
         raise ValueError(f"{data} has no rows in the split {name!r}; there are {has}")
-    return rows_[number % len(rows_)]
+    return tasks[number % len(tasks)]
 
 
 def scored(function: Callable[..., Any], *arguments: Any) -> float:

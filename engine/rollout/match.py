@@ -32,11 +32,12 @@ class Match:
 
     Attributes:
         lives: by seat.
-        course: what happens, step by step; it asks for calls and replies.
+        course: what happens, step by step; it asks for calls and replies, and returns how it ended,
+            why, and the seat whose limit that was.
     """
 
     lives: Mapping[str, LiveEpisode]
-    course: Generator[Call, Any, tuple[Ending, str]]
+    course: Generator[Call, Any, tuple[Ending, str, str]]
 
     @property
     def first(self) -> LiveEpisode:
@@ -76,9 +77,9 @@ def _addressed(lives: Mapping[str, LiveEpisode], seat: str, env: str) -> LiveEpi
 
 def course(
     lives: Mapping[str, LiveEpisode], where: Where, max_turns: int, known: States
-) -> Generator[Call, Any, tuple[Ending, str]]:
+) -> Generator[Call, Any, tuple[Ending, str, str]]:
     """Plays the conversations of one environment from where they begin to their end. Returns how
-    they ended, and why.
+    they ended, why, and the seat whose limit that was.
 
     Raises:
         ConversationFailed: the environment, or a player of the environment's, failed.
@@ -108,7 +109,7 @@ def course(
         if reply.failed:
             raise ConversationFailed(reply.stop)
         if reply.text is None:
-            return "truncated", reply.stop
+            return "truncated", reply.stop, live.start.seat
         seen = yield from _step(live, reply)
         for seat, result in seen.seats.items():
             _receive(_addressed(lives, seat, env), result)
@@ -117,11 +118,11 @@ def course(
         receiver = live if ended else _addressed(lives, seen.player, env)
         receiver.observation = seen.message
         if seen.terminated:
-            return "terminated", ""
+            return "terminated", "", ""
         if seen.truncated:
-            return "truncated", reason_text(str(seen.info.get("reason", "environment")))
+            return "truncated", reason_text(str(seen.info.get("reason", "environment"))), ""
         if len(live.turns) >= max_turns:
-            return "truncated", "max_turns"
+            return "truncated", "max_turns", live.start.seat
         live = receiver
 
 

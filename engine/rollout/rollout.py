@@ -20,7 +20,7 @@ from ..environments.pool import Environments
 from ..errors import ConfigError, Paused, TooManyFailures
 from ..records.episode import Ending, Episode, Start
 from ..util.ids import derive_id
-from ..util.wording import PauseReason
+from ..util.wording import NoRoomReason, PauseReason
 from .arriving import ConversationFailed, States
 from .conversation import Branch, LiveEpisode, Where, episode_id
 from .match import Match, course, without_secrets
@@ -165,8 +165,29 @@ class _Rollout:
             place = self.called.pop(instance)
             if isinstance(reason, PauseReason):
                 raise Paused(reason)
+            if isinstance(reason, NoRoomReason) and place == "reset":
+                self._put_off(instance, reason)
+                continue
             self._advance(instance, value, f"{place}: {reason}" if reason else "")
         self._show(ended)
+
+    def _put_off(self, instance: Instance, reason: str) -> None:
+        """Puts a match back to those that wait, in their order."""
+        match = self.alive.pop(instance)
+        match.course.close()
+        for live in match.lives.values():
+            self._free(live)
+            if live.index is not None:
+                self.waiting[live.index] = (live.branch or live.start, live.slot)
+            if live.branch:
+                self.known.awaited[live.branch.origin] += 1
+        self.waiting = dict(sorted(self.waiting.items()))
+        self.environments.has_no_room(instance, reason)
+
+    def _free(self, live: LiveEpisode) -> None:
+        """Gives a conversation's row back."""
+        self.rows[live.player].append(live.row)
+        self.rows[live.player].sort(reverse=True)
 
     def _show(self, before: int) -> None:
         if self.progress and len(self.done) > before:
@@ -301,12 +322,16 @@ class _Rollout:
             self.called[instance] = place.get(str(verb), str(verb))
             self.environments.ask(instance, verb, *arguments)
 
-    def _finish(self, instance: Instance, ending: Ending, reason: str) -> None:
+    def _finish(self, instance: Instance, ending: Ending, reason: str, seat: str = "") -> None:
+        """Ends a match; `seat` is whose limit that was, where it was one's."""
         match = self.alive.pop(instance)
         for live in match.lives.values():
-            self.rows[live.player].append(live.row)
-            self.rows[live.player].sort(reverse=True)
-        episodes = [self._record(live, ending, reason) for live in match.recorded]
+            self._free(live)
+        others = f"{reason} of seat {seat}" if seat else reason
+        episodes = [
+            self._record(live, ending, reason if live.start.seat == seat else others)
+            for live in match.recorded
+        ]
         # A broken environment is not used again.
         self.environments.give(instance, sound=ending != "failed")
         for episode in episodes:

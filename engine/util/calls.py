@@ -12,7 +12,8 @@ list of them, or OpenAI's form with `function` or `tool_calls`.
 
 The first mark in a reply says how its calls are spelled, and each is read to its end: what an
 argument quotes is no call. Nor is what stands in thoughts: in `<think>`, or before a `</think>`
-that nothing opened.
+that nothing opened; but what an argument quotes is no thought either. Where gpt-oss's messages have
+their marks (`<|message|>`), calls are those that are addressed to a function.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .suggest import did_you_mean
 
 Schema = Mapping[str, Any]
 DEEPEST = 20  # how far arguments may be nested
+CLOSINGS = 8  # ends of thoughts after which a reply that is JSON is looked for
 LENGTH = 200  # characters of a reply that a fault quotes
 
 _ELEMENT = re.compile(r"""<(?:function=|function name=|invoke name=)["']?([\w.:-]+)["']?>""")
@@ -38,6 +40,13 @@ _CHANNEL = re.compile(
     r"(?:\bto=functions\.([\w.-]+)\s*<\|channel\|>\s*commentary"
     r"|\bcommentary\s+to=functions\.([\w.-]+))(?:\s|json\b|<\|[a-z]+\|>)*(?=\{)"
 )
+_ADDRESSED = re.compile(
+    r"\bto=functions\.([\w.-]+)"
+    r"(?:\s|json\b|code\b|commentary\b|analysis\b|<\|(?:channel|constrain)\|>)*<\|message\|>"
+)
+_MESSAGE_END = re.compile(r"<\|(?:call|end|return|start|channel)\|>")
+_THOUGHTS = re.compile(r"<(/?)(?:think|thinking|reasoning)>|\[(/?)THINK\]")
+_VALUE = re.compile(r"<parameter\b.*?</parameter>|<arg_value>.*?</arg_value>", re.DOTALL)
 _NAMED = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\]\w*)?\[ARGS\]")
 _LISTS = ("[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>")
 # What models that have a token for it begin or divide a call with.
@@ -126,9 +135,11 @@ def tool_schema(tool: Schema) -> tuple[str, dict[str, Any]]:
 
 def _spelled(reply: str) -> list[_Spelled]:
     """Returns the calls a reply tries to make."""
-    text = _without_thoughts(reply).strip()
-    if text[:1] in ("{", "[") and (values := _whole(text)) is not None:
-        return values if values and all(map(_is_call, values)) else []
+    for text in (reply.strip(), _without_thoughts(reply).strip()):
+        if text[:1] in ("{", "[") and (values := _whole(text)) is not None:
+            return values if values and all(map(_is_call, values)) else []
+    if "<|message|>" in text and (calls := list(_addressed(text))):
+        return calls
     mark = _MARK.search(text)
     if mark is None:
         if form := _OTHER.search(text):
@@ -146,9 +157,40 @@ def _spelled(reply: str) -> list[_Spelled]:
 def _without_thoughts(reply: str) -> str:
     """Returns a reply without its thoughts: some templates open them themselves, so that the reply
     has only their end."""
-    text = re.sub(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", "", reply, flags=re.DOTALL)
-    text = re.sub(r"\[THINK\].*?(\[/THINK\]|\Z)", "", text, flags=re.DOTALL)
-    return re.split(r"</(?:think|thinking|reasoning)>|\[/THINK\]", text)[-1]
+    kept, begin, opened = "", 0, False
+    arguments = iter(_arguments(reply) if _THOUGHTS.search(reply) else ())
+    quoted = next(arguments, None)
+    for mark in _THOUGHTS.finditer(reply):
+        while quoted and quoted[1] <= mark.start():
+            quoted = next(arguments, None)
+        if quoted and quoted[0] <= mark.start():
+            continue
+        if mark[1] or mark[2]:  # closes them
+            kept, begin, opened = kept if opened else "", mark.end(), False
+        elif not opened:
+            kept, opened = kept + reply[begin : mark.start()], True
+    return kept if opened else kept + reply[begin:]
+
+
+def _arguments(reply: str) -> list[tuple[int, int]]:
+    """Returns where the arguments of calls stand, whether they are thoughts or not, in order."""
+    found, until = list[tuple[int, int]](), 0
+    for mark in re.finditer(f"{_MARK.pattern}|{_ADDRESSED.pattern}|{_NAMED.pattern}", reply):
+        at = _after(reply, mark.end(), "")
+        if at < until or not reply.startswith(("{", "["), at):
+            continue
+        try:
+            until = parsed_from(reply, at)[1]
+        except ValueError:
+            continue
+        found.append((at, until))
+    # A reply may be nothing but JSON after its thoughts.
+    ends = [mark.end() for mark in _THOUGHTS.finditer(reply) if mark[1] or mark[2]]
+    for at in (_after(reply, end, "") for end in ends[:CLOSINGS]):
+        if reply.startswith(("{", "["), at) and _whole(reply[at:].rstrip()) is not None:
+            found.append((at, len(reply)))
+            break
+    return sorted([*found, *(value.span() for value in _VALUE.finditer(reply))])
 
 
 def _whole(text: str) -> list[Any] | None:
@@ -220,6 +262,20 @@ def _channels(text: str) -> Iterator[_Spelled]:
         yield {"name": match[1] or match[2], "arguments": arguments}
 
 
+def _addressed(text: str) -> Iterator[_Spelled]:
+    """Yields the messages that are addressed to a function."""
+    at = 0
+    while header := _ADDRESSED.search(text, at):
+        at = _after(text, header.end(), "")
+        try:
+            arguments, at = parsed_from(text, at)
+        except ValueError:
+            end = _MESSAGE_END.search(text, at)
+            until = end.start() if end else len(text)
+            arguments, at = text[at:until], until
+        yield {"name": header[1], "arguments": arguments}
+
+
 def _values(text: str, at: int, end: int) -> tuple[list[_Spelled], int]:
     """Returns the calls of the JSON values that follow each other, and where they end; what cannot
     be read is a text up to `end`."""
@@ -277,7 +333,7 @@ def _inside(text: str) -> list[_Spelled]:
     """
     pairs = re.findall(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", text, re.DOTALL)
     bare = re.fullmatch(r"\s*([\w.-]+)\s*(?:<arg_key>.*</arg_value>\s*)?", text, re.DOTALL)
-    if bare and (pairs or "_" in bare[1]):
+    if bare:
         texts = _Texts((key.strip(), value) for key, value in pairs)
         return [{"name": bare[1], "arguments": texts}]
     if re.match(r"\s*(<|[\w.]+\s*[(:\[]|\[\s*[\w.]+\()", text):

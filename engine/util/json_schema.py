@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,7 +75,12 @@ def parsed_from(text: str, at: int) -> tuple[Any, int]:
 
 
 def _refused(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name[:20]} is no JSON number that can be kept")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refused)
+def _finite(text: str) -> float:
+    """Returns a number; one beyond what a float holds would be Infinity."""
+    return float(text) if math.isfinite(float(text)) else _refused(text)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refused, parse_float=_finite)

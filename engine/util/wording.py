@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import PartFailed, Paused
+from ..errors import NoRoom, PartFailed, Paused
 from .secrets import redact
 
 LONGEST = 2000  # characters of a reason
@@ -79,14 +79,27 @@ class PauseReason(str):
     """The reason of a part that asks for the run to be paused, and did not fail."""
 
 
+class NoRoomReason(str):
+    """The reason of a dialogue that cannot begin yet, and did not fail."""
+
+
+def failure_of(reason: str, otherwise: type[Exception]) -> Exception:
+    """Returns the error whose reason `tried` gave, in another process perhaps."""
+    kinds: dict[type, type[Exception]] = {PauseReason: Paused, NoRoomReason: NoRoom}
+    return kinds.get(type(reason), otherwise)(reason)
+
+
 def tried(work: Callable[[], Any]) -> tuple[Any, str]:
     """Returns (result, "") or (None, reason), whatever `work` raises; only KeyboardInterrupt, the
-    user's Ctrl-C, goes on. That of `Paused` is a `PauseReason`."""
+    user's Ctrl-C, goes on. That of `Paused` is a `PauseReason`, that of `NoRoom` a
+    `NoRoomReason`."""
     try:
         return work(), ""
     except KeyboardInterrupt:
         raise
     except Paused as paused:
         return None, PauseReason(reason_text(str(paused)))
+    except NoRoom as full:
+        return None, NoRoomReason(reason_text(str(full)))
     except BaseException as error:
         return None, worded(error)

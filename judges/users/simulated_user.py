@@ -36,6 +36,7 @@ import gymnasium
 from ...protocols import Context, DatabaseError, Message, Text, UserFailed
 from ...running import checked_options
 from ...tools import (
+    Splits,
     background,
     canonical_json,
     derive_id,
@@ -43,7 +44,6 @@ from ...tools import (
     named,
     read_tasks,
     redacted,
-    row_key,
     scored,
     split_tasks,
     task_of,
@@ -261,13 +261,11 @@ def _users(options: str) -> Users:
         return _BY_OPTIONS[options]
 
 
-@lru_cache(maxsize=8)
-def _scenarios(
-    data: str, stamp: int, held_out: float
-) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
+@lru_cache(maxsize=64)
+def _scenarios(data: str, stamp: int, held_out: float) -> Splits:
     """Returns the rows of both splits; `stamp` is the file's time, so that one that was written
     again is read again."""
-    found: dict[str, Mapping[str, Any]] = {}
+    found: list[tuple[Any, Any, Mapping[str, Any]]] = []
     for where, row in read_tasks(data):
         profile = row.get("profile") if isinstance(row, Mapping) else None
         if not isinstance(profile, str) or not profile.strip():
@@ -277,7 +275,7 @@ def _scenarios(
             text = row.get(name)
             if text is not None and not (isinstance(text, str) and text.strip()):
                 raise ValueError(f"{where}: `{name}` must be a text, got {text!r}")
-        found.setdefault(row_key(row), row)
+        found.append((profile.split(), row, row))
     return split_tasks(found, held_out)
 
 
@@ -325,6 +323,8 @@ class SimulatedUser(gymnasium.Env[str, str]):
             raise ValueError(
                 f"outcome must be user, none or python:MODULE:FUNCTION, got {outcome!r}"
             )
+        if not isinstance(system, str):
+            raise ValueError(f"system must be a text, got {system!r}")
         if not isinstance(user, (str, Mapping)):
             raise ValueError(f"user must be a model, or a mapping with `model`; got {user!r}")
         options = {"model": user} if isinstance(user, str) else dict(user)
@@ -343,7 +343,7 @@ class SimulatedUser(gymnasium.Env[str, str]):
         self.metadata = {**type(self).metadata, "step_limit": longest + ROOM}
         self._rows()
 
-    def _rows(self) -> Mapping[str, tuple[Mapping[str, Any], ...]]:
+    def _rows(self) -> Splits:
         return _scenarios(self._data, time_of(self._data), self._held_out)
 
     def reset(
@@ -357,9 +357,9 @@ class SimulatedUser(gymnasium.Env[str, str]):
         """
         super().reset(seed=seed)
         self._seed = int(self.np_random.integers(2**31)) if seed is None else seed
-        self.row = task_of(self._rows(), options, self._seed, self._data)
+        key, self.row = task_of(self._rows(), options, self._seed, self._data)
         self._left, self.messages = self.turns, []
-        info: dict[str, Any] = {"scenario": self.row["key"]}
+        info: dict[str, Any] = {"scenario": key}
         if system := self.row.get("system") or self._system:
             info["system"] = system
         opening = self.row.get("opening")

@@ -88,6 +88,9 @@ class Learnable(Section, Curriculum):
         self._share_new = len(played) / len(groups) if groups else 0.0
         for group in groups:
             before = self._known.get(group.start, (0.0, 0))[0]
+            if not group.outcomes:  # all of it failed: what it teaches is to be seen, and soon
+                self._known.setdefault(group.start, (0.0, 0))
+                continue
             if len(group.outcomes) < 2:
                 found = before
             elif group.start in self._known:
