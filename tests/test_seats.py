@@ -242,6 +242,11 @@ def test_it_learns_to_beat_a_frozen_copy(model_folder: Callable[..., Path], tmp_
     ("stage", "message"),
     [
         ({"rl": {"env": {"id": DUEL, "seats": {"0": "random"}}}}, "must be the policy's"),
+        ({"rl": {"env": DUEL}}, "plays several seats: say who replies in them"),
+        ({"evaluate": {"env": {"id": DUEL, "seats": {"a": "policy", "b": "random"}}}},
+            "asks seat '[01]'; `seats` has 'a', 'b'"),
+        ({"rl": {"env": {"id": "turnwise/Maze-v0", "seats": {"0": "policy", "1": "self"}}}},
+            "has one seat, and `seats` is not for it"),
         ({"rl": {"env": {"id": DUEL, "seats": {"0": "policy", "1": "rnd"}}}},
             "no player 'rnd'"),
         ({"rl": {"env": {"id": DUEL, "seats": {0: "policy", 1: {"policy": "no/such/one"}}}}},

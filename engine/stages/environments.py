@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from ..environments.conventions import Observation
 from ..environments.instance import Instance
 from ..environments.pool import Environments, call
 from ..environments.registry import starts
@@ -170,7 +172,7 @@ def check_envs(
     options: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes each environment once, so that a wrong id, option or player shows before the run.
-    Where there are options for `reset`, the first start is reset with them.
+    Each is reset once, so that wrong options and seats show, too.
 
     Args:
         envs: those of a stage.
@@ -191,13 +193,12 @@ def check_envs(
                     " environments of several seats"
                 )
             try:
-                [start] = env.starts(0, 1)
                 made = environments.take(env.id, env.kwargs)
                 assert made is not None
                 own = call(environments, made, "make").players
-                for asked in (env.options, options or {}):
-                    if asked:
-                        _check_reset(environments, made, start.seed, asked)
+                with contextlib.chdir(Path.cwd()):  # wherever it goes, the run stays here
+                    for asked in (env.options, *([options] if options else [])):
+                        _check_reset(environments, made, env, asked)
             except (LookupError, TypeError, ValueError) as error:
                 note = (
                     plugins.failures()
@@ -225,21 +226,37 @@ def check_envs(
 
 
 def _check_reset(
-    environments: Environments, made: Instance, seed: int, options: Mapping[str, Any]
+    environments: Environments, made: Instance, env: EnvConfig, options: Mapping[str, Any]
 ) -> None:
-    """Resets with options. An environment that cannot be reset without them either breaks by
-    itself, which costs its own episodes and not the run.
+    """Resets once, and looks whom the environment addresses. One that cannot be reset without
+    options either breaks by itself, which costs its own episodes and not the run.
 
     Raises:
         EnvironmentBroke: the options are at fault.
+        ConfigError: `seats` names others than it has.
     """
+    [start] = env.starts(0, 1)
     try:
-        call(environments, made, "reset", seed, options)
+        seen: Observation = call(environments, made, "reset", start.seed, options)
     except EnvironmentBroke:
-        if made.lost:
+        if made.lost or not options:
             return
         try:
-            call(environments, made, "reset", seed, {})
+            call(environments, made, "reset", start.seed, {})
         except EnvironmentBroke:
             return
         raise
+    if seen.player and not env.seats:
+        raise ConfigError(
+            f"environment {env.id!r} plays several seats: say who replies in them, `seats:"
+            f" {{{seen.player!r}: policy, ...}}`"
+        )
+    if seen.player not in (env.seats or {"": ""}):
+        asks = (
+            f"asks seat {seen.player!r}"
+            if seen.player
+            else "has one seat, and `seats` is not for it"
+        )
+        raise ConfigError(
+            f"environment {env.id!r} {asks}; `seats` has {', '.join(map(repr, env.seats))}"
+        )
