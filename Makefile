@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo demo-road demo-real test test-all check bench install clean
+.PHONY: demo demo-road demo-real test test-all test-adapters check bench install clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,17 @@ test: install
 
 test-all: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Packages that bring much of their own, or an older openai than the judges': on top of the others,
+# in a place of their own.
+ADAPTERS = $(VENV)-adapters/bin/python
+SITE = -c "import site; print(site.getsitepackages()[0])"
+test-adapters: install
+	test -x $(ADAPTERS) || $(PYTHON) -m venv $(VENV)-adapters
+	$(BIN)/python $(SITE) > $$($(ADAPTERS) $(SITE))/installed.pth
+	$(ADAPTERS) -m pip install --quiet --disable-pip-version-check "textworld>=1.7,<1.8" "openenv-core>=0.3,<0.4" "verifiers>=0.4,<0.5"
+	cp $$($(BIN)/python $(SITE))/__editable__* $$($(ADAPTERS) $(SITE))
+	OMP_NUM_THREADS=1 $(ADAPTERS) -m pytest tests/test_adapters.py
 
 check: install
 	$(BIN)/ruff format --check .
