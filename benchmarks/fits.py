@@ -1,0 +1,85 @@
+"""What `turnwise fits` predicts beside what is measured: three models, four settings each.
+
+    turnwise model get smollm2-135m
+    python benchmarks/fits.py --out runs/bench-fits        # about half an hour on one core
+
+Each setting is a process of its own (`benchmarks/memory.py`): 32 conversations of some 350 tokens
+are played, and one update is made on them. Resident memory, the peak of each. The bar: every
+prediction lies within 20 % of what was measured. Writes `results.json` and `results.md` into --out;
+what an earlier call measured is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from speed_work import Work, make
+
+MODELS = {
+    "3 M": Work("3 M", 192, 6, 6, 6, 512, 4096),
+    "34 M": Work("34 M", 512, 10, 8, 4, 1408, 16_384),
+}
+REAL = "smollm2-135m"
+SETTINGS = {
+    "all weights, activation_memory 0.2": ["--activation-memory", "0.2"],
+    "all weights, activation_memory 0.5": ["--activation-memory", "0.5"],
+    "LoRA, activation_memory 0.2": ["--lora", "--activation-memory", "0.2"],
+    "LoRA, activation_memory 0.5": ["--lora", "--activation-memory", "0.5"],
+}
+BAR = 0.2
+
+
+def ask(*options: str) -> dict[str, float]:
+    """Runs memory.py. Returns MB of play and of the update, and the tokens of a conversation."""
+    script = [sys.executable, str(Path(__file__).parent / "memory.py")]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, check=True)
+    found = {k: float(v) for k, v in re.findall(r"(play|update):? (\d+) MB", done.stdout)}
+    tokens = re.search(r"(\d+) tokens each", done.stdout)
+    return found | ({"tokens": float(tokens[1])} if tokens else {})
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-fits"))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    file = given.out / "results.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    for name in (*MODELS, REAL):
+        model = REAL if name == REAL else str(make(MODELS[name], given.out))
+        for setting, options in SETTINGS.items():
+            if any((row["model"], row["setting"]) == (name, setting) for row in rows):
+                continue
+            found = ask(model, *options)
+            wanted = ask(model, "--predict", "--tokens", str(int(found["tokens"])), *options)
+            rows.append({"model": name, "setting": setting, "found": found, "predicted": wanted})
+            file.write_text(json.dumps(rows, indent=2) + "\n")
+            print(rows[-1], flush=True)
+    lines = ["| model | setting | play: predicted, measured | update: predicted, measured |"]
+    lines.append("| --- | --- | --- | --- |")
+    worst = 0.0
+    for row in rows:
+        cells = []
+        for what in ("play", "update"):
+            said, was = row["predicted"][what], row["found"][what]
+            worst = max(worst, abs(said / was - 1))
+            cells.append(f"{said:.0f}, {was:.0f} MB ({said / was - 1:+.0%})")
+        lines.append(f"| {row['model']} | {row['setting']} | {' | '.join(cells)} |")
+    held = worst <= BAR
+    lines += ["", f"- {'yes' if held else 'NO'}: within {BAR:.0%}; the worst is off by {worst:.0%}"]
+    (given.out / "results.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    sys.exit(0 if held else 1)
+
+
+if __name__ == "__main__":
+    main()
