@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Annotated
 
@@ -44,23 +43,12 @@ def fits(
     from rich.table import Table
 
     from ..pipeline.progress import quiet
-    from ..policy.fitting import Setting, Shape
+    from ..policy.fitting import Setting, Shape, ways
 
     quiet()
     room = size_of(memory) if memory else float(psutil.virtual_memory().total)
     shape = Shape(model, gguf)
-    plain = Setting(conversations, tokens, reference=kl)
-    bounded = dataclasses.replace(plain, activation_memory=0.5)
-    settings = {
-        "all weights": plain,
-        "all weights, activation_memory: 0.5": bounded,
-        "lora: {r: 16}": dataclasses.replace(plain, lora=16),
-        "lora: {r: 16}, activation_memory: 0.5": dataclasses.replace(bounded, lora=16),
-        "the same, dtype: bfloat16": dataclasses.replace(bounded, lora=16, dtype="bfloat16"),
-        "the same, quantize: nf4": dataclasses.replace(
-            bounded, lora=16, dtype="bfloat16", quantize="nf4"
-        ),
-    }
+    settings = ways(Setting(conversations, tokens, reference=kl))
     table = Table("setting", "play", "update", "fits", box=None, pad_edge=False)
     fitting = []
     for name, setting in settings.items():

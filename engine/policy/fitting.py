@@ -8,7 +8,7 @@ themselves take is measured in this process.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,20 @@ class Peaks:
 
     play: float
     update: float
+
+
+def ways(plain: Setting) -> dict[str, Setting]:
+    """Returns ways to train what a setting trains, by what they turn on, from the one that takes
+    the most memory to the one that takes the least."""
+    bounded = replace(plain, activation_memory=0.5)
+    return {
+        "all weights": plain,
+        "all weights, activation_memory: 0.5": bounded,
+        "lora: {r: 16}": replace(plain, lora=16),
+        "lora: {r: 16}, activation_memory: 0.5": replace(bounded, lora=16),
+        "the same, dtype: bfloat16": replace(bounded, lora=16, dtype="bfloat16"),
+        "the same, quantize: nf4": replace(bounded, lora=16, dtype="bfloat16", quantize="nf4"),
+    }
 
 
 class Shape:
