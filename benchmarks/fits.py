@@ -6,7 +6,7 @@
     python benchmarks/fits.py --budgets                    # what fits in 8, 16 and 24 GB, predicted
 
 Each setting is a process of its own (`benchmarks/memory.py`): 32 conversations of some 350 tokens
-are played, and one update is made on them. Resident memory, the peak of each. The bar: every
+are played, and two updates are made on them. Resident memory, the peak of each. The bar: every
 prediction lies within 20 % of what was measured. Writes `results.json` and `results.md` into --out;
 what an earlier call measured is not measured again.
 """
@@ -85,7 +85,8 @@ def ask(*options: str) -> dict[str, float]:
     """Runs memory.py. Returns MB of play and of the update, and the tokens of a conversation."""
     script = [sys.executable, str(Path(__file__).parent / "memory.py")]
     done = subprocess.run([*script, *options], capture_output=True, text=True, check=True)
-    found = {k: float(v) for k, v in re.findall(r"(play|update):? (\d+) MB", done.stdout)}
+    lines = re.findall(r"(?<!first )(play|update):? (\d+) MB", done.stdout)
+    found = {what: float(size) for what, size in lines}
     tokens = re.search(r"(\d+) tokens each", done.stdout)
     return found | ({"tokens": float(tokens[1])} if tokens else {})
 

@@ -1,11 +1,11 @@
-"""The memory that play and one update take: 32 conversations of some 300 tokens, on a real model.
+"""The memory that play and an update take: 32 conversations of some 300 tokens, on a real model.
 
     turnwise model get smollm2-135m
     python benchmarks/memory.py smollm2-135m --lora --activation-memory 0.3
     python benchmarks/memory.py smollm2-135m --activation-memory 0.3
 
-Prints resident memory in MB: after loading, the peak of play, and the peak of the update (GRPO,
-AdamW), each in the one process that does both. Linux only: it asks the kernel.
+Prints resident memory in MB: after loading, the peak of play, and the peaks of the first update and
+of the second (GRPO, AdamW), in the one process that does all of it. Linux only: it asks the kernel.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def main() -> None:
         optimizer.prepare(policy, batch)
         return dict(optimizer.update(policy, batch))
 
+    _, first, _ = peak_of(update)  # AdamW has no moments yet, until its step
     metrics, peak, took = peak_of(update)
+    print(f"first update: {first:.0f} MB")
     print(f"update: {peak:.0f} MB, {took:.0f} s, gradient's norm {metrics['grad_norm']:.3g}")
 
 
