@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 import types
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ import turnwise
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
+from turnwise.engine.environments.pool import Environments
 from turnwise.engine.environments.registry import make_env
 from turnwise.engine.errors import EnvironmentBroke
 from turnwise.engine.stages.environments import EnvConfig, check_envs
@@ -202,7 +204,14 @@ class Crowded(gymnasium.Env[str, str]):
         self.playing.discard(id(self))
 
 
+class Limited(Crowded):
+    """Says how many may be played."""
+
+    metadata: dict[str, Any] = {"concurrency": "thread", "instances": 2}
+
+
 gymnasium.register("test/Crowded-v0", Crowded)
+gymnasium.register("test/Limited-v0", Limited)
 
 
 @pytest.mark.parametrize("schedule", ["deterministic", "ready-first"])
@@ -213,6 +222,20 @@ def test_where_there_is_no_room_episodes_wait(schedule: Any, policy: turnwise.Po
     episodes = turnwise.rollout(player, starts, schedule=schedule)
     assert [(e.ending, len(e.turns)) for e in episodes] == [("terminated", 3)] * 7
     assert Crowded.playing == set()
+
+
+def test_an_episode_that_is_cut_leaves_its_room(policy: turnwise.Policy) -> None:
+    """Also where nothing is asked of the pool afterwards, as during an update."""
+    environments = Environments()
+    starts = [(start, 0) for start in turnwise.starts("test/Limited-v0", 0, 2)]
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 3))
+    cut = turnwise.rollout(player, starts, max_turns=1, environments=environments)
+    assert [e.reason for e in cut] == ["max_turns"] * 2
+    until = time.monotonic() + 30
+    while Crowded.playing and time.monotonic() < until:
+        time.sleep(0.05)
+    assert Crowded.playing == set()
+    environments.close()
 
 
 def test_room_that_others_have_is_waited_for() -> None:

@@ -136,6 +136,7 @@ class Environments:
             self._idle.setdefault(instance.kind, []).append(instance)
         else:
             self.ask(instance, "close")
+            self._dispatch()  # now: it may be long until something is waited for again
 
     def has_no_room(self, instance: Instance, reason: str) -> None:
         """Returns an environment that cannot begin before another one has ended: from now on no
