@@ -61,10 +61,11 @@ def budgets() -> None:
             tempfile.TemporaryDirectory() as folder,
             ProcessPoolExecutor(1, get_context("spawn")) as apart,
         ):
+            named: dict[str, Any] = dict(zip(LLAMA, sizes, strict=True))
+            tied = name not in UNTIED
             LlamaConfig(
-                **dict(zip(LLAMA, sizes, strict=True)), tie_word_embeddings=name not in UNTIED,
-                max_position_embeddings=8192,
-            ).save_pretrained(folder)  # fmt: skip
+                **named, tie_word_embeddings=tied, max_position_embeddings=8192
+            ).save_pretrained(folder)
             # In a process of its own: what it takes itself is part of the prediction.
             found = apart.submit(peaks_of, folder).result()
         cells = [

@@ -103,5 +103,5 @@ def _register_textarena() -> None:
             f"textarena/{game}-v0",
             "turnwise.envs.textarena:TextArena",
             max_episode_steps=100 if seats == 1 else 200,
-            kwargs={"game": f"{game}-v0", "seats": seats},
+            kwargs={"game": f"{game}-v0"},
         )

@@ -19,6 +19,7 @@ question of the other.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import json
 import random
@@ -30,6 +31,7 @@ from typing import Any
 import gymnasium
 
 from ..protocols import Message, Text
+from ..tools import did_you_mean
 from .answers import last_number, marked, number
 
 GENERATORS = (
@@ -106,6 +108,7 @@ class ReasoningGym(gymnasium.Env[str, str]):
         """
         super().reset(seed=seed)
         import reasoning_gym
+        from reasoning_gym.factory import DATASETS
 
         settings = dict(options or {})
         split = settings.pop("split", "train")
@@ -118,7 +121,13 @@ class ReasoningGym(gymnasium.Env[str, str]):
                     self.generator, size=1, seed=drawn, **settings
                 )
             except TypeError as error:
-                raise ValueError(f"{self.generator} takes no such option: {error}") from error
+                known = [f.name for f in dataclasses.fields(DATASETS[self.generator][1])]
+                odd = next((name for name in settings if name not in known), None)
+                if odd is None:
+                    raise
+                raise ValueError(
+                    f"{self.generator} has no option {odd!r}.{did_you_mean(odd, known)}"
+                ) from error
             self._task = self._data[0]
             if _held_out(self._task["question"]) == (split == "held_out"):
                 break

@@ -73,7 +73,7 @@ class TextArena(gymnasium.Env[str, str]):
 
     Args:
         game: its id in TextArena, such as "GuessTheNumber-v0".
-        seats: how many play it.
+        num_players: how many play it; default: as few as can.
         wins_only: pay 1 for a success and 0 for all else. A game that pays for coming near can be
             gamed by stopping where one is near: in GuessTheNumber "[10]" and then nothing valid
             earns three quarters.
@@ -82,7 +82,14 @@ class TextArena(gymnasium.Env[str, str]):
     metadata: dict[str, Any] = {"render_modes": []}
     observation_space = action_space = Text(100_000)
 
-    def __init__(self, game: str, seats: int = 1, wins_only: bool = False) -> None:
+    def __init__(self, game: str, num_players: int | None = None, wins_only: bool = False) -> None:
+        fewest = SEVERAL.get(game.removesuffix("-v0"), 1)
+        seats = fewest if num_players is None else num_players
+        if not isinstance(seats, int) or seats < fewest:
+            raise ValueError(
+                f"num_players must be a whole number of at least {fewest}, got {num_players!r}; who"
+                " replies in each seat stands under `seats`, outside of `kwargs`"
+            )
         self._random = random.Random()
         self.name, self.seats, self.wins_only = game, seats, wins_only
         known = {"expert": _EXPERTS[game]} if game in _EXPERTS else {}

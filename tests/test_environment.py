@@ -169,6 +169,11 @@ def test_unknown_environments_and_wrong_spaces_say_what_to_do() -> None:
         check_envs([EnvConfig(id="turnwise/Maze-v0", kwargs={"depth": 3})])
     with pytest.raises(turnwise.ConfigError, match="'lay_out'. Did you mean 'layout'"):
         check_envs([EnvConfig(id="turnwise/Maze-v0", kwargs={"lay_out": 3})])
+    with pytest.raises(turnwise.ConfigError, match="it needs 'tools'. It is made with: env, tools"):
+        check_envs([EnvConfig(id="turnwise/Tools-v0", kwargs={"env": "turnwise/Maze-v0"})])
+    with pytest.raises(turnwise.ConfigError, match="stands under `seats`, outside of `kwargs`"):
+        seats = {"num_players": {"0": "policy"}}
+        check_envs([EnvConfig(id="textarena/TicTacToe-v0", kwargs=seats)])
     with pytest.raises(
         LookupError, match="has no player 'exprt'; it has: expert, random, demonstrator"
     ):

@@ -256,7 +256,7 @@ def test_no_split_has_a_question_of_the_other() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"max_trems": 2}, "chain_sum takes no such option"),
+        ({"max_trems": 2}, "chain_sum has no option 'max_trems'. Did you mean 'max_terms'"),
         ({"split": "test"}, "split must be train or held_out, not 'test'"),
     ],
 )

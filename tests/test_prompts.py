@@ -15,6 +15,7 @@ import pytest
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from turnwise.engine.analysis.scores import score
 from turnwise.envs.answers import check_of, last_number, number
 from turnwise.envs.prompts import Prompts
 
@@ -144,6 +145,23 @@ def test_no_question_is_on_both_sides(tmp_path: Path) -> None:
     assert len(train) + len(held) == 60
     env = Prompts(data, held_out=0.0)
     assert len({env.reset(seed=seed)[1]["row"] for seed in range(240)}) == 240
+
+
+def test_intervals_are_over_rows(tmp_path: Path) -> None:
+    """A row that comes again with other seeds is no further evidence."""
+    data = written(tmp_path, rows(4))
+    kwargs = {"data": data, "held_out": 0.0}
+    starts = [(s, 0) for s in turnwise.starts(PROMPTS, 0, 80, kwargs=kwargs)]
+    right = {r["prompt"]: r["answer"] for r in rows(2)}
+    episodes = turnwise.rollout(
+        turnwise.ScriptPlayer(lambda said: right.get(said[-1].content, "no")), starts
+    )
+    found = score(episodes)
+    assert (found.success, found.tasks, found.episodes) == (0.5, 4, 80)
+    assert (found.low, found.high) == (0.0, 1.0), "of four rows two are right"
+    none = score([e for e in episodes if not e.succeeded])
+    reach = 1.959964**2 / (2 + 1.959964**2)
+    assert (none.low, none.high) == (0.0, pytest.approx(reach)), "none of two is not certainly none"
 
 
 def test_copies_of_a_row_are_one_whatever_their_order(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_rows_are_starts(server: ModelServer, tmp_path: Path) -> None:
     apart = {**kwargs(server, tmp_path), "held_out": 0.5}
     env = gymnasium.make(USERS, disable_env_checker=True, **apart)
     split = [
-        {env.reset(seed=s, options={"split": name})[1]["scenario"] for s in range(20)}
+        {env.reset(seed=s, options={"split": name})[1]["row"] for s in range(20)}
         for name in ("train", "held_out")
     ]
     assert not split[0] & split[1]
@@ -319,6 +319,11 @@ def test_a_budget_pauses_the_run_and_more_of_it_goes_on(
     shown = command("spent")
     assert "openai-chat:m" in shown
     assert "0.012" in shown
+    command("budget", "none", "--user", "openai-chat:m")
+    assert "0.012" not in command("spent")
+    for wrong in ("inf", "-1", "much"):
+        refused = Command("simulator", "budget", "--user", "openai-chat:m", "--", wrong).wait()
+        assert (refused.returncode, "number of at least 0" in refused.stderr) == (1, True)
     command("budget", "5", "--user", "openai-chat:m")
     done = turnwise.Run(config, folder=tmp_path / "run", resume=True).finish()
     episodes = done.ledger.run_episodes(done.id)

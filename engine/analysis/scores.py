@@ -11,6 +11,8 @@ import numpy as np
 from ..errors import TooManyFailures
 from ..records.episode import Episode
 
+Z = 1.959964  # of the normal distribution, for 95 %
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -19,10 +21,13 @@ class Score:
     Attributes:
         outcome: mean return.
         success: share of successes, see `Episode.succeeded`.
-        low, high: 95 % bootstrap interval of `success`.
+        low, high: 95 % bootstrap interval of `success`, over tasks.
         outcome_low, outcome_high: the same of `outcome`.
         turns, questions: per episode; a reply that contains "?" counts as a question.
         episodes, failed: how many were played, and how many of them broke in their environment.
+        tasks: how many different ones they were about: rows of a data set, else starts.
+        unanswered: how many ended before there was a reply, such as those whose first prompt does
+            not fit the policy's context.
         failed_users: how many of the failed ones did so because their user did not answer.
         optimum: mean of the starts' optima, where the environment knows them.
     """
@@ -37,21 +42,48 @@ class Score:
     questions: float
     episodes: int
     failed: int
+    tasks: int
+    unanswered: int = 0
     failed_users: int = 0
     optimum: float | None = None
 
 
 def bootstrap(
-    values: Sequence[float], seed: int = 0, draws: int = 2000, level: float = 0.95
+    values: Sequence[float],
+    seed: int = 0,
+    draws: int = 2000,
+    level: float = 0.95,
+    tasks: Sequence[str] | None = None,
 ) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of the mean."""
+    """Returns the percentile bootstrap interval of the mean.
+
+    Args:
+        tasks: what each value is about; values of one task are drawn together, since they are not
+            independent. None: each is a task of its own.
+    """
     data = np.asarray(values, dtype=float)
     if not len(data):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    means = data[rng.integers(len(data), size=(draws, len(data)))].mean(1)
+    _, place = np.unique(list(tasks or range(len(data))), return_inverse=True)
+    if place.max() + 1 == len(data):
+        means = data[rng.integers(len(data), size=(draws, len(data)))].mean(1)
+    else:
+        sums, counts = np.bincount(place, data), np.bincount(place)
+        drawn = rng.integers(len(sums), size=(draws, len(sums)))
+        means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def share_interval(values: Sequence[float], tasks: Sequence[str]) -> tuple[float, float]:
+    """Returns the 95 % interval of a share: the bootstrap's over tasks, and Wilson's where all
+    values are 0, or all 1, which the bootstrap takes for certain."""
+    if not values or 0 < sum(values) < len(values):
+        return bootstrap(values, tasks=tasks)
+    count = len(set(tasks))
+    reach = Z**2 / (count + Z**2)
+    return (1.0 - reach, 1.0) if values[0] else (0.0, reach)
 
 
 def score(episodes: Sequence[Episode]) -> Score:
@@ -68,13 +100,15 @@ def score(episodes: Sequence[Episode]) -> Score:
         )
     returns = [e.env_return for e in sound]
     successes = [float(e.succeeded) for e in sound]
+    tasks = [e.task for e in sound]
     optima = [e.info["optimum"] for e in sound if "optimum" in e.info]
     return Score(
-        float(np.mean(returns)), float(np.mean(successes)), *bootstrap(successes),
-        *bootstrap(returns),
+        float(np.mean(returns)), float(np.mean(successes)), *share_interval(successes, tasks),
+        *bootstrap(returns, tasks=tasks),
         turns=float(np.mean([len(e.turns) for e in sound])),
         questions=float(np.mean([sum("?" in t.action for t in e.turns) for e in sound])),
-        episodes=len(episodes), failed=len(episodes) - len(sound),
+        episodes=len(episodes), failed=len(episodes) - len(sound), tasks=len(set(tasks)),
+        unanswered=sum(not e.turns for e in sound),
         failed_users=sum(e.user_failed for e in episodes),
         optimum=float(np.mean(optima)) if optima else None,
     )  # fmt: skip
@@ -131,7 +165,9 @@ def paired(first: Sequence[Episode], second: Sequence[Episode], **judged: Any) -
     outcomes = [a.env_return - b.env_return for a, b in sound]
     successes = [float(a.succeeded) - float(b.succeeded) for a, b in sound]
     mean = lambda values: float(np.mean(values)) if values else float("nan")  # noqa: E731
+    tasks = [a.task for a, _ in sound]
     return Difference(
-        mean(outcomes), *bootstrap(outcomes), mean(successes), *bootstrap(successes),
+        mean(outcomes), *bootstrap(outcomes, tasks=tasks),
+        mean(successes), *bootstrap(successes, tasks=tasks),
         pairs=len(sound), **judged
     )  # fmt: skip

@@ -4,6 +4,7 @@ and an environment."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +70,8 @@ def in_environment(
         shown = len(conversation)
         line = _ask("you")
         if line is None:
-            raise SystemExit("Left the conversation.")
+            print("Left the conversation.", file=sys.stderr)
+            raise SystemExit(0)
         return line
 
     def of(folder: str) -> PolicyPlayer:
@@ -105,6 +107,9 @@ class _Person(ScriptPlayer):
             _say(console, "system", live.reset.system)
         for tool in live.reset.tools:
             _say(console, "tool", json.dumps(tool))
+        if live.reset.tools:
+            form = '<tool_call>{"name": NAME, "arguments": {...}}</tool_call>'
+            console.print(f"A call is written as {form}", style="dim", markup=False)
 
 
 def _ask(who: str) -> str | None:

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from ..records.episode import Start
 from ..util.ids import derive_id
-from ..util.suggest import did_you_mean
+from ..util.suggest import did_you_mean, near_names
 
 MISSING: dict[str, str] = {}  # why environments are not registered, by id or "namespace/..."
 
@@ -35,11 +35,21 @@ def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env[str, str]:
             f"environment {env_id!r} needs a module that is missing: {error}"
         ) from error
     except TypeError as error:
-        odd = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         takes = _takes(env_id)
-        if odd is None or not takes or odd[1] in takes:
-            raise
-        raise TypeError(f"it is not made with {odd[1]!r}.{did_you_mean(odd[1], takes)}") from error
+        odd = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        missing = re.search(
+            r"missing \d+ required [\w-]+ arguments?: ('\w+'(?:.* '\w+')?)", str(error)
+        )
+        if odd and takes and odd[1] not in takes:
+            raise TypeError(
+                f"it is not made with {odd[1]!r}.{did_you_mean(odd[1], takes)} What `reset` takes"
+                " stands under `options`, not under `kwargs`."
+            ) from error
+        if missing and takes:
+            raise TypeError(
+                f"it needs {missing[1]}. It is made with: {', '.join(sorted(takes))}."
+            ) from error
+        raise
 
 
 def _takes(env_id: str) -> list[str]:
@@ -61,10 +71,13 @@ def no_environment(env_id: str) -> str:
     """Returns the error message for an id that is not registered."""
     if why := MISSING.get(env_id) or MISSING.get(f"{env_id.partition('/')[0]}/..."):
         return f"environment {env_id!r} cannot be played here: {why}"
+    near = near_names(env_id, dialogue_ids())
     return (
-        f"no environment {env_id!r}.{did_you_mean(env_id, dialogue_ids())} One of your own is"
-        " registered when its module is imported (on the command line: `--module NAME`), those"
-        " that come with Turnwise by `turnwise.Plugins()`."
+        f"no environment {env_id!r}."
+        + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
+        + " One of your own is registered when its module is imported (on the command line:"
+        " `--module NAME`), those that come with Turnwise by `turnwise.Plugins()`; `turnwise envs`"
+        " lists them."
     )
 
 

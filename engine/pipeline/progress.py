@@ -6,6 +6,7 @@ import math
 import os
 import time
 import warnings
+from collections import Counter
 from types import TracebackType
 
 from rich.console import Console
@@ -51,7 +52,9 @@ def in_a_line(update: Update) -> str:
     if failed := metrics.get("failed_episodes"):
         users = metrics.get("failed_users", 0.0)
         whose = f", {users:.0f} of them by their user" if users else " in their environment"
-        shown.append(f"{failed:.0f} episodes failed{whose}")
+        reasons = Counter(e.reason for e in update.episodes if e.ending == "failed")
+        why = f" ({reasons.most_common(1)[0][0][:200]})" if reasons else ""
+        shown.append(f"{failed:.0f} episodes failed{whose}{why}")
     if metrics.get("trained") == 0:
         shown.append("trained on nothing")
     return "  ".join(shown)

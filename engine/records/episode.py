@@ -207,6 +207,12 @@ class Episode:
         return self.success
 
     @property
+    def task(self) -> str:
+        """What it was about: a data set's row, where the environment says so (`info["row"]`), which
+        comes again with other seeds; else its start."""
+        return str(self.info.get("row") or self.start.key)
+
+    @property
     def user_failed(self) -> bool:
         """Whether it failed because its user gave no reply (`UserFailed`), and not because the
         environment broke."""

@@ -38,5 +38,16 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
             )
     console = Console()
     console.print(shown)
+    for name, row in table.items():
+        if 0 < row.get("tasks", 0) < row.get("episodes", 0) - row.get("failed", 0):
+            console.print(
+                f"{name}: {row['episodes']} conversations are about {row['tasks']} rows, which came"
+                " several times; the intervals are over rows."
+            )
+        if row.get("unanswered"):
+            console.print(
+                f"{name}: {row['unanswered']} of {row['episodes']} conversations ended before a"
+                " reply: their first prompt does not fit the context, or another seat ended them."
+            )
     if pairs.row_count:
         console.print(pairs)

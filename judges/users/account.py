@@ -21,12 +21,14 @@ BUDGETS = sa.Table(
 )
 
 
-def set_budget(database: Database, model: str, dollars: float) -> None:
-    """Allows the users that a model plays so many dollars in all, those that were spent
-    included."""
+def set_budget(database: Database, model: str, dollars: float | None) -> None:
+    """Allows the users that a model plays so many dollars in all, those that were spent included;
+    None: as many as they cost."""
     keep(database, _budgets)
     with database.writing() as db:
         db.execute(BUDGETS.delete().where(BUDGETS.c.source == model))
+        if dollars is None:
+            return
         db.execute(BUDGETS.insert().values(source=model, dollars=dollars))
 
 

@@ -123,8 +123,9 @@ def check(simulated: Sequence[Conversation], recorded: Sequence[Conversation]) -
     for name, side in sides.items():
         if len(side) < FEWEST:
             raise ConfigError(
-                f"{len(side)} {name} conversations in which a user writes: at least {FEWEST} are"
-                " needed to tell users apart from chance"
+                f"{len(side)} {name} conversations in which a user writes, each start counted once"
+                f" and failed ones left out: at least {FEWEST} are needed to tell users apart from"
+                " chance"
             )
     feeling = _sentiment()
     # As many on both sides: the more there are, the nearer is the nearest.

@@ -4,6 +4,7 @@ they need is loaded when they are called, not to list them."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -47,11 +48,7 @@ def _conversations(place: Path, stage: str | None) -> list[Conversation]:
     episodes = ledger.run_episodes(run, stage=label, update=update)
     ledger.close()
     # A row of scenarios, of prompts or of tasks comes again with other seeds.
-    first = {
-        str(e.info.get("scenario") or e.info.get("row") or e.start.key): e
-        for e in reversed(episodes)
-        if e.ending != "failed"
-    }
+    first = {e.task: e for e in reversed(episodes) if e.ending != "failed"}
     return [e.messages for e in first.values()]
 
 
@@ -183,7 +180,9 @@ def spent(cache: Annotated[str | None, CACHE] = None) -> None:
 
 @simulator.command("budget")
 def budget(
-    dollars: Annotated[float, typer.Argument(min=0.0, help="In all, what was spent included.")],
+    dollars: Annotated[
+        str, typer.Argument(help='In all, what was spent included; "none" takes the limit away.')
+    ],
     user: Annotated[str, typer.Option(help="The model that plays, such as openai:gpt-5-mini.")],
     cache: Annotated[str | None, CACHE] = None,
 ) -> None:
@@ -194,7 +193,22 @@ def budget(
 
     if not all(user.partition(":")):
         raise ConfigError(f"--user must be PROVIDER:MODEL, such as openai:gpt-5-mini; got {user!r}")
+    limit = None if dollars == "none" else _dollars(dollars)
     opened = _cache(cache)
-    set_budget(opened, user, dollars)
+    set_budget(opened, user, limit)
     opened.close()
-    print(f"The users that {user} plays may cost {dollars:g} dollars in all, kept in {opened.url}")
+    what = "what they cost" if limit is None else f"{limit:g} dollars in all"
+    print(f"The users that {user} plays may cost {what}, kept in {opened.url}")
+
+
+def _dollars(text: str) -> float:
+    """Reads an amount.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    from ...protocols import ConfigError
+
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
+        raise ConfigError(f'DOLLARS must be a number of at least 0, or "none"; got {text!r}')
+    return float(text)

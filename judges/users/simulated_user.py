@@ -57,7 +57,7 @@ from ..models.model import Prompt, Reply
 from .account import UsersAccount, budgets
 
 LONGEST = 10_000  # characters of a message
-NOTICE = 15.0  # seconds without an answer after which that is said
+NOTICE = 15.0  # seconds without an answer after which there is a warning
 ROOM = 30.0  # seconds that a call has beyond the longest wait for an answer
 GOALS = ("open", "reached", "given up")
 SCHEMA = {
@@ -131,7 +131,8 @@ class Users(Asking):
             raise ValueError(
                 f"users of {self._model.name} have a budget, and their price is unknown: give"
                 f" `prices: {{{self._model.name!r}: [input, output]}}`, in dollars per million"
-                " tokens"
+                " tokens, or take the budget away (a run that has begun cannot have other prices):"
+                f" `turnwise simulator budget none --user {self._model.name}`"
             )
         self.open(Context(self.way, folder / "users", time.time, 0))
 
@@ -359,7 +360,7 @@ class SimulatedUser(gymnasium.Env[str, str]):
         self._seed = int(self.np_random.integers(2**31)) if seed is None else seed
         key, self.row = task_of(self._rows(), options, self._seed, self._data)
         self._left, self.messages = self.turns, []
-        info: dict[str, Any] = {"scenario": key}
+        info: dict[str, Any] = {"row": key}
         if system := self.row.get("system") or self._system:
             info["system"] = system
         opening = self.row.get("opening")
