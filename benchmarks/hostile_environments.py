@@ -27,7 +27,8 @@ import gymnasium
 import turnwise
 from turnwise.engine.environments.pool import Environments
 
-HANG, LIMIT = 2.0, 0.5
+LIMIT = float(os.environ.get("LIMIT", "0.5"))  # seconds of a call; more on a busy machine
+HANG = 4 * LIMIT
 PLACES, HOWS, WAYS = (
     ("make", "reset", "step", "close", "player"),
     ("raises", "hangs", "lies"),

@@ -27,8 +27,9 @@ def test_each_failure_is_counted_to_its_cause_and_nothing_is_left_behind(episode
         [sys.executable, str(SCRIPT), str(episodes), "1"],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=500,
         check=False,
+        env={**os.environ, "LIMIT": "2.5"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{episodes} episodes, {episodes * 2 // 5} of them" in done.stdout

@@ -27,11 +27,12 @@ class Breaks(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
-        if options and options.get("break"):
-            raise RuntimeError("broken")
+        self.broken = bool(options and options.get("break"))
         return "hello", {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.broken:
+            raise RuntimeError("broken")
         return "bye", -1.0, True, False, {}
 
 
