@@ -259,7 +259,7 @@ MEASURED = [  # MiB: play, update; benchmarks/memory.py, 32 conversations of so 
 
 
 @pytest.mark.slow
-def test_memory_is_predicted_within_three_tenths(
+def test_memory_is_predicted_within_a_fifth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of small shapes here and now, each in a process of its own; of the real one as it was
@@ -292,12 +292,12 @@ def test_memory_is_predicted_within_three_tenths(
                 str(folder), "--predict", "--tokens", str(int(found["tokens"])), *options
             )
             expected["tokens"] = found["tokens"]
-            assert found == pytest.approx(expected, rel=0.3)
+            assert found == pytest.approx(expected, rel=0.2)
     fetch(NAME)
     for name, setting, play, update in MEASURED:
         peaks = Shape(name).peaks(setting)
-        assert peaks.play / 2**20 == pytest.approx(play, rel=0.3)
-        assert peaks.update / 2**20 == pytest.approx(update, rel=0.3)
+        assert peaks.play / 2**20 == pytest.approx(play, rel=0.2)
+        assert peaks.update / 2**20 == pytest.approx(update, rel=0.2)
 
 
 # What is said of a model.

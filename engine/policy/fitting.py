@@ -8,6 +8,8 @@ themselves take is measured in this process.
 from __future__ import annotations
 
 import copy
+import importlib.util
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,16 @@ from .activations import fitted, kept_bytes
 from .cache import BLOCK, SPARE
 from .head import ELEMENTS
 from .known import located
-from .loading import ADAPTERS, find_model
+from .loading import ADAPTERS, find_model, with_adapters
 
-CHUNKS = 5  # chunks of logits that exist at a time while the head's gradient is made
+CHUNKS = 4  # chunks of logits that exist at a time while the head's gradient is made
 # Times the activations, where freed memory is not given back (no `activation_memory`): between 1.2
 # and 2.3 was measured, in runs that are alike too.
 KEPT_FREED = 1.75
 BUFFERS = 80 * 2.0**20  # of the libraries that make gradients
-REPLIED = 0.5  # of a conversation's tokens, the policy's own, which logits are made for
-SLACK = 1.06  # what allocators hold besides: 3 to 12 % was measured
+REPLIED = 0.35  # of a conversation's tokens, the policy's own, which logits are made for
+SLACK = 1.03  # what allocators hold besides
+RANK = 16  # of adapters whose activations are measured
 BITS = {"nf4": 4 + 32 / 64, "int8": 8.0}  # of a weight; nf4 has a float32 for each 64
 PADDED = 1.3  # slots of the cache for each token: it grows in steps
 
@@ -117,15 +120,24 @@ class Shape:
         if few.get_text_config().to_dict().get("layer_types"):
             few.get_text_config().layer_types = few.get_text_config().layer_types[:2]
         small = AutoModelForCausalLM.from_config(few).eval()
-        plain, _ = kept_bytes(small)
-        inputs = 4.0 * text.hidden_size * self.layers
-        self.kept = (plain / 2 * self.layers, inputs + plain / 2)  # in float32
+        self._inputs = 4.0 * text.hidden_size * self.layers
+        self.kept = self._kept(small)  # in float32
         with torch.no_grad():
             out = small(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=True)
         cached = sum(
             layer.keys.numel() + layer.values.numel() for layer in out.past_key_values.layers
         )
         self.cached = cached / 4 / 2 * self.layers  # numbers per token
+        self.kept_with_adapters = self.kept
+        if importlib.util.find_spec("peft"):  # else adapters cannot be trained here
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.kept_with_adapters = self._kept(with_adapters(small, folder, {"r": RANK}))
+
+    def _kept(self, small: Any) -> tuple[float, float]:
+        """Returns what `kept_bytes` would of the whole model, from one with two layers."""
+        plain, _ = kept_bytes(small)
+        return plain / 2 * self.layers, self._inputs + plain / 2
 
     def trained(self, setting: Setting) -> int:
         """Returns how many numbers are trained."""
@@ -144,10 +156,11 @@ class Shape:
             size_trained = size
         slots = -(-setting.tokens * PADDED // BLOCK) * BLOCK
         cache = min(slots, setting.tokens * SPARE) * setting.conversations * self.cached * size
-        kept = (self.kept[0] * size / 4, self.kept[1] * size / 4)
+        of_layers = self.kept if setting.lora is None else self.kept_with_adapters
+        kept = (of_layers[0] * size / 4, of_layers[1] * size / 4)
         room = (setting.activation_memory or 1e9) * 2**30
         tokens, again = fitted(kept, room, setting.micro_tokens, setting.tokens)
-        tokens = min(tokens // setting.tokens, setting.conversations) * setting.tokens
+        tokens = min(tokens, setting.conversations * setting.tokens)
         adam = 8 if size_trained == 4 else 12  # half precision has a float32 copy besides
         activations = tokens * kept[again] * (1 if setting.activation_memory else KEPT_FREED)
         logits = CHUNKS * 4.0 * min(ELEMENTS, REPLIED * tokens * self.vocabulary)
