@@ -259,7 +259,7 @@ def test_who_arrives_joins_the_batch_half_way(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3-window"])
 def test_a_compiled_model_samples_alike(
     architecture: str, model_folder: Callable[..., Path]
 ) -> None:
