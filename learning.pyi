@@ -3,8 +3,9 @@ from .engine.policy.activations import kept_bytes, recomputed
 from .engine.policy.batching import make_batch, row_of
 from .engine.policy.chat import ChatFormat
 from .engine.policy.in_process import InProcess
-from .engine.policy.known import LOADING, located
+from .engine.policy.known import located
 from .engine.policy.learner import Learner, Sums
+from .engine.policy.loading import LOADING
 from .engine.policy.network import Micro, Output, divide
 from .engine.policy.options import LearnerOptions, PassOptions, SupervisedOptions
 from .engine.policy.policy import Policy

@@ -17,10 +17,14 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def finest(device: torch.device) -> torch.dtype:
+    """Returns the finest floating-point type of a device: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def fetched(*tensors: Tensor) -> list[list[float]]:
     """Returns the numbers of tensors of one length, all fetched from their device at once."""
-    exact = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-    return torch.stack([each.to(exact) for each in tensors]).tolist()
+    return torch.stack([each.to(finest(each.device)) for each in tensors]).tolist()
 
 
 def log_softmax_at(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -419,8 +423,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tens
     if uniforms is None:
         tokens = logits.argmax(-1, keepdim=True)
     else:
-        # Apple's GPUs have no float64: a token's chance is off by a rounding error there.
-        exact = torch.float32 if logits.device.type == "mps" else torch.float64
+        exact = finest(logits.device)
         cumulative = (logits - total).exp_().cumsum(-1, dtype=exact)
         target = uniforms.to(exact).unsqueeze(-1) * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, target, right=True)

@@ -122,14 +122,14 @@ def _checked(row: Any, where: str) -> Mapping[str, Any]:
     prompt, system, choices = row["prompt"], row.get("system"), row.get("choices")
     if system is not None and not isinstance(system, str):
         raise ValueError(f"{where}: `system` must be a text, got {system!r}")
-    listed = isinstance(choices or [], list) and len(choices or []) <= len(LETTERS)
+    listed = isinstance(choices or [], (list, tuple)) and len(choices or []) <= len(LETTERS)
     if not listed or not all(isinstance(each, (str, int, float)) for each in choices or []):
         raise ValueError(
             f"{where}: `choices` must be a list of at most {len(LETTERS)} texts, got {choices!r}"
         )
     if isinstance(prompt, str) and prompt.strip():
         return row
-    messages = prompt if isinstance(prompt, list) else ()
+    messages = prompt if isinstance(prompt, (list, tuple)) else ()
     found = [m for m in messages if isinstance(m, Mapping) and isinstance(m.get("content"), str)]
     roles = [m.get("role") for m in found]
     asked = found[-1]["content"].strip() if found else ""

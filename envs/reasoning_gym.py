@@ -184,6 +184,8 @@ class ReasoningGym(gymnasium.Env[str, str]):
         try:
             return float(self._data.score_answer(answer, self._task))
         except Exception:  # of many kinds: it did not expect such a text
+            # Where it cannot score its own answer either, it is broken, and this raises.
+            self._data.score_answer(self.answer, self._task)
             return 0.0
 
     def _hint(self, reply: str) -> str:

@@ -211,7 +211,7 @@ def test_the_folder_of_a_data_set_and_a_function(tmp_path: Path) -> None:
 
 
 def seven() -> list[dict[str, Any]]:
-    return rows(7)
+    return [{**row, "choices": ("x", "y")} for row in rows(7)]
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,14 @@ def test_an_answer_that_no_reply_could_give_is_named(
 
 def test_mistakes(tmp_path: Path) -> None:
     data = written(tmp_path, rows(3))
+    half: Any = 1.5
+    five: Any = 5
     with pytest.raises(ValueError, match="turns must be a whole number of at least 1"):
         Prompts(data, turns=0)
     with pytest.raises(ValueError, match=r"turns must be a whole number .* got 1\.5"):
-        Prompts(data, turns=1.5)  # type: ignore[arg-type]
+        Prompts(data, turns=half)
     with pytest.raises(ValueError, match="on_wrong and system must be texts, got 5"):
-        Prompts(data, on_wrong=5)  # type: ignore[arg-type]
+        Prompts(data, on_wrong=five)
     with pytest.raises(ValueError, match="cannot be read"):
         Prompts(str(tmp_path / "none.jsonl"))
     with pytest.raises(ValueError, match="has no rows in the split 'test'; there are train"):

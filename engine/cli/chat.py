@@ -16,7 +16,7 @@ from ..report.transcript import printable
 from ..rollout.conversation import LiveEpisode, Where
 from ..rollout.players import PolicyPlayer, ScriptPlayer
 from ..rollout.rollout import rollout
-from ..stages.environments import EnvConfig, OtherPolicy, check_envs
+from ..stages.environments import EnvConfig, check_envs
 from ..stages.evaluate import check_one_seat
 
 HELP = "An empty line or Ctrl-D ends it."
@@ -81,7 +81,7 @@ def in_environment(
         seat = f", in seat {env.trained[0]}" if env.seats else ""
         console.print(f"[dim]You are the agent in {escape(env.id)}{seat}. {HELP}[/dim]")
     player: Any = _Person(person) if policy is None else of(policy)
-    others = {w.label: of(w.policy) for w in env.seats.values() if isinstance(w, OtherPolicy)}
+    others = {label: of(name) for label, name in env.other_policies.items()}
     [episode] = rollout(player, [(start, 0) for start in env.starts(seed, 1)], others=others)
     for message in episode.messages[
         0 if policy else len(episode.messages) - (1 if episode.final else 0) :

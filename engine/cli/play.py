@@ -52,7 +52,7 @@ def evaluate(
     from ..policy.policy import Policy
     from ..records.sampling import Sampling
     from ..rollout.players import PolicyPlayer, ScriptPlayer
-    from ..stages.environments import EnvConfig, OtherPolicy, check_envs
+    from ..stages.environments import EnvConfig, check_envs
     from ..stages.evaluate import check_one_seat, play_held_out
 
     with _only_our_output() if as_json else contextlib.nullcontext():
@@ -74,11 +74,7 @@ def evaluate(
         players: dict[str, Any] = {"policy": of(policy)} | {
             name: ScriptPlayer(name) for name in player or []
         }
-        others = {
-            who.label: of(who.policy)
-            for who in chosen.seats.values()
-            if isinstance(who, OtherPolicy)
-        }
+        others = {label: of(name) for label, name in chosen.other_policies.items()}
         played = {
             name: play_held_out(each, chosen, episodes, seed, others=others)
             for name, each in players.items()

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import NonFiniteError
 from ..records.sampling import Conversation, Sample, Sampling
-from ..tensors import fetched, sample_tokens, sent
+from ..tensors import fetched, finest, sample_tokens, sent
 from .cache import CachedModel
 from .chat import ChatFormat
 from .network import Network
@@ -67,7 +67,7 @@ class InProcess:
         rows: conversations alive at a time, at most; more are faster and take more memory.
         prefill_tokens: the most tokens one prefill call takes.
         compile: decodes with a model that torch has compiled, which takes minutes at first; on CPUs
-            it gains nothing.
+            it gains little.
     """
 
     def __init__(
@@ -181,8 +181,7 @@ class InProcess:
         noise = None
         if temperature:
             uniforms = [each.noise[len(each.ids)] for each in replies]
-            exact = torch.float32 if logits.device.type == "mps" else torch.float64
-            noise = sent(torch.tensor(uniforms, dtype=exact), logits.device)
+            noise = sent(torch.tensor(uniforms, dtype=finest(logits.device)), logits.device)
         found = sample_tokens(
             self.policy.network.only_tokens(logits.float()) / (temperature or 1.0), noise
         )

@@ -5,7 +5,6 @@ Each is fetched once, into a folder of this machine's cache, as safetensors.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +32,6 @@ class Known:
     sha256: str
     licence: str
 
-
-# transformers makes a model by switches that hold for all threads: two at once break each other.
-LOADING = threading.RLock()
 
 KNOWN: Mapping[str, Known] = MappingProxyType({
     "smollm2-135m": Known(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from safetensors import SafetensorError
 from ..errors import PolicyError
 from ..util.files import read_note
 from ..util.suggest import did_you_mean, install
-from .known import LOADING, located
+from .known import located
 from .quantization import quantized
 from .template import CHATML
 
 ADAPTERS = "adapter_config.json"
+# transformers makes a model by switches that hold for all threads: two at once break each other.
+LOADING = threading.RLock()
 
 
 def find_model(name: str | Path, gguf: str | None = None) -> None:

@@ -24,8 +24,15 @@ from ..records.episode import Message
 from ..records.sampling import Conversation, Sampling
 from .chat import ChatFormat
 from .in_process import InProcess
-from .known import LOADING
-from .loading import found_device, import_peft, load, on_device, template_of, with_adapters
+from .loading import (
+    LOADING,
+    found_device,
+    import_peft,
+    load,
+    on_device,
+    template_of,
+    with_adapters,
+)
 from .network import Micro, Network, Output, divide
 from .properties import context_length, is_adapted, setting
 

@@ -82,6 +82,12 @@ class EnvConfig(Section):
         """The seats in which the policy trains, in order; none where there is one seat."""
         return sorted(seat for seat, who in self.seats.items() if who == "policy")
 
+    @property
+    def other_policies(self) -> dict[str, str]:
+        """The folders or names of other policies in seats, by what starts call them."""
+        others = [who for who in self.seats.values() if isinstance(who, OtherPolicy)]
+        return {who.label: who.policy for who in others}
+
     def starts(
         self, seed: int, count: int, *, options: Mapping[str, Any] | None = None, first: int = 0
     ) -> list[Start]:
@@ -136,12 +142,7 @@ def other_policies(
 ) -> dict[str, Player]:
     """Loads the other policies that play in seats, and returns a player of each by the name that
     starts know it by."""
-    found = {
-        who.label: who.policy
-        for env in envs
-        for who in env.seats.values()
-        if isinstance(who, OtherPolicy)
-    }
+    found = {label: name for env in envs for label, name in env.other_policies.items()}
     return {label: player(load_other(run, name)) for label, name in sorted(found.items())}
 
 
@@ -212,9 +213,8 @@ def check_envs(
             scripts = [
                 who for who in env.seats.values() if isinstance(who, str) and who not in OURS
             ]
-            for who in env.seats.values():
-                if isinstance(who, OtherPolicy):
-                    check_folder(who.policy)
+            for name in env.other_policies.values():
+                check_folder(name)
             for name in [*players, *scripts]:
                 if name not in own:
                     raise ConfigError(

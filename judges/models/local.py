@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ...learning import LOADING, located
+from ...learning import located
 from ...protocols import PluginError
 from ...tools import derive_id, install
 from .model import Model, ModelError, Prompt, Reply, Token, Usage
@@ -86,6 +86,8 @@ class Local(Model):
 
     def _load(self) -> _Loaded:
         """Returns the model, which all judges that ask it share."""
+        from ...learning import LOADING
+
         key = (self._where, self._dtype, self._device, self.settings["weights"])
         with LOADING:
             if (found := _LOADED.get(key)) is None:
