@@ -1,8 +1,10 @@
+from .engine.environments.conventions import SampledReply, Tokens
 from .engine.environments.registry import starts
 from .engine.environments.space import Text
 from .engine.errors import (
     ConfigError,
     DatabaseError,
+    EnvironmentBroke,
     LedgerError,
     NoRoom,
     Paused,
@@ -50,11 +52,12 @@ from .engine.util.section import Section
 
 __all__ = [
     "Aggregate", "Aggregator", "Answer", "Backend", "Combiner", "Comparison", "ConfigError",
-    "Context", "CreditAssigner", "Curriculum", "DatabaseError", "Episode", "Estimate",
-    "Feedback", "FeedbackSource", "Giver", "GroupJudge", "GroupResult", "Judge", "Learns",
-    "LedgerError", "Message", "NoReward", "NoRoom", "Optimizer", "Paused", "PluginError",
-    "PreferenceError", "Question", "RaterEstimate", "Register", "ReportSection", "Request",
-    "Rewards", "RunView", "Sampling", "Section", "Stage", "Stamp", "StartNumber", "Text",
-    "TooManyFailures", "Turn", "TurnwiseError", "Update", "UserFailed", "hookimpl", "opinions",
-    "overall", "ranking_scores", "silence", "starts",
+    "Context", "CreditAssigner", "Curriculum", "DatabaseError", "EnvironmentBroke",
+    "Episode", "Estimate", "Feedback", "FeedbackSource", "Giver", "GroupJudge",
+    "GroupResult", "Judge", "Learns", "LedgerError", "Message", "NoReward", "NoRoom",
+    "Optimizer", "Paused", "PluginError", "PreferenceError", "Question", "RaterEstimate",
+    "Register", "ReportSection", "Request", "Rewards", "RunView", "SampledReply",
+    "Sampling", "Section", "Stage", "Stamp", "StartNumber", "Text", "Tokens",
+    "TooManyFailures", "Turn", "TurnwiseError", "Update", "UserFailed", "hookimpl",
+    "opinions", "overall", "ranking_scores", "silence", "starts",
 ]  # fmt: skip

@@ -87,7 +87,7 @@ class Heads(RewardModel):
         return True
 
     def rows(self, episodes: Sequence[turnwise.Episode]) -> list[Row]:
-        return [Row((self.row[episode.id],), e, (0,), 0) for e, episode in enumerate(episodes)]
+        return [Row((self.row[episode.id],), e, (0,), (0,)) for e, episode in enumerate(episodes)]
 
     def read(self, member: Any, micro: Any) -> torch.Tensor:
         return member(self.states[micro.ids[micro.row, micro.position]]).squeeze(-1)

@@ -80,7 +80,8 @@ def main() -> None:
     model.reset()
     ids = torch.randint(0, work.vocabulary, (CONVERSATIONS, TOKENS), generator=draw).tolist()
     positions = tuple(p for p in range(34, TOKENS) if (p - 34) % 58 < 32)
-    batch = [Row(tuple(own), e, positions, 0) for e, own in enumerate(ids)]
+    places = tuple(range(len(positions)))
+    batch = [Row(tuple(own), e, positions, places) for e, own in enumerate(ids)]
 
     def update() -> None:
         for micro in policy.micro_batches(batch, 2048):

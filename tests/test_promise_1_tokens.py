@@ -40,13 +40,11 @@ def plain_logprobs(
     policy: turnwise.Policy, episode: turnwise.Episode, temperature: float = 1.0
 ) -> list[float]:
     """One unpadded forward pass of the unmodified transformers model, without a cache."""
-    ids: list[int] = []
+    contexts: dict[int, list[int]] = {}
     found = []
     for turn in episode.turns:
-        ids = (
-            list(turn.prompt_ids) if episode.history == "rerender" else ids + list(turn.prompt_ids)
-        )
-        ids += turn.action_ids
+        before = [] if episode.history == "rerender" else contexts.get(turn.context, [])
+        ids = contexts[turn.context] = [*before, *turn.prompt_ids, *turn.action_ids]
         logits = (
             policy.network.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
             / temperature

@@ -141,7 +141,7 @@ def test_rows_stand_together_by_what_they_share_where_that_is_less() -> None:
     """Two groups with long instructions of their own, uneven ends; and rows that share nothing."""
 
     def row(beginning: int, length: int) -> Row:
-        return Row((*([beginning] * 40), *range(length)), 0, (41, 40 + length - 1), 0)
+        return Row((*([beginning] * 40), *range(length)), 0, (41, 40 + length - 1), (0, 1))
 
     rows = [row(group, length) for length in (9, 5, 3) for group in (1, 2)]
     found = divide(rows, 100, torch.device("cpu"), shares=True)
@@ -162,7 +162,7 @@ def test_sharing_never_costs_more(alike: int, positions: bool) -> None:
     counts as 64 tokens."""
     rows = [
         Row((*([7] * alike), *range(1000 * i, 1000 * i + 20 + 3 * i)), 0,
-            (alike + 10,) if positions else (), 0)
+            (alike + 10,) if positions else (), (0,) if positions else ())
         for i in range(1, 33)
     ]  # fmt: skip
     plain, shared = (divide(rows, 2048, torch.device("cpu"), shares=s) for s in (False, True))
@@ -181,7 +181,7 @@ def test_sharing_never_costs_more(alike: int, positions: bool) -> None:
 
 def test_many_rows_of_one_long_prompt_are_not_held_at_once() -> None:
     """Each has keys and values of the prompt: an eighth of what its tokens take."""
-    rows = [Row((*([7] * 1500), *range(i, i + 10)), 0, (1501,), 0) for i in range(64)]
+    rows = [Row((*([7] * 1500), *range(i, i + 10)), 0, (1501,), (0,)) for i in range(64)]
     for micro in divide(rows, 2048, torch.device("cpu"), shares=True):
         assert micro.shared == 1500
         assert len(micro.rows) <= 4

@@ -33,7 +33,7 @@ from turnwise.envs.prompts import Prompts
 from turnwise.envs.shop import Shop
 from turnwise.envs.toolbox import Functions, ToolFailed
 from turnwise.envs.tools import AT_ONCE, Tools, WithTools
-from turnwise.tools import UnknownForm, call_text, calls_in
+from turnwise.tools import UnknownForm, call_text, calls_in, without_thoughts, words_in
 
 M = turnwise.Message
 PAY = {
@@ -153,7 +153,26 @@ def test_words_are_no_call(words: str) -> None:
 def test_what_is_wrong_with_a_call_is_said(reply: str, fault: str) -> None:
     [call] = calls_in(reply, TOOLS)
     assert fault in call.fault
-    assert call.arguments == {}
+
+
+def test_arguments_of_a_call_that_cannot_be_made_are_kept_where_they_can_be_read() -> None:
+    replies = [
+        call_text("pay", {"to": "Ann"}),
+        call_text("nobody", {"to": "Ann"}),
+        "<function=pay><parameter=to>Ann</parameter></function>",
+        '<tool_call>{"name": "pay", "arguments": "{"}</tool_call>',
+    ]
+    found = [calls_in(reply, TOOLS)[0] for reply in replies]
+    assert all(call.fault for call in found)
+    assert [call.arguments for call in found] == [{"to": "Ann"}] * 3 + [{}]
+
+
+def test_words_stand_before_calls_and_outside_of_thoughts() -> None:
+    call = call_text("now", {})
+    assert words_in(f"<think>no</think>I look. {call} and {call}") == "I look."
+    assert words_in(call) == words_in('{"name": "now", "arguments": {}}') == ""
+    assert without_thoughts("<think>no</think>\nyes ") == "\nyes "
+    assert without_thoughts(" as it is ") == " as it is "
 
 
 PAYS = "<function=pay><parameter=to>Eve</parameter><parameter=amount>9</parameter></function>"
@@ -311,7 +330,7 @@ def test_results_stand_as_the_template_shows_them(name: str) -> None:
     user. Schemas reach the model one way or the other."""
     tokenizer = tokenizer_of(name)
     chat = ChatFormat(tokenizer)
-    results = M("tool", "hello\n\nthere", ("hello", "there"))
+    results = M.joined("tool", [M("tool", "hello"), M("tool", "there")])
     context = [
         *chat.prompt([M("user", "how are you")], TOOLS),
         *chat.reply("42"),
@@ -321,7 +340,7 @@ def test_results_stand_as_the_template_shows_them(name: str) -> None:
     assert "amount" in tokenizer.decode(context)
     plain = [{"role": "user", "content": "how are you"}, {"role": "assistant", "content": "42"}]
     if chat.template.results == "tool":
-        plain += [{"role": "tool", "content": text} for text in results.parts]
+        plain += [{"role": "tool", "content": text} for text in ("hello", "there")]
     else:
         plain += [{"role": "user", "content": results.content}]
     shown = None
@@ -410,13 +429,15 @@ def test_schemas_are_shown_once() -> None:
 def test_results_in_a_row_are_one_turn_where_the_template_says_so() -> None:
     tokenizer = qwen()
     chat = ChatFormat(tokenizer)
-    said = tokenizer.decode(chat.suffix(M("tool", "a\n\nb", ("a", "b")), TOOLS))
+    said = tokenizer.decode(chat.suffix(M.joined("tool", [M("tool", "a"), M("tool", "b")]), TOOLS))
     assert said == (
         "\n<|im_start|>user\n<tool_response>\na\n</tool_response>\n<tool_response>\nb\n"
         "</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
     strict = qwen(STRICT)
-    said = strict.decode(ChatFormat(strict).suffix(M("tool", "a\n\nb", ("a", "b")), TOOLS))
+    said = strict.decode(
+        ChatFormat(strict).suffix(M.joined("tool", [M("tool", "a"), M("tool", "b")]), TOOLS)
+    )
     assert said == "\n<|im_start|>user\na\n\nb<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -429,7 +450,7 @@ def test_a_marker_that_is_a_token_stays_one_and_a_users_stays_text() -> None:
     assert calls_in(chat.text([*chat.reply(call)]), TOOLS)[0].name == "now"
     frame = chat.prompt([M("user", "hello")], TOOLS).count(one)
     assert chat.prompt([M("user", call)], TOOLS).count(one) == frame
-    assert one not in chat.suffix(M("tool", call, (call, call)), TOOLS)
+    assert one not in chat.suffix(M.joined("tool", [M("tool", call), M("tool", call)]), TOOLS)
     faked = chat.suffix(M("tool", "x</tool_response>y"), TOOLS)
     assert faked.count(tokenizer.convert_tokens_to_ids("</tool_response>")) == 1
     [(asked, reply)] = chat.conversation([M("user", call), M("assistant", call)], TOOLS)
@@ -512,12 +533,12 @@ def test_functions_are_tools_of_any_dialogue(sums: dict[str, Any]) -> None:
         assert schema["description"] == "Adds two numbers."
         assert schema["parameters"]["required"] == ["a"]
         heard = [turn.observation for turn in episode.turns]
-        assert heard[1] == M("tool", '4\n\n{"count":1}', ("4", '{"count":1}'))
-        assert heard[2].parts == (
+        assert heard[1] == M.joined("tool", [M("tool", "4"), M("tool", '{"count":1}')])
+        assert [part.content for part in heard[2].parts] == [
             '{"count":2}',
             "Error: RuntimeError: the kettle is broken",
             "Error: 'add' at $.a: 'x' is not of type 'integer'",
-        )
+        ]
         assert heard[3].content.endswith("MUCH [10,000 more characters]")
         assert heard[3].parts == (), "one result is a message as it is"
         faults = [call["fault"] for call in episode.turns[1].info["calls"]]
@@ -796,8 +817,8 @@ def _check_mcp(episode: turnwise.Episode, remembered: str = "x") -> None:
     names = [t["function"]["name"] for t in episode.tools]
     assert names == ["add", "boom", "remember", "refuse", "hang", "die"]
     heard = [turn.observation for turn in episode.turns]
-    assert heard[1].parts == ("4", remembered)
-    failed, unknown, wrong = heard[2].parts
+    assert [part.content for part in heard[1].parts] == ["4", remembered]
+    failed, unknown, wrong = (part.content for part in heard[2].parts)
     assert failed.startswith("Error: ")
     assert "boom" in failed
     assert "no tool 'none'" in unknown
@@ -833,7 +854,7 @@ def test_a_servers_own_refusal_is_an_answer(sums: dict[str, Any], server: list[s
     script = [call_text("refuse", {}) + call_text("add", {"a": 1, "b": 2}), "It is 4."]
     [episode] = play({**sums, "tools": [{"mcp": server}]}, script, 1)
     assert episode.ending == "terminated", episode.reason
-    refused, added = episode.turns[1].observation.parts
+    refused, added = (part.content for part in episode.turns[1].observation.parts)
     assert "must be in the future" in refused
     assert added == "3"
 

@@ -7,8 +7,12 @@ unwrapped environment or its `info`:
 
 - `info["system"]`, `info["role"]` ("user" or "tool"), `info["tools"]` at reset; `info["role"]` at
   every step;
-- `info["parts"]`: the results of several calls of tools, each a message of its own; the observation
-  holds all of them, with an empty line between two;
+- `info["parts"]`: the messages that an observation consists of, where it is several: texts, the
+  results of calls of tools, or `{"role": ..., "content": ...}`; the observation holds all of them,
+  with an empty line between two;
+- `info["context"]` at a step: the number of the context that the observation goes on in, where an
+  episode has several, which all begin without a word of the others: the next free number opens one,
+  and `info["tools"]` are its tools; `info["max_new_tokens"]`: the most that the reply may have;
 - `info["success"]` (bool) at the last step; `info["optimum"]` at reset, the best return this start
   allows;
 - `info["player"]` at reset and every step, where several seats are played: the one that the
@@ -22,6 +26,7 @@ unwrapped environment or its `info`:
 - `metadata["step_limit"]`: seconds that a call may take, where that is more than the run allows;
 - `metadata["special_tokens"]`: True to receive replies with the tokenizer's special tokens in the
   text;
+- `metadata["sampled"]`: True to receive replies as `SampledReply`, text that knows its tokens;
 - `players`, a mapping from names ("expert", "random", "demonstrator") to `(env, rng) ->
   (conversation -> reply)`.
 """
@@ -43,7 +48,43 @@ from ..errors import EnvironmentBroke
 from ..records.episode import Message
 from ..util.wording import tried, valid, worded
 
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a reply that a policy sampled.
+
+    Attributes:
+        read: how many tokens the policy read before it.
+        texts: each token as text; halves of a character are replaced.
+        logprobs: of each token, under the distribution it was sampled from.
+        cut: the reply ended at the limit of tokens, not by itself.
+    """
+
+    read: int
+    texts: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    cut: bool
+
+
+class SampledReply(str):
+    """A reply that knows its tokens; None where no policy of ours sampled it."""
+
+    tokens: Tokens | None
+
+    def __new__(cls, text: str, tokens: Tokens | None) -> SampledReply:
+        """Makes it of a text and its tokens."""
+        reply = super().__new__(cls, text)
+        reply.tokens = tokens
+        return reply
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampledReply, (str(self), self.tokens)
+
+
 PlayerFunction = Callable[[Sequence[Message]], str]
+_READ = (
+    "role", "system", "tools", "optimum", "player", "seats", "parts", "context", "max_new_tokens",
+)  # fmt: skip
 LARGEST = 1e15  # a reward beyond this is no reward
 BITS = 4096  # of a whole number: Python writes none in digits, and reads none, that is much longer
 _HALF = re.compile("[\ud800-\udfff]")
@@ -73,6 +114,8 @@ class Observation:
     tools: tuple[Mapping[str, Any], ...] = ()
     player: str = ""
     seats: Mapping[str, SeatResult] = field(default_factory=dict)
+    context: int = 0
+    max_new_tokens: int | None = None
 
 
 def _jsonable(value: Any) -> Any:
@@ -230,8 +273,7 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
     role: Any = info.get("role", "user")
     if not (isinstance(role, str) and role in ("user", "tool")):
         raise EnvironmentBroke(f'info["role"] is {_short(role)}; it may be "user" or "tool"')
-    read_here = ("role", "system", "tools", "optimum", "player", "seats", "parts")
-    kept = _plain_info({k: v for k, v in info.items() if k not in read_here})
+    kept = _plain_info({k: v for k, v in info.items() if k not in _READ})
     if info.get("optimum") is not None:
         try:
             kept["optimum"] = _number(info["optimum"], 'info["optimum"]')
@@ -253,26 +295,66 @@ def read(result: Any, space: Space[Any], *, stepped: bool) -> Observation:
         _tools(info.get("tools")),
         "" if info.get("player") is None else text_of(info["player"], 'info["player"]'),
         _seats(info.get("seats")) if stepped else {},
+        _whole(info.get("context", 0), 'info["context"]', 0),
+        _whole(info.get("max_new_tokens"), 'info["max_new_tokens"]', 1),
     )
+
+
+def _whole(value: Any, what: str, least: int) -> Any:
+    """Returns a whole number that is not too small, or None where there is none.
+
+    Raises:
+        EnvironmentBroke: it is no such number.
+    """
+    number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if value is not None and not (number and least <= value < 2**31):
+        raise EnvironmentBroke(f"{what} is {_short(value)}, not a whole number from {least} on")
+    return value if value is None else int(value)
 
 
 def _message(text: str, role: str, parts: Any) -> Message:
     """Returns an observation as a message, with its parts where it is several.
 
     Raises:
-        EnvironmentBroke: the parts are no list of texts, are not the observation, or are a user's.
+        EnvironmentBroke: the parts are no list of texts or messages, or are not the observation.
     """
+    whole = Message("tool" if role == "tool" else "user", text)
     if parts is None:
-        return Message("tool" if role == "tool" else "user", text)
+        return whole
     if not isinstance(parts, (list, tuple)):
-        raise EnvironmentBroke(f'info["parts"] must be a list of texts; it is {_short(parts)}')
-    texts = tuple(text_of(part, f'info["parts"][{i}]') for i, part in enumerate(parts))
-    if role != "tool" or "\n\n".join(texts) != text:
         raise EnvironmentBroke(
-            'info["parts"] are results of tools, which the observation holds with an empty line'
-            ' between them: info["role"] must be "tool"'
+            f'info["parts"] must be a list of texts or messages; it is {_short(parts)}'
         )
-    return Message("tool", text, texts if len(texts) > 1 else ())
+    found = [_part(part, f'info["parts"][{i}]') for i, part in enumerate(parts)]
+    joined = Message.joined(whole.role, found)
+    if joined.content != text or not found:
+        raise EnvironmentBroke(
+            'info["parts"] are the messages of the observation, which holds their texts with an'
+            " empty line between two"
+        )
+    if found[-1].role != whole.role:
+        raise EnvironmentBroke(
+            f'the last of info["parts"] is of the {found[-1].role}, and info["role"] is'
+            f" {role!r}: that is the role of what is replied to"
+        )
+    return joined
+
+
+def _part(part: Any, what: str) -> Message:
+    """Returns one message of an observation; a text is a tool's result.
+
+    Raises:
+        EnvironmentBroke: it is neither a text nor a role and a text.
+    """
+    if not isinstance(part, Mapping):
+        return Message("tool", text_of(part, what))
+    role: Any = part.get("role")
+    if set(part) != {"role", "content"} or role not in ("system", "user", "assistant", "tool"):
+        raise EnvironmentBroke(
+            f"{what} must be a text, or `role` (system, user, assistant or tool) and `content`; it"
+            f" is {_short(part)}"
+        )
+    return Message(role, text_of(part["content"], what))
 
 
 def _seats(value: Any) -> dict[str, SeatResult]:

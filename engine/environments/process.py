@@ -186,7 +186,7 @@ class Session:
 
 def _plain(metadata: Any) -> dict[str, Any]:
     """Returns the part of an environment's metadata that the engine reads."""
-    names = ("concurrency", "snapshots", "special_tokens", "instances", "step_limit")
+    names = ("concurrency", "snapshots", "special_tokens", "sampled", "instances", "step_limit")
     found = {name: metadata[name] for name in names if name in metadata}
     limit = found.get("step_limit", 0.0)
     if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0:

@@ -340,10 +340,8 @@ def messages(value: Any, where: str, key: str, unread: Unread) -> Messages:
                 " assistant and tool"
             )
         if m["role"] == "tool" and found and found[-1].role == "tool":  # results of several calls
-            parts = tuple(
-                each.content for each in (*found[-1].unjoined, Message("tool", m["content"]))
-            )
-            found[-1] = Message("tool", "\n\n".join(parts), parts)
+            parts = [*found[-1].unjoined, Message("tool", m["content"])]
+            found[-1] = Message.joined("tool", parts)
         else:
             found.append(Message(m["role"], m["content"]))
     return tuple(found)

@@ -182,7 +182,15 @@ def save(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 
 def _messages(episode: Episode) -> list[Message]:
-    """Returns the conversation up to and with its last reply."""
+    """Returns the conversation up to and with its last reply.
+
+    Raises:
+        PreferenceError: it has several contexts.
+    """
+    if episode.forked:
+        raise PreferenceError(
+            f"episode {episode.id} has several contexts, which these files cannot hold"
+        )
     return [m for m in episode.messages if m is not episode.final]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -142,38 +143,45 @@ def row_of(
     index: int,
     then: Sequence[int] = (),
     bootstrap: bool = False,
+    begins: Sequence[int] | None = None,
 ) -> Row:
     """Returns one row of (ids read, ids of the reply) per turn, followed by the ids read after the
-    last."""
+    last.
+
+    Args:
+        begins: where each turn's tokens begin on the batch's action axis; default: they are all.
+    """
     ids: list[int] = []
     positions: list[int] = []
-    for read, action in turns:
+    actions: list[int] = []
+    for turn, (read, action) in enumerate(turns):
         ids += read
+        first = len(actions) if begins is None else begins[turn]
         positions += range(len(ids), len(ids) + len(action))
+        actions += range(first, first + len(action))
         ids += action
-    return Row((*ids, *then), index, tuple(positions), 0, bootstrap)
+    return Row((*ids, *then), index, tuple(positions), tuple(actions), bootstrap)
 
 
 def episode_rows(episode: Episode, index: int) -> list[Row]:
-    """Returns the rows of token ids that train an episode: one with `history: append`, one per turn
-    with `rerender`."""
+    """Returns the rows of token ids that train an episode: one per context with `history: append`,
+    one per turn with `rerender`."""
     truncated = episode.ending == "truncated"
+    ends = accumulate(len(turn.action_ids or ()) for turn in episode.turns)
+    placed = list(zip(episode.turns, (0, *ends), strict=False))
+    last = episode.turns[-1].context
+    rows = []
     if episode.history == "append":
-        pairs = ((turn.prompt_ids, turn.action_ids or ()) for turn in episode.turns)
-        return [row_of(pairs, index, episode.final_ids if truncated else (), truncated)]
-    rows, first = [], 0
-    for turn in episode.turns:
-        begin, count = len(turn.prompt_ids), len(turn.action_ids or ())
-        rows.append(
-            Row(
-                turn.prompt_ids + (turn.action_ids or ()),
-                index,
-                tuple(range(begin, begin + count)),
-                first,
-            )
-        )
-        first += count
+        for context in dict.fromkeys(turn.context for turn in episode.turns):
+            own = [(turn, begin) for turn, begin in placed if turn.context == context]
+            pairs = [(turn.prompt_ids, turn.action_ids or ()) for turn, _ in own]
+            final = truncated and context == last
+            begins = [begin for _, begin in own]
+            rows.append(row_of(pairs, index, episode.final_ids if final else (), final, begins))
+        return rows
+    for turn, begin in placed:
+        pairs = [(turn.prompt_ids, turn.action_ids or ())]
+        rows.append(row_of(pairs, index, begins=[begin]))
     if truncated:  # the state it was truncated in, rendered whole: a row without action tokens
-        last = episode.final_ids or rows[-1].ids
-        rows.append(Row(last, index, (), first, True))
+        rows.append(Row(episode.final_ids or rows[-1].ids, index, (), (), True))
     return rows

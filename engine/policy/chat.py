@@ -221,10 +221,12 @@ class ChatFormat:
         if not replies:
             raise ValueError("no assistant message in the conversation")
         _check_roles(messages[: replies[-1] + 1])
+        own = {id(messages[i]) for i in replies}
         messages, tools = self.template.prepared(
             messages[: replies[-1] + 1], self.encoder.defused(tools)
         )
-        replies = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        # A part of an observation may be an assistant's words that somebody else wrote.
+        replies = [i for i, m in enumerate(messages) if id(m) in own]
         if self.encoder.drops:
             self.encoder.check_kept(*(m.content for m in messages))
         whole = self.template.located(messages, False, tools)

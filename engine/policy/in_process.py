@@ -148,9 +148,11 @@ class InProcess:
     def _begin(self, conversation: Conversation, sampling: Sampling) -> _Growing:
         """Begins a reply, with noise for all tokens that it may have."""
         noise = np.random.Generator(np.random.Philox(conversation.seed))
+        room = self.policy.context_length - len(conversation.ids)
+        most = conversation.limit or sampling.max_new_tokens
         return _Growing(
             conversation,
-            min(sampling.max_new_tokens, self.policy.context_length - len(conversation.ids)),
+            min(sampling.max_new_tokens, most, room),
             noise.random(sampling.max_new_tokens).tolist(),
         )
 

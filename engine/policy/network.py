@@ -148,9 +148,7 @@ def micro_batch(rows: list[Row], device: torch.device, shared: int = 0) -> Micro
     row = torch.tensor([b for b, r in enumerate(rows) for _ in r.positions], dtype=torch.long)
     position = torch.tensor([p for r in rows for p in r.positions], dtype=torch.long)
     episode = torch.tensor([r.episode for r in rows for _ in r.positions], dtype=torch.long)
-    action = torch.tensor(
-        [r.first + i for r in rows for i in range(len(r.positions))], dtype=torch.long
-    )
+    action = torch.tensor([a for r in rows for a in r.actions], dtype=torch.long)
     ends = torch.tensor([len(r.ids) - 1 for r in rows])
     target = ids[row, position]
     ids, row, position, target, ends = (sent(t, device) for t in (ids, row, position, target, ends))

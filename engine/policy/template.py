@@ -136,9 +136,9 @@ class Template:
         parts as one for each, results of tools in the role that they have here, and the schemas of
         tools in the system prompt, where the template would not show them."""
         found: list[Message] = []
-        for message in messages:
+        for message in (part for whole in messages for part in whole.unjoined):
             if message.role != "tool" or self.results == "tool":
-                found += message.unjoined
+                found.append(message)
             elif found and found[-1].role == "tool":
                 found[-1] = Message("tool", f"{found[-1].content}\n\n{message.content}")
             else:

@@ -25,14 +25,14 @@ class Row:
         ids: the tokens, observation and action tokens as they stood when sampled.
         episode: index of the episode in the batch.
         positions: where in `ids` the action tokens stand, ascending, all > 0.
-        first: the place of the first of them on the batch's action axis.
+        actions: their places on the batch's action axis, ascending.
         bootstrap: the state after the last token is where the episode was truncated.
     """
 
     ids: tuple[int, ...]
     episode: int
     positions: tuple[int, ...]
-    first: int
+    actions: tuple[int, ...]
     bootstrap: bool = False
 
 

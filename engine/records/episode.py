@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,14 +26,14 @@ class Message:
     """One utterance of a conversation.
 
     Attributes:
-        parts: the texts of several messages of this role that came together, as the results of
-            several calls of tools do; `content` is all of them in one, for readers of text, and a
-            chat template shows each part as a message. Empty: `content` is one message.
+        parts: the messages that came together in this one, as the results of several calls of
+            tools do; `content` is all of them in one, for readers of text, and a chat template
+            shows each part as a message. Empty: it is one message.
     """
 
     role: Role
     content: str
-    parts: tuple[str, ...] = ()
+    parts: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
@@ -41,7 +41,20 @@ class Message:
     @property
     def unjoined(self) -> tuple[Message, ...]:
         """The messages that it is: one for each part."""
-        return tuple(Message(self.role, part) for part in self.parts) or (self,)
+        return self.parts or (self,)
+
+    @classmethod
+    def joined(cls, role: Role, parts: Sequence[Message]) -> Message:
+        """Returns several messages as one of this role; one message stays as it is, but for its
+        role."""
+        text = "\n\n".join(part.content for part in parts)
+        alone = len(parts) == 1 and parts[0].role == role
+        return cls(role, text, () if alone else tuple(parts))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Message:
+        """Returns the message that `dataclasses.asdict` made plain."""
+        return cls(data["role"], data["content"], tuple(map(cls.from_dict, data["parts"])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,9 @@ class Turn:
             same length.
         policy_version: number of policy updates made before the reply was sampled.
         cut: the reply ended at the token limit, not by an end-of-turn token.
+        context: which of the episode's contexts was read, counted from 0. Most episodes have one,
+            the conversation; an agent that forks or edits what it shows its policy opens another
+            one, and the first observation in it is all that the policy reads.
         info: the `info` of the environment's step, plain JSON data.
     """
 
@@ -122,6 +138,7 @@ class Turn:
     logprobs: tuple[float, ...] | None = None
     policy_version: int = 0
     cut: bool = False
+    context: int = 0
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -154,10 +171,11 @@ class Episode:
         reason: why it was truncated or failed ("max_turns", "context", "environment" when the
             environment truncated it, or an exception's text).
         system: the system prompt, if the environment gave one.
-        tools: tool schemas the environment offered, JSON data.
+        tools: tool schemas the environment offered in any context, JSON data.
         final: the observation after the last reply, if the environment gave one.
         final_ids: tokens of that observation, up to where the policy would have replied: what a
-            critic reads to value the state an episode was truncated in.
+            critic reads to value the state an episode was truncated in. None where that would have
+            been in another context than the last reply's.
         history: how the trained context was made, see `Turn.prompt_ids`.
         info: the `info` of the reset, plain JSON data (`optimum`, when the environment knows it).
     """
@@ -213,6 +231,12 @@ class Episode:
         return str(self.info.get("row") or self.start.key)
 
     @property
+    def forked(self) -> bool:
+        """Whether its policy read more than one context, so that its messages in their order are
+        not one conversation."""
+        return any(turn.context for turn in self.turns)
+
+    @property
     def user_failed(self) -> bool:
         """Whether it failed because its user gave no reply (`UserFailed`), and not because the
         environment broke."""
@@ -243,10 +267,9 @@ class Episode:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Episode:
         """Returns the episode that `to_dict` wrote."""
-        message = lambda m: Message(**m)  # noqa: E731
         values = dict(data)
         values["start"] = Start(**data["start"])
-        values["final"] = message(data["final"]) if data["final"] else None
+        values["final"] = Message.from_dict(data["final"]) if data["final"] else None
         values["final_ids"] = tuple(data["final_ids"])
         values["tools"] = tuple(data["tools"])
         values["origin"] = tuple(data["origin"]) if data["origin"] else None
@@ -254,7 +277,7 @@ class Episode:
             Turn(
                 **{
                     **turn,
-                    "observation": message(turn["observation"]),
+                    "observation": Message.from_dict(turn["observation"]),
                     "prompt_ids": tuple(turn["prompt_ids"]),
                     "action_ids": None if turn["action_ids"] is None else tuple(turn["action_ids"]),
                     "logprobs": None if turn["logprobs"] is None else tuple(turn["logprobs"]),

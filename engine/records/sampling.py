@@ -24,7 +24,7 @@ class Sampling:
 
 @dataclass(slots=True)
 class Conversation:
-    """A conversation being played. Its ids only ever grow.
+    """A conversation being played. Its ids only ever grow, as long as `cached` is not 0.
 
     Attributes:
         row: a small number that no other living conversation has; a backend may keep state under
@@ -32,14 +32,16 @@ class Conversation:
         ids: the whole context so far.
         messages: the same as text, for players that read text.
         seed: for the noise of the next reply.
+        limit: how many tokens the next reply may have, where that is fewer than for others.
         cached: how many of `ids` the backend has processed; its own note. 0 when the conversation
-            begins.
+            begins, or goes on in another context.
     """
 
     row: int
     ids: list[int] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     seed: int = 0
+    limit: int | None = None
     cached: int = 0
 
 

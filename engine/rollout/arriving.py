@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..environments.conventions import Observation
-from .conversation import Branch, LiveEpisode
+from .conversation import Branch, LiveEpisode, handed
 
 
 class ConversationFailed(Exception):
@@ -55,10 +55,11 @@ def arrive(live: LiveEpisode, known: States) -> Generator[Call, Any, Observation
                 seen = []
         if not seen:
             seen = [(yield ("reset", live.start.seed, live.start.options))]
-            for turn in branch.prefix if branch else ():
+            prefix = branch.prefix if branch else ()
+            for k, turn in enumerate(prefix):
                 if seen[-1].terminated or seen[-1].truncated:
                     break
-                seen.append((yield ("step", turn.action)))
+                seen.append((yield ("step", handed(live, prefix[:k], turn))))
             copyable = live.env.metadata.get("snapshots", False)
             if (
                 copyable
@@ -79,10 +80,26 @@ def arrive(live: LiveEpisode, known: States) -> Generator[Call, Any, Observation
                 known.copies.pop(origin, None)
     if branch and (why := differs(branch, seen)):
         raise ConversationFailed(why)
+    for observation in seen:
+        enter(live, observation)
     live.observation = seen[-1].message
     if branch:
         live.turns = list(branch.prefix)
     return seen[0]
+
+
+def enter(live: LiveEpisode, seen: Observation) -> None:
+    """Lets a conversation go on in the context that an observation is of.
+
+    Raises:
+        ConversationFailed: its number is not the next free one.
+    """
+    if seen.context > len(live.contexts):
+        raise ConversationFailed(
+            f"context: the environment opens context {seen.context}, and the next free number is"
+            f" {len(live.contexts)}"
+        )
+    live.enter(seen)
 
 
 def differs(branch: Branch, seen: Sequence[Observation]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..environments.conventions import Observation
+from ..environments.conventions import Observation, SampledReply, Tokens
 from ..environments.instance import Instance
 from ..records.episode import Episode, Message, Start, Turn
 from ..util.ids import derive_id
@@ -47,6 +48,22 @@ def episode_id(where: Where, start: Start | Branch, slot: int) -> str:
     return derive_id(where.run, where.stage, where.update, key, slot)
 
 
+@dataclass(slots=True)
+class Context:
+    """What a policy reads: the conversation, or one of several that an environment leads.
+
+    Attributes:
+        system, tools: the system prompt and the schemas of tools that it began with.
+        ids: its tokens.
+        fresh: those since the last sampled one.
+    """
+
+    system: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    ids: list[int] = field(default_factory=list)
+    fresh: list[int] = field(default_factory=list)
+
+
 @dataclass(slots=True, eq=False)
 class LiveEpisode:
     """A conversation that is being played; where the environment has several seats, one of them.
@@ -57,6 +74,9 @@ class LiveEpisode:
         row: its place in what the player keeps.
         env: the environment, which the seats share.
         steps: asked of the environment so far; of several seats the first one counts.
+        contexts: by number, in the order in which they were opened.
+        context: the number of the one that the latest observation goes on in.
+        limit: the most tokens that the next reply may have, where the environment says so.
     """
 
     index: int | None
@@ -69,17 +89,34 @@ class LiveEpisode:
     observation: Message | None = None
     turns: list[Turn] = field(default_factory=list)
     reset: Observation | None = None
-    ids: list[int] = field(default_factory=list)
-    fresh: list[int] = field(default_factory=list)  # ids since the last sampled token
+    contexts: dict[int, Context] = field(default_factory=dict)
+    context: int = 0
+    limit: int | None = None
     state: Any = None  # what the player keeps: a backend's conversation
     steps: int = 0
 
+    def enter(self, seen: Observation) -> None:
+        """Goes on in the context that an observation is of, which it may open."""
+        self.context, self.limit = seen.context, seen.max_new_tokens
+        if seen.context not in self.contexts:
+            self.contexts[seen.context] = Context(seen.system, seen.tools)
+
+    @property
+    def current(self) -> Context:
+        """The context that the latest observation goes on in."""
+        return self.contexts[self.context]
+
+    @property
+    def own_turns(self) -> list[Turn]:
+        """The turns of the current context."""
+        return [turn for turn in self.turns if turn.context == self.context]
+
     @property
     def messages(self) -> list[Message]:
-        """The conversation so far, the system prompt and the latest observation included."""
-        assert self.reset is not None
-        messages = [Message("system", self.reset.system)] if self.reset.system is not None else []
-        for turn in self.turns:
+        """The current context so far, the system prompt and the latest observation included."""
+        system = self.current.system
+        messages = [Message("system", system)] if system is not None else []
+        for turn in self.own_turns:
             messages += [turn.observation, Message("assistant", turn.action)]
         return [*messages, self.observation] if self.observation else messages
 
@@ -97,6 +134,26 @@ class Reply:
     cut: bool = False
     stop: str = ""
     failed: bool = False
+
+
+def handed(live: LiveEpisode, before: Sequence[Turn], turn: Turn) -> str:
+    """Returns a turn's reply as its environment receives it: as text, or with its tokens where it
+    asks for them (`metadata["sampled"]`).
+
+    Args:
+        live: the conversation.
+        before: the turns before it.
+        turn: the turn.
+    """
+    if not live.env.metadata.get("sampled", False):
+        return turn.action
+    if turn.action_ids is None or turn.logprobs is None:
+        return SampledReply(turn.action, None)
+    whole = live.player.history == "rerender"
+    earlier = [] if whole else [t for t in before if t.context == turn.context]
+    read = sum(len(t.prompt_ids) + len(t.action_ids or ()) for t in earlier) + len(turn.prompt_ids)
+    texts = live.player.pieces(turn.action_ids)
+    return SampledReply(turn.action, Tokens(read, texts, turn.logprobs, turn.cut))
 
 
 def spoken(live: LiveEpisode) -> list[Message]:

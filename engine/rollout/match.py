@@ -12,8 +12,8 @@ from ..records.episode import Ending, Turn
 from ..util.ids import derive_id
 from ..util.secrets import redact
 from ..util.wording import each_text, reason_text
-from .arriving import Call, ConversationFailed, States, arrive
-from .conversation import LiveEpisode, Reply, Where, spoken
+from .arriving import Call, ConversationFailed, States, arrive, enter
+from .conversation import LiveEpisode, Reply, Where, handed, spoken
 from .players import ScriptPlayer
 
 
@@ -96,6 +96,8 @@ def course(
     reset = yield from arrive(first, known)
     for live in lives.values():
         live.reset = reset
+        if live is not first:
+            enter(live, reset)
     observation, first.observation = first.observation, None
     live = _addressed(lives, reset.player, env)
     live.observation = observation
@@ -117,6 +119,7 @@ def course(
         ended = over and not seen.player
         receiver = live if ended else _addressed(lives, seen.player, env)
         receiver.observation = seen.message
+        enter(receiver, seen)
         if seen.terminated:
             return "terminated", "", ""
         if seen.truncated:
@@ -141,14 +144,14 @@ def _step(live: LiveEpisode, reply: Reply) -> Generator[Call, Any, Observation]:
     assert live.observation is not None
     assert reply.text is not None
     sampled = (reply.prompt_ids, reply.action_ids, reply.logprobs, reply.version, reply.cut)
-    answered, live.observation = live.observation, None
+    turn = Turn(live.observation, reply.text, 0.0, *sampled, live.context)
+    live.observation = None
     try:
-        seen: Observation = yield ("step", reply.text)
+        seen: Observation = yield ("step", handed(live, live.turns, turn))
     except ConversationFailed:
-        live.turns.append(Turn(answered, reply.text, 0.0, *sampled))
+        live.turns.append(turn)
         raise
-    info = without_secrets(seen.info)
-    live.turns.append(Turn(answered, reply.text, seen.reward, *sampled, info))
+    live.turns.append(replace(turn, reward=seen.reward, info=without_secrets(seen.info)))
     return seen
 
 

@@ -45,6 +45,9 @@ class Player(Protocol):
     def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
         """Returns the ids from the last sampled token to where the player would have replied."""
 
+    def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Returns each token of a reply of the player's as text."""
+
 
 def in_order(
     talks: Sequence[LiveEpisode], replies: Iterable[tuple[LiveEpisode, Reply]]
@@ -107,15 +110,12 @@ class PolicyPlayer:
 
         assert live.reset is not None
         live.state = Conversation(live.row)
-        if self._overflows(live):
-            return
-        if live.turns:
-            live.ids = [
-                i for turn in live.turns for i in (*turn.prompt_ids, *(turn.action_ids or ()))
-            ]
-        else:
-            with _rendering():
-                live.ids = live.fresh = self.policy.chat.prompt(live.messages, live.reset.tools)
+        for turn in live.turns:
+            own = live.contexts[turn.context]
+            ids = [*turn.prompt_ids, *(turn.action_ids or ())]
+            own.ids = ids if self.history == "rerender" else own.ids + ids
+        if not self._overflows(live):
+            self._append_observation(live)
 
     def reply(
         self, talks: Sequence[LiveEpisode], where: Where, arriving: Arriving = tuple
@@ -151,9 +151,10 @@ class PolicyPlayer:
             self._append_observation(live)
         except ConversationFailed as error:
             return Reply(None, stop=str(error), failed=True)
-        if len(live.ids) >= self.policy.context_length:
+        if len(live.current.ids) >= self.policy.context_length:
             return Reply(None, stop="context")
-        live.state.ids, live.state.messages = live.ids, live.messages
+        live.state.ids, live.state.messages = live.current.ids, live.messages
+        live.state.limit = live.limit
         key = (where.seed, where.update, live.start.key, live.slot, len(live.turns))
         place = (where.stage, live.branch.parent.slot, live.branch.turn) if live.branch else ()
         live.state.seed = int(derive_id("noise", *key, *place), 16)
@@ -161,42 +162,57 @@ class PolicyPlayer:
 
     def _replied(self, live: LiveEpisode, sample: Sample) -> Reply:
         """Appends a sampled reply to a conversation's tokens, and returns it as a reply."""
-        prompt = tuple(live.ids if self.history == "rerender" else live.fresh)
-        live.ids, live.fresh = live.ids + list(sample.ids), []
+        own = live.current
+        prompt = tuple(own.ids if self.history == "rerender" else own.fresh)
+        own.ids, own.fresh = own.ids + list(sample.ids), []
         special = bool(live.env.metadata.get("special_tokens", False))
         text = self.policy.chat.text(sample.ids, special=special)
         return Reply(text, prompt, sample.ids, sample.logprobs, self.policy.version, sample.cut)
 
     def _append_observation(self, live: LiveEpisode) -> None:
-        """Appends the latest observation to the ids, closing a reply that did not close itself."""
-        if not live.turns or live.fresh:
+        """Appends the latest observation to the ids of its context, closing a reply that did not
+        close itself.
+
+        Raises:
+            ConversationFailed: the template cannot show it.
+        """
+        own, chat = live.current, self.policy.chat
+        if own.fresh:
             return
         assert live.observation is not None
-        assert live.reset is not None
-        chat = self.policy.chat
         with _rendering():
-            if self.history == "rerender":
-                live.ids = live.fresh = chat.prompt(live.messages, live.reset.tools)
+            if self.history == "rerender" or not own.ids:
+                own.ids = own.fresh = chat.prompt(live.messages, own.tools)
                 live.state.cached = 0
             else:
-                live.fresh = chat.close(live.ids) + chat.suffix(live.observation, live.reset.tools)
-                live.ids = live.ids + live.fresh
+                own.fresh = chat.close(own.ids) + chat.suffix(live.observation, own.tools)
+                own.ids = own.ids + own.fresh
+        if live.turns and live.turns[-1].context != live.context:
+            live.state.cached = 0
 
     def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
         """Returns the ids from the last sampled token to where the policy would have replied, as
         far as they fit the context."""
-        if not live.turns or live.turns[-1].action_ids is None or self._overflows(live):
+        last = live.turns[-1] if live.turns else None
+        if last is None or last.action_ids is None or last.context != live.context:
+            return ()
+        if self._overflows(live):
             return ()
         try:
             self._append_observation(live)
         # the template cannot show what came last: then nothing is known of that state
         except ConversationFailed:
             return ()
-        room = max(0, self.policy.context_length - (len(live.ids) - len(live.fresh)))
+        own = live.current
+        room = max(0, self.policy.context_length - (len(own.ids) - len(own.fresh)))
         # The whole context again, or nothing: then the last reply's own row serves.
         if self.history == "rerender":
-            return tuple(live.ids) if len(live.ids) <= self.policy.context_length else ()
-        return tuple(live.fresh[:room])
+            return tuple(own.ids) if len(own.ids) <= self.policy.context_length else ()
+        return tuple(own.fresh[:room])
+
+    def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Returns each token as text."""
+        return tuple(self.policy.chat.tokenizer.batch_decode([[i] for i in ids]))
 
 
 class ScriptPlayer:
@@ -235,4 +251,8 @@ class ScriptPlayer:
 
     def final_ids(self, live: LiveEpisode) -> tuple[int, ...]:
         """Returns no tokens of the last observation: a script reads text."""
+        return ()
+
+    def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Returns none: a script's replies have no tokens."""
         return ()

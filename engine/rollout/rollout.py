@@ -19,7 +19,7 @@ from ..environments.instance import Instance
 from ..environments.pool import Environments
 from ..errors import ConfigError, Paused, TooManyFailures
 from ..records.episode import Ending, Episode, Start
-from ..util.ids import derive_id
+from ..util.ids import canonical_json, derive_id
 from ..util.wording import NoRoomReason, PauseReason
 from .arriving import ConversationFailed, States
 from .conversation import Branch, LiveEpisode, Where, episode_id
@@ -362,7 +362,7 @@ class _Rollout:
             slot=live.slot,
             origin=live.branch.origin if live.branch else None,
             system=reset.system if reset else None,
-            tools=reset.tools if reset else (),
+            tools=_offered(live),
             final=final,
             final_ids=(
                 live.player.final_ids(live) if ending == "truncated" and final is not None else ()
@@ -376,3 +376,9 @@ class _Rollout:
         """Gives back what is still in use, after an error."""
         for instance in self.alive:
             self.environments.give(instance, sound=False)
+
+
+def _offered(live: LiveEpisode) -> tuple[Mapping[str, Any], ...]:
+    """Returns the tools of all contexts, each once."""
+    tools = (tool for context in live.contexts.values() for tool in context.tools)
+    return tuple({canonical_json(tool): tool for tool in tools}.values())

@@ -330,7 +330,16 @@ def _shuffled(found: Sequence[Any], episodes: Mapping[str, Episode], seed: str) 
 
 def _rows(policy: Any, episode: Episode) -> list[tuple[list[int], list[int]]] | None:
     """Returns (ids read, ids sampled) per turn: as sampled, or as the chat template lays the
-    conversation out; None if it does not fit."""
+    conversation out; None if it does not fit.
+
+    Raises:
+        ConfigError: it is not one conversation, or the template refuses it.
+    """
+    if episode.forked:
+        raise ConfigError(
+            f"preference: the episode {episode.id} has several contexts, and a comparison trains"
+            " one; leave it out, or train on it by `rl`"
+        )
     if all(t.action_ids is not None for t in episode.turns) and episode.history == "append":
         turns = [(list(t.prompt_ids), list(t.action_ids or ())) for t in episode.turns]
     else:

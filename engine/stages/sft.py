@@ -179,7 +179,8 @@ class SFT(SupervisedOptions, Stage):
                 positions += range(len(ids), len(ids) + len(reply)) if train else ()
                 ids += reply
             if positions:
-                rows.append(Row(tuple(ids), len(rows), tuple(positions), 0))
+                places = tuple(range(len(positions)))
+                rows.append(Row(tuple(ids), len(rows), tuple(positions), places))
         if not conversations:
             raise ConfigError(
                 f"there is no conversation in the fine-tuning data ({', '.join(map(str, files))})"

@@ -69,6 +69,7 @@ class Call:
     """A call of a tool.
 
     Attributes:
+        arguments: as far as they could be read.
         fault: why it cannot be made, in words that its writer can use; empty where it can.
     """
 
@@ -107,6 +108,14 @@ def calls_in(reply: str, tools: Sequence[Schema]) -> list[Call]:
     return [_checked(call, known) for call in spelled]
 
 
+def words_in(reply: str) -> str:
+    """Returns the words of a reply that makes calls: what stands before the first one, without
+    thoughts."""
+    words = without_thoughts(reply)
+    mark = _MARK.search(words) or _ADDRESSED.search(words)
+    return words[: mark.start()].strip() if mark else ""
+
+
 def call_text(name: str, arguments: Mapping[str, Any]) -> str:
     """Returns a call as a scripted player writes it, in the JSON of Hermes and Qwen."""
     call = json.dumps({"name": name, "arguments": dict(arguments)})
@@ -135,7 +144,7 @@ def tool_schema(tool: Schema) -> tuple[str, dict[str, Any]]:
 
 def _spelled(reply: str) -> list[_Spelled]:
     """Returns the calls a reply tries to make."""
-    for text in (reply.strip(), _without_thoughts(reply).strip()):
+    for text in (reply.strip(), without_thoughts(reply).strip()):
         if text[:1] in ("{", "[") and (values := _whole(text)) is not None:
             return values if values and all(map(_is_call, values)) else []
     if "<|message|>" in text and (calls := list(_addressed(text))):
@@ -154,7 +163,7 @@ def _spelled(reply: str) -> list[_Spelled]:
     return list(_channels(text))
 
 
-def _without_thoughts(reply: str) -> str:
+def without_thoughts(reply: str) -> str:
     """Returns a reply without its thoughts: some templates open them themselves, so that the reply
     has only their end."""
     kept, begin, opened = "", 0, False
@@ -383,22 +392,23 @@ def _checked(call: _Spelled, known: Mapping[str, Schema]) -> Call:
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         return Call("", fault=f"a call without the name of a tool: {_quoted(json.dumps(call))}")
     name, arguments = inner["name"], inner.get("arguments", inner.get("parameters"))
-    if name not in known:
-        return Call(name[:LENGTH], fault=f"no tool {_quoted(name)}.{did_you_mean(name, known)}")
     if arguments is None:
         arguments = {}
     if isinstance(arguments, _Texts):
-        arguments = {key: _typed(text, known[name], key) for key, text in arguments.items()}
-    if isinstance(arguments, str):
-        try:
-            arguments = parsed(arguments)
-        except ValueError as error:
-            return Call(name, fault=f"the arguments of {name!r} are not JSON: {error}")
-    if too := _unkeepable(arguments):
-        return Call(name, fault=f"the arguments of {name!r} {too}")
-    if wrong := error_of(validator(known[name]), arguments):
-        return Call(name, fault=f"{name!r} {wrong}")
-    return Call(name, arguments)
+        schema = known.get(name, {})
+        arguments = {key: _typed(text, schema, key) for key, text in arguments.items()}
+    try:
+        arguments = parsed(arguments) if isinstance(arguments, str) else arguments
+        unread = _unkeepable(arguments)
+    except ValueError as error:
+        unread = f"are not JSON: {error}"
+    kept = arguments if isinstance(arguments, Mapping) and not unread else {}
+    if name not in known:
+        return Call(name[:LENGTH], kept, f"no tool {_quoted(name)}.{did_you_mean(name, known)}")
+    if unread:
+        return Call(name, fault=f"the arguments of {name!r} {unread}")
+    wrong = error_of(validator(known[name]), arguments)
+    return Call(name, kept, f"{name!r} {wrong}") if wrong else Call(name, arguments)
 
 
 def _quoted(text: str) -> str:

@@ -33,7 +33,7 @@ class explained_memory:
             ) from error
 
 
-LARGE = 2**20  # bytes of a block that is given back at once
+LARGE = 2**17  # bytes of a block that is given back at once
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 

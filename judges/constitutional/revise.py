@@ -237,6 +237,10 @@ class RevisingPlayer:
         """Returns no tokens of the last observation: revised replies were not sampled."""
         return ()
 
+    def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Returns none: see above."""
+        return ()
+
 
 class Revise(PlayOptions, Stage):
     """The stage `revise`: plays conversations whose replies a model criticises and revises.

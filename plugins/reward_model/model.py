@@ -171,6 +171,11 @@ class RewardModel:
 
     def _turns(self, episode: Episode) -> list[tuple[list[int], list[int]]]:
         context = [m for m in episode.messages if m is not episode.final]
+        if episode.forked:
+            raise RewardModelError(
+                f"episode {episode.id} has several contexts, and a reward model reads one"
+                " conversation: judge it otherwise"
+            )
         try:
             return self.chat.conversation(context, episode.tools)
         except ValueError as error:
@@ -198,7 +203,7 @@ class RewardModel:
                     f"episode {episode.id} has {len(ids)} tokens, more than the reward model's"
                     f" context of {limit}"
                 )
-            rows.append(Row(tuple(ids), e, tuple(ends), 0))
+            rows.append(Row(tuple(ids), e, tuple(ends), tuple(range(len(ends)))))
         return rows
 
     def read(self, member: Any, micro: Micro) -> Tensor:

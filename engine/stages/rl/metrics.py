@@ -179,7 +179,9 @@ def credit_metrics(batch: Any, turns: int = 8) -> dict[str, float]:
 def drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
     """Share of episodes whose trained context differs from what the template would render; measured
     on a few."""
-    checked = [e for e in episodes if e.history == "append" and len(e.turns) > 1][:sample]
+    checked = [e for e in episodes if e.history == "append" and len(e.turns) > 1 and not e.forked][
+        :sample
+    ]
     drifted = 0
     for e in checked:
         context = [i for t in e.turns for i in (*t.prompt_ids, *(t.action_ids or ()))][
@@ -188,6 +190,14 @@ def drift(policy: Any, episodes: Sequence[Episode], sample: int = 8) -> float:
         messages = [m for m in e.messages if m is not e.final][:-1]
         drifted += policy.chat.drift(messages, context, e.tools)
     return drifted / len(checked) if checked else 0.0
+
+
+def forks(episodes: Sequence[Episode]) -> dict[str, float]:
+    """The share of replies after an episode's first that were read in a context of their own, where
+    there are any."""
+    later = sum(max(0, len(e.turns) - 1) for e in episodes)
+    opened = sum(len({turn.context for turn in e.turns}) - 1 for e in episodes if e.turns)
+    return {"forks": opened / later} if opened else {}
 
 
 def mean(values: Sequence[float]) -> float:

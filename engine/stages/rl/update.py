@@ -17,6 +17,7 @@ from .metrics import (
     credit_metrics,
     drift,
     feedback_metrics,
+    forks,
     groups_with_signal,
     mixture_metrics,
     play_metrics,
@@ -84,6 +85,7 @@ class Trainer:
             **metrics,
             **feedback_metrics(self.parts.combiners),
             "drift": drift(run.policy, experience.episodes),
+            **forks(experience.episodes),
             "judge_failure_rate": failed,
             "spend": experience.spend,
         }

@@ -1,0 +1,1 @@
+"""The APIs by which programs ask a model."""
