@@ -33,7 +33,7 @@ class explained_memory:
             ) from error
 
 
-LARGE = 2**17  # bytes of a block that is given back at once
+LARGE = 2**19  # bytes of a block that is given back at once: activations of some hundred tokens
 M_MMAP_THRESHOLD = -3  # of <malloc.h>
 
 
@@ -42,7 +42,8 @@ def give_back_freed() -> None:
 
     glibc would keep them, and before 2.38 it cannot use most of them again, since torch wants them
     aligned: a forward pass that keeps little then holds as much as one that keeps all. The price is
-    that fresh memory must be cleared.
+    that fresh memory must be cleared: a fifth more CPU time for SmolLM2-135M with passes of 440
+    tokens, whose peak falls from 2.4 to 1.9 GB.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
