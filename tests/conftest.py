@@ -23,7 +23,7 @@ import transformers
 import turnwise
 from support.browsers import CHROMIUM, chromium
 from support.databases import cluster, new_database, program
-from support.models import WORDS, configs
+from support.models import LLAMA_LIKE, WORDS, configs
 from turnwise.plugins.demo.tiny_model import build_tokenizer
 
 hypothesis.settings.register_profile(  # how long an example takes says how busy the machine is
@@ -85,6 +85,20 @@ def model_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Ca
         return made[architecture]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def wide(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with room for the schemas of tools."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **{**LLAMA_LIKE, "max_position_embeddings": 4096}, vocab_size=len(tokenizer),
+        bos_token_id=None, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("wide")
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -15,10 +15,8 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
-import transformers
 import turnwise
 from support import agents
-from support.models import LLAMA_LIKE
 from test_promise_1_tokens import batch_of, plain_logprobs
 from turnwise.engine.errors import TurnwiseError
 from turnwise.engine.policy.in_process import InProcess
@@ -29,20 +27,6 @@ from turnwise.plugins.agents.wire.form import Asked, Refused, WireMessage
 from turnwise.tools import call_text
 
 AGENT = "turnwise/Agent-v0"
-
-
-@pytest.fixture(scope="module")
-def wide(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with room for the schemas of tools."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        **{**LLAMA_LIKE, "max_position_embeddings": 4096}, vocab_size=len(tokenizer),
-        bos_token_id=None, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("wide")
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def starts(program: str, count: int = 2, **kwargs: Any) -> list[tuple[turnwise.Start, int]]:
@@ -339,8 +323,8 @@ def test_what_cannot_be_honoured_is_refused_in_the_sdks_own_way(wide: Path) -> N
         ("openai", "the last message is of the assistant"),
         ("openai", "'messages' is needed"),
         ("openai", "/v1/embeddings is not served"),
-        ("openai", "the key is that of no session"),
-        ("openai", "no response 'resp_7' in this session"),
+        ("openai", "the key is not known here"),
+        ("openai", "no response 'resp_7' is known here"),
         ("anthropic", 'stop_sequences=["x"] cannot be honoured'),
         ("anthropic", "the model 'opus' does not exist here"),
         ("openai", "a part of type 'image_url' cannot be read"),
@@ -566,7 +550,7 @@ def test_garbage_is_refused(body: bytes) -> None:
     from turnwise.plugins.agents.server import server
 
     here, session = server(), Session(["policy"])
-    here.open(session)
+    here.open(session.key, session)
     try:
         for path, header in (("chat/completions", "Authorization"), ("messages", "x-api-key")):
             key = {header: f"Bearer {session.key}" if header[0] == "A" else session.key}
@@ -574,7 +558,7 @@ def test_garbage_is_refused(body: bytes) -> None:
             assert answer.status_code == 400, answer.text
             assert answer.json()["error"]["message"]
     finally:
-        here.close(session)
+        here.close(session.key)
 
 
 # Frameworks.

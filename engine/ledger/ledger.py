@@ -24,6 +24,7 @@ import time
 import uuid
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ class Ledger(LedgerReader):
 
     def mark(self, run: str) -> dict[str, Any]:
         """Returns a summary of what the ledger holds now: its id, the episodes and members of a
-        run, and all feedback. None of these counts ever decreases."""
+        run, and all feedback, deleted ones included: none of these counts ever decreases."""
         queries = {
             "episodes": (
                 sa.select(sa.func.count()).select_from(EPISODES).where(EPISODES.c.run == run)
@@ -118,10 +119,11 @@ class Ledger(LedgerReader):
             "feedback": sa.select(sa.func.count()).select_from(FEEDBACK),
         }
         with self.reading() as db:
-            return {
-                "id": self.id,
-                **{name: int(db.scalar(query) or 0) for name, query in queries.items()},
-            }
+            gone = dict(db.execute(sa.select(INFO.c.key, INFO.c.value)).tuples().all())
+            counts = {name: int(db.scalar(query) or 0) for name, query in queries.items()}
+        counts["episodes"] += int(gone.get(f"deleted episodes of {run}", 0))
+        counts["feedback"] += int(gone.get("deleted feedback", 0))
+        return {"id": self.id, **counts}
 
     def expect(self, run: str, mark: Mapping[str, Any]) -> None:
         """Checks that this is the ledger that was marked, and that nothing of it was lost since.
@@ -171,6 +173,35 @@ class Ledger(LedgerReader):
             if rows:
                 db.execute(EPISODES.insert(), rows)
         return [known.get(e.id, e) for e in episodes]
+
+    def forget(self, ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Deletes episodes for good, and what was asked about them and answered. What is left are
+        the ids of those that have trained, and their credit.
+
+        Returns:
+            the run and the update that an episode has trained in, by id.
+        """
+        found: dict[str, tuple[str, int]] = {}
+        counts: Counter[str] = Counter()
+        with self.writing() as db:
+            for some in chunks(ids):
+                own = EPISODES.c.id.in_(some)
+                runs = db.execute(sa.select(EPISODES.c.run).where(own)).scalars()
+                counts.update(f"deleted episodes of {run}" for run in runs)
+                about = FEEDBACK.c.target.in_(some)
+                query = sa.select(sa.func.count()).select_from(FEEDBACK).where(about)
+                counts["deleted feedback"] += int(db.scalar(query) or 0)
+                trained = sa.select(MEMBERS.c.episode, MEMBERS.c.run, MEMBERS.c.update)
+                rows = db.execute(trained.where(MEMBERS.c.episode.in_(some), MEMBERS.c.used))
+                found |= {episode: (run, update) for episode, run, update in rows.tuples()}
+                db.execute(REQUESTS.delete().where(REQUESTS.c.target.in_(some)))
+                db.execute(FEEDBACK.delete().where(about))
+                db.execute(EPISODES.delete().where(own))
+            for key, count in counts.items():
+                before = db.scalar(sa.select(INFO.c.value).where(INFO.c.key == key))
+                db.execute(INFO.delete().where(INFO.c.key == key))
+                db.execute(INFO.insert().values(key=key, value=str(count + int(before or 0))))
+        return found
 
     # Requests.
 
@@ -317,18 +348,19 @@ class Ledger(LedgerReader):
             LedgerError: an episode has trained in another update.
         """
         with self.writing() as db:
-            known: dict[str, int] = {}
+            known: dict[str, tuple[str, int]] = {}
             for some in chunks([m.episode for m in members]):
-                query = sa.select(MEMBERS.c.episode, MEMBERS.c.update).where(
+                query = sa.select(MEMBERS.c.episode, MEMBERS.c.run, MEMBERS.c.update).where(
                     MEMBERS.c.episode.in_(some)
                 )
-                known |= dict(db.execute(query).tuples().all())
-            twice = {e: u for e, u in known.items() if u != update}
+                known |= {e: (own, u) for e, own, u in db.execute(query).tuples()}
+            twice = {e: place for e, place in known.items() if place != (run, update)}
             if twice:
-                episode, other = next(iter(twice.items()))
+                episode, (other, earlier) = next(iter(twice.items()))
+                of = "" if other == run else f" of run {other}"
                 raise LedgerError(
-                    f"episode {episode!r} trained in update {other} and cannot train in update"
-                    f" {update} again"
+                    f"episode {episode!r} trained in update {earlier}{of} and cannot train in"
+                    f" update {update} again"
                 )
             rows = [
                 {

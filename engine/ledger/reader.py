@@ -46,6 +46,21 @@ class LedgerReader(Database):
         with self.reading() as db:
             return [decode_episode(id_, content) for id_, content in db.execute(query)]
 
+    def judged_episodes(self, run: str, sources: Sequence[str]) -> list[Episode]:
+        """Returns a run's episodes that a source has scored and that are no members of an update,
+        by the time they were recorded."""
+        scored = sa.select(FEEDBACK.c.id).where(
+            FEEDBACK.c.target == EPISODES.c.id, FEEDBACK.c.status == "scored",
+            FEEDBACK.c.source.in_(list(sources)), current(),
+        )  # fmt: skip
+        decided = sa.select(MEMBERS.c.episode).where(MEMBERS.c.episode == EPISODES.c.id)
+        query = sa.select(EPISODES.c.id, EPISODES.c.content).where(
+            EPISODES.c.run == run, scored.exists(), ~decided.exists()
+        )
+        with self.reading() as db:
+            rows = db.execute(query.order_by(EPISODES.c.time, EPISODES.c.id))
+            return [decode_episode(id_, content) for id_, content in rows]
+
     def _load(self, db: Connection, ids: Sequence[str]) -> dict[str, Episode]:
         found: dict[str, Episode] = {}
         for some in chunks(ids):
@@ -223,6 +238,16 @@ class LedgerReader(Database):
                 )
                 for r in rows
             ]
+
+    def deleted_members(self, run: str) -> dict[str, int]:
+        """Returns the episodes that a run has trained on and that were deleted since, and in which
+        update."""
+        there = sa.select(EPISODES.c.id).where(EPISODES.c.id == MEMBERS.c.episode)
+        query = sa.select(MEMBERS.c.episode, MEMBERS.c.update).where(
+            MEMBERS.c.run == run, MEMBERS.c.used, ~there.exists()
+        )
+        with self.reading() as db:
+            return dict(db.execute(query.order_by(MEMBERS.c.update)).tuples().all())
 
     def rounds(self, run: str) -> list[tuple[str, int]]:
         """Returns every (stage, update) that played, in order."""

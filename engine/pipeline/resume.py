@@ -226,6 +226,12 @@ def own_ledger(
         )
     ledger = Ledger(url or folder / "ledger.sqlite", clock=clock, create=False)
     ledger.expect(position.run, position.ledger)
+    for episode, update in ledger.deleted_members(position.run).items():
+        warnings.warn(
+            f"conversation {episode} was deleted; update {update} had trained on it, which its"
+            " deletion does not undo",
+            stacklevel=2,
+        )
     return ledger
 
 

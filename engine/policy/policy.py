@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,10 @@ from ..errors import PolicyError, UnfitModel
 from ..records.batch import Batch, Row
 from ..records.episode import Message
 from ..records.sampling import Conversation, Sampling
+from ..util.files import read_note, write
 from .chat import ChatFormat
 from .in_process import InProcess
+from .known import located
 from .loading import (
     LOADING,
     found_device,
@@ -36,6 +39,8 @@ from .loading import (
 from .network import Micro, Network, Output, divide
 from .properties import context_length, is_adapted, setting
 
+NOTE = "turnwise.json"  # what a saved policy's folder says of it besides
+
 
 class Policy:
     """A language model that replies to conversations and says how likely a reply was.
@@ -45,7 +50,7 @@ class Policy:
     Attributes:
         model: the transformers model (its LoRA adapters inside, if any).
         tokenizer, chat: the tokenizer, and how it renders conversations.
-        version: updates made so far.
+        version: updates made so far, by earlier runs too where it was saved by one.
         card: makes the README.md of what is saved, given whether that is adapters alone; None: it
             has none. A run that ends sets it.
     """
@@ -134,7 +139,10 @@ class Policy:
                 f"weights in {quantize} stand still, and only adapters on them can be trained: say"
                 " which, as in `policy: {model: ..., quantize: nf4, lora: {r: 16}}`"
             )
-        return cls(model, tokenizer, precision=precision)
+        policy = cls(model, tokenizer, precision=precision)
+        if (note := Path(located(name)) / NOTE).is_file():
+            policy.version = int(read_note(note)["version"])
+        return policy
 
     @property
     def model(self) -> Any:
@@ -323,6 +331,7 @@ class Policy:
                 each.generation_config.eos_token_id = sorted(self.chat.stop_ids)
         model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
+        write(Path(folder) / NOTE, json.dumps({"version": self.version}) + "\n")
         if self.card is not None:
             (Path(folder) / "README.md").write_text(self.card(not plain), encoding="utf-8")
 

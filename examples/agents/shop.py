@@ -1,8 +1,8 @@
 """The agent of tool_loop.py in the shop of `turnwise/Shop-v0`: all that it takes to train it.
 
-    env:
-      id: turnwise/Agent-v0
-      kwargs: {program: "examples.agents.shop:play", tasks: "python:examples.agents.shop:training"}
+env:
+  id: turnwise/Agent-v0
+  kwargs: {program: "examples.agents.shop:play", tasks: "python:examples.agents.shop:training"}
 """
 
 from openai import OpenAI

@@ -22,7 +22,6 @@ option; a limit of tokens below the run's is honoured.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -31,23 +30,12 @@ from typing import Any
 import gymnasium
 
 from ...protocols import EnvironmentBroke, SampledReply, Text
-from ...tools import (
-    Splits,
-    UnknownForm,
-    call_text,
-    calls_in,
-    content_key,
-    read_tasks,
-    split_tasks,
-    task_of,
-    time_of,
-    without_thoughts,
-    words_in,
-)
+from ...tools import Splits, content_key, read_tasks, split_tasks, task_of, time_of
+from .contexts import observed, received
 from .program import Command, Endpoint, Function, Program, function_of
 from .server import server
 from .session import Over, Pending, Session, read_outcome
-from .wire.form import FunctionCall, Refused, WireMessage
+from .wire.form import Refused
 
 LIMITS = ("requests", "tokens", "seconds")
 
@@ -134,7 +122,7 @@ class Agent(gymnasium.Env[str, str]):
         self.close()
         here = server()
         self._session = session = Session(self._models, self._ignore)
-        here.open(session)
+        here.open(session.key, session)
         self._began, self._sampled = time.monotonic(), 0
         endpoint = Endpoint(f"{here.url}/v1", here.url, session.key, self._models[0], task, number)
         if self._function is not None:
@@ -159,7 +147,7 @@ class Agent(gymnasium.Env[str, str]):
         session, pending = self._session, self._pending
         tokens = action.tokens if isinstance(action, SampledReply) else None
         self._sampled += len(tokens.texts) if tokens else 0
-        message = _reply(action, pending.asked.tools, session.answers)
+        message = received(action, pending.asked.tools, str(session.answers))
         session.answer(pending, self._context, str(action), message, tokens)
         found = self._wait()
         if isinstance(found, Pending):
@@ -209,36 +197,22 @@ class Agent(gymnasium.Env[str, str]):
         info: dict[str, Any] = {"context": place.context, "api": pending.api}
         if asked.max_tokens is not None:
             info["max_new_tokens"] = asked.max_tokens
-        news = list(place.news)
         if place.opened:
             info["tools"] = list(asked.tools)
-            if place.context == 0:  # of the others it stands in the observation
-                leading = [m.text for m in news if m.role == "system"]
-                if leading and all(m.role == "system" for m in news[: len(leading)]):
-                    info["system"] = "\n\n".join(leading)
-                    news = news[len(leading) :]
-        parts = [{"role": m.role, "content": self._shown(m)} for m in news]
-        if parts[-1]["role"] == "tool":
-            info["role"] = "tool"
-        if len(parts) > 1:
-            info["parts"] = parts
-        return "\n\n".join(part["content"] for part in parts), info
-
-    def _shown(self, message: WireMessage) -> str:
-        """Returns a message's text as the policy reads it: its own replies as it wrote them,
-        another assistant's calls in the form that is asked of it."""
-        assert self._session is not None
-        if message.role != "assistant":
-            return message.text
-        if (own := self._session.reply_before(message)) is not None:
-            return own
-        calls = [call_text(call.name, _arguments(call)) for call in message.calls]
-        return "\n".join(filter(None, [message.text, *calls]))
+        # Of a context that is opened later it stands in the observation.
+        first = place.opened and place.context == 0
+        system, message = observed(place.news, self._session.sampled, apart=first)
+        if system is not None:
+            info["system"] = system
+        if message.parts:
+            info["parts"] = [{"role": m.role, "content": m.content} for m in message.parts]
+        return message.content, {**info, "role": message.role}
 
     def close(self) -> None:
         """Ends the session and the program."""
         if self._session is not None:
-            server().close(self._session)
+            self._session.close()
+            server().close(self._session.key)
             self._session = None
         if self._program is not None:
             self._program.stop()
@@ -247,32 +221,6 @@ class Agent(gymnasium.Env[str, str]):
 
 def _because(over: Over) -> str:
     return f": {over.fault}" if over.fault else ""
-
-
-def _arguments(call: FunctionCall) -> Mapping[str, Any]:
-    """Returns a call's arguments, as far as they are an object."""
-    try:
-        found = json.loads(call.arguments)
-    except ValueError:
-        return {}
-    return found if isinstance(found, Mapping) else {}
-
-
-def _reply(action: str, tools: Sequence[Mapping[str, Any]], number: int) -> WireMessage:
-    """Returns a reply as a program receives it: its words without thoughts, and its calls. What was
-    meant as a call and is none stays text."""
-    try:
-        calls = [call for call in calls_in(action, tools) if call.name] if tools else []
-    except UnknownForm:
-        calls = []
-    made = tuple(
-        FunctionCall(f"call_{number}_{i}", call.name, json.dumps(dict(call.arguments)))
-        for i, call in enumerate(calls)
-    )
-    if made:
-        return WireMessage("assistant", words_in(action), made)
-    words = without_thoughts(action)
-    return WireMessage("assistant", str(action) if words == action else words.strip())
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""The endpoint: one HTTP server on this machine's own address, for all programs of a process."""
+"""The endpoint: an HTTP server that hands requests to those whom their keys belong to."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .session import Session
+from .session import Pending, Session
 from .wire import chat_completions, messages, responses
-from .wire.form import Answered, Refused
+from .wire.form import Answered, Asked, Refused
 
 LARGEST = 16 * 2**20  # bytes of a request
 LOOK = 1.0  # seconds between looks whether who asked is still there
@@ -32,74 +33,111 @@ _server: Server | None = None
 _making = threading.Lock()
 
 
+class Client(Protocol):
+    """Whoever a key belongs to.
+
+    Attributes:
+        models: the names that the policy answers to.
+        ignore: options of requests that are passed over.
+    """
+
+    @property
+    def models(self) -> Sequence[str]:
+        """See above."""
+
+    @property
+    def ignore(self) -> Sequence[str]:
+        """See above."""
+
+    def submit(self, asked: Asked, api: str) -> Pending:
+        """Takes a request; raises `Refused` where it cannot be answered."""
+
+
+# What is posted beside requests for replies: whose key it was, and the JSON.
+Post = Callable[[Any, Mapping[str, Any]], Any]
+
+
 class Server:
     """An HTTP server on a thread of its own.
 
+    Args:
+        posts: what else can be posted, by path; what it returns is answered, or awaited.
+        host, port: where to listen; 0: any free port.
+
     Attributes:
         url: where it is, without a path.
+
+    Raises:
+        OSError: it cannot listen there.
     """
 
-    def __init__(self) -> None:
-        self._sessions: dict[str, Session] = {}
+    def __init__(self, posts: Mapping[str, Post], host: str = "127.0.0.1", port: int = 0) -> None:
+        self._clients: dict[str, Client] = {}
+        self._posts = posts
         routes = [Route(path, self._asking(api), methods=["POST"]) for path, api in APIS.items()]
         routes += [
+            Route(path, self._posting(post), methods=["POST"]) for path, post in posts.items()
+        ]
+        routes += [
             Route("/v1/models", self._models),
-            Route("/reward", self._reward, methods=["POST"]),
             Route("/{path:path}", self._nothing, methods=["GET", "POST", "PUT", "DELETE"]),
         ]
-        listening = socket.socket()
-        listening.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(1024)
+        own = f"[{host}]" if ":" in host else host
+        self.url = f"http://{own}:{listening.getsockname()[1]}"
         config = uvicorn.Config(
             Starlette(routes=routes), log_level="error", access_log=False, lifespan="off",
             timeout_keep_alive=600,
         )  # fmt: skip
-        server = uvicorn.Server(config)
-        begun = threading.Event()
-
-        async def serve() -> None:
-            asyncio.get_running_loop().call_later(0, begun.set)
-            await server.serve([listening])
+        self._uvicorn = uvicorn.Server(config)
 
         def run() -> None:
-            asyncio.run(serve())
+            asyncio.run(self._uvicorn.serve([listening]))
 
-        listening.listen(1024)
-        threading.Thread(target=run, daemon=True, name="turnwise-endpoint").start()
-        begun.wait()
+        self._thread = threading.Thread(target=run, daemon=True, name="turnwise-endpoint")
+        self._thread.start()
 
-    def open(self, session: Session) -> None:
-        """Lets a session's program ask."""
-        self._sessions[session.key] = session
+    def stop(self) -> None:
+        """Ends the server, when it has answered what it is answering."""
+        self._uvicorn.should_exit = True
+        self._thread.join()
 
-    def close(self, session: Session) -> None:
-        """Ends a session."""
-        session.close()
-        self._sessions.pop(session.key, None)
+    def open(self, key: str, client: Client) -> None:
+        """Lets a client ask."""
+        self._clients[key] = client
 
-    def _session(self, request: Request) -> Session:
-        """Returns the session of a request.
+    def close(self, key: str) -> None:
+        """Takes a key back."""
+        self._clients.pop(key, None)
+
+    def _client(self, request: Request) -> Client:
+        """Returns whom a request's key belongs to.
 
         Raises:
-            Refused: its key is no session's.
+            Refused: there is no such key.
         """
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        session = self._sessions.get(request.headers.get("x-api-key", "") or bearer)
-        if session is None:
+        client = self._clients.get(request.headers.get("x-api-key", "") or bearer)
+        if client is None:
             raise Refused(
-                401, "the key is that of no session: there is none, or it has ended. A program's"
-                " key is in OPENAI_API_KEY and ANTHROPIC_API_KEY, or in `endpoint.api_key`",
+                401, "the key is not known here, or no more: it comes as `Authorization: Bearer"
+                " KEY` or `x-api-key: KEY`; a program finds its own in OPENAI_API_KEY and"
+                " ANTHROPIC_API_KEY, or in `endpoint.api_key`",
             )  # fmt: skip
-        return session
+        return client
 
     def _asking(self, api: ModuleType) -> Any:
         """Returns what answers the requests of an API."""
 
         async def ask(request: Request) -> Response:
             try:
-                session = self._session(request)
-                asked = api.read(await _body(request), session.ignore)
-                pending = session.submit(asked, api.NAME)
+                client = self._client(request)
+                asked = api.read(await _body(request), client.ignore)
+                pending = client.submit(asked, api.NAME)
                 answered = await _answer(request, asyncio.wrap_future(pending.answer))
             except Refused as refused:
                 return JSONResponse(api.refusal(refused), refused.status)
@@ -110,10 +148,23 @@ class Server:
 
         return ask
 
+    def _posting(self, post: Post) -> Any:
+        """Returns what answers another kind of post."""
+
+        async def take(request: Request) -> Response:
+            try:
+                found = post(self._client(request), await _body(request))
+                taken = await asyncio.wrap_future(found) if isinstance(found, Future) else found
+            except Refused as refused:
+                return JSONResponse(chat_completions.refusal(refused), refused.status)
+            return JSONResponse(taken)
+
+        return take
+
     async def _models(self, request: Request) -> Response:
         """Lists the names of the policy."""
         try:
-            names = self._session(request).models
+            names = self._client(request).models
         except Refused as refused:
             return JSONResponse(chat_completions.refusal(refused), refused.status)
         if "anthropic-version" in request.headers:
@@ -126,16 +177,8 @@ class Server:
         ]
         return JSONResponse({"object": "list", "data": listed})
 
-    async def _reward(self, request: Request) -> Response:
-        """Takes a reward that a program posts."""
-        try:
-            self._session(request).post(await _body(request))
-        except Refused as refused:
-            return JSONResponse(chat_completions.refusal(refused), refused.status)
-        return JSONResponse({"taken": True})
-
     async def _nothing(self, request: Request) -> Response:
-        there = ", ".join([*APIS, "/v1/models", "/reward"])
+        there = ", ".join([*APIS, "/v1/models", *self._posts])
         refused = Refused(404, f"{request.url.path} is not served; there are {there}")
         return JSONResponse(chat_completions.refusal(refused), 404)
 
@@ -177,9 +220,9 @@ async def _answer(request: Request, answer: asyncio.Future[Answered]) -> Answere
 
 
 def server() -> Server:
-    """Returns the server of this process, started when it is first needed."""
+    """Returns the server of this process for programs, started when it is first needed."""
     global _server
     with _making:
         if _server is None:
-            _server = Server()
+            _server = Server({"/reward": Session.post})
         return _server

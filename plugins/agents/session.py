@@ -7,11 +7,11 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...protocols import Tokens
-from ...tools import canonical_json
+from .contexts import Context, History, check, longest
 from .wire.form import Answered, Asked, Refused, WireMessage
 
 ENDED = "this session has ended: its program may ask no more"
@@ -25,6 +25,16 @@ class Pending:
     api: str
     answer: Future[Answered] = field(default_factory=Future)
 
+    def resolve(self, answered: Answered) -> None:
+        """Answers it; who asked may have gone."""
+        if self.answer.set_running_or_notify_cancel():
+            self.answer.set_result(answered)
+
+    def refuse(self, refused: Refused) -> None:
+        """Refuses it."""
+        if self.answer.set_running_or_notify_cancel():
+            self.answer.set_exception(refused)
+
 
 @dataclass(frozen=True, slots=True)
 class Over:
@@ -32,14 +42,6 @@ class Over:
 
     value: Any = None
     fault: str = ""
-
-
-@dataclass(slots=True)
-class _Context:
-    """A conversation that requests went on with."""
-
-    messages: list[Any]
-    tools: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +70,23 @@ class Session:
 
     Attributes:
         key: what the program shows with every request.
-        rewards: the sum of what it has posted since it was taken last.
         success: what it has posted of it.
+        answers: how many requests were answered.
     """
 
     def __init__(self, models: Sequence[str], ignore: Sequence[str] = ()) -> None:
         self.key = secrets.token_urlsafe(24)
         self.models, self.ignore = tuple(models), tuple(ignore)
         self.success: bool | None = None
-        self.rewards = 0.0
+        self.answers = 0
+        self._rewards = 0.0
         self._arrived: queue.SimpleQueue[Pending | Over] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
         self._waiting: set[Pending] = set()
-        self._contexts: list[_Context] = []
+        self._contexts: list[Context] = []
         self._replies: dict[Any, str] = {}  # as they were sampled, by what the program received
-        self._history: dict[str, tuple[WireMessage, ...]] = {}  # by the id of a response
-        self._answers = 0
+        self._history = History()
 
     # On the server's thread.
 
@@ -94,39 +96,16 @@ class Session:
         Raises:
             Refused: it cannot be answered here.
         """
-        if asked.model not in self.models:
-            raise Refused(
-                404,
-                f"the model {asked.model!r} does not exist here; there is"
-                f" {', '.join(map(repr, self.models))}. Other names are given to the environment by"
-                " `models: [...]`",
-                "model",
-            )
-        if (previous := asked.options.get("previous")) is not None:
-            with self._lock:
-                earlier = self._history.get(previous)
-            if earlier is None:
-                raise Refused(
-                    404, f"no response {previous!r} in this session", "previous_response_id"
-                )
-            own = 1 if asked.options["instructions"] is not None else 0
-            head, news = asked.messages[:own], asked.messages[own:]
-            asked = replace(asked, messages=(*head, *earlier, *news))
-        last = asked.messages[-1]
-        if last.role not in ("user", "tool"):
-            raise Refused(
-                400, f"the last message is of the {last.role}: the policy replies to a user or to"
-                " the result of a tool", "messages",
-            )  # fmt: skip
-        pending = Pending(asked, api)
+        check(asked, self.models, "to the environment by `models: [...]`")
         with self._lock:
             if self._closed:
                 raise Refused(403, ENDED)
+            pending = Pending(self._history.whole(asked), api)
             self._waiting.add(pending)
             self._arrived.put(pending)
         return pending
 
-    def post(self, outcome: Mapping[str, Any]) -> None:
+    def post(self, outcome: Mapping[str, Any]) -> Mapping[str, Any]:
         """Takes a reward, or a success, that the program posts; rewards add up.
 
         Raises:
@@ -136,8 +115,9 @@ class Session:
         with self._lock:
             if self._closed:
                 raise Refused(403, ENDED)
-            self.rewards += reward
+            self._rewards += reward
             self.success = self.success if success is None else success
+        return {"taken": True}
 
     # On the program's thread, or on the one that waits for it.
 
@@ -160,28 +140,19 @@ class Session:
     def place(self, asked: Asked) -> Place:
         """Returns the context that a request belongs to: the longest one that it goes on with, by
         messages of a user or of tools; else it opens another one."""
-        keys, tools = [m.key for m in asked.messages], canonical_json(list(asked.tools))
-        best = None
-        for number, context in enumerate(self._contexts):
-            size = len(context.messages)
-            goes_on = context.tools == tools and keys[:size] == context.messages
-            if not goes_on or any(m.role not in ("user", "tool") for m in asked.messages[size:]):
-                continue
-            if size < len(keys) and (best is None or size > len(self._contexts[best].messages)):
-                best = number
-        if best is not None:
-            return Place(best, False, asked.messages[len(self._contexts[best].messages) :])
-        self._contexts.append(_Context([], tools))
+        if (context := longest(self._contexts, asked)) is not None:
+            return Place(self._contexts.index(context), False, context.news(asked))
+        self._contexts.append(Context.of(asked))
         return Place(len(self._contexts) - 1, True, asked.messages)
 
-    def reply_before(self, message: WireMessage) -> str | None:
+    def sampled(self, message: WireMessage) -> str | None:
         """Returns an earlier reply of the policy's as it was sampled; None: it is none."""
         return self._replies.get(message.key)
 
     def take_rewards(self) -> float:
         """Returns the rewards that were posted since the last call."""
         with self._lock:
-            found, self.rewards = self.rewards, 0.0
+            found, self._rewards = self._rewards, 0.0
         return found
 
     def answer(
@@ -201,21 +172,14 @@ class Session:
             message: the reply as the program receives it.
             tokens: of the reply.
         """
-        messages = (*pending.asked.messages, message)
-        self._contexts[context].messages = [m.key for m in messages]
+        id_ = str(self.answers)
+        self._contexts[context].replied(pending.asked, message)
         self._replies[message.key] = sampled
-        own = 1 if pending.asked.options.get("instructions") is not None else 0
+        self.answers += 1
         with self._lock:
-            self._history[f"resp_{self._answers}"] = messages[own:]
+            self._history.add(id_, pending.asked, message)
             self._waiting.discard(pending)
-        if pending.answer.set_running_or_notify_cancel():
-            pending.answer.set_result(Answered(self._answers, message, tokens))
-        self._answers += 1
-
-    @property
-    def answers(self) -> int:
-        """How many requests were answered."""
-        return self._answers
+        pending.resolve(Answered(id_, message, tokens))
 
     def close(self) -> None:
         """Refuses what waits and whatever comes."""
@@ -223,8 +187,7 @@ class Session:
             self._closed = True
             waiting, self._waiting = self._waiting, set()
         for pending in waiting:
-            if pending.answer.set_running_or_notify_cancel():
-                pending.answer.set_exception(Refused(403, ENDED))
+            pending.refuse(Refused(403, ENDED))
 
 
 def read_outcome(value: Any) -> tuple[float, bool | None]:

@@ -52,6 +52,10 @@ class Collector:
         """
         raise TypeError(f"{type(self).__name__} does not say how it collects")
 
+    def has_more(self) -> bool:
+        """Returns whether there is something for another update."""
+        return True
+
     def states(self) -> dict[str, Any]:
         """Returns what a checkpoint must keep of this collector, by name."""
         return {"starts": self.starts}

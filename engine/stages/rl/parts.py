@@ -104,6 +104,12 @@ def _check_credit(settings: RLSettings, optimizer: Any, credit: Any, credit_name
             f"optimizer {part_name(settings.optimizer)!r} trains on whole conversations: it needs"
             " group_size of at least 2 to choose among them, and has no credit to audit"
         )
+    if settings.episodes == "ledger" and "group" in credit.needs:
+        raise ConfigError(
+            f"credit {part_name(credit_name)!r} compares episodes of one start, and each served"
+            " conversation has its own: use `{name: turn-returns, baseline: none}` and `normalise:"
+            " whiten` of the optimizer, or optimizer 'ppo' with credit 'gae'"
+        )
     if "group" in credit.needs and settings.group_size < 2:
         raise ConfigError(
             f"credit {part_name(credit_name)!r} compares episodes of one start and needs group_size"
@@ -118,7 +124,7 @@ def _check_credit(settings: RLSettings, optimizer: Any, credit: Any, credit_name
         )
     if settings.pending:
         _check_pending(settings, credit, credit_name)
-    elif "staleness" in settings.model_fields_set:
+    elif "staleness" in settings.model_fields_set and settings.episodes == "played":
         raise ConfigError(
             "staleness is for play that goes on while answers are awaited: give `pending` too, or"
             " leave it out"

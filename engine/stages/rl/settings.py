@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...feedback.specs import ENVIRONMENT
 from ...pipeline.stage import Stage
 from ...util.section import Section
+from ..environments import EnvConfig, read_envs
 from ..play_options import JudgedPlayOptions
+
+SERVED = "turnwise/Served-v0"  # what served conversations have for an environment
 
 
 class Gold(Section):
@@ -56,6 +59,9 @@ class RLSettings(JudgedPlayOptions, Stage):
     """Describe reinforcement learning on conversations: what is played, judged and trained on.
 
     Attributes:
+        episodes: "played", in `env`; or "ledger": conversations that `turnwise serve` recorded in
+            the run's ledger, once each, when `feedback` has scored them. The stage ends when there
+            are fewer than an update takes.
         updates: how many.
         groups, group_size: starts per update, and episodes per start.
         feedback: sources: "environment" is the environment's own reward; names of judges; mappings
@@ -68,7 +74,7 @@ class RLSettings(JudgedPlayOptions, Stage):
         pending: how many episodes may wait for answers while play goes on; 0: each update waits for
             its own.
         staleness: how many versions older than the policy an episode may be that trains; with
-            `pending`.
+            `pending`, or `episodes: ledger`.
         resample: how many times groups in which all outcomes are equal are replaced by new ones
             before an update (DAPO's dynamic sampling).
         audit: measures the credit against the truth, see `Audit`.
@@ -80,6 +86,8 @@ class RLSettings(JudgedPlayOptions, Stage):
         curriculum: which starts are played: `uniform`, `learnable` or `staged`.
     """
 
+    env: Any = None
+    episodes: Literal["played", "ledger"] = "played"
     updates: int = Field(default=100, ge=1)
     groups: int = Field(default=16, ge=1)
     group_size: int = Field(default=8, ge=1)
@@ -96,6 +104,31 @@ class RLSettings(JudgedPlayOptions, Stage):
     resample: int = Field(default=0, ge=0)
     audit: Audit | None = None
     min_group: int = Field(default=2, ge=1)
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: Any) -> list[EnvConfig] | None:
+        return None if value is None else read_envs(value)
+
+    @model_validator(mode="after")
+    def _where_from(self) -> RLSettings:
+        if self.episodes == "played":
+            if self.env is None:
+                raise ValueError("`env` is needed: where conversations are played")
+            return self
+        odd = [name for name in ("env", "gold", "audit", "pending", "resample")
+               if name in self.model_fields_set]  # fmt: skip
+        if odd:
+            raise ValueError(
+                f"with `episodes: ledger` nothing is played: leave out {', '.join(odd)}"
+            )
+        if ENVIRONMENT in self.feedback:
+            raise ValueError(
+                "with `episodes: ledger` say whose feedback counts, `feedback: [users]`: no"
+                " environment rewards what was served"
+            )
+        vars(self)["env"] = [EnvConfig(id=SERVED)]  # and yet it was not given
+        return self
 
     @field_validator("feedback", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from .early_stopping import EarlyStopping
 from .metrics import warn_untaught
 from .parts import Parts, make_parts
 from .pending import Pending
+from .recorded import Recorded
 from .settings import RLSettings
 from .update import Trainer
 
@@ -32,7 +33,8 @@ class RL(RLSettings):
     def check(self, run: RunView) -> None:
         """Checks the environments, the order of judges, and the backend's options."""
         gold = None if self.gold is None else self.gold.options
-        check_envs(self.env, (), run.plugins, several_seats=True, options=gold)
+        if self.episodes == "played":
+            check_envs(self.env, (), run.plugins, several_seats=True, options=gold)
         self._parts = make_parts(self, run.plugins)
         self._parts.sources.check_order(run.before)
         check_backend(run, self.backend)
@@ -68,7 +70,8 @@ class RL(RLSettings):
         if run.is_main:
             parts.sources.open(run.folder, run.ledger, run.seed, run.updates, run.id)
         try:
-            collector = (Pending if self.pending else InStep)(run, self, parts, players)
+            kind = Recorded if self.episodes == "ledger" else Pending if self.pending else InStep
+            collector: Collector = kind(run, self, parts, players)
             stopping = EarlyStopping(run, self, players)
             done = run.begin(parts.learning() | stopping.states() | collector.states())
             yield from self._updates(collector, stopping, done)
@@ -81,7 +84,7 @@ class RL(RLSettings):
         """Makes the updates of the stage from number `done` on."""
         run, parts, trainer = collector.run, collector.parts, Trainer(collector)
         for i in range(done, self.updates):
-            if stopping.is_over:
+            if stopping.is_over or not collector.has_more():
                 break
             began = time.perf_counter()
             collector.refresh()

@@ -126,7 +126,7 @@ def _logprobs(asked: Asked, answer: Answered) -> dict[str, Any] | None:
 
 def _head(asked: Asked, answer: Answered, kind: str) -> dict[str, Any]:
     return {
-        "id": f"chatcmpl-{answer.number}",
+        "id": f"chatcmpl-{answer.id}",
         "object": kind,
         "created": int(time.time()),
         "model": asked.model,

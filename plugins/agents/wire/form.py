@@ -97,12 +97,12 @@ class Answered:
     """A reply to a request.
 
     Attributes:
-        number: of the request in its session; ids derive from it.
+        id: of the reply, without the API's prefix.
         message: the reply.
         tokens: those that were sampled; None: none were.
     """
 
-    number: int
+    id: str
     message: WireMessage
     tokens: Tokens | None
 

@@ -106,7 +106,7 @@ def written(asked: Asked, answer: Answered) -> dict[str, Any]:
     """Returns an answer as the API's object."""
     read_, replied = answer.usage
     return {
-        "id": f"msg_{answer.number}",
+        "id": f"msg_{answer.id}",
         "type": "message",
         "role": "assistant",
         "model": asked.model,

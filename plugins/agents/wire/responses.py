@@ -110,7 +110,7 @@ def _messages(items: Sequence[Any]) -> list[WireMessage]:
 
 
 def _output(asked: Asked, answer: Answered) -> list[dict[str, Any]]:
-    message, n = answer.message, answer.number
+    message, n = answer.message, answer.id
     status = "incomplete" if answer.cut else "completed"
     output: list[dict[str, Any]] = []
     if message.text or not message.calls:
@@ -150,7 +150,7 @@ def written(asked: Asked, answer: Answered) -> dict[str, Any]:
     read_, replied = answer.usage
     tools = [{"type": "function", "strict": False, **tool["function"]} for tool in asked.tools]
     return {
-        "id": f"resp_{answer.number}",
+        "id": f"resp_{answer.id}",
         "object": "response",
         "created_at": int(time.time()),
         "status": "incomplete" if answer.cut else "completed",

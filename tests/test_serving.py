@@ -1,0 +1,520 @@
+"""A policy that is served: conversations through the real SDKs, recorded with what trains, feedback
+on them whenever it comes, and training on both."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import pytest
+import torch
+import turnwise
+from test_agents import check_tokens
+from turnwise.engine.errors import ConfigError, LedgerError, TurnwiseError
+from turnwise.engine.ledger.rows import Member
+from turnwise.engine.policy.in_process import InProcess
+from turnwise.plugins.agents.server import Server
+from turnwise.plugins.agents.serving import Client, Serving
+from turnwise.plugins.optimizers.grpo import GRPO
+
+POSTS = {"/feedback": Client.feedback, "/forget": Client.forget}
+
+
+class Here:
+    """A policy that is served within this process, with two clients."""
+
+    def __init__(self, folder: Path, ledger: Path | None, **options: Any) -> None:
+        policy = turnwise.Policy.from_pretrained(folder)
+        backend = InProcess(policy, rows=options.pop("rows", 8))
+        tokens = options.pop("tokens", 8)
+        self.player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, tokens), backend)
+        self.ledger = None if ledger is None else turnwise.Ledger(ledger)
+        self.serving = Serving(self.player, ["policy"], self.ledger, **options)
+        self.server = Server(POSTS)
+        self.url = self.server.url
+        for name in ("one", "two"):
+            self.server.open(f"key-of-{name}-0123456789", Client(name, self.serving))
+        self._thread = threading.Thread(target=self.serving.run, daemon=True)
+        self._thread.start()
+
+    def openai(self, name: str = "one") -> openai.OpenAI:
+        key = f"key-of-{name}-0123456789"
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def post(self, path: str, body: Any, name: str = "one") -> httpx2.Response:
+        headers = {"Authorization": f"Bearer key-of-{name}-0123456789"}
+        return httpx2.post(f"{self.url}{path}", json=body, headers=headers)
+
+    def stop(self) -> list[turnwise.Episode]:
+        """Ends it. Returns what was recorded."""
+        self.serving.stop()
+        self._thread.join()
+        self.server.stop()
+        return [] if self.ledger is None else self.ledger.run_episodes("served")
+
+
+@pytest.fixture
+def here(wide: Path, tmp_path: Path) -> Iterator[Here]:
+    served = Here(wide, tmp_path / "served.sqlite")
+    yield served
+    served.serving.stop()
+
+
+def talk(client: openai.OpenAI, words: list[str], messages: list[Any] | None = None) -> list[Any]:
+    """Leads a conversation. Returns its messages; the id of the last response is `talk.last`."""
+    messages = [] if messages is None else messages
+    for word in words:
+        messages.append({"role": "user", "content": word})
+        made = client.chat.completions.create(model="policy", messages=messages)
+        messages.append(made.choices[0].message.to_dict())
+        talk.last = made.id  # type: ignore[attr-defined]
+    return messages
+
+
+def test_what_is_recorded_is_what_was_sampled(here: Here) -> None:
+    talk(here.openai(), ["hello", "how are you ?", "tell me more"])
+    client = anthropic.Anthropic(base_url=here.url, api_key="key-of-two-0123456789", max_retries=0)
+    client.messages.create(
+        model="policy", max_tokens=4, system="the cat",
+        messages=[{"role": "user", "content": "hello"}],
+    )  # fmt: skip
+    responses = here.openai("two").responses
+    first = responses.create(model="policy", input="hello", instructions="more")
+    responses.create(
+        model="policy", input="and ?", instructions="more", previous_response_id=first.id
+    )
+    episodes = here.stop()
+    by_client = {}
+    for episode in episodes:
+        by_client.setdefault(episode.info["client"], []).append(len(episode.turns))
+        assert (episode.ending, episode.run) == ("terminated", "served")
+        assert episode.info["temperature"] == 1.0
+    assert {name: sorted(own) for name, own in by_client.items()} == {"one": [3], "two": [1, 2]}
+    check_tokens(here.player, episodes)
+
+
+def test_many_at_a_time_and_more_than_there_are_places(wide: Path, tmp_path: Path) -> None:
+    here = Here(wide, tmp_path / "served.sqlite", rows=4)
+    client = here.openai()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda i: talk(client, [f"hello {i}", "and ?", "more"]), range(16)))
+    episodes = here.stop()
+    replies = sum(len(e.turns) for e in episodes)
+    assert replies == 48, "each request was answered once"
+    assert 16 <= len(episodes) <= 48
+    check_tokens(here.player, episodes)
+
+
+def test_nobody_goes_on_with_anothers_conversation(here: Here) -> None:
+    messages = talk(here.openai("one"), ["hello"])
+    talk(here.openai("two"), ["more"], list(messages))
+    talk(here.openai("one"), ["more"], list(messages))
+    lengths = {e.info["client"]: [len(e.turns)] for e in here.stop()}
+    assert lengths == {"one": [2], "two": [1]}
+
+
+def test_an_idle_conversation_ends(wide: Path, tmp_path: Path) -> None:
+    here = Here(wide, tmp_path / "served.sqlite", idle=0.2)
+    messages = talk(here.openai(), ["hello"])
+    assert here.ledger is not None
+    until = time.monotonic() + 60
+    while not here.ledger.run_episodes("served") and time.monotonic() < until:
+        time.sleep(0.05)
+    talk(here.openai(), ["more"], messages)
+    first, second = sorted(here.stop(), key=lambda e: len(e.turns[0].observation.parts))
+    assert [m.role for m in second.turns[0].observation.parts] == ["user", "assistant", "user"]
+    assert len(first.turns) == len(second.turns) == 1
+    check_tokens(here.player, [first, second])
+
+
+# Feedback.
+
+
+def test_feedback_comes_by_conversation_or_response(here: Here) -> None:
+    messages = talk(here.openai(), ["hello", "more"])
+    last = talk.last  # type: ignore[attr-defined]
+    given = {"conversation": last, "thumbs": "up", "comment": "good", "rater": "ann", "id": "7"}
+    taken = here.post("/feedback", given)
+    assert taken.status_code == 200, taken.text
+    assert taken.json()["new"] is True
+    conversation = taken.json()["conversation"]
+    assert last == f"chatcmpl-{conversation}-1"
+    assert here.post("/feedback", given).json()["new"] is False, "the same again"
+    other = here.post("/feedback", {**given, "thumbs": "down"})
+    assert other.status_code == 409
+    assert "is recorded with other content" in other.text
+    assert here.post("/feedback", {"conversation": conversation, "score": 0.25}).json()["new"]
+    talk(here.openai(), ["and ?"], messages)  # feedback has ended the first one
+    episodes = here.stop()
+    assert sorted(len(e.turns) for e in episodes) == [1, 2]
+    assert here.ledger is not None
+    answers = here.ledger.feedback(run="served", late=True)
+    assert sorted((a.target, a.score, a.comment, a.stamp.source) for a in answers) == [
+        (conversation, 0.25, "", "users"), (conversation, 1.0, "good", "users")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"conversation": "0123456789abcdef", "score": 1}, 404, "no conversation"),
+        ({"score": 1}, 400, "`conversation` is needed"),
+        ({"conversation": "x"}, 400, "feedback is a `score`"),
+        ({"conversation": "x", "score": True}, 400, "feedback is a `score`"),
+        ({"conversation": "x", "score": 1e300}, 400, "feedback is a `score`"),
+        ({"conversation": "x", "thumbs": "sideways"}, 400, "feedback is a `score`"),
+        ({"conversation": "x", "score": 1, "stars": 5}, 400, "feedback has no stars"),
+        ({"conversation": "x", "score": 1, "comment": 3}, 404, "no conversation"),
+    ],
+)
+def test_what_is_no_feedback_is_refused(here: Here, body: Any, status: int, message: str) -> None:
+    taken = here.post("/feedback", body)
+    assert taken.status_code == status
+    assert message in taken.json()["error"]["message"]
+
+
+def test_feedback_on_anothers_conversation_is_refused(here: Here) -> None:
+    talk(here.openai("one"), ["hello"])
+    last = talk.last  # type: ignore[attr-defined]
+    assert here.post("/feedback", {"conversation": last, "score": 1}, "two").status_code == 404
+    assert here.post("/forget", {"conversation": last}, "two").status_code == 404
+    assert here.post("/feedback", {"conversation": last, "score": 1}, "one").status_code == 200
+
+
+def test_without_a_ledger_nothing_is_recorded(wide: Path) -> None:
+    here = Here(wide, None)
+    talk(here.openai(), ["hello"])
+    last = talk.last  # type: ignore[attr-defined]
+    taken = here.post("/feedback", {"conversation": last, "score": 1})
+    assert (taken.status_code, "`--ledger`" in taken.text) == (404, True)
+    assert here.stop() == []
+
+
+def test_what_is_redacted_is_recorded_without_tokens(wide: Path, tmp_path: Path) -> None:
+    redact = lambda text: re.sub(r"\d{4}", "####", text)  # noqa: E731
+    here = Here(wide, tmp_path / "served.sqlite", redact=redact)
+    talk(here.openai(), ["hello", "my number is 1234"])
+    secret = talk.last  # type: ignore[attr-defined]
+    talk(here.openai(), ["hello there"])
+    here.post("/feedback", {"conversation": secret, "score": 1, "comment": "call 5678"})
+    episodes = here.stop()
+    cleaned, plain = sorted(episodes, key=lambda e: -len(e.turns))
+    assert cleaned.turns[1].observation.content == "my number is ####"
+    assert all(t.action_ids is None for t in cleaned.turns)
+    assert plain.turns[0].action_ids is not None
+    for path in tmp_path.glob("served.sqlite*"):
+        content = path.read_bytes()
+        assert b"1234" not in content
+        assert b"5678" not in content
+
+
+def test_a_conversation_is_deleted_for_good(here: Here, tmp_path: Path) -> None:
+    talk(here.openai(), ["hello there"])
+    gone = talk.last  # type: ignore[attr-defined]
+    id_ = here.post("/feedback", {"conversation": gone, "score": 1}).json()["conversation"]
+    talk(here.openai(), ["another"])
+    kept = talk.last  # type: ignore[attr-defined]
+    talk(here.openai(), ["open"])
+    opened = talk.last  # type: ignore[attr-defined]
+    here.post("/feedback", {"conversation": kept, "score": 1})
+    assert here.ledger is not None
+    before = here.ledger.mark("served")
+    answer = here.post("/forget", {"conversation": gone}).json()
+    assert answer == {"conversation": id_, "deleted": True, "trained_in": None}
+    assert here.post("/forget", {"conversation": opened}).json()["deleted"]
+    assert here.post("/forget", {"conversation": gone}).status_code == 404
+    assert here.post("/feedback", {"conversation": gone, "score": 1}).status_code == 404
+    episodes = here.stop()
+    assert [e.turns[0].observation.content for e in episodes] == ["another"]
+    assert [a.target for a in here.ledger.feedback(run="served")] == [episodes[0].id]
+    assert here.ledger.mark("served") == before, "what is deleted still counts"
+
+
+# Training on it.
+
+
+def rl(**more: Any) -> dict[str, Any]:
+    return {
+        "episodes": "ledger", "feedback": ["users"], "groups": 4, "group_size": 1, "updates": 100,
+        "credit": {"name": "turn-returns", "baseline": "none"}, "max_new_tokens": 8,
+        "optimizer": {"name": "grpo", "lr": 1e-3, "kl": 0.0, "normalise": "whiten"}, **more,
+    }  # fmt: skip
+
+
+def served_ledger(folder: Path, ledger: Path, count: int, judge: Any, **more: Any) -> None:
+    """Serves conversations of one turn, with feedback out of order; a tenth has none."""
+    here = Here(folder, ledger, rows=32, **more)
+    client = here.openai()
+
+    def one(i: int) -> tuple[str, str]:
+        messages: list[Any] = [{"role": "user", "content": f"hello {i % 5}"}]
+        made = client.chat.completions.create(model="policy", messages=messages)
+        return made.id, made.choices[0].message.content
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(one, range(count)))
+    random.Random(0).shuffle(replies)
+    for k, (id_, text) in enumerate(replies):
+        if k % 10:
+            posted = here.post("/feedback", {"conversation": id_, "score": judge(text)})
+            assert posted.status_code == 200, posted.text
+    here.stop()
+
+
+def likes_e(text: str) -> float:
+    return float("e" in text)
+
+
+def test_it_trains_once_on_what_has_feedback(wide: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "served.sqlite"
+    served_ledger(wide, ledger, 20, likes_e)  # 18 with feedback
+    config = {"policy": str(wide), "ledger": f"sqlite:///{ledger}", "stages": [{"rl": rl()}]}
+    run = turnwise.Run({**config, "name": "tuesday"}, folder=tmp_path / "tuesday").finish()
+    assert run.updates == 4, "four updates of four; two wait for more"
+    members = [m for u in range(1, 5) for m in run.ledger.members(run.id, u)]
+    assert len({m.episode for m in members}) == len(members) == 16
+    assert all(m.used for m in members)
+    assert [line["staleness/max"] for line in run.metrics] == [0, 1, 2, 3]
+    weights = [line["weight/stale-1"] for line in run.metrics if "weight/stale-1" in line]
+    assert weights == pytest.approx([1.0], abs=0.5)
+    again = turnwise.Run({**config, "name": "wednesday"}, folder=tmp_path / "wednesday").finish()
+    assert again.updates == 0, "nothing trains twice"
+    with pytest.raises(LedgerError, match=f"trained in update 1 of run {run.id}"):
+        run.ledger.add_members("another", 1, [Member(members[0].episode, "g", True)])
+    assert run.policy.version == 4
+    run.policy.save_pretrained(tmp_path / "trained")
+    assert turnwise.Policy.from_pretrained(tmp_path / "trained").version == 4
+
+
+def test_a_killed_run_makes_the_update_that_it_had_decided(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = tmp_path / "served.sqlite"
+    served_ledger(wide, ledger, 20, likes_e)
+    copies = [tmp_path / name for name in ("whole.sqlite", "killed.sqlite")]
+    for copy in copies:
+        copy.write_bytes(ledger.read_bytes())
+
+    def config(place: Path) -> dict[str, Any]:
+        stages = [{"rl": rl(updates=3)}]
+        return {"policy": str(wide), "ledger": f"sqlite:///{place}", "stages": stages, "name": "x"}
+
+    whole = turnwise.Run(config(copies[0]), folder=tmp_path / "whole").finish()
+    killed = turnwise.Run(config(copies[1]), folder=tmp_path / "killed")
+    update, updates = GRPO.update, []
+
+    def dies(self: Any, *given: Any) -> Any:
+        updates.append(given)
+        if len(updates) == 2:
+            raise RuntimeError("the power is gone")
+        return update(self, *given)
+
+    monkeypatch.setattr(GRPO, "update", dies)
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        killed.finish()
+    monkeypatch.undo()
+    decided = {m.episode for m in killed.ledger.members(killed.id, 2)}
+    assert len(decided) == 4
+    late = turnwise.Ledger(copies[1])
+    late.add_feedback([turnwise.Feedback(e, 0.5, id=f"late {e}",
+        stamp=turnwise.Stamp(source="users")) for e in decided])  # fmt: skip
+    again = turnwise.Run(config(copies[1]), folder=tmp_path / "killed", resume=True).finish()
+    for a, b in zip(
+        whole.policy.network.parameters(), again.policy.network.parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_what_is_too_old_leaves_without_training(wide: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "served.sqlite"
+    served_ledger(wide, ledger, 20, likes_e)
+    config = {
+        "policy": str(wide), "ledger": f"sqlite:///{ledger}",
+        "stages": [{"rl": rl(staleness=1)}],
+    }  # fmt: skip
+    run = turnwise.Run(config, folder=tmp_path / "run").finish()
+    assert run.updates == 2
+    left = [m for m in run.ledger.members(run.id, 3) if not m.used]
+    assert {m.reason for m in left} == {"too old"}
+    assert len(left) == 10
+
+
+def test_a_deleted_conversation_is_named_when_the_run_goes_on(wide: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "served.sqlite"
+    served_ledger(wide, ledger, 12, likes_e)
+    config = {"policy": str(wide), "ledger": f"sqlite:///{ledger}", "name": "x"}
+    stages = [{"rl": rl(updates=1)}]
+    run = turnwise.Run({**config, "stages": stages}, folder=tmp_path / "run").finish()
+    [first, *_] = run.ledger.members(run.id, 1)
+    assert run.ledger.forget([first.episode]) == {first.episode: (run.id, 1)}
+    more = [{"rl": rl(updates=2)}]
+    with pytest.warns(UserWarning, match=f"{first.episode} was deleted; update 1 had trained"):
+        again = turnwise.Run(
+            {**config, "stages": more}, folder=tmp_path / "run", resume=True
+        ).finish()
+    assert again.updates == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"env": "turnwise/Maze-v0"}, "leave out env"),
+        ({"feedback": ["environment"]}, "say whose feedback counts"),
+        ({"credit": "outcome"}, "each served conversation has its own"),
+        ({"gold": {}}, "leave out gold"),
+        ({"feedback": ["no-such"]}, "no-such"),
+    ],
+)
+def test_what_cannot_train_on_served_conversations(
+    options: dict[str, Any],
+    message: str,
+    wide: Path,
+    tmp_path: Path,
+) -> None:
+    config = {"policy": str(wide), "stages": [{"rl": rl(**options)}]}
+    with pytest.raises(TurnwiseError, match=message):
+        turnwise.Run(config, folder=tmp_path / "run").finish()
+
+
+def test_another_temperature_is_refused(wide: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "served.sqlite"
+    served_ledger(wide, ledger, 8, likes_e)
+    config = {
+        "policy": str(wide), "ledger": f"sqlite:///{ledger}",
+        "stages": [{"rl": rl(temperature=0.7)}],
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="sampled at temperature 1.0"):
+        turnwise.Run(config, folder=tmp_path / "run").finish()
+
+
+def test_the_policy_learns_from_what_its_users_liked(wide: Path, tmp_path: Path) -> None:
+    """Three days of service, each followed by training on that day's feedback."""
+    folder, ledger = str(wide), tmp_path / "served.sqlite"
+    liked: list[float] = []
+    for day in range(4):
+        seen: list[float] = []
+
+        def judge(text: str, seen: list[float] = seen) -> float:
+            seen.append(likes_e(text))
+            return seen[-1]
+
+        served_ledger(Path(folder), ledger, 120, judge, tokens=4)
+        liked.append(sum(seen) / len(seen))
+        stage = rl(groups=36, max_new_tokens=4, updates=3)
+        stage["optimizer"] = {**stage["optimizer"], "lr": 0.03}
+        config = {
+            "policy": folder, "ledger": f"sqlite:///{ledger}", "name": f"day {day}",
+            "stages": [{"rl": stage}],
+        }  # fmt: skip
+        run = turnwise.Run(config, folder=tmp_path / f"day-{day}").finish()
+        folder = str(tmp_path / f"policy-{day}")
+        run.policy.save_pretrained(folder)
+    assert liked[-1] > liked[0] + 0.2, liked
+
+
+# The command.
+
+
+def start_serving(arguments: list[str], cwd: Path) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("turnwise")), "serve", *arguments, "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    read = ""
+    for line in process.stdout:
+        read += line
+        if "Ctrl-C" in line:
+            break
+    assert "/v1; conversations are" in read, read
+    return process, read
+
+
+def test_the_command_serves_and_records(wide: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(
+        "app: 0123456789abcdef-app\n"
+        "old: {key: 0123456789abcdef-old, expires: 2020-01-01}\n"
+        "slow: {key: 0123456789abcdef-slow, per_minute: 2}\n"
+    )
+    arguments = [str(wide), "--ledger", "served.sqlite", "--keys", str(keys), "--model", "gpt-x",
+                 "--max-new-tokens", "8"]  # fmt: skip
+    process, read = start_serving(arguments, tmp_path)
+    url = re.search(r"(http://\S+)/v1;", read)[1]  # type: ignore[index]
+
+    def client(name: str) -> openai.OpenAI:
+        key = f"0123456789abcdef-{name}"
+        return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+    hello: list[Any] = [{"role": "user", "content": "hello"}]
+    made = client("app").chat.completions.create(model="gpt-x", messages=hello)
+    assert [m.id for m in client("app").models.list()] == ["gpt-x"]
+    with pytest.raises(openai.AuthenticationError, match="has expired"):
+        client("old").chat.completions.create(model="gpt-x", messages=hello)
+    for _ in range(2):
+        client("slow").chat.completions.create(model="gpt-x", messages=hello)
+    with pytest.raises(openai.RateLimitError, match="2 times a minute"):
+        client("slow").chat.completions.create(model="gpt-x", messages=hello)
+    posted = httpx2.post(
+        f"{url}/feedback", json={"conversation": made.id, "score": 1},
+        headers={"x-api-key": "0123456789abcdef-app"},
+    )  # fmt: skip
+    assert posted.status_code == 200, posted.text
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    ledger = turnwise.Ledger(tmp_path / "served.sqlite", create=False)
+    assert len(ledger.run_episodes("served")) == 3
+    [answer] = ledger.feedback(run="served")
+    command = [str(Path(sys.executable).with_name("turnwise")), "forget",
+               str(tmp_path / "served.sqlite"), answer.target]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{answer.target} is deleted\n"
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+def test_what_was_scored_outlives_a_kill(wide: Path, tmp_path: Path) -> None:
+    process, read = start_serving([str(wide), "--ledger", "served.sqlite"], tmp_path)
+    url = re.search(r"(http://\S+)/v1;", read)[1]  # type: ignore[index]
+    key = re.search(r"The key: (\S+)", read)[1]  # type: ignore[index]
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+    hello: list[Any] = [{"role": "user", "content": "hello"}]
+    made = client.chat.completions.create(model="policy", messages=hello, max_tokens=4)
+    posted = httpx2.post(
+        f"{url}/feedback", json={"conversation": made.id, "thumbs": "up"},
+        headers={"x-api-key": key},
+    )  # fmt: skip
+    assert posted.status_code == 200
+    process.kill()
+    process.wait()
+    ledger = turnwise.Ledger(tmp_path / "served.sqlite", create=False)
+    [answer] = ledger.feedback(run="served")
+    assert ledger.episodes([answer.target])[answer.target].turns[0].observation.content == "hello"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [("app: short", "at least 16"), ("[]", "a key for each name"),
+     ("app: {key: 0123456789abcdef, colour: red}", "`expires`"),
+     ("app: {key: 0123456789abcdef, expires: soon}", "a day or a time"),
+     ("a: 0123456789abcdef\nb: 0123456789abcdef", "two names have one key")],
+)  # fmt: skip
+def test_odd_keys_are_refused(keys: str, message: str, tmp_path: Path) -> None:
+    from turnwise.plugins.agents.command import _keys
+
+    (tmp_path / "keys.yaml").write_text(keys)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _keys(tmp_path / "keys.yaml")
