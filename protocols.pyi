@@ -31,7 +31,7 @@ from .engine.protocols import (
     Optimizer,
     RunView,
 )
-from .engine.records.episode import Episode, Message, Start, Turn
+from .engine.records.episode import Episode, Message, Role, Start, Turn
 from .engine.records.feedback import Answer, Comparison, Feedback, Question, Request, Stamp
 from .engine.records.report_section import ReportSection
 from .engine.records.rewards import (
@@ -56,7 +56,7 @@ __all__ = [
     "Episode", "Estimate", "Feedback", "FeedbackSource", "Giver", "GroupJudge",
     "GroupResult", "Judge", "Learns", "LedgerError", "Message", "NoReward", "NoRoom",
     "Optimizer", "Paused", "PluginError", "PreferenceError", "Question", "RaterEstimate",
-    "Register", "ReportSection", "Request", "Rewards", "RunView", "SampledReply",
+    "Register", "ReportSection", "Request", "Rewards", "Role", "RunView", "SampledReply",
     "Sampling", "Section", "Stage", "Stamp", "Start", "StartNumber", "Text", "Tokens",
     "TooManyFailures", "Turn", "TurnwiseError", "Update", "UserFailed", "hookimpl",
     "opinions", "overall", "ranking_scores", "silence", "starts",

@@ -26,8 +26,9 @@ from test_agents import check_tokens
 from turnwise.engine.errors import ConfigError, LedgerError, TurnwiseError
 from turnwise.engine.ledger.rows import Member
 from turnwise.engine.policy.in_process import InProcess
+from turnwise.plugins.agents.clients import Client
 from turnwise.plugins.agents.server import Server
-from turnwise.plugins.agents.serving import Client, Serving
+from turnwise.plugins.agents.serving import Serving
 from turnwise.plugins.optimizers.grpo import GRPO
 
 POSTS = {"/feedback": Client.feedback, "/forget": Client.forget}
@@ -63,7 +64,10 @@ class Here:
         self.serving.stop()
         self._thread.join()
         self.server.stop()
-        return [] if self.ledger is None else self.ledger.run_episodes("served")
+        if self.ledger is None:
+            return []
+        self.ledger.settle()
+        return self.ledger.run_episodes("served")
 
 
 @pytest.fixture
@@ -313,6 +317,7 @@ def test_a_killed_run_makes_the_update_that_it_had_decided(
         return {"policy": str(wide), "ledger": f"sqlite:///{place}", "stages": stages, "name": "x"}
 
     whole = turnwise.Run(config(copies[0]), folder=tmp_path / "whole").finish()
+    assert whole.updates == 3
     killed = turnwise.Run(config(copies[1]), folder=tmp_path / "killed")
     update, updates = GRPO.update, []
 

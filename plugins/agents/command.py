@@ -6,9 +6,14 @@ from __future__ import annotations
 import signal
 from datetime import UTC
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ...running import Ledger, PolicyPlayer
+    from .server import Server
+    from .serving import Serving
 
 
 def serve(
@@ -49,34 +54,23 @@ def serve(
 ) -> None:
     """Serves a policy as Chat Completions, Responses and Messages, and takes feedback on its
     conversations."""
-    from ...protocols import ConfigError, Sampling
-    from ...running import Ledger, PolicyPlayer
+    from ...protocols import ConfigError
     from ...tools import install, named
-
-    try:
-        from .server import Server
-        from .serving import Client, Serving
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"serving needs more packages: {install('agents')} ({error})") from error
-    from ...learning import InProcess, Policy
 
     if ledger is not None and temperature <= 0:
         raise ConfigError("what is recorded may train, and needs a temperature above 0")
+    try:
+        from .clients import Client
+        from .server import Server
+        from .serving import Serving
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serving needs more packages: {install('agents')} ({error})") from error
     try:
         clean = None if redact is None else named(redact)
         known = _keys(keys)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    loaded = Policy.from_pretrained(policy)
-    if max_new_tokens >= loaded.context_length:
-        raise ConfigError(
-            f"max_new_tokens={max_new_tokens} leaves no room in a context of"
-            f" {loaded.context_length} tokens"
-        )
-    player = PolicyPlayer(
-        loaded, Sampling(temperature, max_new_tokens), InProcess(loaded, rows=rows)
-    )
-    opened = None if ledger is None else Ledger(ledger)
+    player, opened = _player(policy, temperature, max_new_tokens, rows), _ledger(ledger)
     serving = Serving(player, model or ["policy"], opened, ignore or (), clean, idle)
     try:
         server = Server({"/feedback": Client.feedback, "/forget": Client.forget}, host, port)
@@ -86,17 +80,49 @@ def serve(
         ) from error
     for name, (key, expires, per_minute) in known.items():
         server.open(key, Client(name, serving, expires, per_minute))
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda *_: serving.stop())
     where = "recorded nowhere" if opened is None else f"recorded in {opened.url}"
     print(f"{policy} is at {server.url}/v1; conversations are {where}.")
     if keys is None:
         print(f"The key: {next(iter(known.values()))[0]}")
     print("Ctrl-C ends it; what is open is recorded.", flush=True)
+    _run(serving, server)
+
+
+def _run(serving: Serving, server: Server) -> None:
+    """Replies until a signal comes."""
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: serving.stop())
     serving.run()
     server.stop()
-    if opened is not None:
-        opened.close()
+    if serving.ledger is not None:
+        serving.ledger.close()
+
+
+def _player(policy: str, temperature: float, max_new_tokens: int, rows: int) -> PolicyPlayer:
+    """Loads a policy to sample by these settings.
+
+    Raises:
+        ConfigError: replies are as long as its context.
+    """
+    from ...learning import InProcess, Policy
+    from ...protocols import ConfigError, Sampling
+    from ...running import PolicyPlayer
+
+    loaded = Policy.from_pretrained(policy)
+    if max_new_tokens >= loaded.context_length:
+        raise ConfigError(
+            f"max_new_tokens={max_new_tokens} leaves no room in a context of"
+            f" {loaded.context_length} tokens"
+        )
+    backend = InProcess(loaded, rows=rows)
+    return PolicyPlayer(loaded, Sampling(temperature, max_new_tokens), backend)
+
+
+def _ledger(url: str | None) -> Ledger | None:
+    """Opens the ledger where conversations are recorded, if they are."""
+    from ...running import Ledger
+
+    return None if url is None else Ledger(url)
 
 
 def _keys(path: Path | None) -> dict[str, tuple[str, float | None, int]]:

@@ -97,7 +97,7 @@ def check(asked: Asked, models: Sequence[str], advice: str) -> None:
         advice: how others are given.
 
     Raises:
-        Refused: it is for another model, or ends with words of nobody it could reply to.
+        Refused: it is for another model, or does not end with a message to reply to.
     """
     if asked.model not in models:
         raise Refused(

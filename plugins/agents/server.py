@@ -34,7 +34,7 @@ _making = threading.Lock()
 
 
 class Client(Protocol):
-    """Whoever a key belongs to.
+    """What a key belongs to.
 
     Attributes:
         models: the names that the policy answers to.
@@ -53,7 +53,7 @@ class Client(Protocol):
         """Takes a request; raises `Refused` where it cannot be answered."""
 
 
-# What is posted beside requests for replies: whose key it was, and the JSON.
+# What else is posted: whose key it was, and the JSON.
 Post = Callable[[Any, Mapping[str, Any]], Any]
 
 

@@ -1,5 +1,5 @@
-"""A policy that is served: conversations with whoever has a key, recorded with what is needed to
-train on them, and feedback on them whenever it comes.
+"""A policy that is served: conversations with clients, recorded with what is needed to train on
+them, and feedback on them whenever it comes.
 
 A conversation begins with a request that goes on with none that is open, and it is open as long as
 requests go on with it. When it has been idle for a while, when its place is needed, or when
@@ -18,78 +18,21 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-from ...protocols import Episode, Feedback, LedgerError, Message, Stamp, Start, Tokens, Turn
+from ...protocols import Episode, Feedback, LedgerError, Stamp, Start, Tokens, Turn
 from ...running import RUN, SERVED, Ledger, LiveEpisode, Observation, PolicyPlayer, Reply, Where
 from ...tools import derive_id
+from .clients import Client
 from .contexts import Context, History, check, longest, observed, received
+from .redaction import redacted
 from .session import Pending
+from .users import score_in, text_in
 from .wire.form import Answered, Asked, Refused
 
 LOOK = 0.2  # seconds between looks for conversations that are idle
-THUMBS = {"up": 1.0, "down": 0.0}
-LARGEST = 1e6  # score
-
-
-@dataclass(slots=True, eq=False)
-class Client:
-    """Whoever a key belongs to.
-
-    Attributes:
-        name: recorded with conversations, in place of the key.
-        serving: what replies.
-        expires: when the key ends, in seconds since 1970; None: never.
-        per_minute: how many requests it may make; 0: any number.
-    """
-
-    name: str
-    serving: Serving
-    expires: float | None = None
-    per_minute: int = 0
-    _asked: deque[float] = field(default_factory=deque)
-
-    @property
-    def models(self) -> Sequence[str]:
-        """The names that the policy answers to."""
-        return self.serving.models
-
-    @property
-    def ignore(self) -> Sequence[str]:
-        """Options of requests that are passed over."""
-        return self.serving.ignore
-
-    def admit(self) -> None:
-        """Counts a request.
-
-        Raises:
-            Refused: the key has expired, or has asked too often.
-        """
-        now = time.time()
-        if self.expires is not None and now >= self.expires:
-            raise Refused(401, f"the key of {self.name!r} has expired")
-        while self._asked and self._asked[0] < now - 60:
-            self._asked.popleft()
-        if self.per_minute and len(self._asked) >= self.per_minute:
-            raise Refused(429, f"{self.name!r} may ask {self.per_minute} times a minute")
-        self._asked.append(now)
-
-    def submit(self, asked: Asked, api: str) -> Pending:
-        """Takes a request; see `Serving.submit`."""
-        self.admit()
-        return self.serving.submit(self, asked, api)
-
-    def feedback(self, given: Mapping[str, Any]) -> Future[Any]:
-        """Takes feedback; see `Serving.feedback`."""
-        self.admit()
-        return self.serving.ask(lambda: self.serving.feedback(self, given))
-
-    def forget(self, given: Mapping[str, Any]) -> Future[Any]:
-        """Forgets a conversation; see `Serving.forget`."""
-        self.admit()
-        return self.serving.ask(lambda: self.serving.forget(self, given))
 
 
 @dataclass(slots=True, eq=False)
@@ -229,7 +172,7 @@ class Serving:
             return
         try:
             waiting.set_result(what())
-        except Exception as error:  # whoever asked learns of it
+        except Exception as error:  # the client learns of it
             waiting.set_exception(error)
 
     def _placed(self, client: Client, pending: Pending) -> LiveEpisode | None:
@@ -362,13 +305,13 @@ class Serving:
             Refused: no such conversation, or no feedback.
         """
         ledger, id_ = self._ledger(), self._id(given)
-        score = _score(given)
+        score = score_in(given)
         for conversation in [c for c in self._open if c.id == id_ and c.client is client]:
             if conversation.pending is not None:
                 raise Refused(409, "the conversation is being replied to; send it afterwards")
             self._end(conversation)
         self._recorded(client, id_)
-        texts = {name: _text(given, name) for name in ("comment", "rater", "id")}
+        texts = {name: text_in(given, name) for name in ("comment", "rater", "id")}
         own = texts["id"] or derive_id(id_, score, texts["comment"], texts["rater"])
         if self.redact is not None:
             texts["comment"] = self.redact(texts["comment"])
@@ -424,50 +367,3 @@ class Serving:
         if found is None or found.run != RUN or found.info.get("client") != client.name:
             raise Refused(404, f"no conversation {id_!r} of {client.name!r} is recorded")
         return found
-
-
-def _score(given: Mapping[str, Any]) -> float:
-    """Returns the number that feedback is.
-
-    Raises:
-        Refused: it is none.
-    """
-    unknown = set(given) - {"conversation", "score", "thumbs", "comment", "rater", "id"}
-    score: Any = given.get("score")
-    thumbs: Any = given.get("thumbs")
-    if unknown:
-        raise Refused(400, f"feedback has no {', '.join(sorted(unknown))}")
-    if thumbs is not None and score is None and thumbs in THUMBS:
-        return THUMBS[thumbs]
-    number = isinstance(score, (int, float)) and not isinstance(score, bool)
-    if thumbs is None and number and abs(score) < LARGEST:
-        return float(score)
-    raise Refused(400, 'feedback is a `score`, a number, or `thumbs`: "up" or "down"')
-
-
-def _text(given: Mapping[str, Any], name: str) -> str:
-    value = given.get(name, "")
-    if not isinstance(value, str) or len(value) > 10_000:
-        raise Refused(400, f"{name!r} must be a text of at most 10,000 characters")
-    return value
-
-
-def redacted(
-    redact: Callable[[str], str], turns: Sequence[Turn], system: str | None
-) -> tuple[tuple[Turn, ...], str | None]:
-    """Returns turns and the system prompt without what must not be recorded. Where that changes
-    anything all turns lose their tokens, which would tell it."""
-
-    def clean(message: Message) -> Message:
-        parts = tuple(map(clean, message.parts))
-        return Message(message.role, redact(message.content), parts)
-
-    own = None if system is None else redact(system)
-    cleaned = [(clean(t.observation), redact(t.action)) for t in turns]
-    before = [(t.observation, t.action) for t in turns]
-    if own == system and cleaned == before:
-        return tuple(turns), system
-    return tuple(
-        Turn(observation, action, t.reward, policy_version=t.policy_version, cut=t.cut)
-        for t, (observation, action) in zip(turns, cleaned, strict=True)
-    ), own

@@ -49,7 +49,8 @@ class Recorded(Collector):
         feedback: dict[str, list[Answer]] = {}
         if run.is_main:
             size = settings.groups * settings.group_size
-            episodes = self._decided() or self._fresh()[:size]
+            chosen = self._decided() or self._fresh()[:size]
+            episodes = sorted(chosen, key=lambda episode: episode.id)
             feedback = self._feedback(episodes)
         episodes, feedback = shared(run, (episodes, feedback))
         for episode in episodes:
@@ -77,8 +78,7 @@ class Recorded(Collector):
         """Returns the members of the present update, where a killed run had decided on them."""
         members = self.run.ledger.members(self.run.id, self.run.updates + 1)
         ids = [member.episode for member in members if member.reason != OLD]
-        found = self.run.ledger.episodes(ids)
-        return sorted(found.values(), key=lambda episode: episode.id)
+        return list(self.run.ledger.episodes(ids).values())
 
     def _fresh(self) -> list[Episode]:
         """Returns the conversations that may train, the oldest first; those that are too old leave.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ....protocols import Role
 from .form import (
     ANY,
     Answered,
@@ -36,7 +37,12 @@ ALLOWED: dict[str, Any] = {
     "service_tier": ANY, "prompt_cache_key": ANY, "prompt_cache_retention": ANY,
     "safety_identifier": ANY, "prompt_cache_options": ANY, "moderation": (),
 }  # fmt: skip
-ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+ROLES: dict[str, Role] = {
+    "developer": "system",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
 
 
 def read(body: Mapping[str, Any], ignore: Sequence[str]) -> Asked:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....protocols import Tokens
+from ....protocols import Role, Tokens
 from ....tools import parsed
 
 ANY = object()  # an option that makes no difference to what is sampled
@@ -51,7 +51,7 @@ class WireMessage:
         answers: the id of the call that a tool's message is the result of.
     """
 
-    role: str
+    role: Role
     text: str
     calls: tuple[FunctionCall, ...] = ()
     answers: str = ""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ....protocols import Role
 from .chat_completions import refusal
 from .form import (
     ANY,
@@ -41,7 +42,12 @@ ALLOWED: dict[str, Any] = {
     "moderation": (), "image": (), "access_programs": (),
 }  # fmt: skip
 INCLUDED = (LOGPROBS, "reasoning.encrypted_content")
-ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+ROLES: dict[str, Role] = {
+    "developer": "system",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
 
 
 def read(body: Mapping[str, Any], ignore: Sequence[str]) -> Asked:
