@@ -27,7 +27,7 @@ from turnwise.engine.pipeline.progress import quiet
 from turnwise.plugins.demo.tiny_model import build_policy
 
 ROOT = Path(__file__).parent.parent
-EPISODES = 200
+EPISODES, DEMONSTRATIONS = 200, 2000
 
 
 def agent(tasks: str) -> dict[str, Any]:
@@ -50,7 +50,10 @@ def one(seed: int, folder: Path, updates: int) -> dict[str, Any]:
         folder / "model", texts, seed=seed, hidden=128, layers=4, heads=4, context=2048
     )
     shared = {"seed": seed, "name": "agent-shop", "checkpoint_every": 10}
-    finish({**shared, "policy": str(model), "stages": [{"sft": SFT}]}, folder / "sft")
+    finish(
+        {**shared, "policy": str(model), "stages": [{"sft": {**SFT, "episodes": DEMONSTRATIONS}}]},
+        folder / "sft",
+    )
     start = str(folder / "sft" / "policy")
     rl = {
         "env": agent("training"), "updates": updates, "groups": 8, "group_size": 8,
@@ -81,7 +84,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-agent-shop"))
     given = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # the examples
