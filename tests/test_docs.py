@@ -156,6 +156,27 @@ def test_the_rows_and_the_code_of_preference_data(
     exec(code, {})
 
 
+def test_the_page_of_agents(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program plays, and its stages are stages."""
+    [program] = blocks("agents.md", "python")
+    (tmp_path / "page_agent.py").write_text(program)
+    (tmp_path / "tasks.jsonl").write_text('{"question": "hello", "answer": ""}\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kwargs = {"program": "page_agent:play", "tasks": str(tmp_path / "tasks.jsonl"), "held_out": 0}
+    [start] = turnwise.starts("turnwise/Agent-v0", 0, 1, kwargs=kwargs)
+    policy = turnwise.Policy.from_pretrained(wide)
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 8))
+    [episode] = turnwise.rollout(player, [(start, 0)])
+    assert (episode.ending, episode.reason, episode.success) == ("terminated", "", True)
+    monkeypatch.syspath_prepend(str(DOCS.parent))
+    played, served = (yaml.safe_load(block) for block in blocks("agents.md", "yaml"))
+    for config in (played, served):
+        own = {**config, "policy": str(wide), "folder": str(tmp_path / config["stages"][0]["rl"]
+            .get("episodes", "played"))}  # fmt: skip
+        own.pop("ledger", None)
+        assert turnwise.Run(own).stages[0][0] == "rl"
+
+
 def test_the_rules_of_the_page(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
