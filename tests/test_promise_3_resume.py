@@ -255,3 +255,71 @@ def test_killed_inside_what_is_put_in_place(model_folder: Any, work: Work, tmp_p
     table = next(i for i, event in enumerate(events) if event == "evaluate: before replace")
     moments = sorted({*files[:3], table, table + 1, *files[-4:]})
     killed_at(moments, (config, tmp_path / "run", events), tmp_path / "killed", work)
+
+
+AGENT = """
+policy: {model}
+threads: 1
+checkpoint_every: 1
+stages:
+  - rl: {{env: {{id: turnwise/Agent-v0, kwargs: {{command: ["{python}", "{program}"]}}}}, updates: 4, groups: 2,
+         group_size: 2, max_new_tokens: 6, poll: 0, credit: turn-returns, optimizer: {{name: grpo, lr: 1.0e-3}}}}
+  - evaluate: {{env: {{id: turnwise/Agent-v0, kwargs: {{command: ["{python}", "{program}"]}}}}, episodes: 4, max_new_tokens: 6}}
+"""  # noqa: E501
+PROGRAM = """
+import json, os, urllib.request
+
+def post(path, body):
+    head = {"Authorization": "Bearer " + os.environ["TURNWISE_KEY"]}
+    url = os.environ["TURNWISE_URL"] + path
+    asked = urllib.request.Request(url, json.dumps(body).encode(), head)
+    return json.load(urllib.request.urlopen(asked))
+
+def ask(messages):
+    made = post("/v1/chat/completions", {"model": "policy", "messages": messages})
+    return made["choices"][0]["message"]
+
+first = [{"role": "user", "content": "hello " + os.environ["TURNWISE_SEED"][-2:]}]
+first += [ask(first), {"role": "user", "content": "how are you ?"}]
+words = ask(first)["content"]
+summary = [{"role": "user", "content": "it was: " + words[:20]}]
+post("/reward", {"reward": words.count("e") / (1 + len(words))})
+ask(summary)
+"""
+
+
+@pytest.fixture(scope="module")
+def with_programs(
+    work: Work, wide: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, list[str]]:
+    """A run that was never disturbed, whose agents are programs that fork."""
+    folder = tmp_path_factory.mktemp("programs")
+    program, config = folder / "agent.py", folder / "pipeline.yaml"
+    program.write_text(PROGRAM)
+    config.write_text(AGENT.format(model=wide, python=sys.executable, program=program))
+    job = {"config": str(config), "folder": str(folder / "run"), "resume": False, "kill": None}
+    assert work([{**job, "count": str(folder / "events.json")}]) == [0]
+    played = rows(folder / "run")["episodes"]
+    assert {tuple(t["context"] for t in e["content"]["turns"]) for e in played} == {(0, 0, 1)}
+    return config, folder / "run", json.loads((folder / "events.json").read_text())
+
+
+def test_killed_while_programs_run(
+    with_programs: tuple[Path, Path, list[str]], work: Work, tmp_path: Path
+) -> None:
+    """While a reply is sampled for them, and in a step; twenty more are slow."""
+    events = kinds(with_programs)
+    replies, steps = (
+        [i for i, e in enumerate(events) if e == name] for name in ("before reply", "before step")
+    )
+    killed_at([replies[len(replies) // 2], steps[1]], with_programs, tmp_path, work)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(36_000)
+def test_killed_at_twenty_moments_while_programs_run(
+    with_programs: tuple[Path, Path, list[str]], work: Work, tmp_path: Path
+) -> None:
+    moments = spread(kinds(with_programs), 22)
+    assert len(moments) >= 20
+    killed_at(moments, with_programs, tmp_path, work)
