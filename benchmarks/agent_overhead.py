@@ -89,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     sys.path.insert(0, str(ROOT / "benchmarks"))
     turnwise.Plugins()
-    gymnasium.register(ENV, Questions)
+    gymnasium.register(ENV, lambda **_: Questions())
     folder = Path(tempfile.mkdtemp())
     folder = make(WORKS[given.model], folder)
     policy = turnwise.Policy.from_pretrained(folder)

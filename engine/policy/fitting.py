@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import struct
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import PolicyError
 from ..util.files import read_note
 from ..util.memory import resident
 from .activations import fitted, kept_bytes
@@ -24,6 +27,7 @@ from .cache import BLOCK, SPARE
 from .head import ELEMENTS
 from .known import located
 from .loading import ADAPTERS, find_model, with_adapters
+from .properties import context_length
 
 CHUNKS = 4  # chunks of logits that exist at a time while the head's gradient is made
 # Times the activations, where freed memory is not given back (no `activation_memory`): between 1.2
@@ -34,6 +38,7 @@ REPLIED = 0.35  # of a conversation's tokens, the policy's own, which logits are
 SLACK = 1.03  # what allocators hold besides
 RANK = 16  # of adapters whose activations are measured
 BITS = {"nf4": 4 + 32 / 64, "int8": 8.0}  # of a weight; nf4 has a float32 for each 64
+VOCABULARY = 1024  # of the model that is measured; the head is no part of what is
 PADDED = 1.3  # slots of the cache for each token: it grows in steps
 
 
@@ -78,8 +83,12 @@ def ways(plain: Setting) -> dict[str, Setting]:
         "all weights, activation_memory: 0.5": bounded,
         "lora: {r: 16}": replace(plain, lora=16),
         "lora: {r: 16}, activation_memory: 0.5": replace(bounded, lora=16),
-        "the same, dtype: bfloat16": replace(bounded, lora=16, dtype="bfloat16"),
-        "the same, quantize: nf4": replace(bounded, lora=16, dtype="bfloat16", quantize="nf4"),
+        "lora: {r: 16}, activation_memory: 0.5, dtype: bfloat16": replace(
+            bounded, lora=16, dtype="bfloat16"
+        ),
+        "lora: {r: 16}, activation_memory: 0.5, dtype: bfloat16, quantize: nf4": replace(
+            bounded, lora=16, dtype="bfloat16", quantize="nf4"
+        ),
     }
 
 
@@ -90,19 +99,38 @@ class Shape:
         name: folder, hub name or short name.
         gguf: the GGUF file in it, where it is one.
 
+    Attributes:
+        parameters: how many numbers it has.
+        context: the most tokens that it may read.
+
     Raises:
-        PolicyError: there is no such model.
+        PolicyError: there is no such model, or its kind cannot be predicted.
     """
 
     def __init__(self, name: str | Path, gguf: str | None = None) -> None:
+        folder = Path(located(name))
+        adapters = (folder / ADAPTERS).is_file()
+        find_model(name, None if adapters else gguf)
+        if adapters:
+            folder = Path(read_note(folder / ADAPTERS)["base_model_name_or_path"])
+            find_model(folder, gguf)
+        try:
+            self._measure(folder, {"gguf_file": gguf} if gguf else {})
+        except (
+            OSError, ValueError, AttributeError, TypeError, KeyError, RuntimeError, IndexError,
+            struct.error,
+        ) as error:  # fmt: skip
+            raise PolicyError(
+                f"what {str(name)!r} takes cannot be predicted: its files cannot be read, or it is"
+                f" no causal language model with attention in every layer. {type(error).__name__}:"
+                f" {error}"
+            ) from error
+
+    def _measure(self, folder: Path, more: Mapping[str, str]) -> None:
+        """Counts the numbers of a model and measures one of two layers."""
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.pytorch_utils import Conv1D
 
-        find_model(name, gguf)
-        folder = Path(located(name))
-        if (folder / ADAPTERS).is_file():
-            folder = Path(read_note(folder / ADAPTERS)["base_model_name_or_path"])
-        more = {"gguf_file": gguf} if gguf else {}
         config = AutoConfig.from_pretrained(str(folder), **more)
         with torch.device("meta"):
             whole: Any = AutoModelForCausalLM.from_config(config)
@@ -115,8 +143,11 @@ class Shape:
         self.per_rank = sum(sum(m.weight.shape) for m in adapted)  # numbers of adapters of rank 1
         text = config.get_text_config()
         self.layers, self.vocabulary = text.num_hidden_layers, head.weight.shape[0]
+        self.context = context_length(text)
         few = copy.deepcopy(config)
         few.get_text_config().num_hidden_layers = 2
+        few.get_text_config().vocab_size = min(text.vocab_size, VOCABULARY)
+        few.get_text_config().pad_token_id = None  # it may be beyond that
         if few.get_text_config().to_dict().get("layer_types"):
             few.get_text_config().layer_types = few.get_text_config().layer_types[:2]
         small = AutoModelForCausalLM.from_config(few).eval()

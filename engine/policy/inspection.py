@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import UnfitModel
 from ..records.episode import Message
 from .in_process import InProcess
 from .policy import Policy
@@ -32,13 +33,20 @@ def inspect(policy: Policy) -> dict[str, str]:
         "thinking": _thinking(policy),
         "tools": _tools(policy),
         "a reply ends with": shown,
-        "sampling": f"in process, with a KV cache across turns (masks: {InProcess(policy).masks})",
+        "sampling": _sampling(policy),
         "log-probs": (
             "from hidden states, the head in chunks"
             if policy.network.head_is_plain
             else "from the model's own logits (it caps or scales them), row by row"
         ),
     }
+
+
+def _sampling(policy: Policy) -> str:
+    try:
+        return f"in process, with a KV cache across turns (masks: {InProcess(policy).masks})"
+    except UnfitModel as error:
+        return f"cannot be done; `sft` and preferences can train it. {error}"
 
 
 def _render(policy: Policy, messages: Sequence[Message], **more: Any) -> str:

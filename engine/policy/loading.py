@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import struct
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from .quantization import quantized
 from .template import CHATML
 
 ADAPTERS = "adapter_config.json"
+ADAPTER_FILES = (ADAPTERS, "adapter_model.safetensors")
 # transformers makes a model by switches that hold for all threads: two at once break each other.
 LOADING = threading.RLock()
 
@@ -150,7 +152,12 @@ def load(
     packed = from_gguf(gguf) | quantized(quantize, dtype, device)
     base = read_note(adapter)["base_model_name_or_path"] if adapter.is_file() else str(name)
     if base != str(name):
-        find_model(base, gguf)
+        try:
+            find_model(base, gguf)
+        except PolicyError as error:
+            raise PolicyError(f"the adapters in {name} belong to {base!r}: {error}") from error
+    if Path(base).is_dir():  # adapters that are made on it remember where it is
+        base = str(Path(base).absolute())
     try:
         own = {} if gguf is None or adapter.is_file() else {"gguf_file": gguf}
         tokenizer = auto.AutoTokenizer.from_pretrained(
@@ -167,7 +174,7 @@ def load(
             )
     except (
         OSError, ValueError, AttributeError, ImportError, SafetensorError, RuntimeError,
-        AssertionError,
+        AssertionError, struct.error,
     ) as error:  # fmt: skip
         raise _not_loaded(str(name), attention, error) from error
     return unmarked(model, base) if gguf else model, tokenizer
@@ -232,7 +239,7 @@ def with_adapters(model: Any, folder: Path, lora: Mapping[str, Any] | None) -> A
                 task_type="CAUSAL_LM",
                 **{"lora_dropout": 0.0, "target_modules": "all-linear", **lora},
             )
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             wrong = [
                 key for key in lora if key not in inspect.signature(peft.LoraConfig).parameters
             ]
@@ -245,8 +252,20 @@ def with_adapters(model: Any, folder: Path, lora: Mapping[str, Any] | None) -> A
                 else ""
             )
             raise PolicyError(f"lora: {error}.{hint}") from error
-        return peft.get_peft_model(model, config)
+        try:
+            return peft.get_peft_model(model, config)
+        except (TypeError, ValueError, KeyError, RuntimeError, ZeroDivisionError) as error:
+            raise PolicyError(f"lora: {error}") from error
     return model
+
+
+def savable(config: Any) -> Any:
+    """Returns a generation config that can be saved: values for sampling that the model's own
+    greedy decoding has no use for are dropped, since transformers refuses both together."""
+    if not config.do_sample:
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
+            setattr(config, name, None)
+    return config
 
 
 def found_device(device: str | None) -> str | None:
@@ -267,6 +286,8 @@ def on_device(model: Any, device: str | None) -> Any:
     """
     if device is not None:
         try:
+            if torch.device(device).type == "meta":
+                raise RuntimeError("it holds no numbers")
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise PolicyError(f"the policy cannot be put on device {device!r}: {error}") from error

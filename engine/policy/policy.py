@@ -28,11 +28,13 @@ from .chat import ChatFormat
 from .in_process import InProcess
 from .known import located
 from .loading import (
+    ADAPTER_FILES,
     LOADING,
     found_device,
     import_peft,
     load,
     on_device,
+    savable,
     template_of,
     with_adapters,
 )
@@ -132,12 +134,14 @@ class Policy:
         if chat_template is not None:
             tokenizer.chat_template = template_of(chat_template)
         model = with_adapters(model, Path(name), lora)
-        if quantize is None:
+        packed = quantize or setting(model.config, "quantization_config")
+        if not packed:
             model = on_device(model, device)
         elif not is_adapted(model):
             raise PolicyError(
-                f"weights in {quantize} stand still, and only adapters on them can be trained: say"
-                " which, as in `policy: {model: ..., quantize: nf4, lora: {r: 16}}`"
+                f"{'quantized weights' if quantize is None else f'weights in {quantize}'} stand"
+                " still, and only adapters on them can be trained: say which, as in `policy:"
+                " {model: ..., lora: {r: 16}}`"
             )
         policy = cls(model, tokenizer, precision=precision)
         if (note := Path(located(name)) / NOTE).is_file():
@@ -322,18 +326,29 @@ class Policy:
 
         Args:
             merge: fold LoRA adapters into the weights and save a plain model; else only the
-                adapters are saved.
+                adapters are saved. A plain model takes the place of adapters in the folder.
+
+        Raises:
+            PolicyError: adapters, into a folder that holds a whole model.
         """
-        plain = merge or not self.is_lora
+        folder, plain = Path(folder), merge or not self.is_lora
+        if not plain and (folder / "config.json").exists():
+            raise PolicyError(
+                f"{folder} holds a whole model: save adapters into a folder of their own"
+            )
         model: Any = self._merged() if plain and self.is_lora else self.network.model
         for each in (self.model, model):  # where generate() and servers look for what ends a reply
             if each.generation_config is not None:
-                each.generation_config.eos_token_id = sorted(self.chat.stop_ids)
+                savable(each.generation_config).eos_token_id = sorted(self.chat.stop_ids)
         model.save_pretrained(str(folder))
+        for old in ADAPTER_FILES if plain else () if self.card else ("README.md",):
+            (folder / old).unlink(missing_ok=True)  # it would be loaded; peft's tells nothing
+        if not plain and self.model.generation_config is not None:
+            self.model.generation_config.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
-        write(Path(folder) / NOTE, json.dumps({"version": self.version}) + "\n")
+        write(folder / NOTE, json.dumps({"version": self.version}) + "\n")
         if self.card is not None:
-            (Path(folder) / "README.md").write_text(self.card(not plain), encoding="utf-8")
+            (folder / "README.md").write_text(self.card(not plain), encoding="utf-8")
 
     def _merged(self) -> Any:
         """Returns a plain model with the adapters in its weights.
