@@ -18,6 +18,7 @@ class Serves(Protocol):
 
     models: tuple[str, ...]
     ignore: tuple[str, ...]
+    temperature: float
 
     def submit(self, client: Client, asked: Asked, api: str) -> Pending:
         """Takes a request."""
@@ -48,6 +49,11 @@ class Client:
     expires: float | None = None
     per_minute: int = 0
     _asked: deque[float] = field(default_factory=deque)
+
+    @property
+    def temperature(self) -> float:
+        """The one that may be asked for."""
+        return self.serving.temperature
 
     @property
     def models(self) -> Sequence[str]:

@@ -8,15 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...protocols import Message
-from ...tools import (
-    UnknownForm,
-    call_text,
-    calls_in,
-    canonical_json,
-    without_thoughts,
-    words_in,
-)
+from ...tools import call_text, calls_in, without_thoughts, words_in
 from .wire.form import Asked, FunctionCall, Refused, WireMessage
+
+REMEMBERED = 10_000  # responses
 
 
 @dataclass(slots=True)
@@ -34,20 +29,20 @@ class Context:
     @classmethod
     def of(cls, asked: Asked) -> Context:
         """Returns a context that a request opens."""
-        return cls(canonical_json(list(asked.tools)))
+        return cls(asked.tools_key)
 
     def news(self, asked: Asked) -> tuple[WireMessage, ...]:
         """Returns what a request adds to it, messages of a user or of tools; nothing where the
         request does not go on with it."""
-        size, keys = len(self.messages), [m.key for m in asked.messages]
-        if keys[:size] != self.messages or canonical_json(list(asked.tools)) != self.tools:
+        size = len(self.messages)
+        if asked.keys[:size] != self.messages or asked.tools_key != self.tools:
             return ()
         added = asked.messages[size:]
         return added if all(m.role in ("user", "tool") for m in added) else ()
 
     def replied(self, asked: Asked, message: WireMessage) -> None:
         """Takes up a request and the reply to it."""
-        self.messages = [m.key for m in (*asked.messages, message)]
+        self.messages = [*asked.keys, message.key]
 
 
 def longest(contexts: Iterable[Context], asked: Asked) -> Context | None:
@@ -57,15 +52,17 @@ def longest(contexts: Iterable[Context], asked: Asked) -> Context | None:
 
 
 class History:
-    """What responses were, for requests that name the one they go on from."""
+    """What responses were, for requests that name the one they go on from; the latest ones."""
 
     def __init__(self) -> None:
-        self._messages: dict[str, tuple[WireMessage, ...]] = {}
+        self._messages: dict[str, tuple[WireMessage, ...]] = {}  # in their order
 
     def add(self, id_: str, asked: Asked, message: WireMessage) -> None:
         """Takes up a reply; instructions are a request's own and are not handed down."""
         own = asked.options.get("instructions") is not None
         self._messages[f"resp_{id_}"] = (*asked.messages[own:], message)
+        while len(self._messages) > REMEMBERED:
+            del self._messages[next(iter(self._messages))]
 
     def forget(self, ids: Iterable[str]) -> None:
         """Forgets replies."""
@@ -113,30 +110,32 @@ def check(asked: Asked, models: Sequence[str], advice: str) -> None:
 
 
 def observed(
-    news: Sequence[WireMessage], sampled: Callable[[WireMessage], str | None], apart: bool
+    news: Sequence[WireMessage],
+    sampled: Callable[[Sequence[WireMessage], WireMessage], str | None],
+    apart: bool,
 ) -> tuple[str | None, Message]:
     """Returns messages as the policy reads them: the system prompt and one observation.
 
     Args:
         news: what is new in the context.
-        sampled: returns a message as it was sampled, where it is an earlier reply.
+        sampled: takes what was before a message and the message, and returns it as it was sampled,
+            where it is an earlier reply.
         apart: whether the system prompt stands apart; else it is a part of the observation.
     """
     leading = 0
     while apart and news[leading].role == "system":
         leading += 1
     system = "\n\n".join(m.text for m in news[:leading]) if leading else None
-    parts = [Message(m.role, _text(m, sampled)) for m in news[leading:]]
+    shown = list(enumerate(news))[leading:]
+    parts = [Message(m.role, _text(m, sampled(news[:i], m))) for i, m in shown]
     return system, Message.joined("tool" if parts[-1].role == "tool" else "user", parts)
 
 
-def _text(message: WireMessage, sampled: Callable[[WireMessage], str | None]) -> str:
+def _text(message: WireMessage, own: str | None) -> str:
     """Returns a message's text: the policy's own replies as it wrote them, another assistant's
     calls in the form that is asked of it."""
-    if message.role != "assistant":
-        return message.text
-    if (own := sampled(message)) is not None:
-        return own
+    if message.role != "assistant" or own is not None:
+        return message.text if own is None else own
     calls = [call_text(call.name, _arguments(call)) for call in message.calls]
     return "\n".join(filter(None, [message.text, *calls]))
 
@@ -145,7 +144,7 @@ def _arguments(call: FunctionCall) -> Mapping[str, Any]:
     """Returns a call's arguments, as far as they are an object."""
     try:
         found = json.loads(call.arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, Mapping) else {}
 
@@ -155,7 +154,7 @@ def received(reply: str, tools: Sequence[Mapping[str, Any]], id_: str) -> WireMe
     meant as a call and is none stays text."""
     try:
         calls = [call for call in calls_in(reply, tools) if call.name] if tools else []
-    except UnknownForm:
+    except Exception:  # a form that is not known, or a schema that cannot be followed
         calls = []
     made = tuple(
         FunctionCall(f"call_{id_}_{i}", call.name, json.dumps(dict(call.arguments)))

@@ -18,11 +18,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from ...tools import worded
 from .session import Pending, Session
 from .wire import chat_completions, messages, responses
 from .wire.form import Answered, Asked, Refused
 
 LARGEST = 16 * 2**20  # bytes of a request
+PATIENCE = 5.0  # seconds that the last requests may take
 LOOK = 1.0  # seconds between looks whether who asked is still there
 APIS = {
     "/v1/chat/completions": chat_completions,
@@ -39,7 +41,12 @@ class Client(Protocol):
     Attributes:
         models: the names that the policy answers to.
         ignore: options of requests that are passed over.
+        temperature: the one that may be asked for.
     """
+
+    @property
+    def temperature(self) -> float:
+        """See above."""
 
     @property
     def models(self) -> Sequence[str]:
@@ -104,7 +111,9 @@ class Server:
     def stop(self) -> None:
         """Ends the server, when it has answered what it is answering."""
         self._uvicorn.should_exit = True
-        self._thread.join()
+        self._thread.join(PATIENCE)
+        self._uvicorn.force_exit = True
+        self._thread.join(PATIENCE)
 
     def open(self, key: str, client: Client) -> None:
         """Lets a client ask."""
@@ -136,11 +145,14 @@ class Server:
         async def ask(request: Request) -> Response:
             try:
                 client = self._client(request)
-                asked = api.read(await _body(request), client.ignore)
+                body = await _body(request)
+                asked = api.read(body, client.ignore, client.temperature)
                 pending = client.submit(asked, api.NAME)
                 answered = await _answer(request, asyncio.wrap_future(pending.answer))
             except Refused as refused:
                 return JSONResponse(api.refusal(refused), refused.status)
+            except Exception as error:  # in the form that SDKs know
+                return JSONResponse(api.refusal(_fault(error)), 500)
             if pending.asked.stream:
                 written = "".join(api.events(pending.asked, answered))
                 return StreamingResponse(iter([written]), media_type="text/event-stream")
@@ -157,6 +169,8 @@ class Server:
                 taken = await asyncio.wrap_future(found) if isinstance(found, Future) else found
             except Refused as refused:
                 return JSONResponse(chat_completions.refusal(refused), refused.status)
+            except Exception as error:
+                return JSONResponse(chat_completions.refusal(_fault(error)), 500)
             return JSONResponse(taken)
 
         return take
@@ -183,6 +197,14 @@ class Server:
         return JSONResponse(chat_completions.refusal(refused), 404)
 
 
+def _fault(error: Exception) -> Refused:
+    return Refused(500, f"the server is at fault: {worded(error)}")
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON")
+
+
 async def _body(request: Request) -> Mapping[str, Any]:
     """Returns the JSON object of a request.
 
@@ -195,7 +217,7 @@ async def _body(request: Request) -> Mapping[str, Any]:
         if len(data) > LARGEST:
             raise Refused(413, f"a request may have {LARGEST:,} bytes")
     try:
-        found = json.loads(data)
+        found = json.loads(data, parse_constant=_no_number)
         json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the request is not valid JSON: {error}") from None

@@ -193,7 +193,7 @@ class Serving:
             return None
         live, opened = conversation.live, context is None
         news = asked.messages if opened else conversation.context.news(asked)
-        system, message = observed(news, lambda m: None, apart=opened)
+        system, message = observed(news, lambda before, m: None, apart=opened)
         if opened:
             tools = tuple(asked.tools)
             live.reset = Observation(message, system=system, tools=tools)

@@ -10,7 +10,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ...protocols import Tokens
+from ...tools import derive_id
 from .contexts import Context, History, check, longest
 from .wire.form import Answered, Asked, Refused, WireMessage
 
@@ -70,6 +73,7 @@ class Session:
 
     Attributes:
         key: what the program shows with every request.
+        temperature: 1 may be asked for: it is the run's, whatever that is.
         success: what it has posted of it.
         answers: how many requests were answered.
     """
@@ -77,6 +81,7 @@ class Session:
     def __init__(self, models: Sequence[str], ignore: Sequence[str] = ()) -> None:
         self.key = secrets.token_urlsafe(24)
         self.models, self.ignore = tuple(models), tuple(ignore)
+        self.temperature = 1.0
         self.success: bool | None = None
         self.answers = 0
         self._rewards = 0.0
@@ -85,7 +90,8 @@ class Session:
         self._closed = False
         self._waiting: set[Pending] = set()
         self._contexts: list[Context] = []
-        self._replies: dict[Any, str] = {}  # as they were sampled, by what the program received
+        # As they were sampled: by what the program received, and what was before.
+        self._replies: dict[Any, dict[str, str]] = {}
         self._history = History()
 
     # On the server's thread.
@@ -129,13 +135,13 @@ class Session:
 
     def next(self, timeout: float) -> Pending | Over | None:
         """Returns the next request or the end; None if neither comes in time."""
-        try:
-            found = self._arrived.get(timeout=max(0.0, timeout))
-        except queue.Empty:
-            return None
-        if isinstance(found, Pending) and found.answer.cancelled():
-            return self.next(timeout)  # who asked has gone
-        return found
+        while True:
+            try:
+                found = self._arrived.get(timeout=max(0.0, timeout))
+            except queue.Empty:
+                return None
+            if not isinstance(found, Pending) or not found.answer.cancelled():
+                return found  # else who asked has gone
 
     def place(self, asked: Asked) -> Place:
         """Returns the context that a request belongs to: the longest one that it goes on with, by
@@ -145,9 +151,13 @@ class Session:
         self._contexts.append(Context.of(asked))
         return Place(len(self._contexts) - 1, True, asked.messages)
 
-    def sampled(self, message: WireMessage) -> str | None:
-        """Returns an earlier reply of the policy's as it was sampled; None: it is none."""
-        return self._replies.get(message.key)
+    def sampled(self, before: Sequence[WireMessage], message: WireMessage) -> str | None:
+        """Returns an earlier reply of the policy's as it was sampled: the one to what was before
+        it, or where there is none, the only one that looks like this. None: it is none."""
+        alike = self._replies.get(message.key, {})
+        own = alike.get(derive_id([m.key for m in before]))
+        others = set(alike.values())
+        return own if own is not None or len(others) != 1 else others.pop()
 
     def take_rewards(self) -> float:
         """Returns the rewards that were posted since the last call."""
@@ -174,7 +184,8 @@ class Session:
         """
         id_ = str(self.answers)
         self._contexts[context].replied(pending.asked, message)
-        self._replies[message.key] = sampled
+        alike = self._replies.setdefault(message.key, {})
+        alike[derive_id(pending.asked.keys)] = sampled
         self.answers += 1
         with self._lock:
             self._history.add(id_, pending.asked, message)
@@ -197,6 +208,8 @@ def read_outcome(value: Any) -> tuple[float, bool | None]:
     Raises:
         Refused: it is none of these.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, Mapping):
         given = dict(value)
         reward, success = given.pop("reward", 0.0), given.pop("success", None)

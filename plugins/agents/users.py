@@ -38,7 +38,7 @@ def score_in(given: Mapping[str, Any]) -> float:
     thumbs: Any = given.get("thumbs")
     if unknown:
         raise Refused(400, f"feedback has no {', '.join(sorted(unknown))}")
-    if thumbs is not None and score is None and thumbs in THUMBS:
+    if isinstance(thumbs, str) and score is None and thumbs in THUMBS:
         return THUMBS[thumbs]
     number = isinstance(score, (int, float)) and not isinstance(score, bool)
     if thumbs is None and number and abs(score) < LARGEST:

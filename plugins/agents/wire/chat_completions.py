@@ -15,9 +15,11 @@ from .form import (
     WireMessage,
     call_of,
     check_options,
+    each,
     event,
     function_schema,
     needed,
+    role_of,
     text_in,
     whole,
 )
@@ -45,19 +47,19 @@ ROLES: dict[str, Role] = {
 }
 
 
-def read(body: Mapping[str, Any], ignore: Sequence[str]) -> Asked:
+def read(body: Mapping[str, Any], ignore: Sequence[str] = (), temperature: float = 1.0) -> Asked:
     """Reads a request.
 
     Raises:
         Refused: it is none, or cannot be honoured.
     """
-    check_options(body, READ, ALLOWED, ignore)
+    check_options(body, READ, ALLOWED, ignore, temperature)
     limits = [whole(body, name) for name in ("max_completion_tokens", "max_tokens")]
     options = body.get("stream_options") or {}
     return Asked(
         needed(body, "model", str),
         tuple(_message(m, f"messages[{i}]") for i, m in enumerate(needed(body, "messages", list))),
-        tuple(_tool(tool) for tool in body.get("tools") or ()),
+        tuple(_tool(tool) for tool in each(body.get("tools"), "tools")),
         min((limit for limit in limits if limit), default=None),
         body.get("stream") is True,
         {
@@ -86,9 +88,8 @@ def _message(message: Any, where: str) -> WireMessage:
         if not isinstance(answers, str):
             raise Refused(400, f"{where}: a tool's message needs `tool_call_id`", "messages")
         return WireMessage("tool", text, (), answers)
-    if role not in ROLES:
-        raise Refused(400, f"{where}: there is no role {role!r} here", "messages")
-    calls = message.get("tool_calls") or () if role == "assistant" else ()
+    own = role_of(role, ROLES, where)
+    calls = each(message.get("tool_calls"), "tool_calls") if own == "assistant" else ()
     found = []
     for call in calls:
         function = call.get("function") if isinstance(call, Mapping) else None
@@ -96,7 +97,7 @@ def _message(message: Any, where: str) -> WireMessage:
             raise Refused(400, f"{where}: a call must name a function", "messages")
         given = (call.get("id"), function.get("name"), function.get("arguments"))
         found.append(call_of(*given, where))
-    return WireMessage(ROLES[role], text, tuple(found))
+    return WireMessage(own, text, tuple(found))
 
 
 def _finish(answer: Answered) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ....protocols import Role, Tokens
-from ....tools import parsed
+from ....tools import canonical_json, parsed, validator
 
 ANY = object()  # an option that makes no difference to what is sampled
 
@@ -67,11 +68,11 @@ class WireMessage:
 def _same_json(text: str) -> str:
     try:
         return json.dumps(parsed(text), sort_keys=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Asked:
     """A request for a reply.
 
@@ -90,6 +91,16 @@ class Asked:
     max_tokens: int | None = None
     stream: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def keys(self) -> list[Any]:
+        """What must be equal of each message for two requests to begin alike."""
+        return [message.key for message in self.messages]
+
+    @cached_property
+    def tools_key(self) -> str:
+        """The same of the tools."""
+        return canonical_json(list(self.tools))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,7 @@ def check_options(
     read: Collection[str],
     allowed: Mapping[str, Any],
     ignore: Sequence[str],
+    temperature: float,
 ) -> None:
     """Checks all options of a request that are not read.
 
@@ -130,6 +142,7 @@ def check_options(
         read: the names of what is read.
         allowed: by name the values that change nothing, `ANY` where none does.
         ignore: options that are passed over, whatever they say.
+        temperature: the one that may be asked for.
 
     Raises:
         Refused: an option that cannot be honoured.
@@ -139,14 +152,14 @@ def check_options(
             continue
         if name not in allowed:
             raise Refused(400, f"the option {name!r} is not known here", name)
-        values = allowed[name]
+        values = (temperature,) if name == "temperature" else allowed[name]
         if values is not ANY and value not in values:
             others = " or ".join(json.dumps(each) for each in values) or "none"
             raise Refused(
                 400,
                 f"{name}={json.dumps(value)[:200]} cannot be honoured: the run decides how replies"
-                f" are sampled ({others} may be asked for). To pass over it, give the environment"
-                f" `ignore: [{name}]`",
+                f" are sampled ({others} may be asked for). To pass over it: `ignore: [{name}]` of"
+                f" the environment, or `turnwise serve --ignore {name}`",
                 name,
             )
 
@@ -221,7 +234,35 @@ def function_schema(name: Any, description: Any, parameters: Any) -> dict[str, A
     if isinstance(description, str) and description:
         function["description"] = description
     function["parameters"] = dict(parameters or {"type": "object", "properties": {}})
+    try:
+        validator(function["parameters"])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Refused(400, f"the tool {name!r}: {error}", "tools") from None
     return {"type": "function", "function": function}
+
+
+def each(value: Any, name: str) -> Sequence[Any]:
+    """Returns a list that may be missing.
+
+    Raises:
+        Refused: it is something else.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise Refused(400, f"{name!r} must be a list, got {_short(value)}", name)
+    return value
+
+
+def role_of(role: Any, roles: Mapping[str, Role], where: str) -> Role:
+    """Returns a role as it is called here.
+
+    Raises:
+        Refused: there is none of that name.
+    """
+    if not isinstance(role, str) or role not in roles:
+        raise Refused(400, f"{where}: there is no role {role!r} here", "messages")
+    return roles[role]
 
 
 def call_of(id_: Any, name: Any, arguments: Any, where: str) -> FunctionCall:

@@ -14,6 +14,7 @@ from .form import (
     WireMessage,
     call_of,
     check_options,
+    each,
     event,
     function_schema,
     needed,
@@ -36,13 +37,13 @@ ERRORS = {
 }  # fmt: skip
 
 
-def read(body: Mapping[str, Any], ignore: Sequence[str]) -> Asked:
+def read(body: Mapping[str, Any], ignore: Sequence[str] = (), temperature: float = 1.0) -> Asked:
     """Reads a request.
 
     Raises:
         Refused: it is none, or cannot be honoured.
     """
-    check_options(body, READ, ALLOWED, ignore)
+    check_options(body, READ, ALLOWED, ignore, temperature)
     found: list[WireMessage] = []
     if body.get("system"):
         found.append(WireMessage("system", text_in(body["system"], ("text",), "system")))
@@ -52,7 +53,7 @@ def read(body: Mapping[str, Any], ignore: Sequence[str]) -> Asked:
     return Asked(
         needed(body, "model", str),
         tuple(found),
-        tuple(_tool(tool) for tool in body.get("tools") or ()),
+        tuple(_tool(tool) for tool in each(body.get("tools"), "tools")),
         whole(body, "max_tokens"),
         body.get("stream") is True,
     )

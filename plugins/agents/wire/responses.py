@@ -19,9 +19,11 @@ from .form import (
     WireMessage,
     call_of,
     check_options,
+    each,
     event,
     function_schema,
     needed,
+    role_of,
     text_in,
     whole,
 )
@@ -50,14 +52,17 @@ ROLES: dict[str, Role] = {
 }
 
 
-def read(body: Mapping[str, Any], ignore: Sequence[str]) -> Asked:
+def read(body: Mapping[str, Any], ignore: Sequence[str] = (), temperature: float = 1.0) -> Asked:
     """Reads a request. The messages of the response that it goes on from are not among its own.
 
     Raises:
         Refused: it is none, or cannot be honoured.
     """
-    check_options(body, READ, ALLOWED, ignore)
-    include = body.get("include") or []
+    check_options(body, READ, ALLOWED, ignore, temperature)
+    include = each(body.get("include"), "include")
+    previous = body.get("previous_response_id")
+    if previous is not None and not isinstance(previous, str):
+        raise Refused(400, "'previous_response_id' must be a text", "previous_response_id")
     for name in include:
         if name not in INCLUDED and "include" not in ignore:
             raise Refused(400, f"{name!r} cannot be included", "include")
@@ -70,12 +75,13 @@ def read(body: Mapping[str, Any], ignore: Sequence[str]) -> Asked:
     return Asked(
         needed(body, "model", str),
         (*system, *_messages(items)),
-        tuple(_tool(tool) for tool in body.get("tools") or ()),
+        tuple(_tool(tool) for tool in each(body.get("tools"), "tools")),
         whole(body, "max_output_tokens"),
         body.get("stream") is True,
         {
             "logprobs": LOGPROBS in include,
-            "previous": body.get("previous_response_id"),
+            "previous": previous,
+            "temperature": temperature,
             "instructions": instructions,
         },
     )
@@ -94,11 +100,9 @@ def _messages(items: Sequence[Any]) -> list[WireMessage]:
         where = f"input[{i}]"
         kind = item.get("type", "message") if isinstance(item, Mapping) else None
         if kind == "message":
-            role = item.get("role")
-            if role not in ROLES:
-                raise Refused(400, f"{where}: there is no role {role!r} here", "input")
+            role = role_of(item.get("role"), ROLES, where)
             text = text_in(item.get("content"), ("input_text", "output_text", "text"), where)
-            found.append(WireMessage(ROLES[role], text))
+            found.append(WireMessage(role, text))
         elif kind == "function_call":
             call = call_of(item.get("call_id"), item.get("name"), item.get("arguments"), where)
             last = found[-1] if found and found[-1].role == "assistant" else None
@@ -168,7 +172,7 @@ def written(asked: Asked, answer: Answered) -> dict[str, Any]:
         "output": _output(asked, answer),
         "parallel_tool_calls": True,
         "previous_response_id": asked.options["previous"],
-        "temperature": 1.0,
+        "temperature": asked.options["temperature"],
         "tool_choice": "auto",
         "tools": tools,
         "top_p": 1.0,
