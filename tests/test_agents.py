@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -308,6 +309,19 @@ def test_a_request_goes_on_with_the_longest_conversation_that_it_repeats() -> No
     assert put(asked(("system", "s"), hello), "H")[:2] == (4, True)
 
 
+def test_a_reply_is_the_one_to_what_was_before_it() -> None:
+    """Two replies look alike without their thoughts."""
+    session = Session(["policy"])
+    for question, thought in (("a", "<think>1</think>yes"), ("b", "<think>2</think>yes")):
+        pending = session.submit(asked(("user", question)), "chat")
+        place = session.place(pending.asked)
+        session.answer(pending, place.context, thought, WireMessage("assistant", "yes"), None)
+    yes = WireMessage("assistant", "yes")
+    assert session.sampled([WireMessage("user", "a")], yes) == "<think>1</think>yes"
+    assert session.sampled([WireMessage("user", "b")], yes) == "<think>2</think>yes"
+    assert session.sampled([WireMessage("user", "c")], yes) is None, "it may be either"
+
+
 # What is refused, and how.
 
 
@@ -361,6 +375,9 @@ def test_a_limit_of_tokens_is_honoured_below_the_runs(wide: Path) -> None:
         ({"program": "support.agents:chat", "limits": {"turns": 3}}, "not turns"),
         ({"program": "support.agents:chat", "tasks": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"program": "support.agents:chat", "ignore": "temperature"}, "are lists"),
+        ({"program": "support.agents:chat", "limits": {"requests": "3"}}, "requests must be a"),
+        ({"program": "support.agents:chat", "limits": [3]}, "limits are values by name"),
+        ({"program": "support.agents:chat", "patience": "3"}, "patience"),
     ],
 )
 def test_what_is_no_agent_shows_before_the_run(kwargs: Mapping[str, Any], message: str) -> None:
@@ -462,7 +479,43 @@ def test_a_command_leaves_no_process_behind(wide: Path, tmp_path: Path) -> None:
 def test_a_command_that_is_none_fails_its_episode(wide: Path) -> None:
     [episode] = play(sampling(wide), starts("", 1, command=["/no/such/command"]))
     assert episode.ending == "failed"
-    assert "/no/such/command" in episode.reason
+    assert episode.reason == "reset: there is no command '/no/such/command'"
+
+
+def test_a_command_dies_with_whom_it_plays_for(wide: Path, tmp_path: Path) -> None:
+    script, note = tmp_path / "play.py", tmp_path / "pid"
+    script.write_text(
+        f"""
+import turnwise
+turnwise.Plugins()
+policy = turnwise.Policy.from_pretrained({str(wide)!r})
+command = ["sh", "-c", "echo $$ > {note}; exec sleep 3600"]
+starts = [(s, 0) for s in turnwise.starts("{AGENT}", 0, 1, kwargs={{"command": command}})]
+turnwise.rollout(turnwise.PolicyPlayer(policy, turnwise.Sampling()), starts)
+"""
+    )
+    with subprocess.Popen([sys.executable, str(script)]) as process:
+        until = time.monotonic() + 120
+        while not (note.exists() and note.read_text().strip()) and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+    pid = int(note.read_text())
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_long_task_is_a_file(wide: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps({"question": "x" * 200_000}) + "\n")
+    script = SCRIPT.replace(
+        'json.loads(os.environ["TURNWISE_TASK"]).get("question", "and ?")',
+        'str(len(json.load(open(os.environ["TURNWISE_TASK_FILE"]))["question"]))',
+    )
+    kwargs = {"command": [sys.executable, "-c", script], "tasks": str(tasks), "held_out": 0}
+    [episode] = play(sampling(wide), starts("", 1, **kwargs))
+    assert episode.reason == ""
+    assert episode.turns[-1].observation.content == "200000"
 
 
 # What programs do wrong costs their own episode.
@@ -543,7 +596,10 @@ def test_an_asynchronous_program_without_a_reward(wide: Path) -> None:
      b'{"model": "policy", "messages": [{"role": "tool", "content": "x"}]}', b"\xff\xfe",
      b'{"model": "policy", "messages": [{"role": "user", "content": "\\ud800"}]}',
      b'{"model": "policy", "messages": [{"role": "user", "content": "x"}], "max_tokens": 0}',
-     b'{"model": "policy", "messages": [{"role": "user", "content": "x"}], "tools": [{}]}'],
+     b'{"model": "policy", "messages": [{"role": "user", "content": "x"}], "tools": [{}]}',
+     b'{"model": "policy", "messages": [{"role": "user", "content": "x"}], "tools": 5}',
+     b'{"model": "policy", "messages": [{"role": ["user"], "content": "x"}]}',
+     b'{"model": "policy", "messages": [{"role": "user", "content": "x"}], "user": NaN}'],
 )  # fmt: skip
 def test_garbage_is_refused(body: bytes) -> None:
     import httpx2

@@ -181,7 +181,8 @@ def test_feedback_comes_by_conversation_or_response(here: Here) -> None:
         ({"conversation": "x", "score": 1e300}, 400, "feedback is a `score`"),
         ({"conversation": "x", "thumbs": "sideways"}, 400, "feedback is a `score`"),
         ({"conversation": "x", "score": 1, "stars": 5}, 400, "feedback has no stars"),
-        ({"conversation": "x", "score": 1, "comment": 3}, 404, "no conversation"),
+        ({"conversation": "x", "score": 1, "comment": 3}, 400, "'comment' must be a text"),
+        ({"conversation": "x", "thumbs": ["up"]}, 400, "feedback is a `score`"),
     ],
 )
 def test_what_is_no_feedback_is_refused(here: Here, body: Any, status: int, message: str) -> None:
@@ -237,14 +238,159 @@ def test_a_conversation_is_deleted_for_good(here: Here, tmp_path: Path) -> None:
     assert here.ledger is not None
     before = here.ledger.mark("served")
     answer = here.post("/forget", {"conversation": gone}).json()
-    assert answer == {"conversation": id_, "deleted": True, "trained_in": None}
-    assert here.post("/forget", {"conversation": opened}).json()["deleted"]
+    assert answer == {"conversation": id_, "deleted": [id_], "trained_in": []}
+    assert len(here.post("/forget", {"conversation": opened}).json()["deleted"]) == 1
     assert here.post("/forget", {"conversation": gone}).status_code == 404
     assert here.post("/feedback", {"conversation": gone, "score": 1}).status_code == 404
     episodes = here.stop()
     assert [e.turns[0].observation.content for e in episodes] == ["another"]
     assert [a.target for a in here.ledger.feedback(run="served")] == [episodes[0].id]
     assert here.ledger.mark("served") == before, "what is deleted still counts"
+
+
+def test_what_went_on_with_a_conversation_is_deleted_with_it(here: Here, tmp_path: Path) -> None:
+    """A client sees one conversation; what it said stands in all that went on with it."""
+    messages = talk(here.openai(), ["the code is xyzzy"])
+    first = talk.last  # type: ignore[attr-defined]
+    here.post("/feedback", {"conversation": first, "score": 1, "comment": "plugh"})
+    talk(here.openai(), ["and ?"], messages)
+    here.post("/feedback", {"conversation": talk.last, "score": 1})  # type: ignore[attr-defined]
+    talk(here.openai(), ["more"], messages)
+    third = talk.last  # type: ignore[attr-defined]
+    deleted = here.post("/forget", {"conversation": first}).json()["deleted"]
+    assert len(set(deleted)) == 3
+    assert third.split("-")[1] in deleted
+    for path in tmp_path.glob("served.sqlite*"):
+        content = path.read_bytes()
+        assert b"plugh" not in content, path
+    assert here.stop() == []
+
+
+def test_a_response_goes_on_after_feedback(here: Here) -> None:
+    responses = here.openai().responses
+    first = responses.create(model="policy", input="hello")
+    assert here.post("/feedback", {"conversation": first.id, "score": 1}).status_code == 200
+    responses.create(model="policy", input="and ?", previous_response_id=first.id)
+    one, two = sorted(here.stop(), key=lambda e: "continues" in e.info)
+    assert two.info["continues"] == one.id
+
+
+# What goes wrong is one client's business.
+
+ODD = [
+    ("/v1/responses", {"input": "x", "previous_response_id": ["a"]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "tools": [
+        {"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}, {"role": "assistant",
+        "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[" * 100_000}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "y"}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x " * 20_000}]}),
+    ("/v1/responses", {"input": [{"type": "image", "x": 1}]}),
+    ("/v1/messages", {"max_tokens": 3, "messages": [{"role": "user", "content": 7}]}),
+]  # fmt: skip
+
+
+def test_odd_requests_end_nothing(here: Here) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        good = pool.submit(talk, here.openai(), ["hello", "and ?", "more"])
+        for path, body in ODD:
+            answer = here.post(path, {"model": "policy", **body})
+            assert answer.status_code in (200, 400), answer.text
+            assert answer.status_code == 200 or answer.json()["error"]["message"]
+        assert len(good.result()) == 6
+    assert any(len(e.turns) == 3 for e in here.stop())
+
+
+def test_a_hook_that_fails_costs_its_conversation(wide: Path, tmp_path: Path) -> None:
+    def redact(text: str) -> Any:
+        return {"boom": None}.get(text, text) if "raise" not in text else 1 / 0
+
+    here = Here(wide, tmp_path / "served.sqlite", redact=redact)
+    for word in ("raise", "boom", "hello"):
+        talk(here.openai(), [word])
+    with pytest.warns(UserWarning, match="could not be redacted"):
+        episodes = here.stop()
+    assert [e.turns[0].observation.content for e in episodes] == ["hello"]
+
+
+def test_a_ledger_that_is_locked_is_tried_again(wide: Path, tmp_path: Path) -> None:
+    place = tmp_path / "served.sqlite"
+    here = Here(wide, place, idle=0.1)
+    here.ledger = here.serving.recorder.ledger = turnwise.Ledger(place, lock_timeout=0.1)
+    talk(here.openai(), ["hello"])
+    last = talk.last  # type: ignore[attr-defined]
+    other = turnwise.Ledger(place)
+    with other.writing():
+        assert here.post("/feedback", {"conversation": last, "score": 1}).status_code == 503
+        talk(here.openai(), ["still here"])
+    until = time.monotonic() + 60
+    while len(other.run_episodes("served")) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert here.post("/feedback", {"conversation": last, "score": 1}).status_code == 200
+    assert len(here.stop()) == 2
+
+
+def test_feedback_while_a_reply_is_sampled_waits_for_it(wide: Path, tmp_path: Path) -> None:
+    here = Here(wide, tmp_path / "served.sqlite", tokens=400)
+    here.player.policy.chat.stop_ids = frozenset()  # a reply of 400 tokens takes a while
+    messages: list[Any] = [{"role": "user", "content": "hello"}]
+    client = here.openai()
+    made = client.chat.completions.create(model="policy", messages=messages, max_tokens=3)
+    messages += [made.choices[0].message.to_dict(), {"role": "user", "content": "more"}]
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(client.chat.completions.create, model="policy", messages=messages)
+        while not any(c.pending for c in here.serving._open):
+            time.sleep(0.001)
+        assert here.post("/feedback", {"conversation": made.id, "score": 1}).status_code == 200
+        assert second.result().usage.completion_tokens == 400
+    [episode] = here.stop()
+    assert len(episode.turns) == 2
+
+
+def test_what_comes_too_late_is_refused(here: Here) -> None:
+    talk(here.openai(), ["hello"])
+    last = talk.last  # type: ignore[attr-defined]
+    here.serving.stop()
+    here._thread.join()
+    assert here.post("/feedback", {"conversation": last, "score": 1}).status_code == 503
+    assert here.post(
+        "/v1/responses", {"model": "policy", "input": "hello"}
+    ).status_code == 503  # fmt: skip
+    here.server.stop()
+    assert not here.server._thread.is_alive()
+
+
+def test_idle_conversations_end_while_others_go_on(wide: Path, tmp_path: Path) -> None:
+    here = Here(wide, tmp_path / "served.sqlite", idle=0.2, tokens=200)
+    here.player.policy.chat.stop_ids = frozenset()
+    talk(here.openai(), ["hello"])
+    busy = threading.Event()
+
+    def keep_busy(i: int) -> None:
+        while not busy.is_set():
+            talk(here.openai(), [f"more {i}"])
+
+    with ThreadPoolExecutor(3) as pool:
+        for i in range(3):
+            pool.submit(keep_busy, i)
+        until = time.monotonic() + 60
+        assert here.ledger is not None
+        while not here.ledger.run_episodes("served") and time.monotonic() < until:
+            time.sleep(0.05)
+        busy.set()
+    assert here.stop()
+
+
+def test_the_temperature_is_the_servers(wide: Path, tmp_path: Path) -> None:
+    here = Here(wide, tmp_path / "served.sqlite")
+    here.serving.temperature = 0.7  # as it would be made with
+    client = here.openai()
+    hello: list[Any] = [{"role": "user", "content": "hello"}]
+    client.chat.completions.create(model="policy", messages=hello, temperature=0.7)
+    assert client.responses.create(model="policy", input="hello").temperature == 0.7
+    with pytest.raises(openai.BadRequestError, match=r"0\.7 may be asked for"):
+        client.chat.completions.create(model="policy", messages=hello, temperature=1)
+    here.stop()
 
 
 # Training on it.
@@ -381,6 +527,7 @@ def test_a_deleted_conversation_is_named_when_the_run_goes_on(wide: Path, tmp_pa
         ({"credit": "outcome"}, "each served conversation has its own"),
         ({"gold": {}}, "leave out gold"),
         ({"feedback": ["no-such"]}, "no-such"),
+        ({"feedback": ["users", "length"]}, "'length' gives no feedback unasked"),
     ],
 )
 def test_what_cannot_train_on_served_conversations(
@@ -401,8 +548,30 @@ def test_another_temperature_is_refused(wide: Path, tmp_path: Path) -> None:
         "policy": str(wide), "ledger": f"sqlite:///{ledger}",
         "stages": [{"rl": rl(temperature=0.7)}],
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="sampled at temperature 1.0"):
+    with pytest.raises(ConfigError, match="were sampled at temperature 1.0"):
         turnwise.Run(config, folder=tmp_path / "run").finish()
+
+
+def test_only_this_policys_own_conversations_train(wide: Path, tmp_path: Path) -> None:
+    """Not those of another model, nor those of a later version of it."""
+    ledger = tmp_path / "served.sqlite"
+    served_ledger(wide, ledger, 12, likes_e)
+    later, other = tmp_path / "later", tmp_path / "other"
+    policy = turnwise.Policy.from_pretrained(wide)
+    policy.version = 20
+    policy.save_pretrained(later)
+    with torch.no_grad():
+        policy.network.model.get_input_embeddings().weight.add_(0.01)
+    policy.save_pretrained(other)
+    (other / "turnwise.json").unlink()
+    for folder in (later, other):
+        served_ledger(folder, ledger, 12, likes_e)
+    config = {"policy": str(wide), "ledger": f"sqlite:///{ledger}", "stages": [{"rl": rl()}]}
+    run = turnwise.Run(config, folder=tmp_path / "run").finish()
+    assert run.updates == 2, "ten of the thirty with feedback are its own"
+    assert all(line["staleness/max"] >= 0 for line in run.metrics)
+    with pytest.warns(UserWarning, match="nothing trained: 2 conversations that users scored"):
+        turnwise.Run({**config, "name": "again"}, folder=tmp_path / "again").finish()
 
 
 @pytest.mark.slow
@@ -516,7 +685,10 @@ def test_what_was_scored_outlives_a_kill(wide: Path, tmp_path: Path) -> None:
     [("app: short", "at least 16"), ("[]", "a key for each name"),
      ("app: {key: 0123456789abcdef, colour: red}", "`expires`"),
      ("app: {key: 0123456789abcdef, expires: soon}", "a day or a time"),
-     ("a: 0123456789abcdef\nb: 0123456789abcdef", "two names have one key")],
+     ("a: 0123456789abcdef\nb: 0123456789abcdef", "two names have one key"),
+     ("a: b: 0123456789abcdef", "line 1"),
+     ("0123456789abcdef: name", "entry 1 must be"),
+     ("a: {key: 0123456789abcdef, per_minute: -3}", "from 1 on")],
 )  # fmt: skip
 def test_odd_keys_are_refused(keys: str, message: str, tmp_path: Path) -> None:
     from turnwise.plugins.agents.command import _keys

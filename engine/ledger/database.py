@@ -129,6 +129,7 @@ class Database:
             # What was acknowledged survives a power loss too.
             cursor.execute("PRAGMA synchronous=FULL")
             cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten
             cursor.close()
 
         @sa.event.listens_for(self._engine, "begin")
@@ -201,6 +202,13 @@ class Database:
             raise self.error(
                 f"the {self.what} {self.url} cannot be used: {redact(words)}"
             ) from error
+
+    def wipe(self) -> None:
+        """Empties SQLite's journal, which holds what was deleted, too; where a reader needs it,
+        that is done later."""
+        if self._sqlite:
+            with self._named(), self._engine.connect() as db:
+                db.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
 
     def settle(self) -> None:
         """Moves what stands in SQLite's journal (`-wal`) into the file itself, as far as no reader

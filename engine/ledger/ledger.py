@@ -201,6 +201,7 @@ class Ledger(LedgerReader):
                 before = db.scalar(sa.select(INFO.c.value).where(INFO.c.key == key))
                 db.execute(INFO.delete().where(INFO.c.key == key))
                 db.execute(INFO.insert().values(key=key, value=str(count + int(before or 0))))
+        self.wipe()
         return found
 
     # Requests.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -44,6 +45,12 @@ from .properties import context_length, is_adapted, setting
 NOTE = "turnwise.json"  # what a saved policy's folder says of it besides
 
 
+def fingerprint(model: Any) -> str:
+    """Returns what a model is known by: a digest of some of its embeddings."""
+    rows = model.get_input_embeddings().weight[:16].detach().float().cpu()
+    return hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
 class Policy:
     """A language model that replies to conversations and says how likely a reply was.
 
@@ -53,6 +60,8 @@ class Policy:
         model: the transformers model (its LoRA adapters inside, if any).
         tokenizer, chat: the tokenizer, and how it renders conversations.
         version: updates made so far, by earlier runs too where it was saved by one.
+        lineage: what the model that all of them began with is known by: versions of one lineage
+            can be compared.
         card: makes the README.md of what is saved, given whether that is adapters alone; None: it
             has none. A run that ends sets it.
     """
@@ -60,6 +69,7 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, *, precision: str = "no") -> None:
         self.tokenizer = tokenizer
         self.version = 0
+        self.lineage = fingerprint(model)
         self.card: Callable[[bool], str] | None = None
         if precision not in ("no", "bf16"):
             raise PolicyError(f"precision must be 'no' or 'bf16', got {precision!r}")
@@ -145,7 +155,8 @@ class Policy:
             )
         policy = cls(model, tokenizer, precision=precision)
         if (note := Path(located(name)) / NOTE).is_file():
-            policy.version = int(read_note(note)["version"])
+            found = read_note(note)
+            policy.version, policy.lineage = int(found["version"]), str(found["lineage"])
         return policy
 
     @property
@@ -346,7 +357,7 @@ class Policy:
         if not plain and self.model.generation_config is not None:
             self.model.generation_config.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
-        write(folder / NOTE, json.dumps({"version": self.version}) + "\n")
+        write(folder / NOTE, json.dumps({"version": self.version, "lineage": self.lineage}) + "\n")
         if self.card is not None:
             (folder / "README.md").write_text(self.card(not plain), encoding="utf-8")
 

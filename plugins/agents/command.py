@@ -90,12 +90,18 @@ def serve(
 
 def _run(serving: Serving, server: Server) -> None:
     """Replies until a signal comes."""
+
+    def stop(*_: Any) -> None:
+        serving.stop()
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, signal.SIG_DFL)  # a second one ends it at once
+
     for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda *_: serving.stop())
+        signal.signal(sign, stop)
     serving.run()
     server.stop()
-    if serving.ledger is not None:
-        serving.ledger.close()
+    if serving.recorder.ledger is not None:
+        serving.recorder.ledger.close()
 
 
 def _player(policy: str, temperature: float, max_new_tokens: int, rows: int) -> PolicyPlayer:
@@ -140,21 +146,27 @@ def _keys(path: Path | None) -> dict[str, tuple[str, float | None, int]]:
         return {"client": (secrets.token_urlsafe(24), None, 0)}
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the keys in {path} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:  # whose own words would quote a key
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(
+            f"the keys in {path} cannot be read: {error.problem}, line {line}"
+        ) from None
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{path} must have a key for each name: `name: KEY`")
     keys: dict[str, tuple[str, float | None, int]] = {}
-    for name, given in found.items():
+    for number, (name, given) in enumerate(found.items(), 1):
         entry: dict[str, Any] = dict(given) if isinstance(given, dict) else {"key": given}
         key, until, often = (entry.pop(k, None) for k in ("key", "expires", "per_minute"))
-        if entry or not isinstance(key, str) or len(key) < 16 or not isinstance(often or 0, int):
+        sound = isinstance(key, str) and len(key) >= 16 and key.isascii() and key == key.strip()
+        count = often is None or (isinstance(often, int) and often is not True and often > 0)
+        if entry or not sound or not count or not isinstance(until, (date, type(None))):
             raise ValueError(
-                f"{path}: {name!r} must have a `key` of at least 16 characters, and perhaps"
-                " `expires`, a day or a time, and `per_minute`, a number"
+                f"{path}: entry {number} must be a name with a `key` of at least 16 ASCII"
+                " characters, and perhaps `expires`, a day or a time, and `per_minute`, a number"
+                " from 1 on"
             )
-        if until is not None and not isinstance(until, date):
-            raise ValueError(f"{path}: {name!r}: `expires` must be a day or a time, got {until!r}")
         if until is not None and not isinstance(until, datetime):
             until = datetime.combine(until, time.max)
         if until is not None and until.tzinfo is None:
@@ -172,15 +184,17 @@ def forget(
     """Deletes conversations from a ledger for good, with all feedback on them."""
     from ...protocols import ConfigError
     from ...running import Ledger
+    from .recording import later
 
     opened = Ledger(ledger, create=False)
     there = opened.episodes(conversations)
     if missing := [id_ for id_ in conversations if id_ not in there]:
         raise ConfigError(f"{opened.url} has no conversation {', '.join(missing)}")
-    trained = opened.forget(conversations)
-    opened.settle()
+    more = later(opened, conversations)
+    trained = opened.forget([*conversations, *more])
     opened.close()
-    for id_ in conversations:
+    for id_ in (*conversations, *more):
+        went_on = ", which went on with one of these," if id_ in more else ""
         place = trained.get(id_)
         note = f"; run {place[0]} had trained on it in update {place[1]}" if place else ""
-        print(f"{id_} is deleted{note}")
+        print(f"{id_}{went_on} is deleted{note}")

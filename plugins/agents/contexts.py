@@ -64,10 +64,11 @@ class History:
         while len(self._messages) > REMEMBERED:
             del self._messages[next(iter(self._messages))]
 
-    def forget(self, ids: Iterable[str]) -> None:
-        """Forgets replies."""
-        for id_ in ids:
-            self._messages.pop(f"resp_{id_}", None)
+    def forget(self, conversation: str) -> None:
+        """Forgets the replies of a conversation, whose ids begin with its own."""
+        gone = [id_ for id_ in self._messages if id_.startswith(f"resp_{conversation}-")]
+        for id_ in gone:
+            del self._messages[id_]
 
     def whole(self, asked: Asked) -> Asked:
         """Returns a request with all messages of its conversation.

@@ -77,14 +77,21 @@ class Agent(gymnasium.Env[str, str]):
             raise ValueError(
                 "an agent is `program: MODULE:FUNCTION`, or `command: [COMMAND, ARGUMENT, ...]`"
             )
+        for name, given in (("limits", limits), ("variables", variables)):
+            if not isinstance(given or {}, Mapping):
+                raise ValueError(f"{name} are values by name, got {given!r}")
         if unknown := set(limits or {}) - set(LIMITS):
             raise ValueError(f"limits are {', '.join(LIMITS)}; not {', '.join(sorted(unknown))}")
+        for name, number in {**(limits or {}), "patience": patience, "held_out": held_out}.items():
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not number >= 0:
+                raise ValueError(f"{name} must be a number from 0 on, got {number!r}")
         if isinstance(models, str) or isinstance(ignore, str) or not models:
             raise ValueError(f"models and ignore are lists, got {models!r} and {ignore!r}")
-        if not 0 <= held_out < 1 or not patience > 0:
+        if not held_out < 1 or not patience > 0:
             raise ValueError(f"held_out is in [0, 1) and patience above 0: {held_out}, {patience}")
         self._function = function_of(program) if program else None
-        self._command, self._variables = tuple(command), dict(variables or {})
+        self._command = tuple(map(str, command))
+        self._variables = {str(name): str(value) for name, value in (variables or {}).items()}
         self._tasks, self._held_out = tasks, held_out
         self._models, self._ignore = tuple(models), tuple(ignore)
         self._patience, self._limits = patience, dict(limits or {})

@@ -7,17 +7,27 @@ import contextlib
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, Protocol
 
+from ...protocols import EnvironmentBroke
 from ...tools import named, one_line, worded
 from .session import Over
 
+# On Linux a command dies with the process that it plays for, however that ends.
+_TIED = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+GUARDED = [sys.executable, "-S", "-E", "-c", _TIED] if sys.platform == "linux" else []
+LONGEST = 100_000  # characters of a task that a variable may hold
 PATIENCE = 2.0  # seconds that a command has to end after it was asked to
 KEPT = 2000  # bytes of what a command wrote last
 
@@ -88,7 +98,11 @@ class Function:
 
 
 class Command:
-    """A command, with the processes that it starts. It has failed if its status is not 0."""
+    """A command, with the processes of its group. It has failed if its status is not 0.
+
+    Raises:
+        EnvironmentBroke: there is no such command.
+    """
 
     def __init__(
         self,
@@ -97,11 +111,21 @@ class Command:
         endpoint: Endpoint,
         end: Callable[[Over], None],
     ) -> None:
+        if shutil.which(command[0]) is None:
+            raise EnvironmentBroke(f"there is no command {command[0]!r}")
         self._wrote: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._task: Path | None = None
+        given = endpoint.variables
+        if len(given["TURNWISE_TASK"]) > LONGEST:  # than a variable may be
+            file, name = tempfile.mkstemp(prefix="turnwise-task-", suffix=".json")
+            self._task = Path(name)
+            with os.fdopen(file, "w") as task:
+                task.write(given.pop("TURNWISE_TASK"))
+            given["TURNWISE_TASK_FILE"] = name
         local = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
         try:
             self._process = subprocess.Popen(
-                list(command), env={**os.environ, **local, **variables, **endpoint.variables},
+                [*GUARDED, *command], env={**os.environ, **local, **variables, **given},
                 stdin=subprocess.DEVNULL, stdout=self._wrote, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
@@ -129,6 +153,8 @@ class Command:
                 os.killpg(self._process.pid, how)
             self._waiting.join(PATIENCE)
         self._wrote.close()
+        if self._task is not None:
+            self._task.unlink(missing_ok=True)
 
 
 def function_of(program: str) -> Callable[[Endpoint], Any]:

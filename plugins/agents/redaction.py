@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 
-from ...protocols import Message, Turn
+from ...protocols import Episode, Message, Turn
 
 
-def redacted(
-    redact: Callable[[str], str], turns: Sequence[Turn], system: str | None
-) -> tuple[tuple[Turn, ...], str | None]:
-    """Returns turns and the system prompt without what must not be recorded. Where that changes
-    anything all turns lose their tokens, which would tell it."""
+def clean_text(redact: Callable[[str], str], text: str) -> str:
+    """Returns a text without what must not be recorded.
+
+    Raises:
+        TypeError: the function gave something else.
+    """
+    found = redact(text)
+    if not isinstance(found, str):
+        raise TypeError(f"it gave {type(found).__name__}, and must give a text")
+    return found
+
+
+def redacted(redact: Callable[[str], str], episode: Episode) -> Episode:
+    """Returns an episode without what must not be recorded. Where that changes anything all turns
+    lose their tokens, which would tell it."""
 
     def clean(message: Message) -> Message:
         parts = tuple(map(clean, message.parts))
-        return Message(message.role, redact(message.content), parts)
+        return Message(message.role, clean_text(redact, message.content), parts)
 
-    own = None if system is None else redact(system)
-    cleaned = [(clean(t.observation), redact(t.action)) for t in turns]
-    before = [(t.observation, t.action) for t in turns]
-    if own == system and cleaned == before:
-        return tuple(turns), system
-    return tuple(
+    system = None if episode.system is None else clean_text(redact, episode.system)
+    cleaned = [(clean(t.observation), clean_text(redact, t.action)) for t in episode.turns]
+    if system == episode.system and cleaned == [(t.observation, t.action) for t in episode.turns]:
+        return episode
+    turns = (
         Turn(observation, action, t.reward, policy_version=t.policy_version, cut=t.cut)
-        for t, (observation, action) in zip(turns, cleaned, strict=True)
-    ), own
+        for t, (observation, action) in zip(episode.turns, cleaned, strict=True)
+    )
+    return replace(episode, system=system, turns=tuple(turns))

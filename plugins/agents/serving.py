@@ -4,47 +4,55 @@ them, and feedback on them whenever it comes.
 A conversation begins with a request that goes on with none that is open, and it is open as long as
 requests go on with it. When it has been idle for a while, when its place is needed, or when
 feedback on it comes, it ends and is recorded in the ledger: an episode, with the ids and log-probs
-of every reply. A request that goes on with it afterwards begins another one.
+of every reply. A request that goes on with it afterwards begins another one, which names it.
 
 The thread that samples does everything else, too: the server's only puts what comes into a queue.
-So replies are sampled together, and join the batch that is being sampled.
+So replies are sampled together, and join the batch that is being sampled. What a request breaks is
+its own conversation.
 """
 
 from __future__ import annotations
 
 import queue
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from threading import Event
+from dataclasses import dataclass, field
 from typing import Any
 
-from ...protocols import Episode, Feedback, LedgerError, Stamp, Start, Tokens, Turn
+from ...protocols import Episode, Start, Tokens, Turn
 from ...running import RUN, SERVED, Ledger, LiveEpisode, Observation, PolicyPlayer, Reply, Where
-from ...tools import derive_id
+from ...tools import derive_id, worded
 from .clients import Client
-from .contexts import Context, History, check, longest, observed, received
-from .redaction import redacted
+from .contexts import REMEMBERED, Context, History, check, longest, observed, received
+from .recording import Recorder
 from .session import Pending
-from .users import score_in, text_in
 from .wire.form import Answered, Asked, Refused
 
 LOOK = 0.2  # seconds between looks for conversations that are idle
+ENDING = "the policy is being shut down"
 
 
 @dataclass(slots=True, eq=False)
 class _Conversation:
-    """A conversation that is open."""
+    """A conversation that is open.
+
+    Attributes:
+        continues: the one that had ended and that it goes on with.
+        after: what is to be done when the reply that is being sampled has ended.
+    """
 
     id: str
     client: Client
     live: LiveEpisode
     context: Context
     used: float
+    continues: str = ""
     pending: Pending | None = None
+    after: list[tuple[Callable[[], Any], Future[Any]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,14 @@ class _Place:
     """What a policy's player asks of where a conversation is played."""
 
     metadata: Mapping[str, Any]
+
+
+class _Busy(Exception):
+    """Something has to wait until a conversation's reply has ended."""
+
+    def __init__(self, conversation: _Conversation) -> None:
+        super().__init__()
+        self.conversation = conversation
 
 
 class Serving:
@@ -79,8 +95,8 @@ class Serving:
         redact: Callable[[str], str] | None = None,
         idle: float = 600.0,
     ) -> None:
-        self.player, self.models, self.ledger = player, tuple(models), ledger
-        self.ignore, self.redact, self.idle = tuple(ignore), redact, idle
+        self.player, self.models, self.ignore = player, tuple(models), tuple(ignore)
+        self.recorder, self.idle = Recorder(ledger, redact), idle
         self.temperature = player.sampling.temperature
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._waiting: deque[tuple[Client, Pending]] = deque()  # for a row
@@ -88,8 +104,11 @@ class Serving:
         self._rows = list(range(player.rows))[::-1]
         self._of: dict[LiveEpisode, _Conversation] = {}
         self._history = History()
+        self._ended: dict[str, str] = {}  # ids, by what was in them; the latest ones
         self._where = Where(RUN, "serve", player.policy.version, uuid.uuid4().int % 2**32)
-        self._stopping = Event()
+        self._stopping, self._over = threading.Event(), False
+        self._closing = threading.Lock()  # held to settle whether something still comes in time
+        self._looked = 0.0
 
     # On the server's thread.
 
@@ -100,19 +119,27 @@ class Serving:
             Refused: it cannot be answered, or the policy is about to end.
         """
         check(asked, self.models, "by `--model`")
-        if self._stopping.is_set():
-            raise Refused(503, "the policy is being shut down")
         if self._arrived.qsize() + len(self._waiting) > 20 * self.player.rows:
             raise Refused(503, "too many requests wait already; ask again later")
         pending = Pending(asked, api)
-        self._arrived.put((client, pending))
+        self._put(client, pending)
         return pending
 
     def ask(self, work: Callable[[], Any]) -> Future[Any]:
-        """Has something done between two tokens."""
+        """Has something done between two tokens.
+
+        Raises:
+            Refused: the policy has ended.
+        """
         done: Future[Any] = Future()
-        self._arrived.put((work, done))
+        self._put(work, done)
         return done
+
+    def _put(self, what: Any, waiting: Any) -> None:
+        with self._closing:
+            if self._over or (self._stopping.is_set() and isinstance(waiting, Pending)):
+                raise Refused(503, ENDING)
+            self._arrived.put((what, waiting))
 
     def stop(self) -> None:
         """Ends `run`: what is being sampled is answered, and all conversations are recorded."""
@@ -124,22 +151,25 @@ class Serving:
         """Replies until it is stopped."""
         try:
             while not self._stopping.is_set():
-                self._end_idle()
                 if lives := self._taken(LOOK):
                     arriving = lambda: self._taken(0.0)  # noqa: E731
                     for live, reply in self.player.reply(lives, self._where, arriving):
                         self._answer(self._of[live], reply)
         finally:
             self._stopping.set()
+            with self._closing:
+                self._over = True
             while not self._arrived.empty():
                 self._take(self._arrived.get())
             for _, pending in self._waiting:
-                pending.refuse(Refused(503, "the policy is being shut down"))
+                pending.refuse(Refused(503, ENDING))
             for conversation in list(self._open):
                 self._end(conversation)
+            self.recorder.settle()
 
     def _taken(self, patience: float) -> list[LiveEpisode]:
         """Returns the conversations that have come to wait for a reply."""
+        self._end_idle()
         try:
             self._take(
                 self._arrived.get(timeout=patience) if patience else self._arrived.get_nowait()
@@ -150,28 +180,33 @@ class Serving:
             pass
         found = []
         for client, pending in [self._waiting.popleft() for _ in range(len(self._waiting))]:
+            if pending.answer.cancelled():
+                continue  # who asked has gone
             try:
                 live = self._placed(client, pending)
             except Refused as refused:
                 pending.refuse(refused)
-                continue
-            if live is None:
-                self._waiting.append((client, pending))  # until a row is free
+            except Exception as error:  # of this request alone
+                pending.refuse(Refused(400, f"the policy cannot read this: {worded(error)}"))
             else:
-                found.append(live)
+                if live is None:
+                    self._waiting.append((client, pending))  # until a row is free
+                else:
+                    found.append(live)
         return found
 
     def _take(self, arrived: Any) -> None:
         """Takes what comes: a request waits for its place, other work is done."""
         what, waiting = arrived
         if isinstance(waiting, Pending):
-            if not waiting.answer.cancelled():
-                self._waiting.append((what, waiting))
+            self._waiting.append((what, waiting))
             return
-        if not waiting.set_running_or_notify_cancel():
+        if not waiting.running() and not waiting.set_running_or_notify_cancel():
             return
         try:
             waiting.set_result(what())
+        except _Busy as busy:
+            busy.conversation.after.append((what, waiting))
         except Exception as error:  # the client learns of it
             waiting.set_exception(error)
 
@@ -187,30 +222,15 @@ class Serving:
         context = longest((c.context for c in idle), asked)
         if context is not None:
             conversation = next(c for c in idle if c.context is context)
+            _, conversation.live.observation = observed(context.news(asked), _unknown, apart=False)
         elif (begun := self._begun(client, asked)) is not None:
             conversation = begun
         else:
             return None
-        live, opened = conversation.live, context is None
-        news = asked.messages if opened else conversation.context.news(asked)
-        system, message = observed(news, lambda before, m: None, apart=opened)
-        if opened:
-            tools = tuple(asked.tools)
-            live.reset = Observation(message, system=system, tools=tools)
-            live.enter(live.reset)
-        live.observation, live.limit = message, asked.max_tokens
-        conversation.pending, conversation.used = (
-            Pending(asked, pending.api, pending.answer),
-            time.time(),
-        )
-        if opened:
-            try:
-                self.player.begin(live, self._where)
-            except Exception as error:
-                self._open.remove(conversation)
-                self._leave(conversation)
-                raise Refused(400, f"the policy cannot read this: {error}") from error
-        return live
+        conversation.live.limit = asked.max_tokens
+        conversation.pending = Pending(asked, pending.api, pending.answer)
+        conversation.used = time.time()
+        return conversation.live
 
     def _begun(self, client: Client, asked: Asked) -> _Conversation | None:
         """Returns a new conversation; the one that was idle longest makes room for it."""
@@ -222,24 +242,49 @@ class Serving:
         id_ = uuid.uuid4().hex[:16]
         start = Start(SERVED, int(id_[:8], 16), {"conversation": id_})
         place: Any = _Place({"special_tokens": True, "sampled": True})
-        live = LiveEpisode(0, start, 0, self.player, self._rows.pop(), place)
-        conversation = _Conversation(id_, client, live, Context.of(asked), time.time())
+        system, message = observed(asked.messages, _unknown, apart=True)
+        live = LiveEpisode(0, start, 0, self.player, self._rows[-1], place)
+        live.reset = Observation(message, system=system, tools=tuple(asked.tools))
+        live.enter(live.reset)
+        live.observation = message
+        self.player.begin(live, self._where)
+        self._rows.pop()
+        context, now = Context.of(asked), time.time()
+        conversation = _Conversation(id_, client, live, context, now, self._before(client, asked))
         self._open.append(conversation)
         self._of[live] = conversation
         return conversation
 
+    def _before(self, client: Client, asked: Asked) -> str:
+        """Returns the conversation that had ended and that a request goes on with; empty: none."""
+        places = [i + 1 for i, m in enumerate(asked.messages) if m.role == "assistant"]
+        known = (self._ended.get(_digest(client, asked.keys[:i])) for i in reversed(places))
+        return next((id_ for id_ in known if id_ is not None), "")
+
     def _answer(self, conversation: _Conversation, reply: Reply) -> None:
         """Answers a request, and adds the reply to its conversation."""
-        live, pending = conversation.live, conversation.pending
+        pending = conversation.pending
         assert pending is not None
-        assert live.observation is not None
+        conversation.pending = None
         if reply.text is None:
             why = "the conversation is longer than the policy's context"
             why = why if reply.stop == "context" else reply.stop
             pending.refuse(Refused(400, f"the policy cannot reply: {why}"))
-            conversation.pending = live.observation = None
+            conversation.live.observation = None
             self._end(conversation)
-            return
+        else:
+            answered = self._added(conversation, pending.asked, reply)
+            conversation.used = time.time()
+            pending.resolve(answered)
+        for what, waiting in conversation.after:
+            self._take((what, waiting))
+        conversation.after.clear()
+
+    def _added(self, conversation: _Conversation, asked: Asked, reply: Reply) -> Answered:
+        """Adds a reply to its conversation. Returns it as the client receives it."""
+        live = conversation.live
+        assert live.observation is not None
+        assert reply.text is not None
         assert reply.action_ids is not None
         assert reply.logprobs is not None
         sampled = (reply.prompt_ids, reply.action_ids, reply.logprobs, reply.version, reply.cut)
@@ -248,122 +293,121 @@ class Serving:
         id_ = f"{conversation.id}-{len(live.turns)}"
         live.turns.append(Turn(live.observation, reply.text, 0.0, *sampled))
         live.observation = None
-        message = received(reply.text, pending.asked.tools, id_)
-        conversation.context.replied(pending.asked, message)
-        self._history.add(id_, pending.asked, message)
-        conversation.pending, conversation.used = None, time.time()
-        pending.resolve(Answered(id_, message, tokens))
+        message = received(reply.text, asked.tools, id_)
+        conversation.context.replied(asked, message)
+        self._history.add(id_, asked, message)
+        return Answered(id_, message, tokens)
 
     # What ends.
 
     def _end_idle(self) -> None:
+        """Ends what has been idle, and tries again to record what could not be."""
         now = time.time()
+        if now < self._looked + LOOK:
+            return
+        self._looked = now
+        self.recorder.settle()
         for conversation in list(self._open):
             if conversation.pending is None and conversation.used + self.idle <= now:
                 self._end(conversation)
 
     def _end(self, conversation: _Conversation) -> None:
         """Ends a conversation, and records it."""
-        self._open.remove(conversation)
         self._leave(conversation)
         if conversation.pending is not None:
-            conversation.pending.refuse(Refused(503, "the policy is being shut down"))
-        if self.ledger is not None and conversation.live.turns:
-            self.ledger.add_episodes([self._episode(conversation)])
+            conversation.pending.refuse(Refused(503, ENDING))
+        if not conversation.live.turns:
+            return
+        self._ended[_digest(conversation.client, conversation.context.messages)] = conversation.id
+        while len(self._ended) > REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+        self.recorder.add(self._episode(conversation))
 
     def _leave(self, conversation: _Conversation) -> None:
-        """Gives a conversation's row back."""
+        """Takes a conversation out, and its row back."""
+        self._open.remove(conversation)
         del self._of[conversation.live]
         self._rows.append(conversation.live.row)
-        self._history.forget(f"{conversation.id}-{n}" for n in range(len(conversation.live.turns)))
 
     def _episode(self, conversation: _Conversation) -> Episode:
         """Returns a conversation as it is recorded."""
-        live = conversation.live
+        live, policy = conversation.live, self.player.policy
         assert live.reset is not None
-        turns, system = tuple(live.turns), live.reset.system
-        if self.redact is not None:
-            turns, system = redacted(self.redact, turns, system)
-        info = {"client": conversation.client.name, "temperature": self.temperature}
+        info: dict[str, Any] = {
+            "client": conversation.client.name,
+            "temperature": self.temperature,
+            "lineage": policy.lineage,
+        }
+        if conversation.continues:
+            info["continues"] = conversation.continues
         return Episode(
-            conversation.id, live.start, turns, "terminated", run=RUN, stage="serve",
-            update=self._where.update, system=system, tools=live.reset.tools, info=info,
+            conversation.id, live.start, tuple(live.turns), "terminated", run=RUN, stage="serve",
+            update=self._where.update, system=live.reset.system, tools=live.reset.tools, info=info,
         )  # fmt: skip
 
-    # Feedback.
+    # What else can be asked.
 
-    def feedback(self, client: Client, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Records feedback on a conversation, which it ends if it is open.
+    def feedback(self, client: Client, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Records feedback on a conversation, its id or that of one of its responses in
+        `conversation`; one that is open ends. See `Recorder.feedback`."""
+        id_ = _id_in(given)
+        if self.recorder.ledger is not None and (own := self._opened(client, id_)) is not None:
+            self._end(own)
+        return self.recorder.feedback(client.name, id_, given)
 
-        Args:
-            client: whose conversation it is.
-            given: `conversation`, its id or that of one of its responses; `score`, a number, or
-                `thumbs`, "up" or "down"; perhaps `comment`, `rater` and `id`. The same `id` again
-                with the same content changes nothing.
-
-        Raises:
-            Refused: no such conversation, or no feedback.
-        """
-        ledger, id_ = self._ledger(), self._id(given)
-        score = score_in(given)
-        for conversation in [c for c in self._open if c.id == id_ and c.client is client]:
-            if conversation.pending is not None:
-                raise Refused(409, "the conversation is being replied to; send it afterwards")
-            self._end(conversation)
-        self._recorded(client, id_)
-        texts = {name: text_in(given, name) for name in ("comment", "rater", "id")}
-        own = texts["id"] or derive_id(id_, score, texts["comment"], texts["rater"])
-        if self.redact is not None:
-            texts["comment"] = self.redact(texts["comment"])
-        answer = Feedback(
-            id_, score, comment=texts["comment"], id=f"users/{client.name}/{own}",
-            stamp=Stamp(source="users", rater=texts["rater"]),
-        )  # fmt: skip
-        try:
-            new = ledger.add_feedback([answer])
-        except LedgerError as error:
-            raise Refused(409, str(error)) from error
-        return {"conversation": id_, "feedback": answer.id, "new": bool(new)}
-
-    def forget(self, client: Client, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Deletes a conversation, open or recorded, and all feedback on it.
-
-        Raises:
-            Refused: there is no such conversation.
-        """
-        ledger, id_ = self._ledger(), self._id(given)
-        for conversation in [c for c in self._open if c.id == id_ and c.client is client]:
-            if conversation.pending is not None:
-                raise Refused(409, "the conversation is being replied to; delete it afterwards")
-            self._open.remove(conversation)
+    def forget(self, client: Client, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Deletes a conversation, open or recorded, those that went on with it, and all feedback on
+        them; it is named as in `feedback`."""
+        id_ = _id_in(given)
+        own, family, opened = self._opened(client, id_), [id_], list[_Conversation]()
+        if own is None:
+            family += self.recorder.later(client.name, id_)
+        for conversation in self._open:  # in the order in which they began
+            if conversation is own or conversation.continues in family:
+                if conversation.pending is not None:
+                    raise _Busy(conversation)
+                opened.append(conversation)
+                family.append(conversation.id)
+        for conversation in opened:
             self._leave(conversation)
-            return {"conversation": id_, "deleted": True, "trained_in": None}
-        self._recorded(client, id_)
-        place = ledger.forget([id_]).get(id_)
-        found = None if place is None else {"run": place[0], "update": place[1]}
-        return {"conversation": id_, "deleted": True, "trained_in": found}
+        for one in family:
+            self._history.forget(one)
+        trained = {} if own is not None else self.recorder.forget(family)
+        found = [
+            {"conversation": one, "run": run, "update": update}
+            for one, (run, update) in trained.items()
+        ]
+        return {"conversation": id_, "deleted": list(dict.fromkeys(family)), "trained_in": found}
 
-    def _ledger(self) -> Ledger:
-        if self.ledger is None:
-            raise Refused(404, "nothing is recorded here: start it with `--ledger`")
-        return self.ledger
-
-    def _id(self, given: Mapping[str, Any]) -> str:
-        """Returns the id of the conversation that is meant: its own, or in a response's."""
-        name = given.get("conversation")
-        if not isinstance(name, str) or not name:
-            raise Refused(400, "`conversation` is needed: its id, or that of a response in it")
-        for prefix in ("chatcmpl-", "msg_", "resp_"):
-            name = name.removeprefix(prefix)
-        return name.partition("-")[0]
-
-    def _recorded(self, client: Client, id_: str) -> Episode:
-        """Returns a conversation of a client's from the ledger.
+    def _opened(self, client: Client, id_: str) -> _Conversation | None:
+        """Returns a client's conversation, where it is open.
 
         Raises:
-            Refused: there is none.
+            _Busy: it is being replied to.
         """
-        found = self._ledger().episodes([id_]).get(id_)
-        if found is None or found.run != RUN or found.info.get("client") != client.name:
-            raise Refused(404, f"no conversation {id_!r} of {client.name!r} is recorded")
-        return found
+        own = next((c for c in self._open if c.id == id_ and c.client is client), None)
+        if own is not None and own.pending is not None:
+            raise _Busy(own)
+        return own
+
+
+def _unknown(before: Any, message: Any) -> None:
+    """Knows no earlier reply: a client's words are what it sends."""
+
+
+def _digest(client: Client, keys: Sequence[Any]) -> str:
+    return derive_id(client.name, keys)
+
+
+def _id_in(given: Mapping[str, Any]) -> str:
+    """Returns the id of the conversation that is meant: its own, or in a response's.
+
+    Raises:
+        Refused: there is none.
+    """
+    name = given.get("conversation")
+    if not isinstance(name, str) or not name:
+        raise Refused(400, "`conversation` is needed: its id, or that of a response in it")
+    for prefix in ("chatcmpl-", "msg_", "resp_"):
+        name = name.removeprefix(prefix)
+    return name.partition("-")[0]

@@ -37,6 +37,13 @@ class RL(RLSettings):
             check_envs(self.env, (), run.plugins, several_seats=True, options=gold)
         self._parts = make_parts(self, run.plugins)
         self._parts.sources.check_order(run.before)
+        if self.episodes == "ledger":
+            for source in self._parts.sources.of_env[0]:
+                if not source.given.answers_in_ledger:
+                    raise ConfigError(
+                        f"with `episodes: ledger` nothing is asked, and {source.name!r} gives no"
+                        " feedback unasked: use `feedback: [users]`"
+                    )
         check_backend(run, self.backend)
 
     @property
