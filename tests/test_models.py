@@ -368,3 +368,82 @@ def test_limits_are_read_under_every_name_and_at_every_depth(
 ) -> None:
     config = T.PreTrainedConfig(**named)
     assert (context_length(config), longest_span(config)) == (context, span)
+
+
+# What is saved where something else was, and what others have quantized.
+
+
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=torch.arange(5, 15).unsqueeze(0)).logits
+
+
+def test_a_plain_model_takes_the_place_of_adapters(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    lora = {"r": 4, "init_lora_weights": False}
+    policy = turnwise.Policy.from_pretrained(model_folder(), lora=lora)
+    folder = tmp_path / "policy"
+    policy.save_pretrained(folder)
+    assert not (folder / "README.md").exists(), "peft's template tells nothing"
+    assert (folder / "generation_config.json").exists(), "what ends a reply is there for others"
+    again = turnwise.Policy.from_pretrained(folder)
+    again.save_pretrained(folder, merge=True)
+    with torch.no_grad():
+        expected = logits(policy.network.model)
+        merged = T.AutoModelForCausalLM.from_pretrained(folder)
+        assert torch.allclose(logits(merged), expected, atol=1e-5)
+        assert torch.allclose(
+            logits(turnwise.Policy.from_pretrained(folder).model), expected, atol=1e-5
+        )
+    with pytest.raises(turnwise.PolicyError, match="save adapters into a folder of their own"):
+        policy.save_pretrained(folder)
+
+
+def test_adapters_know_where_their_model_is(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model_folder(), tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    turnwise.Policy.from_pretrained("tiny", lora={"r": 2}).save_pretrained("adapters")
+    monkeypatch.chdir("/")
+    turnwise.Policy.from_pretrained(tmp_path / "adapters")
+    shutil.rmtree(tmp_path / "tiny")
+    with pytest.raises(turnwise.PolicyError, match=r"the adapters in .* belong to '.*tiny'"):
+        turnwise.Policy.from_pretrained(tmp_path / "adapters")
+
+
+def test_weights_that_are_quantized_already_need_adapters(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    packed = T.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = T.AutoModelForCausalLM.from_pretrained(model_folder(), quantization_config=packed)
+    shutil.copytree(model_folder(), tmp_path / "q4")
+    model.save_pretrained(tmp_path / "q4")
+    with pytest.raises(turnwise.PolicyError, match="quantized weights stand still"):
+        turnwise.Policy.from_pretrained(tmp_path / "q4")
+
+
+def test_sampling_values_beside_greedy_decoding_are_dropped(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder(), tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(
+        '{"do_sample": false, "temperature": 0.6, "top_p": 0.9, "top_k": 4}'
+    )
+    turnwise.Policy.from_pretrained(tmp_path / "m").save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert "temperature" not in saved
+
+
+@pytest.mark.parametrize(
+    "lora", [{"r": 0}, {"r": "x"}, {"lora_alpha": "a"}, {"target_modules": ["nope"]}]
+)
+def test_odd_adapters_are_one_message(lora: dict[str, Any], model_folder: Any) -> None:
+    with pytest.raises(turnwise.PolicyError, match="^lora: "):
+        turnwise.Policy.from_pretrained(model_folder(), lora=lora)
+
+
+def test_a_device_without_numbers_is_refused(model_folder: Callable[..., Path]) -> None:
+    with pytest.raises(turnwise.PolicyError, match="'meta': it holds no numbers"):
+        turnwise.Policy.from_pretrained(model_folder(), device="meta")

@@ -37,7 +37,10 @@ def fits(
     conversations: Annotated[
         int, typer.Option(min=1, help="In an update: groups times their size.")
     ] = 32,
-    tokens: Annotated[int, typer.Option(min=1, help="Of a conversation, in the end.")] = 512,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a conversation, in the end; default: 512, or the context."),
+    ] = None,
     kl: Annotated[bool, typer.Option(help="With a KL penalty, which needs a reference.")] = True,
 ) -> None:
     """Predicts the memory that playing and training a model take, in one process, by setting, and
@@ -52,6 +55,7 @@ def fits(
     quiet()
     room = size_of(memory) if memory else float(psutil.virtual_memory().total)
     shape = Shape(model, gguf)
+    tokens = min(512, shape.context) if tokens is None else tokens
     if tokens > shape.context:
         raise ConfigError(f"--tokens {tokens}: the context of {model} has {shape.context}")
     settings = ways(Setting(conversations, tokens, reference=kl))
