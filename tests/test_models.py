@@ -121,11 +121,11 @@ def test_sampler_update_and_plain_forward_agree_beyond_every_window(
             "GPTNeoForCausalLM has layers of the kinds",
         ),
         (
-            lambda t: T.MambaConfig(vocab_size=len(t), eos_token_id=2, hidden_size=32, num_hidden_layers=2, state_size=8),  # noqa: E501
-            "MambaForCausalLM has layers of the kinds",
+            lambda t: T.Lfm2Config(**small(t), layer_types=["conv", "full_attention"]),
+            "Lfm2ForCausalLM has layers of the kinds",
         ),
     ],
-    ids=["gpt-neo", "mamba"],
+    ids=["gpt-neo", "lfm2"],
 )  # fmt: skip
 def test_models_that_cannot_be_sampled_exactly_are_refused_by_name(
     config: Any, why: str, tokenizer: Any, tmp_path: Path
@@ -135,6 +135,16 @@ def test_models_that_cannot_be_sampled_exactly_are_refused_by_name(
     )
     with pytest.raises(UnfitModel, match=f"{why}.*another backend"):
         InProcess(policy, rows=2)
+
+
+def test_state_space_models_are_refused_at_load(tokenizer: Any, tmp_path: Path) -> None:
+    config = T.MambaConfig(
+        vocab_size=len(tokenizer), eos_token_id=2, hidden_size=32, num_hidden_layers=2, state_size=8
+    )
+    folder = made(config, tmp_path, tokenizer)
+    for attention in ("sdpa", "eager"):
+        with pytest.raises(turnwise.PolicyError, match="'mamba' are state-space models"):
+            turnwise.Policy.from_pretrained(folder, attention=attention)
 
 
 def test_a_property_is_read_under_every_name() -> None:

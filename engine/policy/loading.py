@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..errors import PolicyError
+from ..errors import PolicyError, UnfitModel
 from ..util.files import read_note
 from ..util.suggest import did_you_mean, install
 from .known import located
+from .properties import setting
 from .quantization import quantized
 from .template import CHATML
 
@@ -163,6 +164,10 @@ def load(
         tokenizer = auto.AutoTokenizer.from_pretrained(
             str(name), trust_remote_code=trust_remote_code, **own
         )
+        if not gguf:
+            _check_attends(
+                auto.AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+            )
         with LOADING:
             model = auto.AutoModelForCausalLM.from_pretrained(
                 base,
@@ -176,8 +181,24 @@ def load(
         OSError, ValueError, AttributeError, ImportError, SafetensorError, RuntimeError,
         AssertionError, struct.error,
     ) as error:  # fmt: skip
+        if isinstance(error, PolicyError):
+            raise
         raise _not_loaded(str(name), attention, error) from error
     return unmarked(model, base) if gguf else model, tokenizer
+
+
+def _check_attends(config: Any) -> None:
+    """Refuses a model without any attention: its state is no cache of tokens.
+
+    Raises:
+        UnfitModel: it has none.
+    """
+    if setting(config.get_text_config(), "num_attention_heads") is None:
+        raise UnfitModel(
+            f"models of type {config.model_type!r} are state-space models: their layers keep a"
+            " state that is no cache of tokens, which conversations cannot be gone on from, or"
+            " branched, exactly. Use one with attention"
+        )
 
 
 def _not_loaded(name: str, attention: str, error: Exception) -> PolicyError:
