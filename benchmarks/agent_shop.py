@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import turnwise
-from shop import ENV, SFT, TOKENS, finish, table
+from shop import SFT, TOKENS, copied, finish
 from turnwise.engine.pipeline.progress import quiet
-from turnwise.plugins.demo.tiny_model import build_policy
 
 ROOT = Path(__file__).parent.parent
 EPISODES, DEMONSTRATIONS = 200, 2000
@@ -42,19 +41,7 @@ def agent(tasks: str) -> dict[str, Any]:
 def one(seed: int, folder: Path, updates: int) -> dict[str, Any]:
     """Trains with a seed and returns its row."""
     began = time.perf_counter()
-    starts = [(start, 0) for start in turnwise.starts(ENV, seed, 300)]
-    seen = turnwise.rollout(turnwise.ScriptPlayer("demonstrator"), starts)
-    texts = [m.content for e in seen for m in e.messages]
-    texts += [json.dumps(tool) for tool in seen[0].tools] * 20
-    model = build_policy(
-        folder / "model", texts, seed=seed, hidden=128, layers=4, heads=4, context=2048
-    )
-    shared = {"seed": seed, "name": "agent-shop", "checkpoint_every": 10}
-    finish(
-        {**shared, "policy": str(model), "stages": [{"sft": {**SFT, "episodes": DEMONSTRATIONS}}]},
-        folder / "sft",
-    )
-    start = str(folder / "sft" / "policy")
+    start, shared = copied(seed, folder, {**SFT, "episodes": DEMONSTRATIONS})
     rl = {
         "env": agent("training"), "updates": updates, "groups": 8, "group_size": 8,
         "max_new_tokens": TOKENS, "credit": "turn-returns",
@@ -70,13 +57,25 @@ def one(seed: int, folder: Path, updates: int) -> dict[str, Any]:
     found = next(m for m in run.metrics if m["stage"] == "evaluate")
     trained = [m for m in run.metrics if m["stage"] == "rl"]
     return {
-        "seed": seed, "demonstrator": sum(e.succeeded for e in seen) / len(seen),
+        "seed": seed,
         "before": found["sft/success"], "after": found["policy/success"],
         "gain": found["policy - sft/success"],
         "low": found["policy - sft/success_low"], "high": found["policy - sft/success_high"],
         "curve": [m["success"] for m in trained], "forks": [m.get("forks", 0.0) for m in trained],
         "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Returns the rows, one per seed."""
+    text = ["| seed | after SFT | after RL | gain | 95 % interval | minutes |"]
+    text.append("| --- | --- | --- | --- | --- | --- |")
+    text += [
+        f"| {r['seed']} | {r['before']:.3f} | {r['after']:.3f} | {r['gain']:+.3f} |"
+        f" {r['low']:+.3f} to {r['high']:+.3f} | {r['seconds'] / 60:.0f} |"
+        for r in lines
+    ]
+    return "\n".join(text) + "\n"
 
 
 def main() -> None:
