@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -40,15 +39,9 @@ from .loading import (
     with_adapters,
 )
 from .network import Micro, Network, Output, divide
-from .properties import context_length, is_adapted, setting
+from .properties import context_length, fingerprint, is_adapted, setting
 
 NOTE = "turnwise.json"  # what a saved policy's folder says of it besides
-
-
-def fingerprint(model: Any) -> str:
-    """Returns what a model is known by: a digest of some of its embeddings."""
-    rows = model.get_input_embeddings().weight[:16].detach().float().cpu()
-    return hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 class Policy:
