@@ -438,6 +438,7 @@ def test_it_trains_once_on_what_has_feedback(wide: Path, tmp_path: Path) -> None
     assert len({m.episode for m in members}) == len(members) == 16
     assert all(m.used for m in members)
     assert [line["staleness/max"] for line in run.metrics] == [0, 1, 2, 3]
+    assert all("success" not in line for line in run.metrics), "users say how well it went"
     weights = [line["weight/stale-1"] for line in run.metrics if "weight/stale-1" in line]
     assert weights == pytest.approx([1.0], abs=0.5)
     again = turnwise.Run({**config, "name": "wednesday"}, folder=tmp_path / "wednesday").finish()
@@ -538,6 +539,15 @@ def test_what_cannot_train_on_served_conversations(
 ) -> None:
     config = {"policy": str(wide), "stages": [{"rl": rl(**options)}]}
     with pytest.raises(TurnwiseError, match=message):
+        turnwise.Run(config, folder=tmp_path / "run").finish()
+
+
+def test_a_ledger_without_served_conversations_is_refused(wide: Path, tmp_path: Path) -> None:
+    config = {
+        "policy": str(wide), "ledger": f"sqlite:///{tmp_path / 'typo.sqlite'}",
+        "stages": [{"rl": rl()}],
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"typo\.sqlite holds no served conversation"):
         turnwise.Run(config, folder=tmp_path / "run").finish()
 
 
@@ -655,7 +665,7 @@ def test_the_command_serves_and_records(wide: Path, tmp_path: Path) -> None:
     assert len(ledger.run_episodes("served")) == 3
     [answer] = ledger.feedback(run="served")
     command = [str(Path(sys.executable).with_name("turnwise")), "forget",
-               str(tmp_path / "served.sqlite"), answer.target]  # fmt: skip
+               str(tmp_path / "served.sqlite"), f"chatcmpl-{answer.target}-0"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{answer.target} is deleted\n"
 

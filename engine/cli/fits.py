@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ConfigError
 
-UNITS = {"": 1.0} | {
+UNITS = {
     f"{letter}{rest}": 2.0**power
     for letter, power in (("M", 20), ("G", 30), ("T", 40))
     for rest in ("", "B", "IB")

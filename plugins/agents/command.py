@@ -179,13 +179,14 @@ def _keys(path: Path | None) -> dict[str, tuple[str, float | None, int]]:
 
 def forget(
     ledger: Annotated[str, typer.Argument(help="The ledger: a file or a database URL.")],
-    conversations: Annotated[list[str], typer.Argument(help="Their ids.")],
+    conversations: Annotated[list[str], typer.Argument(help="Their ids, or those of responses.")],
 ) -> None:
     """Deletes conversations from a ledger for good, with all feedback on them."""
     from ...protocols import ConfigError
     from ...running import Ledger
-    from .recording import later
+    from .recording import conversation_of, later
 
+    conversations = [conversation_of(name) for name in conversations]
     opened = Ledger(ledger, create=False)
     there = opened.episodes(conversations)
     if missing := [id_ for id_ in conversations if id_ not in there]:

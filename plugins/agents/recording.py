@@ -116,6 +116,13 @@ class Recorder:
         return self.ledger
 
 
+def conversation_of(name: str) -> str:
+    """Returns the id of a conversation, given that or the id of one of its responses."""
+    for prefix in ("chatcmpl-", "msg_", "resp_"):
+        name = name.removeprefix(prefix)
+    return name.partition("-")[0]
+
+
 def later(ledger: Ledger, ids: Collection[str]) -> list[str]:
     """Returns the conversations that went on with some, and so hold what was in them."""
     found: list[str] = []

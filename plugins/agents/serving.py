@@ -28,7 +28,7 @@ from ...running import RUN, SERVED, Ledger, LiveEpisode, Observation, PolicyPlay
 from ...tools import derive_id, worded
 from .clients import Client
 from .contexts import REMEMBERED, Context, History, check, longest, observed, received
-from .recording import Recorder
+from .recording import Recorder, conversation_of
 from .session import Pending
 from .wire.form import Answered, Asked, Refused
 
@@ -408,6 +408,4 @@ def _id_in(given: Mapping[str, Any]) -> str:
     name = given.get("conversation")
     if not isinstance(name, str) or not name:
         raise Refused(400, "`conversation` is needed: its id, or that of a response in it")
-    for prefix in ("chatcmpl-", "msg_", "resp_"):
-        name = name.removeprefix(prefix)
-    return name.partition("-")[0]
+    return conversation_of(name)

@@ -46,11 +46,17 @@ class Recorded(Collector):
         if not run.is_main:
             return bool(shared(run, None))
         enough = bool(self._decided()) or len(fresh := self._fresh()) >= size
+        if not enough and not run.ledger.counts(RUN)["episodes"]:
+            raise ConfigError(
+                f"{run.stage}: the ledger {run.ledger.url} holds no served conversation: give the"
+                " run the one that `turnwise serve --ledger` writes, as in `ledger:"
+                " sqlite:///served.sqlite`"
+            )
         if not enough and not self._collected:
             names = " or ".join(self._names)
             warnings.warn(
                 f"{run.stage}: nothing trained: {len(fresh)} conversations that {names} scored wait"
-                f" in the ledger, and an update takes {size}",
+                f" in the ledger {run.ledger.url}, and an update takes {size}",
                 stacklevel=2,
             )
         return bool(shared(run, enough))
