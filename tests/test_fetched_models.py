@@ -319,7 +319,7 @@ def test_what_cannot_be_predicted_is_one_message(
     turnwise.Policy.from_pretrained(model_folder(), lora={"r": 2}).save_pretrained(tmp_path / "a")
     assert Shape(tmp_path / "a").parameters == Shape(model_folder()).parameters
     with pytest.raises(ConfigError, match="has 256"):
-        fits(str(model_folder()), tokens=100_000, conversations=32, kl=True)
+        fits(str(model_folder()), tokens=100_000, groups=4, group_size=8, kl=True)
     with pytest.raises(ConfigError, match="--memory must be a size"):
         size_of("0")
     assert size_of("20G") == size_of("20GB") == size_of("20 GiB")

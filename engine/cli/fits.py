@@ -34,9 +34,8 @@ def fits(
     memory: Annotated[
         str | None, typer.Option(help="What there is, such as 24GB; default: this machine's.")
     ] = None,
-    conversations: Annotated[
-        int, typer.Option(min=1, help="In an update: groups times their size.")
-    ] = 32,
+    groups: Annotated[int, typer.Option(min=1, help="In an update.")] = 4,
+    group_size: Annotated[int, typer.Option(min=1, help="Conversations in each.")] = 8,
     tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Of a conversation, in the end; default: 512, or the context."),
@@ -53,6 +52,7 @@ def fits(
     from ..policy.fitting import Setting, Shape, ways
 
     quiet()
+    conversations = groups * group_size
     room = size_of(memory) if memory else float(psutil.virtual_memory().total)
     shape = Shape(model, gguf)
     tokens = min(512, shape.context) if tokens is None else tokens
