@@ -53,8 +53,8 @@ class Policy:
         model: the transformers model (its LoRA adapters inside, if any).
         tokenizer, chat: the tokenizer, and how it renders conversations.
         version: updates made so far, by earlier runs too where it was saved by one.
-        lineage: what the model that all of them began with is known by: versions of one lineage
-            can be compared.
+        lineage: what the model that all of them began with is known by.
+        gguf: the GGUF file that it was loaded from; None: from none.
         card: makes the README.md of what is saved, given whether that is adapters alone; None: it
             has none. A run that ends sets it.
     """
@@ -63,6 +63,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.version = 0
         self.lineage = fingerprint(model)
+        self.gguf: str | None = None
         self.card: Callable[[bool], str] | None = None
         if precision not in ("no", "bf16"):
             raise PolicyError(f"precision must be 'no' or 'bf16', got {precision!r}")
@@ -129,6 +130,9 @@ class Policy:
                 missing, quantized weights without adapters, tokenizer and model that do not fit.
             TemplateError: no chat template, or one that cannot carry a conversation.
         """
+        file = Path(located(name)) / NOTE
+        note = read_note(file) if file.is_file() else {}
+        gguf = gguf or note.get("gguf")  # that adapters were trained on
         device = found_device(device)
         model, tokenizer = load(
             name, gguf=gguf, quantize=quantize, dtype=dtype, device=device, attention=attention,
@@ -147,9 +151,9 @@ class Policy:
                 " {model: ..., lora: {r: 16}}`"
             )
         policy = cls(model, tokenizer, precision=precision)
-        if (note := Path(located(name)) / NOTE).is_file():
-            found = read_note(note)
-            policy.version, policy.lineage = int(found["version"]), str(found["lineage"])
+        policy.gguf = gguf
+        if note:
+            policy.version, policy.lineage = int(note["version"]), str(note["lineage"])
         return policy
 
     @property
@@ -350,7 +354,9 @@ class Policy:
         if not plain and self.model.generation_config is not None:
             self.model.generation_config.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
-        write(folder / NOTE, json.dumps({"version": self.version, "lineage": self.lineage}) + "\n")
+        own = {"gguf": self.gguf} if self.gguf and not plain else {}
+        note = {"version": self.version, "lineage": self.lineage, **own}
+        write(folder / NOTE, json.dumps(note) + "\n")
         if self.card is not None:
             (folder / "README.md").write_text(self.card(not plain), encoding="utf-8")
 
