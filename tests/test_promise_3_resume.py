@@ -262,10 +262,20 @@ policy: {model}
 threads: 1
 checkpoint_every: 1
 stages:
-  - rl: {{env: {{id: turnwise/Agent-v0, kwargs: {{command: ["{python}", "{program}"]}}}}, updates: 4, groups: 2,
-         group_size: 2, max_new_tokens: 6, poll: 0, credit: turn-returns, optimizer: {{name: grpo, lr: 1.0e-3}}}}
-  - evaluate: {{env: {{id: turnwise/Agent-v0, kwargs: {{command: ["{python}", "{program}"]}}}}, episodes: 4, max_new_tokens: 6}}
-"""  # noqa: E501
+  - rl:
+      env: {{id: turnwise/Agent-v0, kwargs: {{command: ["{python}", "{program}"]}}}}
+      updates: 4
+      groups: 2
+      group_size: 2
+      max_new_tokens: 6
+      poll: 0
+      credit: turn-returns
+      optimizer: {{name: grpo, lr: 1.0e-3}}
+  - evaluate:
+      env: {{id: turnwise/Agent-v0, kwargs: {{command: ["{python}", "{program}"]}}}}
+      episodes: 4
+      max_new_tokens: 6
+"""
 PROGRAM = """
 import json, os, urllib.request
 

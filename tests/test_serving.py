@@ -77,15 +77,18 @@ def here(wide: Path, tmp_path: Path) -> Iterator[Here]:
     served.serving.stop()
 
 
-def talk(client: openai.OpenAI, words: list[str], messages: list[Any] | None = None) -> list[Any]:
-    """Leads a conversation. Returns its messages; the id of the last response is `talk.last`."""
+def talk(
+    client: openai.OpenAI, words: list[str], messages: list[Any] | None = None
+) -> tuple[list[Any], str]:
+    """Leads a conversation. Returns its messages and the id of its last response."""
     messages = [] if messages is None else messages
+    last = ""
     for word in words:
         messages.append({"role": "user", "content": word})
         made = client.chat.completions.create(model="policy", messages=messages)
         messages.append(made.choices[0].message.to_dict())
-        talk.last = made.id  # type: ignore[attr-defined]
-    return messages
+        last = made.id
+    return messages, last
 
 
 def test_what_is_recorded_is_what_was_sampled(here: Here) -> None:
@@ -123,7 +126,7 @@ def test_many_at_a_time_and_more_than_there_are_places(wide: Path, tmp_path: Pat
 
 
 def test_nobody_goes_on_with_anothers_conversation(here: Here) -> None:
-    messages = talk(here.openai("one"), ["hello"])
+    messages, _ = talk(here.openai("one"), ["hello"])
     talk(here.openai("two"), ["more"], list(messages))
     talk(here.openai("one"), ["more"], list(messages))
     lengths = {e.info["client"]: [len(e.turns)] for e in here.stop()}
@@ -132,7 +135,7 @@ def test_nobody_goes_on_with_anothers_conversation(here: Here) -> None:
 
 def test_an_idle_conversation_ends(wide: Path, tmp_path: Path) -> None:
     here = Here(wide, tmp_path / "served.sqlite", idle=0.2)
-    messages = talk(here.openai(), ["hello"])
+    messages, _ = talk(here.openai(), ["hello"])
     assert here.ledger is not None
     until = time.monotonic() + 60
     while not here.ledger.run_episodes("served") and time.monotonic() < until:
@@ -148,8 +151,7 @@ def test_an_idle_conversation_ends(wide: Path, tmp_path: Path) -> None:
 
 
 def test_feedback_comes_by_conversation_or_response(here: Here) -> None:
-    messages = talk(here.openai(), ["hello", "more"])
-    last = talk.last  # type: ignore[attr-defined]
+    messages, last = talk(here.openai(), ["hello", "more"])
     given = {"conversation": last, "thumbs": "up", "comment": "good", "rater": "ann", "id": "7"}
     taken = here.post("/feedback", given)
     assert taken.status_code == 200, taken.text
@@ -192,8 +194,7 @@ def test_what_is_no_feedback_is_refused(here: Here, body: Any, status: int, mess
 
 
 def test_feedback_on_anothers_conversation_is_refused(here: Here) -> None:
-    talk(here.openai("one"), ["hello"])
-    last = talk.last  # type: ignore[attr-defined]
+    _, last = talk(here.openai("one"), ["hello"])
     assert here.post("/feedback", {"conversation": last, "score": 1}, "two").status_code == 404
     assert here.post("/forget", {"conversation": last}, "two").status_code == 404
     assert here.post("/feedback", {"conversation": last, "score": 1}, "one").status_code == 200
@@ -201,18 +202,18 @@ def test_feedback_on_anothers_conversation_is_refused(here: Here) -> None:
 
 def test_without_a_ledger_nothing_is_recorded(wide: Path) -> None:
     here = Here(wide, None)
-    talk(here.openai(), ["hello"])
-    last = talk.last  # type: ignore[attr-defined]
+    _, last = talk(here.openai(), ["hello"])
     taken = here.post("/feedback", {"conversation": last, "score": 1})
     assert (taken.status_code, "`--ledger`" in taken.text) == (404, True)
     assert here.stop() == []
 
 
 def test_what_is_redacted_is_recorded_without_tokens(wide: Path, tmp_path: Path) -> None:
-    redact = lambda text: re.sub(r"\d{4}", "####", text)  # noqa: E731
+    def redact(text: str) -> str:
+        return re.sub(r"\d{4}", "####", text)
+
     here = Here(wide, tmp_path / "served.sqlite", redact=redact)
-    talk(here.openai(), ["hello", "my number is 1234"])
-    secret = talk.last  # type: ignore[attr-defined]
+    _, secret = talk(here.openai(), ["hello", "my number is 1234"])
     talk(here.openai(), ["hello there"])
     here.post("/feedback", {"conversation": secret, "score": 1, "comment": "call 5678"})
     episodes = here.stop()
@@ -227,13 +228,10 @@ def test_what_is_redacted_is_recorded_without_tokens(wide: Path, tmp_path: Path)
 
 
 def test_a_conversation_is_deleted_for_good(here: Here, tmp_path: Path) -> None:
-    talk(here.openai(), ["hello there"])
-    gone = talk.last  # type: ignore[attr-defined]
+    _, gone = talk(here.openai(), ["hello there"])
     id_ = here.post("/feedback", {"conversation": gone, "score": 1}).json()["conversation"]
-    talk(here.openai(), ["another"])
-    kept = talk.last  # type: ignore[attr-defined]
-    talk(here.openai(), ["open"])
-    opened = talk.last  # type: ignore[attr-defined]
+    _, kept = talk(here.openai(), ["another"])
+    _, opened = talk(here.openai(), ["open"])
     here.post("/feedback", {"conversation": kept, "score": 1})
     assert here.ledger is not None
     before = here.ledger.mark("served")
@@ -250,13 +248,11 @@ def test_a_conversation_is_deleted_for_good(here: Here, tmp_path: Path) -> None:
 
 def test_what_went_on_with_a_conversation_is_deleted_with_it(here: Here, tmp_path: Path) -> None:
     """A client sees one conversation; what it said stands in all that went on with it."""
-    messages = talk(here.openai(), ["the code is xyzzy"])
-    first = talk.last  # type: ignore[attr-defined]
+    messages, first = talk(here.openai(), ["the code is xyzzy"])
     here.post("/feedback", {"conversation": first, "score": 1, "comment": "plugh"})
-    talk(here.openai(), ["and ?"], messages)
-    here.post("/feedback", {"conversation": talk.last, "score": 1})  # type: ignore[attr-defined]
-    talk(here.openai(), ["more"], messages)
-    third = talk.last  # type: ignore[attr-defined]
+    _, second = talk(here.openai(), ["and ?"], messages)
+    here.post("/feedback", {"conversation": second, "score": 1})
+    _, third = talk(here.openai(), ["more"], messages)
     deleted = here.post("/forget", {"conversation": first}).json()["deleted"]
     assert len(set(deleted)) == 3
     assert third.split("-")[1] in deleted
@@ -297,7 +293,7 @@ def test_odd_requests_end_nothing(here: Here) -> None:
             answer = here.post(path, {"model": "policy", **body})
             assert answer.status_code in (200, 400), answer.text
             assert answer.status_code == 200 or answer.json()["error"]["message"]
-        assert len(good.result()) == 6
+        assert len(good.result()[0]) == 6
     assert any(len(e.turns) == 3 for e in here.stop())
 
 
@@ -317,8 +313,7 @@ def test_a_ledger_that_is_locked_is_tried_again(wide: Path, tmp_path: Path) -> N
     place = tmp_path / "served.sqlite"
     here = Here(wide, place, idle=0.1)
     here.ledger = here.serving.recorder.ledger = turnwise.Ledger(place, lock_timeout=0.1)
-    talk(here.openai(), ["hello"])
-    last = talk.last  # type: ignore[attr-defined]
+    _, last = talk(here.openai(), ["hello"])
     other = turnwise.Ledger(place)
     with other.writing():
         assert here.post("/feedback", {"conversation": last, "score": 1}).status_code == 503
@@ -348,8 +343,7 @@ def test_feedback_while_a_reply_is_sampled_waits_for_it(wide: Path, tmp_path: Pa
 
 
 def test_what_comes_too_late_is_refused(here: Here) -> None:
-    talk(here.openai(), ["hello"])
-    last = talk.last  # type: ignore[attr-defined]
+    _, last = talk(here.openai(), ["hello"])
     here.serving.stop()
     here._thread.join()
     assert here.post("/feedback", {"conversation": last, "score": 1}).status_code == 503

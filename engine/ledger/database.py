@@ -206,17 +206,18 @@ class Database:
     def wipe(self) -> None:
         """Empties SQLite's journal, which holds what was deleted, too; where a reader needs it,
         that is done later."""
-        if self._sqlite:
-            with self._named(), self._engine.connect() as db:
-                db.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+        self._checkpoint("TRUNCATE")
 
     def settle(self) -> None:
         """Moves what stands in SQLite's journal (`-wal`) into the file itself, as far as no reader
         needs the state before, so that the file alone is whole. It never waits; PostgreSQL needs
         nothing."""
+        self._checkpoint("PASSIVE")
+
+    def _checkpoint(self, how: str) -> None:
         if self._sqlite:
             with self._named(), self._engine.connect() as db:
-                db.connection.driver_connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # type: ignore[union-attr]
+                db.connection.driver_connection.execute(f"PRAGMA wal_checkpoint({how})")  # type: ignore[union-attr]
 
     def close(self) -> None:
         """Closes all connections."""

@@ -349,13 +349,13 @@ class Policy:
             if each.generation_config is not None:
                 savable(each.generation_config).eos_token_id = sorted(self.chat.stop_ids)
         model.save_pretrained(str(folder))
-        for old in ADAPTER_FILES if plain else () if self.card else ("README.md",):
-            (folder / old).unlink(missing_ok=True)  # it would be loaded; peft's tells nothing
+        for name in ADAPTER_FILES if plain else ("README.md",):  # would be loaded; peft's, not ours
+            (folder / name).unlink(missing_ok=True)
         if not plain and self.model.generation_config is not None:
             self.model.generation_config.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
-        own = {"gguf": self.gguf} if self.gguf and not plain else {}
-        note = {"version": self.version, "lineage": self.lineage, **own}
+        gguf = None if plain else self.gguf
+        note = {"version": self.version, "lineage": self.lineage, "gguf": gguf}
         write(folder / NOTE, json.dumps(note) + "\n")
         if self.card is not None:
             (folder / "README.md").write_text(self.card(not plain), encoding="utf-8")

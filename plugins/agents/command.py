@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .server import Server
     from .serving import Serving
 
+LOCKED = 1.0  # seconds that replies may wait for another writer of the ledger
+
 
 def serve(
     policy: Annotated[str, typer.Argument(help="Its folder, hub name or short name.")],
@@ -125,10 +127,11 @@ def _player(policy: str, temperature: float, max_new_tokens: int, rows: int) -> 
 
 
 def _ledger(url: str | None) -> Ledger | None:
-    """Opens the ledger where conversations are recorded, if they are."""
+    """Opens the ledger where conversations are recorded, if they are. What it cannot take is kept
+    and tried again: replies do not wait for a lock."""
     from ...running import Ledger
 
-    return None if url is None else Ledger(url)
+    return None if url is None else Ledger(url, lock_timeout=LOCKED)
 
 
 def _keys(path: Path | None) -> dict[str, tuple[str, float | None, int]]:

@@ -26,11 +26,6 @@ class Context:
     tools: str
     messages: list[Any] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, asked: Asked) -> Context:
-        """Returns a context that a request opens."""
-        return cls(asked.tools_key)
-
     def news(self, asked: Asked) -> tuple[WireMessage, ...]:
         """Returns what a request adds to it, messages of a user or of tools; nothing where the
         request does not go on with it."""

@@ -158,12 +158,10 @@ class Agent(gymnasium.Env[str, str]):
         session.answer(pending, self._context, str(action), message, tokens)
         found = self._wait()
         if isinstance(found, Pending):
-            if reason := self._over_limit():
-                observation, info = self._observe(found)
-                info = {**info, "reason": reason}
-                return observation, session.take_rewards(), False, True, info
             observation, info = self._observe(found)
-            return observation, session.take_rewards(), False, False, info
+            if reason := self._over_limit():
+                info["reason"] = reason
+            return observation, session.take_rewards(), False, bool(reason), info
         if found.fault:
             raise EnvironmentBroke(f"the program failed{_because(found)}")
         try:

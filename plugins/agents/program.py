@@ -130,7 +130,7 @@ class Command:
                 start_new_session=True,
             )  # fmt: skip
         except OSError:
-            self._wrote.close()
+            self._clean()
             raise
 
         def wait() -> None:
@@ -152,6 +152,9 @@ class Command:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, how)
             self._waiting.join(PATIENCE)
+        self._clean()
+
+    def _clean(self) -> None:
         self._wrote.close()
         if self._task is not None:
             self._task.unlink(missing_ok=True)
@@ -161,7 +164,7 @@ def function_of(program: str) -> Callable[[Endpoint], Any]:
     """Returns the function "MODULE:FUNCTION" names.
 
     Raises:
-        ValueError: there is none, or it does not take one argument.
+        ValueError: there is none, or it is a class.
     """
     found = named(program)
     if inspect.isclass(found):

@@ -82,10 +82,15 @@ class Recorder:
             id_, score, comment=texts["comment"], id=f"users/{client}/{own}",
             stamp=Stamp(source="users", rater=texts["rater"]),
         )  # fmt: skip
+        known = ledger.feedback(ids=[answer.id], late=True, corrected=True)
+        if known and known != [answer]:
+            raise Refused(
+                409, f"feedback {own!r} is recorded with other content: give it another id"
+            )
         try:
             new = ledger.add_feedback([answer])
         except LedgerError as error:
-            raise Refused(409, str(error)) from error
+            raise Refused(503, f"the ledger cannot be used now: {error}") from error
         return {"conversation": id_, "feedback": answer.id, "new": bool(new)}
 
     def later(self, client: str, id_: str) -> list[str]:

@@ -169,7 +169,7 @@ class Server:
                 taken = await asyncio.wrap_future(found) if isinstance(found, Future) else found
             except Refused as refused:
                 return JSONResponse(chat_completions.refusal(refused), refused.status)
-            except Exception as error:
+            except Exception as error:  # as above
                 return JSONResponse(chat_completions.refusal(_fault(error)), 500)
             return JSONResponse(taken)
 

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ...protocols import Episode, Start, Tokens, Turn
@@ -152,7 +153,7 @@ class Serving:
         try:
             while not self._stopping.is_set():
                 if lives := self._taken(LOOK):
-                    arriving = lambda: self._taken(0.0)  # noqa: E731
+                    arriving = partial(self._taken, 0.0)
                     for live, reply in self.player.reply(lives, self._where, arriving):
                         self._answer(self._of[live], reply)
         finally:
@@ -249,7 +250,7 @@ class Serving:
         live.observation = message
         self.player.begin(live, self._where)
         self._rows.pop()
-        context, now = Context.of(asked), time.time()
+        context, now = Context(asked.tools_key), time.time()
         conversation = _Conversation(id_, client, live, context, now, self._before(client, asked))
         self._open.append(conversation)
         self._of[live] = conversation
@@ -276,9 +277,7 @@ class Serving:
             answered = self._added(conversation, pending.asked, reply)
             conversation.used = time.time()
             pending.resolve(answered)
-        for what, waiting in conversation.after:
-            self._take((what, waiting))
-        conversation.after.clear()
+            self._do_what_waited(conversation)
 
     def _added(self, conversation: _Conversation, asked: Asked, reply: Reply) -> Answered:
         """Adds a reply to its conversation. Returns it as the client receives it."""
@@ -316,12 +315,22 @@ class Serving:
         self._leave(conversation)
         if conversation.pending is not None:
             conversation.pending.refuse(Refused(503, ENDING))
-        if not conversation.live.turns:
-            return
+        if conversation.live.turns:
+            self._remember(conversation)
+            self.recorder.add(self._episode(conversation))
+        self._do_what_waited(conversation)
+
+    def _do_what_waited(self, conversation: _Conversation) -> None:
+        """Does what had to wait for a reply: feedback on the conversation, or its deletion."""
+        waited, conversation.after = conversation.after, []
+        for each in waited:
+            self._take(each)
+
+    def _remember(self, conversation: _Conversation) -> None:
+        """Remembers what was in a conversation, for those that go on with it."""
         self._ended[_digest(conversation.client, conversation.context.messages)] = conversation.id
         while len(self._ended) > REMEMBERED:
             del self._ended[next(iter(self._ended))]
-        self.recorder.add(self._episode(conversation))
 
     def _leave(self, conversation: _Conversation) -> None:
         """Takes a conversation out, and its row back."""

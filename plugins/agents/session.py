@@ -148,7 +148,7 @@ class Session:
         messages of a user or of tools; else it opens another one."""
         if (context := longest(self._contexts, asked)) is not None:
             return Place(self._contexts.index(context), False, context.news(asked))
-        self._contexts.append(Context.of(asked))
+        self._contexts.append(Context(asked.tools_key))
         return Place(len(self._contexts) - 1, True, asked.messages)
 
     def sampled(self, before: Sequence[WireMessage], message: WireMessage) -> str | None:

@@ -52,8 +52,8 @@ class Collector:
         """
         raise TypeError(f"{type(self).__name__} does not say how it collects")
 
-    def has_more(self) -> bool:
-        """Returns whether there is something for another update."""
+    def has_more(self, i: int) -> bool:
+        """Returns whether there is something for update i of the stage."""
         return True
 
     def states(self) -> dict[str, Any]:

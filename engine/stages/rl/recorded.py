@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
+from functools import partial
 
 from ...errors import ConfigError
 from ...ledger.rows import Member
-from ...pipeline.processes import shared
+from ...pipeline.processes import decided
 from ...records.episode import Episode
 from ...records.feedback import Answer
+from ...records.rewards import NoReward, Rewards
 from ...records.starts import StartNumber
 from .collect import Collector
 from .experience import Experience
@@ -32,51 +35,58 @@ RUN = "served"  # what `turnwise serve` records as the run of its conversations
 class Recorded(Collector):
     """Collects served conversations from the run's ledger."""
 
-    _collected = False
+    _chosen: Sequence[Episode] = ()  # for the next update
 
     @property
     def _names(self) -> list[str]:
         """The sources whose feedback counts."""
         return [source.name for source in self.parts.sources.of_env[0]]
 
-    def has_more(self) -> bool:
-        """Returns whether an update was decided already, or there is enough for one."""
+    def has_more(self, i: int) -> bool:
+        """Chooses the conversations of update i. Returns whether there are enough.
+
+        Raises:
+            ConfigError: the ledger holds none, or only of another temperature.
+        """
+        self._chosen = decided(self.run, partial(self._choose, i))
+        return bool(self._chosen)
+
+    def _choose(self, i: int) -> list[Episode]:
+        """Returns the conversations that a killed run had decided on, or the oldest that may train;
+        none where there are too few."""
         run, settings = self.run, self.settings
-        size = settings.groups * settings.group_size
-        if not run.is_main:
-            return bool(shared(run, None))
-        enough = bool(self._decided()) or len(fresh := self._fresh()) >= size
-        if not enough and not run.ledger.counts(RUN)["episodes"]:
+        if chosen := self._decided():
+            return chosen
+        fresh, size = self._fresh(), settings.groups * settings.group_size
+        if len(fresh) >= size:
+            return fresh[:size]
+        if not run.ledger.counts(RUN)["episodes"]:
             raise ConfigError(
                 f"{run.stage}: the ledger {run.ledger.url} holds no served conversation: give the"
                 " run the one that `turnwise serve --ledger` writes, as in `ledger:"
                 " sqlite:///served.sqlite`"
             )
-        if not enough and not self._collected:
+        if not i:
             names = " or ".join(self._names)
             warnings.warn(
                 f"{run.stage}: nothing trained: {len(fresh)} conversations that {names} scored wait"
                 f" in the ledger {run.ledger.url}, and an update takes {size}",
                 stacklevel=2,
             )
-        return bool(shared(run, enough))
+        return []
 
     def collect(self, i: int) -> Experience:
-        """Returns the conversations of update i of the stage with the feedback on them."""
-        run, settings, began = self.run, self.settings, time.perf_counter()
-        self._collected = True
+        """Returns the conversations that were chosen for update i with the feedback on them."""
+        began = time.perf_counter()
         experience = Experience(self.progress(i))
-        episodes: list[Episode] = []
-        feedback: dict[str, list[Answer]] = {}
-        if run.is_main:
-            size = settings.groups * settings.group_size
-            chosen = self._decided() or self._fresh()[:size]
-            episodes = sorted(chosen, key=lambda episode: episode.id)
-            feedback = self._feedback(episodes)
-        episodes, feedback = shared(run, (episodes, feedback))
+        episodes = sorted(self._chosen, key=lambda episode: episode.id)
         experience.numbers = {e.start.key: StartNumber(0, k) for k, e in enumerate(episodes)}
-        rewards = self.combine(episodes, experience.numbers, feedback)
-        experience.add(episodes, rewards, feedback)
+
+        def judged() -> tuple[dict[str, Rewards | NoReward], dict[str, list[Answer]]]:
+            feedback = self._feedback(episodes)
+            return self.combine(episodes, experience.numbers, feedback), feedback
+
+        experience.add(episodes, *decided(self.run, judged))
         experience.feedback_seconds = time.perf_counter() - began
         ages = [self._age(episode) for episode in episodes]
         experience.metrics = {

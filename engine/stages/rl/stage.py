@@ -91,7 +91,7 @@ class RL(RLSettings):
         """Makes the updates of the stage from number `done` on."""
         run, parts, trainer = collector.run, collector.parts, Trainer(collector)
         for i in range(done, self.updates):
-            if stopping.is_over or not collector.has_more():
+            if stopping.is_over or not collector.has_more(i):
                 break
             began = time.perf_counter()
             collector.refresh()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ....protocols import Role
 from .form import (
     ANY,
     Answered,
@@ -39,12 +38,6 @@ ALLOWED: dict[str, Any] = {
     "service_tier": ANY, "prompt_cache_key": ANY, "prompt_cache_retention": ANY,
     "safety_identifier": ANY, "prompt_cache_options": ANY, "moderation": (),
 }  # fmt: skip
-ROLES: dict[str, Role] = {
-    "developer": "system",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
 
 
 def read(body: Mapping[str, Any], ignore: Sequence[str] = (), temperature: float = 1.0) -> Asked:
@@ -88,7 +81,7 @@ def _message(message: Any, where: str) -> WireMessage:
         if not isinstance(answers, str):
             raise Refused(400, f"{where}: a tool's message needs `tool_call_id`", "messages")
         return WireMessage("tool", text, (), answers)
-    own = role_of(role, ROLES, where)
+    own = role_of(role, where)
     calls = each(message.get("tool_calls"), "tool_calls") if own == "assistant" else ()
     found = []
     for call in calls:
@@ -123,12 +116,7 @@ def _usage(answer: Answered) -> dict[str, int]:
 def _logprobs(asked: Asked, answer: Answered) -> dict[str, Any] | None:
     if not asked.options["logprobs"] or answer.tokens is None:
         return None
-    pairs = zip(answer.tokens.texts, answer.tokens.logprobs, strict=True)
-    content = [
-        {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-        for text, logprob in pairs
-    ]
-    return {"content": content, "refusal": None}
+    return {"content": answer.logprobs, "refusal": None}
 
 
 def _head(asked: Asked, answer: Answered, kind: str) -> dict[str, Any]:
@@ -142,12 +130,10 @@ def _head(asked: Asked, answer: Answered, kind: str) -> dict[str, Any]:
 
 def written(asked: Asked, answer: Answered) -> dict[str, Any]:
     """Returns an answer as the API's object."""
-    message: dict[str, Any] = {"role": "assistant", "content": answer.message.text or None}
-    message["refusal"] = None
-    if answer.message.calls:
-        message["tool_calls"] = _calls(answer)
-    else:
-        message["content"] = answer.message.text
+    text, calls = answer.message.text, _calls(answer)
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if calls:
+        message |= {"content": text or None, "tool_calls": calls}
     choice = {
         "index": 0,
         "message": message,

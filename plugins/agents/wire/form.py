@@ -16,6 +16,9 @@ from typing import Any
 from ....protocols import Role, Tokens
 from ....tools import canonical_json, parsed, validator
 
+ROLES: Mapping[str, Role] = {
+    "developer": "system", "system": "system", "user": "user", "assistant": "assistant",
+}  # fmt: skip
 ANY = object()  # an option that makes no difference to what is sampled
 
 
@@ -127,6 +130,16 @@ class Answered:
         """How many tokens were read, and how many were sampled."""
         return (0, 0) if self.tokens is None else (self.tokens.read, len(self.tokens.texts))
 
+    @property
+    def logprobs(self) -> list[dict[str, Any]]:
+        """The tokens and their log-probs, in OpenAI's form; none where none were sampled."""
+        if self.tokens is None:
+            return []
+        return [
+            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+            for text, logprob in zip(self.tokens.texts, self.tokens.logprobs, strict=True)
+        ]
+
 
 def check_options(
     body: Mapping[str, Any],
@@ -171,12 +184,12 @@ def needed(body: Mapping[str, Any], name: str, kind: type) -> Any:
         Refused: it is missing, or of another kind.
     """
     value = body.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is not dict and not value):
+    if not isinstance(value, kind) or isinstance(value, bool) or not value:
         raise Refused(400, f"{name!r} is needed: {_KINDS[kind]}, got {_short(value)}", name)
     return value
 
 
-_KINDS = {str: "a text", list: "a list", int: "a whole number", dict: "an object"}
+_KINDS = {str: "a text", list: "a list", int: "a whole number"}
 
 
 def _short(value: Any) -> str:
@@ -254,15 +267,15 @@ def each(value: Any, name: str) -> Sequence[Any]:
     return value
 
 
-def role_of(role: Any, roles: Mapping[str, Role], where: str) -> Role:
-    """Returns a role as it is called here.
+def role_of(role: Any, where: str) -> Role:
+    """Returns a role of OpenAI's as it is called here.
 
     Raises:
         Refused: there is none of that name.
     """
-    if not isinstance(role, str) or role not in roles:
+    if not isinstance(role, str) or role not in ROLES:
         raise Refused(400, f"{where}: there is no role {role!r} here", "messages")
-    return roles[role]
+    return ROLES[role]
 
 
 def call_of(id_: Any, name: Any, arguments: Any, where: str) -> FunctionCall:

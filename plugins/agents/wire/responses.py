@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
-from ....protocols import Role
 from .chat_completions import refusal
 from .form import (
     ANY,
@@ -44,12 +45,6 @@ ALLOWED: dict[str, Any] = {
     "moderation": (), "image": (), "access_programs": (),
 }  # fmt: skip
 INCLUDED = (LOGPROBS, "reasoning.encrypted_content")
-ROLES: dict[str, Role] = {
-    "developer": "system",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
 
 
 def read(body: Mapping[str, Any], ignore: Sequence[str] = (), temperature: float = 1.0) -> Asked:
@@ -100,17 +95,14 @@ def _messages(items: Sequence[Any]) -> list[WireMessage]:
         where = f"input[{i}]"
         kind = item.get("type", "message") if isinstance(item, Mapping) else None
         if kind == "message":
-            role = role_of(item.get("role"), ROLES, where)
+            role = role_of(item.get("role"), where)
             text = text_in(item.get("content"), ("input_text", "output_text", "text"), where)
             found.append(WireMessage(role, text))
         elif kind == "function_call":
             call = call_of(item.get("call_id"), item.get("name"), item.get("arguments"), where)
-            last = found[-1] if found and found[-1].role == "assistant" else None
-            own = WireMessage("assistant", last.text if last else "", (call,))
-            if last:
-                own = WireMessage("assistant", last.text, (*last.calls, call))
-                found.pop()
-            found.append(own)
+            follows = bool(found) and found[-1].role == "assistant"
+            last = found.pop() if follows else WireMessage("assistant", "")
+            found.append(replace(last, calls=(*last.calls, call)))
         elif kind == "function_call_output":
             text = text_in(item.get("output"), ("input_text", "output_text"), where)
             found.append(WireMessage("tool", text, (), str(item.get("call_id"))))
@@ -128,7 +120,7 @@ def _output(asked: Asked, answer: Answered) -> list[dict[str, Any]]:
             "type": "output_text",
             "text": message.text,
             "annotations": [],
-            "logprobs": _logprobs(asked, answer),
+            "logprobs": answer.logprobs if asked.options["logprobs"] else [],
         }
         own = {"id": f"msg_{n}", "type": "message", "role": "assistant", "status": status}
         output.append({**own, "content": [part]})
@@ -144,15 +136,6 @@ def _output(asked: Asked, answer: Answered) -> list[dict[str, Any]]:
         for i, call in enumerate(message.calls)
     ]
     return output
-
-
-def _logprobs(asked: Asked, answer: Answered) -> list[dict[str, Any]]:
-    if not asked.options["logprobs"] or answer.tokens is None:
-        return []
-    return [
-        {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-        for text, logprob in zip(answer.tokens.texts, answer.tokens.logprobs, strict=True)
-    ]
 
 
 def written(asked: Asked, answer: Answered) -> dict[str, Any]:
@@ -189,7 +172,7 @@ def written(asked: Asked, answer: Answered) -> dict[str, Any]:
 
 def events(asked: Asked, answer: Answered) -> Iterator[str]:
     """Yields an answer as the API's events; it comes whole, since it is given when it has ended."""
-    number = iter(range(10_000))
+    number = count()
 
     def named(kind: str, **data: Any) -> str:
         return event({"type": kind, "sequence_number": next(number), **data}, kind)
