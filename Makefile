@@ -36,7 +36,7 @@ SITE = -c "import site; print(site.getsitepackages()[0])"
 test-adapters: install
 	test -x $(ADAPTERS) || $(PYTHON) -m venv $(VENV)-adapters
 	$(BIN)/python $(SITE) > $$($(ADAPTERS) $(SITE))/installed.pth
-	$(ADAPTERS) -m pip install --quiet --disable-pip-version-check "textworld>=1.7,<1.8" "openenv-core>=0.3,<0.4" "verifiers>=0.4,<0.5"
+	$(ADAPTERS) -m pip install --quiet --disable-pip-version-check "textworld>=1.7,<1.8" "openenv-core>=0.3,<0.4" "verifiers>=0.4,<0.5" uv
 	cp $$($(BIN)/python $(SITE))/__editable__* $$($(ADAPTERS) $(SITE))
 	OMP_NUM_THREADS=1 $(ADAPTERS) -m pytest tests/test_adapters.py
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +14,9 @@ from typing import Any
 
 import pytest
 import turnwise
+from test_agents import check_tokens, sampling
 from turnwise.engine.environments.pool import Environments
-from turnwise.tools import derive_id
+from turnwise.tools import call_text, derive_id
 
 turnwise.Plugins()
 
@@ -211,6 +214,76 @@ def test_a_task_set_that_needs_more_is_refused(
     name = tasksets(TASKSET.replace(old, new))
     [found] = turnwise.check_environment("verifiers/Taskset-v0", episodes=1, taskset=name)
     assert re.search(why, found)
+
+
+HARNESS = """
+import verifiers.v1 as vf
+
+
+class Adder(vf.Toolset[vf.ToolsetConfig, vf.State]):
+    TOOL_PREFIX = None
+
+    @vf.tool
+    def add(self, a: int, b: int) -> str:
+        "Adds two numbers."
+        return str(a + b)
+
+
+class Data(vf.TaskData):
+    answer: int = 0
+
+
+class Task(vf.Task[Data]):
+    @classmethod
+    def toolsets(cls, config):
+        return [Adder(vf.ToolsetConfig())]
+
+    @vf.reward
+    async def right(self, trace) -> float:
+        return float(trace.last_reply.split()[-1:] == [str(self.data.answer)])
+
+
+class Sums(vf.Taskset[Task]):
+    def load(self):
+        for i in range(12):
+            yield Task(Data(prompt=f"{i} + {i + 1}?", system_prompt="Add.", answer=2 * i + 1))
+
+
+__all__ = ["Sums"]
+
+if __name__ == "__main__":  # in the process of the tool's server
+    Adder.run()
+"""
+
+
+def test_verifiers_own_harness_asks_the_policy(
+    tasksets: Callable[..., str], tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its program, in a process of its own, with a task's tools on an MCP server."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"row": {i}}}\n' for i in range(12)))
+    example = Path(__file__).parent.parent / "examples" / "agents" / "verifiers_harness.py"
+    given = {
+        "command": [sys.executable, str(example), tasksets(HARNESS)],
+        "tasks": str(tmp_path / "rows.jsonl"), "held_out": 0.0, "patience": 300.0,
+    }  # fmt: skip
+    starts = [(start, 0) for start in turnwise.starts("turnwise/Agent-v0", 0, 3, kwargs=given)]
+
+    def adds(messages: Any) -> str:
+        if messages[-1].role == "tool":
+            return f"It is {messages[-1].content}"
+        a, b = map(int, re.findall(r"\d+", messages[-1].content))
+        return call_text("add", {"a": a, "b": b})
+
+    for episode in turnwise.rollout(turnwise.ScriptPlayer(adds), starts):
+        assert (episode.ending, episode.reason) == ("terminated", "")
+        assert (episode.env_return, len(episode.turns)) == (1.0, 2)
+        assert [tool["function"]["name"] for tool in episode.tools] == ["add"]
+    player = sampling(wide)
+    sampled = turnwise.rollout(player, starts)
+    assert [(e.ending, e.reason, e.env_return) for e in sampled] == [("terminated", "", 0.0)] * 3
+    check_tokens(player, sampled)
 
 
 # OpenEnv, where it is installed: it brings seventy packages.

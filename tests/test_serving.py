@@ -21,8 +21,10 @@ import httpx2
 import openai
 import pytest
 import torch
+import transformers
 import turnwise
 from test_agents import check_tokens
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from turnwise.engine.errors import ConfigError, LedgerError, TurnwiseError
 from turnwise.engine.ledger.rows import Member
 from turnwise.engine.policy.in_process import InProcess
@@ -398,13 +400,15 @@ def rl(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def served_ledger(folder: Path, ledger: Path, count: int, judge: Any, **more: Any) -> None:
+def served_ledger(
+    folder: Path, ledger: Path, count: int, judge: Any, prompts: int = 5, **more: Any
+) -> None:
     """Serves conversations of one turn, with feedback out of order; a tenth has none."""
     here = Here(folder, ledger, rows=32, **more)
     client = here.openai()
 
     def one(i: int) -> tuple[str, str]:
-        messages: list[Any] = [{"role": "user", "content": f"hello {i % 5}"}]
+        messages: list[Any] = [{"role": "user", "content": f"hello {i % prompts}"}]
         made = client.chat.completions.create(model="policy", messages=messages)
         return made.id, made.choices[0].message.content
 
@@ -576,6 +580,97 @@ def test_only_this_policys_own_conversations_train(wide: Path, tmp_path: Path) -
     assert all(line["staleness/max"] >= 0 for line in run.metrics)
     with pytest.warns(UserWarning, match="nothing trained: 2 conversations that users scored"):
         turnwise.Run({**config, "name": "again"}, folder=tmp_path / "again").finish()
+
+
+LETTERS = "aegtxz"
+
+
+def six_letters(wide: Path, folder: Path) -> Path:
+    """A model that answers "hello 0" with one of six letters."""
+    policy = turnwise.Policy.from_pretrained(wide)
+    prompt = policy.chat.prompt([turnwise.Message("user", "hello 0")])
+    model = transformers.AutoModelForCausalLM.from_pretrained(wide)
+    with torch.no_grad():
+        state = model.model(torch.tensor([prompt])).last_hidden_state[0, -1]
+        head = torch.nn.Linear(len(state), len(policy.tokenizer), bias=False)
+        head.weight[:] = -20 * state / (state @ state)  # a logit of -20
+        for token in policy.tokenizer.convert_tokens_to_ids(list(LETTERS)):
+            head.weight[token] = 0.1 * torch.randn(len(state))
+    model.config.tie_word_embeddings = False
+    model.lm_head = head
+    model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_importance_weights_take_away_the_bias_of_an_older_policy(
+    wide: Path, tmp_path: Path
+) -> None:
+    """The first update trains on its own policy's conversations, the second on conversations of the
+    policy before it. One prompt and one of six letters, so that what a gradient is expected to be
+    can be summed over all that can be said."""
+    torch.manual_seed(0)
+    start, ledger, half = six_letters(wide, tmp_path / "start"), tmp_path / "s.sqlite", 270
+    served_ledger(start, ledger, 2 * half * 10 // 9, likes_e, tokens=1, prompts=1)
+    taken: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []  # gradient, parameters before
+
+    def before_step(*_: Any) -> None:
+        parameters = dict(network.named_parameters())
+        gradient = torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None])
+        taken.append((gradient, {k: v.detach().clone() for k, v in parameters.items()}))
+
+    stage = rl(groups=half, updates=2, max_new_tokens=1)
+    stage["optimizer"] = {
+        "name": "grpo", "lr": 0.03, "kl": 0.0, "weight_cap": 1e9, "max_grad_norm": 1e9,
+    }  # fmt: skip
+    config = {"policy": str(start), "ledger": f"sqlite:///{ledger}", "stages": [{"rl": stage}]}
+    run = turnwise.Run(config, folder=tmp_path / "run")
+    network = run.policy.network
+    hook = register_optimizer_step_pre_hook(before_step)
+    try:
+        run.finish()
+    finally:
+        hook.remove()
+
+    words = run.policy.tokenizer.convert_tokens_to_ids(list(LETTERS))
+    worth = torch.tensor([likes_e(letter) for letter in LETTERS])
+    said = []  # by update, the numbers of the letters
+    for update in (1, 2):
+        ids = [m.episode for m in run.ledger.members(run.id, update)]
+        turns = [e.turns[0] for e in run.ledger.episodes(ids).values()]
+        said.append(torch.tensor([words.index(turn.action_ids[0]) for turn in turns]))
+        prompt = torch.tensor([turns[0].prompt_ids])
+
+    def logprobs(update: int) -> torch.Tensor:
+        """Log-probs of the six letters under the policy before an update."""
+        for name, parameter in network.named_parameters():
+            parameter.data.copy_(taken[update - 1][1][name])
+        return network.model(input_ids=prompt).logits[0, -1].log_softmax(-1)[words]
+
+    def gradient(update: int, shares: torch.Tensor) -> torch.Tensor:
+        """-sum_a shares_a R_a grad log pi(a) for the policy before an update."""
+        network.zero_grad()
+        (-(logprobs(update) * shares * worth).sum()).backward()
+        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+    with torch.no_grad():
+        old, new = logprobs(1).exp(), logprobs(2).exp()
+    counts = [torch.bincount(letters, minlength=6) / half for letters in said]
+    for update, weights in ((1, torch.ones(6)), (2, new / old)):
+        by_hand = gradient(update, counts[update - 1] * weights)
+        apart = float((taken[update - 1][0] - by_hand).norm() / by_hand.norm())
+        assert apart < 1e-4, "each conversation counts as often as it should"
+
+    # Along the gradient that the policy's own conversations would give, without weights the bias is
+    # known to the last digit, and with them there is none; both up to chance.
+    true = gradient(2, new)
+    along = true / true.norm()
+    bias = float(along @ gradient(2, old) - true.norm())
+    each = torch.stack([along @ gradient(2, letter) for letter in torch.eye(6)])[said[1]]
+    for found, expected in ((each, bias), (each * (new / old)[said[1]], 0.0)):
+        left, error = float(found.mean() - true.norm()), float(found.std()) / half**0.5
+        assert abs(left - expected) < 4 * error
+        assert abs(bias) > 3 * error, "a bias that this many conversations show"
 
 
 @pytest.mark.slow
