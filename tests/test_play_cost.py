@@ -405,3 +405,34 @@ def test_the_faster_number_of_threads_is_measured() -> None:
         assert faster_threads() == (1, 1.0)
     finally:
         torch.set_num_threads(before)
+
+
+class Attended(torch.overrides.TorchFunctionMode):
+    """Notes how many heads of keys attention is asked to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads: set[int] = set()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.heads.add(args[1].shape[1])
+        return function(*args, **(kwargs or {}))
+
+
+def test_keys_of_grouped_queries_are_not_copied(wide: Path) -> None:
+    """Neither for a prompt, nor for a single token, nor in an update."""
+    policy = turnwise.Policy.from_pretrained(wide)
+    config = policy.model.config
+    assert config.num_attention_heads > config.num_key_value_heads
+    model = CachedModel(policy.network)
+    with Attended() as seen:
+        model.extend([0, 1], [0, 0], [[5, 6, 7], [5, 6, 7, 8]])
+        model.extend([0, 1], [3, 4], [[9], [9]])
+        policy.network.model(
+            input_ids=torch.tensor([[5, 6, 7], [5, 6, 0]]),
+            attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        )
+    assert seen.heads == {config.num_key_value_heads}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import os
 import struct
 import threading
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from ..util.files import read_note
 from ..util.suggest import did_you_mean, install
 from .known import located
 from .properties import setting
-from .quantization import quantized
+from .quantization import computed_alike, quantized
 from .template import CHATML
 
 ADAPTERS = "adapter_config.json"
@@ -168,6 +169,10 @@ def load(
             _check_attends(
                 auto.AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
             )
+        if not torch.cuda.is_available():
+            # A CPU attends to the keys of grouped queries where they are; transformers would copy
+            # them for every query head of a masked call.
+            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
         with LOADING:
             model = auto.AutoModelForCausalLM.from_pretrained(
                 base,
@@ -184,6 +189,7 @@ def load(
         if isinstance(error, PolicyError):
             raise
         raise _not_loaded(str(name), attention, error) from error
+    computed_alike(model)
     return unmarked(model, base) if gguf else model, tokenizer
 
 

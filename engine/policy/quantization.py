@@ -52,6 +52,15 @@ def quantized(kind: str | None, dtype: str, device: str | None) -> dict[str, Any
     return {"quantization_config": config, "device_map": {"": device or "cpu"}}
 
 
+def computed_alike(model: torch.nn.Module) -> None:
+    """Has layers of 4 bits compute alike wherever they are: on CPUs with bfloat16 they would use it
+    without a gradient, and the sampler's log-probs would not be the update's."""
+    layers: Any = model.modules()
+    for layer in layers:
+        if type(layer).__name__ == "Linear4bit":
+            layer.support_avx512bf16_for_cpu = False
+
+
 def adamw_8bit(parameters: Iterable[torch.nn.Parameter], **options: Any) -> torch.optim.Optimizer:
     """Returns an AdamW whose moments have 8 bits each, in blocks of 256 (Dettmers et al. 2022,
     arXiv:2110.02861); those of parameters with fewer than 4096 numbers stay whole."""
