@@ -90,7 +90,8 @@ class Server:
             Route("/{path:path}", self._nothing, methods=["GET", "POST", "PUT", "DELETE"]),
         ]
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family)
+        # The protocol by name, or asyncio would leave small packets waiting for an answer (40 ms).
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(1024)
