@@ -10,7 +10,7 @@ from typing import Any
 from ..environments.conventions import Observation, SeatResult
 from ..records.episode import Ending, Turn
 from ..util.ids import derive_id
-from ..util.secrets import redact
+from ..util.secrets import redactor
 from ..util.wording import each_text, reason_text
 from .arriving import Call, ConversationFailed, States, arrive, enter
 from .conversation import LiveEpisode, Reply, Where, handed, spoken
@@ -23,7 +23,7 @@ def without_secrets(info: Mapping[str, Any]) -> dict[str, Any]:
     Its names are the environment's (`info["secret"]` may be the word to guess): only texts tell
     secrets.
     """
-    return dict(each_text(redact, info))
+    return dict(each_text(redactor(), info))
 
 
 @dataclass(slots=True, eq=False)

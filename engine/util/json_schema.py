@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from .suggest import install
@@ -19,18 +20,27 @@ def validator(schema: Mapping[str, Any]) -> Any:
         ImportError: jsonschema is not installed.
     """
     try:
+        return _validator(json.dumps(schema, default=dict))
+    except TypeError as error:
+        raise ValueError(f"no valid JSON Schema: {error}") from error
+
+
+@lru_cache(256)  # tools are called again and again, and a schema is checked against another one
+def _validator(text: str) -> Any:
+    try:
         import jsonschema
         import referencing
     except ImportError as error:
         raise ImportError(
             f"a JSON Schema is checked by jsonschema: install it with: {install('tools')}"
         ) from error
+    schema = json.loads(text)
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
-        kind.check_schema(dict(schema))
+        kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(f"no valid JSON Schema: at {error.json_path}: {error.message}") from error
-    return kind(dict(schema), registry=referencing.Registry())
+    return kind(schema, registry=referencing.Registry())
 
 
 def error_of(validator: Any, value: Any) -> str | None:

@@ -14,7 +14,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
@@ -307,17 +307,28 @@ def _by_value(values: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(found + cut), re.IGNORECASE)
 
 
+def redactor() -> Callable[[str], str]:
+    """Returns what takes secrets out of texts, with the values that are in use now."""
+    values = tuple(dict.fromkeys([*_used, *_of_environment(tuple(os.environ.items()))]))
+    in_use = _by_value(values) if values else None
+
+    def hide(text: str) -> str:
+        if in_use is not None:
+            text = in_use.sub(HIDDEN, text)
+        text = _USERINFO.sub(_hide_userinfo, text)
+        text = _SHAPES.sub(_hide_shape, text)
+        text = _COOKIE.sub(rf"\1{HIDDEN}", text)
+        text = _hide_beside(text)
+        text = _SCHEME.sub(_hide_scheme, text)
+        return _IN_PROSE.sub(_hide_in_prose, text)
+
+    return hide
+
+
 def redact(text: str) -> str:
     """Returns text without secrets: values in use, what stands next to a secret's name, and what
     looks like one."""
-    if values := tuple(dict.fromkeys([*_used, *_of_environment(tuple(os.environ.items()))])):
-        text = _by_value(values).sub(HIDDEN, text)
-    text = _USERINFO.sub(_hide_userinfo, text)
-    text = _SHAPES.sub(_hide_shape, text)
-    text = _COOKIE.sub(rf"\1{HIDDEN}", text)
-    text = _hide_beside(text)
-    text = _SCHEME.sub(_hide_scheme, text)
-    return _IN_PROSE.sub(_hide_in_prose, text)
+    return redactor()(text)
 
 
 def _after_flag(items: list[Any], k: int) -> bool:
