@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import logging
 import os
 import struct
 import threading
@@ -87,6 +88,8 @@ def import_peft() -> Any:
         import peft
     except ImportError as error:
         raise PolicyError(f"LoRA needs peft: {install('lora')}") from error
+    # bitsandbytes, which peft imports, tells of a kernel that could be fetched.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     return peft
 
 
