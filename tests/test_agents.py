@@ -476,10 +476,24 @@ def test_a_command_leaves_no_process_behind(wide: Path, tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_a_command_that_is_none_fails_its_episode(wide: Path) -> None:
-    [episode] = play(sampling(wide), starts("", 1, command=["/no/such/command"]))
-    assert episode.ending == "failed"
-    assert episode.reason == "reset: there is no command '/no/such/command'"
+def test_a_command_that_is_none_fails_its_episode(wide: Path, tmp_path: Path) -> None:
+    script = tmp_path / "play.sh"
+    script.write_text("exit 0")
+    for command, reason in (
+        ("/no/such/command", "there is no command '/no/such/command'"),
+        (str(script), f"{str(script)!r} may not be executed: `chmod +x` it, or"),
+    ):
+        [episode] = play(sampling(wide), starts("", 1, command=[command]))
+        assert episode.ending == "failed"
+        assert episode.reason.startswith(f"reset: {reason}")
+
+
+def test_a_program_is_named(wide: Path) -> None:
+    """In a run, which keeps its config and may go on in another process."""
+    with pytest.raises(turnwise.ConfigError, match="program is no plain data .* 'MODULE:NAME'"):
+        turnwise.train(
+            policy=str(wide), env={"id": AGENT, "kwargs": {"program": agents.chat}}, updates=1
+        )
 
 
 def test_a_command_dies_with_whom_it_plays_for(wide: Path, tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def mean(values: list[float]) -> float:
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_desk_players_are_as_good_as_they_claim(split: str) -> None:
-    expert = play(DESK, "expert", 400, split=split)
+    expert = play(DESK, "expert", 200, split=split)
     assert all(e.env_return == e.info["optimum"] == 1.0 for e in expert)
-    demonstrator = mean([e.env_return for e in play(DESK, "demonstrator", 800, split=split)])
-    chance = mean([e.env_return for e in play(DESK, "random", 800, split=split)])
+    demonstrator = mean([e.env_return for e in play(DESK, "demonstrator", 400, split=split)])
+    chance = mean([e.env_return for e in play(DESK, "random", 400, split=split)])
     assert 0.35 < demonstrator < 0.55
     assert chance < 0.2
 

@@ -154,7 +154,13 @@ def test_it_pays_in_time(model_folder: Callable[..., Path], tmp_path: Path) -> N
     assert clocks[1].now - 1000 < 0.6 * (clocks[0].now - 1000)
 
 
-@pytest.mark.parametrize(("night", "every"), [(0.5, 1), (3, 1), (5, 1), (3, 100), (5, 100)])
+@pytest.mark.parametrize(
+    ("night", "every"),
+    [
+        (0.5, 1), (3, 1), (5, 100),
+        pytest.param(5, 1, marks=pytest.mark.slow), pytest.param(3, 100, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_stopped_for_the_night_it_goes_on_as_if_nothing_had_been(
     night: float, every: int, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

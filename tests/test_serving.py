@@ -3,6 +3,7 @@ on them whenever it comes, and training on both."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -598,8 +599,15 @@ def test_only_this_policys_own_conversations_train(wide: Path, tmp_path: Path) -
     run = turnwise.Run(config, folder=tmp_path / "run").finish()
     assert run.updates == 2, "ten of the thirty with feedback are its own"
     assert all(line["staleness/max"] >= 0 for line in run.metrics)
-    with pytest.warns(UserWarning, match="nothing trained: 2 conversations that users scored"):
-        turnwise.Run({**config, "name": "again"}, folder=tmp_path / "again").finish()
+    # The command says so too, and does not end like one that trained.
+    (tmp_path / "again.yaml").write_text(json.dumps({**config, "name": "again"}))
+    again = [str(Path(sys.executable).with_name("turnwise")), "run", "again.yaml"]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "Nothing learned after update 0" in done.stdout
+    assert "nothing trained: 2 conversations that users scored wait" in done.stderr
+    others = "besides them there are 10 of a later version of this policy, 10 of another policy"
+    assert others in done.stderr
 
 
 LETTERS = "aegtxz"

@@ -860,15 +860,13 @@ def test_a_servers_own_refusal_is_an_answer(sums: dict[str, Any], server: list[s
 
 
 def test_a_server_that_hangs_costs_its_own_episode(sums: dict[str, Any], server: list[str]) -> None:
-    [episode] = play(
-        {**sums, "tools": [{"mcp": server}]}, [call_text("hang", {})], 1, step_limit=15
-    )
+    [episode] = play({**sums, "tools": [{"mcp": server}]}, [call_text("hang", {})], 1, step_limit=6)
     assert (episode.ending, episode.turns[-1:]) in (
         ("failed", episode.turns[:1]),
         ("failed", ()),  # a busy machine does not even start it in time
     )
     mute = [sys.executable, "-c", "import time; time.sleep(1000)"]
-    [lost] = play({**sums, "tools": [{"mcp": mute}]}, ["4"], 1, step_limit=5)
+    [lost] = play({**sums, "tools": [{"mcp": mute}]}, ["4"], 1, step_limit=2)
     assert (lost.ending, lost.reason[:7]) == ("failed", "reset: ")
     until = time.monotonic() + 60  # it is given time to end by itself, and then killed
     while _running("import time; time.sleep(1000)") and time.monotonic() < until:

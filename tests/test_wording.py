@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,12 @@ def test_an_exception_whose_text_cannot_be_read_is_named() -> None:
             raise RuntimeError("no words")
 
     assert worded(Mute()) == "Mute: (its message cannot be read)"
+
+
+def test_a_reason_names_the_line_that_called_a_library() -> None:
+    with pytest.raises(ValueError, match="Expecting") as raised:
+        json.loads("{")  # raised in the standard library
+    assert re.search(r"\(test_wording\.py:\d+\)$", worded(raised.value))
 
 
 def play(player: Callable[..., Any], env: str = ECHO) -> turnwise.Episode:

@@ -60,7 +60,7 @@ def run(
     if not going.is_main:
         return
     idle = {} if going.stopping else idle_stages(going.metrics)
-    nothing = bool(idle) and learned_nothing(going.metrics)
+    nothing = not going.stopping and (not going.metrics or learned_nothing(going.metrics))
     ended = "Nothing learned" if nothing else "Finished"
     how = "Paused" if going.paused else "Stopped" if going.stopping else ended
     print(

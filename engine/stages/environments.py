@@ -19,6 +19,7 @@ from ..pipeline.plugins import Plugins
 from ..protocols import RunView
 from ..records.episode import Start
 from ..rollout.players import Player
+from ..util.ids import canonical_json
 from ..util.section import Section
 from ..util.suggest import did_you_mean
 
@@ -58,6 +59,20 @@ class EnvConfig(Section):
     kwargs: dict[str, Any] = {}
     feedback: list[Any] | None = None
     seats: dict[str, str | OtherPolicy] = {}
+
+    @field_validator("options", "kwargs")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, given in value.items():
+            try:
+                canonical_json(given)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{name} is no plain data (texts, numbers, lists, mappings), which runs keep"
+                    " and other processes read; a function or a class is named by"
+                    f" 'MODULE:NAME': {error}"
+                ) from error
+        return value
 
     @field_validator("seats", mode="before")
     @classmethod

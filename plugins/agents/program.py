@@ -112,7 +112,13 @@ class Command:
         end: Callable[[Over], None],
     ) -> None:
         if shutil.which(command[0]) is None:
-            raise EnvironmentBroke(f"there is no command {command[0]!r}")
+            there = Path(command[0]).is_file()
+            raise EnvironmentBroke(
+                f"{command[0]!r} may not be executed: `chmod +x` it, or name what runs it, as in"
+                f" `command: [bash, {command[0]}]`"
+                if there
+                else f"there is no command {command[0]!r}"
+            )
         self._wrote: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._task: Path | None = None
         given = endpoint.variables

@@ -135,8 +135,9 @@ class Server:
         if client is None:
             raise Refused(
                 401, "the key is not known here, or no more: it comes as `Authorization: Bearer"
-                " KEY` or `x-api-key: KEY`; a program finds its own in OPENAI_API_KEY and"
-                " ANTHROPIC_API_KEY, or in `endpoint.api_key`",
+                " KEY` or `x-api-key: KEY`. `turnwise serve` shows its own, or reads `--keys`; a"
+                " program that an environment runs has one in OPENAI_API_KEY, ANTHROPIC_API_KEY"
+                " and `endpoint.api_key`",
             )  # fmt: skip
         return client
 

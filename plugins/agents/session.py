@@ -17,7 +17,10 @@ from ...tools import derive_id
 from .contexts import Context, History, check, longest
 from .wire.form import Answered, Asked, Refused, WireMessage
 
-ENDED = "this session has ended: its program may ask no more"
+ENDED = (
+    "this session has ended, and its program may ask no more: it has ended itself, or the"
+    " conversation was cut, by the length of the policy's context or by a limit"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

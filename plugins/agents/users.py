@@ -43,7 +43,9 @@ def score_in(given: Mapping[str, Any]) -> float:
     number = isinstance(score, (int, float)) and not isinstance(score, bool)
     if thumbs is None and number and abs(score) < LARGEST:
         return float(score)
-    raise Refused(400, 'feedback is a `score`, a number, or `thumbs`: "up" or "down"')
+    raise Refused(
+        400, f'feedback is a `score`, a number below {LARGEST:,.0f}, or `thumbs`: "up" or "down"'
+    )
 
 
 def text_in(given: Mapping[str, Any], name: str) -> str:

@@ -129,6 +129,9 @@ def untaught(lines: Sequence[Mapping[str, Any]]) -> str:
         counts = {why: counts[why] + known[why] for why in CAUSES}
     found = sorted((why for why in CAUSES if counts[why]), key=lambda why: -counts[why])
     shown = ", ".join(f"{counts[why]} were {CAUSES[why][0]}" for why in found)
+    cut = sum(round(line.get("truncated", 0) * line["episodes"]) for line in lines)
+    if cut:
+        shown += f"; {cut} were cut, by the policy's context or by a limit of turns or calls"
     cure = f". {CAUSES[found[0]][1]}" if found else ""
     outcomes = {
         value

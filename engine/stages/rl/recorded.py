@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -57,7 +58,8 @@ class Recorded(Collector):
         run, settings = self.run, self.settings
         if chosen := self._decided():
             return chosen
-        fresh, size = self._fresh(), settings.groups * settings.group_size
+        fresh, others = self._fresh()
+        size = settings.groups * settings.group_size
         if len(fresh) >= size:
             return fresh[:size]
         if not run.ledger.counts(RUN)["episodes"]:
@@ -66,13 +68,14 @@ class Recorded(Collector):
                 " run the one that `turnwise serve --ledger` writes, as in `ledger:"
                 " sqlite:///served.sqlite`"
             )
-        if not i:
-            names = " or ".join(self._names)
-            warnings.warn(
-                f"{run.stage}: nothing trained: {len(fresh)} conversations that {names} scored wait"
-                f" in the ledger {run.ledger.url}, and an update takes {size}",
-                stacklevel=2,
-            )
+        names = " or ".join(self._names)
+        besides = ", ".join(f"{count} {why}" for why, count in others.items())
+        warnings.warn(
+            f"{run.stage}: {'no further update' if i else 'nothing trained'}: {len(fresh)}"
+            f" conversations that {names} scored wait in the ledger {run.ledger.url}, and an update"
+            f" takes {size}" + (f"; besides them there are {besides}" if besides else ""),
+            stacklevel=2,
+        )
         return []
 
     def collect(self, i: int) -> Experience:
@@ -105,22 +108,27 @@ class Recorded(Collector):
         ids = [m.episode for m in members if m.reason not in (OLD, REDACTED)]
         return list(self.run.ledger.episodes(ids).values())
 
-    def _fresh(self) -> list[Episode]:
+    def _fresh(self) -> tuple[list[Episode], Counter[str]]:
         """Returns the conversations that may train, the oldest first: those that this policy or an
-        earlier version of it sampled, at this temperature. What is too old leaves, and so does what
-        has no tokens, because it was redacted.
+        earlier version of it sampled, at this temperature; and how many others there are, by what
+        they are. What is too old leaves, and so does what has no tokens, because it was redacted.
 
         Raises:
             ConfigError: all of them were sampled at another temperature.
         """
         run, settings = self.run, self.settings
-        found = [
-            episode
-            for episode in run.ledger.judged_episodes(RUN, self._names)
-            if episode.info.get("lineage") == run.policy.lineage and self._age(episode) >= 0
-        ]
+        others: Counter[str] = Counter()
+        found = []
+        for episode in run.ledger.judged_episodes(RUN, self._names):
+            if episode.info.get("lineage") != run.policy.lineage:
+                others["of another policy"] += 1
+            elif self._age(episode) < 0:
+                others["of a later version of this policy"] += 1
+            else:
+                found.append(episode)
         bare = {e.id for e in found if any(t.action_ids is None for t in e.turns)}
         old = {e.id for e in found if self._age(e) > settings.staleness}
+        others.update({"redacted": len(bare), "too old": len(old - bare)})
         members = [
             Member(e.id, e.group, False, REDACTED if e.id in bare else OLD)
             for e in found
@@ -131,12 +139,12 @@ class Recorded(Collector):
         sound = [e for e in found if e.id not in old | bare]
         fit = [e for e in sound if e.info.get("temperature") == settings.temperature]
         if sound and not fit:
-            others = sorted({str(e.info.get("temperature")) for e in sound})
+            sampled = sorted({str(e.info.get("temperature")) for e in sound})
             raise ConfigError(
-                f"{len(sound)} conversations were sampled at temperature {', '.join(others)}, and"
+                f"{len(sound)} conversations were sampled at temperature {', '.join(sampled)}, and"
                 f" the stage trains at {settings.temperature}: give it that `temperature`"
             )
-        return fit
+        return fit, +others
 
     def _feedback(self, episodes: list[Episode]) -> dict[str, list[Answer]]:
         """Returns the answers on conversations by group, each conversation's own."""
