@@ -172,10 +172,7 @@ def load(
             _check_attends(
                 auto.AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
             )
-        if not torch.cuda.is_available():
-            # A CPU attends to the keys of grouped queries where they are; transformers would copy
-            # them for every query head of a masked call.
-            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
+        _read_keys_in_place()
         with LOADING:
             model = auto.AutoModelForCausalLM.from_pretrained(
                 base,
@@ -194,6 +191,13 @@ def load(
         raise _not_loaded(str(name), attention, error) from error
     computed_alike(model)
     return unmarked(model, base) if gguf else model, tokenizer
+
+
+def _read_keys_in_place() -> None:
+    """Has a CPU attend to the keys of grouped queries where they are; transformers would copy them
+    for every query head of a masked call, as CUDA's kernels need it."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
 
 
 def _check_attends(config: Any) -> None:
