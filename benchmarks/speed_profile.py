@@ -3,12 +3,15 @@
     python benchmarks/speed_profile.py A-small --rows 32 --length 200
 
 Decoding: one token for each of so many conversations. Update: forward and backward passes over 16
-conversations of 349 tokens. Printed are the largest operators' shares of the time.
+conversations of 349 tokens. Printed are the largest operators' shares of the time; for decoding,
+also how long its attention takes beside reading the keys and values once, which no attention can do
+without.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,15 +38,31 @@ def rate(rows: int, inner: int, outer: int) -> float:
     return 2e-9 * rows * inner * outer * 50 / (time.perf_counter() - since)
 
 
-def shares(work: Callable[[], object]) -> str:
-    """Returns a line of the five largest operators of something, after it ran once."""
+def operators(work: Callable[[], object]) -> dict[str, float]:
+    """Returns the microseconds of every operator of something, after it ran once."""
     work()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         work()
-    found = seen.key_averages()
-    whole = sum(each.self_cpu_time_total for each in found)
-    largest = sorted(found, key=lambda each: -each.self_cpu_time_total)[:5]
-    return ", ".join(f"{each.key} {each.self_cpu_time_total / whole:.0%}" for each in largest)
+    return {each.key: each.self_cpu_time_total for each in seen.key_averages()}
+
+
+def shares(found: dict[str, float]) -> str:
+    """Returns a line of the five largest operators."""
+    whole = sum(found.values())
+    largest = sorted(found, key=lambda name: -found[name])[:5]
+    return ", ".join(f"{name} {found[name] / whole:.0%}" for name in largest)
+
+
+def reading(model: CachedModel, rows: int, length: int) -> float:
+    """Returns the milliseconds in which what the rows hold is read once: the median of 20."""
+    took = []
+    for _ in range(20):
+        since = time.perf_counter()
+        for layer in model._layers:
+            for held in (layer.keys, layer.values):
+                held[:rows, :, :length].sum()
+        took.append(1000 * (time.perf_counter() - since))
+    return statistics.median(took)
 
 
 def main() -> None:
@@ -76,7 +95,11 @@ def main() -> None:
     since = time.perf_counter()
     decode()
     took = time.perf_counter() - since
-    print(f"decoding: {1000 * took / STEPS:.1f} ms a token of {given.rows}; {shares(decode)}")
+    found = operators(decode)
+    attention = sum(us for name, us in found.items() if "attention" in name) / STEPS / 1000
+    print(f"decoding: {1000 * took / STEPS:.1f} ms a token of {given.rows}; {shares(found)}")
+    once = reading(model, given.rows, held[0])
+    print(f"attention: {attention:.1f} ms a token; to read its keys and values: {once:.1f} ms")
     model.reset()
     ids = torch.randint(0, work.vocabulary, (CONVERSATIONS, TOKENS), generator=draw).tolist()
     positions = tuple(p for p in range(34, TOKENS) if (p - 34) % 58 < 32)
@@ -97,7 +120,7 @@ def main() -> None:
     done = 6e-9 * CONVERSATIONS * (body * TOKENS + head * len(positions)) / took
     best = rate(2048, work.hidden, work.inner)
     print(f"update: {took:.1f} s, {done:.0f} of {best:.0f} GFLOP/s ({done / best:.0%});", end=" ")
-    print(shares(update))
+    print(shares(operators(update)))
 
 
 if __name__ == "__main__":

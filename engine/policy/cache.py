@@ -26,7 +26,7 @@ from ..tensors import sent
 from .network import Network
 from .properties import cache_argument, context_length, layer_kinds, longest_span, setting, trunk
 
-BLOCK = 64  # slots are allocated in multiples of this many positions
+BLOCK = 16  # slots are allocated in multiples of this many positions
 SPARE = 1.5  # and as many times what is needed, so that growing copies little
 
 MASKED = ("sdpa", "eager")  # implementations of attention that take any mask
