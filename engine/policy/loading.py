@@ -84,12 +84,12 @@ def find_model(name: str | Path, gguf: str | None = None) -> None:
 
 def import_peft() -> Any:
     """Returns the module `peft`; raises `PolicyError` where it is missing."""
+    # bitsandbytes, which peft imports, tells of a kernel that could be fetched.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:
         raise PolicyError(f"LoRA needs peft: {install('lora')}") from error
-    # bitsandbytes, which peft imports, tells of a kernel that could be fetched.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     return peft
 
 
