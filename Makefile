@@ -24,7 +24,7 @@ demo-real: install
 
 # Nothing that tests write must outlive a power cut: memory is faster, where there are 4 GB of it
 # in which programs may run.
-SCRATCH = $(or $(shell grep -q ' /dev/shm .*noexec' /proc/mounts 2>/dev/null || \
+SCRATCH = $(or $(TMPDIR),$(shell grep -q ' /dev/shm .*noexec' /proc/mounts 2>/dev/null || \
 	df --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 > 4e6 {print "/dev/shm"}'),/tmp)
 
 # two at a time, a file each, in conftest's order; torch must not take both cores for either

@@ -68,7 +68,6 @@ def beginning(folder: Path) -> str:
         seen = played(300)
         texts = [m.content for e in seen for m in e.messages]
         texts += [json.dumps(tool) for tool in seen[0].tools] * 20
-        build_policy(model, texts, seed=0, hidden=128, layers=4, heads=4, context=2048)
         shown = [
             {"messages": [{"role": m.role, "content": m.content} for m in e.messages],
              "tools": e.tools}
@@ -79,6 +78,7 @@ def beginning(folder: Path) -> str:
         ):  # fmt: skip
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(lines)
+        build_policy(model, texts, seed=0, hidden=128, layers=4, heads=4, context=2048)
     policy = str(model)
     for name, data, own in (
         ("copy", "copy", {"epochs": 2, "steps_per_update": 50}),

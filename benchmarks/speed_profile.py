@@ -60,6 +60,7 @@ def reading(model: CachedModel, rows: int, length: int) -> float:
         since = time.perf_counter()
         for layer in model._layers:
             for held in (layer.keys, layer.values):
+                assert held is not None
                 held[:rows, :, :length].sum()
         took.append(1000 * (time.perf_counter() - since))
     return statistics.median(took)

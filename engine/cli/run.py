@@ -35,6 +35,7 @@ def run(
     from ..pipeline.run import Run
     from ..report.scores import print_scores
     from ..stages.rl.metrics import idle_stages, learned_nothing
+    from ..stages.rl.stage import RL
 
     import_module(module, context.obj)
     read = RunConfig.load(config)
@@ -60,7 +61,8 @@ def run(
     if not going.is_main:
         return
     idle = {} if going.stopping else idle_stages(going.metrics)
-    nothing = not going.stopping and (not going.metrics or learned_nothing(going.metrics))
+    own = [label for label, stage in going.stages if isinstance(stage, RL)]
+    nothing = not going.stopping and learned_nothing(going.metrics, own)
     ended = "Nothing learned" if nothing else "Finished"
     how = "Paused" if going.paused else "Stopped" if going.stopping else ended
     print(

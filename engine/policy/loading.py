@@ -194,9 +194,10 @@ def load(
 
 
 def _read_keys_in_place() -> None:
-    """Has a CPU attend to the keys of grouped queries where they are; transformers would copy them
-    for every query head of a masked call, as CUDA's kernels need it."""
-    if not torch.cuda.is_available():
+    """Has a CPU attend to the keys of grouped queries where they are, which its kernel can from
+    torch 2.9 on; transformers would copy them for every query head of a masked call."""
+    torch_version = tuple(map(int, torch.__version__.split(".")[:2]))
+    if not torch.accelerator.is_available() and torch_version >= (2, 9):
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
 
 

@@ -41,7 +41,9 @@ def quantized(kind: str | None, dtype: str, device: str | None) -> dict[str, Any
     from transformers import BitsAndBytesConfig
 
     # It tells of every layer's every pass that activations become float16 on the way.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # And of a kernel that could be fetched, see `computed_alike`.
+    for name in ("autograd._functions", "backends.cpu.ops"):
+        logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
     if kind == "nf4":
         compute = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         config = BitsAndBytesConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from .suggest import install
+
+LARGE = 65536  # characters of a schema that is not kept: clients may send any
 
 
 def validator(schema: Mapping[str, Any]) -> Any:
@@ -20,20 +23,22 @@ def validator(schema: Mapping[str, Any]) -> Any:
         ImportError: jsonschema is not installed.
     """
     try:
-        return _validator(json.dumps(schema, default=dict))
-    except TypeError as error:
-        raise ValueError(f"no valid JSON Schema: {error}") from error
-
-
-@lru_cache(256)  # tools are called again and again, and a schema is checked against another one
-def _validator(text: str) -> Any:
-    try:
-        import jsonschema
-        import referencing
+        importlib.import_module("jsonschema")
     except ImportError as error:
         raise ImportError(
             f"a JSON Schema is checked by jsonschema: install it with: {install('tools')}"
         ) from error
+    try:
+        text = json.dumps(schema, default=dict)
+    except TypeError as error:
+        raise ValueError(f"no valid JSON Schema: {error}") from error
+    return _validator(text) if len(text) < LARGE else _made(text)
+
+
+def _made(text: str) -> Any:
+    import jsonschema
+    import referencing
+
     schema = json.loads(text)
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
@@ -41,6 +46,10 @@ def _validator(text: str) -> Any:
     except jsonschema.SchemaError as error:
         raise ValueError(f"no valid JSON Schema: at {error.json_path}: {error.message}") from error
     return kind(schema, registry=referencing.Registry())
+
+
+# Tools are called again and again, and checking a schema takes longer than what it is for.
+_validator = lru_cache(256)(_made)
 
 
 def error_of(validator: Any, value: Any) -> str | None:

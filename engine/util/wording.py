@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import NoRoom, PartFailed, Paused
 from .secrets import redact
 
 LONGEST = 2000  # characters of a reason
-_INSTALLED = re.compile(r"[/\\](site-packages|dist-packages|lib[/\\]python[0-9.]+)[/\\]")
+# Files of installed packages, of this engine, and what is no file: "<string>", "_generator.pyx".
+_FOREIGN = re.compile(
+    r"[/\\](site-packages|dist-packages|lib[/\\]python[0-9.]+)[/\\]|^"
+    + re.escape(str(Path(__file__).parents[1]))
+    + r"|^[^/\\]*$"
+)
 READ = 10 * LONGEST  # as much of it is searched for secrets before it is cut
 _STEERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -59,8 +65,8 @@ def worded(error: BaseException) -> str:
     if isinstance(error, PartFailed):
         return reason_text(message or name)  # an empty reason would be none
     frames = traceback.extract_tb(error.__traceback__)
-    # In a library that was called, its lines say less than the one that called it.
-    own = [frame for frame in frames if not _INSTALLED.search(frame.filename)] or frames
+    # Lines of a library that was called, and ours, say less than the one that called it.
+    own = [frame for frame in frames if not _FOREIGN.search(frame.filename)] or frames
     where = ""
     if own:
         where = reason_text(f" ({own[-1].filename.rsplit('/', 1)[-1]}:{own[-1].lineno})", 300)

@@ -112,13 +112,15 @@ class Command:
         end: Callable[[Over], None],
     ) -> None:
         if shutil.which(command[0]) is None:
-            there = Path(command[0]).is_file()
-            raise EnvironmentBroke(
-                f"{command[0]!r} may not be executed: `chmod +x` it, or name what runs it, as in"
-                f" `command: [bash, {command[0]}]`"
-                if there
-                else f"there is no command {command[0]!r}"
-            )
+            what = f"there is no command {command[0]!r}"
+            if os.access(command[0], os.X_OK) and Path(command[0]).is_file():
+                what += f"; the file in this folder is ./{command[0]}"
+            elif Path(command[0]).is_file():
+                what = (
+                    f"{command[0]!r} may not be executed: `chmod +x` it, or name what runs it, as"
+                    f" in `command: [bash, {command[0]}]`"
+                )
+            raise EnvironmentBroke(what)
         self._wrote: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._task: Path | None = None
         given = endpoint.variables

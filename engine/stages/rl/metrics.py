@@ -129,7 +129,8 @@ def untaught(lines: Sequence[Mapping[str, Any]]) -> str:
         counts = {why: counts[why] + known[why] for why in CAUSES}
     found = sorted((why for why in CAUSES if counts[why]), key=lambda why: -counts[why])
     shown = ", ".join(f"{counts[why]} were {CAUSES[why][0]}" for why in found)
-    cut = sum(round(line.get("truncated", 0) * line["episodes"]) for line in lines)
+    sound = [line["episodes"] - line.get("failed_episodes", 0) for line in lines]
+    cut = sum(round(line.get("truncated", 0) * n) for line, n in zip(lines, sound, strict=True))
     if cut:
         shown += f"; {cut} were cut, by the policy's context or by a limit of turns or calls"
     cure = f". {CAUSES[found[0]][1]}" if found else ""
@@ -155,11 +156,16 @@ def idle_stages(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {stage: why for stage, own in lines.items() if (why := untaught(own))}
 
 
-def learned_nothing(metrics: Sequence[Mapping[str, Any]]) -> bool:
+def learned_nothing(metrics: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> bool:
     """Whether a run had stages of `rl` and nothing learned anything in it, in these stages or in
-    others."""
+    others.
+
+    Args:
+        stages: the labels of its stages of `rl`; one may have made no update at all.
+    """
     idle = idle_stages(metrics)
-    return bool(idle) and not any(
+    silent = set(stages) - {line["stage"] for line in metrics}
+    return bool(idle or silent) and not any(
         "grad_norm" in line for line in metrics if line["stage"] not in idle
     )
 

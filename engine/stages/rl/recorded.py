@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from ...errors import ConfigError
 from ...ledger.rows import Member
@@ -30,6 +31,8 @@ from .experience import Experience
 from .pending import OLD
 
 REDACTED = "redacted"  # why a conversation leaves without training
+OTHER, LATER = "of another policy", "of a later version of this policy"
+WARMER = "sampled at another temperature"
 RUN = "served"  # what `turnwise serve` records as the run of its conversations
 
 
@@ -37,6 +40,10 @@ class Recorded(Collector):
     """Collects served conversations from the run's ledger."""
 
     _chosen: Sequence[Episode] = ()  # for the next update
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._left: Counter[str] = Counter()  # how many left without training, by what they are
 
     @property
     def _names(self) -> list[str]:
@@ -121,14 +128,14 @@ class Recorded(Collector):
         found = []
         for episode in run.ledger.judged_episodes(RUN, self._names):
             if episode.info.get("lineage") != run.policy.lineage:
-                others["of another policy"] += 1
+                others[OTHER] += 1
             elif self._age(episode) < 0:
-                others["of a later version of this policy"] += 1
+                others[LATER] += 1
             else:
                 found.append(episode)
         bare = {e.id for e in found if any(t.action_ids is None for t in e.turns)}
         old = {e.id for e in found if self._age(e) > settings.staleness}
-        others.update({"redacted": len(bare), "too old": len(old - bare)})
+        self._left.update({REDACTED: len(bare), OLD: len(old - bare)})
         members = [
             Member(e.id, e.group, False, REDACTED if e.id in bare else OLD)
             for e in found
@@ -144,7 +151,8 @@ class Recorded(Collector):
                 f"{len(sound)} conversations were sampled at temperature {', '.join(sampled)}, and"
                 f" the stage trains at {settings.temperature}: give it that `temperature`"
             )
-        return fit, +others
+        others[WARMER] = len(sound) - len(fit)
+        return fit, others + self._left
 
     def _feedback(self, episodes: list[Episode]) -> dict[str, list[Answer]]:
         """Returns the answers on conversations by group, each conversation's own."""
