@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import turnwise
-from shop import ENV, TOKENS, finish
+from shop import ENV, TOKENS, finish, untrained
 from turnwise.engine.pipeline.progress import quiet
-from turnwise.plugins.demo.tiny_model import build_policy
 
 ROOT = Path(__file__).parent.parent
 EPISODES = 200
@@ -55,30 +54,23 @@ def copying(count: int, longest: int) -> list[dict[str, Any]]:
     ]
 
 
-def played(count: int) -> list[turnwise.Episode]:
-    """Returns conversations of the shop's demonstrators."""
-    starts = [(start, 0) for start in turnwise.starts(ENV, 0, count)]
-    return turnwise.rollout(turnwise.ScriptPlayer("demonstrator"), starts)
-
-
 def beginning(folder: Path) -> str:
     """Makes the policy that RL begins with. Returns its folder."""
     model = folder / "model"
     if not model.exists():
-        seen = played(300)
-        texts = [m.content for e in seen for m in e.messages]
-        texts += [json.dumps(tool) for tool in seen[0].tools] * 20
+        folder.mkdir(parents=True, exist_ok=True)
+        starts = [(start, 0) for start in turnwise.starts(ENV, 0, SHOWN)]
         shown = [
             {"messages": [{"role": m.role, "content": m.content} for m in e.messages],
              "tools": e.tools}
-            for e in played(SHOWN)
+            for e in turnwise.rollout(turnwise.ScriptPlayer("demonstrator"), starts)
         ]  # fmt: skip
         for name, rows in (
             ("copy", copying(COPIED, 12)), ("rows", [*shown, *copying(SHOWN, 14)]),
         ):  # fmt: skip
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(lines)
-        build_policy(model, texts, seed=0, hidden=128, layers=4, heads=4, context=2048)
+        untrained(0, model)
     policy = str(model)
     for name, data, own in (
         ("copy", "copy", {"epochs": 2, "steps_per_update": 50}),

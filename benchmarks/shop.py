@@ -41,24 +41,22 @@ def finish(config: dict[str, Any], folder: Path) -> turnwise.Run:
     return turnwise.Run(config, folder=folder, resume=(folder / "config.yaml").exists()).finish()
 
 
-def copied(seed: int, folder: Path, sft: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Makes a model that has copied the demonstrators. Returns its folder, and what runs share."""
+def untrained(seed: int, folder: Path) -> Path:
+    """Makes a model of random weights that knows the shop's words."""
     starts = [(start, 0) for start in turnwise.starts(ENV, seed, 300)]
     seen = turnwise.rollout(turnwise.ScriptPlayer("demonstrator"), starts)
     texts = [m.content for e in seen for m in e.messages]
     texts += [json.dumps(tool) for tool in seen[0].tools] * 20
-    model = build_policy(
-        folder / "model", texts, seed=seed, hidden=128, layers=4, heads=4, context=2048
-    )
-    shared = {"seed": seed, "name": "shop", "checkpoint_every": 20}
-    finish({**shared, "policy": str(model), "stages": [{"sft": sft}]}, folder / "sft")
-    return str(folder / "sft" / "policy"), shared
+    return build_policy(folder, texts, seed=seed, hidden=128, layers=4, heads=4, context=2048)
 
 
 def one(seed: int, folder: Path) -> dict[str, Any]:
     """Trains with a seed and returns its row."""
     began = time.perf_counter()
-    start, shared = copied(seed, folder, SFT)
+    shared = {"seed": seed, "name": "shop", "checkpoint_every": 20}
+    model = untrained(seed, folder / "model")
+    finish({**shared, "policy": str(model), "stages": [{"sft": SFT}]}, folder / "sft")
+    start = str(folder / "sft" / "policy")
     evaluate = {
         "env": {"id": ENV, "options": {"split": "held_out"}}, "episodes": EPISODES,
         "players": ["policy", {"name": "sft", "policy": start}, "demonstrator"],

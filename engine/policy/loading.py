@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-import logging
 import os
 import struct
 import threading
@@ -84,8 +83,6 @@ def find_model(name: str | Path, gguf: str | None = None) -> None:
 
 def import_peft() -> Any:
     """Returns the module `peft`; raises `PolicyError` where it is missing."""
-    # bitsandbytes, which peft imports, tells of a kernel that could be fetched.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:

@@ -19,6 +19,10 @@ from ..errors import PolicyError
 from ..util.suggest import install
 
 KINDS = ("nf4", "int8")
+# bitsandbytes, which peft imports too, tells of every layer's every pass that activations become
+# float16 on the way, and of a kernel that could be fetched (see `computed_alike`).
+for _name in ("autograd._functions", "backends.cpu.ops"):
+    logging.getLogger(f"bitsandbytes.{_name}").setLevel(logging.ERROR)
 
 
 def quantized(kind: str | None, dtype: str, device: str | None) -> dict[str, Any]:
@@ -40,10 +44,6 @@ def quantized(kind: str | None, dtype: str, device: str | None) -> dict[str, Any
         raise PolicyError(f"quantized weights need bitsandbytes: {install('quantize')}")
     from transformers import BitsAndBytesConfig
 
-    # It tells of every layer's every pass that activations become float16 on the way.
-    # And of a kernel that could be fetched, see `computed_alike`.
-    for name in ("autograd._functions", "backends.cpu.ops"):
-        logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
     if kind == "nf4":
         compute = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         config = BitsAndBytesConfig(

@@ -16,7 +16,7 @@ LONGEST = 2000  # characters of a reason
 _FOREIGN = re.compile(
     r"[/\\](site-packages|dist-packages|lib[/\\]python[0-9.]+)[/\\]|^"
     + re.escape(str(Path(__file__).parents[1]))
-    + r"|^[^/\\]*$"
+    + r"[/\\]|^[^/\\]*$"
 )
 READ = 10 * LONGEST  # as much of it is searched for secrets before it is cut
 _STEERS = re.compile(

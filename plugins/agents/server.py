@@ -171,7 +171,7 @@ class Server:
                 taken = await asyncio.wrap_future(found) if isinstance(found, Future) else found
             except Refused as refused:
                 return JSONResponse(chat_completions.refusal(refused), refused.status)
-            except Exception as error:  # as above
+            except Exception as error:  # of this post alone, in the form that SDKs know
                 return JSONResponse(chat_completions.refusal(_fault(error)), 500)
             return JSONResponse(taken)
 
