@@ -196,11 +196,14 @@ class _Rollout:
     def _begin(self) -> None:
         """Starts conversations in free rows, as far as their environments are available."""
         full: set[str] = set()
-        for index, (origin, slot) in list(self.waiting.items()):
-            branch = origin if isinstance(origin, Branch) else None
-            start = origin.parent.start if isinstance(origin, Branch) else origin
+        if not self._has_room([self.player]):  # every match has a seat of its own
+            return
+        for index in list(self.waiting):
             if index not in self.waiting or self.kinds[index] in full:
                 continue
+            origin, slot = self.waiting[index]
+            branch = origin if isinstance(origin, Branch) else None
+            start = origin.parent.start if isinstance(origin, Branch) else origin
             if branch and self._copied_soon(branch):
                 continue
             seats = self._seats(index, start, slot)
