@@ -18,6 +18,7 @@ from .engine.pipeline.config import RunConfig
 from .engine.pipeline.plugins import Plugins
 from .engine.pipeline.run import Run
 from .engine.pipeline.stage import Stage
+from .engine.pipeline.view import PastRun, Trained
 from .engine.policy.policy import Policy
 from .engine.policy.template import CHATML
 from .engine.protocols import (
@@ -56,12 +57,12 @@ __all__ = [
     "Aggregate", "Aggregator", "Backend", "Batch", "CHATML", "Combiner", "Comparison",
     "ConfigError", "Context", "Conversation", "Credit", "CreditAssigner", "Curriculum", "Episode",
     "Estimate", "Feedback", "FeedbackSource", "GroupJudge", "Judge", "Ledger", "LedgerError",
-    "Message", "NoReward", "NonFiniteError", "Optimizer", "Pairs", "PluginError", "Plugins",
-    "Policy", "PolicyError", "PolicyPlayer", "Question", "RaterEstimate", "Request", "Rewards",
-    "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage", "Stamp", "Start",
-    "Status", "TemplateError", "Text", "TooManyFailures", "Turn", "Update", "Where",
-    "check_environment", "hookimpl", "judges", "ranked_pairs", "ranking_scores", "replay",
-    "rollout", "starts", "train",
+    "Message", "NoReward", "NonFiniteError", "Optimizer", "Pairs", "PastRun", "PluginError",
+    "Plugins", "Policy", "PolicyError", "PolicyPlayer", "Question", "RaterEstimate", "Request",
+    "Rewards", "Run", "RunConfig", "Sample", "Sampling", "ScriptPlayer", "Section", "Stage",
+    "Stamp", "Start", "Status", "TemplateError", "Text", "TooManyFailures", "Trained",
+    "Turn", "Update", "Where", "check_environment", "hookimpl", "judges",
+    "ranked_pairs", "ranking_scores", "replay", "rollout", "starts", "train",
 ]  # fmt: skip
 
 __version__: str

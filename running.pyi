@@ -1,5 +1,5 @@
 from .engine.analysis.scores import Score, score
-from .engine.cli.app import import_module
+from .engine.cli.app import import_module, load_config
 from .engine.environments.conventions import Observation
 from .engine.ledger.database import Database, Words
 from .engine.ledger.ledger import Ledger
@@ -45,8 +45,8 @@ __all__ = [
     "RLSettings", "RUN", "Rank", "Reply", "Run", "RunConfig", "SERVED", "SLOTS", "Score",
     "ScriptPlayer", "Weights", "Where", "Words", "check_envs", "check_weights",
     "checked_options", "comparing", "comparisons_of", "component", "declared",
-    "draw_curves", "episode_id", "fetch", "import_module", "in_order", "keep", "make_parts",
-    "open_ledger", "play", "play_held_out", "print_scores", "printable", "quiet",
+    "draw_curves", "episode_id", "fetch", "import_module", "in_order", "keep", "load_config",
+    "make_parts", "open_ledger", "play", "play_held_out", "print_scores", "printable", "quiet",
     "read_config", "read_conversations", "rollout", "score", "transcript", "weighed",
     "write_report",
 ]  # fmt: skip

@@ -370,6 +370,10 @@ class RunView(Protocol):
         """The run's folder."""
 
     @property
+    def config(self) -> Any:
+        """What was asked, a `RunConfig`."""
+
+    @property
     def seed(self) -> int:
         """The seed that everything random derives from."""
 

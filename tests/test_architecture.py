@@ -421,13 +421,13 @@ def test_the_code_in_the_docs_runs() -> None:
 def test_the_pipelines_in_the_readme_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every YAML block: its keys are known and its parts fit together; nothing is loaded."""
     import yaml
-    from turnwise.engine.pipeline.config import _Loader
+    from turnwise.engine.pipeline.config import Loader
 
     monkeypatch.setenv("OPENAI_API_KEY", "k-test")
     blocks = [b.split("```")[0] for b in (ROOT / "README.md").read_text().split("```yaml\n")[1:]]
     assert len(blocks) == 4
     for block in blocks:
-        found = yaml.load(block, _Loader)  # as `turnwise run` reads it: 1e-6 is a number
+        found = yaml.load(block, Loader)  # as `turnwise run` reads it: 1e-6 is a number
         config = found if isinstance(found, dict) else {"policy": "nowhere", "stages": found}
         run = turnwise.Run(config, folder="/nonexistent/run")
         assert len(run.stages) in (1, 3, 9)

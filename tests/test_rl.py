@@ -616,7 +616,7 @@ def test_settings_of_a_feedback_entry_are_checked(entry: Any, message: str) -> N
         ({"group": 3}, "'rl' has no option 'group'. Did you mean 'groups'"),
         ({"temperature": 0}, "temperature"),
         ({"top_p": 0.9}, "'rl' has no option 'top_p'"),
-        ({"optimizer": {"lr": 1.0}}, "needs `name`"),
+        ({"credit": {"lam": 1.0}}, "needs `name`"),
         ({"optimizer": {"name": "ppo", "learning_rate": 1.0}}, "no option 'learning_rate'"),
         ({"optimizer": {"name": "grpo", "kl": 0.1, "kl_estimator": "k1"}}, "mean is zero"),
         ({"backend": "in-proces"}, "Did you mean 'in-process'"),

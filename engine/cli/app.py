@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer.core
 
 from ..errors import ConfigError, PluginError
 from ..pipeline.plugins import Plugins
 from ..util.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from ..pipeline.config import RunConfig
 
 
 class Commands(typer.core.TyperGroup):
@@ -55,6 +59,12 @@ MODULE = typer.Option(
     help="Import this module first, which registers environments; `run` takes its hooks too."
 )
 KWARGS = typer.Option(help="What the environment is made with (gymnasium.make), as JSON.")
+SETTINGS = typer.Option(
+    "--set",
+    metavar="KEY=VALUE",
+    help="Sets a key of the config by its place, as in stages.rl.optimizer.lr=3e-6; the value is"
+    " YAML. May be given several times.",
+)
 LEDGER = typer.Option(help="The ledger's URL, where the one in the config had a password.")
 
 
@@ -73,6 +83,13 @@ def import_module(module: str | None, plugins: Plugins | None = None) -> None:
                 plugins.adopt(module, found)
     except ImportError as error:
         raise PluginError(f"--module {module}: {error}") from error
+
+
+def load_config(files: Sequence[Path], settings: Sequence[str] | None) -> RunConfig:
+    """Reads a pipeline: the first file, with further files and settings laid over it."""
+    from ..pipeline.config import RunConfig, setting
+
+    return RunConfig.load(*files, *map(setting, settings or ()))
 
 
 def mapping(name: str, text: str) -> dict[str, Any]:

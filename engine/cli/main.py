@@ -1,5 +1,5 @@
-"""The command line: `turnwise run | evaluate | report | chat | export | plugins | envs | fits |
-model`, and whatever commands plugins add (`turnwise demo`).
+"""The command line: `turnwise run | evaluate | report | compare | chat | export | plugins | envs |
+fits | config | model`, and whatever commands plugins add (`turnwise demo`).
 
 Exit statuses: 0 done; 1 failed, and the message gives the reason; 2 the command line is wrong; 3
 paused until a decision is made; 4 finished, and nothing was learned; 130 ended by Ctrl-C, 143 by
@@ -19,6 +19,7 @@ from ..util.secrets import redact
 from ..util.wording import one_line
 from . import play, results
 from .app import app
+from .config import config
 from .fits import fits
 from .model import model
 from .run import run
@@ -27,6 +28,7 @@ for command in (
     run,
     play.evaluate,
     results.report,
+    results.compare,
     play.chat,
     results.export,
     results.plugins,
@@ -35,6 +37,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(model, name="model")
+app.add_typer(config, name="config")
 
 
 def main() -> None:

@@ -27,6 +27,28 @@ def report(
     print(write_report(folder, out, ledger, context.obj))
 
 
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run's folder.")],
+    second: Annotated[Path, typer.Argument(help="Another run's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compares two runs: what was asked otherwise, and their players on the starts that both
+    played."""
+    from dataclasses import asdict
+
+    from ..pipeline.view import PastRun
+    from ..report.compare import outcomes, settings_that_differ
+    from ..report.scores import print_comparison
+
+    one, two = PastRun(first), PastRun(second)
+    settings, measured = settings_that_differ(one, two), outcomes(one, two)
+    if as_json:
+        asked, played = [asdict(each) for each in settings], [asdict(each) for each in measured]
+        print(json.dumps({"settings": asked, "outcomes": played}, indent=2))
+        return
+    print_comparison(str(first), str(second), settings, measured)
+
+
 def export(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
     out: Annotated[

@@ -3,51 +3,64 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import TurnwiseError
-from .app import MODULE, import_module
+from .app import MODULE, SETTINGS, import_module, load_config
+
+if TYPE_CHECKING:
+    from ..pipeline.run import Run
 
 
 def run(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
+    configs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A pipeline in YAML; settings of further files take its settings' places."
+        ),
+    ],
     folder: Annotated[
         Path | None, typer.Option(help="Where the run goes; default runs/<name>.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Overrides the config's seed.")] = None,
+    settings: Annotated[list[str] | None, SETTINGS] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for --set seed=...")] = None,
     resume: Annotated[
         bool,
         typer.Option(help="Go on with what the folder holds, exactly; from the start if nothing."),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check all of it, print it with every default, and what it would do."
+        ),
+    ] = False,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Runs a pipeline: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
-    from ..pipeline.config import RunConfig
-    from ..pipeline.folder import read_evaluation
     from ..pipeline.progress import Display, in_a_line, quiet
     from ..pipeline.run import Run
-    from ..report.scores import print_scores
-    from ..stages.rl.metrics import idle_stages, learned_nothing
-    from ..stages.rl.stage import RL
 
     import_module(module, context.obj)
-    read = RunConfig.load(config)
-    if seed is not None:
-        read.seed = seed
+    given = [*(settings or []), *([f"seed={seed}"] if seed is not None else [])]
+    read = load_config(configs, given)
+    if dry_run:
+        _print_outline(Run(read, folder=folder, plugins=context.obj))
+        return
     quiet()
     warnings.filterwarnings("ignore", message="the run is paused")  # printed at the end
     main = os.environ.get("RANK", "0") == "0"
-    options = [f"--folder {folder}"] if folder else []
-    options += [f"--seed {seed}"] if seed is not None else []
-    options += [f"--module {module}"] if module else []
-    again = " ".join(["turnwise run --resume", str(config), *options])
+    options = ["--folder", str(folder)] if folder else []
+    options += [word for text in given for word in ("--set", text)]
+    options += ["--module", module] if module else []
+    again = shlex.join(["turnwise", "run", "--resume", *map(str, configs), *options])
     with Display(sys.stderr.isatty() and main, log=main) as display:
         going = Run(read, folder=folder, resume=resume, plugins=context.obj, on_status=display.show)
         try:
@@ -60,6 +73,23 @@ def run(
             raise
     if not going.is_main:
         return
+    _print_end(going, again)
+
+
+def _print_end(going: Run, again: str) -> None:
+    """Prints how a run ended, and ends the command with the status that says so.
+
+    Args:
+        going: the run.
+        again: the command that goes on with it.
+    """
+    from ..pipeline.folder import read_evaluation
+    from ..report.scores import print_scores
+    from ..report.verdict import verdict
+    from ..stages.evaluate import BEFORE
+    from ..stages.rl.metrics import idle_stages, learned_nothing
+    from ..stages.rl.stage import RL
+
     idle = {} if going.stopping else idle_stages(going.metrics)
     own = [label for label, stage in going.stages if isinstance(stage, RL)]
     nothing = not going.stopping and learned_nothing(going.metrics, own)
@@ -75,9 +105,26 @@ def run(
         print(f"To go on from there:  {again}")
     if table := read_evaluation(going.folder):
         print_scores(table)
+        if any(name.endswith(f"- {BEFORE}") for name in table):
+            print(f"Did it get better? {verdict(table)}")
     if going.paused:
         raise typer.Exit(3)
     if going.stopping:
         raise typer.Exit(128 + (going.signal or signal.SIGINT))
     if nothing:
         raise typer.Exit(4)
+
+
+def _print_outline(planned: Run) -> None:
+    """Prints a run's whole config, and what each stage would do."""
+    import yaml
+
+    from ..pipeline.claim import whole_config
+
+    print(yaml.safe_dump(whole_config(planned.config, planned.stages), sort_keys=False).rstrip())
+    print(f"\nNothing was loaded, played or asked. It would go to {planned.folder}:")
+    for label, stage in planned.stages:
+        print(f"  {label}")
+        for line in stage.outline():
+            print(f"    {line}")
+    print("What judges would cost: `turnwise estimate`; what fits in memory: `turnwise fits`.")

@@ -106,6 +106,9 @@ class Ledger(LedgerReader):
                 )
         self.id = info["id"]
 
+    def __repr__(self) -> str:
+        return f"<Ledger {self.url}>"
+
     # What a run must know of its ledger.
 
     def mark(self, run: str) -> dict[str, Any]:

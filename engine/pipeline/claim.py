@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from ..errors import CheckpointError, ConfigError, Damaged, DatabaseError
 from ..ledger.ledger import Ledger
 from ..util import files
 from ..util.secrets import redacted
-from .config import RunConfig
+from .config import RunConfig, flat
 from .folder import read_config, read_metrics
+from .stage import Stage
 
 RESULTS = ("metrics.jsonl", "ledger.sqlite", "checkpoints")
 OWN = {
@@ -138,8 +139,18 @@ def is_unspent(folder: Path) -> bool:
 
 def shown_config(config: RunConfig) -> dict[str, Any]:
     """Returns a config as config.yaml shows it: what was asked, as plain data, secrets hidden."""
-    asked = redacted(config.model_dump(mode="python", exclude_defaults=True))
-    return json.loads(json.dumps(asked, default=str))
+    return _plain(config.model_dump(mode="python", exclude_defaults=True))
+
+
+def whole_config(config: RunConfig, stages: Iterable[tuple[str, Stage]]) -> dict[str, Any]:
+    """Returns a config and its stages with all their defaults, as plain data, secrets hidden."""
+    names = [next(iter(stage)) for stage in flat(config.stages)]
+    dumped = zip(names, (stage.model_dump() for _, stage in stages), strict=True)
+    return _plain({**config.model_dump(), "stages": [{name: each} for name, each in dumped]})
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(redacted(config), default=str))
 
 
 def write_config(folder: Path, shown: Mapping[str, Any]) -> None:

@@ -17,13 +17,14 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, fie
 from ..errors import ConfigError
 from ..protocols import Learns
 from ..util.section import WHOLE, Section
+from .overlay import lay_over, named_after
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """A YAML loader that reads `1e-3` as a number, not a string."""
 
 
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
@@ -149,49 +150,89 @@ class RunConfig(Section):
         return PolicyConfig(**policy) if isinstance(policy, Mapping) else policy
 
     @classmethod
-    def load(cls, path: str | Path) -> RunConfig:
+    def load(cls, path: str | Path, *overlays: str | Path | Mapping[str, Any]) -> RunConfig:
         """Reads a YAML file. Relative model folders are looked for in the file's folder first.
+
+        Args:
+            path: of the file.
+            overlays: further files, and settings as plain data, which take the places of what was
+                there before, see `lay_over`; the run's name, where none is given, tells them.
 
         Raises:
             ConfigError: no such file, not YAML, or a config that is wrong.
         """
-        path = Path(path)
-        if path.is_dir():
-            own = path / "config.yaml"
-            raise ConfigError(
-                f"{path} is a folder, and a run is made from a config, a file in YAML."
-                + (
-                    " To go on with the run that it holds, give the config it was started with,"
-                    f" folder={str(path)!r} and resume=True (where it was plain data, {own} is that"
-                    f" config); to look at it, use `turnwise report {path}`."
-                    if own.is_file()
-                    else ""
-                )
-            )
-        try:
-            data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        except OSError as error:
-            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            raise ConfigError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(
-                f"{path} must hold a mapping with `policy` and `stages`, not {type(data).__name__}"
-            )
-        odd = [key for key in data if not isinstance(key, str)]
-        if odd:
-            raise ConfigError(f"{path}: keys must be words, got {odd[0]!r}")
-        data.setdefault("name", path.stem)
+        data, others = _read(Path(path)), []
+        for each in overlays:
+            laid = dict(each) if isinstance(each, Mapping) else _read(Path(each))
+            others.append(("" if isinstance(each, Mapping) else Path(each).stem, laid))
+            data = lay_over(data, laid)
+        data.setdefault("name", Path(path).stem + named_after(others))
         config = cls(**data)
         if not isinstance(config.policy, PolicyConfig):
             raise ConfigError(
                 f"{path}: policy must be a model's folder or hub name, or a mapping with `model`,"
                 f" got {config.policy!r}"
             )
-        local = path.parent / config.policy.model
-        if local.is_dir():
-            config.policy.model = str(local)
         return config
+
+
+def setting(text: str) -> dict[str, Any]:
+    """Returns what `--set KEY=VALUE` lays over a config; the value is read as YAML.
+
+    Raises:
+        ConfigError: it has no key, or the value is not YAML.
+    """
+    key, equals, written = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(
+            f"--set takes a key with its place and a value, as in stages.rl.optimizer.lr=3e-6;"
+            f" got {text!r}"
+        )
+    try:
+        value = yaml.load(written, Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML: {error}") from error
+    for step in reversed(key.split(".")):
+        value = {step: value}
+    return value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a file of a config, or one that is laid over it.
+
+    Raises:
+        ConfigError: no such file, not YAML, or no mapping.
+    """
+    if path.is_dir():
+        own = path / "config.yaml"
+        raise ConfigError(
+            f"{path} is a folder, and a run is made from a config, a file in YAML."
+            + (
+                " To go on with the run that it holds, give the config it was started with,"
+                f" folder={str(path)!r} and resume=True (where it was plain data, {own} is that"
+                f" config); to look at it, use `turnwise report {path}`."
+                if own.is_file()
+                else ""
+            )
+        )
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path} must hold a mapping with `policy` and `stages`, not {type(data).__name__}"
+        )
+    odd = [key for key in data if not isinstance(key, str)]
+    if odd:
+        raise ConfigError(f"{path}: keys must be words, got {odd[0]!r}")
+    policy = data.get("policy")
+    model = policy.get("model") if isinstance(policy, dict) else policy
+    if isinstance(model, str) and (local := path.parent / model).is_dir():
+        data["policy"] = {**(policy if isinstance(policy, dict) else {}), "model": str(local)}
+    return data
 
 
 def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:

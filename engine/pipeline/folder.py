@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from ..errors import CheckpointError, ConfigError, Damaged, LedgerError
 from ..ledger.ledger import Ledger
 from ..util.secrets import HIDDEN
+from ..util.wording import numbered
 from .checkpoint import UNREADABLE, Position, checkpoint_folders, position_in
 from .config import flat
 
@@ -60,6 +62,13 @@ def read_config(folder: Path) -> dict[str, Any]:
             " was started with, which writes it again"
         ) from error
     return config
+
+
+def stages_in(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the options of each stage of a config, by the stage's label."""
+    stages = [next(iter(stage.items())) for stage in flat(config["stages"])]
+    labels = numbered([name for name, _ in stages])
+    return {label: options or {} for label, (_, options) in zip(labels, stages, strict=True)}
 
 
 def read_metrics(folder: Path, updates: int | None = None) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, PluginError
 from ..protocols import Aggregator, Combiner, CreditAssigner, Curriculum, Optimizer
+from ..util.wording import numbered
 from .config import PolicyConfig, RunConfig, flat
 from .plugins import Plugins
 from .stage import Stage
@@ -112,15 +113,12 @@ def make_stages(entries: Any, plugins: Plugins) -> list[tuple[str, Stage]]:
         ConfigError, PluginError: an entry that is no stage, or options that it does not take.
     """
     made: list[tuple[str, Stage]] = []
-    names: list[str] = []
-    for entry in flat(entries):
-        [(name, options)] = entry.items()
+    stages = [next(iter(entry.items())) for entry in flat(entries)]
+    for label, (name, options) in zip(numbered([n for n, _ in stages]), stages, strict=True):
         if options is not None and not isinstance(options, Mapping):
             raise ConfigError(
                 f"stage {name!r} must be a mapping of its options, got {type(options).__name__}"
             )
-        names.append(name)
-        label = name if names.count(name) == 1 else f"{name}-{names.count(name)}"
         stage = plugins.create("stage", name, **(options or {}))
         if not isinstance(stage, Stage):
             raise PluginError(

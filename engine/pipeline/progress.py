@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from ..records.update import Status, Update
+from ..records.update import SHOWN, Status, Update
 
 
 def quiet() -> None:
@@ -27,15 +27,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
 
 
-SHOWN = (
-    "outcome",
-    "success",
-    "kl",
-    "loss",
-    "rater_agreement",
-    "source_agreement",
-    "held_out/accuracy",
-)
 COUNTS = ("comparisons", "conversations", "changed")
 
 

@@ -70,14 +70,16 @@ from .resume import (
     restore_parts,
     restore_start,
 )
+from .view import RunReader
 
 if TYPE_CHECKING:
     from ..environments.pool import Environments
     from ..policy.policy import Policy
     from ..protocols import Stateful
+    from .tracking import Tracker
 
 
-class Run:
+class Run(RunReader):
     """A run from a config.
 
     Args:
@@ -88,6 +90,13 @@ class Run:
         plugins: default: those installed.
         clock, sleep: the run's one clock.
         on_status: called with a `Status` whenever something moves.
+
+    Attributes:
+        stage: the label of the stage at work; empty before the first.
+        updates: how many were made so far, through all stages.
+        policy: what is being aligned, loaded when it is first used.
+        stopping: whether it was asked to end, or had to.
+        paused: why a source could not go on, where that ended the run.
 
     Raises:
         ConfigError, PluginError: the config cannot work; nothing was loaded or played yet.
@@ -124,7 +133,7 @@ class Run:
         self.today = date.fromtimestamp(clock())
         self.metrics: list[dict[str, Any]] = []
         self.stopping = False
-        self.paused = ""  # why a source could not go on, where that ended the run
+        self.paused = ""
         self.signal = 0  # the one that asked the run to end: Ctrl-C is 2, SIGTERM 15
         self.stages = make_stages(config.stages, self.plugins)
         for label, stage in self.stages:
@@ -149,8 +158,6 @@ class Run:
             f"<Run {self.name!r} in {self.folder}, {self.updates}"
             f" updates{', stopped' if self.stopping else ''}>"
         )
-
-    # What stages use, see `RunView`.
 
     @property
     def seed(self) -> int:
@@ -248,14 +255,11 @@ class Run:
             self.ledger.settle()
             if self._begun and self.updates % self.config.checkpoint_every == 0:
                 self.save_checkpoint()
-            if self._tracker is not None:
-                self._tracker.log(self.stage, self.updates, metrics)
+            self._tracker.log(self.stage, self.updates, metrics)
             self.plugins.call_event(
                 "update_finished", run=self, update=self.updates, metrics=metrics
             )
         return Update(self.updates, self.stage, dict(metrics), episodes)
-
-    # The work.
 
     def __iter__(self) -> Iterator[Update]:
         """Plays the stages, yielding after every update.
@@ -365,17 +369,13 @@ class Run:
         checkpoint.prune(root, self.config.keep_checkpoints)
         return target
 
-    # Opening the folder.
-
     @cached_property
     def _from(self) -> Checkpoint | None:
         """The checkpoint to go on from; None once the stage it lies in has begun."""
         return checkpoint.newest(self.folder / "checkpoints") if self._resume else None
 
     @cached_property
-    def _tracker(self) -> Any:
-        if not self.config.trackers:
-            return None
+    def _tracker(self) -> Tracker:
         from .tracking import Tracker
 
         return Tracker(self.config, self.name, self.folder)
@@ -413,7 +413,7 @@ class Run:
     def _close(self) -> None:
         if (environments := self.__dict__.pop("environments", None)) is not None:
             environments.close()
-        if "_tracker" in self.__dict__ and self._tracker is not None:
+        if "_tracker" in self.__dict__:
             self._tracker.finish()
         if self.is_main and "ledger" in self.__dict__:
             # It has warned already, or warns when it is used next.

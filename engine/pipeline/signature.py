@@ -60,7 +60,7 @@ def checked_options(
         raise PluginError(f"{what} needs the option {', '.join(map(repr, missing))}")
     if inspect.isclass(factory) and issubclass(factory, Section):
         return dict(options)  # it checks its values itself, all of them at once
-    kinds = _annotations(factory)
+    kinds = annotations_of(factory)
     return {
         name: _fitting(what, name, kinds[name], value)
         if name in kinds and name != POLICY
@@ -122,7 +122,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any] | None:
     return None
 
 
-def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
+def annotations_of(factory: Callable[..., Any]) -> dict[str, Any]:
     """Returns what the parameters of a factory are annotated with; what cannot be read, as a name
     that is imported for type checkers only, is left out, and not checked.
 

@@ -46,6 +46,11 @@ class Stage(Section):
         A run calls it before `play`, which may use what was made here.
         """
 
+    def outline(self) -> list[str]:
+        """Returns what it will play, ask and train, in lines that begin with a verb, for `turnwise
+        run --dry-run`; called after `check`."""
+        return []
+
     def play(self, run: RunView) -> Iterator[Update]:
         """Does the stage's work, update by update. The run is consistent whenever it yields."""
         raise TypeError(f"{type(self).__name__} does not say how it is played")

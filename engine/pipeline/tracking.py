@@ -15,8 +15,8 @@ from .config import RunConfig
 
 
 class Tracker:
-    """Sends every update's metrics to the named trackers, one chart per stage and metric, the run's
-    update as the step.
+    """Sends every update's metrics to the config's trackers, if it has any, one chart per stage and
+    metric, the run's update as the step.
 
     Args:
         config: the run's; trackers receive it with its secrets hidden.
@@ -28,9 +28,11 @@ class Tracker:
     """
 
     def __init__(self, config: RunConfig, name: str, folder: Path) -> None:
+        self._trackers: dict[str, Any] = {}
+        if not config.trackers:
+            return
         known, project = check(config.trackers), path_safe(name)
         shown = _flat(redacted(config.model_dump(mode="python")))
-        self._trackers: dict[str, Any] = {}
         for each in config.trackers:
             kind = known[each]
             options = (

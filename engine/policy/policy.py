@@ -156,6 +156,10 @@ class Policy:
             policy.version, policy.lineage = int(note["version"]), str(note["lineage"])
         return policy
 
+    def __repr__(self) -> str:
+        kind, count = type(self.model).__name__, sum(p.numel() for p in self.model.parameters())
+        return f"<Policy {kind}, {count:,} parameters on {self.device}, version {self.version}>"
+
     @property
     def model(self) -> Any:
         """The transformers model, with any LoRA layers in place."""
@@ -180,8 +184,6 @@ class Policy:
         """Returns the parameters that are trained: the adapters with LoRA, else everything."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
-    # Several processes.
-
     @cached_property
     def accelerator(self) -> Any:
         """The accelerator that connects the processes that train together."""
@@ -204,8 +206,6 @@ class Policy:
         if self._wrapped is None:
             self._wrapped = self.accelerator.prepare_model(self.network)
         return self._wrapped
-
-    # Log-probs.
 
     def micro_batches(
         self, rows: Sequence[Row], tokens: int, recompute: bool = False

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ..errors import UserFailed
 from ..util.ids import canonical_json, derive_id
+from .shown import BLUE, PLAIN, brief, messages, number, tint
 
 _BY_USER = re.compile(rf"(reset|step \d+): {UserFailed.WHOSE}: ")
 
@@ -34,6 +35,9 @@ class Message:
     role: Role
     content: str
     parts: tuple[Message, ...] = ()
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
@@ -133,13 +137,16 @@ class Turn:
     observation: Message
     action: str
     reward: float
-    prompt_ids: tuple[int, ...] = ()
-    action_ids: tuple[int, ...] | None = None
-    logprobs: tuple[float, ...] | None = None
+    prompt_ids: tuple[int, ...] = field(default=(), repr=False)
+    action_ids: tuple[int, ...] | None = field(default=None, repr=False)
+    logprobs: tuple[float, ...] | None = field(default=None, repr=False)
     policy_version: int = 0
     cut: bool = False
     context: int = 0
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __post_init__(self) -> None:
         if (self.action_ids is None) != (self.logprobs is None):
@@ -196,6 +203,36 @@ class Episode:
     final_ids: tuple[int, ...] = ()
     history: Literal["append", "rerender"] = "append"
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        ended = self.ending + (f" ({self.reason})" if self.reason else "")
+        where = f", {self.stage} update {self.update}" if self.stage else ""
+        return (
+            f"<Episode {self.id} of {self.start.env}: {len(self.turns)} turns, {ended}, return"
+            f" {number(self.env_return)}{where}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def html(self, credit: Sequence[float] = (), note: str = "") -> str:
+        """Returns the conversation as HTML, each reply on the colour of its credit.
+
+        Args:
+            credit: one number per turn, or none.
+            note: what stands below it; default: what the episode is.
+        """
+        written = [("system", self.system, "", PLAIN)] if self.system is not None else []
+        largest = max(map(abs, credit), default=0.0)
+        for i, turn in enumerate(self.turns):
+            marks = [f" · credit {credit[i]:+.3f}"] if credit else []
+            marks += [f" · reward {turn.reward:g}"] if turn.reward else []
+            colour = tint(credit[i], largest) if credit else BLUE
+            written.append((turn.observation.role, turn.observation.content, "", PLAIN))
+            written.append(("assistant", turn.action, "".join(marks), colour))
+        if self.final:
+            written.append((self.final.role, self.final.content, "", PLAIN))
+        return messages(written, note or repr(self))
 
     @property
     def group(self) -> str:

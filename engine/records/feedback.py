@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from ..util.ids import derive_id
 from .episode import Episode
+from .shown import brief
 
 Status = Literal["scored", "abstained", "failed"]
 
@@ -75,6 +76,9 @@ class Stamp:
     rater: str = ""
     stratum: str = ""
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
@@ -113,6 +117,9 @@ class Feedback:
     id: str = ""
     supersedes: str | None = None
     stamp: Stamp = field(default=Stamp(), compare=False)
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -188,6 +195,9 @@ class Comparison:
     supersedes: str | None = None
     stamp: Stamp = field(default=Stamp(), compare=False)
 
+    def __repr__(self) -> str:
+        return brief(self)
+
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         _check_fields(self)
@@ -260,6 +270,9 @@ class Request:
     required: bool = True
     ask: Mapping[str, Any] = field(default_factory=dict)
     episodes: tuple[Episode, ...] = ()
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def group(self) -> str:

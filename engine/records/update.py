@@ -6,6 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .episode import Episode
+from .shown import number, table
+
+# The metrics that a line about an update shows, of those that it has.
+SHOWN = (
+    "outcome",
+    "success",
+    "kl",
+    "loss",
+    "rater_agreement",
+    "source_agreement",
+    "held_out/accuracy",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +35,14 @@ class Update:
     stage: str
     metrics: Mapping[str, float]
     episodes: Sequence[Episode] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        known = {name: self.metrics[name] for name in SHOWN if name in self.metrics}
+        shown = ", ".join(f"{name} {number(value)}" for name, value in known.items())
+        return f"<Update {self.number} of {self.stage!r}{f': {shown}' if shown else ''}>"
+
+    def _repr_html_(self) -> str:
+        return table(((k, number(v)) for k, v in self.metrics.items()), ("metric", repr(self)))
 
 
 @dataclass(frozen=True, slots=True)

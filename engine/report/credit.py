@@ -11,6 +11,7 @@ from typing import Any
 from ..ledger.ledger import Ledger
 from ..ledger.rows import Member
 from ..records.episode import Episode
+from ..records.shown import tint
 from .transcript import printable
 
 State = tuple[Any, ...]  # a start and the replies so far
@@ -62,10 +63,7 @@ def credited(ledger: Ledger, run: str, count: int = 3) -> list[dict[str, Any]]:
                 each[0].id,
             )
         )
-        largest = (
-            max((abs(c) for _, member, _ in shown[:count] for c in member.credit), default=0.0)
-            or 1.0
-        )
+        largest = max(abs(c) for _, member, _ in shown[:count] for c in member.credit)
         return [
             _conversation(*each, largest, where=f"{stage}, update {update}")
             for each in shown[:count]
@@ -129,8 +127,7 @@ def _conversation(
             printable(turn.action),
             credit,
             true,
-            f"rgba({'24, 128, 56' if credit > 0 else '190, 40, 40'},"
-            f" {0.45 * abs(credit) / largest:.2f})",
+            tint(credit, largest),
         )
         for turn, credit, true in zip(episode.turns, member.credit, truths, strict=True)
     ]

@@ -16,8 +16,13 @@ import yaml
 
 from ..errors import ConfigError
 from ..ledger.ledger import Ledger
-from ..pipeline.config import flat
-from ..pipeline.folder import open_ledger, read_config, read_evaluation, read_metrics
+from ..pipeline.folder import (
+    open_ledger,
+    read_config,
+    read_evaluation,
+    read_metrics,
+    stages_in,
+)
 from ..pipeline.plugins import Plugins
 from ..records.episode import Episode
 from ..records.feedback import Feedback
@@ -28,6 +33,7 @@ from ..util.suggest import install
 from .credit import credited
 from .pictures import draw_pictures
 from .transcript import printable
+from .verdict import verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ def write_report(
     config, metrics = read_config(folder), read_metrics(folder)
     ledger, run = open_ledger(folder, ledger_url)
     names = list(dict.fromkeys(line["stage"] for line in metrics))
-    asked = _stages(config)
+    asked = stages_in(config)
     stages = [
         _stage(name, [m for m in metrics if m["stage"] == name], ledger, run, asked.get(name, {}))
         for name in names
@@ -93,6 +99,7 @@ def write_report(
             (k, redact(yaml.safe_dump(v, sort_keys=False, allow_unicode=True)))
             for k, v in asked.items()
         ],
+        verdict=verdict(table),
         idle=idle_stages(metrics),
         failures=_failures(ledger, run),
         examples=_examples(ledger, run),
@@ -127,17 +134,6 @@ def _number(value: Any, digits: int = 3) -> str:
     return (
         f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.{digits}f}"
     )
-
-
-def _stages(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns each stage's options, by its label."""
-    names: list[str] = []
-    asked = {}
-    for stage in flat(config["stages"]):
-        [(name, options)] = stage.items()
-        names.append(name)
-        asked[name if names.count(name) == 1 else f"{name}-{names.count(name)}"] = options or {}
-    return asked
 
 
 def _failures(ledger: Ledger, run: str) -> list[dict[str, Any]]:

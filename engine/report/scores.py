@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from .compare import Measured, Setting
 
 
 def print_scores(table: dict[str, dict[str, Any]]) -> None:
@@ -51,3 +54,38 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
             )
     if pairs.row_count:
         console.print(pairs)
+
+
+def print_comparison(
+    first: str, second: str, settings: Sequence[Setting], measured: Sequence[Measured]
+) -> None:
+    """Prints what two runs were asked otherwise, and how their players did on the same starts."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    asked = Table("setting", escape(first), escape(second))
+    shown = lambda value: "not set" if value is None else escape(str(value))  # noqa: E731
+    for each in settings:
+        asked.add_row(escape(each.key), shown(each.first), shown(each.second))
+    console.print(asked if settings else "Both were asked the same.")
+    results = Table("player", "starts", "success", "95 % interval", "outcome", "95 % interval")
+    for one in measured:
+        two, who = one.difference, escape(f"{one.player} in {one.env}")
+        if two is None or not two.pairs:
+            results.add_row(who, "none", "", "", "", "")
+            continue
+        results.add_row(
+            who, str(two.pairs),
+            f"{two.success:+.3f}", f"{two.success_low:+.3f} to {two.success_high:+.3f}",
+            f"{two.outcome:+.3f}", f"{two.outcome_low:+.3f} to {two.outcome_high:+.3f}",
+        )  # fmt: skip
+    if measured:
+        console.print(f"{escape(first)} less {escape(second)}, on the starts that both played:")
+        console.print(results)
+    else:
+        console.print(
+            "They evaluated no player in the same environment: `turnwise evaluate` plays two"
+            " policies on the same starts, and compares them."
+        )

@@ -15,6 +15,7 @@ from ..environments.instance import Instance
 from ..environments.pool import Environments, call
 from ..environments.registry import starts
 from ..errors import ConfigError, EnvironmentBroke
+from ..pipeline.parts import load_policy
 from ..pipeline.plugins import Plugins
 from ..protocols import RunView
 from ..records.episode import Start
@@ -166,6 +167,13 @@ def load_other(run: RunView, name: str) -> Any:
     from ..policy.policy import Policy
 
     policy = Policy.from_pretrained(name)
+    policy.chat.template.today = run.today
+    return policy
+
+
+def load_beginning(run: RunView) -> Any:
+    """Loads the policy that the run began with once more, on the run's day."""
+    policy = load_policy(run.config)
     policy.chat.template.today = run.today
     return policy
 

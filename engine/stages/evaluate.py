@@ -16,6 +16,7 @@ from ..analysis.overoptimisation import best_of_n, kl_best_of_n
 from ..analysis.scores import bootstrap, paired, score
 from ..errors import ConfigError, TooManyFailures
 from ..feedback.sources import Sources
+from ..pipeline.config import PolicyConfig
 from ..pipeline.parts import component
 from ..pipeline.processes import decided
 from ..pipeline.stage import Stage
@@ -30,8 +31,17 @@ from ..util import files
 from ..util.ids import canonical_json, derive_id
 from ..util.section import Section
 from .collect import ask, grouped, play
-from .environments import EnvConfig, check_envs, check_folder, load_other, other_policies
+from .environments import (
+    EnvConfig,
+    check_envs,
+    check_folder,
+    load_beginning,
+    load_other,
+    other_policies,
+)
 from .play_options import SamplingOptions, check_backend
+
+BEFORE = "before"  # the player who is the policy that the run began with
 
 
 def play_held_out(
@@ -134,6 +144,8 @@ class Evaluate(SamplingOptions, Stage):
         episodes: starts per environment.
         players: "policy", names of the environment's own players, and `{name: ..., policy: folder}`
             for other policies. The first is compared with each of the others, start by start.
+        before: after stages that may have trained it, plays the policy that the run began with too,
+            as the player "before"; not where a `Policy` object was given.
         judge: one that compares; gives the first player's win rate, every pair shown in both
             orders.
         best_of: the policy as the best of n by a judge's score.
@@ -145,9 +157,11 @@ class Evaluate(SamplingOptions, Stage):
         None  # the judge and that of `best_of`, made where they are checked
     )
     _scoring: Sources | None = None
+    _with_before: bool = False
 
     episodes: int = Field(default=300, ge=1)
     players: list[Any] = Field(default=["policy"], min_length=1)
+    before: bool = True
     judge: Any = None
     best_of: BestOf | None = None
     seed: int = 20_000
@@ -172,6 +186,11 @@ class Evaluate(SamplingOptions, Stage):
     def check(self, run: RunView) -> None:
         """Checks the environments and players, that policies' folders exist, and that judges fit
         their use."""
+        names = [p if isinstance(p, str) else p.name for p in self.players]
+        given = isinstance(run.config.policy, PolicyConfig)
+        self._with_before = bool(
+            self.before and given and run.before and "policy" in names and BEFORE not in names
+        )
         check_envs(
             self.env,
             [name for name in self.players if isinstance(name, str) and name != "policy"],
@@ -197,6 +216,22 @@ class Evaluate(SamplingOptions, Stage):
                 "evaluate.best_of.judge must score single conversations (have `score`)"
             )
 
+    def outline(self) -> list[str]:
+        """Returns who plays, and which judges are asked."""
+        names = [p if isinstance(p, str) else p.name for p in self.players]
+        names += [BEFORE] if self._with_before else []
+        lines = [
+            f"plays {self.episodes} starts of {' and of '.join(e.id for e in self.env)} by"
+            f" {', '.join(names)}"
+        ]
+        if self._comparing:
+            pairs = 2 * self.episodes * (len(names) - 1) * len(self.env)
+            lines.append(f"asks {self._comparing.of_env[0][0].name} about {pairs:,} pairs")
+        if self._scoring and self.best_of:
+            number = max(self.best_of.n) * self.episodes * len(self.env)
+            lines.append(f"asks {self._scoring.of_env[0][0].name} about {number:,} conversations")
+        return lines
+
     def _sources(self, run: RunView, spec: Any) -> Sources:
         sources = Sources.make([[spec]], run.plugins, 1.0)
         sources.check_order(run.before)
@@ -218,6 +253,8 @@ class Evaluate(SamplingOptions, Stage):
                 players[name] = (
                     self._player(run, run.policy) if name == "policy" else ScriptPlayer(name)
                 )
+        if self._with_before:
+            players[BEFORE] = self._player(run, load_beginning(run))
         others = other_policies(run, self.env, partial(self._player, run))
         table: dict[str, dict[str, Any]] = {}
         for label, env in zip(_labels(self.env), self.env, strict=True):

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from ..pipeline.signature import checked_options
 from ..protocols import RunView
 from ..rollout.rollout import Schedule
-from ..util.section import Section
+from ..util.section import Section, of_the_default
 from .environments import EnvConfig, read_envs
 
 
@@ -30,6 +30,8 @@ class SamplingOptions(Section):
     temperature: float = Field(default=1.0, ge=0)
     max_new_tokens: int = Field(default=256, ge=1)
     backend: Any = "in-process"
+
+    _backend_by_options = field_validator("backend", mode="before")(of_the_default)
 
     @field_validator("env")
     @classmethod

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..analysis.preferences import Pair, liked, pairs
 from ..errors import ConfigError, PreferenceError
@@ -30,6 +30,7 @@ from ..records.feedback import Comparison
 from ..records.update import Update
 from ..util.ids import derive_id
 from ..util.memory import explained_memory
+from ..util.section import of_the_default
 from ..util.suggest import did_you_mean
 
 Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
@@ -56,6 +57,8 @@ class Preference(Stage):
     weights: Weights = {}
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)
+
+    _optimizer_by_options = field_validator("optimizer", mode="before")(of_the_default)
 
     def check(self, run: RunView) -> None:
         """Checks that there is something to learn from, and that the optimizer trains on it."""

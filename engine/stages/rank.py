@@ -28,6 +28,7 @@ from ..records.update import Update
 from ..util.ids import derive_id
 from .collect import ask, grouped, play
 from .environments import EnvConfig, check_envs, read_envs
+from .outline import asked, played
 from .play_options import JudgedPlayOptions
 
 
@@ -84,6 +85,16 @@ class Rank(JudgedPlayOptions, Stage):
             return
         check_envs(self.env, [name for name in self.players if name != "policy"], run.plugins)
         self._sources = self._make_sources(run)
+
+    def outline(self) -> list[str]:
+        """Returns what is played and who compares, or the file."""
+        if self.env is None:
+            return [f"reads comparisons from {self.data}"]
+        starts, size = self.groups * self.updates, self.group_size
+        return [
+            *played(self.env, starts, size, self.max_turns, self.max_new_tokens),
+            *asked(self._sources, self.env, starts, size),
+        ]
 
     @property
     def makes_comparisons(self) -> bool:

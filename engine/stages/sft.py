@@ -103,6 +103,16 @@ class SFT(SupervisedOptions, Stage):
         elif not self.data or not self.data.exists():
             raise ConfigError(f"sft.data: there is no file or folder {self.data}")
 
+    def outline(self) -> list[str]:
+        """Returns where the conversations come from, and how often they are gone through."""
+        source = (
+            f"reads {self.data}" if self.data is not None
+            else f"takes what the stage {self.stage} wrote" if self.stage is not None
+            else f"plays {self.episodes:,} conversations by {self.player} in"
+            f" {', '.join(each.id for each in self.env)}"
+        )  # fmt: skip
+        return [source, f"trains on them {self.epochs} times, {self.batch_size} per step"]
+
     def play(self, run: RunView) -> Iterator[Update]:
         """Trains on the replies of the conversations; an update is `steps_per_update` steps."""
         from ..policy.learner import Learner, Sums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
@@ -40,6 +41,15 @@ class Section(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             raise ConfigError(explain(error, type(self))) from None
+
+
+@classmethod  # type: ignore[misc]
+def of_the_default(kind: type[Section], value: Any, info: ValidationInfo) -> Any:
+    """Reads options that name no part as those of the field's default part; for `field_validator`
+    of mode "before"."""
+    if isinstance(value, Mapping) and "name" not in value:
+        return {"name": kind.model_fields[str(info.field_name)].default, **value}
+    return value
 
 
 def is_number(kind: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,14 @@ _STEERS = re.compile(
 def name_of(value: Any) -> str:
     """Returns the name of a function or a class; of any other object that of its class."""
     return getattr(value, "__name__", type(value).__name__)
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Returns names in which each is its own: one that comes again has a number, `rl-2`."""
+    return [
+        name if (times := names[: i + 1].count(name)) == 1 else f"{name}-{times}"
+        for i, name in enumerate(names)
+    ]
 
 
 def valid(text: str) -> str:

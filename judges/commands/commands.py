@@ -113,11 +113,18 @@ def judges(
 
 def estimate(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
+    configs: Annotated[
+        list[Path],
+        typer.Argument(help="A pipeline in YAML, and further files as `run` takes them."),
+    ],
     sample: Annotated[
         int, typer.Option(min=1, help="Starts that are played per environment of a stage.")
     ] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Sets a key of the config, as `run` does."),
+    ] = None,
     module: Annotated[
         str | None, typer.Option(help="Import this module first, which registers environments.")
     ] = None,
@@ -125,10 +132,7 @@ def estimate(
     """Estimates what the judges of a pipeline will ask and cost; nothing is sent."""
     import tempfile
 
-    from rich.console import Console
-    from rich.table import Table
-
-    from ...running import Run, RunConfig, import_module, quiet
+    from ...running import Run, import_module, load_config, quiet
     from .estimate import estimate as estimated
 
     import_module(module, context.obj)
@@ -136,15 +140,21 @@ def estimate(
     for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         os.environ.setdefault(key, "none is needed to estimate")
     with tempfile.TemporaryDirectory() as folder:
-        found = estimated(
-            Run(RunConfig.load(config), folder=Path(folder) / "run", plugins=context.obj), sample
-        )
+        read = load_config(configs, settings)
+        found = estimated(Run(read, folder=Path(folder) / "run", plugins=context.obj), sample)
     if not found:
-        print("[]" if as_json else f"{config} {NO_JUDGE}")
+        print("[]" if as_json else f"{configs[0]} {NO_JUDGE}")
         return
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
         return
+    _print_estimates(found)
+
+
+def _print_estimates(found: Sequence[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("stage", "judge", "model", "questions", "tokens", "dollars", "at most")
     money = lambda value: "price unknown" if value is None else f"{value:,.2f}"  # noqa: E731
     for each in found:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ...feedback.specs import ENVIRONMENT
 from ...pipeline.stage import Stage
-from ...util.section import Section
+from ...util.section import Section, of_the_default
 from ..environments import EnvConfig, read_envs
 from ..play_options import JudgedPlayOptions
 
@@ -80,7 +80,8 @@ class RLSettings(JudgedPlayOptions, Stage):
         audit: measures the credit against the truth, see `Audit`.
         min_group: groups with fewer rewarded episodes are dropped, where credit compares within
             groups.
-        optimizer: `grpo`, `ppo`, `rejection`, or a plugin's.
+        optimizer: `grpo`, `ppo`, `rejection`, or a plugin's; here as in `combiner`, `curriculum`
+            and `backend` options without a `name` are those of the default.
         credit: how rewards become advantages; default: `gae` with a critic, else `outcome`.
         combiner: how feedback becomes rewards: `weighted`, `aggregate` or `calibrated`.
         curriculum: which starts are played: `uniform`, `learnable` or `staged`.
@@ -104,6 +105,10 @@ class RLSettings(JudgedPlayOptions, Stage):
     resample: int = Field(default=0, ge=0)
     audit: Audit | None = None
     min_group: int = Field(default=2, ge=1)
+
+    _parts_by_options = field_validator("optimizer", "combiner", "curriculum", mode="before")(
+        of_the_default
+    )
 
     @field_validator("env")
     @classmethod

@@ -13,6 +13,7 @@ from ...pipeline.processes import shared
 from ...protocols import RunView
 from ...records.update import Update
 from ..environments import check_envs, other_policies
+from ..outline import asked, played
 from ..play_options import check_backend
 from .collect import Collector, InStep
 from .early_stopping import EarlyStopping
@@ -45,6 +46,17 @@ class RL(RLSettings):
                         " feedback unasked: use `feedback: [users]`"
                     )
         check_backend(run, self.backend)
+
+    def outline(self) -> list[str]:
+        """Returns what is played, who is asked, and how often the policy is updated."""
+        if self.episodes == "ledger":
+            return [f"makes up to {self.updates} updates on conversations in the ledger"]
+        starts, size = self.groups * self.updates, self.group_size
+        return [
+            f"makes {self.updates} updates of {self.groups} starts with {size} conversations each",
+            *played(self.env, starts, size, self.max_turns, self.max_new_tokens),
+            *asked(self._parts.sources, self.env, starts, size),
+        ]
 
     @property
     def makes_comparisons(self) -> bool:
