@@ -11,6 +11,7 @@ from .engine.policy.options import LearnerOptions, PassOptions, SupervisedOption
 from .engine.policy.policy import Policy
 from .engine.policy.properties import context_length, trunk
 from .engine.policy.template import CHATML
+from .engine.policy.tiny import build_model, build_policy, build_tokenizer
 from .engine.records.batch import Batch, Credit, Row
 from .engine.tensors import (
     apart,
@@ -36,11 +37,12 @@ from .engine.tensors import (
 from .engine.util.memory import explained_memory, peak_memory
 
 __all__ = [
-    "Batch", "CHATML", "ChatFormat", "Credit", "InProcess", "LOADING", "Learner", "LearnerOptions",
-    "Micro", "Output", "PassOptions", "Policy", "Row", "Sums", "SupervisedOptions", "apart",
-    "bilevel_gae", "clipped_policy_loss", "clipped_value_loss", "context_length", "divide",
-    "explained_memory", "explained_variance", "gae", "group_advantage", "group_counts",
-    "group_largest", "importance_weight", "kept_bytes", "kl_estimate", "located", "make_batch",
-    "peak_memory", "place_turn_rewards", "recomputed", "returns_to_go", "rounding", "row_of",
-    "shared", "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
+    "Batch", "CHATML", "ChatFormat", "Credit", "InProcess", "LOADING", "Learner",
+    "LearnerOptions", "Micro", "Output", "PassOptions", "Policy", "Row", "Sums",
+    "SupervisedOptions", "apart", "bilevel_gae", "build_model", "build_policy", "build_tokenizer",
+    "clipped_policy_loss", "clipped_value_loss", "context_length", "divide", "explained_memory",
+    "explained_variance", "gae", "group_advantage", "group_counts", "group_largest",
+    "importance_weight", "kept_bytes", "kl_estimate", "located", "make_batch", "peak_memory",
+    "place_turn_rewards", "recomputed", "returns_to_go", "rounding", "row_of", "shared",
+    "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
 ]  # fmt: skip

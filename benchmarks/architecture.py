@@ -34,8 +34,8 @@ PLACE = {
     "policy": (98, 206), "environments": (214, 338), "ledger": (346, 451),
     "analysis": (461, 566), "protocols": (98, 451), "hookspecs": (346, 451),
     "exchange": (461, 566), "rollout": (214, 338), "pipeline": (346, 451),
-    "feedback": (346, 451), "stages": (214, 566), "report": (346, 451), "train": (214, 338),
-    "chat": (346, 451), "cli": (346, 451),
+    "feedback": (346, 451), "stages": (214, 566), "report": (346, 451), "testing": (461, 566),
+    "train": (214, 338), "chat": (346, 451), "cli": (346, 451),
 }  # fmt: skip
 STYLE = """
 text { font: 14px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }

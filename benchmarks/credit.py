@@ -540,7 +540,7 @@ def lm_cell(label: str, seed: int, folder: Path) -> dict[str, Any]:
     from turnwise.engine.pipeline.progress import quiet
     from turnwise.engine.stages.environments import EnvConfig
     from turnwise.engine.stages.evaluate import play_held_out
-    from turnwise.plugins.demo.tiny_model import build_policy
+    from turnwise.learning import build_policy
 
     quiet()
     turnwise.Plugins()

@@ -26,7 +26,7 @@ from typing import Any
 
 import turnwise
 from turnwise.engine.pipeline.progress import quiet
-from turnwise.plugins.demo.tiny_model import build_policy
+from turnwise.learning import build_policy
 
 WINS = {"wins_only": True}
 

@@ -26,7 +26,7 @@ from turnwise.engine.pipeline.progress import quiet
 from turnwise.engine.policy.in_process import InProcess
 from turnwise.engine.stages.environments import EnvConfig
 from turnwise.engine.stages.evaluate import play_held_out
-from turnwise.plugins.demo.tiny_model import build_policy
+from turnwise.learning import build_policy
 
 ENV = EnvConfig(id="turnwise/Maze-v0")
 TOKENS = 8

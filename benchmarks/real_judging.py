@@ -32,8 +32,8 @@ from typing import Any
 import turnwise
 from turnwise.engine.analysis.scores import bootstrap
 from turnwise.engine.pipeline.progress import quiet
+from turnwise.learning import build_policy
 from turnwise.plugins.demo.support_desk import SFT, play_run, small_model
-from turnwise.plugins.demo.tiny_model import build_policy
 from turnwise.protocols import Episode, Feedback, Judge, starts
 from turnwise.running import ScriptPlayer, Where, rollout
 from turnwise.tools import derive_id

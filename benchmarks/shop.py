@@ -21,7 +21,7 @@ from typing import Any
 
 import turnwise
 from turnwise.engine.pipeline.progress import quiet
-from turnwise.plugins.demo.tiny_model import build_policy
+from turnwise.learning import build_policy
 
 ENV = "turnwise/Shop-v0"
 TOKENS, DEMONSTRATIONS, UPDATES, EPISODES = 72, 6000, 60, 200

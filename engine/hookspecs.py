@@ -8,7 +8,9 @@ a hot path; one that raises warns once and is called again next time.
 
 A factory with a parameter `plugins` is given the run's `Plugins`, through which a part finds others
 (`turnwise.judging.make_members`). Implementations may take fewer arguments than the specification.
-A hook that is not on this page is an error.
+A hook that is not on this page is an error. One that is to go is marked with pluggy's
+`warn_on_impl`, and an argument with `warn_on_impl_args`, for a minor version at least: the warning
+names what takes its place.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("turnwise")
 hookimpl = pluggy.HookimplMarker("turnwise")
+
+# The version of what is on this page. A plugin may state the one that it was written for, as
+# `TURNWISE_API`; one that asks for more than there is does not load.
+VERSION = 1
 
 Factory = str | Callable[..., Any]
 

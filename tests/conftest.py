@@ -24,7 +24,7 @@ import turnwise
 from support.browsers import CHROMIUM, chromium
 from support.databases import cluster, new_database, program
 from support.models import LLAMA_LIKE, WORDS, configs
-from turnwise.plugins.demo.tiny_model import build_tokenizer
+from turnwise.learning import build_tokenizer
 
 hypothesis.settings.register_profile(  # how long an example takes says how busy the machine is
     "turnwise", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

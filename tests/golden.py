@@ -45,7 +45,7 @@ from support.model_server import ModelServer
 from support.rating import next_task, person
 from turnwise.engine.exchange import reading
 from turnwise.engine.util.ids import derive_id
-from turnwise.plugins.demo.tiny_model import build_policy
+from turnwise.learning import build_policy
 from turnwise.plugins.human.desk import Desk
 
 RENAMED: dict[str, str] = {}  # new name -> name at the commit where the hashes were recorded

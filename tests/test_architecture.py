@@ -40,7 +40,7 @@ FLOORS = (
     ("pipeline",),
     ("feedback",),
     ("stages",),
-    ("report",),
+    ("report", "testing"),
     ("train",),
     ("cli",),
 )
@@ -213,7 +213,9 @@ def test_judges_plugins_and_environments_import_public_names_only() -> None:
         assert "turnwise.engine" not in path.read_text(), path
 
 
-@pytest.mark.parametrize("name", ["protocols", "learning", "judging", "running", "tools"])
+@pytest.mark.parametrize(
+    "name", ["protocols", "learning", "judging", "running", "testing", "tools"]
+)
 def test_every_name_of_a_public_module_resolves(name: str) -> None:
     module = importlib.import_module(f"turnwise.{name}")
     stub = ast.parse((ROOT / f"{name}.pyi").read_text())

@@ -14,7 +14,7 @@ import pytest
 import turnwise
 from support.command import Command
 from turnwise.engine.cli.main import main
-from turnwise.plugins.demo.tiny_model import build_policy
+from turnwise.learning import build_policy
 
 
 def call(

@@ -31,7 +31,7 @@ from turnwise.engine.policy.fetching import fetch
 from turnwise.engine.policy.fitting import Setting, Shape
 from turnwise.engine.policy.inspection import inspect
 from turnwise.engine.policy.known import KNOWN
-from turnwise.plugins.demo.tiny_model import build_tokenizer
+from turnwise.learning import build_tokenizer
 
 NAME = "smollm2-135m"
 TEMPLATES = Path(__file__).parent / "chat_templates"

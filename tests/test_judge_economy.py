@@ -37,7 +37,7 @@ from turnwise.judges.asking.prices import BATCH, PRICES, cost, price_of
 from turnwise.judges.asking.store import VERDICTS, Cache
 from turnwise.judges.llm.rubric_judge import RubricJudge
 from turnwise.judges.models.model import Prompt, Reply, Usage
-from turnwise.plugins.demo.tiny_model import build_policy
+from turnwise.learning import build_policy
 from typer.testing import CliRunner
 
 pytest.importorskip("anthropic")

@@ -781,7 +781,7 @@ def test_a_server_that_takes_a_schema_and_ignores_it_is_never_scored(tmp_path: P
     import urllib.request
 
     from turnwise.judges.models.openai import OpenAI, OpenAIChat
-    from turnwise.plugins.demo.tiny_model import build_policy
+    from turnwise.learning import build_policy
 
     program = Path(sys.executable).with_name("transformers")
     if not program.exists():

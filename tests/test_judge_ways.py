@@ -1052,7 +1052,7 @@ def test_people_come_second_where_the_judge_is_not_sure(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from turnwise.plugins.demo.tiny_model import build_policy
+    from turnwise.learning import build_policy
 
     return build_policy(
         tmp_path_factory.mktemp("tiny"), [json.dumps(RUBRIC)] * 4, context=4096, hidden=32, layers=1

@@ -22,7 +22,7 @@ from turnwise.engine.policy.in_process import InProcess
 from turnwise.engine.policy.learner import Learner
 from turnwise.engine.policy.options import LearnerOptions
 from turnwise.engine.policy.properties import changes_logits, context_length, longest_span
-from turnwise.plugins.demo.tiny_model import build_model, build_tokenizer
+from turnwise.learning import build_model, build_tokenizer
 
 TWO = ["sliding_attention", "full_attention"]
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import turnwise
 from safetensors.torch import load_file
-from turnwise.plugins.demo.tiny_model import build_policy
+from turnwise.learning import build_policy
 
 WORKER = Path(__file__).parent / "support" / "resume_worker.py"
 PIPELINE = """

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 from turnwise.engine.policy.chat import ChatFormat
-from turnwise.plugins.demo.tiny_model import build_tokenizer
+from turnwise.learning import build_tokenizer
 
 M = turnwise.Message
 

@@ -17,8 +17,8 @@ from support.echo import play
 from support.models import WORDS
 from turnwise.engine.exchange.reading import import_data
 from turnwise.engine.exchange.writing import export_pairs
+from turnwise.learning import build_policy
 from turnwise.plugins.combiners.weighted import Weighted
-from turnwise.plugins.demo.tiny_model import build_policy
 from turnwise.plugins.reward_model.judge import RewardModelJudge
 from turnwise.plugins.reward_model.losses import bradley_terry
 from turnwise.plugins.reward_model.model import RewardModel, RewardModelError

@@ -13,8 +13,7 @@ import torch
 import turnwise
 from turnwise.engine.errors import ConfigError
 from turnwise.engine.policy.in_process import InProcess
-from turnwise.learning import make_batch
-from turnwise.plugins.demo.tiny_model import build_policy
+from turnwise.learning import build_policy, make_batch
 from turnwise.protocols import Message, Rewards
 
 DUEL = "test/Duel-v0"

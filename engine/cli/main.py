@@ -1,5 +1,5 @@
 """The command line: `turnwise run | evaluate | report | compare | chat | export | plugins | envs |
-fits | config | model`, and whatever commands plugins add (`turnwise demo`).
+fits | new | config | model`, and whatever commands plugins add (`turnwise demo`).
 
 Exit statuses: 0 done; 1 failed, and the message gives the reason; 2 the command line is wrong; 3
 paused until a decision is made; 4 finished, and nothing was learned; 130 ended by Ctrl-C, 143 by
@@ -22,6 +22,7 @@ from .app import app
 from .config import config
 from .fits import fits
 from .model import model
+from .new import new
 from .run import run
 
 for command in (
@@ -34,6 +35,7 @@ for command in (
     results.plugins,
     play.envs,
     fits,
+    new,
 ):
     app.command()(command)
 app.add_typer(model, name="model")

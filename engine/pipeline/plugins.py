@@ -11,9 +11,10 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,6 +84,8 @@ class Plugins:
         self._factories: dict[str, dict[str, tuple[Factory, str]]] = {
             kind: {} for kind in REGISTRIES.values()
         }
+        if os.environ.get("TURNWISE_TRACE_HOOKS"):
+            self._manager.add_hookcall_monitoring(_called, _returned)
         self._clashes: dict[tuple[str, str], str] = {}
         self._warned: set[tuple[str, str]] = set()
         with _ctrl_c() as self._pressed:
@@ -108,6 +111,7 @@ class Plugins:
         info = self.infos[name] = PluginInfo(name, version)
         try:
             plugin = load()
+            _check_version(plugin)
             self._manager.register(plugin, name=name)
             self._manager.check_pending()
             info.hooks = sorted(
@@ -303,6 +307,31 @@ class Plugins:
                 self.infos[
                     implementation.plugin_name
                 ].failed = f"register_commands: {type(error).__name__}: {error}"
+
+
+def _check_version(plugin: object) -> None:
+    """Raises `PluginError` where a plugin was written for a later plugin API."""
+    wanted = vars(plugin).get("TURNWISE_API", hookspecs.VERSION)
+    if not isinstance(wanted, int) or wanted > hookspecs.VERSION:
+        raise PluginError(
+            f"it is written for version {wanted!r} of the plugin API, and this Turnwise has"
+            f" {hookspecs.VERSION}: upgrade turnwise, or install an older version of the plugin"
+        )
+
+
+def _called(hook: str, implementations: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+    """Prints a hook call, for TURNWISE_TRACE_HOOKS."""
+    whom = ", ".join(each.plugin_name for each in implementations) or "nothing"
+    shown = ", ".join(sorted(arguments))
+    print(f"turnwise: hook {hook}({shown}) calls {whom}", file=sys.stderr)
+
+
+def _returned(
+    outcome: Any, hook: str, implementations: Sequence[Any], arguments: Mapping[str, Any]
+) -> None:
+    """Prints what a hook call raised, for TURNWISE_TRACE_HOOKS."""
+    if outcome.exception is not None:
+        print(f"turnwise: hook {hook} raised {outcome.exception!r}", file=sys.stderr)
 
 
 @contextmanager

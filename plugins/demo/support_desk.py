@@ -26,7 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ...learning import InProcess, Policy
+from ...learning import InProcess, Policy, build_policy
 from ...protocols import ConfigError, Episode, Sampling, starts
 from ...running import (
     Display,
@@ -50,7 +50,6 @@ from ...running import (
     transcript,
 )
 from ...tools import install
-from .tiny_model import build_policy
 
 ENV = "turnwise/SupportDesk-v0"
 HELD_OUT = EnvConfig(id=ENV, options={"split": "held_out"})

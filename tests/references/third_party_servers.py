@@ -84,7 +84,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.model_server import ModelServer, example
 from turnwise.judges.models.model import ModelError, Prompt, Reply, make_model
-from turnwise.plugins.demo.tiny_model import build_policy
+from turnwise.learning import build_policy
 
 QUESTION = "Which is better?"
 SAID = {"rationale": "short and right", "winner": "B"}

@@ -29,7 +29,7 @@ import transformers
 import trl
 import turnwise
 from turnwise.engine.exchange.writing import export_pairs, export_stepwise, export_unpaired, save
-from turnwise.plugins.demo.tiny_model import build_tokenizer
+from turnwise.learning import build_tokenizer
 
 datasets.disable_progress_bars()
 transformers.utils.logging.set_verbosity_error()

@@ -33,7 +33,7 @@ import torch
 import turnwise
 import turnwise.engine.policy
 import turnwise.engine.policy.batching
-import turnwise.plugins.demo.tiny_model
+import turnwise.engine.policy.tiny
 from turnwise.engine.pipeline.progress import quiet
 from turnwise.engine.policy import in_process as backends
 from turnwise.engine.policy import learner

@@ -1,0 +1,72 @@
+"""`check_combiner`: has feedback on canned conversations combined."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from ..protocols import Combiner
+from ..records.feedback import Feedback, Stamp
+from ..records.rewards import NoReward, Rewards
+from .episodes import conversations
+from .faults import faults_of, short
+
+
+def check_combiner(combiner: Combiner, *, sources: tuple[str, ...] = ("testing",)) -> None:
+    """Has groups of conversations rewarded, and lists what is wrong: rewards of another number, or
+    that depend on the order of episodes or of feedback; a reward where every source has failed or
+    abstained; feedback or episodes that it changes; what it raises.
+
+    Args:
+        combiner: made with weights for `sources` and for "environment".
+        sources: the names of the sources that the feedback is of.
+
+    Raises:
+        Unsound: with all faults.
+    """
+    group = conversations()[:2]
+    scores = [
+        Feedback(e.id, score=float(i), stamp=Stamp(source=source))
+        for i, e in enumerate(group)
+        for source in sources
+    ]
+    failed = [
+        Feedback.failed(e.id, "testing", stamp=Stamp(source=s)) for e in group for s in sources
+    ]
+    with faults_of(combiner) as faults:
+
+        def combined(episodes: Any, feedback: Any) -> dict[str, Rewards | NoReward]:
+            before = copy.deepcopy([e.to_dict() for e in episodes]), list(feedback)
+            try:
+                combiner.fit(feedback)
+                found = list(combiner.combine(episodes, feedback))
+            except Exception as error:
+                faults.append(f"it raises {type(error).__name__}: {error}")
+                return {}
+            if ([e.to_dict() for e in episodes], list(feedback)) != before:
+                faults.append("it changes the episodes or the feedback that it is shown")
+            if len(found) != len(episodes):
+                faults.append(f"it gives {len(found)} rewards for {len(episodes)} conversations")
+                return {}
+            odd = [r for r in found if not isinstance(r, (Rewards, NoReward))]
+            if odd:
+                faults.append(f"it gives {short(odd[0])}, which is neither Rewards nor NoReward")
+            for reward, episode in zip(found, episodes, strict=True):
+                if isinstance(reward, Rewards) and len(reward.turns) != len(episode.turns):
+                    faults.append(
+                        f"its rewards for {episode.id!r} have {len(reward.turns)} turns, and the"
+                        f" conversation {len(episode.turns)}"
+                    )
+            return {e.id: r for e, r in zip(episodes, found, strict=True)}
+
+        base = combined(group, scores)
+        if combined(group[::-1], scores) != base:
+            faults.append("its rewards depend on the order of the conversations")
+        if combined(group, scores[::-1]) != base:
+            faults.append("its rewards depend on the order in which feedback came")
+        for name, reward in combined(group, failed).items():
+            if isinstance(reward, Rewards):
+                faults.append(
+                    f"where every source has failed on {name!r} it gives {short(reward)}: a failure"
+                    " is never a number. Return NoReward with the reason"
+                )

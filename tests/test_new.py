@@ -1,0 +1,141 @@
+"""`turnwise new`: what it writes passes its own tests, is typed, and becomes a wheel that a run
+uses; the version of the plugin API, and the trace of its hooks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import turnwise
+from support.command import Command
+from turnwise.engine.cli.new import Kind, package
+from turnwise.engine.hookspecs import VERSION
+
+ROOT = Path(__file__).parent.parent
+
+
+def write(folder: Path, kind: Kind, name: str) -> Path:
+    for path, text in package(kind, name).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    return folder
+
+
+def installed(folder: Path, name: str) -> dict[str, str]:
+    """Lays metadata next to a package's code, as an installation does; returns the environment in
+    which it is found."""
+    found = folder / "src" / f"{name.replace('-', '_')}-0.1.0.dist-info"
+    found.mkdir()
+    (found / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
+    own = tomllib.loads((folder / "pyproject.toml").read_text())
+    points = own["project"]["entry-points"]["turnwise"]
+    lines = "".join(f"{key} = {value}\n" for key, value in points.items())
+    (found / "entry_points.txt").write_text(f"[turnwise]\n{lines}")
+    return {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_new_package_passes_its_own_tests_and_the_linters(kind: Kind, tmp_path: Path) -> None:
+    name = f"acme-{kind.value}"
+    folder = write(tmp_path / name, kind, name)
+    environment = installed(folder, name)
+    run = lambda *command: subprocess.run(  # noqa: E731
+        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    done = run("pytest", "-q", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
+    (folder / "ruff.toml").write_text("line-length = 100\n")
+    for command in (("check", "--select", "E,F,I,UP,B"), ("format", "--check")):
+        done = run("ruff", *command, ".")
+        assert done.returncode == 0, done.stdout
+    whole = "".join(path.read_text() for path in folder.rglob("*") if path.suffix in (".py", ".md"))
+    for word in ("<NAME>", "<CLASS>", "<MODULE>", "<ENV>", "<USE>", "<HOOK>", "<API>"):
+        assert word not in whole
+
+
+@pytest.mark.slow
+def test_from_a_new_judge_to_a_wheel_that_a_run_uses(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The commands of docs/publish-a-judge.md, in a venv that has what Turnwise needs."""
+    done = Command("new", "judge", "acme-polite", cwd=tmp_path).wait()
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "acme-polite"
+    run = lambda *command: subprocess.run(  # noqa: E731
+        command, cwd=folder, check=True, capture_output=True, text=True
+    )
+    run(sys.executable, "-m", "build", "--wheel")
+    [wheel] = (folder / "dist").glob("*.whl")
+    run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
+    python = str(tmp_path / "venv" / "bin" / "python")
+    site = run(python, "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    Path(site, "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
+    run(python, "-m", "pip", "install", "--no-deps", str(wheel))
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(f"""
+policy: {model_folder()}
+threads: 1
+stages:
+  - rl: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 2, max_new_tokens: 6,
+         feedback: [environment, {{judge: acme-polite, words: [a], weight: 0.2}}]}}
+""")
+    done = subprocess.run(
+        [python, "-m", "turnwise", "run", str(config)], cwd=tmp_path, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 4), done.stderr
+    past = turnwise.PastRun(tmp_path / "runs" / "pipeline")
+    answers = past.ledger.feedback(run=past.id, sources=["acme-polite"])
+    assert len(answers) == 4
+
+
+@pytest.mark.parametrize("name", ["Acme", "a b", "-x", "acme--x", "1st"])
+def test_names_that_are_none(name: str, tmp_path: Path) -> None:
+    done = Command("new", "judge", "--folder", str(tmp_path / "x"), "--", name).wait()
+    assert (done.returncode, "small letters" in done.stderr) == (1, True)
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    done = Command("new", "judge", "acme-x", "--folder", str(tmp_path)).wait()
+    assert (done.returncode, "is there already" in done.stderr) == (1, True)
+    wrong = Command("new", "juge", "acme-x", cwd=tmp_path).wait()
+    assert (wrong.returncode, "judge" in wrong.stderr) == (2, True)
+
+
+def plugin(**names: object) -> ModuleType:
+    made = ModuleType("made")
+
+    @turnwise.hookimpl
+    def register_judges(register: Callable[..., None]) -> None:
+        register("made-judge", "builtins:dict")
+
+    vars(made).update({"register_judges": register_judges, **names})
+    return made
+
+
+def test_a_plugin_of_a_later_api_does_not_load() -> None:
+    turnwise.Plugins({"made": plugin(TURNWISE_API=VERSION)})
+    turnwise.Plugins({"made": plugin()})
+    for wrong in (VERSION + 1, "2"):
+        with pytest.raises(turnwise.PluginError, match="written for version .* of the plugin API"):
+            turnwise.Plugins({"made": plugin(TURNWISE_API=wrong)})
+
+
+def test_hooks_are_traced_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turnwise.Plugins({"made": plugin()})
+    assert "hook" not in capsys.readouterr().err
+    monkeypatch.setenv("TURNWISE_TRACE_HOOKS", "1")
+    turnwise.Plugins({"made": plugin()})
+    assert "turnwise: hook register_judges(register) calls made" in capsys.readouterr().err
