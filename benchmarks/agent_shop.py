@@ -3,7 +3,7 @@
     python benchmarks/agent_shop.py --seeds 0 1 2 --out runs/bench-agent-shop
 
 The agent (examples/agents/tool_loop.py) asks the policy by OpenAI's SDK. A Llama of four layers,
-made on the spot, first learns to repeat lists of words, numbers and addresses, then copies
+made on the spot, first learns to repeat lists of numbers, things and addresses, then copies
 demonstrators of the shop, who forget its policies in a third of their cases. From there the agent
 is trained by GRPO with turn credit on nothing but whether the database was right when the customer
 left, once for each seed. It and the policy that it began with serve 200 held-out customers, whose
@@ -17,26 +17,48 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import turnwise
-from shop import ENV, TOKENS, finish, untrained
+from shop import ENV, TOKENS, finish
+from transformers import AutoTokenizer
 from turnwise.engine.pipeline.progress import quiet
+from turnwise.envs.shop import COLOURS, HELD_OUT, NAMES, NOUNS
+from turnwise.learning import build_policy
 
 ROOT = Path(__file__).parent.parent
 EPISODES = 200
-COPIED, SHOWN = 20_000, 7000  # lists that are repeated first; demonstrations, and lists beside them
-COLOURS = ("red", "green", "blue", "black", "white")
-THINGS = ("pan", "mug", "bag", "lamp", "kettle", "clock", "rug", "chair", "mirror")
-NAMES = ("ann", "ben", "cleo", "dan", "eva", "finn", "gina", "hugo")
-SFT = {"batch_size": 64, "lr": 3e-3, "decay": 0.1, "micro_tokens": 16384}
+COPIED, SHOWN = 32_000, 6000  # lists that are repeated first; demonstrations
+THINGS = (*NOUNS, *HELD_OUT)
+SFT = {"decay": 0.1, "micro_tokens": 16384}
+# The tools by their signatures: their schemas are ten times as long.
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if loop.first and tools %}{% for tool in tools %} {{ tool.function.name }}("
+    "{{ (tool.function.parameters.properties or {}) | join(', ') }}){% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def untrained(folder: Path) -> None:
+    """Makes a model of random weights that knows the shop's words, and numbers digit by digit: an
+    order's number is copied, and what is copied must have been seen in other places."""
+    starts = [(start, 0) for start in turnwise.starts(ENV, 0, 300)]
+    seen = turnwise.rollout(turnwise.ScriptPlayer("demonstrator"), starts)
+    texts = [re.sub(r"\d", r" \g<0> ", m.content) for e in seen for m in e.messages]
+    texts += [f"{colour} {thing}" for colour in COLOURS for thing in THINGS] * 20
+    build_policy(folder, texts, seed=0, hidden=128, layers=4, heads=4, context=2048)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
 
 
 def copying(count: int, longest: int) -> list[dict[str, Any]]:
-    """Returns conversations in which a list is said, and repeated."""
+    """Returns conversations in which things are named, and repeated as a list."""
     rng = random.Random(0)
 
     def word() -> str:
@@ -47,10 +69,28 @@ def copying(count: int, longest: int) -> list[dict[str, Any]]:
             return f"{rng.choice(COLOURS)} {rng.choice(THINGS)}"
         return f"{rng.choice(NAMES)}@example.com"
 
-    said = [json.dumps([word() for _ in range(rng.randint(2, longest))]) for _ in range(count)]
+    rows = []
+    for _ in range(count):
+        named = [word() for _ in range(rng.randint(1, longest))]
+        listed = json.dumps(named)
+        asked = listed if rng.random() < 0.5 else f"It is {', '.join(named)}."
+        pair = zip(("user", "assistant"), (asked, listed), strict=True)
+        rows.append({"messages": [{"role": role, "content": text} for role, text in pair]})
+    return rows
+
+
+def shown(count: int) -> list[dict[str, Any]]:
+    """Returns conversations of demonstrators; each result of a tool is a message of its own, as
+    the agent sends them."""
+    starts = [(start, 0) for start in turnwise.starts(ENV, 0, count)]
     return [
-        {"messages": [{"role": role, "content": text} for role in ("user", "assistant")]}
-        for text in said
+        {
+            "messages": [
+                {"role": one.role, "content": one.content} for m in e.messages for one in m.unjoined
+            ],
+            "tools": e.tools,
+        }
+        for e in turnwise.rollout(turnwise.ScriptPlayer("demonstrator"), starts)
     ]
 
 
@@ -59,24 +99,16 @@ def beginning(folder: Path) -> str:
     model = folder / "model"
     if not model.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        starts = [(start, 0) for start in turnwise.starts(ENV, 0, SHOWN)]
-        shown = [
-            {"messages": [{"role": m.role, "content": m.content} for m in e.messages],
-             "tools": e.tools}
-            for e in turnwise.rollout(turnwise.ScriptPlayer("demonstrator"), starts)
-        ]  # fmt: skip
-        for name, rows in (
-            ("copy", copying(COPIED, 12)), ("rows", [*shown, *copying(SHOWN, 14)]),
-        ):  # fmt: skip
+        for name, rows in (("copy", copying(COPIED, 6)), ("shown", shown(SHOWN))):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(lines)
-        untrained(0, model)
+        untrained(model)
     policy = str(model)
-    for name, data, own in (
-        ("copy", "copy", {"epochs": 2, "steps_per_update": 50}),
-        ("mix", "rows", {"steps_per_update": 25}),
+    for name, own in (
+        ("copy", {"batch_size": 64, "lr": 3e-3, "steps_per_update": 50}),
+        ("shown", {"batch_size": 32, "lr": 2e-3, "epochs": 2, "steps_per_update": 25}),
     ):
-        sft = {**SFT, **own, "data": str(folder / f"{data}.jsonl")}
+        sft = {**SFT, **own, "data": str(folder / f"{name}.jsonl")}
         config = {"seed": 0, "name": name, "policy": policy, "stages": [{"sft": sft}]}
         policy = str(finish(config, folder / name).folder / "policy")
     return policy
