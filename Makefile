@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo demo-road demo-real test test-all test-adapters check bench install clean
+.PHONY: demo demo-road demo-real test test-all test-adapters check bench docs install clean
 
 install: $(VENV)/.installed
 
@@ -52,10 +52,14 @@ check: install
 	MYPYPATH=.mypy_path $(BIN)/mypy -p turnwise
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
+
 # beside TRL's own trainer, which is installed in a folder of its own
 bench: install
 	test -d .bench/trl || $(BIN)/python -m pip install --quiet --no-deps --target .bench trl==1.16.0
 	$(BIN)/python benchmarks/speed.py A-nano A-small --pairs 3 --trl .bench
 
 clean:
-	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf $(VENV) .bench .docs_path site .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

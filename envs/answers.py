@@ -80,7 +80,8 @@ def check_of(kind: str) -> Check:
 
     Args:
         kind: "numeric", "exact", "choice" (a letter, A to J), "regex" (the answer is a pattern that
-            the reply must contain), or "python:MODULE:FUNCTION", a function of reply and row.
+            the reply must contain), "none" (nothing is checked), or "python:MODULE:FUNCTION", a
+            function of reply and row.
 
     Raises:
         ValueError: there is no such check, or no such function.
@@ -150,4 +151,5 @@ CHECKS: Mapping[str, Check] = {
     "exact": Check(_exact, _no_text),
     "choice": Check(_choice, _no_letter),
     "regex": Check(_regex, _no_pattern),
+    "none": Check(lambda reply, row: 0.0, lambda row: ""),
 }

@@ -4,6 +4,10 @@ A row is a start: its prompt is the first observation, and the reply is checked 
 (see `answers`). A wrong one may be replaced, after `on_wrong`, while there are turns left. The
 reward comes with the last reply and is the check's score; success is a score of at least 1.
 
+With `answer: none` nothing is checked: rows need no answer, the environment pays nothing, and
+judges or reward functions say what a reply is worth. They find the row's columns in
+`episode.info["data"]`.
+
 Rows are JSONL, a folder that `datasets` saved, or what a function returns. Each has `prompt` (text,
 or messages, of which a first system message is the system prompt), `answer`, and perhaps `system`
 and `choices` (listed under the prompt as A, B, ...). Rows are known by their content: which ones
@@ -15,7 +19,7 @@ a row as there are rows visit each of them once.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -32,8 +36,8 @@ class Prompts(gymnasium.Env[str, str]):
     Args:
         data: a JSONL file, a folder that `datasets` saved, or "python:MODULE:FUNCTION", which
             returns rows.
-        answer: how replies are checked: "numeric", "exact", "choice", "regex" or
-            "python:MODULE:FUNCTION".
+        answer: how replies are checked: "numeric", "exact", "choice", "regex",
+            "python:MODULE:FUNCTION", or "none".
         turns: how many replies the player has.
         on_wrong: what is answered to a wrong reply.
         system: the system prompt, where a row has none of its own.
@@ -64,6 +68,7 @@ class Prompts(gymnasium.Env[str, str]):
         if not isinstance(on_wrong, str) or not isinstance(system, str):
             raise ValueError(f"on_wrong and system must be texts, got {on_wrong!r} and {system!r}")
         self._check, self.turns, self.on_wrong = check_of(answer), turns, on_wrong
+        self._unchecked = answer == "none"
         self._system, self._held_out, self._data, self._answer = system, held_out, data, answer
         self._rows()
 
@@ -83,7 +88,8 @@ class Prompts(gymnasium.Env[str, str]):
         key, self.row = task_of(self._rows(), options, number, self._data)
         self._left = self.turns
         system = self.row.get("system") or self._system
-        info = {"optimum": 1.0, "row": key}
+        columns = {k: v for k, v in self.row.items() if k not in ("prompt", "system")}
+        info = {"row": key, "data": columns} | ({} if self._unchecked else {"optimum": 1.0})
         return _asked(self.row), info | ({"system": system} if system else {})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -92,7 +98,8 @@ class Prompts(gymnasium.Env[str, str]):
         self._left -= 1
         done = score >= 1.0 or self._left == 0
         news = "" if done else self.on_wrong
-        return news, score if done else 0.0, done, False, {"success": score >= 1.0} if done else {}
+        found = {"success": score >= 1.0} if done and not self._unchecked else {}
+        return news, score if done else 0.0, done, False, found
 
 
 @lru_cache(maxsize=64)
@@ -102,23 +109,24 @@ def _split(data: str, stamp: int, held_out: float, answer: str) -> Splits:
     found: list[tuple[Any, Any, Mapping[str, Any]]] = []
     check = check_of(answer)
     for where, content in read_tasks(data):
-        row = _checked(content, where)
+        row = _checked(content, where, {"prompt"} if answer == "none" else {"prompt", "answer"})
         if fault := check.fault(row):
             raise ValueError(f"{where}: the answer {fault}")
-        whole = [row.get("system"), row.get("choices") or None, row["answer"]]
+        whole = [row.get("system"), row.get("choices") or None, row.get("answer")]
         found.append((row["prompt"].split(), whole, row))
     return split_tasks(found, held_out)
 
 
-def _checked(row: Any, where: str) -> Mapping[str, Any]:
+def _checked(row: Any, where: str, needed: Set[str]) -> Mapping[str, Any]:
     """Returns a row with its prompt as text, and the system prompt apart.
 
     Raises:
-        ValueError: it has no prompt or no answer, or a part of it is of another kind.
+        ValueError: it lacks what is needed, or a part of it is of another kind.
     """
-    if not isinstance(row, Mapping) or not {"prompt", "answer"} <= set(row):
+    if not isinstance(row, Mapping) or not needed <= set(row):
         has = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
-        raise ValueError(f"{where} must have `prompt` and `answer`; it has {has}")
+        wanted = " and ".join(f"`{key}`" for key in sorted(needed, reverse=True))
+        raise ValueError(f"{where} must have {wanted}; it has {has}")
     prompt, system, choices = row["prompt"], row.get("system"), row.get("choices")
     if system is not None and not isinstance(system, str):
         raise ValueError(f"{where}: `system` must be a text, got {system!r}")
@@ -155,7 +163,7 @@ def _expert(env: Prompts, rng: random.Random) -> Player:
     """Says the answer, or a row's `solution`, where the answer is a pattern."""
 
     def reply(messages: Sequence[Message]) -> str:
-        return str(env.row.get("solution", env.row["answer"]))
+        return str(env.row.get("solution", env.row.get("answer", "")))
 
     return reply
 

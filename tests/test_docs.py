@@ -507,3 +507,30 @@ def test_options_are_read_from_any_factory() -> None:
     assert options_of(lambda plugins, more=1e-6: None) == [
         Option("<lambda>", ("more",), ("1e-6",), "")
     ]
+
+
+def test_the_page_of_runs(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    stages = [
+        {"rl": {"env": "turnwise/SupportDesk-v0", "updates": 1, "groups": 2, "group_size": 2,
+                "max_new_tokens": 6}},
+        {"evaluate": {"env": "turnwise/SupportDesk-v0", "episodes": 2, "max_new_tokens": 6}},
+    ]  # fmt: skip
+    turnwise.Run({"policy": str(model_folder()), "stages": stages}, folder=tmp_path / "r").finish()
+    names: dict[str, Any] = {"folder": tmp_path / "r"}
+    for block in blocks("runs.md", "python"):
+        exec(compile(block, "docs/runs.md", "exec"), names)
+    assert {"id", "name", "folder", "metrics", "ledger", "policy"} <= set(dir(names["run"]))
+
+
+def test_the_page_of_publishing() -> None:
+    [block] = blocks("publish-a-plugin.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/publish-a-plugin.md", "exec"), names)
+    names["test_it_is_sound"]()
+    text = (DOCS / "publish-a-plugin.md").read_text()
+    from turnwise import testing
+
+    for name in dir(testing):
+        assert f"{name}(" in text or f"`{name}`" in text or name == "Unsound", name
+    commands = re.findall(r"^\$ ", text, re.MULTILINE)
+    assert len(commands) <= 6

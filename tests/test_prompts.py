@@ -15,6 +15,7 @@ import pytest
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from turnwise import testing
 from turnwise.engine.analysis.scores import score
 from turnwise.envs.answers import check_of, last_number, number
 from turnwise.envs.prompts import Prompts
@@ -85,7 +86,7 @@ def test_a_function_of_ones_own_checks() -> None:
     with pytest.raises(ValueError, match="nothing returned None, which is no number"):
         check_of(f"python:{__name__}:nothing").score("x", {"answer": 1})
     for wrong, why in (
-        ("numerical", "answer must be one of numeric, exact, choice, regex or python:MODULE"),
+        ("numerical", "answer must be one of numeric, exact, choice, regex, none or python:MODULE"),
         ("python:nowhere:f", "cannot import 'nowhere'"),
         (f"python:{__name__}:missing", "has no function 'missing'"),
     ):
@@ -304,3 +305,18 @@ def test_a_check_that_raises_costs_its_own_episode(tmp_path: Path) -> None:
     episodes = turnwise.rollout(turnwise.ScriptPlayer("expert"), [(s, 0) for s in starts])
     assert [e.ending for e in episodes] == ["failed", "failed"]
     assert "returned None, which is no number" in episodes[0].reason
+
+
+def test_prompts_without_answers_are_for_judges(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"Say {i}", "topic": i}) + "\n" for i in range(9))
+    )
+    kwargs = {"data": str(path), "answer": "none", "turns": 2, "on_wrong": "Again."}
+    played = testing.play("turnwise/Prompts-v0", "one", "two", **kwargs)
+    assert [t.observation.content for t in played.turns][1] == "Again."
+    assert (played.ending, played.env_return, played.success) == ("terminated", 0.0, None)
+    assert set(played.info["data"]) == {"topic"}
+    assert "optimum" not in played.info
+    with pytest.raises(ValueError, match="must have `prompt` and `answer`; it has prompt, topic"):
+        testing.play("turnwise/Prompts-v0", "one", data=str(path))
