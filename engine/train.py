@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ def train(
 
 def _new_folder(env: Any) -> Path:
     first = env[0] if isinstance(env, list) else env
+    first = first.get("id", "") if isinstance(first, Mapping) else first
     name = first if isinstance(first, str) else first[0] if isinstance(first, tuple) else "rl"
     stem = name.rsplit("/", 1)[-1].lower()
     number = 1

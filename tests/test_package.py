@@ -1,0 +1,76 @@
+"""What is published: a source distribution and a wheel that are whole, and say what they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The distributions, made of what git knows."""
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("dist")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT,
+                            capture_output=True, check=True).stdout  # fmt: skip
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("runs/"):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out)], cwd=copy,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return out
+
+
+def test_the_wheel_is_whole(built: Path) -> None:
+    [wheel] = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = message_from_string(
+            archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
+        )
+    packaged = {n.removeprefix("turnwise/") for n in names if n.startswith("turnwise/")}
+    ours = [p for part in ("engine", "envs", "judges", "plugins") for p in (ROOT / part).rglob("*")]
+    here = {
+        str(path.relative_to(ROOT))
+        for path in ours
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    here |= {path.name for pattern in ("*.py", "*.pyi", "py.typed") for path in ROOT.glob(pattern)}
+    assert here - packaged == set()  # code, types, templates, pages
+    assert {n.split("/")[0] for n in packaged} <= {n.split("/")[0] for n in here}  # no tests
+    assert metadata["Name"] == "turnwise"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert "Typing :: Typed" in metadata.get_all("Classifier", [])
+    assert "judges" in metadata.get_all("Provides-Extra", [])
+
+
+def test_the_source_distribution_has_what_its_tests_need(built: Path) -> None:
+    [source] = built.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed_there = (
+        "pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "mkdocs.yml",
+        "tests/conftest.py", "tests/support/clock.py", "docs/index.md", "examples/tools.py",
+        "benchmarks/shop.py", "engine/cli/packages/test.yml",
+    )  # fmt: skip
+    for needed in needed_there:
+        assert needed in names, needed
+
+
+def test_the_index_takes_both(built: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
