@@ -1,7 +1,9 @@
-"""docs/metrics.md has a line for every metric that a pipeline of all stages writes."""
+"""docs/metrics.md has a line for every metric that a pipeline of all stages writes, docs/errors.md
+one for every error."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import turnwise
+from turnwise.engine import errors
 from turnwise.learning import build_policy
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
@@ -57,3 +60,11 @@ def test_every_metric_has_a_line(tmp_path: Path) -> None:
     keys = {key for update in run.metrics for key in update}
     assert [k for k in sorted(keys) if not any(fnmatchcase(k, p) for p in known)] == []
     assert len(keys) > 100
+
+
+def test_every_error_has_a_line() -> None:
+    text = (PAGE.parent / "errors.md").read_text()
+    names = [name for name, kind in vars(errors).items()
+             if inspect.isclass(kind) and issubclass(kind, errors.TurnwiseError)]  # fmt: skip
+    assert len(names) > 20
+    assert [name for name in names if f"`{name}`" not in text and f".{name}`" not in text] == []
