@@ -7,8 +7,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 
-def on_config(config: Any) -> None:
-    """Links what belongs to the package."""
+def on_startup(**_: Any) -> None:
+    """Links what belongs to the package, before any plugin looks for it."""
     alone = ROOT / ".docs_path" / "turnwise"
     alone.mkdir(parents=True, exist_ok=True)
     parts = ("engine", "envs", "judges", "plugins", "*.py", "*.pyi", "py.typed")

@@ -88,8 +88,11 @@ class Prompts(gymnasium.Env[str, str]):
         key, self.row = task_of(self._rows(), options, number, self._data)
         self._left = self.turns
         system = self.row.get("system") or self._system
-        columns = {k: v for k, v in self.row.items() if k not in ("prompt", "system")}
-        info = {"row": key, "data": columns} | ({} if self._unchecked else {"optimum": 1.0})
+        info: dict[str, Any] = {"row": key}
+        if self._unchecked:
+            info["data"] = {k: v for k, v in self.row.items() if k not in ("prompt", "system")}
+        else:
+            info["optimum"] = 1.0
         return _asked(self.row), info | ({"system": system} if system else {})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:

@@ -111,6 +111,17 @@ def test_names_that_are_none(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("class", "a word of Python"), ("none", "a word of Python"), ("json", "would hide"),
+     ("turnwise", "would hide"), ("length", "there is a judge of this name")],
+)  # fmt: skip
+def test_names_that_are_taken(name: str, why: str, tmp_path: Path) -> None:
+    done = Command("new", "judge", name, cwd=tmp_path).wait()
+    assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+    assert not (tmp_path / name).exists()
+
+
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     done = Command("new", "judge", "acme-x", "--folder", str(tmp_path)).wait()
     assert (done.returncode, "is there already" in done.stderr) == (1, True)

@@ -319,4 +319,4 @@ def test_prompts_without_answers_are_for_judges(tmp_path: Path) -> None:
     assert set(played.info["data"]) == {"topic"}
     assert "optimum" not in played.info
     with pytest.raises(ValueError, match="must have `prompt` and `answer`; it has prompt, topic"):
-        testing.play("turnwise/Prompts-v0", "one", data=str(path))
+        Prompts(str(path))

@@ -14,7 +14,7 @@ import turnwise
 import yaml
 from support.command import Command
 from turnwise.engine.pipeline.config import Loader, setting
-from turnwise.engine.pipeline.overlay import lay_over
+from turnwise.engine.pipeline.overlay import lay_over, named_after
 from turnwise.engine.pipeline.schema import config_schema
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +58,24 @@ def test_a_setting_takes_its_place(text: str, stage: int, options: dict[str, Any
     others = [i for i in range(len(CONFIG["stages"])) if i != stage]
     assert [laid["stages"][i] for i in others] == [CONFIG["stages"][i] for i in others]
     assert CONFIG["stages"][0] == {"sft": None}  # what was given stays as it was
+
+
+def test_settings_and_secrets() -> None:
+    """A run's name, and with it its folder, tells none, and stays when one is changed."""
+    told = [named_after([("", setting(f"ledger=postgresql://u:{word}@h/db"))])
+            for word in ("s3cretpw99", "another88")]  # fmt: skip
+    assert told[0] == told[1]
+    assert "s3cret" not in told[0]
+
+
+def test_settings_keep_what_is_there() -> None:
+    seats = {"stages": [{"rl": {"env": {"id": "x", "seats": {0: "policy", 1: "random"}}}}]}
+    laid = lay_over(seats, {"stages": {"rl": {"env": {"seats": {1: {"policy": "other"}}}}}})
+    assert laid["stages"][0]["rl"]["env"]["seats"] == {0: "policy", 1: {"policy": "other"}}
+    judged = {"stages": [{"evaluate": {"judge": "pairwise"}}]}
+    laid = lay_over(judged, setting("stages.evaluate.judge.model=x"))
+    assert laid["stages"][0]["evaluate"]["judge"] == {"judge": "pairwise", "model": "x"}
+    assert lay_over({"policy": {"model": "a", "lora": {}}}, {"policy": "b"}) == {"policy": "b"}
 
 
 def test_settings_reach_into_repetitions_and_the_policy() -> None:
@@ -104,7 +122,22 @@ def test_files_and_settings_are_checked_and_name_the_run(
     read = turnwise.RunConfig.load(
         path, tmp_path / "more.yaml", setting("stages.rl.optimizer.lr=1e-3"), {"seed": 9}
     )
-    assert read.name == "pipeline-more-lr-0.001-seed-9"
+    assert re.fullmatch(r"pipeline-more-lr-0.001-seed-9-[0-9a-f]{6}", read.name)
+    assert turnwise.RunConfig.load(path, {"seed": 9}).name == "pipeline-seed-9"
+    names = {
+        turnwise.RunConfig.load(path, *map(setting, texts)).name
+        for texts in (
+            ["stages.rl.optimizer.lr=1"], ["stages.rl.max_new_tokens=1"], ["stages.rl.updates=1"],
+            ["stages.rl.optimizer.kl=0.1"], ["stages.rl.optimizer.kl=-0.1"],
+            ["stages.rl.feedback.0.weight=1"], [f"stages.rl.env={'x' * 150}"],
+            [f"stages.rl.env={'x' * 151}"], ["seed=1"], ["seed=2"],
+        )
+        if texts != ["stages.rl.feedback.0.weight=1"]
+    }  # fmt: skip
+    assert len(names) == 9
+    (tmp_path / "named.yaml").write_text(path.read_text() + "name: mine\n")
+    named = turnwise.RunConfig.load(tmp_path / "named.yaml", {"seed": 3})
+    assert named.name == "mine-seed-3"
     assert read.seed == 9
     rl = read.stages[0]["rl"]
     assert (rl["credit"], rl["updates"], rl["groups"]) == ("turn-returns", 4, 2)
@@ -130,9 +163,12 @@ def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(
     ).wait()
     assert done.returncode == 0, done.stderr
     shown, _, said = done.stdout.partition("\n\n")
+    assert shown.startswith("# All that holds")
     resolved = yaml.safe_load(shown)
     assert resolved["stages"][0]["rl"]["group_size"] == 3
     assert resolved["stages"][0]["rl"]["temperature"] == 1.0  # a default
+    assert resolved["stages"][0]["rl"]["optimizer"]["name"] == "grpo"
+    assert resolved["stages"][0]["rl"]["optimizer"]["clip"] == 0.2
     assert "pipeline-group_size-3" in said
     assert f"plays 60 conversations of 20 starts in {DESK}" in said
     assert "asks length about 60 conversations" in said
@@ -170,10 +206,12 @@ def test_the_schema_takes_every_pipeline_of_the_docs_and_no_misspelt_one() -> No
         assert [e.message[:200] for e in checker.iter_errors(plain)] == [], name
     base = {"policy": "x", "stages": [{"rl": {"env": DESK, "optimizer": {"lr": 1e-6}}}]}
     assert checker.is_valid(base)
+    assert checker.is_valid(lay_over(base, setting("stages.rl.optimizer.lr='1e-6'")))
     for wrong in (
         "stages.rl.optimizr=grpo", "stages.rl.optimizer.lrr=1", "stages.rl.updates=many",
         "stages.rl.feedback=[lenght]", "stages.rl.gold.evry=3", "sed=3", "stages.rl.updates=0",
-        "stages.rl.feedback=[{judge: length, max_word: 3}]", "stages=[{rll: {env: x}}]",
+        "stages.rl.feedback=[{judge: length, max_word: 3}]",
+        "stages.rl.updates='5x'", "stages=[{rll: {env: x}}]",
     ):  # fmt: skip
         assert not checker.is_valid(lay_over(base, setting(wrong))), wrong
 
@@ -181,7 +219,9 @@ def test_the_schema_takes_every_pipeline_of_the_docs_and_no_misspelt_one() -> No
 def test_a_pipeline_to_begin_with_can_be_run(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    for optimizer, more in (("grpo", ["--judge", "length"]), ("ppo", ["--no-lora"])):
+    for optimizer, more in (
+        ("grpo", ["--judge", "length"]), ("ppo", ["--no-lora"]), ("rejection", []),
+    ):  # fmt: skip
         out = tmp_path / f"{optimizer}.yaml"
         done = Command(
             "config", "new", str(out), "--model", str(model_folder()), "--env", DESK,
@@ -297,8 +337,19 @@ def test_an_evaluation_says_whether_the_policy_got_better(
     unclear = {**row, "success_low": -0.1}
     assert verdict({**scores, "policy - before": unclear}).startswith("Not that these starts")
     assert verdict(scores).startswith("It is not known")
+    other = {**scores, "old-policy - before": row}
+    assert verdict(other).startswith("It is not known")
     named = {f"{DESK}/{name}": each for name, each in {**scores, "policy - before": row}.items()}
     assert verdict(named).startswith(f"In {DESK}: Yes")
     config["stages"][1]["evaluate"]["before"] = False
     alone = turnwise.Run(config, folder=tmp_path / "alone").finish()
     assert turnwise.PastRun(alone.folder).evaluation.keys() == {"policy"}
+    evaluate = {"env": DESK, "episodes": 3, "max_new_tokens": 6, "players": ["random", "policy"]}
+    config["stages"] = [config["stages"][0], {"evaluate": evaluate}, {"evaluate": evaluate}]
+    last = turnwise.Run(config, folder=tmp_path / "last").finish()
+    assert "policy - before" in turnwise.PastRun(last.folder).evaluation
+    config["stages"] = [{"evaluate": evaluate}, {"evaluate": evaluate}]
+    untrained = turnwise.Run(config, folder=tmp_path / "untrained").finish()
+    assert turnwise.PastRun(untrained.folder).evaluation.keys() == {
+        "random", "policy", "random - policy"
+    }  # fmt: skip

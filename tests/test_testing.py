@@ -60,7 +60,12 @@ def test_our_optimizers_are_sound(name: str, plugins: turnwise.Plugins) -> None:
 
 def test_our_combiner_is_sound(plugins: turnwise.Plugins) -> None:
     weights = {"testing": 1.0, "environment": 1.0}
-    testing.check_combiner(plugins.create("combiner", "weighted", weights=weights))
+    testing.check_combiner(lambda: plugins.create("combiner", "weighted", weights=weights))
+    for name in ("mean", "majority", "dawid-skene"):
+        make = lambda name=name: plugins.create(  # noqa: E731
+            "combiner", "aggregate", weights=weights, aggregator=plugins.create("aggregator", name)
+        )
+        testing.check_combiner(make)
 
 
 def test_an_environment_of_ours_is_sound_and_plays_what_is_written_down() -> None:
@@ -192,6 +197,38 @@ def test_a_sound_judge_passes_a_random_one_if_that_is_meant() -> None:
     testing.check_judge(Async(), seconds=0.2)
     testing.check_judge(Chance(), random=True)
     testing.check_judge(lambda episode: float(len(episode.turns)))
+
+    class Limited(Fine):
+        """Holds what belongs to one loop, as an asynchronous client does."""
+
+        keyword = "please"  # no secret
+
+        def __init__(self) -> None:
+            self.slots, self.tokenizer = None, "gpt2"
+
+        def __repr__(self) -> str:
+            return f"Limited({self.tokenizer})"
+
+        async def score(self, episodes: Any) -> Any:
+            self.slots = self.slots or asyncio.Semaphore(1)
+            await self.slots.acquire()
+            asyncio.get_running_loop().call_soon(self.slots.release)
+            async with self.slots:
+                return Fine().score(episodes)
+
+    testing.check_judge(Limited())
+
+
+async def blocking(episode: turnwise.Episode) -> float:
+    time.sleep(0.3)
+    return 1.0
+
+
+def test_functions_are_looked_at_as_judges_are() -> None:
+    with pytest.raises(testing.Unsound, match="blocks its loop"):
+        testing.check_judge(blocking, seconds=0.2)
+    with pytest.raises(testing.Unsound, match="a failure is never a score"):
+        testing.check_judge(lambda e: 1.0, failing=lambda e: 1.0)
 
 
 def test_a_failure_that_is_scored_is_found() -> None:
@@ -390,6 +427,29 @@ class CountsTurnsWrong(Mailbox):
         return [dataclasses.replace(a, turn_scores=(1.0,) * 9) for a in super().receive()]
 
 
+class OnlyInTheLedger(Mailbox):
+    """Writes its answers into the ledger, and never again after a restart."""
+
+    answers_in_ledger = True
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        OnlyInTheLedger.made += 1
+        self.first = OnlyInTheLedger.made % 2 == 1
+
+    def open(self, context: Any) -> None:
+        self.ledger = context.ledger
+
+    def receive(self) -> Any:
+        return []
+
+    def put(self, request: Any) -> None:
+        if self.first:
+            super().put(request)
+            self.ledger.add_feedback(list(self.answers.values()))
+
+
 class LosesItsMemory(Mailbox):
     made = 0
 
@@ -420,6 +480,7 @@ class LosesItsMemory(Mailbox):
         (Scribbles, "it changes the episodes"),
         (ShowsToken, "its repr shows the secret in the attribute 'token'"),
         (CountsTurnsWrong, "it scores another number of turns"),
+        (OnlyInTheLedger, "what was asked before a restart is not answered after it"),
         (LosesItsMemory, "what was asked before a restart is not answered after it"),
     ],
 )
@@ -451,6 +512,12 @@ class Even(turnwise.CreditAssigner):
 class WholeBatch(Even):
     def assign(self, batch: Batch) -> Credit:
         return self.credit(batch, batch.outcome - batch.outcome.mean())
+
+
+class ByWidth(Even):
+    def assign(self, batch: Batch) -> Credit:
+        advantage = group_advantage(batch.outcome, batch.group, "mean")
+        return self.credit(batch, advantage / batch.mask.shape[1])
 
 
 class ByPlace(Even):
@@ -518,7 +585,8 @@ class Forgets(Even):
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (WholeBatch, "depends on padding, or on the conversations of other starts"),
+        (WholeBatch, "depends on the conversations of other starts"),
+        (ByWidth, "depends on padding"),
         (ByPlace, "depends on the order of the conversations"),
         (AtPadding, "its advantages are not 0 at padding"),
         (NotFinite, "its advantages are not all finite"),
@@ -588,6 +656,19 @@ class CountsPadding(Plain):
         return super().loss(policy, batch) * batch.mask.sum() / batch.mask.numel()
 
 
+class CountsPaddingByAdam(CountsPadding):
+    """Adam's first step hides it."""
+
+    def setup(self, policy: Any) -> None:
+        self.adam = torch.optim.Adam(policy.parameters(), lr=1e-3)
+
+    def state_dict(self) -> Any:
+        return {"adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.adam.load_state_dict(state["adam"])
+
+
 class Momentumless(Plain):
     def state_dict(self) -> Any:
         return {}
@@ -649,6 +730,7 @@ class Unlearns(Plain):
     [
         (Uphill, "less likely than what was not: look at the sign"),
         (CountsPadding, "its update depends on padding"),
+        (CountsPaddingByAdam, "its update depends on padding"),
         (Momentumless, "after its state was saved and loaded is another one"),
         (StepsOnNaN, "takes a step on advantages that are NaN"),
         (NoisyLoss, "its update differs from one time to the next"),
@@ -713,6 +795,15 @@ class FailureIsZero(Sums2):
         ]
 
 
+class AbstentionIsZero(Sums2):
+    def combine(self, group: Any, feedback: Any) -> Any:
+        silent = [f.target for f in feedback if f.status == "abstained"]
+        return [
+            Rewards(0.0, (0.0,) * len(e.turns)) if e.id in silent else r
+            for e, r in zip(group, super().combine(group, feedback), strict=True)
+        ]
+
+
 class LeavesOut(Sums2):
     def combine(self, group: Any, feedback: Any) -> Any:
         return super().combine(group, feedback)[:1]
@@ -759,17 +850,18 @@ class Fails(Sums2):
 @pytest.mark.parametrize(
     ("combiner", "fault"),
     [
-        (FailureIsZero(), "where every source has failed"),
-        (LeavesOut(), "it gives 1 rewards for 2 conversations"),
-        (FirstIsBest(), "depend on the order of the conversations"),
-        (LastWins(), "depend on the order in which feedback came"),
-        (Pops(), "it changes the episodes or the feedback"),
-        (NoRewards(), "which is neither Rewards nor NoReward"),
-        (OneTurn(), "have 1 turns, and the conversation 2"),
-        (Fails(), "it raises ValueError"),
+        (FailureIsZero, "where every source has failed"),
+        (AbstentionIsZero, "where every source has abstained"),
+        (LeavesOut, "it gives 1 rewards for 2 conversations"),
+        (FirstIsBest, "depend on the order of the conversations"),
+        (LastWins, "depend on the order in which feedback came"),
+        (Pops, "it changes the episodes or the feedback"),
+        (NoRewards, "which is neither Rewards nor NoReward"),
+        (OneTurn, "have 1 turns, and the conversation 2"),
+        (Fails, "it raises ValueError"),
     ],
 )
-def test_a_combiner_with_a_fault_is_found(combiner: Any, fault: str) -> None:
-    testing.check_combiner(Sums2())
+def test_a_combiner_with_a_fault_is_found(combiner: Callable[[], Any], fault: str) -> None:
+    testing.check_combiner(Sums2)
     with pytest.raises(testing.Unsound, match=fault):
         testing.check_combiner(combiner)

@@ -28,10 +28,8 @@ stages:
 {sft}  - rl:
       env: {env}
       # how the policy learns; the KL to the policy it began as keeps its language
-      optimizer: {{name: {optimizer}, lr: {lr}, kl: 0.02}}
-      # which turn earned the outcome (docs/credit.md)
-      credit: {credit}
-      # whose opinion counts: the environment's own reward, and judges (docs/judges.md)
+      optimizer: {{name: {optimizer}, lr: {lr}{kl}}}
+{credit}      # whose opinion counts: the environment's own reward, and judges (docs/judges.md)
       feedback: {feedback}
       updates: {updates}
       groups: 16         # starts per update
@@ -49,6 +47,10 @@ SFT = """\
       data: {data}    # conversations, one JSON object with `messages` per line
       epochs: 2
       lr: {lr}
+"""
+CREDIT = """\
+      # which turn earned the outcome (docs/credit.md)
+      credit: {}
 """
 LORA = "  lora: {r: 16, lora_alpha: 32}    # adapters are trained, and not all weights"
 
@@ -71,6 +73,8 @@ def new(
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Writes a commented pipeline; asks for what is not given, on a terminal."""
+    from ..pipeline.options import options_of
+    from ..pipeline.parts import declared
     from ..pipeline.run import Run
 
     import_module(module, context.obj)
@@ -78,11 +82,18 @@ def new(
         raise ConfigError(f"{out} is there already: give another name, or remove it")
     model = model or _asked("--model", "Which model", "Qwen/Qwen2.5-0.5B-Instruct")
     env = env or _asked("--env", "Which environment", "turnwise/SupportDesk-v0")
+    made = context.obj.factory("optimizer", optimizer)
+    known = {key for option in options_of(made) for key in option.keys}
+    kind = declared(context.obj, "optimizer", optimizer)
+    credit = ""
+    if "advantages" in kind.consumes:
+        credit = "{name: gae, lam: 0.95}" if "values" in kind.provides else "turn-returns"
     feedback: list[Any] = ["environment", *(judge or ())]
     text = PIPELINE.format(
         file=out, model=json.dumps(model), env=json.dumps(env),
         lora=LORA if lora else "", optimizer=optimizer, lr="1.0e-5" if lora else "1.0e-6",
-        credit="{name: gae, lam: 0.95}" if optimizer == "ppo" else "turn-returns",
+        kl=", kl: 0.02" if "kl" in known else "",
+        credit=CREDIT.format(credit) if credit else "",
         feedback=json.dumps(feedback), updates=updates,
         sft=SFT.format(data=json.dumps(str(demonstrations)), lr="1.0e-4" if lora else "1.0e-5")
         if demonstrations else "",
@@ -106,6 +117,7 @@ def _asked(option: str, question: str, default: str) -> str:
 def schema(
     context: typer.Context,
     out: Annotated[Path | None, typer.Argument(help="A file; default: print it.")] = None,
+    module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Writes the JSON schema of pipelines, as the installed plugins make it.
 
@@ -114,6 +126,7 @@ def schema(
     """
     from ..pipeline.schema import config_schema
 
+    import_module(module, context.obj)
     text = json.dumps(config_schema(context.obj), indent=1) + "\n"
     if out is None:
         print(text, end="")

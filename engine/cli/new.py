@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import keyword
 import re
+import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from importlib import metadata
@@ -13,6 +16,7 @@ import typer
 
 from ..errors import ConfigError
 from ..hookspecs import VERSION
+from ..pipeline.plugins import REGISTRIES, Plugins
 from ..util import files
 
 TEXTS = Path(__file__).parent / "packages"
@@ -30,6 +34,7 @@ class Kind(StrEnum):
 
 
 def new(
+    context: typer.Context,
     kind: Annotated[Kind, typer.Argument(help="What the package adds.")],
     name: Annotated[str, typer.Argument(help="Its name, such as acme-polite.")],
     folder: Annotated[
@@ -43,6 +48,8 @@ def new(
             f"a package's name is of small letters, digits and single hyphens, such as"
             f" acme-polite; got {name!r}"
         )
+    if problem := _taken(name, context.obj):
+        raise ConfigError(f"a package cannot be called {name!r}: {problem}")
     target = folder or Path(name)
     if target.exists():
         raise ConfigError(f"{target} is there already: choose another name or --folder")
@@ -56,6 +63,17 @@ def new(
         f"  turnwise plugins                       # lists it\n"
         "  python -m build                        # the wheel that others install"
     )
+
+
+def _taken(name: str, plugins: Plugins) -> str:
+    """Returns why a package's module, class or part cannot be called so; empty where it can."""
+    module = name.replace("-", "_")
+    if keyword.iskeyword(module) or keyword.iskeyword(module.capitalize()):
+        return "it is a word of Python"
+    if module in sys.stdlib_module_names or importlib.util.find_spec(module) is not None:
+        return "there is a module of this name, which it would hide"
+    taken = [kind for kind in REGISTRIES.values() if name in plugins.names(kind)]
+    return f"there is a {taken[0]} of this name" if taken else ""
 
 
 def package(kind: Kind, name: str) -> dict[str, str]:

@@ -30,6 +30,10 @@ def report(
 def compare(
     first: Annotated[Path, typer.Argument(help="A run's folder.")],
     second: Annotated[Path, typer.Argument(help="Another run's folder.")],
+    ledger: Annotated[str | None, LEDGER] = None,
+    other_ledger: Annotated[
+        str | None, typer.Option(help="The same of the second run's ledger.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compares two runs: what was asked otherwise, and their players on the starts that both
@@ -40,7 +44,7 @@ def compare(
     from ..report.compare import outcomes, settings_that_differ
     from ..report.scores import print_comparison
 
-    one, two = PastRun(first), PastRun(second)
+    one, two = PastRun(first, ledger), PastRun(second, other_ledger)
     settings, measured = settings_that_differ(one, two), outcomes(one, two)
     if as_json:
         asked, played = [asdict(each) for each in settings], [asdict(each) for each in measured]

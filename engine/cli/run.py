@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import TurnwiseError
+from ..util.secrets import redact
 from .app import MODULE, SETTINGS, import_module, load_config
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def run(
     options = ["--folder", str(folder)] if folder else []
     options += [word for text in given for word in ("--set", text)]
     options += ["--module", module] if module else []
-    again = shlex.join(["turnwise", "run", "--resume", *map(str, configs), *options])
+    again = redact(shlex.join(["turnwise", "run", "--resume", *map(str, configs), *options]))
     with Display(sys.stderr.isatty() and main, log=main) as display:
         going = Run(read, folder=folder, resume=resume, plugins=context.obj, on_status=display.show)
         try:
@@ -85,8 +86,7 @@ def _print_end(going: Run, again: str) -> None:
     """
     from ..pipeline.folder import read_evaluation
     from ..report.scores import print_scores
-    from ..report.verdict import verdict
-    from ..stages.evaluate import BEFORE
+    from ..report.verdict import PAIR, verdict
     from ..stages.rl.metrics import idle_stages, learned_nothing
     from ..stages.rl.stage import RL
 
@@ -105,7 +105,7 @@ def _print_end(going: Run, again: str) -> None:
         print(f"To go on from there:  {again}")
     if table := read_evaluation(going.folder):
         print_scores(table)
-        if any(name.endswith(f"- {BEFORE}") for name in table):
+        if any(name.rpartition("/")[2] == PAIR for name in table):
             print(f"Did it get better? {verdict(table)}")
     if going.paused:
         raise typer.Exit(3)
@@ -121,10 +121,14 @@ def _print_outline(planned: Run) -> None:
 
     from ..pipeline.claim import whole_config
 
-    print(yaml.safe_dump(whole_config(planned.config, planned.stages), sort_keys=False).rstrip())
+    print("# All that holds, every default written out; the run takes the config as it was given.")
+    print(yaml.safe_dump(whole_config(planned), sort_keys=False).rstrip())
     print(f"\nNothing was loaded, played or asked. It would go to {planned.folder}:")
     for label, stage in planned.stages:
         print(f"  {label}")
-        for line in stage.outline():
+        for line in stage.outline() or ["(says nothing of what it will do)"]:
             print(f"    {line}")
-    print("What judges would cost: `turnwise estimate`; what fits in memory: `turnwise fits`.")
+    print(
+        "What the judges of its play would cost: `turnwise estimate`; what fits in memory:"
+        " `turnwise fits`."
+    )

@@ -162,11 +162,13 @@ class RunConfig(Section):
             ConfigError: no such file, not YAML, or a config that is wrong.
         """
         data, others = _read(Path(path)), []
+        name = str(data.get("name") or Path(path).stem)
         for each in overlays:
             laid = dict(each) if isinstance(each, Mapping) else _read(Path(each))
             others.append(("" if isinstance(each, Mapping) else Path(each).stem, laid))
             data = lay_over(data, laid)
-        data.setdefault("name", Path(path).stem + named_after(others))
+        if not any("name" in laid for _, laid in others):
+            data["name"] = name + named_after(others)
         config = cls(**data)
         if not isinstance(config.policy, PolicyConfig):
             raise ConfigError(
@@ -231,7 +233,7 @@ def _read(path: Path) -> dict[str, Any]:
     policy = data.get("policy")
     model = policy.get("model") if isinstance(policy, dict) else policy
     if isinstance(model, str) and (local := path.parent / model).is_dir():
-        data["policy"] = {**(policy if isinstance(policy, dict) else {}), "model": str(local)}
+        data["policy"] = {**policy, "model": str(local)} if isinstance(policy, dict) else str(local)
     return data
 
 

@@ -27,6 +27,12 @@ KINDS = (
     "model",
 )
 
+# The kind of part that an option names, and the key under which a mapping names it.
+PARTS = {
+    "optimizer": "optimizer", "credit": "credit method", "combiner": "combiner",
+    "curriculum": "curriculum", "backend": "backend", "aggregator": "aggregator",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:

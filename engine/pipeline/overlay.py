@@ -7,16 +7,24 @@ An overlay is a mapping that holds what is to be otherwise, and nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..util.ids import derive_id
+from ..util.secrets import redacted
 from ..util.suggest import did_you_mean
 from ..util.wording import numbered
 
-# The key under which a mapping gives what stands alone otherwise: `optimizer: grpo` is
+# The key under which a mapping names what stands alone otherwise: `optimizer: grpo` is
 # `optimizer: {name: grpo}`.
-ALONE = {"policy": "model", "env": "id", "feedback": "judge"}
+ALONE = {
+    "policy": "model", "env": "id",
+    **dict.fromkeys(("feedback", "judge", "judges", "of", "first", "then"), "judge"),
+    **dict.fromkeys(
+        ("optimizer", "credit", "combiner", "curriculum", "backend", "aggregator"), "name"
+    ),
+}  # fmt: skip
 
 
 def lay_over(config: Any, overlay: Any, place: tuple[str, ...] = ()) -> Any:
@@ -38,9 +46,9 @@ def lay_over(config: Any, overlay: Any, place: tuple[str, ...] = ()) -> Any:
         return overlay
     if config is None:
         config = {}
-    if isinstance(config, str) and place:
-        named = next(key for key in reversed(place) if not key.isdigit())
-        config = {ALONE.get(named, "name"): config}
+    if isinstance(config, str):
+        named = next((key for key in reversed(place) if not key.isdigit()), "")
+        config = {ALONE[named]: config} if named in ALONE else {}
     if isinstance(config, list):
         found = list(config)
         for key, value in overlay.items():
@@ -53,7 +61,9 @@ def lay_over(config: Any, overlay: Any, place: tuple[str, ...] = ()) -> Any:
         raise ConfigError(
             f"{'.'.join(place)} is {config!r}, which has no {next(iter(overlay))!r} to set"
         )
-    laid = {key: lay_over(config.get(key), value, (*place, key)) for key, value in overlay.items()}
+    laid = {
+        key: lay_over(config.get(key), value, (*place, str(key))) for key, value in overlay.items()
+    }
     return {**config, **laid}
 
 
@@ -81,14 +91,22 @@ def settings_in(overlay: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, overlay
 
 
-def named_after(overlays: list[tuple[str, Any]]) -> str:
-    """Returns what a run's default name ends with, so that runs with other settings have other
-    folders: the further files, and each setting with its value.
+def named_after(overlays: Sequence[tuple[str, Any]]) -> str:
+    """Returns what a run's name ends with, so that runs with other settings have other folders: the
+    further files, and each setting with its value; what they are apart from that, as a digest.
+
+    Secrets are not told, and a run keeps its name when they change.
 
     Args:
         overlays: a file's name, or "" where there is none, and what is laid over.
     """
-    words = []
+    words, whole = [], []
     for file, overlay in overlays:
-        words += [file] if file else [f"{key}-{value}" for key, value in settings_in(overlay)]
-    return "".join("-" + re.sub(r"[^\w.+]+", "-", word).strip("-") for word in words)[:120]
+        for key, value in [] if file else settings_in(overlay):
+            hidden = redacted({key: value}) != {key: value}
+            words.append(key if hidden else f"{key}-{value}")
+        words += [file] if file else []
+        if set(overlay) != {"seed"}:  # which its name tells
+            whole.append(redacted(overlay))
+    text = "".join("-" + re.sub(r"[^\w.+-]+", "-", word).strip("-") for word in words)[:80]
+    return text + (f"-{derive_id(whole)[:6]}" if whole else "")

@@ -311,7 +311,10 @@ class Plugins:
 
 def _check_version(plugin: object) -> None:
     """Raises `PluginError` where a plugin was written for a later plugin API."""
-    wanted = vars(plugin).get("TURNWISE_API", hookspecs.VERSION)
+    try:
+        wanted: Any = plugin.TURNWISE_API  # type: ignore[attr-defined]
+    except AttributeError:
+        return
     if not isinstance(wanted, int) or wanted > hookspecs.VERSION:
         raise PluginError(
             f"it is written for version {wanted!r} of the plugin API, and this Turnwise has"

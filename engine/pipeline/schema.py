@@ -14,15 +14,11 @@ from pydantic import TypeAdapter
 
 from ..util.section import Section
 from .config import PolicyConfig, RunConfig
-from .options import KINDS, nested, options_of
+from .options import KINDS, PARTS, nested, options_of
 from .plugins import Plugins
 from .signature import annotations_of
 
-# The kind of part that an option names, and the key under which a mapping names it.
-PARTS = {
-    "optimizer": "optimizer", "credit": "credit method", "combiner": "combiner",
-    "curriculum": "curriculum", "backend": "backend", "aggregator": "aggregator",
-}  # fmt: skip
+NUMBER = r"^[-+]?[0-9.]+([eE][-+]?[0-9]+)?$"
 # How a feedback entry is asked, in addition to the judge's own options.
 ASKED = ("name", "weight", "deadline", "raters", "required", "share")
 
@@ -101,7 +97,17 @@ def _type(factory: Callable[..., Any], key: str) -> dict[str, Any]:
         schema = TypeAdapter(kind).json_schema()
     except Exception:  # a kind that JSON has no word for
         return {}
-    return {} if "$defs" in schema else schema
+    return {} if "$defs" in schema else _with_text(schema)
+
+
+def _with_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns a schema in which a number may be written as text, as a run takes it."""
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [_with_text(each) for each in schema["anyOf"]]}
+    if schema.get("type") not in ("number", "integer"):
+        return schema
+    more: dict[str, Any] = {key: schema[key] for key in ("title", "default") if key in schema}
+    return {**more, "anyOf": [schema, {"type": "string", "pattern": NUMBER}]}
 
 
 def _named(parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

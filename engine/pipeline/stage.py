@@ -25,6 +25,11 @@ class Stage(Section):
     may_change: ClassVar[Mapping[str, frozenset[str]]] = MappingProxyType({})
 
     @property
+    def trains_policy(self) -> bool:
+        """Whether it may change the policy."""
+        return True
+
+    @property
     def makes_comparisons(self) -> bool:
         """Whether it is there to have conversations compared, for later stages to train on."""
         return False

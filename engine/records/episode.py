@@ -221,7 +221,13 @@ class Episode:
         Args:
             credit: one number per turn, or none.
             note: what stands below it; default: what the episode is.
+
+        Raises:
+            ValueError: another number of credits than of turns.
         """
+        credit = [float(each) for each in credit]
+        if credit and len(credit) != len(self.turns):
+            raise ValueError(f"{len(credit)} credits for {len(self.turns)} turns")
         written = [("system", self.system, "", PLAIN)] if self.system is not None else []
         largest = max(map(abs, credit), default=0.0)
         for i, turn in enumerate(self.turns):

@@ -18,7 +18,7 @@ class Setting:
     """A key of the config that two runs have otherwise.
 
     Attributes:
-        key: its place, as `--set` takes it.
+        key: its place, with stages by the labels that they have in the run.
         first, second: what it is there; None: it is not set.
     """
 
@@ -81,42 +81,41 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def outcomes(first: PastRun, second: PastRun) -> list[Measured]:
-    """Returns how each player did that both runs evaluated, on the starts that both played.
+    """Returns how each player did that both runs evaluated, on the starts that both played, for
+    every stage `evaluate` of the first run.
 
-    The starts of `evaluate` are the same in all runs of one `seed` of that stage. Where a run
-    evaluated a player several times, its last time counts.
+    The starts of `evaluate` are the same in all runs of one `seed` of that stage.
     """
     one, two = _evaluated(first), _evaluated(second)
     found = []
-    for key in one:
-        if key not in two:
+    for (stage, env, player), mine in one.items():
+        others = [played for (_, *key), played in two.items() if key == [env, player]]
+        if not others:
             continue
-        (stage, mine), (_, theirs) = one[key], two[key]
+        theirs = max(others, key=lambda played: len(mine.keys() & played.keys()))
         shared = [start for start in mine if start in theirs]
         compared = (
             paired([mine[s] for s in shared], [theirs[s] for s in shared]) if shared else None
         )
-        found.append(Measured(stage, key[0], key[1], compared, len(mine), len(theirs)))
+        found.append(Measured(stage, env, player, compared, len(mine), len(theirs)))
     return found
 
 
-def _evaluated(run: PastRun) -> dict[tuple[str, str], tuple[str, dict[str, Episode]]]:
-    """Returns what each player played in the stages `evaluate`, by environment and player: the
-    stage's label, and the conversations by their start."""
-    found: dict[tuple[str, str], tuple[str, dict[str, Episode]]] = {}
+def _evaluated(run: PastRun) -> dict[tuple[str, str, str], dict[str, Episode]]:
+    """Returns what was played in each stage `evaluate`, in each environment and by each player, by
+    the conversations' starts."""
+    found: dict[tuple[str, str, str], dict[str, Episode]] = {}
     for label, options in stages_in(run.config).items():
-        if not label.startswith("evaluate"):
+        if label.partition("-")[0] != "evaluate":
             continue
         players = _names(options.get("players", ["policy"]))
         made = [m for m in run.metrics if m["stage"] == label]
         if any(key.split("/")[-2:-1] == [BEFORE] for m in made for key in m):
             players.append(BEFORE)  # it was played without being named
-        own: dict[tuple[str, str], dict[str, Episode]] = {}
         for episode in run.episodes(stage=label):
             if episode.slot < len(players):
-                key = episode.start.env, players[episode.slot]
-                own.setdefault(key, {})[episode.start.key] = episode
-        found |= {key: (label, played) for key, played in own.items()}
+                key = label, episode.start.env, players[episode.slot]
+                found.setdefault(key, {})[episode.start.key] = episode
     return found
 
 

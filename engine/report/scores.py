@@ -72,7 +72,7 @@ def print_comparison(
     console.print(asked if settings else "Both were asked the same.")
     results = Table("player", "starts", "success", "95 % interval", "outcome", "95 % interval")
     for one in measured:
-        two, who = one.difference, escape(f"{one.player} in {one.env}")
+        two, who = one.difference, escape(f"{one.player} in {one.env} ({one.stage})")
         if two is None or not two.pairs:
             results.add_row(who, "none", "", "", "", "")
             continue

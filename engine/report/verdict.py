@@ -7,13 +7,15 @@ from typing import Any
 
 from ..stages.evaluate import BEFORE
 
+PAIR = f"policy - {BEFORE}"
+
 
 def verdict(table: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns in a sentence or two whether the policy got better, as far as an evaluation says."""
     pairs = {
-        name.rpartition("policy - ")[0].rstrip("/"): row
+        name.rpartition("/")[0]: row
         for name, row in table.items()
-        if name.endswith(f"policy - {BEFORE}") and "pairs" in row
+        if name.rpartition("/")[2] == PAIR and "pairs" in row
     }
     if not pairs:
         return (

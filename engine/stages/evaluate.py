@@ -144,8 +144,8 @@ class Evaluate(SamplingOptions, Stage):
         episodes: starts per environment.
         players: "policy", names of the environment's own players, and `{name: ..., policy: folder}`
             for other policies. The first is compared with each of the others, start by start.
-        before: after stages that may have trained it, plays the policy that the run began with too,
-            as the player "before"; not where a `Policy` object was given.
+        before: after stages that train it, plays the policy that the run began with too, as the
+            player "before", which no judge is asked about; not where a `Policy` object was given.
         judge: one that compares; gives the first player's win rate, every pair shown in both
             orders.
         best_of: the policy as the best of n by a judge's score.
@@ -183,13 +183,20 @@ class Evaluate(SamplingOptions, Stage):
             raise ValueError(f"two players have the same name: {names}")
         return players
 
+    @property
+    def trains_policy(self) -> bool:
+        """False: it measures."""
+        return False
+
     def check(self, run: RunView) -> None:
         """Checks the environments and players, that policies' folders exist, and that judges fit
         their use."""
         names = [p if isinstance(p, str) else p.name for p in self.players]
         given = isinstance(run.config.policy, PolicyConfig)
+        stages = dict(run.stages)
+        trained = any(stages[label].trains_policy for label in run.before)
         self._with_before = bool(
-            self.before and given and run.before and "policy" in names and BEFORE not in names
+            self.before and given and trained and "policy" in names and BEFORE not in names
         )
         check_envs(
             self.env,
@@ -225,10 +232,11 @@ class Evaluate(SamplingOptions, Stage):
             f" {', '.join(names)}"
         ]
         if self._comparing:
-            pairs = 2 * self.episodes * (len(names) - 1) * len(self.env)
+            pairs = 2 * self.episodes * (len(self.players) - 1) * len(self.env)
             lines.append(f"asks {self._comparing.of_env[0][0].name} about {pairs:,} pairs")
         if self._scoring and self.best_of:
             number = max(self.best_of.n) * self.episodes * len(self.env)
+            lines.append(f"plays {number:,} conversations for the best of n")
             lines.append(f"asks {self._scoring.of_env[0][0].name} about {number:,} conversations")
         return lines
 
@@ -270,12 +278,14 @@ class Evaluate(SamplingOptions, Stage):
                         each.backend.refresh()  # the next one needs the room
                 table[label + name] = asdict(score(played[name]))
             [first, *rest] = players
+            if self._with_before and first != "policy":
+                pair = paired(played["policy"], played[BEFORE])
+                table[f"{label}policy - {BEFORE}"] = asdict(pair)
             for name in rest:
                 two = played[first], played[name]
-                judged = {} if self.judge is None else decided(run, lambda: self._judged(run, *two))  # noqa: B023
-                table[f"{label}{first} - {name}"] = asdict(
-                    paired(played[first], played[name], **judged)
-                )
+                asked = self.judge is not None and not (self._with_before and name == BEFORE)
+                judged = decided(run, lambda: self._judged(run, *two)) if asked else {}  # noqa: B023
+                table[f"{label}{first} - {name}"] = asdict(paired(*two, **judged))
             if self.best_of:
                 many = self._many(run, env, where, len(players), others)
                 best = decided(run, partial(self._best_of, run, many))

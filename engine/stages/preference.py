@@ -60,6 +60,11 @@ class Preference(Stage):
 
     _optimizer_by_options = field_validator("optimizer", mode="before")(of_the_default)
 
+    def outline(self) -> list[str]:
+        """Returns what it trains on."""
+        source = f"{self.data}, and " if self.data is not None else ""
+        return [f"makes {self.epochs} passes over {source}what the run has had compared"]
+
     def check(self, run: RunView) -> None:
         """Checks that there is something to learn from, and that the optimizer trains on it."""
         if self.data is not None and not self.data.exists():

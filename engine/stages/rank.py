@@ -97,6 +97,11 @@ class Rank(JudgedPlayOptions, Stage):
         ]
 
     @property
+    def trains_policy(self) -> bool:
+        """False: it plays and records."""
+        return False
+
+    @property
     def makes_comparisons(self) -> bool:
         """True: this stage records comparisons."""
         return True

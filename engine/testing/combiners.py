@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..protocols import Combiner
@@ -12,13 +14,13 @@ from .episodes import conversations
 from .faults import faults_of, short
 
 
-def check_combiner(combiner: Combiner, *, sources: tuple[str, ...] = ("testing",)) -> None:
+def check_combiner(make: Callable[[], Combiner], *, sources: Sequence[str] = ("testing",)) -> None:
     """Has groups of conversations rewarded, and lists what is wrong: rewards of another number, or
     that depend on the order of episodes or of feedback; a reward where every source has failed or
     abstained; feedback or episodes that it changes; what it raises.
 
     Args:
-        combiner: made with weights for `sources` and for "environment".
+        make: makes it, with weights for `sources` and for "environment".
         sources: the names of the sources that the feedback is of.
 
     Raises:
@@ -30,13 +32,11 @@ def check_combiner(combiner: Combiner, *, sources: tuple[str, ...] = ("testing",
         for i, e in enumerate(group)
         for source in sources
     ]
-    failed = [
-        Feedback.failed(e.id, "testing", stamp=Stamp(source=s)) for e in group for s in sources
-    ]
-    with faults_of(combiner) as faults:
+    with faults_of(make()) as faults:
 
         def combined(episodes: Any, feedback: Any) -> dict[str, Rewards | NoReward]:
             before = copy.deepcopy([e.to_dict() for e in episodes]), list(feedback)
+            combiner = make()  # what one has learned of an order is no fault
             try:
                 combiner.fit(feedback)
                 found = list(combiner.combine(episodes, feedback))
@@ -60,13 +60,26 @@ def check_combiner(combiner: Combiner, *, sources: tuple[str, ...] = ("testing",
             return {e.id: r for e, r in zip(episodes, found, strict=True)}
 
         base = combined(group, scores)
-        if combined(group[::-1], scores) != base:
+        if not _alike(combined(group[::-1], scores), base):
             faults.append("its rewards depend on the order of the conversations")
-        if combined(group, scores[::-1]) != base:
+        if not _alike(combined(group, scores[::-1]), base):
             faults.append("its rewards depend on the order in which feedback came")
-        for name, reward in combined(group, failed).items():
-            if isinstance(reward, Rewards):
-                faults.append(
-                    f"where every source has failed on {name!r} it gives {short(reward)}: a failure"
-                    " is never a number. Return NoReward with the reason"
-                )
+        for word, silent in (("failed", Feedback.failed), ("abstained", Feedback.abstained)):
+            nothing = [
+                silent(e.id, "testing", stamp=Stamp(source=s)) for e in group for s in sources
+            ]
+            for name, reward in combined(group, nothing).items():
+                if isinstance(reward, Rewards):
+                    faults.append(
+                        f"where every source has {word} on {name!r} it gives {short(reward)}: that"
+                        " is no number. Return NoReward with the reason"
+                    )
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Returns whether rewards are the same, up to rounding."""
+    return one.keys() == other.keys() and all(
+        type(a) is type(b)
+        and (not isinstance(a, Rewards) or math.isclose(a.outcome, b.outcome, abs_tol=1e-9))
+        for a, b in ((one[name], other[name]) for name in one)
+    )

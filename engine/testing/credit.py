@@ -49,12 +49,15 @@ def check_credit(
         )
         check.same(check.assign(batch(played[::-1]), "a batch in another order"), played[::-1],
                    "on the order of the conversations")  # fmt: skip
+        other = [conversation(("Well?", "word"), id="other", seed=98), *played]
+        check.same(check.assign(batch(other), "a batch with another start"), other,
+                   "on the conversations of other starts")  # fmt: skip
         long = conversation(*(("Well?", "word " * 6) for _ in range(7)), id="long", seed=99)
         wide = [long, *played]
         check.same(check.assign(batch(wide), "a batch with a longer conversation"), wide,
-                   "on padding, or on the conversations of other starts")  # fmt: skip
-        other = [_with_observations(e, 9) for e in played]
-        check.same(check.assign(batch(other), "conversations with longer observations"), other,
+                   "on padding")  # fmt: skip
+        longer = [_with_observations(e, 9) for e in played]
+        check.same(check.assign(batch(longer), "conversations with longer observations"), longer,
                    "on how many tokens the observations have: only what the policy chose may"
                    " count")  # fmt: skip
         check.restored()

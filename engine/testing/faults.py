@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import reprlib
 from collections.abc import Iterator
 from typing import Any
 
 from ..records.feedback import version_of
-
-SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+from ..util.secrets import redacted
 
 
 class Unsound(AssertionError):
@@ -41,7 +39,7 @@ def short(value: Any) -> str:
 def secret_faults(part: Any) -> list[str]:
     """Returns faults for each secret that a part shows in its `repr`, its text or its version.
 
-    A secret is a text in an attribute whose name speaks of a key, a token, a secret or a password.
+    A secret is a text whose attribute's name says so, by the rule by which runs hide them.
     """
     own = {name: value for name, value in vars(part).items() if isinstance(value, str) and value}
     shown = {"repr": repr(part), "str": str(part), "version": version_of(part)}
@@ -49,5 +47,5 @@ def secret_faults(part: Any) -> list[str]:
         f"its {place} shows the secret in the attribute {name!r}: logs and ledgers would keep it"
         for name, value in own.items()
         for place, text in shown.items()
-        if SECRET.search(name) and value in text
+        if redacted({name: value}) != {name: value} and value in text
     ]

@@ -4,6 +4,7 @@ would falsify a run."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -47,27 +48,30 @@ def check_judge(
         Unsound: with all faults.
     """
     chosen = list(episodes if episodes is not None else conversations())
-    if not isinstance(judge, (Judge, GroupJudge)):
-        judge = FunctionJudge(judge)
-    with faults_of(judge) as faults:
+    loop = asyncio.new_event_loop()  # one for all questions, as in a run
+    with contextlib.closing(loop), faults_of(judge) as faults:
         before = [copy.deepcopy(e.to_dict()) for e in chosen]
-        check = _Check(judge, seconds, faults)
-        if isinstance(judge, GroupJudge):
+        check = _Check(judge, loop, seconds, faults)
+        if isinstance(check.judge, GroupJudge):
             _check_ranking(check, chosen, random)
         else:
             _check_scores(check, chosen, random)
         if [e.to_dict() for e in chosen] != before:
             faults.append("it changes the episodes that it is shown: others see them too")
         if failing is not None:
-            _check_failing(_Check(failing, seconds, faults), chosen)
+            _check_failing(_Check(failing, loop, seconds, faults), chosen)
         faults += secret_faults(judge)
 
 
 class _Check:
     """Asks a judge, and notes what it raises and whether it blocks the loop."""
 
-    def __init__(self, judge: Any, seconds: float, faults: list[str]) -> None:
-        self.judge, self.seconds, self.faults = judge, seconds, faults
+    def __init__(
+        self, judge: Any, loop: asyncio.AbstractEventLoop, seconds: float, faults: list[str]
+    ) -> None:
+        self.function = None if isinstance(judge, (Judge, GroupJudge)) else judge
+        self.judge = judge if self.function is None else FunctionJudge(judge)
+        self.loop, self.seconds, self.faults = loop, seconds, faults
 
     def ask(self, argument: Sequence[Episode]) -> Any:
         """Returns the answer to one call.
@@ -75,12 +79,17 @@ class _Check:
         Raises:
             Exception: what the judge raises.
         """
-        compares = isinstance(self.judge, GroupJudge)
-        made = self.judge.rank(argument) if compares else self.judge.score(argument)
-        return asyncio.run(self._timed(made)) if inspect.isawaitable(made) else made
+        if self.function is not None and inspect.iscoroutinefunction(self.function):
+            for episode in argument:  # the engine awaits each by itself
+                self.loop.run_until_complete(self._timed(self.function(episode)))
+        given: Any = self.judge
+        made = given.rank(argument) if isinstance(given, GroupJudge) else given.score(argument)
+        if inspect.isawaitable(made):
+            return self.loop.run_until_complete(self._timed(made))
+        return made
 
     async def _timed(self, made: Any) -> Any:
-        longest, asking = 0.0, asyncio.ensure_future(made)
+        longest, asking = 0.0, asyncio.ensure_future(made, loop=self.loop)
         while not asking.done():
             began = time.perf_counter()
             await asyncio.wait([asking], timeout=BEAT)
@@ -173,6 +182,8 @@ def _check_ranking(check: _Check, episodes: Sequence[Episode], random: bool) -> 
     for episode in episodes:
         groups.setdefault(episode.group, []).append(episode)
     for key, group in groups.items():
+        if len(group) < 2:
+            continue  # there is nothing to compare, and a run does not ask
         names = [e.id for e in group]
         answer = check.answers(group, f"the conversations {', '.join(names)}")
         if answer is None:

@@ -271,6 +271,19 @@ class Revise(PlayOptions, Stage):
             )
         self._made = self.make_critic(run)
 
+    def outline(self) -> list[str]:
+        """Returns what is played, and what the critic is asked."""
+        count = self.updates * self.groups * self.group_size
+        return [
+            f"plays {count:,} conversations in {', '.join(env.id for env in self.env)}",
+            f"asks the critic {self._made.rounds} times about each of their replies",
+        ]
+
+    @property
+    def trains_policy(self) -> bool:
+        """False: it plays and records."""
+        return False
+
     @property
     def makes_conversations(self) -> bool:
         """True: this stage records conversations."""

@@ -51,6 +51,17 @@ class TrainRewardModel(Training, Stage):
     weights: Weights = {}
     steps_per_update: int = Field(default=25, ge=1)
 
+    @property
+    def trains_policy(self) -> bool:
+        """False: it trains another model."""
+        return False
+
+    def outline(self) -> list[str]:
+        """Returns what it learns from."""
+        where = f"and those in {self.data}" if self.data is not None else "so far"
+        passes = f"{self.epochs} passes over the comparisons {where}"
+        return [f"trains {self.members} reward models, {passes}"]
+
     def check(self, run: RunView) -> None:
         """Checks that there are comparisons to learn from, and that the weights fit them."""
         if self.data is not None and not self.data.exists():
