@@ -52,8 +52,16 @@ class RL(RLSettings):
         if self.episodes == "ledger":
             return [f"makes up to {self.updates} updates on conversations in the ledger"]
         starts, size = self.groups * self.updates, self.group_size
+        more = []
+        if self.gold:
+            measured = 1 + self.updates // self.gold.every
+            more.append(f"plays {self.gold.episodes} starts of `gold` up to {measured} times")
+        if self.audit:
+            times = f"{self.audit.rollouts} continuations of every turn"
+            more.append(f"audits {self.audit.episodes} conversations now and then, by {times}")
         return [
             f"makes {self.updates} updates of {self.groups} starts with {size} conversations each",
+            *more,
             *played(self.env, starts, size, self.max_turns, self.max_new_tokens),
             *asked(self._parts.sources, self.env, starts, size),
         ]
