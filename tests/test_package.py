@@ -74,3 +74,27 @@ def test_the_index_takes_both(built: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_types_reach_a_user_of_a_clone(tmp_path: Path) -> None:
+    """The install that README names for type checkers."""
+    run = lambda *command: subprocess.run(  # noqa: E731
+        command, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    clone = tmp_path / "clone"
+    assert run("git", "clone", "-q", str(ROOT), str(clone)).returncode == 0
+    assert run(sys.executable, "-m", "venv", "v").returncode == 0
+    python = str(tmp_path / "v" / "bin" / "python")
+    site = run(python, "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    Path(site, "ours.pth").write_text(f"{ours}\n")
+    strict = ("--config-settings", "editable_mode=strict")
+    done = run(python, "-m", "pip", "install", "-q", "--no-deps", "-e", str(clone), *strict)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "user.py").write_text(
+        "import turnwise\n\nrun = turnwise.PastRun('x')\nreveal_type(run.metrics)\nrun.metrcs\n"
+    )
+    done = run(python, "-m", "mypy", "user.py")
+    assert 'Revealed type is "list[dict[str, Any]]"' in done.stdout
+    assert 'has no attribute "metrcs"; maybe "metrics"' in done.stdout
