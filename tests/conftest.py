@@ -24,7 +24,7 @@ import turnwise
 from support.browsers import CHROMIUM, chromium
 from support.databases import cluster, new_database, program
 from support.models import LLAMA_LIKE, WORDS, configs
-from turnwise.learning import build_tokenizer
+from turnwise.learning import build_policy, build_tokenizer
 
 hypothesis.settings.register_profile(  # how long an example takes says how busy the machine is
     "turnwise", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -157,3 +157,10 @@ def browser() -> Iterator[Any]:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
     with chromium() as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny policy's folder, with room for a game's rules and the schemas of tools."""
+    folder, words = tmp_path_factory.mktemp("roomy"), ["hello there", "what is your order number?"]
+    return str(build_policy(folder, words, hidden=32, layers=2, heads=2, context=4096))

@@ -40,13 +40,13 @@ import turnwise
 import yaml
 from safetensors.torch import load_file
 from support import judges
-from support.clock import Clock
 from support.model_server import ModelServer
 from support.rating import next_task, person
 from turnwise.engine.exchange import reading
 from turnwise.engine.util.ids import derive_id
 from turnwise.learning import build_policy
 from turnwise.plugins.human.desk import Desk
+from turnwise.testing import Clock
 
 RENAMED: dict[str, str] = {}  # new name -> name at the commit where the hashes were recorded
 IMPORTED = {"messages": "talk"}  # the same, of the fields of records that are imported

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from turnwise.learning import build_policy
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -20,20 +19,14 @@ def blocks(page: str) -> list[str]:
 PAGES = [*sorted(path.name for path in DOCS.glob("coming-from-*.md")), "ppo-with-your-reward.md"]
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder, words = tmp_path_factory.mktemp("policy"), ["hello there", "what is your order number?"]
-    return str(build_policy(folder, words, hidden=32, layers=2, heads=2, context=4096))
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_the_scripts_of_the_page_train(
-    page: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, roomy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"hello {i} ?", "topic": "greeting"} for i in range(20)]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    names: dict[str, Any] = {"model": policy, "updates": 1}
+    names: dict[str, Any] = {"model": roomy, "updates": 1}
     for block in blocks(page):
         small = block.replace("max_new_tokens=64", "max_new_tokens=6, groups=2, max_turns=2")
         small = small.replace('"max_new_tokens": 64', '"max_new_tokens": 6, "max_turns": 2')

@@ -15,13 +15,13 @@ import pytest
 import turnwise
 from hypothesis import given
 from hypothesis import strategies as st
-from support.clock import Clock
 from turnwise.engine.errors import ConfigError, PluginError
 from turnwise.plugins.curricula.learnable import KEPT, Learnable
 from turnwise.plugins.curricula.staged import Staged
 from turnwise.plugins.curricula.uniform import Uniform
 from turnwise.protocols import Curriculum, GroupResult, StartNumber
 from turnwise.running import write_report
+from turnwise.testing import Clock
 
 
 class Luck(gymnasium.Env[str, str]):

@@ -11,30 +11,22 @@ from typing import Any
 import pytest
 import turnwise
 from support.command import Command
-from turnwise.learning import build_policy
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 PIPELINES = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny policy with room for a game's rules and the schemas of tools."""
-    folder, words = tmp_path_factory.mktemp("policy"), ["hello there", "what is your order number?"]
-    return str(build_policy(folder, words, hidden=32, layers=2, heads=2, context=4096))
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_trains(
-    name: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, roomy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(EXAMPLES))
     made = importlib.import_module(name)
     more: dict[str, Any] = {"seconds": 0.05} if name == "rating_with_delay" else {}
     try:
-        run = made.main(policy, updates=1, **more)
+        run = made.main(roomy, updates=1, **more)
     finally:
         del sys.modules[name]
     assert isinstance(run, turnwise.Run)

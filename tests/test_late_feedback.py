@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import turnwise
-from support.clock import Clock
 from support.echo import ECHO
 from support.episodes import NO_RUN, conversation
 from turnwise.engine.feedback.sources import Sources
@@ -23,6 +22,7 @@ from turnwise.engine.tensors import group_advantage, importance_weight
 from turnwise.judges.simulated import SimulatedPanel
 from turnwise.plugins.optimizers.grpo import GRPO
 from turnwise.plugins.optimizers.policy_loss import PolicyLoss, PolicyLossOptions
+from turnwise.testing import Clock
 
 HOUR = 3600.0
 RL = {"env": {"id": ECHO, "kwargs": {"turns": 2}}, "updates": 6, "groups": 2, "group_size": 3,

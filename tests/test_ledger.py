@@ -21,11 +21,11 @@ import sqlalchemy as sa
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.clock import Clock
 from support.databases import new_database
 from support.episodes import conversation
 from turnwise.engine.ledger.rows import Member
 from turnwise.engine.ledger.tables import FEEDBACK
+from turnwise.testing import Clock
 
 
 def episode(name: str, update: int = 1, slot: int = 0, seed: int = 1) -> turnwise.Episode:

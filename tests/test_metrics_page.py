@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import turnwise
 from turnwise.engine import errors
-from turnwise.learning import build_policy
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 DESK = "turnwise/SupportDesk-v0"
@@ -52,10 +51,8 @@ def patterns() -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_metric_has_a_line(tmp_path: Path) -> None:
-    words = ["hello there", "what is your order number?"]
-    model = build_policy(tmp_path / "m", words, hidden=32, layers=2, heads=2, context=2048)
-    run = turnwise.Run({"policy": str(model), "stages": STAGES}, folder=tmp_path / "r").finish()
+def test_every_metric_has_a_line(roomy: str, tmp_path: Path) -> None:
+    run = turnwise.Run({"policy": roomy, "stages": STAGES}, folder=tmp_path / "r").finish()
     known = patterns()
     keys = {key for update in run.metrics for key in update}
     assert [k for k in sorted(keys) if not any(fnmatchcase(k, p) for p in known)] == []

@@ -16,7 +16,6 @@ import sqlalchemy as sa
 import turnwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.clock import Clock
 from support.episodes import conversation
 from support.rating import RUN, fill, groups, heard, next_task, person, study
 from turnwise.engine.errors import PreferenceError
@@ -28,6 +27,7 @@ from turnwise.plugins.human.desk import Desk
 from turnwise.plugins.human.errors import DeskError, NotYours
 from turnwise.plugins.human.tables import EVENTS, ITEMS, LEASES, RATERS, SESSIONS, metadata
 from turnwise.running import keep
+from turnwise.testing import Clock
 
 
 @pytest.fixture

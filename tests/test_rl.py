@@ -13,12 +13,12 @@ import pytest
 import torch
 import turnwise
 from support import environments
-from support.clock import Clock
 from turnwise.engine.errors import OutOfMemory
 from turnwise.engine.feedback.sources import Sources
 from turnwise.engine.util.ids import derive_id
 from turnwise.plugins.optimizers.grpo import GRPO
 from turnwise.plugins.optimizers.ppo import PPO
+from turnwise.testing import Clock
 
 
 def run(

@@ -13,9 +13,9 @@ import pytest
 import turnwise
 import yaml
 from support.command import Command
+from turnwise.engine.cli.schema import config_schema
 from turnwise.engine.pipeline.config import Loader, setting
 from turnwise.engine.pipeline.overlay import lay_over, named_after
-from turnwise.engine.pipeline.schema import config_schema
 
 ROOT = Path(__file__).parent.parent
 DESK = "turnwise/SupportDesk-v0"

@@ -73,6 +73,9 @@ def new(
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Writes a commented pipeline; asks for what is not given, on a terminal."""
+    import yaml
+
+    from ..pipeline.config import Loader
     from ..pipeline.options import options_of
     from ..pipeline.parts import declared
     from ..pipeline.run import Run
@@ -98,12 +101,8 @@ def new(
         sft=SFT.format(data=json.dumps(str(demonstrations)), lr="1.0e-4" if lora else "1.0e-5")
         if demonstrations else "",
     )  # fmt: skip
+    Run(yaml.load(text, Loader), plugins=context.obj)  # checks all of it
     files.write(out, text)
-    try:
-        Run(str(out), plugins=context.obj)  # checks all of it
-    except Exception:
-        out.unlink()
-        raise
     print(f"{out} is written. What it would do:  turnwise run {out} --dry-run")
 
 
@@ -124,7 +123,7 @@ def schema(
     For editors with the YAML language server the first line of a pipeline says where it is: `#
     yaml-language-server: $schema=turnwise.schema.json`.
     """
-    from ..pipeline.schema import config_schema
+    from .schema import config_schema
 
     import_module(module, context.obj)
     text = json.dumps(config_schema(context.obj), indent=1) + "\n"

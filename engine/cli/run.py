@@ -119,7 +119,7 @@ def _print_outline(planned: Run) -> None:
     """Prints a run's whole config, and what each stage would do."""
     import yaml
 
-    from ..pipeline.claim import whole_config
+    from ..pipeline.parts import whole_config
 
     print("# All that holds, every default written out; the run takes the config as it was given.")
     print(yaml.safe_dump(whole_config(planned), sort_keys=False).rstrip())

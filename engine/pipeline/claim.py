@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 import re
@@ -15,14 +14,10 @@ import yaml
 
 from ..errors import CheckpointError, ConfigError, Damaged, DatabaseError
 from ..ledger.ledger import Ledger
-from ..protocols import RunView
 from ..util import files
 from ..util.secrets import redacted
-from ..util.section import Section
-from .config import RunConfig, flat
+from .config import RunConfig
 from .folder import read_config, read_metrics
-from .options import PARTS
-from .plugins import Plugins
 
 RESULTS = ("metrics.jsonl", "ledger.sqlite", "checkpoints")
 OWN = {
@@ -143,38 +138,11 @@ def is_unspent(folder: Path) -> bool:
 
 def shown_config(config: RunConfig) -> dict[str, Any]:
     """Returns a config as config.yaml shows it: what was asked, as plain data, secrets hidden."""
-    return _plain(config.model_dump(mode="python", exclude_defaults=True))
+    return plain_config(config.model_dump(mode="python", exclude_defaults=True))
 
 
-def whole_config(run: RunView) -> dict[str, Any]:
-    """Returns a run's config, its stages and their parts with all their defaults, as plain data,
-    secrets hidden."""
-    names = [next(iter(stage)) for stage in flat(run.config.stages)]
-    stages = zip(names, (stage for _, stage in run.stages), strict=True)
-    found = [
-        {
-            name: {
-                key: _whole_part(run.plugins, key, each) for key, each in stage.model_dump().items()
-            }
-        }
-        for name, stage in stages
-    ]
-    return _plain({**run.config.model_dump(), "stages": found})
-
-
-def _whole_part(plugins: Plugins, key: str, value: Any) -> Any:
-    """Returns a part that is named, with the defaults of its options."""
-    name = value.get("name") if isinstance(value, Mapping) else value
-    if key not in PARTS or not isinstance(name, str):
-        return value
-    kind = plugins.factory(PARTS[key], name)
-    if not (inspect.isclass(kind) and issubclass(kind, Section)):
-        return value
-    own = {k: v for k, v in value.items() if k != "name"} if isinstance(value, Mapping) else {}
-    return {"name": name, **kind(**own).model_dump()}
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config as plain data, secrets hidden."""
     return json.loads(json.dumps(redacted(config), default=str))
 
 

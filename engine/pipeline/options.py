@@ -27,7 +27,7 @@ KINDS = (
     "model",
 )
 
-# The kind of part that an option names, and the key under which a mapping names it.
+# The options that name a part, and the kind of part that it is.
 PARTS = {
     "optimizer": "optimizer", "credit": "credit method", "combiner": "combiner",
     "curriculum": "curriculum", "backend": "backend", "aggregator": "aggregator",

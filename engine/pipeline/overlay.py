@@ -15,15 +15,14 @@ from ..util.ids import derive_id
 from ..util.secrets import redacted
 from ..util.suggest import did_you_mean
 from ..util.wording import numbered
+from .options import PARTS
 
 # The key under which a mapping names what stands alone otherwise: `optimizer: grpo` is
 # `optimizer: {name: grpo}`.
 ALONE = {
     "policy": "model", "env": "id",
     **dict.fromkeys(("feedback", "judge", "judges", "of", "first", "then"), "judge"),
-    **dict.fromkeys(
-        ("optimizer", "credit", "combiner", "curriculum", "backend", "aggregator"), "name"
-    ),
+    **dict.fromkeys(PARTS, "name"),
 }  # fmt: skip
 
 

@@ -9,9 +9,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, PluginError
-from ..protocols import Aggregator, Combiner, CreditAssigner, Curriculum, Optimizer
+from ..protocols import (
+    Aggregator,
+    Combiner,
+    CreditAssigner,
+    Curriculum,
+    Optimizer,
+    RunView,
+)
+from ..util.section import Section
 from ..util.wording import numbered
+from .claim import plain_config
 from .config import PolicyConfig, RunConfig, flat
+from .options import PARTS
 from .plugins import Plugins
 from .stage import Stage
 
@@ -126,3 +136,26 @@ def make_stages(entries: Any, plugins: Plugins) -> list[tuple[str, Stage]]:
             )
         made.append((label, stage))
     return made
+
+
+def whole_config(run: RunView) -> dict[str, Any]:
+    """Returns a run's config, its stages and their parts with all their defaults, as plain data,
+    secrets hidden."""
+    names = [next(iter(stage)) for stage in flat(run.config.stages)]
+    stages = [
+        {name: {k: _whole_part(run.plugins, k, value) for k, value in stage.model_dump().items()}}
+        for name, (_, stage) in zip(names, run.stages, strict=True)
+    ]
+    return plain_config({**run.config.model_dump(), "stages": stages})
+
+
+def _whole_part(plugins: Plugins, key: str, value: Any) -> Any:
+    """Returns a part that is named, with the defaults of its options; as it is where it does not
+    declare them in a `Section`."""
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if key not in PARTS or not isinstance(name, str):
+        return value
+    kind = plugins.factory(PARTS[key], name)
+    if not (inspect.isclass(kind) and issubclass(kind, Section)):
+        return value
+    return {"name": name, **component(plugins, PARTS[key], value).model_dump()}

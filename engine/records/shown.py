@@ -17,15 +17,10 @@ def brief(record: Any) -> str:
     """Returns a record's `repr` without the fields that are as they are by default."""
     shown = []
     for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        default = (
-            field.default_factory()
-            if field.default_factory is not dataclasses.MISSING
-            else field.default
-        )
-        if field.repr and (field.default is dataclasses.MISSING or value != default):
-            if field.default_factory is not dataclasses.MISSING and value == default:
-                continue
+        value, default = getattr(record, field.name), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if field.repr and (default is dataclasses.MISSING or value != default):
             shown.append(f"{field.name}={value!r}")
     return f"{type(record).__name__}({', '.join(shown)})"
 

@@ -1,31 +1,10 @@
-"""Holds the clocks of the tests, whose time passes only when somebody sleeps."""
+"""Holds the clock of coroutines, whose time passes only while all of them sleep."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable
-
-
-class Clock:
-    """Tells a time that passes when a run sleeps, at least a second at once, or when a test sets
-    `now`.
-
-    Args:
-        now: the time it begins at, in seconds.
-        meanwhile: what happens while a run sleeps.
-    """
-
-    def __init__(self, now: float = 1000.0, meanwhile: Callable[[], None] = lambda: None) -> None:
-        self.now, self.meanwhile = now, meanwhile
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += max(seconds, 1.0)
-        self.meanwhile()
 
 
 class AsyncClock:

@@ -12,15 +12,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from ..feedback.specs import SETTINGS, Source
+from ..pipeline.config import PolicyConfig, RunConfig
+from ..pipeline.options import KINDS, PARTS, nested, options_of
+from ..pipeline.plugins import Plugins
+from ..pipeline.signature import annotations_of
 from ..util.section import Section
-from .config import PolicyConfig, RunConfig
-from .options import KINDS, PARTS, nested, options_of
-from .plugins import Plugins
-from .signature import annotations_of
 
 NUMBER = r"^[-+]?[0-9.]+([eE][-+]?[0-9]+)?$"
-# How a feedback entry is asked, in addition to the judge's own options.
-ASKED = ("name", "weight", "deadline", "raters", "required", "share")
 
 
 def config_schema(plugins: Plugins) -> dict[str, Any]:
@@ -125,8 +124,8 @@ def _named(parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _source(judges: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Returns the schema of an entry of `feedback`."""
-    kinds: dict[str, Any] = {"name": {"type": "string"}, "required": {"type": "boolean"}}
-    asked = {key: kinds.get(key, {"type": ["number", "null"]}) for key in ASKED}
+    known = _options(Source)["properties"]
+    asked = {key: known[key] for key in SETTINGS}
     environment: dict[str, Any] = {"environment": {"properties": {}}}
     others = {
         "type": "object",
