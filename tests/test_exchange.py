@@ -1021,7 +1021,7 @@ def test_export_of_a_run(
     config = (tmp_path / "r" / "config.yaml").read_text()
     assert ledger in config
     (tmp_path / "r" / "config.yaml").write_text(
-        config.replace(ledger, "postgresql+pg8000://***@host/db")
+        config.replace(ledger, "postgresql+psycopg://***@host/db")
     )
     with pytest.raises(
         turnwise.ConfigError, match="whose password is not kept: give the URL with --ledger"

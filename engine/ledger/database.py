@@ -69,7 +69,7 @@ class Database:
                 " postgresql://user@host/database"
             )
         try:
-            address = sa.make_url(re.sub(r"^postgres(ql)?://", "postgresql+pg8000://", where))
+            address = sa.make_url(re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", where))
             if (
                 address.get_backend_name() == "sqlite"
                 and address.database
@@ -77,7 +77,11 @@ class Database:
             ):
                 # Connections are opened later, when the working directory may be another one.
                 address = address.set(database=str(Path(address.database).absolute()))
-            self._engine = sa.create_engine(address, pool_logging_name=__name__)
+            self._engine = sa.create_engine(
+                address,
+                pool_logging_name=__name__,
+                pool_pre_ping=address.get_backend_name() != "sqlite",
+            )
             logging.getLogger(
                 f"sqlalchemy.pool.impl.{type(self._engine.pool).__name__}.{__name__}"
             ).setLevel(
@@ -102,22 +106,6 @@ class Database:
             if not create and not (file and Path(file).is_file()):
                 raise self.error(f"the {self.what} {self.url} is gone: there is no such file")
             self._tame_sqlite(lock_timeout)
-        else:
-            self._replace_dead_connections()
-
-    def _replace_dead_connections(self) -> None:
-        """Pings a connection that was used before as it leaves the pool. SQLAlchemy's own
-        `pool_pre_ping` does not know one that is reset: pg8000 lets the socket's error through."""
-
-        @sa.event.listens_for(self._engine, "checkout")
-        def leaves_the_pool(dbapi: Any, record: Any, proxy: Any) -> None:
-            if not record.info.setdefault("used", False):  # emptied for a new connection
-                record.info["used"] = True
-                return
-            try:
-                self._engine.dialect.do_ping(dbapi)
-            except (ConnectionError, self._engine.dialect.loaded_dbapi.Error) as error:
-                raise sa.exc.InvalidatePoolError() from error
 
     def _tame_sqlite(self, lock_timeout: float) -> None:
         @sa.event.listens_for(self._engine, "connect")
@@ -178,20 +166,15 @@ class Database:
             yield
         except sa.exc.IntegrityError:
             raise
-        # pg8000 lets some of the socket's own errors through; `settle` asks the driver itself
-        except (
-            sa.exc.DBAPIError,
-            ConnectionError,
-            self._engine.dialect.loaded_dbapi.Error,
-        ) as error:
-            words = _words(error)
-            if isinstance(error, (ConnectionError, sa.exc.InterfaceError)) or (
-                isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
-            ):
+        # `settle` asks the driver itself
+        except (sa.exc.DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:
+            cause = (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
+            words = " ".join(redact(str(cause)).split())
+            if not self._sqlite and _lost(error):
                 raise self.error(
-                    f"the {self.what} {self.url} cannot be used, it cannot be reached:"
-                    f" {redact(words)}. What was acknowledged stands; when it can be reached again,"
-                    " a run goes on with `turnwise run --resume`."
+                    f"the {self.what} {self.url} cannot be used, it cannot be reached: {words}."
+                    " What was acknowledged stands; when it can be reached again, a run goes on"
+                    " with `turnwise run --resume`."
                 ) from error
             if "locked" in words or "busy" in words or "lock timeout" in words:
                 raise self.error(
@@ -199,9 +182,7 @@ class Database:
                     " of it. Is another run or a rating service using this folder? Stop it, or"
                     " wait and try again."
                 ) from error
-            raise self.error(
-                f"the {self.what} {self.url} cannot be used: {redact(words)}"
-            ) from error
+            raise self.error(f"the {self.what} {self.url} cannot be used: {words}") from error
 
     def wipe(self) -> None:
         """Empties SQLite's journal, which holds what was deleted, too; where a reader needs it,
@@ -224,9 +205,9 @@ class Database:
         self._engine.dispose()
 
 
-def _words(error: Exception) -> str:
-    """Returns the driver's message as a sentence: pg8000's errors are mappings of the fields of
-    PostgreSQL's protocol."""
-    cause = (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
-    fields = cause.args[0] if cause.args else ""
-    return str(fields["M"]) if isinstance(fields, dict) and "M" in fields else str(cause)
+def _lost(error: Exception) -> bool:
+    """Returns whether a server was not reached, or the connection to it broke off: an error as one
+    connects has no statement."""
+    return isinstance(error, sa.exc.DBAPIError) and (
+        error.connection_invalidated or error.statement is None
+    )

@@ -62,13 +62,11 @@ def cluster() -> Iterator[str]:
 def wait_until_open(port: int) -> None:
     import time
 
-    import pg8000.dbapi
+    import psycopg
 
     for _ in range(6000):
         try:
-            pg8000.dbapi.connect(
-                "turnwise", host="127.0.0.1", port=port, database="postgres"
-            ).close()
+            psycopg.connect(host="127.0.0.1", port=port, user="turnwise", dbname="postgres").close()
             return
         except Exception:
             time.sleep(0.1)
@@ -80,7 +78,7 @@ def new_database(url: str, name: str) -> str:
     import sqlalchemy as sa
 
     engine = sa.create_engine(
-        url.replace("postgresql://", "postgresql+pg8000://") + "/postgres",
+        url.replace("postgresql://", "postgresql+psycopg://") + "/postgres",
         isolation_level="AUTOCOMMIT",
     )
     with engine.connect() as db:
