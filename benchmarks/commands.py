@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import turnwise
+import turnwise.engine.cli.main  # it gives the application its commands
 import typer
-from turnwise.engine.cli.main import app
+from turnwise.engine.cli.app import app
 from typer.cli import get_docs_for_click
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"

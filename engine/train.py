@@ -32,8 +32,8 @@ def train(
 ) -> Run:
     """Trains a policy on conversations and returns the finished run.
 
-        run = turnwise.train("Qwen/Qwen2.5-0.5B-Instruct", env="acme/Riddle-v0",
-        feedback=[Polite()], updates=200) run.policy.save_pretrained("riddler")
+        run = turnwise.train("Qwen/Qwen2.5-0.5B-Instruct", env="acme/Riddle-v0", updates=200)
+        run.policy.save_pretrained("riddler")
 
     Args:
         policy: a model's folder or hub name, a mapping of `PolicyConfig`, or a `Policy`.

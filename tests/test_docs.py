@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -10,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -534,3 +536,104 @@ def test_the_page_of_publishing() -> None:
         assert f"{name}(" in text or f"`{name}`" in text or name == "Unsound", name
     commands = re.findall(r"^\$ ", text, re.MULTILINE)
     assert len(commands) <= 6
+
+
+def _commands() -> list[tuple[str, str]]:
+    """Every line that runs `turnwise` on a page, with the page's name."""
+    root = DOCS.parent
+    pages = [*root.glob("*.md"), *DOCS.glob("*.md"), *root.glob("examples/*.md")]
+    found = []
+    for page in pages:
+        if page.name in ("CHANGELOG.md", "commands.md"):  # history; made of the code
+            continue
+        for line in re.findall(r"^ *(?:\$ |exec )(.*)$", page.read_text(), re.MULTILINE):
+            found += [
+                (page.name, words.strip())
+                for words in line.split(" && ")
+                if words.strip().startswith("turnwise ")
+            ]
+    return found
+
+
+def test_every_command_of_the_pages_is_one(plugins: turnwise.Plugins) -> None:
+    """Each command line of README and docs is understood: the command, its options, their values
+    and how many arguments it has."""
+    import shlex
+
+    import typer
+    from turnwise.engine.cli.main import app
+
+    plugins.call_commands(app)
+    program: Any = typer.main.get_command(app)
+
+    def understood(line: str) -> str:
+        command, (_, *words), name = program, shlex.split(line, comments=True), "turnwise"
+        try:
+            while hasattr(command, "commands"):
+                name, command, words = command.resolve_command(
+                    typer.Context(command, info_name=name), words
+                )
+            command.make_context(name, words)
+        except (SystemExit, Exception) as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    lines = _commands()
+    assert len(lines) > 40
+    wrong = [(page, line, why) for page, line in lines if (why := understood(line))]
+    assert wrong == []
+    for invented in (
+        "turnwise runn a.yaml", "turnwise run a.yaml --sed 1", "turnwise chat --seed x",
+        "turnwise new judg acme", "turnwise fits a b",
+    ):  # fmt: skip
+        assert understood(invented), invented
+
+
+def _blocks_of_all(language: str) -> Iterator[tuple[str, str]]:
+    """Every block of a language on any page, with the page's name."""
+    root = DOCS.parent
+    for page in [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("examples/*.md")]:
+        pattern = rf"^( *)```{language}\n(.*?)^\1```"
+        for indent, text in re.findall(pattern, page.read_text(), re.MULTILINE | re.DOTALL):
+            yield page.name, re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)
+
+
+def _names_of_ours(code: str) -> Iterator[tuple[str, str]]:
+    """The names that code takes from Turnwise, each with its module."""
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.ImportFrom(module=str(module)) if f"{module}.".startswith("turnwise."):
+                yield from ((module, each.name) for each in node.names)
+            case ast.Attribute(value=ast.Name(id="turnwise")):
+                yield "turnwise", node.attr
+
+
+def _there(module: str, name: str) -> bool:
+    whole = importlib.import_module(module)
+    return hasattr(whole, name) or importlib.util.find_spec(f"{module}.{name}") is not None
+
+
+def test_every_block_of_the_pages_can_be_read() -> None:
+    """Python compiles, and what it takes from Turnwise exists; YAML and JSON are such."""
+    blocks = {language: list(_blocks_of_all(language)) for language in ("python", "yaml", "json")}
+    assert all(blocks.values())
+    lost = {
+        (page, *name)
+        for page, code in blocks["python"]
+        for name in _names_of_ours(code)
+        if not _there(*name)
+    }
+    assert lost == set()
+    for page, text in blocks["yaml"]:
+        assert list(yaml.safe_load_all(text)), page
+    for _, text in blocks["json"]:
+        while text := text.strip():  # several, one after the other, are JSON lines
+            text = text[json.JSONDecoder().raw_decode(text)[1] :]
+    assert not _there("turnwise", "trian")
+
+
+def test_the_page_of_commands_is_made_of_the_command_line() -> None:
+    script = benchmark("commands")
+    text = script.PAGE.read_text()
+    assert text == script.page(text), "run `python benchmarks/commands.py`"
+    assert "## `turnwise rate`" in text, "a plugin's command"

@@ -254,6 +254,30 @@ def test_events_are_isolated_and_warn_once() -> None:
     assert heard == [1, 2]
 
 
+def test_a_hook_that_is_to_go_warns_with_what_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Marked as engine/hookspecs.py says: the plugin works on, and its author is told."""
+    with pytest.warns(DeprecationWarning, match="`round_finished` goes in 0.3: `update_finished`"):
+        plugins, heard = with_round_finished(monkeypatch)
+    plugins.call_event("round_finished", number=3)
+    assert heard == [3]
+
+
+def with_round_finished(monkeypatch: pytest.MonkeyPatch) -> tuple[Plugins, list[int]]:
+    from turnwise.engine import hookspecs
+
+    @hookspecs.hookspec(
+        warn_on_impl=DeprecationWarning("`round_finished` goes in 0.3: `update_finished` tells it")
+    )
+    def round_finished(number: int) -> None:
+        """Tells that a round is finished."""
+
+    heard: list[int] = []
+    monkeypatch.setattr(hookspecs, "round_finished", round_finished, raising=False)
+    return Plugins({"old": plugin(round_finished=lambda number: heard.append(number))}), heard
+
+
 def test_envs_are_registered_once_per_process() -> None:
     calls: list[int] = []
     mine = plugin(register_envs=lambda: calls.append(1))

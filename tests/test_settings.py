@@ -280,6 +280,7 @@ def test_two_runs_are_compared_and_a_past_one_is_looked_at(
     assert past.policy.model.num_parameters() == run.policy.model.num_parameters()
     figure = past.plot("return", stage="rl")
     assert [axes.get_ylabel() for axes in figure.axes] == ["return"]
+    assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook shows it as it stands"
     with pytest.raises(turnwise.ConfigError, match="no update has a metric 'retrn'"):
         past.plot("retrn")
     with pytest.raises(turnwise.ConfigError, match="no update is of a stage 'sft'"):

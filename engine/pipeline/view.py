@@ -130,7 +130,7 @@ class RunReader:
             ImportError: matplotlib is missing.
         """
         try:
-            from matplotlib.figure import Figure
+            from .figure import Picture
         except ImportError as error:
             raise ImportError(f"pictures need matplotlib: {install('plots')}") from error
         lines = self._lines(stage)
@@ -141,7 +141,7 @@ class RunReader:
         chosen = list(names) or [name for name in SHOWN if name in known]
         if not chosen:
             raise ConfigError(f"name the metrics to draw; there are {', '.join(known) or 'none'}")
-        figure = Figure(figsize=(8, 2.4 * len(chosen)), layout="constrained")
+        figure = Picture(figsize=(8, 2.4 * len(chosen)), layout="constrained")
         for axes, name in zip(
             figure.subplots(len(chosen), squeeze=False)[:, 0], chosen, strict=True
         ):
