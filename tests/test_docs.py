@@ -555,9 +555,10 @@ def _commands() -> list[tuple[str, str]]:
     return found
 
 
-def test_every_command_of_the_pages_is_one(plugins: turnwise.Plugins) -> None:
-    """Each command line of README and docs is understood: the command, its options, their values
-    and how many arguments it has."""
+@pytest.fixture(scope="module")
+def wrong_in(plugins: turnwise.Plugins) -> Callable[[str], str]:
+    """Returns what the command line finds wrong in a command, without running it: an unknown
+    command or option, a value, how many arguments there are. Nothing wrong is empty."""
     import shlex
 
     import typer
@@ -566,7 +567,7 @@ def test_every_command_of_the_pages_is_one(plugins: turnwise.Plugins) -> None:
     plugins.call_commands(app)
     program: Any = typer.main.get_command(app)
 
-    def understood(line: str) -> str:
+    def wrong(line: str) -> str:
         command, (_, *words), name = program, shlex.split(line, comments=True), "turnwise"
         try:
             while hasattr(command, "commands"):
@@ -578,15 +579,38 @@ def test_every_command_of_the_pages_is_one(plugins: turnwise.Plugins) -> None:
             return str(error) or type(error).__name__
         return ""
 
+    return wrong
+
+
+def test_every_command_of_the_pages_is_one(wrong_in: Callable[[str], str]) -> None:
     lines = _commands()
     assert len(lines) > 40
-    wrong = [(page, line, why) for page, line in lines if (why := understood(line))]
-    assert wrong == []
+    assert [(page, line, why) for page, line in lines if (why := wrong_in(line))] == []
     for invented in (
         "turnwise runn a.yaml", "turnwise run a.yaml --sed 1", "turnwise chat --seed x",
         "turnwise new judg acme", "turnwise fits a b",
     ):  # fmt: skip
-        assert understood(invented), invented
+        assert wrong_in(invented), invented
+
+
+def test_every_line_of_the_comparison_is_held_by_something(wrong_in: Callable[[str], str]) -> None:
+    """By tests that are there, scripts that are there, or commands that exist."""
+    root = DOCS.parent
+    rows = re.findall(r"^\| (?!-)(.*) \|$", (DOCS / "comparison.md").read_text(), re.MULTILINE)
+    held = [row.rsplit(" | ", 1)[1] for row in rows if not row.endswith("held by")]
+    assert len(held) > 20
+    targets = re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.MULTILINE)
+    for cell in held:
+        given = re.findall(r"`([^`]+)`", cell)
+        assert given, cell
+        for one in given:
+            kind, _, rest = one.partition(" ")
+            if kind == "turnwise":
+                assert not wrong_in(one), one
+            elif kind == "make":
+                assert rest in targets
+            else:
+                assert (root / (rest or kind)).is_file(), one
 
 
 def _blocks_of_all(language: str) -> Iterator[tuple[str, str]]:

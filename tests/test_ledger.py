@@ -13,15 +13,18 @@ import sys
 import time
 import uuid
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import turnwise
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.databases import new_database
+from support.echo import ECHO
 from support.episodes import conversation
 from turnwise.engine.ledger.rows import Member
 from turnwise.engine.ledger.tables import FEEDBACK
@@ -556,3 +559,25 @@ def test_no_error_of_the_ledger_says_the_password(secret: str) -> None:
         with pytest.raises(turnwise.LedgerError) as told:
             turnwise.Ledger(url)
         assert "Hunter2Secret" not in str(told.value)
+
+
+def test_a_password_that_libpq_finds_stands_in_no_config(
+    postgres: str, model_folder: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The URL without it is kept whole, so that the run's folder opens by itself."""
+    address = sa.make_url(new_database(postgres, f"t{uuid.uuid4().hex}"))
+    with sa.create_engine(address.set(drivername="postgresql+psycopg")).begin() as db:
+        db.exec_driver_sql("create role ada login password 'Hunter2Secret'")
+        db.exec_driver_sql("grant all on schema public to ada")
+    url = address.set(username="ada").render_as_string()
+    with pytest.raises(turnwise.LedgerError, match=r"cannot be reached: .*no password supplied"):
+        turnwise.Ledger(url)
+    monkeypatch.setenv("PGPASSWORD", "Hunter2Secret")
+    stage = {"env": ECHO, "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 5}
+    config = {"policy": str(model_folder()), "ledger": url, "stages": [{"rl": stage}]}
+    turnwise.Run(config, folder=tmp_path / "r").finish()
+    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["ledger"] == url
+    assert len(turnwise.PastRun(tmp_path / "r").episodes("rl")) == 4
+    kept = [p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()]
+    assert not any(b"Hunter2Secret" in one for one in kept)

@@ -44,6 +44,8 @@ def cluster() -> Iterator[str]:
             **as_user,
             **quiet,
         )
+        rules = Path(data) / "pg_hba.conf"  # the first that fits counts: this user has a password
+        rules.write_text("host all ada 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
