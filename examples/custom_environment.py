@@ -24,7 +24,7 @@ class Riddle(gymnasium.Env):
 
 
 def main(policy: str, updates: int = 20) -> turnwise.Run:
-    gymnasium.register("examples/Riddle-v0", Riddle, max_episode_steps=5)
+    gymnasium.register("examples/Riddle-v0", f"{__name__}:Riddle", max_episode_steps=5)
     problems = turnwise.check_environment("examples/Riddle-v0", episodes=3)
     assert not problems, problems
     return turnwise.train(
@@ -33,4 +33,4 @@ def main(policy: str, updates: int = 20) -> turnwise.Run:
 
 
 if __name__ == "__main__":
-    print(main(*sys.argv[1:2]))
+    print(main(sys.argv[1]))

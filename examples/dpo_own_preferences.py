@@ -33,4 +33,4 @@ def main(policy: str, updates: int = 1) -> turnwise.Run:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(sys.argv[1])

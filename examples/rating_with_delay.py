@@ -52,4 +52,4 @@ def main(policy: str, updates: int = 6, seconds: float = 3.0) -> turnwise.Run:
 
 
 if __name__ == "__main__":
-    print(main(*sys.argv[1:2]).frame()[["outcome", "waiting"]])
+    print(main(sys.argv[1]).frame()[["outcome", "waiting"]])

@@ -19,4 +19,4 @@ def main(policy: str, updates: int = 20) -> turnwise.Run:
 
 
 if __name__ == "__main__":
-    print(main(*sys.argv[1:2]))
+    print(main(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tarfile
@@ -94,7 +95,24 @@ def test_types_reach_a_user_of_a_clone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (tmp_path / "user.py").write_text(
         "import turnwise\n\nrun = turnwise.PastRun('x')\nreveal_type(run.metrics)\nrun.metrcs\n"
+        "turnwise.train('m', 'e', updates='3')\nturnwise.Feedback('e', scor=1)\n"
     )
     done = run(python, "-m", "mypy", "user.py")
     assert 'Revealed type is "list[dict[str, Any]]"' in done.stdout
     assert 'has no attribute "metrcs"' in done.stdout
+    assert "Found 3 errors" in done.stdout, done.stdout
+    for example in (ROOT / "examples").glob("*.py"):
+        (tmp_path / example.name).write_bytes(example.read_bytes())
+    if run(python, "-m", "pip", "install", "-q", "basedpyright").returncode:
+        pytest.skip("basedpyright cannot be had")
+    mode = {"typeCheckingMode": "standard", "exclude": ["clone", "v"]}  # pyright's own default
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(mode))
+    done = run(python, "-m", "basedpyright", "--outputjson", "--pythonpath", python)
+    checked = json.loads(done.stdout)
+    found = [(Path(d["file"]).name, d["rule"]) for d in checked["generalDiagnostics"]
+             if d["severity"] == "error"]  # fmt: skip
+    assert found == [
+        ("user.py", "reportAttributeAccessIssue"),
+        ("user.py", "reportArgumentType"),
+        ("user.py", "reportCallIssue"),
+    ]
