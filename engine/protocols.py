@@ -233,11 +233,7 @@ class Optimizer(Learns):
 
 
 class Backend(Protocol):
-    """Replies to many conversations at once.
-
-    Attributes:
-        rows: how many conversations may live at a time.
-    """
+    """Replies to many conversations at once. `rows`: how many may live at a time."""
 
     rows: int
 
@@ -265,7 +261,9 @@ class Backend(Protocol):
 
 
 class Combiner(Learns):
-    """Makes rewards of a group's feedback."""
+    """Makes rewards of a group's feedback. `turns`: sources whose scores of turns are rewards."""
+
+    turns: Sequence[str] = ()
 
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .errors import ConfigError
 from .pipeline.config import RunConfig
 from .pipeline.plugins import Plugins
 from .pipeline.progress import Display, in_a_line, quiet
@@ -26,6 +27,7 @@ def train(
     seed: int = 0,
     folder: str | Path | None = None,
     threads: int | None = None,
+    resume: bool = False,
     plugins: Plugins | None = None,
     on_status: Callable[[Status], None] | None = None,
     **options: Any,
@@ -45,6 +47,7 @@ def train(
         seed: everything random derives from it.
         folder: of the run; default: a new one under `runs/`.
         threads: torch's threads.
+        resume: go on with what the folder holds, exactly; from the start if nothing.
         plugins: default: those installed.
         on_status: instead of the progress display, which is shown on a terminal.
         options: any field of the `rl` stage (`groups`, `group_size`, `max_new_tokens`, ...).
@@ -52,6 +55,8 @@ def train(
     Raises:
         ConfigError, PluginError: the options cannot work; raised before anything is loaded.
     """
+    if resume and folder is None:
+        raise ConfigError("resume=True goes on with what a folder holds: give the run's `folder`")
     stage = {
         "env": env,
         "feedback": feedback,
@@ -70,7 +75,8 @@ def train(
     quiet()
     shown = on_status is None and sys.stderr.isatty()
     with Display(enabled=shown, log=on_status is None) as display:
-        run = Run(config, plugins=plugins, on_status=on_status or display.show)
+        shows = on_status or display.show
+        run = Run(config, resume=resume, plugins=plugins, on_status=shows)
         for update in run:
             if on_status is None and not shown and run.is_main:
                 print(in_a_line(update), file=sys.stderr, flush=True)

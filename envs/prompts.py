@@ -9,11 +9,11 @@ judges or reward functions say what a reply is worth. They find the row's column
 `episode.info["data"]`.
 
 Rows are JSONL, a folder that `datasets` saved, or what a function returns. Each has `prompt` (text,
-or messages, of which a first system message is the system prompt), `answer`, and perhaps `system`
-and `choices` (listed under the prompt as A, B, ...). Rows are known by their content: which ones
-are held out, and in what order seeds visit them, does not change when the file is shuffled or
-grows. No prompt is on both sides, with whatever system prompt, choices and answer. As many seeds in
-a row as there are rows visit each of them once.
+or messages: the last one is the user's, the first may be the system prompt, and those between were
+said before), `answer`, and perhaps `system` and `choices` (listed under the prompt as A, B, ...).
+Rows are known by their content: which ones are held out, and in what order seeds visit them, does
+not change when the file is shuffled or grows. No prompt is on both sides, with whatever system
+prompt, choices and answer. As many seeds in a row as there are rows visit each of them once.
 """
 
 from __future__ import annotations
@@ -90,10 +90,16 @@ class Prompts(gymnasium.Env[str, str]):
         system = self.row.get("system") or self._system
         info: dict[str, Any] = {"row": key}
         if self._unchecked:
-            info["data"] = {k: v for k, v in self.row.items() if k not in ("prompt", "system")}
+            info["data"] = {
+                k: v for k, v in self.row.items() if k not in ("prompt", "system", "before")
+            }
         else:
             info["optimum"] = 1.0
-        return _asked(self.row), info | ({"system": system} if system else {})
+        asked = _asked(self.row)
+        if before := self.row.get("before"):
+            info["parts"] = [*before, {"role": "user", "content": asked}]
+            asked = "\n\n".join(each["content"] for each in info["parts"])
+        return asked, info | ({"system": system} if system else {})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Checks a reply."""
@@ -116,7 +122,8 @@ def _split(data: str, stamp: int, held_out: float, answer: str) -> Splits:
         if fault := check.fault(row):
             raise ValueError(f"{where}: the answer {fault}")
         whole = [row.get("system"), row.get("choices") or None, row.get("answer")]
-        found.append((row["prompt"].split(), whole, row))
+        earlier = [word for each in row.get("before", ()) for word in each["content"].split()]
+        found.append(([*earlier, *row["prompt"].split()], whole, row))
     return split_tasks(found, held_out)
 
 
@@ -144,13 +151,15 @@ def _checked(row: Any, where: str, needed: Set[str]) -> Mapping[str, Any]:
     found = [m for m in messages if isinstance(m, Mapping) and isinstance(m.get("content"), str)]
     roles = [m.get("role") for m in found]
     asked = found[-1]["content"].strip() if found else ""
-    if len(found) != len(messages) or not asked or roles not in (["user"], ["system", "user"]):
+    own = {"system": found.pop(0)["content"]} if roles[:1] == ["system"] else {}
+    known = all(m.get("role") in ("user", "assistant") for m in found)
+    if len(found) + len(own) != len(messages) or not asked or roles[-1] != "user" or not known:
         raise ValueError(
-            f"{where}: `prompt` must be text, or a message of the user after perhaps one of the"
-            " system"
+            f"{where}: `prompt` must be text, or messages with a `role` and a `content`: perhaps"
+            " one of the system, then of user and assistant, the last one of the user"
         )
-    own = {"system": found[0]["content"]} if len(found) == 2 else {}
-    return {**row, **own, "prompt": found[-1]["content"]}
+    before = [{"role": m["role"], "content": m["content"]} for m in found[:-1]]
+    return {**row, **own, "prompt": found[-1]["content"], **({"before": before} if before else {})}
 
 
 def _asked(row: Mapping[str, Any]) -> str:

@@ -135,6 +135,13 @@ stages:
             "policy must be a model's folder or hub name",
         ),
         ("3: 4", "keys must be words, got 3"),
+        ("policy: x\nseed: 1\nseed: 2", "the key 'seed' is there already\n  line 3, column 1"),
+        ("policy: x\nstages: [{r1: {}}]", "no stage 'r1'. Did you mean 'rl'"),
+        (
+            "policy: x\nstages: [{rl: {env: turnwise/Maze-v0, feedback:"
+            " [{judge: 'os.path:basename', wieght: 1}]}}]",
+            "no option 'wieght'. Did you mean 'weight'",
+        ),
         ("policy: \xff\udcff", "not valid YAML"),
         ("[1, 2", "not valid YAML"),
         ("- 1", "must hold a mapping"),

@@ -26,12 +26,14 @@ def test_the_scripts_of_the_page_train(
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"hello {i} ?", "topic": "greeting"} for i in range(20)]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    names: dict[str, Any] = {"model": roomy, "updates": 1}
+    names: dict[str, Any] = {}
     for block in blocks(page):
         small = block.replace("max_new_tokens=64", "max_new_tokens=6, groups=2, max_turns=2")
         small = small.replace('"max_new_tokens": 64', '"max_new_tokens": 6, "max_turns": 2')
         small = small.replace('"updates": updates', '"updates": updates, "groups": 2')
         assert small != block
+        small = re.sub(r"^model = .*", f"model = {roomy!r}", small, flags=re.MULTILINE)
+        small = re.sub(r"^updates = .*", "updates = 1", small, flags=re.MULTILINE)
         exec(compile(small, page, "exec"), names)
         run = names["run"]
         update = run.metrics[-1]

@@ -428,6 +428,14 @@ def test_a_run_that_learned_ends_as_ever(
             "an option of the stage, called 'group_size'",
         ),
         ({"optimizer": {"name": "grpo", "cliprnge": 4}}, "Did you mean 'clip"),
+        (
+            {"optimizer": {"name": "ppo", "lam": 0.9}},
+            "an option of the credit method, called 'lam'",
+        ),
+        ({"train_dataset": []}, "`env: {id: turnwise/Prompts-v0"),
+        ({"reward_weights": [1.0]}, "a weight stands beside its source"),
+        ({"per_device_train_batch_size": 8}, "an update has `groups` starts of `group_size`"),
+        ({"output_dir": "out"}, "it is the run's `folder`"),
     ],
 )
 def test_wrong_numbers_and_other_libraries_names(rl: dict[str, Any], said: str) -> None:
@@ -436,44 +444,6 @@ def test_wrong_numbers_and_other_libraries_names(rl: dict[str, Any], said: str) 
             {"policy": "nowhere", "stages": [{"rl": {"env": ECHO, **rl}}]},
             folder="/nonexistent/run",
         )
-
-
-# Every number that is shown is explained.
-
-
-def test_every_metric_of_an_update_stands_on_a_page(
-    model_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    pages = "".join(
-        (DOCS / page).read_text()
-        for page in ("configuration.md", "optimizers.md", "preference-data.md")
-    )
-    shown: set[str] = set()
-    for name, optimizer in (
-        ("grpo", {"kl": 0.1, "kl_target": 1.0}),
-        ("ppo", {"target_kl": 1.0}),
-        ("rejection", {}),
-    ):
-        stage = {
-            "env": ECHO, "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 4,
-            "poll": 0.0,
-            "feedback": [lambda episode: float(episode.slot)],
-            "optimizer": {"name": name, **optimizer},
-        }  # fmt: skip
-        config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": stage}]}
-        shown |= set(turnwise.Run(config, folder=tmp_path / name).finish().metrics[0]) - {
-            "update",
-            "stage",
-            "time",
-        }
-    families = {
-        "seconds": "`seconds/...`",
-        "credit": "`credit/turn-1/mean`",
-        "weight": "`weight/stale-0`",
-        "left_out": "`left_out/...`",
-    }
-    lacking = sorted(m for m in shown if families.get(m.split("/")[0], f"`{m}`") not in pages)
-    assert lacking == []
 
 
 # The pages' credit methods.

@@ -32,7 +32,7 @@ STAGES: list[dict[str, Any]] = [
     {"preference": {"optimizer": "kto"}},
     {"rl": {**SMALL, "env": [[DESK, 0.5], ["turnwise/Maze-v0", 0.5]],
             "feedback": ["environment", "length", {"judge": "reward-model"}],
-            "optimizer": {"name": "ppo", "kl": 0.05, "kl_target": 6},
+            "optimizer": {"name": "ppo", "kl": 0.05, "kl_target": 6, "target_kl": 1.0},
             "gold": {"every": 1, "episodes": 4}, "audit": {"episodes": 1, "rollouts": 2}}},
     {"rl": {**PAID, "optimizer": {"name": "grpo", "kl": 0.05}, "curriculum": "learnable",
             "credit": "turn-returns", "resample": 1}},

@@ -195,6 +195,29 @@ def test_messages_choices_and_system_prompts(tmp_path: Path) -> None:
     assert env.step("B")[1:3] == (1.0, True)
 
 
+def test_what_was_said_before_stands_before(model_folder: Any, tmp_path: Path) -> None:
+    """A prompt of several messages, as other trainers take it: the reply goes on from there."""
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Largest?"},
+    ]
+    data = written(tmp_path, [{"prompt": said, "topic": "size"}])
+    kwargs = {"data": data, "answer": "none", "held_out": 0.0}
+    testing.check_environment(PROMPTS, episodes=2, **kwargs)
+    policy = turnwise.Policy.from_pretrained(model_folder())
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 5))
+    [start] = turnwise.starts(PROMPTS, 0, 1, kwargs=kwargs)
+    [episode] = turnwise.rollout(player, [(start, 0)])
+    asked = [m for message in episode.messages[:2] for m in message.unjoined]
+    assert [{"role": m.role, "content": m.content} for m in asked] == said
+    assert episode._repr_html_().count("<small>assistant</small>") == 2
+    assert episode.info["data"] == {"topic": "size"}
+    prompt = policy.tokenizer.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
+    assert list(episode.turns[0].prompt_ids) == list(prompt)
+
+
 def test_a_wrong_answer_may_be_replaced(tmp_path: Path) -> None:
     data = written(tmp_path, rows(1))
     env = Prompts(data, "numeric", turns=3, on_wrong="No. Again.", held_out=0.0)
@@ -222,7 +245,7 @@ def seven() -> list[dict[str, Any]]:
         ('{"prompt": "a", "answer": 1}\n\n{x\n', r"tasks.jsonl:3 is not JSON"),
         (
             '{"prompt": [], "answer": 1}\n',
-            "1: `prompt` must be text, or a message of the user",
+            "1: `prompt` must be text, or messages with a `role`",
         ),
         ('{"prompt": 5, "answer": 1}\n', "1: `prompt` must be text"),
         (

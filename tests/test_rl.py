@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 import turnwise
 from support import environments
+from support.echo import ECHO
 from turnwise.engine.errors import OutOfMemory
 from turnwise.engine.feedback.sources import Sources
 from turnwise.engine.util.ids import derive_id
@@ -861,3 +863,47 @@ def test_train_in_one_call(
     assert isinstance(
         done.policy.reply([{"role": "user", "content": "hello"}], max_new_tokens=5), str
     )
+
+
+def per_turn(episode: turnwise.Episode) -> list[float]:
+    return [float(turn.action.count("e")) for turn in episode.turns]
+
+
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [
+        ({}, True),
+        ({"feedback": ["environment", {"judge": per_turn, "weight": 0.1}]}, True),
+        ({"feedback": ["environment", {"judge": per_turn, "weight": 0}]}, False),
+        ({"combiner": {"name": "weighted", "turns": ["per_turn"]}}, False),
+        ({"credit": "judged"}, False),
+    ],
+)
+def test_scores_of_turns_that_nothing_reads_are_warned_of(
+    more: dict[str, Any], warned: bool, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    stage = {"env": {"id": ECHO, "kwargs": {"turns": 2}}, "feedback": [per_turn], "updates": 1,
+             "groups": 2, "group_size": 2, "max_new_tokens": 5}  # fmt: skip
+    config = {"policy": str(model_folder()), "stages": [{"rl": {**stage, **more}}]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = turnwise.Run(config, folder=tmp_path / "r").finish()
+    said = [w for w in caught if "'per_turn' scores turns only, and nothing" in str(w.message)]
+    assert bool(said) == warned
+    if "combiner" in more:
+        rewards = {m.episode: m.outcome for m in run.ledger.members(run.id)}
+        played = run.episodes("rl")
+        assert [rewards[e.id] for e in played] == [sum(per_turn(e)) for e in played]
+
+
+def test_train_goes_on_with_its_folder(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    small = {"env": ECHO, "groups": 2, "group_size": 2, "max_new_tokens": 5, "seed": 3}
+    given = {"policy": str(model_folder()), **small}
+    turnwise.train(**given, updates=1, folder=tmp_path / "r")
+    run = turnwise.train(**given, updates=2, folder=tmp_path / "r", resume=True)
+    whole = turnwise.train(**given, updates=2, folder=tmp_path / "whole")
+    assert [m["update"] for m in run.metrics] == [1, 2]
+    for a, b in zip(run.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(turnwise.ConfigError, match="give the run's `folder`"):
+        turnwise.train(**given, updates=2, resume=True)

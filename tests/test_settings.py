@@ -174,6 +174,11 @@ def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(
     assert "asks length about 60 conversations" in said
     assert "asks simulated-panel about 20 groups, 3 times each" in said
     assert f"plays 6 starts of {DESK} by policy, before" in said
+    assert resolved["stages"][0]["rl"]["credit"]["name"] == "outcome", "what goes with the optimizer"
+    assert "cannot load the policy" not in said
+    wrong = str(model_folder()) + "y"
+    done = Command("run", str(path), "--set", f"policy={wrong}", "--dry-run", cwd=tmp_path).wait()
+    assert f"cannot load the policy '{wrong}': there is no such folder" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 
@@ -287,6 +292,11 @@ def test_two_runs_are_compared_and_a_past_one_is_looked_at(
         past.frame("sft")
     with pytest.raises(turnwise.ConfigError, match="holds no run"):
         turnwise.PastRun(tmp_path)
+    with pytest.raises(turnwise.ConfigError, match=f"Did you mean '{past.folder}'"):
+        turnwise.PastRun(f"{past.folder}x")
+    for look in (past.episodes, past.trained):
+        with pytest.raises(turnwise.ConfigError, match="there is no update 99: made are 1 to 2"):
+            look(update=99)
 
 
 def test_records_are_short_where_they_are_printed_and_safe_in_a_page(

@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import pytest
@@ -74,6 +74,52 @@ def test_an_environment_of_ours_is_sound_and_plays_what_is_written_down() -> Non
     assert [t.action for t in played.turns] == ["What is the order number?", "Done."]
     again = testing.play("turnwise/SupportDesk-v0", "What is the order number?", "Done.", seed=3)
     assert [t.observation for t in again.turns] == [t.observation for t in played.turns]
+
+
+class Number(gymnasium.Env[str, str]):
+    """Says a number, and says it again; its expert does not care."""
+
+    observation_space = action_space = turnwise.Text(1000)
+    players: ClassVar[Any] = {"expert": lambda env, rng: lambda messages: "no"}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.keeper().number = int(self.np_random.integers(10**6))
+        self.left = 2
+        return f"remember {self.keeper().number}", {}
+
+    def step(self, action: str) -> Any:
+        self.left -= 1
+        right = str(self.keeper().number) in action
+        return f"it is {self.keeper().number}", 0.0, not self.left, False, {"success": right}
+
+    def keeper(self) -> Any:
+        return self
+
+
+class SharedNumber(Number):
+    def keeper(self) -> Any:
+        return SharedNumber
+
+
+@pytest.mark.parametrize(
+    ("made", "fault"),
+    [
+        (SharedNumber, "another transcript beside another episode"),
+        (Number, "its expert never succeeds"),
+    ],
+)
+def test_state_that_episodes_share_is_found(made: Any, fault: str) -> None:
+    """What Gymnasium's checker and one episode after the other do not show; more kinds stand in
+    tests/test_environment.py."""
+    gymnasium.register("planted/Number-v0", made, disable_env_checker=True)
+    try:
+        with pytest.raises(testing.Unsound, match=fault) as found:
+            testing.check_environment("planted/Number-v0", episodes=4)
+    finally:
+        gymnasium.registry.pop("planted/Number-v0")
+    assert ("beside another" in str(found.value)) == (made is SharedNumber)
 
 
 # Judges with a fault.
@@ -222,6 +268,11 @@ def test_a_sound_judge_passes_a_random_one_if_that_is_meant() -> None:
 async def blocking(episode: turnwise.Episode) -> float:
     time.sleep(0.3)
     return 1.0
+
+
+def test_a_judges_class_is_no_judge() -> None:
+    with pytest.raises(TypeError, match=r"give Fine\(\), not the class"):
+        testing.check_judge(Fine)
 
 
 def test_functions_are_looked_at_as_judges_are() -> None:
@@ -582,6 +633,13 @@ class Forgets(Even):
         self.mean = state["mean"]
 
 
+class ForgetsAll(Forgets):
+    """Learns, and has no state to save."""
+
+    def state_dict(self) -> Any:
+        return {}
+
+
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
@@ -596,6 +654,7 @@ class Forgets(Even):
         (WrongShape, "its advantages have the shape"),
         (Breaks, "it raises ValueError"),
         (Forgets, "after its state was saved and loaded it assigns other credit"),
+        (ForgetsAll, "after its state was saved and loaded it assigns other credit"),
     ],
 )
 def test_a_credit_method_with_a_fault_is_found(make: Callable[[], Any], fault: str) -> None:

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -81,9 +80,8 @@ def package(kind: Kind, name: str) -> dict[str, str]:
     module = name.replace("-", "_")
     cls = "".join(part.capitalize() for part in name.split("-"))
     words = {
-        "NAME": name, "MODULE": module, "CLASS": cls, "KIND": kind.value,
+        "NAME": name, "MODULE": module, "CLASS": cls, "KIND": kind.value, "A_KIND": CALLED[kind],
         "ENV": f"{module}/{cls}-v0", "API": str(VERSION),
-        "TURNWISE": ".".join(metadata.version("turnwise").split(".")[:2]),
     }  # fmt: skip
     words["HOOK"], words["USE"] = PARTS[kind]
     plugin = "plugin_environment" if kind is Kind.ENVIRONMENT else "plugin"
@@ -107,6 +105,11 @@ def _filled(text: str, words: Mapping[str, str]) -> str:
     return text
 
 
+CALLED: Mapping[Kind, str] = {
+    Kind.JUDGE: "A judge", Kind.FEEDBACK_SOURCE: "A feedback source",
+    Kind.ENVIRONMENT: "An environment", Kind.CREDIT: "A credit method",
+    Kind.OPTIMIZER: "An optimizer", Kind.COMBINER: "A combiner",
+}  # fmt: skip
 RL = "stages:\n  - rl: {env: turnwise/SupportDesk-v0, "
 # The hook that registers a kind, and how a config uses it.
 PARTS: Mapping[Kind, tuple[str, str]] = {

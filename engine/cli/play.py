@@ -24,6 +24,10 @@ SEATS = typer.Option(
     ' {"policy": FOLDER}, too.'
 )
 
+LIMIT = typer.Option(
+    min=1, help="Of a reply; default: as in the run that trained the policy, else 256."
+)
+
 
 def evaluate(
     policy: Annotated[str, typer.Argument(help="A model's folder or hub name.")],
@@ -33,12 +37,7 @@ def evaluate(
         list[str] | None, typer.Option(help="Also these players of the environment, e.g. expert.")
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Of a reply; default: as in the run that trained the policy, else 256."
-        ),
-    ] = None,
+    max_new_tokens: Annotated[int | None, LIMIT] = None,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     kwargs: Annotated[str, KWARGS] = "{}",
     seats: Annotated[str, SEATS] = "{}",
@@ -189,7 +188,7 @@ def chat(
         str | None, typer.Option(help="A system prompt, when you talk to the policy.")
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: Annotated[int | None, LIMIT] = None,
     options: Annotated[str, typer.Option(help="Reset options as JSON.")] = "{}",
     kwargs: Annotated[str, KWARGS] = "{}",
     seats: Annotated[str, SEATS] = "{}",
@@ -208,9 +207,10 @@ def chat(
             "name a policy to talk to, an --env to play yourself, or both to watch the policy play"
         )
     quiet()
+    limit = max_new_tokens or (256 if policy is None else _trained_limit(Path(policy)))
     if env is None:
         assert policy is not None
-        chat_command.with_policy(policy, system, temperature, max_new_tokens, seed)
+        chat_command.with_policy(policy, system, temperature, limit, seed)
     else:
         chosen = EnvConfig(
             id=env,
@@ -218,4 +218,4 @@ def chat(
             kwargs=mapping("--kwargs", kwargs),
             seats=mapping("--seats", seats),
         )
-        chat_command.in_environment(chosen, seed, policy, temperature, max_new_tokens)
+        chat_command.in_environment(chosen, seed, policy, temperature, limit)

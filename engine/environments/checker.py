@@ -4,10 +4,11 @@ not see."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .pool import Environments, call
 from .process import STARTING
 from .registry import starts
 
+PAIRS = 4  # of starts that are played beside each other
 JUNK = [
     "",
     "ok",
@@ -56,12 +58,12 @@ def check_environment(
     """Plays whole episodes and lists what is wrong, beyond what Gymnasium's checker sees; empty
     when all is well.
 
-    It plays each start twice with the same replies (are transcripts equal?), with the environment's
-    own players where it has any and with random text, empty replies and very long ones where it has
-    none. It reports: broken spaces and returns; text that is not `str`; rewards that are not
-    finite; episodes that never end; a reset that does not reset; a seed that is ignored; use of
-    global random state; returns above the stated optimum; an expert that fails; calls that hang or
-    raise.
+    It plays each start twice with the same replies (are transcripts equal?), and some beside
+    another one, step by step, with the environment's own players where it has any and with random
+    text, empty replies and very long ones. It reports: broken spaces and returns; text that is not
+    `str`; rewards that are not finite; episodes that never end; a reset that does not reset; a seed
+    that is ignored; state that episodes share; use of global random state; returns above the
+    stated optimum; an expert that fails; calls that hang or raise.
 
     Args:
         env_id: a registered id.
@@ -107,6 +109,8 @@ class _Check:
         self.problems: list[str] = []
         self.firsts: dict[str, set[str]] = {}
         self.differing: list[int] = []
+        self.together: list[tuple[int, int]] = []  # seeds whose episodes are other ones together
+        self.expert: list[Any] = []  # what its episodes report as `success`
 
     def play(self, episodes: int, limit: float) -> None:
         """Plays every start twice by every player."""
@@ -126,6 +130,7 @@ class _Check:
                 for start in chosen:
                     for player in [*traits.players, None]:
                         self._twice(instance, start, player)
+                self._side_by_side(instance, chosen[: 2 * PAIRS], [*traits.players, None])
         except EnvironmentBroke as error:
             self.problems.append(str(error))
         finally:
@@ -138,15 +143,46 @@ class _Check:
         if once != twice:
             self.differing.append(start.seed)
 
+    def _side_by_side(
+        self, instance: Instance, chosen: Sequence[Start], players: Sequence[str | None]
+    ) -> None:
+        """Plays starts in pairs, a step of each in turn, as a run does; where only one may live
+        there is nothing to find."""
+        limit, self.environments.limit = self.environments.limit, STARTING
+        if (other := self.environments.take(self.env_id, self.kwargs)) is None:
+            return
+        try:
+            call(self.environments, other, "make")
+            call(self.environments, other, "reset", chosen[0].seed, chosen[0].options)
+            self.environments.limit = limit
+            for a, b in zip(chosen[::2], chosen[1::2], strict=False):
+                for player in players:
+                    alone = [self._episode(instance, start, player) for start in (a, b)]
+                    steps = [self._steps(instance, a, player), self._steps(other, b, player)]
+                    rows = list(itertools.zip_longest(*steps))
+                    beside = [
+                        [step for step in own if step is not None]
+                        for own in zip(*rows, strict=True)
+                    ]
+                    if beside != alone:
+                        self.together.append((a.seed, b.seed))
+        finally:
+            self.environments.give(other, sound=False)
+
     def _episode(self, instance: Instance, start: Start, player: str | None) -> list[str]:
         """Plays an episode and returns its transcript."""
+        return list(self._steps(instance, start, player))
+
+    def _steps(self, instance: Instance, start: Start, player: str | None) -> Iterator[str]:
+        """Plays an episode step by step and yields its transcript."""
         noise = derive_id("check", self.seed, start.key, player)
         rng = random.Random(noise)
         seen: Observation = call(self.environments, instance, "reset", start.seed, start.options)
         optimum = seen.info.get("optimum")
         if "odd_optimum" in seen.info:
             self.problems.append(str(seen.info["odd_optimum"]))
-        contents, totals = [seen.message.content], defaultdict[str, float](float)
+        yield seen.message.content
+        totals = defaultdict[str, float](float)
         spoken: dict[str, list[Message]] = {}  # by seat; most environments have one
         for turn in range(self.max_turns):
             seat = seen.player
@@ -168,7 +204,7 @@ class _Check:
             totals[seat] += seen.reward
             for other, result in seen.seats.items():
                 totals[other] += result.reward
-            contents += [action, seen.message.content, repr(seen.reward), repr(seen.seats)]
+            yield repr((action, seen.message.content, seen.reward, seen.seats))
             if seen.terminated or seen.truncated:
                 break
         else:
@@ -184,7 +220,8 @@ class _Check:
             )
         if player == "expert" and optimum is not None and total < optimum - 1e-6:
             self.problems.append(f"its expert got {total:g} of {optimum:g} (seed {start.seed})")
-        return contents
+        if player == "expert":
+            self.expert.append(seen.info.get("success"))
 
     def _ask(self, instance: Instance, verb: str, *arguments: Any) -> Any:
         """Calls something of a player's."""
@@ -200,6 +237,15 @@ class _Check:
                 f"the same seed ({self.differing[0]}, for one) and the same replies gave two"
                 " different transcripts"
             )
+        if self.together and not self.differing:
+            first, second = self.together[0]
+            self.problems.append(
+                f"the same seed and replies gave another transcript beside another episode (seed"
+                f" {first} beside {second}, for one): what belongs to an episode must be kept on"
+                " `self`, and not on the class or in the module"
+            )
+        if self.expert and not any(self.expert) and None not in self.expert:
+            self.problems.append("its expert never succeeds")
         if any(len(texts) > 1 for texts in self.firsts.values()):
             self.problems.append(
                 "the first observation depends on earlier episodes: reset does not reset everything"

@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,7 +243,7 @@ def _made(entry: _Entry, plugins: Plugins) -> Giver:
     if isinstance(judge, str):
         known = plugins.names("judge")
         if judge in known:
-            _check_known(entry, plugins)
+            _check_known(judge, parameters_of(plugins.factory("judge", judge)) or [], entry.options)
             judge = plugins.create("judge", judge, **entry.options)
         elif ":" in judge:
             judge = _imported(judge, entry.options)
@@ -264,19 +264,18 @@ def _made(entry: _Entry, plugins: Plugins) -> Giver:
     )
 
 
-def _check_known(entry: _Entry, plugins: Plugins) -> None:
-    """Refuses an option that a registered judge does not take; near ones may be settings, which
-    all sources have."""
-    takes = parameters_of(plugins.factory("judge", entry.judge)) or []
+def _check_known(judge: str, takes: Sequence[inspect.Parameter], options: Iterable[str]) -> None:
+    """Refuses an option that a judge does not take; near ones may be settings, which all sources
+    have."""
     own = [
         p.name
         for p in takes
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "plugins"
     ]
-    for option in entry.options if not any(p.kind is p.VAR_KEYWORD for p in takes) else ():
+    for option in options if not any(p.kind is p.VAR_KEYWORD for p in takes) else ():
         if option not in own:
             raise PluginError(
-                f"judge {entry.judge!r} has no option {option!r}."
+                f"judge {judge!r} has no option {option!r}."
                 f"{did_you_mean(option, [*SETTINGS, *own])}"
             )
 
@@ -316,6 +315,7 @@ def _imported(path: str, options: Mapping[str, Any]) -> Any:
                 " derive it from turnwise.Judge (score), GroupJudge (rank) or FeedbackSource"
                 " (request, receive), or make its instances callable with an episode"
             )
+        _check_known(path, parameters_of(found) or [], options)
         options = checked_options(f"judge {path!r}", found, 0, options)
         try:
             return found(**options)
@@ -329,6 +329,7 @@ def _imported(path: str, options: Mapping[str, Any]) -> Any:
         raise PluginError(
             f"judge {path!r} is an object already and takes no options, got {sorted(options)}"
         )
+    _check_known(path, (parameters_of(found) or [])[1:], options)
     options = checked_options(f"judge {path!r}", found, 1, options)
     return functools.partial(found, **options)
 

@@ -21,7 +21,17 @@ from .overlay import lay_over, named_after
 
 
 class Loader(yaml.SafeLoader):
-    """A YAML loader that reads `1e-3` as a number, not a string."""
+    """A YAML loader that reads `1e-3` as a number, not a string, and refuses a key that a mapping
+    has twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns a mapping; raises `ConstructorError`, with the place, where a key comes again."""
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for i, (key, _) in enumerate(node.value):
+            if key.value in keys[:i] and isinstance(key.value, str):
+                again = f"the key {key.value!r} is there already"
+                raise yaml.constructor.ConstructorError(None, None, again, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 Loader.add_implicit_resolver(
@@ -222,7 +232,8 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        where = str(error).replace('in "<unicode string>", ', "")
+        raise ConfigError(f"{path} is not valid YAML: {where}") from error
     if not isinstance(data, dict):
         raise ConfigError(
             f"{path} must hold a mapping with `policy` and `stages`, not {type(data).__name__}"

@@ -13,6 +13,7 @@ import yaml
 from ..errors import CheckpointError, ConfigError, Damaged, LedgerError
 from ..ledger.ledger import Ledger
 from ..util.secrets import HIDDEN
+from ..util.suggest import near_names
 from ..util.wording import numbered
 from .checkpoint import UNREADABLE, Position, checkpoint_folders, position_in
 from .config import flat
@@ -52,8 +53,11 @@ def read_config(folder: Path) -> dict[str, Any]:
                 f"it should be a mapping with a list of `stages`, and is {type(config).__name__}"
             )
     except OSError as error:
+        beside = {str(p.parent) for p in folder.parent.glob("*/config.yaml")} - {str(folder)}
+        near = near_names(str(folder), beside)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise Damaged(
-            f"{folder} holds no run: its config.yaml cannot be read ({error.strerror})"
+            f"{folder} holds no run: its config.yaml cannot be read ({error.strerror}).{hint}"
         ) from error
     except (yaml.YAMLError, *UNREADABLE) as error:
         raise Damaged(

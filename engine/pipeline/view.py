@@ -80,12 +80,34 @@ class RunReader:
         raise TypeError(f"{type(self).__name__} does not say where its ledger is")
 
     def episodes(self, stage: str | None = None, update: int | None = None) -> list[Episode]:
-        """Returns the conversations of a run, or of a stage or an update of it, in order."""
-        return self.ledger.run_episodes(self.id, stage=stage, update=update)
+        """Returns the conversations of a run, or of a stage or an update of it, in order.
+
+        Raises:
+            ConfigError: the run has no such stage or update.
+        """
+        found = self.ledger.run_episodes(self.id, stage=stage, update=update)
+        if not found:
+            self._check_made(update, stage)
+        return found
+
+    def _check_made(self, update: int | None, stage: str | None = None) -> None:
+        """Raises `ConfigError` where the run has no such stage, or has not made the update."""
+        made = [m["update"] for m in self._lines(stage)]
+        if update is not None and update not in made:
+            whose, last = (
+                f" of {stage}" if stage else "",
+                f"{made[0]} to {made[-1]}" if made else "",
+            )
+            raise ConfigError(f"there is no update {update}{whose}: made are {last or 'none'}")
 
     def trained(self, update: int | None = None) -> list[Trained]:
         """Returns the conversations of an update, by default the last that trained on any, with
-        their rewards and each turn's credit, or why they were left out."""
+        their rewards and each turn's credit, or why they were left out.
+
+        Raises:
+            ConfigError: the run has not made the update.
+        """
+        self._check_made(update)
         if update is None:
             made = [m["update"] for m in self.metrics if m.get("trained")]
             if not made:

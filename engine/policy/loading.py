@@ -29,13 +29,14 @@ ADAPTER_FILES = (ADAPTERS, "adapter_model.safetensors")
 LOADING = threading.RLock()
 
 
-def find_model(name: str | Path, gguf: str | None = None) -> None:
+def find_model(name: str | Path, gguf: str | None = None, *, fetch: bool = True) -> None:
     """Checks that a model exists before anything is made for it: a folder with a model in it, or a
     name that the hub or its cache on this machine knows.
 
     Args:
         name: folder or hub name.
         gguf: the file in it that is to be loaded, where it is a GGUF file.
+        fetch: whether the hub is asked.
 
     Raises:
         PolicyError: there is none; the message names folders with similar names.
@@ -71,6 +72,8 @@ def find_model(name: str | Path, gguf: str | None = None) -> None:
     hint = f" Did you mean the folder {near[0]!r}?" if near else ""
     if Path(name).is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2:
         raise PolicyError(f"cannot load the policy {str(name)!r}: there is no such folder.{hint}")
+    if not fetch:
+        return
     try:
         if cached_file(str(name), notes[-1], _raise_exceptions_for_missing_entries=False) is None:
             cached_file(str(name), notes[0])

@@ -234,7 +234,7 @@ class Episode:
             marks = [f" · credit {credit[i]:+.3f}"] if credit else []
             marks += [f" · reward {turn.reward:g}"] if turn.reward else []
             colour = tint(credit[i], largest) if credit else BLUE
-            written.append((turn.observation.role, turn.observation.content, "", PLAIN))
+            written += [(m.role, m.content, "", PLAIN) for m in turn.observation.unjoined]
             written.append(("assistant", turn.action, "".join(marks), colour))
         if self.final:
             written.append((self.final.role, self.final.content, "", PLAIN))

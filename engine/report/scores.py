@@ -21,15 +21,18 @@ def print_scores(table: dict[str, dict[str, Any]]) -> None:
     shown = Table(
         "player", "outcome", "success", "95 % interval", "turns", "questions", *more_columns
     )
+    won = any("win_rate" in row for row in table.values())
     pairs = Table(
-        "pair", "success", "95 % interval", "outcome", "95 % interval", "wins by the judge"
-    )
+        "pair", "success", "95 % interval", "outcome", "95 % interval",
+        *(("wins by the judge",) if won else ()),
+    )  # fmt: skip
     for name, row in table.items():
         if "pairs" in row:
             pairs.add_row(
                 name, f"{row['success']:+.3f}", interval(row, "success_low", "success_high"),
                 f"{row['outcome']:+.3f}",
-                interval(row, "outcome_low", "outcome_high"), number(row, "win_rate"),
+                interval(row, "outcome_low", "outcome_high"),
+                *((number(row, "win_rate"),) if won else ()),
             )  # fmt: skip
         else:
             columns = number(row, "outcome"), number(row, "success"), interval(row, "low", "high")

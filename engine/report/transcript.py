@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..records.episode import Episode
+from ..records.episode import Episode, Message
 
 SPEAKERS = {"system": "System", "user": "Customer", "assistant": "Agent", "tool": "Tool"}
 
@@ -32,9 +32,8 @@ def transcript(episode: Episode, *, user: str = "Customer") -> str:
 
     lines = passage("system", episode.system) if episode.system else []
     for turn in episode.turns:
-        lines += passage(turn.observation.role, turn.observation.content) + passage(
-            "assistant", turn.action
-        )
+        for message in (*turn.observation.unjoined, Message("assistant", turn.action)):
+            lines += passage(message.role, message.content)
         if turn.reward:
             lines += [f"*reward {turn.reward:g}*", ""]
     if episode.final:

@@ -69,6 +69,8 @@ class _Check:
     def __init__(
         self, judge: Any, loop: asyncio.AbstractEventLoop, seconds: float, faults: list[str]
     ) -> None:
+        if isinstance(judge, type):
+            raise TypeError(f"check_judge takes a judge: give {judge.__name__}(), not the class")
         self.function = None if isinstance(judge, (Judge, GroupJudge)) else judge
         self.judge = judge if self.function is None else FunctionJudge(judge)
         self.loop, self.seconds, self.faults = loop, seconds, faults

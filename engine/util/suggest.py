@@ -16,6 +16,7 @@ SYNONYMS = {
     "clip_eps": "clip", "eps_clip": "clip",
     "epsilon_high": "clip_high", "clip_ratio_high": "clip_high", "loss_type": "loss",
     "loss_agg_mode": "loss_mean",
+    "whiten_rewards": "reward_whiten",
     "num_iterations": "epochs", "ppo_epochs": "epochs", "num_ppo_epochs": "epochs",
     "num_train_epochs": "epochs", "n_epochs": "epochs",
     "num_mini_batches": "minibatches", "vf_coef": "value_coef", "cliprange_value": "value_clip",
@@ -24,7 +25,7 @@ SYNONYMS = {
     "lambda": "lam", "scale_rewards": "baseline",
     "num_generations": "group_size", "n_samples_per_prompt": "group_size",
     "num_return_sequences": "group_size", "rollout_n": "group_size",
-    "per_device_train_batch_size": "groups", "train_batch_size": "groups",
+    "train_batch_size": "groups",
     "rollout_batch_size": "groups", "num_prompts": "groups",
     "max_completion_length": "max_new_tokens", "max_response_length": "max_new_tokens",
     "generate_max_len": "max_new_tokens",
@@ -47,8 +48,39 @@ PARTS = {
     "credit": ("baseline", "truncated", "gamma", "lam", "turn_gamma", "turn_lam", "unit", "omega",
         "rollouts", "smear"),
     "": ("group_size", "groups", "updates", "max_new_tokens", "max_turns", "temperature",
-        "feedback", "resample", "reward_clip"),
+        "feedback", "resample", "reward_clip", "reward_whiten"),
 }  # fmt: skip
+# What others have as an option of training, and where the same is to be had.
+ELSEWHERE = {
+    "train_dataset": "rows of prompts are an environment's: `env: {id: turnwise/Prompts-v0, kwargs:"
+    " {data: prompts.jsonl}}`",
+    "eval_dataset": "held-out starts are played by a stage `evaluate`, or by `gold` meanwhile",
+    "reward_weights": "a weight stands beside its source: `feedback: [{judge: ..., weight: 0.5}]`",
+    "output_dir": "it is the run's `folder`",
+    "report_to": "they are the run's `trackers`",
+    "logging_steps": "every update is a line of the run's metrics.jsonl and of its log",
+    "save_steps": "it is the run's `checkpoint_every`, in updates",
+    "peft_config": "adapters are the policy's: `policy: {model: ..., lora: {r: 16}}`",
+    "bf16": "it is the policy's: `policy: {model: ..., precision: bf16}`",
+    "fp16": "it is the policy's: `policy: {model: ..., dtype: float16}`",
+    "gradient_accumulation_steps": "a step is made on all conversations of an update, however many"
+    " fit at a time (the optimizer's `micro_tokens`)",
+    "per_device_train_batch_size": "an update has `groups` starts of `group_size` conversations",
+    "num_train_epochs": "how long it trains is `updates`; the optimizer's `epochs` are passes over"
+    " one update's conversations",
+    "warmup_ratio": "it is the optimizer's `warmup`, in steps",
+    "max_prompt_length": "a conversation may be as long as the model's context",
+    "processing_class": "the tokenizer is that of the model's folder",
+    "tokenizer": "the tokenizer is that of the model's folder",
+    "use_vllm": "replies are sampled in the process, by the one `backend` that there is",
+    "resume": "turnwise.train(..., folder=..., resume=True), or `turnwise run --resume`",
+    "resume_from_checkpoint": "turnwise.train(..., folder=..., resume=True), or `turnwise run"
+    " --resume`",
+    "top_p": "replies are sampled at `temperature` from all tokens, so that what is trained is what"
+    " was sampled",
+    "top_k": "replies are sampled at `temperature` from all tokens, so that what is trained is what"
+    " was sampled",
+}
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:
@@ -59,7 +91,8 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
         own: own for own in names
     }
     turned = [own for own in names if own != name and sorted(own) == sorted(name)]
-    near = [name] if name in meant else difflib.get_close_matches(name, meant, n=3, cutoff=0.6)
+    alike = 0.5 if len(name) <= 3 else 0.6  # one letter of two is half of it
+    near = [name] if name in meant else difflib.get_close_matches(name, meant, n=3, cutoff=alike)
     return list(dict.fromkeys([*turned, *(meant[other] for other in near)]))
 
 
@@ -70,6 +103,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ours = SYNONYMS.get(name, name)
     if ours != name and ours in names:
         return f" Here it is called {ours!r}. Known: {', '.join(names)}."
+    if name in ELSEWHERE and "updates" in names:
+        return f" In Turnwise {ELSEWHERE[name]}. Known: {', '.join(names)}."
+    if ours in PARTS["credit"] and "lr" in names:
+        return (
+            f" It is an option of the credit method, called {ours!r}, which stands beside"
+            f" `optimizer`: `credit: {{name: ..., {ours}: ...}}`. Known: {', '.join(names)}."
+        )
     for part, options in PARTS.items():
         if ours in options and part in names:
             return (

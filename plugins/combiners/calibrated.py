@@ -122,7 +122,7 @@ class Calibrated(Combiner):
         self.features = named_features(features)
         self.ranges = check_ranges(ranges or {}, [*self.judges, *self.people])
         self.min_labels, self.history = min_labels, history
-        self._weighted = Weighted(weights, turns)
+        self._weighted, self.turns = Weighted(weights, turns), tuple(turns)
         self._records: dict[str, Record] = {}  # by episode, oldest first
         self._present: frozenset[str] = frozenset()  # groups and episodes of the present update
         self._ranked = False  # there are rankings: scores are not levels

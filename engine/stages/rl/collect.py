@@ -22,7 +22,7 @@ from ...rollout.conversation import Branch, Where
 from ...util.memory import explained_memory
 from ..collect import grouped, play, wait_for_answers
 from .experience import Experience
-from .metrics import groups_with_signal
+from .metrics import groups_with_signal, warn_unread
 from .parts import Parts, part_name
 from .settings import RLSettings
 from .starts import Starts
@@ -195,6 +195,9 @@ class Collector:
                         clipped(r, limit) if isinstance(r, Rewards) else r for r in combined
                     ]
                 rewards |= {e.id: r for e, r in zip(sound, combined, strict=True)}
+            if "turn_scores" not in self.parts.credit.needs:
+                answers = (answer for key in groups for answer in feedback[key])
+                warn_unread(self.run, combiner.turns, self.parts.sources.weights(index), answers)
         return rewards
 
     def check_turns(self, episodes: Sequence[Episode]) -> None:

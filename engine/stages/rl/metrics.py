@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...protocols import RunView
 from ...records.episode import Episode
-from ...records.rewards import NoReward, Rewards
+from ...records.feedback import Answer, Feedback
+from ...records.rewards import NoReward, Rewards, overall
 from .experience import Experience
 
 # Why episodes teach nothing: no action token of their group has an advantage.
@@ -237,6 +238,34 @@ def warn_untaught(run: RunView, metrics: Mapping[str, float]) -> None:
     if (why := untaught(lines)) and len(lines) in (1, 10, 100, 1000) and run.is_main:
         what = "this update" if len(lines) == 1 else f"the last {len(lines)} updates"
         warnings.warn(f"{run.stage}: {what} taught the policy nothing: {why}", stacklevel=2)
+
+
+def warn_unread(
+    run: RunView, turns: Sequence[str], weights: Mapping[str, float], answers: Iterable[Answer]
+) -> None:
+    """Warns of sources that count and only score turns, where the credit method reads no scores of
+    turns, and no rewards are made of them.
+
+    Args:
+        run: the run.
+        turns: sources whose scores of turns are rewards.
+        weights: of the sources, by name.
+        answers: of all sources.
+    """
+    alone: dict[str, bool] = {}  # by source
+    for answer in answers:
+        if answer.status == "scored":
+            of_turns = isinstance(answer, Feedback) and overall(answer) is None
+            alone[answer.stamp.source] = alone.get(answer.stamp.source, True) and of_turns
+    for name, only in alone.items():
+        if only and weights.get(name) and name not in turns:
+            warnings.warn(
+                f"{run.stage}: {name!r} scores turns only, and nothing trains on that: the credit"
+                " method does not read it. As rewards that come at their turns: `combiner: {name:"
+                f" weighted, turns: [{name}]}}`; as credit: `credit: judged`; only to be looked at:"
+                " `weight: 0`",
+                stacklevel=2,
+            )
 
 
 def groups_with_signal(

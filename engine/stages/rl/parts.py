@@ -50,7 +50,7 @@ def make_parts(settings: RLSettings, plugins: Plugins) -> Parts:
     """
     optimizer = component(plugins, "optimizer", settings.optimizer)
     _check_optimizer(settings, optimizer, plugins)
-    credit_name = settings.credit or ("gae" if "values" in optimizer.provides else "outcome")
+    credit_name = settings.credit or default_credit(optimizer)
     credit = component(plugins, "credit method", credit_name)
     _check_credit(settings, optimizer, credit, credit_name)
     sources = Sources.make(
@@ -135,6 +135,11 @@ def _check_credit(settings: RLSettings, optimizer: Any, credit: Any, credit_name
             f"credit {part_name(credit_name)!r} needs {sorted(unknown)}, which this version does"
             " not supply"
         )
+
+
+def default_credit(optimizer: Optimizer) -> str:
+    """Returns the name of the credit method that fits an optimizer where none is named."""
+    return "gae" if "values" in optimizer.provides else "outcome"
 
 
 def _check_sources(

@@ -18,7 +18,7 @@ from ..play_options import check_backend
 from .collect import Collector, InStep
 from .early_stopping import EarlyStopping
 from .metrics import warn_untaught
-from .parts import Parts, make_parts
+from .parts import Parts, default_credit, make_parts
 from .pending import Pending
 from .recorded import Recorded
 from .settings import RLSettings
@@ -37,6 +37,7 @@ class RL(RLSettings):
         if self.episodes == "played":
             check_envs(self.env, (), run.plugins, several_seats=True, options=gold)
         self._parts = make_parts(self, run.plugins)
+        self.credit = self.credit or default_credit(self._parts.optimizer)  # a dry run shows it
         self._parts.sources.check_order(run.before)
         if self.episodes == "ledger":
             for source in self._parts.sources.of_env[0]:
