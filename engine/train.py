@@ -81,11 +81,8 @@ def train(
             if on_status is None and not shown and run.is_main:
                 print(in_a_line(update), file=sys.stderr, flush=True)
     if run.is_main and on_status is None:
-        how = "interrupted" if run.stopping else "finished"
-        print(
-            f"turnwise: {how} after update {run.updates}; everything is in {run.folder}",
-            file=sys.stderr,
-        )
+        how = f"{'interrupted' if run.stopping else 'finished'} after update {run.updates}"
+        print(f"turnwise: {how}; everything is in {run.folder}", file=sys.stderr)
     for label, why in ({} if run.stopping else idle_stages(run.metrics)).items():
         print(f"turnwise: {label} taught the policy nothing: {why}", file=sys.stderr)
     return run

@@ -9,8 +9,8 @@ judges or reward functions say what a reply is worth. They find the row's column
 `episode.info["data"]`.
 
 Rows are JSONL, a folder that `datasets` saved, or what a function returns. Each has `prompt` (text,
-or messages: the last one is the user's, the first may be the system prompt, and those between were
-said before), `answer`, and perhaps `system` and `choices` (listed under the prompt as A, B, ...).
+or messages: the last one is the user's, the first may be the system prompt, and those between are
+earlier turns), `answer`, and perhaps `system` and `choices` (listed under the prompt as A, B, ...).
 Rows are known by their content: which ones are held out, and in what order seeds visit them, does
 not change when the file is shuffled or grows. No prompt is on both sides, with whatever system
 prompt, choices and answer. As many seeds in a row as there are rows visit each of them once.

@@ -433,7 +433,7 @@ def test_a_run_that_learned_ends_as_ever(
             "an option of the credit method, called 'lam'",
         ),
         ({"train_dataset": []}, "`env: {id: turnwise/Prompts-v0"),
-        ({"reward_weights": [1.0]}, "a weight stands beside its source"),
+        ({"reward_weights": [1.0]}, "a source has its own weight"),
         ({"per_device_train_batch_size": 8}, "an update has `groups` starts of `group_size`"),
         ({"output_dir": "out"}, "it is the run's `folder`"),
     ],

@@ -174,7 +174,9 @@ def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(
     assert "asks length about 60 conversations" in said
     assert "asks simulated-panel about 20 groups, 3 times each" in said
     assert f"plays 6 starts of {DESK} by policy, before" in said
-    assert resolved["stages"][0]["rl"]["credit"]["name"] == "outcome", "what goes with the optimizer"
+    assert resolved["stages"][0]["rl"]["credit"]["name"] == "outcome", (
+        "what goes with the optimizer"
+    )
     assert "cannot load the policy" not in said
     wrong = str(model_folder()) + "y"
     done = Command("run", str(path), "--set", f"policy={wrong}", "--dry-run", cwd=tmp_path).wait()

@@ -106,7 +106,7 @@ class SharedNumber(Number):
 @pytest.mark.parametrize(
     ("made", "fault"),
     [
-        (SharedNumber, "another transcript beside another episode"),
+        (SharedNumber, "another transcript next to another episode"),
         (Number, "its expert never succeeds"),
     ],
 )
@@ -119,7 +119,7 @@ def test_state_that_episodes_share_is_found(made: Any, fault: str) -> None:
             testing.check_environment("planted/Number-v0", episodes=4)
     finally:
         gymnasium.registry.pop("planted/Number-v0")
-    assert ("beside another" in str(found.value)) == (made is SharedNumber)
+    assert ("next to another" in str(found.value)) == (made is SharedNumber)
 
 
 # Judges with a fault.

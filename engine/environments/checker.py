@@ -22,7 +22,7 @@ from .pool import Environments, call
 from .process import STARTING
 from .registry import starts
 
-PAIRS = 4  # of starts that are played beside each other
+PAIRS = 4  # of starts that are played at the same time
 JUNK = [
     "",
     "ok",
@@ -58,12 +58,12 @@ def check_environment(
     """Plays whole episodes and lists what is wrong, beyond what Gymnasium's checker sees; empty
     when all is well.
 
-    It plays each start twice with the same replies (are transcripts equal?), and some beside
-    another one, step by step, with the environment's own players where it has any and with random
+    It plays each start twice with the same replies (are transcripts equal?), and some together with
+    another one, step by step: with the environment's own players where it has any, and with random
     text, empty replies and very long ones. It reports: broken spaces and returns; text that is not
     `str`; rewards that are not finite; episodes that never end; a reset that does not reset; a seed
-    that is ignored; state that episodes share; use of global random state; returns above the
-    stated optimum; an expert that fails; calls that hang or raise.
+    that is ignored; state that episodes share; use of global random state; returns above the stated
+    optimum; an expert that fails; calls that hang or raise.
 
     Args:
         env_id: a registered id.
@@ -160,11 +160,11 @@ class _Check:
                     alone = [self._episode(instance, start, player) for start in (a, b)]
                     steps = [self._steps(instance, a, player), self._steps(other, b, player)]
                     rows = list(itertools.zip_longest(*steps))
-                    beside = [
+                    paired = [
                         [step for step in own if step is not None]
                         for own in zip(*rows, strict=True)
                     ]
-                    if beside != alone:
+                    if paired != alone:
                         self.together.append((a.seed, b.seed))
         finally:
             self.environments.give(other, sound=False)
@@ -240,8 +240,8 @@ class _Check:
         if self.together and not self.differing:
             first, second = self.together[0]
             self.problems.append(
-                f"the same seed and replies gave another transcript beside another episode (seed"
-                f" {first} beside {second}, for one): what belongs to an episode must be kept on"
+                f"the same seed and replies gave another transcript next to another episode (seed"
+                f" {first} next to {second}, for one): what belongs to an episode must be kept on"
                 " `self`, and not on the class or in the module"
             )
         if self.expert and not any(self.expert) and None not in self.expert:

@@ -53,8 +53,8 @@ def read_config(folder: Path) -> dict[str, Any]:
                 f"it should be a mapping with a list of `stages`, and is {type(config).__name__}"
             )
     except OSError as error:
-        beside = {str(p.parent) for p in folder.parent.glob("*/config.yaml")} - {str(folder)}
-        near = near_names(str(folder), beside)
+        siblings = {str(p.parent) for p in folder.parent.glob("*/config.yaml")} - {str(folder)}
+        near = near_names(str(folder), siblings)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise Damaged(
             f"{folder} holds no run: its config.yaml cannot be read ({error.strerror}).{hint}"

@@ -65,10 +65,10 @@ def find_model(name: str | Path, gguf: str | None = None, *, fetch: bool = True)
             f"cannot load the policy {str(name)!r}: the folder holds no model (no"
             f" {notes[0]}).{hint}"
         )
-    beside = [
+    siblings = [
         str(p) for p in folder.parent.glob("*/") if any((p / note).is_file() for note in notes)
     ]
-    near = difflib.get_close_matches(str(folder), beside, n=1)
+    near = difflib.get_close_matches(str(folder), siblings, n=1)
     hint = f" Did you mean the folder {near[0]!r}?" if near else ""
     if Path(name).is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2:
         raise PolicyError(f"cannot load the policy {str(name)!r}: there is no such folder.{hint}")

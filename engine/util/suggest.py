@@ -55,7 +55,7 @@ ELSEWHERE = {
     "train_dataset": "rows of prompts are an environment's: `env: {id: turnwise/Prompts-v0, kwargs:"
     " {data: prompts.jsonl}}`",
     "eval_dataset": "held-out starts are played by a stage `evaluate`, or by `gold` meanwhile",
-    "reward_weights": "a weight stands beside its source: `feedback: [{judge: ..., weight: 0.5}]`",
+    "reward_weights": "a source has its own weight: `feedback: [{judge: ..., weight: 0.5}]`",
     "output_dir": "it is the run's `folder`",
     "report_to": "they are the run's `trackers`",
     "logging_steps": "every update is a line of the run's metrics.jsonl and of its log",
@@ -107,7 +107,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return f" In Turnwise {ELSEWHERE[name]}. Known: {', '.join(names)}."
     if ours in PARTS["credit"] and "lr" in names:
         return (
-            f" It is an option of the credit method, called {ours!r}, which stands beside"
+            f" It is an option of the credit method, called {ours!r}, which is next to"
             f" `optimizer`: `credit: {{name: ..., {ours}: ...}}`. Known: {', '.join(names)}."
         )
     for part, options in PARTS.items():
