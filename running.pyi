@@ -22,7 +22,7 @@ from .engine.rollout.players import PolicyPlayer, ScriptPlayer, in_order
 from .engine.rollout.rollout import rollout
 from .engine.stages.collect import play
 from .engine.stages.environments import EnvConfig, check_envs
-from .engine.stages.evaluate import play_held_out
+from .engine.stages.evaluate import Evaluate, play_held_out
 from .engine.stages.play_options import JudgedPlayOptions, PlayOptions
 from .engine.stages.preference import (
     Chosen,
@@ -40,8 +40,8 @@ from .engine.stages.rl.stage import RL
 from .engine.stages.sft import read_conversations
 
 __all__ = [
-    "Chosen", "Database", "Display", "EnvConfig", "JudgedPlayOptions", "KNOWN", "Ledger",
-    "LiveEpisode", "Observation", "PlayOptions", "Plugins", "PolicyPlayer", "RL",
+    "Chosen", "Database", "Display", "EnvConfig", "Evaluate", "JudgedPlayOptions", "KNOWN",
+    "Ledger", "LiveEpisode", "Observation", "PlayOptions", "Plugins", "PolicyPlayer", "RL",
     "RLSettings", "RUN", "Rank", "Reply", "Run", "RunConfig", "SERVED", "SLOTS", "Score",
     "ScriptPlayer", "Weights", "Where", "Words", "check_envs", "check_weights",
     "checked_options", "comparing", "comparisons_of", "component", "declared",

@@ -15,7 +15,7 @@ import yaml
 from support.echo import ECHO
 from support.episodes import conversation
 from support.judges import bound
-from support.model_server import Fault, ModelServer
+from support.model_server import Fault, ModelServer, example
 from turnwise.engine.ledger.ledger import Ledger
 from turnwise.engine.protocols import Context
 from turnwise.engine.records.episode import Episode
@@ -220,6 +220,28 @@ def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(config))
     shown = command(["estimate", str(tmp_path / "p.yaml"), "--json"], turnwise.Plugins())
     assert json.loads(shown)[0]["questions"] == 48
+
+
+def test_an_estimate_has_the_judges_of_evaluate(model_folder: Any, tmp_path: Path) -> None:
+    """One that compares is shown each pair in both orders, one for the best of n scores all."""
+    with ModelServer(example) as server:
+        asked = {
+            "model": {"provider": "openai", "model": "gpt-5-mini", "url": f"{server.url}/v1"},
+            "rubric": "Was it good?", "canaries": 0,
+        }  # fmt: skip
+        stage = {
+            "env": ECHO, "episodes": 6, "max_new_tokens": 5, "poll": 0.0,
+            "players": ["policy", {"name": "other", "policy": str(model_folder())}],
+            "judge": {"judge": "pairwise", **asked},
+            "best_of": {"judge": {"judge": "rubric", **asked}, "n": [1, 3]},
+        }  # fmt: skip
+        config = {"policy": str(model_folder()), "stages": [{"evaluate": stage}]}
+        pairs, best = estimate(turnwise.Run(config, folder=tmp_path / "run"))
+        assert server.count() == 0
+        assert (pairs.judge, best.judge) == ("pairwise", "rubric")
+        assert (pairs.questions, best.questions) == (2 * 6, 3 * 6)
+        turnwise.Run(config, folder=tmp_path / "run").finish()
+        assert 0.8 * 30 <= server.count() <= 30  # what is the same word for word is not asked again
 
 
 class FirstShown(Model):

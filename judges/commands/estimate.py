@@ -4,11 +4,12 @@ A few starts of each stage are played by the policy as it is, the very prompts a
 conversations, and counted; nothing is sent. A token is taken to be four bytes of prompt, an answer
 to have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes two bytes and
 `max_tokens`. What the policy will say when it has learned is not known: conversations that grow
-cost more. Caches, canaries, repeated questions and judges of `evaluate` are left out.
+cost more. Caches, canaries and repeated questions are left out.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from ...judging import Source, Sources, with_members
 from ...protocols import Episode, Message, Question, Request, starts
-from ...running import RL, PolicyPlayer, Rank, Run, Where, rollout
+from ...running import RL, Evaluate, PolicyPlayer, Rank, Run, Where, rollout
 from ..asking.options import Asking
 from ..asking.prices import cost
 from ..constitutional.revise import Revise
@@ -54,6 +55,8 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
     """
     found: list[Estimate] = []
     for label, stage in run.stages:
+        if isinstance(stage, Evaluate):
+            found += _of_evaluate(label, stage, run, sample)
         if not isinstance(stage, (RL, Rank, Revise)) or stage.env is None:
             continue
         env = stage.env
@@ -68,64 +71,96 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
             )
             if not judges:
                 continue
-            played = _played(run, stage, each, sample)
+            played = _played(
+                run, stage, each, sample, stage.group_size, max_turns=stage.max_turns,
+                step_limit=stage.step_limit, schedule=stage.schedule,
+            )  # fmt: skip
             share = groups * each.weight / weights / sample
-            found += [
-                _one(label, name, judge, source, played, share) for name, judge, source in judges
-            ]
+            for name, judge, source in judges:
+                if isinstance(judge, ModelJudge):
+                    prompts = _prompts(judge, _requests(judge, source, played))
+                    assert source is not None
+                    asked = share * source.share * source.raters
+                else:
+                    prompts, asked = _critics(judge, played), share
+                found.append(_estimate(label, name, judge, prompts, asked))
     run.stage = ""
     return found
 
 
+def _of_evaluate(label: str, stage: Evaluate, run: Run, sample: int) -> Iterable[Estimate]:
+    """Yields what the judge of pairs and that of `best_of` will take; the policy plays all."""
+    run.stage = label
+    most = max(stage.best_of.n) if stage.best_of else 1
+    for env in stage.env:
+        played = _played(run, stage, env, sample, 2)
+        pairs = [
+            (a, b) for a, b in itertools.pairwise(played) if a.group == b.group
+        ]  # of each start two were played
+        for spec, times in (
+            (stage.judge, len(stage.players) - 1),  # pairs of a start; each is asked in both orders
+            (stage.best_of and stage.best_of.judge, most / 2),  # two conversations were played
+        ):
+            for name, judge, _ in _sources([spec] if spec else [], run):
+                requests = [
+                    Request("group", p[0].group, label, ask={"order": order}, episodes=p[::way])
+                    for p in pairs
+                    for order, way in ((0, 1), (1, -1))
+                ]
+                if judge.kind == "episode":
+                    requests = [Request("episode", e.id, label, episodes=(e,)) for e in played]
+                share = stage.episodes / sample * times
+                # One that asks in both orders by itself is asked the same twice, and once paid.
+                prompts = {(p.system, p.user): p for p in _prompts(judge, requests)}
+                yield _estimate(label, name, judge, list(prompts.values()), share)
+
+
 def _judges(stage: Any, env: Any, run: Run) -> Iterable[tuple[str, Asking, Source | None]]:
-    specs = env.feedback if env.feedback is not None else stage.feedback
+    return _sources(env.feedback if env.feedback is not None else stage.feedback, run)
+
+
+def _sources(specs: Any, run: Run) -> Iterable[tuple[str, Any, Source]]:
     for source in Sources.make([specs], run.plugins, 1.0).of_env[0]:
         for name, part in with_members(source.given, source.name):
             if isinstance(part, Asking):
                 yield name, part, source
 
 
-def _played(run: Run, stage: Any, env: Any, sample: int) -> list[Episode]:
+def _played(run: Run, stage: Any, env: Any, sample: int, size: int, **limits: Any) -> list[Episode]:
+    """Plays some starts; returns the conversations that have replies."""
     from ...protocols import Sampling
 
     player = PolicyPlayer(run.policy, Sampling(stage.temperature, stage.max_new_tokens))
     chosen = [
         (start, slot)
         for start in starts(env.id, 4242, sample, env.options, env.kwargs)
-        for slot in range(stage.group_size)
+        for slot in range(size)
     ]
-    return rollout(
-        player,
-        chosen,
-        Where("estimate", run.stage, 0, 0),
-        max_turns=stage.max_turns,
-        step_limit=stage.step_limit,
-        schedule=stage.schedule,
-    )
+    played = rollout(player, chosen, Where("estimate", run.stage, 0, 0), **limits)
+    return [e for e in played if e.ending != "failed" and e.turns]
 
 
-def _one(
-    stage: str,
-    name: str,
-    judge: Asking,
-    source: Source | None,
-    played: Sequence[Episode],
-    share: float,
-) -> Estimate:
-    sound = [e for e in played if e.ending != "failed" and e.turns]
+def _prompts(judge: Any, requests: Iterable[Request]) -> list[Any]:
+    return [call.write("0" * 16) for request in requests for call in judge.calls(request)]
+
+
+def _critics(judge: Any, played: Sequence[Episode]) -> list[Any]:
+    """Returns what a critic is asked, once per reply and round."""
     prompts = []
-    if isinstance(judge, ModelJudge):
-        for request in _requests(judge, source, sound):
-            prompts += [call.write("0" * 16) for call in judge.calls(request)]
-        share *= source.share * source.raters if source is not None else 1.0
-    else:  # a critic, once per reply and round
-        for e in sound:
-            for k, turn in enumerate(e.turns):
-                texts = [
-                    m for t in e.turns[:k] for m in (t.observation, Message("assistant", t.action))
-                ] + [turn.observation]
-                drawn = judge.constitution.principles[0]  # type: ignore[attr-defined]
-                prompts += [judge._call(texts, turn.action, drawn).write("0" * 16)] * judge.rounds  # type: ignore[attr-defined]
+    for e in played:
+        for k, turn in enumerate(e.turns):
+            texts = [
+                m for t in e.turns[:k] for m in (t.observation, Message("assistant", t.action))
+            ] + [turn.observation]
+            drawn = judge.constitution.principles[0]
+            prompts += [judge._call(texts, turn.action, drawn).write("0" * 16)] * judge.rounds
+    return prompts
+
+
+def _estimate(
+    stage: str, name: str, judge: Asking, prompts: Sequence[Any], share: float
+) -> Estimate:
+    """Adds up prompts, each of which stands for `share` of them."""
     sizes = [len((p.system + p.user + json.dumps(dict(p.schema))).encode()) for p in prompts]
     answers = [min(ANSWER, p.max_tokens) for p in prompts]
     expected = Usage(fresh=int(sum(sizes) / 4 * share), output=int(sum(answers) * share))
