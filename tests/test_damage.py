@@ -27,7 +27,7 @@ import sqlalchemy as sa
 import torch
 import turnwise
 import yaml
-from support.databases import new_database
+from support.databases import new_database, server
 from turnwise.engine.pipeline.folder import open_ledger
 from turnwise.engine.report.page import write_report
 from turnwise.engine.util import files
@@ -717,6 +717,36 @@ def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_ex
     assert [m["update"] for m in run.metrics] == [1, 2, 3, 4]
     assert administrator.counts(run.id)["episodes"] == 2 + 3 * 4
     administrator.close()
+
+
+def test_a_server_that_is_restarted_is_waited_for(
+    postgres: str, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It is down for a while between transactions: the run waits and goes on, and says so."""
+    _, root, whole = made
+    with server() as database:
+        url = new_database(database.url, "waits")
+        run = turnwise.Run(config(model_folder(), ledger=url), folder=root / "waits")
+        waited: list[str] = []
+
+        def starts_again(message: Any, *more: Any) -> None:
+            if "cannot be reached: waiting up to 60 s for it" in str(message):
+                waited.append(str(message))
+                database.start()
+
+        monkeypatch.setattr(warnings, "showwarning", starts_again)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            for update in run:
+                if update.number in (1, 3):
+                    database.stop()
+        assert len(waited) == 2
+        assert torch.equal(flat(run), whole)
+        assert [m["update"] for m in run.metrics] == [1, 2, 3, 4]
+        run.ledger.close()
+        with pytest.raises(turnwise.LedgerError, match="cannot be reached"):
+            turnwise.Ledger("postgresql://ada@127.0.0.1:9/none")  # never reached: at once
 
 
 @pytest.mark.parametrize("when", ["at once", "as it answers"])

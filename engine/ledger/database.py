@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from ..util.secrets import redact, url_in_use
 from ..util.suggest import install
 
 ONE_WRITER = 0x7475726E  # the advisory lock's key: "turn"
+RESTART = 60.0  # seconds that a server which was reached before is waited for
 
 
 class Words(sa.TypeDecorator[str]):
@@ -98,6 +101,7 @@ class Database:
                 f"the {self.what}'s URL {self.url} cannot be used: {redact(str(error))}"
             ) from error
         self._lock_timeout = lock_timeout
+        self._reached = False
         # Threads of one process queue here: databases let waiters poll, which is slow and unfair.
         self._turn = threading.Lock()
         self._sqlite = self._engine.dialect.name == "sqlite"
@@ -140,7 +144,7 @@ class Database:
         try:
             with (
                 self._named(),
-                self._engine.connect().execution_options(writing=True) as db,
+                self._connected().execution_options(writing=True) as db,
                 db.begin(),
             ):
                 if not self._sqlite:
@@ -156,8 +160,30 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Opens a transaction that only reads."""
-        with self._named(), self._engine.connect() as db, db.begin():
+        with self._named(), self._connected() as db, db.begin():
             yield db
+
+    def _connected(self) -> Connection:
+        """Connects. A server that was reached before may be restarting, and is waited for; one that
+        never was is an error at once."""
+        began, waits = time.monotonic(), 0.1
+        while True:
+            try:
+                db = self._engine.connect()
+            except sa.exc.OperationalError:
+                if self._sqlite or not self._reached or time.monotonic() - began > RESTART:
+                    raise
+                if waits == 0.1:
+                    warnings.warn(
+                        f"the {self.what} {self.url} cannot be reached: waiting up to"
+                        f" {RESTART:.0f} s for it",
+                        stacklevel=2,
+                    )
+                time.sleep(waits)
+                waits = min(2 * waits, 2.0)
+            else:
+                self._reached = True
+                return db
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -197,7 +223,7 @@ class Database:
 
     def _checkpoint(self, how: str) -> None:
         if self._sqlite:
-            with self._named(), self._engine.connect() as db:
+            with self._named(), self._connected() as db:
                 db.connection.driver_connection.execute(f"PRAGMA wal_checkpoint({how})")  # type: ignore[union-attr]
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def program(name: str) -> str | None:
@@ -23,42 +24,62 @@ def program(name: str) -> str | None:
     return str(Path(found).resolve()) if found else None
 
 
-@contextmanager
-def cluster() -> Iterator[str]:
-    """Starts a cluster on loopback and yields its URL without a database; it is gone afterwards."""
-    initdb, postgres = program("initdb"), program("postgres")
-    assert initdb, "PostgreSQL is not installed"
-    assert postgres
-    user: str | None = None
-    if os.getuid() == 0:  # it refuses to run as root
-        user = "postgres" if any(p.pw_name == "postgres" for p in pwd.getpwall()) else "nobody"
-    with tempfile.TemporaryDirectory(prefix="turnwise-pg-") as folder:
-        if user:
+class Server:
+    """A cluster on loopback, in a folder that is there already; it can be stopped and started."""
+
+    def __init__(self, folder: str) -> None:
+        initdb = program("initdb")
+        assert initdb, "PostgreSQL is not installed"
+        user: str | None = None
+        if os.getuid() == 0:  # it refuses to run as root
+            user = "postgres" if any(p.pw_name == "postgres" for p in pwd.getpwall()) else "nobody"
             shutil.chown(folder, user)
-        data = f"{folder}/data"
-        as_user = {"user": user} if user else {}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+        self.folder, self.data = folder, f"{folder}/data"
+        self.how: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
+                                    "cwd": folder, **({"user": user} if user else {})}  # fmt: skip
         subprocess.run(
-            [initdb, "-D", data, "-U", "turnwise", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            [initdb, "-D", self.data, "-U", "turnwise", "-A", "trust", "-E", "UTF8", "--no-sync"],
             check=True,
-            **as_user,
-            **quiet,
+            **self.how,
         )
-        rules = Path(data) / "pg_hba.conf"  # the first that fits counts: this user has a password
+        rules = Path(self.data) / "pg_hba.conf"  # the first that fits counts: she has a password
         rules.write_text("host all ada 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        server = subprocess.Popen(
-            [postgres, "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder], **as_user,
-            **quiet
-        )  # fmt: skip
+            self.port = probe.getsockname()[1]
+        self.url = f"postgresql://turnwise@127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Starts it, and waits until it answers."""
+        place = ["-p", str(self.port), "-h", "127.0.0.1", "-k", self.folder]
+        self.process = subprocess.Popen(
+            [str(program("postgres")), "-D", self.data, *place], **self.how
+        )
+        wait_until_open(self.port)
+
+    def stop(self) -> None:
+        """Stops it at once, whoever is connected."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait()
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    """Starts a cluster; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="turnwise-pg-") as folder:
+        made = Server(folder)
+        made.start()
         try:
-            wait_until_open(port)
-            yield f"postgresql://turnwise@127.0.0.1:{port}"
+            yield made
         finally:
-            server.send_signal(signal.SIGINT)  # at once, whoever is connected
-            server.wait()
+            made.stop()
+
+
+@contextmanager
+def cluster() -> Iterator[str]:
+    """Starts a cluster and yields its URL without a database; it is gone afterwards."""
+    with server() as made:
+        yield made.url
 
 
 def wait_until_open(port: int) -> None:
