@@ -429,4 +429,5 @@ def test_fits_says_what_to_turn_on(model_folder: Callable[..., Path]) -> None:
     assert "Turn on: all weights" in roomy.stdout
     assert roomy.stdout.count("yes") == 6
     assert "None fits: fewer conversations" in tight.stdout
+    assert "holds its weights once more: 0.0 GiB" in " ".join(tight.stdout.split())
     assert "--memory must be a size such as 24GB or 800MB, got 'big'" in wrong.stderr

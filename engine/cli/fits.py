@@ -83,3 +83,8 @@ def fits(
         else "None fits: fewer conversations (`groups`, `group_size`, `rows` of the backend),"
         " shorter ones (`max_turns`, `max_new_tokens`), or a smaller model"
     )
+    console.print(
+        "A stage `evaluate` after training plays the policy as it began too, which holds its"
+        f" weights once more: {4 * shape.parameters / 2**30:.1f} GiB in float32 (`before: false`"
+        " leaves it out)."
+    )
